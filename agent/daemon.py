@@ -1,0 +1,174 @@
+"""`podsvid agent`: builds everything in reading order, runs it, and takes it down in reverse."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import random
+import resource
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import grpc.aio
+
+from agent import http
+from agent.authorities import LocalAuthority, open_embedded, open_files
+from agent.clock import Clock, SystemClock
+from agent.config import AgentConfig
+from agent.errors import AlreadyRunning, AuthorityDamaged
+from agent.metrics import Metrics
+from agent.workloads import WorkloadRegistry
+from csi.blocking import Blocking
+from csi.boundary import ErrorBoundary
+from csi.identity import IdentityService
+from csi.journal import Journal
+from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
+from csi.node import NodeService, NodeSettings
+from csi.pb import csi_pb2_grpc
+from csi.registration import Registration, serve_private
+from svid.authority import X509Authority
+
+_log = logging.getLogger("podsvid.agent")
+THREADS = 4
+# Seconds that calls in flight get at a stop; the DaemonSet's grace period is 30.
+STOP_GRACE = 5.0
+
+
+def own_version() -> str:
+    """The installed version, for CSI and the command line."""
+    try:
+        return version("podsvid")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+async def run_agent(config: AgentConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises AgentError, OSError."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    _prepare_process()
+    clock: Clock = SystemClock()
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(config.run_dir))
+        executor = stack.enter_context(ThreadPoolExecutor(THREADS, "blocking"))
+        async with AsyncExitStack() as services:
+            loops = await _start(config, clock, Blocking(executor), services)
+            await _run_until(stopping, loops)
+            _log.info("agent stopping", extra={"grace_seconds": STOP_GRACE})
+    _log.info("agent stopped")
+
+
+async def _start(
+    config: AgentConfig, clock: Clock, blocking: Blocking, services: AsyncExitStack
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    endpoint = config.kubelet_root / "plugins" / config.driver_name / "csi.sock"
+    registration = Registration(config.driver_name, endpoint, config.kubelet_root / "plugins_registry")
+    registration.remove_stale()
+
+    authority = _authority(config, clock)
+    metrics = Metrics()
+    journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
+    rng = random.SystemRandom()
+    workloads = WorkloadRegistry(
+        LocalAuthority(authority, config.x509_ttl, clock), journal, blocking, clock, rng, metrics
+    )
+    services.push_async_callback(workloads.stop)
+    mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
+    node = NodeService(
+        NodeSettings(config.node_name, str(config.kubelet_root)),
+        Targets(str(config.kubelet_root), mounts),
+        workloads,
+        journal,
+        blocking,
+        metrics.published,
+    )
+    services.push_async_callback(node.close)
+    await node.adopt()
+
+    serving = False
+
+    async def healthy() -> str | None:
+        return None
+
+    async def ready() -> str | None:
+        return None if registration.registered else "kubelet has not registered the driver yet"
+
+    if config.metrics_listen is not None:
+        bound = services.enter_context(
+            http.serving(config.metrics_listen, asyncio.get_running_loop(), healthy, ready, metrics.registry)
+        )
+        _log.info("http serving", extra={"address": f"{bound[0]}:{bound[1]}"})
+
+    server = grpc.aio.server(interceptors=[ErrorBoundary()])
+    csi_pb2_grpc.add_IdentityServicer_to_server(
+        IdentityService(config.driver_name, own_version(), lambda: serving), server
+    )
+    csi_pb2_grpc.add_NodeServicer_to_server(node, server)
+    endpoint.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    await serve_private(server, endpoint)
+    services.push_async_callback(server.stop, STOP_GRACE)
+    serving = True
+    await services.enter_async_context(registration.serving())
+    _log.info(
+        "agent serving",
+        extra={
+            "trust_domain": str(config.trust_domain),
+            "driver": config.driver_name,
+            "endpoint": str(endpoint),
+            "authority": config.authority,
+            "authority_ends": authority.not_after.isoformat(),
+            "volumes": node.volumes,
+        },
+    )
+    return {"rotation": workloads.scheduler.run, "registration": registration.run}
+
+
+def _authority(config: AgentConfig, clock: Clock) -> X509Authority:
+    if config.authority == "embedded":
+        return open_embedded(config.state_dir, config.trust_domain, clock)
+    if config.ca_cert_file is None or config.ca_key_file is None:
+        raise AuthorityDamaged("authority is file, which needs ca_cert_file and ca_key_file")
+    return open_files(config.ca_cert_file, config.ca_key_file, config.ca_bundle_file, config.trust_domain)
+
+
+async def _run_until(stopping: asyncio.Event, loops: dict[str, Callable[[], Awaitable[None]]]) -> None:
+    """Run the loops until told to stop. One that ends by itself is a bug: the process ends and is started again."""
+    tasks = [asyncio.ensure_future(loop()) for loop in loops.values()]
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (stop, *tasks):
+            task.cancel()
+        await asyncio.gather(stop, *tasks, return_exceptions=True)
+    for name, task in zip(loops, tasks, strict=True):
+        if task in done:
+            raise RuntimeError(f"the {name} loop ended") from task.exception()
+
+
+@contextmanager
+def _only_one(run_dir: Path) -> Iterator[None]:
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"another podsvid agent uses {run_dir}; stop it or choose another run_dir") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _prepare_process() -> None:
+    # Keys are in this process's memory: no core file. Every volume holds a few descriptors.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.umask(0o077)

@@ -1,0 +1,43 @@
+"""What can go wrong in the agent. `reason` is stable; the text tells a person what to do and holds no secret."""
+
+
+class AgentError(Exception):
+    """Base of this package's errors."""
+
+    reason = "AGENT_ERROR"
+
+
+class InvalidSetting(AgentError):
+    """A setting is unknown, unusable or contradicts another."""
+
+    reason = "INVALID_SETTING"
+
+
+class AuthorityDamaged(AgentError):
+    """The authority's stored state cannot be used; it is never replaced silently."""
+
+    reason = "AUTHORITY_DAMAGED"
+
+
+class AuthorityUnavailable(AgentError):
+    """The authority cannot answer now."""
+
+    reason = "AUTHORITY_UNAVAILABLE"
+
+
+class AuthorityRefused(AgentError):
+    """The authority refuses this identity; asking again unchanged does not help."""
+
+    reason = "AUTHORITY_REFUSED"
+
+
+class AlreadyRunning(AgentError):
+    """Another agent holds the run directory."""
+
+    reason = "ALREADY_RUNNING"
+
+
+class WorkloadApiError(AgentError):
+    """A Workload API call of the command line failed."""
+
+    reason = "WORKLOAD_API_ERROR"

@@ -1,0 +1,44 @@
+"""Structured logs on stderr: one line a state change, as JSON or as text. Fields come through `extra`."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class _Formatter(logging.Formatter):
+    def _fields(self, record: logging.LogRecord) -> dict[str, object]:
+        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return fields
+
+    def _time(self, record: logging.LogRecord) -> str:
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line: time, level, logger, event, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self._time(record), "level": record.levelname.lower(), "logger": record.name}
+        return json.dumps({**line, "event": record.getMessage(), **self._fields(record)}, default=str)
+
+
+class TextFormatter(_Formatter):
+    """For people: time, level, event, then key=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{key}={value!s}" for key, value in self._fields(record).items())
+        return f"{self._time(record)} {record.levelname:<7} {record.getMessage()} {fields}".rstrip()
+
+
+def configure(log_format: str, level: str) -> None:
+    """Send all logs of this process to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

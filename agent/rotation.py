@@ -1,0 +1,108 @@
+"""One scheduler for all renewals: what is due next, at most so many at once, back-off for each that fails."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+from agent.clock import Clock
+
+_log = logging.getLogger("podsvid.rotation")
+# asyncio sleeps on the monotonic clock but certificates end by the wall clock: look again at least this often.
+MAX_NAP = 30.0
+FIRST_RETRY, MAX_RETRY = timedelta(seconds=1), timedelta(seconds=60)
+Rotate = Callable[[str], Awaitable[datetime]]
+
+
+class RotationScheduler:
+    """Calls `rotate(key)` when `key` is due; it answers the next due instant or raises to be tried again.
+
+    A key is never rotated twice at once. Belongs to one event loop.
+    """
+
+    def __init__(self, rotate: Rotate, clock: Clock, rng: random.Random, *, at_once: int = 16) -> None:
+        self._rotate = rotate
+        self._clock = clock
+        self._rng = rng
+        self._slots = asyncio.Semaphore(at_once)
+        self._due: dict[str, datetime] = {}
+        self._failures: dict[str, int] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+
+    def schedule(self, key: str, due: datetime) -> None:
+        """Rotate `key` at `due` (aware), whatever was planned before."""
+        self._due[key] = due
+        self._changed.set()
+
+    def due(self, key: str) -> datetime | None:
+        """When `key` is due; None while it is being rotated or when it is unknown."""
+        return self._due.get(key)
+
+    def failures(self, key: str) -> int:
+        """How often in a row the rotation of `key` failed."""
+        return self._failures.get(key, 0)
+
+    async def forget(self, key: str) -> None:
+        """Drop `key`; nothing of it runs when this returns."""
+        self._due.pop(key, None)
+        self._failures.pop(key, None)
+        task = self._running.get(key)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            self._due.pop(key, None)
+
+    async def run(self) -> None:
+        """Rotate for ever."""
+        async with asyncio.TaskGroup() as workers:
+            while True:
+                self._changed.clear()
+                now = self._clock.now()
+                for key in [key for key, due in self._due.items() if due <= now and key not in self._running]:
+                    del self._due[key]
+                    self._start(workers, key)
+                await self._wait()
+
+    def _start(self, workers: asyncio.TaskGroup, key: str) -> None:
+        task = workers.create_task(self._attempt(key), name=f"rotate {key}")
+        self._running[key] = task
+        # Not a `finally` in the task: one cancelled before its first step never runs it.
+        task.add_done_callback(lambda _: self._finished(key))
+
+    def _finished(self, key: str) -> None:
+        self._running.pop(key, None)
+        self._changed.set()
+
+    async def _attempt(self, key: str) -> None:
+        try:
+            async with self._slots:
+                due = await self._rotate(key)
+        except Exception as error:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            due = self._clock.now() + self._delay(failures)
+            _log.warning(
+                "rotation failed; trying again",
+                extra={"volume_id": key, "error": str(error), "failures": failures, "retry_at": due.isoformat()},
+            )
+        else:
+            self._failures.pop(key, None)
+        # A request that arrived meanwhile stands.
+        self._due.setdefault(key, due)
+
+    def _delay(self, failures: int) -> timedelta:
+        doublings: int = 2 ** min(failures - 1, 16)
+        delay = min(FIRST_RETRY * doublings, MAX_RETRY)
+        return delay * self._rng.uniform(0.75, 1.25)
+
+    async def _wait(self) -> None:
+        waiting = [due for key, due in self._due.items() if key not in self._running]
+        nap = MAX_NAP
+        if waiting:
+            nap = min(nap, max(0.0, (min(waiting) - self._clock.now()).total_seconds()))
+        try:
+            async with asyncio.timeout(nap):
+                await self._changed.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,54 @@
+"""Where exceptions become gRPC statuses: nothing else may escape a handler, since kubelet takes UNKNOWN as final."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from csi.errors import STATUS_CODES, CsiError
+
+_log = logging.getLogger("podsvid.csi")
+
+
+class ErrorBoundary(grpc.aio.ServerInterceptor):
+    """Maps CsiError through STATUS_CODES; anything else becomes INTERNAL without its text (which may hold secrets)."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        method = handler_call_details.method.rpartition("/")[2]
+        inner = handler.unary_unary
+
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await inner(request, context)
+            except CsiError as error:
+                await refuse(method, error, context)
+            except Exception as error:
+                _log.exception("call failed unexpectedly", extra={"method": method})
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); see the agent's log"
+                )
+
+        return grpc.unary_unary_rpc_method_handler(
+            guarded,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+async def refuse(method: str, error: CsiError, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    """End the call with the error's status; kubelet shows the message in the pod's event."""
+    code = STATUS_CODES[type(error)]
+    _log.warning(
+        "call refused", extra={"method": method, "code": code.name, "reason": error.reason, "error": str(error)}
+    )
+    await context.abort(code, f"{error.reason}: {error}")
+    raise AssertionError("unreachable: abort raises")

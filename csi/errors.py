@@ -1,0 +1,87 @@
+"""What can go wrong between kubelet and a volume, and the one table that turns it into gRPC status codes.
+
+kubelet treats CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, RESOURCE_EXHAUSTED and ABORTED as "uncertain": it
+retries and will call NodeUnpublishVolume. Every other code is final: it forgets the volume, so whoever raises
+one of those must leave nothing behind.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import grpc
+
+
+class CsiError(Exception):
+    """Base of this package's errors. `reason` is stable and safe to alert on; the text is for a person."""
+
+    reason = "INTERNAL"
+
+
+class InvalidRequest(CsiError):
+    """The request itself is wrong; sending it again unchanged cannot help."""
+
+    reason = "INVALID_REQUEST"
+
+
+class VolumeNotFound(CsiError):
+    """No volume of that id is published at that path."""
+
+    reason = "VOLUME_NOT_FOUND"
+
+
+class VolumeConflict(CsiError):
+    """The volume is already published with other arguments."""
+
+    reason = "VOLUME_CONFLICT"
+
+
+class TargetConflict(CsiError):
+    """The volume is already published at another target path."""
+
+    reason = "TARGET_CONFLICT"
+
+
+class OperationPending(CsiError):
+    """Another call for the same volume is still running."""
+
+    reason = "OPERATION_PENDING"
+
+
+class IdentityDenied(CsiError):
+    """The authority refuses an identity to this pod."""
+
+    reason = "IDENTITY_DENIED"
+
+
+class IdentityUnavailable(CsiError):
+    """The authority cannot answer now; trying again may help."""
+
+    reason = "IDENTITY_UNAVAILABLE"
+
+
+class VolumeFailed(CsiError):
+    """The node could not make the volume; everything done so far was undone."""
+
+    reason = "VOLUME_FAILED"
+
+
+class UndoFailed(CsiError):
+    """Something was left at the target, so kubelet has to come back and unpublish."""
+
+    reason = "UNDO_FAILED"
+
+
+STATUS_CODES: Mapping[type[CsiError], grpc.StatusCode] = MappingProxyType(
+    {
+        InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+        VolumeNotFound: grpc.StatusCode.NOT_FOUND,
+        VolumeConflict: grpc.StatusCode.ALREADY_EXISTS,
+        TargetConflict: grpc.StatusCode.FAILED_PRECONDITION,
+        OperationPending: grpc.StatusCode.ABORTED,
+        IdentityDenied: grpc.StatusCode.PERMISSION_DENIED,
+        IdentityUnavailable: grpc.StatusCode.UNAVAILABLE,
+        VolumeFailed: grpc.StatusCode.INTERNAL,
+        UndoFailed: grpc.StatusCode.UNAVAILABLE,
+        CsiError: grpc.StatusCode.INTERNAL,
+    }
+)

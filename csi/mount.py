@@ -1,0 +1,248 @@
+"""The mount calls: one tmpfs at kubelet's target path, made, verified and taken away.
+
+Everything is reached through directory descriptors opened component by component without following symlinks, so a
+path that changes underneath cannot lead a mount elsewhere. All calls block; keep them off the event loop.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from csi.errors import InvalidRequest
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+TMPFS_MAGIC = 0x01021994
+SOURCE = "podsvid"
+# Three generations of files with ML-DSA-87 chains and a few sockets and links fit many times over.
+SIZE, INODES = "1m", 256
+_MAX_STACKED = 16
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Mounts(Protocol):
+    """How a directory becomes a volume's own file system."""
+
+    def attach(self, directory: int, *, mode: int, group: int | None) -> None:
+        """Mount over the open `directory`. Raises OSError."""
+        ...
+
+    def attached(self, directory: int, parent: int) -> bool:
+        """Whether the open `directory` is such a mount (as opposed to a plain directory of `parent`)."""
+        ...
+
+    def verify(self, directory: int, parent: int) -> None:
+        """Raise OSError unless the open `directory` is safe to write secrets into."""
+        ...
+
+    def detach(self, parent: int, name: str) -> None:
+        """Take away what is mounted at `name` of the open `parent`. Raises OSError."""
+        ...
+
+
+class TmpfsMounts:
+    """Mounts by mount(2) and umount2(2)."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._selinux = os.path.exists("/sys/fs/selinux/enforce")
+
+    def attach(self, directory: int, *, mode: int, group: int | None) -> None:
+        options = [f"size={SIZE}", f"nr_inodes={INODES}", f"mode={mode:o}"]
+        if group is not None:
+            options.append(f"gid={group}")
+        if self._selinux:
+            # Sockets get no type of their own on tmpfs: only a mount-wide context lets containers connect.
+            options.append('context="system_u:object_r:container_file_t:s0"')
+        try:
+            self._mount(directory, [*options, "noswap"])
+        except OSError as error:
+            # Kernels before 6.4 and user namespaces refuse noswap.
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+            self._mount(directory, options)
+
+    def attached(self, directory: int, parent: int) -> bool:
+        if os.fstat(directory).st_dev == os.fstat(parent).st_dev:
+            return False
+        answer = (ctypes.c_long * 64)()
+        if self._libc.fstatfs(directory, ctypes.byref(answer)) != 0:
+            raise _os_error("fstatfs")
+        return answer[0] == TMPFS_MAGIC
+
+    def verify(self, directory: int, parent: int) -> None:
+        if not self.attached(directory, parent):
+            raise OSError(errno.EIO, "the tmpfs did not appear at the target path")
+
+    def detach(self, parent: int, name: str) -> None:
+        path = f"/proc/self/fd/{parent}/{name}".encode()
+        if self._libc.umount2(path, UMOUNT_NOFOLLOW) == 0:
+            return
+        if ctypes.get_errno() != errno.EBUSY:
+            raise _os_error("umount2")
+        # Somebody still looks into it: what is secret goes now, the empty mount when they leave.
+        with opened(name, parent) as directory:
+            _empty(directory)
+        if self._libc.umount2(path, UMOUNT_NOFOLLOW | MNT_DETACH) != 0:
+            raise _os_error("umount2")
+
+    def _mount(self, directory: int, options: list[str]) -> None:
+        target, data = f"/proc/self/fd/{directory}".encode(), ",".join(options).encode()
+        flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+        if self._libc.mount(SOURCE.encode(), target, b"tmpfs", ctypes.c_ulong(flags), data) != 0:
+            raise _os_error("mount")
+
+
+class PlainDirectories:
+    """Volumes without mounts: `podsvid quickstart` on hosts that allow a user no mount at all. Never on a node."""
+
+    def attach(self, directory: int, *, mode: int, group: int | None) -> None:
+        os.fchmod(directory, mode)
+        if group is not None:
+            os.fchown(directory, -1, group)
+
+    def attached(self, directory: int, parent: int) -> bool:
+        return bool(os.listdir(directory))
+
+    def verify(self, directory: int, parent: int) -> None:
+        return
+
+    def detach(self, parent: int, name: str) -> None:
+        with opened(name, parent) as directory:
+            _empty(directory)
+
+
+class Targets:
+    """The target directories below `<kubelet-root>/pods`, each named by its components."""
+
+    def __init__(self, kubelet_root: str, mounts: Mounts) -> None:
+        self._pods = os.path.join(os.path.realpath(kubelet_root), "pods")
+        self._mounts = mounts
+
+    def mount(self, below: tuple[str, ...], *, mode: int, group: int | None) -> int:
+        """Make the target, mount on it, verify the mount, and return it as an open directory.
+
+        A tmpfs that is already there is kept: a running container sees only that one. Raises OSError and, for a
+        parent that is missing or a symlink, InvalidRequest.
+        """
+        with self._parent(below) as parent:
+            try:
+                os.mkdir(below[-1], 0o750, dir_fd=parent)
+            except FileExistsError:
+                pass
+            with _refusing_links(below), opened(below[-1], parent) as directory:
+                if not self._mounts.attached(directory, parent):
+                    self._mounts.attach(directory, mode=mode, group=group)
+            mounted = os.open(below[-1], _DIR, dir_fd=parent)
+            try:
+                self._mounts.verify(mounted, parent)
+                os.fchmod(mounted, mode)
+                if group is not None:
+                    os.fchown(mounted, -1, group)
+                os.fchmod(mounted, mode)
+            except BaseException:
+                os.close(mounted)
+                raise
+            return mounted
+
+    def find(self, below: tuple[str, ...]) -> int | None:
+        """The mounted target as an open directory, or None where nothing is mounted."""
+        try:
+            with self._parent(below) as parent:
+                directory = os.open(below[-1], _DIR, dir_fd=parent)
+                if self._mounts.attached(directory, parent):
+                    return directory
+                os.close(directory)
+        except (OSError, InvalidRequest):
+            return None
+        return None
+
+    def is_at(self, directory: int, below: tuple[str, ...]) -> bool:
+        """Whether the open `directory` is still what one finds at the target."""
+        found = self.find(below)
+        if found is None:
+            return False
+        try:
+            return os.path.sameopenfile(directory, found)
+        finally:
+            os.close(found)
+
+    def remove(self, below: tuple[str, ...]) -> None:
+        """Unmount all that is stacked at the target and remove it. Nothing there is fine. Raises OSError."""
+        try:
+            with self._parent(below) as parent:
+                self._remove(parent, below[-1])
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def _remove(self, parent: int, name: str) -> None:
+        for _ in range(_MAX_STACKED):
+            kind = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if not stat.S_ISDIR(kind.st_mode):
+                os.unlink(name, dir_fd=parent)
+                return
+            directory = os.open(name, _DIR, dir_fd=parent)
+            foreign = os.fstat(directory).st_dev != os.fstat(parent).st_dev
+            mounted = foreign or self._mounts.attached(directory, parent)
+            os.close(directory)
+            if not mounted:
+                break
+            self._mounts.detach(parent, name)
+        # Files in a plain directory were written while nothing was mounted; kubelet could never remove them.
+        with opened(name, parent) as directory:
+            _empty(directory)
+        os.rmdir(name, dir_fd=parent)
+
+    @contextmanager
+    def _parent(self, below: tuple[str, ...]) -> Iterator[int]:
+        with _refusing_links(below):
+            current = os.open(self._pods, _DIR)
+        try:
+            for part in below[:-1]:
+                with _refusing_links(below):
+                    following = os.open(part, _DIR, dir_fd=current)
+                os.close(current)
+                current = following
+            yield current
+        finally:
+            os.close(current)
+
+
+@contextmanager
+def opened(name: str, parent: int) -> Iterator[int]:
+    """The directory `name` of `parent`, opened without following a symlink, closed afterwards."""
+    directory = os.open(name, _DIR, dir_fd=parent)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def _refusing_links(below: tuple[str, ...]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise InvalidRequest(
+                f"target_path leads through a symlink or a file at pods/{'/'.join(below)!r}; refusing to follow it"
+            ) from None
+        raise
+
+
+def _empty(directory: int) -> None:
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.name, dir_fd=directory)
+        else:
+            os.unlink(entry.name, dir_fd=directory)
+
+
+def _os_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")

@@ -1,0 +1,310 @@
+"""The CSI Node service: publish, republish, unpublish, stats, and the pick-up of volumes after a restart."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from csi.blocking import Blocking
+from csi.errors import (
+    CsiError,
+    IdentityUnavailable,
+    InvalidRequest,
+    OperationPending,
+    TargetConflict,
+    UndoFailed,
+    VolumeConflict,
+    VolumeFailed,
+    VolumeNotFound,
+)
+from csi.journal import Damaged, Entry, Journal
+from csi.model import Volume
+from csi.mount import Targets
+from csi.pb import csi_pb2, csi_pb2_grpc
+from csi.ports import Workloads
+from csi.request import PublishRequest, check_target, parse_publish, shown
+from csi.volume import VolumeDirectory, modes
+from svid.errors import SvidError
+
+_log = logging.getLogger("podsvid.csi")
+_Result = TypeVar("_Result")
+AnyContext = grpc.aio.ServicerContext[Any, Any]
+CAPABILITIES = (
+    csi_pb2.NodeServiceCapability.RPC.VOLUME_MOUNT_GROUP,
+    csi_pb2.NodeServiceCapability.RPC.GET_VOLUME_STATS,
+    csi_pb2.NodeServiceCapability.RPC.VOLUME_CONDITION,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A volume that is mounted and served."""
+
+    volume: Volume
+    directory: VolumeDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What the node service must know: names, kubelet's root as kubelet spells it, and the mint deadline (seconds)."""
+
+    node_name: str
+    kubelet_root: str
+    mint_deadline: float = 30.0
+
+
+Observe = Callable[[str, float], None]
+
+
+class NodeService(csi_pb2_grpc.NodeServicer):
+    """Owns the published volumes. One operation a volume at a time; an operation outlives a caller that goes away."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        targets: Targets,
+        workloads: Workloads,
+        journal: Journal,
+        blocking: Blocking,
+        observe_publish: Observe,
+    ) -> None:
+        self._settings = settings
+        self._targets = targets
+        self._workloads = workloads
+        self._journal = journal
+        self._blocking = blocking
+        self._observe_publish = observe_publish
+        self._published: dict[str, Published] = {}
+        self._busy: set[str] = set()
+        self._operations: set[asyncio.Task[Any]] = set()
+
+    @property
+    def volumes(self) -> int:
+        """How many volumes are published."""
+        return len(self._published)
+
+    async def NodeGetCapabilities(
+        self, request: csi_pb2.NodeGetCapabilitiesRequest, context: AnyContext
+    ) -> csi_pb2.NodeGetCapabilitiesResponse:
+        return csi_pb2.NodeGetCapabilitiesResponse(
+            capabilities=[
+                csi_pb2.NodeServiceCapability(rpc=csi_pb2.NodeServiceCapability.RPC(type=kind)) for kind in CAPABILITIES
+            ]
+        )
+
+    async def NodeGetInfo(
+        self, request: csi_pb2.NodeGetInfoRequest, context: AnyContext
+    ) -> csi_pb2.NodeGetInfoResponse:
+        return csi_pb2.NodeGetInfoResponse(node_id=self._settings.node_name)
+
+    async def NodePublishVolume(
+        self, request: csi_pb2.NodePublishVolumeRequest, context: AnyContext
+    ) -> csi_pb2.NodePublishVolumeResponse:
+        started = asyncio.get_running_loop().time()
+        result = "error"
+        try:
+            parsed = parse_publish(request, self._settings.kubelet_root)
+            result = await self._uninterrupted(self._publish(parsed))
+        except CsiError as error:
+            result = error.reason.lower()
+            raise
+        finally:
+            self._observe_publish(result, asyncio.get_running_loop().time() - started)
+        return csi_pb2.NodePublishVolumeResponse()
+
+    async def NodeUnpublishVolume(
+        self, request: csi_pb2.NodeUnpublishVolumeRequest, context: AnyContext
+    ) -> csi_pb2.NodeUnpublishVolumeResponse:
+        if not request.volume_id:
+            raise InvalidRequest("volume_id is missing")
+        if not request.target_path:
+            raise InvalidRequest("target_path is missing")
+        below = check_target(request.target_path, self._settings.kubelet_root)
+        await self._uninterrupted(self._unpublish(request.volume_id, below))
+        return csi_pb2.NodeUnpublishVolumeResponse()
+
+    async def NodeGetVolumeStats(
+        self, request: csi_pb2.NodeGetVolumeStatsRequest, context: AnyContext
+    ) -> csi_pb2.NodeGetVolumeStatsResponse:
+        if not request.volume_id:
+            raise InvalidRequest("volume_id is missing")
+        if not request.volume_path:
+            raise InvalidRequest("volume_path is missing")
+        published = self._published.get(request.volume_id)
+        if published is None or published.volume.target != request.volume_path:
+            raise VolumeNotFound(f"volume {shown(request.volume_id)} is not published at {shown(request.volume_path)}")
+        condition = self._workloads.condition(request.volume_id)
+        return csi_pb2.NodeGetVolumeStatsResponse(
+            usage=published.directory.usage(),
+            volume_condition=csi_pb2.VolumeCondition(abnormal=condition.abnormal, message=condition.message),
+        )
+
+    async def adopt(self) -> None:
+        """Take over what an earlier process published, as its journal says; forget what is gone."""
+        for entry in await self._blocking(lambda: list(self._journal.entries())):
+            if isinstance(entry, Damaged):
+                _log.error(
+                    "journal entry is damaged and was set aside", extra={"file": entry.path.name, "error": entry.why}
+                )
+                continue
+            try:
+                await self._adopt(entry)
+            except (CsiError, OSError) as error:
+                _log.error(
+                    "volume could not be picked up; kubelet's next publish will",
+                    extra={"volume_id": entry.volume.id, "pod": str(entry.volume.pod), "error": str(error)},
+                )
+
+    async def close(self) -> None:
+        """Wait for running operations, then stop serving. Volumes stay mounted: a stop is not an unpublish."""
+        while self._operations:
+            await asyncio.wait(self._operations)
+        for published in self._published.values():
+            published.directory.close()
+        self._published.clear()
+
+    async def _publish(self, request: PublishRequest) -> str:
+        volume = request.volume
+        async with self._exclusively(volume.id):
+            published = self._published.get(volume.id)
+            if published is not None:
+                _check_same(published.volume, volume)
+                if await self._blocking(lambda: self._targets.is_at(published.directory.descriptor, volume.below_pods)):
+                    self._workloads.renew_token(volume.id, request.token)
+                    return "republished"
+                _log.warning("volume was unmounted behind podsvid; mounting again", extra={"volume_id": volume.id})
+                await self._forget(volume.id)
+            await self._publish_new(request)
+            return "published"
+
+    async def _publish_new(self, request: PublishRequest) -> None:
+        volume = request.volume
+        try:
+            async with asyncio.timeout(self._settings.mint_deadline):
+                issued = await self._workloads.issue(volume, request.token)
+        except TimeoutError:
+            raise IdentityUnavailable(
+                f"no SVID within {self._settings.mint_deadline:g} s; is the authority reachable?"
+            ) from None
+        wanted = modes(volume.group).directory
+        directory: VolumeDirectory | None = None
+        try:
+            descriptor = await self._blocking(
+                lambda: self._targets.mount(volume.below_pods, mode=wanted, group=volume.group)
+            )
+            directory = VolumeDirectory(descriptor, volume.group)
+            await self._workloads.open(volume, directory, issued)
+        except Exception as error:
+            await self._undo(volume, directory)
+            if isinstance(error, CsiError):
+                raise
+            if isinstance(error, OSError):
+                raise VolumeFailed(f"the volume could not be made: {error.strerror or error}") from error
+            raise
+        self._published[volume.id] = Published(volume, directory)
+        _log.info(
+            "volume published",
+            extra={
+                "volume_id": volume.id,
+                "pod": str(volume.pod),
+                "spiffe_id": str(issued.identity.default.spiffe_id),
+                "serial": issued.identity.default.serial,
+                "not_after": issued.identity.expires_at.isoformat(),
+            },
+        )
+
+    async def _undo(self, volume: Volume, directory: VolumeDirectory | None) -> None:
+        if directory is not None:
+            directory.close()
+        try:
+            await self._blocking(lambda: self._targets.remove(volume.below_pods))
+        except InvalidRequest:
+            return
+        except OSError as error:
+            raise UndoFailed(f"a failed publish could not be undone: {error.strerror or error}") from error
+
+    async def _unpublish(self, volume_id: str, below: tuple[str, ...]) -> None:
+        async with self._exclusively(volume_id):
+            known = self._published.get(volume_id)
+            if known is not None and known.volume.below_pods != below:
+                raise TargetConflict(f"volume is published at {known.volume.target}, not at this target_path")
+            if known is not None:
+                await self._forget(volume_id)
+            else:
+                await self._forget_unknown(volume_id)
+            try:
+                await self._blocking(lambda: self._targets.remove(below))
+            except OSError as error:
+                raise UndoFailed(f"the volume could not be removed: {error.strerror or error}") from error
+            if known is not None:
+                _log.info("volume unpublished", extra={"volume_id": volume_id, "pod": str(known.volume.pod)})
+
+    async def _forget(self, volume_id: str) -> None:
+        await self._workloads.close(volume_id)
+        self._published.pop(volume_id).directory.close()
+
+    async def _forget_unknown(self, volume_id: str) -> None:
+        try:
+            await self._blocking(lambda: self._journal.forget(volume_id))
+        except InvalidRequest:
+            # No volume of ours was ever called that, so there is nothing to forget.
+            return
+
+    async def _adopt(self, entry: Entry) -> None:
+        volume = entry.volume
+        descriptor = await self._blocking(lambda: self._targets.find(volume.below_pods))
+        if descriptor is None:
+            _log.info("volume is gone since the last run", extra={"volume_id": volume.id, "pod": str(volume.pod)})
+            await self._blocking(lambda: self._journal.forget(volume.id))
+            return
+        directory = VolumeDirectory(descriptor, volume.group)
+        try:
+            identity = await self._blocking(directory.read)
+        except (OSError, SvidError) as error:
+            _log.warning(
+                "volume's files are unusable; a new SVID is due",
+                extra={"volume_id": volume.id, "pod": str(volume.pod), "error": str(error)},
+            )
+            identity = None
+        same = identity is not None and identity.default.serial == entry.serial
+        try:
+            await self._workloads.adopt(volume, directory, identity, entry.renew_at if same else None)
+        except BaseException:
+            directory.close()
+            raise
+        self._published[volume.id] = Published(volume, directory)
+
+    @asynccontextmanager
+    async def _exclusively(self, volume_id: str) -> AsyncIterator[None]:
+        if volume_id in self._busy:
+            raise OperationPending("another call for this volume is still running; try again")
+        self._busy.add(volume_id)
+        try:
+            yield
+        finally:
+            self._busy.discard(volume_id)
+
+    async def _uninterrupted(self, operation: Coroutine[Any, Any, _Result]) -> _Result:
+        # kubelet's deadline cancels the handler; a half-done mount must still be finished or undone.
+        task = asyncio.get_running_loop().create_task(operation, name="csi operation")
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+        task.add_done_callback(_retrieve)
+        return await asyncio.shield(task)
+
+
+def _check_same(published: Volume, wanted: Volume) -> None:
+    if published.target != wanted.target:
+        raise TargetConflict(f"volume is already published at {published.target}")
+    if published != wanted:
+        raise VolumeConflict("volume is already published with other arguments; unpublish it first")
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    # A caller that went away never looks at the outcome; the boundary has logged it or will.
+    if not task.cancelled():
+        task.exception()

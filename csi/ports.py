@@ -1,0 +1,48 @@
+"""What csi/ asks of whoever owns the workloads' identities. agent/ provides it; csi/ never imports agent/."""
+
+from datetime import datetime
+from typing import Protocol
+
+from csi.model import Condition, Issued, PodToken, Volume
+from csi.volume import VolumeDirectory
+from svid.identity import WorkloadIdentity
+
+
+class Workloads(Protocol):
+    """The identities behind the published volumes."""
+
+    async def issue(self, volume: Volume, token: PodToken | None) -> Issued:
+        """Mint the first identity of `volume`'s pod.
+
+        Raises IdentityDenied or IdentityUnavailable; changes nothing.
+        """
+        ...
+
+    async def open(self, volume: Volume, directory: VolumeDirectory, issued: Issued) -> None:
+        """Write the files, serve the socket, journal the volume and begin its rotation.
+
+        On any error nothing of it is left running; the directory's content is the caller's to remove.
+        """
+        ...
+
+    async def adopt(
+        self,
+        volume: Volume,
+        directory: VolumeDirectory,
+        identity: WorkloadIdentity | None,
+        renew_at: datetime | None,
+    ) -> None:
+        """Take over a volume that an earlier process published. No identity means: mint one now."""
+        ...
+
+    async def close(self, volume_id: str) -> None:
+        """Stop rotation and socket and forget the journal entry; nothing runs when it returns. Idempotent."""
+        ...
+
+    def renew_token(self, volume_id: str, token: PodToken | None) -> None:
+        """Keep the newest pod token for the next renewal."""
+        ...
+
+    def condition(self, volume_id: str) -> Condition:
+        """Whether the volume's SVID is as fresh as it should be."""
+        ...

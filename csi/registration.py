@@ -1,0 +1,121 @@
+"""Announcing the driver to kubelet without a sidecar (k8s.io/kubelet, pluginregistration v1)."""
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from csi.boundary import ErrorBoundary
+from csi.pb import pluginregistration_pb2, pluginregistration_pb2_grpc
+
+_log = logging.getLogger("podsvid.registration")
+AnyContext = grpc.aio.ServicerContext[Any, Any]
+SUPPORTED_VERSIONS = ("1.0.0",)
+# How often to look whether somebody removed our socket, in seconds.
+WATCH_INTERVAL = 5.0
+RETRY_DELAY = 1.0
+
+
+class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
+    """Serves the registration socket and keeps it there.
+
+    The socket has a new name at every start: kubelet backs off for minutes on a path whose owner did not answer.
+    """
+
+    def __init__(self, driver_name: str, endpoint: Path, registry: Path) -> None:
+        self._driver_name = driver_name
+        self._endpoint = endpoint
+        self._registry = registry
+        self._changed = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+        self._socket: Path | None = None
+        self.registered = False
+
+    async def GetInfo(
+        self, request: pluginregistration_pb2.InfoRequest, context: AnyContext
+    ) -> pluginregistration_pb2.PluginInfo:
+        return pluginregistration_pb2.PluginInfo(
+            type="CSIPlugin",
+            name=self._driver_name,
+            endpoint=str(self._endpoint),
+            supported_versions=SUPPORTED_VERSIONS,
+        )
+
+    async def NotifyRegistrationStatus(
+        self, request: pluginregistration_pb2.RegistrationStatus, context: AnyContext
+    ) -> pluginregistration_pb2.RegistrationStatusResponse:
+        self.registered = request.plugin_registered
+        if request.plugin_registered:
+            _log.info("registered with kubelet", extra={"driver": self._driver_name})
+        else:
+            _log.error(
+                "kubelet refused the registration", extra={"driver": self._driver_name, "error": request.error[:256]}
+            )
+            self._changed.set()
+        return pluginregistration_pb2.RegistrationStatusResponse()
+
+    def remove_stale(self) -> None:
+        """Unlink sockets that earlier runs left, as early as possible: kubelet dials whatever it finds."""
+        self._registry.mkdir(parents=True, exist_ok=True)
+        for stale in self._registry.glob(f"{self._driver_name}-*reg.sock"):
+            with suppress(FileNotFoundError):
+                stale.unlink()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """The socket is there while inside."""
+        await self._open()
+        try:
+            yield
+        finally:
+            await self._close()
+
+    async def run(self) -> None:
+        """Make the socket anew when kubelet refused it or somebody removed it. Never returns."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_INTERVAL):
+                    await self._changed.wait()
+            gone = self._socket is None or not self._socket.exists()
+            if not self._changed.is_set() and not gone:
+                continue
+            if gone:
+                _log.warning("registration socket disappeared; making it again", extra={"driver": self._driver_name})
+            self._changed.clear()
+            await self._close()
+            await asyncio.sleep(RETRY_DELAY)
+            await self._open()
+
+    async def _open(self) -> None:
+        self._socket = self._registry / f"{self._driver_name}-{secrets.token_hex(4)}-reg.sock"
+        self._server = grpc.aio.server(interceptors=[ErrorBoundary()])
+        pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(self, self._server)
+        await serve_private(self._server, self._socket)
+
+    async def _close(self) -> None:
+        self.registered = False
+        if self._server is not None:
+            await self._server.stop(0.5)
+            self._server = None
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+
+
+async def serve_private(server: grpc.aio.Server, socket: Path) -> None:
+    """Start `server` on a socket that only root can reach.
+
+    Bound under a name that kubelet ignores and renamed into place, so that whoever sees it can also connect.
+    """
+    hidden = socket.with_name(f".{socket.name[-24:]}")
+    hidden.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{hidden}")
+    os.chmod(hidden, 0o600)
+    await server.start()
+    os.rename(hidden, socket)

@@ -1,0 +1,171 @@
+"""The inside of a mounted volume: files replaced as one, and a place for the socket.
+
+Written the way kubelet writes Secrets: a new timestamped directory, one rename of `..data`, stable links beside it.
+A reader that opens `..data` once and reads through that handle never sees a key that does not fit its chain.
+"""
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from csi import layout
+from csi.pb import csi_pb2
+from svid.identity import WorkloadIdentity
+
+_DATA = "..data"
+# A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
+_GENERATIONS_KEPT = 3
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """Who may read: `group` members where the pod has an fsGroup, else whoever can reach the volume."""
+
+    directory: int
+    file: int
+    socket: int
+
+
+def modes(group: int | None) -> Modes:
+    """The modes of DESIGN.md: 02750/0440/0660 with an fsGroup, 0755/0444/0666 without."""
+    return Modes(0o755, 0o444, 0o666) if group is None else Modes(0o2750, 0o440, 0o660)
+
+
+class VolumeDirectory:
+    """An open, mounted volume. Owns the descriptor until `close`. Its calls block on the file system."""
+
+    def __init__(self, descriptor: int, group: int | None) -> None:
+        self._fd = descriptor
+        self._group = group
+        self._modes = modes(group)
+        self._closed = False
+
+    @property
+    def descriptor(self) -> int:
+        return self._fd
+
+    @property
+    def socket_path(self) -> str:
+        """Short enough for sun_path whatever kubelet's directories are called; good while the volume is open."""
+        return f"/proc/self/fd/{self._fd}/{layout.SOCKET}"
+
+    def write(self, identity: WorkloadIdentity, now: datetime) -> None:
+        """Replace the files with `identity`'s, all at once. Raises OSError and leaves the old ones as they were."""
+        files = layout.render(identity)
+        stamp = f"..{now.astimezone(UTC):%Y_%m_%d_%H_%M_%S}.{secrets.token_hex(4)}"
+        os.mkdir(stamp, 0o700, dir_fd=self._fd)
+        try:
+            self._fill(stamp, files)
+            self._switch(stamp)
+        except BaseException:
+            shutil.rmtree(stamp, dir_fd=self._fd, ignore_errors=True)
+            raise
+        for name in files:
+            self._link(name, f"{_DATA}/{name}")
+        for name in layout.SOCKET_LINKS:
+            self._link(name, layout.SOCKET)
+        self._prune(stamp)
+
+    def read(self) -> WorkloadIdentity:
+        """The identity in the files, as an earlier process wrote it. Raises OSError, SvidError."""
+        directory = os.open(_DATA, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return layout.parse(lambda name: _read(directory, name))
+        finally:
+            os.close(directory)
+
+    def prepare_socket(self) -> None:
+        """Take away a socket that an ended process left."""
+        try:
+            os.unlink(layout.SOCKET, dir_fd=self._fd)
+        except FileNotFoundError:
+            pass
+
+    def open_socket(self) -> None:
+        """Give the bound socket its mode and group: connect(2) needs write permission on it."""
+        os.chmod(layout.SOCKET, self._modes.socket, dir_fd=self._fd)
+        if self._group is not None:
+            os.chown(layout.SOCKET, -1, self._group, dir_fd=self._fd)
+
+    def has_socket(self) -> bool:
+        """Whether a socket is there."""
+        try:
+            return stat.S_ISSOCK(os.stat(layout.SOCKET, dir_fd=self._fd, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
+
+    def usage(self) -> list[csi_pb2.VolumeUsage]:
+        """Bytes and inodes of the volume's own file system."""
+        found = os.fstatvfs(self._fd)
+        size, free = found.f_blocks * found.f_frsize, found.f_bfree * found.f_frsize
+        return [
+            csi_pb2.VolumeUsage(unit=csi_pb2.VolumeUsage.BYTES, total=size, available=free, used=size - free),
+            csi_pb2.VolumeUsage(
+                unit=csi_pb2.VolumeUsage.INODES,
+                total=found.f_files,
+                available=found.f_ffree,
+                used=found.f_files - found.f_ffree,
+            ),
+        ]
+
+    def close(self) -> None:
+        """Let go of the directory, so that it can be unmounted. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._fd)
+
+    def _fill(self, stamp: str, files: Mapping[str, bytes]) -> None:
+        directory = os.open(stamp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            for name, content in files.items():
+                descriptor = os.open(name, _CREATE, 0o600, dir_fd=directory)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    if self._group is not None:
+                        os.fchown(descriptor, -1, self._group)
+                    os.fchmod(descriptor, self._modes.file)
+            if self._group is not None:
+                os.fchown(directory, -1, self._group)
+            os.fchmod(directory, self._modes.directory)
+        finally:
+            os.close(directory)
+
+    def _switch(self, stamp: str) -> None:
+        temporary = f"{_DATA}_tmp"
+        try:
+            os.unlink(temporary, dir_fd=self._fd)
+        except FileNotFoundError:
+            pass
+        os.symlink(stamp, temporary, dir_fd=self._fd)
+        os.rename(temporary, _DATA, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _link(self, name: str, target: str) -> None:
+        try:
+            if os.readlink(name, dir_fd=self._fd) == target:
+                return
+            os.unlink(name, dir_fd=self._fd)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.unlink(name, dir_fd=self._fd)
+        os.symlink(target, name, dir_fd=self._fd)
+
+    def _prune(self, current: str) -> None:
+        stamps = [
+            (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
+            for entry in os.scandir(self._fd)
+            if entry.name.startswith("..2") and entry.name != current and entry.is_dir(follow_symlinks=False)
+        ]
+        for _, name in sorted(stamps, reverse=True)[_GENERATIONS_KEPT - 1 :]:
+            shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
+
+
+def _read(directory: int, name: str) -> bytes:
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
+        return file.read()

@@ -1,0 +1,179 @@
+"""The authority that issues X.509-SVIDs: what is signed, with which profile, for how long (X509-SVID.md 2 to 4)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from svid.bundle import TrustBundle
+from svid.certificates import extension
+from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
+from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, signature_hash
+from svid.spiffeid import SpiffeId, TrustDomain
+from svid.x509svid import check_x509_svid
+
+BACKDATE = timedelta(seconds=10)
+_DNS = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*", re.ASCII)
+_EMPTY = x509.Name([])
+
+
+@dataclass(frozen=True)
+class X509Authority:
+    """Signs X.509-SVIDs of one trust domain.
+
+    `chain` starts with the certificate of `private_key` and goes up, the root left out unless it signs itself;
+    `bundle` is what verifiers hold. Raises IssuanceRefused at construction when these do not belong together.
+    """
+
+    trust_domain: TrustDomain
+    chain: tuple[x509.Certificate, ...]
+    private_key: PrivateKey = field(repr=False)
+    bundle: TrustBundle
+    subject: x509.Name = _EMPTY
+
+    def __post_init__(self) -> None:
+        if not self.chain:
+            raise IssuanceRefused("authority has no certificate")
+        try:
+            key = self.chain[0].public_key()
+            algorithm_of(key)
+            matches = public_bytes(key) == public_bytes(self.private_key.public_key())  # type: ignore[arg-type]
+        except InvalidKey as error:
+            raise IssuanceRefused(f"authority key: {error}") from None
+        if not matches:
+            raise IssuanceRefused("authority key does not match its certificate")
+        constraints = extension(self.chain[0], x509.BasicConstraints)
+        usage = extension(self.chain[0], x509.KeyUsage)
+        if constraints is None or not constraints.value.ca or usage is None or not usage.value.key_cert_sign:
+            raise IssuanceRefused("authority certificate is not a CA certificate with keyCertSign")
+        if self.bundle.trust_domain != self.trust_domain:
+            raise IssuanceRefused(f"authority bundle is of {self.bundle.trust_domain}, not {self.trust_domain}")
+
+    @classmethod
+    def create(cls, trust_domain: TrustDomain, *, algorithm: KeyAlgorithm, lifetime: timedelta, now: datetime) -> Self:
+        """A new self-signed authority (its certificate carries the trust domain's SPIFFE ID, X 3.2)."""
+        key = algorithm.generate()
+        serial = x509.random_serial_number()
+        # Two authorities of one trust domain must differ in name, or verifiers confuse their signatures.
+        name = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "podsvid"),
+                x509.NameAttribute(NameOID.COMMON_NAME, trust_domain.name[:64]),
+                x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{serial:x}"),
+            ]
+        )
+        public_key = key.public_key()
+        certificate = (
+            x509.CertificateBuilder(
+                issuer_name=name,
+                subject_name=name,
+                public_key=public_key,
+                serial_number=serial,
+                not_valid_before=now - BACKDATE,
+                not_valid_after=now + lifetime,
+            )
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.id))]), critical=False
+            )
+            .sign(key, signature_hash(key))
+        )
+        return cls(trust_domain, (certificate,), key, TrustBundle(trust_domain, (certificate,), sequence=1))
+
+    @property
+    def not_after(self) -> datetime:
+        """When the first certificate above a leaf ends."""
+        return min(certificate.not_valid_after_utc for certificate in self.chain)
+
+    @cached_property
+    def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        found = extension(self.chain[0], x509.SubjectKeyIdentifier)
+        if found is not None:
+            return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found.value)
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.private_key.public_key())
+
+    def issue(
+        self,
+        public_key: PublicKey,
+        spiffe_id: SpiffeId,
+        *,
+        ttl: timedelta,
+        now: datetime,
+        dns_names: Sequence[str] = (),
+    ) -> tuple[x509.Certificate, ...]:
+        """Sign a leaf for `public_key` and return its chain, leaf first, without the root.
+
+        The leaf never outlives the chain. Raises IssuanceRefused; InvalidKey for an unlisted key.
+        """
+        algorithm_of(public_key)
+        if spiffe_id.trust_domain != self.trust_domain:
+            raise IssuanceRefused(f"{spiffe_id} is not of trust domain {self.trust_domain}")
+        if not spiffe_id.path:
+            raise IssuanceRefused("an SVID needs a SPIFFE ID with a path")
+        if ttl <= timedelta(0):
+            raise IssuanceRefused("lifetime must be positive")
+        for name in dns_names:
+            if not _DNS.fullmatch(name):
+                raise IssuanceRefused(f"{name[:80]!r} is not a DNS name")
+        not_after = min(now + ttl, self.not_after)
+        if not_after <= now:
+            raise IssuanceRefused(f"authority expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}; it needs a new one")
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
+        names += [x509.DNSName(name) for name in dict.fromkeys(dns_names)]
+        leaf = (
+            x509.CertificateBuilder(
+                issuer_name=self.chain[0].subject,
+                subject_name=self.subject,
+                public_key=public_key,
+                serial_number=x509.random_serial_number(),
+                not_valid_before=max(now - BACKDATE, self.chain[0].not_valid_before_utc),
+                not_valid_after=not_after,
+            )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                _key_usage(digital_signature=True, key_encipherment=isinstance(public_key, rsa.RSAPublicKey)),
+                critical=True,
+            )
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(self._authority_key_identifier, critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=not list(self.subject))
+            .sign(self.private_key, signature_hash(self.private_key))
+        )
+        chain = (leaf, *(above for above in self.chain if above not in self.bundle.x509_authorities))
+        try:
+            check_x509_svid(chain, self.bundle, now)
+        except InvalidSvid as error:
+            raise IssuanceRefused(f"the authority made an invalid SVID: {error}") from None
+        return chain
+
+
+def _key_usage(
+    *,
+    digital_signature: bool = False,
+    key_encipherment: bool = False,
+    key_cert_sign: bool = False,
+    crl_sign: bool = False,
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=key_encipherment,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,0 +1,237 @@
+"""Trust bundles: a trust domain's authorities, as PEM, DER and SPIFFE JWKS (Trust_Domain_and_Bundle.md section 4)."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, Self, TypeAlias
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from svid.certificates import certificates_from_der, certificates_from_pem, extension, to_der, to_pem
+from svid.errors import InvalidBundle, InvalidKey
+from svid.keys import KeyAlgorithm, algorithm_of
+from svid.spiffeid import TrustDomain
+
+MAX_JWKS_BYTES = 4 * 1024 * 1024
+JwtKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+_JWT_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+_CURVES_BY_NAME: dict[str, ec.EllipticCurve] = {
+    "P-256": ec.SECP256R1(),
+    "P-384": ec.SECP384R1(),
+    "P-521": ec.SECP521R1(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JwtAuthority:
+    """A public key that signs JWT-SVIDs, and its `kid`."""
+
+    key_id: str
+    public_key: JwtKey
+
+
+@dataclass(frozen=True, slots=True)
+class TrustBundle:
+    """What authenticates SVIDs of one trust domain.
+
+    `x509_authorities` are CA certificates, `sequence` only rises (TDB 4.1.1), `refresh_hint` says how often to look
+    for a newer one. An empty bundle is a valid state and authenticates nothing (TDB 4.1.3).
+    """
+
+    trust_domain: TrustDomain
+    x509_authorities: tuple[x509.Certificate, ...] = ()
+    jwt_authorities: tuple[JwtAuthority, ...] = ()
+    sequence: int | None = None
+    refresh_hint: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        for certificate in self.x509_authorities:
+            _check_authority(certificate)
+        if len(set(self.x509_authorities)) != len(self.x509_authorities):
+            object.__setattr__(self, "x509_authorities", tuple(dict.fromkeys(self.x509_authorities)))
+
+    @classmethod
+    def from_pem(cls, trust_domain: TrustDomain, data: bytes) -> Self:
+        """A bundle of the CA certificates in a PEM text. Raises InvalidBundle, also for an empty one."""
+        try:
+            return cls(trust_domain, certificates_from_pem(data))
+        except ValueError as error:
+            raise InvalidBundle(f"not a PEM trust bundle: {error}") from None
+
+    @classmethod
+    def from_der(cls, trust_domain: TrustDomain, data: bytes) -> Self:
+        """A bundle of concatenated DER CA certificates. Raises InvalidBundle, also for an empty one."""
+        try:
+            return cls(trust_domain, certificates_from_der(data))
+        except ValueError as error:
+            raise InvalidBundle(f"not a DER trust bundle: {error}") from None
+
+    @classmethod
+    def from_jwks(cls, trust_domain: TrustDomain, data: bytes) -> Self:
+        """A bundle from a SPIFFE JWKS: entries of unknown use or type are ignored, the document itself is strict.
+
+        Raises InvalidBundle.
+        """
+        if len(data) > MAX_JWKS_BYTES:
+            raise InvalidBundle(f"trust bundle is longer than {MAX_JWKS_BYTES} bytes")
+        try:
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        except (ValueError, RecursionError) as error:
+            raise InvalidBundle(f"not a JWKS document: {error}") from None
+        if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
+            raise InvalidBundle("not a JWKS document: `keys` must be an array")
+        authorities: list[x509.Certificate] = []
+        jwt: list[JwtAuthority] = []
+        for entry in document["keys"]:
+            if not isinstance(entry, dict) or not isinstance(entry.get("kty"), str):
+                continue
+            if entry.get("use") == "x509-svid":
+                authorities.extend(_x509_entry(entry))
+            elif entry.get("use") == "jwt-svid":
+                jwt.extend(_jwt_entry(entry))
+        hint = _integer(document, "spiffe_refresh_hint")
+        return cls(
+            trust_domain,
+            tuple(authorities),
+            tuple(jwt),
+            sequence=_integer(document, "spiffe_sequence"),
+            refresh_hint=timedelta(seconds=hint) if hint is not None and 0 <= hint < 2**31 else None,
+        )
+
+    def to_pem(self) -> bytes:
+        """The X.509 authorities as concatenated PEM."""
+        return to_pem(self.x509_authorities)
+
+    def to_der(self) -> bytes:
+        """The X.509 authorities as concatenated DER."""
+        return to_der(self.x509_authorities)
+
+    def to_jwks(self) -> bytes:
+        """The SPIFFE JWKS: X509-SVID.md 6.1 and JWT-SVID.md 6.1 say which members an entry has."""
+        keys: list[dict[str, Any]] = [
+            {"use": "x509-svid", **_x509_key_members(certificate), "x5c": [_b64(_der(certificate))]}
+            for certificate in self.x509_authorities
+        ]
+        keys += [{"use": "jwt-svid", "kid": key.key_id, **_members(key.public_key)} for key in self.jwt_authorities]
+        document: dict[str, Any] = {"keys": keys}
+        if self.sequence is not None:
+            document["spiffe_sequence"] = self.sequence
+        if self.refresh_hint is not None:
+            document["spiffe_refresh_hint"] = int(self.refresh_hint.total_seconds())
+        return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def _check_authority(certificate: x509.Certificate) -> None:
+    try:
+        constraints = extension(certificate, x509.BasicConstraints)
+    except ValueError as error:
+        raise InvalidBundle(f"X.509 authority cannot be parsed: {error}") from None
+    if constraints is None or not constraints.value.ca:
+        raise InvalidBundle("X.509 authority is not a CA certificate (basicConstraints CA is not true)")
+
+
+def _x509_entry(entry: dict[str, Any]) -> list[x509.Certificate]:
+    x5c = entry.get("x5c")
+    if not isinstance(x5c, list) or not x5c or not isinstance(x5c[0], str):
+        return []
+    try:
+        certificate = x509.load_der_x509_certificate(base64.b64decode(x5c[0], validate=True))
+        _check_authority(certificate)
+    except (ValueError, binascii.Error, InvalidBundle):
+        return []
+    return [certificate]
+
+
+def _jwt_entry(entry: dict[str, Any]) -> list[JwtAuthority]:
+    key_id = entry.get("kid")
+    if not isinstance(key_id, str) or not key_id:
+        return []
+    try:
+        if entry["kty"] == "RSA":
+            key: JwtKey = rsa.RSAPublicNumbers(_number(entry["e"]), _number(entry["n"])).public_key()
+        elif entry["kty"] == "EC" and entry["crv"] in _CURVES_BY_NAME:
+            curve = _CURVES_BY_NAME[entry["crv"]]
+            key = ec.EllipticCurvePublicNumbers(_number(entry["x"]), _number(entry["y"]), curve).public_key()
+        else:
+            return []
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        return []
+    return [JwtAuthority(key_id, key)]
+
+
+def _x509_key_members(certificate: x509.Certificate) -> dict[str, str]:
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        return _members(key)
+    try:
+        algorithm = algorithm_of(key)
+    except InvalidKey as error:
+        raise InvalidBundle(f"X.509 authority: {error}") from None
+    raw = _raw(key)
+    if algorithm is KeyAlgorithm.ED25519:
+        return {"kty": "OKP", "crv": "Ed25519", "x": _b64url(raw)}
+    return {"kty": "AKP", "alg": algorithm.value.upper(), "pub": _b64url(raw)}
+
+
+def _members(key: JwtKey) -> dict[str, str]:
+    if isinstance(key, rsa.RSAPublicKey):
+        numbers = key.public_numbers()
+        return {"kty": "RSA", "n": _b64url(_bytes(numbers.n)), "e": _b64url(_bytes(numbers.e))}
+    curve = _JWT_CURVES.get(key.curve.name)
+    if curve is None:
+        raise InvalidBundle(f"curve {key.curve.name} has no place in a trust bundle")
+    size = (key.key_size + 7) // 8
+    point = key.public_numbers()
+    return {
+        "kty": "EC",
+        "crv": curve,
+        "x": _b64url(point.x.to_bytes(size, "big")),
+        "y": _b64url(point.y.to_bytes(size, "big")),
+    }
+
+
+def _raw(key: Any) -> bytes:
+    raw: bytes = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return raw
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def _number(text: object) -> int:
+    if not isinstance(text, str):
+        raise ValueError("not a base64url number")
+    return int.from_bytes(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True), "big")
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _b64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _integer(document: dict[str, Any], name: str) -> int | None:
+    value = document.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a member name stands twice in one object")
+    return found
+
+
+def _no_constants(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

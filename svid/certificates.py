@@ -1,0 +1,61 @@
+"""Reading certificates from PEM and DER, shared by SVIDs and trust bundles."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
+
+
+def certificates_from_pem(data: bytes) -> tuple[x509.Certificate, ...]:
+    """All certificates of a PEM text. Raises ValueError."""
+    return tuple(x509.load_pem_x509_certificates(data))
+
+
+def certificates_from_der(data: bytes) -> tuple[x509.Certificate, ...]:
+    """Certificates of concatenated DER (how the Workload API sends several). Raises ValueError."""
+    found = []
+    rest = memoryview(data)
+    while rest:
+        size = _element_size(rest)
+        found.append(x509.load_der_x509_certificate(bytes(rest[:size])))
+        rest = rest[size:]
+    if not found:
+        raise ValueError("no certificate")
+    return tuple(found)
+
+
+def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
+    """The certificates as concatenated PEM, in order."""
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def to_der(certificates: Iterable[x509.Certificate]) -> bytes:
+    """The certificates as concatenated DER, in order."""
+    return b"".join(certificate.public_bytes(Encoding.DER) for certificate in certificates)
+
+
+def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> x509.Extension[ExtensionT] | None:
+    """The extension of that kind, or None. Raises ValueError where the extensions cannot be parsed."""
+    try:
+        return certificate.extensions.get_extension_for_class(kind)
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _element_size(data: memoryview) -> int:
+    if len(data) < 2 or data[0] != 0x30:
+        raise ValueError("not a DER certificate")
+    first = data[1]
+    if first < 0x80:
+        size, header = first, 2
+    else:
+        width = first & 0x7F
+        if not 1 <= width <= 4 or len(data) < 2 + width:
+            raise ValueError("not a DER certificate")
+        size, header = int.from_bytes(bytes(data[2 : 2 + width]), "big"), 2 + width
+    if len(data) < header + size:
+        raise ValueError("DER certificate is cut short")
+    return header + size

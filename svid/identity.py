@@ -1,0 +1,46 @@
+"""Everything a workload holds at one moment, replaced as a whole."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from svid.bundle import TrustBundle
+from svid.errors import InvalidSvid
+from svid.x509svid import X509Svid
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadIdentity:
+    """SVIDs (default first, non-empty hints unique), the own trust bundle, and those of federated trust domains.
+
+    Raises InvalidSvid at construction when these do not belong together.
+    """
+
+    svids: tuple[X509Svid, ...]
+    bundle: TrustBundle
+    federated: tuple[TrustBundle, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.svids:
+            raise InvalidSvid("a workload identity needs an SVID")
+        if any(svid.spiffe_id.trust_domain != self.bundle.trust_domain for svid in self.svids):
+            raise InvalidSvid("an SVID is of another trust domain than the bundle")
+        hints = [svid.hint for svid in self.svids if svid.hint]
+        if len(set(hints)) != len(hints):
+            raise InvalidSvid("two SVIDs have the same hint")
+        if any(bundle.trust_domain == self.bundle.trust_domain for bundle in self.federated):
+            raise InvalidSvid("the own trust domain is among the federated ones")
+
+    @property
+    def default(self) -> X509Svid:
+        """The SVID of a workload that does not choose (Workload API section 8)."""
+        return self.svids[0]
+
+    @property
+    def expires_at(self) -> datetime:
+        """When the first SVID ends."""
+        return min(svid.not_after for svid in self.svids)
+
+    def check(self, now: datetime) -> None:
+        """Validate every SVID against the bundle. Raises InvalidSvid."""
+        for svid in self.svids:
+            svid.check(self.bundle, now)
