@@ -1,0 +1,88 @@
+// A workload that uses go-spiffe against a Workload API socket and says what it saw, one JSON object a line:
+// each X.509 context it is sent, verified as a peer would verify it, until it has seen as many as it was told.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+var errEnough = errors.New("seen enough")
+
+type watcher struct {
+	left int
+	done context.CancelCauseFunc
+}
+
+func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
+	svid := update.DefaultSVID()
+	id, _, err := x509svid.Verify(svid.Certificates, update.Bundles)
+	if err != nil {
+		w.done(fmt.Errorf("verify: %w", err))
+		return
+	}
+	say(map[string]any{"id": id.String(), "serial": svid.Certificates[0].SerialNumber.Text(16)})
+	if w.left--; w.left == 0 {
+		w.done(errEnough)
+	}
+}
+
+func (w *watcher) OnX509ContextWatchError(err error) {
+	if status.Code(err) != codes.Canceled {
+		w.done(fmt.Errorf("watch: %w", err))
+	}
+}
+
+func say(line map[string]any) {
+	text, err := json.Marshal(line)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(string(text))
+}
+
+func run(address string, updates int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr(address))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	bundles, err := client.FetchX509Bundles(ctx)
+	if err != nil {
+		return fmt.Errorf("bundles: %w", err)
+	}
+	say(map[string]any{"bundles": bundles.Len()})
+	_, err = client.FetchJWTBundles(ctx)
+	say(map[string]any{"jwt": status.Code(err).String()})
+	watching, done := context.WithCancelCause(ctx)
+	err = client.WatchX509Context(watching, &watcher{left: updates, done: done})
+	if cause := context.Cause(watching); errors.Is(cause, errEnough) {
+		return nil
+	} else if cause != nil {
+		return cause
+	}
+	return err
+}
+
+func main() {
+	updates, err := strconv.Atoi(os.Args[2])
+	if err == nil {
+		err = run(os.Args[1], updates)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}

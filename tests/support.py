@@ -1,0 +1,154 @@
+"""A real agent process on a kubelet root of its own, and the stand-in kubelet beside it."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from agent.pb import workload_pb2
+from csi.standin import Pod, PodVolume, StandInKubelet
+
+ROOT = Path(__file__).resolve().parents[1]
+DRIVER = "csi.podsvid.io"
+HEADER = (("workload.spiffe.io", "true"),)
+DEADLINE = 60.0
+
+
+class Host:
+    """A node's directories below one short path, and the agent on it."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.kubelet_root = base / "k"
+        for name in ("pods", "plugins", "plugins_registry"):
+            (self.kubelet_root / name).mkdir(parents=True)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._links = 0
+
+    def start(self, *flags: str, ttl: str = "1h") -> None:
+        """Start the agent; registration says when it serves."""
+        command = [sys.executable, "-m", "agent", "agent", "--trust-domain", "example.org", "--node-name", "node-1"]
+        command += ["--kubelet-root", str(self.kubelet_root), "--state-dir", str(self.base / "s")]
+        command += ["--run-dir", str(self.base / "r"), "--x509-ttl", ttl, "--metrics-listen", "off", *flags]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log)
+
+    @property
+    def log(self) -> Path:
+        return self.base / "agent.log"
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, as a DaemonSet's update sends it; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE)
+
+    def mounts(self) -> list[str]:
+        """Mount points below this host's kubelet root, as the kernel lists them."""
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        return [line.split()[4] for line in lines if line.split()[4].startswith(f"{self.kubelet_root}/")]
+
+    def journal(self) -> list[str]:
+        folder = self.base / "r" / "journal"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def short(self, target: Path) -> Path:
+        """A name for `target` that leaves room for a socket's 107 bytes."""
+        self._links += 1
+        link = self.base / f"v{self._links}"
+        link.symlink_to(target)
+        return link
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for mount in reversed(self.mounts()):
+            subprocess.run(["umount", "-l", mount], check=False)
+        shutil.rmtree(self.base)
+
+
+@contextmanager
+def host() -> Iterator[Host]:
+    """A Host that is cleaned up; on the way out of a failure the agent's log is printed."""
+    found = Host(Path(tempfile.mkdtemp(prefix="pv", dir="/tmp")))
+    try:
+        yield found
+    except BaseException:
+        if found.log.exists():
+            print(found.log.read_text(encoding="utf-8")[-4000:], file=sys.stderr)
+        raise
+    finally:
+        found.close()
+
+
+@asynccontextmanager
+async def node(*flags: str, ttl: str = "1h") -> AsyncIterator[tuple[Host, StandInKubelet]]:
+    """A host with an agent that a stand-in kubelet has registered."""
+    with host() as found:
+        found.start(*flags, ttl=ttl)
+        kubelet = StandInKubelet(found.kubelet_root)
+        await kubelet.start()
+        try:
+            await kubelet.wait_registered(DRIVER)
+            yield found, kubelet
+        finally:
+            await kubelet.stop()
+
+
+def pod(name: str = "a", account: str = "web", namespace: str = "default") -> Pod:
+    return Pod(namespace=namespace, name=name, uid=str(uuid.uuid4()), service_account=account)
+
+
+def serial(target: Path) -> str:
+    """The serial in a volume's tls.crt as openssl reads it."""
+    found = subprocess.run(
+        ["openssl", "x509", "-in", str(target / "tls.crt"), "-noout", "-serial"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.strip().removeprefix("serial=").lower().lstrip("0")
+
+
+@asynccontextmanager
+async def svid_stream(
+    socket: Path, metadata: tuple[tuple[str, str], ...] = HEADER
+) -> AsyncIterator["grpc.aio.UnaryStreamCall[workload_pb2.X509SVIDRequest, workload_pb2.X509SVIDResponse]"]:
+    """An open FetchX509SVID call."""
+    async with grpc.aio.insecure_channel(f"unix:{socket}", options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+        call = channel.unary_stream(
+            "/SpiffeWorkloadAPI/FetchX509SVID",
+            request_serializer=workload_pb2.X509SVIDRequest.SerializeToString,
+            response_deserializer=workload_pb2.X509SVIDResponse.FromString,
+        )(workload_pb2.X509SVIDRequest(), metadata=metadata)
+        try:
+            yield call
+        finally:
+            call.cancel()
+
+
+async def first(socket: Path) -> workload_pb2.X509SVIDResponse:
+    """The first message of a FetchX509SVID call."""
+    async with asyncio.timeout(DEADLINE), svid_stream(socket) as call:
+        return await anext(aiter(call))
+
+
+VOLUME = PodVolume(name="spiffe")
+IS_ROOT = os.geteuid() == 0

@@ -1,0 +1,168 @@
+"""The scheduler under a loop whose time is faked: no test waits, every test says when something happened."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import looptime
+
+from agent.feed import Feed
+from agent.rotation import MAX_NAP, RotationScheduler
+
+START = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+class LoopClock:
+    """The wall clock follows the loop's time; tests may step it."""
+
+    def __init__(self) -> None:
+        self.step = timedelta(0)
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=asyncio.get_running_loop().time()) + self.step
+
+
+class Middle(random.Random):
+    def uniform(self, a: float, b: float) -> float:
+        return (a + b) / 2
+
+
+def elapsed() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def on_fake_time(main: Callable[[], Awaitable[Any]]) -> None:
+    loop = looptime.new_event_loop(start=0)
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+async def running(scheduler: RotationScheduler, seconds: float) -> None:
+    task = asyncio.ensure_future(scheduler.run())
+    await asyncio.sleep(seconds)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_each_key_is_rotated_when_it_is_due_and_never_before() -> None:
+    async def main() -> None:
+        clock, seen = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            seen.append((key, round(elapsed())))
+            return clock.now() + timedelta(seconds=100)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("b", START + timedelta(seconds=70))
+        scheduler.schedule("a", START + timedelta(seconds=10))
+        await running(scheduler, 180)
+        assert seen == [("a", 10), ("b", 70), ("a", 110), ("b", 170)]
+
+    on_fake_time(main)
+
+
+def test_failures_back_off_and_a_success_resets_them() -> None:
+    async def main() -> None:
+        clock, seen = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            seen.append(round(elapsed()))
+            if len(seen) <= 8:
+                raise RuntimeError("the authority is away")
+            return clock.now() + timedelta(days=1)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START)
+        await running(scheduler, 400)
+        assert seen == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+        assert scheduler.failures("a") == 0
+
+    on_fake_time(main)
+
+
+def test_at_most_so_many_at_once_and_all_of_them_in_the_end() -> None:
+    async def main() -> None:
+        clock, now, peak, done = LoopClock(), 0, 0, set()
+
+        async def rotate(key: str) -> datetime:
+            nonlocal now, peak
+            now += 1
+            peak = max(peak, now)
+            await asyncio.sleep(1)
+            now -= 1
+            done.add(key)
+            return clock.now() + timedelta(days=1)
+
+        scheduler = RotationScheduler(rotate, clock, Middle(), at_once=3)
+        for number in range(10):
+            scheduler.schedule(str(number), START)
+        await running(scheduler, 4.5)
+        assert peak == 3
+        assert len(done) == 10
+
+    on_fake_time(main)
+
+
+def test_a_forgotten_key_stops_at_once_and_can_come_back() -> None:
+    async def main() -> None:
+        clock, began = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            began.append(round(elapsed()))
+            await asyncio.sleep(1000)
+            return clock.now()
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START)
+        task = asyncio.ensure_future(scheduler.run())
+        await asyncio.sleep(5)
+        await scheduler.forget("a")
+        assert round(elapsed()) == 5
+        assert scheduler.due("a") is None
+        scheduler.schedule("a", clock.now())
+        await scheduler.forget("a")
+        scheduler.schedule("a", clock.now())
+        await asyncio.sleep(5)
+        assert began == [0, 5]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    on_fake_time(main)
+
+
+def test_a_step_of_the_wall_clock_is_noticed_within_a_nap() -> None:
+    async def main() -> None:
+        clock, seen = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            seen.append(elapsed())
+            return clock.now() + timedelta(days=9)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START + timedelta(hours=10))
+        task = asyncio.ensure_future(scheduler.run())
+        await asyncio.sleep(1)
+        clock.step = timedelta(hours=11)
+        await asyncio.sleep(MAX_NAP + 1)
+        assert len(seen) == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    on_fake_time(main)
+
+
+def test_a_slow_subscriber_sees_the_newest_state_only() -> None:
+    async def main() -> None:
+        feed: Feed[int] = Feed()
+        feed.publish(1)
+        version = await feed.wait_beyond(0)
+        for value in range(2, 10):
+            feed.publish(value)
+        assert await feed.wait_beyond(version) == 9
+        assert feed.current == 9
+
+    on_fake_time(main)
