@@ -94,7 +94,7 @@ async def _start(
     serving = False
 
     async def healthy() -> str | None:
-        return None
+        return None if registration.announced else "the registration socket is missing"
 
     async def ready() -> str | None:
         return None if registration.registered else "kubelet has not registered the driver yet"

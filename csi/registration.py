@@ -61,6 +61,11 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
             self._changed.set()
         return pluginregistration_pb2.RegistrationStatusResponse()
 
+    @property
+    def announced(self) -> bool:
+        """Whether the socket is where kubelet looks."""
+        return self._socket is not None and self._socket.exists()
+
     def remove_stale(self) -> None:
         """Unlink sockets that earlier runs left, as early as possible: kubelet dials whatever it finds."""
         self._registry.mkdir(parents=True, exist_ok=True)
@@ -83,7 +88,7 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_INTERVAL):
                     await self._changed.wait()
-            gone = self._socket is None or not self._socket.exists()
+            gone = not self.announced
             if not self._changed.is_set() and not gone:
                 continue
             if gone:
