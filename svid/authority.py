@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from svid.bundle import TrustBundle
 from svid.certificates import extension
 from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
-from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, signature_hash
+from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, public_key_of, signature_hash
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import check_x509_svid
 
@@ -41,9 +41,7 @@ class X509Authority:
         if not self.chain:
             raise IssuanceRefused("authority has no certificate")
         try:
-            key = self.chain[0].public_key()
-            algorithm_of(key)
-            matches = public_bytes(key) == public_bytes(self.private_key.public_key())  # type: ignore[arg-type]
+            matches = public_bytes(public_key_of(self.chain[0])) == public_bytes(self.private_key.public_key())
         except InvalidKey as error:
             raise IssuanceRefused(f"authority key: {error}") from None
         if not matches:

@@ -8,10 +8,18 @@ from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeAlias
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from svid.certificates import certificates_from_der, certificates_from_pem, extension, to_der, to_pem
+from svid.certificates import (
+    certificate_from_der,
+    certificates_from_der,
+    certificates_from_pem,
+    extension,
+    to_der,
+    to_pem,
+)
 from svid.errors import InvalidBundle, InvalidKey
 from svid.keys import KeyAlgorithm, algorithm_of
 from svid.spiffeid import TrustDomain
@@ -139,7 +147,7 @@ def _x509_entry(entry: dict[str, Any]) -> list[x509.Certificate]:
     if not isinstance(x5c, list) or not x5c or not isinstance(x5c[0], str):
         return []
     try:
-        certificate = x509.load_der_x509_certificate(base64.b64decode(x5c[0], validate=True))
+        certificate = certificate_from_der(base64.b64decode(x5c[0], validate=True))
         _check_authority(certificate)
     except (ValueError, binascii.Error, InvalidBundle):
         return []
@@ -164,7 +172,10 @@ def _jwt_entry(entry: dict[str, Any]) -> list[JwtAuthority]:
 
 
 def _x509_key_members(certificate: x509.Certificate) -> dict[str, str]:
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InvalidBundle(f"X.509 authority: {error}") from None
     if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         return _members(key)
     try:

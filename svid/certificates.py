@@ -11,7 +11,18 @@ ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 def certificates_from_pem(data: bytes) -> tuple[x509.Certificate, ...]:
     """All certificates of a PEM text. Raises ValueError."""
-    return tuple(x509.load_pem_x509_certificates(data))
+    try:
+        return tuple(x509.load_pem_x509_certificates(data))
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from None
+
+
+def certificate_from_der(data: bytes) -> x509.Certificate:
+    """One DER certificate. Raises ValueError."""
+    try:
+        return x509.load_der_x509_certificate(data)
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from None
 
 
 def certificates_from_der(data: bytes) -> tuple[x509.Certificate, ...]:
@@ -20,7 +31,7 @@ def certificates_from_der(data: bytes) -> tuple[x509.Certificate, ...]:
     rest = memoryview(data)
     while rest:
         size = _element_size(rest)
-        found.append(x509.load_der_x509_certificate(bytes(rest[:size])))
+        found.append(certificate_from_der(bytes(rest[:size])))
         rest = rest[size:]
     if not found:
         raise ValueError("no certificate")
@@ -37,10 +48,18 @@ def to_der(certificates: Iterable[x509.Certificate]) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.DER) for certificate in certificates)
 
 
+def extensions(certificate: x509.Certificate) -> x509.Extensions:
+    """All extensions. Raises ValueError where they cannot be parsed."""
+    try:
+        return certificate.extensions
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(str(error)) from None
+
+
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> x509.Extension[ExtensionT] | None:
     """The extension of that kind, or None. Raises ValueError where the extensions cannot be parsed."""
     try:
-        return certificate.extensions.get_extension_for_class(kind)
+        return extensions(certificate).get_extension_for_class(kind)
     except x509.ExtensionNotFound:
         return None
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
@@ -87,6 +88,16 @@ def algorithm_of(public_key: object) -> KeyAlgorithm:
     if found is None:
         raise InvalidKey(f"key algorithm is not one of {', '.join(KeyAlgorithm)}")
     return found
+
+
+def public_key_of(certificate: x509.Certificate) -> PublicKey:
+    """The certificate's key. Raises InvalidKey when it is unreadable or not of a listed algorithm."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise InvalidKey("certificate's key cannot be read") from None
+    algorithm_of(key)
+    return cast(PublicKey, key)
 
 
 def signature_hash(private_key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:

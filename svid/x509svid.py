@@ -10,9 +10,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from svid.bundle import TrustBundle
-from svid.certificates import certificates_from_der, certificates_from_pem, extension, to_der, to_pem
-from svid.errors import InvalidSpiffeId, InvalidSvid
-from svid.keys import PrivateKey, algorithm_of, key_from_der, key_from_pem, key_to_der, key_to_pem, public_bytes
+from svid.certificates import certificates_from_der, certificates_from_pem, extension, extensions, to_der, to_pem
+from svid.errors import InvalidKey, InvalidSpiffeId, InvalidSvid
+from svid.keys import PrivateKey, key_from_der, key_from_pem, key_to_der, key_to_pem, public_bytes, public_key_of
 from svid.spiffeid import SpiffeId
 
 _MAX_CHAIN = 10
@@ -68,9 +68,11 @@ class X509Svid:
         found = check_x509_svid(self.chain, bundle, now)
         if found != self.spiffe_id:
             raise InvalidSvid(f"certificate is for {found}, not for {self.spiffe_id}")
-        key = self.leaf.public_key()
-        algorithm_of(key)
-        if public_bytes(self.private_key.public_key()) != public_bytes(key):  # type: ignore[arg-type]
+        try:
+            key = public_key_of(self.leaf)
+        except InvalidKey as error:
+            raise InvalidSvid(str(error)) from None
+        if public_bytes(self.private_key.public_key()) != public_bytes(key):
             raise InvalidSvid("private key does not match the leaf certificate")
 
     def chain_der(self) -> bytes:
@@ -177,7 +179,7 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
 
 
 def _check_critical(certificate: x509.Certificate) -> None:
-    for found in certificate.extensions:
+    for found in extensions(certificate):
         if found.critical and not isinstance(found.value, _KNOWN_CRITICAL):
             raise InvalidSvid(f"certificate has unknown critical extension {found.oid.dotted_string}")
 
