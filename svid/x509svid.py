@@ -123,7 +123,8 @@ def check_x509_svid(chain: Sequence[x509.Certificate], bundle: TrustBundle, now:
     try:
         _check_leaf(leaf)
         _check_path(chain, bundle, now)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        # TypeError: how the library answers a distinguished name of an impossible type.
         raise InvalidSvid(f"certificate cannot be parsed: {error}") from None
     return spiffe_id
 
