@@ -16,10 +16,14 @@ from svid.certificates import extension
 from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, public_key_of, signature_hash
 from svid.spiffeid import SpiffeId, TrustDomain
-from svid.x509svid import check_x509_svid
+from svid.x509svid import check_x509_svid, issued_by
 
 BACKDATE = timedelta(seconds=10)
-_DNS = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*", re.ASCII)
+# RFC 1123 2.1: the last label is never a number, or the name could be taken for an IPv4 address.
+_DNS = re.compile(
+    r"(?=.{1,253}$)(?!(.*\.)?[0-9]+$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*",
+    re.ASCII,
+)
 _EMPTY = x509.Name([])
 
 
@@ -27,8 +31,8 @@ _EMPTY = x509.Name([])
 class X509Authority:
     """Signs X.509-SVIDs of one trust domain.
 
-    `chain` starts with the certificate of `private_key` and goes up, the root left out unless it signs itself;
-    `bundle` is what verifiers hold. Raises IssuanceRefused at construction when these do not belong together.
+    `chain` starts with the certificate of `private_key` and goes up, with or without the root; `bundle` is what
+    verifiers hold. Raises IssuanceRefused at construction when these do not belong together.
     """
 
     trust_domain: TrustDomain
@@ -55,7 +59,16 @@ class X509Authority:
 
     @classmethod
     def create(cls, trust_domain: TrustDomain, *, algorithm: KeyAlgorithm, lifetime: timedelta, now: datetime) -> Self:
-        """A new self-signed authority (its certificate carries the trust domain's SPIFFE ID, X 3.2)."""
+        """A new self-signed authority (its certificate carries the trust domain's SPIFFE ID, X 3.2).
+
+        Raises IssuanceRefused when `lifetime` is not positive or ends after the year 9999.
+        """
+        if lifetime <= timedelta(0):
+            raise IssuanceRefused("lifetime must be positive")
+        try:
+            not_after = now + lifetime
+        except OverflowError:
+            raise IssuanceRefused("lifetime is too long for a certificate") from None
         key = algorithm.generate()
         serial = x509.random_serial_number()
         # Two authorities of one trust domain must differ in name, or verifiers confuse their signatures.
@@ -74,7 +87,7 @@ class X509Authority:
                 public_key=public_key,
                 serial_number=serial,
                 not_valid_before=now - BACKDATE,
-                not_valid_after=now + lifetime,
+                not_valid_after=not_after,
             )
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
@@ -86,10 +99,24 @@ class X509Authority:
         )
         return cls(trust_domain, (certificate,), key, TrustBundle(trust_domain, (certificate,), sequence=1))
 
-    @property
+    @cached_property
     def not_after(self) -> datetime:
-        """When the first certificate above a leaf ends."""
-        return min(certificate.not_valid_after_utc for certificate in self.chain)
+        """When the first certificate above a leaf ends, the root in the bundle included."""
+        ends = [certificate.not_valid_after_utc for certificate in self.chain]
+        anchors = [anchor for anchor in self.bundle.x509_authorities if issued_by(self.chain[-1], anchor)]
+        if anchors:  # of a root and its renewal the later one counts: either verifies the chain
+            ends.append(max(anchor.not_valid_after_utc for anchor in anchors))
+        return min(ends)
+
+    @cached_property
+    def _intermediates(self) -> tuple[x509.Certificate, ...]:
+        """What goes along with a leaf: the chain up to, but without, what verifiers hold already."""
+        found: list[x509.Certificate] = []
+        for certificate in self.chain:
+            if certificate in self.bundle.x509_authorities or issued_by(certificate, certificate):
+                break
+            found.append(certificate)
+        return tuple(found)
 
     @cached_property
     def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
@@ -121,9 +148,9 @@ class X509Authority:
         for name in dns_names:
             if not _DNS.fullmatch(name):
                 raise IssuanceRefused(f"{name[:80]!r} is not a DNS name")
-        not_after = min(now + ttl, self.not_after)
-        if not_after <= now:
+        if self.not_after <= now:
             raise IssuanceRefused(f"authority expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}; it needs a new one")
+        not_after = now + min(ttl, self.not_after - now)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
         names += [x509.DNSName(name) for name in dict.fromkeys(dns_names)]
         leaf = (
@@ -149,7 +176,7 @@ class X509Authority:
             .add_extension(x509.SubjectAlternativeName(names), critical=not list(self.subject))
             .sign(self.private_key, signature_hash(self.private_key))
         )
-        chain = (leaf, *(above for above in self.chain if above not in self.bundle.x509_authorities))
+        chain = (leaf, *self._intermediates)
         try:
             check_x509_svid(chain, self.bundle, now)
         except InvalidSvid as error:

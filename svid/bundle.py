@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeAlias
@@ -25,6 +26,10 @@ from svid.keys import KeyAlgorithm, algorithm_of
 from svid.spiffeid import TrustDomain
 
 MAX_JWKS_BYTES = 4 * 1024 * 1024
+# RFC 7518 3.3 asks for 2048 bits; above 16384 a signature check costs seconds.
+_RSA_BITS = range(2048, 16384 + 1)
+_KEY_TYPES = frozenset({"RSA", "EC", "OKP", "AKP"})
+_PEM_LABEL = re.compile(rb"-----BEGIN ([^-\r\n]*)-----")
 JwtKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 _JWT_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 _CURVES_BY_NAME: dict[str, ec.EllipticCurve] = {
@@ -64,7 +69,12 @@ class TrustBundle:
 
     @classmethod
     def from_pem(cls, trust_domain: TrustDomain, data: bytes) -> Self:
-        """A bundle of the CA certificates in a PEM text. Raises InvalidBundle, also for an empty one."""
+        """A bundle of the CA certificates in a PEM text. Raises InvalidBundle, also for an empty one.
+
+        A block that is no certificate is refused: in a file that is handed around it is most likely a key.
+        """
+        if set(_PEM_LABEL.findall(data)) - {b"CERTIFICATE"}:
+            raise InvalidBundle("not a PEM trust bundle: it has a block that is not a CERTIFICATE")
         try:
             return cls(trust_domain, certificates_from_pem(data))
         except ValueError as error:
@@ -95,7 +105,7 @@ class TrustBundle:
         authorities: list[x509.Certificate] = []
         jwt: list[JwtAuthority] = []
         for entry in document["keys"]:
-            if not isinstance(entry, dict) or not isinstance(entry.get("kty"), str):
+            if not isinstance(entry, dict) or not _is_known_key_type(entry):
                 continue
             if entry.get("use") == "x509-svid":
                 authorities.extend(_x509_entry(entry))
@@ -142,6 +152,11 @@ def _check_authority(certificate: x509.Certificate) -> None:
         raise InvalidBundle("X.509 authority is not a CA certificate (basicConstraints CA is not true)")
 
 
+def _is_known_key_type(entry: dict[str, Any]) -> bool:
+    kind = entry.get("kty")  # unknown ones make the whole entry void, whatever else is in it (TDB 4.2.1)
+    return isinstance(kind, str) and kind in _KEY_TYPES
+
+
 def _x509_entry(entry: dict[str, Any]) -> list[x509.Certificate]:
     x5c = entry.get("x5c")
     if not isinstance(x5c, list) or not x5c or not isinstance(x5c[0], str):
@@ -160,13 +175,16 @@ def _jwt_entry(entry: dict[str, Any]) -> list[JwtAuthority]:
         return []
     try:
         if entry["kty"] == "RSA":
-            key: JwtKey = rsa.RSAPublicNumbers(_number(entry["e"]), _number(entry["n"])).public_key()
+            numbers = rsa.RSAPublicNumbers(_number(entry["e"]), _number(entry["n"]))
+            if numbers.n.bit_length() not in _RSA_BITS:
+                return []
+            key: JwtKey = numbers.public_key()
         elif entry["kty"] == "EC" and entry["crv"] in _CURVES_BY_NAME:
             curve = _CURVES_BY_NAME[entry["crv"]]
             key = ec.EllipticCurvePublicNumbers(_number(entry["x"]), _number(entry["y"]), curve).public_key()
         else:
             return []
-    except (KeyError, TypeError, ValueError, binascii.Error):
+    except (KeyError, TypeError, ValueError, UnsupportedAlgorithm, binascii.Error):
         return []
     return [JwtAuthority(key_id, key)]
 

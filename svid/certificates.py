@@ -10,11 +10,15 @@ ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 
 def certificates_from_pem(data: bytes) -> tuple[x509.Certificate, ...]:
-    """All certificates of a PEM text. Raises ValueError."""
+    """All certificates of a PEM text, other blocks aside. Raises ValueError, also for one that is cut short."""
     try:
-        return tuple(x509.load_pem_x509_certificates(data))
+        found = tuple(x509.load_pem_x509_certificates(data))
     except x509.InvalidVersion as error:
         raise ValueError(str(error)) from None
+    # The library passes over a block without an end, which would lose a certificate without a word.
+    if len(found) < data.count(b"-----BEGIN CERTIFICATE-----"):
+        raise ValueError("a PEM block is cut short")
+    return found
 
 
 def certificate_from_der(data: bytes) -> x509.Certificate:

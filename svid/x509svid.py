@@ -16,6 +16,7 @@ from svid.keys import PrivateKey, key_from_der, key_from_pem, key_to_der, key_to
 from svid.spiffeid import SpiffeId
 
 _MAX_CHAIN = 10
+# Name constraints are missing on purpose, see _check_extensions.
 _KNOWN_CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
 
 
@@ -52,7 +53,7 @@ class X509Svid:
 
     @property
     def serial(self) -> str:
-        """The leaf's serial number as lower-case hex, as openssl prints it."""
+        """The leaf's serial number as lower-case hex without leading zeros."""
         return f"{self.leaf.serial_number:x}"
 
     @property
@@ -153,23 +154,30 @@ def _check_leaf(leaf: x509.Certificate) -> None:
 def _check_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime) -> None:
     for certificate in chain:
         _check_validity(certificate, now)
-        _check_critical(certificate)
-    anchors = set(bundle.x509_authorities)
+        _check_extensions(certificate)
+    refusal: InvalidSvid | None = None
+    below = 0
     for depth, certificate in enumerate(chain):
-        if depth > 0 and certificate in anchors:
-            return
         for anchor in bundle.x509_authorities:
-            if _issued(certificate, anchor):
+            if not issued_by(certificate, anchor):
+                continue
+            # A renewed root has the name and key of the old one, so an expired anchor is not the last word.
+            try:
                 _check_validity(anchor, now)
-                _check_issuer(anchor, below=depth)
+                _check_issuer(anchor, below=below)
+            except InvalidSvid as error:
+                refusal = refusal or error
+            else:
                 return
         if depth + 1 == len(chain):
             break
         issuer = chain[depth + 1]
-        if not _issued(certificate, issuer):
-            raise InvalidSvid(f"certificate {depth} of the chain is not signed by the next one")
-        _check_issuer(issuer, below=depth)
-    raise InvalidSvid(f"chain does not lead to an authority of trust domain {bundle.trust_domain}")
+        if not issued_by(certificate, issuer):
+            raise refusal or InvalidSvid(f"certificate {depth} of the chain is not signed by the next one")
+        _check_issuer(issuer, below=below)
+        if issuer.issuer != issuer.subject:  # self-issued ones do not count (RFC 5280 4.2.1.9)
+            below += 1
+    raise refusal or InvalidSvid(f"chain does not lead to an authority of trust domain {bundle.trust_domain}")
 
 
 def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
@@ -179,14 +187,17 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
         raise InvalidSvid(f"certificate expired at {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}")
 
 
-def _check_critical(certificate: x509.Certificate) -> None:
+def _check_extensions(certificate: x509.Certificate) -> None:
     for found in extensions(certificate):
+        # They are not evaluated here (X 4.2 makes them optional), so passing them over would widen what a CA may sign.
+        if isinstance(found.value, x509.NameConstraints):
+            raise InvalidSvid("certificate has name constraints, which are not supported")
         if found.critical and not isinstance(found.value, _KNOWN_CRITICAL):
             raise InvalidSvid(f"certificate has unknown critical extension {found.oid.dotted_string}")
 
 
 def _check_issuer(issuer: x509.Certificate, *, below: int) -> None:
-    """`below`: how many CA certificates stand between the issuer and the leaf."""
+    """`below`: how many CA certificates, self-issued ones aside, stand between the issuer and the leaf."""
     constraints = extension(issuer, x509.BasicConstraints)
     if constraints is None or not constraints.value.ca:
         raise InvalidSvid("signing certificate is not a CA certificate")
@@ -197,11 +208,12 @@ def _check_issuer(issuer: x509.Certificate, *, below: int) -> None:
         raise InvalidSvid("signing certificate lacks keyCertSign")
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether `issuer` has the name and the key that `certificate` is signed with; nothing else is looked at."""
     if certificate.issuer != issuer.subject:
         return False
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return True

@@ -64,8 +64,14 @@ def test_every_algorithm_issues_and_is_issued_to(algorithm: KeyAlgorithm, tmp_pa
     assert X509Svid.from_pem(made.chain_pem(), made.key_pem()).chain == made.chain
     assert X509Svid.from_der(made.chain_der(), made.key_der()).serial == made.serial
     assert TrustBundle.from_jwks(TD, issuer.bundle.to_jwks()) == issuer.bundle
+
+
+@pytest.mark.parametrize("algorithm", list(KeyAlgorithm))
+def test_openssl_verifies_every_algorithm(algorithm: KeyAlgorithm, tmp_path: Path) -> None:  # X509-26, X509-30
     if algorithm.value.startswith("ml-dsa") and not openssl_knows_ml_dsa():
-        return
+        pytest.skip(f"ML-DSA needs OpenSSL 3.5, this host's command is {openssl('version').stdout.strip()}")
+    issuer = authority(algorithm)
+    made = svid(issuer, algorithm)
     (tmp_path / "ca").write_bytes(issuer.bundle.to_pem())
     (tmp_path / "leaf").write_bytes(made.chain_pem())
     at = str(int(NOW.timestamp()))
@@ -116,6 +122,16 @@ def test_a_leaf_never_outlives_its_authority() -> None:  # X509-25, C-52
         (WEB, HOUR, ("a b",)),
         (WEB, HOUR, ("UPPER",)),
         (WEB, HOUR, ("a" * 254,)),
+        (WEB, HOUR, ("a" * 64,)),
+        (WEB, HOUR, ("",)),
+        (WEB, HOUR, ("a..b",)),
+        (WEB, HOUR, ("a.",)),
+        (WEB, HOUR, ("-a",)),
+        (WEB, HOUR, ("a-",)),
+        (WEB, HOUR, ("a_b",)),
+        (WEB, HOUR, ("a\n",)),
+        (WEB, HOUR, ("10.0.0.1",)),
+        (WEB, HOUR, ("1",)),
     ],
 )
 def test_the_authority_refuses(spiffe_id: SpiffeId, ttl: timedelta, dns_names: tuple[str, ...]) -> None:
@@ -172,22 +188,28 @@ def test_the_forger_can_make_a_good_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"uris": []}, "0 URI SANs"),
-        ({"uris": [str(WEB), "spiffe://example.org/b"]}, "2 URI SANs"),
-        ({"uris": [str(WEB), "https://example.org"]}, "2 URI SANs"),
-        ({"uris": ["https://example.org/a"]}, "not a SPIFFE ID"),
-        ({"uris": ["spiffe://example.org"]}, "no path"),
-        ({"uris": ["spiffe://EXAMPLE.org/a"]}, "not a SPIFFE ID"),
-        ({"uris": ["spiffe://other.org/a"]}, "not of trust domain"),
-        ({"ca": True}, "is a CA certificate"),
-        ({"key_usage": False}, "no critical key usage"),
-        ({"usage_critical": False}, "no critical key usage"),
-        ({"usage": {"digital_signature": False}}, "lacks digitalSignature"),
-        ({"usage": {"key_cert_sign": True}}, "has keyCertSign"),
-        ({"usage": {"crl_sign": True}}, "has keyCertSign or cRLSign"),
-        ({"eku": [ExtendedKeyUsageOID.SERVER_AUTH]}, "lacks serverAuth or clientAuth"),
-        ({"san_critical": False}, "not critical"),
-        ({"unknown": True}, "unknown critical extension"),
+        pytest.param({"uris": []}, "0 URI SANs", id="X509-36 no URI"),
+        pytest.param({"uris": [str(WEB), "spiffe://example.org/b"]}, "2 URI SANs", id="X509-36 two IDs"),
+        pytest.param({"uris": [str(WEB), "https://example.org"]}, "2 URI SANs", id="X509-36 one ID and a URL"),
+        pytest.param({"uris": [str(WEB), str(WEB)]}, "2 URI SANs", id="X509-36 one ID twice"),
+        pytest.param({"uris": ["https://example.org/a"]}, "not a SPIFFE ID", id="X509-34 scheme"),
+        pytest.param({"uris": ["spiffe://EXAMPLE.org/a"]}, "not a SPIFFE ID", id="X509-34 upper case"),
+        pytest.param({"uris": ["spiffe://example.org/a/"]}, "not a SPIFFE ID", id="X509-34 trailing slash"),
+        pytest.param({"uris": ["spiffe://example.org"]}, "no path", id="X509-35"),
+        pytest.param({"uris": ["spiffe://other.org/a"]}, "not of trust domain", id="X509-31 ID-21"),
+        pytest.param({"ca": True}, "is a CA certificate", id="X509-32"),
+        pytest.param({"key_usage": False}, "no critical key usage", id="X509-9 absent"),
+        pytest.param({"usage_critical": False}, "no critical key usage", id="X509-9 not critical"),
+        pytest.param({"usage": {"digital_signature": False}}, "lacks digitalSignature", id="X509-12"),
+        pytest.param({"usage": {"key_cert_sign": True}}, "has keyCertSign", id="X509-33 keyCertSign"),
+        pytest.param({"usage": {"crl_sign": True}}, "has keyCertSign or cRLSign", id="X509-33 cRLSign"),
+        pytest.param({"eku": [ExtendedKeyUsageOID.SERVER_AUTH]}, "lacks serverAuth or", id="X509-17 server only"),
+        pytest.param({"eku": [ExtendedKeyUsageOID.CLIENT_AUTH]}, "lacks serverAuth or", id="X509-17 client only"),
+        pytest.param(
+            {"eku": [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]}, "lacks serverAuth or", id="X509-17 any purpose"
+        ),
+        pytest.param({"san_critical": False}, "not critical", id="X509-5"),
+        pytest.param({"unknown": True}, "unknown critical extension", id="X509-30 unknown critical"),
     ],
 )
 def test_the_validator_refuses(changes: dict[str, object], sentence: str) -> None:  # X509-30 to 36
@@ -238,10 +260,9 @@ def ca_certificate(
 
 
 def intermediate(parent: X509Authority, *, ca: bool = True) -> X509Authority:
+    name = f"intermediate {len(parent.chain)}"  # of one name with its parent it would be self-issued, and not count
     key = KeyAlgorithm.EC_P256.generate()
-    return X509Authority(
-        TD, (ca_certificate("intermediate", key, parent, None, ca=ca), *parent.chain), key, parent.bundle
-    )
+    return X509Authority(TD, (ca_certificate(name, key, parent, None, ca=ca), *parent.chain), key, parent.bundle)
 
 
 def unlimited_root() -> X509Authority:
