@@ -33,16 +33,20 @@ def _lines_of(command: list[str]) -> list[dict[str, Any]]:
 
 def test_py_spiffe() -> None:
     client = str(Path(__file__).with_name("py_spiffe_client.py"))
-    fetched, bundle, jwt, watched = _lines_of([sys.executable, client, "SOCKET", "3"])
-    assert fetched["id"] == WEB
+    fetched, context, bundle, refused, watched = _lines_of([sys.executable, client, "SOCKET", "3"])
+    assert fetched["id"] == context["id"] == WEB
+    assert fetched["chain"] == 1
     assert bundle["authorities"] == 1
-    assert "UNIMPLEMENTED" in jwt["jwt"].upper() or "not implemented" in jwt["jwt"].lower()
-    assert len(watched["serials"]) == 4
+    assert len(refused) == 3
+    assert all("StatusCode.UNIMPLEMENTED" in error for error in refused.values()), refused
+    assert len(watched["serials"]) == len(set(watched["serials"])) == 4
 
 
 def test_go_spiffe(go_tools: Path) -> None:
-    bundles, jwt, *updates = _lines_of([str(go_tools / "go-client"), "SOCKET", "4"])
-    assert bundles["bundles"] == 1
-    assert jwt["jwt"] == "Unimplemented"
+    fetched, bundles, refused, *updates = _lines_of([str(go_tools / "go-client"), "SOCKET", "4"])
+    assert fetched["id"] == WEB
+    assert bundles["domains"] == ["example.org"]
+    assert len(refused) == 5
+    assert set(refused.values()) == {"Unimplemented"}, refused
     assert [update["id"] for update in updates] == [WEB] * 4
     assert len({update["serial"] for update in updates}) == 4

@@ -1,5 +1,6 @@
 // A workload that uses go-spiffe against a Workload API socket and says what it saw, one JSON object a line:
-// each X.509 context it is sent, verified as a peer would verify it, until it has seen as many as it was told.
+// what the one-shot calls answer, then each X.509 context it is sent, verified as a peer would verify it, until it has
+// seen as many as it was told.
 package main
 
 import (
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
@@ -51,6 +53,22 @@ func say(line map[string]any) {
 	fmt.Println(string(text))
 }
 
+// refused calls what the server does not have yet and says what it answered, by method.
+func refused(ctx context.Context, client *workloadapi.Client) map[string]any {
+	_, fetchJWT := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "test"})
+	_, jwtBundles := client.FetchJWTBundles(ctx)
+	_, validateJWT := client.ValidateJWTSVID(ctx, "e30.e30.AA", "test")
+	_, fetchWIT := client.FetchWITSVID(ctx, "")
+	_, witBundles := client.FetchWITBundles(ctx)
+	return map[string]any{
+		"FetchJWTSVID":    status.Code(fetchJWT).String(),
+		"FetchJWTBundles": status.Code(jwtBundles).String(),
+		"ValidateJWTSVID": status.Code(validateJWT).String(),
+		"FetchWITSVID":    status.Code(fetchWIT).String(),
+		"FetchWITBundles": status.Code(witBundles).String(),
+	}
+}
+
 func run(address string, updates int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -59,13 +77,26 @@ func run(address string, updates int) error {
 		return err
 	}
 	defer client.Close()
+	svid, err := client.FetchX509SVID(ctx)
+	if err != nil {
+		return fmt.Errorf("svid: %w", err)
+	}
 	bundles, err := client.FetchX509Bundles(ctx)
 	if err != nil {
 		return fmt.Errorf("bundles: %w", err)
 	}
-	say(map[string]any{"bundles": bundles.Len()})
-	_, err = client.FetchJWTBundles(ctx)
-	say(map[string]any{"jwt": status.Code(err).String()})
+	// The two calls are two feeds of one state: what one brings must verify with what the other brings.
+	id, _, err := x509svid.Verify(svid.Certificates, bundles)
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	say(map[string]any{"id": id.String(), "serial": svid.Certificates[0].SerialNumber.Text(16)})
+	domains := []string{}
+	for _, bundle := range bundles.Bundles() {
+		domains = append(domains, bundle.TrustDomain().Name())
+	}
+	say(map[string]any{"domains": domains})
+	say(refused(ctx, client))
 	watching, done := context.WithCancelCause(ctx)
 	err = client.WatchX509Context(watching, &watcher{left: updates, done: done})
 	if cause := context.Cause(watching); errors.Is(cause, errEnough) {
