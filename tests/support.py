@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def serial(target: Path) -> str:
 @asynccontextmanager
 async def svid_stream(
     socket: Path, metadata: tuple[tuple[str, str], ...] = HEADER
-) -> AsyncIterator["grpc.aio.UnaryStreamCall[workload_pb2.X509SVIDRequest, workload_pb2.X509SVIDResponse]"]:
+) -> AsyncIterator[AsyncIterable[workload_pb2.X509SVIDResponse]]:
     """An open FetchX509SVID call."""
     async with grpc.aio.insecure_channel(f"unix:{socket}", options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
         call = channel.unary_stream(

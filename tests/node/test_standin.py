@@ -92,7 +92,7 @@ class FakeDriver:
             await context.abort(code, "as the test wants it")
 
 
-class _FakeRegistration(pluginregistration_pb2_grpc.RegistrationServicer):  # type: ignore[misc]
+class _FakeRegistration(pluginregistration_pb2_grpc.RegistrationServicer):
     def __init__(self, driver: FakeDriver) -> None:
         self._driver = driver
 
@@ -114,7 +114,7 @@ class _FakeRegistration(pluginregistration_pb2_grpc.RegistrationServicer):  # ty
         return pluginregistration_pb2.RegistrationStatusResponse()
 
 
-class _FakeNode(csi_pb2_grpc.NodeServicer):  # type: ignore[misc]
+class _FakeNode(csi_pb2_grpc.NodeServicer):
     def __init__(self, driver: FakeDriver) -> None:
         self._driver = driver
 

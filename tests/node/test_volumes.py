@@ -275,7 +275,10 @@ def test_workload_endpoint_statuses(metadata: tuple[tuple[str, str], ...], metho
         async with node() as (here, kubelet):
             socket = here.short(await kubelet.publish(pod(), VOLUME)) / "socket"
             async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-                call = channel.unary_stream(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=metadata, timeout=DEADLINE)
+                ask = channel.unary_stream(
+                    f"/SpiffeWorkloadAPI/{method}", request_serializer=bytes, response_deserializer=bytes
+                )
+                call = ask(b"", metadata=metadata, timeout=DEADLINE)
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await anext(aiter(call))
             assert caught.value.code() is code
@@ -520,15 +523,16 @@ def test_a_reader_at_full_speed_never_sees_a_torn_pair_in_200_rotations() -> Non
         volume = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), None)
         try:
             volume.write(identity(), now)
-            reader = subprocess.Popen([sys.executable, "-c", READER, str(target)], stdout=subprocess.PIPE)
-            assert reader.stdout is not None
-            for _ in range(200):
-                # The reader runs freely; a rotation only waits for a round that began after the last one.
-                _wait_for_rounds(reader.stdout.fileno(), 2)
-                volume.write(identity(), now)
-            assert reader.poll() is None
-            reader.kill()
-            reader.wait()
+            with subprocess.Popen([sys.executable, "-c", READER, str(target)], stdout=subprocess.PIPE) as reader:
+                assert reader.stdout is not None
+                try:
+                    for _ in range(200):
+                        # The reader runs freely; a rotation only waits for a round that began after the last one.
+                        _wait_for_rounds(reader.stdout.fileno(), 2)
+                        volume.write(identity(), now)
+                    assert reader.poll() is None
+                finally:
+                    reader.kill()
             assert len(list(target.glob("..2*"))) <= 3
         finally:
             volume.close()
