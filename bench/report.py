@@ -1,0 +1,121 @@
+"""Rows of results, and how they are shown and recorded."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+HEADINGS = ("what", "unit", "n", "min", "p50", "p99", "max", "p50 / floor", "budget", "")
+FLOORS = (
+    "Floors are of the same run: for latencies and rates measured in turn with what stands beside them, "
+    "for idle CPU at the same time, the others before."
+)
+# Fewer values have no 99th percentile to speak of.
+ENOUGH_FOR_P99 = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: `values` in `unit`, the floor's p50 from the same run in that unit, and limits by statistic."""
+
+    what: str
+    unit: str
+    values: tuple[float, ...]
+    floor: float | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+    def statistic(self, name: str) -> float | None:
+        """`min`, `p50`, `p99` or `max`; None where there are too few values for it."""
+        ordered = sorted(self.values)
+        if name == "p99":
+            # Nearest rank.
+            return ordered[math.ceil(len(ordered) * 0.99) - 1] if len(ordered) >= ENOUGH_FOR_P99 else None
+        return {"min": ordered[0], "p50": statistics.median(ordered), "max": ordered[-1]}[name]
+
+    def verdict(self) -> str:
+        """What a reader would find by comparing; empty without a budget."""
+        if not self.budget:
+            return ""
+        found = {name: self.statistic(name) for name in self.budget}
+        missed = [name for name, value in found.items() if value is not None and value > self.budget[name]]
+        if missed:
+            return f"{' and '.join(missed)} missed"
+        return "too few" if None in found.values() else "met"
+
+    def cells(self) -> list[str]:
+        middle = self.statistic("p50")
+        ratio = f"{middle / self.floor:.1f}" if self.floor and middle is not None else "-"
+        numbers = [self.statistic(name) for name in ("min", "p50", "p99", "max")]
+        shown = ["-" if number is None else f"{number:.4g}" for number in numbers]
+        budget = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items()) or "-"
+        return [self.what, self.unit, str(len(self.values)), *shown, ratio, budget, self.verdict()]
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on."""
+    packages = {name: version(name) for name in ("grpcio", "cryptography", "protobuf")}
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": git.stdout.strip() or "unknown",
+        "cores": str(os.cpu_count()),
+        "load before": f"{os.getloadavg()[0]:.2f}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
+def table(rows: Sequence[Row], about: Mapping[str, str]) -> str:
+    """The results as Markdown."""
+    lines = ["# Results", "", ", ".join(f"{key} {value}" for key, value in about.items()), ""]
+    lines += [FLOORS, ""]
+    lines += ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def record(rows: Sequence[Row], about: Mapping[str, str]) -> None:
+    """Write latest.md and one JSON file a day and kind of host, a row a line."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "latest.md").write_text(table(rows, about), encoding="utf-8")
+    short = [{**asdict(row), "values": [float(f"{value:.5g}") for value in row.values]} for row in rows]
+    text = f'{{"environment": {json.dumps(dict(about))},\n"rows": [\n'
+    text += ",\n".join(json.dumps(row) for row in short) + "\n]}\n"
+    (RESULTS / f"{about['date']}-{about['cores']}c.json").write_text(text, encoding="utf-8")
+
+
+class Report:
+    """Collects rows and shows each on stderr as it comes."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(
+        self,
+        what: str,
+        unit: str,
+        values: Sequence[float],
+        *,
+        floor: Sequence[float] = (),
+        budget: Mapping[str, float] | None = None,
+    ) -> None:
+        """A row, with the p50 of `floor` beside it."""
+        row = Row(what, unit, tuple(values), statistics.median(floor) if floor else None, budget or {})
+        self.rows.append(row)
+        print("  ".join(row.cells()), file=sys.stderr, flush=True)
