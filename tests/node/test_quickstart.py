@@ -242,7 +242,7 @@ def test_an_agent_that_dies_ends_it_with_the_end_of_its_log(directory: Path) -> 
 def test_killed_at_any_moment_it_starts_again_with_the_same_authority(directory: Path) -> None:
     chance = random.Random(20)
     bundles = set()
-    for _ in range(4):
+    for _ in range(20):
         with Quickstart(directory=directory) as quickstart:
             time.sleep(chance.uniform(0.0, 1.5))  # the moment is the point: start, publish, rotation
             quickstart.process.kill()

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -117,13 +118,13 @@ def test_kill_and_restart_with_50_volumes_and_open_streams_mints_nothing_and_goe
             targets = await asyncio.gather(*(kubelet.publish(each, VOLUME) for each in pods))
             sockets = [here.short(target) / "socket" for target in targets]
             serials = [serial(target) for target in targets]
-            async with svid_stream(sockets[0]) as call:
-                stream = aiter(call)
-                await anext(stream)
+            async with AsyncExitStack() as stack:
+                streams = [aiter(await stack.enter_async_context(svid_stream(socket))) for socket in sockets]
+                await asyncio.gather(*(anext(stream) for stream in streams))
                 here.kill()
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await anext(stream)
-                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                ended = await asyncio.gather(*(anext(stream) for stream in streams), return_exceptions=True)
+                codes = [error.code() for error in ended if isinstance(error, grpc.aio.AioRpcError)]
+                assert codes == [grpc.StatusCode.UNAVAILABLE] * 50
             here.start(ttl="30s")
             await kubelet.wait_deregistered(DRIVER)
             await kubelet.wait_registered(DRIVER)
