@@ -14,7 +14,7 @@ from agent.errors import AuthorityDamaged, AuthorityRefused
 from csi.model import PodRef, PodToken
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
-from svid.certificates import certificates_from_pem, to_pem
+from svid.certificates import certificates_from_pem, extension, to_pem
 from svid.errors import SvidError
 from svid.keys import KeyAlgorithm, PublicKey, key_from_pem, key_to_pem
 from svid.renewal import RenewalWindow
@@ -106,10 +106,18 @@ def open_embedded(state_dir: Path, trust_domain: TrustDomain, clock: Clock) -> X
         raise AuthorityDamaged(f"{path} can be read by others; if nobody did, run: chmod 600 {path}")
     try:
         chain = certificates_from_pem(data)
-        return X509Authority(trust_domain, chain, key_from_pem(data), TrustBundle(trust_domain, chain, sequence=1))
+        authority = X509Authority(trust_domain, chain, key_from_pem(data), TrustBundle(trust_domain, chain, sequence=1))
+        names = extension(chain[0], x509.SubjectAlternativeName)
     except (ValueError, SvidError) as error:
         why = str(error) if isinstance(error, SvidError) else "it is not a key and certificate in PEM"
         raise AuthorityDamaged(f"{path} is damaged: {why}; {advice}") from None
+    found = names.value.get_values_for_type(x509.UniformResourceIdentifier) if names else []
+    if found != [str(trust_domain.id)]:
+        raise AuthorityDamaged(
+            f"{path} is the authority of {', '.join(found) or 'no trust domain'}, not of {trust_domain.id}; "
+            "set trust_domain back, or choose another state_dir"
+        )
+    return authority
 
 
 def open_files(certificate: Path, key: Path, bundle: Path | None, trust_domain: TrustDomain) -> X509Authority:

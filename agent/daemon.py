@@ -78,7 +78,6 @@ async def _start(
     workloads = WorkloadRegistry(
         LocalAuthority(authority, config.x509_ttl, clock), journal, blocking, clock, rng, metrics
     )
-    services.push_async_callback(workloads.stop)
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
         NodeSettings(config.node_name, str(config.kubelet_root)),
@@ -88,7 +87,10 @@ async def _start(
         blocking,
         metrics.published,
     )
-    services.push_async_callback(node.close)
+    # Undone from the last to the first: the sockets close while the directories that they are named by are still open.
+    services.callback(node.close)
+    services.push_async_callback(workloads.stop)
+    services.push_async_callback(node.settle)
     await node.adopt()
 
     serving = False

@@ -356,7 +356,7 @@ def _human_view(settings: _Settings) -> Callable[[], _View]:
             volume = f"{way}{pod.link}"
             return (
                 f"openssl x509 -in {volume}/tls.crt -noout -text",
-                f"SPIFFE_ENDPOINT_SOCKET=unix://{volume}/socket podsvid api fetch x509",
+                f"SPIFFE_ENDPOINT_SOCKET=unix://{volume}/socket {_own_command()} api fetch x509",
             )
 
         console = Console()
@@ -364,6 +364,12 @@ def _human_view(settings: _Settings) -> Callable[[], _View]:
         return _LiveView(console, commands) if redrawable else _PlainView(console, commands)
 
     return make
+
+
+def _own_command() -> str:
+    """How to call podsvid from another terminal, whose PATH may not have it."""
+    beside = Path(sys.executable).with_name("podsvid")
+    return str(beside) if shutil.which("podsvid") is None and beside.exists() else "podsvid"
 
 
 def _one_line(seen: _Seen) -> str:

@@ -102,7 +102,6 @@ class WorkloadApi:
         self._metrics = metrics
         self._server: grpc.aio.Server | None = None
         self._rendered: dict[Render, tuple[int, bytes]] = {}
-        self.streams = 0
 
     async def open(self, address: str) -> None:
         """Listen at the Unix socket path `address`. Raises OSError."""
@@ -162,12 +161,10 @@ class WorkloadApi:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        self.streams += 1
         self._metrics.streams.inc()
         try:
             yield
         finally:
-            self.streams -= 1
             self._metrics.streams.dec()
 
 

@@ -64,10 +64,6 @@ class WorkloadRegistry:
         self.scheduler = RotationScheduler(self._rotate, clock, rng)
         metrics.watch(lambda: len(self._workloads), self.earliest_expiry)
 
-    def get(self, volume_id: str) -> Workload | None:
-        """The workload of a published volume."""
-        return self._workloads.get(volume_id)
-
     def earliest_expiry(self) -> float:
         """Unix time at which the first SVID ends; 0 without any."""
         ends = [w.feed.current.expires_at.timestamp() for w in list(self._workloads.values()) if w.feed.current]

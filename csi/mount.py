@@ -10,10 +10,11 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Protocol
 
-from csi.errors import InvalidRequest
+from csi.errors import InvalidRequest, UndoFailed
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -68,12 +69,13 @@ class TmpfsMounts:
             self._mount(directory, options)
 
     def attached(self, directory: int, parent: int) -> bool:
-        if os.fstat(directory).st_dev == os.fstat(parent).st_dev:
-            return False
+        return mount_id(directory) != mount_id(parent) and self._is_tmpfs(directory)
+
+    def _is_tmpfs(self, directory: int) -> bool:
         answer = (ctypes.c_long * 64)()
         if self._libc.fstatfs(directory, ctypes.byref(answer)) != 0:
             raise _os_error("fstatfs")
-        return answer[0] == TMPFS_MAGIC
+        return bool(answer[0] == TMPFS_MAGIC)
 
     def verify(self, directory: int, parent: int) -> None:
         if not self.attached(directory, parent):
@@ -85,9 +87,11 @@ class TmpfsMounts:
             return
         if ctypes.get_errno() != errno.EBUSY:
             raise _os_error("umount2")
-        # Somebody still looks into it: what is secret goes now, the empty mount when they leave.
+        # Somebody still looks into it: what is secret goes now, the empty mount when they leave. What is no tmpfs is
+        # not ours, and nothing of it is touched.
         with opened(name, parent) as directory:
-            _empty(directory)
+            if self.attached(directory, parent):
+                _empty(directory)
         if self._libc.umount2(path, UMOUNT_NOFOLLOW | MNT_DETACH) != 0:
             raise _os_error("umount2")
 
@@ -117,6 +121,14 @@ class PlainDirectories:
             _empty(directory)
 
 
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """An open mounted target, and whether this call made the mount or found it there."""
+
+    descriptor: int
+    made: bool
+
+
 class Targets:
     """The target directories below `<kubelet-root>/pods`, each named by its components."""
 
@@ -124,31 +136,44 @@ class Targets:
         self._pods = os.path.join(os.path.realpath(kubelet_root), "pods")
         self._mounts = mounts
 
-    def mount(self, below: tuple[str, ...], *, mode: int, group: int | None) -> int:
+    def mount(self, below: tuple[str, ...], *, mode: int, group: int | None) -> Mounted:
         """Make the target, mount on it, verify the mount, and return it as an open directory.
 
         A tmpfs that is already there is kept: a running container sees only that one. Raises OSError and, for a
-        parent that is missing or a symlink, InvalidRequest.
+        parent that is a symlink, InvalidRequest; nothing that this call made is left then, or it raises UndoFailed.
         """
-        with self._parent(below) as parent:
-            try:
-                os.mkdir(below[-1], 0o750, dir_fd=parent)
-            except FileExistsError:
-                pass
-            with _refusing_links(below), opened(below[-1], parent) as directory:
-                if not self._mounts.attached(directory, parent):
-                    self._mounts.attach(directory, mode=mode, group=group)
-            mounted = os.open(below[-1], _DIR, dir_fd=parent)
-            try:
-                self._mounts.verify(mounted, parent)
+        made = created = False
+        try:
+            with self._parent(below) as parent:
+                with suppress(FileExistsError):
+                    os.mkdir(below[-1], 0o750, dir_fd=parent)
+                    created = True
+                with _refusing_links(below), opened(below[-1], parent) as directory:
+                    if not self._mounts.attached(directory, parent):
+                        self._mounts.attach(directory, mode=mode, group=group)
+                        made = True
+                return Mounted(self._verified(below, parent, mode, group), made)
+        except BaseException:
+            if made or created:
+                try:
+                    self.remove(below)
+                except OSError as error:
+                    raise UndoFailed(f"a failed mount could not be undone: {error.strerror or error}") from error
+            raise
+
+    def _verified(self, below: tuple[str, ...], parent: int, mode: int, group: int | None) -> int:
+        mounted = os.open(below[-1], _DIR, dir_fd=parent)
+        try:
+            self._mounts.verify(mounted, parent)
+            if group is not None:
+                os.fchown(mounted, -1, group)
+            # After the group: changing it takes the setgid bit away.
+            if stat.S_IMODE(os.fstat(mounted).st_mode) != mode:
                 os.fchmod(mounted, mode)
-                if group is not None:
-                    os.fchown(mounted, -1, group)
-                os.fchmod(mounted, mode)
-            except BaseException:
-                os.close(mounted)
-                raise
-            return mounted
+        except BaseException:
+            os.close(mounted)
+            raise
+        return mounted
 
     def find(self, below: tuple[str, ...]) -> int | None:
         """The mounted target as an open directory, or None where nothing is mounted."""
@@ -186,17 +211,17 @@ class Targets:
             if not stat.S_ISDIR(kind.st_mode):
                 os.unlink(name, dir_fd=parent)
                 return
-            directory = os.open(name, _DIR, dir_fd=parent)
-            foreign = os.fstat(directory).st_dev != os.fstat(parent).st_dev
-            mounted = foreign or self._mounts.attached(directory, parent)
-            os.close(directory)
+            with opened(name, parent) as directory:
+                # Whatever is mounted here has to go, but only the plain directory below all mounts is emptied.
+                mounted = mount_id(directory) != mount_id(parent) or self._mounts.attached(directory, parent)
+                if not mounted:
+                    # Written while nothing was mounted; kubelet could never remove it.
+                    _empty(directory)
             if not mounted:
-                break
+                os.rmdir(name, dir_fd=parent)
+                return
             self._mounts.detach(parent, name)
-        # Files in a plain directory were written while nothing was mounted; kubelet could never remove them.
-        with opened(name, parent) as directory:
-            _empty(directory)
-        os.rmdir(name, dir_fd=parent)
+        raise OSError(errno.EBUSY, f"more than {_MAX_STACKED} mounts are stacked at the target path")
 
     @contextmanager
     def _parent(self, below: tuple[str, ...]) -> Iterator[int]:
@@ -211,6 +236,12 @@ class Targets:
             yield current
         finally:
             os.close(current)
+
+
+def mount_id(directory: int) -> int:
+    """The id of the mount that the open `directory` lies in: unlike device numbers it tells bind mounts apart."""
+    with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
 
 
 @contextmanager

@@ -159,10 +159,13 @@ class NodeService(csi_pb2_grpc.NodeServicer):
                     extra={"volume_id": entry.volume.id, "pod": str(entry.volume.pod), "error": str(error)},
                 )
 
-    async def close(self) -> None:
-        """Wait for running operations, then stop serving. Volumes stay mounted: a stop is not an unpublish."""
+    async def settle(self) -> None:
+        """Wait for the operations that still run."""
         while self._operations:
             await asyncio.wait(self._operations)
+
+    def close(self) -> None:
+        """Let go of the volumes' directories. They stay mounted: a stop is not an unpublish."""
         for published in self._published.values():
             published.directory.close()
         self._published.clear()
@@ -191,21 +194,27 @@ class NodeService(csi_pb2_grpc.NodeServicer):
                 f"no SVID within {self._settings.mint_deadline:g} s; is the authority reachable?"
             ) from None
         wanted = modes(volume.group).directory
-        directory: VolumeDirectory | None = None
         try:
-            descriptor = await self._blocking(
+            mounted = await self._blocking(
                 lambda: self._targets.mount(volume.below_pods, mode=wanted, group=volume.group)
             )
-            directory = VolumeDirectory(descriptor, volume.group)
+        except OSError as error:
+            raise VolumeFailed(f"the volume could not be mounted: {error.strerror or error}") from error
+        directory = VolumeDirectory(mounted.descriptor, volume.group)
+        try:
             await self._workloads.open(volume, directory, issued)
         except Exception as error:
-            await self._undo(volume, directory)
-            if isinstance(error, CsiError):
-                raise
+            directory.close()
+            if not mounted.made:
+                # A running pod may be using it, with an SVID that is still good: only what this call made is undone.
+                raise UndoFailed(f"the volume was mounted before and could not be renewed: {error}") from error
+            await self._undo(volume)
             if isinstance(error, OSError):
                 raise VolumeFailed(f"the volume could not be made: {error.strerror or error}") from error
             raise
         self._published[volume.id] = Published(volume, directory)
+        # The first renewal may come before kubelet's next publish brings a newer token.
+        self._workloads.renew_token(volume.id, request.token)
         _log.info(
             "volume published",
             extra={
@@ -217,13 +226,9 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             },
         )
 
-    async def _undo(self, volume: Volume, directory: VolumeDirectory | None) -> None:
-        if directory is not None:
-            directory.close()
+    async def _undo(self, volume: Volume) -> None:
         try:
             await self._blocking(lambda: self._targets.remove(volume.below_pods))
-        except InvalidRequest:
-            return
         except OSError as error:
             raise UndoFailed(f"a failed publish could not be undone: {error.strerror or error}") from error
 
@@ -293,8 +298,11 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         task = asyncio.get_running_loop().create_task(operation, name="csi operation")
         self._operations.add(task)
         task.add_done_callback(self._operations.discard)
-        task.add_done_callback(_retrieve)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_unseen)
+            raise
 
 
 def _check_same(published: Volume, wanted: Volume) -> None:
@@ -304,7 +312,7 @@ def _check_same(published: Volume, wanted: Volume) -> None:
         raise VolumeConflict("volume is already published with other arguments; unpublish it first")
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    # A caller that went away never looks at the outcome; the boundary has logged it or will.
-    if not task.cancelled():
-        task.exception()
+def _log_unseen(task: asyncio.Task[Any]) -> None:
+    # The boundary logs what a call answers, but here nobody waits for the answer any more.
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("operation failed after its caller went away", extra={"error": str(error)}, exc_info=error)

@@ -21,7 +21,7 @@ from csi.standin import Pod, PodVolume, PublishFailed, StandInKubelet
 from csi.volume import VolumeDirectory
 from svid.authority import X509Authority
 from svid.identity import WorkloadIdentity
-from svid.keys import KeyAlgorithm
+from svid.keys import KeyAlgorithm, key_to_pem
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
 from tests.support import DEADLINE, DRIVER, IS_ROOT, VOLUME, first, host, node, pod, serial, svid_stream
@@ -549,5 +549,118 @@ def test_a_volume_unmounted_behind_the_agent_is_mounted_again_at_the_next_republ
             await kubelet.republish(web, VOLUME)
             assert here.mounts() == [str(target)]
             assert (await first(here.short(target) / "socket")).svids
+
+    asyncio.run(run())
+
+
+def test_unpublish_takes_a_foreign_mount_away_and_touches_nothing_in_it() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            request = kubelet.publish_request(pod(), VOLUME)
+            target = Path(request.target_path)
+            target.mkdir(parents=True)
+            # Of the same file system, so device numbers do not tell it from a plain directory.
+            precious = here.base / "precious"
+            precious.mkdir()
+            (precious / "file").write_text("kept", encoding="utf-8")
+            subprocess.run(["mount", "--bind", precious, target], check=True)
+            held = os.open(target, os.O_RDONLY)
+            try:
+                await kubelet.call(
+                    "NodeUnpublishVolume",
+                    csi_pb2.NodeUnpublishVolumeRequest(volume_id=request.volume_id, target_path=request.target_path),
+                )
+            finally:
+                os.close(held)
+            assert (precious / "file").read_text(encoding="utf-8") == "kept"
+            assert here.mounts() == []
+            assert not target.exists()
+
+    asyncio.run(run())
+
+
+def test_a_renewal_that_fails_after_the_journal_was_lost_leaves_the_running_pods_volume() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            web = pod()
+            target = await kubelet.publish(web, VOLUME)
+            before = serial(target)
+            here.kill()
+            for path in (here.base / "r" / "journal").iterdir():
+                path.unlink()
+            here.start()
+            await kubelet.wait_deregistered(DRIVER)
+            await kubelet.wait_registered(DRIVER)
+            subprocess.run(["mount", "-o", "remount,ro", target], check=True)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await kubelet.call("NodePublishVolume", kubelet.publish_request(web, VOLUME))
+            # Not final, so kubelet neither forgets the volume nor takes its directory away.
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert here.mounts() == [str(target)]
+            assert serial(target) == before
+            subprocess.run(["mount", "-o", "remount,rw", target], check=True)
+            await kubelet.call("NodePublishVolume", kubelet.publish_request(web, VOLUME))
+            assert here.mounts() == [str(target)]
+            assert serial(target) != before
+
+    asyncio.run(run())
+
+
+def test_an_embedded_authority_is_not_used_for_another_trust_domain() -> None:
+    async def run() -> None:
+        async with node() as (here, _):
+            assert here.stop() == 0
+            state = (here.base / "s" / "authority.pem").read_bytes()
+            here.start("--trust-domain", "other.org")
+            assert here.process is not None
+            assert await asyncio.to_thread(here.process.wait, DEADLINE) == 1
+            assert "is the authority of spiffe://example.org, not of spiffe://other.org" in here.log.read_text()
+            assert (here.base / "s" / "authority.pem").read_bytes() == state
+
+    asyncio.run(run())
+
+
+def test_an_outage_of_the_authority_shows_in_the_condition_and_never_in_republish() -> None:
+    async def run() -> None:
+        with host() as here:
+            # An authority from files, which ends in a few seconds: after that nothing can be renewed.
+            issuer = X509Authority.create(
+                TrustDomain("example.org"),
+                algorithm=KeyAlgorithm.EC_P256,
+                lifetime=timedelta(seconds=8),
+                now=datetime.now(UTC),
+            )
+            (here.base / "ca.crt").write_bytes(issuer.bundle.to_pem())
+            (here.base / "ca.key").write_bytes(key_to_pem(issuer.private_key))
+            files = ("--ca-cert-file", str(here.base / "ca.crt"), "--ca-key-file", str(here.base / "ca.key"))
+            here.start("--authority", "file", *files)
+            kubelet = StandInKubelet(here.kubelet_root)
+            await kubelet.start()
+            try:
+                await kubelet.wait_registered(DRIVER)
+                web = pod()
+                target = await kubelet.publish(web, VOLUME)
+                socket = here.short(target) / "socket"
+                assert not (await kubelet.stats(web, VOLUME)).volume_condition.abnormal
+                assert (await first(socket)).svids
+                async with asyncio.timeout(DEADLINE):
+                    while not (condition := (await kubelet.stats(web, VOLUME)).volume_condition).abnormal:
+                        await asyncio.sleep(0.2)
+                    while "expired" not in condition.message:
+                        await asyncio.sleep(0.2)
+                        condition = (await kubelet.stats(web, VOLUME)).volume_condition
+                await kubelet.republish(web, VOLUME)
+                assert here.mounts() == [str(target)]
+                assert (target / "tls.key").exists()
+                # C-13: an expired SVID is not handed out, and this is no denial.
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await first(socket)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                with pytest.raises(PublishFailed, match=r"IDENTITY_DENIED.*authority expired"):
+                    await kubelet.publish(pod("late"), VOLUME)
+                assert here.mounts() == [str(target)]
+                assert "rotation failed" in here.log.read_text(encoding="utf-8")
+            finally:
+                await kubelet.stop()
 
     asyncio.run(run())
