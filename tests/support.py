@@ -1,6 +1,7 @@
 """A real agent process on a kubelet root of its own, and the stand-in kubelet beside it."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -63,6 +65,16 @@ class Host:
         """Mount points below this host's kubelet root, as the kernel lists them."""
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
         return [line.split()[4] for line in lines if line.split()[4].startswith(f"{self.kubelet_root}/")]
+
+    def events(self) -> list[dict[str, Any]]:
+        """The agent's log so far, its JSON lines."""
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def renewals(self) -> dict[str, str]:
+        """The drawn renewal instants by volume id, as the journal holds them."""
+        entries = [json.loads(path.read_text(encoding="utf-8")) for path in (self.base / "r" / "journal").iterdir()]
+        return {entry["volume_id"]: entry["renew_at"] for entry in entries}
 
     def journal(self) -> list[str]:
         folder = self.base / "r" / "journal"

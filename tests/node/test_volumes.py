@@ -118,6 +118,7 @@ def test_kill_and_restart_with_50_volumes_and_open_streams_mints_nothing_and_goe
             targets = await asyncio.gather(*(kubelet.publish(each, VOLUME) for each in pods))
             sockets = [here.short(target) / "socket" for target in targets]
             serials = [serial(target) for target in targets]
+            drawn = here.renewals()
             async with AsyncExitStack() as stack:
                 streams = [aiter(await stack.enter_async_context(svid_stream(socket))) for socket in sockets]
                 await asyncio.gather(*(anext(stream) for stream in streams))
@@ -130,6 +131,10 @@ def test_kill_and_restart_with_50_volumes_and_open_streams_mints_nothing_and_goe
             await kubelet.wait_registered(DRIVER)
             assert [serial(target) for target in targets] == serials
             assert len(here.mounts()) == 50
+            # The instant was drawn once: neither the journal nor the new process drew another.
+            picked_up = [line for line in here.events() if line["event"] == "volume picked up"]
+            assert {line["volume_id"]: line["renew_at"] for line in picked_up} == drawn
+            assert not any([(await kubelet.stats(each, VOLUME)).volume_condition.abnormal for each in pods])
             answers = await asyncio.gather(*(first(socket) for socket in sockets))
             assert [answer.svids[0].spiffe_id.rpartition("/")[2] for answer in answers] == [
                 each.service_account for each in pods
@@ -145,11 +150,13 @@ def test_kill_and_restart_with_50_volumes_and_open_streams_mints_nothing_and_goe
 def test_a_damaged_volume_gets_a_new_svid_after_a_restart_and_a_damaged_journal_entry_is_set_aside() -> None:
     async def run() -> None:
         async with node() as (here, kubelet):
-            pods = [pod("a"), pod("b")]
-            damaged, forgotten = [await kubelet.publish(each, VOLUME) for each in pods]
+            pods = [pod("a"), pod("b"), pod("c")]
+            damaged, forgotten, swapped = [await kubelet.publish(each, VOLUME) for each in pods]
             old = serial(forgotten)
             here.kill()
             (damaged / "..data" / "tls.key").unlink()
+            foreign = serial(swapped)
+            (swapped / "..data" / "tls.key").write_bytes((forgotten / "..data" / "tls.key").read_bytes())
             entry = next(
                 path
                 for path in (here.base / "r/journal").iterdir()
@@ -160,12 +167,14 @@ def test_a_damaged_volume_gets_a_new_svid_after_a_restart_and_a_damaged_journal_
             await kubelet.wait_deregistered(DRIVER)
             await kubelet.wait_registered(DRIVER)
             assert (await first(here.short(damaged) / "socket")).svids
+            assert (await first(here.short(swapped) / "socket")).svids
+            assert serial(swapped) != foreign
             for each in pods:
                 await kubelet.republish(each, VOLUME)
             assert serial(damaged)
             assert serial(forgotten) != old
             assert (await first(here.short(forgotten) / "socket")).svids
-            assert sorted(here.mounts()) == sorted([str(damaged), str(forgotten)])
+            assert sorted(here.mounts()) == sorted([str(damaged), str(forgotten), str(swapped)])
 
     asyncio.run(run())
 
@@ -183,6 +192,12 @@ def test_the_embedded_authority_is_kept_and_a_damaged_one_is_refused() -> None:
             await kubelet.wait_registered(DRIVER)
             assert (await kubelet.publish(pod("b"), VOLUME) / "ca.crt").read_bytes() == authority
             assert here.stop() == 0
+            state.chmod(0o644)
+            here.start()
+            assert here.process is not None
+            assert here.process.wait(DEADLINE) == 1
+            assert "can be read by others" in here.log.read_text(encoding="utf-8")
+            state.chmod(0o600)
             for content in (b"", state.read_bytes()[:100], state.read_bytes()[300:]):
                 state.write_bytes(content)
                 here.start()
@@ -602,6 +617,20 @@ def test_a_renewal_that_fails_after_the_journal_was_lost_leaves_the_running_pods
             await kubelet.call("NodePublishVolume", kubelet.publish_request(web, VOLUME))
             assert here.mounts() == [str(target)]
             assert serial(target) != before
+
+    asyncio.run(run())
+
+
+def test_a_second_agent_on_the_same_run_dir_is_refused_and_the_first_serves_on() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            serving = here.process
+            here.start()
+            assert here.process is not None
+            assert await asyncio.to_thread(here.process.wait, DEADLINE) == 1
+            assert "ALREADY_RUNNING" in here.log.read_text(encoding="utf-8")
+            here.process = serving
+            assert (await first(here.short(await kubelet.publish(pod(), VOLUME)) / "socket")).svids
 
     asyncio.run(run())
 

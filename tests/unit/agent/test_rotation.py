@@ -134,6 +134,56 @@ def test_a_forgotten_key_stops_at_once_and_can_come_back() -> None:
     on_fake_time(main)
 
 
+def test_a_request_during_a_rotation_stands_and_never_runs_beside_it() -> None:
+    async def main() -> None:
+        clock, began, at_once, peak = LoopClock(), [], 0, 0
+
+        async def rotate(key: str) -> datetime:
+            nonlocal at_once, peak
+            began.append(round(elapsed()))
+            at_once += 1
+            peak = max(peak, at_once)
+            await asyncio.sleep(10)
+            at_once -= 1
+            return clock.now() + timedelta(days=1)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START)
+        task = asyncio.ensure_future(scheduler.run())
+        await asyncio.sleep(2)
+        scheduler.schedule("a", START + timedelta(seconds=3))
+        await asyncio.sleep(4)
+        scheduler.schedule("a", START + timedelta(seconds=40))
+        await asyncio.sleep(60)
+        assert (began, peak) == ([0, 40], 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    on_fake_time(main)
+
+
+def test_an_overdue_request_waits_for_the_rotation_that_runs() -> None:
+    async def main() -> None:
+        clock, began = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            began.append(round(elapsed()))
+            await asyncio.sleep(10)
+            return clock.now() + timedelta(days=1)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START)
+        task = asyncio.ensure_future(scheduler.run())
+        await asyncio.sleep(2)
+        scheduler.schedule("a", clock.now())
+        await asyncio.sleep(30)
+        assert began == [0, 10]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    on_fake_time(main)
+
+
 def test_a_step_of_the_wall_clock_is_noticed_within_a_nap() -> None:
     async def main() -> None:
         clock, seen = LoopClock(), []

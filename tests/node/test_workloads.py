@@ -1,0 +1,99 @@
+"""The workloads with an authority that a test can switch off: what an outage looks like from inside."""
+
+import asyncio
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from agent.authorities import LocalAuthority, Minted, MintRequest
+from agent.errors import AuthorityUnavailable
+from agent.metrics import Metrics
+from agent.workloads import WorkloadRegistry
+from csi.blocking import Blocking
+from csi.journal import Journal
+from csi.model import PodRef, Volume
+from csi.volume import VolumeDirectory
+from svid.authority import X509Authority
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import TrustDomain
+
+UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
+
+
+class StepClock:
+    def __init__(self) -> None:
+        self.at = datetime.now(UTC).replace(microsecond=0)
+
+    def now(self) -> datetime:
+        return self.at
+
+
+class Switchable:
+    """A real authority behind a switch."""
+
+    def __init__(self, authority: LocalAuthority) -> None:
+        self._authority = authority
+        self.away = False
+
+    async def mint_x509(self, request: MintRequest) -> Minted:
+        if self.away:
+            raise AuthorityUnavailable("the signer does not answer")
+        return await self._authority.mint_x509(request)
+
+
+async def settled(failures: Callable[[], int], wanted: int) -> None:
+    async with asyncio.timeout(30):
+        while failures() != wanted:
+            await asyncio.sleep(0.01)
+
+
+def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_anything_expires() -> None:
+    async def run(base: Path) -> None:
+        clock = StepClock()
+        issuer = X509Authority.create(
+            TrustDomain("example.org"), algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=clock.at
+        )
+        authority = Switchable(LocalAuthority(issuer, timedelta(hours=1), clock))
+        target = f"{base}/pods/{UID}/volumes/kubernetes.io~csi/spiffe/mount"
+        os.makedirs(target)
+        below = tuple(Path(target).relative_to(base / "pods").parts)
+        volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None, KeyAlgorithm.EC_P256)
+        journal = Journal(base / "journal", str(base))
+        with ThreadPoolExecutor(1) as executor:
+            registry = WorkloadRegistry(authority, journal, Blocking(executor), clock, random.Random(1), Metrics())
+            directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), None)
+            issued = await registry.issue(volume, None)
+            await registry.open(volume, directory, issued)
+            loop = asyncio.ensure_future(registry.scheduler.run())
+            try:
+                assert not registry.condition(volume.id).abnormal
+                authority.away = True
+                clock.at = issued.renew_at
+                registry.scheduler.schedule(volume.id, issued.renew_at)
+                await settled(lambda: registry.scheduler.failures(volume.id), 1)
+                condition = registry.condition(volume.id)
+                assert condition.abnormal
+                assert "past its renewal window after 1 failed attempts; valid until" in condition.message
+                assert directory.read().default.serial == issued.identity.default.serial
+                authority.away = False
+                registry.scheduler.schedule(volume.id, clock.at)
+                await settled(lambda: registry.scheduler.failures(volume.id), 0)
+                assert directory.read().default.serial != issued.identity.default.serial
+                assert not registry.condition(volume.id).abnormal
+                # Nothing failed, but nothing happened either: a scheduler that hangs has to show as well.
+                loop.cancel()
+                await asyncio.gather(loop, return_exceptions=True)
+                clock.at += timedelta(minutes=31)
+                assert registry.condition(volume.id).abnormal
+            finally:
+                loop.cancel()
+                await asyncio.gather(loop, return_exceptions=True)
+                await registry.stop()
+                directory.close()
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
+        asyncio.run(run(Path(base)))
