@@ -15,7 +15,7 @@ from agent.workload_api import WorkloadApi
 from csi.blocking import Blocking
 from csi.errors import IdentityDenied, IdentityUnavailable
 from csi.journal import Entry, Journal
-from csi.model import Condition, Issued, PodToken, Volume
+from csi.model import Condition, Contents, Issued, PodToken, Volume
 from csi.volume import VolumeDirectory
 from svid.errors import InvalidSvid, SvidError
 from svid.identity import WorkloadIdentity
@@ -95,12 +95,13 @@ class WorkloadRegistry:
         self,
         volume: Volume,
         directory: VolumeDirectory,
-        identity: WorkloadIdentity | None,
+        contents: Contents | None,
         renew_at: datetime | None,
     ) -> None:
         workload = Workload(volume, directory, self._clock, self._metrics)
         now = self._clock.now()
         due = now
+        identity = contents.identity if contents else None
         if identity is not None and _usable(identity, now):
             due = renew_at or RenewalWindow.of(identity.default.not_before, identity.expires_at).draw(self._rng)
             workload.feed.publish(identity)
@@ -193,7 +194,7 @@ class WorkloadRegistry:
         return workload.renew_at
 
     async def _mint(self, volume: Volume, token: PodToken | None) -> Issued:
-        algorithm = volume.key_algorithm
+        algorithm = volume.options.key_algorithm
         key = await self._blocking(algorithm.generate) if algorithm.slow else algorithm.generate()
         minted = await self._authority.mint_x509(MintRequest(volume.pod, token, key.public_key()))
         try:
@@ -203,7 +204,7 @@ class WorkloadRegistry:
             identity.check(self._clock.now())
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
-        return Issued(identity, minted.renewal.draw(self._rng))
+        return Issued(Contents(identity), minted.renewal.draw(self._rng))
 
     def _write(self, workload: Workload) -> None:
         version, identity, renew_at = workload.feed.version, workload.feed.current, workload.renew_at
@@ -212,7 +213,7 @@ class WorkloadRegistry:
         entry = Entry(workload.volume, identity.default.serial, renew_at)
         # On the loop: a few small files on a tmpfs take less time than contending with a thread for the interpreter
         # does (500 due at once: 1.6 s, with threads 2.1 s), and nothing can be cancelled half-way.
-        workload.directory.write(identity, self._clock.now())
+        workload.directory.write(Contents(identity), self._clock.now())
         self._journal.record(entry)
         workload.written = version
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from csi.errors import InvalidRequest
 from csi.model import PodRef, Volume
-from csi.request import check_target, check_volume_id
-from svid.keys import KeyAlgorithm
+from csi.request import check_target, check_volume_id, parse_attributes
 
 _VERSION = 1
 _SUFFIX = ".json"
@@ -54,7 +53,7 @@ class Journal:
                 "service_account": volume.pod.service_account,
             },
             "group": volume.group,
-            "key_algorithm": volume.key_algorithm.value,
+            "attributes": dict(volume.options.given),
             "serial": entry.serial,
             "renew_at": entry.renew_at.isoformat(),
         }
@@ -103,7 +102,7 @@ class Journal:
             below_pods=below,
             pod=pod,
             group=group,
-            key_algorithm=KeyAlgorithm(document["key_algorithm"]),
+            options=parse_attributes(document["attributes"]),
         )
         return Entry(volume=volume, serial=str(document["serial"]), renew_at=renew_at)
 

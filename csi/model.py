@@ -1,9 +1,11 @@
 """The values that carry a pod's volume from kubelet's request to the files: made once, never changed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from svid.identity import WorkloadIdentity
+from svid.jwtsvid import JwtSvid
 from svid.keys import KeyAlgorithm
 
 
@@ -28,6 +30,36 @@ class PodToken:
 
 
 @dataclass(frozen=True, slots=True)
+class JwtFile:
+    """A JWT-SVID to be kept as a file of that name in the volume."""
+
+    name: str
+    audience: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """What a pod's author chose through volumeAttributes; nothing in it decides who the pod is.
+
+    `given` holds the attributes as they were written, so that the journal can keep them and read them again.
+    """
+
+    given: tuple[tuple[str, str], ...] = ()
+    key_algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256
+    ttl: timedelta | None = None
+    dns_names: tuple[str, ...] = ()
+    jwt_files: tuple[JwtFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a volume's files are made of: the identity, and the JWT-SVIDs by the name of their file."""
+
+    identity: WorkloadIdentity
+    jwt_svids: Mapping[str, JwtSvid] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """One published volume: everything a publish call decides about it, secrets left out.
 
@@ -40,15 +72,19 @@ class Volume:
     below_pods: tuple[str, ...]
     pod: PodRef
     group: int | None
-    key_algorithm: KeyAlgorithm
+    options: VolumeOptions = VolumeOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """An identity just minted and the instant drawn for its renewal (aware UTC)."""
+    """What was just minted for a volume and the instant drawn for the renewal of its SVIDs (aware UTC)."""
 
-    identity: WorkloadIdentity
+    contents: Contents
     renew_at: datetime
+
+    @property
+    def identity(self) -> WorkloadIdentity:
+        return self.contents.identity
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             )
         except OSError as error:
             raise VolumeFailed(f"the volume could not be mounted: {error.strerror or error}") from error
-        directory = VolumeDirectory(mounted.descriptor, volume.group)
+        directory = VolumeDirectory(mounted.descriptor, volume)
         try:
             await self._workloads.open(volume, directory, issued)
         except Exception as error:
@@ -266,18 +266,18 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             _log.info("volume is gone since the last run", extra={"volume_id": volume.id, "pod": str(volume.pod)})
             await self._blocking(lambda: self._journal.forget(volume.id))
             return
-        directory = VolumeDirectory(descriptor, volume.group)
+        directory = VolumeDirectory(descriptor, volume)
         try:
-            identity = await self._blocking(directory.read)
+            contents = await self._blocking(directory.read)
         except (OSError, SvidError) as error:
             _log.warning(
                 "volume's files are unusable; a new SVID is due",
                 extra={"volume_id": volume.id, "pod": str(volume.pod), "error": str(error)},
             )
-            identity = None
-        same = identity is not None and identity.default.serial == entry.serial
+            contents = None
+        same = contents is not None and contents.identity.default.serial == entry.serial
         try:
-            await self._workloads.adopt(volume, directory, identity, entry.renew_at if same else None)
+            await self._workloads.adopt(volume, directory, contents, entry.renew_at if same else None)
         except BaseException:
             directory.close()
             raise

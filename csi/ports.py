@@ -3,9 +3,8 @@
 from datetime import datetime
 from typing import Protocol
 
-from csi.model import Condition, Issued, PodToken, Volume
+from csi.model import Condition, Contents, Issued, PodToken, Volume
 from csi.volume import VolumeDirectory
-from svid.identity import WorkloadIdentity
 
 
 class Workloads(Protocol):
@@ -29,10 +28,10 @@ class Workloads(Protocol):
         self,
         volume: Volume,
         directory: VolumeDirectory,
-        identity: WorkloadIdentity | None,
+        contents: Contents | None,
         renew_at: datetime | None,
     ) -> None:
-        """Take over a volume that an earlier process published. No identity means: mint one now."""
+        """Take over a volume that an earlier process published. No contents means: mint now."""
         ...
 
     async def close(self, volume_id: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from csi.errors import InvalidRequest
-from csi.model import PodRef, PodToken, Volume
+from csi.model import PodRef, PodToken, Volume, VolumeOptions
 from csi.pb import csi_pb2
 from svid.keys import KeyAlgorithm
 
@@ -84,14 +84,14 @@ def parse_publish(request: csi_pb2.NodePublishVolumeRequest, kubelet_root: str) 
         raise InvalidRequest(
             f"target_path belongs to pod uid {shown(below[0])} but the request is for pod uid {shown(pod.uid)}"
         )
-    algorithm = _attributes(context)
+    options = parse_attributes({k: v for k, v in context.items() if not k.startswith(KUBELET_PREFIX)})
     volume = Volume(
         id=request.volume_id,
         target=request.target_path,
         below_pods=below,
         pod=pod,
         group=_group(capability.mount.volume_mount_group),
-        key_algorithm=algorithm,
+        options=options,
     )
     return PublishRequest(volume=volume, token=_token(request))
 
@@ -141,14 +141,14 @@ def _group(text: str) -> int | None:
     return int(text)
 
 
-def _attributes(context: Mapping[str, str]) -> KeyAlgorithm:
-    given = {key: value for key, value in context.items() if not key.startswith(KUBELET_PREFIX)}
+def parse_attributes(given: Mapping[str, str]) -> VolumeOptions:
+    """What a pod's author wrote into volumeAttributes, checked. Raises InvalidRequest."""
     for key in given:
         if key not in ATTRIBUTES:
             raise InvalidRequest(f"volumeAttributes has unknown {shown(key)}; accepted: {', '.join(ATTRIBUTES)}")
     text = given.get(KEY_ALGORITHM, KeyAlgorithm.EC_P256.value)
     try:
-        return KeyAlgorithm(text)
+        return VolumeOptions(given=tuple(sorted(given.items())), key_algorithm=KeyAlgorithm(text))
     except ValueError:
         accepted = ", ".join(KeyAlgorithm)
         raise InvalidRequest(f"volumeAttributes {KEY_ALGORITHM} {shown(text)} is not one of {accepted}") from None

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from csi import layout
+from csi.model import Contents, Volume
 from csi.pb import csi_pb2
-from svid.identity import WorkloadIdentity
 
 _DATA = "..data"
 # A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
@@ -39,10 +39,10 @@ def modes(group: int | None) -> Modes:
 class VolumeDirectory:
     """An open, mounted volume. Owns the descriptor until `close`. Its calls block on the file system."""
 
-    def __init__(self, descriptor: int, group: int | None) -> None:
+    def __init__(self, descriptor: int, volume: Volume) -> None:
         self._fd = descriptor
-        self._group = group
-        self._modes = modes(group)
+        self._group = volume.group
+        self._modes = modes(volume.group)
         self._closed = False
 
     @property
@@ -54,9 +54,9 @@ class VolumeDirectory:
         """Short enough for sun_path whatever kubelet's directories are called; good while the volume is open."""
         return f"/proc/self/fd/{self._fd}/{layout.SOCKET}"
 
-    def write(self, identity: WorkloadIdentity, now: datetime) -> None:
-        """Replace the files with `identity`'s, all at once. Raises OSError and leaves the old ones as they were."""
-        files = layout.render(identity)
+    def write(self, contents: Contents, now: datetime) -> None:
+        """Replace the files with those of `contents`, all at once. Raises OSError and leaves the old ones then."""
+        files = layout.render(contents.identity)
         stamp = f"..{now.astimezone(UTC):%Y_%m_%d_%H_%M_%S}.{secrets.token_hex(4)}"
         os.mkdir(stamp, 0o700, dir_fd=self._fd)
         try:
@@ -71,11 +71,11 @@ class VolumeDirectory:
             self._link(name, layout.SOCKET)
         self._prune(stamp)
 
-    def read(self) -> WorkloadIdentity:
-        """The identity in the files, as an earlier process wrote it. Raises OSError, SvidError."""
+    def read(self) -> Contents:
+        """What is in the files, as an earlier process wrote it. Raises OSError, SvidError."""
         directory = os.open(_DATA, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
         try:
-            return layout.parse(lambda name: _read(directory, name))
+            return Contents(layout.parse(lambda name: _read(directory, name)))
         finally:
             os.close(directory)
 

@@ -1,11 +1,20 @@
 """Everything a workload holds at one moment, replaced as a whole."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Self
 
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSvid
 from svid.x509svid import X509Svid
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What an agent trusts at one moment: the own trust domain's bundle and those of federated ones."""
+
+    bundle: TrustBundle
+    federated: tuple[TrustBundle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,14 @@ class WorkloadIdentity:
             raise InvalidSvid("two SVIDs have the same hint")
         if any(bundle.trust_domain == self.bundle.trust_domain for bundle in self.federated):
             raise InvalidSvid("the own trust domain is among the federated ones")
+
+    @property
+    def trust(self) -> Trust:
+        return Trust(self.bundle, self.federated)
+
+    def with_trust(self, trust: Trust) -> Self:
+        """The same SVIDs with other bundles. Raises InvalidSvid when they do not belong together."""
+        return replace(self, bundle=trust.bundle, federated=trust.federated)
 
     @property
     def default(self) -> X509Svid:

@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 from cryptography import x509
 
+from csi.model import Contents, PodRef, Volume
 from csi.pb import csi_pb2
 from csi.standin import Pod, PodVolume, PublishFailed, StandInKubelet
 from csi.volume import VolumeDirectory
@@ -536,16 +537,17 @@ def test_a_reader_at_full_speed_never_sees_a_torn_pair_in_200_rotations() -> Non
         target = here.base / "volume"
         target.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=256", "podsvid", target], check=True)
-        volume = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), None)
+        published = Volume("csi-1", str(target), (), PodRef("default", "web", "uid", "web"), None)
+        volume = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), published)
         try:
-            volume.write(identity(), now)
+            volume.write(Contents(identity()), now)
             with subprocess.Popen([sys.executable, "-c", READER, str(target)], stdout=subprocess.PIPE) as reader:
                 assert reader.stdout is not None
                 try:
                     for _ in range(200):
                         # The reader runs freely; a rotation only waits for a round that began after the last one.
                         _wait_for_rounds(reader.stdout.fileno(), 2)
-                        volume.write(identity(), now)
+                        volume.write(Contents(identity()), now)
                     assert reader.poll() is None
                 finally:
                     reader.kill()

@@ -61,11 +61,11 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
         target = f"{base}/pods/{UID}/volumes/kubernetes.io~csi/spiffe/mount"
         os.makedirs(target)
         below = tuple(Path(target).relative_to(base / "pods").parts)
-        volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None, KeyAlgorithm.EC_P256)
+        volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None)
         journal = Journal(base / "journal", str(base))
         with ThreadPoolExecutor(1) as executor:
             registry = WorkloadRegistry(authority, journal, Blocking(executor), clock, random.Random(1), Metrics())
-            directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), None)
+            directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
             issued = await registry.issue(volume, None)
             await registry.open(volume, directory, issued)
             loop = asyncio.ensure_future(registry.scheduler.run())
@@ -78,11 +78,11 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
                 condition = registry.condition(volume.id)
                 assert condition.abnormal
                 assert "past its renewal window after 1 failed attempts; valid until" in condition.message
-                assert directory.read().default.serial == issued.identity.default.serial
+                assert directory.read().identity.default.serial == issued.identity.default.serial
                 authority.away = False
                 registry.scheduler.schedule(volume.id, clock.at)
                 await settled(lambda: registry.scheduler.failures(volume.id), 0)
-                assert directory.read().default.serial != issued.identity.default.serial
+                assert directory.read().identity.default.serial != issued.identity.default.serial
                 assert not registry.condition(volume.id).abnormal
                 # Nothing failed, but nothing happened either: a scheduler that hangs has to show as well.
                 loop.cancel()
