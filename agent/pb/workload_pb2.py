@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61gent/pb/workload.proto\x12\x10podsvid.workload\"\x11\n\x0fX509SVIDRequest\"\xd8\x01\n\x10X509SVIDResponse\x12)\n\x05svids\x18\x01 \x03(\x0b\x32\x1a.podsvid.workload.X509SVID\x12\x0b\n\x03\x63rl\x18\x02 \x03(\x0c\x12S\n\x11\x66\x65\x64\x65rated_bundles\x18\x03 \x03(\x0b\x32\x38.podsvid.workload.X509SVIDResponse.FederatedBundlesEntry\x1a\x37\n\x15\x46\x65\x64\x65ratedBundlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"e\n\x08X509SVID\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x11\n\tx509_svid\x18\x02 \x01(\x0c\x12\x15\n\rx509_svid_key\x18\x03 \x01(\x0c\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x0c\x12\x0c\n\x04hint\x18\x05 \x01(\t\"\x14\n\x12X509BundlesRequest\"\x97\x01\n\x13X509BundlesResponse\x12\x0b\n\x03\x63rl\x18\x01 \x03(\x0c\x12\x43\n\x07\x62undles\x18\x02 \x03(\x0b\x32\x32.podsvid.workload.X509BundlesResponse.BundlesEntry\x1a.\n\x0c\x42undlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61gent/pb/workload.proto\x12\x10podsvid.workload\x1a\x1cgoogle/protobuf/struct.proto\"\x11\n\x0fX509SVIDRequest\"\xd8\x01\n\x10X509SVIDResponse\x12)\n\x05svids\x18\x01 \x03(\x0b\x32\x1a.podsvid.workload.X509SVID\x12\x0b\n\x03\x63rl\x18\x02 \x03(\x0c\x12S\n\x11\x66\x65\x64\x65rated_bundles\x18\x03 \x03(\x0b\x32\x38.podsvid.workload.X509SVIDResponse.FederatedBundlesEntry\x1a\x37\n\x15\x46\x65\x64\x65ratedBundlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"e\n\x08X509SVID\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x11\n\tx509_svid\x18\x02 \x01(\x0c\x12\x15\n\rx509_svid_key\x18\x03 \x01(\x0c\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x0c\x12\x0c\n\x04hint\x18\x05 \x01(\t\"\x14\n\x12X509BundlesRequest\"\x97\x01\n\x13X509BundlesResponse\x12\x0b\n\x03\x63rl\x18\x01 \x03(\x0c\x12\x43\n\x07\x62undles\x18\x02 \x03(\x0b\x32\x32.podsvid.workload.X509BundlesResponse.BundlesEntry\x1a.\n\x0c\x42undlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"5\n\x0eJWTSVIDRequest\x12\x10\n\x08\x61udience\x18\x01 \x03(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\";\n\x0fJWTSVIDResponse\x12(\n\x05svids\x18\x01 \x03(\x0b\x32\x19.podsvid.workload.JWTSVID\"8\n\x07JWTSVID\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x0c\n\x04svid\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"\x13\n\x11JWTBundlesRequest\"\x88\x01\n\x12JWTBundlesResponse\x12\x42\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x31.podsvid.workload.JWTBundlesResponse.BundlesEntry\x1a.\n\x0c\x42undlesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"8\n\x16ValidateJWTSVIDRequest\x12\x10\n\x08\x61udience\x18\x01 \x01(\t\x12\x0c\n\x04svid\x18\x02 \x01(\t\"U\n\x17ValidateJWTSVIDResponse\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\'\n\x06\x63laims\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +36,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_X509SVIDRESPONSE_FEDERATEDBUNDLESENTRY']._serialized_options = b'8\001'
   _globals['_X509BUNDLESRESPONSE_BUNDLESENTRY']._loaded_options = None
   _globals['_X509BUNDLESRESPONSE_BUNDLESENTRY']._serialized_options = b'8\001'
-  _globals['_X509SVIDREQUEST']._serialized_start=45
-  _globals['_X509SVIDREQUEST']._serialized_end=62
-  _globals['_X509SVIDRESPONSE']._serialized_start=65
-  _globals['_X509SVIDRESPONSE']._serialized_end=281
-  _globals['_X509SVIDRESPONSE_FEDERATEDBUNDLESENTRY']._serialized_start=226
-  _globals['_X509SVIDRESPONSE_FEDERATEDBUNDLESENTRY']._serialized_end=281
-  _globals['_X509SVID']._serialized_start=283
-  _globals['_X509SVID']._serialized_end=384
-  _globals['_X509BUNDLESREQUEST']._serialized_start=386
-  _globals['_X509BUNDLESREQUEST']._serialized_end=406
-  _globals['_X509BUNDLESRESPONSE']._serialized_start=409
-  _globals['_X509BUNDLESRESPONSE']._serialized_end=560
-  _globals['_X509BUNDLESRESPONSE_BUNDLESENTRY']._serialized_start=514
-  _globals['_X509BUNDLESRESPONSE_BUNDLESENTRY']._serialized_end=560
+  _globals['_JWTBUNDLESRESPONSE_BUNDLESENTRY']._loaded_options = None
+  _globals['_JWTBUNDLESRESPONSE_BUNDLESENTRY']._serialized_options = b'8\001'
+  _globals['_X509SVIDREQUEST']._serialized_start=75
+  _globals['_X509SVIDREQUEST']._serialized_end=92
+  _globals['_X509SVIDRESPONSE']._serialized_start=95
+  _globals['_X509SVIDRESPONSE']._serialized_end=311
+  _globals['_X509SVIDRESPONSE_FEDERATEDBUNDLESENTRY']._serialized_start=256
+  _globals['_X509SVIDRESPONSE_FEDERATEDBUNDLESENTRY']._serialized_end=311
+  _globals['_X509SVID']._serialized_start=313
+  _globals['_X509SVID']._serialized_end=414
+  _globals['_X509BUNDLESREQUEST']._serialized_start=416
+  _globals['_X509BUNDLESREQUEST']._serialized_end=436
+  _globals['_X509BUNDLESRESPONSE']._serialized_start=439
+  _globals['_X509BUNDLESRESPONSE']._serialized_end=590
+  _globals['_X509BUNDLESRESPONSE_BUNDLESENTRY']._serialized_start=544
+  _globals['_X509BUNDLESRESPONSE_BUNDLESENTRY']._serialized_end=590
+  _globals['_JWTSVIDREQUEST']._serialized_start=592
+  _globals['_JWTSVIDREQUEST']._serialized_end=645
+  _globals['_JWTSVIDRESPONSE']._serialized_start=647
+  _globals['_JWTSVIDRESPONSE']._serialized_end=706
+  _globals['_JWTSVID']._serialized_start=708
+  _globals['_JWTSVID']._serialized_end=764
+  _globals['_JWTBUNDLESREQUEST']._serialized_start=766
+  _globals['_JWTBUNDLESREQUEST']._serialized_end=785
+  _globals['_JWTBUNDLESRESPONSE']._serialized_start=788
+  _globals['_JWTBUNDLESRESPONSE']._serialized_end=924
+  _globals['_JWTBUNDLESRESPONSE_BUNDLESENTRY']._serialized_start=544
+  _globals['_JWTBUNDLESRESPONSE_BUNDLESENTRY']._serialized_end=590
+  _globals['_VALIDATEJWTSVIDREQUEST']._serialized_start=926
+  _globals['_VALIDATEJWTSVIDREQUEST']._serialized_end=982
+  _globals['_VALIDATEJWTSVIDRESPONSE']._serialized_start=984
+  _globals['_VALIDATEJWTSVIDRESPONSE']._serialized_end=1069
 # @@protoc_insertion_point(module_scope)

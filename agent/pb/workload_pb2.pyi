@@ -1,3 +1,4 @@
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -59,3 +60,60 @@ class X509BundlesResponse(_message.Message):
     crl: _containers.RepeatedScalarFieldContainer[bytes]
     bundles: _containers.ScalarMap[str, bytes]
     def __init__(self, crl: _Optional[_Iterable[bytes]] = ..., bundles: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class JWTSVIDRequest(_message.Message):
+    __slots__ = ("audience", "spiffe_id")
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
+    audience: _containers.RepeatedScalarFieldContainer[str]
+    spiffe_id: str
+    def __init__(self, audience: _Optional[_Iterable[str]] = ..., spiffe_id: _Optional[str] = ...) -> None: ...
+
+class JWTSVIDResponse(_message.Message):
+    __slots__ = ("svids",)
+    SVIDS_FIELD_NUMBER: _ClassVar[int]
+    svids: _containers.RepeatedCompositeFieldContainer[JWTSVID]
+    def __init__(self, svids: _Optional[_Iterable[_Union[JWTSVID, _Mapping]]] = ...) -> None: ...
+
+class JWTSVID(_message.Message):
+    __slots__ = ("spiffe_id", "svid", "hint")
+    SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
+    SVID_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    spiffe_id: str
+    svid: str
+    hint: str
+    def __init__(self, spiffe_id: _Optional[str] = ..., svid: _Optional[str] = ..., hint: _Optional[str] = ...) -> None: ...
+
+class JWTBundlesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class JWTBundlesResponse(_message.Message):
+    __slots__ = ("bundles",)
+    class BundlesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    bundles: _containers.ScalarMap[str, bytes]
+    def __init__(self, bundles: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class ValidateJWTSVIDRequest(_message.Message):
+    __slots__ = ("audience", "svid")
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    SVID_FIELD_NUMBER: _ClassVar[int]
+    audience: str
+    svid: str
+    def __init__(self, audience: _Optional[str] = ..., svid: _Optional[str] = ...) -> None: ...
+
+class ValidateJWTSVIDResponse(_message.Message):
+    __slots__ = ("spiffe_id", "claims")
+    SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
+    spiffe_id: str
+    claims: _struct_pb2.Struct
+    def __init__(self, spiffe_id: _Optional[str] = ..., claims: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
