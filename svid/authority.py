@@ -146,7 +146,7 @@ class X509Authority:
         if ttl <= timedelta(0):
             raise IssuanceRefused("lifetime must be positive")
         for name in dns_names:
-            if not _DNS.fullmatch(name):
+            if not is_dns_name(name):
                 raise IssuanceRefused(f"{name[:80]!r} is not a DNS name")
         if self.not_after <= now:
             raise IssuanceRefused(f"authority expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}; it needs a new one")
@@ -182,6 +182,11 @@ class X509Authority:
         except InvalidSvid as error:
             raise IssuanceRefused(f"the authority made an invalid SVID: {error}") from None
         return chain
+
+
+def is_dns_name(name: str) -> bool:
+    """Whether `name` may stand in a certificate: lower case, no wildcard, no trailing dot, no IPv4 look-alike."""
+    return _DNS.fullmatch(name) is not None
 
 
 def _key_usage(

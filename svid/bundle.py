@@ -134,13 +134,21 @@ class TrustBundle:
             {"use": "x509-svid", **_x509_key_members(certificate), "x5c": [_b64(_der(certificate))]}
             for certificate in self.x509_authorities
         ]
-        keys += [{"use": "jwt-svid", "kid": key.key_id, **_members(key.public_key)} for key in self.jwt_authorities]
+        keys += [{"use": "jwt-svid", "kid": key.key_id, **jwk_members(key.public_key)} for key in self.jwt_authorities]
         document: dict[str, Any] = {"keys": keys}
         if self.sequence is not None:
             document["spiffe_sequence"] = self.sequence
         if self.refresh_hint is not None:
             document["spiffe_refresh_hint"] = int(self.refresh_hint.total_seconds())
         return json.dumps(document, indent=1).encode() + b"\n"
+
+    def to_jwt_jwks(self) -> bytes:
+        """The JWT authorities alone, as a JWK Set for any JWT library (Workload API 6.2.2).
+
+        Without `use`, which some libraries filter on, and with one key for each `kid`, of which some read only one.
+        """
+        keys = {key.key_id: {"kid": key.key_id, **jwk_members(key.public_key)} for key in self.jwt_authorities}
+        return json.dumps({"keys": list(keys.values())}).encode()
 
 
 def _check_authority(certificate: x509.Certificate) -> None:
@@ -195,7 +203,7 @@ def _x509_key_members(certificate: x509.Certificate) -> dict[str, str]:
     except (ValueError, UnsupportedAlgorithm) as error:
         raise InvalidBundle(f"X.509 authority: {error}") from None
     if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
-        return _members(key)
+        return jwk_members(key)
     try:
         algorithm = algorithm_of(key)
     except InvalidKey as error:
@@ -206,7 +214,8 @@ def _x509_key_members(certificate: x509.Certificate) -> dict[str, str]:
     return {"kty": "AKP", "alg": algorithm.value.upper(), "pub": _b64url(raw)}
 
 
-def _members(key: JwtKey) -> dict[str, str]:
+def jwk_members(key: JwtKey) -> dict[str, str]:
+    """The members that RFC 7518 section 6 gives a public key, `kty` among them. Raises InvalidBundle."""
     if isinstance(key, rsa.RSAPublicKey):
         numbers = key.public_numbers()
         return {"kty": "RSA", "n": _b64url(_bytes(numbers.n)), "e": _b64url(_bytes(numbers.e))}
