@@ -1,195 +1,332 @@
-"""The Workload API as its client sees it: `podsvid api fetch x509` and `podsvid api watch`."""
+"""`podsvid api …`: ask a Workload API socket, as any workload would.
+
+This module is imported to build the command line, so what a verb needs is imported when it runs.
+"""
+
+from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import contextlib
 import os
-import secrets
-import shutil
 import sys
-from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
-import grpc
-import grpc.aio
+from agent.errors import AgentError, InvalidSetting
 
-from agent.errors import WorkloadApiError
-from agent.pb import workload_pb2
-from agent.workload_api import HEADER, SERVICE
-from svid.bundle import TrustBundle
-from svid.errors import SvidError
-from svid.spiffeid import SpiffeId
-from svid.x509svid import X509Svid
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from signal import Signals
 
-ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
-FIRST_RETRY, MAX_RETRY = 0.5, 10.0
+    from agent.rendering import Rendered
+    from agent.workload_client import WorkloadApiClient
+    from svid.spiffeid import SpiffeId
+
+ENDPOINT_VARIABLE: Final = "SPIFFE_ENDPOINT_SOCKET"
+FAILED, WRONG_USAGE, UNREACHABLE, NO_IDENTITY, TOKEN_INVALID, COMMAND_NOT_STARTED = 1, 2, 3, 4, 5, 6
+_TIMEOUT: Final = 10.0
+_EXEC_TIMEOUT: Final = 30.0
+_LONGEST_TOKEN: Final = 64 * 1024
+_EPILOG: Final = """exit codes:
+  0  done; watch: ended by SIGTERM or SIGINT
+  1  failed: the answer is an error or not valid, or a file cannot be written
+  2  wrong usage or address: see the message
+  3  unreachable: nobody listens, the server is not ready, or no answer in time
+  4  no identity: the server has none for this caller
+  5  validate: the token is not valid
+  6  watch: the command of --exec cannot be started"""
+
+
+class _TokenInvalid(AgentError):
+    """The server, or a look at it, finds that the token is not valid."""
+
+    reason = "TOKEN_INVALID"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verbs of `podsvid api`."""
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch|watch")
-    fetch = verbs.add_parser("fetch", help="print the current SVID and end")
-    fetch.add_argument("kind", choices=["x509"])
-    fetch.add_argument("--write", metavar="DIR", type=Path, help="also write svid.N.pem, svid.N.key, bundle.N.pem")
-    watch = verbs.add_parser("watch", help="print every new SVID until interrupted")
-    for verb in (fetch, watch):
-        verb.add_argument("--socket", help=f"socket path or unix:// address (default: ${ENDPOINT_VARIABLE})")
-        verb.add_argument("--output", choices=["text", "json"], default="text")
-        verb.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="for the first answer")
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch|watch|validate")
+    fetch = verbs.add_parser("fetch", help="print what the socket has now, and end")
+    kinds = fetch.add_subparsers(dest="kind", required=True, metavar="x509|jwt|bundle")
+
+    x509 = _command(kinds.add_parser("x509", help="the X.509-SVIDs with their bundles"), ("text", "json", "pem"))
+    _add_write(x509, "data", "svid.N.pem, svid.N.key, bundle.N.pem and federated_bundle.TRUST_DOMAIN.pem")
+
+    jwt = _command(kinds.add_parser("jwt", help="JWT-SVIDs for an audience"), ("text", "json", "token"))
+    jwt.add_argument("--audience", action="append", required=True, type=_audience, metavar="A", help="repeatable")
+    jwt.add_argument("--spiffe-id", type=_spiffe_id, metavar="ID", help="of this identity only (default: one of each)")
+    _add_write(jwt, "jwt", "jwt_svid.N.token")
+
+    bundle = _command(kinds.add_parser("bundle", help="the bundles of all trust domains"), ("text", "json", "pem"))
+    _add_write(bundle, "bundles", "trust_bundle.TRUST_DOMAIN.pem and trust_bundle.TRUST_DOMAIN.jwks")
+
+    watch = _command(
+        verbs.add_parser("watch", help="print the X.509-SVIDs, and again whenever they change"),
+        ("text", "json", "pem"),
+        timeout=None,
+    )
+    _add_write(watch, "data", "the files of `fetch x509`")
+    watch.add_argument(
+        "--signal",
+        metavar="PID[:NAME]",
+        type=_signal,
+        help="send a signal (default HUP) to this process after each change, and after the command",
+    )
+    watch.add_argument(
+        "--exec-timeout",
+        type=_seconds,
+        default=_EXEC_TIMEOUT,
+        metavar="SECONDS",
+        help="terminate the command then (default: %(default)g)",
+    )
+    watch.add_argument(
+        "--exec",
+        action="store_true",
+        help="all that follows is a command to run after each change, without a shell; PODSVID_DIR is the directory of "
+        "--write, whose files do not change while the command runs",
+    )
+
+    validate = verbs.add_parser("validate", help="let the server validate a token")
+    what = validate.add_subparsers(dest="kind", required=True, metavar="jwt")
+    token = _command(what.add_parser("jwt", help="print the SPIFFE ID and claims of a JWT-SVID"), ("text", "json"))
+    token.add_argument("--audience", required=True, type=_audience, metavar="A", help="who the token must be for")
+    source = token.add_mutually_exclusive_group(required=True)
+    source.add_argument("--svid-file", metavar="FILE", help="read the token from FILE; `-` is the standard input")
+    source.add_argument("--svid", metavar="TOKEN", help="other users of this host can see it in the process list")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Carry out `podsvid api …`. Raises WorkloadApiError."""
-    target = address(arguments.socket or os.environ.get(ENDPOINT_VARIABLE, ""))
-    if arguments.verb == "fetch":
-        return asyncio.run(_fetch(target, arguments))
+def split_command(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of `podsvid`, and the command behind `api watch --exec`, which argparse would read into."""
+    given = list(given)
+    if given[:2] != ["api", "watch"] or "--exec" not in given:
+        return given, []
+    behind = given.index("--exec") + 1
+    command = given[behind:]
+    return given[:behind], command[1:] if command[:1] == ["--"] else command
+
+
+def run(arguments: argparse.Namespace, command: Sequence[str] = ()) -> int:
+    """Carry out `podsvid api …`, with the command of --exec; returns the exit code and prints why it is not 0."""
+    import asyncio
+
     try:
-        return asyncio.run(_watch(target, arguments))
+        return asyncio.run(_verb(arguments, command))
     except KeyboardInterrupt:
+        return FAILED
+    except BrokenPipeError:
+        # Nobody reads any more. What Python flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except (AgentError, OSError) as error:
+        reason = f"{error.reason}: " if isinstance(error, AgentError) else ""
+        _report(f"{reason}{error}")
+        return _exit_code(error)
+
+
+async def _verb(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    import asyncio
+
+    from agent.clock import SystemClock
+    from agent.workload_client import Unreachable, WorkloadApiClient, target
+
+    address = target(_address(arguments))
+    if arguments.verb == "watch":
+        await _watch(address, arguments, command)
         return 0
-
-
-def address(text: str) -> str:
-    """A gRPC target from a socket path or a Workload Endpoint URI (section 4). Raises WorkloadApiError."""
-    if not text:
-        raise WorkloadApiError(f"no Workload API socket: set {ENDPOINT_VARIABLE} or give --socket")
-    if text.startswith("/"):
-        return f"unix:{text}"
+    token = _token(arguments) if arguments.verb == "validate" else ""
     try:
-        uri = urlsplit(text)
-        port = uri.port
-    except ValueError:
-        raise WorkloadApiError(f"{text!r} is not a socket path, unix:///PATH or tcp://IP:PORT") from None
-    if uri.scheme == "unix" and not uri.netloc and uri.path.startswith("/") and not uri.query and not uri.fragment:
-        return f"unix:{uri.path}"
-    if uri.scheme == "tcp" and uri.hostname and port and not uri.path and not uri.query:
-        return uri.netloc
-    raise WorkloadApiError(f"{text!r} is not a socket path, unix:///PATH or tcp://IP:PORT")
-
-
-async def _fetch(target: str, arguments: argparse.Namespace) -> int:
-    async with _stream(target) as responses:
-        try:
-            async with asyncio.timeout(arguments.timeout):
-                response = await anext(aiter(responses))
-        except TimeoutError:
-            raise WorkloadApiError(f"no answer from {target} within {arguments.timeout:g} s") from None
-        except (grpc.aio.AioRpcError, StopAsyncIteration) as error:
-            raise WorkloadApiError(_explain(target, error)) from None
-    svids = _parse(response)
-    if arguments.write:
-        _write(arguments.write, svids)
-    _print(svids, arguments.output)
+        async with asyncio.timeout(arguments.timeout), WorkloadApiClient(address, SystemClock()) as client:
+            rendered = await _answer(client, arguments, token)
+    except TimeoutError:
+        raise Unreachable(f"no answer from {address} within {arguments.timeout:g} s") from None
+    _write(rendered, arguments)
+    _show(rendered, arguments)
     return 0
 
 
-async def _watch(target: str, arguments: argparse.Namespace) -> int:
-    delay = FIRST_RETRY
-    while True:
+async def _answer(client: WorkloadApiClient, arguments: argparse.Namespace, token: str) -> Rendered:
+    from agent import rendering
+    from agent.workload_client import RequestRefused
+
+    if arguments.verb == "validate":
         try:
-            async with _stream(target) as responses:
-                async for response in responses:
-                    delay = FIRST_RETRY
-                    _print(_parse(response), arguments.output)
-            reason = f"{target} ended the stream"
-        except grpc.aio.AioRpcError as error:
-            reason = _explain(target, error)
-            if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED):
-                raise WorkloadApiError(reason) from None
-        print(f"podsvid: {reason}; trying again in {delay:g} s", file=sys.stderr, flush=True)
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, MAX_RETRY)
+            return rendering.valid_token(await client.validate_jwt(token, arguments.audience))
+        except RequestRefused as error:
+            raise _TokenInvalid(str(error)) from None
+    if arguments.kind == "jwt":
+        found = await client.fetch_jwt(arguments.audience, arguments.spiffe_id)
+        return rendering.jwt(found, show_tokens=arguments.write is None)
+    if arguments.kind == "bundle":
+        return rendering.bundles(await client.fetch_bundles())
+    return rendering.x509(await client.fetch_x509())
 
 
-@asynccontextmanager
-async def _stream(target: str) -> AsyncIterator[AsyncIterable[workload_pb2.X509SVIDResponse]]:
-    async with grpc.aio.insecure_channel(target) as channel:
-        call = channel.unary_stream(
-            f"/{SERVICE}/FetchX509SVID",
-            request_serializer=workload_pb2.X509SVIDRequest.SerializeToString,
-            response_deserializer=workload_pb2.X509SVIDResponse.FromString,
-        )(workload_pb2.X509SVIDRequest(), metadata=(HEADER,))
-        try:
-            yield call
-        finally:
-            call.cancel()
+async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[str]) -> None:
+    import asyncio
+    import random
+    import signal
+
+    from agent import rendering
+    from agent.clock import SystemClock
+    from agent.watch import Command, Notification, watch
+    from agent.workload_client import Backoff, follow_x509
+
+    if arguments.exec and not command:
+        raise InvalidSetting("--exec needs a command")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    directory = None if arguments.write is None else os.path.abspath(arguments.write)
+    runner = Command(command, directory, arguments.exec_timeout, _report) if command else None
+    notification = Notification(arguments.signal[0], arguments.signal[1], _report) if arguments.signal else None
+    jitter = random.Random()
+
+    async def states() -> AsyncGenerator[Rendered, None]:
+        async with aclosing(follow_x509(address, SystemClock(), Backoff(jitter), _report)) as found:
+            async for state in found:
+                yield rendering.x509(state)
+
+    async def then(rendered: Rendered) -> None:
+        _show(rendered, arguments)
+        if runner is not None:
+            await runner.run()
+        if notification is not None:
+            notification.send()
+
+    await watch(
+        states(),
+        lambda rendered: _write(rendered, arguments),
+        then,
+        stop=stop,
+        first_within=arguments.timeout,
+        backoff=Backoff(jitter),
+        report=_report,
+    )
 
 
-def _parse(response: workload_pb2.X509SVIDResponse) -> list[tuple[X509Svid, TrustBundle]]:
-    try:
-        found = []
-        for entry in response.svids:
-            svid = X509Svid.from_der(entry.x509_svid, entry.x509_svid_key, entry.hint)
-            if svid.spiffe_id != SpiffeId.parse(entry.spiffe_id):
-                raise WorkloadApiError(f"the answer names {entry.spiffe_id[:200]!r} but its SVID is {svid.spiffe_id}")
-            found.append((svid, TrustBundle.from_der(svid.spiffe_id.trust_domain, entry.bundle)))
-    except SvidError as error:
-        raise WorkloadApiError(f"the answer is unusable: {error}") from None
+def _address(arguments: argparse.Namespace) -> str:
+    from agent.workload_client import InvalidAddress
+
+    found: str = arguments.socket or os.environ.get(ENDPOINT_VARIABLE, "")
     if not found:
-        raise WorkloadApiError("the answer holds no SVID")
+        raise InvalidAddress(f"no Workload API socket: set {ENDPOINT_VARIABLE} or give --socket")
     return found
 
 
-def _print(svids: list[tuple[X509Svid, TrustBundle]], output: str) -> None:
-    rows = [
-        {
-            "spiffe_id": str(svid.spiffe_id),
-            "serial": svid.serial,
-            "not_before": svid.not_before.isoformat(),
-            "not_after": svid.not_after.isoformat(),
-            "hint": svid.hint,
-            "chain": svid.chain_pem().decode(),
-            "bundle": bundle.to_pem().decode(),
-        }
-        for svid, bundle in svids
-    ]
-    if output == "json":
-        print(json.dumps({"svids": rows}), flush=True)
-        return
-    for row in rows:
-        print(f"SPIFFE ID:  {row['spiffe_id']}\nserial:     {row['serial']}")
-        print(f"valid from: {row['not_before']}\nvalid to:   {row['not_after']}", flush=True)
+def _token(arguments: argparse.Namespace) -> str:
+    if arguments.svid is not None and arguments.svid != "-":
+        data = os.fsencode(arguments.svid)
+    else:
+        name = arguments.svid_file or "-"
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+            data = file.read(_LONGEST_TOKEN + 1)
+    if len(data) > _LONGEST_TOKEN or not data.isascii():
+        raise _TokenInvalid("that is not a JWT-SVID: it is too long, or not ASCII")
+    return data.decode().strip()
 
 
-def _write(directory: Path, svids: list[tuple[X509Svid, TrustBundle]]) -> None:
-    """Chain, key and bundle as one: a new directory, one rename of `..data`, links beside it (as in a volume)."""
-    directory.mkdir(parents=True, exist_ok=True)
-    stamp = directory / f"..{secrets.token_hex(8)}"
-    stamp.mkdir(mode=0o700)
-    names = []
+def _write(rendered: Rendered, arguments: argparse.Namespace) -> None:
+    from agent.file_set import FileSet
+
+    if arguments.write is not None:
+        FileSet(arguments.write, arguments.file_set).write(rendered.files)
+
+
+def _show(rendered: Rendered, arguments: argparse.Namespace) -> None:
+    sys.stdout.write(rendered.output(arguments.output))
+    if arguments.verb == "watch" and arguments.output == "text":
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _report(text: str) -> None:
+    print(f"podsvid: {text}", file=sys.stderr, flush=True)
+
+
+def _exit_code(error: Exception) -> int:
+    from agent.watch import CommandNotStarted
+    from agent.workload_client import InvalidAddress, NoIdentity, Unreachable
+
+    codes: dict[type[Exception], int] = {
+        InvalidSetting: WRONG_USAGE,
+        InvalidAddress: WRONG_USAGE,
+        Unreachable: UNREACHABLE,
+        NoIdentity: NO_IDENTITY,
+        _TokenInvalid: TOKEN_INVALID,
+        CommandNotStarted: COMMAND_NOT_STARTED,
+    }
+    return codes.get(type(error), FAILED)
+
+
+def _command(
+    parser: argparse.ArgumentParser, outputs: tuple[str, ...], timeout: float | None = _TIMEOUT
+) -> argparse.ArgumentParser:
+    parser.add_argument(
+        "--socket",
+        metavar="ADDRESS",
+        help=f"unix:///PATH, tcp://IP:PORT or an absolute path (default: ${ENDPOINT_VARIABLE})",
+    )
+    parser.add_argument("--output", choices=outputs, default="text", help="default: text")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=timeout,
+        metavar="SECONDS",
+        help="for the first answer (default: %s)" % ("none" if timeout is None else f"{timeout:g}"),
+    )
+    parser.set_defaults(write=None)
+    return parser
+
+
+def _add_write(parser: argparse.ArgumentParser, file_set: str, names: str) -> None:
+    parser.add_argument("--write", metavar="DIR", type=Path, help=f"write {names} into DIR, all at once")
+    parser.set_defaults(file_set=file_set)
+
+
+def _audience(text: str) -> str:
     try:
-        for number, (svid, bundle) in enumerate(svids):
-            for name, content, mode in (
-                (f"svid.{number}.pem", svid.chain_pem(), 0o644),
-                (f"svid.{number}.key", svid.key_pem(), 0o600),
-                (f"bundle.{number}.pem", bundle.to_pem(), 0o644),
-            ):
-                descriptor = os.open(stamp / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-                names.append(name)
-        data = directory / "..data"
-        old = data.readlink() if data.is_symlink() else None
-        _replace_link(data, stamp.name)
-    except BaseException:
-        shutil.rmtree(stamp, ignore_errors=True)
-        raise
-    for name in names:
-        _replace_link(directory / name, f"..data/{name}")
-    if old is not None and old.name.startswith("..") and len(old.parts) == 1:
-        shutil.rmtree(directory / old, ignore_errors=True)
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("must be UTF-8") from None
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
-def _replace_link(path: Path, target: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, path)
+def _spiffe_id(text: str) -> SpiffeId:
+    from svid.errors import InvalidSpiffeId
+    from svid.spiffeid import SpiffeId
+
+    try:
+        return SpiffeId.parse(text)
+    except InvalidSpiffeId as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _explain(target: str, error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{target} answered {error.code().name}: {error.details()}"
-    return f"{target} ended the stream without an answer"
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def _signal(text: str) -> tuple[int, Signals]:
+    from signal import Signals
+
+    pid, _, name = text.partition(":")
+    name = name.upper() if name else "HUP"
+    try:
+        number = Signals[name if name.startswith("SIG") else f"SIG{name}"]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a signal name such as HUP") from None
+    # 0 and below are groups of processes.
+    if not (pid.isascii() and pid.isdigit() and 0 < int(pid) < 2**31):
+        raise argparse.ArgumentTypeError(f"{pid!r} is not a process ID")
+    return int(pid), number

@@ -1,29 +1,28 @@
-"""The `podsvid` command. What a verb needs is imported when it runs, to start fast."""
+"""The `podsvid` command. What a command needs is imported when it is the one that runs, to start fast."""
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
 
-from agent import api, config
+from agent import api
 from agent.errors import AgentError
+
+_COMMANDS = {
+    "agent": "the node agent",
+    "quickstart": "see a volume rotate, without Kubernetes",
+    "api": "ask a Workload API socket",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
-    from agent import quickstart
-
-    parser = argparse.ArgumentParser(prog="podsvid", description="SPIFFE identities for Kubernetes pods.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    config.add_arguments(commands.add_parser("agent", help="the node agent"))
-    quickstart.add_arguments(commands.add_parser("quickstart", help="see a volume rotate, without Kubernetes"))
-    api.add_arguments(commands.add_parser("api", help="ask a Workload API socket"))
-    parsed = parser.parse_args(arguments)
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage or settings; `api` has more."""
+    given, command = api.split_command(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parser(given[0] if given else "").parse_args(given)
     try:
-        if parsed.command == "agent":
-            return _agent(parsed)
-        return quickstart.run(parsed) if parsed.command == "quickstart" else api.run(parsed)
+        if parsed.command == "api":
+            return api.run(parsed, command)
+        return _agent(parsed) if parsed.command == "agent" else _quickstart(parsed)
     except AgentError as error:
         print(f"podsvid: {error.reason}: {error}", file=sys.stderr)
         return 2 if error.reason == "INVALID_SETTING" else 1
@@ -32,8 +31,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Knows every command by name, and all of `command`."""
+    parser = argparse.ArgumentParser(prog="podsvid", description="SPIFFE identities for Kubernetes pods.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {name: commands.add_parser(name, help=text) for name, text in _COMMANDS.items()}
+    if command == "agent":
+        from agent import config
+
+        config.add_arguments(parsers[command])
+    elif command == "quickstart":
+        from agent import quickstart
+
+        quickstart.add_arguments(parsers[command])
+    elif command == "api":
+        api.add_arguments(parsers[command])
+    return parser
+
+
+def _quickstart(parsed: argparse.Namespace) -> int:
+    from agent import quickstart
+
+    return quickstart.run(parsed)
+
+
 def _agent(parsed: argparse.Namespace) -> int:
-    from agent import daemon, log
+    import asyncio
+
+    from agent import config, daemon, log
 
     settings = config.load(parsed, os.environ)
     log.configure(settings.log_format, settings.log_level)

@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 
 from agent.errors import InvalidSetting
+from csi.profile import PROFILES, default_profile_for
 from svid.errors import InvalidSpiffeId
+from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
 ENVIRONMENT_PREFIX = "PODSVID_"
@@ -25,10 +27,21 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)", re.ASCII)
 _DRIVER = re.compile(r"[a-z]([-a-z0-9.]{0,61}[a-z])?", re.ASCII)
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
+MIN_PERIOD, MAX_PERIOD = timedelta(hours=1), timedelta(days=3650)
+_PATTERN_LABEL = r"([a-z0-9-]|\{namespace\}|\{service_account\}|\{pod\})+"
+_PATTERN = re.compile(rf"(\*\.)?{_PATTERN_LABEL}(\.{_PATTERN_LABEL})*", re.ASCII)
 MIN_TTL, MAX_TTL = timedelta(seconds=2), timedelta(days=90)
 # sun_path holds 107 bytes; the longest socket podsvid binds below kubelet's root adds this to the driver's name.
 _MAX_SOCKET_PATH = 107
 _REGISTRY_OVERHEAD = len("/plugins_registry/-01234567-reg.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class DriverName:
+    """A CSI driver name to register, and the name of the profile that its volumes follow."""
+
+    name: str
+    profile: str
 
 
 def _trust_domain(text: str) -> TrustDomain:
@@ -50,6 +63,20 @@ def _ttl(text: str) -> timedelta:
     if not MIN_TTL <= ttl <= MAX_TTL:
         raise ValueError("a duration from 2s to 90d")
     return ttl
+
+
+def _period(text: str) -> timedelta:
+    period = _duration(text)
+    if not MIN_PERIOD <= period <= MAX_PERIOD:
+        raise ValueError("a duration from 1h to 3650d")
+    return period
+
+
+def _jwt_algorithm(text: str) -> JwtAlgorithm:
+    try:
+        return JwtAlgorithm(text)
+    except ValueError:
+        raise ValueError("one of " + ", ".join(JwtAlgorithm)) from None
 
 
 def _matching(form: re.Pattern[str], what: str) -> Callable[[str], str]:
@@ -92,6 +119,62 @@ def _boolean(text: str) -> bool:
     return text == "true"
 
 
+def _listed(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Comma-separated values; an empty text has none."""
+
+    def parse_all(text: str) -> tuple[Any, ...]:
+        return tuple(parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+    return parse_all
+
+
+def _driver(text: str) -> DriverName:
+    name, equals, profile = text.partition("=")
+    if not _DRIVER.fullmatch(name):
+        raise ValueError("driver names of at most 63 a-z 0-9 . - , first and last a letter, each NAME or NAME=PROFILE")
+    profile = profile if equals else default_profile_for(name)
+    if profile not in PROFILES:
+        raise ValueError("NAME=PROFILE with a profile out of " + ", ".join(PROFILES))
+    return DriverName(name, profile)
+
+
+def _federated(text: str) -> tuple[TrustDomain, Path]:
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise ValueError("TRUST-DOMAIN=FILE with an absolute path")
+    return _trust_domain(name), _absolute(path)
+
+
+def _dns_pattern(text: str) -> str:
+    if not _PATTERN.fullmatch(text):
+        raise ValueError(
+            "DNS names in lower case, where {namespace}, {service_account} and {pod} stand for the pod's own "
+            "and a leading *. for one label"
+        )
+    return text
+
+
+def _secret_name(text: str) -> str:
+    if len(text) > 253 or not text.isascii() or not text.isprintable():
+        raise ValueError("a secret's name of at most 253 printable characters; empty switches it off")
+    return text
+
+
+def _url(text: str) -> str:
+    if not text.startswith("https://") or len(text) > 1024 or not text.isascii() or " " in text:
+        raise ValueError("an https:// URL")
+    return text
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not low <= int(text[:12]) <= high:
+            raise ValueError(f"a number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
 def _setting(parse: Callable[[str], Any], help_text: str, default: str | None = None) -> Any:
     return field(metadata={"parse": parse, "help": help_text, "default": default})
 
@@ -105,9 +188,9 @@ class AgentConfig:
         _matching(_NODE, "a node name: lower-case letters, digits, dashes and dots"),
         "this node's name as Kubernetes knows it (default: the host name)",
     )
-    driver_name: str = _setting(
-        _matching(_DRIVER, "a driver name of at most 63 a-z 0-9 . - , first and last a letter"),
-        "CSI driver name, the CSIDriver object's name",
+    driver_names: tuple[DriverName, ...] = _setting(
+        _listed(_driver),
+        "CSI driver names (CSIDriver objects), NAME or NAME=PROFILE with profile " + ", ".join(PROFILES),
         "csi.podsvid.io",
     )
     kubelet_root: Path = _setting(_absolute, "kubelet's --root-dir", "/var/lib/kubelet")
@@ -120,6 +203,40 @@ class AgentConfig:
         _absolute, "authority file: PEM root certificates (default: the last of --ca-cert-file)"
     )
     x509_ttl: timedelta = _setting(_ttl, "lifetime of an X.509-SVID, 2s to 90d", "1h")
+    x509_min_ttl: timedelta = _setting(_ttl, "shortest lifetime that a volume's ttl attribute gets", "1m")
+    x509_max_ttl: timedelta | None = _setting(
+        _ttl, "longest lifetime that a volume's ttl attribute gets (default: x509_ttl)"
+    )
+    dns_names: tuple[str, ...] = _setting(
+        _listed(_dns_pattern),
+        "DNS names that pods may ask for, such as {service_account}.{namespace}.svc or *.{namespace}.svc",
+        "",
+    )
+    jwt_svids: bool = _setting(_boolean, "issue JWT-SVIDs; authority file does where it has a jwt_key_file", "true")
+    jwt_ttl: timedelta = _setting(_ttl, "lifetime of a JWT-SVID, 2s to 90d", "5m")
+    jwt_algorithm: JwtAlgorithm = _setting(
+        _jwt_algorithm, "JWT-SVID signatures: RS256 (what clouds take), ES256, ...", "RS256"
+    )
+    jwt_issuer: str | None = _setting(_url, "iss of JWT-SVIDs, for OpenID Connect federation (default: none)")
+    jwt_jti: bool = _setting(_boolean, "give each JWT-SVID a jti of its own; none is handed out twice then", "false")
+    jwt_key_period: timedelta = _setting(_period, "authority embedded: how long a JWT key signs, 1h to 3650d", "30d")
+    jwt_key_file: Path | None = _setting(_absolute, "authority file: PEM private key that signs JWT-SVIDs")
+    jwt_bundle_file: Path | None = _setting(
+        _absolute, "authority file: SPIFFE JWKS whose JWT keys are published beside that key (for its rotation)"
+    )
+    federated_bundles: tuple[tuple[TrustDomain, Path], ...] = _setting(
+        _listed(_federated), "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read", ""
+    )
+    sds_svid_name: str = _setting(_secret_name, "SDS name of the default SVID", "default")
+    sds_bundle_name: str = _setting(_secret_name, "SDS name of the own trust bundle", "ROOTCA")
+    sds_all_bundles_name: str = _setting(_secret_name, "SDS name of all trust bundles, federated ones included", "ALL")
+    sds_spiffe_validator: bool = _setting(
+        _boolean, "SDS trust bundles are for Envoy's SPIFFE validator; false: plain trusted_ca", "true"
+    )
+    socket_connections: int = _setting(_number(1, 65536), "connections open at once on one volume's socket", "256")
+    socket_calls: int = _setting(_number(1, 65536), "calls (streams) open at once on one volume's socket", "1024")
+    socket_rate: int = _setting(_number(1, 100000), "new calls a second on one volume's socket", "100")
+    socket_burst: int = _setting(_number(1, 100000), "new calls at once on one volume's socket", "1024")
     metrics_listen: tuple[str, int] | None = _setting(
         _listen, "address of /healthz, /readyz and /metrics, or off", "127.0.0.1:9099"
     )
@@ -132,12 +249,31 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if self.authority == "file" and (self.ca_cert_file is None or self.ca_key_file is None):
             raise InvalidSetting("authority is file, which needs ca_cert_file and ca_key_file")
-        longest = len(os.fsencode(self.kubelet_root)) + _REGISTRY_OVERHEAD + len(self.driver_name)
+        if not self.driver_names:
+            raise InvalidSetting("driver_names is empty; name at least one")
+        for what, names in (
+            ("driver_names", [driver.name for driver in self.driver_names]),
+            ("federated_bundles", [domain.name for domain, _ in self.federated_bundles]),
+        ):
+            if len(set(names)) != len(names):
+                raise InvalidSetting(f"{what} has a name twice: {', '.join(names)}")
+        if any(domain == self.trust_domain for domain, _ in self.federated_bundles):
+            raise InvalidSetting(f"federated_bundles has {self.trust_domain}, which is the own trust domain")
+        sds = [name for name in (self.sds_svid_name, self.sds_bundle_name, self.sds_all_bundles_name) if name]
+        if len(set(sds)) != len(sds):
+            raise InvalidSetting(f"two of the sds names are the same: {', '.join(sds)}")
+        name = max((driver.name for driver in self.driver_names), key=len)
+        longest = len(os.fsencode(self.kubelet_root)) + _REGISTRY_OVERHEAD + len(name)
         if longest > _MAX_SOCKET_PATH:
             raise InvalidSetting(
                 f"kubelet_root {self.kubelet_root} is too long: its sockets would take {longest} bytes, "
                 f"{_MAX_SOCKET_PATH} are possible"
             )
+
+    @property
+    def issues_jwt(self) -> bool:
+        """Whether there is a JWT profile."""
+        return self.jwt_svids and (self.authority != "file" or self.jwt_key_file is not None)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +281,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file with these settings in snake_case")
     for each in dataclasses.fields(AgentConfig):
         default = each.metadata["default"]
-        help_text = each.metadata["help"] + (f" (default: {default})" if default is not None else "")
+        help_text = each.metadata["help"] + (f" (default: {default})" if default else "")
         flag = "--" + each.name.replace("_", "-")
         if each.metadata["parse"] is _boolean:
-            parser.add_argument(flag, dest=each.name, nargs="?", const="true", help=argparse.SUPPRESS)
+            hidden = each.metadata["help"].startswith("UNSAFE")
+            shown = argparse.SUPPRESS if hidden else help_text
+            parser.add_argument(flag, dest=each.name, nargs="?", const="true", metavar="true|false", help=shown)
         else:
             parser.add_argument(flag, dest=each.name, help=help_text)
 
@@ -204,7 +342,11 @@ def _read_file(path: Path, names: set[str]) -> dict[str, str]:
             raise InvalidSetting(f"{key!r} in {path} is no setting; accepted: {', '.join(sorted(names))}")
         if isinstance(value, bool):
             value = "true" if value else "false"
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            value = ",".join(value)
         if not isinstance(value, str):
-            raise InvalidSetting(f"{key} in {path} is {value!r}; accepted: text, so put it in quotes")
+            raise InvalidSetting(
+                f"{key} in {path} is {value!r}; accepted: text, so put it in quotes, or a list of texts"
+            )
         found[key] = value
     return found

@@ -10,32 +10,41 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import grpc.aio
 
-from agent import http
-from agent.authorities import LocalAuthority, open_embedded, open_files
+from agent import http, reflection
 from agent.clock import Clock, SystemClock
-from agent.config import AgentConfig
+from agent.config import AgentConfig, DriverName
+from agent.endpoint import Limits
 from agent.errors import AlreadyRunning, AuthorityDamaged
+from agent.federation import FederatedBundles
+from agent.jwt_keys import JwtKeys, open_given, open_kept
+from agent.local_authority import IssuePolicy, LocalAuthority, open_embedded, open_files
 from agent.metrics import Metrics
-from agent.workloads import WorkloadRegistry
+from agent.sds import SdsNames
+from agent.workloads import Serving, WorkloadRegistry
 from csi.blocking import Blocking
 from csi.boundary import ErrorBoundary
 from csi.identity import IdentityService
 from csi.journal import Journal
 from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
-from csi.node import NodeService, NodeSettings
+from csi.node import DriverNode, NodeService, NodeSettings
 from csi.pb import csi_pb2_grpc
+from csi.profile import PROFILES
 from csi.registration import Registration, serve_private
 from svid.authority import X509Authority
+from svid.jwtauthority import KeyringPolicy
 
 _log = logging.getLogger("podsvid.agent")
 THREADS = 4
 # Seconds that calls in flight get at a stop; the DaemonSet's grace period is 30.
 STOP_GRACE = 5.0
+# Other clusters and clouds look at a bundle every few minutes to hours; all of them know a key before it signs.
+JWT_KEY_LEAD = timedelta(days=1)
 
 
 def own_version() -> str:
@@ -67,17 +76,26 @@ async def run_agent(config: AgentConfig) -> None:
 async def _start(
     config: AgentConfig, clock: Clock, blocking: Blocking, services: AsyncExitStack
 ) -> dict[str, Callable[[], Awaitable[None]]]:
-    endpoint = config.kubelet_root / "plugins" / config.driver_name / "csi.sock"
-    registration = Registration(config.driver_name, endpoint, config.kubelet_root / "plugins_registry")
-    registration.remove_stale()
+    registrations = {
+        driver: Registration(driver.name, _csi_socket(config, driver), config.kubelet_root / "plugins_registry")
+        for driver in config.driver_names
+    }
+    for registration in registrations.values():
+        registration.remove_stale()
 
-    authority = _authority(config, clock)
+    issuer = _authority(config, clock)
+    authority = LocalAuthority(
+        issuer,
+        _policy(config),
+        clock,
+        blocking,
+        _jwt_keys(config, clock) if config.issues_jwt else None,
+        FederatedBundles(dict(config.federated_bundles)),
+    )
     metrics = Metrics()
     journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
     rng = random.SystemRandom()
-    workloads = WorkloadRegistry(
-        LocalAuthority(authority, config.x509_ttl, clock), journal, blocking, clock, rng, metrics
-    )
+    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, _serving(config))
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
         NodeSettings(config.node_name, str(config.kubelet_root)),
@@ -96,10 +114,12 @@ async def _start(
     serving = False
 
     async def healthy() -> str | None:
-        return None if registration.announced else "the registration socket is missing"
+        missing = [driver.name for driver, each in registrations.items() if not each.announced]
+        return f"the registration socket of {', '.join(missing)} is missing" if missing else None
 
     async def ready() -> str | None:
-        return None if registration.registered else "kubelet has not registered the driver yet"
+        missing = [driver.name for driver, each in registrations.items() if not each.registered]
+        return f"kubelet has not registered {', '.join(missing)} yet" if missing else None
 
     if config.metrics_listen is not None:
         bound = services.enter_context(
@@ -107,28 +127,75 @@ async def _start(
         )
         _log.info("http serving", extra={"address": f"{bound[0]}:{bound[1]}"})
 
-    server = grpc.aio.server(interceptors=[ErrorBoundary()])
-    csi_pb2_grpc.add_IdentityServicer_to_server(
-        IdentityService(config.driver_name, own_version(), lambda: serving), server
-    )
-    csi_pb2_grpc.add_NodeServicer_to_server(node, server)
-    endpoint.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-    await serve_private(server, endpoint)
-    services.push_async_callback(server.stop, STOP_GRACE)
+    for driver in registrations:
+        server = grpc.aio.server(interceptors=[ErrorBoundary()])
+        csi_pb2_grpc.add_IdentityServicer_to_server(
+            IdentityService(driver.name, own_version(), lambda: serving), server
+        )
+        csi_pb2_grpc.add_NodeServicer_to_server(DriverNode(node, driver.name, PROFILES[driver.profile]), server)
+        endpoint = _csi_socket(config, driver)
+        endpoint.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        await serve_private(server, endpoint)
+        services.push_async_callback(server.stop, STOP_GRACE)
     serving = True
-    await services.enter_async_context(registration.serving())
+    for registration in registrations.values():
+        await services.enter_async_context(registration.serving())
     _log.info(
         "agent serving",
         extra={
             "trust_domain": str(config.trust_domain),
-            "driver": config.driver_name,
-            "endpoint": str(endpoint),
+            "drivers": [driver.name for driver in config.driver_names],
             "authority": config.authority,
-            "authority_ends": authority.not_after.isoformat(),
+            "jwt_svids": authority.issues_jwt,
+            "authority_ends": issuer.not_after.isoformat(),
             "volumes": node.volumes,
         },
     )
-    return {"rotation": workloads.scheduler.run, "registration": registration.run}
+    return {
+        "rotation": workloads.scheduler.run,
+        "trust": workloads.follow_trust,
+        "authority": authority.run,
+        **{f"registration of {driver.name}": each.run for driver, each in registrations.items()},
+    }
+
+
+def _csi_socket(config: AgentConfig, driver: DriverName) -> Path:
+    return config.kubelet_root / "plugins" / driver.name / "csi.sock"
+
+
+def _policy(config: AgentConfig) -> IssuePolicy:
+    return IssuePolicy(
+        x509_ttl=config.x509_ttl,
+        x509_min_ttl=min(config.x509_min_ttl, config.x509_ttl),
+        x509_max_ttl=config.x509_max_ttl or config.x509_ttl,
+        jwt_ttl=config.jwt_ttl,
+        jwt_issuer=config.jwt_issuer or "",
+        jwt_id=config.jwt_jti,
+        dns_names=config.dns_names,
+    )
+
+
+def _jwt_keys(config: AgentConfig, clock: Clock) -> JwtKeys:
+    if config.authority == "file":
+        assert config.jwt_key_file is not None
+        return open_given(config.jwt_key_file, config.jwt_bundle_file, config.jwt_algorithm, config.trust_domain)
+    policy = KeyringPolicy(
+        algorithm=config.jwt_algorithm,
+        signing_period=config.jwt_key_period,
+        lead=min(JWT_KEY_LEAD, config.jwt_key_period / 4),
+        token_ttl=config.jwt_ttl,
+    )
+    return open_kept(config.state_dir, policy, clock)
+
+
+def _serving(config: AgentConfig) -> Serving:
+    return Serving(
+        limits=Limits(config.socket_connections, config.socket_calls, config.socket_rate, config.socket_burst),
+        sds=SdsNames(
+            config.sds_svid_name, config.sds_bundle_name, config.sds_all_bundles_name, config.sds_spiffe_validator
+        ),
+        shared=reflection.handlers(),
+    )
 
 
 def _authority(config: AgentConfig, clock: Clock) -> X509Authority:

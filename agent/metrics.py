@@ -20,24 +20,72 @@ class Metrics:
             registry=self.registry,
         )
         self._rotations = Counter(
-            "podsvid_rotations", "SVID rotations by result (ok, or a reason code).", ["result"], registry=self.registry
+            "podsvid_rotations",
+            "Renewals of what volumes hold, by kind of SVID (x509, jwt) and result (ok, or a reason code).",
+            ["kind", "result"],
+            registry=self.registry,
         )
-        self.streams = Gauge("podsvid_workload_api_streams", "Open Workload API streams.", registry=self.registry)
+        self._calls = Counter(
+            "podsvid_api_calls", "Calls taken on the volumes' sockets by method.", ["method"], registry=self.registry
+        )
+        self._open_calls = Gauge(
+            "podsvid_api_open_calls",
+            "Calls open on the volumes' sockets by method; streams, mostly.",
+            ["method"],
+            registry=self.registry,
+        )
+        self._refused_calls = Counter(
+            "podsvid_api_refused_calls",
+            "Calls refused because a socket's limit was reached, by limit.",
+            ["limit"],
+            registry=self.registry,
+        )
+        self._sds_pushes = Counter("podsvid_sds_pushes", "Responses sent to Envoys.", registry=self.registry)
+        self._sds_rejections = Counter(
+            "podsvid_sds_rejections", "Responses that Envoys rejected (NACK).", registry=self.registry
+        )
+        self._jwt_svids = Counter("podsvid_jwt_svids_minted", "JWT-SVIDs minted.", registry=self.registry)
         self._volumes = Gauge("podsvid_volumes", "Published volumes.", registry=self.registry)
         self._expiry = Gauge(
             "podsvid_earliest_expiry_timestamp_seconds",
             "When the first SVID on this node ends, as Unix time; 0 without any.",
             registry=self.registry,
         )
-        self._rotations.labels("ok")
+        for kind in ("x509", "jwt"):
+            self._rotations.labels(kind, "ok")
 
     def published(self, result: str, seconds: float) -> None:
         """Count a NodePublishVolume call."""
         self._publish.labels(result).observe(seconds)
 
-    def rotated(self, result: str) -> None:
-        """Count a rotation."""
-        self._rotations.labels(result).inc()
+    def rotated(self, kind: str, result: str) -> None:
+        """Count a renewal."""
+        self._rotations.labels(kind, result).inc()
+
+    def jwt_minted(self) -> None:
+        """Count a JWT-SVID that an authority issued."""
+        self._jwt_svids.inc()
+
+    def sds_pushed(self) -> None:
+        """Count a response to an Envoy."""
+        self._sds_pushes.inc()
+
+    def sds_rejected(self) -> None:
+        """Count a response that an Envoy rejected."""
+        self._sds_rejections.inc()
+
+    def call_started(self, method: str) -> None:
+        """Count a call that a socket took; `method` is one that is served."""
+        self._calls.labels(method).inc()
+        self._open_calls.labels(method).inc()
+
+    def call_ended(self, method: str) -> None:
+        """Count the end of a call."""
+        self._open_calls.labels(method).dec()
+
+    def call_refused(self, why: str) -> None:
+        """Count a call above a limit."""
+        self._refused_calls.labels(why).inc()
 
     def watch(self, volumes: Callable[[], float], earliest_expiry: Callable[[], float]) -> None:
         """Ask these for the values of the gauges at each scrape."""

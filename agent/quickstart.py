@@ -562,7 +562,7 @@ class _Agent:
         options = {
             "--trust-domain": settings.trust_domain,
             "--node-name": _NODE,
-            "--driver-name": _DRIVER,
+            "--driver-names": _DRIVER,
             "--kubelet-root": str(self._place.kubelet),
             "--state-dir": str(self._place.state),
             "--run-dir": str(self._place.run),

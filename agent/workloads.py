@@ -3,14 +3,23 @@
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
-from agent.authorities import Authority, MintRequest
+import grpc
+
+from agent.authorities import Authority, JwtRequest, MintedJwt, MintRequest
 from agent.clock import Clock
-from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.endpoint import Endpoint, Limits
+from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable
 from agent.feed import Feed
+from agent.health import Health
+from agent.jwt_svids import JwtSvids, KeptJwt
 from agent.metrics import Metrics
 from agent.rotation import RotationScheduler
+from agent.sds import SdsNames, SecretDiscovery
 from agent.workload_api import WorkloadApi
 from csi.blocking import Blocking
 from csi.errors import IdentityDenied, IdentityUnavailable
@@ -18,28 +27,64 @@ from csi.journal import Entry, Journal
 from csi.model import Condition, Contents, Issued, PodToken, Volume
 from csi.volume import VolumeDirectory
 from svid.errors import InvalidSvid, SvidError
-from svid.identity import WorkloadIdentity
+from svid.identity import Trust, WorkloadIdentity
+from svid.jwtsvid import check_jwt_svid
 from svid.renewal import RenewalWindow
+from svid.spiffeid import SpiffeId
 from svid.x509svid import X509Svid
 
 _log = logging.getLogger("podsvid.workloads")
 MINT_DEADLINE = 30.0
 # A renewal that is this late is worth a person's look.
 OVERDUE = timedelta(seconds=60)
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How the volumes' sockets are served: limits, Envoy's names, and handlers that are the same for all of them."""
+
+    limits: Limits = Limits()
+    sds: SdsNames = SdsNames()
+    shared: tuple[grpc.GenericRpcHandler, ...] = ()
 
 
 class Workload:
     """One volume's workload. Its feed is the only place where its identity lives; files and streams follow it."""
 
-    def __init__(self, volume: Volume, directory: VolumeDirectory, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, volume: Volume, directory: VolumeDirectory, token: PodToken | None = None) -> None:
         self.volume = volume
         self.directory = directory
-        self.token: PodToken | None = None
+        self.token = token
         self.feed: Feed[WorkloadIdentity] = Feed()
-        self.api = WorkloadApi(self.feed, clock, metrics)
         self.renew_at: datetime | None = None
-        # The feed's version that is in the files; a write that failed is repeated without minting again.
-        self.written = 0
+        # The JWT-SVIDs that the volume holds as files, by file name.
+        self.jwt_files: dict[str, KeptJwt] = {}
+        # What is in the files; a write that failed is repeated without minting again.
+        self.written: Contents | None = None
+        self.notice = ""
+
+    @property
+    def contents(self) -> Contents | None:
+        """What the files should hold; None before the first identity."""
+        identity = self.feed.current
+        return Contents(identity, {name: kept.svid for name, kept in self.jwt_files.items()}) if identity else None
+
+    def next_due(self, now: datetime) -> datetime:
+        """When the first of its SVIDs is to be renewed."""
+        missing = len(self.jwt_files) < len(self.volume.options.jwt_files)
+        if self.renew_at is None or missing:
+            return now
+        return min([self.renew_at, *(kept.renew_at for kept in self.jwt_files.values())])
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A workload and what answers for it on its socket."""
+
+    workload: Workload
+    jwt_svids: JwtSvids
+    endpoint: Endpoint
 
 
 class WorkloadRegistry:
@@ -53,6 +98,7 @@ class WorkloadRegistry:
         clock: Clock,
         rng: random.Random,
         metrics: Metrics,
+        serving: Serving = Serving(),
     ) -> None:
         self._authority = authority
         self._journal = journal
@@ -60,36 +106,50 @@ class WorkloadRegistry:
         self._clock = clock
         self._rng = rng
         self._metrics = metrics
-        self._workloads: dict[str, Workload] = {}
+        self._serving = serving
+        self._served: dict[str, Served] = {}
         self.scheduler = RotationScheduler(self._rotate, clock, rng)
-        metrics.watch(lambda: len(self._workloads), self.earliest_expiry)
+        metrics.watch(lambda: len(self._served), self.earliest_expiry)
 
     def earliest_expiry(self) -> float:
         """Unix time at which the first SVID ends; 0 without any."""
-        ends = [w.feed.current.expires_at.timestamp() for w in list(self._workloads.values()) if w.feed.current]
-        return min(ends, default=0.0)
+        identities = [served.workload.feed.current for served in list(self._served.values())]
+        return min((each.expires_at.timestamp() for each in identities if each), default=0.0)
 
     async def issue(self, volume: Volume, token: PodToken | None) -> Issued:
         try:
-            return await self._mint(volume, token)
+            identity, renew_at, notice = await self._mint_x509(volume, token)
+            jwt_svids = {}
+            for file in volume.options.jwt_files:
+                minted = await self._mint_jwt(volume, token, identity.default.spiffe_id, (file.audience,))
+                jwt_svids[file.name] = minted.svid
         except AuthorityRefused as error:
             raise IdentityDenied(str(error)) from None
         except AuthorityUnavailable as error:
             raise IdentityUnavailable(str(error)) from None
+        return Issued(Contents(identity, jwt_svids), renew_at, notice)
 
     async def open(self, volume: Volume, directory: VolumeDirectory, issued: Issued) -> None:
-        workload = Workload(volume, directory, self._clock, self._metrics)
+        served = self._serve_for(Workload(volume, directory))
+        workload = served.workload
         workload.renew_at = issued.renew_at
-        workload.feed.publish(issued.identity)
+        workload.notice = issued.notice
+        self._keep_files(served, issued.contents)
+        workload.feed.publish(self._under_current_trust(issued.identity))
         try:
-            self._write(workload)
-            await self._serve(workload)
+            await self._write(workload)
+            await self._open_socket(served)
         except BaseException:
-            await workload.api.close()
+            await served.endpoint.close()
             await self._blocking(lambda: self._journal.forget(volume.id))
             raise
-        self._workloads[volume.id] = workload
-        self.scheduler.schedule(volume.id, issued.renew_at)
+        self._served[volume.id] = served
+        self.scheduler.schedule(volume.id, workload.next_due(self._clock.now()))
+        if issued.notice:
+            _log.warning(
+                "not all that the volume asked for was granted",
+                extra={"volume_id": volume.id, "pod": str(volume.pod), "notice": issued.notice},
+            )
 
     async def adopt(
         self,
@@ -98,21 +158,25 @@ class WorkloadRegistry:
         contents: Contents | None,
         renew_at: datetime | None,
     ) -> None:
-        workload = Workload(volume, directory, self._clock, self._metrics)
+        served = self._serve_for(Workload(volume, directory))
+        workload = served.workload
         now = self._clock.now()
-        due = now
-        identity = contents.identity if contents else None
-        if identity is not None and _usable(identity, now):
-            due = renew_at or RenewalWindow.of(identity.default.not_before, identity.expires_at).draw(self._rng)
+        identity = self._under_current_trust(contents.identity) if contents else None
+        if contents is not None and identity is not None and _usable(identity, now):
+            workload.renew_at = renew_at or RenewalWindow.of(identity.default.not_before, identity.expires_at).draw(
+                self._rng
+            )
+            self._keep_files(served, contents)
             workload.feed.publish(identity)
-            workload.written = workload.feed.version
-            workload.renew_at = due
+            # Files that are damaged, or hold another trust than the present one, are written again.
+            workload.written = contents if directory.holds(contents) else None
+        due = workload.next_due(now) if workload.contents == workload.written else now
         try:
-            await self._serve(workload)
+            await self._open_socket(served)
         except BaseException:
-            await workload.api.close()
+            await served.endpoint.close()
             raise
-        self._workloads[volume.id] = workload
+        self._served[volume.id] = served
         self.scheduler.schedule(volume.id, due)
         _log.info(
             "volume picked up",
@@ -121,112 +185,232 @@ class WorkloadRegistry:
 
     async def close(self, volume_id: str) -> None:
         await self.scheduler.forget(volume_id)
-        workload = self._workloads.pop(volume_id, None)
-        if workload is not None:
-            await workload.api.close()
+        served = self._served.pop(volume_id, None)
+        if served is not None:
+            await served.endpoint.close()
+            await served.jwt_svids.close()
         await self._blocking(lambda: self._journal.forget(volume_id))
 
     def renew_token(self, volume_id: str, token: PodToken | None) -> None:
-        workload = self._workloads.get(volume_id)
-        if workload is not None and token is not None:
-            workload.token = token
+        served = self._served.get(volume_id)
+        if served is not None and token is not None:
+            served.workload.token = token
 
     def condition(self, volume_id: str) -> Condition:
-        workload = self._workloads.get(volume_id)
-        identity = workload.feed.current if workload else None
-        if workload is None or identity is None:
+        served = self._served.get(volume_id)
+        identity = served.workload.feed.current if served else None
+        if served is None or identity is None:
             return Condition(True, "the SVID could not be picked up after a restart; a new one is being minted")
+        workload = served.workload
         now = self._clock.now()
         failures = self.scheduler.failures(volume_id)
         left = f"valid until {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}"
         if identity.expires_at <= now:
             return Condition(True, f"the SVID expired at {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}")
-        if workload.written < workload.feed.version:
+        if workload.written is None or workload.written.identity != identity:
             return Condition(True, f"the newest SVID could not be written; the files hold an older one, {left}")
         late = workload.renew_at is not None and now > workload.renew_at + OVERDUE
         if late or failures:
             return Condition(True, f"the SVID is past its renewal window after {failures} failed attempts; {left}")
-        return Condition(False, f"SVID {identity.default.serial} {left}")
+        notice = f"; {workload.notice}" if workload.notice else ""
+        return Condition(False, f"SVID {identity.default.serial} {left}{notice}")
 
     async def stop(self) -> None:
         """Close every socket; files stay as they are and the journal too."""
-        await asyncio.gather(*(workload.api.close() for workload in self._workloads.values()))
-        self._workloads.clear()
+        await asyncio.gather(*(served.endpoint.close() for served in self._served.values()))
+        await asyncio.gather(*(served.jwt_svids.close() for served in self._served.values()))
+        self._served.clear()
+
+    async def follow_trust(self) -> None:
+        """Hand every change of the authority's trust to every workload, for ever."""
+        version = 0
+        while True:
+            version = await self._authority.trust.wait_beyond(version)
+            for volume_id, served in list(self._served.items()):
+                if self._served.get(volume_id) is served:
+                    self._trust_changed(volume_id, served)
+                # Each is checked under the new trust: together that takes long enough to be felt by their callers.
+                await asyncio.sleep(0)
+
+    def _trust_changed(self, volume_id: str, served: Served) -> None:
+        workload, trust = served.workload, self._trust()
+        identity = workload.feed.current
+        if identity is None or identity.trust == trust:
+            return
+        now = self._clock.now()
+        if set(identity.bundle.jwt_authorities) - set(trust.bundle.jwt_authorities):
+            served.jwt_svids.forget()
+            workload.jwt_files = {name: KeptJwt(kept.svid, now) for name, kept in workload.jwt_files.items()}
+        renewed = self._under_current_trust(identity)
+        if renewed is identity:
+            workload.renew_at = now
+            _log.warning("SVID is not valid under the new trust bundle; renewing", extra={"volume_id": volume_id})
+        else:
+            workload.feed.publish(renewed)
+        self.scheduler.schedule(volume_id, now)
 
     async def _rotate(self, volume_id: str) -> datetime:
-        """Level-triggered: bring the workload to a fresh SVID in feed and files; answer when it is due next."""
-        workload = self._workloads[volume_id]
-        result = "error"
+        """Level-triggered: bring the workload to fresh SVIDs in feed and files; answer when it is due next."""
+        served = self._served[volume_id]
+        workload = served.workload
+        failure: AgentError | None = None
+        # One authority down, or one kind of SVID refused, keeps neither the other nor the files from being renewed.
+        for kind, renew in (("x509", self._renew_x509), ("jwt", self._renew_jwt_files)):
+            try:
+                if await renew(served):
+                    self._metrics.rotated(kind, "ok")
+            except (AuthorityRefused, AuthorityUnavailable) as error:
+                self._metrics.rotated(kind, error.reason.lower())
+                failure = failure or error
         try:
-            if workload.renew_at is None or workload.renew_at <= self._clock.now():
-                async with asyncio.timeout(MINT_DEADLINE):
-                    issued = await self._mint(workload.volume, workload.token)
-                workload.renew_at = issued.renew_at
-                workload.feed.publish(issued.identity)
-            if workload.written < workload.feed.version:
-                self._write(workload)
+            if workload.written != workload.contents:
+                await self._write(workload)
             if not workload.directory.has_socket():
-                await self._reopen(workload)
-            result = "ok"
-        except (AuthorityRefused, AuthorityUnavailable) as error:
-            result = error.reason.lower()
-            raise
-        except TimeoutError:
-            result = AuthorityUnavailable.reason.lower()
-            raise AuthorityUnavailable(f"no SVID within {MINT_DEADLINE:g} s") from None
+                await self._reopen(served)
         except OSError:
-            result = "write_failed"
+            self._metrics.rotated("x509", "write_failed")
             raise
-        finally:
-            self._metrics.rotated(result)
-        identity = workload.feed.current
-        if identity is not None:
-            _log.info(
-                "SVID rotated",
-                extra={
-                    "volume_id": volume_id,
-                    "pod": str(workload.volume.pod),
-                    "serial": identity.default.serial,
-                    "not_after": identity.expires_at.isoformat(),
-                    "renew_at": workload.renew_at.isoformat(),
-                },
-            )
-        return workload.renew_at
+        if failure is not None:
+            raise failure
+        return workload.next_due(self._clock.now())
 
-    async def _mint(self, volume: Volume, token: PodToken | None) -> Issued:
-        algorithm = volume.options.key_algorithm
+    async def _renew_x509(self, served: Served) -> bool:
+        workload = served.workload
+        if workload.renew_at is not None and workload.renew_at > self._clock.now():
+            return False
+        identity, workload.renew_at, workload.notice = await self._mint_x509(workload.volume, workload.token)
+        workload.feed.publish(self._under_current_trust(identity))
+        _log.info(
+            "SVID rotated",
+            extra={
+                "volume_id": workload.volume.id,
+                "pod": str(workload.volume.pod),
+                "serial": identity.default.serial,
+                "not_after": identity.expires_at.isoformat(),
+                "renew_at": workload.renew_at.isoformat(),
+            },
+        )
+        return True
+
+    async def _renew_jwt_files(self, served: Served) -> bool:
+        workload = served.workload
+        identity = workload.feed.current
+        renewed = False
+        for file in workload.volume.options.jwt_files if identity else ():
+            assert identity is not None
+            kept = workload.jwt_files.get(file.name)
+            subject = identity.default.spiffe_id
+            if kept is None or kept.renew_at <= self._clock.now() or kept.svid.spiffe_id != subject:
+                workload.jwt_files[file.name] = await served.jwt_svids.get(subject, (file.audience,))
+                renewed = True
+        return renewed
+
+    async def _mint_x509(self, volume: Volume, token: PodToken | None) -> tuple[WorkloadIdentity, datetime, str]:
+        options = volume.options
+        algorithm = options.key_algorithm
         key = await self._blocking(algorithm.generate) if algorithm.slow else algorithm.generate()
-        minted = await self._authority.mint_x509(MintRequest(volume.pod, token, key.public_key()))
+        request = MintRequest(volume.pod, token, key.public_key(), options.ttl, options.dns_names)
+        minted = await _in_time(self._authority.mint_x509(request))
         try:
             identity = WorkloadIdentity(
-                (X509Svid(minted.spiffe_id, minted.chain, key),), minted.bundle, minted.federated
+                (X509Svid(minted.spiffe_id, minted.chain, key),), minted.trust.bundle, minted.trust.federated
             )
             identity.check(self._clock.now())
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
-        return Issued(Contents(identity), minted.renewal.draw(self._rng))
+        return identity, minted.renewal.draw(self._rng), minted.notice
 
-    def _write(self, workload: Workload) -> None:
-        version, identity, renew_at = workload.feed.version, workload.feed.current, workload.renew_at
-        if identity is None or renew_at is None:
+    async def _mint_jwt(
+        self, volume: Volume, token: PodToken | None, spiffe_id: SpiffeId, audiences: tuple[str, ...]
+    ) -> MintedJwt:
+        minted = await _in_time(self._authority.mint_jwt(JwtRequest(volume.pod, token, spiffe_id, audiences)))
+        bundle = self._trust().bundle
+        try:
+            found = check_jwt_svid(minted.svid.token, {bundle.trust_domain: bundle}, audiences[0], self._clock.now())
+        except SvidError as error:
+            raise AuthorityRefused(f"the authority answered with an unusable JWT-SVID: {error}") from None
+        if found.spiffe_id != spiffe_id or set(found.audiences) != set(audiences):
+            raise AuthorityRefused(f"the authority answered with a JWT-SVID for {found.spiffe_id}, or other audiences")
+        self._metrics.jwt_minted()
+        return minted
+
+    async def _write(self, workload: Workload) -> None:
+        contents, renew_at = workload.contents, workload.renew_at
+        if contents is None or renew_at is None:
             return
-        entry = Entry(workload.volume, identity.default.serial, renew_at)
+        entry = Entry(workload.volume, contents.identity.default.serial, renew_at)
         # On the loop: a few small files on a tmpfs take less time than contending with a thread for the interpreter
         # does (500 due at once: 1.6 s, with threads 2.1 s), and nothing can be cancelled half-way.
-        workload.directory.write(Contents(identity), self._clock.now())
+        if workload.volume.options.has_keystores:
+            await self._blocking(lambda: workload.directory.write(contents, self._clock.now()))
+        else:
+            workload.directory.write(contents, self._clock.now())
         self._journal.record(entry)
-        workload.written = version
+        workload.written = contents
 
-    async def _serve(self, workload: Workload) -> None:
+    def _serve_for(self, workload: Workload) -> Served:
+        volume = workload.volume
+        jwt_svids = JwtSvids(
+            lambda spiffe_id, audiences: self._mint_jwt(volume, workload.token, spiffe_id, audiences),
+            self._clock,
+            self._rng,
+        )
+        api = WorkloadApi(workload.feed, jwt_svids if self._authority.issues_jwt else None, self._clock)
+        sds = SecretDiscovery(workload.feed, self._serving.sds, self._clock, self._metrics, str(volume.pod))
+        health = Health(workload.feed, self._clock)
+        handlers = (api.handlers(), sds.handlers(), health.handlers(), *self._serving.shared)
+        return Served(workload, jwt_svids, Endpoint(handlers, self._serving.limits, self._metrics))
+
+    async def _open_socket(self, served: Served) -> None:
         # A few microseconds on a tmpfs: less than a trip to another thread.
-        workload.directory.prepare_socket()
-        await workload.api.open(workload.directory.socket_path)
-        workload.directory.open_socket()
+        directory = served.workload.directory
+        directory.prepare_socket()
+        await served.endpoint.open(directory.socket_path)
+        directory.open_socket()
 
-    async def _reopen(self, workload: Workload) -> None:
-        _log.warning("volume's socket disappeared; making it again", extra={"volume_id": workload.volume.id})
-        await workload.api.close()
-        await self._serve(workload)
+    async def _reopen(self, served: Served) -> None:
+        _log.warning("volume's socket disappeared; making it again", extra={"volume_id": served.workload.volume.id})
+        await served.endpoint.close()
+        await self._open_socket(served)
+
+    def _keep_files(self, served: Served, contents: Contents) -> None:
+        """Take over JWT-SVIDs that are still good for the files the volume has."""
+        workload, trust, now = served.workload, self._trust(), self._clock.now()
+        for file in workload.volume.options.jwt_files:
+            svid = contents.jwt_svids.get(file.name)
+            if svid is None:
+                continue
+            try:
+                svid = check_jwt_svid(svid.token, {trust.bundle.trust_domain: trust.bundle}, file.audience, now)
+            except SvidError:
+                continue
+            kept = KeptJwt(svid, RenewalWindow.of(svid.issued_at or now, svid.expires_at).draw(self._rng))
+            workload.jwt_files[file.name] = kept
+            served.jwt_svids.adopt(svid.spiffe_id, svid.audiences, kept)
+
+    def _under_current_trust(self, identity: WorkloadIdentity) -> WorkloadIdentity:
+        """`identity` with the newest bundles, or as it is when these do not verify it."""
+        trust = self._trust()
+        if trust == identity.trust:
+            return identity
+        try:
+            renewed = identity.with_trust(trust)
+        except InvalidSvid:
+            return identity
+        return renewed if _usable(renewed, self._clock.now()) else identity
+
+    def _trust(self) -> Trust:
+        trust = self._authority.trust.current
+        assert trust is not None
+        return trust
+
+
+async def _in_time(minting: Awaitable[_Answer]) -> _Answer:
+    try:
+        async with asyncio.timeout(MINT_DEADLINE):
+            return await minting
+    except TimeoutError:
+        raise AuthorityUnavailable(f"no SVID within {MINT_DEADLINE:g} s") from None
 
 
 def _usable(identity: WorkloadIdentity, now: datetime) -> bool:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from csi.attributes import parse_attributes
 from csi.errors import InvalidRequest
 from csi.model import PodRef, Volume
-from csi.request import check_target, check_volume_id, parse_attributes
+from csi.profile import PROFILES
+from csi.request import check_target, check_volume_id
 
-_VERSION = 1
+_VERSION = 2
 _SUFFIX = ".json"
 
 
@@ -53,6 +55,8 @@ class Journal:
                 "service_account": volume.pod.service_account,
             },
             "group": volume.group,
+            "driver": volume.driver,
+            "profile": volume.options.profile,
             "attributes": dict(volume.options.given),
             "serial": entry.serial,
             "renew_at": entry.renew_at.isoformat(),
@@ -74,7 +78,7 @@ class Journal:
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
             try:
                 yield self._parse(path)
-            except (OSError, ValueError, KeyError, TypeError, InvalidRequest) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
                 aside = path.with_suffix(".damaged")
                 os.replace(path, aside)
                 yield Damaged(aside, f"{type(error).__name__}: {error}")
@@ -102,7 +106,8 @@ class Journal:
             below_pods=below,
             pod=pod,
             group=group,
-            options=parse_attributes(document["attributes"]),
+            options=parse_attributes(document["attributes"], PROFILES[document["profile"]]),
+            driver=str(document["driver"]),
         )
         return Entry(volume=volume, serial=str(document["serial"]), renew_at=renew_at)
 

@@ -1,34 +1,155 @@
-"""Which files a volume holds and what is in them (DESIGN: The volume, layout `spiffe`)."""
+"""Which files a volume holds and what is in them (DESIGN: The volume)."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from svid.bundle import TrustBundle
-from svid.errors import SvidError
+from csi.keystore import keystore, truststore
+from csi.model import Contents, VolumeOptions
 from svid.identity import WorkloadIdentity
-from svid.x509svid import X509Svid
 
-CHAIN, KEY, BUNDLE = "tls.crt", "tls.key", "ca.crt"
-COMBINED, BUNDLE_JWKS = "credential-bundle.private-key.pem", "bundle.json"
 SOCKET, SOCKET_LINKS = "socket", ("spire-agent.sock", "api.sock")
+KEYSTORE, TRUSTSTORE, PASSWORD = "keystore.p12", "truststore.p12", "keystore.password"
+KEYSTORE_FILES = (KEYSTORE, TRUSTSTORE, PASSWORD)
 
 
-def render(identity: WorkloadIdentity) -> Mapping[str, bytes]:
-    """File name to content for the default SVID and its bundle: PEM chain leaf first, PKCS#8 PEM key, JWKS."""
-    svid = identity.default
-    chain, key = svid.chain_pem(), svid.key_pem()
-    return {
-        CHAIN: chain,
-        KEY: key,
-        BUNDLE: identity.bundle.to_pem(),
-        COMBINED: key + chain,
-        BUNDLE_JWKS: identity.bundle.to_jwks(),
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file's content; `secret` when it lets its reader act as the pod."""
+
+    content: bytes
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`roles` maps what a file holds to its name."""
+
+    name: str
+    help: str
+    roles: Mapping[str, str]
+    keystores: bool = False
+
+
+def _bundle_map(identity: WorkloadIdentity) -> bytes:
+    # gRPC (A87) reads X.509 entries only, and of a bundle with any other entry nothing at all.
+    bundles = [replace(each, jwt_authorities=(), refresh_hint=None) for each in (identity.bundle, *identity.federated)]
+    return (
+        b'{"trust_domains": {'
+        + b", ".join(
+            json.dumps(each.trust_domain.name).encode() + b": " + each.to_jwks().strip()
+            for each in bundles
+            if each.x509_authorities
+        )
+        + b"}}\n"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Role:
+    secret: bool
+    render: Callable[[WorkloadIdentity], bytes]
+
+
+_ROLES: Mapping[str, _Role] = MappingProxyType(
+    {
+        "certificate": _Role(False, lambda identity: identity.default.chain_pem()),
+        "key": _Role(True, lambda identity: identity.default.key_pem()),
+        "bundle": _Role(False, lambda identity: identity.bundle.to_pem()),
+        "combined": _Role(True, lambda identity: identity.default.key_pem() + identity.default.chain_pem()),
+        "jwks": _Role(False, lambda identity: identity.bundle.to_jwks()),
+        "bundle map": _Role(False, _bundle_map),
+        "jwt jwks": _Role(False, lambda identity: identity.bundle.to_jwt_jwks()),
     }
+)
+ROLES: Mapping[str, str] = MappingProxyType(
+    {
+        "certificate": "chain, leaf first, no root, PEM",
+        "key": "private key, PKCS#8, PEM",
+        "bundle": "X.509 authorities of the own trust domain, PEM",
+        "combined": "key, then chain, PEM",
+        "jwks": "trust bundle of the own trust domain, SPIFFE JWKS",
+        "bundle map": "X.509 trust bundles by trust domain, federated ones too (gRPC A87)",
+        "jwt jwks": "JWT keys of the own trust domain, JWKS",
+    }
+)
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        each.name: each
+        for each in (
+            Layout(
+                "spiffe",
+                "podsvid's own",
+                {
+                    "certificate": "tls.crt",
+                    "key": "tls.key",
+                    "bundle": "ca.crt",
+                    "combined": "credential-bundle.private-key.pem",
+                    "jwks": "bundle.json",
+                },
+            ),
+            Layout(
+                "cert-manager",
+                "csi-driver-spiffe, Kubernetes TLS Secrets",
+                {"certificate": "tls.crt", "key": "tls.key", "bundle": "ca.crt"},
+            ),
+            Layout(
+                "istio",
+                "workload-certs of an Istio sidecar",
+                {"certificate": "cert-chain.pem", "key": "key.pem", "bundle": "root-cert.pem"},
+            ),
+            Layout(
+                "grpc",
+                "proxyless gRPC's file watcher",
+                {
+                    "certificate": "certificates.pem",
+                    "key": "private_key.pem",
+                    "bundle": "ca_certificates.pem",
+                    "bundle map": "trust_bundles.json",
+                },
+            ),
+            Layout(
+                "spiffe-helper",
+                "the names in spiffe-helper's examples",
+                {
+                    "certificate": "svid.pem",
+                    "key": "svid_key.pem",
+                    "bundle": "svid_bundle.pem",
+                    "jwt jwks": "jwt_bundle.json",
+                },
+            ),
+            Layout("combined", "HAProxy and others that read one file", {"combined": "tls.pem", "bundle": "ca.crt"}),
+            Layout("keystore", "Java", {}, keystores=True),
+            Layout("socket", "spiffe-csi: no files", {}),
+        )
+    }
+)
 
 
-def parse(read: Callable[[str], bytes]) -> WorkloadIdentity:
-    """The identity that `render` wrote, from files by name. Raises SvidError or OSError."""
-    svid = X509Svid.from_pem(read(CHAIN), read(KEY))
-    bundle = TrustBundle.from_jwks(svid.spiffe_id.trust_domain, read(BUNDLE_JWKS))
-    if not bundle.x509_authorities:
-        raise SvidError(f"{BUNDLE_JWKS} holds no X.509 authority")
-    return WorkloadIdentity(svids=(svid,), bundle=bundle)
+def file_names(options: VolumeOptions) -> list[str]:
+    """Every name that a volume with `options` shows beside `..data`, doubles included."""
+    layout = LAYOUTS[options.layout]
+    names = [*{**layout.roles, **dict(options.file_names)}.values()]
+    names += [file.name for file in options.jwt_files]
+    if options.has_keystores:
+        names += KEYSTORE_FILES
+    return [*names, SOCKET, *SOCKET_LINKS]
+
+
+def render(options: VolumeOptions, contents: Contents, password: str) -> Mapping[str, File]:
+    """File name to content. `password` is that of the keystores. Raises InvalidKey for a key no keystore holds."""
+    identity = contents.identity
+    chosen = dict(options.file_names)
+    files = {
+        chosen.get(role, name): File(_ROLES[role].render(identity), _ROLES[role].secret)
+        for role, name in LAYOUTS[options.layout].roles.items()
+    }
+    for file in options.jwt_files:
+        if file.name in contents.jwt_svids:
+            files[file.name] = File(contents.jwt_svids[file.name].token.encode(), secret=True)
+    if options.has_keystores:
+        files[KEYSTORE] = File(keystore(identity.default, password), secret=True)
+        files[TRUSTSTORE] = File(truststore(identity.bundle, password))
+        files[PASSWORD] = File(password.encode(), secret=True)
+    return files

@@ -41,14 +41,30 @@ class JwtFile:
 class VolumeOptions:
     """What a pod's author chose through volumeAttributes; nothing in it decides who the pod is.
 
-    `given` holds the attributes as they were written, so that the journal can keep them and read them again.
+    `profile` is the driver's. `given` holds the attributes as they were written, so that the journal can keep them and
+    read them again.
     """
 
     given: tuple[tuple[str, str], ...] = ()
+    profile: str = "podsvid"
+    layout: str = "spiffe"
     key_algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256
     ttl: timedelta | None = None
     dns_names: tuple[str, ...] = ()
     jwt_files: tuple[JwtFile, ...] = ()
+    # Role of a file in the layout to the name that it has instead of the layout's.
+    file_names: tuple[tuple[str, str], ...] = ()
+    file_mode: int | None = None
+    key_mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
+    keystores: str = "none"
+    keystore_password: str | None = field(default=None, repr=False)
+
+    @property
+    def has_keystores(self) -> bool:
+        """Whether there are PKCS#12 stores; deriving their keys takes milliseconds, too long for an event loop."""
+        return self.keystores == "pkcs12" or self.layout == "keystore"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,7 @@ class Volume:
     """One published volume: everything a publish call decides about it, secrets left out.
 
     `target` is kubelet's target_path, `below_pods` the same as components below `<kubelet-root>/pods`, checked.
-    `group` is the pod's fsGroup (a gid) or None.
+    `group` is the gid that owns it or None, `driver` the CSI driver name that it was published through.
     """
 
     id: str
@@ -73,14 +89,19 @@ class Volume:
     pod: PodRef
     group: int | None
     options: VolumeOptions = VolumeOptions()
+    driver: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What was just minted for a volume and the instant drawn for the renewal of its SVIDs (aware UTC)."""
+    """What was just minted for a volume and the instant drawn for the renewal of its SVIDs (aware UTC).
+
+    `notice` says which of the pod author's wishes the authority did not grant; empty when it granted all.
+    """
 
     contents: Contents
     renew_at: datetime
+    notice: str = ""
 
     @property
     def identity(self) -> WorkloadIdentity:

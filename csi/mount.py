@@ -21,7 +21,9 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 TMPFS_MAGIC = 0x01021994
 SOURCE = "podsvid"
 # Three generations of files with ML-DSA-87 chains and a few sockets and links fit many times over.
-SIZE, INODES = "1m", 256
+# Four generations (one is being written) of a volume with every kind of file and a hundred federated authorities
+# take some 2 MiB; only what is written is used.
+SIZE, INODES = "4m", 256
 _MAX_STACKED = 16
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
+from csi.attributes import shown
 from csi.blocking import Blocking
 from csi.errors import (
     CsiError,
@@ -26,7 +27,8 @@ from csi.model import Volume
 from csi.mount import Targets
 from csi.pb import csi_pb2, csi_pb2_grpc
 from csi.ports import Workloads
-from csi.request import PublishRequest, check_target, parse_publish, shown
+from csi.profile import Profile
+from csi.request import PublishRequest, check_target, parse_publish
 from csi.volume import VolumeDirectory, modes
 from svid.errors import SvidError
 
@@ -60,7 +62,47 @@ class NodeSettings:
 Observe = Callable[[str, float], None]
 
 
-class NodeService(csi_pb2_grpc.NodeServicer):
+class DriverNode(csi_pb2_grpc.NodeServicer):
+    """The Node service of one driver name; the volumes behind all of them are one NodeService's."""
+
+    def __init__(self, node: "NodeService", driver: str, profile: Profile) -> None:
+        self._node = node
+        self._driver = driver
+        self._profile = profile
+
+    async def NodeGetCapabilities(
+        self, request: csi_pb2.NodeGetCapabilitiesRequest, context: AnyContext
+    ) -> csi_pb2.NodeGetCapabilitiesResponse:
+        return csi_pb2.NodeGetCapabilitiesResponse(
+            capabilities=[
+                csi_pb2.NodeServiceCapability(rpc=csi_pb2.NodeServiceCapability.RPC(type=kind)) for kind in CAPABILITIES
+            ]
+        )
+
+    async def NodeGetInfo(
+        self, request: csi_pb2.NodeGetInfoRequest, context: AnyContext
+    ) -> csi_pb2.NodeGetInfoResponse:
+        return csi_pb2.NodeGetInfoResponse(node_id=self._node.name)
+
+    async def NodePublishVolume(
+        self, request: csi_pb2.NodePublishVolumeRequest, context: AnyContext
+    ) -> csi_pb2.NodePublishVolumeResponse:
+        await self._node.publish(request, self._driver, self._profile)
+        return csi_pb2.NodePublishVolumeResponse()
+
+    async def NodeUnpublishVolume(
+        self, request: csi_pb2.NodeUnpublishVolumeRequest, context: AnyContext
+    ) -> csi_pb2.NodeUnpublishVolumeResponse:
+        await self._node.unpublish(request)
+        return csi_pb2.NodeUnpublishVolumeResponse()
+
+    async def NodeGetVolumeStats(
+        self, request: csi_pb2.NodeGetVolumeStatsRequest, context: AnyContext
+    ) -> csi_pb2.NodeGetVolumeStatsResponse:
+        return self._node.stats(request)
+
+
+class NodeService:
     """Owns the published volumes. One operation a volume at a time; an operation outlives a caller that goes away."""
 
     def __init__(
@@ -87,49 +129,35 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         """How many volumes are published."""
         return len(self._published)
 
-    async def NodeGetCapabilities(
-        self, request: csi_pb2.NodeGetCapabilitiesRequest, context: AnyContext
-    ) -> csi_pb2.NodeGetCapabilitiesResponse:
-        return csi_pb2.NodeGetCapabilitiesResponse(
-            capabilities=[
-                csi_pb2.NodeServiceCapability(rpc=csi_pb2.NodeServiceCapability.RPC(type=kind)) for kind in CAPABILITIES
-            ]
-        )
+    @property
+    def name(self) -> str:
+        """The node's name as Kubernetes knows it."""
+        return self._settings.node_name
 
-    async def NodeGetInfo(
-        self, request: csi_pb2.NodeGetInfoRequest, context: AnyContext
-    ) -> csi_pb2.NodeGetInfoResponse:
-        return csi_pb2.NodeGetInfoResponse(node_id=self._settings.node_name)
-
-    async def NodePublishVolume(
-        self, request: csi_pb2.NodePublishVolumeRequest, context: AnyContext
-    ) -> csi_pb2.NodePublishVolumeResponse:
+    async def publish(self, request: csi_pb2.NodePublishVolumeRequest, driver: str, profile: Profile) -> None:
+        """Publish or republish for the driver of that name. Raises CsiError."""
         started = asyncio.get_running_loop().time()
         result = "error"
         try:
-            parsed = parse_publish(request, self._settings.kubelet_root)
+            parsed = parse_publish(request, self._settings.kubelet_root, driver, profile)
             result = await self._uninterrupted(self._publish(parsed))
         except CsiError as error:
             result = error.reason.lower()
             raise
         finally:
             self._observe_publish(result, asyncio.get_running_loop().time() - started)
-        return csi_pb2.NodePublishVolumeResponse()
 
-    async def NodeUnpublishVolume(
-        self, request: csi_pb2.NodeUnpublishVolumeRequest, context: AnyContext
-    ) -> csi_pb2.NodeUnpublishVolumeResponse:
+    async def unpublish(self, request: csi_pb2.NodeUnpublishVolumeRequest) -> None:
+        """Undo a publish, or whatever is left of one. Raises CsiError."""
         if not request.volume_id:
             raise InvalidRequest("volume_id is missing")
         if not request.target_path:
             raise InvalidRequest("target_path is missing")
         below = check_target(request.target_path, self._settings.kubelet_root)
         await self._uninterrupted(self._unpublish(request.volume_id, below))
-        return csi_pb2.NodeUnpublishVolumeResponse()
 
-    async def NodeGetVolumeStats(
-        self, request: csi_pb2.NodeGetVolumeStatsRequest, context: AnyContext
-    ) -> csi_pb2.NodeGetVolumeStatsResponse:
+    def stats(self, request: csi_pb2.NodeGetVolumeStatsRequest) -> csi_pb2.NodeGetVolumeStatsResponse:
+        """Usage and condition of a published volume. Raises CsiError."""
         if not request.volume_id:
             raise InvalidRequest("volume_id is missing")
         if not request.volume_path:

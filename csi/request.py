@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from csi.attributes import MAX_ID, parse_attributes, shown
 from csi.errors import InvalidRequest
-from csi.model import PodRef, PodToken, Volume, VolumeOptions
+from csi.model import PodRef, PodToken, Volume
 from csi.pb import csi_pb2
-from svid.keys import KeyAlgorithm
+from csi.profile import PROFILES, Profile
 
 KUBELET_PREFIX = "csi.storage.k8s.io/"
 EPHEMERAL = KUBELET_PREFIX + "ephemeral"
@@ -21,17 +22,13 @@ POD_NAMESPACE = KUBELET_PREFIX + "pod.namespace"
 POD_UID = KUBELET_PREFIX + "pod.uid"
 SERVICE_ACCOUNT = KUBELET_PREFIX + "serviceAccount.name"
 TOKENS = KUBELET_PREFIX + "serviceAccount.tokens"
-KEY_ALGORITHM = "keyAlgorithm"
-ATTRIBUTES = (KEY_ALGORITHM,)
 
 _VOLUME_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
-_MAX_GID = 2**31 - 1
 _MAX_PATH = 4096
 _MAX_TOKENS = 64 * 1024
-_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +39,16 @@ class PublishRequest:
     token: PodToken | None
 
 
-def shown(value: str) -> str:
-    """`value` as it may stand in a message: quoted, escaped and cut, since a pod's author may have written it."""
-    return ascii(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
+def parse_publish(
+    request: csi_pb2.NodePublishVolumeRequest,
+    kubelet_root: str,
+    driver: str = "",
+    profile: Profile = PROFILES["podsvid"],
+) -> PublishRequest:
+    """Check `request` to the driver of that name and profile whole.
 
-
-def parse_publish(request: csi_pb2.NodePublishVolumeRequest, kubelet_root: str) -> PublishRequest:
-    """Check `request` whole. Raises InvalidRequest with what is wrong and what is accepted."""
+    Raises InvalidRequest with what is wrong and what is accepted.
+    """
     if not request.volume_id:
         raise InvalidRequest("volume_id is missing")
     if not request.target_path:
@@ -84,14 +84,16 @@ def parse_publish(request: csi_pb2.NodePublishVolumeRequest, kubelet_root: str) 
         raise InvalidRequest(
             f"target_path belongs to pod uid {shown(below[0])} but the request is for pod uid {shown(pod.uid)}"
         )
-    options = parse_attributes({k: v for k, v in context.items() if not k.startswith(KUBELET_PREFIX)})
+    options = parse_attributes({k: v for k, v in context.items() if not k.startswith(KUBELET_PREFIX)}, profile)
+    group = _group(capability.mount.volume_mount_group)
     volume = Volume(
         id=request.volume_id,
         target=request.target_path,
         below_pods=below,
         pod=pod,
-        group=_group(capability.mount.volume_mount_group),
+        group=options.group if options.group is not None else group,
         options=options,
+        driver=driver,
     )
     return PublishRequest(volume=volume, token=_token(request))
 
@@ -136,22 +138,9 @@ def _field(context: Mapping[str, str], key: str, form: re.Pattern[str], limit: i
 def _group(text: str) -> int | None:
     if not text:
         return None
-    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > _MAX_GID:
-        raise InvalidRequest(f"volume_mount_group {shown(text)} is not a group id from 0 to {_MAX_GID}")
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > MAX_ID:
+        raise InvalidRequest(f"volume_mount_group {shown(text)} is not a group id from 0 to {MAX_ID}")
     return int(text)
-
-
-def parse_attributes(given: Mapping[str, str]) -> VolumeOptions:
-    """What a pod's author wrote into volumeAttributes, checked. Raises InvalidRequest."""
-    for key in given:
-        if key not in ATTRIBUTES:
-            raise InvalidRequest(f"volumeAttributes has unknown {shown(key)}; accepted: {', '.join(ATTRIBUTES)}")
-    text = given.get(KEY_ALGORITHM, KeyAlgorithm.EC_P256.value)
-    try:
-        return VolumeOptions(given=tuple(sorted(given.items())), key_algorithm=KeyAlgorithm(text))
-    except ValueError:
-        accepted = ", ".join(KeyAlgorithm)
-        raise InvalidRequest(f"volumeAttributes {KEY_ALGORITHM} {shown(text)} is not one of {accepted}") from None
 
 
 def _token(request: csi_pb2.NodePublishVolumeRequest) -> PodToken | None:

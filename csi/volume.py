@@ -9,10 +9,11 @@ import secrets
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from io import FileIO
 
-from csi import layout
+from csi import layout, state
 from csi.model import Contents, Volume
 from csi.pb import csi_pb2
 
@@ -42,7 +43,10 @@ class VolumeDirectory:
     def __init__(self, descriptor: int, volume: Volume) -> None:
         self._fd = descriptor
         self._group = volume.group
+        self._options = volume.options
         self._modes = modes(volume.group)
+        # The same over the volume's life: a program that read it once opens the next keystore with it.
+        self._password = volume.options.keystore_password or ""
         self._closed = False
 
     @property
@@ -55,12 +59,17 @@ class VolumeDirectory:
         return f"/proc/self/fd/{self._fd}/{layout.SOCKET}"
 
     def write(self, contents: Contents, now: datetime) -> None:
-        """Replace the files with those of `contents`, all at once. Raises OSError and leaves the old ones then."""
-        files = layout.render(contents.identity)
+        """Replace the files with those of `contents`, all at once.
+
+        Raises OSError or SvidError and leaves the old ones as they were then.
+        """
+        if self._options.has_keystores and not self._password:
+            self._password = secrets.token_urlsafe(24)
+        files = layout.render(self._options, contents, self._password)
         stamp = f"..{now.astimezone(UTC):%Y_%m_%d_%H_%M_%S}.{secrets.token_hex(4)}"
         os.mkdir(stamp, 0o700, dir_fd=self._fd)
         try:
-            self._fill(stamp, files)
+            self._fill(stamp, files, state.dump(state.State(contents, self._password)))
             self._switch(stamp)
         except BaseException:
             shutil.rmtree(stamp, dir_fd=self._fd, ignore_errors=True)
@@ -72,10 +81,31 @@ class VolumeDirectory:
         self._prune(stamp)
 
     def read(self) -> Contents:
-        """What is in the files, as an earlier process wrote it. Raises OSError, SvidError."""
+        """What an earlier process wrote. Raises OSError, SvidError."""
         directory = os.open(_DATA, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
         try:
-            return Contents(layout.parse(lambda name: _read(directory, name)))
+            found = state.load(_read(directory, state.NAME))
+        finally:
+            os.close(directory)
+        self._password = self._password or found.password
+        return found.contents
+
+    def holds(self, contents: Contents) -> bool:
+        """Whether every file is there as `contents` makes it; of a keystore, which differs each time, that it is."""
+        files = layout.render(replace(self._options, keystores="none"), contents, self._password)
+        try:
+            directory = os.open(_DATA, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError:
+            return False
+        try:
+            present = set(os.listdir(directory))
+            return present >= set(layout.file_names(self._options)) - {layout.SOCKET, *layout.SOCKET_LINKS} and all(
+                _read(directory, name) == file.content
+                for name, file in files.items()
+                if name not in layout.KEYSTORE_FILES
+            )
+        except OSError:
+            return False
         finally:
             os.close(directory)
 
@@ -119,19 +149,24 @@ class VolumeDirectory:
             self._closed = True
             os.close(self._fd)
 
-    def _fill(self, stamp: str, files: Mapping[str, bytes]) -> None:
+    def _fill(self, stamp: str, files: Mapping[str, layout.File], kept: bytes) -> None:
         directory = os.open(stamp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        options = self._options
+        public, secret = (self._modes.file if mode is None else mode for mode in (options.file_mode, options.key_mode))
+        owner = -1 if options.owner is None else options.owner
+        group = -1 if self._group is None else self._group
         try:
+            with _created(directory, state.NAME) as file:
+                file.write(kept)
+                os.fchmod(file.fileno(), 0o400)
             for name, content in files.items():
-                descriptor = os.open(name, _CREATE, 0o600, dir_fd=directory)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    if self._group is not None:
-                        os.fchown(descriptor, -1, self._group)
-                    os.fchmod(descriptor, self._modes.file)
-            if self._group is not None:
-                os.fchown(directory, -1, self._group)
+                with _created(directory, name) as file:
+                    file.write(content.content)
+                    if (owner, group) != (-1, -1):
+                        os.fchown(file.fileno(), owner, group)
+                    os.fchmod(file.fileno(), secret if content.secret else public)
+            if group != -1:
+                os.fchown(directory, -1, group)
             os.fchmod(directory, self._modes.directory)
         finally:
             os.close(directory)
@@ -164,6 +199,10 @@ class VolumeDirectory:
         ]
         for _, name in sorted(stamps, reverse=True)[_GENERATIONS_KEPT - 1 :]:
             shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
+
+
+def _created(directory: int, name: str) -> FileIO:
+    return FileIO(os.open(name, _CREATE, 0o600, dir_fd=directory), "wb")
 
 
 def _read(directory: int, name: str) -> bytes:

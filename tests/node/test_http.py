@@ -47,14 +47,14 @@ def test_probes_and_metrics() -> None:
                     await anext(aiter(call))
                     metrics = (await get(here, "/metrics"))[1]
                 assert "podsvid_volumes 1.0" in metrics
-                assert "podsvid_workload_api_streams 1.0" in metrics
+                assert 'podsvid_api_open_calls{method="/SpiffeWorkloadAPI/FetchX509SVID"} 1.0' in metrics
                 assert 'podsvid_publish_duration_seconds_count{result="published"} 1.0' in metrics
-                assert 'podsvid_rotations_total{result="ok"} 0.0' in metrics
+                assert 'podsvid_rotations_total{kind="x509",result="ok"} 0.0' in metrics
                 assert "podsvid_earliest_expiry_timestamp_seconds 1" in metrics
                 assert "web" not in metrics
                 registration.registry_socket.unlink()
                 status, text = await get(here, "/healthz")
-                assert (status, text) == (503, "the registration socket is missing\n")
+                assert (status, text) == (503, "the registration socket of csi.podsvid.io is missing\n")
                 # The agent notices by itself and kubelet registers it again.
                 await kubelet.wait_deregistered(DRIVER)
                 await kubelet.wait_registered(DRIVER)

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from agent.authorities import LocalAuthority, Minted, MintRequest
+from agent.authorities import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
+from agent.feed import Feed
+from agent.local_authority import IssuePolicy, LocalAuthority
 from agent.metrics import Metrics
 from agent.workloads import WorkloadRegistry
 from csi.blocking import Blocking
@@ -18,6 +20,7 @@ from csi.journal import Journal
 from csi.model import PodRef, Volume
 from csi.volume import VolumeDirectory
 from svid.authority import X509Authority
+from svid.identity import Trust
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 
@@ -39,6 +42,19 @@ class Switchable:
         self._authority = authority
         self.away = False
 
+    @property
+    def trust(self) -> Feed[Trust]:
+        return self._authority.trust
+
+    @property
+    def issues_jwt(self) -> bool:
+        return self._authority.issues_jwt
+
+    async def mint_jwt(self, request: JwtRequest) -> MintedJwt:
+        if self.away:
+            raise AuthorityUnavailable("the signer does not answer")
+        return await self._authority.mint_jwt(request)
+
     async def mint_x509(self, request: MintRequest) -> Minted:
         if self.away:
             raise AuthorityUnavailable("the signer does not answer")
@@ -57,14 +73,16 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
         issuer = X509Authority.create(
             TrustDomain("example.org"), algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=clock.at
         )
-        authority = Switchable(LocalAuthority(issuer, timedelta(hours=1), clock))
         target = f"{base}/pods/{UID}/volumes/kubernetes.io~csi/spiffe/mount"
         os.makedirs(target)
         below = tuple(Path(target).relative_to(base / "pods").parts)
         volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None)
         journal = Journal(base / "journal", str(base))
         with ThreadPoolExecutor(1) as executor:
-            registry = WorkloadRegistry(authority, journal, Blocking(executor), clock, random.Random(1), Metrics())
+            hour = timedelta(hours=1)
+            blocking = Blocking(executor)
+            authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
+            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), Metrics())
             directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
             issued = await registry.issue(volume, None)
             await registry.open(volume, directory, issued)

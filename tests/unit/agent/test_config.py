@@ -26,7 +26,7 @@ def test_precedence(tmp_path: Path) -> None:
     assert str(found.trust_domain) == "flag.org"
     assert found.x509_ttl == timedelta(hours=3)
     assert found.log_format == "text"
-    assert found.driver_name == "csi.podsvid.io"
+    assert found.driver_names == (config.DriverName("csi.podsvid.io", "podsvid"),)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_precedence(tmp_path: Path) -> None:
         ((*TD, "--kubelet-root", "/a/../b"), "accepted: an absolute path"),
         ((*TD, "--kubelet-root", "/" + "a" * 60), "too long"),
         ((*TD, "--metrics-listen", "9099"), "accepted: HOST:PORT"),
-        ((*TD, "--driver-name", "1podsvid"), "accepted: a driver name"),
-        ((*TD, "--driver-name", "a/b"), "accepted: a driver name"),
+        ((*TD, "--driver-name", "1podsvid"), "accepted: driver names"),
+        ((*TD, "--driver-name", "a/b"), "accepted: driver names"),
         ((*TD, "--node-name", "a/b"), "accepted: a node name"),
         ((*TD, "--config", "/does/not/exist"), "cannot be read"),
     ],

@@ -1,0 +1,204 @@
+"""A volume's socket: the gRPC server on it, who may call, how much at once, and that no call ends without a status."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+import grpc.aio
+
+_log = logging.getLogger("podsvid.endpoint")
+WORKLOAD_API = "SpiffeWorkloadAPI"
+HEADER = ("workload.spiffe.io", "true")
+# These are no part of the Workload API: Envoy, probes and grpcurl send no SPIFFE header.
+WITHOUT_HEADER = ("/envoy.service.secret.v3.SecretDiscoveryService/", "/grpc.health.v1.Health/", "/grpc.reflection.")
+MAX_REQUEST = 64 * 1024
+AnyContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_Handler: TypeAlias = Any  # grpc.RpcMethodHandler's fields are not typed
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one socket may take, so that a pod that runs wild hurts itself only.
+
+    `connections` and `calls` are open at once; `rate` new calls a second go on for ever, `burst` of them at once.
+    A call above them is answered UNAVAILABLE, a connection is closed: clients try again later.
+    """
+
+    connections: int = 256
+    calls: int = 1024
+    rate: float = 100.0
+    burst: int = 1024
+
+
+class CallMetrics(Protocol):
+    """What the endpoints count."""
+
+    def call_started(self, method: str) -> None: ...
+
+    def call_ended(self, method: str) -> None: ...
+
+    def call_refused(self, why: str) -> None: ...
+
+
+class Endpoint:
+    """Serves `handlers` on one Unix socket. `open` and `close` bracket it, and may be repeated."""
+
+    def __init__(self, handlers: Sequence[grpc.GenericRpcHandler], limits: Limits, metrics: CallMetrics) -> None:
+        self._handlers = tuple(handlers)
+        self._limits = limits
+        self._metrics = metrics
+        self._server: grpc.aio.Server | None = None
+
+    async def open(self, address: str) -> None:
+        """Listen at the Unix socket path `address`. Raises OSError."""
+        server = grpc.aio.server(
+            interceptors=[_Guard(self._limits, self._metrics)],
+            options=(
+                # Workload API streams are idle by nature: a client's keepalive pings are no abuse.
+                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+                ("grpc.max_receive_message_length", MAX_REQUEST),
+                ("grpc.max_metadata_size", 16 * 1024),
+                ("grpc.max_allowed_incoming_connections", self._limits.connections),
+                ("grpc.max_concurrent_streams", self._limits.calls),
+                # A connection on which no HTTP/2 is spoken; real clients begin within milliseconds.
+                ("grpc.server_handshake_timeout_ms", 10_000),
+                ("grpc.so_reuseport", 0),
+            ),
+        )
+        server.add_generic_rpc_handlers(self._handlers)
+        try:
+            server.add_insecure_port(f"unix:{address}")
+        except RuntimeError as error:
+            raise OSError(None, f"cannot listen on the volume's socket: {error}") from None
+        await server.start()
+        self._server = server
+
+    async def close(self) -> None:
+        """End all calls with UNAVAILABLE, so that clients reconnect, and remove the socket."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(None)
+
+
+class _Guard(grpc.aio.ServerInterceptor):
+    """Stands before every method: the security header (Workload Endpoint 3), the limits, and what handlers raise."""
+
+    def __init__(self, limits: Limits, metrics: CallMetrics) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._open = 0
+        self._allowance = float(limits.burst)
+        self._at = asyncio.get_running_loop().time()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        method = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        name, wanted = HEADER
+        if not method.startswith(WITHOUT_HEADER):
+            values = [value for key, value in handler_call_details.invocation_metadata or () if key == name]
+            if values != [wanted]:
+                # Before the method is known: a call without it is refused whatever it asks for.
+                return _refusal(handler, grpc.StatusCode.INVALID_ARGUMENT, f"security header missing: {name}: {wanted}")
+        if handler is None:
+            return None
+        why = self._excess()
+        if why:
+            self._metrics.call_refused(why)
+            return _refusal(handler, grpc.StatusCode.UNAVAILABLE, f"too many {why} on this socket; try again later")
+        return self._guarded(method, handler)
+
+    def _excess(self) -> str:
+        now = asyncio.get_running_loop().time()
+        self._allowance = min(self._limits.burst, self._allowance + (now - self._at) * self._limits.rate)
+        self._at = now
+        if self._open >= self._limits.calls:
+            return "open calls"
+        if self._allowance < 1:
+            return "calls a second"
+        self._allowance -= 1
+        return ""
+
+    def _guarded(self, method: str, handler: _Handler) -> _Handler:
+        behaviour = _behaviour(handler)
+        if inspect.isasyncgenfunction(inspect.unwrap(behaviour)):
+
+            async def stream(request: Any, context: AnyContext) -> AsyncIterator[Any]:
+                async with self._call(method, context):
+                    async for message in behaviour(request, context):
+                        yield message
+
+            return _like(handler, stream)
+
+        async def call(request: Any, context: AnyContext) -> Any:
+            async with self._call(method, context):
+                return await behaviour(request, context)
+
+        return _like(handler, call)
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: AnyContext) -> AsyncIterator[None]:
+        self._open += 1
+        self._metrics.call_started(method)
+        try:
+            yield
+        except grpc.aio.AbortError:
+            raise
+        except asyncio.CancelledError:
+            # grpc sends nothing at all for a handler that was cancelled, and the client waits for ever; if it was
+            # the client who cancelled, nobody listens and this is void.
+            task = asyncio.current_task()
+            if context.cancelled() or task is None:
+                raise
+            task.uncancel()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the agent ended this call; try again")
+        except Exception as error:
+            # Its text could hold anything, and a client could do nothing with it.
+            _log.exception("call failed", extra={"method": method, "error": type(error).__name__})
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error; the agent's log says more")
+        finally:
+            self._open -= 1
+            self._metrics.call_ended(method)
+
+
+def _behaviour(handler: _Handler) -> Callable[[Any, AnyContext], Any]:
+    found: Callable[[Any, AnyContext], Any] = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    return found
+
+
+def _like(handler: _Handler, behaviour: Callable[[Any, AnyContext], Any]) -> _Handler:
+    """The same kind of method, (de)serializers included, with another behaviour."""
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    make = kinds[handler.request_streaming, handler.response_streaming]
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
+def _refusal(handler: _Handler, code: grpc.StatusCode, text: str) -> _Handler:
+    """A method that only says no, before anything of the request was looked at."""
+
+    async def refuse(request: Any, context: AnyContext) -> None:
+        await context.abort(code, text)
+
+    async def refuse_stream(request: Any, context: AnyContext) -> AsyncIterator[bytes]:
+        await context.abort(code, text)
+        yield b""
+
+    if handler is None:
+        return grpc.unary_unary_rpc_method_handler(refuse)
+    return _like(handler, refuse_stream if handler.response_streaming else refuse)

@@ -1,0 +1,47 @@
+"""Which DNS names a pod may have: patterns of the operator, values of the pod, wishes of its author."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.local_authority import allows
+from csi.model import PodRef
+
+POD = PodRef("shop", "web-0", "uid", "web")
+LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "granted"),
+    [
+        ("{service_account}.{namespace}.svc", "web.shop.svc", True),
+        ("{service_account}.{namespace}.svc", "api.shop.svc", False),
+        ("{pod}.db.{namespace}.svc.cluster.local", "web-0.db.shop.svc.cluster.local", True),
+        ("*.{namespace}.svc", "anything.shop.svc", True),
+        ("*.{namespace}.svc", "any.thing.shop.svc", False),
+        ("*.{namespace}.svc", ".shop.svc", False),
+        ("*.{namespace}.svc", "shop.svc", False),
+        ("*.{namespace}.svc", "x.shop.svc.evil.test", False),
+        ("fixed.example.test", "fixed.example.test", True),
+        ("fixed.example.test", "fixedXexample.test", False),
+    ],
+)
+def test_patterns(pattern: str, name: str, granted: bool) -> None:
+    assert allows([pattern], name, POD) is granted
+
+
+def test_nothing_is_allowed_by_default() -> None:
+    assert not allows([], "web.shop.svc", POD)
+
+
+def test_a_dot_in_the_pods_own_names_makes_no_new_labels() -> None:
+    sly = PodRef("shop", "web", "uid", "admin.payments")
+    assert not allows(["{service_account}.example.test"], "admin.payments.example.test", sly)
+    assert allows(["{service_account}.example.test", "*.shop.svc"], "a.shop.svc", sly)
+
+
+@given(LABELS, LABELS, st.lists(LABELS, min_size=1, max_size=4))
+def test_a_pod_never_gets_a_name_below_another_namespace(namespace: str, other: str, labels: list[str]) -> None:
+    name = ".".join([*labels, other, "svc"])
+    granted = allows(["*.{namespace}.svc"], name, PodRef(namespace, "p", "u", "s"))
+    assert granted == (len(labels) == 1 and namespace == other)
