@@ -115,6 +115,10 @@ def check_jwt_svid(token: str, bundles: Mapping[TrustDomain, TrustBundle], audie
 def parse_jwt_svid_unverified(token: str) -> JwtSvid:
     """The structure and claims of a token whose signature and times nobody has checked. Raises InvalidSvid."""
     _header(token)
+    try:
+        _base64url(_parts(token)[2])
+    except ValueError:
+        raise InvalidSvid("token's signature is not base64url") from None
     claims = _json(_parts(token)[1], "payload")
     subject = claims.get("sub")
     if not isinstance(subject, str):
@@ -190,7 +194,6 @@ def _base64url(part: str) -> bytes:
 
 def _verifies(token: str, key: JwtKey, algorithm: JwtAlgorithm) -> bool:
     try:
-        _base64url(_parts(token)[2])
         jwt.PyJWS().decode(token, key, algorithms=[algorithm.value])
     except (jwt.PyJWTError, ValueError):
         return False

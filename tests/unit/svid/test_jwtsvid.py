@@ -290,6 +290,9 @@ def test_other_serialisations() -> None:
     ):  # fmt: skip
         with pytest.raises(InvalidSvid):
             check(wrong)
+    for wrong in (f"{token}\n", f"{token}.x", f"{first}.{second}.\x1b[0m", f"{first}.{second}.{third}="):
+        with pytest.raises(InvalidSvid):
+            parse_jwt_svid_unverified(wrong)
 
 
 def test_there_is_one_spelling_of_a_signature() -> None:
