@@ -3,9 +3,9 @@
 import json
 import queue
 import sys
-from collections.abc import Callable
+import time
 
-from spiffe import TrustDomain, WorkloadApiClient, X509Source
+from spiffe import JwtSource, JwtSvid, TrustDomain, WorkloadApiClient, X509Source
 from spiffe.workloadapi.x509_context import X509Context
 
 OWN = TrustDomain("example.org")
@@ -13,15 +13,6 @@ OWN = TrustDomain("example.org")
 
 def say(**line: object) -> None:
     print(json.dumps(line), flush=True)
-
-
-def refused(call: Callable[[], object]) -> str:
-    """What the client makes of a call that the server does not have."""
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "answered"
 
 
 def verified(context: X509Context) -> str:
@@ -46,11 +37,6 @@ def main(socket: str, rotations: int) -> None:
         say(id=str(context.default_svid.spiffe_id), serial=verified(context))
         bundle = client.fetch_x509_bundles(timeout=30).get_bundle_for_trust_domain(OWN)
         say(authorities=len(bundle.x509_authorities) if bundle else 0)
-        say(
-            fetch_jwt_svid=refused(lambda: client.fetch_jwt_svid(audience={"test"}, timeout=30)),
-            fetch_jwt_bundles=refused(lambda: client.fetch_jwt_bundles(timeout=30)),
-            validate_jwt_svid=refused(lambda: client.validate_jwt_svid("e30.e30.AA", "test", timeout=30)),
-        )
     updates: queue.Queue[None] = queue.Queue()
     with X509Source(socket_path=socket, timeout_in_seconds=30) as source:
         source.subscribe_for_updates(lambda: updates.put(None))
@@ -64,5 +50,33 @@ def main(socket: str, rotations: int) -> None:
         say(serials=seen)
 
 
+def tokens(socket: str) -> None:
+    """JWT-SVIDs through the source that programs use, checked here and by the server, until one was renewed."""
+    with JwtSource(socket_path=socket, timeout_in_seconds=30) as source, WorkloadApiClient(socket) as client:
+        svid = source.fetch_svid({"db", "cache"}, timeout=30)
+        bundle = source.get_bundle_for_trust_domain(OWN)
+        if bundle is None:
+            raise RuntimeError("the source has no JWT bundle of the own trust domain")
+        JwtSvid.parse_and_validate(svid.token, bundle, {"db", "cache"})
+        asked = client.validate_jwt_svid(svid.token, "db", timeout=30)
+        try:
+            client.validate_jwt_svid(svid.token, "wrong", timeout=30)
+        except Exception as error:
+            wrong = str(error)
+        else:
+            wrong = "accepted"
+        cached = source.fetch_svid({"cache", "db"}, timeout=30).token == svid.token
+        say(id=str(svid.spiffe_id), asked=str(asked.spiffe_id), cached=cached, wrong=wrong, token=svid.token)
+        deadline = time.monotonic() + 60
+        while (fresh := source.fetch_svid({"db", "cache"}, timeout=30)).token == svid.token:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the token was never renewed")
+            time.sleep(0.05)
+        say(renewed=fresh.expiry > svid.expiry)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1] == "jwt":
+        tokens(sys.argv[2])
+    else:
+        main(sys.argv[1], int(sys.argv[2]))

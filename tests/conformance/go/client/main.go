@@ -1,6 +1,6 @@
-// A workload that uses go-spiffe against a Workload API socket and says what it saw, one JSON object a line:
-// what the one-shot calls answer, then each X.509 context it is sent, verified as a peer would verify it, until it has
-// seen as many as it was told.
+// A workload that uses go-spiffe, or grpc-go with files, and says what it saw, one JSON object a line. The verb says what
+// it does; `watch` says what the one-shot calls answer, then each X.509 context it is sent, verified as a peer would
+// verify it, until it has seen as many as it was told.
 package main
 
 import (
@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
@@ -53,25 +52,17 @@ func say(line map[string]any) {
 	fmt.Println(string(text))
 }
 
-// refused calls what the server does not have yet and says what it answered, by method.
+// refused calls what the server does not have and says what it answered, by method.
 func refused(ctx context.Context, client *workloadapi.Client) map[string]any {
-	_, fetchJWT := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "test"})
-	_, jwtBundles := client.FetchJWTBundles(ctx)
-	_, validateJWT := client.ValidateJWTSVID(ctx, "e30.e30.AA", "test")
 	_, fetchWIT := client.FetchWITSVID(ctx, "")
 	_, witBundles := client.FetchWITBundles(ctx)
 	return map[string]any{
-		"FetchJWTSVID":    status.Code(fetchJWT).String(),
-		"FetchJWTBundles": status.Code(jwtBundles).String(),
-		"ValidateJWTSVID": status.Code(validateJWT).String(),
 		"FetchWITSVID":    status.Code(fetchWIT).String(),
 		"FetchWITBundles": status.Code(witBundles).String(),
 	}
 }
 
-func run(address string, updates int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
+func watch(ctx context.Context, address string, updates int) error {
 	client, err := workloadapi.New(ctx, workloadapi.WithAddr(address))
 	if err != nil {
 		return err
@@ -108,12 +99,32 @@ func run(address string, updates int) error {
 }
 
 func main() {
-	updates, err := strconv.Atoi(os.Args[2])
-	if err == nil {
-		err = run(os.Args[1], updates)
-	}
-	if err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	if err := run(ctx, os.Args[1], os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func run(ctx context.Context, verb string, arguments []string) error {
+	switch verb {
+	case "watch":
+		updates, err := strconv.Atoi(arguments[1])
+		if err != nil {
+			return err
+		}
+		return watch(ctx, arguments[0], updates)
+	case "jwt":
+		return jwtSource(ctx, arguments[0], arguments[1])
+	case "validate":
+		return validate(ctx, arguments[0], arguments[1], arguments[2])
+	case "tls-server":
+		return tlsServer(ctx, arguments[0], arguments[1])
+	case "tls-client":
+		return tlsClient(ctx, arguments[0], arguments[1], arguments[2], arguments[3])
+	case "files":
+		return files(ctx, arguments[0], arguments[1], arguments[2])
+	}
+	return fmt.Errorf("unknown verb %q", verb)
 }
