@@ -55,7 +55,9 @@ def test_the_socket_passes_pilot_agents_check_and_serves_default_and_rootca_over
             assert os.stat(socket).st_mode & 0o777 == 0o666
             async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
                 await channel.channel_ready()
-                streams = {name: channel.stream_stream(f"/{SERVICE}/StreamSecrets")() for name in ("default", "ROOTCA")}
+                streams: dict[str, Any] = {
+                    name: channel.stream_stream(f"/{SERVICE}/StreamSecrets")() for name in ("default", "ROOTCA")
+                }
                 async with asyncio.timeout(60):
                     root = await secret(streams["ROOTCA"], "ROOTCA", first=True)
                     chains = [await secret(streams["default"], "default", first=True)]

@@ -1,0 +1,111 @@
+"""Write what the documentation says about the code from the code, or with --check say where it is stale.
+
+Run as a script from anywhere: python docs/generate.py [--check]
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from agent.config import AgentConfig  # noqa: E402
+from csi import layout  # noqa: E402
+from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
+from csi.profile import PROFILES  # noqa: E402
+
+BEGIN, END = "<!-- generated: {name}, by docs/generate.py -->", "<!-- end of {name} -->"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    cells = [list(head), *map(list, rows)]
+    lines = ["| " + " | ".join(each.replace("|", "\\|") for each in row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]]) + "\n"
+
+
+def attributes() -> str:
+    return table(
+        ("`volumeAttributes` key", "what it is", "accepted", "default"),
+        ((f"`{each.name}`", each.help, each.accepted, each.default) for each in (*ATTRIBUTES, *FOREIGN_ATTRIBUTES)),
+    )
+
+
+def layouts() -> str:
+    rows = []
+    for each in layout.LAYOUTS.values():
+        files = [f"`{name}`" for name in (*each.roles.values(), *(layout.KEYSTORE_FILES if each.keystores else ()))]
+        rows.append((f"`{each.name}`", each.help, ", ".join(files) or "none"))
+    return table(("`layout`", "for", "files"), rows)
+
+
+def files() -> str:
+    names: dict[str, list[str]] = {}
+    for each in layout.LAYOUTS.values():
+        for role, name in each.roles.items():
+            if f"`{name}`" not in names.setdefault(role, []):
+                names[role].append(f"`{name}`")
+    return table(("files", "content"), ((", ".join(found), layout.ROLES[role]) for role, found in names.items()))
+
+
+def profiles() -> str:
+    return table(
+        ("profile", "for", "default layout"), ((f"`{p.name}`", p.help, f"`{p.layout}`") for p in PROFILES.values())
+    )
+
+
+def settings() -> str:
+    rows = []
+    for each in dataclasses.fields(AgentConfig):
+        if each.metadata["help"].startswith("UNSAFE"):
+            continue
+        default = each.metadata["default"]
+        rows.append((f"`--{each.name.replace('_', '-')}`", f"`{default}`" if default else "", each.metadata["help"]))
+    return table(("flag", "default", "meaning"), rows)
+
+
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "attributes": ("docs/volumes.md", attributes),
+    "layouts": ("docs/volumes.md", layouts),
+    "files": ("docs/volumes.md", files),
+    "profiles": ("docs/volumes.md", profiles),
+    "settings": ("docs/configuration.md", settings),
+}
+
+
+def generated(text: str, page: str) -> str:
+    """`text` of `page` with its generated parts made anew."""
+    for name, (where, make) in PARTS.items():
+        if where != page:
+            continue
+        begin, end = BEGIN.format(name=name), END.format(name=name)
+        before, found, rest = text.partition(begin)
+        _, found_too, after = rest.partition(end)
+        if not found or not found_too:
+            raise SystemExit(f"{page} has no place for {name}: it needs the lines {begin} and {end}")
+        text = f"{before}{begin}\n{make()}{end}{after}"
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is stale")
+    check = parser.parse_args().check
+    stale = 0
+    for page in sorted({where for where, _ in PARTS.values()}):
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        made = generated(text, page)
+        if made != text and check:
+            print(f"stale: {page} (run `python docs/generate.py`)", file=sys.stderr)
+            stale = 1
+        elif made != text:
+            path.write_text(made, encoding="utf-8")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())
