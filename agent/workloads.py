@@ -238,7 +238,7 @@ class WorkloadRegistry:
         if identity is None or identity.trust == trust:
             return
         now = self._clock.now()
-        if set(identity.bundle.jwt_authorities) - set(trust.bundle.jwt_authorities):
+        if any(authority not in trust.bundle.jwt_authorities for authority in identity.bundle.jwt_authorities):
             served.jwt_svids.forget()
             workload.jwt_files = {name: KeptJwt(kept.svid, now) for name, kept in workload.jwt_files.items()}
         renewed = self._under_current_trust(identity)
