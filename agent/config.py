@@ -235,8 +235,8 @@ class AgentConfig:
     )
     socket_connections: int = _setting(_number(1, 65536), "connections open at once on one volume's socket", "256")
     socket_calls: int = _setting(_number(1, 65536), "calls (streams) open at once on one volume's socket", "1024")
-    socket_rate: int = _setting(_number(1, 100000), "new calls a second on one volume's socket", "100")
-    socket_burst: int = _setting(_number(1, 100000), "new calls at once on one volume's socket", "1024")
+    socket_rate: int = _setting(_number(1, 100000), "new calls a second on one volume's socket", "500")
+    socket_burst: int = _setting(_number(1, 100000), "new calls at once on one volume's socket", "2000")
     metrics_listen: tuple[str, int] | None = _setting(
         _listen, "address of /healthz, /readyz and /metrics, or off", "127.0.0.1:9099"
     )

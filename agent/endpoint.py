@@ -31,8 +31,9 @@ class Limits:
 
     connections: int = 256
     calls: int = 1024
-    rate: float = 100.0
-    burst: int = 1024
+    # Programs that do not keep JWT-SVIDs ask for one with each request that they send.
+    rate: float = 500.0
+    burst: int = 2000
 
 
 class CallMetrics(Protocol):

@@ -10,18 +10,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
+from agent.pb import sds_pb2, workload_pb2
+from agent.sds import SERVICE as SDS
 from bench import floor
 from bench.report import Report, environment, record, table
 from csi.pb import csi_pb2
 from csi.standin import PodVolume, StandInKubelet
-from tests.support import DEADLINE, DRIVER, Host, first, host, pod, svid_stream
+from tests.support import DEADLINE, DRIVER, HEADER, Host, first, host, pod, svid_stream
 
 VOLUME = PodVolume(name="spiffe")
 # A run that takes longer hangs.
-LIMIT = 300.0
+LIMIT = 480.0
 # From the kill of the agent until the SVIDs that it left are due: it starts, picks up, and streams are opened.
 LEAD = timedelta(seconds=9)
 IDLE_SECONDS = 5.0
@@ -39,7 +42,8 @@ async def timed(call: Callable[[], Awaitable[object]]) -> float:
 async def registered(here: Host) -> AsyncIterator[StandInKubelet]:
     """An agent that is started on `here` and registered; it looks for sockets often enough not to be measured."""
     kubelet = StandInKubelet(here.kubelet_root, registry_interval=0.01)
-    here.start()
+    # A socket's limits would be what is measured.
+    here.start("--socket-rate", "100000", "--socket-burst", "100000")
     await kubelet.start()
     try:
         await kubelet.wait_registered(DRIVER)
@@ -87,6 +91,8 @@ class Bench:
             async with registered(here) as kubelet:
                 targets = await self._publishes(here, kubelet)
                 await self._fetches(here, here.short(targets[0]) / "socket")
+                await self._tokens(here, here.short(targets[1]) / "socket")
+                await self._secrets(here, here.short(targets[2]) / "socket")
 
     async def _publishes(self, here: Host, kubelet: StandInKubelet) -> list[Path]:
         endpoint = kubelet.registration(DRIVER).endpoint
@@ -169,6 +175,46 @@ class Bench:
             rates.append(await rate(fetch))
         self.report.add("floor: connections with an empty message, 8 at once", "1/s", floors)
         self.report.add("Workload API, fetches with a connection each, 8 at once", "1/s", rates, floor=floors)
+
+    async def _tokens(self, here: Host, socket: Path) -> None:
+        """JWT-SVIDs over a connection that is open: one that is kept, and ever new audiences (RS256)."""
+        async with (
+            grpc.aio.insecure_channel(f"unix:{socket}") as channel,
+            grpc.aio.insecure_channel(f"unix:{here.base / 'floor.sock'}") as floor_channel,
+        ):
+            ask: Any = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID", request_serializer=bytes)
+            empty = floor_channel.unary_unary(floor.EMPTY_CALL, request_serializer=bytes, response_deserializer=bytes)
+
+            async def fetch(audience: str) -> float:
+                request = workload_pb2.JWTSVIDRequest(audience=[audience]).SerializeToString()
+                return await timed(lambda: ask(request, metadata=HEADER))
+
+            await fetch("kept")
+            kept, fresh, floors = [], [], []
+            for number in range(self.count(300)):
+                floors.append(await timed(lambda: empty(b"")))
+                kept.append(await fetch("kept"))
+                fresh.append(await fetch(f"fresh-{number}"))
+        self.report.add("floor: an empty call on an open connection", "ms", floors)
+        self.report.add("FetchJWTSVID, cached", "ms", kept, floor=floors)
+        self.report.add("FetchJWTSVID, a new RS256 token", "ms", fresh, floor=floors)
+
+    async def _secrets(self, here: Host, socket: Path) -> None:
+        """Connect, and the first secret by SDS, as an Envoy that starts."""
+        request = sds_pb2.DiscoveryRequest(resource_names=["default"]).SerializeToString()
+
+        async def secret() -> None:
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            async with grpc.aio.insecure_channel(f"unix:{socket}", options=options) as channel:
+                call: Any = channel.stream_stream(f"/{SDS}/StreamSecrets")()
+                await call.write(request)
+                await call.read()
+
+        values, floors = [], []
+        for _ in range(self.count(300)):
+            floors.append(await timed(lambda: floor.fetch(here.base / "floor.sock")))
+            values.append(await timed(secret))
+        self.report.add("SDS, connect + first secret", "ms", values, floor=floors)
 
     async def at_volumes(self, number: int) -> None:
         """RSS and idle CPU with one open stream a volume, each time in a new agent; then what needs such a node."""

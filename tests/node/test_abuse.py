@@ -161,7 +161,7 @@ def test_jwt_svids_for_ever_new_audiences() -> None:
             assert refused > 1000
             await pods.other_answers()
 
-    under_attack(main)
+    under_attack(main, "--socket-rate", "50", "--socket-burst", "200")
 
 
 def test_giant_requests_and_metadata_are_refused() -> None:

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own m
 FILES = ["tls.crt", "tls.key", "ca.crt", "credential-bundle.private-key.pem", "bundle.json"]
 
 
+@pytest.mark.spec("EP-1", "EP-2", "EP-3", "EP-20")
 def test_a_published_volume_holds_a_verified_identity_and_unpublish_takes_all_of_it_away() -> None:
     async def run() -> None:
         async with node() as (here, kubelet):
@@ -216,6 +217,7 @@ def test_the_embedded_authority_is_kept_and_a_damaged_one_is_refused() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.spec("CL-22", "CL-23")
 @pytest.mark.parametrize(
     ("group", "directory", "file", "socket"), [(None, 0o755, 0o444, 0o666), (2000, 0o2750, 0o440, 0o660)]
 )
@@ -254,6 +256,7 @@ def test_modes_as_a_non_root_process_meets_them(group: int | None, directory: in
     asyncio.run(run())
 
 
+@pytest.mark.spec("EP-8", "EP-9", "EP-10", "WL-5")
 def test_a_socket_answers_with_its_own_pod_only() -> None:
     async def run() -> None:
         async with node() as (here, kubelet):
@@ -277,6 +280,7 @@ def test_a_socket_answers_with_its_own_pod_only() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.spec("EP-6", "EP-15", "WL-3", "C-1", "C-2", "C-3", "C-4", "C-5", "C-8")
 @pytest.mark.parametrize(
     ("metadata", "method", "code"),
     [
@@ -640,6 +644,7 @@ def test_a_second_agent_on_the_same_run_dir_is_refused_and_the_first_serves_on()
     asyncio.run(run())
 
 
+@pytest.mark.spec("TD-16")
 def test_an_embedded_authority_is_not_used_for_another_trust_domain() -> None:
     async def run() -> None:
         async with node() as (here, _):
@@ -654,6 +659,7 @@ def test_an_embedded_authority_is_not_used_for_another_trust_domain() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.spec("C-13", "CL-14", "CL-19")
 def test_an_outage_of_the_authority_shows_in_the_condition_and_never_in_republish() -> None:
     async def run() -> None:
         with host() as here:

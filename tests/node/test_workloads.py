@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from agent.authorities import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
 from agent.feed import Feed
@@ -67,6 +69,7 @@ async def settled(failures: Callable[[], int], wanted: int) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.spec("C-12")
 def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_anything_expires() -> None:
     async def run(base: Path) -> None:
         clock = StepClock()
