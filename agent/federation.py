@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 from svid.bundle import TrustBundle
-from svid.errors import SvidError
+from svid.errors import InvalidBundle, SvidError
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.federation")
+# Clients take answers of 4 MiB; an answer holds all bundles.
+MAX_TOTAL_BYTES = 2 * 1024 * 1024
 _Seen: TypeAlias = tuple[int, int, int] | None
 
 
 class FederatedBundles:
     """The newest good bundle of each configured trust domain. A file that went bad changes nothing but the log."""
 
-    def __init__(self, files: Mapping[TrustDomain, Path]) -> None:
+    def __init__(self, files: Mapping[TrustDomain, Path], *, max_total: int = MAX_TOTAL_BYTES) -> None:
+        self._max_total = max_total
         self._files = dict(sorted(files.items(), key=lambda item: item[0].name))
         self._seen: dict[TrustDomain, _Seen] = {}
         self._bundles: dict[TrustDomain, TrustBundle] = {}
@@ -35,7 +38,9 @@ class FederatedBundles:
                 seen = (found.st_ino, found.st_size, found.st_mtime_ns)
                 if seen == self._seen.get(domain, ()):
                     continue
-                self._bundles[domain] = _newer(self._bundles.get(domain), read_bundle(domain, path))
+                found_bundle = _newer(self._bundles.get(domain), read_bundle(domain, path))
+                self._check_room(domain, found_bundle)
+                self._bundles[domain] = found_bundle
             except OSError as error:
                 # None is a state as well: a missing file is reported once, not at each look.
                 seen = None
@@ -45,6 +50,11 @@ class FederatedBundles:
                 self._report(domain, path, str(error))
             self._seen[domain] = seen
         return self.bundles != before
+
+    def _check_room(self, domain: TrustDomain, found: TrustBundle) -> None:
+        others = sum(len(each.to_jwks()) for other, each in self._bundles.items() if other != domain)
+        if others + len(found.to_jwks()) > self._max_total:
+            raise InvalidBundle(f"all federated bundles together would exceed {self._max_total} bytes")
 
     def _report(self, domain: TrustDomain, path: Path, why: str) -> None:
         _log.error(

@@ -8,6 +8,9 @@ from svid.bundle import TrustBundle
 from svid.errors import InvalidSvid
 from svid.x509svid import X509Svid
 
+# Workload API section 8.
+MAX_HINT_BYTES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Trust:
@@ -36,6 +39,8 @@ class WorkloadIdentity:
         hints = [svid.hint for svid in self.svids if svid.hint]
         if len(set(hints)) != len(hints):
             raise InvalidSvid("two SVIDs have the same hint")
+        if any(len(hint.encode()) > MAX_HINT_BYTES for hint in hints):
+            raise InvalidSvid(f"a hint is longer than {MAX_HINT_BYTES} bytes")
         if any(bundle.trust_domain == self.bundle.trust_domain for bundle in self.federated):
             raise InvalidSvid("the own trust domain is among the federated ones")
 

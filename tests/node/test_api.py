@@ -412,6 +412,7 @@ def test_tokens_for_others_and_things_that_are_none_are_refused(base: Path) -> N
 # --- fetch bundle
 
 
+@pytest.mark.spec("WL-30")
 def test_fetch_bundle_has_all_trust_domains_of_both_profiles(base: Path) -> None:
     async def run(server: FakeWorkloadApi) -> None:
         jwt_only = TrustBundle(TrustDomain("jwt.example"), (), (JwtSigningKey.create(JwtAlgorithm.ES256).public,))
@@ -547,6 +548,7 @@ def generations(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name.startswith("..podsvid.")]
 
 
+@pytest.mark.spec("WL-11")
 def test_a_set_is_replaced_as_one_and_what_is_no_longer_part_vanishes(base: Path) -> None:
     out = base / "out"
     files = FileSet(out, "data")

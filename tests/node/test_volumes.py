@@ -630,6 +630,7 @@ def test_a_renewal_that_fails_after_the_journal_was_lost_leaves_the_running_pods
     asyncio.run(run())
 
 
+@pytest.mark.spec("C-23")
 def test_a_second_agent_on_the_same_run_dir_is_refused_and_the_first_serves_on() -> None:
     async def run() -> None:
         async with node() as (here, kubelet):

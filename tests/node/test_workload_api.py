@@ -244,7 +244,7 @@ def test_a_trust_domain_without_x509_authorities_is_left_out(method: str) -> Non
     world(main)
 
 
-@pytest.mark.spec("WL-7", "WL-8", "WL-9", "C-24", "C-35", "C-36", "C-37", "C-38", "C-39")
+@pytest.mark.spec("FED-15", "WL-7", "WL-8", "WL-9", "C-24", "C-35", "C-36", "C-37", "C-38", "C-39")
 @pytest.mark.parametrize(("method", "answer"), STREAMS)
 def test_a_stream_speaks_at_once_then_at_every_change_whole_and_never_twice_the_same(method: str, answer: Any) -> None:
     async def main(at: World) -> None:
@@ -454,6 +454,17 @@ def test_claims_that_no_struct_can_hold_are_left_out_and_the_rest_is_answered() 
         assert found.claims["ok"]["a"] == 1
         assert list(found.claims["aud"]) == ["db"]
         assert not {"huge", "deep", "sur"} & set(found.claims)
+
+    world(main)
+
+
+@pytest.mark.spec("C-18", "EP-8")
+def test_credentials_of_a_caller_are_neither_needed_nor_looked_at() -> None:
+    async def main(at: World) -> None:
+        at.publish()
+        bearer = ("authorization", "Bearer somebody-else")
+        call = at.channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")(b"", metadata=(HEADER, bearer))
+        assert workload_pb2.X509SVIDResponse.FromString(await call.read()).svids[0].spiffe_id == str(WEB)
 
     world(main)
 

@@ -67,3 +67,55 @@ def test_files_are_strict(tmp_path: Path, text: str, sentence: str) -> None:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InvalidSetting, match=sentence):
         load(*TD, "--config", str(file))
+
+
+@pytest.mark.spec("C-116", "FED-12")
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("partner.test=/a,partner.test=/b", "has a name twice: partner.test, partner.test"),
+        ("example.org=/a", "is the own trust domain"),
+        ("partner.test", "accepted: TRUST-DOMAIN=FILE"),
+        ("PARTNER.test=/a", "accepted: a trust domain name"),
+        ("partner.test=a", "accepted: an absolute path"),
+    ],
+)
+def test_federated_bundles_that_contradict(value: str, sentence: str) -> None:
+    with pytest.raises(InvalidSetting, match=sentence):
+        load("--trust-domain", "example.org", "--federated-bundles", value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--driver-names", ""), "driver_names is empty"),
+        (("--driver-names", "a.test,a.test"), "has a name twice"),
+        (("--driver-names", "a.test=windows"), "profile out of podsvid, spire, cert-manager"),
+        (("--sds-bundle-name", "default"), "two of the sds names are the same"),
+        (("--jwt-algorithm", "HS256"), "accepted: one of RS256"),
+        (("--jwt-issuer", "http://issuer.test"), "https:// URL"),
+        (("--dns-names", "*.{cluster}.test"), "DNS names in lower case"),
+        (("--dns-names", "*"), "DNS names in lower case"),
+        (("--socket-rate", "0"), "a number from 1"),
+        (("--socket-connections", "x"), "a number from 1"),
+        (("--jwt-key-period", "1m"), "1h to 3650d"),
+    ],
+)
+def test_surface_settings_that_are_refused(flags: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        load("--trust-domain", "example.org", *flags)
+    assert sentence in str(caught.value)
+
+
+def test_lists_in_yaml_and_profiles_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(
+        "trust_domain: example.org\ndriver_names: [csi.podsvid.io, csi.spiffe.io, x.test=cert-manager]\n",
+        encoding="utf-8",
+    )
+    found = load("--config", str(path))
+    assert [(each.name, each.profile) for each in found.driver_names] == [
+        ("csi.podsvid.io", "podsvid"),
+        ("csi.spiffe.io", "spire"),
+        ("x.test", "cert-manager"),
+    ]

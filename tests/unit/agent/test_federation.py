@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.federation import FederatedBundles
+from agent.federation import MAX_TOTAL_BYTES, FederatedBundles
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.keys import KeyAlgorithm
@@ -29,6 +29,7 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+@pytest.mark.spec("TD-14", "FED-8")
 def test_jwks_and_pem_are_read_and_changes_are_seen(tmp_path: Path) -> None:
     first, second = bundle(PARTNER), bundle(OTHER)
     files = {PARTNER: tmp_path / "p.json", OTHER: tmp_path / "o.pem"}
@@ -93,3 +94,24 @@ def test_an_older_sequence_never_replaces_a_newer_one(tmp_path: Path) -> None:
     replace(path, unnumbered.to_jwks())
     assert federated.refresh()
     assert federated.bundles == (unnumbered,)
+
+
+@pytest.mark.spec("C-28", "CL-16")
+def test_bundles_that_would_make_an_answer_too_long_for_clients_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = bundle(PARTNER), bundle(OTHER)
+    files = {PARTNER: tmp_path / "p.json", OTHER: tmp_path / "o.json"}
+    replace(files[PARTNER], first.to_jwks())
+    federated = FederatedBundles(files, max_total=len(first.to_jwks()) + 100)
+    assert federated.refresh()
+    replace(files[OTHER], second.to_jwks())
+    assert not federated.refresh()
+    assert federated.bundles == (first,)
+    assert any("would exceed" in record.__dict__.get("error", "") for record in caplog.records)
+    # What is there may still be replaced by something of its size.
+    newer = bundle(PARTNER)
+    replace(files[PARTNER], newer.to_jwks())
+    assert federated.refresh()
+    assert federated.bundles == (newer,)
+    assert MAX_TOTAL_BYTES < 4 * 1024 * 1024

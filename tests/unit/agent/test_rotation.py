@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import looptime
+import pytest
 
 from agent.feed import Feed
 from agent.rotation import MAX_NAP, RotationScheduler
@@ -205,6 +206,7 @@ def test_a_step_of_the_wall_clock_is_noticed_within_a_nap() -> None:
     on_fake_time(main)
 
 
+@pytest.mark.spec("C-26")
 def test_a_slow_subscriber_sees_the_newest_state_only() -> None:
     async def main() -> None:
         feed: Feed[int] = Feed()

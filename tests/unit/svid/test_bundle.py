@@ -45,6 +45,7 @@ def unpadded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
+@pytest.mark.spec("TD-1", "TD-11", "TD-13", "TD-20", "TD-21", "TD-22", "TD-24", "TD-34")
 @pytest.mark.parametrize(
     ("algorithm", "members"),
     [
@@ -57,7 +58,7 @@ def unpadded(text: str) -> bytes:
         (KeyAlgorithm.ML_DSA_87, {"kty": "AKP", "alg": "ML-DSA-87"}),
     ],
 )
-def test_an_x509_entry(algorithm: KeyAlgorithm, members: dict[str, str]) -> None:  # TD-11, TD-20 to 24, TD-34
+def test_an_x509_entry(algorithm: KeyAlgorithm, members: dict[str, str]) -> None:
     bundle = authority(algorithm).bundle
     (entry,) = json.loads(bundle.to_jwks())["keys"]
     assert members.items() <= entry.items()
@@ -79,8 +80,9 @@ def test_an_x509_entry(algorithm: KeyAlgorithm, members: dict[str, str]) -> None
     assert TrustBundle.from_jwks(TD, bundle.to_jwks()) == bundle
 
 
+@pytest.mark.spec("TD-30", "TD-34")
 @pytest.mark.parametrize("name", sorted(JWT_KEYS))
-def test_a_jwt_entry_round_trips(name: str) -> None:  # TD-30, TD-31
+def test_a_jwt_entry_round_trips(name: str) -> None:
     made = TrustBundle(TD, BUNDLE.x509_authorities, (JwtAuthority(name, JWT_KEYS[name]),))
     entry = json.loads(made.to_jwks())["keys"][1]
     assert (entry["use"], entry["kid"]) == ("jwt-svid", name)
@@ -88,8 +90,9 @@ def test_a_jwt_entry_round_trips(name: str) -> None:  # TD-30, TD-31
     assert TrustBundle.from_jwks(TD, made.to_jwks()) == made
 
 
+@pytest.mark.spec("TD-5", "TD-7")
 @given(st.none() | st.integers(0, 2**64 - 1), st.none() | st.integers(0, 2**31 - 1))
-def test_sequence_and_refresh_hint_round_trip(sequence: int | None, seconds: int | None) -> None:  # TD-3 to 7
+def test_sequence_and_refresh_hint_round_trip(sequence: int | None, seconds: int | None) -> None:
     hint = None if seconds is None else timedelta(seconds=seconds)
     made = TrustBundle(TD, BUNDLE.x509_authorities, sequence=sequence, refresh_hint=hint)
     document = json.loads(made.to_jwks())
@@ -106,6 +109,7 @@ def without(name: str) -> dict[str, Any]:
     return {key: value for key, value in GOOD.items() if key != name}
 
 
+@pytest.mark.spec("TD-10", "TD-12", "TD-25", "TD-27", "C-101", "C-102", "C-104")
 @pytest.mark.parametrize(
     "entry",
     [
@@ -135,11 +139,13 @@ def test_an_entry_that_is_not_for_us_is_ignored_alone(entry: object) -> None:
     assert len(parse(OTHER, GOOD).x509_authorities) == 2  # TD-27
 
 
-def test_of_several_certificates_the_first_counts() -> None:  # TD-26, C-104
+@pytest.mark.spec("TD-26", "C-104")
+def test_of_several_certificates_the_first_counts() -> None:
     assert parse({**GOOD, "x5c": GOOD["x5c"] + OTHER["x5c"]}) == parse(GOOD)
 
 
-def test_extra_members_are_no_harm() -> None:  # TD-2, C-103
+@pytest.mark.spec("TD-2", "C-103")
+def test_extra_members_are_no_harm() -> None:
     assert parse({**GOOD, "kid": "publisher's bug", "x5t": "?"}, more=[1]) == parse(GOOD)
 
 
@@ -154,6 +160,7 @@ def jwt_entry(name: str, **changes: object) -> dict[str, object]:
     return {**json.loads(document)["keys"][0], **changes}
 
 
+@pytest.mark.spec("CL-17", "C-101")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -175,6 +182,7 @@ def test_a_bad_jwt_entry_is_ignored_alone(changes: dict[str, object]) -> None:
     assert parse(jwt_entry("p256", **changes), jwt_entry("rsa")) == parse(jwt_entry("rsa"))
 
 
+@pytest.mark.spec("C-106")
 @pytest.mark.parametrize(
     "text",
     [
@@ -210,17 +218,19 @@ def test_bytes_that_are_no_text_and_too_many_bytes_are_refused() -> None:
         TrustBundle.from_jwks(TD, b'{"keys":[]}' + b" " * 4 * 1024 * 1024)
 
 
+@pytest.mark.spec("C-108")
 @pytest.mark.parametrize("value", ["300", 1.5, True, None, -1, 10**12])
-def test_a_refresh_hint_that_is_none(value: object) -> None:  # C-108
+def test_a_refresh_hint_that_is_none(value: object) -> None:
     assert parse(GOOD, spiffe_refresh_hint=value).refresh_hint is None
 
 
 @pytest.mark.parametrize("value", ["1", 1.0, True, None, [1]])
-def test_a_sequence_that_is_none(value: object) -> None:  # TD-5
+def test_a_sequence_that_is_none(value: object) -> None:
     assert parse(GOOD, spiffe_sequence=value).sequence is None
 
 
-def test_the_empty_bundle_is_a_bundle() -> None:  # TD-8, TD-9, C-105
+@pytest.mark.spec("TD-8", "C-105")
+def test_the_empty_bundle_is_a_bundle() -> None:
     assert parse() == TrustBundle(TD)
     assert json.loads(TrustBundle(TD).to_jwks()) == {"keys": []}
 

@@ -115,7 +115,8 @@ def test_unlisted_keys_are_refused(key) -> None:  # type: ignore[no-untyped-def]
         issuer.issue(key().public_key(), WEB, ttl=HOUR, now=NOW)
 
 
-def test_chain_of_two_intermediates() -> None:  # X509-22, X509-30
+@pytest.mark.spec("X509-22", "X509-30", "C-46")
+def test_chain_of_two_intermediates() -> None:
     root = Ca("root", path_length=2)
     upper = Ca("upper", root, path_length=1)
     lower = Ca("lower", upper, path_length=0)
@@ -140,6 +141,7 @@ def test_an_odd_name_on_a_foreign_ca_does_no_harm(uri: str | None) -> None:  # A
     assert check_x509_svid([leaf(lower), lower.certificate], bundle(root), NOW) == WEB
 
 
+@pytest.mark.spec("X509-7", "X509-10", "X509-30")
 @pytest.mark.parametrize(
     ("bent", "sentence"),
     [
@@ -156,6 +158,7 @@ def test_an_intermediate_that_must_not_sign(bent: dict[str, object], sentence: s
         check_x509_svid([blind_leaf(lower), lower.certificate], bundle(root), NOW)
 
 
+@pytest.mark.spec("X509-30")
 @pytest.mark.parametrize("bent", [{"ends": timedelta(seconds=-1)}, {"starts": timedelta(seconds=1)}])
 def test_an_anchor_counts_only_while_it_is_valid(bent: dict[str, timedelta]) -> None:
     root = Ca("root", **bent)  # type: ignore[arg-type]
@@ -178,6 +181,7 @@ def test_roots_of_one_name_are_told_apart_by_their_keys() -> None:
         check_x509_svid([leaf(second)], bundle(first), NOW)
 
 
+@pytest.mark.spec("X509-8", "X509-30")
 @pytest.mark.parametrize(
     ("limit", "names", "good"),
     [
@@ -213,8 +217,9 @@ def test_path_length_as_openssl_counts_it(limit: int, names: list[str], good: bo
             check_x509_svid(chain, bundle(root), NOW)
 
 
+@pytest.mark.spec("X509-24")
 @pytest.mark.parametrize("critical", [True, False])
-def test_name_constraints_are_not_passed_over(critical: bool) -> None:  # X509-24
+def test_name_constraints_are_not_passed_over(critical: bool) -> None:
     root = Ca("root")
     elsewhere = x509.NameConstraints([x509.UniformResourceIdentifier("other.org")], None)
     lower = Ca("lower", root, constraints=elsewhere, critical=critical)
@@ -222,7 +227,8 @@ def test_name_constraints_are_not_passed_over(critical: bool) -> None:  # X509-2
         check_x509_svid([blind_leaf(lower), lower.certificate], bundle(root), NOW)
 
 
-def test_a_leaf_signs_nothing() -> None:  # X509-7
+@pytest.mark.spec("X509-30")
+def test_a_leaf_signs_nothing() -> None:
     root = Ca("root")
     key = EC.generate()
     middle = X509Authority(TD, (root.certificate,), root.key, bundle(root)).issue(
@@ -255,8 +261,9 @@ def issue(authority: X509Authority, ttl: timedelta = HOUR, now: datetime = NOW) 
     return authority.issue(EC.generate().public_key(), WEB, ttl=ttl, now=now)
 
 
+@pytest.mark.spec("X509-25", "C-52")
 @pytest.mark.parametrize("ends", ["root", "lower"])
-def test_a_leaf_ends_with_the_first_certificate_above_it(ends: str) -> None:  # X509-25, C-52
+def test_a_leaf_ends_with_the_first_certificate_above_it(ends: str) -> None:
     soon = timedelta(minutes=5)
     root = Ca("root", ends=soon if ends == "root" else HOUR * 24)
     lower = Ca("lower", root, ends=soon if ends == "lower" else HOUR * 24)
@@ -275,7 +282,8 @@ def test_a_renewed_root_lengthens_what_is_issued() -> None:
     assert issue(authority)[0].not_valid_after_utc == NOW + HOUR
 
 
-def test_a_leaf_starts_no_earlier_than_its_issuer() -> None:  # X509-25
+@pytest.mark.spec("X509-25")
+def test_a_leaf_starts_no_earlier_than_its_issuer() -> None:
     root = Ca("root", starts=timedelta(seconds=-3))
     authority = X509Authority(TD, (root.certificate,), root.key, bundle(root))
     assert issue(authority)[0].not_valid_before_utc == NOW - timedelta(seconds=3)
@@ -323,6 +331,7 @@ def test_no_authority_with_an_impossible_lifetime(lifetime: timedelta) -> None:
         X509Authority.create(TD, algorithm=EC, lifetime=lifetime, now=NOW)
 
 
+@pytest.mark.spec("ID-17", "ID-18", "X509-15", "X509-18", "X509-19", "X509-20", "X509-21")
 def test_two_authorities_of_one_trust_domain_have_two_names() -> None:
     long = TrustDomain("a" * 255)
     first, second = (X509Authority.create(long, algorithm=EC, lifetime=HOUR, now=NOW).chain[0] for _ in "ab")
@@ -338,7 +347,8 @@ def test_two_authorities_of_one_trust_domain_have_two_names() -> None:
         first.extensions.get_extension_for_class(x509.ExtendedKeyUsage)  # X509-18
 
 
-def test_dns_names_come_after_the_id_and_once_each() -> None:  # X509-1, X509-2
+@pytest.mark.spec("X509-1", "X509-2", "CL-13")
+def test_dns_names_come_after_the_id_and_once_each() -> None:
     authority = X509Authority.create(TD, algorithm=EC, lifetime=HOUR, now=NOW)
     names = ("web.default.svc", "web", "web.default.svc", "1a", "10.0.0.1a")
     made = authority.issue(EC.generate().public_key(), WEB, ttl=HOUR, now=NOW, dns_names=names)[0]
@@ -347,8 +357,9 @@ def test_dns_names_come_after_the_id_and_once_each() -> None:  # X509-1, X509-2
     assert found.get_values_for_type(x509.DNSName) == ["web.default.svc", "web", "1a", "10.0.0.1a"]
 
 
+@pytest.mark.spec("X509-4", "X509-5")
 @pytest.mark.parametrize("subject", [x509.Name([]), _name("web")])
-def test_the_san_is_critical_just_when_the_subject_is_empty(subject: x509.Name) -> None:  # X509-4, X509-5
+def test_the_san_is_critical_just_when_the_subject_is_empty(subject: x509.Name) -> None:
     made = X509Authority.create(TD, algorithm=EC, lifetime=HOUR, now=NOW)
     authority = X509Authority(TD, made.chain, made.private_key, made.bundle, subject)
     certificate = issue(authority)[0]
@@ -357,7 +368,8 @@ def test_the_san_is_critical_just_when_the_subject_is_empty(subject: x509.Name) 
     assert names.critical is (not list(subject))
 
 
-def test_key_identifiers_link_the_leaf_to_its_issuer() -> None:  # X509-26
+@pytest.mark.spec("X509-26")
+def test_key_identifiers_link_the_leaf_to_its_issuer() -> None:
     authority = X509Authority.create(TD, algorithm=EC, lifetime=HOUR, now=NOW)
     above = authority.chain[0].extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     below = issue(authority)[0].extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value

@@ -96,6 +96,7 @@ def test_tokens_of_a_longer_setting_are_waited_for() -> None:
 STEPS = st.lists(st.tuples(st.floats(0, 60, allow_nan=False), st.sampled_from([5, 60, 600])), min_size=1, max_size=30)
 
 
+@pytest.mark.spec("TD-4", "FED-1", "FED-3")
 @settings(deadline=None, max_examples=150)
 @given(STEPS)
 def test_whenever_it_is_looked_at(steps: list[tuple[float, int]]) -> None:

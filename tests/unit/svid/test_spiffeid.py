@@ -11,6 +11,7 @@ TRUST_DOMAIN_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789.-_")
 PATH_CHARACTERS = TRUST_DOMAIN_CHARACTERS | set("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
+@pytest.mark.spec("ID-8", "C-89", "C-91")
 @pytest.mark.parametrize(
     "text",
     [
@@ -77,6 +78,10 @@ REFUSED = [
 ]
 
 
+@pytest.mark.spec(
+    "ID-1", "ID-2", "ID-3", "ID-4", "ID-5", "ID-6", "ID-7", "ID-9", "ID-10", "ID-11", "ID-12", "C-90", "C-92", "C-93",
+    "C-94", "C-95", "C-96",
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [pytest.param(text, sentence, id=f"{rule} {text!a}") for rule, text, sentence in REFUSED],
@@ -102,16 +107,18 @@ def accepted_bytes(template: str) -> set[str]:
     return accepted
 
 
+@pytest.mark.spec("ID-4", "ID-5", "ID-6", "ID-7")
 @pytest.mark.parametrize(
     "template",
     ["spiffe://*", "spiffe://*/x", "spiffe://*ab/x", "spiffe://a*b/x", "spiffe://ab*/x"],
 )
-def test_every_byte_at_each_place_of_a_trust_domain(template: str) -> None:  # ID-5, ID-6, ID-7
+def test_every_byte_at_each_place_of_a_trust_domain(template: str) -> None:
     # A slash after a name starts the path, which is another place.
     expected = TRUST_DOMAIN_CHARACTERS | ({"/"} if template == "spiffe://a*b/x" else set())
     assert accepted_bytes(template) == expected
 
 
+@pytest.mark.spec("ID-9", "ID-12")
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -124,11 +131,12 @@ def test_every_byte_at_each_place_of_a_trust_domain(template: str) -> None:  # I
         ("spiffe://td/ab*/x", PATH_CHARACTERS),
     ],
 )
-def test_every_byte_at_each_place_of_a_segment(template: str, expected: set[str]) -> None:  # ID-9, ID-10, ID-12
+def test_every_byte_at_each_place_of_a_segment(template: str, expected: set[str]) -> None:
     assert accepted_bytes(template) == expected
 
 
-def test_every_byte_of_the_scheme_counts() -> None:  # ID-1
+@pytest.mark.spec("ID-1")
+def test_every_byte_of_the_scheme_counts() -> None:
     for place in range(len("spiffe://")):
         for number in range(256):
             text = "spiffe://"[:place] + chr(number) + "spiffe://"[place + 1 :] + "td/a"
@@ -143,7 +151,8 @@ def test_the_constructor_checks_as_the_parser_does(path: str) -> None:
         SpiffeId(TrustDomain("td"), path)
 
 
-def test_lengths() -> None:  # ID-13, ID-15
+@pytest.mark.spec("ID-13", "ID-15", "C-97", "C-98")
+def test_lengths() -> None:
     longest = "spiffe://td/" + "a" * (MAX_ID_BYTES - len("spiffe://td/"))
     assert len(str(SpiffeId.parse(longest))) == 2048
     with pytest.raises(InvalidSpiffeId, match="longer than 2048"):
@@ -186,15 +195,17 @@ VALID_IDS = st.builds(
 )
 
 
+@pytest.mark.spec("ID-13", "ID-16")
 @given(VALID_IDS)
-def test_every_valid_id_round_trips(text: str) -> None:  # ID-13, ID-16: kept byte by byte
+def test_every_valid_id_round_trips(text: str) -> None:
     found = SpiffeId.parse(text)
     assert str(found) == text
     assert SpiffeId(found.trust_domain, found.path) == found
 
 
+@pytest.mark.spec("ID-6", "ID-12")
 @given(VALID_IDS, st.data())
-def test_one_foreign_character_spoils_a_valid_id(text: str, data: st.DataObject) -> None:  # ID-6, ID-12
+def test_one_foreign_character_spoils_a_valid_id(text: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(text)))
     character = data.draw(st.characters(exclude_characters=sorted(PATH_CHARACTERS | {"/"})))
     with pytest.raises(InvalidSpiffeId):

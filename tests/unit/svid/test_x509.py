@@ -66,8 +66,9 @@ def test_every_algorithm_issues_and_is_issued_to(algorithm: KeyAlgorithm, tmp_pa
     assert TrustBundle.from_jwks(TD, issuer.bundle.to_jwks()) == issuer.bundle
 
 
+@pytest.mark.spec("X509-26")
 @pytest.mark.parametrize("algorithm", list(KeyAlgorithm))
-def test_openssl_verifies_every_algorithm(algorithm: KeyAlgorithm, tmp_path: Path) -> None:  # X509-26, X509-30
+def test_openssl_verifies_every_algorithm(algorithm: KeyAlgorithm, tmp_path: Path) -> None:
     if algorithm.value.startswith("ml-dsa") and not openssl_knows_ml_dsa():
         pytest.skip(f"ML-DSA needs OpenSSL 3.5, this host's command is {openssl('version').stdout.strip()}")
     issuer = authority(algorithm)
@@ -79,6 +80,10 @@ def test_openssl_verifies_every_algorithm(algorithm: KeyAlgorithm, tmp_path: Pat
     assert verified.returncode == 0, verified.stderr
 
 
+@pytest.mark.spec(
+    "X509-1", "X509-4", "X509-5", "X509-6", "X509-9", "X509-10", "X509-11", "X509-12", "X509-13", "X509-15",
+    "X509-16", "X509-17", "X509-19", "X509-25", "X509-26", "CL-12",
+)  # fmt: skip
 def test_profile_as_openssl_prints_it(tmp_path: Path) -> None:
     issuer = authority()
     (tmp_path / "leaf").write_bytes(svid(issuer).chain_pem())
@@ -98,12 +103,14 @@ def test_profile_as_openssl_prints_it(tmp_path: Path) -> None:
     assert "URI:spiffe://example.org\n" in text
 
 
+@pytest.mark.spec("X509-14")
 def test_rsa_leaf_has_key_encipherment() -> None:
     usage = svid(authority(), KeyAlgorithm.RSA_2048).leaf.extensions.get_extension_for_class(x509.KeyUsage)
     assert usage.value.key_encipherment
 
 
-def test_a_leaf_never_outlives_its_authority() -> None:  # X509-25, C-52
+@pytest.mark.spec("X509-25", "C-52")
+def test_a_leaf_never_outlives_its_authority() -> None:
     issuer = authority(lifetime=timedelta(minutes=5))
     assert svid(issuer).not_after == NOW + timedelta(minutes=5)
     with pytest.raises(IssuanceRefused, match="expired"):
@@ -111,6 +118,7 @@ def test_a_leaf_never_outlives_its_authority() -> None:  # X509-25, C-52
         issuer.issue(key.public_key(), WEB, ttl=HOUR, now=NOW + timedelta(minutes=5))
 
 
+@pytest.mark.spec("ID-22", "X509-3", "C-89", "C-100", "CL-13")
 @pytest.mark.parametrize(
     ("spiffe_id", "ttl", "dns_names"),
     [
@@ -185,6 +193,10 @@ def test_the_forger_can_make_a_good_one() -> None:
     assert check_x509_svid([forged(issuer, eku=None)], issuer.bundle, NOW) == WEB
 
 
+@pytest.mark.spec(
+    "ID-21", "WL-15", "X509-5", "X509-9", "X509-12", "X509-17", "X509-30", "X509-31", "X509-32", "X509-33", "X509-34",
+    "X509-35", "X509-36",
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -212,12 +224,13 @@ def test_the_forger_can_make_a_good_one() -> None:
         pytest.param({"unknown": True}, "unknown critical extension", id="X509-30 unknown critical"),
     ],
 )
-def test_the_validator_refuses(changes: dict[str, object], sentence: str) -> None:  # X509-30 to 36
+def test_the_validator_refuses(changes: dict[str, object], sentence: str) -> None:
     issuer = authority()
     with pytest.raises(InvalidSvid, match=sentence):
         check_x509_svid([forged(issuer, **changes)], issuer.bundle, NOW)
 
 
+@pytest.mark.spec("X509-30")
 def test_validity_is_judged_at_the_given_time() -> None:
     issuer = authority()
     made = svid(issuer)
@@ -227,11 +240,13 @@ def test_validity_is_judged_at_the_given_time() -> None:
         made.check(issuer.bundle, NOW - timedelta(seconds=11))
 
 
+@pytest.mark.spec("ID-21", "X509-30")
 def test_another_authority_of_the_same_trust_domain_is_not_trusted() -> None:
     with pytest.raises(InvalidSvid, match="does not lead"):
         svid(authority()).check(authority().bundle, NOW)
 
 
+@pytest.mark.spec("CL-10")
 def test_a_key_that_does_not_fit_is_refused() -> None:
     issuer = authority()
     made = svid(issuer)
@@ -271,6 +286,7 @@ def unlimited_root() -> X509Authority:
     return X509Authority(TD, (certificate,), key, TrustBundle(TD, (certificate,)))
 
 
+@pytest.mark.spec("X509-22")
 def test_intermediates_travel_with_the_leaf_and_the_root_does_not() -> None:
     issuer = intermediate(unlimited_root())
     made = svid(issuer)
@@ -280,6 +296,7 @@ def test_intermediates_travel_with_the_leaf_and_the_root_does_not() -> None:
         check_x509_svid([made.leaf], issuer.bundle, NOW)
 
 
+@pytest.mark.spec("X509-8")
 def test_path_length_is_enforced() -> None:
     with pytest.raises(IssuanceRefused, match="path length"):
         svid(intermediate(authority()))
@@ -287,6 +304,7 @@ def test_path_length_is_enforced() -> None:
         svid(intermediate(intermediate(unlimited_root())))
 
 
+@pytest.mark.spec("X509-7")
 def test_an_authority_without_the_ca_bit_is_refused() -> None:
     with pytest.raises(IssuanceRefused, match="not a CA"):
         intermediate(unlimited_root(), ca=False)
@@ -298,7 +316,8 @@ def test_an_authority_whose_key_does_not_fit_is_refused() -> None:
         X509Authority(TD, issuer.chain, KeyAlgorithm.EC_P256.generate(), issuer.bundle)
 
 
-def test_jwks_members() -> None:  # TD-8, TD-11, TD-20 to TD-24, TD-34
+@pytest.mark.spec("TD-3", "TD-8", "TD-11", "TD-20", "TD-21")
+def test_jwks_members() -> None:
     document = json.loads(authority().bundle.to_jwks())
     (entry,) = document["keys"]
     assert set(entry) == {"use", "kty", "crv", "x", "y", "x5c"}
@@ -307,7 +326,8 @@ def test_jwks_members() -> None:  # TD-8, TD-11, TD-20 to TD-24, TD-34
     assert document["spiffe_sequence"] == 1
 
 
-def test_jwks_entries_that_are_not_for_us_are_ignored() -> None:  # TD-10, TD-12, TD-25, TD-26, C-101 to C-104
+@pytest.mark.spec("TD-10", "TD-12", "TD-25", "TD-26", "C-101", "C-102", "C-103", "C-104")
+def test_jwks_entries_that_are_not_for_us_are_ignored() -> None:
     bundle = authority().bundle
     good = json.loads(bundle.to_jwks())["keys"][0]
     other = json.loads(authority().bundle.to_jwks())["keys"][0]
@@ -332,7 +352,8 @@ def test_what_is_no_jwks_is_refused(text: str) -> None:
         TrustBundle.from_jwks(TD, text.encode())
 
 
-def test_an_empty_bundle_authenticates_nothing() -> None:  # TD-9
+@pytest.mark.spec("TD-9", "TD-27", "C-105")
+def test_an_empty_bundle_authenticates_nothing() -> None:
     empty = TrustBundle.from_jwks(TD, b'{"keys":[]}')
     with pytest.raises(InvalidSvid):
         svid(authority()).check(empty, NOW)
@@ -369,6 +390,7 @@ _SVID = svid(_ISSUER)
 _CHAIN, _KEY = _SVID.chain_der(), _SVID.key_der()
 
 
+@pytest.mark.spec("ID-19")
 @settings(deadline=None)
 @given(st.integers(0, len(_CHAIN) - 1), st.integers(1, 255))
 def test_a_flipped_byte_is_never_accepted_silently(position: int, flip: int) -> None:
@@ -389,6 +411,7 @@ def test_secrets_stay_out_of_repr() -> None:
     assert "private_key" not in repr(svid(issuer))
 
 
+@pytest.mark.spec("WL-20", "WL-25", "WL-28", "C-41", "C-48", "CL-7", "CL-15")
 def test_an_identity_belongs_together() -> None:
     issuer = authority()
     made = svid(issuer)

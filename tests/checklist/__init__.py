@@ -1,0 +1,1 @@
+"""The rows of the SPIFFE specification and the tests that show them: docs/conformance.md is made of both."""

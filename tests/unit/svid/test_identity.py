@@ -1,0 +1,57 @@
+"""What a workload holds at one moment must belong together."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from svid.authority import X509Authority
+from svid.bundle import TrustBundle
+from svid.errors import InvalidSvid
+from svid.identity import MAX_HINT_BYTES, Trust, WorkloadIdentity
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import SpiffeId, TrustDomain
+from svid.x509svid import X509Svid
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+OWN, PARTNER = TrustDomain("example.org"), TrustDomain("partner.test")
+ISSUER = X509Authority.create(OWN, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=NOW)
+
+
+def svid(hint: str = "") -> X509Svid:
+    key = KeyAlgorithm.EC_P256.generate()
+    web = SpiffeId.parse("spiffe://example.org/web")
+    return X509Svid(web, ISSUER.issue(key.public_key(), web, ttl=timedelta(hours=1), now=NOW), key, hint)
+
+
+@pytest.mark.spec("WL-61", "C-42")
+def test_a_hint_has_at_most_1024_bytes() -> None:
+    assert WorkloadIdentity((svid("ä" * (MAX_HINT_BYTES // 2)),), ISSUER.bundle)
+    for hint in ("x" * (MAX_HINT_BYTES + 1), "€" * 400):
+        with pytest.raises(InvalidSvid, match="1024 bytes"):
+            WorkloadIdentity((svid(hint),), ISSUER.bundle)
+
+
+@pytest.mark.spec("WL-25", "C-41", "C-43")
+def test_hints_are_unique_and_none_need_not_be() -> None:
+    assert WorkloadIdentity((svid(), svid(), svid("a")), ISSUER.bundle)
+    with pytest.raises(InvalidSvid, match="same hint"):
+        WorkloadIdentity((svid("a"), svid("a")), ISSUER.bundle)
+
+
+def test_what_does_not_belong_together() -> None:
+    with pytest.raises(InvalidSvid, match="needs an SVID"):
+        WorkloadIdentity((), ISSUER.bundle)
+    with pytest.raises(InvalidSvid, match="another trust domain"):
+        WorkloadIdentity((svid(),), TrustBundle(PARTNER))
+    with pytest.raises(InvalidSvid, match="among the federated"):
+        WorkloadIdentity((svid(),), ISSUER.bundle, (replace(ISSUER.bundle),))
+
+
+def test_other_trust_keeps_the_svids() -> None:
+    identity = WorkloadIdentity((svid(),), ISSUER.bundle)
+    trust = Trust(replace(ISSUER.bundle, sequence=7), (TrustBundle(PARTNER),))
+    found = identity.with_trust(trust)
+    assert (found.svids, found.trust) == (identity.svids, trust)
+    with pytest.raises(InvalidSvid):
+        identity.with_trust(Trust(TrustBundle(PARTNER)))
