@@ -141,14 +141,13 @@ class LocalAuthority:
         return found
 
     def _publish_trust(self) -> None:
-        bundle = self._authority.bundle
-        if self._jwt_keys is not None:
-            sequence = self._jwt_keys.sequence
-            bundle = replace(
-                bundle,
-                jwt_authorities=self._jwt_keys.authorities,
-                sequence=bundle.sequence if sequence is None else sequence,
-            )
+        # One sequence counts all changes (TDB 4.1.1). Only a keyring keeps one over restarts; without it there is none.
+        keys = self._jwt_keys
+        bundle = replace(
+            self._authority.bundle,
+            jwt_authorities=keys.authorities if keys else (),
+            sequence=keys.sequence if keys else None,
+        )
         self.trust.publish(Trust(bundle, self._federated.bundles))
 
     def _ttl(self, wished: timedelta | None) -> tuple[timedelta, str]:

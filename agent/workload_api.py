@@ -164,10 +164,12 @@ class WorkloadApi:
         while True:
             version = self._feed.version
             identity = self._feed.current or identity
-            message = self._message(render, version, identity)
-            if message != sent:
-                sent = message
-                yield message
+            # What has ended meanwhile is never sent; the next renewal is.
+            if identity.expires_at > self._clock.now():
+                message = self._message(render, version, identity)
+                if message != sent:
+                    sent = message
+                    yield message
             await self._feed.wait_beyond(version)
 
     async def _current(self, context: AnyContext) -> WorkloadIdentity:

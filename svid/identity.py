@@ -43,6 +43,9 @@ class WorkloadIdentity:
             raise InvalidSvid(f"a hint is longer than {MAX_HINT_BYTES} bytes")
         if any(bundle.trust_domain == self.bundle.trust_domain for bundle in self.federated):
             raise InvalidSvid("the own trust domain is among the federated ones")
+        domains = [bundle.trust_domain for bundle in self.federated]
+        if len(set(domains)) != len(domains):
+            raise InvalidSvid("two federated bundles are of one trust domain")
 
     @property
     def trust(self) -> Trust:

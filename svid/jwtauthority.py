@@ -146,12 +146,16 @@ class JwtKeyring:
     keys: tuple[RingKey, ...]
     # The longest that tokens were allowed to live: a shorter setting does not end those that are out.
     token_ttl: timedelta
-    sequence: int = 1
+    sequence: int
 
     @classmethod
     def create(cls, policy: KeyringPolicy, now: datetime) -> Self:
-        """A ring of one key, which signs at once: nobody holds an older bundle."""
-        return cls((RingKey(JwtSigningKey.create(policy.algorithm), now, now),), policy.token_ttl)
+        """A ring of one key, which signs at once.
+
+        The sequence begins with the time: above that of a ring that was lost, which some verifier may still hold.
+        """
+        key = RingKey(JwtSigningKey.create(policy.algorithm), now, now)
+        return cls((key,), policy.token_ttl, max(1, int(now.timestamp())))
 
     @property
     def authorities(self) -> tuple[JwtAuthority, ...]:

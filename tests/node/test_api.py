@@ -548,7 +548,6 @@ def generations(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name.startswith("..podsvid.")]
 
 
-@pytest.mark.spec("WL-11")
 def test_a_set_is_replaced_as_one_and_what_is_no_longer_part_vanishes(base: Path) -> None:
     out = base / "out"
     files = FileSet(out, "data")
@@ -1124,3 +1123,21 @@ def test_everything_works_against_the_agent_over_its_own_rotations(base: Path) -
             assert len(set(runs.serials("ok"))) == len(runs.serials("ok"))
 
     asyncio.run(run())
+
+
+@pytest.mark.spec("WL-11", "WL-12")
+def test_a_federated_bundle_that_the_next_answer_leaves_out_is_dropped(base: Path) -> None:
+    async def run(server: FakeWorkloadApi) -> None:
+        svid = x509_svid(server.issuer)
+        server.rotate(svid, federated=[OTHERS.bundle])
+        out = base / "out"
+        async with watching("--socket", str(server.path), "--output", "json", "--write", str(out)) as found:
+            await eventually(lambda: len(found.out) == 1)
+            assert "federated_bundle.other.example.pem" in modes(out)
+            server.rotate(svid)
+            await eventually(lambda: len(found.out) == 2)
+            assert "federated_bundle.other.example.pem" not in modes(out)
+            assert json.loads(found.out[1])["federated_bundles"] == {}
+            assert await found.end() == 0
+
+    with_server(base, run)

@@ -241,6 +241,7 @@ def test_a_file_that_was_changed_is_noticed() -> None:
 HINTS = st.lists(st.text(max_size=20), min_size=1, max_size=3, unique=True)
 
 
+@pytest.mark.spec("C-44")
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(HINTS, st.booleans(), st.text(max_size=20))
 def test_the_state_comes_back_as_it_was(hints: list[str], federated: bool, password: str) -> None:

@@ -66,6 +66,7 @@ def resident(process: int) -> int:
     return int(found[1]) // 1024
 
 
+@pytest.mark.spec("C-24", "WL-8")
 @pytest.mark.timeout(400)
 def test_hundreds_of_streams_of_every_kind_over_rotations() -> None:
     async def run() -> None:

@@ -229,7 +229,7 @@ def test_an_own_bundle_without_jwt_keys_is_an_empty_set_not_empty_bytes() -> Non
     world(main)
 
 
-@pytest.mark.spec("CL-4", "C-38", "C-40", "WL-12")
+@pytest.mark.spec("CL-4", "C-38", "C-40")
 @pytest.mark.parametrize("method", ["FetchX509SVID", "FetchX509Bundles"])
 def test_a_trust_domain_without_x509_authorities_is_left_out(method: str) -> None:
     async def main(at: World) -> None:
@@ -305,6 +305,24 @@ def test_without_a_valid_svid_a_new_stream_is_told_to_come_back(method: str, ans
     world(main)
 
 
+@pytest.mark.spec("WL-16", "CL-14")
+def test_what_has_ended_is_not_sent_to_an_open_stream_either() -> None:
+    async def main(at: World) -> None:
+        at.publish()
+        call = at.stream("FetchX509SVID")
+        await call.read()
+        ended = at.svid()
+        at.clock.at += timedelta(hours=2)
+        at.publish(ended)
+        for _ in range(20):  # or the next state would replace it before the stream ever saw it
+            await asyncio.sleep(0.005)
+        fresh = at.publish().default.chain_der()
+        answer = workload_pb2.X509SVIDResponse.FromString(await call.read())
+        assert answer.svids[0].x509_svid == fresh
+
+    world(main)
+
+
 @pytest.mark.spec("C-9", "WL-1", "WL-3", "C-8")
 def test_profiles_that_are_not_served_are_unimplemented_and_the_others_unaffected() -> None:
     async def main(at: World) -> None:
@@ -350,7 +368,7 @@ def test_a_jwt_svid_is_kept_for_the_same_audiences_and_not_for_others() -> None:
     world(main)
 
 
-@pytest.mark.spec("WL-13", "WL-34", "WL-40", "C-53", "C-54", "C-56", "C-58", "C-59", "C-60", "C-62", "CL-20")
+@pytest.mark.spec("EP-17", "WL-13", "WL-34", "WL-40", "C-53", "C-54", "C-56", "C-58", "C-59", "C-60", "C-62", "CL-20")
 def test_requests_for_jwt_svids_that_cannot_be_granted() -> None:
     async def main(at: World) -> None:
         at.publish()

@@ -39,7 +39,10 @@ def test_hints_are_unique_and_none_need_not_be() -> None:
         WorkloadIdentity((svid("a"), svid("a")), ISSUER.bundle)
 
 
+@pytest.mark.spec("TD-41")
 def test_what_does_not_belong_together() -> None:
+    with pytest.raises(InvalidSvid, match="of one trust domain"):
+        WorkloadIdentity((svid(),), ISSUER.bundle, (TrustBundle(PARTNER), TrustBundle(PARTNER, sequence=2)))
     with pytest.raises(InvalidSvid, match="needs an SVID"):
         WorkloadIdentity((), ISSUER.bundle)
     with pytest.raises(InvalidSvid, match="another trust domain"):

@@ -54,20 +54,29 @@ def test_a_key_from_pem_has_the_same_id_and_must_fit() -> None:
 @pytest.mark.spec("FED-1", "FED-3", "JWT-11", "C-63")
 def test_one_rotation_step_by_step() -> None:
     ring = JwtKeyring.create(POLICY, NOW)
+    began = ring.sequence
     first = ring.active(NOW).key_id
     assert ring.advance(POLICY, NOW + 21 * HOUR) is ring
     ring = ring.advance(POLICY, NOW + 22 * HOUR)
     second = ring.authorities[1].key_id
     assert [each.key_id for each in ring.authorities] == [first, second]
-    assert ring.sequence == 2
+    assert ring.sequence == began + 1
     assert ring.active(NOW + 23 * HOUR).key_id == first
     assert ring.active(NOW + 24 * HOUR).key_id == second
     ring = ring.advance(POLICY, NOW + 24 * HOUR)
-    assert (len(ring.authorities), ring.sequence) == (2, 2)
+    assert (len(ring.authorities), ring.sequence) == (2, began + 1)
     assert ring.advance(POLICY, NOW + 25 * HOUR + SKEW - timedelta(seconds=1)) is ring
     ring = ring.advance(POLICY, NOW + 25 * HOUR + SKEW)
     assert [each.key_id for each in ring.authorities] == [second]
-    assert ring.sequence == 3
+    assert ring.sequence == began + 2
+
+
+@pytest.mark.spec("TD-4")
+def test_a_ring_made_anew_has_a_higher_sequence_than_the_one_that_was_lost() -> None:
+    lost = JwtKeyring.create(POLICY, NOW)
+    for hours in range(22, 1000, 22):
+        lost = lost.advance(POLICY, NOW + hours * HOUR)
+    assert JwtKeyring.create(POLICY, NOW + 1000 * HOUR).sequence > lost.sequence
 
 
 def test_after_a_long_pause_the_old_key_signs_until_the_new_one_was_published_long_enough() -> None:
