@@ -333,13 +333,14 @@ def test_keepalive_pings_on_an_idle_stream_are_borne() -> None:
     async def main(at: Served) -> None:
         reader, writer = await asyncio.open_unix_connection(at.path)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, b""))
-        answered = 0
-        for number in range(40):
+        for number in range(20):
+            # One after the other: a GOAWAY comes behind the answer to the ping that was one too many.
             writer.write(frame(6, 0, number.to_bytes(8, "big")))
-        while answered < 40:
-            kind, flags, payload = await read_frame(reader)
-            assert kind != 7, f"GOAWAY: {payload!r}"
-            answered += kind == 6 and flags == 1
+            answered = False
+            while not answered:
+                kind, flags, payload = await read_frame(reader)
+                assert kind != 7, f"GOAWAY: {payload!r}"
+                answered = kind == 6 and flags == 1
         writer.close()
 
     served(main)
