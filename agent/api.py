@@ -13,7 +13,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.errors import AgentError, InvalidSetting
+from agent.errors import AgentError
+from runtime.settings import InvalidSetting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -129,8 +130,8 @@ def run(arguments: argparse.Namespace, command: Sequence[str] = ()) -> int:
 async def _verb(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     import asyncio
 
-    from agent.clock import SystemClock
     from agent.workload_client import Unreachable, WorkloadApiClient, target
+    from runtime.clock import SystemClock
 
     address = target(_address(arguments))
     if arguments.verb == "watch":
@@ -170,9 +171,9 @@ async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[
     import signal
 
     from agent import rendering
-    from agent.clock import SystemClock
     from agent.watch import Command, Notification, watch
     from agent.workload_client import Backoff, follow_x509
+    from runtime.clock import SystemClock
 
     if arguments.exec and not command:
         raise InvalidSetting("--exec needs a command")

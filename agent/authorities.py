@@ -6,8 +6,8 @@ from typing import Protocol
 
 from cryptography import x509
 
-from agent.feed import Feed
 from csi.model import PodRef, PodToken
+from runtime.feed import Feed
 from svid.identity import Trust
 from svid.jwtsvid import JwtSvid
 from svid.keys import PublicKey

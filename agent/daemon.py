@@ -16,8 +16,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from agent import http, reflection
-from agent.clock import Clock, SystemClock
+from agent import reflection
 from agent.config import AgentConfig, DriverName
 from agent.endpoint import Limits
 from agent.errors import AlreadyRunning, AuthorityDamaged
@@ -27,7 +26,6 @@ from agent.local_authority import IssuePolicy, LocalAuthority, open_embedded, op
 from agent.metrics import Metrics
 from agent.sds import SdsNames
 from agent.workloads import Serving, WorkloadRegistry
-from csi.blocking import Blocking
 from csi.boundary import ErrorBoundary
 from csi.identity import IdentityService
 from csi.journal import Journal
@@ -36,6 +34,9 @@ from csi.node import DriverNode, NodeService, NodeSettings
 from csi.pb import csi_pb2_grpc
 from csi.profile import PROFILES
 from csi.registration import Registration, serve_private
+from runtime import http
+from runtime.blocking import Blocking
+from runtime.clock import Clock, SystemClock
 from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
 

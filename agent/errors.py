@@ -7,12 +7,6 @@ class AgentError(Exception):
     reason = "AGENT_ERROR"
 
 
-class InvalidSetting(AgentError):
-    """A setting is unknown, unusable or contradicts another."""
-
-    reason = "INVALID_SETTING"
-
-
 class AuthorityDamaged(AgentError):
     """The authority's stored state cannot be used; it is never replaced silently."""
 

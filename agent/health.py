@@ -7,9 +7,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from agent.clock import Clock
 from agent.endpoint import WORKLOAD_API, AnyContext
-from agent.feed import Feed
+from runtime.clock import Clock
+from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
 
 SERVICES = ("", WORKLOAD_API)

@@ -6,9 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from agent.clock import Clock
 from agent.errors import AuthorityDamaged
 from agent.files import read_secret, write_secret
+from runtime.clock import Clock
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.errors import SvidError
 from svid.jwtauthority import JwtKeyring, JwtSigningKey, KeyringPolicy

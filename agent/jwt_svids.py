@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from agent.authorities import MintedJwt
-from agent.clock import Clock
 from agent.errors import AuthorityUnavailable
+from runtime.clock import Clock
 from svid.jwtsvid import JwtSvid
 from svid.spiffeid import SpiffeId
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from cryptography import x509
 
 from agent.authorities import JwtRequest, Minted, MintedJwt, MintRequest
-from agent.clock import Clock
 from agent.errors import AuthorityDamaged, AuthorityRefused
 from agent.federation import FederatedBundles
-from agent.feed import Feed
 from agent.files import read_secret, write_secret
 from agent.jwt_keys import JwtKeys
-from csi.blocking import Blocking
 from csi.model import PodRef
+from runtime.blocking import Blocking
+from runtime.clock import Clock
+from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_pem, extension, to_pem

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
-from agent.clock import Clock
+from runtime.clock import Clock
 
 _log = logging.getLogger("podsvid.rotation")
 # asyncio sleeps on the monotonic clock but certificates end by the wall clock: look again at least this often.

@@ -16,11 +16,11 @@ import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 
-from agent.clock import Clock
 from agent.endpoint import AnyContext
-from agent.feed import Feed
 from agent.pb import sds_pb2
 from csi.attributes import shown
+from runtime.clock import Clock
+from runtime.feed import Feed
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSvid
 from svid.identity import WorkloadIdentity

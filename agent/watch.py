@@ -13,8 +13,8 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from agent.errors import AgentError
-from agent.feed import Feed
 from agent.workload_client import Backoff, Unreachable
+from runtime.feed import Feed
 
 DIRECTORY_VARIABLE = "PODSVID_DIR"
 _GRACE = 5.0

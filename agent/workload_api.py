@@ -11,13 +11,13 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from agent.clock import Clock
 from agent.endpoint import WORKLOAD_API, AnyContext
 from agent.errors import AuthorityRefused, AuthorityUnavailable
-from agent.feed import Feed
 from agent.jwt_svids import JwtSvids
 from agent.pb import workload_pb2
 from csi.attributes import shown
+from runtime.clock import Clock
+from runtime.feed import Feed
 from svid.errors import InvalidSpiffeId, SvidError
 from svid.identity import WorkloadIdentity
 from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES

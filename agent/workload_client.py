@@ -16,10 +16,10 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from agent.clock import Clock
 from agent.endpoint import HEADER, WORKLOAD_API
 from agent.errors import WorkloadApiError
 from agent.pb import workload_pb2
+from runtime.clock import Clock
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSpiffeId, SvidError
 from svid.spiffeid import SpiffeId, TrustDomain

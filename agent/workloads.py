@@ -11,21 +11,21 @@ from typing import TypeVar
 import grpc
 
 from agent.authorities import Authority, JwtRequest, MintedJwt, MintRequest
-from agent.clock import Clock
 from agent.endpoint import Endpoint, Limits
 from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable
-from agent.feed import Feed
 from agent.health import Health
 from agent.jwt_svids import JwtSvids, KeptJwt
 from agent.metrics import Metrics
 from agent.rotation import RotationScheduler
 from agent.sds import SdsNames, SecretDiscovery
 from agent.workload_api import WorkloadApi
-from csi.blocking import Blocking
 from csi.errors import IdentityDenied, IdentityUnavailable
 from csi.journal import Entry, Journal
 from csi.model import Condition, Contents, Issued, PodToken, Volume
 from csi.volume import VolumeDirectory
+from runtime.blocking import Blocking
+from runtime.clock import Clock
+from runtime.feed import Feed
 from svid.errors import InvalidSvid, SvidError
 from svid.identity import Trust, WorkloadIdentity
 from svid.jwtsvid import check_jwt_svid

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from csi.attributes import shown
-from csi.blocking import Blocking
 from csi.errors import (
     CsiError,
     IdentityUnavailable,
@@ -30,6 +29,7 @@ from csi.ports import Workloads
 from csi.profile import Profile
 from csi.request import PublishRequest, check_target, parse_publish
 from csi.volume import VolumeDirectory, modes
+from runtime.blocking import Blocking
 from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.csi")

@@ -9,8 +9,8 @@ from typing import Any, NoReturn, Self
 import grpc
 import grpc.aio
 
-from agent.feed import Feed
 from agent.pb import workload_pb2
+from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.errors import SvidError

@@ -39,7 +39,7 @@ class Host:
 
     def start(self, *flags: str, ttl: str = "1h") -> None:
         """Start the agent; registration says when it serves."""
-        command = [sys.executable, "-m", "agent", "agent", "--trust-domain", "example.org", "--node-name", "node-1"]
+        command = [sys.executable, "-m", "podsvid", "agent", "--trust-domain", "example.org", "--node-name", "node-1"]
         command += ["--kubelet-root", str(self.kubelet_root), "--state-dir", str(self.base / "s")]
         command += ["--run-dir", str(self.base / "r"), "--x509-ttl", ttl, "--metrics-listen", "off", *flags]
         with open(self.log, "ab") as log:
@@ -47,7 +47,7 @@ class Host:
 
     @property
     def log(self) -> Path:
-        return self.base / "agent.log"
+        return self.base / "runtime.log"
 
     def kill(self) -> None:
         """kill -9."""

@@ -95,11 +95,11 @@ def agent(cluster: Cluster) -> Iterator[Agent]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "agent", "agent"]
+    command = [sys.executable, "-m", "podsvid", "agent"]
     command += ["--trust-domain", TRUST_DOMAIN, "--node-name", NODE, "--kubelet-root", str(cluster.kubelet_root)]
     command += ["--state-dir", str(home / "state"), "--run-dir", str(home / "run")]
     command += ["--authority", "embedded", "--x509-ttl", "60s", "--metrics-listen", listen]
-    log = cluster.logs / "agent.log"
+    log = cluster.logs / "runtime.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command,

@@ -61,7 +61,7 @@ def test_mutual_tls_over_rotations_without_a_failed_request(tmp_path: Path) -> N
             port = free_port()
             (tmp_path / "nginx.conf").write_text(CONFIG.format(base=tmp_path, port=port, volume=web))
             nginx = subprocess.Popen([str(NGINX), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
-            command = [sys.executable, "-m", "agent", "api", "watch", "--socket", str(here.short(web) / "socket")]
+            command = [sys.executable, "-m", "podsvid", "api", "watch", "--socket", str(here.short(web) / "socket")]
             watch = None
             try:
                 async with asyncio.timeout(30):

@@ -22,11 +22,11 @@ import grpc
 import pytest
 from cryptography import x509
 
-from agent.clock import SystemClock
 from agent.file_set import DirectoryInUse, FileSet, NotOurs, SetFile
 from agent.pb import workload_pb2
 from agent.watch import Notification
 from agent.workload_client import Backoff, NoIdentity, UnusableAnswer, WorkloadApiClient, follow_x509, target
+from runtime.clock import SystemClock
 from svid.bundle import TrustBundle
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
@@ -64,7 +64,7 @@ def environment(**more: str) -> dict[str, str]:
 
 async def start(*arguments: str, **more: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agent", "api", *arguments),
+        *(sys.executable, "-m", "podsvid", "api", *arguments),
         env=environment(**more),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -831,7 +831,7 @@ def test_a_reader_that_goes_away_ends_the_watch_quietly(base: Path) -> None:
     async def run(server: FakeWorkloadApi) -> None:
         reading, writing = os.pipe()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent", "api", "watch", "--socket", str(server.path)),
+            *(sys.executable, "-m", "podsvid", "api", "watch", "--socket", str(server.path)),
             env=environment(),
             stdout=writing,
             stderr=asyncio.subprocess.PIPE,

@@ -16,9 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from agent import reflection
 from agent.endpoint import Endpoint, Limits
-from agent.feed import Feed
 from agent.health import Health
 from agent.metrics import Metrics
+from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.identity import WorkloadIdentity
 from svid.keys import KeyAlgorithm

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.endpoint import Endpoint, Limits
-from agent.feed import Feed
 from agent.metrics import Metrics
 from agent.pb import sds_pb2
 from agent.sds import SERVICE, TYPE_URL, SdsNames, SecretDiscovery
+from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.identity import Trust, WorkloadIdentity

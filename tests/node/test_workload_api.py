@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from agent.authorities import MintedJwt
 from agent.endpoint import HEADER, Endpoint, Limits
 from agent.errors import AuthorityRefused, AuthorityUnavailable
-from agent.feed import Feed
 from agent.jwt_svids import JwtSvids
 from agent.metrics import Metrics
 from agent.pb import workload_pb2
 from agent.workload_api import WorkloadApi
+from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.identity import Trust, WorkloadIdentity

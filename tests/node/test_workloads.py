@@ -13,14 +13,14 @@ import pytest
 
 from agent.authorities import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
-from agent.feed import Feed
 from agent.local_authority import IssuePolicy, LocalAuthority
 from agent.metrics import Metrics
 from agent.workloads import WorkloadRegistry
-from csi.blocking import Blocking
 from csi.journal import Journal
 from csi.model import PodRef, Volume
 from csi.volume import VolumeDirectory
+from runtime.blocking import Blocking
+from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.identity import Trust
 from svid.keys import KeyAlgorithm

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent import config
-from agent.errors import InvalidSetting
+from runtime.settings import InvalidSetting
 
 TD = ("--trust-domain", "example.org")
 

@@ -9,8 +9,8 @@ from typing import Any
 import looptime
 import pytest
 
-from agent.feed import Feed
 from agent.rotation import MAX_NAP, RotationScheduler
+from runtime.feed import Feed
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from agent import api
 from agent.errors import AgentError
+from runtime.settings import InvalidSetting
 
 _COMMANDS = {
     "agent": "the node agent",
@@ -23,9 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "api":
             return api.run(parsed, command)
         return _agent(parsed) if parsed.command == "agent" else _quickstart(parsed)
+    except InvalidSetting as error:
+        print(f"podsvid: {error.reason}: {error}", file=sys.stderr)
+        return 2
     except AgentError as error:
         print(f"podsvid: {error.reason}: {error}", file=sys.stderr)
-        return 2 if error.reason == "INVALID_SETTING" else 1
+        return 1
     except OSError as error:
         print(f"podsvid: {error}", file=sys.stderr)
         return 1
@@ -58,7 +62,8 @@ def _quickstart(parsed: argparse.Namespace) -> int:
 def _agent(parsed: argparse.Namespace) -> int:
     import asyncio
 
-    from agent import config, daemon, log
+    from agent import config, daemon
+    from runtime import log
 
     settings = config.load(parsed, os.environ)
     log.configure(settings.log_format, settings.log_level)

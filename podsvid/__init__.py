@@ -1,0 +1,1 @@
+"""The `podsvid` command, which puts agent and signer together."""

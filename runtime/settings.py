@@ -1,0 +1,221 @@
+"""Typed settings: one frozen dataclass a command, from defaults, YAML, PODSVID_* variables and flags in that order.
+
+Written by hand over dataclasses: a validation library would cost the agent a quarter of its start-up and memory budget.
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from svid.errors import InvalidSpiffeId
+from svid.jwtsvid import JwtAlgorithm
+from svid.spiffeid import TrustDomain
+
+ENVIRONMENT_PREFIX = "PODSVID_"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)", re.ASCII)
+MIN_PERIOD, MAX_PERIOD = timedelta(hours=1), timedelta(days=3650)
+MIN_TTL, MAX_TTL = timedelta(seconds=2), timedelta(days=90)
+Config = TypeVar("Config")
+
+
+class InvalidSetting(Exception):
+    """A setting is unknown, unusable or contradicts another."""
+
+    reason = "INVALID_SETTING"
+
+
+def trust_domain(text: str) -> TrustDomain:
+    try:
+        return TrustDomain.parse(text)
+    except InvalidSpiffeId as error:
+        raise ValueError(f"a trust domain name such as example.org ({error})") from None
+
+
+def duration(text: str) -> timedelta:
+    found = _DURATION.fullmatch(text)
+    if not found:
+        raise ValueError("a duration such as 90s, 30m, 1h or 7d")
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+def ttl(text: str) -> timedelta:
+    found = duration(text)
+    if not MIN_TTL <= found <= MAX_TTL:
+        raise ValueError("a duration from 2s to 90d")
+    return found
+
+
+def period(text: str) -> timedelta:
+    found = duration(text)
+    if not MIN_PERIOD <= found <= MAX_PERIOD:
+        raise ValueError("a duration from 1h to 3650d")
+    return found
+
+
+def jwt_algorithm(text: str) -> JwtAlgorithm:
+    try:
+        return JwtAlgorithm(text)
+    except ValueError:
+        raise ValueError("one of " + ", ".join(JwtAlgorithm)) from None
+
+
+def matching(form: re.Pattern[str], what: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not form.fullmatch(text):
+            raise ValueError(what)
+        return text
+
+    return parse
+
+
+def choice(*accepted: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in accepted:
+            raise ValueError("one of " + ", ".join(accepted))
+        return text
+
+    return parse
+
+
+def absolute(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute() or ".." in path.parts or "\0" in text:
+        raise ValueError("an absolute path without ..")
+    return path
+
+
+def listen(text: str) -> tuple[str, int] | None:
+    if text == "off":
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("HOST:PORT such as 127.0.0.1:9099, or off")
+    return host.strip("[]"), int(port)
+
+
+def boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text == "true"
+
+
+def listed(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Comma-separated values; an empty text has none."""
+
+    def parse_all(text: str) -> tuple[Any, ...]:
+        return tuple(parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+    return parse_all
+
+
+def url(text: str) -> str:
+    if not text.startswith("https://") or len(text) > 1024 or not text.isascii() or " " in text:
+        raise ValueError("an https:// URL")
+    return text
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not low <= int(text[:12]) <= high:
+            raise ValueError(f"a number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def setting(parse: Callable[[str], Any], help_text: str, default: str | None = None, *, required: bool = False) -> Any:
+    """A field of a settings class: how its text is read, what it is for, and its default as text."""
+    return field(metadata={"parse": parse, "help": help_text, "default": default, "required": required})
+
+
+def add_arguments(parser: argparse.ArgumentParser, model: type[Any]) -> None:
+    """Add --config and a flag for every setting."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file with these settings in snake_case")
+    for each in dataclasses.fields(model):
+        default = each.metadata["default"]
+        help_text = each.metadata["help"] + (f" (default: {default})" if default else "")
+        flag = "--" + each.name.replace("_", "-")
+        if each.metadata["parse"] is boolean:
+            hidden = each.metadata["help"].startswith("UNSAFE")
+            shown = argparse.SUPPRESS if hidden else help_text
+            parser.add_argument(flag, dest=each.name, nargs="?", const="true", metavar="true|false", help=shown)
+        else:
+            parser.add_argument(flag, dest=each.name, help=help_text)
+
+
+def load(
+    model: type[Config], arguments: argparse.Namespace, environment: Mapping[str, str], **fallbacks: Any
+) -> Config:
+    """The settings from flags over environment over file over defaults; `fallbacks` for what none of them has.
+
+    Raises InvalidSetting naming key and value.
+    """
+    fields = dataclasses.fields(model)  # type: ignore[arg-type]
+    names = {each.name for each in fields}
+    given: dict[str, tuple[str, str]] = {}
+    path = arguments.config or environment.get(ENVIRONMENT_PREFIX + "CONFIG")
+    if path:
+        given.update({key: (value, f"in {path}") for key, value in _read_file(Path(path), names).items()})
+    for name in names:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if variable in environment:
+            given[name] = (environment[variable], f"in {variable}")
+        flag = getattr(arguments, name, None)
+        if flag is not None:
+            given[name] = (flag, "from --" + name.replace("_", "-"))
+    values: dict[str, Any] = {}
+    for each in fields:
+        text, where = given.get(each.name, (each.metadata["default"], "by default"))
+        values[each.name] = None if text is None else _parse(each, text, where)
+    for name, value in fallbacks.items():
+        if values[name] is None:
+            values[name] = value
+    for each in fields:
+        if each.metadata.get("required") and values[each.name] is None:
+            flag = "--" + each.name.replace("_", "-")
+            raise InvalidSetting(
+                f"{each.name} is missing: give {flag}, {ENVIRONMENT_PREFIX}{each.name.upper()} or {each.name} in YAML"
+            )
+    return model(**values)
+
+
+def _parse(setting: "dataclasses.Field[Any]", text: str, where: str) -> Any:
+    try:
+        return setting.metadata["parse"](text)
+    except ValueError as error:
+        raise InvalidSetting(f"{setting.name} {where} is {text[:200]!r}; accepted: {error}") from None
+
+
+def _read_file(path: Path, names: set[str]) -> dict[str, str]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"config file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InvalidSetting(f"config file {path} is not YAML: {error}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise InvalidSetting(f"config file {path} must be a mapping of settings")
+    found = {}
+    for key, value in document.items():
+        if key not in names:
+            raise InvalidSetting(f"{key!r} in {path} is no setting; accepted: {', '.join(sorted(names))}")
+        if isinstance(value, bool):
+            value = "true" if value else "false"
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            value = ",".join(value)
+        if not isinstance(value, str):
+            raise InvalidSetting(
+                f"{key} in {path} is {value!r}; accepted: text, so put it in quotes, or a list of texts"
+            )
+        found[key] = value
+    return found

@@ -1,0 +1,1 @@
+"""The cluster CA as a service."""

@@ -1,0 +1,141 @@
+"""What the signer refuses and what can go wrong in it. `reason` is stable; the text tells a person what to do.
+
+No text holds a token or a key.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from types import MappingProxyType
+
+import grpc
+
+ERROR_DOMAIN = "signer.podsvid.io"
+
+
+class Reason(StrEnum):
+    """Why a call was refused: the `reason` of its google.rpc.ErrorInfo."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    AGENT_TOKEN_MISSING = "AGENT_TOKEN_MISSING"
+    AGENT_TOKEN_INVALID = "AGENT_TOKEN_INVALID"
+    AGENT_TOKEN_EXPIRED = "AGENT_TOKEN_EXPIRED"
+    AGENT_TOKEN_AUDIENCE = "AGENT_TOKEN_AUDIENCE"
+    AGENT_TOKEN_UNBOUND = "AGENT_TOKEN_UNBOUND"
+    AGENT_DENIED = "AGENT_DENIED"
+    POD_TOKEN_MISSING = "POD_TOKEN_MISSING"
+    POD_TOKEN_INVALID = "POD_TOKEN_INVALID"
+    POD_TOKEN_EXPIRED = "POD_TOKEN_EXPIRED"
+    POD_TOKEN_AUDIENCE = "POD_TOKEN_AUDIENCE"
+    POD_TOKEN_UNBOUND = "POD_TOKEN_UNBOUND"
+    POD_TOKEN_REPLAYED = "POD_TOKEN_REPLAYED"
+    POD_ON_OTHER_NODE = "POD_ON_OTHER_NODE"
+    POD_NOT_FOUND = "POD_NOT_FOUND"
+    POD_UID_MISMATCH = "POD_UID_MISMATCH"
+    POD_FINISHED = "POD_FINISHED"
+    POD_IS_MIRROR = "POD_IS_MIRROR"
+    POD_WITHOUT_DRIVER = "POD_WITHOUT_DRIVER"
+    SERVICE_ACCOUNT_MISMATCH = "SERVICE_ACCOUNT_MISMATCH"
+    CSR_INVALID = "CSR_INVALID"
+    PROOF_OF_POSSESSION = "PROOF_OF_POSSESSION"
+    KEY_WEAK = "KEY_WEAK"
+    KEY_ALGORITHM_DENIED = "KEY_ALGORITHM_DENIED"
+    POLICY_DENIED = "POLICY_DENIED"
+    POLICY_UNUSABLE = "POLICY_UNUSABLE"
+    DNS_NAME_DENIED = "DNS_NAME_DENIED"
+    NOT_ENTITLED = "NOT_ENTITLED"
+    JWT_DISABLED = "JWT_DISABLED"
+    ISSUANCE_REFUSED = "ISSUANCE_REFUSED"
+    RATE_LIMITED = "RATE_LIMITED"
+    BUSY = "BUSY"
+    API_SERVER_UNAVAILABLE = "API_SERVER_UNAVAILABLE"
+    AUTHORITY_UNAVAILABLE = "AUTHORITY_UNAVAILABLE"
+    RECONNECT = "RECONNECT"
+    INTERNAL = "INTERNAL"
+
+
+class SignerError(Exception):
+    """Base of this package's errors."""
+
+    reason: str = "SIGNER_ERROR"
+
+
+class Refused(SignerError):
+    """A call is refused. `retry_after`: when trying again may help."""
+
+    def __init__(self, reason: Reason, message: str, retry_after: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+        self.retry_after = retry_after
+
+
+class ApiUnavailable(SignerError):
+    """The Kubernetes API server cannot be reached, or answers with an error of its own."""
+
+    reason = "API_SERVER_UNAVAILABLE"
+
+
+class NotFound(SignerError):
+    """The API server knows no such object."""
+
+    reason = "NOT_FOUND"
+
+
+class Conflict(SignerError):
+    """The object was changed by another, or exists already."""
+
+    reason = "CONFLICT"
+
+
+class Forbidden(SignerError):
+    """RBAC or an admission rule denies the call; the text is the API server's."""
+
+    reason = "FORBIDDEN"
+
+
+class Gone(SignerError):
+    """A watch's resource version is too old; list again."""
+
+    reason = "GONE"
+
+
+class StateDamaged(SignerError):
+    """The authorities' stored state cannot be used; it is never replaced silently."""
+
+    reason = "AUTHORITY_DAMAGED"
+
+
+class InvalidPolicy(SignerError):
+    """A policy object is unusable."""
+
+    reason = "INVALID_POLICY"
+
+
+class TransitionRefused(SignerError):
+    """The authorities are not in a state from which that step is possible."""
+
+    reason = "TRANSITION_REFUSED"
+
+
+_UNAUTHENTICATED = (
+    Reason.AGENT_TOKEN_MISSING,
+    Reason.AGENT_TOKEN_INVALID,
+    Reason.AGENT_TOKEN_EXPIRED,
+    Reason.AGENT_TOKEN_AUDIENCE,
+    Reason.AGENT_TOKEN_UNBOUND,
+)
+_INVALID_ARGUMENT = (Reason.INVALID_REQUEST, Reason.CSR_INVALID, Reason.PROOF_OF_POSSESSION, Reason.KEY_WEAK)
+# A pod's token that is refused is fetched anew by kubelet, so waiting helps; the agent keeps what it has meanwhile.
+_UNAVAILABLE = (Reason.API_SERVER_UNAVAILABLE, Reason.AUTHORITY_UNAVAILABLE, Reason.RECONNECT)
+_RESOURCE_EXHAUSTED = (Reason.RATE_LIMITED, Reason.BUSY)
+STATUS_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
+    {
+        **dict.fromkeys(Reason, grpc.StatusCode.PERMISSION_DENIED),
+        **dict.fromkeys(_UNAUTHENTICATED, grpc.StatusCode.UNAUTHENTICATED),
+        **dict.fromkeys(_INVALID_ARGUMENT, grpc.StatusCode.INVALID_ARGUMENT),
+        **dict.fromkeys(_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE),
+        **dict.fromkeys(_RESOURCE_EXHAUSTED, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        Reason.JWT_DISABLED: grpc.StatusCode.UNIMPLEMENTED,
+        Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    }
+)

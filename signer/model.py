@@ -1,0 +1,95 @@
+"""The values that carry a call from the agent's request to the signature: made once, never changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import SpiffeId, TrustDomain
+
+
+@dataclass(frozen=True, slots=True)
+class BoundToken:
+    """What a service account token proves once it was verified. `pod_*` and `node_*` are empty when it is not bound."""
+
+    namespace: str
+    service_account: str
+    service_account_uid: str
+    pod_name: str
+    pod_uid: str
+    node_name: str
+    node_uid: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An authenticated agent: the node it speaks for, and its own pod."""
+
+    node_name: str
+    node_uid: str
+    pod_name: str
+    pod_uid: str
+    token_expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PodClaim:
+    """The pod that an agent says it asks for."""
+
+    namespace: str
+    name: str
+    uid: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class LivePod:
+    """A pod as the API server has it: all that attestation and policy look at.
+
+    `drivers` are the CSI drivers that its volumes name (inline ones only).
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    node_name: str
+    service_account: str
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    drivers: frozenset[str] = frozenset()
+    finished: bool = False
+    mirror: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AttestedPod:
+    """A pod that attestation let pass. `degraded`: by what was known before the API server went away."""
+
+    pod: LivePod
+    agent: Agent
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What policy gives a pod: the one identity, and the bounds of what may be issued for it.
+
+    `policy` is "default", "<namespace>/<name>" or "<name>" of a cluster policy. `dns_names` go into every certificate;
+    a None TTL means the signer's own; `key_algorithms` empty allows all; `federates_with` None means all there are.
+    """
+
+    spiffe_id: SpiffeId
+    policy: str = "default"
+    dns_names: tuple[str, ...] = ()
+    x509_ttl: timedelta | None = None
+    jwt_ttl: timedelta | None = None
+    key_algorithms: frozenset[KeyAlgorithm] = frozenset()
+    hint: str = ""
+    federates_with: tuple[TrustDomain, ...] | None = None
+    # What of the policies a person should look at: others that also matched, Services whose names were left out.
+    surprises: tuple[str, ...] = ()
