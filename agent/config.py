@@ -12,13 +12,12 @@ from pathlib import Path
 from csi.profile import PROFILES, default_profile_for
 from runtime import settings
 from runtime.settings import InvalidSetting, setting
+from svid.dnsnames import is_pattern
 from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
 _DRIVER = re.compile(r"[a-z]([-a-z0-9.]{0,61}[a-z])?", re.ASCII)
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
-_PATTERN_LABEL = r"([a-z0-9-]|\{namespace\}|\{service_account\}|\{pod\})+"
-_PATTERN = re.compile(rf"(\*\.)?{_PATTERN_LABEL}(\.{_PATTERN_LABEL})*", re.ASCII)
 # sun_path holds 107 bytes; the longest socket podsvid binds below kubelet's root adds this to the driver's name.
 _MAX_SOCKET_PATH = 107
 _REGISTRY_OVERHEAD = len("/plugins_registry/-01234567-reg.sock")
@@ -50,7 +49,7 @@ def _federated(text: str) -> tuple[TrustDomain, Path]:
 
 
 def _dns_pattern(text: str) -> str:
-    if not _PATTERN.fullmatch(text):
+    if not is_pattern(text):
         raise ValueError(
             "DNS names in lower case, where {namespace}, {service_account} and {pod} stand for the pod's own "
             "and a leading *. for one label"

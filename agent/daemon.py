@@ -20,7 +20,6 @@ from agent import reflection
 from agent.config import AgentConfig, DriverName
 from agent.endpoint import Limits
 from agent.errors import AlreadyRunning, AuthorityDamaged
-from agent.federation import FederatedBundles
 from agent.jwt_keys import JwtKeys, open_given, open_kept
 from agent.local_authority import IssuePolicy, LocalAuthority, open_embedded, open_files
 from agent.metrics import Metrics
@@ -37,6 +36,7 @@ from csi.registration import Registration, serve_private
 from runtime import http
 from runtime.blocking import Blocking
 from runtime.clock import Clock, SystemClock
+from runtime.federation import FederatedBundles
 from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,16 +11,17 @@ from cryptography import x509
 
 from agent.authorities import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityDamaged, AuthorityRefused
-from agent.federation import FederatedBundles
 from agent.files import read_secret, write_secret
 from agent.jwt_keys import JwtKeys
 from csi.model import PodRef
 from runtime.blocking import Blocking
 from runtime.clock import Clock
+from runtime.federation import FederatedBundles
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_pem, extension, to_pem
+from svid.dnsnames import allows
 from svid.errors import SvidError
 from svid.identity import Trust
 from svid.keys import KeyAlgorithm, key_from_pem, key_to_pem
@@ -83,7 +83,9 @@ class LocalAuthority:
         # Signing takes a fraction of a millisecond with EC keys; giving way here keeps a storm of mints fair.
         await asyncio.sleep(0)
         for name in request.dns_names:
-            if not allows(self._policy.dns_names, name, request.pod):
+            pod = request.pod
+            own = {"namespace": pod.namespace, "service_account": pod.service_account, "pod": pod.name}
+            if not allows(self._policy.dns_names, name, **own):
                 raise AuthorityRefused(
                     f"DNS_NAME_DENIED: {name} is not among the DNS names that this pod may have; "
                     "ask for another in volumeAttributes dnsNames, or allow it in the agent's dns_names"
@@ -157,21 +159,6 @@ class LocalAuthority:
         if granted == wished:
             return granted, ""
         return granted, f"ttl {wished.total_seconds():g}s was asked for, {granted.total_seconds():g}s are granted"
-
-
-def allows(patterns: Sequence[str], name: str, pod: PodRef) -> bool:
-    """Whether one of `patterns` grants `pod` the DNS name `name` (lower case)."""
-    values = {"{namespace}": pod.namespace, "{service_account}": pod.service_account, "{pod}": pod.name}
-    for pattern in patterns:
-        wanted = pattern
-        for placeholder, value in values.items():
-            if placeholder in wanted:
-                # A dot in the value would make labels that the pattern's author did not mean.
-                wanted = wanted.replace(placeholder, value) if "." not in value else ""
-        label, _, rest = name.partition(".")
-        if name == wanted or (wanted.startswith("*.") and label and rest == wanted[2:]):
-            return bool(wanted)
-    return False
 
 
 def pod_spiffe_id(trust_domain: TrustDomain, pod: PodRef) -> SpiffeId:

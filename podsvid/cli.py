@@ -11,6 +11,8 @@ from runtime.settings import InvalidSetting
 
 _COMMANDS = {
     "agent": "the node agent",
+    "signer": "the cluster CA as a service",
+    "authority": "show and rotate the signer's authorities",
     "quickstart": "see a volume rotate, without Kubernetes",
     "api": "ask a Workload API socket",
 }
@@ -23,13 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "api":
             return api.run(parsed, command)
-        return _agent(parsed) if parsed.command == "agent" else _quickstart(parsed)
+        return _RUN[parsed.command](parsed)
     except InvalidSetting as error:
         print(f"podsvid: {error.reason}: {error}", file=sys.stderr)
         return 2
     except AgentError as error:
-        print(f"podsvid: {error.reason}: {error}", file=sys.stderr)
-        return 1
+        return _failed(error.reason, error)
     except OSError as error:
         print(f"podsvid: {error}", file=sys.stderr)
         return 1
@@ -48,6 +49,14 @@ def _parser(command: str) -> argparse.ArgumentParser:
         from agent import quickstart
 
         quickstart.add_arguments(parsers[command])
+    elif command == "signer":
+        from signer import config as signer_config
+
+        signer_config.add_arguments(parsers[command])
+    elif command == "authority":
+        from signer import authority_command
+
+        authority_command.add_arguments(parsers[command])
     elif command == "api":
         api.add_arguments(parsers[command])
     return parser
@@ -62,10 +71,48 @@ def _quickstart(parsed: argparse.Namespace) -> int:
 def _agent(parsed: argparse.Namespace) -> int:
     import asyncio
 
+    from runtime import log, tls
+
+    tls.require_tls13()
     from agent import config, daemon
-    from runtime import log
 
     settings = config.load(parsed, os.environ)
     log.configure(settings.log_format, settings.log_level)
     asyncio.run(daemon.run_agent(settings))
     return 0
+
+
+def _signer(parsed: argparse.Namespace) -> int:
+    import asyncio
+
+    from runtime import log, tls
+
+    tls.require_tls13()
+    from signer import config, daemon
+    from signer.errors import SignerError
+
+    settings = config.load(parsed, os.environ)
+    log.configure(settings.log_format, settings.log_level)
+    try:
+        asyncio.run(daemon.run_signer(settings))
+    except SignerError as error:
+        return _failed(error.reason, error)
+    return 0
+
+
+def _authority(parsed: argparse.Namespace) -> int:
+    from signer import authority_command
+    from signer.errors import SignerError
+
+    try:
+        return authority_command.run(parsed)
+    except SignerError as error:
+        return _failed(error.reason, error)
+
+
+def _failed(reason: str, error: Exception) -> int:
+    print(f"podsvid: {reason}: {error}", file=sys.stderr)
+    return 1
+
+
+_RUN = {"agent": _agent, "signer": _signer, "authority": _authority, "quickstart": _quickstart}

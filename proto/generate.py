@@ -13,7 +13,12 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 # (folder below proto/, import package of the stubs, services too)
-SETS = (("csi", "csi/pb", True), ("workload", "agent/pb", False), ("envoy", "agent/pb", False), ("podsvid/signer/v1", "signer/pb", False))
+SETS = (
+    ("csi", "csi/pb", True),
+    ("workload", "agent/pb", False),
+    ("envoy", "agent/pb", False),
+    ("podsvid/signer/v1", "signer/pb", False),
+)
 INIT = '"""Generated from proto/ by proto/generate.py; do not edit."""\n'
 
 

@@ -63,41 +63,40 @@ class X509Authority:
 
         Raises IssuanceRefused when `lifetime` is not positive or ends after the year 9999.
         """
-        if lifetime <= timedelta(0):
-            raise IssuanceRefused("lifetime must be positive")
-        try:
-            not_after = now + lifetime
-        except OverflowError:
-            raise IssuanceRefused("lifetime is too long for a certificate") from None
-        key = algorithm.generate()
-        serial = x509.random_serial_number()
-        # Two authorities of one trust domain must differ in name, or verifiers confuse their signatures.
-        name = x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "podsvid"),
-                x509.NameAttribute(NameOID.COMMON_NAME, trust_domain.name[:64]),
-                x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{serial:x}"),
-            ]
-        )
-        public_key = key.public_key()
-        certificate = (
-            x509.CertificateBuilder(
-                issuer_name=name,
-                subject_name=name,
-                public_key=public_key,
-                serial_number=serial,
-                not_valid_before=now - BACKDATE,
-                not_valid_after=not_after,
-            )
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.id))]), critical=False
-            )
-            .sign(key, signature_hash(key))
-        )
+        return cls.self_signed(trust_domain, algorithm.generate(), lifetime=lifetime, now=now)
+
+    @classmethod
+    def self_signed(cls, trust_domain: TrustDomain, key: PrivateKey, *, lifetime: timedelta, now: datetime) -> Self:
+        """As `create`, of a given key."""
+        name, serial = _authority_name(trust_domain)
+        builder = _ca_certificate(trust_domain, name, serial, key.public_key(), now - BACKDATE, _end(now, lifetime))
+        certificate = builder.sign(key, signature_hash(key))
         return cls(trust_domain, (certificate,), key, TrustBundle(trust_domain, (certificate,), sequence=1))
+
+    def issue_intermediate(self, key: PrivateKey, *, lifetime: timedelta, now: datetime) -> "X509Authority":
+        """An authority below this one, of the same trust domain and roots; it ends with this one at the latest.
+
+        Raises IssuanceRefused, also where the path length of this one's chain leaves no room.
+        """
+        for above, certificate in enumerate(self.chain):
+            constraints = extension(certificate, x509.BasicConstraints)
+            if constraints and constraints.value.path_length is not None and constraints.value.path_length <= above:
+                raise IssuanceRefused(
+                    "the path length of the authority above leaves no room for an intermediate; it needs 1 at least"
+                )
+        if self.not_after <= now:
+            raise IssuanceRefused(f"the authority above expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}")
+        name, serial = _authority_name(self.trust_domain)
+        not_before = max(now - BACKDATE, self.chain[0].not_valid_before_utc)
+        not_after = min(_end(now, lifetime), self.not_after)
+        above_name = self.chain[0].subject
+        builder = _ca_certificate(
+            self.trust_domain, name, serial, key.public_key(), not_before, not_after, issuer=above_name
+        )
+        certificate = builder.add_extension(self._authority_key_identifier, critical=False).sign(
+            self.private_key, signature_hash(self.private_key)
+        )
+        return X509Authority(self.trust_domain, (certificate, *self._intermediates), key, self.bundle)
 
     @cached_property
     def not_after(self) -> datetime:
@@ -187,6 +186,56 @@ class X509Authority:
 def is_dns_name(name: str) -> bool:
     """Whether `name` may stand in a certificate: lower case, no wildcard, no trailing dot, no IPv4 look-alike."""
     return _DNS.fullmatch(name) is not None
+
+
+def _end(now: datetime, lifetime: timedelta) -> datetime:
+    if lifetime <= timedelta(0):
+        raise IssuanceRefused("lifetime must be positive")
+    try:
+        return now + lifetime
+    except OverflowError:
+        raise IssuanceRefused("lifetime is too long for a certificate") from None
+
+
+def _authority_name(trust_domain: TrustDomain) -> tuple[x509.Name, int]:
+    """Two authorities of one trust domain must differ in name, or verifiers confuse their signatures."""
+    serial = x509.random_serial_number()
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "podsvid"),
+            x509.NameAttribute(NameOID.COMMON_NAME, trust_domain.name[:64]),
+            x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{serial:x}"),
+        ]
+    )
+    return name, serial
+
+
+def _ca_certificate(
+    trust_domain: TrustDomain,
+    name: x509.Name,
+    serial: int,
+    public_key: PublicKey,
+    not_before: datetime,
+    not_after: datetime,
+    *,
+    issuer: x509.Name | None = None,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder(
+            issuer_name=issuer or name,
+            subject_name=name,
+            public_key=public_key,
+            serial_number=serial,
+            not_valid_before=not_before,
+            not_valid_after=not_after,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.id))]), critical=False
+        )
+    )
 
 
 def _key_usage(

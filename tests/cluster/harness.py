@@ -29,6 +29,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
 
+import jwt
 import yaml
 
 from .api import ApiError, KubeApi, Object
@@ -41,6 +42,13 @@ DEFAULT_DIR = Path("/var/lib/podsvid-cluster")
 NODE = "localhost"
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+# Who asked for what, without bodies: tests count writes in it.
+_AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "users": ["system:serviceaccount:podsvid:podsvid-signer"]}, {"level": "None"}],
+}
 # Every process of a cluster carries this in its environment: a killed run's processes are known by it.
 _MARK = "SVIDCLUSTER_DIR"
 _START_SECONDS = 120.0
@@ -97,6 +105,7 @@ class Cluster:
         self.logs = directory.with_name(f"{directory.name}-logs")
         self.kubelet_root = directory / "kubelet"
         self.kubeconfig = directory / "admin.kubeconfig"
+        self.audit_log = directory / "audit.log"
         self._progress = progress
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[str] | None = None
@@ -198,6 +207,26 @@ class Cluster:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def service_account_kubeconfig(self, name: str, namespace: str) -> Path:
+        """A kubeconfig with a token of that service account, good for an hour and bound to nothing."""
+        token = self.api.token(name, namespace)
+        path = self.directory / f"{namespace}-{name}.kubeconfig"
+        path.touch(mode=0o600)
+        document = yaml.safe_load(self.kubeconfig.read_text())
+        document["users"][0]["user"] = {"token": token}
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    def expired_token(self, account: str, namespace: str, audience: str, pod: Object) -> str:
+        """A token as the API server would have made it two hours ago, with its key; it makes none that ends so soon."""
+        fresh = self.api.token(account, namespace, audience, pod)
+        claims = jwt.decode(fresh, options={"verify_signature": False})
+        for name in ("iat", "nbf", "exp"):
+            claims[name] -= 7200
+        headers = {"kid": jwt.get_unverified_header(fresh)["kid"]}
+        key = (self.directory / "pki" / "service-accounts.key").read_text()
+        return jwt.encode(claims, key, algorithm="ES256", headers=headers)
 
     def create_pod(self, body: Object, namespace: str = "default") -> Object:
         """Create a pod; what the API server made of it. Raises ApiError."""
@@ -356,6 +385,8 @@ disabled_plugins = [
         server = authority.issue("apiserver", "kube-apiserver")
         to_kubelet = authority.issue("apiserver-kubelet", "kube-apiserver-kubelet", "system:masters")
         tokens = authority.signing_key()
+        audit_policy = self.directory / "audit-policy.yaml"
+        audit_policy.write_text(yaml.safe_dump(_AUDIT_POLICY))
         self._spawn(
             "kube-apiserver",
             [
@@ -382,6 +413,10 @@ disabled_plugins = [
                 f"--service-account-signing-key-file={tokens}",
                 "--service-cluster-ip-range=10.96.0.0/16",
                 "--endpoint-reconciler-type=none",
+                f"--audit-policy-file={audit_policy}",
+                f"--audit-log-path={self.audit_log}",
+                "--audit-log-mode=blocking-strict",
+                "--audit-log-maxsize=1024",
             ],
         )
         url = f"https://127.0.0.1:{api_port}"

@@ -125,7 +125,7 @@ def agent(cluster: Cluster) -> Iterator[Agent]:
 def driver(cluster: Cluster, agent: Agent, progress: Progress) -> str:
     """The driver's name, once the API server knows it and kubelet has registered it."""
     definition = yaml.safe_load((ROOT / "deploy" / "csidriver.yaml").read_text())
-    cluster.api.create("/apis/storage.k8s.io/v1/csidrivers", definition)
+    cluster.api.apply([definition])
     name = str(definition["metadata"]["name"])
 
     def registered() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.federation import MAX_TOTAL_BYTES, FederatedBundles
+from runtime.federation import MAX_TOTAL_BYTES, FederatedBundles
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.keys import KeyAlgorithm

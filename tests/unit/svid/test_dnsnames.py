@@ -4,10 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.local_authority import allows
-from csi.model import PodRef
+from svid import dnsnames
 
-POD = PodRef("shop", "web-0", "uid", "web")
+
+def allows(patterns: list[str], name: str, namespace: str = "shop", service_account: str = "web") -> bool:
+    return dnsnames.allows(patterns, name, namespace=namespace, service_account=service_account, pod="web-0")
+
+
 LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True)
 
 
@@ -27,21 +30,27 @@ LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True)
     ],
 )
 def test_patterns(pattern: str, name: str, granted: bool) -> None:
-    assert allows([pattern], name, POD) is granted
+    assert allows([pattern], name) is granted
 
 
 def test_nothing_is_allowed_by_default() -> None:
-    assert not allows([], "web.shop.svc", POD)
+    assert not allows([], "web.shop.svc")
 
 
 def test_a_dot_in_the_pods_own_names_makes_no_new_labels() -> None:
-    sly = PodRef("shop", "web", "uid", "admin.payments")
-    assert not allows(["{service_account}.example.test"], "admin.payments.example.test", sly)
-    assert allows(["{service_account}.example.test", "*.shop.svc"], "a.shop.svc", sly)
+    sly = "admin.payments"
+    assert not allows(["{service_account}.example.test"], "admin.payments.example.test", service_account=sly)
+    assert allows(["{service_account}.example.test", "*.shop.svc"], "a.shop.svc", service_account=sly)
 
 
 @given(LABELS, LABELS, st.lists(LABELS, min_size=1, max_size=4))
 def test_a_pod_never_gets_a_name_below_another_namespace(namespace: str, other: str, labels: list[str]) -> None:
     name = ".".join([*labels, other, "svc"])
-    granted = allows(["*.{namespace}.svc"], name, PodRef(namespace, "p", "u", "s"))
+    granted = allows(["*.{namespace}.svc"], name, namespace)
     assert granted == (len(labels) == 1 and namespace == other)
+
+
+def test_the_signers_own_name_is_nobodys() -> None:
+    for name in (dnsnames.SIGNER_NAME, "podsvid.internal", "x.y.podsvid.internal"):
+        assert not allows([name, "*.podsvid.internal"], name)
+    assert allows(["notpodsvid.internal"], "notpodsvid.internal")

@@ -1,0 +1,187 @@
+"""The signer's settings."""
+
+import argparse
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from runtime import settings
+from runtime.settings import InvalidSetting, setting
+from svid.dnsnames import is_pattern
+from svid.jwtsvid import JwtAlgorithm
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import TrustDomain
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_name = settings.matching(_NAME, "a Kubernetes name: lower-case letters, digits, dashes and dots")
+_namespace = settings.matching(_LABEL, "a namespace's name")
+
+
+def _wait(text: str) -> timedelta:
+    found = settings.duration(text)
+    if found > timedelta(days=7):
+        raise ValueError("a duration of at most 7d")
+    return found
+
+
+def _path_template(text: str) -> str:
+    if not text.startswith("/") or len(text) > 1024:
+        raise ValueError("a path such as /ns/{namespace}/sa/{service_account}")
+    return text
+
+
+def _dns_pattern(text: str) -> str:
+    if not is_pattern(text):
+        raise ValueError(
+            "DNS names in lower case, where {namespace}, {service_account} and {pod} stand for the pod's own "
+            "and a leading *. for one label"
+        )
+    return text
+
+
+def _key_algorithm(text: str) -> KeyAlgorithm:
+    try:
+        return KeyAlgorithm(text)
+    except ValueError:
+        raise ValueError("one of " + ", ".join(KeyAlgorithm)) from None
+
+
+def _federated(text: str) -> tuple[TrustDomain, Path]:
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise ValueError("TRUST-DOMAIN=FILE with an absolute path")
+    return settings.trust_domain(name), settings.absolute(path)
+
+
+@dataclass(frozen=True, slots=True)
+class SignerConfig:
+    """Everything `podsvid signer` can be told. Field names are the YAML keys; flags use dashes."""
+
+    trust_domain: TrustDomain = setting(settings.trust_domain, "trust domain of every SVID (required)", required=True)
+    listen: tuple[str, int] | None = setting(settings.listen, "address of the API for agents", "0.0.0.0:8443")
+    metrics_listen: tuple[str, int] | None = setting(
+        settings.listen, "address of /healthz, /readyz and /metrics, or off", "127.0.0.1:9099"
+    )
+    admin_socket: Path = setting(
+        settings.absolute, "where `podsvid authority` talks to this replica", "/run/podsvid-signer/admin.sock"
+    )
+    kubeconfig: Path | None = setting(settings.absolute, "kubeconfig file (default: the cluster that this pod is in)")
+    namespace: str = setting(_namespace, "namespace of the signer's own objects (default: that of this pod)")
+    identity: str = setting(_name, "this replica's name (default: the host name, which is the pod's)")
+    audience: str = setting(
+        settings.matching(re.compile(r"[!-~]{1,253}"), "printable characters without spaces"),
+        "audience of the tokens that agents and pods present",
+        "signer.podsvid.io",
+    )
+    driver_names: tuple[str, ...] = setting(
+        settings.listed(_name), "CSI drivers of which a pod must mount one", "csi.podsvid.io"
+    )
+    agent_namespace: str = setting(_namespace, "namespace of the agents (default: --namespace)")
+    agent_service_account: str = setting(_name, "service account of the agents", "podsvid-agent")
+    state_secret: str = setting(_name, "Secret that holds the authorities", "podsvid-authority")
+    state_key_file: Path | None = setting(
+        settings.absolute, "32 bytes (raw or base64) that encrypt that Secret's content (default: not encrypted)"
+    )
+    upstream_cert_file: Path | None = setting(
+        settings.absolute, "PEM chain of an upstream CA that signs the authorities (default: self-signed roots)"
+    )
+    upstream_key_file: Path | None = setting(settings.absolute, "PEM private key of the upstream CA")
+    upstream_bundle_file: Path | None = setting(
+        settings.absolute, "PEM roots of the upstream CA (default: the last certificate of its chain)"
+    )
+    authority_ttl: timedelta = setting(
+        settings.duration, "lifetime of an X.509 authority; replaced at half of it", "30d"
+    )
+    authority_algorithm: KeyAlgorithm = setting(_key_algorithm, "key of an X.509 authority", "ec-p256")
+    x509_ttl: timedelta = setting(settings.ttl, "lifetime of an X.509-SVID, 2s to 90d", "1h")
+    x509_min_ttl: timedelta = setting(settings.ttl, "shortest lifetime that a wish or a policy gets", "1m")
+    x509_max_ttl: timedelta = setting(settings.ttl, "longest lifetime that a wish or a policy gets", "24h")
+    jwt_svids: bool = setting(settings.boolean, "issue JWT-SVIDs", "true")
+    jwt_ttl: timedelta = setting(settings.ttl, "lifetime of a JWT-SVID, 2s to 90d", "5m")
+    jwt_max_ttl: timedelta = setting(settings.ttl, "longest lifetime that a policy gets", "1h")
+    jwt_algorithm: JwtAlgorithm = setting(
+        settings.jwt_algorithm, "JWT-SVID signatures: RS256 (what clouds take), ES256, ...", "RS256"
+    )
+    jwt_issuer: str | None = setting(settings.url, "iss of JWT-SVIDs, for OpenID Connect federation (default: none)")
+    jwt_jti: bool = setting(settings.boolean, "give each JWT-SVID a jti of its own", "false")
+    jwt_key_period: timedelta = setting(settings.period, "how long a JWT authority signs, 1h to 3650d", "30d")
+    default_path: str = setting(
+        _path_template, "path of the SPIFFE ID of a pod without a policy", "/ns/{namespace}/sa/{service_account}"
+    )
+    require_policy: bool = setting(settings.boolean, "refuse pods that no policy matches", "false")
+    dns_names: tuple[str, ...] = setting(
+        settings.listed(_dns_pattern), "DNS names that pods without a policy may ask for", ""
+    )
+    cluster_domain: str = setting(_name, "the cluster's DNS domain, for names of Services", "cluster.local")
+    federated_bundles: tuple[tuple[TrustDomain, Path], ...] = setting(
+        settings.listed(_federated),
+        "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read",
+        "",
+    )
+    bundle_config_map: str = setting(_name, "ConfigMap that the trust bundle is published as", "podsvid-bundle")
+    bundle_namespaces: str = setting(
+        settings.matching(re.compile(r"[-A-Za-z0-9_./=!, ()]{0,1024}"), "a label selector"),
+        "label selector of the namespaces that get it (default: all)",
+        "",
+    )
+    acknowledge_within: timedelta = setting(
+        _wait, "how long a missing agent can hold up the activation of a new authority", "15m"
+    )
+    reissue_over: timedelta = setting(_wait, "a rotation's early renewals are spread over this time", "10m")
+    forced_reissue_over: timedelta = setting(_wait, "a forced rotation's renewals are spread over this time", "90s")
+    outage_limit: timedelta = setting(
+        _wait, "how long pods that have an identity are renewed while the API server is away", "1h"
+    )
+    node_rate: int = setting(settings.number(1, 100000), "mints a second that one node gets", "50")
+    node_burst: int = setting(settings.number(1, 100000), "mints at once that one node gets", "1000")
+    node_concurrency: int = setting(settings.number(1, 100000), "mints of one node in flight", "64")
+    log_format: str = setting(settings.choice("json", "text"), "json or text", "json")
+    log_level: str = setting(
+        settings.choice("debug", "info", "warning", "error"), "debug, info, warning or error", "info"
+    )
+
+    def __post_init__(self) -> None:
+        if self.listen is None:
+            raise InvalidSetting("listen is off; the signer's API cannot be")
+        if (self.upstream_cert_file is None) != (self.upstream_key_file is None):
+            raise InvalidSetting("upstream_cert_file and upstream_key_file go together")
+        if not self.x509_min_ttl <= self.x509_ttl <= self.x509_max_ttl:
+            raise InvalidSetting("x509_ttl is not between x509_min_ttl and x509_max_ttl")
+        if self.jwt_ttl > self.jwt_max_ttl:
+            raise InvalidSetting("jwt_ttl is above jwt_max_ttl")
+        # Half of an authority's life must outlast what it issues, or there would be no time to replace it.
+        if self.authority_ttl < 4 * self.x509_max_ttl:
+            raise InvalidSetting(f"authority_ttl must be at least four times x509_max_ttl ({self.x509_max_ttl})")
+        if not self.driver_names:
+            raise InvalidSetting("driver_names is empty; name at least one")
+        domains = [domain for domain, _ in self.federated_bundles]
+        if len(set(domains)) != len(domains) or self.trust_domain in domains:
+            raise InvalidSetting("federated_bundles has a trust domain twice, or the own one")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --config and a flag for every setting."""
+    settings.add_arguments(parser, SignerConfig)
+
+
+def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> SignerConfig:
+    """See runtime.settings.load. Raises InvalidSetting."""
+    try:
+        namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+    except OSError:
+        namespace = "podsvid"
+    given = environment.get(settings.ENVIRONMENT_PREFIX + "NAMESPACE")
+    fallback = arguments.namespace or given or namespace
+    return settings.load(
+        SignerConfig,
+        arguments,
+        environment,
+        namespace=namespace,
+        agent_namespace=fallback,
+        identity=socket.gethostname().lower(),
+    )

@@ -1,0 +1,404 @@
+"""`podsvid signer`: builds one replica in reading order, runs it, and takes it down in reverse."""
+
+import asyncio
+import logging
+import os
+import random
+import resource
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+
+import grpc.aio
+
+from runtime import http
+from runtime.clock import Clock, SystemClock
+from runtime.federation import FederatedBundles
+from runtime.feed import Feed
+from signer.acknowledgements import Agents
+from signer.admin import AdminService, serve_admin
+from signer.attestation import AttestationSettings, Attestor
+from signer.audit import Audit
+from signer.config import SignerConfig
+from signer.errors import SignerError
+from signer.events import Events
+from signer.kube import KubeApi
+from signer.kube_client import KubeClient
+from signer.leader import Leader
+from signer.lifecycle import Life, LifecyclePolicy
+from signer.limits import NodeLimits
+from signer.metrics import Metrics
+from signer.minting import Minting, MintingSettings
+from signer.mirror import Mirror
+from signer.pods import Pods
+from signer.policies import Policies
+from signer.policy import PolicySettings
+from signer.publish import Publisher
+from signer.rotation import Rotation
+from signer.service import MAX_MESSAGE, SignerService
+from signer.state import AuthorityState
+from signer.store import SecretStore, read_cipher
+from signer.tls import ServerIdentity
+from signer.tokens import OfflineTokens, TokenReviews
+from signer.trust import Broadcast
+from signer.upstream import FileUpstream, SelfSigned, Upstream
+from svid.errors import SvidError
+
+_log = logging.getLogger("podsvid.signer")
+# Seconds that calls in flight get at a stop.
+STOP_GRACE = 5.0
+# Seconds between looks at the server's certificate and the federated bundles' files.
+REFRESH_SECONDS = 5.0
+# An OLD authority stays this much longer than its last SVID: clocks differ.
+SKEW = timedelta(minutes=5)
+CLUSTER_TRUST_BUNDLE_SIGNER = "podsvid.io/spiffe"
+Loop = Callable[[], Awaitable[None]]
+
+
+async def run_signer(config: SignerConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SignerError, OSError."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    _prepare_process()
+    async with AsyncExitStack() as services:
+        client = await KubeClient.connect(config.kubeconfig)
+        services.push_async_callback(client.close)
+        replica = Replica(config, client, SystemClock(), random.SystemRandom())
+        await replica.run(stopping, services)
+        _log.info("signer stopping", extra={"grace_seconds": STOP_GRACE})
+    _log.info("signer stopped")
+
+
+def _prepare_process() -> None:
+    """Keys are in this process's memory: no core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+
+
+class Replica:
+    """One signer: what it knows of the cluster, how it decides, and what it serves."""
+
+    def __init__(self, config: SignerConfig, api: KubeApi, clock: Clock, rng: random.Random) -> None:
+        self._config = config
+        self._clock = clock
+        self._rng = rng
+        self.metrics = Metrics()
+        self._pods = Pods(api, clock)
+        self._policies = Policies(
+            api,
+            PolicySettings(
+                trust_domain=config.trust_domain,
+                default_path=config.default_path,
+                cluster_domain=config.cluster_domain,
+                require_policy=config.require_policy,
+            ),
+            clock,
+        )
+        reviews = TokenReviews(api, config.audience, clock)
+        self._offline = OfflineTokens(api, config.audience, clock)
+        self._attestor = Attestor(
+            AttestationSettings(
+                agent_namespace=config.agent_namespace,
+                agent_service_account=config.agent_service_account,
+                drivers=frozenset(config.driver_names),
+                outage_limit=config.outage_limit,
+            ),
+            reviews,
+            self._offline,
+            self._pods,
+            clock,
+        )
+        self._store = SecretStore(
+            api, config.namespace, config.state_secret, config.trust_domain, read_cipher(config.state_key_file)
+        )
+        self._secret: Mirror[AuthorityState] = Mirror(
+            api,
+            f"/api/v1/namespaces/{config.namespace}/secrets",
+            self._store.read_event,
+            clock,
+            {"fieldSelector": f"metadata.name={config.state_secret}"},
+        )
+        self._agents = Agents(api, config.namespace, config.identity, clock)
+        self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, clock, rng)
+        self._rotation = Rotation(
+            self._store,
+            Life(_lifecycle(config), _upstream(config), config.trust_domain),
+            self._leader,
+            self._agents,
+            self._live_nodes,
+            self.metrics,
+            clock,
+        )
+        self._publisher = Publisher(
+            api,
+            config.bundle_namespaces,
+            config.bundle_config_map,
+            CLUSTER_TRUST_BUNDLE_SIGNER,
+            config.trust_domain,
+            clock,
+        )
+        self._events = Events(api, config.identity, clock)
+        self._federated = FederatedBundles(dict(config.federated_bundles))
+        self._identity = ServerIdentity(clock)
+        self._trust: Feed[Broadcast] = Feed()
+        minting = Minting(self._signing_state, _minting(config), clock)
+        limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
+        self._service = SignerService(
+            self._attestor,
+            self._policies,
+            minting,
+            limits,
+            self._agents,
+            self._trust,
+            self._events,
+            Audit(),
+            self.metrics,
+            clock,
+            rng,
+        )
+
+    async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
+        """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""
+        config = self._config
+        self._watch_metrics()
+        listening = ""
+        # Serving the page first: a signer that cannot start says why there.
+        if config.metrics_listen is not None:
+            services.enter_context(
+                http.serving(
+                    config.metrics_listen, asyncio.get_running_loop(), _healthy, self.not_ready, self.metrics.registry
+                )
+            )
+        await self._rotation.open()
+        background = {
+            "leader election": self._leader.run,
+            "pods": self._pods.run,
+            "policies": self._policies.run,
+            "offline tokens": self._offline.run,
+            "authority Secret": self._secret.run,
+            "authority state": self._follow_secret,
+            "agents": self._agents.run,
+            "events": self._events.run,
+            "rotation": self._rotation.run,
+            "trust": self._follow_state,
+            "publishing": self._lead_publishing,
+            "policy status": self._lead_policies,
+        }
+        tasks = {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
+        services.push_async_callback(self._leader.release)
+        services.push_async_callback(_cancel, tasks)
+        await self._refresh()
+        assert config.listen is not None
+        server = grpc.aio.server(options=_OPTIONS)
+        server.add_generic_rpc_handlers((self._service.handlers(),))
+        host, port = config.listen
+        bound = server.add_secure_port(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}", self._identity.credentials()
+        )
+        if bound == 0:
+            raise OSError(f"{host}:{port} cannot be bound; choose another --listen")
+        listening = f"{host}:{bound}"
+        await server.start()
+        services.push_async_callback(server.stop, STOP_GRACE)
+        admin = grpc.aio.server()
+        admin.add_generic_rpc_handlers((AdminService(self._rotation).handlers(),))
+        await serve_admin(admin, config.admin_socket)
+        services.push_async_callback(admin.stop, STOP_GRACE)
+        state = self._rotation.state
+        assert state is not None
+        _log.info(
+            "signer serving",
+            extra={
+                "address": listening,
+                "trust_domain": str(config.trust_domain),
+                "sequence": state.sequence,
+                "authority": state.active_x509_id,
+                "authority_ends": state.active_x509.not_after.isoformat(),
+                "jwt_svids": state.active_jwt is not None,
+            },
+        )
+        await _until(stopping, tasks)
+
+    async def not_ready(self) -> str | None:
+        """What keeps this replica from signing; None when nothing does."""
+        missing = [
+            name
+            for name, synced in (
+                ("pods", self._pods.synced),
+                ("policies", self._policies.synced),
+                ("authorities", self._signing_state() is not None),
+                ("the trust bundle", self._trust.current is not None),
+            )
+            if not synced
+        ]
+        return f"not read yet: {', '.join(missing)}" if missing else None
+
+    def _signing_state(self) -> AuthorityState | None:
+        """The state, while it is fresh enough to sign by: another replica may have revoked since."""
+        seen = self._secret.last_contact
+        if seen is None or self._clock.now() - seen > self._config.outage_limit:
+            return None
+        return self._rotation.state
+
+    def _live_nodes(self) -> frozenset[str]:
+        config = self._config
+        return frozenset(
+            pod.node_name
+            for pod in self._pods.all()
+            if pod.namespace == config.agent_namespace
+            and pod.service_account == config.agent_service_account
+            and pod.node_name
+            and not pod.finished
+        )
+
+    async def _follow_secret(self) -> None:
+        version = 0
+        while True:
+            version = await self._secret.changed.wait_beyond(version)
+            for state in self._secret.values.values():
+                self._rotation.see(state)
+
+    async def _follow_state(self) -> None:
+        version = 0
+        while True:
+            try:
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    version = await self._rotation.states.wait_beyond(version)
+            except TimeoutError:
+                pass
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        state = self._rotation.state
+        if state is None:
+            return
+        self._federated.refresh()
+        found = Broadcast.of(state, self._federated.bundles)
+        if found != self._trust.current:
+            self._trust.publish(found)
+        try:
+            self._identity.refresh(state)
+        except SvidError as error:
+            _log.error("server certificate cannot be renewed", extra={"reason": error.reason, "error": str(error)})
+
+    async def _lead_publishing(self) -> None:
+        """The leader's bundles; a replica that stops leading stops writing."""
+        version = 0
+        publishing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                if self._leader.leading and self._trust.current is not None:
+                    if self._trust.version != version:
+                        version = self._trust.version
+                        await self._publisher.publish(self._trust.current.bundles)
+                    publishing = publishing or asyncio.create_task(self._publisher.run(), name="publisher")
+                    if publishing.done():
+                        publishing.result()
+                elif publishing is not None:
+                    publishing.cancel()
+                    await asyncio.gather(publishing, return_exceptions=True)
+                    publishing, version = None, 0
+                await asyncio.sleep(1.0)
+        finally:
+            if publishing is not None:
+                publishing.cancel()
+
+    async def _lead_policies(self) -> None:
+        await self._policies.wait_synced()
+        await self._pods.wait_synced()
+        while True:
+            if self._leader.leading:
+                try:
+                    await self._policies.write_status(self._pods.all())
+                except SignerError as error:
+                    _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    def _watch_metrics(self) -> None:
+        def ends() -> float:
+            state = self._rotation.state
+            return state.active_x509.not_after.timestamp() if state else 0.0
+
+        def unacknowledged() -> float:
+            state = self._rotation.state
+            return float(len(self._rotation.acks(state).waiting)) if state and self._leader.leading else 0.0
+
+        epoch = datetime.fromtimestamp(0, UTC)
+        self.metrics.watch(
+            agents=lambda: float(self._agents.connected),
+            unacknowledged=unacknowledged,
+            leading=lambda: float(self._leader.leading),
+            authority_ends=ends,
+            contact=lambda: (self._pods.last_contact or epoch).timestamp(),
+        )
+
+
+# A dead agent's connection is noticed; an idle one is kept.
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", 8 * MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_metadata_size", 32 * 1024),
+    ("grpc.so_reuseport", 0),
+)
+
+
+def _minting(config: SignerConfig) -> MintingSettings:
+    return MintingSettings(
+        x509_ttl=config.x509_ttl,
+        x509_min_ttl=config.x509_min_ttl,
+        x509_max_ttl=config.x509_max_ttl,
+        jwt_ttl=config.jwt_ttl,
+        jwt_max_ttl=config.jwt_max_ttl,
+        jwt_issuer=config.jwt_issuer or "",
+        jwt_id=config.jwt_jti,
+        dns_names=config.dns_names,
+    )
+
+
+def _lifecycle(config: SignerConfig) -> LifecyclePolicy:
+    return LifecyclePolicy(
+        authority_ttl=config.authority_ttl,
+        jwt_period=config.jwt_key_period,
+        x509_max_ttl=config.x509_max_ttl,
+        jwt_max_ttl=config.jwt_max_ttl,
+        ack_bound=config.acknowledge_within,
+        reissue_window=config.reissue_over,
+        forced_window=config.forced_reissue_over,
+        overlap=config.outage_limit + SKEW,
+        key_algorithm=config.authority_algorithm,
+        jwt_algorithm=config.jwt_algorithm if config.jwt_svids else None,
+    )
+
+
+def _upstream(config: SignerConfig) -> Upstream:
+    if config.upstream_cert_file is None or config.upstream_key_file is None:
+        return SelfSigned()
+    return FileUpstream(config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file)
+
+
+async def _healthy() -> str | None:
+    return None
+
+
+async def _cancel(tasks: Mapping[str, "asyncio.Task[None]"]) -> None:
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+async def _until(stopping: asyncio.Event, tasks: Mapping[str, "asyncio.Task[None]"]) -> None:
+    """Wait for the stop. A loop that ends by itself is a bug: the process ends and is started again."""
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([stop, *tasks.values()], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+    for name, task in tasks.items():
+        if task.done():
+            raise RuntimeError(f"the {name} loop ended") from (None if task.cancelled() else task.exception())

@@ -1,0 +1,68 @@
+"""What the signer counts, in one registry that is made and handed in. Labels name outcomes, never pods or nodes."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The signer's metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._mints = Histogram(
+            "podsvid_signer_mint_duration_seconds",
+            "Time of a mint by kind of SVID (x509, jwt) and result (ok, degraded, or a reason code).",
+            ["kind", "result"],
+            buckets=_MINT_BUCKETS,
+            registry=self.registry,
+        )
+        self._agents = Gauge("podsvid_signer_agents", "Agents that watch this replica.", registry=self.registry)
+        self._unacknowledged = Gauge(
+            "podsvid_signer_agents_unacknowledged",
+            "Live agents that do not have the newest trust bundle (leader only, else 0).",
+            registry=self.registry,
+        )
+        self._leading = Gauge("podsvid_signer_leader", "1 while this replica leads.", registry=self.registry)
+        self._authority_ends = Gauge(
+            "podsvid_signer_authority_expiry_timestamp_seconds",
+            "When the active X.509 authority ends, as Unix time.",
+            registry=self.registry,
+        )
+        self._contact = Gauge(
+            "podsvid_signer_api_server_contact_timestamp_seconds",
+            "When the API server last answered, as Unix time.",
+            registry=self.registry,
+        )
+        self._steps = Counter(
+            "podsvid_signer_authority_steps",
+            "Steps in the authorities' life by kind (x509, jwt) and step.",
+            ["kind", "step"],
+            registry=self.registry,
+        )
+
+    def minted(self, kind: str, result: str, seconds: float) -> None:
+        """Count a mint, allowed or refused."""
+        self._mints.labels(kind, result).observe(seconds)
+
+    def stepped(self, kind: str, step: str) -> None:
+        """Count a step of an authority's life that this replica did."""
+        self._steps.labels(kind, step).inc()
+
+    def watch(
+        self,
+        *,
+        agents: Callable[[], float],
+        unacknowledged: Callable[[], float],
+        leading: Callable[[], float],
+        authority_ends: Callable[[], float],
+        contact: Callable[[], float],
+    ) -> None:
+        """Ask these for the values of the gauges at each scrape."""
+        self._agents.set_function(agents)
+        self._unacknowledged.set_function(unacknowledged)
+        self._leading.set_function(leading)
+        self._authority_ends.set_function(authority_ends)
+        self._contact.set_function(contact)

@@ -1,0 +1,101 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KIND_UNSPECIFIED: _ClassVar[Kind]
+    KIND_X509: _ClassVar[Kind]
+    KIND_JWT: _ClassVar[Kind]
+
+class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACTION_UNSPECIFIED: _ClassVar[Action]
+    ACTION_PREPARE: _ClassVar[Action]
+    ACTION_ACTIVATE: _ClassVar[Action]
+    ACTION_REVOKE: _ClassVar[Action]
+    ACTION_ROTATE: _ClassVar[Action]
+KIND_UNSPECIFIED: Kind
+KIND_X509: Kind
+KIND_JWT: Kind
+ACTION_UNSPECIFIED: Action
+ACTION_PREPARE: Action
+ACTION_ACTIVATE: Action
+ACTION_REVOKE: Action
+ACTION_ROTATE: Action
+
+class WatchRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StepRequest(_message.Message):
+    __slots__ = ("action", "kind", "authority_id", "forced")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_ID_FIELD_NUMBER: _ClassVar[int]
+    FORCED_FIELD_NUMBER: _ClassVar[int]
+    action: Action
+    kind: Kind
+    authority_id: str
+    forced: bool
+    def __init__(self, action: _Optional[_Union[Action, str]] = ..., kind: _Optional[_Union[Kind, str]] = ..., authority_id: _Optional[str] = ..., forced: _Optional[bool] = ...) -> None: ...
+
+class StepResponse(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class AuthorityStatus(_message.Message):
+    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt")
+    TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_NODES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    ROTATING_X509_FIELD_NUMBER: _ClassVar[int]
+    ROTATING_JWT_FIELD_NUMBER: _ClassVar[int]
+    trust_domain: str
+    sequence: int
+    leader: str
+    authorities: _containers.RepeatedCompositeFieldContainer[Authority]
+    agents: int
+    agents_waiting: int
+    waiting_nodes: _containers.RepeatedScalarFieldContainer[str]
+    next: _containers.RepeatedScalarFieldContainer[str]
+    rotating_x509: bool
+    rotating_jwt: bool
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ...) -> None: ...
+
+class Authority(_message.Message):
+    __slots__ = ("kind", "id", "stage", "prepared_at", "activated_at", "leaves_at", "not_after", "svids", "svids_known")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_AT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATED_AT_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_AT_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    SVIDS_FIELD_NUMBER: _ClassVar[int]
+    SVIDS_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    kind: Kind
+    id: str
+    stage: str
+    prepared_at: _timestamp_pb2.Timestamp
+    activated_at: _timestamp_pb2.Timestamp
+    leaves_at: _timestamp_pb2.Timestamp
+    not_after: _timestamp_pb2.Timestamp
+    svids: int
+    svids_known: bool
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., id: _Optional[str] = ..., stage: _Optional[str] = ..., prepared_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., leaves_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., svids: _Optional[int] = ..., svids_known: _Optional[bool] = ...) -> None: ...

@@ -1,0 +1,109 @@
+"""The small language of policies: fixed text and placeholders over the live pod, nothing else.
+
+`{namespace}`, `{service_account}`, `{pod}`, `{pod_uid}`, `{node}` and `{labels['key']}`. No functions, no conditions:
+what a template can become is seen by looking at it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from signer.errors import InvalidPolicy
+from signer.model import LivePod
+
+MAX_TEMPLATE = 1024
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)(?:\['([^'\]{}]{1,317})'\])?\}", re.ASCII)
+_SEGMENT = re.compile(r"[a-zA-Z0-9._-]+", re.ASCII)
+_PATH_TEXT = re.compile(r"[a-zA-Z0-9._/-]*", re.ASCII)
+_LABEL_VALUE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", re.ASCII)
+_DNS_TEXT = re.compile(r"[a-z0-9.-]*", re.ASCII)
+_FIELDS: Mapping[str, Callable[[LivePod], str]] = MappingProxyType(
+    {
+        "namespace": lambda pod: pod.namespace,
+        "service_account": lambda pod: pod.service_account,
+        "pod": lambda pod: pod.name,
+        "pod_uid": lambda pod: pod.uid,
+        "node": lambda pod: pod.node_name,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Parsed: texts and placeholders in turn. A placeholder is a field's name, or a label's key."""
+
+    text: str
+    parts: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Template":
+        """Raises InvalidPolicy."""
+        if not text or len(text) > MAX_TEMPLATE:
+            raise InvalidPolicy(f"a template has 1 to {MAX_TEMPLATE} characters")
+        parts: list[tuple[str, str]] = []
+        at = 0
+        for found in _PLACEHOLDER.finditer(text):
+            parts.append(("text", text[at : found.start()]))
+            name, key = found[1], found[2]
+            if name == "labels" and key is not None:
+                parts.append(("label", key))
+            elif name in _FIELDS and key is None:
+                parts.append(("field", name))
+            else:
+                known = ", ".join(f"{{{name}}}" for name in _FIELDS)
+                raise InvalidPolicy(f"{found[0][:80]!r} is no placeholder; there are {known} and {{labels['key']}}")
+            at = found.end()
+        parts.append(("text", text[at:]))
+        if any(kind == "text" and ("{" in value or "}" in value) for kind, value in parts):
+            raise InvalidPolicy(f"{text[:80]!r} has a brace that belongs to no placeholder")
+        return cls(text, tuple((kind, value) for kind, value in parts if value))
+
+    def render(self, pod: LivePod, accepts: Callable[[str], bool], what: str) -> str:
+        """With each placeholder's value, of which `accepts` must approve: `what` says what it should be.
+
+        Raises InvalidPolicy; never leaves a value out.
+        """
+        rendered = []
+        for kind, value in self.parts:
+            if kind == "text":
+                rendered.append(value)
+                continue
+            found = _FIELDS[value](pod) if kind == "field" else pod.labels.get(value)
+            if found is None:
+                raise InvalidPolicy(f"pod {pod} has no label {value!r}, which {self.text[:120]!r} needs")
+            if not accepts(found):
+                raise InvalidPolicy(f"{value} of pod {pod} is {found[:80]!r}, which is not {what}")
+            rendered.append(found)
+        return "".join(rendered)
+
+
+def path_template(text: str, prefix: str = "/") -> Template:
+    """A template of a SPIFFE ID's path that begins with `prefix`, as written. Raises InvalidPolicy."""
+    template = Template.parse(text)
+    if not text.startswith(prefix):
+        raise InvalidPolicy(f"the path must begin with {prefix}")
+    fixed = "".join(value if kind == "text" else "x" for kind, value in template.parts)
+    segments = fixed[1:].split("/")
+    if not _PATH_TEXT.fullmatch(fixed) or any(segment in ("", ".", "..") for segment in segments):
+        raise InvalidPolicy("the path must be segments of a-z A-Z 0-9 . _ - with a / before each, none empty, . or ..")
+    return template
+
+
+def dns_template(text: str) -> Template:
+    """A template of a DNS name. Raises InvalidPolicy."""
+    template = Template.parse(text)
+    fixed = "".join(value if kind == "text" else "x" for kind, value in template.parts)
+    if not _DNS_TEXT.fullmatch(fixed) or "" in fixed.split("."):
+        raise InvalidPolicy("a DNS name has labels of a-z 0-9 - with dots between them")
+    return template
+
+
+def is_segment(value: str) -> bool:
+    """Whether it is one segment of a SPIFFE ID's path."""
+    return _SEGMENT.fullmatch(value) is not None and value not in (".", "..")
+
+
+def is_dns_label(value: str) -> bool:
+    """Whether it is one label of a DNS name: a dot in it would make two."""
+    return len(value) <= 63 and _LABEL_VALUE.fullmatch(value) is not None

@@ -1,0 +1,251 @@
+"""Service account tokens: verified by the API server, or offline by its published keys while it is away."""
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import jwt
+
+from runtime.clock import Clock
+from signer.errors import ApiUnavailable, Forbidden, SignerError
+from signer.kube import KubeApi, Object
+from signer.model import BoundToken
+
+_log = logging.getLogger("podsvid.tokens")
+REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
+JWKS = "/openid/v1/jwks"
+_ACCOUNT = "system:serviceaccount:"
+_EXTRA = "authentication.kubernetes.io/"
+ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
+# Seconds between reads of the cluster's keys.
+JWKS_SECONDS = 300.0
+_LEEWAY = timedelta(seconds=30)
+
+
+class TokenRefused(SignerError):
+    """The token does not prove what it should. `fault`: INVALID, EXPIRED or AUDIENCE."""
+
+    reason = "TOKEN_REFUSED"
+
+    def __init__(self, fault: str, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    proven: BoundToken
+    until: datetime
+
+
+class TokenReviews:
+    """Asks the API server (TokenReview), which also knows whether account and pod are still there.
+
+    An answer counts for `seconds`, so that the agent's token is not reviewed with each mint; the cache holds hashes
+    and at most `limit` of them. Refusals are not kept.
+    """
+
+    def __init__(
+        self, api: KubeApi, audience: str, clock: Clock, *, seconds: float = 10.0, limit: int = 20_000
+    ) -> None:
+        self._api = api
+        self._audience = audience
+        self._clock = clock
+        self._seconds = timedelta(seconds=seconds)
+        self._limit = limit
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[BoundToken]] = {}
+
+    async def verify(self, token: str) -> BoundToken:
+        """Raises TokenRefused, ApiUnavailable."""
+        key = hashlib.sha256(token.encode()).digest()
+        now = self._clock.now()
+        known = self._known.get(key)
+        if known is not None and now < known.until:
+            return known.proven
+        asking = self._asking.get(key)
+        if asking is None:
+            # Its own task: a caller that gives up must not fail the others that wait for the same answer.
+            asking = self._asking[key] = asyncio.create_task(self._ask(token))
+            asking.add_done_callback(lambda task: self._answered(key, task))
+        return await asyncio.shield(asking)
+
+    def _answered(self, key: bytes, task: "asyncio.Task[BoundToken]") -> None:
+        del self._asking[key]
+        if task.cancelled() or task.exception() is not None:
+            self._known.pop(key, None)
+            return
+        proven = task.result()
+        self._known[key] = _Known(proven, min(self._clock.now() + self._seconds, proven.expires_at))
+        self._known.move_to_end(key)
+        while len(self._known) > self._limit:
+            self._known.popitem(last=False)
+
+    async def _ask(self, token: str) -> BoundToken:
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [self._audience]},
+        }
+        try:
+            answer = await self._api.create(REVIEWS, body)
+        except Forbidden as error:
+            raise ApiUnavailable(f"the signer may not review tokens: {error}; apply its RBAC") from None
+        status = answer.get("status") or {}
+        if not status.get("authenticated"):
+            raise self._refused(token, str(status.get("error") or ""))
+        if self._audience not in (status.get("audiences") or []):
+            raise TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}")
+        return _reviewed(status.get("user") or {}, _expiry(token))
+
+    def _refused(self, token: str, why: str) -> TokenRefused:
+        # What the token says of itself only chooses the words: it is refused already.
+        claims = unverified_claims(token)
+        expiry = claims.get("exp")
+        if isinstance(expiry, int | float) and datetime.fromtimestamp(expiry, UTC) <= self._clock.now():
+            return TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
+        audience = claims.get("aud")
+        if audience and self._audience not in ([audience] if isinstance(audience, str) else audience):
+            return TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}")
+        # The API server's text may quote parts of the token; only a known harmless kind of it is passed on.
+        deleted = " (it is bound to an object that is gone)" if "has been deleted" in why or "not found" in why else ""
+        return TokenRefused("INVALID", f"the API server does not accept the token{deleted}")
+
+
+class OfflineTokens:
+    """Verifies by the cluster's published keys, for the time in which the API server is away.
+
+    It says nothing of what was deleted since; the caller bounds that.
+    """
+
+    def __init__(self, api: KubeApi, audience: str, clock: Clock) -> None:
+        self._api = api
+        self._audience = audience
+        self._clock = clock
+        self._keys: dict[str, Any] = {}
+        self._failed = False
+
+    async def run(self) -> None:
+        """Keep the keys fresh, for ever."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(JWKS_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read the keys; on failure the ones at hand stay."""
+        try:
+            found = await self._api.get(JWKS)
+            keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
+        except (SignerError, jwt.PyJWTError) as error:
+            if not self._failed:
+                _log.warning("the cluster's token keys cannot be read", extra={"error": str(error)})
+            self._failed = True
+            return
+        self._keys, self._failed = dict(keys), False
+
+    def verify(self, token: str) -> BoundToken:
+        """Raises TokenRefused."""
+        try:
+            key = self._keys.get(str(jwt.get_unverified_header(token).get("kid")))
+            if key is None:
+                raise TokenRefused("INVALID", "the token is signed with a key that this signer does not know")
+            claims = jwt.decode(
+                token,
+                key.key,
+                algorithms=ALGORITHMS,
+                audience=self._audience,
+                # Times are compared with the clock that was handed in.
+                options={"verify_exp": False, "verify_nbf": False, "verify_iat": False, "require": ["exp", "sub"]},
+            )
+        except jwt.InvalidAudienceError:
+            raise TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}") from None
+        except (jwt.PyJWTError, ValueError, TypeError):
+            raise TokenRefused("INVALID", "the token's signature or form is wrong") from None
+        now = self._clock.now()
+        proven = _claimed(claims)
+        if proven.expires_at <= now:
+            raise TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
+        not_before = claims.get("nbf")
+        if isinstance(not_before, int | float) and datetime.fromtimestamp(not_before, UTC) > now + _LEEWAY:
+            raise TokenRefused("INVALID", "the token is not valid yet")
+        return proven
+
+
+def unverified_claims(token: str) -> Mapping[str, Any]:
+    """What a token says of itself, for choosing words only; empty when it is none."""
+    try:
+        claims: Mapping[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        return {}
+    return claims
+
+
+def claimed_pod(token: str) -> tuple[str, str, str]:
+    """Namespace, name and uid of the pod that a token says it is of; empty texts when it says nothing."""
+    kubernetes = unverified_claims(token).get("kubernetes.io")
+    if not isinstance(kubernetes, dict):
+        return "", "", ""
+    pod = _part(kubernetes, "pod")
+    return str(kubernetes.get("namespace", "")), pod["name"], pod["uid"]
+
+
+def _expiry(token: str) -> datetime:
+    expiry = unverified_claims(token).get("exp")
+    # Legacy tokens have none; they are not bound to a pod either, which the caller asks for.
+    return datetime.fromtimestamp(expiry, UTC) if isinstance(expiry, int | float) else datetime.fromtimestamp(0, UTC)
+
+
+def _reviewed(user: Object, expires_at: datetime) -> BoundToken:
+    name = str(user.get("username") or "")
+    namespace, _, account = name.removeprefix(_ACCOUNT).partition(":")
+    if not name.startswith(_ACCOUNT) or not account:
+        raise TokenRefused("INVALID", "the token is not one of a service account")
+    extra = user.get("extra") or {}
+
+    def one(key: str) -> str:
+        values = extra.get(_EXTRA + key) or []
+        return str(values[0]) if len(values) == 1 else ""
+
+    return BoundToken(
+        namespace=namespace,
+        service_account=account,
+        service_account_uid=str(user.get("uid") or ""),
+        pod_name=one("pod-name"),
+        pod_uid=one("pod-uid"),
+        node_name=one("node-name"),
+        node_uid=one("node-uid"),
+        expires_at=expires_at,
+    )
+
+
+def _claimed(claims: Mapping[str, Any]) -> BoundToken:
+    kubernetes = claims.get("kubernetes.io")
+    subject, expiry = claims.get("sub"), claims.get("exp")
+    if not isinstance(kubernetes, dict) or not isinstance(subject, str) or not isinstance(expiry, int | float):
+        raise TokenRefused("INVALID", "the token is not one of a service account")
+    namespace, account = str(kubernetes.get("namespace", "")), _part(kubernetes, "serviceaccount")
+    if subject != f"{_ACCOUNT}{namespace}:{account['name']}":
+        raise TokenRefused("INVALID", "the token contradicts itself")
+    pod, node = _part(kubernetes, "pod"), _part(kubernetes, "node")
+    return BoundToken(
+        namespace=namespace,
+        service_account=account["name"],
+        service_account_uid=account["uid"],
+        pod_name=pod["name"],
+        pod_uid=pod["uid"],
+        node_name=node["name"],
+        node_uid=node["uid"],
+        expires_at=datetime.fromtimestamp(expiry, UTC),
+    )
+
+
+def _part(kubernetes: Mapping[str, Any], name: str) -> dict[str, str]:
+    found = kubernetes.get(name)
+    if not isinstance(found, dict):
+        return {"name": "", "uid": ""}
+    return {"name": str(found.get("name", "")), "uid": str(found.get("uid", ""))}

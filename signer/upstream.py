@@ -1,0 +1,80 @@
+"""Who certifies the signer's X.509 authorities: nobody (each is its own root), or a CA above."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from signer.errors import SignerError
+from svid.authority import X509Authority
+from svid.bundle import TrustBundle
+from svid.certificates import certificates_from_pem
+from svid.errors import SvidError
+from svid.keys import PrivateKey, key_from_pem
+from svid.spiffeid import TrustDomain
+
+
+class UpstreamUnusable(SignerError):
+    """The CA above cannot certify a new authority."""
+
+    reason = "UPSTREAM_UNUSABLE"
+
+
+class Upstream(Protocol):
+    """Certifies a new authority's key. Implementations for cert-manager, Vault or a cloud's CA send a request there."""
+
+    async def certify(
+        self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
+    ) -> X509Authority:
+        """An authority of that key: its chain upwards, its bundle the roots to be trusted.
+
+        The certificate may end before `lifetime` is over. Raises SignerError; asking again later may help.
+        """
+        ...
+
+
+class SelfSigned:
+    """Each authority is a root of its own."""
+
+    async def certify(
+        self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
+    ) -> X509Authority:
+        try:
+            return X509Authority.self_signed(trust_domain, key, lifetime=lifetime, now=now)
+        except SvidError as error:
+            raise UpstreamUnusable(f"{error.reason}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class FileUpstream:
+    """A CA whose certificate and key are in PEM files, read again at each use: root or intermediate.
+
+    `certificate` is the issuing one and what is above it; without `bundle` its last certificate is the root.
+    """
+
+    certificate: Path
+    key: Path
+    bundle: Path | None = None
+
+    async def certify(
+        self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
+    ) -> X509Authority:
+        return await asyncio.to_thread(self._certify, trust_domain, key, lifetime, now)
+
+    def _certify(self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime) -> X509Authority:
+        try:
+            chain = certificates_from_pem(self.certificate.read_bytes())
+            roots = TrustBundle(
+                trust_domain, certificates_from_pem(self.bundle.read_bytes()) if self.bundle else chain[-1:]
+            )
+            above = X509Authority(trust_domain, chain, key_from_pem(self.key.read_bytes()), roots)
+            return above.issue_intermediate(key, lifetime=lifetime, now=now)
+        except OSError as error:
+            raise UpstreamUnusable(f"{error.filename} cannot be read: {error.strerror}") from None
+        except SvidError as error:
+            raise UpstreamUnusable(
+                f"upstream CA ({self.certificate}, {self.key}) is unusable: {error.reason}: {error}"
+            ) from None
+        except ValueError:
+            raise UpstreamUnusable(f"{self.certificate} or the bundle is not a PEM certificate chain") from None

@@ -1,0 +1,356 @@
+"""The signer at a real API server with the permissions that are shipped: what it signs, and all that it refuses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from signer.pb import signer_pb2
+from svid.keys import KeyAlgorithm
+
+from . import signing
+from .api import ApiError, KubeApi, Object
+from .binaries import Progress
+from .harness import Cluster, wait_for
+from .signing import AUDIENCE, NAMESPACE, Refusal, SignerClient, SignerProcess, request_for, spiffe_id_in
+
+pytestmark = pytest.mark.timeout(5400)
+ACCOUNT = "signed"
+SPIFFE_ID = f"spiffe://{signing.TRUST_DOMAIN}/ns/default/sa/{ACCOUNT}"
+NODES = ("node-a", "node-b")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A signer, two nodes with an agent each, and a pod on each node."""
+
+    cluster: Cluster
+    signer: SignerProcess
+    client: SignerClient
+    agents: dict[str, Object]
+    pods: dict[str, Object]
+
+    @property
+    def api(self) -> KubeApi:
+        return self.cluster.api
+
+    def agent_token(self, node: str = "node-a", audience: str = AUDIENCE) -> str:
+        return self.api.token("podsvid-agent", NAMESPACE, audience, self.agents[node])
+
+    def pod_token(self, pod: Object, audience: str = AUDIENCE, account: str = ACCOUNT) -> str:
+        return self.api.token(account, "default", audience, pod)
+
+    def mint(self, node: str = "node-a", pod: Object | None = None) -> signer_pb2.MintX509SVIDResponse:
+        pod = pod or self.pods[node]
+        return self.client.mint(self.agent_token(node), self.pod_token(pod), pod)
+
+
+@pytest.fixture(scope="module")
+def site(cluster: Cluster, progress: Progress) -> Iterator[Site]:
+    signing.install(cluster, progress)
+    signing.account(cluster, ACCOUNT)
+    signing.account(cluster, "other")
+    for node in NODES:
+        signing.node(cluster, node)
+    agents = {
+        node: signing.pod(cluster, f"agent-{node}", node, "podsvid-agent", namespace=NAMESPACE, driver=None)
+        for node in NODES
+    }
+    pods = {node: signing.pod(cluster, f"pod-{node}", node, ACCOUNT) for node in NODES}
+    flags = ("--x509-min-ttl", "10s", "--acknowledge-within", "2s", "--node-rate", "100", "--node-burst", "100")
+    with signing.signer_process(cluster, progress, "signer-1", *flags) as process:
+        client = SignerClient(process.address, signing.published_roots(cluster, progress))
+        try:
+            yield Site(cluster, process, client, agents, pods)
+        finally:
+            client.close()
+            for pod in pods.values():
+                cluster.api.delete(f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}", grace_seconds=0)
+
+
+def refused(site: Site, agent_token: str, pod_token: str, pod: Object, csr: bytes | None = None) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        site.client.mint(agent_token, pod_token, pod, csr=csr)
+    assert not any(token and token in caught.value.message for token in (agent_token, pod_token))
+    return caught.value
+
+
+def test_a_pod_gets_the_identity_of_its_service_account(site: Site) -> None:
+    answer = site.mint()
+    assert answer.spiffe_id == spiffe_id_in(answer) == SPIFFE_ID
+    assert answer.policy == "default"
+    line = site.signer.audit()[-1]
+    assert (line["event"], line["spiffe_id"], line["node"]) == ("mint allowed", SPIFFE_ID, "node-a")
+    assert line["pod_uid"] == site.pods["node-a"]["metadata"]["uid"]
+    jwt = site.client.mint_jwt(
+        site.agent_token(), site.pod_token(site.pods["node-a"]), site.pods["node-a"], SPIFFE_ID, "api"
+    )
+    assert jwt.token.count(".") == 2
+
+
+def test_the_request_names_nobody(site: Site) -> None:
+    pod = site.pods["node-a"]
+    key = KeyAlgorithm.EC_P256.generate()
+    wanted = request_for(key, spiffe_id=f"spiffe://{signing.TRUST_DOMAIN}/ns/kube-system/sa/admin")
+    answer = site.client.mint(site.agent_token(), site.pod_token(pod), pod, csr=wanted)
+    assert spiffe_id_in(answer) == SPIFFE_ID
+
+
+def test_agents_that_are_refused(site: Site) -> None:
+    pod = site.pods["node-a"]
+    token = site.pod_token(pod)
+    assert refused(site, "", token, pod).reason == "AGENT_TOKEN_MISSING"
+    assert refused(site, "not.a.token", token, pod).reason == "AGENT_TOKEN_INVALID"
+    wrong = site.agent_token(audience="https://kubernetes.default.svc")
+    assert refused(site, wrong, token, pod).reason == "AGENT_TOKEN_AUDIENCE"
+    unbound = site.api.token("podsvid-agent", NAMESPACE, AUDIENCE)
+    assert refused(site, unbound, token, pod).reason == "AGENT_TOKEN_UNBOUND"
+    # A pod's own token in the place of the agent's: any pod can ask for one of that audience.
+    found = refused(site, token, token, pod)
+    assert (found.reason, found.code) == ("AGENT_DENIED", grpc.StatusCode.PERMISSION_DENIED)
+
+
+def test_pod_tokens_that_are_refused(site: Site) -> None:
+    agent, pod = site.agent_token(), site.pods["node-a"]
+    assert refused(site, agent, "", pod).reason == "POD_TOKEN_MISSING"
+    assert refused(site, agent, "not.a.token", pod).reason == "POD_TOKEN_INVALID"
+    assert refused(site, agent, site.pod_token(pod, audience="elsewhere"), pod).reason == "POD_TOKEN_AUDIENCE"
+    unbound = site.api.token(ACCOUNT, "default", AUDIENCE)
+    assert refused(site, agent, unbound, pod).reason == "POD_TOKEN_UNBOUND"
+    # A changed signature.
+    token = site.pod_token(pod)
+    head, _, signature = token.rpartition(".")
+    forged = f"{head}.{signature[::-1]}"
+    assert refused(site, agent, forged, pod).reason == "POD_TOKEN_INVALID"
+
+
+def test_a_token_is_good_for_its_own_pod_only(site: Site) -> None:
+    first, second = site.pods["node-a"], signing.pod(site.cluster, "second", "node-a", "other")
+    agent = site.agent_token()
+    assert refused(site, agent, site.pod_token(first), second).reason == "POD_TOKEN_REPLAYED"
+    # Nor does the claim's uid help: the token says whose it is.
+    lying = {"metadata": {**second["metadata"], "uid": first["metadata"]["uid"]}}
+    assert refused(site, agent, site.pod_token(first), lying).reason == "POD_TOKEN_REPLAYED"
+    assert site.client.mint(agent, site.pod_token(second, account="other"), second).spiffe_id.endswith("/sa/other")
+
+
+def test_a_pod_of_another_node(site: Site) -> None:
+    there = site.pods["node-b"]
+    assert refused(site, site.agent_token("node-a"), site.pod_token(there), there).reason == "POD_ON_OTHER_NODE"
+    assert site.mint("node-b").spiffe_id == SPIFFE_ID
+
+
+def test_pods_that_are_gone_finished_or_no_clients_of_the_driver(site: Site) -> None:
+    agent = site.agent_token()
+    gone = signing.pod(site.cluster, "gone", "node-a", ACCOUNT)
+    token = site.pod_token(gone)
+    site.client.mint(agent, token, gone)
+    site.api.delete("/api/v1/namespaces/default/pods/gone", grace_seconds=0)
+
+    def reason() -> str:
+        # The pod is still served while it is there, and a verified token for some seconds after.
+        try:
+            site.client.mint(agent, token, gone)
+        except Refusal as refusal:
+            return refusal.reason
+        return ""
+
+    wait_for("the deleted pod to be refused", lambda: reason() == "POD_NOT_FOUND", seconds=40, progress=print)
+    again = signing.pod(site.cluster, "gone", "node-a", ACCOUNT)
+    assert reason() == "POD_UID_MISMATCH"
+    assert site.client.mint(agent, site.pod_token(again), again).spiffe_id == SPIFFE_ID
+
+    finished = signing.pod(site.cluster, "finished", "node-a", ACCOUNT)
+    token = site.pod_token(finished)
+    status = {**finished, "status": {"phase": "Succeeded"}}
+    site.api.replace("/api/v1/namespaces/default/pods/finished/status", _current(site, "finished", status))
+    wait_for(
+        "the finished pod to be refused",
+        lambda: _reason(site, agent, token, finished) == "POD_FINISHED",
+        seconds=20,
+        progress=print,
+    )
+    for name, driver in (("plain", None), ("foreign", "csi.other.io")):
+        pod = signing.pod(site.cluster, name, "node-a", ACCOUNT, driver=driver)
+        assert refused(site, agent, site.pod_token(pod), pod).reason == "POD_WITHOUT_DRIVER"
+
+
+def test_a_token_that_has_expired(site: Site) -> None:
+    """The API server gives none that is shorter than ten minutes; so one with a signature of its own time is made."""
+    pod = site.pods["node-a"]
+    assert refused(site, site.agent_token(), _expired(site, pod), pod).reason == "POD_TOKEN_EXPIRED"
+
+
+def test_keys_that_are_refused(site: Site) -> None:
+    agent, pod = site.agent_token(), site.pods["node-a"]
+    token = site.pod_token(pod)
+    weak = rsa.generate_private_key(65537, 1024)
+    assert refused(site, agent, token, pod, request_for(weak)).reason == "KEY_WEAK"
+    odd = ec.generate_private_key(ec.SECP521R1())
+    assert refused(site, agent, token, pod, request_for(odd)).reason == "KEY_WEAK"
+    key, thief = KeyAlgorithm.EC_P256.generate(), KeyAlgorithm.EC_P256.generate()
+    stolen = request_for(key, signed_by=thief)
+    assert refused(site, agent, token, pod, stolen).reason in ("PROOF_OF_POSSESSION", "CSR_INVALID")
+    assert refused(site, agent, token, pod, b"\x30\x00").reason == "CSR_INVALID"
+    assert refused(site, agent, token, pod, b"").reason == "CSR_INVALID"
+
+
+def test_policies(site: Site) -> None:
+    agent = site.agent_token()
+    policies = "/apis/podsvid.io/v1alpha1/namespaces/default/workloadidentities"
+    body = {
+        "apiVersion": "podsvid.io/v1alpha1",
+        "kind": "WorkloadIdentity",
+        "metadata": {"name": "teams", "namespace": "default"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "billing"}},
+            "spiffeIDTemplate": "/ns/{namespace}/app/{labels['app']}",
+            "x509TTL": "30s",
+        },
+    }
+    site.api.create(policies, body)
+    pod = signing.pod(site.cluster, "billing", "node-a", ACCOUNT, labels={"app": "billing"})
+
+    def given() -> str:
+        return site.client.mint(agent, site.pod_token(pod), pod).spiffe_id
+
+    wanted = f"spiffe://{signing.TRUST_DOMAIN}/ns/default/app/billing"
+    wait_for("the policy to count", lambda: given() == wanted, seconds=20, progress=print)
+    assert site.mint().spiffe_id == SPIFFE_ID
+    # What leaves the namespace's prefix, or is no template, is refused when it is applied.
+    for template in ("/ns/kube-system/sa/admin", "/admin", "/ns/{namespace}/{nothing}", "/ns/{namespace}/../x"):
+        wrong = {**body, "metadata": {"name": "wrong", "namespace": "default"}, "spec": {"spiffeIDTemplate": template}}
+        with pytest.raises(ApiError) as caught:
+            site.api.create(policies, wrong)
+        assert caught.value.status == 422, template
+    deny = {
+        "apiVersion": "podsvid.io/v1alpha1",
+        "kind": "ClusterWorkloadIdentity",
+        "metadata": {"name": "no-billing"},
+        "spec": {"podSelector": {"matchLabels": {"app": "billing"}}, "deny": True},
+    }
+    site.api.create("/apis/podsvid.io/v1alpha1/clusterworkloadidentities", deny)
+    token = site.pod_token(pod)
+    wait_for(
+        "the denial to count",
+        lambda: _reason(site, agent, token, pod) == "POLICY_DENIED",
+        seconds=20,
+        progress=print,
+    )
+    wait_for(
+        "the denial in the pod's events",
+        lambda: "POLICY_DENIED" in _events(site, "billing"),
+        seconds=20,
+        progress=print,
+    )
+    site.api.delete("/apis/podsvid.io/v1alpha1/clusterworkloadidentities/no-billing")
+
+    def matched() -> bool:
+        return bool(site.api.get(f"{policies}/teams").get("status", {}).get("podsMatched") == 1)
+
+    wait_for("the policy's status", matched, seconds=30, progress=print)
+    site.api.delete(f"{policies}/teams")
+
+
+def test_a_node_that_asks_too_much(site: Site, progress: Progress) -> None:
+    """Its own limit: the other node's pods do not notice."""
+    agent, pod = site.agent_token(), site.pods["node-a"]
+    token = site.pod_token(pod)
+    found: Refusal | None = None
+    deadline = time.monotonic() + 60
+    while found is None and time.monotonic() < deadline:
+        try:
+            site.client.mint(agent, token, pod)
+        except Refusal as refusal:
+            found = refusal
+    assert found is not None
+    assert (found.reason, found.code) == ("RATE_LIMITED", grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert found.retry_seconds is not None
+    assert site.mint("node-b").spiffe_id == SPIFFE_ID
+
+
+def test_the_agent_may_do_nothing_else(site: Site) -> None:
+    """Its service account, at the API server itself."""
+    rights = site.api.as_token(site.api.token("podsvid-agent", NAMESPACE))
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": NAMESPACE},
+    }
+    rules = rights.create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review)["status"]["resourceRules"]
+    # What every service account may do: ask about itself.
+    allowed = {(group, resource) for rule in rules for group in rule["apiGroups"] for resource in rule["resources"]}
+    assert {group for group, _ in allowed} <= {"authorization.k8s.io", "authentication.k8s.io"}, allowed
+    assert all(resource.startswith("self") for _, resource in allowed), allowed
+    for path in (
+        "/api/v1/pods",
+        f"/api/v1/namespaces/{NAMESPACE}/secrets/podsvid-authority",
+        "/api/v1/namespaces/default/configmaps",
+        "/api/v1/nodes/node-a",
+        "/apis/podsvid.io/v1alpha1/clusterworkloadidentities",
+    ):
+        with pytest.raises(ApiError) as caught:
+            rights.get(path)
+        assert caught.value.status == 403, path
+    for path, body in (
+        ("/apis/authentication.k8s.io/v1/tokenreviews", {"kind": "TokenReview", "spec": {"token": "x"}}),
+        (f"/api/v1/namespaces/default/serviceaccounts/{ACCOUNT}/token", {"kind": "TokenRequest", "spec": {}}),
+        ("/api/v1/namespaces/default/events", {"kind": "Event"}),
+    ):
+        with pytest.raises(ApiError) as caught:
+            rights.create(path, body)
+        assert caught.value.status == 403, path
+
+
+def test_root_on_node_a_gets_nothing_of_node_b(site: Site) -> None:
+    """Everything that exists on node A, in every combination, for each pod of node B."""
+    mine = [site.pods["node-a"], signing.pod(site.cluster, "third", "node-a", ACCOUNT)]
+    agent = site.agent_token("node-a")
+    tokens = ["", agent, *(site.pod_token(pod) for pod in mine), site.api.token("podsvid-agent", NAMESPACE)]
+    theirs = [site.pods["node-b"], site.agents["node-b"]]
+    claims = [
+        *theirs,
+        *({"metadata": {**there["metadata"], "uid": here["metadata"]["uid"]}} for there in theirs for here in mine),
+    ]
+    minted = []
+    for first in tokens:
+        for second in tokens:
+            for claim in claims:
+                try:
+                    minted.append(site.client.mint(first, second, claim))
+                except Refusal as refusal:
+                    assert refusal.reason not in ("", "INTERNAL"), refusal
+                    if refusal.reason == "RATE_LIMITED":
+                        time.sleep(refusal.retry_seconds or 0.1)
+    assert minted == []
+    # The same tokens are good for what is on node A.
+    assert site.client.mint(agent, site.pod_token(mine[1]), mine[1]).spiffe_id == SPIFFE_ID
+
+
+def _reason(site: Site, agent: str, token: str, pod: Object) -> str:
+    try:
+        site.client.mint(agent, token, pod)
+    except Refusal as refusal:
+        return refusal.reason
+    return ""
+
+
+def _current(site: Site, name: str, body: Object) -> Object:
+    version = site.api.get(f"/api/v1/namespaces/default/pods/{name}")["metadata"]["resourceVersion"]
+    return {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
+
+
+def _events(site: Site, pod: str) -> str:
+    found = site.api.get("/api/v1/namespaces/default/events")["items"]
+    return "\n".join(
+        f"{each.get('reason')} {each.get('message')}" for each in found if each["involvedObject"].get("name") == pod
+    )
+
+
+def _expired(site: Site, pod: Object) -> str:
+    return site.cluster.expired_token(ACCOUNT, "default", AUDIENCE, pod)
