@@ -1,6 +1,7 @@
 """Where SVIDs come from: the one protocol that every kind of authority speaks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
@@ -10,30 +11,37 @@ from csi.model import PodRef, PodToken
 from runtime.feed import Feed
 from svid.identity import Trust
 from svid.jwtsvid import JwtSvid
-from svid.keys import PublicKey
+from svid.keys import PrivateKey, PublicKey
 from svid.renewal import RenewalWindow
-from svid.spiffeid import SpiffeId
+from svid.spiffeid import SpiffeId, TrustDomain
 
 
 @dataclass(frozen=True, slots=True)
 class MintRequest:
-    """What an authority is asked to certify: this public key, for the pod that this token proves.
+    """What an authority is asked to certify: the key's public half, for the pod that this token proves.
 
+    The private half never leaves the node; it is here because a certificate request is signed with it.
     `ttl` and `dns_names` are the pod author's wishes: the authority may cap the one and refuse the others.
     """
 
     pod: PodRef
     token: PodToken | None
-    public_key: PublicKey
+    key: PrivateKey = field(repr=False)
     ttl: timedelta | None = None
     dns_names: tuple[str, ...] = ()
+
+    @property
+    def public_key(self) -> PublicKey:
+        """What is certified."""
+        return self.key.public_key()
 
 
 @dataclass(frozen=True, slots=True)
 class Minted:
     """An authority's answer: chain leaf first without the root, what verifies it, and when to renew.
 
-    `notice` says what of the wishes was not granted; empty when all was.
+    `federates_with`: whose bundles the workload gets beside its own, None for all there are. `notice` says what of the
+    wishes was not granted; empty when all was.
     """
 
     spiffe_id: SpiffeId
@@ -41,6 +49,16 @@ class Minted:
     trust: Trust
     renewal: RenewalWindow
     notice: str = ""
+    hint: str = ""
+    federates_with: tuple[TrustDomain, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyRenewal:
+    """SVIDs of this X.509 authority are to be renewed in this window, even if their own comes later."""
+
+    authority_id: str
+    window: RenewalWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,15 @@ class Authority(Protocol):
     @property
     def issues_jwt(self) -> bool:
         """Whether there are JWT-SVIDs at all; without, the JWT profile is not served."""
+        ...
+
+    @property
+    def early_renewals(self) -> Feed[tuple[EarlyRenewal, ...]]:
+        """Those in force; an authority that knows none never publishes."""
+        ...
+
+    def hold(self, trust: Trust, svids: Mapping[str, int]) -> None:
+        """Take note that all workloads have `trust` or newer, and how many SVIDs they hold by X.509 authority."""
         ...
 
     async def mint_x509(self, request: MintRequest) -> Minted:

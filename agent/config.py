@@ -31,6 +31,13 @@ class DriverName:
     profile: str
 
 
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not host or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("HOST:PORT such as podsvid-signer.podsvid.svc:8443")
+    return text
+
+
 def _driver(text: str) -> DriverName:
     name, equals, profile = text.partition("=")
     if not _DRIVER.fullmatch(name):
@@ -82,11 +89,26 @@ class AgentConfig:
         settings.absolute, "where the embedded authority is kept; survives reboots", "/var/lib/podsvid"
     )
     run_dir: Path = setting(settings.absolute, "where the journal is kept; emptied by a reboot", "/run/podsvid")
-    authority: str = setting(settings.choice("embedded", "file"), "where SVIDs come from: embedded or file", "embedded")
+    authority: str = setting(
+        settings.choice("embedded", "file", "signer"), "where SVIDs come from: embedded, file or signer", "embedded"
+    )
     ca_cert_file: Path | None = setting(settings.absolute, "authority file: PEM chain, issuing certificate first")
     ca_key_file: Path | None = setting(settings.absolute, "authority file: PEM private key of the issuing certificate")
     ca_bundle_file: Path | None = setting(
         settings.absolute, "authority file: PEM root certificates (default: the last of --ca-cert-file)"
+    )
+    signer_address: str | None = setting(_address, "authority signer: HOST:PORT of the signer")
+    signer_bundle: Path | None = setting(
+        settings.absolute,
+        "authority signer: trust bundle for the first contact, JWKS or PEM (ConfigMap podsvid-bundle)",
+    )
+    agent_token_file: Path | None = setting(
+        settings.absolute, "authority signer: projected service account token of the agent"
+    )
+    signer_audience: str = setting(
+        settings.matching(re.compile(r"[!-~]{1,253}"), "printable characters without spaces"),
+        "authority signer: audience of that token and of the pods'",
+        "signer.podsvid.io",
     )
     x509_ttl: timedelta = setting(settings.ttl, "lifetime of an X.509-SVID, 2s to 90d", "1h")
     x509_min_ttl: timedelta = setting(settings.ttl, "shortest lifetime that a volume's ttl attribute gets", "1m")
@@ -149,6 +171,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if self.authority == "file" and (self.ca_cert_file is None or self.ca_key_file is None):
             raise InvalidSetting("authority is file, which needs ca_cert_file and ca_key_file")
+        if self.authority == "signer" and None in (self.signer_address, self.signer_bundle, self.agent_token_file):
+            raise InvalidSetting("authority is signer, which needs signer_address, signer_bundle and agent_token_file")
         if not self.driver_names:
             raise InvalidSetting("driver_names is empty; name at least one")
         for what, names in (

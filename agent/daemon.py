@@ -10,9 +10,10 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -39,6 +40,9 @@ from runtime.clock import Clock, SystemClock
 from runtime.federation import FederatedBundles
 from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
+
+if TYPE_CHECKING:
+    from agent.signer_authority import SignerAuthority
 
 _log = logging.getLogger("podsvid.agent")
 THREADS = 4
@@ -84,18 +88,16 @@ async def _start(
     for registration in registrations.values():
         registration.remove_stale()
 
-    issuer = _authority(config, clock)
-    authority = LocalAuthority(
-        issuer,
-        _policy(config),
-        clock,
-        blocking,
-        _jwt_keys(config, clock) if config.issues_jwt else None,
-        FederatedBundles(dict(config.federated_bundles)),
-    )
     metrics = Metrics()
-    journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
     rng = random.SystemRandom()
+    signer = await _signer_authority(config, clock, rng) if config.authority == "signer" else None
+    authority = signer or _local_authority(config, clock, blocking)
+    # It runs from here on: what it knows is needed before the first volume is served.
+    following = asyncio.create_task(authority.run(), name="authority")
+    services.push_async_callback(_end, following)
+    if signer is not None:
+        await signer.wait_answered()
+    journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
     workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, _serving(config))
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
@@ -122,9 +124,20 @@ async def _start(
         missing = [driver.name for driver, each in registrations.items() if not each.registered]
         return f"kubelet has not registered {', '.join(missing)} yet" if missing else None
 
+    def away() -> float:
+        since = signer.away_since if signer else None
+        return max((clock.now() - since).total_seconds(), 0.0) if since else 0.0
+
+    def notes() -> str:
+        seconds, ends = away(), workloads.earliest_expiry()
+        until = f"; the first SVID ends at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}" if ends else ""
+        kept = f"the signer has not answered for {seconds:.0f} s: SVIDs are kept and served, new pods wait{until}"
+        return kept if seconds else ""
+
+    metrics.watch_signer(away)
     if config.metrics_listen is not None:
         bound = services.enter_context(
-            http.serving(config.metrics_listen, asyncio.get_running_loop(), healthy, ready, metrics.registry)
+            http.serving(config.metrics_listen, asyncio.get_running_loop(), healthy, ready, metrics.registry, notes)
         )
         _log.info("http serving", extra={"address": f"{bound[0]}:{bound[1]}"})
 
@@ -148,14 +161,15 @@ async def _start(
             "drivers": [driver.name for driver in config.driver_names],
             "authority": config.authority,
             "jwt_svids": authority.issues_jwt,
-            "authority_ends": issuer.not_after.isoformat(),
             "volumes": node.volumes,
         },
     )
     return {
         "rotation": workloads.scheduler.run,
         "trust": workloads.follow_trust,
-        "authority": authority.run,
+        "early renewals": workloads.follow_early_renewals,
+        "holdings": workloads.report_holdings,
+        "authority": lambda: following,
         **{f"registration of {driver.name}": each.run for driver, each in registrations.items()},
     }
 
@@ -199,7 +213,43 @@ def _serving(config: AgentConfig) -> Serving:
     )
 
 
-def _authority(config: AgentConfig, clock: Clock) -> X509Authority:
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _local_authority(config: AgentConfig, clock: Clock, blocking: Blocking) -> LocalAuthority:
+    return LocalAuthority(
+        _issuer(config, clock),
+        _policy(config),
+        clock,
+        blocking,
+        _jwt_keys(config, clock) if config.issues_jwt else None,
+        FederatedBundles(dict(config.federated_bundles)),
+    )
+
+
+async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Random) -> "SignerAuthority":
+    # grpc's client, its status messages and the signer's API: only agents of a signer pay for them.
+    from agent.signer_authority import SignerAuthority, SignerSettings
+
+    assert config.signer_address is not None
+    assert config.signer_bundle is not None
+    assert config.agent_token_file is not None
+    settings = SignerSettings(
+        config.signer_address,
+        config.signer_bundle,
+        config.agent_token_file,
+        config.signer_audience,
+        config.trust_domain,
+        own_version(),
+    )
+    authority = SignerAuthority(settings, clock, rng)
+    authority.load()
+    return authority
+
+
+def _issuer(config: AgentConfig, clock: Clock) -> X509Authority:
     if config.authority == "embedded":
         return open_embedded(config.state_dir, config.trust_domain, clock)
     if config.ca_cert_file is None or config.ca_key_file is None:

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
 
-from agent.authorities import JwtRequest, Minted, MintedJwt, MintRequest
+from agent.authorities import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityDamaged, AuthorityRefused
 from agent.files import read_secret, write_secret
 from agent.jwt_keys import JwtKeys
@@ -72,11 +73,15 @@ class LocalAuthority:
         self._federated = federated or FederatedBundles({})
         self._federated.refresh()
         self.trust: Feed[Trust] = Feed()
+        self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self._publish_trust()
 
     @property
     def issues_jwt(self) -> bool:
         return self._jwt_keys is not None
+
+    def hold(self, trust: Trust, svids: Mapping[str, int]) -> None:
+        """A local authority waits for nobody."""
 
     async def mint_x509(self, request: MintRequest) -> Minted:
         now = self._clock.now()

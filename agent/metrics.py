@@ -51,6 +51,11 @@ class Metrics:
             "When the first SVID on this node ends, as Unix time; 0 without any.",
             registry=self.registry,
         )
+        self._signer_away = Gauge(
+            "podsvid_signer_away_seconds",
+            "For how long the signer has not answered; 0 while it does, and without one.",
+            registry=self.registry,
+        )
         for kind in ("x509", "jwt"):
             self._rotations.labels(kind, "ok")
 
@@ -86,6 +91,10 @@ class Metrics:
     def call_refused(self, why: str) -> None:
         """Count a call above a limit."""
         self._refused_calls.labels(why).inc()
+
+    def watch_signer(self, away: Callable[[], float]) -> None:
+        """Ask this for the seconds since the signer was lost."""
+        self._signer_away.set_function(away)
 
     def watch(self, volumes: Callable[[], float], earliest_expiry: Callable[[], float]) -> None:
         """Ask these for the values of the gauges at each scrape."""

@@ -10,7 +10,7 @@ In the directory (``--dir``):
     state/        the agent's state: the authority. The only thing kept from one run to the next
     run/          the agent's run directory
     pod-1 ...     links to the volumes: short names for paths too long for a socket address
-    runtime.log     what the agent says
+    agent.log     what the agent says
     quickstart.lock  held by whoever runs here, agent included
 
 This module is imported to build the command line, so everything heavy is imported where it is used; that also
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _DRIVER: Final = "csi.podsvid.io"
 _NODE: Final = "quickstart"
 _LOCK: Final = "quickstart.lock"
-_LOG: Final = "runtime.log"
+_LOG: Final = "agent.log"
 _PREFIX: Final = "pv-"
 
 # A socket address holds 107 bytes. The longest path that a socket is bound to below the directory:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 import grpc
 
-from agent.authorities import Authority, JwtRequest, MintedJwt, MintRequest
+from agent.authorities import Authority, EarlyRenewal, JwtRequest, MintedJwt, MintRequest
 from agent.endpoint import Endpoint, Limits
 from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable
 from agent.health import Health
@@ -37,6 +38,9 @@ _log = logging.getLogger("podsvid.workloads")
 MINT_DEADLINE = 30.0
 # A renewal that is this late is worth a person's look.
 OVERDUE = timedelta(seconds=60)
+# Seconds from one report of what workloads hold to the next.
+REPORT_SECONDS = 1.0
+LATE_RENEWAL = timedelta(seconds=5)
 _Answer = TypeVar("_Answer")
 
 
@@ -62,6 +66,8 @@ class Workload:
         self.jwt_files: dict[str, KeptJwt] = {}
         # What is in the files; a write that failed is repeated without minting again.
         self.written: Contents | None = None
+        # The early renewal that an instant was drawn for already: it is drawn once.
+        self.early: EarlyRenewal | None = None
         self.notice = ""
 
     @property
@@ -108,6 +114,7 @@ class WorkloadRegistry:
         self._metrics = metrics
         self._serving = serving
         self._served: dict[str, Served] = {}
+        self._held = asyncio.Event()
         self.scheduler = RotationScheduler(self._rotate, clock, rng)
         metrics.watch(lambda: len(self._served), self.earliest_expiry)
 
@@ -144,7 +151,9 @@ class WorkloadRegistry:
             await self._blocking(lambda: self._journal.forget(volume.id))
             raise
         self._served[volume.id] = served
+        self._renew_early(served)
         self.scheduler.schedule(volume.id, workload.next_due(self._clock.now()))
+        self._held.set()
         if issued.notice:
             _log.warning(
                 "not all that the volume asked for was granted",
@@ -178,6 +187,7 @@ class WorkloadRegistry:
             raise
         self._served[volume.id] = served
         self.scheduler.schedule(volume.id, due)
+        self._held.set()
         _log.info(
             "volume picked up",
             extra={"volume_id": volume.id, "pod": str(volume.pod), "renew_at": due.isoformat()},
@@ -186,6 +196,7 @@ class WorkloadRegistry:
     async def close(self, volume_id: str) -> None:
         await self.scheduler.forget(volume_id)
         served = self._served.pop(volume_id, None)
+        self._held.set()
         if served is not None:
             await served.endpoint.close()
             await served.jwt_svids.close()
@@ -231,11 +242,66 @@ class WorkloadRegistry:
                     self._trust_changed(volume_id, served)
                 # Each is checked under the new trust: together that takes long enough to be felt by their callers.
                 await asyncio.sleep(0)
+            self._held.set()
+
+    async def follow_early_renewals(self) -> None:
+        """Bring renewals forward as the authority says, for ever."""
+        version = 0
+        while True:
+            version = await self._authority.early_renewals.wait_beyond(version)
+            for volume_id, served in list(self._served.items()):
+                if self._renew_early(served):
+                    self.scheduler.schedule(volume_id, served.workload.next_due(self._clock.now()))
+
+    async def report_holdings(self) -> None:
+        """Tell the authority what all workloads have, files included, after each change, for ever."""
+        while True:
+            await self._held.wait()
+            self._held.clear()
+            trust, behind, svids = self._trust(), False, Counter[str]()
+            for served in self._served.values():
+                workload = served.workload
+                identity = workload.feed.current
+                if identity is None:
+                    continue
+                svids[identity.default.authority_id] += 1
+                written = workload.written
+                behind = behind or written is None or written.identity.trust != identity.part_of(trust)
+            if not behind:
+                self._authority.hold(trust, svids)
+            # A storm of renewals is one report, not one each.
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def _renew_early(self, served: Served) -> bool:
+        """Draw an instant for the early renewal that concerns this workload, once; whether it is due earlier now."""
+        workload = served.workload
+        identity = workload.feed.current
+        early = next(
+            (
+                each
+                for each in self._authority.early_renewals.current or ()
+                if identity is not None and each.authority_id == identity.default.authority_id
+            ),
+            None,
+        )
+        if early is None or early == workload.early:
+            return False
+        workload.early = early
+        now = self._clock.now()
+        if early.window.end > now:
+            drawn = RenewalWindow(max(early.window.start, now), early.window.end).draw(self._rng)
+        else:
+            # Minted by a signer that had not heard yet: not renewed in the same breath.
+            drawn = now + LATE_RENEWAL
+        if workload.renew_at is not None and workload.renew_at <= drawn:
+            return False
+        workload.renew_at = drawn
+        return True
 
     def _trust_changed(self, volume_id: str, served: Served) -> None:
         workload, trust = served.workload, self._trust()
         identity = workload.feed.current
-        if identity is None or identity.trust == trust:
+        if identity is None or identity.trust == identity.part_of(trust) or self._is_older(trust, identity):
             return
         now = self._clock.now()
         if any(authority not in trust.bundle.jwt_authorities for authority in identity.bundle.jwt_authorities):
@@ -280,6 +346,7 @@ class WorkloadRegistry:
             return False
         identity, workload.renew_at, workload.notice = await self._mint_x509(workload.volume, workload.token)
         workload.feed.publish(self._under_current_trust(identity))
+        self._renew_early(served)
         _log.info(
             "SVID rotated",
             extra={
@@ -309,12 +376,12 @@ class WorkloadRegistry:
         options = volume.options
         algorithm = options.key_algorithm
         key = await self._blocking(algorithm.generate) if algorithm.slow else algorithm.generate()
-        request = MintRequest(volume.pod, token, key.public_key(), options.ttl, options.dns_names)
+        request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names)
         minted = await _in_time(self._authority.mint_x509(request))
         try:
-            identity = WorkloadIdentity(
-                (X509Svid(minted.spiffe_id, minted.chain, key),), minted.trust.bundle, minted.trust.federated
-            )
+            svid = X509Svid(minted.spiffe_id, minted.chain, key, minted.hint)
+            identity = WorkloadIdentity((svid,), minted.trust.bundle, (), minted.federates_with)
+            identity = identity.with_trust(minted.trust)
             identity.check(self._clock.now())
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
@@ -347,6 +414,7 @@ class WorkloadRegistry:
             workload.directory.write(contents, self._clock.now())
         self._journal.record(entry)
         workload.written = contents
+        self._held.set()
 
     def _serve_for(self, workload: Workload) -> Served:
         volume = workload.volume
@@ -391,13 +459,19 @@ class WorkloadRegistry:
     def _under_current_trust(self, identity: WorkloadIdentity) -> WorkloadIdentity:
         """`identity` with the newest bundles, or as it is when these do not verify it."""
         trust = self._trust()
-        if trust == identity.trust:
+        if identity.part_of(trust) == identity.trust or self._is_older(trust, identity):
             return identity
         try:
             renewed = identity.with_trust(trust)
         except InvalidSvid:
             return identity
         return renewed if _usable(renewed, self._clock.now()) else identity
+
+    @staticmethod
+    def _is_older(trust: Trust, identity: WorkloadIdentity) -> bool:
+        """After a start, before the signer answered, a volume may hold a newer trust bundle than the agent does."""
+        mine, held = trust.bundle.sequence, identity.bundle.sequence
+        return mine is not None and held is not None and mine < held
 
     def _trust(self) -> Trust:
         trust = self._authority.trust.current

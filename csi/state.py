@@ -36,6 +36,7 @@ def dump(state: State) -> bytes:
             ],
             "trust_domain": identity.bundle.trust_domain.name,
             "bundle": identity.bundle.to_jwks().decode(),
+            "federates_with": _names(identity),
             "federated": {each.trust_domain.name: each.to_jwks().decode() for each in identity.federated},
             "jwt_svids": {name: svid.token for name, svid in state.contents.jwt_svids.items()},
             "password": state.password,
@@ -57,11 +58,18 @@ def load(data: bytes) -> State:
         federated = tuple(_bundle(name, text) for name, text in document["federated"].items())
         jwt_svids = {_text(name): parse_jwt_svid_unverified(token) for name, token in document["jwt_svids"].items()}
         password = _text(document["password"])
+        # Absent in what an older agent wrote, which knew no limit.
+        federates = document.get("federates_with")
+        federates_with = None if federates is None else tuple(TrustDomain(_text(name)) for name in federates)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidSvid(f"the volume's state is damaged ({type(error).__name__})") from None
     if not bundle.x509_authorities:
         raise InvalidSvid("the volume's state holds no X.509 authority")
-    return State(Contents(WorkloadIdentity(svids, bundle, federated), jwt_svids), password)
+    return State(Contents(WorkloadIdentity(svids, bundle, federated, federates_with), jwt_svids), password)
+
+
+def _names(identity: WorkloadIdentity) -> list[str] | None:
+    return None if identity.federates_with is None else [each.name for each in identity.federates_with]
 
 
 def _bundle(name: str, jwks: str) -> TrustBundle:

@@ -16,10 +16,16 @@ Check = Callable[[], Awaitable[str | None]]
 
 @contextmanager
 def serving(
-    address: tuple[str, int], loop: asyncio.AbstractEventLoop, healthy: Check, ready: Check, registry: CollectorRegistry
+    address: tuple[str, int],
+    loop: asyncio.AbstractEventLoop,
+    healthy: Check,
+    ready: Check,
+    registry: CollectorRegistry,
+    notes: Callable[[], str] = str,
 ) -> Iterator[tuple[str, int]]:
     """Serve /healthz, /readyz and /metrics while inside; yields the bound address. Checks answer None or what is wrong.
 
+    `notes` is what a person should know although nothing is wrong; /readyz shows it.
     Raises OSError when the address cannot be bound.
     """
 
@@ -32,7 +38,8 @@ def serving(
                 self._answer(200, encode(registry), content_type)
             elif self.path in ("/healthz", "/readyz"):
                 wrong = self._ask(healthy if self.path == "/healthz" else ready)
-                self._answer(503 if wrong else 200, f"{wrong or 'ok'}\n".encode(), "text/plain; charset=utf-8")
+                text = "\n".join(filter(None, [wrong or "ok", notes() if self.path == "/readyz" else "", ""]))
+                self._answer(503 if wrong else 200, f"{text}\n".encode(), "text/plain; charset=utf-8")
             else:
                 self._answer(404, b"try /healthz, /readyz or /metrics\n", "text/plain; charset=utf-8")
 

@@ -6,6 +6,7 @@ from typing import Self
 
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSvid
+from svid.spiffeid import TrustDomain
 from svid.x509svid import X509Svid
 
 # Workload API section 8.
@@ -30,6 +31,8 @@ class WorkloadIdentity:
     svids: tuple[X509Svid, ...]
     bundle: TrustBundle
     federated: tuple[TrustBundle, ...] = ()
+    # Whose bundles the workload may have beside its own; None: all that there are.
+    federates_with: tuple[TrustDomain, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.svids:
@@ -53,7 +56,14 @@ class WorkloadIdentity:
 
     def with_trust(self, trust: Trust) -> Self:
         """The same SVIDs with other bundles. Raises InvalidSvid when they do not belong together."""
-        return replace(self, bundle=trust.bundle, federated=trust.federated)
+        part = self.part_of(trust)
+        return replace(self, bundle=part.bundle, federated=part.federated)
+
+    def part_of(self, trust: Trust) -> Trust:
+        """What of `trust` this workload gets."""
+        if self.federates_with is None:
+            return trust
+        return Trust(trust.bundle, tuple(each for each in trust.federated if each.trust_domain in self.federates_with))
 
     @property
     def default(self) -> X509Svid:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Self
 
 from cryptography import x509
@@ -55,6 +56,12 @@ class X509Svid:
     def serial(self) -> str:
         """The leaf's serial number as lower-case hex without leading zeros."""
         return f"{self.leaf.serial_number:x}"
+
+    @cached_property
+    def authority_id(self) -> str:
+        """The authority key identifier in lower-case hex; empty when the leaf has none."""
+        found = extension(self.leaf, x509.AuthorityKeyIdentifier)
+        return (found.value.key_identifier or b"").hex() if found else ""
 
     @property
     def not_before(self) -> datetime:

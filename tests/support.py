@@ -47,7 +47,7 @@ class Host:
 
     @property
     def log(self) -> Path:
-        return self.base / "runtime.log"
+        return self.base / "agent.log"
 
     def kill(self) -> None:
         """kill -9."""

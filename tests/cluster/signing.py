@@ -292,6 +292,18 @@ def signer_process(
             process.wait()
 
 
+def agent_flags(cluster: Cluster, progress: Progress, signer: SignerProcess, pod: Object) -> list[str]:
+    """What makes an agent use `signer`, with a token that is bound to `pod` and the published trust bundle."""
+    home = signer.admin_socket.parent
+    published_roots(cluster, progress)
+    bundle, token = home / "bundle.json", home / "token"
+    bundle.write_text(cluster.api.get(BUNDLE)["data"]["bundle.json"])
+    token.touch(mode=0o600)
+    token.write_text(cluster.api.token("podsvid-agent", NAMESPACE, AUDIENCE, pod))
+    flags = ["--authority", "signer", "--signer-address", signer.address]
+    return [*flags, "--signer-bundle", str(bundle), "--agent-token-file", str(token)]
+
+
 def published_roots(cluster: Cluster, progress: Progress) -> bytes:
     """The PEM roots from the ConfigMap that agents mount, once it is there."""
     wait_for("the trust bundle", lambda: cluster.api.find(BUNDLE) is not None, seconds=30, progress=progress)

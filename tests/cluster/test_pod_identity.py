@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import yaml
 
 from agent.pb import workload_pb2
 
+from . import signing
 from .binaries import ClusterError, Progress
 from .harness import NODE, Cluster, wait_for
 from .image import TEST_IMAGE
@@ -87,19 +88,34 @@ class Agent:
         return float(found[1])
 
 
-@pytest.fixture(scope="module")
-def agent(cluster: Cluster) -> Iterator[Agent]:
-    """The agent as a process of the host, at the real kubelet's root."""
-    home = cluster.directory / "agent"
+@pytest.fixture(scope="module", params=["embedded", "signer"])
+def agent(request: pytest.FixtureRequest, cluster: Cluster, progress: Progress) -> Iterator[Agent]:
+    """The agent as a process of the host, at the real kubelet's root; once with its own CA, once through a signer."""
+    if request.param == "embedded":
+        with _agent(cluster, "agent", "--authority", "embedded", "--x509-ttl", "60s") as running:
+            yield running
+        return
+    signing.install(cluster, progress)
+    # An agent's pod on this node: what the projected token of the DaemonSet is bound to.
+    body = signing.pod(cluster, "agent", NODE, "podsvid-agent", namespace=signing.NAMESPACE, driver=None)
+    ttls = ("--x509-ttl", "60s", "--x509-min-ttl", "10s", "--x509-max-ttl", "60s")
+    with signing.signer_process(cluster, progress, "signer-pods", *ttls) as signer:
+        flags = signing.agent_flags(cluster, progress, signer, body)
+        with _agent(cluster, "agent-signer", *flags) as running:
+            yield running
+    cluster.api.delete(f"/api/v1/namespaces/{signing.NAMESPACE}/pods/agent", grace_seconds=0)
+
+
+@contextmanager
+def _agent(cluster: Cluster, name: str, *flags: str) -> Iterator[Agent]:
+    home = cluster.directory / name
     home.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        listen = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "podsvid", "agent"]
+    listen = f"127.0.0.1:{signing.free_port()}"
+    command = [sys.executable, "-m", "podsvid", "agent", *flags]
     command += ["--trust-domain", TRUST_DOMAIN, "--node-name", NODE, "--kubelet-root", str(cluster.kubelet_root)]
     command += ["--state-dir", str(home / "state"), "--run-dir", str(home / "run")]
-    command += ["--authority", "embedded", "--x509-ttl", "60s", "--metrics-listen", listen]
-    log = cluster.logs / "runtime.log"
+    command += ["--metrics-listen", listen]
+    log = cluster.logs / f"{name}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command,
@@ -169,10 +185,7 @@ def _pod(driver: str) -> dict[str, object]:
 def test_a_pod_is_served_from_its_first_instruction_to_its_end(
     cluster: Cluster, agent: Agent, driver: str, progress: Progress
 ) -> None:
-    cluster.api.create(
-        "/api/v1/namespaces/default/serviceaccounts",
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}},
-    )
+    signing.account(cluster, ACCOUNT)
     uid = str(cluster.create_pod(_pod(driver))["metadata"]["uid"])
     volumes = cluster.kubelet_root / "pods" / uid / "volumes" / "kubernetes.io~csi"
 

@@ -160,7 +160,7 @@ def test_events_of_a_rotating_volume(directory: Path) -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", event["not_after"])
     moments = [datetime.fromisoformat(event["not_after"]) for event in events]
     assert moments == sorted(moments)
-    assert sorted(path.name for path in directory.iterdir()) == ["runtime.log", "quickstart.lock", "state"]
+    assert sorted(path.name for path in directory.iterdir()) == ["agent.log", "quickstart.lock", "state"]
 
 
 def test_the_volume_can_be_read_from_outside_and_its_socket_reached(directory: Path) -> None:
@@ -235,7 +235,7 @@ def test_an_agent_that_dies_ends_it_with_the_end_of_its_log(directory: Path) -> 
         _, errors = quickstart.finish()
     assert quickstart.process.returncode == 1
     assert "the agent ended by signal 9" in errors
-    assert f"--- the end of {directory}/runtime.log" in errors
+    assert f"--- the end of {directory}/agent.log" in errors
     assert not (directory / "kubelet").exists()
 
 

@@ -4,14 +4,14 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from agent.authorities import JwtRequest, Minted, MintedJwt, MintRequest
+from agent.authorities import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
 from agent.local_authority import IssuePolicy, LocalAuthority
 from agent.metrics import Metrics
@@ -43,6 +43,7 @@ class Switchable:
     def __init__(self, authority: LocalAuthority) -> None:
         self._authority = authority
         self.away = False
+        self.held: list[tuple[Trust, dict[str, int]]] = []
 
     @property
     def trust(self) -> Feed[Trust]:
@@ -51,6 +52,13 @@ class Switchable:
     @property
     def issues_jwt(self) -> bool:
         return self._authority.issues_jwt
+
+    @property
+    def early_renewals(self) -> Feed[tuple[EarlyRenewal, ...]]:
+        return self._authority.early_renewals
+
+    def hold(self, trust: Trust, svids: Mapping[str, int]) -> None:
+        self.held.append((trust, dict(svids)))
 
     async def mint_jwt(self, request: JwtRequest) -> MintedJwt:
         if self.away:
