@@ -44,7 +44,7 @@ FIRST_ANSWER_SECONDS = 5.0
 # The trust that a new SVID needs comes by the other stream: moments before or after.
 TRUST_SECONDS = 5.0
 FIRST_RETRY, MAX_RETRY = 1.0, 60.0
-CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = CALL_SECONDS
 MAX_MESSAGE = 8 * 1024 * 1024
 # Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
 _TRY_AGAIN = frozenset(
@@ -194,6 +194,10 @@ class SignerAuthority:
                     self._lost(_explain(error)[1])
                 except (OSError, AuthorityUnavailable) as error:
                     self._lost(str(error))
+                except asyncio.CancelledError:
+                    if _is_cancelled():
+                        raise
+                    self._lost("the connection was closed")
                 await asyncio.sleep(self._delay())
         finally:
             if self._channel is not None:
@@ -253,7 +257,9 @@ class SignerAuthority:
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         while True:
             left = deadline - asyncio.get_running_loop().time()
-            call = self._connect().unary_unary(_SERVICE + method, type(message).SerializeToString, parse)
+            # On the connection that is there: another is made by the trust stream only, when that has to begin anew.
+            channel = self._channel or self._connect()
+            call = channel.unary_unary(_SERVICE + method, type(message).SerializeToString, parse)
             # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
             answering: Awaitable[_Answer] = call(
                 message, metadata=self._credentials(), timeout=left, wait_for_ready=True
@@ -265,6 +271,10 @@ class SignerAuthority:
                 wait = retry * self._rng.uniform(1.0, 2.0) if retry is not None else None
                 if wait is None or wait >= deadline - asyncio.get_running_loop().time():
                     raise self._failed(error.code(), reason, text) from None
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+                wait = 0.0  # the old connection was closed
             await asyncio.sleep(wait)
 
     def _failed(self, code: grpc.StatusCode, reason: str, text: str) -> AuthorityUnavailable | AuthorityRefused:
@@ -291,12 +301,12 @@ class SignerAuthority:
         return trust
 
     def _connect(self) -> grpc.aio.Channel:
-        """The connection, made anew when what it trusts has changed. Raises AuthorityUnavailable."""
+        """The connection, made anew when what it is to trust has changed; a handshake is all that this is for."""
         roots = self._newest_roots()
         if self._channel is not None and roots == self._roots:
             return self._channel
         if self._channel is not None:
-            # Calls in flight are finished on the old one.
+            # Mints in flight are finished on the old one.
             closing = asyncio.get_running_loop().create_task(self._channel.close(CLOSE_SECONDS))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
@@ -386,6 +396,12 @@ def _request_for(key: PrivateKey) -> bytes:
     """A DER certificate request that proves possession of `key` and names nobody: who it is for is not ours to say."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is to end. grpc also raises CancelledError where a connection was closed below a call."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _explain(error: grpc.aio.AioRpcError) -> tuple[str, str, float | None]:

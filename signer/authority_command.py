@@ -138,6 +138,7 @@ def _table(status: admin_pb2.AuthorityStatus) -> Table:
 
 def _print_rest(status: admin_pb2.AuthorityStatus, console: Console) -> None:
     have = status.agents - status.agents_waiting
+    console.soft_wrap = True
     console.print(f"agents: {have} of {status.agents} have acknowledged sequence {status.sequence}")
     if status.waiting_nodes:
         more = status.agents_waiting - len(status.waiting_nodes)
@@ -154,7 +155,7 @@ def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", console: Console) -> 
         line = _progress(status, kind)
         if line != last:
             last = line
-            console.print(f"{datetime.now(UTC):%H:%M:%S} {line}")
+            console.print(f"{datetime.now(UTC):%H:%M:%S} {line}", soft_wrap=True)
         if not (status.rotating_x509 if kind == admin_pb2.KIND_X509 else status.rotating_jwt):
             return
 

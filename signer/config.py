@@ -29,6 +29,13 @@ def _wait(text: str) -> timedelta:
     return found
 
 
+def _lease(text: str) -> timedelta:
+    found = settings.duration(text)
+    if not timedelta(seconds=3) <= found <= timedelta(minutes=5):
+        raise ValueError("a duration from 3s to 5m")
+    return found
+
+
 def _path_template(text: str) -> str:
     if not text.startswith("/") or len(text) > 1024:
         raise ValueError("a path such as /ns/{namespace}/sa/{service_account}")
@@ -136,6 +143,12 @@ class SignerConfig:
     forced_reissue_over: timedelta = setting(_wait, "a forced rotation's renewals are spread over this time", "90s")
     outage_limit: timedelta = setting(
         _wait, "how long pods that have an identity are renewed while the API server is away", "1h"
+    )
+    retire_after: timedelta = setting(
+        _wait, "how much longer than its last SVID an old authority stays trusted, beside outage_limit", "5m"
+    )
+    lease: timedelta = setting(
+        _lease, "how long after a leader's death another one leads at the latest, 3s to 5m", "15s"
     )
     node_rate: int = setting(settings.number(1, 100000), "mints a second that one node gets", "50")
     node_burst: int = setting(settings.number(1, 100000), "mints at once that one node gets", "1000")

@@ -50,8 +50,8 @@ _log = logging.getLogger("podsvid.signer")
 STOP_GRACE = 5.0
 # Seconds between looks at the server's certificate and the federated bundles' files.
 REFRESH_SECONDS = 5.0
-# An OLD authority stays this much longer than its last SVID: clocks differ.
-SKEW = timedelta(minutes=5)
+# How often each replica reads the authorities' Secret, beside watching it.
+CONFIRM = timedelta(seconds=15)
 CLUSTER_TRUST_BUNDLE_SIGNER = "podsvid.io/spiffe"
 Loop = Callable[[], Awaitable[None]]
 
@@ -122,7 +122,7 @@ class Replica:
             {"fieldSelector": f"metadata.name={config.state_secret}"},
         )
         self._agents = Agents(api, config.namespace, config.identity, clock)
-        self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, clock, rng)
+        self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
         self._rotation = Rotation(
             self._store,
             Life(_lifecycle(config), _upstream(config), config.trust_domain),
@@ -183,6 +183,7 @@ class Replica:
             "agents": self._agents.run,
             "events": self._events.run,
             "rotation": self._rotation.run,
+            "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
             "trust": self._follow_state,
             "publishing": self._lead_publishing,
             "policy status": self._lead_policies,
@@ -238,7 +239,7 @@ class Replica:
 
     def _signing_state(self) -> AuthorityState | None:
         """The state, while it is fresh enough to sign by: another replica may have revoked since."""
-        seen = self._secret.last_contact
+        seen = self._rotation.confirmed_at
         if seen is None or self._clock.now() - seen > self._config.outage_limit:
             return None
         return self._rotation.state
@@ -370,7 +371,8 @@ def _lifecycle(config: SignerConfig) -> LifecyclePolicy:
         ack_bound=config.acknowledge_within,
         reissue_window=config.reissue_over,
         forced_window=config.forced_reissue_over,
-        overlap=config.outage_limit + SKEW,
+        # A replica that is cut off from the API server signs by what it knew for as long as that.
+        overlap=config.outage_limit + config.retire_after,
         key_algorithm=config.authority_algorithm,
         jwt_algorithm=config.jwt_algorithm if config.jwt_svids else None,
     )

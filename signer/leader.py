@@ -2,20 +2,20 @@
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from runtime.clock import Clock
 from signer.errors import Conflict, NotFound, SignerError
 from signer.kube import KubeApi, Object
 
 _log = logging.getLogger("podsvid.leader")
-DURATION = 15.0
-RENEW = 5.0
-# A leader stops before its lease ends for the others: their clocks need not run as its own does.
-MARGIN = 3.0
+# Parts of the lease's duration. A leader stops before its lease ends for the others: clocks differ in speed.
+RENEW = 0.3
+MARGIN = 0.2
 
 
 class Leader:
@@ -31,6 +31,7 @@ class Leader:
         namespace: str,
         name: str,
         identity: str,
+        duration: timedelta,
         clock: Clock,
         rng: random.Random,
         monotonic: Callable[[], float] = time.monotonic,
@@ -41,6 +42,7 @@ class Leader:
         self._name = name
         self._namespace = namespace
         self._identity = identity
+        self._duration = duration.total_seconds()
         self._clock = clock
         self._rng = rng
         self._monotonic = monotonic
@@ -67,7 +69,7 @@ class Leader:
                 self._failing = True
             if self.leading != was:
                 _log.info("leading" if self.leading else "no longer leading", extra={"identity": self._identity})
-            await asyncio.sleep(RENEW * self._rng.uniform(0.8, 1.2))
+            await asyncio.sleep(self._duration * RENEW * self._rng.uniform(0.8, 1.2))
 
     async def attempt(self) -> None:
         """Renew the lease, take it if it is free, or note who has it. Raises SignerError."""
@@ -88,7 +90,7 @@ class Leader:
             self._seen = (version, asked)
         self.holder = holder
         mine = holder == self._identity
-        duration = float(spec.get("leaseDurationSeconds") or DURATION)
+        duration = float(spec.get("leaseDurationSeconds") or self._duration)
         if holder and not mine and asked - self._seen[1] < duration:
             self._led_until = 0.0
             return
@@ -116,7 +118,7 @@ class Leader:
 
     def _won(self, asked: float) -> None:
         # Counted from before the call: it may have taken long.
-        self._led_until = asked + DURATION - MARGIN
+        self._led_until = asked + self._duration * (1.0 - MARGIN)
         self.holder = self._identity
 
     def _body(self, lease: Object, changes: int) -> Object:
@@ -130,7 +132,7 @@ class Leader:
             "metadata": metadata,
             "spec": {
                 "holderIdentity": self._identity,
-                "leaseDurationSeconds": int(DURATION),
+                "leaseDurationSeconds": math.ceil(self._duration),
                 "acquireTime": acquired or now,
                 "renewTime": now,
                 "leaseTransitions": changes,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from runtime.clock import Clock
 from runtime.feed import Feed
@@ -46,6 +47,8 @@ class Rotation:
         self._metrics = metrics
         self._clock = clock
         self.states: Feed[AuthorityState] = Feed()
+        # When the stored state was last read, or seen to change.
+        self.confirmed_at: datetime | None = None
 
     @property
     def state(self) -> AuthorityState | None:
@@ -63,6 +66,7 @@ class Rotation:
 
     def see(self, state: AuthorityState) -> None:
         """Take over a state that was read; an older one than the present is ignored."""
+        self.confirmed_at = self._clock.now()
         present = self.states.current
         if present is not None and state.sequence < present.sequence:
             return
@@ -102,6 +106,18 @@ class Rotation:
                 except SignerError as error:
                     _log.warning("step failed; trying again", extra={"reason": error.reason, "error": str(error)})
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def confirm(self, every: timedelta) -> None:
+        """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""
+        while True:
+            await asyncio.sleep(every.total_seconds())
+            try:
+                await self._loaded()
+            except SignerError as error:
+                _log.warning(
+                    "the authorities' state could not be confirmed",
+                    extra={"reason": error.reason, "error": str(error)},
+                )
 
     async def step(self, action: str, kind: str, authority_id: str, *, forced: bool) -> str:
         """Do what a person asked for; what was done, as text. Raises SignerError."""

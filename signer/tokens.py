@@ -25,6 +25,9 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
 # Seconds between reads of the cluster's keys.
 JWKS_SECONDS = 300.0
 _LEEWAY = timedelta(seconds=30)
+# Seconds. While the API server hangs, callers are told soon, and only now and then does one of them wait to find out.
+REVIEW_SECONDS = 5.0
+PAUSE = timedelta(seconds=2)
 
 
 class TokenRefused(SignerError):
@@ -59,6 +62,7 @@ class TokenReviews:
         self._seconds = timedelta(seconds=seconds)
         self._limit = limit
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._away_until: datetime | None = None
         self._asking: dict[bytes, asyncio.Task[BoundToken]] = {}
 
     async def verify(self, token: str) -> BoundToken:
@@ -68,6 +72,8 @@ class TokenReviews:
         known = self._known.get(key)
         if known is not None and now < known.until:
             return known.proven
+        if self._away_until is not None and now < self._away_until:
+            raise ApiUnavailable("the API server did not answer a moment ago")
         asking = self._asking.get(key)
         if asking is None:
             # Its own task: a caller that gives up must not fail the others that wait for the same answer.
@@ -93,9 +99,14 @@ class TokenReviews:
             "spec": {"token": token, "audiences": [self._audience]},
         }
         try:
-            answer = await self._api.create(REVIEWS, body)
+            async with asyncio.timeout(REVIEW_SECONDS):
+                answer = await self._api.create(REVIEWS, body)
         except Forbidden as error:
             raise ApiUnavailable(f"the signer may not review tokens: {error}; apply its RBAC") from None
+        except (ApiUnavailable, TimeoutError) as error:
+            self._away_until = self._clock.now() + PAUSE
+            raise ApiUnavailable(str(error) or f"no TokenReview within {REVIEW_SECONDS:g} s") from None
+        self._away_until = None
         status = answer.get("status") or {}
         if not status.get("authenticated"):
             raise self._refused(token, str(status.get("error") or ""))

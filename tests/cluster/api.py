@@ -93,6 +93,14 @@ class KubeApi:
         options = None if grace_seconds is None else {"gracePeriodSeconds": grace_seconds}
         self._json("DELETE", path, options)
 
+    def remove(self, path: str) -> None:
+        """Delete an object that may not exist. Raises ApiError, OSError."""
+        try:
+            self.delete(path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
     def apply(self, documents: Iterable[Object]) -> None:
         """Create each object, or replace the one that is there. Raises ApiError, OSError."""
         for body in documents:

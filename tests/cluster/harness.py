@@ -23,8 +23,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
@@ -207,6 +207,16 @@ class Cluster:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    @contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Stop a component (SIGSTOP) while inside: it neither answers nor refuses."""
+        process = self._processes[name]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
 
     def service_account_kubeconfig(self, name: str, namespace: str) -> Path:
         """A kubeconfig with a token of that service account, good for an hour and bound to nothing."""

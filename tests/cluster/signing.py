@@ -292,9 +292,11 @@ def signer_process(
             process.wait()
 
 
-def agent_flags(cluster: Cluster, progress: Progress, signer: SignerProcess, pod: Object) -> list[str]:
+def agent_flags(
+    cluster: Cluster, progress: Progress, signer: SignerProcess, pod: Object, home: Path | None = None
+) -> list[str]:
     """What makes an agent use `signer`, with a token that is bound to `pod` and the published trust bundle."""
-    home = signer.admin_socket.parent
+    home = home or signer.admin_socket.parent
     published_roots(cluster, progress)
     bundle, token = home / "bundle.json", home / "token"
     bundle.write_text(cluster.api.get(BUNDLE)["data"]["bundle.json"])
