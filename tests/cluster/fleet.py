@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import ssl
 from collections.abc import AsyncIterator, Iterable
@@ -12,9 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from csi.standin import Pod, PodVolume, StandInKubelet
-from signer.state import AuthorityState
 from svid.certificates import certificates_from_pem
-from svid.spiffeid import TrustDomain
 from svid.x509svid import X509Svid
 from tests.support import Host, host
 
@@ -24,7 +21,6 @@ from .binaries import Progress
 from .harness import Cluster
 from .signing import AUDIENCE, DRIVER, NAMESPACE, SignerProcess
 
-SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/podsvid-authority"
 # kubelet passes tokens again about as often.
 REPUBLISH_SECONDS = 20.0
 
@@ -39,12 +35,6 @@ class FleetNode:
     agent_pod: Object
     volumes: dict[str, tuple[Pod, PodVolume, Object]] = field(default_factory=dict)
     targets: dict[str, Path] = field(default_factory=dict)
-
-
-def stored_state(cluster: Cluster) -> AuthorityState:
-    """The authorities as the Secret has them now. Raises StateDamaged."""
-    data = cluster.api.get(SECRET)["data"]["state.json"]
-    return AuthorityState.from_json(base64.b64decode(data), TrustDomain(signing.TRUST_DOMAIN))
 
 
 def volume_for(cluster: Cluster, body: Object, account: str) -> PodVolume:

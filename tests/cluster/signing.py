@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import subprocess
@@ -21,12 +22,14 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from signer.pb import signer_pb2
+from signer.state import AuthorityState
 from svid.certificates import certificates_from_der
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
+from svid.spiffeid import TrustDomain
 
 from .api import ApiError, Object
-from .binaries import ClusterError, Progress
+from .binaries import Progress
 from .harness import Cluster, wait_for
 from .image import TEST_IMAGE
 
@@ -36,6 +39,7 @@ TRUST_DOMAIN = "cluster.test"
 NAMESPACE = "podsvid"
 AUDIENCE = "signer.podsvid.io"
 DRIVER = "csi.podsvid.io"
+SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/podsvid-authority"
 BUNDLE = f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-bundle"
 
 
@@ -256,10 +260,10 @@ def free_port() -> int:
 
 @contextmanager
 def signer_process(
-    cluster: Cluster, progress: Progress, name: str = "signer-1", *flags: str, wait: bool = True
+    cluster: Cluster, progress: Progress, name: str = "signer-1", *flags: str, wait: bool = True, port: int = 0
 ) -> Iterator[SignerProcess]:
     """A signer with the shipped service account's token."""
-    port, http = free_port(), free_port()
+    port, http = port or free_port(), free_port()
     home = cluster.directory / name
     home.mkdir(exist_ok=True)
     log = cluster.logs / f"{name}.log"
@@ -306,13 +310,23 @@ def agent_flags(
     return [*flags, "--signer-bundle", str(bundle), "--agent-token-file", str(token)]
 
 
+def stored_state(cluster: Cluster) -> AuthorityState:
+    """The authorities as the Secret has them now. Raises StateDamaged."""
+    data = cluster.api.get(SECRET)["data"]["state.json"]
+    return AuthorityState.from_json(base64.b64decode(data), TrustDomain(TRUST_DOMAIN))
+
+
 def published_roots(cluster: Cluster, progress: Progress) -> bytes:
     """The PEM roots from the ConfigMap that agents mount, once it is there."""
-    wait_for("the trust bundle", lambda: cluster.api.find(BUNDLE) is not None, seconds=30, progress=progress)
-    found = cluster.api.find(BUNDLE)
-    if found is None:
-        raise ClusterError("the trust bundle disappeared")
-    return str(found["data"]["ca.crt"]).encode()
+    roots = stored_state(cluster).bundle.to_pem()
+
+    def published() -> bool:
+        # One of an earlier signer may be there still.
+        found = cluster.api.find(BUNDLE)
+        return found is not None and str(found["data"]["ca.crt"]).encode() == roots
+
+    wait_for("the trust bundle", published, seconds=30, progress=progress)
+    return roots
 
 
 def _claim(pod: Object) -> signer_pb2.Pod:

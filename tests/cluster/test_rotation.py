@@ -19,9 +19,9 @@ from signer.state import Stage
 
 from . import signing
 from .binaries import Progress
-from .fleet import Fleet, authority_of, fleet, handshake, stored_state
+from .fleet import Fleet, authority_of, fleet, handshake
 from .harness import Cluster
-from .signing import ROOT, SignerProcess
+from .signing import ROOT, SECRET, SignerProcess, stored_state
 
 pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1 takes the figures of the issue.
@@ -38,7 +38,7 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def signer(cluster: Cluster, progress: Progress) -> Iterator[SignerProcess]:
     signing.install(cluster, progress)
-    cluster.api.remove(f"/api/v1/namespaces/{signing.NAMESPACE}/secrets/podsvid-authority")
+    cluster.api.remove(SECRET)
     with signing.signer_process(cluster, progress, "signer-rotating", *FLAGS) as running:
         yield running
 
