@@ -65,12 +65,10 @@ class Rotation:
         return self._life.policy
 
     def see(self, state: AuthorityState) -> None:
-        """Take over a state that was read; an older one than the present is ignored."""
+        """Take over a state that was read; the present one and older ones are no news."""
         self.confirmed_at = self._clock.now()
         present = self.states.current
-        if present is not None and state.sequence < present.sequence:
-            return
-        if state != present:
+        if present is None or state.sequence > present.sequence:
             self.states.publish(state)
 
     def acks(self, state: AuthorityState) -> Acks:

@@ -1,0 +1,264 @@
+"""Who asks, and for which pod: each check with its own reason, and what goes on without the API server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from signer.attestation import AttestationSettings, Attestor
+from signer.errors import ApiUnavailable, Reason, Refused
+from signer.model import AttestedPod, PodClaim
+from signer.pods import Pods
+from signer.tokens import JWKS, OfflineTokens, TokenRefused, TokenReviews
+from tests.unit.signer.rig import AUDIENCE, DRIVER, Site
+
+SETTINGS = AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), timedelta(minutes=10))
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.site = Site()
+        clock = self.site.clock
+        self.pods = Pods(self.site.kube, clock)
+        self.reviews = TokenReviews(self.site.kube, AUDIENCE, clock)
+        self.offline = OfflineTokens(self.site.kube, AUDIENCE, clock)
+        self.attestor = Attestor(SETTINGS, self.reviews, self.offline, self.pods, clock)
+        self.key = ec.generate_private_key(ec.SECP256R1())
+
+    async def attest(self, claim: PodClaim, token: str, agent: str | None = None) -> AttestedPod:
+        caller = await self.attestor.agent(agent or self.site.agent())
+        return await self.attestor.pod(caller, token, claim)
+
+    async def refused(self, claim: PodClaim, token: str, agent: str | None = None) -> Reason:
+        with pytest.raises(Refused) as caught:
+            await self.attest(claim, token, agent)
+        assert not any(each and each in str(caught.value) for each in (token, agent))
+        return caught.value.reason
+
+    def publish_keys(self) -> None:
+        jwk = {**jwt.algorithms.ECAlgorithm.to_jwk(self.key.public_key(), as_dict=True), "kid": "k1", "alg": "ES256"}
+        self.site.kube.put(JWKS, {"keys": [jwk]})
+
+    def signed(self, token: str) -> str:
+        """The same claims as a token of the cluster's key."""
+        claims = jwt.decode(token, options={"verify_signature": False})
+        return jwt.encode(claims, self.key, algorithm="ES256", headers={"kid": "k1"})
+
+
+def rigged(test: Callable[[Rig], Awaitable[None]]) -> None:
+    async def run() -> None:
+        rig = Rig()
+        following = asyncio.create_task(rig.pods.run())
+        await rig.pods.wait_synced()
+        try:
+            await test(rig)
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+
+    asyncio.run(run())
+
+
+def test_agents() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        found = await rig.attestor.agent(site.agent("node-b"))
+        assert (found.node_name, found.node_uid, found.pod_name) == ("node-b", "uid-node-b", "agent-node-b")
+        claim = PodClaim("podsvid", "agent", "u")
+        agent: dict[str, Any] = {"account": "podsvid-agent", "namespace": "podsvid"}
+        for token, reason in (
+            (site.token(claim, **agent, known=False), Reason.AGENT_TOKEN_INVALID),
+            (site.token(claim, **agent, audience="other"), Reason.AGENT_TOKEN_AUDIENCE),
+            (site.token(claim, **agent, life=-1), Reason.AGENT_TOKEN_EXPIRED),
+            (site.token(claim, **agent, node=None), Reason.AGENT_TOKEN_UNBOUND),
+            (site.token(None, **agent), Reason.AGENT_TOKEN_UNBOUND),
+            (site.token(claim, account="podsvid-agent", namespace="other"), Reason.AGENT_DENIED),
+            (site.token(claim, account="web", namespace="podsvid"), Reason.AGENT_DENIED),
+            ("rubbish", Reason.AGENT_TOKEN_INVALID),
+        ):
+            with pytest.raises(Refused) as caught:
+                await rig.attestor.agent(token)
+            assert caught.value.reason is reason, caught.value
+
+    rigged(test)
+
+
+def test_pods() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        good = site.pod("good")
+        attested = await rig.attest(good, site.token(good))
+        assert (attested.pod.name, attested.agent.node_name, attested.degraded) == ("good", "node-a", False)
+
+        assert await rig.refused(good, "") is Reason.POD_TOKEN_MISSING
+        assert await rig.refused(good, "rubbish") is Reason.POD_TOKEN_INVALID
+        assert await rig.refused(good, site.token(good, audience="x")) is Reason.POD_TOKEN_AUDIENCE
+        assert await rig.refused(good, site.token(good, life=-5)) is Reason.POD_TOKEN_EXPIRED
+        assert await rig.refused(good, site.token(None)) is Reason.POD_TOKEN_UNBOUND
+        assert await rig.refused(good, site.token(good, node=None)) is Reason.POD_TOKEN_UNBOUND
+        other = site.pod("other")
+        assert await rig.refused(other, site.token(good)) is Reason.POD_TOKEN_REPLAYED
+        assert await rig.refused(PodClaim("default", "good", other.uid), site.token(good)) is Reason.POD_TOKEN_REPLAYED
+        assert await rig.refused(good, site.token(good), site.agent("node-b")) is Reason.POD_ON_OTHER_NODE
+        # The token and the live object disagree.
+        moved = site.pod("moved", node="node-b")
+        assert await rig.refused(moved, site.token(moved)) is Reason.POD_ON_OTHER_NODE
+        foreign = site.pod("foreign", account="admin")
+        assert await rig.refused(foreign, site.token(foreign)) is Reason.SERVICE_ACCOUNT_MISMATCH
+        static = site.pod("static", annotations={"kubernetes.io/config.mirror": "x"})
+        assert await rig.refused(static, site.token(static)) is Reason.POD_IS_MIRROR
+        for phase in ("Succeeded", "Failed"):
+            done = site.pod(phase.lower(), phase=phase)
+            assert await rig.refused(done, site.token(done)) is Reason.POD_FINISHED
+        for name, driver in (("none", None), ("another", "csi.other.io")):
+            without = site.pod(name, driver=driver)
+            assert await rig.refused(without, site.token(without)) is Reason.POD_WITHOUT_DRIVER
+
+    rigged(test)
+
+
+def test_a_pod_that_is_gone_or_another_one_by_now() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        gone = PodClaim("default", "gone", "gone-uid")
+        assert await rig.refused(gone, site.token(gone)) is Reason.POD_NOT_FOUND
+        # The API server refuses the token of a deleted pod without saying so; the person is told.
+        assert await rig.refused(gone, site.token(gone, known=False)) is Reason.POD_NOT_FOUND
+        again = site.pod("gone")
+        assert await rig.refused(gone, site.token(gone, known=False)) is Reason.POD_UID_MISMATCH
+        assert await rig.refused(again, site.token(again, known=False)) is Reason.POD_TOKEN_INVALID
+
+    rigged(test)
+
+
+def test_reviews_are_kept_for_seconds_and_refusals_are_not() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        good = site.pod("good")
+        token, agent = site.token(good), site.agent()
+        await rig.attest(good, token, agent)
+        await asyncio.gather(*(rig.attest(good, token, agent) for _ in range(20)))
+        assert site.reviews == 2
+        site.clock.pass_by(seconds=11)
+        # Twenty that come at once share one review of each token.
+        await asyncio.gather(*(rig.attest(good, token, agent) for _ in range(20)))
+        assert site.reviews == 4
+        refused = site.token(good, known=False)
+        for _ in range(3):
+            await rig.refused(good, refused, agent)
+        assert site.reviews == 7
+
+    rigged(test)
+
+
+def test_the_cache_is_bounded_and_ends_with_the_token() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        reviews = TokenReviews(site.kube, AUDIENCE, site.clock, limit=3)
+        good = site.pod("good")
+        for _ in range(10):
+            await reviews.verify(site.token(good))
+        assert len(reviews._known) == 3
+        short = site.token(good, life=2)
+        await reviews.verify(short)
+        site.clock.pass_by(seconds=3)
+        with pytest.raises(TokenRefused) as caught:
+            await reviews.verify(short)
+        assert caught.value.fault == "EXPIRED"
+
+    rigged(test)
+
+
+def test_without_the_api_server_only_what_has_an_identity_goes_on_and_not_for_ever() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        rig.publish_keys()
+        await rig.offline.refresh()
+        old, new = site.pod("old"), site.pod("new")
+        agent, token, fresh = site.agent(), site.token(old), site.token(new)
+        rig.attestor.issued(await rig.attest(old, token, agent))
+        agent, token, fresh = rig.signed(agent), rig.signed(token), rig.signed(fresh)
+        site.kube.down = True
+        found = await rig.attest(old, token, agent)
+        assert found.degraded
+        assert await rig.refused(new, fresh, agent) is Reason.API_SERVER_UNAVAILABLE
+        # Neither a token that the cluster's key did not sign, nor one of another node, nor one for another pod.
+        forged = jwt.encode(jwt.decode(token, options={"verify_signature": False}), "secret" * 8, algorithm="HS256")
+        assert await rig.refused(old, forged, agent) is Reason.POD_TOKEN_INVALID
+        elsewhere = rig.signed(site.agent("node-b"))
+        assert await rig.refused(old, token, elsewhere) is Reason.POD_ON_OTHER_NODE
+        assert await rig.refused(old, fresh, agent) is Reason.POD_TOKEN_REPLAYED
+        # A degraded answer does not prolong itself.
+        rig.attestor.issued(found)
+        site.clock.pass_by(minutes=11)
+        assert await rig.refused(old, token, agent) is Reason.API_SERVER_UNAVAILABLE
+
+    rigged(test)
+
+
+@pytest.mark.parametrize("head", [{"alg": "none"}, {"alg": "HS256", "kid": "k1"}, {"alg": "ES256", "kid": "unknown"}])
+def test_offline_verification_takes_the_clusters_signatures_only(head: dict[str, str]) -> None:
+    async def test(rig: Rig) -> None:
+        rig.publish_keys()
+        await rig.offline.refresh()
+        good = rig.site.pod("good")
+        claims = jwt.decode(rig.site.token(good), options={"verify_signature": False})
+        key: Any = {"HS256": "x" * 32, "ES256": rig.key}.get(head["alg"])
+        forged = jwt.encode(claims, key, algorithm=head["alg"], headers=head)
+        with pytest.raises(TokenRefused) as caught:
+            rig.offline.verify(forged)
+        assert caught.value.fault == "INVALID"
+
+    rigged(test)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"aud": ["other"]}, "AUDIENCE"),
+        ({"exp": 1}, "EXPIRED"),
+        ({"nbf": 4_000_000_000}, "INVALID"),
+        ({"sub": "system:serviceaccount:kube-system:admin"}, "INVALID"),
+        ({"kubernetes.io": None}, "INVALID"),
+        ({"exp": None}, "INVALID"),
+    ],
+)
+def test_offline_claims(change: dict[str, object], fault: str) -> None:
+    async def test(rig: Rig) -> None:
+        rig.publish_keys()
+        await rig.offline.refresh()
+        good = rig.site.pod("good")
+        token = rig.signed(rig.site.token(good))
+        assert rig.offline.verify(token).pod_uid == good.uid
+        claims = {**jwt.decode(token, options={"verify_signature": False}), **change}
+        claims = {key: value for key, value in claims.items() if value is not None}
+        with pytest.raises(TokenRefused) as caught:
+            rig.offline.verify(jwt.encode(claims, rig.key, algorithm="ES256", headers={"kid": "k1"}))
+        assert caught.value.fault == fault
+
+    rigged(test)
+
+
+def test_a_hanging_api_server_is_asked_now_and_then_only() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        good = site.pod("good")
+        site.kube.down = True
+        token = site.token(good)
+        for _ in range(5):
+            with pytest.raises(ApiUnavailable):
+                await rig.reviews.verify(token)
+        site.kube.down = False
+        with pytest.raises(ApiUnavailable):
+            await rig.reviews.verify(token)
+        site.clock.pass_by(seconds=3)
+        assert (await rig.reviews.verify(token)).pod_uid == good.uid
+        assert site.reviews == 1
+
+    rigged(test)
