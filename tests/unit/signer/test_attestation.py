@@ -15,7 +15,7 @@ from signer.errors import ApiUnavailable, Reason, Refused
 from signer.model import AttestedPod, PodClaim
 from signer.pods import Pods
 from signer.tokens import JWKS, OfflineTokens, TokenRefused, TokenReviews
-from tests.unit.signer.rig import AUDIENCE, DRIVER, Site
+from tests.signer_rig import AUDIENCE, DRIVER, Site
 
 SETTINGS = AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), timedelta(minutes=10))
 

@@ -20,7 +20,7 @@ from svid.jwtsvid import JwtAlgorithm, JwtSvid, check_jwt_svid
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import check_x509_svid
-from tests.unit.signer.rig import START
+from tests.signer_rig import START
 
 TD = TrustDomain("example.org")
 WEB = SpiffeId.parse("spiffe://example.org/ns/default/sa/web")

@@ -18,7 +18,7 @@ from svid.certificates import extension, to_pem
 from svid.keys import KeyAlgorithm, key_to_pem
 from svid.x509svid import check_x509_svid
 from tests.fake_kube import FakeKube
-from tests.unit.signer.rig import START, StepClock
+from tests.signer_rig import START, StepClock
 from tests.unit.signer.test_lifecycle import KEY, TD, TTL, WEB, done, first, life
 
 PATH = "/api/v1/namespaces/podsvid/secrets/authority"

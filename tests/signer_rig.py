@@ -1,13 +1,27 @@
 """A signer's parts over an API server in memory: tokens that it knows, pods, and a clock that only tests move."""
 
+import argparse
+import asyncio
 import base64
 import json
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+from agent.signer_authority import SignerSettings
+from runtime.clock import Clock
+from signer import config
+from signer.daemon import Replica
 from signer.kube import Object
 from signer.model import PodClaim
+from signer.state import AuthorityState
 from signer.tokens import REVIEWS
+from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 
 AUDIENCE = "signer.podsvid.io"
@@ -31,8 +45,8 @@ class StepClock:
 class Site:
     """An API server with a node, an agent and pods; `token` makes what TokenReview accepts."""
 
-    def __init__(self) -> None:
-        self.clock = StepClock()
+    def __init__(self, at: datetime = START) -> None:
+        self.clock = StepClock(at)
         self.kube = FakeKube(self.clock)
         self.kube.hooks[REVIEWS] = self._review
         self.reviews = 0
@@ -123,3 +137,50 @@ def _b64(value: object) -> str:
 def _expiry(token: str) -> float:
     claims = token.split(".")[1]
     return float(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A signer replica in this process and what an agent of it needs."""
+
+    replica: Replica
+    address: str
+    bundle_file: Path
+    site: Site
+
+    def settings(self, token: str, folder: Path, name: str = "token") -> SignerSettings:
+        """For an agent with that token."""
+        file = folder / name
+        file.write_text(token)
+        return SignerSettings(self.address, self.bundle_file, file, AUDIENCE, TrustDomain("example.org"), "test")
+
+
+@asynccontextmanager
+async def serving(site: Site, folder: Path, clock: Clock, *flags: str, port: int = 0) -> AsyncIterator[Serving]:
+    """A replica at `site` on a free port of the loopback, until left."""
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    defaults = ("--trust-domain", "example.org", "--namespace", "podsvid", "--identity", "signer-1")
+    addresses = ("--listen", f"127.0.0.1:{port}", "--metrics-listen", "off", "--admin-socket", str(folder / "a.sock"))
+    loaded = config.load(parser.parse_args([*defaults, *addresses, *flags]), {})
+    replica = Replica(loaded, site.kube, clock, random.Random(7))
+    stopping = asyncio.Event()
+    async with AsyncExitStack() as services:
+        running = asyncio.create_task(replica.run(stopping, services))
+        try:
+            while await replica.not_ready():
+                await asyncio.wait([running], timeout=0.02)
+                if running.done():
+                    running.result()
+            secret = site.kube.objects["/api/v1/namespaces/podsvid/secrets/podsvid-authority"]
+            state = AuthorityState.from_json(base64.b64decode(secret["data"]["state.json"]), TrustDomain("example.org"))
+            bundle_file = folder / "bundle.json"
+            bundle_file.write_bytes(state.bundle.to_jwks())
+            yield Serving(replica, f"127.0.0.1:{port}", bundle_file, site)
+        finally:
+            stopping.set()
+            await running

@@ -1,0 +1,242 @@
+"""The agent's authority against a whole signer replica over TLS: real calls, an API server in memory."""
+
+import asyncio
+import json
+import random
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from agent.authorities import JwtRequest, MintRequest
+from agent.errors import AgentError, AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
+from agent.signer_authority import SignerAuthority, SignerSettings
+from csi.model import PodRef, PodToken
+from runtime.clock import SystemClock
+from runtime.tls import require_tls13
+from signer.model import PodClaim
+from svid.authority import X509Authority
+from svid.identity import Trust
+from svid.jwtsvid import check_jwt_svid
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import TrustDomain
+from svid.x509svid import check_x509_svid
+from tests.signer_rig import AUDIENCE, Serving, Site, serving
+
+require_tls13()
+
+
+def passed_on(token: str) -> PodToken:
+    """As kubelet hands tokens to a driver."""
+    return PodToken(json.dumps({AUDIENCE: {"token": token, "expirationTimestamp": "2099-01-01T00:00:00Z"}}))
+
+
+def request(claim: PodClaim, token: PodToken | None, **wishes: Any) -> MintRequest:
+    key = wishes.pop("key", None) or KeyAlgorithm.EC_P256.generate()
+    return MintRequest(PodRef(claim.namespace, claim.name, claim.uid, "web"), token, key, **wishes)
+
+
+class Rig:
+    def __init__(self, signer: Serving, folder: Path) -> None:
+        self.signer = signer
+        self.site = signer.site
+        self.folder = folder
+        self.authority = self.another(self.site.agent())
+
+    def another(self, token: str, **changes: Any) -> SignerAuthority:
+        settings = self.signer.settings(token, self.folder)
+        found = SignerAuthority(
+            SignerSettings(**{**{n: getattr(settings, n) for n in settings.__slots__}, **changes}),
+            SystemClock(),
+            random.Random(3),
+        )
+        found.load()
+        return found
+
+
+def rigged(test: Callable[[Rig], Awaitable[None]], *flags: str) -> None:
+    async def run(folder: Path) -> None:
+        site = Site(datetime.now(UTC).replace(microsecond=0))
+        async with serving(site, folder, SystemClock(), *flags) as signer:
+            rig = Rig(signer, folder)
+            following = asyncio.create_task(rig.authority.run())
+            try:
+                await rig.authority.wait_answered()
+                await test(rig)
+            finally:
+                following.cancel()
+                with suppress(asyncio.CancelledError):
+                    await following
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
+        asyncio.run(run(Path(folder)))
+
+
+def trust(authority: SignerAuthority) -> Trust:
+    found = authority.trust.current
+    assert found is not None
+    return found
+
+
+async def refused(authority: SignerAuthority, wanted: MintRequest, kind: type[AgentError]) -> str:
+    with pytest.raises(kind) as caught:
+        await authority.mint_x509(wanted)
+    return str(caught.value)
+
+
+def test_minting() -> None:
+    async def test(rig: Rig) -> None:
+        claim = rig.site.pod("web")
+        token = passed_on(rig.site.token(claim))
+        assert rig.authority.connected
+        key = KeyAlgorithm.EC_P384.generate()
+        minted = await rig.authority.mint_x509(request(claim, token, key=key, ttl=timedelta(minutes=5)))
+        now = datetime.now(UTC)
+        assert check_x509_svid(minted.chain, minted.trust.bundle, now) == minted.spiffe_id
+        assert str(minted.spiffe_id) == "spiffe://example.org/ns/default/sa/web"
+        assert minted.chain[0].public_key() == key.public_key()
+        assert minted.chain[0].not_valid_after_utc - now <= timedelta(minutes=5)
+        assert now < minted.renewal.start < minted.renewal.end < minted.chain[0].not_valid_after_utc
+        jwt = await rig.authority.mint_jwt(JwtRequest(request(claim, token).pod, token, minted.spiffe_id, ("a", "b")))
+        bundle = trust(rig.authority).bundle
+        assert check_jwt_svid(jwt.svid.token, {bundle.trust_domain: bundle}, "b", now).spiffe_id == minted.spiffe_id
+        capped = await rig.authority.mint_x509(request(claim, token, ttl=timedelta(days=3)))
+        assert "86400s are granted" in capped.notice
+
+    rigged(test)
+
+
+def test_refusals_reach_the_pod_with_their_reason() -> None:
+    async def test(rig: Rig) -> None:
+        claim, there = rig.site.pod("web"), rig.site.pod("there", node="node-b")
+        token = passed_on(rig.site.token(claim))
+        elsewhere = passed_on(rig.site.token(there, node="node-b"))
+        said = await refused(rig.authority, request(there, elsewhere), AuthorityRefused)
+        assert said.startswith("POD_ON_OTHER_NODE: ")
+        said = await refused(rig.authority, request(claim, token, dns_names=("payments.svc",)), AuthorityRefused)
+        assert said.startswith("DNS_NAME_DENIED: ")
+        said = await refused(
+            rig.authority, request(claim, token, dns_names=("signer.podsvid.internal",)), AuthorityRefused
+        )
+        assert said.startswith("DNS_NAME_DENIED: ")
+        said = await refused(rig.authority, request(claim, None), AuthorityUnavailable)
+        assert said.startswith("POD_TOKEN_MISSING: ")
+        assert "tokenRequests" in said
+        said = await refused(rig.authority, request(claim, PodToken('{"other": {}}')), AuthorityUnavailable)
+        assert said.startswith("POD_TOKEN_MISSING: ")
+        late = json.dumps({AUDIENCE: {"token": "x", "expirationTimestamp": "2020-01-01T00:00:00Z"}})
+        said = await refused(rig.authority, request(claim, PodToken(late)), AuthorityUnavailable)
+        assert said.startswith("POD_TOKEN_EXPIRED: ")
+        # An agent whose own token is bad: that may be mended, so kubelet tries again.
+        stranger = rig.another("no.agent.token")
+        assert (await refused(stranger, request(claim, token), AuthorityUnavailable)).startswith(
+            "AGENT_TOKEN_INVALID: "
+        )
+        missing = rig.another("x", token_file=Path("/nonexistent/token"))
+        assert (await refused(missing, request(claim, token), AuthorityUnavailable)).startswith("AGENT_TOKEN_MISSING: ")
+
+    rigged(test)
+
+
+def test_the_signer_must_prove_itself() -> None:
+    async def test(rig: Rig) -> None:
+        other = X509Authority.create(
+            TrustDomain("example.org"),
+            algorithm=KeyAlgorithm.EC_P256,
+            lifetime=timedelta(days=1),
+            now=datetime.now(UTC),
+        )
+        file = rig.folder / "other.pem"
+        file.write_bytes(other.bundle.to_pem())
+        fooled = rig.another(rig.site.agent(), bundle_file=file)
+        watching = asyncio.create_task(fooled._watch())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await watching
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not fooled.connected
+        with pytest.raises(AuthorityDamaged, match="ConfigMap podsvid-bundle"):
+            rig.another("x", bundle_file=rig.folder / "absent")
+
+    rigged(test)
+
+
+@pytest.mark.parametrize(("version", "accepted"), [("-tls1_2", False), ("-tls1_3", True)])
+def test_only_tls_1_3_is_spoken(version: str, accepted: bool) -> None:
+    async def test(rig: Rig) -> None:
+        command = ["openssl", "s_client", "-connect", rig.signer.address, "-alpn", "h2", version]
+        done = await asyncio.to_thread(
+            subprocess.run, command, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        assert (b"Cipher is TLS_" in done.stdout) is accepted, done.stdout[-600:]
+
+    rigged(test)
+
+
+def test_trust_is_followed_and_acknowledged() -> None:
+    async def test(rig: Rig) -> None:
+        rotation = rig.signer.replica._rotation
+        before = trust(rig.authority)
+        assert rotation.state is not None
+        assert before.bundle.sequence == rotation.state.sequence
+        # The agent's node counts as live by its pod.
+        claim = rig.site.pod("agent-a", account="podsvid-agent", namespace="podsvid", driver=None)
+        assert claim
+        async with asyncio.timeout(20):
+            while rotation.live_nodes() != {"node-a"}:
+                await asyncio.sleep(0.02)
+            await rotation.step("prepare", "x509", "", forced=False)
+            version = 0
+            while len(trust(rig.authority).bundle.x509_authorities) != 2:
+                version = await rig.authority.trust.wait_beyond(version)
+            state = rotation.state
+            assert rotation.acks(state).waiting == {"node-a"}
+            rig.authority.hold(trust(rig.authority), {state.active_x509_id: 5})
+            while rotation.acks(state).waiting:
+                await asyncio.sleep(0.02)
+            assert rotation.acks(state).in_use == {state.active_x509_id: 5}
+            old = state.active_x509_id
+            await rotation.step("activate", "x509", "", forced=False)
+            while not rig.authority.early_renewals.current:
+                await asyncio.sleep(0.02)
+        (early,) = rig.authority.early_renewals.current
+        assert early.authority_id == old
+
+    rigged(test)
+
+
+def test_nothing_is_written_for_an_svid() -> None:
+    async def test(rig: Rig) -> None:
+        claim = rig.site.pod("web")
+        token = passed_on(rig.site.token(claim))
+        await rig.authority.mint_x509(request(claim, token))
+        before = [each for each in rig.site.kube.writes if "tokenreviews" not in each[1] and "leases" not in each[1]]
+        for _ in range(50):
+            await rig.authority.mint_x509(request(claim, token))
+        after = [each for each in rig.site.kube.writes if "tokenreviews" not in each[1] and "leases" not in each[1]]
+        assert after == before
+
+    rigged(test)
+
+
+def test_one_node_cannot_take_the_signer_from_the_others() -> None:
+    async def test(rig: Rig) -> None:
+        claim = rig.site.pod("web")
+        token = passed_on(rig.site.token(claim))
+        minting = [rig.authority.mint_x509(request(claim, token)) for _ in range(200)]
+        answers = await asyncio.gather(*minting, return_exceptions=True)
+        failures = [str(each) for each in answers if isinstance(each, BaseException)]
+        assert all(each.startswith(("RATE_LIMITED: ", "BUSY: ")) for each in failures)
+        # The agent waits as it was told and is served in the end, as far as its deadline goes.
+        assert len(failures) < 200
+        there = rig.site.pod("there", node="node-b")
+        other = rig.another(rig.site.agent("node-b"))
+        minted = await other.mint_x509(request(there, passed_on(rig.site.token(there, node="node-b"))))
+        assert minted.chain
+
+    rigged(test, "--node-rate", "20", "--node-burst", "20", "--node-concurrency", "8")

@@ -1,0 +1,322 @@
+"""Leader, published bundles, events, acknowledgements, policies' status and mirrors over an API server in memory."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signer.acknowledgements import Agents
+from signer.errors import Reason, Refused
+from signer.events import Events
+from signer.leader import Leader
+from signer.mirror import Mirror
+from signer.model import Agent, LivePod, PodClaim
+from signer.policies import GROUP, Policies
+from signer.policy import PolicySettings
+from signer.publish import Publisher
+from svid.bundle import TrustBundle
+from svid.spiffeid import TrustDomain
+from tests.fake_kube import FakeKube
+from tests.signer_rig import START, StepClock
+from tests.unit.signer.test_lifecycle import first
+
+TD = TrustDomain("example.org")
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/podsvid/leases"
+DURATION = timedelta(seconds=15)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0)
+
+
+async def running(loops: list[Awaitable[None]], test: Callable[[], Awaitable[None]]) -> None:
+    tasks = [asyncio.ensure_future(each) for each in loops]
+    try:
+        await test()
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+
+def leader(kube: FakeKube, name: str, time: Time) -> Leader:
+    return Leader(kube, "podsvid", "lease", name, DURATION, StepClock(), random.Random(1), lambda: time.now)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 12), st.booleans()), max_size=40))
+def test_there_are_never_two_leaders(schedule: list[tuple[str, float, bool]]) -> None:
+    async def run() -> None:
+        kube, time = FakeKube(StepClock()), Time()
+        replicas = {name: leader(kube, name, time) for name in "abc"}
+        for name, passed, cut_off in schedule:
+            time.now += passed
+            kube.down = cut_off
+            with suppress(Exception):
+                await replicas[name].attempt()
+            kube.down = False
+            assert sum(each.leading for each in replicas.values()) <= 1
+
+    asyncio.run(run())
+
+
+def test_the_next_leader_takes_over_when_the_lease_ran_out_or_was_given_up() -> None:
+    async def run() -> None:
+        kube, time = FakeKube(StepClock()), Time()
+        one, two = leader(kube, "one", time), leader(kube, "two", time)
+        await one.attempt()
+        await two.attempt()
+        assert (one.leading, two.leading, two.holder) == (True, False, "one")
+        time.now += 12.1  # the one before stops before the other may begin
+        await two.attempt()
+        assert (one.leading, two.leading) == (False, False)
+        time.now += 3
+        await two.attempt()
+        assert two.leading
+        assert kube.objects[f"{LEASES}/lease"]["spec"]["leaseTransitions"] == 1
+        await two.release()
+        assert not two.leading
+        await one.attempt()
+        assert one.leading
+
+    asyncio.run(run())
+
+
+def publisher(kube: FakeKube, namespaces: str = "") -> Publisher:
+    return Publisher(kube, namespaces, "podsvid-bundle", "podsvid.io/spiffe", TD, StepClock())
+
+
+def config_map(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/configmaps/podsvid-bundle"
+
+
+def namespace(kube: FakeKube, name: str, **labels: str) -> None:
+    kube.put(f"/api/v1/namespaces/{name}", {"metadata": {"name": name, "labels": labels}})
+
+
+CTB = "/apis/certificates.k8s.io/{}/clustertrustbundles"
+
+
+def test_the_bundle_is_published_healed_and_cleaned_up() -> None:
+    bundle = first().bundle
+
+    async def run() -> None:
+        kube = FakeKube(StepClock())
+        kube.missing |= {CTB.format(version) for version in ("v1", "v1beta1", "v1alpha1")}
+        for name in ("a", "b", "c"):
+            namespace(kube, name, wanted="yes")
+        kube.put(config_map("c"), {"metadata": {"name": "podsvid-bundle"}, "data": {"ca.crt": "mine"}})
+        publishing = publisher(kube, "wanted=yes")
+        await publishing.publish([bundle])
+
+        def right(*names: str) -> bool:
+            have = {key for key in kube.objects if key.endswith("/configmaps/podsvid-bundle")} - {config_map("c")}
+            pem = bundle.to_pem().decode()
+            return have == set(map(config_map, names)) and all(
+                kube.objects[key]["data"]["ca.crt"] == pem for key in have
+            )
+
+        async def test() -> None:
+            await until(lambda: right("a", "b"))
+            assert TrustBundle.from_jwks(TD, kube.objects[config_map("a")]["data"]["bundle.json"].encode()) == bundle
+            # Somebody else's object of the name is left alone.
+            assert kube.objects[config_map("c")]["data"] == {"ca.crt": "mine"}
+            kube.remove(config_map("a"))
+            kube.objects[config_map("b")]["data"]["ca.crt"] = "changed"
+            kube.put(config_map("b"), {**kube.objects[config_map("b")], "data": {"ca.crt": "changed"}})
+            await until(lambda: right("a", "b"))
+            namespace(kube, "d", wanted="yes")
+            await until(lambda: right("a", "b", "d"))
+            kube.remove("/api/v1/namespaces/b")
+            await until(lambda: right("a", "d") and len(publishing._copies.values) == 3)
+            writes = len(kube.writes)
+            await publishing.reconcile()
+            assert len(kube.writes) == writes
+
+        await running([publishing.run()], test)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1", "v1alpha1"])
+def test_cluster_trust_bundles_where_the_api_has_them(version: str) -> None:
+    own = first().bundle
+
+    async def run() -> None:
+        kube = FakeKube(StepClock())
+        newer = {"v1": (), "v1beta1": ("v1",), "v1alpha1": ("v1", "v1beta1")}[version]
+        kube.missing |= {CTB.format(each) for each in newer}
+        publishing = publisher(kube)
+        partner = TrustBundle(TrustDomain("partner.test"), own.x509_authorities)
+        await publishing.publish([own, partner])
+        await publishing.reconcile()
+        prefix = f"{CTB.format(version)}/podsvid.io:spiffe:"
+        assert {key for key in kube.objects if "trustbundles" in key} == {
+            f"{prefix}example.org",
+            f"{prefix}partner.test",
+        }
+        assert kube.objects[f"{prefix}example.org"]["spec"]["trustBundle"] == own.to_pem().decode()
+        await publishing.publish([own])
+        await publishing.reconcile()
+        assert {key for key in kube.objects if "trustbundles" in key} == {f"{prefix}example.org"}
+
+    asyncio.run(run())
+
+
+def test_events_are_few_and_never_in_the_way() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        events = Events(kube, "signer-1", clock)
+        pod = PodClaim("default", "web", "uid-1")
+        for _ in range(50):
+            events.refused(pod, "POLICY_DENIED", "policy x denies")
+        for number in range(3000):
+            events.refused(PodClaim("default", f"p{number}", f"u{number}"), "POLICY_DENIED", "x" * 5000)
+
+        async def test() -> None:
+            await until(lambda: len(kube.objects) == 1)
+            (stored,) = kube.objects.values()
+            assert (stored["reason"], stored["type"]) == ("IdentityRefused", "Warning")
+            assert stored["note"] == "POLICY_DENIED: policy x denies"
+            assert stored["regarding"]["uid"] == "uid-1"
+            assert len(stored["note"]) <= 1024
+
+        kube.down = False
+        await running([events.run()], test)
+
+    asyncio.run(run())
+
+
+def agent(node: str) -> Agent:
+    return Agent(node, f"uid-{node}", f"agent-{node}", f"pod-{node}", START + timedelta(hours=1))
+
+
+def test_acknowledgements_of_all_replicas_count() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        one, two = Agents(kube, "podsvid", "one", clock), Agents(kube, "podsvid", "two", clock)
+        live = frozenset({"a", "b"})
+
+        async def test() -> None:
+            await until(lambda: one._others.synced)
+            handle = one.connect(agent("a"))
+            two.connect(agent("b"))
+            assert one.summary(7, live) == (live, None)
+            one.acknowledged("a", 7, {"x": 2})
+            two.acknowledged("b", 6, {"x": 1, "y": 1})
+            await two.write()
+            await until(lambda: "b" in one._known())
+            assert one.summary(7, live) == (frozenset({"b"}), {"x": 3, "y": 1})
+            two.acknowledged("b", 8, {"y": 2})
+            await two.write()
+            await until(lambda: one.summary(7, live)[0] == frozenset())
+            assert one.summary(7, live)[1] == {"x": 2, "y": 2}
+            # The agent went over to the other replica; what it said here is no longer its word.
+            one.disconnect(handle)
+            assert one.summary(7, live) == (frozenset({"a"}), None)
+            writes = len(kube.writes)
+            await two.write()
+            assert len(kube.writes) == writes
+            # A replica that is gone says nothing any more, though its ConfigMap is there.
+            clock.pass_by(minutes=16)
+            assert one.summary(7, frozenset({"b"})) == (frozenset({"b"}), None)
+
+        await running([one._others.run()], test)
+
+    asyncio.run(run())
+
+
+@given(st.dictionaries(st.sampled_from(["version", "identity", "written_at", "nodes"]), st.text(max_size=30)))
+def test_a_foreign_config_map_is_nobodys_word(data: dict[str, Any]) -> None:
+    from signer.acknowledgements import _read_replica
+
+    assert _read_replica({"data": {**data, "version": "1"}}) is None
+
+
+def test_policies_status_is_written_once() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        policies = Policies(kube, PolicySettings(TD), clock)
+        pods = [LivePod("shop", f"p{n}", f"u{n}", "node", "web", {"app": "web"} if n else {}) for n in range(3)]
+        with pytest.raises(Refused) as caught:
+            policies.entitlement(pods[0])
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+        namespace(kube, "shop", team="a")
+        path = f"{GROUP}/namespaces/shop/workloadidentities/web"
+        kube.put(path, {"metadata": {"name": "web"}, "spec": {"podSelector": {"matchLabels": {"app": "web"}}}})
+        wide = f"{GROUP}/clusterworkloadidentities/wide"
+        kube.put(wide, {"metadata": {"name": "wide"}, "spec": {"namespaceSelector": {"matchLabels": {"team": "a"}}}})
+
+        async def test() -> None:
+            await until(lambda: policies.synced)
+            assert policies.entitlement(pods[1]).policy == "shop/web"
+            assert policies.entitlement(pods[0]).policy == "wide"
+            await policies.write_status(pods)
+            assert kube.objects[path]["status"]["podsMatched"] == 2
+            conditions = {each["type"]: each for each in kube.objects[wide]["status"]["conditions"]}
+            assert kube.objects[wide]["status"]["podsMatched"] == 3
+            assert conditions["Ready"]["status"] == "True"
+            assert conditions["Conflicting"]["message"].startswith(
+                "2 pods went to other policies: shop/p1 (to shop/web)"
+            )
+            writes = len(kube.writes)
+            clock.pass_by(minutes=1)
+            await policies.write_status(pods)
+            assert len(kube.writes) == writes == 2
+            explained = policies.explain(pods[0]).to_json()
+            assert explained["policy"] == "wide"
+            assert explained["notMatched"] == [{"policy": "shop/web", "because": "podSelector: app In does not hold"}]
+            kube.put(wide, {**kube.objects[wide], "spec": {"deny": True}})
+            await until(lambda: policies.explain(pods[1]).outcome.startswith("refused: POLICY_DENIED"))
+
+        await running([policies.run()], test)
+
+    asyncio.run(run())
+
+
+def test_a_mirror_lists_again_after_a_gap_and_outlives_outages() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        mirror: Mirror[str] = Mirror(kube, "/api/v1/pods", lambda each: str(each["metadata"]["name"]), clock)
+        kube.put("/api/v1/namespaces/a/pods/one", {})
+
+        def names() -> set[str]:
+            return set(mirror.values.values())
+
+        async def test() -> None:
+            await until(lambda: names() == {"one"})
+            kube.put("/api/v1/namespaces/b/pods/two", {})
+            await until(lambda: names() == {"one", "two"})
+            kube.remove("/api/v1/namespaces/a/pods/one")
+            await until(lambda: names() == {"two"})
+            assert mirror.synced
+            version = mirror.changed.version
+            await asyncio.sleep(0)
+            assert mirror.changed.version == version
+
+        await running([mirror.run()], test)
+        # What happened while nobody watched, and was compacted away, is found by a new list.
+        kube.put("/api/v1/namespaces/b/pods/three", {})
+        kube.compact()
+        await running([mirror.run()], lambda: until(lambda: names() == {"two", "three"}))
+
+    asyncio.run(run())

@@ -1,0 +1,231 @@
+"""Which identity a pod gets: the template language, the rule among policies, and failing closed."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from signer.errors import InvalidPolicy, Reason, Refused
+from signer.kube import Object
+from signer.model import Entitlement, LivePod
+from signer.policy import Policy, PolicySettings, Service, decide, matching, read_policy, read_service
+from signer.template import Template, dns_template, is_dns_label, is_segment, path_template
+from svid.spiffeid import SpiffeId, TrustDomain
+
+TD = TrustDomain("example.org")
+SETTINGS = PolicySettings(TD)
+POD = LivePod("shop", "web-0", "uid-1", "node-a", "web", {"app": "web", "tier": "front"})
+CRDS = Path(__file__).parents[3] / "deploy" / "crds"
+TEMPLATE_TEXT = st.text(alphabet="ab/.{}[]'_-A0", max_size=12)
+PIECES = st.lists(
+    st.sampled_from(
+        ["/", "ns", "{namespace}", "{labels['app']}", ".", "..", "a-b", "{pod}", "{x}", "{", "}", "_", "é", "'"]
+    ),
+    max_size=8,
+).map("".join)
+
+
+def body(name: str, namespace: str = "", created: str = "2030-01-01T00:00:00Z", **spec: Any) -> Object:
+    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{namespace}-{name}", "creationTimestamp": created}
+    return {"metadata": metadata, "spec": spec}
+
+
+def policy(name: str, namespace: str = "", **spec: Any) -> Policy:
+    found = read_policy(body(name, namespace, **spec))
+    assert found is not None
+    return found
+
+
+def given_to(pod: LivePod, *policies: Policy, services: tuple[Service, ...] = (), **labels: str) -> Entitlement:
+    return decide(matching(policies, pod, labels), pod, services, SETTINGS)
+
+
+def refused(pod: LivePod, *policies: Policy) -> Reason:
+    with pytest.raises(Refused) as caught:
+        given_to(pod, *policies)
+    return caught.value.reason
+
+
+@given(st.one_of(st.text(max_size=40), TEMPLATE_TEXT, PIECES))
+def test_parsing_raises_nothing_else(text: str) -> None:
+    for parse in (Template.parse, path_template, dns_template):
+        try:
+            parse(text)
+        except InvalidPolicy:
+            continue
+
+
+@given(st.one_of(st.text(max_size=20), st.sampled_from(["..", ".", "a/b", "", "a%2fb", "ok", "a\n"])))
+def test_a_hostile_label_never_leaves_the_prefix(value: str) -> None:
+    template = path_template("/ns/{namespace}/app/{labels['app']}")
+    pod = LivePod("shop", "p", "u", "n", "sa", {"app": value})
+    try:
+        path = template.render(pod, is_segment, "a segment")
+    except InvalidPolicy:
+        assert not re.fullmatch(r"[a-zA-Z0-9._-]+", value) or value in (".", "..")
+        return
+    found = SpiffeId.parse(f"spiffe://example.org{path}")
+    assert found.path == f"/ns/shop/app/{value}"
+    assert len(path.split("/")) == 5
+
+
+def crd_patterns(kind: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """The regular expressions by which the API server judges paths and DNS names."""
+    document = yaml.safe_load((CRDS / f"{kind}.yaml").read_text())
+    spec = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    rules = [
+        spec["spiffeIDTemplate"]["x-kubernetes-validations"][0]["rule"],
+        spec["dnsNameTemplates"]["items"]["x-kubernetes-validations"][0]["rule"],
+    ]
+    found = [re.search(r'matches\(r"(.*)"\)', rule) for rule in rules]
+    assert all(found)
+    path, dns = (re.compile(each[1]) for each in found if each)
+    return path, dns
+
+
+PATTERNS = [crd_patterns(kind) for kind in ("workloadidentities", "clusterworkloadidentities")]
+
+
+def taken(parse: Any, text: str) -> bool:
+    try:
+        parse(text)
+    except InvalidPolicy:
+        return False
+    return True
+
+
+@given(st.one_of(PIECES, TEMPLATE_TEXT))
+@example("/ns/{namespace}/{labels['a/b.c']}")
+@example("/a/.x/..y/{pod}.")
+def test_the_api_server_refuses_what_the_signer_would(text: str) -> None:
+    """At the API server's door already: the same texts are templates for both."""
+    for path, dns in PATTERNS:
+        dotted = any(segment in (".", "..") for segment in text.split("/"))
+        assert (bool(path.search(text)) and not dotted and not text.endswith("\n")) == taken(path_template, text), text
+        assert (bool(dns.search(text)) and not text.endswith("\n")) == taken(dns_template, text), text
+
+
+def test_without_a_policy() -> None:
+    found = given_to(POD)
+    assert (str(found.spiffe_id), found.policy) == ("spiffe://example.org/ns/shop/sa/web", "default")
+    with pytest.raises(Refused) as caught:
+        decide([], POD, (), PolicySettings(TD, require_policy=True))
+    assert caught.value.reason is Reason.POLICY_DENIED
+
+
+def test_the_rule() -> None:
+    """Each clause beats all that come after it."""
+    deny = policy("z-deny", deny=True, priority=-5)
+    high = policy("y-high", priority=9)
+    namespaced = policy("x-namespaced", "shop")
+    old = policy("w-old", created="2020-01-01T00:00:00Z")
+    first, second = policy("a-first"), policy("b-second")
+    order = [deny, high, namespaced, old, first, second]
+    for at in range(len(order)):
+        shuffled = [*order[at:][::-1]]
+        assert matching(shuffled, POD, {}) == order[at:]
+    found = given_to(POD, *order[1:])
+    assert found.policy == "y-high"
+    assert found.surprises == (
+        "policy y-high won over shop/x-namespaced, w-old, a-first, b-second, which match this pod as well",
+    )
+    assert refused(POD, *order) is Reason.POLICY_DENIED
+
+
+def test_what_wins_and_is_broken_refuses() -> None:
+    wide = policy("wide")
+    for broken in (
+        policy("broken", "shop", spiffeIDTemplate="/nowhere"),
+        policy("broken", "shop", spiffeIDTemplate="/ns/{namespace}/{nothing}"),
+        policy("broken", "shop", spiffeIDTemplate="/ns/{namespace}/{labels['absent']}"),
+        policy("broken", "shop", x509TTL="a while"),
+        policy("broken", "shop", keyAlgorithms=["dsa"]),
+        policy("broken", "shop", federatesWith=["NOT A DOMAIN"]),
+        policy("broken", "shop", dnsNameTemplates=["web.payments.svc"]),
+        policy("broken", "shop", dnsNameTemplates=["{labels['app']}.example.com"]),
+        policy("broken", "shop", hint="x" * 1025),
+    ):
+        assert refused(POD, wide, broken) is Reason.POLICY_UNUSABLE, broken
+
+
+@pytest.mark.parametrize(
+    ("selector", "matches"),
+    [
+        ({}, True),
+        ({"matchLabels": {"app": "web"}}, True),
+        ({"matchLabels": {"app": "api"}}, False),
+        ({"matchLabels": {"absent": ""}}, False),
+        ({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "web"]}]}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}]}, False),
+        ({"matchExpressions": [{"key": "absent", "operator": "NotIn", "values": ["web"]}]}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, False),
+        ({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}, False),
+    ],
+)
+def test_selectors_are_read_as_kubernetes_does(selector: Object, matches: bool) -> None:
+    assert (given_to(POD, policy("p", podSelector=selector)).policy == "p") is matches
+    assert (given_to(POD, policy("p", namespaceSelector=selector), app="web", tier="front").policy == "p") is matches
+
+
+def test_whom_a_policy_is_for() -> None:
+    assert given_to(POD, policy("p", "other")).policy == "default"
+    assert given_to(POD, policy("p", serviceAccounts=["api"])).policy == "default"
+    assert given_to(POD, policy("p", serviceAccounts=["api", "web"])).policy == "p"
+    # A namespaced policy has no say about namespaces.
+    assert given_to(POD, policy("p", "shop", namespaceSelector={"matchLabels": {"a": "b"}})).policy == "shop/p"
+
+
+def test_what_a_policy_gives() -> None:
+    services = (
+        Service("shop", "front", (("app", "web"),)),
+        Service("shop", "back", (("app", "api"),)),
+        Service("other", "front", (("app", "web"),)),
+        Service("shop", "headless-without-selector", ()),
+    )
+    found = given_to(
+        POD,
+        policy(
+            "p",
+            spiffeIDTemplate="/team/{labels['app']}/{pod}",
+            dnsNameTemplates=["{service_account}.example.com"],
+            dnsNamesFromServices=True,
+            x509TTL="1h30m",
+            jwtTTL="90s",
+            keyAlgorithms=["ec-p384"],
+            hint="internal",
+            federatesWith=["partner.test"],
+        ),
+        services=services,
+    )
+    assert str(found.spiffe_id) == "spiffe://example.org/team/web/web-0"
+    assert found.dns_names == ("web.example.com", "front.shop", "front.shop.svc", "front.shop.svc.cluster.local")
+    assert (found.x509_ttl, found.jwt_ttl) == (timedelta(minutes=90), timedelta(seconds=90))
+    assert ([*found.key_algorithms], found.hint) == (["ec-p384"], "internal")
+    assert found.federates_with == (TrustDomain("partner.test"),)
+    assert found.surprises == ()
+
+
+def test_a_namespaced_policy_stays_at_home() -> None:
+    inside = policy("p", "shop", spiffeIDTemplate="/ns/{namespace}/x", dnsNameTemplates=["a.{namespace}.svc"])
+    assert given_to(POD, inside).dns_names == ("a.shop.svc",)
+    for template in ("/ns/shop2/x", "/ns/shop/x", "/x/ns/{namespace}/y"):
+        assert refused(POD, policy("p", "shop", spiffeIDTemplate=template)) is Reason.POLICY_UNUSABLE
+
+
+@given(st.dictionaries(st.text(max_size=12), st.recursive(st.none() | st.integers() | st.text(), st.lists), max_size=4))
+def test_any_object_is_read_without_raising(spec: Object) -> None:
+    for value in ({"metadata": {"uid": "u", "name": "n"}, "spec": {"podSelector": spec, **spec}}, {"metadata": spec}):
+        read_policy(value)
+        read_service({"metadata": {"name": "x"}, "spec": {}})
+
+
+def test_a_dns_label_is_one_label() -> None:
+    assert is_dns_label("web-0")
+    for wrong in ("a.b", "A", "", "-a", "a-", "x" * 64, "a\n"):
+        assert not is_dns_label(wrong)
