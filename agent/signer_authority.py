@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,12 +29,13 @@ from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der
 from svid.dnsnames import SIGNER_NAME
-from svid.errors import SvidError
+from svid.errors import InvalidBundle, InvalidSvid, SvidError
 from svid.identity import Trust
 from svid.jwtsvid import parse_jwt_svid_unverified
 from svid.keys import PrivateKey, signature_hash
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain
+from svid.x509svid import check_x509_svid
 
 _log = logging.getLogger("podsvid.authority")
 _SERVICE = "/podsvid.signer.v1.Signer/"
@@ -44,6 +45,10 @@ FIRST_ANSWER_SECONDS = 5.0
 # The trust that a new SVID needs comes by the other stream: moments before or after.
 TRUST_SECONDS = 5.0
 FIRST_RETRY, MAX_RETRY = 1.0, 60.0
+# A call that the signer puts off is repeated when it said; under lasting pressure these grow beyond that.
+LEAST_WAIT, MOST_LEAST_WAIT = 0.05, 1.0
+# How the signer ends a stream that it wants opened again.
+_RECONNECT = "RECONNECT"
 CLOSE_SECONDS = CALL_SECONDS
 MAX_MESSAGE = 8 * 1024 * 1024
 # Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
@@ -153,12 +158,14 @@ class SignerAuthority:
         )
         trust = await self._trust_of(answer.trust_sequence)
         try:
+            chain = certificates_from_der(answer.chain)
+            self._check_trust(chain, trust, answer.trust_sequence)
             federated = None if answer.federates_with_all else tuple(map(TrustDomain, answer.federates_with))
             return Minted(
                 SpiffeId.parse(answer.spiffe_id),
-                certificates_from_der(answer.chain),
+                chain,
                 trust,
-                RenewalWindow(_instant(answer.renew_from), _instant(answer.renew_until)),
+                self._window(answer, chain[0].not_valid_after_utc),
                 answer.notice,
                 answer.hint,
                 federated,
@@ -178,7 +185,7 @@ class SignerAuthority:
         )
         try:
             svid = parse_jwt_svid_unverified(answer.token)
-            window = RenewalWindow(_instant(answer.renew_from), _instant(answer.renew_until))
+            window = self._window(answer, svid.expires_at)
         except (SvidError, ValueError) as error:
             raise AuthorityRefused(f"the signer's answer cannot be used: {error}") from None
         return MintedJwt(svid, window, answer.reusable)
@@ -189,41 +196,48 @@ class SignerAuthority:
             while True:
                 try:
                     await self._watch()
-                    self._lost("the signer ended the stream")
+                    self._ended("the signer ended the stream")
                 except grpc.aio.AioRpcError as error:
-                    self._lost(_explain(error)[1])
+                    reason, text, _ = _explain(error)
+                    (self._ended if reason == _RECONNECT else self._lost)(text)
                 except (OSError, AuthorityUnavailable) as error:
                     self._lost(str(error))
                 except asyncio.CancelledError:
-                    if _is_cancelled():
-                        raise
                     self._lost("the connection was closed")
+                # A call that fails while this task is cancelled raises its own error instead of CancelledError.
+                if _is_cancelled():
+                    raise asyncio.CancelledError
                 await asyncio.sleep(self._delay())
         finally:
+            for closing in self._closing:
+                closing.cancel()
+            await asyncio.gather(*self._closing, return_exceptions=True)
             if self._channel is not None:
                 await self._channel.close()
 
     async def _watch(self) -> None:
-        done = asyncio.Event()
-
-        async def reports() -> AsyncIterator[signer_pb2.WatchTrustRequest]:
-            while not done.is_set():
-                self._reported.clear()
-                yield self._report
-                await self._reported.wait()
-
         call = self._connect().stream_stream(
             _SERVICE + "WatchTrust",
             signer_pb2.WatchTrustRequest.SerializeToString,
             signer_pb2.WatchTrustResponse.FromString,
-        )(reports(), metadata=self._credentials(), wait_for_ready=False)
+        )(metadata=self._credentials(), wait_for_ready=False)
+        reporting = asyncio.get_running_loop().create_task(self._send_reports(call), name="report to signer")
+        # Without reports the signer would wait for this agent: rather a new stream than half of one.
+        reporting.add_done_callback(lambda _: call.cancel())
         try:
             async for answer in call:
                 self._take(answer)
         finally:
-            done.set()
-            self._reported.set()
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
             call.cancel()
+
+    async def _send_reports(self, call: Any) -> None:
+        """What the workloads hold, first as it is now and then after each change. Ends with the stream, by an error."""
+        while True:
+            self._reported.clear()
+            await call.write(self._report)
+            await self._reported.wait()
 
     def _take(self, answer: signer_pb2.WatchTrustResponse) -> None:
         try:
@@ -255,6 +269,7 @@ class SignerAuthority:
 
     async def _call(self, method: str, message: Any, parse: Callable[[bytes], _Answer]) -> _Answer:
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
+        least, put_off = LEAST_WAIT, None
         while True:
             left = deadline - asyncio.get_running_loop().time()
             # On the connection that is there: another is made by the trust stream only, when that has to begin anew.
@@ -267,10 +282,16 @@ class SignerAuthority:
             try:
                 return await answering
             except grpc.aio.AioRpcError as error:
+                if _is_cancelled():
+                    raise asyncio.CancelledError from None
                 reason, text, retry = _explain(error)
-                wait = retry * self._rng.uniform(1.0, 2.0) if retry is not None else None
-                if wait is None or wait >= deadline - asyncio.get_running_loop().time():
-                    raise self._failed(error.code(), reason, text) from None
+                if put_off is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
+                    raise put_off from None
+                put_off = self._failed(error.code(), reason, text)
+                wait = max(retry or 0.0, least) * self._rng.uniform(1.0, 2.0)
+                if retry is None or wait >= deadline - asyncio.get_running_loop().time():
+                    raise put_off from None
+                least = min(least * 2, MOST_LEAST_WAIT)
             except asyncio.CancelledError:
                 if _is_cancelled():
                     raise
@@ -294,6 +315,25 @@ class SignerAuthority:
                 while (self._trust().bundle.sequence or 0) < sequence:
                     version = await self.trust.wait_beyond(max(version, self.trust.version))
         return self._trust()
+
+    def _check_trust(self, chain: tuple[x509.Certificate, ...], trust: Trust, sequence: int) -> None:
+        """Tell an SVID whose trust is late from one that is no good. Raises AuthorityUnavailable."""
+        if (trust.bundle.sequence or 0) >= sequence:
+            return
+        try:
+            check_x509_svid(chain, trust.bundle, self._clock.now())
+        except InvalidSvid:
+            raise AuthorityUnavailable(
+                "TRUST_BEHIND: the SVID is of an authority whose trust bundle the signer has not sent yet"
+            ) from None
+
+    def _window(
+        self, answer: signer_pb2.MintX509SVIDResponse | signer_pb2.MintJWTSVIDResponse, ends_at: datetime
+    ) -> RenewalWindow:
+        """When to renew, by this node's clock."""
+        window, now = RenewalWindow(_instant(answer.renew_from), _instant(answer.renew_until)), self._clock.now()
+        # The clocks differ by as much as that: it would be due again as soon as it is there.
+        return window if window.start > now else RenewalWindow.of(now, ends_at)
 
     def _trust(self) -> Trust:
         trust = self.trust.current
@@ -346,16 +386,22 @@ class SignerAuthority:
         found = path.stat()
         seen = (found.st_ino, found.st_mtime_ns)
         if self._file_roots is None or self._file_roots[0] != seen:
-            self._file_roots = (seen, read_bundle(self._settings.trust_domain, path))
+            bundle = read_bundle(self._settings.trust_domain, path)
+            if not bundle.x509_authorities:
+                # grpc trusts the host's own roots where it is given none.
+                raise InvalidBundle("it has no X.509 authority")
+            self._file_roots = (seen, bundle)
         return self._file_roots[1]
 
     def _credentials(self) -> tuple[tuple[str, str], ...]:
         path = self._settings.token_file
         try:
             token = path.read_text(encoding="ascii").strip()
+            if not _is_token(token):
+                raise ValueError("not one token")
         except (OSError, ValueError):
             raise AuthorityUnavailable(
-                f"AGENT_TOKEN_MISSING: agent_token_file {path} cannot be read; project a service account token of "
+                f"AGENT_TOKEN_MISSING: agent_token_file {path} has no token; project a service account token of "
                 f"audience {self._settings.audience} there"
             ) from None
         return (("authorization", f"Bearer {token}"),)
@@ -368,15 +414,23 @@ class SignerAuthority:
             raise AuthorityUnavailable(f"POD_TOKEN_MISSING: kubelet has not passed a token of this pod; {advice}")
         try:
             found = json.loads(token.text)[audience]
-            text, expiry = str(found["token"]), str(found["expirationTimestamp"])
-            expired = datetime.fromisoformat(expiry) <= self._clock.now()
-        except (ValueError, KeyError, TypeError):
+            text, expired = found["token"], datetime.fromisoformat(found["expirationTimestamp"]) <= self._clock.now()
+            if not isinstance(text, str) or not _is_token(text):
+                raise ValueError("not one token")
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise AuthorityUnavailable(
                 f"POD_TOKEN_MISSING: kubelet passed no token of audience {audience}; {advice}"
             ) from None
         if expired:
             raise AuthorityUnavailable("POD_TOKEN_EXPIRED: kubelet has not passed a new token of this pod yet")
         return text
+
+    def _ended(self, why: str) -> None:
+        """The signer ends each stream after a while; that is an outage only if the next one does not come about."""
+        if self._failures or not self._connected:
+            self._lost(why)
+        else:
+            self._failures = 1
 
     def _lost(self, why: str) -> None:
         self._last_error = why
@@ -396,6 +450,11 @@ def _request_for(key: PrivateKey) -> bytes:
     """A DER certificate request that proves possession of `key` and names nobody: who it is for is not ours to say."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+
+
+def _is_token(text: str) -> bool:
+    """Whether `text` can stand in a header: visible ASCII, something of it."""
+    return text.isascii() and text.isprintable() and text != "" and " " not in text
 
 
 def _is_cancelled() -> bool:

@@ -36,7 +36,7 @@ from signer.policies import Policies
 from signer.policy import PolicySettings
 from signer.publish import Publisher
 from signer.rotation import Rotation
-from signer.service import MAX_MESSAGE, SignerService
+from signer.service import MAX_MESSAGE, STREAM_LIFE, SignerService
 from signer.state import AuthorityState
 from signer.store import SecretStore, read_cipher
 from signer.tls import ServerIdentity
@@ -143,6 +143,8 @@ class Replica:
         self._events = Events(api, config.identity, clock)
         self._federated = FederatedBundles(dict(config.federated_bundles))
         self._identity = ServerIdentity(clock)
+        self._server: grpc.aio.Server | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
         self._trust: Feed[Broadcast] = Feed()
         minting = Minting(self._signing_state, _minting(config), clock)
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
@@ -164,7 +166,6 @@ class Replica:
         """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""
         config = self._config
         self._watch_metrics()
-        listening = ""
         # Serving the page first: a signer that cannot start says why there.
         if config.metrics_listen is not None:
             services.enter_context(
@@ -191,19 +192,8 @@ class Replica:
         tasks = {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
         services.push_async_callback(self._leader.release)
         services.push_async_callback(_cancel, tasks)
+        services.push_async_callback(self._close_servers)
         await self._refresh()
-        assert config.listen is not None
-        server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers((self._service.handlers(),))
-        host, port = config.listen
-        bound = server.add_secure_port(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}", self._identity.credentials()
-        )
-        if bound == 0:
-            raise OSError(f"{host}:{port} cannot be bound; choose another --listen")
-        listening = f"{host}:{bound}"
-        await server.start()
-        services.push_async_callback(server.stop, STOP_GRACE)
         admin = grpc.aio.server()
         admin.add_generic_rpc_handlers((AdminService(self._rotation).handlers(),))
         await serve_admin(admin, config.admin_socket)
@@ -213,7 +203,7 @@ class Replica:
         _log.info(
             "signer serving",
             extra={
-                "address": listening,
+                "address": self._address(),
                 "trust_domain": str(config.trust_domain),
                 "sequence": state.sequence,
                 "authority": state.active_x509_id,
@@ -232,6 +222,7 @@ class Replica:
                 ("policies", self._policies.synced),
                 ("authorities", self._signing_state() is not None),
                 ("the trust bundle", self._trust.current is not None),
+                ("its own certificate", self._server is not None),
             )
             if not synced
         ]
@@ -281,9 +272,37 @@ class Replica:
         if found != self._trust.current:
             self._trust.publish(found)
         try:
-            self._identity.refresh(state)
+            credentials = self._identity.renewed(state)
         except SvidError as error:
             _log.error("server certificate cannot be renewed", extra={"reason": error.reason, "error": str(error)})
+            return
+        if credentials is not None:
+            await self._replace_server(credentials)
+
+    async def _replace_server(self, credentials: grpc.ServerCredentials) -> None:
+        """New connections meet a server with these; the streams of the one before end in their own time."""
+        server = grpc.aio.server(options=_OPTIONS)
+        server.add_generic_rpc_handlers((self._service.handlers(),))
+        if server.add_secure_port(self._address(), credentials) == 0:
+            raise OSError(f"{self._address()} cannot be bound; choose another --listen")
+        await server.start()
+        before, self._server = self._server, server
+        if before is not None:
+            retiring = asyncio.create_task(before.stop(STREAM_LIFE.total_seconds()), name="old server")
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _close_servers(self) -> None:
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE)
+        for each in self._retiring:
+            each.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+
+    def _address(self) -> str:
+        assert self._config.listen is not None
+        host, port = self._config.listen
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def _lead_publishing(self) -> None:
         """The leader's bundles; a replica that stops leading stops writing."""
@@ -345,7 +364,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.max_metadata_size", 32 * 1024),
-    ("grpc.so_reuseport", 0),
+    # The server of a new certificate takes over the port before the old one gives it up.
+    ("grpc.so_reuseport", 1),
 )
 
 

@@ -13,44 +13,36 @@ from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, key_to_pem
 
 _log = logging.getLogger("podsvid.tls")
-LIFETIME = timedelta(hours=6)
+LIFETIME = timedelta(hours=24)
 
 
 class ServerIdentity:
-    """Makes the key and certificate for new connections; grpc asks at each handshake.
+    """The key and certificate that new servers prove the signer with.
 
-    Thread-safe as far as grpc needs it: `fetch` only reads what `refresh` replaced as a whole.
+    Not grpc's dynamic credentials: their callback needs the interpreter's lock below a lock of grpc's, and a server that
+    starts while clients connect holds the one and waits for the other, for ever.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._configuration: grpc.ServerCertificateConfiguration | None = None
         self._renew_at: datetime | None = None
         self._issuer = ""
 
-    def refresh(self, state: AuthorityState) -> None:
-        """Make a new certificate when there is none, half of it has passed, or another authority is active.
+    def renewed(self, state: AuthorityState) -> grpc.ServerCredentials | None:
+        """New credentials when there are none, half of their life has passed, or another authority is active.
 
-        Raises SvidError when the authority cannot sign.
+        None while the present ones are good. Clients prove themselves by token, not by certificate. Raises SvidError
+        when the authority cannot sign.
         """
         now = self._clock.now()
         issuer = state.active_x509_id
         if self._renew_at is not None and now < self._renew_at and issuer == self._issuer:
-            return
+            return None
         key = KeyAlgorithm.EC_P256.generate()
-        authority = state.active_x509
-        chain = authority.issue(key.public_key(), own_svid_id(state), ttl=LIFETIME, now=now, dns_names=[SIGNER_NAME])
-        self._configuration = grpc.ssl_server_certificate_configuration([(key_to_pem(key), to_pem(chain))])
+        chain = state.active_x509.issue(
+            key.public_key(), own_svid_id(state), ttl=LIFETIME, now=now, dns_names=[SIGNER_NAME]
+        )
         not_after = chain[0].not_valid_after_utc
         self._renew_at, self._issuer = now + (not_after - now) / 2, issuer
         _log.info("server certificate renewed", extra={"authority": issuer, "not_after": not_after.isoformat()})
-
-    def fetch(self) -> grpc.ServerCertificateConfiguration:
-        """The newest certificate."""
-        assert self._configuration is not None
-        return self._configuration
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """For the listening port; after the first `refresh`. Clients prove themselves by token, not by certificate."""
-        assert self._configuration is not None
-        return grpc.dynamic_ssl_server_credentials(self._configuration, self.fetch, False)
+        return grpc.ssl_server_credentials([(key_to_pem(key), to_pem(chain))])

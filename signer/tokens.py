@@ -1,7 +1,9 @@
 """Service account tokens: verified by the API server, or offline by its published keys while it is away."""
 
 import asyncio
+import base64
 import hashlib
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -189,11 +191,13 @@ class OfflineTokens:
 
 def unverified_claims(token: str) -> Mapping[str, Any]:
     """What a token says of itself, for choosing words only; empty when it is none."""
+    # By hand: a JWT library looks at each character of it, which took a tenth of a mint's time.
+    payload = token.split(".")[1:2]
     try:
-        claims: Mapping[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        claims = json.loads(base64.urlsafe_b64decode(payload[0] + "=" * (-len(payload[0]) % 4)))
+    except (IndexError, ValueError, RecursionError):
         return {}
-    return claims
+    return claims if isinstance(claims, dict) else {}
 
 
 def claimed_pod(token: str) -> tuple[str, str, str]:

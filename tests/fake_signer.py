@@ -72,8 +72,9 @@ class Mint:
 
 
 def authority(now: datetime, trust_domain: TrustDomain = TRUST_DOMAIN) -> X509Authority:
-    """A new root."""
-    return X509Authority.create(trust_domain, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=now)
+    """A root that began long enough ago for any clock."""
+    began = now - timedelta(hours=2)
+    return X509Authority.create(trust_domain, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=began)
 
 
 def key_identifier(of: X509Authority) -> str:
@@ -98,6 +99,8 @@ class FakeSigner:
         self.reports: Feed[signer_pb2.WatchTrustRequest] = Feed()
         self.first_reports: list[signer_pb2.WatchTrustRequest] = []
         self.streams = 0
+        # How many answers have left.
+        self.sent = 0
         self.watch_refusals: list[Refusal] = []
         self._ending: asyncio.Event = asyncio.Event()
         self._end: Refusal | None = None
@@ -251,6 +254,7 @@ class FakeSigner:
                 version = waiting.result()
                 assert self._trust.current is not None
                 yield self._trust.current
+                self.sent += 1
         finally:
             reading.cancel()
             ending.cancel()
