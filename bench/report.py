@@ -90,14 +90,15 @@ def table(rows: Sequence[Row], about: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record(rows: Sequence[Row], about: Mapping[str, str]) -> None:
-    """Write latest.md and one JSON file a day and kind of host, a row a line."""
+def record(rows: Sequence[Row], about: Mapping[str, str], name: str = "latest") -> None:
+    """Write NAME.md and one JSON file a day and kind of host, a row a line."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "latest.md").write_text(table(rows, about), encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(table(rows, about), encoding="utf-8")
     short = [{**asdict(row), "values": [float(f"{value:.5g}") for value in row.values]} for row in rows]
     text = f'{{"environment": {json.dumps(dict(about))},\n"rows": [\n'
     text += ",\n".join(json.dumps(row) for row in short) + "\n]}\n"
-    (RESULTS / f"{about['date']}-{about['cores']}c.json").write_text(text, encoding="utf-8")
+    kind = "" if name == "latest" else f"-{name}"
+    (RESULTS / f"{about['date']}-{about['cores']}c{kind}.json").write_text(text, encoding="utf-8")
 
 
 class Report:

@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -16,6 +17,8 @@ from agent.config import AgentConfig  # noqa: E402
 from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
+from signer.config import SignerConfig  # noqa: E402
+from signer.errors import HELP, STATUS_CODES, Reason  # noqa: E402
 
 BEGIN, END = "<!-- generated: {name}, by docs/generate.py -->", "<!-- end of {name} -->"
 
@@ -57,14 +60,19 @@ def profiles() -> str:
     )
 
 
-def settings() -> str:
+def settings(model: type[Any] = AgentConfig) -> str:
     rows = []
-    for each in dataclasses.fields(AgentConfig):
+    for each in dataclasses.fields(model):
         if each.metadata["help"].startswith("UNSAFE"):
             continue
         default = each.metadata["default"]
         rows.append((f"`--{each.name.replace('_', '-')}`", f"`{default}`" if default else "", each.metadata["help"]))
     return table(("flag", "default", "meaning"), rows)
+
+
+def reasons() -> str:
+    rows = ((f"`{each.value}`", STATUS_CODES[each].name, HELP[each]) for each in Reason if each is not Reason.INTERNAL)
+    return table(("reason", "status", "what it means, what to do"), rows)
 
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
@@ -73,6 +81,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "files": ("docs/volumes.md", files),
     "profiles": ("docs/volumes.md", profiles),
     "settings": ("docs/configuration.md", settings),
+    "signer-settings": ("docs/configuration.md", lambda: settings(SignerConfig)),
+    "reasons": ("docs/signer.md", reasons),
 }
 
 

@@ -139,3 +139,43 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
         Reason.INTERNAL: grpc.StatusCode.INTERNAL,
     }
 )
+# For docs/signer.md, and complete: a test compares.
+HELP: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.INVALID_REQUEST: "a field is too long or unusable; the text says which",
+        Reason.AGENT_TOKEN_MISSING: "the agent sent no token: set its `agent_token_file`",
+        Reason.AGENT_TOKEN_INVALID: "the API server does not accept the agent's token: is it of this cluster?",
+        Reason.AGENT_TOKEN_EXPIRED: "the agent's token is old: is the projected volume still mounted?",
+        Reason.AGENT_TOKEN_AUDIENCE: "the agent's token is for another audience than the signer's `audience`",
+        Reason.AGENT_TOKEN_UNBOUND: "the agent's token names no pod and node: project it; Kubernetes 1.30 or newer",
+        Reason.AGENT_DENIED: "the caller is not the agents' account: `agent_namespace`, `agent_service_account`",
+        Reason.POD_TOKEN_MISSING: "no token of the pod: the CSIDriver object needs `tokenRequests` with the audience",
+        Reason.POD_TOKEN_INVALID: "the API server does not accept the pod's token",
+        Reason.POD_TOKEN_EXPIRED: "the pod's token is old: the CSIDriver object needs `requiresRepublish: true`",
+        Reason.POD_TOKEN_AUDIENCE: "the pod's token is for another audience",
+        Reason.POD_TOKEN_UNBOUND: "the pod's token names no pod or node: Kubernetes 1.30 or newer is needed",
+        Reason.POD_TOKEN_REPLAYED: "the token is of another pod than the one asked for: look at that node",
+        Reason.POD_ON_OTHER_NODE: "the pod is on another node than the agent that asks: look at that node",
+        Reason.POD_NOT_FOUND: "the pod is gone",
+        Reason.POD_UID_MISMATCH: "the pod is gone, and another one has its name",
+        Reason.POD_FINISHED: "the pod has succeeded or failed",
+        Reason.POD_IS_MIRROR: "static pods get no identity: nothing but the node speaks for them",
+        Reason.POD_WITHOUT_DRIVER: "the pod has no inline csi volume of `driver_names`",
+        Reason.SERVICE_ACCOUNT_MISMATCH: "token and pod name different service accounts: look at that node",
+        Reason.CSR_INVALID: "the certificate request cannot be read",
+        Reason.PROOF_OF_POSSESSION: "the certificate request is not signed with its own key",
+        Reason.KEY_WEAK: "the key's algorithm or size is not one that is accepted",
+        Reason.KEY_ALGORITHM_DENIED: "the policy wants another algorithm: volumeAttributes `keyAlgorithm`",
+        Reason.POLICY_DENIED: "a policy denies the pod, or none matches and `require_policy` is set",
+        Reason.POLICY_UNUSABLE: "the policy that wins cannot be carried out for the pod; its status says why",
+        Reason.DNS_NAME_DENIED: "the pod asks for a DNS name that its policy does not give",
+        Reason.NOT_ENTITLED: "a JWT-SVID was asked for another identity than the pod's",
+        Reason.JWT_DISABLED: "the signer issues no JWT-SVIDs",
+        Reason.ISSUANCE_REFUSED: "the authority must not sign that; the text says why",
+        Reason.RATE_LIMITED: "the node asks too often: `node_rate`, `node_burst`; agents wait and ask again",
+        Reason.BUSY: "too many mints of the node are in flight: `node_concurrency`; agents wait and ask again",
+        Reason.API_SERVER_UNAVAILABLE: "the API server is away; new pods wait, others are renewed up to `outage_limit`",
+        Reason.AUTHORITY_UNAVAILABLE: "this replica has not read the authorities, or the active one has ended",
+        Reason.RECONNECT: "the trust stream's time is over; agents open it again",
+    }
+)

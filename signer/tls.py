@@ -19,7 +19,7 @@ LIFETIME = timedelta(hours=24)
 class ServerIdentity:
     """The key and certificate that new servers prove the signer with.
 
-    Not grpc's dynamic credentials: their callback needs the interpreter's lock below a lock of grpc's, and a server that
+    Not grpc's dynamic credentials: their callback needs the interpreter's lock below a lock of grpc's; a server that
     starts while clients connect holds the one and waits for the other, for ever.
     """
 

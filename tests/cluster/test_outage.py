@@ -28,8 +28,8 @@ from .test_rotation import authority, eventually
 
 pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1 takes the figure of the issue.
-KILLS = 50 if os.environ.get("PODSVID_LONG") else 5
-TTL = 40
+KILLS = 50 if os.environ.get("PODSVID_LONG") else 3
+TTL = 30
 FLAGS = ("--x509-ttl", f"{TTL}s", "--x509-min-ttl", "10s", "--x509-max-ttl", f"{TTL}s", "--outage-limit", "10m")
 
 

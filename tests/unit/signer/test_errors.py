@@ -1,0 +1,30 @@
+"""Every reason has a status and is explained; every test that the threat model names exists."""
+
+import re
+from pathlib import Path
+
+from signer.errors import HELP, STATUS_CODES, Reason
+
+ROOT = Path(__file__).parents[3]
+SHORT = {
+    "C": "tests/cluster/test_signer.py",
+    "A": "tests/unit/signer/test_attestation.py",
+    "P": "tests/unit/signer/test_policy.py",
+    "N": "tests/node/test_signer_authority.py",
+    "O": "tests/cluster/test_outage.py",
+    "S": "tests/unit/signer/test_store.py",
+}
+
+
+def test_every_reason_is_explained_and_has_a_status() -> None:
+    assert set(HELP) == set(Reason) - {Reason.INTERNAL}
+    assert set(STATUS_CODES) == set(Reason)
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    named = re.findall(r"`([A-Z]|tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 20
+    for file, test in named:
+        source = (ROOT / SHORT.get(file, file)).read_text()
+        assert re.search(rf"^(def {test}\(|{test} = )", source, re.MULTILINE), f"{file}::{test}"
