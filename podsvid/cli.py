@@ -13,6 +13,7 @@ _COMMANDS = {
     "agent": "the node agent",
     "signer": "the cluster CA as a service",
     "authority": "show and rotate the signer's authorities",
+    "explain": "which identity a pod gets from the signer, and why",
     "quickstart": "see a volume rotate, without Kubernetes",
     "api": "ask a Workload API socket",
 }
@@ -57,6 +58,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         from signer import authority_command
 
         authority_command.add_arguments(parsers[command])
+    elif command == "explain":
+        from signer import authority_command
+
+        authority_command.add_explain_arguments(parsers[command])
     elif command == "api":
         api.add_arguments(parsers[command])
     return parser
@@ -105,7 +110,7 @@ def _authority(parsed: argparse.Namespace) -> int:
     from signer.errors import SignerError
 
     try:
-        return authority_command.run(parsed)
+        return authority_command.run(parsed) if parsed.command == "authority" else authority_command.explain(parsed)
     except SignerError as error:
         return _failed(error.reason, error)
 
@@ -115,4 +120,4 @@ def _failed(reason: str, error: Exception) -> int:
     return 1
 
 
-_RUN = {"agent": _agent, "signer": _signer, "authority": _authority, "quickstart": _quickstart}
+_RUN = {"agent": _agent, "signer": _signer, "authority": _authority, "explain": _authority, "quickstart": _quickstart}

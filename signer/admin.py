@@ -11,6 +11,8 @@ import grpc.aio
 
 from signer.errors import SignerError
 from signer.pb import admin_pb2
+from signer.pods import Pods
+from signer.policies import Policies
 from signer.rotation import Rotation
 from signer.state import AuthorityState, JwtSlot, X509Slot
 
@@ -26,8 +28,10 @@ KINDS = {admin_pb2.KIND_X509: "x509", admin_pb2.KIND_JWT: "jwt"}
 class AdminService:
     """Implements podsvid.signer.v1.Admin."""
 
-    def __init__(self, rotation: Rotation) -> None:
+    def __init__(self, rotation: Rotation, policies: Policies, pods: Pods) -> None:
         self._rotation = rotation
+        self._policies = policies
+        self._pods = pods
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
@@ -37,6 +41,9 @@ class AdminService:
             ),
             "Step": grpc.unary_unary_rpc_method_handler(
                 self.step, admin_pb2.StepRequest.FromString, admin_pb2.StepResponse.SerializeToString
+            ),
+            "Explain": grpc.unary_unary_rpc_method_handler(
+                self.explain, admin_pb2.ExplainRequest.FromString, admin_pb2.ExplainResponse.SerializeToString
             ),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -67,6 +74,21 @@ class AdminService:
         except SignerError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.reason}: {error}")
         return admin_pb2.StepResponse(message=message)
+
+    async def explain(self, request: admin_pb2.ExplainRequest, context: Context) -> admin_pb2.ExplainResponse:
+        name = (request.namespace, request.pod)
+        pod = next((each for each in self._pods.all() if (each.namespace, each.name) == name), None)
+        if pod is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
+        assert pod is not None
+        found = self._policies.explain(pod)
+        return admin_pb2.ExplainResponse(
+            outcome=found.outcome,
+            policy=found.policy,
+            spiffe_id=found.spiffe_id,
+            matched=found.matched,
+            not_matched=[admin_pb2.NotMatched(policy=name, because=why) for name, why in found.not_matched],
+        )
 
     def status(self) -> admin_pb2.AuthorityStatus | None:
         """The present state; None before this replica has read it."""

@@ -1,4 +1,4 @@
-"""`podsvid authority`: show and steer the life of the cluster's authorities, with progress."""
+"""`podsvid authority` and `podsvid explain`: the life of the cluster's authorities, and who gets which identity."""
 
 import argparse
 import sys
@@ -67,13 +67,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             each.add_argument("--no-wait", action="store_true", help="do not wait for the end")
 
 
+def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `podsvid explain`."""
+    parser.add_argument("pod", metavar="NAMESPACE/POD")
+    parser.add_argument("--socket", default=DEFAULT_SOCKET, help=f"a signer's admin socket (default: {DEFAULT_SOCKET})")
+    parser.add_argument("--output", choices=("text", "json"), default="text")
+
+
+def explain(parsed: argparse.Namespace) -> int:
+    """Print which identity policy gives a pod and why; the exit code: 0 allowed, 3 refused. Raises CommandFailed."""
+    namespace, slash, pod = parsed.pod.partition("/")
+    if not slash or not namespace or not pod:
+        raise CommandFailed("say which pod as NAMESPACE/POD")
+    _check_socket(parsed.socket, "explain NAMESPACE/POD")
+    request = admin_pb2.ExplainRequest(namespace=namespace, pod=pod)
+    with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
+        call: Callable[..., admin_pb2.ExplainResponse] = channel.unary_unary(
+            f"/{SERVICE}/Explain", admin_pb2.ExplainRequest.SerializeToString, admin_pb2.ExplainResponse.FromString
+        )
+        try:
+            found = call(request, timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            raise CommandFailed(str(error.details())) from None
+    if parsed.output == "json":
+        print(_json(found))
+    else:
+        print(f"pod {namespace}/{pod}: {found.spiffe_id or found.outcome}")
+        print(f"policy: {found.policy}")
+        for name in found.matched[1:]:
+            print(f"matches as well, and lost: {name}")
+        for each in found.not_matched:
+            print(f"does not match: {each.policy}: {each.because}")
+    return 0 if found.outcome == "allowed" else 3
+
+
 def run(parsed: argparse.Namespace) -> int:
     """Run it; the exit code. Raises CommandFailed."""
-    if not Path(parsed.socket).exists():
-        raise CommandFailed(
-            f"no signer listens at {parsed.socket}; run this in a signer's pod, for example "
-            "kubectl -n podsvid exec deploy/podsvid-signer -- podsvid authority show"
-        )
+    _check_socket(parsed.socket, "authority show")
     console = Console(highlight=False)
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
         try:
@@ -88,6 +118,18 @@ def run(parsed: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("the signer goes on by itself; see `podsvid authority show`", file=sys.stderr)
             return 130
+
+
+def _check_socket(path: str, example: str) -> None:
+    if not Path(path).exists():
+        raise CommandFailed(
+            f"no signer listens at {path}; run this in a signer's pod, for example "
+            f"kubectl -n podsvid exec deploy/podsvid-signer -- podsvid {example}"
+        )
+
+
+def _json(message: admin_pb2.AuthorityStatus | admin_pb2.ExplainResponse) -> str:
+    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def _watch(channel: grpc.Channel, seconds: float | None) -> Iterator[admin_pb2.AuthorityStatus]:
@@ -113,7 +155,7 @@ def _step(channel: grpc.Channel, parsed: argparse.Namespace) -> str:
 def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console) -> int:
     for status in _watch(channel, None if parsed.watch else ANSWER_SECONDS):
         if parsed.output == "json":
-            print(MessageToJson(status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+            print(_json(status))
         else:
             console.print(_table(status))
             _print_rest(status, console)

@@ -195,7 +195,7 @@ class Replica:
         services.push_async_callback(self._close_servers)
         await self._refresh()
         admin = grpc.aio.server()
-        admin.add_generic_rpc_handlers((AdminService(self._rotation).handlers(),))
+        admin.add_generic_rpc_handlers((AdminService(self._rotation, self._policies, self._pods).handlers(),))
         await serve_admin(admin, config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
         state = self._rotation.state

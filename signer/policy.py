@@ -146,16 +146,6 @@ class Explanation:
     not_matched: tuple[tuple[str, str], ...]
     spiffe_id: str = ""
 
-    def to_json(self) -> Object:
-        """For scripts."""
-        return {
-            "outcome": self.outcome,
-            "policy": self.policy,
-            "spiffeId": self.spiffe_id,
-            "matched": list(self.matched),
-            "notMatched": [{"policy": name, "because": why} for name, why in self.not_matched],
-        }
-
 
 def matching(policies: Iterable[Policy], pod: LivePod, namespace_labels: Mapping[str, str]) -> list[Policy]:
     """Those that match, the winner first."""

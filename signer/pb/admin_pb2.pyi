@@ -32,6 +32,36 @@ ACTION_ACTIVATE: Action
 ACTION_REVOKE: Action
 ACTION_ROTATE: Action
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("namespace", "pod")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    pod: str
+    def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_FIELD_NUMBER: _ClassVar[int]
+    NOT_MATCHED_FIELD_NUMBER: _ClassVar[int]
+    outcome: str
+    policy: str
+    spiffe_id: str
+    matched: _containers.RepeatedScalarFieldContainer[str]
+    not_matched: _containers.RepeatedCompositeFieldContainer[NotMatched]
+    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ...) -> None: ...
+
+class NotMatched(_message.Message):
+    __slots__ = ("policy", "because")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    because: str
+    def __init__(self, policy: _Optional[str] = ..., because: _Optional[str] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -239,6 +241,9 @@ def test_policies(site: Site) -> None:
         "metadata": {"name": "no-billing"},
         "spec": {"podSelector": {"matchLabels": {"app": "billing"}}, "deny": True},
     }
+    explained = _explain(site, "default/billing")
+    assert f"pod default/billing: {wanted}\npolicy: default/teams\n" in explained
+    assert "does not match: default/teams: podSelector: app In does not hold" in _explain(site, "default/pod-node-a")
     site.api.create("/apis/podsvid.io/v1alpha1/clusterworkloadidentities", deny)
     token = site.pod_token(pod)
     wait_for(
@@ -361,6 +366,14 @@ def test_root_on_node_a_gets_nothing_of_node_b(site: Site) -> None:
     assert minted == []
     # The same tokens are good for what is on node A.
     assert site.client.mint(agent, site.pod_token(mine[1]), mine[1]).spiffe_id == SPIFFE_ID
+
+
+def _explain(site: Site, pod: str) -> str:
+    """`podsvid explain`: what it prints."""
+    command = [sys.executable, "-m", "podsvid", "explain", pod, "--socket", str(site.signer.admin_socket)]
+    done = subprocess.run(command, cwd=signing.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def _reason(site: Site, agent: str, token: str, pod: Object) -> str:

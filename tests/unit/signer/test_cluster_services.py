@@ -281,9 +281,9 @@ def test_policies_status_is_written_once() -> None:
             clock.pass_by(minutes=1)
             await policies.write_status(pods)
             assert len(kube.writes) == writes == 2
-            explained = policies.explain(pods[0]).to_json()
-            assert explained["policy"] == "wide"
-            assert explained["notMatched"] == [{"policy": "shop/web", "because": "podSelector: app In does not hold"}]
+            explained = policies.explain(pods[0])
+            assert explained.policy == "wide"
+            assert explained.not_matched == (("shop/web", "podSelector: app In does not hold"),)
             kube.put(wide, {**kube.objects[wide], "spec": {"deny": True}})
             await until(lambda: policies.explain(pods[1]).outcome.startswith("refused: POLICY_DENIED"))
 
