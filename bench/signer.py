@@ -1,18 +1,14 @@
 """Measure a signer in a process of its own: CPU time of a mint, and agents that come back after a restart."""
 
 import asyncio
-import json
 import logging
 import os
 import random
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +24,11 @@ from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, signature_hash
 from svid.spiffeid import TrustDomain
+from tests.signer_process import START_SECONDS, free_port, process
 from tests.signer_rig import AUDIENCE
 
 TD = TrustDomain("example.org")
-# Reviews take so long, in milliseconds.
-REVIEW = 2.0
 AT_ONCE = 64
-START_SECONDS = 90.0
-
-
-@contextmanager
-def process(folder: Path, pods: int, nodes: int, port: int) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    """A running signer and what it wrote about itself."""
-    site = folder / "site.json"
-    site.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench.signer_process", str(folder), str(pods), str(nodes), str(REVIEW), str(port)]
-    with (folder / "signer.log").open("wb") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + START_SECONDS
-        while not site.exists():
-            if running.poll() is not None or time.monotonic() > until:
-                raise RuntimeError((folder / "signer.log").read_text()[-2000:])
-            time.sleep(0.05)
-        yield running, json.loads(site.read_text())
-    finally:
-        running.terminate()
-        running.wait()
-
-
-def free_port() -> int:
-    """One that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cpu_seconds(pid: int) -> float:

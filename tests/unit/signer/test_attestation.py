@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from signer.attestation import AttestationSettings, Attestor
 from signer.errors import ApiUnavailable, Reason, Refused
+from signer.kube import Object
 from signer.model import AttestedPod, PodClaim
 from signer.pods import Pods
-from signer.tokens import JWKS, OfflineTokens, TokenRefused, TokenReviews
+from signer.tokens import JWKS, REVIEWS, OfflineTokens, TokenRefused, TokenReviews
 from tests.signer_rig import AUDIENCE, DRIVER, Site
 
 SETTINGS = AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), timedelta(minutes=10))
@@ -153,6 +154,26 @@ def test_reviews_are_kept_for_seconds_and_refusals_are_not() -> None:
         for _ in range(3):
             await rig.refused(good, refused, agent)
         assert site.reviews == 7
+
+    rigged(test)
+
+
+def test_an_api_server_that_knows_no_audiences_is_not_believed() -> None:
+    """One that ignores `spec.audiences` says of any token that it is authentic."""
+
+    async def test(rig: Rig) -> None:
+        claim = rig.site.pod("good")
+        token = rig.site.token(claim)
+        answered = rig.site.kube.hooks[REVIEWS]
+
+        def answering(audiences: list[str] | None) -> Callable[[Object], Object]:
+            return lambda body: {"status": {**answered(body)["status"], "audiences": audiences}}
+
+        for audiences in ([], None, ["https://kubernetes.default.svc"]):
+            rig.site.kube.hooks[REVIEWS] = answering(audiences)
+            with pytest.raises(TokenRefused) as caught:
+                await rig.reviews.verify(token)
+            assert caught.value.fault == "AUDIENCE"
 
     rigged(test)
 

@@ -1,40 +1,78 @@
 """A signer in a process of its own, at an API server in memory that takes its time for a TokenReview.
 
-python -m bench.signer_process FOLDER PODS NODES MILLISECONDS PORT: until it is ended; FOLDER/site.json tells who.
+python -m tests.signer_process FOLDER PODS NODES MILLISECONDS PORT: until it is ended; FOLDER/site.json tells who.
 """
 
 import asyncio
 import json
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from runtime import log
 from runtime.clock import SystemClock
 from runtime.tls import require_tls13
 from signer.kube import Object
-from signer.tokens import REVIEWS
-from tests.signer_rig import Site, serving
 
+if TYPE_CHECKING:
+    from tests.signer_rig import Site
+
+# Reviews take so long, in milliseconds.
+REVIEW = 2.0
+START_SECONDS = 90.0
 SECRET = "/api/v1/namespaces/podsvid/secrets/podsvid-authority"
 
 
-def slow(site: Site, seconds: float) -> None:
+def free_port() -> int:
+    """One that was free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(folder: Path, pods: int, nodes: int, port: int) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+    """A running signer and what it wrote about itself."""
+    site = folder / "site.json"
+    site.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "tests.signer_process", str(folder), str(pods), str(nodes), str(REVIEW), str(port)]
+    with (folder / "signer.log").open("wb") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + START_SECONDS
+        while not site.exists():
+            if running.poll() is not None or time.monotonic() > until:
+                raise RuntimeError((folder / "signer.log").read_text()[-2000:])
+            time.sleep(0.05)
+        yield running, json.loads(site.read_text())
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def slow(site: "Site", seconds: float) -> None:
     """Let every TokenReview take that long."""
     create = site.kube.create
 
     async def later(path: str, body: Object) -> Object:
-        if path == REVIEWS:
+        if path.endswith("/tokenreviews"):
             await asyncio.sleep(seconds)
         return await create(path, body)
 
     site.kube.create = later  # type: ignore[method-assign]
 
 
-def populated(folder: Path, pods: int, nodes: int) -> tuple[Site, Mapping[str, object]]:
+def populated(folder: Path, pods: int, nodes: int) -> tuple["Site", Mapping[str, object]]:
     """Pods on nodes, and everybody's tokens. What an earlier process wrote is taken over, the authorities too."""
+    from tests.signer_rig import Site
+
     # The tokens' times are part of them: those of an earlier process must stay good.
     begun = folder / "begun"
     if not begun.exists():
@@ -54,6 +92,8 @@ def populated(folder: Path, pods: int, nodes: int) -> tuple[Site, Mapping[str, o
 
 
 async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: int) -> None:
+    from tests.signer_rig import serving
+
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     site, known = populated(folder, pods, nodes)

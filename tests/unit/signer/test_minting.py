@@ -1,0 +1,128 @@
+"""What is signed: only what policy gives, never podsvid's own names, within the signer's bounds."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from signer.errors import Reason, Refused
+from signer.minting import Minting, MintingSettings, proven_key
+from signer.model import Entitlement, LivePod
+from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
+from svid.spiffeid import SpiffeId
+from tests.signer_rig import START, StepClock
+from tests.unit.signer.test_lifecycle import WEB, first
+
+POD = LivePod("default", "web-0", "uid", "node-a", "web")
+SETTINGS = MintingSettings(
+    x509_ttl=timedelta(hours=1),
+    x509_min_ttl=timedelta(minutes=1),
+    x509_max_ttl=timedelta(hours=4),
+    jwt_ttl=timedelta(minutes=5),
+    jwt_max_ttl=timedelta(minutes=30),
+    dns_names=("{service_account}.{namespace}.svc", "*.podsvid.internal"),
+)
+GIVEN = Entitlement(WEB, "shop/policy")
+
+
+def csr(key: PrivateKey) -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+
+
+REQUEST = csr(KeyAlgorithm.EC_P256.generate())
+
+
+def minting(at: timedelta = timedelta(0)) -> Minting:
+    state = first()
+    return Minting(lambda: state, SETTINGS, StepClock(START + at))
+
+
+def refused(given: Entitlement, *wished: str, request: bytes = REQUEST) -> Reason:
+    with pytest.raises(Refused) as caught:
+        minting().x509(POD, given, request, None, wished)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("name", ["signer.podsvid.internal", "podsvid.internal", "a.b.podsvid.internal"])
+def test_the_signers_own_name_is_given_to_nobody(name: str) -> None:
+    assert refused(replace(GIVEN, dns_names=(name,))) is Reason.DNS_NAME_DENIED
+    assert refused(Entitlement(WEB), name) is Reason.DNS_NAME_DENIED
+
+
+@pytest.mark.parametrize("path", ["/podsvid", "/podsvid/signer", "/podsvid/x/y"])
+def test_podsvids_own_identities_are_given_to_nobody(path: str) -> None:
+    own = replace(GIVEN, spiffe_id=SpiffeId.parse(f"spiffe://example.org{path}"))
+    assert refused(own) is Reason.POLICY_UNUSABLE
+    with pytest.raises(Refused):
+        minting().jwt(own, str(own.spiffe_id), ["a"])
+
+
+def test_dns_names() -> None:
+    issued = minting().x509(POD, replace(GIVEN, dns_names=("a.test", "b.test")), REQUEST, None, ["b.test"])
+    names = issued.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["a.test", "b.test"]
+    assert minting().x509(POD, Entitlement(WEB), REQUEST, None, ["web.default.svc"]).chain
+    # The signer's own patterns are for pods without a policy.
+    assert refused(GIVEN, "web.default.svc") is Reason.DNS_NAME_DENIED
+    assert refused(GIVEN, *(f"n{number}.test" for number in range(33))) is Reason.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("policy", "wished", "granted", "noticed"),
+    [
+        (None, None, 60, False),
+        (None, 120, 120, False),
+        (None, 600, 240, True),
+        (None, 0.1, 1, True),
+        (30, None, 30, False),
+        (30, 90, 30, True),
+        (30, 10, 10, False),
+        (60 * 24, None, 240, False),
+    ],
+)
+def test_lifetimes(policy: float | None, wished: float | None, granted: float, noticed: bool) -> None:
+    given = replace(GIVEN, x509_ttl=timedelta(minutes=policy) if policy else None)
+    issued = minting().x509(POD, given, REQUEST, timedelta(minutes=wished) if wished else None, ())
+    assert issued.chain[0].not_valid_after_utc - START == timedelta(minutes=granted)
+    assert bool(issued.notice) is noticed
+
+
+def test_keys() -> None:
+    assert refused(replace(GIVEN, key_algorithms=frozenset({KeyAlgorithm.ED25519}))) is Reason.KEY_ALGORITHM_DENIED
+    for algorithm in (KeyAlgorithm.EC_P384, KeyAlgorithm.ED25519, KeyAlgorithm.RSA_2048, KeyAlgorithm.ML_DSA_44):
+        key = algorithm.generate()
+        assert proven_key(csr(key)) == key.public_key()
+    weak = rsa.generate_private_key(65537, 1024)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    assert refused(GIVEN, request=builder.sign(weak, SHA256()).public_bytes(Encoding.DER)) is Reason.KEY_WEAK
+    for broken in (b"", b"\x30\x00", REQUEST[:-3], b"x" * 20_000):
+        assert refused(GIVEN, request=broken) is Reason.CSR_INVALID
+    # The signature's last bytes changed: still a request, not proven.
+    forged = REQUEST[:-1] + bytes([REQUEST[-1] ^ 1])
+    assert refused(GIVEN, request=forged) is Reason.PROOF_OF_POSSESSION
+
+
+def test_without_a_fresh_state_or_a_living_authority_nothing_is_signed() -> None:
+    with pytest.raises(Refused) as caught:
+        Minting(lambda: None, SETTINGS, StepClock()).x509(POD, GIVEN, REQUEST, None, ())
+    assert caught.value.reason is Reason.AUTHORITY_UNAVAILABLE
+    assert caught.value.retry_after is not None
+    with pytest.raises(Refused) as caught:
+        minting(timedelta(days=11)).x509(POD, GIVEN, REQUEST, None, ())
+    assert caught.value.reason is Reason.AUTHORITY_UNAVAILABLE
+
+
+def test_jwt() -> None:
+    found = minting().jwt(replace(GIVEN, jwt_ttl=timedelta(hours=5)), str(WEB), ["a", "b"])
+    assert found.svid.expires_at - START == timedelta(minutes=30)
+    with pytest.raises(Refused) as caught:
+        minting().jwt(GIVEN, "spiffe://example.org/other", ["a"])
+    assert caught.value.reason is Reason.NOT_ENTITLED
+    with pytest.raises(Refused) as caught:
+        minting().jwt(GIVEN, str(WEB), [])
+    assert caught.value.reason is Reason.INVALID_REQUEST
