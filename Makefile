@@ -55,6 +55,7 @@ cluster: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.signer
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

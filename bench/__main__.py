@@ -16,7 +16,7 @@ import grpc.aio
 
 from agent.pb import sds_pb2, workload_pb2
 from agent.sds import SERVICE as SDS
-from bench import floor, signer
+from bench import floor
 from bench.report import Report, environment, record, table
 from csi.pb import csi_pb2
 from csi.standin import PodVolume, StandInKubelet
@@ -367,8 +367,6 @@ async def run(bench: Bench) -> None:
         await bench.latencies()
         for number in RESIDENT:
             await bench.at_volumes(number)
-        await signer.mints(bench.report, bench.count(2000), 3)
-        await signer.herd(bench.report, bench.count(1000))
 
 
 def main() -> int:

@@ -1,9 +1,13 @@
-"""Measure a signer in a process of its own: CPU time of a mint, and agents that come back after a restart."""
+"""Measure a signer in a process of its own: CPU time of a mint, and agents that come back after a restart.
+
+python -m bench.signer: prints a table and records it.
+"""
 
 import asyncio
 import logging
 import os
 import random
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -17,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.signer_authority import SignerAuthority, SignerSettings
-from bench.report import Report
+from bench.report import Report, environment, record, table
 from runtime.clock import SystemClock
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
@@ -130,3 +134,20 @@ async def _until(true: Any) -> None:
     async with asyncio.timeout(START_SECONDS * 2):
         while not true():
             await asyncio.sleep(0.05)
+
+
+def main() -> int:
+    report, about = Report(), environment()
+
+    async def run() -> None:
+        await mints(report, 2000, 3)
+        await herd(report, 1000)
+
+    asyncio.run(run())
+    print(table(report.rows, about))
+    record(report.rows, about, "signer")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
