@@ -6,7 +6,7 @@ import os
 import random
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -53,7 +53,8 @@ REFRESH_SECONDS = 5.0
 # How often each replica reads the authorities' Secret, beside watching it.
 CONFIRM = timedelta(seconds=15)
 CLUSTER_TRUST_BUNDLE_SIGNER = "podsvid.io/spiffe"
-Loop = Callable[[], Awaitable[None]]
+# Other clusters and clouds look at a bundle every few minutes to hours; all know a scheduled key before it signs.
+JWT_LEAD = timedelta(days=1)
 
 
 async def run_signer(config: SignerConfig) -> None:
@@ -395,6 +396,7 @@ def _lifecycle(config: SignerConfig) -> LifecyclePolicy:
         overlap=config.outage_limit + config.retire_after,
         key_algorithm=config.authority_algorithm,
         jwt_algorithm=config.jwt_algorithm if config.jwt_svids else None,
+        jwt_lead=min(JWT_LEAD, config.jwt_key_period / 4),
     )
 
 

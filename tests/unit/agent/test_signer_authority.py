@@ -470,14 +470,17 @@ def test_the_loop_ends_when_told_whatever_its_call_answers_at_that_moment(
     """grpc answers a cancelled call with the status it has, when it has one already."""
 
     async def play(at: Scene) -> None:
-        entered = asyncio.Event()
+        entered, answered = asyncio.Event(), False
 
         async def watch(self: SignerAuthority) -> None:
+            nonlocal answered
             entered.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                nothing = grpc.aio.Metadata()
+                if answered:
+                    raise
+                answered, nothing = True, grpc.aio.Metadata()
                 raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing) from None
 
         monkeypatch.setattr(SignerAuthority, "_watch", watch)
