@@ -93,6 +93,8 @@ class SignerAuthority:
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.issues_jwt = True
         self._channel: grpc.aio.Channel | None = None
+        # The one that carries the trust stream: an older one until that stream ends by itself.
+        self._watching: grpc.aio.Channel | None = None
         self._roots = b""
         self._file_roots: tuple[tuple[int, int], TrustBundle] | None = None
         self._report = signer_pb2.WatchTrustRequest(agent_version=settings.agent_version)
@@ -216,7 +218,8 @@ class SignerAuthority:
                 await self._channel.close()
 
     async def _watch(self) -> None:
-        call = self._connect().stream_stream(
+        channel = self._watching = self._connect()
+        call = channel.stream_stream(
             _SERVICE + "WatchTrust",
             signer_pb2.WatchTrustRequest.SerializeToString,
             signer_pb2.WatchTrustResponse.FromString,
@@ -231,6 +234,9 @@ class SignerAuthority:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
             call.cancel()
+            self._watching = None
+            if channel is not self._channel:
+                self._close(channel)
 
     async def _send_reports(self, call: Any) -> None:
         """What the workloads hold, first as it is now and then after each change. Ends with the stream, by an error."""
@@ -272,9 +278,7 @@ class SignerAuthority:
         least, put_off = LEAST_WAIT, None
         while True:
             left = deadline - asyncio.get_running_loop().time()
-            # On the connection that is there: another is made by the trust stream only, when that has to begin anew.
-            channel = self._channel or self._connect()
-            call = channel.unary_unary(_SERVICE + method, type(message).SerializeToString, parse)
+            call = self._connect().unary_unary(_SERVICE + method, type(message).SerializeToString, parse)
             # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
             answering: Awaitable[_Answer] = call(
                 message, metadata=self._credentials(), timeout=left, wait_for_ready=True
@@ -341,15 +345,16 @@ class SignerAuthority:
         return trust
 
     def _connect(self) -> grpc.aio.Channel:
-        """The connection, made anew when what it is to trust has changed; a handshake is all that this is for."""
+        """The connection, made anew when what it is to trust has changed.
+
+        The signer's next certificate may be of an authority that the old connection's roots do not have. Agents come to
+        this at their next mint, each in its own time.
+        """
         roots = self._newest_roots()
         if self._channel is not None and roots == self._roots:
             return self._channel
-        if self._channel is not None:
-            # Mints in flight are finished on the old one.
-            closing = asyncio.get_running_loop().create_task(self._channel.close(CLOSE_SECONDS))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        if self._channel is not None and self._channel is not self._watching:
+            self._close(self._channel)
         first = int(self._rng.uniform(0.5, 3.0) * 1000)
         options = (
             ("grpc.ssl_target_name_override", SIGNER_NAME),
@@ -367,6 +372,12 @@ class SignerAuthority:
         )
         self._roots = roots
         return self._channel
+
+    def _close(self, channel: grpc.aio.Channel) -> None:
+        """Mints in flight are finished on it."""
+        closing = asyncio.get_running_loop().create_task(channel.close(CLOSE_SECONDS))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     def _newest_roots(self) -> bytes:
         bundle = self._trust().bundle

@@ -182,7 +182,7 @@ def test_pods_that_are_gone_finished_or_no_clients_of_the_driver(site: Site) -> 
         seconds=20,
         progress=print,
     )
-    for name, driver in (("plain", None), ("foreign", "csi.other.io")):
+    for name, driver in (("without-driver", None), ("other-driver", "csi.other.io")):
         pod = signing.pod(site.cluster, name, "node-a", ACCOUNT, driver=driver)
         assert refused(site, agent, site.pod_token(pod), pod).reason == "POD_WITHOUT_DRIVER"
 
