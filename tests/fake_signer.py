@@ -67,7 +67,7 @@ class Mint:
     chain: bytes | None = None
     # Refusals of the next calls, in order; then all succeed.
     refusals: list[Refusal] = field(default_factory=list)
-    # Set: calls go on only when the event is.
+    # Calls that are not refused go on only when this is set.
     gate: asyncio.Event | None = None
 
 
@@ -190,10 +190,10 @@ class FakeSigner:
     async def _enter(self, context: _Context) -> None:
         self.arrivals.append(asyncio.get_running_loop().time())
         self.bearers.append(dict(context.invocation_metadata()).get("authorization", ""))
-        if self.mint.gate is not None:
-            await self.mint.gate.wait()
         if self.mint.refusals:
             await self.mint.refusals.pop(0).abort(context)
+        if self.mint.gate is not None:
+            await self.mint.gate.wait()
 
     async def _mint_x509(
         self, request: signer_pb2.MintX509SVIDRequest, context: _Context

@@ -255,6 +255,11 @@ def test_a_signer_that_only_ever_says_later_is_the_reason_that_is_told(
             await at.authority.mint_x509(at.request())
         # Nor is one that says "at once" asked as fast as it answers.
         assert len(at.signer.mints) < 50
+        # Nor does a last attempt that gets no answer hide why there were so many.
+        at.signer.mint.refusals, at.signer.mint.gate = [slower], asyncio.Event()
+        with pytest.raises(AuthorityUnavailable, match=r"^RATE_LIMITED: slower$"):
+            await at.authority.mint_x509(at.request())
+        at.signer.mint.gate.set()
 
     on_stage(tmp_path, play)
 
@@ -399,6 +404,8 @@ def test_what_the_workloads_hold_is_reported_now_and_first_on_the_next_stream(tm
             await at.until(lambda count=count: _in_use(at) == {"aa": count, "bb": 2})  # type: ignore[misc]
         version = at.signer.reports.version
         at.authority.hold(trust, {"bb": 2, "aa": 5})
+        for _ in range(10):
+            await asyncio.sleep(0)
         at.signer.end_streams(GONE)
         await at.until(lambda: len(at.signer.first_reports) == 2)
         assert at.signer.reports.version == version + 1, "the same was reported twice"
