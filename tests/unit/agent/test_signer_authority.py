@@ -1,5 +1,6 @@
 """The agent's side of the signer's API, against a real gRPC server: what it asks, trusts, keeps and passes on."""
 
+import argparse
 import asyncio
 import gc
 import json
@@ -19,7 +20,7 @@ from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent import signer_authority
+from agent import config, signer_authority
 from agent.authorities import JwtRequest, MintRequest
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
@@ -29,6 +30,7 @@ from csi.journal import Journal
 from csi.model import PodRef, PodToken, Volume
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
+from runtime.settings import InvalidSetting
 from signer.errors import STATUS_CODES, Reason
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
@@ -403,15 +405,20 @@ def test_what_the_workloads_hold_is_reported_now_and_first_on_the_next_stream(tm
             at.authority.hold(trust, {"aa": count, "bb": 2})
             await at.until(lambda count=count: _in_use(at) == {"aa": count, "bb": 2})  # type: ignore[misc]
         version = at.signer.reports.version
+        # Nothing new is nothing to report.
         at.authority.hold(trust, {"bb": 2, "aa": 5})
         for _ in range(10):
             await asyncio.sleep(0)
+        at.authority.hold(trust, {"aa": 6, "bb": 2})
+        await at.until(lambda: _in_use(at) == {"aa": 6, "bb": 2})
+        assert at.signer.reports.version == version + 1
+        version += 1
         at.signer.end_streams(GONE)
         await at.until(lambda: len(at.signer.first_reports) == 2)
         assert at.signer.reports.version == version + 1, "the same was reported twice"
         again = at.signer.first_reports[1]
         assert again.acknowledged_sequence == 100
-        assert {each.authority_id: each.svids for each in again.in_use} == {"aa": 5, "bb": 2}
+        assert {each.authority_id: each.svids for each in again.in_use} == {"aa": 6, "bb": 2}
 
     def _in_use(at: Scene) -> dict[str, int]:
         report = at.signer.reports.current
@@ -818,16 +825,20 @@ def test_an_early_renewal_is_drawn_once_in_its_window_and_done(tmp_path: Path) -
             drawn = workloads.scheduler.due(volume.id)
             assert drawn is not None
             assert window[0] - timedelta(seconds=1) <= drawn <= window[1]
-            # Sent again, as each answer has all directives that are in force.
-            later = at.signer.bundle(102, old, new)
-            at.signer.publish(later, {name: window})
-            await at.until(lambda: (current := at.authority.trust.current) and current.bundle == later)
+            # Sent again beside others, as each answer has all directives that are in force.
+            for count in range(1, 16):
+                at.signer.publish(bundle, {name: window, f"{count:040x}": window})
+                await at.until(lambda count=count: early(at) == {name, f"{count:040x}"})  # type: ignore[misc]
+                await asyncio.sleep(0)
             await at.until(lambda: workloads.scheduler.due(volume.id) is not None)
             assert workloads.scheduler.due(volume.id) == drawn
             at.clock.step = timedelta(minutes=4)
             workloads.scheduler.schedule(volume.id, at.clock.now())
             await at.until(lambda: directory.read().identity.default.authority_id == key_identifier(new))
             assert len(at.signer.mints) == 2
+
+    def early(at: Scene) -> set[str]:
+        return {each.authority_id for each in at.authority.early_renewals.current or ()}
 
     on_stage(tmp_path, play)
 
@@ -852,3 +863,37 @@ def test_running_pods_keep_what_they_have_while_the_signer_is_away(
             assert ends == issued.identity.expires_at.timestamp() > time.time()
 
     on_stage(tmp_path, play)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"signer_address": None}, "needs signer_address, signer_bundle and agent_token_file"),
+        ({"signer_bundle": None}, "needs signer_address, signer_bundle and agent_token_file"),
+        ({"agent_token_file": None}, "needs signer_address, signer_bundle and agent_token_file"),
+        ({"signer_address": "signer"}, "signer_address .*accepted: HOST:PORT"),
+        ({"signer_address": ":8443"}, "signer_address .*accepted: HOST:PORT"),
+        ({"signer_address": "signer:0"}, "signer_address .*accepted: HOST:PORT"),
+        ({"signer_address": "signer:65536"}, "signer_address .*accepted: HOST:PORT"),
+        ({"signer_bundle": "bundle.json"}, "signer_bundle .*accepted: an absolute path"),
+        ({"signer_audience": "two words"}, "signer_audience .*accepted: printable characters"),
+    ],
+)
+def test_settings_that_are_refused(changed: dict[str, str | None], sentence: str) -> None:
+    given = {
+        "authority": "signer",
+        "signer_address": "podsvid-signer.podsvid.svc:8443",
+        "signer_bundle": "/bundle/bundle.json",
+        "agent_token_file": "/token/token",
+        "trust_domain": "example.org",
+    }
+
+    def load(values: dict[str, str | None]) -> config.AgentConfig:
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+        parser = argparse.ArgumentParser()
+        config.add_arguments(parser)
+        return config.load(parser.parse_args(flags), {})
+
+    assert load(dict(given)).signer_audience == AUDIENCE
+    with pytest.raises(InvalidSetting, match=sentence):
+        load({**given, **changed})
