@@ -36,6 +36,12 @@ class RotationScheduler:
         self._due[key] = due
         self._changed.set()
 
+    def hasten(self, key: str, due: datetime) -> None:
+        """Rotate `key` at `due` (aware) unless it is planned earlier, or runs: then it will say itself when it is due."""
+        planned = self._due.get(key)
+        if key not in self._running and (planned is None or due < planned):
+            self.schedule(key, due)
+
     def due(self, key: str) -> datetime | None:
         """When `key` is due; None while it is being rotated or when it is unknown."""
         return self._due.get(key)

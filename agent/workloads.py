@@ -239,7 +239,7 @@ class WorkloadRegistry:
             version = await self._authority.trust.wait_beyond(version)
             for volume_id, served in list(self._served.items()):
                 if self._served.get(volume_id) is served:
-                    self._trust_changed(volume_id, served)
+                    await self._trust_changed(volume_id, served)
                 # Each is checked under the new trust: together that takes long enough to be felt by their callers.
                 await asyncio.sleep(0)
             self._held.set()
@@ -251,7 +251,8 @@ class WorkloadRegistry:
             version = await self._authority.early_renewals.wait_beyond(version)
             for volume_id, served in list(self._served.items()):
                 if self._renew_early(served):
-                    self.scheduler.schedule(volume_id, served.workload.next_due(self._clock.now()))
+                    # Files may be due at once, for a trust bundle that came with the same answer.
+                    self.scheduler.hasten(volume_id, served.workload.next_due(self._clock.now()))
 
     async def report_holdings(self) -> None:
         """Tell the authority what all workloads have, files included, after each change, for ever."""
@@ -298,7 +299,7 @@ class WorkloadRegistry:
         workload.renew_at = drawn
         return True
 
-    def _trust_changed(self, volume_id: str, served: Served) -> None:
+    async def _trust_changed(self, volume_id: str, served: Served) -> None:
         workload, trust = served.workload, self._trust()
         identity = workload.feed.current
         if identity is None or identity.trust == identity.part_of(trust) or self._is_older(trust, identity):
@@ -313,7 +314,20 @@ class WorkloadRegistry:
             _log.warning("SVID is not valid under the new trust bundle; renewing", extra={"volume_id": volume_id})
         else:
             workload.feed.publish(renewed)
+            if await self._wrote_now(workload):
+                self.scheduler.hasten(volume_id, workload.next_due(now))
+                return
         self.scheduler.schedule(volume_id, now)
+
+    async def _wrote_now(self, workload: Workload) -> bool:
+        """Write the files beside a renewal that may run: a mint can take its whole deadline, and the cluster waits."""
+        if workload.volume.options.has_keystores:
+            return False  # written in a thread, where two could meet
+        try:
+            await self._write(workload)
+        except OSError:
+            return False
+        return True
 
     async def _rotate(self, volume_id: str) -> datetime:
         """Level-triggered: bring the workload to fresh SVIDs in feed and files; answer when it is due next."""

@@ -163,6 +163,33 @@ def test_a_request_during_a_rotation_stands_and_never_runs_beside_it() -> None:
     on_fake_time(main)
 
 
+def test_hastening_never_puts_off_what_is_due_earlier() -> None:
+    async def main() -> None:
+        clock, release = LoopClock(), asyncio.Event()
+
+        async def rotate(key: str) -> datetime:
+            await release.wait()
+            return clock.now() + timedelta(hours=1)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START + timedelta(seconds=10))
+        scheduler.hasten("a", START + timedelta(seconds=20))
+        assert scheduler.due("a") == START + timedelta(seconds=10)
+        scheduler.hasten("a", START + timedelta(seconds=5))
+        assert scheduler.due("a") == START + timedelta(seconds=5)
+        task = asyncio.ensure_future(scheduler.run())
+        await asyncio.sleep(6)
+        # It runs, and answers itself when it is due next.
+        scheduler.hasten("a", START + timedelta(seconds=30))
+        release.set()
+        await asyncio.sleep(1)
+        assert scheduler.due("a") == START + timedelta(seconds=6, hours=1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    on_fake_time(main)
+
+
 def test_an_overdue_request_waits_for_the_rotation_that_runs() -> None:
     async def main() -> None:
         clock, began = LoopClock(), []

@@ -843,6 +843,40 @@ def test_an_early_renewal_is_drawn_once_in_its_window_and_done(tmp_path: Path) -
     on_stage(tmp_path, play)
 
 
+def test_files_hold_a_trust_bundle_at_once_though_directives_came_with_it(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        async with registry(at) as (workloads, volume, directory):
+            issued = await workloads.issue(volume, at.token())
+            await workloads.open(volume, directory, issued)
+            old, new = at.signer.authority, authority(at.clock.now())
+            bundle = at.signer.bundle(101, old, new)
+            now = at.clock.now()
+            at.signer.publish(bundle, {key_identifier(old): (now + timedelta(minutes=2), now + timedelta(minutes=4))})
+            await at.until(lambda: (workloads.scheduler.due(volume.id) or issued.renew_at) < issued.renew_at)
+            await at.until(lambda: directory.read().identity.bundle == bundle)
+            assert len(at.signer.mints) == 1
+
+    on_stage(tmp_path, play)
+
+
+def test_files_hold_a_trust_bundle_at_once_though_a_mint_is_under_way(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        async with registry(at) as (workloads, volume, directory):
+            issued = await workloads.issue(volume, at.token())
+            await workloads.open(volume, directory, issued)
+            at.signer.mint.gate = asyncio.Event()
+            at.clock.step = issued.renew_at - at.clock.now() + timedelta(seconds=1)
+            workloads.renew_token(volume.id, at.token())
+            workloads.scheduler.schedule(volume.id, at.clock.now())
+            await at.until(lambda: len(at.signer.mints) == 2)
+            bundle = at.signer.bundle(101, at.signer.authority, authority(at.clock.now()))
+            at.signer.publish(bundle)
+            await at.until(lambda: directory.read().identity.bundle == bundle)
+            at.signer.mint.gate.set()
+
+    on_stage(tmp_path, play)
+
+
 def test_running_pods_keep_what_they_have_while_the_signer_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
