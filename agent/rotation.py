@@ -37,7 +37,7 @@ class RotationScheduler:
         self._changed.set()
 
     def hasten(self, key: str, due: datetime) -> None:
-        """Rotate `key` at `due` (aware) unless it is planned earlier, or runs: then it will say itself when it is due."""
+        """Rotate `key` at `due` (aware) unless it is planned earlier, or runs: then it says itself when it is due."""
         planned = self._due.get(key)
         if key not in self._running and (planned is None or due < planned):
             self.schedule(key, due)

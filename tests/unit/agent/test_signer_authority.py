@@ -872,6 +872,7 @@ def test_files_hold_a_trust_bundle_at_once_though_a_mint_is_under_way(tmp_path: 
             bundle = at.signer.bundle(101, at.signer.authority, authority(at.clock.now()))
             at.signer.publish(bundle)
             await at.until(lambda: directory.read().identity.bundle == bundle)
+            assert workloads.scheduler.failures(volume.id) == 0, "the mint's end was waited for"
             at.signer.mint.gate.set()
 
     on_stage(tmp_path, play)
