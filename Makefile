@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test unit conformance cluster bench lint protos clean
+.PHONY: help quickstart test unit conformance cluster bench lint protos manifests image clean
 
 help:
 	@echo "make quickstart   see a volume rotate, without Kubernetes"
@@ -65,6 +65,21 @@ lint: $(VENV)/.dev
 
 protos: $(VENV)/.test
 	$(BIN)/python proto/generate.py
+
+# What people without Helm apply; needs Helm (HELM=...).
+HELM ?= helm
+manifests:
+	@mkdir -p deploy/manifests
+	@{ cat deploy/manifests/namespace.yaml; \
+	  $(HELM) template podsvid deploy/chart/podsvid --namespace podsvid --set trustDomain=example.org --no-hooks --kube-version 1.34.0; \
+	} > deploy/manifests/podsvid.yaml
+
+# The container image of this checkout; BASE is a Python image, by digest.
+BUILDER ?= docker
+IMAGE ?= podsvid:0.1.0
+image:
+	@test -n "$(BASE)" || { echo "give the base image: make image BASE=python:3.13-slim-bookworm@sha256:..." >&2; exit 2; }
+	$(BUILDER) build --build-arg BASE=$(BASE) -t $(IMAGE) -f deploy/image/Containerfile .
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -9,7 +9,7 @@ import resource
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,6 +75,7 @@ async def run_agent(config: AgentConfig) -> None:
             loops = await _start(config, clock, Blocking(executor), services)
             await _run_until(stopping, loops)
             _log.info("agent stopping", extra={"grace_seconds": STOP_GRACE})
+        _leave_clean(config)
     _log.info("agent stopped")
 
 
@@ -172,6 +173,21 @@ async def _start(
         "authority": lambda: following,
         **{f"registration of {driver.name}": each.run for driver, each in registrations.items()},
     }
+
+
+def _leave_clean(config: AgentConfig) -> None:
+    """Without a volume nothing of podsvid stays on the node: the next agent makes all of it anew."""
+    journal = config.run_dir / "journal"
+    if journal.exists() and any(journal.iterdir()):
+        return
+    for driver in config.driver_names:
+        endpoint = _csi_socket(config, driver)
+        endpoint.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's files are in it
+            endpoint.parent.rmdir()
+    with suppress(FileNotFoundError):
+        journal.rmdir()
+    (config.run_dir / "lock").unlink()
 
 
 def _csi_socket(config: AgentConfig, driver: DriverName) -> Path:
@@ -275,12 +291,19 @@ async def _run_until(stopping: asyncio.Event, loops: dict[str, Callable[[], Awai
 @contextmanager
 def _only_one(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    path = run_dir / "lock"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(descriptor)
             raise AlreadyRunning(f"another podsvid agent uses {run_dir}; stop it or choose another run_dir") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                break
+        os.close(descriptor)  # one that stopped meanwhile took its lock file away
+    try:
         yield
     finally:
         os.close(descriptor)

@@ -5,6 +5,7 @@ Run as a script from anywhere: python docs/generate.py [--check]
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -86,6 +87,37 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
+# What the chart renders into the settings itself, from values of its own.
+_CHART_OWN = {
+    "agentSettings": (
+        *("trust_domain", "node_name", "driver_names", "kubelet_root", "run_dir", "authority", "signer_address"),
+        *("signer_bundle", "agent_token_file", "signer_audience", "metrics_listen"),
+        # Of other authorities: the chart's agents have a signer.
+        *("state_dir", "ca_cert_file", "ca_key_file", "ca_bundle_file", "jwt_key_file", "jwt_bundle_file"),
+    ),
+    "signerSettings": (
+        *("trust_domain", "driver_names", "audience", "x509_ttl", "jwt_ttl", "namespace", "metrics_listen", "listen"),
+        *("startup_taint", "state_key_file", "upstream_cert_file", "upstream_key_file", "identity", "kubeconfig"),
+        *("agent_namespace", "agent_service_account", "admin_socket"),
+    ),
+}
+SCHEMA = "deploy/chart/podsvid/values.schema.json"
+
+
+def chart_schema(text: str) -> str:
+    """The chart's schema with every setting that `agent.settings` and `signer.settings` may have."""
+    document = json.loads(text)
+    for name, model in (("agentSettings", AgentConfig), ("signerSettings", SignerConfig)):
+        properties = {}
+        for each in dataclasses.fields(model):
+            if each.name in _CHART_OWN[name] or each.metadata["help"].startswith("UNSAFE"):
+                continue
+            kinds = ["string", "boolean", "integer", "array"]
+            properties[each.name] = {"type": kinds, "description": each.metadata["help"]}
+        document["definitions"][name] = {"type": "object", "additionalProperties": False, "properties": properties}
+    return json.dumps(document, indent=2) + "\n"
+
+
 def generated(text: str, page: str) -> str:
     """`text` of `page` with its generated parts made anew."""
     for name, (where, make) in PARTS.items():
@@ -105,10 +137,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is stale")
     check = parser.parse_args().check
     stale = 0
-    for page in sorted({where for where, _ in PARTS.values()}):
+    for page in sorted({SCHEMA, *(where for where, _ in PARTS.values())}):
         path = ROOT / page
         text = path.read_text(encoding="utf-8")
-        made = generated(text, page)
+        made = chart_schema(text) if page == SCHEMA else generated(text, page)
         if made != text and check:
             print(f"stale: {page} (run `python docs/generate.py`)", file=sys.stderr)
             stale = 1

@@ -13,6 +13,7 @@ _COMMANDS = {
     "agent": "the node agent",
     "signer": "the cluster CA as a service",
     "authority": "show and rotate the signer's authorities",
+    "uninstall-check": "who still needs podsvid in the cluster",
     "explain": "which identity a pod gets from the signer, and why",
     "quickstart": "see a volume rotate, without Kubernetes",
     "api": "ask a Workload API socket",
@@ -58,6 +59,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         from signer import authority_command
 
         authority_command.add_arguments(parsers[command])
+    elif command == "uninstall-check":
+        from signer import uninstall_check
+
+        uninstall_check.add_arguments(parsers[command])
     elif command == "explain":
         from signer import authority_command
 
@@ -115,9 +120,26 @@ def _authority(parsed: argparse.Namespace) -> int:
         return _failed(error.reason, error)
 
 
+def _uninstall_check(parsed: argparse.Namespace) -> int:
+    from signer import uninstall_check
+    from signer.errors import SignerError
+
+    try:
+        return uninstall_check.run(parsed)
+    except SignerError as error:
+        return _failed(error.reason, error)
+
+
 def _failed(reason: str, error: Exception) -> int:
     print(f"podsvid: {reason}: {error}", file=sys.stderr)
     return 1
 
 
-_RUN = {"agent": _agent, "signer": _signer, "authority": _authority, "explain": _authority, "quickstart": _quickstart}
+_RUN = {
+    "agent": _agent,
+    "signer": _signer,
+    "authority": _authority,
+    "explain": _authority,
+    "uninstall-check": _uninstall_check,
+    "quickstart": _quickstart,
+}

@@ -153,6 +153,9 @@ class SignerConfig:
     node_rate: int = setting(settings.number(1, 100000), "mints a second that one node gets", "50")
     node_burst: int = setting(settings.number(1, 100000), "mints at once that one node gets", "1000")
     node_concurrency: int = setting(settings.number(1, 100000), "mints of one node in flight", "64")
+    startup_taint: bool = setting(
+        settings.boolean, "take the taint podsvid.io/agent-not-ready off nodes where kubelet knows the driver", "false"
+    )
     log_format: str = setting(settings.choice("json", "text"), "json or text", "json")
     log_level: str = setting(
         settings.choice("debug", "info", "warning", "error"), "debug, info, warning or error", "info"

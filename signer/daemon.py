@@ -6,7 +6,7 @@ import os
 import random
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -39,6 +39,7 @@ from signer.rotation import Rotation
 from signer.service import MAX_MESSAGE, STREAM_LIFE, SignerService
 from signer.state import AuthorityState
 from signer.store import SecretStore, read_cipher
+from signer.taints import StartupTaint
 from signer.tls import ServerIdentity
 from signer.tokens import OfflineTokens, TokenReviews
 from signer.trust import Broadcast
@@ -143,6 +144,7 @@ class Replica:
         )
         self._events = Events(api, config.identity, clock)
         self._federated = FederatedBundles(dict(config.federated_bundles))
+        self._taint = StartupTaint(api, frozenset(config.driver_names), clock) if config.startup_taint else None
         self._identity = ServerIdentity(clock)
         self._server: grpc.aio.Server | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -190,6 +192,9 @@ class Replica:
             "publishing": self._lead_publishing,
             "policy status": self._lead_policies,
         }
+        if self._taint is not None:
+            taint = self._taint
+            background |= {"nodes": taint.follow, "start-up taint": lambda: self._while_leading(taint.remove)}
         tasks = {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
         services.push_async_callback(self._leader.release)
         services.push_async_callback(_cancel, tasks)
@@ -326,6 +331,24 @@ class Replica:
         finally:
             if publishing is not None:
                 publishing.cancel()
+
+    async def _while_leading(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop while this replica leads, for ever."""
+        running: asyncio.Future[None] | None = None
+        try:
+            while True:
+                if self._leader.leading:
+                    running = running or asyncio.ensure_future(loop())
+                    if running.done():
+                        running.result()
+                elif running is not None:
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
+                    running = None
+                await asyncio.sleep(1.0)
+        finally:
+            if running is not None:
+                running.cancel()
 
     async def _lead_policies(self) -> None:
         await self._policies.wait_synced()

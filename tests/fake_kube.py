@@ -115,7 +115,11 @@ class FakeKube:
         self._check("patch", path)
         self.writes.append(("patch", path))
         target = path.removesuffix("/status")
-        merged = _merge(copy.deepcopy(self._find(target)), body)
+        old = self._find(target)
+        version = (body.get("metadata") or {}).get("resourceVersion")
+        if version and version != old["metadata"]["resourceVersion"]:
+            raise Conflict(f"{target} has changed")
+        merged = _merge(copy.deepcopy(old), body)
         return self.put(target, merged)
 
     async def delete(self, path: str, body: Object | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the cluster runs: packages of the distribution, and Kubernetes and etcd built from pinned modules.
+"""What the cluster runs: packages of the distribution, and Kubernetes, etcd, CoreDNS and Helm from pinned modules.
 
 The manifests under ``tools/`` fix every version. Built programs are kept outside the checkout, in a folder
 named by the manifests' hash, so a change of version builds anew and two checkouts share one build.
@@ -38,6 +38,11 @@ _PACKAGES = {
     "openssl": "openssl",
     "mount": "mount",
     "findmnt": "util-linux",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "mmdebstrap": "mmdebstrap",
+    "buildah": "buildah",
 }
 
 
@@ -56,8 +61,10 @@ _PROGRAMS = (
     _Program("etcd", "etcd", "go.etcd.io/etcd/server/v3"),
     *(
         _Program(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}")
-        for name in ("kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler")
+        for name in ("kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy")
     ),
+    _Program("coredns", "coredns", "."),
+    _Program("helm", "helm", "helm.sh/helm/v4/cmd/helm"),
 )
 _major, _minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
 _STAMP = "k8s.io/component-base/version."
@@ -113,9 +120,9 @@ def cache_dir() -> Path:
     if root is None:
         root = str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "podsvid")
     digest = hashlib.sha256(_LDFLAGS.encode())
-    for module in ("etcd", "kubernetes"):
-        for name in ("go.mod", "go.sum"):
-            digest.update((TOOLS / module / name).read_bytes())
+    for module in ("etcd", "kubernetes", "coredns", "helm"):
+        for file in sorted((TOOLS / module).iterdir()):
+            digest.update(file.read_bytes())
     return Path(root) / f"cluster-{digest.hexdigest()[:16]}"
 
 

@@ -1,11 +1,10 @@
 """A real single-node Kubernetes cluster on this host: etcd, control plane, containerd, runc and kubelet.
 
-Everything listens on loopback and keeps its files, mounts and cgroups under names of its own, so that
-whatever is left by a run that was killed is found, and removed, by the next. Needs root. Pods must use the
-host's network: there is no pod network.
+Everything is in a network namespace of its own and keeps its files, mounts and cgroups under names of its own, so that
+whatever is left by a run that was killed is found, and removed, by the next. Needs root.
 
     python -m tests.cluster.harness build      install packages, build the programs
-    python -m tests.cluster.harness up         start a cluster and leave it running
+    python -m tests.cluster.harness up         start a cluster and leave it running (reached through nsenter)
     python -m tests.cluster.harness run CMD…   start a cluster, run a command with KUBECONFIG, take it down
     python -m tests.cluster.harness down       take down whatever is left
 """
@@ -34,7 +33,8 @@ import yaml
 
 from .api import ApiError, KubeApi, Object
 from .binaries import SEARCH_PATH, ClusterError, Progress, build, cni_dir, install_packages, which
-from .image import PAUSE_IMAGE, TEST_IMAGE, write_archive
+from .image import PAUSE_IMAGE, write_archive
+from .network import NODE_ADDRESS, SERVICE_NETWORK, OwnNetwork, cni_configuration, corefile
 from .pki import ClusterAuthority, Pair
 
 DEFAULT_DIR = Path("/var/lib/podsvid-cluster")
@@ -107,6 +107,7 @@ class Cluster:
         self.kubeconfig = directory / "admin.kubeconfig"
         self.audit_log = directory / "audit.log"
         self._progress = progress
+        self._network = OwnNetwork(directory.name)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[str] | None = None
         self._handlers: dict[int, object] = {}
@@ -165,9 +166,11 @@ class Cluster:
         self.directory.chmod(0o755)  # a pod's own user reads through /proc/PID/root
         for log in self.logs.iterdir():
             log.unlink()
+        self._network.enter()
         authority = ClusterAuthority(self.directory / "pki")
         self._start_containerd()
         self._start_control_plane(programs, authority)
+        self._start_network(programs, authority)
         self._start_kubelet(programs, authority)
         wait_for(
             "the default service account",
@@ -192,6 +195,7 @@ class Cluster:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=_STOP_SECONDS)
             self._processes.clear()
+            self._network.leave()
             self._api = None
             if keep_logs:
                 self._progress(f"the components' logs are kept in {self.logs}")
@@ -202,8 +206,9 @@ class Cluster:
                 self._lock = None
 
     def detach(self) -> None:
-        """Give the cluster up: it stays when this object is left."""
+        """Give the cluster up: it stays when this object is left. Its network is at `/run/NAME.net`, for nsenter."""
         self._processes.clear()
+        self._network.forget()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -321,9 +326,7 @@ class Cluster:
         home = self.directory / "containerd"
         networks = home / "cni"
         networks.mkdir(parents=True)
-        # A container runtime without any network reports itself not ready, which would taint the node.
-        # No pod of this cluster has a network of its own, so the plugin is never called.
-        (networks / "10-none.conf").write_text(json.dumps({"cniVersion": "0.4.0", "name": "none", "type": "loopback"}))
+        (networks / "10-pods.conflist").write_text(cni_configuration(home / "addresses"))
         config = home / "config.toml"
         config.write_text(
             f"""\
@@ -345,6 +348,7 @@ disabled_plugins = [
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{cni_dir()}"
     conf_dir = "{networks}"
@@ -357,14 +361,23 @@ disabled_plugins = [
 """
         )
         self._spawn("containerd", [which("containerd"), "--config", str(config)])
-        ctr = [which("ctr"), "--address", str(self._containerd_socket), "--namespace", "k8s.io"]
-        self._wait("containerd", lambda: _succeeds([*ctr, "version"]))
+        self._wait("containerd", lambda: _succeeds([*self._ctr, "version"]))
         archive = home / "images.tar"
         write_archive(archive)
-        done = subprocess.run([*ctr, "images", "import", str(archive)], capture_output=True, text=True, check=False)
+        self.load_images(archive)
         archive.unlink()
+
+    def load_images(self, archive: Path) -> None:
+        """Give the container runtime the images of an archive. Raises ClusterError."""
+        done = subprocess.run(
+            [*self._ctr, "images", "import", str(archive)], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
-            raise ClusterError(f"importing {TEST_IMAGE} failed: {done.stderr[-2000:]}")
+            raise ClusterError(f"importing {archive.name} failed: {done.stderr[-2000:]}")
+
+    @property
+    def _ctr(self) -> list[str]:
+        return [which("ctr"), "--address", str(self._containerd_socket), "--namespace", "k8s.io"]
 
     @property
     def _containerd_socket(self) -> Path:
@@ -405,8 +418,8 @@ disabled_plugins = [
                 f"--etcd-cafile={authority.ca_cert}",
                 f"--etcd-certfile={etcd_pair.cert}",
                 f"--etcd-keyfile={etcd_pair.key}",
-                "--bind-address=127.0.0.1",
-                "--advertise-address=127.0.0.1",
+                "--bind-address=0.0.0.0",
+                f"--advertise-address={NODE_ADDRESS}",
                 f"--secure-port={api_port}",
                 f"--cert-dir={self.directory / 'apiserver'}",
                 f"--tls-cert-file={server.cert}",
@@ -416,13 +429,13 @@ disabled_plugins = [
                 f"--kubelet-client-certificate={to_kubelet.cert}",
                 f"--kubelet-client-key={to_kubelet.key}",
                 "--kubelet-preferred-address-types=Hostname",
+                "--allow-privileged=true",
                 "--authorization-mode=Node,RBAC",
                 "--enable-admission-plugins=NodeRestriction,ServiceAccount",
                 "--service-account-issuer=https://kubernetes.default.svc",
                 f"--service-account-key-file={tokens}",
                 f"--service-account-signing-key-file={tokens}",
-                "--service-cluster-ip-range=10.96.0.0/16",
-                "--endpoint-reconciler-type=none",
+                f"--service-cluster-ip-range={SERVICE_NETWORK}",
                 f"--audit-policy-file={audit_policy}",
                 f"--audit-log-path={self.audit_log}",
                 "--audit-log-mode=blocking-strict",
@@ -481,6 +494,41 @@ disabled_plugins = [
         except OSError:
             return False
 
+    def _start_network(self, programs: Path, authority: ClusterAuthority) -> None:
+        """Services: their addresses by kube-proxy, their names by CoreDNS."""
+        proxy = self.directory / "kube-proxy.yaml"
+        health_port, metrics_port = _free_ports(2)
+        pair = authority.issue("kube-proxy", "system:kube-proxy")
+        proxy.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+                    "kind": "KubeProxyConfiguration",
+                    "mode": "iptables",
+                    "clientConnection": {
+                        "kubeconfig": str(self._component_kubeconfig("kube-proxy", self.api.url, authority, pair))
+                    },
+                    "hostnameOverride": NODE,
+                    "healthzBindAddress": f"127.0.0.1:{health_port}",
+                    "metricsBindAddress": f"127.0.0.1:{metrics_port}",
+                    # Pods of one bridge answer each other past the translation otherwise.
+                    "iptables": {"masqueradeAll": True, "localhostNodePorts": False},
+                    # The host's table is not this cluster's to size.
+                    "conntrack": {
+                        "maxPerCore": 0,
+                        "min": 0,
+                        "tcpCloseWaitTimeout": "0s",
+                        "tcpEstablishedTimeout": "0s",
+                    },
+                }
+            )
+        )
+        self._spawn("kube-proxy", [str(programs / "kube-proxy"), f"--config={proxy}"])
+        dns = authority.issue("coredns", "coredns", "system:masters")
+        names = self.directory / "Corefile"
+        names.write_text(corefile(self._component_kubeconfig("coredns", self.api.url, authority, dns)))
+        self._spawn("coredns", [str(programs / "coredns"), "-conf", str(names)])
+
     def _start_kubelet(self, programs: Path, authority: ClusterAuthority) -> None:
         self.kubelet_root.mkdir()
         # Mounts that the agent makes below must reach the containers' mount namespaces, and the host's own
@@ -511,6 +559,8 @@ disabled_plugins = [
                     "tlsCertFile": str(pair.cert),
                     "tlsPrivateKeyFile": str(pair.key),
                     "containerRuntimeEndpoint": f"unix://{self._containerd_socket}",
+                    "clusterDNS": [NODE_ADDRESS],
+                    "clusterDomain": "cluster.local",
                     "cgroupDriver": "cgroupfs",
                     "cgroupRoot": f"/{self.directory.name}",
                     "enforceNodeAllocatable": ["pods"],
@@ -540,6 +590,7 @@ disabled_plugins = [
                 f"--root-dir={self.kubelet_root}",
                 f"--cert-dir={self.directory / 'pki'}",
                 f"--hostname-override={NODE}",
+                f"--node-ip={NODE_ADDRESS}",
             ],
         )
         self._wait("the node to be ready", self._node_ready)
@@ -752,6 +803,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with cluster:
                 cluster.detach()
             print(f"export KUBECONFIG={cluster.kubeconfig}")
+            print(f"nsenter --net=/run/{options.dir.name}.net COMMAND")
         elif options.action == "run":
             with cluster:
                 environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}

@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from .network import API_ADDRESS, NODE_ADDRESS
+
 _LIFETIME = timedelta(days=1)
 _BACKDATE = timedelta(minutes=5)
 _CA_USAGE = x509.KeyUsage(
@@ -53,7 +55,7 @@ class ClusterAuthority:
         self._write(self.ca_cert, _pem(builder.sign(self._key, hashes.SHA256())))
 
     def issue(self, file_name: str, common_name: str, organization: str = "") -> Pair:
-        """A certificate for both ends of a connection on this host."""
+        """A certificate for both ends of a connection in this cluster."""
         key = ec.generate_private_key(ec.SECP256R1())
         attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
         if organization:
@@ -62,6 +64,8 @@ class ClusterAuthority:
             x509.DNSName("localhost"),
             x509.DNSName("kubernetes.default.svc"),
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+            x509.IPAddress(ipaddress.ip_address(API_ADDRESS)),
+            x509.IPAddress(ipaddress.ip_address(NODE_ADDRESS)),
         ]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.rpc import error_details_pb2
@@ -28,25 +27,30 @@ from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import TrustDomain
 
+from . import chart
 from .api import ApiError, Object
 from .binaries import Progress
 from .harness import Cluster, wait_for
 from .image import TEST_IMAGE
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
 TRUST_DOMAIN = "cluster.test"
 NAMESPACE = "podsvid"
 AUDIENCE = "signer.podsvid.io"
 DRIVER = "csi.podsvid.io"
 SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/podsvid-authority"
+_WITHOUT_WORKLOADS = (
+    *("CustomResourceDefinition", "ServiceAccount", "CSIDriver"),
+    *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
+)
 BUNDLE = f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-bundle"
 
 
 def install(cluster: Cluster, progress: Progress) -> None:
-    """Apply what is shipped in deploy/: CRDs, permissions, the CSIDriver."""
-    files = [*sorted((DEPLOY / "crds").glob("*.yaml")), DEPLOY / "rbac.yaml", DEPLOY / "csidriver.yaml"]
-    documents = [each for file in files for each in yaml.safe_load_all(file.read_text()) if each]
+    """Apply what the chart ships but for the workloads: CRDs, permissions, the CSIDriver."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    shipped = chart.render(f"trustDomain={TRUST_DOMAIN}", namespace=NAMESPACE)
+    documents = [namespace, *(each for each in shipped if each["kind"] in _WITHOUT_WORKLOADS)]
     cluster.api.apply(documents)
     names = [each["metadata"]["name"] for each in documents if each["kind"] == "CustomResourceDefinition"]
 

@@ -20,7 +20,7 @@ from svid.spiffeid import SpiffeId, TrustDomain
 TD = TrustDomain("example.org")
 SETTINGS = PolicySettings(TD)
 POD = LivePod("shop", "web-0", "uid-1", "node-a", "web", {"app": "web", "tier": "front"})
-CRDS = Path(__file__).parents[3] / "deploy" / "crds"
+CRDS = Path(__file__).parents[3] / "deploy" / "chart" / "podsvid" / "files" / "crds"
 TEMPLATE_TEXT = st.text(alphabet="ab/.{}[]'_-A0", max_size=12)
 PIECES = st.lists(
     st.sampled_from(

@@ -1,0 +1,280 @@
+"""The chart and the image as they are shipped: installed, upgraded under traffic, rolled back, taken away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from svid.certificates import certificates_from_pem
+
+from . import product_image
+from .api import ApiError, Object
+from .binaries import Progress
+from .chart import CHART, helm
+from .fleet import handshake
+from .harness import NODE, Cluster, wait_for
+from .image import TEST_IMAGE
+
+pytestmark = pytest.mark.timeout(3600)
+LONG = bool(os.environ.get("PODSVID_LONG"))
+PODS = 30 if LONG else 8
+NAMESPACE = "podsvid"
+TRUST_DOMAIN = "cluster.test"
+DRIVER = "csi.podsvid.io"
+RUN_DIR = "/run/podsvid-cluster-agent"
+TAINT = {"key": "podsvid.io/agent-not-ready", "effect": "NoSchedule"}
+POLICY = "/apis/podsvid.io/v1alpha1/clusterworkloadidentities"
+
+
+def settings(cluster: Cluster, image: str) -> list[str]:
+    repository, _, tag = image.rpartition(":")
+    values = {
+        "trustDomain": TRUST_DOMAIN,
+        "image.repository": repository,
+        "image.tag": tag,
+        "image.pullPolicy": "Never",
+        "kubelet.root": str(cluster.kubelet_root),
+        "agent.runDir": RUN_DIR,
+        "startupTaint.enabled": "true",
+    }
+    return [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
+
+
+def release(cluster: Cluster, *arguments: str) -> str:
+    done = helm(*arguments, "--namespace", NAMESPACE, kubeconfig=cluster.kubeconfig)
+    assert done.returncode == 0, f"helm {' '.join(arguments[:2])}: {done.stderr}\n{state(cluster)}"
+    return done.stdout
+
+
+def state(cluster: Cluster) -> str:
+    """Pods of podsvid and what they say: for a failed test."""
+    lines = []
+    for pod in cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]:
+        name = pod["metadata"]["name"]
+        lines += [name, cluster.describe_pod(name, NAMESPACE)[-3000:]]
+    return "\n".join(lines)
+
+
+def workload(name: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "traffic"}},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [
+                {
+                    "name": "main",
+                    "image": TEST_IMAGE,
+                    "imagePullPolicy": "Never",
+                    "command": ["/bin/sh", "-ec", "[ -s /identity/tls.crt ]; trap 'exit 0' TERM; sleep 100000 & wait"],
+                    "volumeMounts": [{"name": "identity", "mountPath": "/identity", "readOnly": True}],
+                }
+            ],
+            "volumes": [{"name": "identity", "csi": {"driver": DRIVER, "readOnly": True}}],
+        },
+    }
+
+
+def running(cluster: Cluster, name: str) -> bool | str:
+    pod = cluster.pod(name) or {}
+    phase = str(pod.get("status", {}).get("phase", "not there"))
+    return True if phase == "Running" else phase
+
+
+def target(cluster: Cluster, name: str) -> Path:
+    pod = cluster.pod(name)
+    assert pod is not None
+    uid = str(pod["metadata"]["uid"])
+    return cluster.kubelet_root / "pods" / uid / "volumes/kubernetes.io~csi/identity/mount"
+
+
+def serial(folder: Path) -> int:
+    return certificates_from_pem((folder / "tls.crt").read_bytes())[0].serial_number
+
+
+def component(cluster: Cluster, name: str) -> list[Object]:
+    selector = f"labelSelector=app.kubernetes.io/component%3D{name}"
+    items: list[Object] = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods?{selector}")["items"]
+    return items
+
+
+class Traffic:
+    """Handshakes between random pairs of pods, by the files that they have, from a thread."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+        self._rng = random.Random(1)
+        self._stop = False
+        self.done = 0
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        while not self._stop:
+            one, other = self._rng.sample(self._folders, 2)
+            try:
+                handshake(one, other)
+            except Exception as error:
+                self.failures.append(repr(error))
+            self.done += 1
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        self._stop = True
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> Iterator[float]:
+    """The chart on a cluster without podsvid, first with the image of the commit before; the seconds that took."""
+    empty(cluster)
+    for image in images.values():
+        archive = cluster.directory / "image.tar"
+        product_image.export(image, archive)
+        cluster.load_images(archive)
+        archive.unlink()
+    set_taints(cluster, [TAINT])
+    started = time.monotonic()
+    image = images.get("before", images["now"])
+    try:
+        release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
+                *settings(cluster, image))  # fmt: skip
+        took = time.monotonic() - started
+        progress(f"helm install --wait: {took:.0f} s")
+        yield took
+    finally:
+        set_taints(cluster, [])
+
+
+def set_taints(cluster: Cluster, taints: list[Object]) -> None:
+    node = cluster.api.get(f"/api/v1/nodes/{NODE}")
+    others = [each for each in node["spec"].get("taints", []) if each["key"] != TAINT["key"]]
+    node["spec"]["taints"] = others + taints
+    cluster.api.replace(f"/api/v1/nodes/{NODE}", node)
+
+
+def empty(cluster: Cluster) -> None:
+    """Remove what other tests applied by hand: Helm would not take it over."""
+    cluster.api.remove(f"/api/v1/namespaces/{NAMESPACE}")
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    for kind in ("clusterroles", "clusterrolebindings"):
+        cluster.api.remove(f"{rbac}/{kind}/podsvid-signer")
+    cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
+    for name in ("workloadidentities", "clusterworkloadidentities"):
+        cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")
+
+    def gone() -> bool:
+        return cluster.api.find(f"/api/v1/namespaces/{NAMESPACE}") is None
+
+    wait_for("the namespace to be gone", gone, seconds=60, progress=lambda _: None)
+
+
+def test_the_life_of_an_installation(
+    cluster: Cluster, images: dict[str, str], installed: float, progress: Progress
+) -> None:
+    taints = cluster.api.get(f"/api/v1/nodes/{NODE}")["spec"].get("taints", [])
+    assert TAINT["key"] not in [each["key"] for each in taints], "the start-up taint is still there"
+    names = [f"traffic-{number}" for number in range(PODS)]
+    started = time.monotonic()
+    cluster.create_pod(workload(names[0]))
+    wait_for("the first pod", lambda: running(cluster, names[0]), seconds=120, progress=progress)
+    progress(f"first pod with an identity: {time.monotonic() - started:.1f} s after it was created")
+    for name in names[1:]:
+        cluster.create_pod(workload(name))
+    for name in names:
+        wait_for(name, lambda name=name: running(cluster, name), seconds=300, progress=progress)  # type: ignore[misc]
+    folders = [target(cluster, name) for name in names]
+    serials = [serial(folder) for folder in folders]
+    assert len(set(serials)) == PODS
+
+    async def changes() -> None:
+        traffic = Traffic(folders)
+        driving = asyncio.create_task(asyncio.to_thread(traffic.run))
+        try:
+            if "before" in images:
+                await change("upgrade to this commit's image", "upgrade", "podsvid", str(CHART),
+                             *settings(cluster, images["now"]), "--wait", "--timeout", "5m")  # fmt: skip
+                assert_image(cluster, images["now"])
+                await change("rollback", "rollback", "podsvid", "1", "--wait", "--timeout", "5m")
+                assert_image(cluster, images["before"])
+                await change("upgrade again", "upgrade", "podsvid", str(CHART),
+                             *settings(cluster, images["now"]), "--wait", "--timeout", "5m")  # fmt: skip
+            await change("new settings", "upgrade", "podsvid", str(CHART), *settings(cluster, images["now"]),
+                         "--set", "agent.settings.log_level=debug", "--wait", "--timeout", "5m")  # fmt: skip
+        finally:
+            traffic.stop()
+            await driving
+        progress(f"{traffic.done} handshakes during upgrades and rollback, {len(traffic.failures)} failed")
+        assert traffic.failures == []
+        assert traffic.done > 100
+
+    async def change(what: str, *arguments: str) -> None:
+        began = time.monotonic()
+        await asyncio.to_thread(release, cluster, *arguments)
+        progress(f"{what}: {time.monotonic() - began:.0f} s")
+        assert [serial(folder) for folder in folders] == serials, "SVIDs were minted again that were not due"
+
+    asyncio.run(changes())
+
+    # A pod on the new agent, and the signer's view of it.
+    cluster.create_pod(workload("late"))
+    wait_for("a pod after the upgrades", lambda: running(cluster, "late"), seconds=120, progress=progress)
+
+    refused = helm("uninstall", "podsvid", "--namespace", NAMESPACE, "--timeout", "2m", kubeconfig=cluster.kubeconfig)
+    assert refused.returncode != 0, refused.stdout
+    said = cluster.api.text(f"/api/v1/namespaces/{NAMESPACE}/pods/{guard(cluster)}/log")
+    progress(f"helm uninstall with pods: {refused.stderr.strip()}\n{said}")
+    assert f"REFUSED: {PODS + 1} pods mount {DRIVER}" in said
+    assert "default/traffic-0" in said
+    assert len(component(cluster, "agent")) == 1
+
+    cluster.api.create(POLICY, {"apiVersion": "podsvid.io/v1alpha1", "kind": "ClusterWorkloadIdentity",
+                                "metadata": {"name": "left"}, "spec": {}})  # fmt: skip
+    for name in (*names, "late"):
+        cluster.delete_pod(name)
+    wait_for("the pods to be gone", lambda: not [n for n in names if cluster.pod(n)] and cluster.pod("late") is None,
+             seconds=120, progress=progress)  # fmt: skip
+    out = release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "2m")
+    progress(f"helm uninstall:\n{out}")
+    assert "CustomResourceDefinition" in out, "what stays is not said"
+    wait_for("podsvid's pods to be gone", lambda: not component(cluster, "agent") and not component(cluster, "signer"),
+             seconds=90, progress=progress)  # fmt: skip
+    assert left_on_the_node(cluster) == []
+    assert cluster.api.get(f"{POLICY}/left")["metadata"]["name"] == "left"
+    cluster.api.remove(f"{POLICY}/left")
+
+
+def assert_image(cluster: Cluster, image: str) -> None:
+    for name in ("agent", "signer"):
+        pods = [each for each in component(cluster, name) if "deletionTimestamp" not in each["metadata"]]
+        assert {each["spec"]["containers"][0]["image"] for each in pods} == {image}
+
+
+def guard(cluster: Cluster) -> str:
+    pods = component(cluster, "uninstall-guard")
+    if not pods:
+        raise ApiError(404, "the guard's pod is not there")
+    return str(pods[-1]["metadata"]["name"])
+
+
+def left_on_the_node(cluster: Cluster) -> list[str]:
+    """Mounts, sockets and files of podsvid that outlive it. Its empty run directory goes with the next reboot."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found = [line.split()[4] for line in mounts if "podsvid-volume" in line or f"{DRIVER}" in line]
+    root = cluster.kubelet_root
+    found += [str(path) for path in (root / "plugins_registry").glob("*podsvid*")]
+    found += [str(path) for path in (root / "plugins").glob(f"{DRIVER}*")]
+    return found + [str(path) for path in Path(RUN_DIR).rglob("*")]
+
+
+def test_the_image_is_small_and_brings_no_compiler(images: dict[str, str], progress: Progress) -> None:
+    size, programs = product_image.unpacked(images["now"], "/opt/podsvid")
+    progress(f"the image adds {size / 1e6:.0f} MB to its base")
+    assert size < 120e6
+    assert not {name for name in programs if name in ("cc", "gcc", "g++", "ld", "as", "pip", "pip3")}
