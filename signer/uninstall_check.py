@@ -19,6 +19,7 @@ PAGE = "500"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     parser.add_argument("--driver-names", default="csi.podsvid.io", help="CSI drivers, separated by commas")
+    parser.add_argument("--namespace", default="podsvid", help="where podsvid is installed")
     parser.add_argument("--kubeconfig", help="kubeconfig file (default: the cluster that this pod is in)")
 
 
@@ -29,16 +30,16 @@ def run(parsed: argparse.Namespace) -> int:
     except ValueError as error:
         raise InvalidSetting(f"--kubeconfig: {error}") from None
     drivers = frozenset(filter(None, parsed.driver_names.split(",")))
-    return asyncio.run(_run(kubeconfig, drivers))
+    return asyncio.run(_run(kubeconfig, drivers, parsed.namespace))
 
 
-async def _run(kubeconfig: Path | None, drivers: frozenset[str]) -> int:
+async def _run(kubeconfig: Path | None, drivers: frozenset[str], namespace: str) -> int:
     client = await KubeClient.connect(kubeconfig)
     try:
         pods, policies = await in_use(client, drivers), await policies_left(client)
     finally:
         await client.close()
-    for line in report(pods, policies, drivers):
+    for line in report(pods, policies, drivers, namespace):
         print(line)
     return 1 if pods else 0
 
@@ -72,7 +73,7 @@ async def policies_left(api: KubeApi) -> list[str]:
     return sorted(found)
 
 
-def report(pods: list[str], policies: list[str], drivers: frozenset[str]) -> list[str]:
+def report(pods: list[str], policies: list[str], drivers: frozenset[str], namespace: str) -> list[str]:
     """The lines for a person."""
     lines = []
     if pods:
@@ -86,4 +87,7 @@ def report(pods: list[str], policies: list[str], drivers: frozenset[str]) -> lis
         lines.append(f"{len(policies)} policies stay in the cluster, with their custom resource definitions:")
         lines += [f"  {each}" for each in policies[:MAX_NAMED]]
         lines.append("to remove them too: kubectl delete crd " + " ".join(f"{each}.podsvid.io" for each in POLICIES))
+    lines.append("the CA and the published trust bundles stay: another installation goes on with them. To remove them:")
+    lines.append(f"  kubectl -n {namespace} delete secret podsvid-authority")
+    lines.append("  kubectl delete configmap --all-namespaces --field-selector metadata.name=podsvid-bundle")
     return lines

@@ -32,7 +32,7 @@ def progress(request: pytest.FixtureRequest) -> Progress:
 
 @pytest.fixture(scope="session")
 def images(progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """podsvid's image of this checkout (`now`) and of the commit before (`before`), where there is one to be had."""
+    """podsvid's image of this checkout (`now`) and of the commit before (`before`), if it has one; the examples'."""
     if os.geteuid() != 0:
         raise ClusterError("the cluster needs root: it mounts, and runs containers")
     install_packages(progress)
@@ -41,6 +41,7 @@ def images(progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict
     earlier = tmp_path_factory.mktemp("earlier")
     if product_image.checkout("HEAD~1", earlier):
         found["before"] = product_image.build(earlier, "before", progress)
+    found["examples"] = product_image.build_examples(tmp_path_factory.mktemp("examples"), progress)
     return found
 
 

@@ -154,7 +154,7 @@ async def fleet(
         for number, name in enumerate(names):
             signing.node(cluster, name)
             agent_pod = signing.pod(cluster, f"agent-{name}", name, "podsvid-agent", namespace=NAMESPACE, driver=None)
-            stack.callback(_forget, cluster, NAMESPACE, f"agent-{name}")
+            stack.callback(forget, cluster, NAMESPACE, f"agent-{name}")
             here = stack.enter_context(host())
             signer = addresses[number % len(addresses)]
             settings = signing.agent_flags(cluster, progress, signer, agent_pod, here.base)
@@ -174,8 +174,9 @@ async def fleet(
         finally:
             for node in nodes.values():
                 for name in node.volumes:
-                    _forget(cluster, "default", name)
+                    forget(cluster, "default", name)
 
 
-def _forget(cluster: Cluster, namespace: str, name: str) -> None:
+def forget(cluster: Cluster, namespace: str, name: str) -> None:
+    """Delete a pod that no kubelet runs."""
     cluster.api.delete(f"/api/v1/namespaces/{namespace}/pods/{name}", grace_seconds=0)

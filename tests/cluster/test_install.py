@@ -20,45 +20,13 @@ from .chart import CHART, helm
 from .fleet import handshake
 from .harness import NODE, Cluster, wait_for
 from .image import TEST_IMAGE
+from .installation import DRIVER, NAMESPACE, RUN_DIR, TAINT, component, empty, release, set_taints, settings
 
 pytestmark = pytest.mark.timeout(3600)
 LONG = bool(os.environ.get("PODSVID_LONG"))
 PODS = 30 if LONG else 8
-NAMESPACE = "podsvid"
 TRUST_DOMAIN = "cluster.test"
-DRIVER = "csi.podsvid.io"
-RUN_DIR = "/run/podsvid-cluster-agent"
-TAINT = {"key": "podsvid.io/agent-not-ready", "effect": "NoSchedule"}
 POLICY = "/apis/podsvid.io/v1alpha1/clusterworkloadidentities"
-
-
-def settings(cluster: Cluster, image: str) -> list[str]:
-    repository, _, tag = image.rpartition(":")
-    values = {
-        "trustDomain": TRUST_DOMAIN,
-        "image.repository": repository,
-        "image.tag": tag,
-        "image.pullPolicy": "Never",
-        "kubelet.root": str(cluster.kubelet_root),
-        "agent.runDir": RUN_DIR,
-        "startupTaint.enabled": "true",
-    }
-    return [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
-
-
-def release(cluster: Cluster, *arguments: str) -> str:
-    done = helm(*arguments, "--namespace", NAMESPACE, kubeconfig=cluster.kubeconfig)
-    assert done.returncode == 0, f"helm {' '.join(arguments[:2])}: {done.stderr}\n{state(cluster)}"
-    return done.stdout
-
-
-def state(cluster: Cluster) -> str:
-    """Pods of podsvid and what they say: for a failed test."""
-    lines = []
-    for pod in cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]:
-        name = pod["metadata"]["name"]
-        lines += [name, cluster.describe_pod(name, NAMESPACE)[-3000:]]
-    return "\n".join(lines)
 
 
 def workload(name: str) -> Object:
@@ -100,12 +68,6 @@ def serial(folder: Path) -> int:
     return certificates_from_pem((folder / "tls.crt").read_bytes())[0].serial_number
 
 
-def component(cluster: Cluster, name: str) -> list[Object]:
-    selector = f"labelSelector=app.kubernetes.io/component%3D{name}"
-    items: list[Object] = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods?{selector}")["items"]
-    return items
-
-
 class Traffic:
     """Handshakes between random pairs of pods, by the files that they have, from a thread."""
 
@@ -134,45 +96,19 @@ class Traffic:
 def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> Iterator[float]:
     """The chart on a cluster without podsvid, first with the image of the commit before; the seconds that took."""
     empty(cluster)
-    for image in images.values():
-        archive = cluster.directory / "image.tar"
-        product_image.export(image, archive)
-        cluster.load_images(archive)
-        archive.unlink()
+    product_image.load(cluster, images.values())
     set_taints(cluster, [TAINT])
     started = time.monotonic()
     image = images.get("before", images["now"])
     try:
         release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
-                *settings(cluster, image))  # fmt: skip
+                *settings(cluster, image, TRUST_DOMAIN))  # fmt: skip
         took = time.monotonic() - started
         progress(f"helm install --wait: {took:.0f} s")
         yield took
     finally:
         set_taints(cluster, [])
-
-
-def set_taints(cluster: Cluster, taints: list[Object]) -> None:
-    node = cluster.api.get(f"/api/v1/nodes/{NODE}")
-    others = [each for each in node["spec"].get("taints", []) if each["key"] != TAINT["key"]]
-    node["spec"]["taints"] = others + taints
-    cluster.api.replace(f"/api/v1/nodes/{NODE}", node)
-
-
-def empty(cluster: Cluster) -> None:
-    """Remove what other tests applied by hand: Helm would not take it over."""
-    cluster.api.remove(f"/api/v1/namespaces/{NAMESPACE}")
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    for kind in ("clusterroles", "clusterrolebindings"):
-        cluster.api.remove(f"{rbac}/{kind}/podsvid-signer")
-    cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
-    for name in ("workloadidentities", "clusterworkloadidentities"):
-        cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")
-
-    def gone() -> bool:
-        return cluster.api.find(f"/api/v1/namespaces/{NAMESPACE}") is None
-
-    wait_for("the namespace to be gone", gone, seconds=60, progress=lambda _: None)
+        empty(cluster)
 
 
 def test_the_life_of_an_installation(
@@ -199,14 +135,15 @@ def test_the_life_of_an_installation(
         try:
             if "before" in images:
                 await change("upgrade to this commit's image", "upgrade", "podsvid", str(CHART),
-                             *settings(cluster, images["now"]), "--wait", "--timeout", "5m")  # fmt: skip
+                             *settings(cluster, images["now"], TRUST_DOMAIN), "--wait", "--timeout", "5m")  # fmt: skip
                 assert_image(cluster, images["now"])
                 await change("rollback", "rollback", "podsvid", "1", "--wait", "--timeout", "5m")
                 assert_image(cluster, images["before"])
                 await change("upgrade again", "upgrade", "podsvid", str(CHART),
-                             *settings(cluster, images["now"]), "--wait", "--timeout", "5m")  # fmt: skip
-            await change("new settings", "upgrade", "podsvid", str(CHART), *settings(cluster, images["now"]),
-                         "--set", "agent.settings.log_level=debug", "--wait", "--timeout", "5m")  # fmt: skip
+                             *settings(cluster, images["now"], TRUST_DOMAIN), "--wait", "--timeout", "5m")  # fmt: skip
+            await change("new settings", "upgrade", "podsvid", str(CHART),
+                         *settings(cluster, images["now"], TRUST_DOMAIN), "--set", "agent.settings.log_level=debug",
+                         "--wait", "--timeout", "5m")  # fmt: skip
         finally:
             traffic.stop()
             await driving
@@ -228,8 +165,8 @@ def test_the_life_of_an_installation(
 
     refused = helm("uninstall", "podsvid", "--namespace", NAMESPACE, "--timeout", "2m", kubeconfig=cluster.kubeconfig)
     assert refused.returncode != 0, refused.stdout
-    said = cluster.api.text(f"/api/v1/namespaces/{NAMESPACE}/pods/{guard(cluster)}/log")
-    progress(f"helm uninstall with pods: {refused.stderr.strip()}\n{said}")
+    said = refused.stdout
+    progress(f"helm uninstall with pods:\n{said}\n{refused.stderr.strip()}")
     assert f"REFUSED: {PODS + 1} pods mount {DRIVER}" in said
     assert "default/traffic-0" in said
     assert len(component(cluster, "agent")) == 1
@@ -243,6 +180,8 @@ def test_the_life_of_an_installation(
     out = release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "2m")
     progress(f"helm uninstall:\n{out}")
     assert "CustomResourceDefinition" in out, "what stays is not said"
+    assert "clusterworkloadidentities left" in out
+    assert "delete secret podsvid-authority" in out
     wait_for("podsvid's pods to be gone", lambda: not component(cluster, "agent") and not component(cluster, "signer"),
              seconds=90, progress=progress)  # fmt: skip
     assert left_on_the_node(cluster) == []
@@ -254,13 +193,6 @@ def assert_image(cluster: Cluster, image: str) -> None:
     for name in ("agent", "signer"):
         pods = [each for each in component(cluster, name) if "deletionTimestamp" not in each["metadata"]]
         assert {each["spec"]["containers"][0]["image"] for each in pods} == {image}
-
-
-def guard(cluster: Cluster) -> str:
-    pods = component(cluster, "uninstall-guard")
-    if not pods:
-        raise ApiError(404, "the guard's pod is not there")
-    return str(pods[-1]["metadata"]["name"])
 
 
 def left_on_the_node(cluster: Cluster) -> list[str]:

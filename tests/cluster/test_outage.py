@@ -21,7 +21,7 @@ from svid.x509svid import X509Svid, check_x509_svid
 from . import signing
 from .api import Object
 from .binaries import Progress
-from .fleet import fleet, handshake
+from .fleet import fleet, forget, handshake
 from .harness import Cluster
 from .signing import AUDIENCE, NAMESPACE, SECRET, Refusal, SignerClient, SignerProcess, stored_state
 from .test_rotation import authority, eventually
@@ -152,14 +152,17 @@ class Minter:
         self.issued.append((found.key_identifier or b"").hex())
 
 
-def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress) -> None:
+def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress, request: pytest.FixtureRequest) -> None:
     """kill -9, again and again: the next leader goes on from what is stored, which is never torn."""
     signing.install(cluster, progress)
     cluster.api.remove(SECRET)
     signing.account(cluster, "killed")
     signing.node(cluster, "kills")
     agent = signing.pod(cluster, "agent-kills", "kills", "podsvid-agent", namespace=NAMESPACE, driver=None)
+    # Rotations of later tests would wait for it.
+    request.addfinalizer(lambda: forget(cluster, NAMESPACE, "agent-kills"))
     pod = signing.pod(cluster, "killed", "kills", "killed")
+    request.addfinalizer(lambda: forget(cluster, "default", "killed"))
     tokens = (
         cluster.api.token("podsvid-agent", NAMESPACE, AUDIENCE, agent),
         cluster.api.token("killed", "default", AUDIENCE, pod),

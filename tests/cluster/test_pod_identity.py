@@ -13,11 +13,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-import yaml
 
 from agent.pb import workload_pb2
 
-from . import signing
+from . import chart, signing
 from .binaries import ClusterError, Progress
 from .harness import NODE, Cluster, wait_for
 from .image import TEST_IMAGE
@@ -96,6 +95,7 @@ def agent(request: pytest.FixtureRequest, cluster: Cluster, progress: Progress) 
             yield running
         return
     signing.install(cluster, progress)
+    cluster.api.remove(signing.SECRET)
     # An agent's pod on this node: what the projected token of the DaemonSet is bound to.
     body = signing.pod(cluster, "agent", NODE, "podsvid-agent", namespace=signing.NAMESPACE, driver=None)
     ttls = ("--x509-ttl", "60s", "--x509-min-ttl", "10s", "--x509-max-ttl", "60s")
@@ -140,7 +140,7 @@ def _agent(cluster: Cluster, name: str, *flags: str) -> Iterator[Agent]:
 @pytest.fixture(scope="module")
 def driver(cluster: Cluster, agent: Agent, progress: Progress) -> str:
     """The driver's name, once the API server knows it and kubelet has registered it."""
-    definition = yaml.safe_load((ROOT / "deploy" / "csidriver.yaml").read_text())
+    (definition,) = (each for each in chart.render(f"trustDomain={TRUST_DOMAIN}") if each["kind"] == "CSIDriver")
     cluster.api.apply([definition])
     name = str(definition["metadata"]["name"])
 

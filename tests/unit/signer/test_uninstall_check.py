@@ -19,7 +19,7 @@ def test_pods_that_mount_the_driver_and_policies_are_named() -> None:
     policies = asyncio.run(policies_left(site.kube))
     assert pods == ["default/web"]
     assert policies == ["clusterworkloadidentities all", "workloadidentities shop/web"]
-    text = "\n".join(report(pods, policies, DRIVERS))
+    text = "\n".join(report(pods, policies, DRIVERS, "here"))
     assert text.startswith(f"REFUSED: 1 pods mount {DRIVER}")
     assert "default/web" in text
     assert "kubectl delete crd workloadidentities.podsvid.io clusterworkloadidentities.podsvid.io" in text
@@ -28,7 +28,7 @@ def test_pods_that_mount_the_driver_and_policies_are_named() -> None:
 def test_nothing_in_the_way() -> None:
     site = Site()
     site.pod("plain", driver=None)
-    assert report(asyncio.run(in_use(site.kube, DRIVERS)), [], DRIVERS) == [f"no pod mounts {DRIVER}"]
+    assert report(asyncio.run(in_use(site.kube, DRIVERS)), [], DRIVERS, "here")[0] == f"no pod mounts {DRIVER}"
 
 
 def test_a_cluster_without_the_custom_resources() -> None:
@@ -40,6 +40,6 @@ def test_a_cluster_without_the_custom_resources() -> None:
 
 
 def test_a_long_list_is_cut() -> None:
-    lines = report([f"a/{n}" for n in range(60)], [], DRIVERS)
-    assert len(lines) == 52
-    assert lines[-1] == "  and 10 more"
+    lines = report([f"a/{n}" for n in range(60)], [], DRIVERS, "here")
+    assert lines[51] == "  and 10 more"
+    assert "  kubectl -n here delete secret podsvid-authority" in lines

@@ -1,0 +1,74 @@
+"""The chart on the test's cluster: values that fit it, and Helm's calls."""
+
+from __future__ import annotations
+
+from .api import Object
+from .chart import helm
+from .harness import NODE, Cluster, wait_for
+
+NAMESPACE = "podsvid"
+DRIVER = "csi.podsvid.io"
+RUN_DIR = "/run/podsvid-cluster-agent"
+TAINT = {"key": "podsvid.io/agent-not-ready", "effect": "NoSchedule"}
+
+
+def settings(cluster: Cluster, image: str, trust_domain: str) -> list[str]:
+    """Helm's flags for this cluster and an image that it has."""
+    repository, _, tag = image.rpartition(":")
+    values = {
+        "trustDomain": trust_domain,
+        "image.repository": repository,
+        "image.tag": tag,
+        "image.pullPolicy": "Never",
+        "kubelet.root": str(cluster.kubelet_root),
+        "agent.runDir": RUN_DIR,
+        "startupTaint.enabled": "true",
+    }
+    return [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
+
+
+def release(cluster: Cluster, *arguments: str) -> str:
+    """Run Helm for the release; what it printed. Fails the test with the pods' state."""
+    done = helm(*arguments, "--namespace", NAMESPACE, kubeconfig=cluster.kubeconfig)
+    assert done.returncode == 0, f"helm {' '.join(arguments[:2])}: {done.stderr}\n{state(cluster)}"
+    return done.stdout
+
+
+def state(cluster: Cluster) -> str:
+    """Pods of podsvid and what they say: for a failed test."""
+    lines = []
+    for pod in cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]:
+        name = pod["metadata"]["name"]
+        lines += [name, cluster.describe_pod(name, NAMESPACE)[-3000:]]
+    return "\n".join(lines)
+
+
+def component(cluster: Cluster, name: str) -> list[Object]:
+    """The pods of agent or signer."""
+    selector = f"labelSelector=app.kubernetes.io/component%3D{name}"
+    items: list[Object] = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods?{selector}")["items"]
+    return items
+
+
+def set_taints(cluster: Cluster, taints: list[Object]) -> None:
+    """Give the node these start-up taints, in place of others of ours."""
+    node = cluster.api.get(f"/api/v1/nodes/{NODE}")
+    others = [each for each in node["spec"].get("taints", []) if each["key"] != TAINT["key"]]
+    node["spec"]["taints"] = others + taints
+    cluster.api.replace(f"/api/v1/nodes/{NODE}", node)
+
+
+def empty(cluster: Cluster) -> None:
+    """Remove what other tests applied by hand: Helm would not take it over."""
+    cluster.api.remove(f"/api/v1/namespaces/{NAMESPACE}")
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    for kind in ("clusterroles", "clusterrolebindings"):
+        cluster.api.remove(f"{rbac}/{kind}/podsvid-signer")
+    cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
+    for name in ("workloadidentities", "clusterworkloadidentities"):
+        cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")
+
+    def gone() -> bool:
+        return cluster.api.find(f"/api/v1/namespaces/{NAMESPACE}") is None
+
+    wait_for("the namespace to be gone", gone, seconds=60, progress=lambda _: None)
