@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from agent import reflection
+from agent import admin, reflection
 from agent.config import AgentConfig, DriverName
 from agent.endpoint import Limits
 from agent.errors import AlreadyRunning, AuthorityDamaged
@@ -142,6 +142,16 @@ async def _start(
         )
         _log.info("http serving", extra={"address": f"{bound[0]}:{bound[1]}"})
 
+    def where() -> str:
+        if signer is None:
+            return f"{config.authority}, on this node"
+        seconds = away()
+        state = f"has not answered for {seconds:.0f} s" if seconds else "answers"
+        return f"the signer at {config.signer_address}, which {state}"
+
+    node_admin = admin.NodeAdmin(workloads, clock, where)
+    admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin.SOCKET)
+    services.push_async_callback(admin_server.stop, STOP_GRACE)
     for driver in registrations:
         server = grpc.aio.server(interceptors=[ErrorBoundary()])
         csi_pb2_grpc.add_IdentityServicer_to_server(
@@ -187,7 +197,8 @@ def _leave_clean(config: AgentConfig) -> None:
             endpoint.parent.rmdir()
     with suppress(FileNotFoundError):
         journal.rmdir()
-    (config.run_dir / "lock").unlink()
+    for name in (admin.SOCKET, "lock"):
+        (config.run_dir / name).unlink(missing_ok=True)
 
 
 def _csi_socket(config: AgentConfig, driver: DriverName) -> Path:

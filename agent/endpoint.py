@@ -54,11 +54,18 @@ class Endpoint:
         self._limits = limits
         self._metrics = metrics
         self._server: grpc.aio.Server | None = None
+        self._guard: _Guard | None = None
+
+    @property
+    def open_calls(self) -> list[tuple[str, float]]:
+        """The calls under way, streams mostly: method, and for how many seconds; the oldest first."""
+        return self._guard.calls() if self._guard else []
 
     async def open(self, address: str) -> None:
         """Listen at the Unix socket path `address`. Raises OSError."""
+        self._guard = _Guard(self._limits, self._metrics)
         server = grpc.aio.server(
-            interceptors=[_Guard(self._limits, self._metrics)],
+            interceptors=[self._guard],
             options=(
                 # Workload API streams are idle by nature: a client's keepalive pings are no abuse.
                 ("grpc.http2.max_ping_strikes", 0),
@@ -93,7 +100,7 @@ class _Guard(grpc.aio.ServerInterceptor):
     def __init__(self, limits: Limits, metrics: CallMetrics) -> None:
         self._limits = limits
         self._metrics = metrics
-        self._open = 0
+        self._open: dict[object, tuple[str, float]] = {}
         self._allowance = float(limits.burst)
         self._at = asyncio.get_running_loop().time()
 
@@ -118,11 +125,16 @@ class _Guard(grpc.aio.ServerInterceptor):
             return _refusal(handler, grpc.StatusCode.UNAVAILABLE, f"too many {why} on this socket; try again later")
         return self._guarded(method, handler)
 
+    def calls(self) -> list[tuple[str, float]]:
+        """See Endpoint.open_calls."""
+        now = asyncio.get_running_loop().time()
+        return [(method, now - began) for method, began in self._open.values()]
+
     def _excess(self) -> str:
         now = asyncio.get_running_loop().time()
         self._allowance = min(self._limits.burst, self._allowance + (now - self._at) * self._limits.rate)
         self._at = now
-        if self._open >= self._limits.calls:
+        if len(self._open) >= self._limits.calls:
             return "open calls"
         if self._allowance < 1:
             return "calls a second"
@@ -148,7 +160,8 @@ class _Guard(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _call(self, method: str, context: AnyContext) -> AsyncIterator[None]:
-        self._open += 1
+        this = object()
+        self._open[this] = (method, asyncio.get_running_loop().time())
         self._metrics.call_started(method)
         try:
             yield
@@ -167,7 +180,7 @@ class _Guard(grpc.aio.ServerInterceptor):
             _log.exception("call failed", extra={"method": method, "error": type(error).__name__})
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the agent's log says more")
         finally:
-            self._open -= 1
+            del self._open[this]
             self._metrics.call_ended(method)
 
 

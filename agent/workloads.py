@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import random
-from collections import Counter
-from collections.abc import Awaitable
+from collections import Counter, deque
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -22,7 +22,7 @@ from agent.sds import SdsNames, SecretDiscovery
 from agent.workload_api import WorkloadApi
 from csi.errors import IdentityDenied, IdentityUnavailable
 from csi.journal import Entry, Journal
-from csi.model import Condition, Contents, Issued, PodToken, Volume
+from csi.model import Condition, Contents, Issued, PodRef, PodToken, Volume
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.clock import Clock
@@ -41,6 +41,8 @@ OVERDUE = timedelta(seconds=60)
 # Seconds from one report of what workloads hold to the next.
 REPORT_SECONDS = 1.0
 LATE_RENEWAL = timedelta(seconds=5)
+# How many problems are remembered, of a volume and of pods without one.
+MAX_PROBLEMS, MAX_PUBLISH_PROBLEMS = 8, 256
 _Answer = TypeVar("_Answer")
 
 
@@ -53,6 +55,26 @@ class Serving:
     shared: tuple[grpc.GenericRpcHandler, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that went wrong for a pod, for a person: the message says what to do."""
+
+    at: datetime
+    pod: PodRef
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Fresh:
+    """An identity as it was just minted, and when it is to be renewed: the instant, and the window it was drawn in."""
+
+    identity: WorkloadIdentity
+    window: RenewalWindow
+    renew_at: datetime
+    notice: str
+
+
 class Workload:
     """One volume's workload. Its feed is the only place where its identity lives; files and streams follow it."""
 
@@ -62,13 +84,17 @@ class Workload:
         self.token = token
         self.feed: Feed[WorkloadIdentity] = Feed()
         self.renew_at: datetime | None = None
+        # What `renew_at` was drawn in; unknown after a restart.
+        self.window: RenewalWindow | None = None
         # The JWT-SVIDs that the volume holds as files, by file name.
         self.jwt_files: dict[str, KeptJwt] = {}
         # What is in the files; a write that failed is repeated without minting again.
         self.written: Contents | None = None
+        self.written_at: datetime | None = None
         # The early renewal that an instant was drawn for already: it is drawn once.
         self.early: EarlyRenewal | None = None
         self.notice = ""
+        self.problems: deque[Problem] = deque(maxlen=MAX_PROBLEMS)
 
     @property
     def contents(self) -> Contents | None:
@@ -115,6 +141,8 @@ class WorkloadRegistry:
         self._serving = serving
         self._served: dict[str, Served] = {}
         self._held = asyncio.Event()
+        # Of volumes that could not be published: there is no workload to keep them.
+        self.publish_problems: deque[Problem] = deque(maxlen=MAX_PUBLISH_PROBLEMS)
         self.scheduler = RotationScheduler(self._rotate, clock, rng)
         metrics.watch(lambda: len(self._served), self.earliest_expiry)
 
@@ -123,23 +151,28 @@ class WorkloadRegistry:
         identities = [served.workload.feed.current for served in list(self._served.values())]
         return min((each.expires_at.timestamp() for each in identities if each), default=0.0)
 
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """Every workload by its volume's id."""
+        return self._served
+
     async def issue(self, volume: Volume, token: PodToken | None) -> Issued:
         try:
-            identity, renew_at, notice = await self._mint_x509(volume, token)
+            fresh = await self._mint_x509(volume, token)
             jwt_svids = {}
             for file in volume.options.jwt_files:
-                minted = await self._mint_jwt(volume, token, identity.default.spiffe_id, (file.audience,))
+                minted = await self._mint_jwt(volume, token, fresh.identity.default.spiffe_id, (file.audience,))
                 jwt_svids[file.name] = minted.svid
-        except AuthorityRefused as error:
-            raise IdentityDenied(str(error)) from None
-        except AuthorityUnavailable as error:
-            raise IdentityUnavailable(str(error)) from None
-        return Issued(Contents(identity, jwt_svids), renew_at, notice)
+        except (AuthorityRefused, AuthorityUnavailable) as error:
+            self.publish_problems.append(Problem(self._clock.now(), volume.pod, error.reason, str(error)))
+            kind = IdentityDenied if isinstance(error, AuthorityRefused) else IdentityUnavailable
+            raise kind(str(error)) from None
+        return Issued(Contents(fresh.identity, jwt_svids), fresh.renew_at, fresh.notice, fresh.window)
 
     async def open(self, volume: Volume, directory: VolumeDirectory, issued: Issued) -> None:
         served = self._serve_for(Workload(volume, directory))
         workload = served.workload
-        workload.renew_at = issued.renew_at
+        workload.renew_at, workload.window = issued.renew_at, issued.window
         workload.notice = issued.notice
         self._keep_files(served, issued.contents)
         workload.feed.publish(self._under_current_trust(issued.identity))
@@ -179,6 +212,7 @@ class WorkloadRegistry:
             workload.feed.publish(identity)
             # Files that are damaged, or hold another trust than the present one, are written again.
             workload.written = contents if directory.holds(contents) else None
+            workload.written_at = directory.written_at()
         due = workload.next_due(now) if workload.contents == workload.written else now
         try:
             await self._open_socket(served)
@@ -206,6 +240,14 @@ class WorkloadRegistry:
         served = self._served.get(volume_id)
         if served is not None and token is not None:
             served.workload.token = token
+
+    def renew_now(self, volume_id: str) -> None:
+        """Have the volume's SVIDs renewed at once, as when they are due."""
+        served = self._served.get(volume_id)
+        if served is not None:
+            now = self._clock.now()
+            served.workload.renew_at = now
+            self.scheduler.schedule(volume_id, now)
 
     def condition(self, volume_id: str) -> Condition:
         served = self._served.get(volume_id)
@@ -296,7 +338,7 @@ class WorkloadRegistry:
             drawn = now + LATE_RENEWAL
         if workload.renew_at is not None and workload.renew_at <= drawn:
             return False
-        workload.renew_at = drawn
+        workload.renew_at, workload.window = drawn, early.window
         return True
 
     async def _trust_changed(self, volume_id: str, served: Served) -> None:
@@ -341,14 +383,16 @@ class WorkloadRegistry:
                     self._metrics.rotated(kind, "ok")
             except (AuthorityRefused, AuthorityUnavailable) as error:
                 self._metrics.rotated(kind, error.reason.lower())
+                self._remember(workload, error.reason, str(error))
                 failure = failure or error
         try:
             if workload.written != workload.contents:
                 await self._write(workload)
             if not workload.directory.has_socket():
                 await self._reopen(served)
-        except OSError:
+        except OSError as error:
             self._metrics.rotated("x509", "write_failed")
+            self._remember(workload, "WRITE_FAILED", f"the volume's files: {error.strerror or type(error).__name__}")
             raise
         if failure is not None:
             raise failure
@@ -358,7 +402,9 @@ class WorkloadRegistry:
         workload = served.workload
         if workload.renew_at is not None and workload.renew_at > self._clock.now():
             return False
-        identity, workload.renew_at, workload.notice = await self._mint_x509(workload.volume, workload.token)
+        fresh = await self._mint_x509(workload.volume, workload.token)
+        identity, workload.renew_at, workload.window = fresh.identity, fresh.renew_at, fresh.window
+        workload.notice = fresh.notice
         workload.feed.publish(self._under_current_trust(identity))
         self._renew_early(served)
         _log.info(
@@ -386,7 +432,10 @@ class WorkloadRegistry:
                 renewed = True
         return renewed
 
-    async def _mint_x509(self, volume: Volume, token: PodToken | None) -> tuple[WorkloadIdentity, datetime, str]:
+    def _remember(self, workload: Workload, reason: str, message: str) -> None:
+        workload.problems.append(Problem(self._clock.now(), workload.volume.pod, reason, message))
+
+    async def _mint_x509(self, volume: Volume, token: PodToken | None) -> _Fresh:
         options = volume.options
         algorithm = options.key_algorithm
         key = await self._blocking(algorithm.generate) if algorithm.slow else algorithm.generate()
@@ -399,7 +448,7 @@ class WorkloadRegistry:
             identity.check(self._clock.now())
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
-        return identity, minted.renewal.draw(self._rng), minted.notice
+        return _Fresh(identity, minted.renewal, minted.renewal.draw(self._rng), minted.notice)
 
     async def _mint_jwt(
         self, volume: Volume, token: PodToken | None, spiffe_id: SpiffeId, audiences: tuple[str, ...]
@@ -427,7 +476,7 @@ class WorkloadRegistry:
         else:
             workload.directory.write(contents, self._clock.now())
         self._journal.record(entry)
-        workload.written = contents
+        workload.written, workload.written_at = contents, self._clock.now()
         self._held.set()
 
     def _serve_for(self, workload: Workload) -> Served:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from svid.identity import WorkloadIdentity
 from svid.jwtsvid import JwtSvid
 from svid.keys import KeyAlgorithm
+from svid.renewal import RenewalWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +97,14 @@ class Volume:
 class Issued:
     """What was just minted for a volume and the instant drawn for the renewal of its SVIDs (aware UTC).
 
-    `notice` says which of the pod author's wishes the authority did not grant; empty when it granted all.
+    `notice` says which of the pod author's wishes the authority did not grant; empty when it granted all. `window` is
+    what that instant was drawn in, where it is known.
     """
 
     contents: Contents
     renew_at: datetime
     notice: str = ""
+    window: RenewalWindow | None = None
 
     @property
     def identity(self) -> WorkloadIdentity:

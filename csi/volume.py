@@ -109,6 +109,17 @@ class VolumeDirectory:
         finally:
             os.close(directory)
 
+    def written_at(self) -> datetime | None:
+        """When the files were replaced last; None where there are none."""
+        try:
+            return datetime.fromtimestamp(os.stat(_DATA, dir_fd=self._fd, follow_symlinks=False).st_mtime, UTC)
+        except OSError:
+            return None
+
+    def file_names(self) -> list[str]:
+        """The files and links that a pod sees."""
+        return sorted(name for name in os.listdir(self._fd) if not name.startswith(".."))
+
     def prepare_socket(self) -> None:
         """Take away a socket that an ended process left."""
         try:

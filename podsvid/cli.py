@@ -14,8 +14,9 @@ _COMMANDS = {
     "signer": "the cluster CA as a service",
     "authority": "show and rotate the signer's authorities",
     "uninstall-check": "who still needs podsvid in the cluster",
-    "explain": "which identity a pod gets from the signer, and why",
+    "explain": "which identity a pod gets, and why; from anywhere",
     "quickstart": "see a volume rotate, without Kubernetes",
+    "node": "the volumes of this node's agent",
     "api": "ask a Workload API socket",
 }
 
@@ -64,9 +65,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
         uninstall_check.add_arguments(parsers[command])
     elif command == "explain":
-        from signer import authority_command
+        from podsvid import explain
 
-        authority_command.add_explain_arguments(parsers[command])
+        explain.add_arguments(parsers[command])
+    elif command == "node":
+        from agent import node_command
+
+        node_command.add_arguments(parsers[command])
     elif command == "api":
         api.add_arguments(parsers[command])
     return parser
@@ -115,9 +120,25 @@ def _authority(parsed: argparse.Namespace) -> int:
     from signer.errors import SignerError
 
     try:
-        return authority_command.run(parsed) if parsed.command == "authority" else authority_command.explain(parsed)
+        return authority_command.run(parsed)
     except SignerError as error:
         return _failed(error.reason, error)
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from podsvid import explain
+    from signer.errors import SignerError
+
+    try:
+        return explain.run(parsed)
+    except SignerError as error:
+        return _failed(error.reason, error)
+
+
+def _node(parsed: argparse.Namespace) -> int:
+    from agent import node_command
+
+    return node_command.run(parsed)
 
 
 def _uninstall_check(parsed: argparse.Namespace) -> int:
@@ -139,7 +160,8 @@ _RUN = {
     "agent": _agent,
     "signer": _signer,
     "authority": _authority,
-    "explain": _authority,
+    "explain": _explain,
     "uninstall-check": _uninstall_check,
     "quickstart": _quickstart,
+    "node": _node,
 }

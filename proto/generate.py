@@ -17,6 +17,7 @@ SETS = (
     ("csi", "csi/pb", True),
     ("workload", "agent/pb", False),
     ("envoy", "agent/pb", False),
+    ("podsvid/agent/v1", "agent/pb", False),
     ("podsvid/signer/v1", "signer/pb", False),
 )
 INIT = '"""Generated from proto/ by proto/generate.py; do not edit."""\n'

@@ -1,4 +1,4 @@
-"""`podsvid authority` and `podsvid explain`: the life of the cluster's authorities, and who gets which identity."""
+"""`podsvid authority`, and a signer's part of `podsvid explain`: the authorities' life, and who gets which identity."""
 
 import argparse
 import sys
@@ -67,15 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             each.add_argument("--no-wait", action="store_true", help="do not wait for the end")
 
 
-def add_explain_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `podsvid explain`."""
-    parser.add_argument("pod", metavar="NAMESPACE/POD")
-    parser.add_argument("--socket", default=DEFAULT_SOCKET, help=f"a signer's admin socket (default: {DEFAULT_SOCKET})")
-    parser.add_argument("--output", choices=("text", "json"), default="text")
-
-
 def explain(parsed: argparse.Namespace) -> int:
-    """Print which identity policy gives a pod and why; the exit code: 0 allowed, 3 refused. Raises CommandFailed."""
+    """Print which identity policy gives a pod and why, by `parsed.socket`; the exit code: 0 allowed, 3 refused.
+
+    Raises CommandFailed.
+    """
     namespace, slash, pod = parsed.pod.partition("/")
     if not slash or not namespace or not pod:
         raise CommandFailed("say which pod as NAMESPACE/POD")
@@ -92,13 +88,18 @@ def explain(parsed: argparse.Namespace) -> int:
     if parsed.output == "json":
         print(_json(found))
     else:
-        print(f"pod {namespace}/{pod}: {found.spiffe_id or found.outcome}")
-        print(f"policy: {found.policy}")
-        for name in found.matched[1:]:
-            print(f"matches as well, and lost: {name}")
-        for each in found.not_matched:
-            print(f"does not match: {each.policy}: {each.because}")
+        show_explained(parsed.pod, found)
     return 0 if found.outcome == "allowed" else 3
+
+
+def show_explained(pod: str, found: admin_pb2.ExplainResponse) -> None:
+    """Print a signer's answer for a person."""
+    print(f"pod {pod}: {found.spiffe_id or found.outcome}")
+    print(f"policy: {found.policy}")
+    for name in found.matched[1:]:
+        print(f"matches as well, and lost: {name}")
+    for each in found.not_matched:
+        print(f"does not match: {each.policy}: {each.because}")
 
 
 def run(parsed: argparse.Namespace) -> int:

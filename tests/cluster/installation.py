@@ -31,7 +31,7 @@ def release(cluster: Cluster, *arguments: str) -> str:
     """Run Helm for the release; what it printed. Fails the test with the pods' state."""
     done = helm(*arguments, "--namespace", NAMESPACE, kubeconfig=cluster.kubeconfig)
     assert done.returncode == 0, f"helm {' '.join(arguments[:2])}: {done.stderr}\n{state(cluster)}"
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def state(cluster: Cluster) -> str:

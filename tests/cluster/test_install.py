@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +17,9 @@ import pytest
 from svid.certificates import certificates_from_pem
 
 from . import product_image
-from .api import ApiError, Object
+from .api import Object
 from .binaries import Progress
-from .chart import CHART, helm
+from .chart import CHART, ROOT, helm
 from .fleet import handshake
 from .harness import NODE, Cluster, wait_for
 from .image import TEST_IMAGE
@@ -163,10 +166,11 @@ def test_the_life_of_an_installation(
     cluster.create_pod(workload("late"))
     wait_for("a pod after the upgrades", lambda: running(cluster, "late"), seconds=120, progress=progress)
 
+    explain(cluster, progress)
     refused = helm("uninstall", "podsvid", "--namespace", NAMESPACE, "--timeout", "2m", kubeconfig=cluster.kubeconfig)
     assert refused.returncode != 0, refused.stdout
-    said = refused.stdout
-    progress(f"helm uninstall with pods:\n{said}\n{refused.stderr.strip()}")
+    said = refused.stdout + refused.stderr
+    progress(f"helm uninstall with pods:\n{said}")
     assert f"REFUSED: {PODS + 1} pods mount {DRIVER}" in said
     assert "default/traffic-0" in said
     assert len(component(cluster, "agent")) == 1
@@ -187,6 +191,27 @@ def test_the_life_of_an_installation(
     assert left_on_the_node(cluster) == []
     assert cluster.api.get(f"{POLICY}/left")["metadata"]["name"] == "left"
     cluster.api.remove(f"{POLICY}/left")
+
+
+def explain(cluster: Cluster, progress: Progress) -> None:
+    """`podsvid explain` from outside of the cluster, with nothing but a kubeconfig."""
+
+    def asked(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "podsvid", "explain", *arguments, "--kubeconfig", str(cluster.kubeconfig)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    told = asked("default/late")
+    progress(f"podsvid explain default/late:\n{told.stdout}{told.stderr}")
+    assert told.returncode == 0, told.stdout + told.stderr
+    found = json.loads(asked("default/late", "--output", "json").stdout)
+    assert found["missing"] == {}
+    assert found["policy"]["spiffe_id"] == f"spiffe://{TRUST_DOMAIN}/ns/default/sa/default"
+    (volume,) = found["on_node"]["volumes"]
+    assert int(volume["serial"], 16) == serial(target(cluster, "late"))
+    assert volume["spiffe_id"] == found["policy"]["spiffe_id"]
+    nobody = asked("default/nobody")
+    assert nobody.returncode == 1
+    assert "there is no pod default/nobody" in nobody.stderr
 
 
 def assert_image(cluster: Cluster, image: str) -> None:

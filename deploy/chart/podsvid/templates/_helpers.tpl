@@ -48,7 +48,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "trust_domain" .Values.trustDomain
   "driver_names" .Values.drivers
   "kubelet_root" .Values.kubelet.root
-  "run_dir" .Values.agent.runDir
   "authority" "signer"
   "signer_address" (include "podsvid.signerAddress" .)
   "signer_bundle" "/var/run/podsvid-bundle/bundle.json"

@@ -1,0 +1,182 @@
+"""`podsvid node`: the volumes of this node's agent, why one is as it is, and renewing one now."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+from agent.admin import ROTATE_SECONDS, SERVICE, SOCKET
+from agent.errors import AgentError
+from agent.pb import node_admin_pb2 as pb
+
+ANSWER_SECONDS = 10.0
+_Answer = TypeVar("_Answer", bound=Message)
+
+
+class NodeCommandFailed(AgentError):
+    """The agent could not be asked, or says no."""
+
+    reason = "NODE_COMMAND_FAILED"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands and their flags."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    # In the agent's pod its run directory is in the environment.
+    default = f"{os.environ.get('PODSVID_RUN_DIR', '/run/podsvid')}/{SOCKET}"
+    for name, text in (
+        ("ls", "every volume, a line each"),
+        ("explain", "all about a pod's volumes, or why they could not be published"),
+        ("rotate", "renew a pod's SVIDs now"),
+    ):
+        each = commands.add_parser(name, help=text, description=text)
+        if name != "ls":
+            each.add_argument("pod", metavar="NAMESPACE/POD")
+        each.add_argument("--socket", default=default, help=f"the agent's admin socket (default: {default})")
+        each.add_argument("--output", choices=("text", "json"), default="text")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run it; the exit code: 0, or 3 when a volume is not well. Raises NodeCommandFailed."""
+    if not Path(parsed.socket).exists():
+        raise NodeCommandFailed(
+            f"no agent listens at {parsed.socket}; run this as root on the node or in the agent's pod, for example "
+            f"kubectl -n podsvid exec POD -- podsvid node {parsed.action}"
+        )
+    # Into a pipe or file lines are as long as they are.
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+    now = datetime.now(UTC)
+    with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
+        if parsed.action == "ls":
+            found = _call(channel, "List", pb.ListRequest(), pb.ListResponse)
+            _print(found, parsed.output, console, lambda: _list(found.volumes, console, now))
+            return _code(found.volumes)
+        namespace, slash, name = parsed.pod.partition("/")
+        if not slash or not namespace or not name:
+            raise NodeCommandFailed("say which pod as NAMESPACE/POD")
+        if parsed.action == "rotate":
+            request = pb.RotateRequest(namespace=namespace, pod=name)
+            rotated = _call(channel, "Rotate", request, pb.RotateResponse, ROTATE_SECONDS + ANSWER_SECONDS)
+            _print(rotated, parsed.output, console, lambda: _list(rotated.volumes, console, now))
+            return _code(rotated.volumes)
+        explained = _call(channel, "Explain", pb.ExplainRequest(namespace=namespace, pod=name), pb.ExplainResponse)
+        _print(explained, parsed.output, console, lambda: show(explained, console, now))
+        return _code(explained.volumes) if explained.volumes else 3
+
+
+def show(found: pb.ExplainResponse, console: Console, now: datetime) -> None:
+    """Print what an agent says of a pod, for a person."""
+    for volume in found.volumes:
+        _explain(volume, console, now)
+    if found.publish_problems:
+        console.print("could not be published:")
+        _problems(found.publish_problems, console, now)
+    console.print(f"authority: {found.authority}", markup=False)
+
+
+def to_json(message: Message) -> str:
+    """As scripts get it: the names of the .proto file, nothing left out."""
+    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _call(
+    channel: grpc.Channel, method: str, request: Message, answer: type[_Answer], seconds: float = ANSWER_SECONDS
+) -> _Answer:
+    call: Callable[..., _Answer] = channel.unary_unary(
+        f"/{SERVICE}/{method}", type(request).SerializeToString, answer.FromString
+    )
+    try:
+        return call(request, timeout=seconds)
+    except grpc.RpcError as error:
+        code = error.code()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            raise NodeCommandFailed("the agent's admin socket does not answer; are you root?") from None
+        raise NodeCommandFailed(str(error.details())) from None
+
+
+def _print(message: Message, output: str, console: Console, people: Callable[[], None]) -> None:
+    if output == "json":
+        sys.stdout.write(to_json(message) + "\n")
+    else:
+        people()
+
+
+def _code(volumes: Iterable[pb.Volume]) -> int:
+    return 0 if all(each.state == "ok" for each in volumes) else 3
+
+
+def _list(volumes: Iterable[pb.Volume], console: Console, now: datetime) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in ("POD", "SPIFFE ID", "DRIVER", "ENDS IN", "RENEWS IN", "STREAMS", "STATE"):
+        table.add_column(head, overflow="fold")
+    for each in volumes:
+        row = (each.spiffe_id, each.driver, _until(each, "not_after", now), _until(each, "renew_at", now))
+        table.add_row(f"{each.namespace}/{each.pod}", *row, str(each.open_streams), each.state)
+    console.print(table)
+
+
+def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
+    def line(name: str, text: str) -> None:
+        console.print(f"  {name:<13}{text}", markup=False)
+
+    console.print(f"pod {volume.namespace}/{volume.pod} ({volume.pod_uid}): {volume.state}", markup=False)
+    line("SPIFFE ID", volume.spiffe_id or "none yet")
+    line("account", volume.service_account)
+    line("serial", f"{volume.serial}, signed by authority {volume.authority_id}")
+    if volume.HasField("not_after"):
+        ends = _until(volume, "not_after", now)
+        line("valid", f"{_instant(volume.not_before)} to {_instant(volume.not_after)}, for {ends} more")
+    if volume.HasField("renew_at"):
+        line("renewal", f"{_instant(volume.renew_at)}, in {_until(volume, 'renew_at', now)}: {volume.renew_because}")
+    if volume.notice:
+        line("not granted", volume.notice)
+    line("driver", f"{volume.driver}, layout {volume.layout}")
+    line("files", f"{', '.join(volume.files)}; written {_instant(volume.files_written_at)}")
+    line("directory", volume.directory)
+    line(
+        "streams", ", ".join(f"{each.method} for {_span(each.open_seconds)}" for each in volume.streams) or "none open"
+    )
+    line("connections", ", ".join(map(_peer, volume.peers)) or "none")
+    line("next publish", volume.next_publish)
+    if volume.problems:
+        line("problems", "")
+        _problems(volume.problems, console, now)
+
+
+def _peer(peer: pb.Peer) -> str:
+    process = f"pid {peer.pid} {peer.command}".rstrip() if peer.pid else "a process of another PID namespace"
+    return f"{process} (uid {peer.uid})"
+
+
+def _problems(problems: Iterable[pb.Problem], console: Console, now: datetime) -> None:
+    for each in problems:
+        ago = _span((now - each.at.ToDatetime(UTC)).total_seconds())
+        console.print(f"    {ago} ago  {each.reason}: {each.message}", markup=False)
+
+
+def _until(volume: pb.Volume, field: str, now: datetime) -> str:
+    if not volume.HasField(field):
+        return ""
+    left: float = (getattr(volume, field).ToDatetime(UTC) - now).total_seconds()
+    return _span(left) if left >= 0 else f"-{_span(-left)}"
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def _instant(value: Timestamp) -> str:
+    return f"{value.ToDatetime(UTC):%Y-%m-%d %H:%M:%SZ}"
