@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import grpc.aio
 
 from agent.pb import node_admin_pb2 as pb
 from agent.peers import peers_of
-from agent.workloads import OVERDUE, Problem, Served, WorkloadRegistry
+from agent.workloads import Problem, Served, WorkloadRegistry
 from csi.registration import serve_private
-from runtime.clock import Clock
 
 _log = logging.getLogger("podsvid.admin")
 SERVICE = "podsvid.agent.v1.NodeAdmin"
@@ -27,9 +25,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class NodeAdmin:
     """Answers `podsvid node`. `authority` says in words where SVIDs come from and whether it answers."""
 
-    def __init__(self, workloads: WorkloadRegistry, clock: Clock, authority: Callable[[], str]) -> None:
+    def __init__(self, workloads: WorkloadRegistry, authority: Callable[[], str]) -> None:
         self._workloads = workloads
-        self._clock = clock
         self._authority = authority
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -108,7 +105,7 @@ class NodeAdmin:
         ]
 
     def _volume(self, served: Served) -> pb.Volume:
-        workload, now = served.workload, self._clock.now()
+        workload = served.workload
         volume, identity = workload.volume, workload.feed.current
         failures = self._workloads.scheduler.failures(volume.id)
         answer = pb.Volume(
@@ -119,7 +116,7 @@ class NodeAdmin:
             service_account=volume.pod.service_account,
             driver=volume.driver,
             layout=volume.options.layout,
-            state=self._state(served, now),
+            state=self._workloads.state(served),
             failures=failures,
             open_streams=len(served.endpoint.open_calls),
             notice=workload.notice,
@@ -137,9 +134,9 @@ class NodeAdmin:
         return answer
 
     def _detailed(self, served: Served) -> pb.Volume:
-        workload, now = served.workload, self._clock.now()
+        workload = served.workload
         answer = self._volume(served)
-        answer.renew_because = self._because(served, now)
+        answer.renew_because = self._because(served)
         answer.directory = workload.volume.target
         answer.files.extend(workload.directory.file_names())
         if workload.written_at is not None:
@@ -155,21 +152,7 @@ class NodeAdmin:
         answer.next_publish = _next_publish(served)
         return answer
 
-    def _state(self, served: Served, now: datetime) -> str:
-        workload = served.workload
-        identity = workload.feed.current
-        if identity is None:
-            return "waiting"
-        if identity.expires_at <= now:
-            return "expired"
-        if workload.written is None or workload.written.identity != identity:
-            return "unwritten"
-        if self._workloads.scheduler.failures(workload.volume.id):
-            return "retrying"
-        late = workload.renew_at is not None and now > workload.renew_at + OVERDUE
-        return "overdue" if late else "ok"
-
-    def _because(self, served: Served, now: datetime) -> str:
+    def _because(self, served: Served) -> str:
         workload = served.workload
         failures = self._workloads.scheduler.failures(workload.volume.id)
         if failures:

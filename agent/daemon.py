@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +37,7 @@ from runtime import http
 from runtime.blocking import Blocking
 from runtime.clock import Clock, SystemClock
 from runtime.federation import FederatedBundles
+from runtime.version import own_version
 from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
 
@@ -50,14 +50,6 @@ THREADS = 4
 STOP_GRACE = 5.0
 # Other clusters and clouds look at a bundle every few minutes to hours; all of them know a key before it signs.
 JWT_KEY_LEAD = timedelta(days=1)
-
-
-def own_version() -> str:
-    """The installed version, for CSI and the command line."""
-    try:
-        return version("podsvid")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 async def run_agent(config: AgentConfig) -> None:
@@ -90,6 +82,9 @@ async def _start(
         registration.remove_stale()
 
     metrics = Metrics()
+    metrics.built(own_version())
+    for driver, each in registrations.items():
+        metrics.watch_registration(driver.name, lambda each=each: each.registered)  # type: ignore[misc]
     rng = random.SystemRandom()
     signer = await _signer_authority(config, clock, rng) if config.authority == "signer" else None
     authority = signer or _local_authority(config, clock, blocking)
@@ -149,7 +144,7 @@ async def _start(
         state = f"has not answered for {seconds:.0f} s" if seconds else "answers"
         return f"the signer at {config.signer_address}, which {state}"
 
-    node_admin = admin.NodeAdmin(workloads, clock, where)
+    node_admin = admin.NodeAdmin(workloads, where)
     admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin.SOCKET)
     services.push_async_callback(admin_server.stop, STOP_GRACE)
     for driver in registrations:

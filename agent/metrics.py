@@ -1,9 +1,11 @@
 """What the agent counts, in one registry that is made and handed in. Labels name outcomes, never volumes or pods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+# A volume is in one of these; see WorkloadRegistry.state.
+STATES = ("ok", "waiting", "retrying", "overdue", "unwritten", "expired")
 _PUBLISH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -46,6 +48,22 @@ class Metrics:
         )
         self._jwt_svids = Counter("podsvid_jwt_svids_minted", "JWT-SVIDs minted.", registry=self.registry)
         self._volumes = Gauge("podsvid_volumes", "Published volumes.", registry=self.registry)
+        self._states = Gauge(
+            "podsvid_volumes_by_state",
+            "Published volumes by state: ok, waiting (no SVID yet), retrying (a renewal failed), overdue, unwritten "
+            "(the files hold an older SVID), expired.",
+            ["state"],
+            registry=self.registry,
+        )
+        self._registered = Gauge(
+            "podsvid_registered",
+            "1 while kubelet has the driver registered, by driver name.",
+            ["driver"],
+            registry=self.registry,
+        )
+        self._build = Gauge(
+            "podsvid_build_info", "1, with the version as a label.", ["version"], registry=self.registry
+        )
         self._expiry = Gauge(
             "podsvid_earliest_expiry_timestamp_seconds",
             "When the first SVID on this node ends, as Unix time; 0 without any.",
@@ -96,7 +114,22 @@ class Metrics:
         """Ask this for the seconds since the signer was lost."""
         self._signer_away.set_function(away)
 
-    def watch(self, volumes: Callable[[], float], earliest_expiry: Callable[[], float]) -> None:
+    def built(self, version: str) -> None:
+        """Say which version runs."""
+        self._build.labels(version).set(1)
+
+    def watch_registration(self, driver: str, registered: Callable[[], bool]) -> None:
+        """Ask this whether kubelet has the driver."""
+        self._registered.labels(driver).set_function(lambda: float(registered()))
+
+    def watch(
+        self,
+        volumes: Callable[[], float],
+        earliest_expiry: Callable[[], float],
+        states: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         """Ask these for the values of the gauges at each scrape."""
         self._volumes.set_function(volumes)
         self._expiry.set_function(earliest_expiry)
+        for name in STATES:
+            self._states.labels(name).set_function(lambda name=name: float(states().get(name, 0)))  # type: ignore[misc]

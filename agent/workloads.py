@@ -144,7 +144,7 @@ class WorkloadRegistry:
         # Of volumes that could not be published: there is no workload to keep them.
         self.publish_problems: deque[Problem] = deque(maxlen=MAX_PUBLISH_PROBLEMS)
         self.scheduler = RotationScheduler(self._rotate, clock, rng)
-        metrics.watch(lambda: len(self._served), self.earliest_expiry)
+        metrics.watch(lambda: len(self._served), self.earliest_expiry, self._states)
 
     def earliest_expiry(self) -> float:
         """Unix time at which the first SVID ends; 0 without any."""
@@ -240,6 +240,23 @@ class WorkloadRegistry:
         served = self._served.get(volume_id)
         if served is not None and token is not None:
             served.workload.token = token
+
+    def state(self, served: Served) -> str:
+        """One word of agent.metrics.STATES; the worst that is true of the volume."""
+        workload, now = served.workload, self._clock.now()
+        identity = workload.feed.current
+        if identity is None:
+            return "waiting"
+        if identity.expires_at <= now:
+            return "expired"
+        if workload.written is None or workload.written.identity != identity:
+            return "unwritten"
+        if self.scheduler.failures(workload.volume.id):
+            return "retrying"
+        return "overdue" if workload.renew_at is not None and now > workload.renew_at + OVERDUE else "ok"
+
+    def _states(self) -> Mapping[str, int]:
+        return Counter(self.state(served) for served in list(self._served.values()))
 
     def renew_now(self, volume_id: str) -> None:
         """Have the volume's SVIDs renewed at once, as when they are due."""

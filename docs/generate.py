@@ -14,12 +14,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from prometheus_client import CollectorRegistry  # noqa: E402
+
 from agent.config import AgentConfig  # noqa: E402
+from agent.metrics import Metrics as AgentMetrics  # noqa: E402
 from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
 from signer.config import SignerConfig  # noqa: E402
 from signer.errors import HELP, STATUS_CODES, Reason  # noqa: E402
+from signer.metrics import Metrics as SignerMetrics  # noqa: E402
 
 BEGIN, END = "<!-- generated: {name}, by docs/generate.py -->", "<!-- end of {name} -->"
 
@@ -76,6 +80,16 @@ def reasons() -> str:
     return table(("reason", "status", "what it means, what to do"), rows)
 
 
+def metrics(registry: CollectorRegistry) -> str:
+    rows = []
+    for collector in registry._collector_to_names:
+        (family,) = collector.describe()  # type: ignore[attr-defined]
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{each}`" for each in getattr(collector, "_labelnames", ()))
+        rows.append((f"`{name}`", family.type, labels, family.documentation))
+    return table(("name", "type", "labels", "meaning"), sorted(rows))
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "attributes": ("docs/volumes.md", attributes),
     "layouts": ("docs/volumes.md", layouts),
@@ -84,6 +98,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings),
     "signer-settings": ("docs/configuration.md", lambda: settings(SignerConfig)),
     "reasons": ("docs/signer.md", reasons),
+    "agent-metrics": ("docs/metrics.md", lambda: metrics(AgentMetrics().registry)),
+    "signer-metrics": ("docs/metrics.md", lambda: metrics(SignerMetrics().registry)),
 }
 
 

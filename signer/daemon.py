@@ -16,6 +16,7 @@ from runtime import http
 from runtime.clock import Clock, SystemClock
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
+from runtime.version import own_version
 from signer.acknowledgements import Agents
 from signer.admin import AdminService, serve_admin
 from signer.attestation import AttestationSettings, Attestor
@@ -88,6 +89,7 @@ class Replica:
         self._clock = clock
         self._rng = rng
         self.metrics = Metrics()
+        self.metrics.built(own_version())
         self._pods = Pods(api, clock)
         self._policies = Policies(
             api,
@@ -366,6 +368,13 @@ class Replica:
             state = self._rotation.state
             return state.active_x509.not_after.timestamp() if state else 0.0
 
+        def life() -> float:
+            state = self._rotation.state
+            if state is None:
+                return 0.0
+            authority = state.active_x509
+            return (authority.not_after - authority.chain[0].not_valid_before_utc).total_seconds()
+
         def unacknowledged() -> float:
             state = self._rotation.state
             return float(len(self._rotation.acks(state).waiting)) if state and self._leader.leading else 0.0
@@ -376,6 +385,7 @@ class Replica:
             unacknowledged=unacknowledged,
             leading=lambda: float(self._leader.leading),
             authority_ends=ends,
+            authority_life=life,
             contact=lambda: (self._pods.last_contact or epoch).timestamp(),
         )
 

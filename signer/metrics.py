@@ -31,6 +31,14 @@ class Metrics:
             "When the active X.509 authority ends, as Unix time.",
             registry=self.registry,
         )
+        self._authority_life = Gauge(
+            "podsvid_signer_authority_lifetime_seconds",
+            "Lifetime of the active X.509 authority; it is replaced at half of it.",
+            registry=self.registry,
+        )
+        self._build = Gauge(
+            "podsvid_signer_build_info", "1, with the version as a label.", ["version"], registry=self.registry
+        )
         self._contact = Gauge(
             "podsvid_signer_api_server_contact_timestamp_seconds",
             "When the API server last answered, as Unix time.",
@@ -51,6 +59,10 @@ class Metrics:
         """Count a step of an authority's life that this replica did."""
         self._steps.labels(kind, step).inc()
 
+    def built(self, version: str) -> None:
+        """Say which version runs."""
+        self._build.labels(version).set(1)
+
     def watch(
         self,
         *,
@@ -58,6 +70,7 @@ class Metrics:
         unacknowledged: Callable[[], float],
         leading: Callable[[], float],
         authority_ends: Callable[[], float],
+        authority_life: Callable[[], float],
         contact: Callable[[], float],
     ) -> None:
         """Ask these for the values of the gauges at each scrape."""
@@ -65,4 +78,5 @@ class Metrics:
         self._unacknowledged.set_function(unacknowledged)
         self._leading.set_function(leading)
         self._authority_ends.set_function(authority_ends)
+        self._authority_life.set_function(authority_life)
         self._contact.set_function(contact)

@@ -25,7 +25,12 @@ EVERYTHING = (
     *("ttl.x509=30m", "ttl.jwt=1m", "agent.settings.sds_svid_name=mine", "agent.hostNetwork=true"),
     *("agent.nodeSelector.a=b", "agent.podLabels.c=d", "signer.replicas=3", "signer.stateKeySecret=state-key"),
     *("signer.upstreamSecret=upstream", "signer.settings.dns_names={a.b,*.c}", "signer.settings.node_rate=7"),
-    *("startupTaint.enabled=true", "monitoring.serviceMonitor.enabled=true", "signer.podAnnotations.e=f"),
+    *(
+        "startupTaint.enabled=true",
+        "monitoring.serviceMonitor.enabled=true",
+        "monitoring.rules.enabled=true",
+        "signer.podAnnotations.e=f",
+    ),
 )
 
 

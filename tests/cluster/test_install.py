@@ -110,6 +110,8 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
         progress(f"helm install --wait: {took:.0f} s")
         yield took
     finally:
+        for pod in cluster.api.get("/api/v1/namespaces/default/pods?labelSelector=app%3Dtraffic")["items"]:
+            cluster.delete_pod(pod["metadata"]["name"])
         set_taints(cluster, [])
         empty(cluster)
 
