@@ -14,6 +14,8 @@ from csi.profile import PROFILES
 from csi.request import check_target, check_volume_id
 
 _VERSION = 2
+# chown(2) takes this one for "leave it".
+_NO_GROUP = 2**32 - 1
 _SUFFIX = ".json"
 
 
@@ -78,7 +80,7 @@ class Journal:
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
             try:
                 yield self._parse(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidRequest) as error:
                 aside = path.with_suffix(".damaged")
                 os.replace(path, aside)
                 yield Damaged(aside, f"{type(error).__name__}: {error}")
@@ -94,9 +96,11 @@ class Journal:
         if renew_at.tzinfo is None:
             raise ValueError("renew_at has no time zone")
         group = document["group"]
-        if group is not None and not isinstance(group, int):
-            raise ValueError("group is not a number")
+        if group is not None and not (type(group) is int and 0 <= group < _NO_GROUP):
+            raise ValueError("group is no group id")
         pod = PodRef(**document["pod"])
+        if not all(isinstance(each, str) for each in (pod.namespace, pod.name, pod.uid, pod.service_account)):
+            raise ValueError("the pod's names are no texts")
         below = check_target(document["target"], self._kubelet_root)
         if below[0] != pod.uid:
             raise ValueError("the target is another pod's")

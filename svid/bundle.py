@@ -158,6 +158,8 @@ def _check_authority(certificate: x509.Certificate) -> None:
         raise InvalidBundle(f"X.509 authority cannot be parsed: {error}") from None
     if constraints is None or not constraints.value.ca:
         raise InvalidBundle("X.509 authority is not a CA certificate (basicConstraints CA is not true)")
+    # One whose key nobody can read could be neither verified with nor written as JWKS later.
+    _x509_key_members(certificate)
 
 
 def _is_known_key_type(entry: dict[str, Any]) -> bool:
