@@ -15,6 +15,9 @@ def certificates_from_pem(data: bytes) -> tuple[x509.Certificate, ...]:
         found = tuple(x509.load_pem_x509_certificates(data))
     except x509.InvalidVersion as error:
         raise ValueError(str(error)) from None
+    except ValueError:
+        # The library's text quotes what it found, at any length: in a file that was mixed up that may be a key.
+        raise ValueError("no PEM certificates can be read from it") from None
     # The library passes over a block without an end, which would lose a certificate without a word.
     if len(found) < data.count(b"-----BEGIN CERTIFICATE-----"):
         raise ValueError("a PEM block is cut short")
