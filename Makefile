@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test unit conformance cluster bench lint protos manifests image clean
+.PHONY: help quickstart test unit conformance cluster bench lint docs protos manifests image clean
 
 help:
 	@echo "make quickstart   see a volume rotate, without Kubernetes"
 	@echo "make test         unit and node tests (node tests want root or user namespaces)"
 	@echo "make conformance  clients and suites that others wrote (Go is needed)"
 	@echo "make cluster      a pod on a real kubelet, brought up on this host (root, Go)"
-	@echo "make bench | lint | protos | clean"
+	@echo "make docs         the documentation as a site"
+	@echo "make bench | lint | protos | image | manifests | clean"
 
 # Debian splits venv off python3; root gets it installed, others are told.
 $(VENV)/bin/pip:
@@ -63,6 +64,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.run
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	@echo "open site/index.html, or run $(BIN)/mkdocs serve"
+
 protos: $(VENV)/.test
 	$(BIN)/python proto/generate.py
 
@@ -82,4 +88,4 @@ image:
 	$(BUILDER) build --build-arg BASE=$(BASE) -t $(IMAGE) -f deploy/image/Containerfile .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
