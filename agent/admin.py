@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -11,8 +12,13 @@ import grpc.aio
 
 from agent.pb import node_admin_pb2 as pb
 from agent.peers import peers_of
-from agent.workloads import Problem, Served, WorkloadRegistry
+from agent.problems import Problem
+from agent.workloads import Served, WorkloadRegistry
+from csi.errors import CsiError, OperationPending
+from csi.model import PodRef
 from csi.registration import serve_private
+from csi.request import POD_NAME, POD_NAMESPACE, POD_UID, SERVICE_ACCOUNT
+from runtime.blocking import Blocking
 
 _log = logging.getLogger("podsvid.admin")
 SERVICE = "podsvid.agent.v1.NodeAdmin"
@@ -20,14 +26,35 @@ SOCKET = "admin.sock"
 # Seconds that a renewal which was asked for may take: a mint's deadline and a little.
 ROTATE_SECONDS = 35.0
 _Context = grpc.aio.ServicerContext[Any, Any]
+_PUBLISH = "/csi.v1.Node/NodePublishVolume"
+# kubelet publishes again about once a minute, with a token that is good for longer.
+_NO_TOKEN = (
+    "the SVID is kept; kubelet brings a token with its next publish, about once a minute; if it does not, look at the "
+    "kubelet's log and at the CSIDriver object"
+)
+ADVICE: Mapping[str, str] = MappingProxyType(
+    {
+        "POD_TOKEN_MISSING": _NO_TOKEN,
+        "POD_TOKEN_EXPIRED": _NO_TOKEN,
+        "SIGNER_UNREACHABLE": "it is tried again by itself, and SVIDs are kept until they end; look at the signer's "
+        "pods, its Service and network policies",
+        "TRUST_BEHIND": "it is tried again by itself; if it goes on, the signer's replicas disagree: see their logs",
+        "WRITE_FAILED": "it is tried again by itself, and the files hold the SVID before; look at the space and inodes "
+        "of the volume's directory (df, df -i)",
+        "IDENTITY_UNAVAILABLE": "kubelet tries again by itself; look at the signer",
+        "UNDO_FAILED": "kubelet tries again by itself; look at the mounts below the pod's directory",
+        "VOLUME_FAILED": "look at the agent's log and at kubelet's directory on the node",
+    }
+)
 
 
 class NodeAdmin:
     """Answers `podsvid node`. `authority` says in words where SVIDs come from and whether it answers."""
 
-    def __init__(self, workloads: WorkloadRegistry, authority: Callable[[], str]) -> None:
+    def __init__(self, workloads: WorkloadRegistry, authority: Callable[[], str], blocking: Blocking) -> None:
         self._workloads = workloads
         self._authority = authority
+        self._blocking = blocking
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server that only root reaches."""
@@ -62,7 +89,7 @@ class NodeAdmin:
                 "started); look at the pod's node, its volumes' driver name, and its events",
             )
         return pb.ExplainResponse(
-            volumes=[self._detailed(each) for each in volumes],
+            volumes=[await self._detailed(each) for each in volumes],
             publish_problems=[_problem(each) for each in problems],
             authority=self._authority(),
         )
@@ -82,19 +109,16 @@ class NodeAdmin:
 
     async def _renew(self, served: Served) -> str:
         """Renew through the scheduler, as always; why that failed, or nothing."""
-        workload = served.workload
-        before, problems = workload.feed.version, len(workload.problems)
-        last = workload.problems[-1] if workload.problems else None
-        self._workloads.renew_now(workload.volume.id)
+        volume_id, problems = served.workload.volume.id, served.workload.problems
         try:
             async with asyncio.timeout(ROTATE_SECONDS):
-                while workload.feed.version == before:
-                    if len(workload.problems) != problems or (workload.problems and workload.problems[-1] != last):
-                        problem = workload.problems[-1]
-                        return f"{problem.reason}: {problem.message}"
-                    await asyncio.sleep(0.05)
+                await self._workloads.renew_now(volume_id)
         except TimeoutError:
-            return f"no new SVID within {ROTATE_SECONDS:g} s"
+            return f"no new SVID within {ROTATE_SECONDS:g} s; it is still being tried"
+        if volume_id not in self._workloads.served:
+            return "kubelet unpublished the volume meanwhile"
+        if self._workloads.scheduler.failures(volume_id) and problems.newest is not None:
+            return f"{problems.newest.reason}: {problems.newest.message}; it is tried again by itself"
         return ""
 
     def _of(self, namespace: str, name: str) -> list[Served]:
@@ -116,11 +140,14 @@ class NodeAdmin:
             service_account=volume.pod.service_account,
             driver=volume.driver,
             layout=volume.options.layout,
-            state=self._workloads.state(served),
             failures=failures,
             open_streams=len(served.endpoint.open_calls),
             notice=workload.notice,
         )
+        answer.state = self._workloads.state(served)
+        newest = workload.problems.newest
+        if answer.state != "ok" and newest is not None:
+            answer.state_reason = newest.code
         due = self._workloads.scheduler.due(volume.id)
         if failures and due is not None:
             answer.retry_at.FromDatetime(due)
@@ -133,7 +160,7 @@ class NodeAdmin:
             answer.renew_at.FromDatetime(workload.renew_at)
         return answer
 
-    def _detailed(self, served: Served) -> pb.Volume:
+    async def _detailed(self, served: Served) -> pb.Volume:
         workload = served.workload
         answer = self._volume(served)
         answer.renew_because = self._because(served)
@@ -144,21 +171,31 @@ class NodeAdmin:
         answer.streams.extend(
             pb.Stream(method=method, open_seconds=int(seconds)) for method, seconds in served.endpoint.open_calls
         )
+        # In a thread: a node has thousands of descriptors, and all pods wait for this loop.
         answer.peers.extend(
             pb.Peer(uid=each.uid, gid=each.gid, pid=max(each.pid, 0), command=each.command)
-            for each in peers_of(workload.directory.socket_path)
+            for each in await self._blocking(lambda: peers_of(workload.directory.socket_path))
         )
+        for name, kept in sorted(workload.jwt_files.items()):
+            file = answer.jwt_files.add(name=name, audiences=kept.svid.audiences)
+            file.not_after.FromDatetime(kept.svid.expires_at)
+            file.renew_at.FromDatetime(kept.renew_at)
         answer.problems.extend(_problem(each) for each in workload.problems)
         answer.next_publish = _next_publish(served)
         return answer
 
     def _because(self, served: Served) -> str:
         workload = served.workload
-        failures = self._workloads.scheduler.failures(workload.volume.id)
+        scheduler, volume_id, newest = self._workloads.scheduler, workload.volume.id, workload.problems.newest
+        failures, due = scheduler.failures(volume_id), scheduler.due(volume_id)
         if failures:
-            due = self._workloads.scheduler.due(workload.volume.id)
-            when = f"at {due:%H:%M:%SZ}" if due else "now"
-            return f"it was due, {failures} attempts in a row failed; the next one is {when}"
+            tried = "1 attempt failed" if failures == 1 else f"{failures} attempts in a row failed"
+            token = newest is not None and newest.code in ("POD_TOKEN_MISSING", "POD_TOKEN_EXPIRED")
+            waits = ", waits for kubelet's next token" if token else ""
+            was = "somebody asked for it" if workload.asked_for else "it was due"
+            return f"{was}, {tried}{waits}; the next one is {f'at {due:%H:%M:%SZ}' if due else 'under way'}"
+        if scheduler.is_running(volume_id):
+            return "it is under way"
         window = workload.window
         if window is None:
             return "an instant drawn before the agent was restarted"
@@ -168,7 +205,42 @@ class NodeAdmin:
         return f"drawn at random in the window that the authority gave, {span}"
 
 
+class RefusedPublishes(grpc.aio.ServerInterceptor):
+    """Remembers why kubelet's publishes are refused; stands behind the error boundary."""
+
+    def __init__(self, workloads: WorkloadRegistry) -> None:
+        self._workloads = workloads
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method != _PUBLISH:
+            return handler
+        inner = handler.unary_unary
+
+        async def watched(request: Any, context: _Context) -> Any:
+            try:
+                answer = await inner(request, context)
+            except OperationPending:
+                raise  # the call that still runs says what becomes of it
+            except CsiError as error:
+                given = request.volume_context
+                # Not checked yet: of a request that is refused nothing is known to be well formed.
+                pod = PodRef(*(given.get(key, "")[:253] for key in (POD_NAMESPACE, POD_NAME, POD_UID, SERVICE_ACCOUNT)))
+                self._workloads.publish_refused(request.volume_id[:128], pod, error.reason, str(error))
+                raise
+            self._workloads.publish_accepted(request.volume_id)
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(watched, handler.request_deserializer, handler.response_serializer)
+
+
 def _next_publish(served: Served) -> str:
+    if not served.workload.directory.in_place():
+        return "mounts the volume again and mints a new SVID, because it was unmounted behind podsvid"
     if served.workload.feed.current is None:
         return "answers OK and takes the pod's token; the SVID that is missing is being minted"
     if not served.workload.directory.has_socket():
@@ -177,8 +249,14 @@ def _next_publish(served: Served) -> str:
 
 
 def _problem(each: Problem) -> pb.Problem:
-    answer = pb.Problem(reason=each.reason, message=each.message)
+    answer = pb.Problem(
+        reason=each.reason,
+        message=each.message,
+        times=each.times,
+        advice=ADVICE.get(each.code, ADVICE.get(each.reason, "")),
+    )
     answer.at.FromDatetime(each.at)
+    answer.first_at.FromDatetime(each.first_at)
     return answer
 
 

@@ -144,11 +144,11 @@ async def _start(
         state = f"has not answered for {seconds:.0f} s" if seconds else "answers"
         return f"the signer at {config.signer_address}, which {state}"
 
-    node_admin = admin.NodeAdmin(workloads, where)
+    node_admin = admin.NodeAdmin(workloads, where, blocking)
     admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin.SOCKET)
     services.push_async_callback(admin_server.stop, STOP_GRACE)
     for driver in registrations:
-        server = grpc.aio.server(interceptors=[ErrorBoundary()])
+        server = grpc.aio.server(interceptors=[ErrorBoundary(), admin.RefusedPublishes(workloads)])
         csi_pb2_grpc.add_IdentityServicer_to_server(
             IdentityService(driver.name, own_version(), lambda: serving), server
         )

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +15,12 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agent.admin import ROTATE_SECONDS, SERVICE, SOCKET
 from agent.errors import AgentError
 from agent.pb import node_admin_pb2 as pb
+from runtime.terminal import printable
 
 ANSWER_SECONDS = 10.0
 _Answer = TypeVar("_Answer", bound=Message)
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (
         ("ls", "every volume, a line each"),
         ("explain", "all about a pod's volumes, or why they could not be published"),
-        ("rotate", "renew a pod's SVIDs now"),
+        ("rotate", "renew a pod's X.509-SVIDs now"),
     ):
         each = commands.add_parser(name, help=text, description=text)
         if name != "ls":
@@ -79,9 +82,9 @@ def show(found: pb.ExplainResponse, console: Console, now: datetime) -> None:
     for volume in found.volumes:
         _explain(volume, console, now)
     if found.publish_problems:
-        console.print("could not be published:")
+        console.print("could not be published; kubelet goes on trying:")
         _problems(found.publish_problems, console, now)
-    console.print(f"authority: {found.authority}", markup=False)
+    console.print(f"authority: {printable(found.authority)}", markup=False)
 
 
 def to_json(message: Message) -> str:
@@ -117,51 +120,91 @@ def _code(volumes: Iterable[pb.Volume]) -> int:
 
 def _list(volumes: Iterable[pb.Volume], console: Console, now: datetime) -> None:
     table = Table(box=None, pad_edge=False)
-    for head in ("POD", "SPIFFE ID", "DRIVER", "ENDS IN", "RENEWS IN", "STREAMS", "STATE"):
+    for head in ("POD", "SPIFFE ID", "DRIVER/LAYOUT", "ENDS IN", "RENEWS IN", "STREAMS", "STATE"):
         table.add_column(head, overflow="fold")
     for each in volumes:
-        row = (each.spiffe_id, each.driver, _until(each, "not_after", now), _until(each, "renew_at", now))
-        table.add_row(f"{each.namespace}/{each.pod}", *row, str(each.open_streams), each.state)
-    console.print(table)
+        row = (
+            f"{each.namespace}/{each.pod}",
+            each.spiffe_id,
+            f"{each.driver}/{each.layout}",
+            _until(each, "not_after", now),
+            _until(each, "renew_at", now),
+            str(each.open_streams),
+            _state(each),
+        )
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("kubelet has no volume of podsvid published on this node")
 
 
 def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
     def line(name: str, text: str) -> None:
-        console.print(f"  {name:<13}{text}", markup=False)
+        console.print(f"  {name:<13}{printable(text)}", markup=False)
 
-    console.print(f"pod {volume.namespace}/{volume.pod} ({volume.pod_uid}): {volume.state}", markup=False)
+    console.print(printable(f"pod {volume.namespace}/{volume.pod} ({volume.pod_uid}): {_state(volume)}"), markup=False)
     line("SPIFFE ID", volume.spiffe_id or "none yet")
     line("account", volume.service_account)
-    line("serial", f"{volume.serial}, signed by authority {volume.authority_id}")
+    if volume.serial:
+        line("serial", f"{volume.serial}, signed by authority {volume.authority_id}")
     if volume.HasField("not_after"):
         ends = _until(volume, "not_after", now)
         line("valid", f"{_instant(volume.not_before)} to {_instant(volume.not_after)}, for {ends} more")
     if volume.HasField("renew_at"):
         line("renewal", f"{_instant(volume.renew_at)}, in {_until(volume, 'renew_at', now)}: {volume.renew_because}")
+    for file in volume.jwt_files:
+        ends, renews = (_span((each.ToDatetime(UTC) - now).total_seconds()) for each in (file.not_after, file.renew_at))
+        line("JWT-SVID", f"{file.name} for {', '.join(file.audiences)}, ends in {ends}, renewed in {renews}")
     if volume.notice:
         line("not granted", volume.notice)
     line("driver", f"{volume.driver}, layout {volume.layout}")
-    line("files", f"{', '.join(volume.files)}; written {_instant(volume.files_written_at)}")
+    written = f"written {_instant(volume.files_written_at)}" if volume.HasField("files_written_at") else "not written"
+    line("files", f"{', '.join(volume.files)}; {written}")
     line("directory", volume.directory)
-    line(
-        "streams", ", ".join(f"{each.method} for {_span(each.open_seconds)}" for each in volume.streams) or "none open"
-    )
-    line("connections", ", ".join(map(_peer, volume.peers)) or "none")
+    line("streams", _streams(volume.streams))
+    line("connections", _peers(volume.peers))
     line("next publish", volume.next_publish)
     if volume.problems:
         line("problems", "")
         _problems(volume.problems, console, now)
 
 
+def _state(volume: pb.Volume) -> str:
+    return f"{volume.state} {volume.state_reason}".rstrip()
+
+
+def _streams(streams: Iterable[pb.Stream]) -> str:
+    """The agent names the oldest first: of many of a kind that one's age is told."""
+    many = Counter(each.method for each in streams)
+    oldest: dict[str, int] = {}
+    for each in streams:
+        oldest.setdefault(each.method, each.open_seconds)
+    return ", ".join(_times(f"{name} for {_span(oldest[name])}", number) for name, number in many.items()) or "none"
+
+
+def _peers(peers: Iterable[pb.Peer]) -> str:
+    return ", ".join(_times(text, number) for text, number in Counter(map(_peer, peers)).items()) or "none"
+
+
 def _peer(peer: pb.Peer) -> str:
-    process = f"pid {peer.pid} {peer.command}".rstrip() if peer.pid else "a process of another PID namespace"
-    return f"{process} (uid {peer.uid})"
+    # Quoted: a process chooses its name.
+    process = f"pid {peer.pid} {peer.command!a}" if peer.pid else "pid unknown, not in the agent's PID namespace"
+    return f"uid {peer.uid}, {process}"
+
+
+def _times(text: str, number: int) -> str:
+    return text if number == 1 else f"{text} ({number} times)"
 
 
 def _problems(problems: Iterable[pb.Problem], console: Console, now: datetime) -> None:
     for each in problems:
         ago = _span((now - each.at.ToDatetime(UTC)).total_seconds())
-        console.print(f"    {ago} ago  {each.reason}: {each.message}", markup=False)
+        since = _span((now - each.first_at.ToDatetime(UTC)).total_seconds())
+        often = f", {each.times} times since {since} ago" if each.times > 1 else ""
+        console.print(printable(f"    {ago} ago{often}  {each.reason}: {each.message}"), markup=False)
+        if each.advice:
+            console.print(printable(f"      {each.advice}"), markup=False)
 
 
 def _until(volume: pb.Volume, field: str, now: datetime) -> str:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.terminal import printable
+
 _CREDENTIALS = struct.Struct("iII")
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -53,6 +55,7 @@ def _command(pid: int) -> str:
     if pid <= 0:
         return ""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+        # Whatever runs in a pod chooses it.
+        return printable(Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").removesuffix("\n"))
     except OSError:
         return ""

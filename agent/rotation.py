@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
@@ -29,6 +29,8 @@ class RotationScheduler:
         self._due: dict[str, datetime] = {}
         self._failures: dict[str, int] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        # Who waits for the end of the attempt that begins next.
+        self._asked: dict[str, list[asyncio.Future[None]]] = {}
         self._changed = asyncio.Event()
 
     def schedule(self, key: str, due: datetime) -> None:
@@ -46,6 +48,20 @@ class RotationScheduler:
         """When `key` is due; None while it is being rotated or when it is unknown."""
         return self._due.get(key)
 
+    def is_running(self, key: str) -> bool:
+        """Whether `key` is being rotated, or waits for others that are."""
+        return key in self._running
+
+    async def rotate_now(self, key: str) -> None:
+        """Rotate `key` and wait until that attempt has ended; `failures` says how. One that runs already is no answer.
+
+        A key that is forgotten meanwhile ends it, too.
+        """
+        ended = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(key, []).append(ended)
+        self.schedule(key, self._clock.now())
+        await ended
+
     def failures(self, key: str) -> int:
         """How often in a row the rotation of `key` failed."""
         return self._failures.get(key, 0)
@@ -59,6 +75,7 @@ class RotationScheduler:
             task.cancel()
             await asyncio.wait([task])
             self._due.pop(key, None)
+        _answer(self._asked.pop(key, ()))
 
     async def run(self) -> None:
         """Rotate for ever."""
@@ -74,12 +91,14 @@ class RotationScheduler:
     def _start(self, workers: asyncio.TaskGroup, key: str) -> None:
         task = workers.create_task(self._attempt(key), name=f"rotate {key}")
         self._running[key] = task
+        asked = self._asked.pop(key, ())
         # Not a `finally` in the task: one cancelled before its first step never runs it.
-        task.add_done_callback(lambda _: self._finished(key))
+        task.add_done_callback(lambda _: self._finished(key, asked))
 
-    def _finished(self, key: str) -> None:
+    def _finished(self, key: str, asked: "Iterable[asyncio.Future[None]]") -> None:
         self._running.pop(key, None)
         self._changed.set()
+        _answer(asked)
 
     async def _attempt(self, key: str) -> None:
         try:
@@ -112,3 +131,9 @@ class RotationScheduler:
                 await self._changed.wait()
         except TimeoutError:
             return
+
+
+def _answer(asked: "Iterable[asyncio.Future[None]]") -> None:
+    for each in asked:
+        if not each.done():  # whoever asked may have gone
+            each.set_result(None)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +17,7 @@ from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable
 from agent.health import Health
 from agent.jwt_svids import JwtSvids, KeptJwt
 from agent.metrics import Metrics
+from agent.problems import Problem, Problems
 from agent.rotation import RotationScheduler
 from agent.sds import SdsNames, SecretDiscovery
 from agent.workload_api import WorkloadApi
@@ -56,16 +57,6 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that went wrong for a pod, for a person: the message says what to do."""
-
-    at: datetime
-    pod: PodRef
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Fresh:
     """An identity as it was just minted, and when it is to be renewed: the instant, and the window it was drawn in."""
 
@@ -94,7 +85,9 @@ class Workload:
         # The early renewal that an instant was drawn for already: it is drawn once.
         self.early: EarlyRenewal | None = None
         self.notice = ""
-        self.problems: deque[Problem] = deque(maxlen=MAX_PROBLEMS)
+        self.problems = Problems(MAX_PROBLEMS)
+        # Somebody asked for the renewal that is due, or was tried last.
+        self.asked_for = False
 
     @property
     def contents(self) -> Contents | None:
@@ -142,7 +135,7 @@ class WorkloadRegistry:
         self._served: dict[str, Served] = {}
         self._held = asyncio.Event()
         # Of volumes that could not be published: there is no workload to keep them.
-        self.publish_problems: deque[Problem] = deque(maxlen=MAX_PUBLISH_PROBLEMS)
+        self.publish_problems = Problems(MAX_PUBLISH_PROBLEMS)
         self.scheduler = RotationScheduler(self._rotate, clock, rng)
         metrics.watch(lambda: len(self._served), self.earliest_expiry, self._states)
 
@@ -164,7 +157,6 @@ class WorkloadRegistry:
                 minted = await self._mint_jwt(volume, token, fresh.identity.default.spiffe_id, (file.audience,))
                 jwt_svids[file.name] = minted.svid
         except (AuthorityRefused, AuthorityUnavailable) as error:
-            self.publish_problems.append(Problem(self._clock.now(), volume.pod, error.reason, str(error)))
             kind = IdentityDenied if isinstance(error, AuthorityRefused) else IdentityUnavailable
             raise kind(str(error)) from None
         return Issued(Contents(fresh.identity, jwt_svids), fresh.renew_at, fresh.notice, fresh.window)
@@ -258,13 +250,29 @@ class WorkloadRegistry:
     def _states(self) -> Mapping[str, int]:
         return Counter(self.state(served) for served in list(self._served.values()))
 
-    def renew_now(self, volume_id: str) -> None:
-        """Have the volume's SVIDs renewed at once, as when they are due."""
+    async def renew_now(self, volume_id: str) -> None:
+        """Have the volume's X.509-SVID renewed as when it is due; returns when that was tried, files included.
+
+        Afterwards `scheduler.failures` tells whether it failed.
+        """
         served = self._served.get(volume_id)
         if served is not None:
-            now = self._clock.now()
-            served.workload.renew_at = now
-            self.scheduler.schedule(volume_id, now)
+            served.workload.renew_at, served.workload.asked_for = self._clock.now(), True
+            await self.scheduler.rotate_now(volume_id)
+
+    def publish_refused(self, volume_id: str, pod: PodRef, reason: str, message: str) -> None:
+        """Remember why kubelet's publish was refused, for whoever asks."""
+        served = self._served.get(volume_id)
+        kept = served.workload.problems if served else self.publish_problems
+        now = self._clock.now()
+        kept.add(Problem(now, pod, volume_id, reason, message, now))
+
+    def publish_accepted(self, volume_id: str) -> None:
+        """What was wrong with a volume before it was published is its past now."""
+        served = self._served.get(volume_id)
+        if served is not None:
+            for each in self.publish_problems.take(volume_id):
+                served.workload.problems.add(each)
 
     def condition(self, volume_id: str) -> Condition:
         served = self._served.get(volume_id)
@@ -421,7 +429,7 @@ class WorkloadRegistry:
             return False
         fresh = await self._mint_x509(workload.volume, workload.token)
         identity, workload.renew_at, workload.window = fresh.identity, fresh.renew_at, fresh.window
-        workload.notice = fresh.notice
+        workload.notice, workload.asked_for = fresh.notice, False
         workload.feed.publish(self._under_current_trust(identity))
         self._renew_early(served)
         _log.info(
@@ -450,7 +458,8 @@ class WorkloadRegistry:
         return renewed
 
     def _remember(self, workload: Workload, reason: str, message: str) -> None:
-        workload.problems.append(Problem(self._clock.now(), workload.volume.pod, reason, message))
+        now = self._clock.now()
+        workload.problems.add(Problem(now, workload.volume.pod, workload.volume.id, reason, message, now))
 
     async def _mint_x509(self, volume: Volume, token: PodToken | None) -> _Fresh:
         options = volume.options

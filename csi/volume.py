@@ -42,6 +42,7 @@ class VolumeDirectory:
 
     def __init__(self, descriptor: int, volume: Volume) -> None:
         self._fd = descriptor
+        self._target = volume.target
         self._group = volume.group
         self._options = volume.options
         self._modes = modes(volume.group)
@@ -115,6 +116,13 @@ class VolumeDirectory:
             return datetime.fromtimestamp(os.stat(_DATA, dir_fd=self._fd, follow_symlinks=False).st_mtime, UTC)
         except OSError:
             return None
+
+    def in_place(self) -> bool:
+        """Whether this is what a pod that starts now would get: nobody unmounted or covered it behind podsvid."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._target, follow_symlinks=False))
+        except OSError:
+            return False
 
     def file_names(self) -> list[str]:
         """The files and links that a pod sees."""

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
+from runtime.terminal import printable
 from signer.admin import KINDS, SERVICE
 from signer.errors import SignerError
 from signer.pb import admin_pb2
@@ -94,12 +95,11 @@ def explain(parsed: argparse.Namespace) -> int:
 
 def show_explained(pod: str, found: admin_pb2.ExplainResponse) -> None:
     """Print a signer's answer for a person."""
-    print(f"pod {pod}: {found.spiffe_id or found.outcome}")
-    print(f"policy: {found.policy}")
-    for name in found.matched[1:]:
-        print(f"matches as well, and lost: {name}")
-    for each in found.not_matched:
-        print(f"does not match: {each.policy}: {each.because}")
+    lines = [f"pod {pod}: {found.spiffe_id or found.outcome}", f"policy: {found.policy}"]
+    lines += [f"matches as well, and lost: {name}" for name in found.matched[1:]]
+    lines += [f"does not match: {each.policy}: {each.because}" for each in found.not_matched]
+    for line in lines:
+        print(printable(line))
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -52,7 +52,7 @@ class RotateResponse(_message.Message):
     def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("volume_id", "namespace", "pod", "pod_uid", "service_account", "driver", "layout", "state", "spiffe_id", "serial", "authority_id", "not_before", "not_after", "renew_at", "renew_because", "failures", "retry_at", "directory", "files", "files_written_at", "open_streams", "streams", "peers", "problems", "next_publish", "notice")
+    __slots__ = ("volume_id", "namespace", "pod", "pod_uid", "service_account", "driver", "layout", "state", "spiffe_id", "serial", "authority_id", "not_before", "not_after", "renew_at", "renew_because", "failures", "retry_at", "directory", "files", "files_written_at", "open_streams", "streams", "peers", "problems", "next_publish", "notice", "state_reason", "jwt_files")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,8 @@ class Volume(_message.Message):
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PUBLISH_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    JWT_FILES_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     namespace: str
     pod: str
@@ -105,7 +107,21 @@ class Volume(_message.Message):
     problems: _containers.RepeatedCompositeFieldContainer[Problem]
     next_publish: str
     notice: str
-    def __init__(self, volume_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., pod_uid: _Optional[str] = ..., service_account: _Optional[str] = ..., driver: _Optional[str] = ..., layout: _Optional[str] = ..., state: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., serial: _Optional[str] = ..., authority_id: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_because: _Optional[str] = ..., failures: _Optional[int] = ..., retry_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., directory: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ..., files_written_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., open_streams: _Optional[int] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., next_publish: _Optional[str] = ..., notice: _Optional[str] = ...) -> None: ...
+    state_reason: str
+    jwt_files: _containers.RepeatedCompositeFieldContainer[JwtFile]
+    def __init__(self, volume_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., pod_uid: _Optional[str] = ..., service_account: _Optional[str] = ..., driver: _Optional[str] = ..., layout: _Optional[str] = ..., state: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., serial: _Optional[str] = ..., authority_id: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_because: _Optional[str] = ..., failures: _Optional[int] = ..., retry_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., directory: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ..., files_written_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., open_streams: _Optional[int] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., next_publish: _Optional[str] = ..., notice: _Optional[str] = ..., state_reason: _Optional[str] = ..., jwt_files: _Optional[_Iterable[_Union[JwtFile, _Mapping]]] = ...) -> None: ...
+
+class JwtFile(_message.Message):
+    __slots__ = ("name", "audiences", "not_after", "renew_at")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AUDIENCES_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    RENEW_AT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    audiences: _containers.RepeatedScalarFieldContainer[str]
+    not_after: _timestamp_pb2.Timestamp
+    renew_at: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., audiences: _Optional[_Iterable[str]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Stream(_message.Message):
     __slots__ = ("method", "open_seconds")
@@ -128,11 +144,17 @@ class Peer(_message.Message):
     def __init__(self, uid: _Optional[int] = ..., gid: _Optional[int] = ..., pid: _Optional[int] = ..., command: _Optional[str] = ...) -> None: ...
 
 class Problem(_message.Message):
-    __slots__ = ("at", "reason", "message")
+    __slots__ = ("at", "reason", "message", "first_at", "times", "advice")
     AT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_AT_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
     at: _timestamp_pb2.Timestamp
     reason: str
     message: str
-    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    first_at: _timestamp_pb2.Timestamp
+    times: int
+    advice: str
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., first_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., times: _Optional[int] = ..., advice: _Optional[str] = ...) -> None: ...

@@ -3,16 +3,86 @@
 import asyncio
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from tests.support import DEADLINE, ROOT, VOLUME, Host, node, pod, serial, svid_stream
+from agent.admin import NodeAdmin, serve_admin
+from agent.authorities import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
+from agent.errors import AuthorityUnavailable
+from agent.local_authority import IssuePolicy, LocalAuthority
+from agent.metrics import Metrics
+from agent.node_command import show
+from agent.pb import node_admin_pb2 as pb
+from agent.workloads import WorkloadRegistry
+from csi.journal import Journal
+from csi.model import PodRef, Volume
+from csi.standin import PublishFailed
+from csi.volume import VolumeDirectory
+from runtime.blocking import Blocking
+from runtime.feed import Feed
+from svid.authority import X509Authority
+from svid.identity import Trust
+from svid.keys import KeyAlgorithm
+from svid.renewal import RenewalWindow
+from svid.spiffeid import TrustDomain
+from tests.support import DEADLINE, IS_ROOT, ROOT, VOLUME, Host, node, pod, serial, svid_stream
 
+UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
 FETCH = "/SpiffeWorkloadAPI/FetchX509SVID"
+
+
+class StepClock:
+    def __init__(self) -> None:
+        self.at = datetime.now(UTC).replace(microsecond=0)
+
+    def now(self) -> datetime:
+        return self.at
+
+
+class Switchable:
+    """A real authority that can be away, or slow."""
+
+    def __init__(self, authority: LocalAuthority) -> None:
+        self._authority = authority
+        self.away, self.why = False, "SIGNER_UNREACHABLE: nobody there"
+        self.hold_mints: asyncio.Event | None = None
+        self.waiting = False
+        self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
+
+    @property
+    def trust(self) -> Feed[Trust]:
+        return self._authority.trust
+
+    @property
+    def issues_jwt(self) -> bool:
+        return self._authority.issues_jwt
+
+    def hold(self, trust: Trust, svids: Mapping[str, int]) -> None:
+        self._authority.hold(trust, svids)
+
+    async def mint_jwt(self, request: JwtRequest) -> MintedJwt:
+        return await self._authority.mint_jwt(request)
+
+    async def mint_x509(self, request: MintRequest) -> Minted:
+        if self.away:
+            raise AuthorityUnavailable(self.why)
+        if self.hold_mints is not None:
+            self.waiting = True
+            await self.hold_mints.wait()
+        return await self._authority.mint_x509(request)
 
 
 def command(here: Host, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -93,8 +163,10 @@ def test_for_people() -> None:
             await kubelet.publish(pod("one"), VOLUME)
             listed = await asyncio.to_thread(command, here, "ls")
             head, line = listed.stdout.splitlines()
-            assert head.split() == ["POD", "SPIFFE", "ID", "DRIVER", "ENDS", "IN", "RENEWS", "IN", "STREAMS", "STATE"]
-            assert line.split()[:3] == ["default/one", "spiffe://example.org/ns/default/sa/web", "csi.podsvid.io"]
+            heads = ["POD", "SPIFFE ID", "DRIVER/LAYOUT", "ENDS IN", "RENEWS IN", "STREAMS", "STATE"]
+            assert head.split() == " ".join(heads).split()
+            identity = "spiffe://example.org/ns/default/sa/web"
+            assert line.split()[:3] == ["default/one", identity, "csi.podsvid.io/spiffe"]
             told = (await asyncio.to_thread(command, here, "explain", "default/one")).stdout
             for part in ("pod default/one", "signed by authority", "renewal", "next publish answers OK", "authority: "):
                 assert part in told
@@ -149,3 +221,235 @@ def test_without_an_agent_it_says_where_to_run(tmp_path: Path) -> None:
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "no agent listens at" in done.stderr
+
+
+def test_a_publish_that_is_refused_is_told_with_its_reason_until_it_succeeds() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            one = pod("one")
+            for _ in range(3):
+                with pytest.raises(PublishFailed):
+                    await kubelet.publish(one, replace(VOLUME, attributes={"nonsense": "\x1b[31m"}))
+            told = await asked(here, "explain", "default/one", code=3)
+            assert told["volumes"] == []
+            (problem,) = told["publish_problems"]
+            assert (problem["reason"], problem["times"]) == ("INVALID_REQUEST", 3)
+            assert "unknown 'nonsense'" in problem["message"]
+            people = await asyncio.to_thread(command, here, "explain", "default/one")
+            assert "could not be published" in people.stdout
+            assert "3 times since" in people.stdout
+            await kubelet.publish(one, VOLUME)
+            told = await asked(here, "explain", "default/one")
+            assert told["publish_problems"] == []
+            (volume,) = told["volumes"]
+            assert [each["reason"] for each in volume["problems"]] == ["INVALID_REQUEST"]
+            assert (volume["state"], volume["state_reason"]) == ("ok", "")
+            # One that is refused for a volume that is published stays with that volume.
+            with pytest.raises(PublishFailed):
+                await kubelet.publish(one, replace(VOLUME, attributes={"layout": "istio"}))
+            (volume,) = (await asked(here, "explain", "default/one"))["volumes"]
+            assert [each["reason"] for each in volume["problems"]] == ["INVALID_REQUEST", "VOLUME_CONFLICT"]
+
+    asyncio.run(run())
+
+
+def test_a_pod_cannot_draw_on_the_terminal_with_the_name_of_its_process() -> None:
+    hostile = "import ctypes,socket,sys,time; ctypes.CDLL(None).prctl(15, b'\\x1b[2Jx\\ny', 0, 0, 0); \
+        s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print('on', flush=True); time.sleep(60)"
+
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            target = await kubelet.publish(pod("one"), VOLUME)
+            line = [sys.executable, "-c", hostile, str(here.short(target / "socket"))]
+            with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as client:
+                try:
+                    assert client.stdout is not None
+                    assert client.stdout.readline() == "on\n"
+                    told = await asyncio.to_thread(command, here, "explain", "default/one")
+                    (volume,) = (await asked(here, "explain", "default/one"))["volumes"]
+                finally:
+                    client.kill()
+            (peer,) = volume["peers"]
+            assert peer["pid"] == client.pid
+            assert peer["command"] == "\N{REPLACEMENT CHARACTER}[2Jx\N{REPLACEMENT CHARACTER}y"
+            assert f"pid {client.pid} '\\ufffd[2Jx\\ufffdy'" in told.stdout
+            assert all(each.isprintable() for each in told.stdout if each != "\n")
+
+    asyncio.run(run())
+
+
+def test_jwt_svids_that_are_files_are_told_with_their_own_renewal_and_without_the_token() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            attributes = {"jwt-audiences": "db=spiffe://example.org/db"}
+            target = await kubelet.publish(pod("one"), replace(VOLUME, attributes=attributes))
+            (volume,) = (await asked(here, "explain", "default/one"))["volumes"]
+            (file,) = volume["jwt_files"]
+            assert file["audiences"] == ["spiffe://example.org/db"]
+            token = (target / file["name"]).read_text().strip()
+            assert token.split(".")[2][:20] not in json.dumps(volume)
+            assert volume["not_before"] < file["renew_at"] < file["not_after"]
+
+    asyncio.run(run())
+
+
+def test_rotate_answers_when_the_files_are_there_too() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            # Keystores take a moment, in a thread.
+            target = await kubelet.publish(pod("one"), replace(VOLUME, attributes={"keystores": "pkcs12"}))
+            for _ in range(3):
+                (volume,) = (await asked(here, "rotate", "default/one"))["volumes"]
+                assert volume["state"] == "ok"
+                assert serial(target) == volume["serial"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="unmounts")
+def test_a_volume_that_was_unmounted_behind_the_agent_is_minted_anew_at_the_next_publish_and_it_says_so() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            one = pod("one")
+            target = await kubelet.publish(one, VOLUME)
+            (before,) = (await asked(here, "explain", "default/one"))["volumes"]
+            assert "SVID and files stay as they are" in before["next_publish"]
+            subprocess.run(["umount", "-l", str(target)], check=True)
+            (volume,) = (await asked(here, "explain", "default/one"))["volumes"]
+            assert "mints a new SVID, because it was unmounted behind podsvid" in volume["next_publish"]
+            await kubelet.republish(one, VOLUME)
+            (after,) = (await asked(here, "explain", "default/one"))["volumes"]
+            assert after["serial"] != before["serial"]
+            assert after["next_publish"] == before["next_publish"]
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def without_signer(base: Path) -> AsyncIterator[tuple[Switchable, WorkloadRegistry, StepClock, str]]:
+    """A workload whose authority can be switched off, and the admin socket over it, in this process."""
+    clock, target = StepClock(), f"{base}/pods/{UID}/volumes/kubernetes.io~csi/spiffe/mount"
+    issuer = X509Authority.create(
+        TrustDomain("example.org"), algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=clock.at
+    )
+    os.makedirs(target)
+    below = tuple(Path(target).relative_to(base / "pods").parts)
+    volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None)
+    journal, hour = Journal(base / "journal", str(base)), timedelta(hours=1)
+    with ThreadPoolExecutor(1) as executor:
+        blocking = Blocking(executor)
+        authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
+        registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), Metrics())
+        directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
+        await registry.open(volume, directory, await registry.issue(volume, None))
+        loops = [asyncio.ensure_future(each()) for each in (registry.scheduler.run, registry.follow_early_renewals)]
+        service = NodeAdmin(registry, lambda: "a switch", blocking)
+        server = await serve_admin(service.handlers(), base / "admin.sock")
+        try:
+            yield authority, registry, clock, str(base / "admin.sock")
+        finally:
+            await server.stop(None)
+            for each in loops:
+                each.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await registry.stop()
+            directory.close()
+
+
+async def said(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "podsvid", "node", *arguments, "--socket", path]
+    return await asyncio.to_thread(
+        subprocess.run, line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_while_the_authority_is_away_the_reason_is_everywhere_and_it_ends_with_the_outage(tmp_path: Path) -> None:
+    async def run(base: Path) -> None:
+        async with without_signer(base) as (authority, _, _, admin):
+            authority.why = "POD_TOKEN_EXPIRED: kubelet has not passed a new token of this pod yet"
+            authority.away = True
+            done = await said(admin, "rotate", "default/web")
+            assert done.returncode == 1
+            assert "AUTHORITY_UNAVAILABLE: POD_TOKEN_EXPIRED: kubelet has not passed" in done.stderr
+            listed = await said(admin, "ls")
+            assert listed.returncode == 3
+            assert "retrying POD_TOKEN_EXPIRED" in listed.stdout
+            told = await said(admin, "explain", "default/web")
+            assert (
+                "somebody asked for it, 1 attempt failed, waits for kubelet's next token; the next one" in told.stdout
+            )
+            assert "kubelet brings a token with its next publish" in told.stdout
+            authority.away = False
+            assert (await said(admin, "rotate", "default/web")).returncode == 0
+            told = await said(admin, "explain", "default/web")
+            assert told.returncode == 0
+            assert "drawn at random" in told.stdout
+            assert "POD_TOKEN_EXPIRED" in told.stdout, "what went wrong is its past, and still of use"
+
+    asyncio.run(run(tmp_path))
+
+
+def test_a_renewal_that_the_signer_pulled_forward_says_so(tmp_path: Path) -> None:
+    async def run(base: Path) -> None:
+        async with without_signer(base) as (authority, registry, clock, admin):
+            (served,) = registry.served.values()
+            identity = served.workload.feed.current
+            assert identity is not None
+            window = RenewalWindow(clock.at + timedelta(minutes=1), clock.at + timedelta(minutes=2))
+            authority.early_renewals.publish((EarlyRenewal(identity.default.authority_id, window),))
+            async with asyncio.timeout(10):
+                while served.workload.early is None:
+                    await asyncio.sleep(0.01)
+            told = await said(admin, "explain", "default/web")
+            assert f"renewed early, spread over {window.start:%H:%M:%SZ} to {window.end:%H:%M:%SZ}" in told.stdout
+
+    asyncio.run(run(tmp_path))
+
+
+def test_a_trust_bundle_that_comes_meanwhile_is_not_taken_for_the_renewal(tmp_path: Path) -> None:
+    async def run(base: Path) -> None:
+        async with without_signer(base) as (authority, registry, _, admin):
+            (served,) = registry.served.values()
+            before = served.workload.feed.current
+            assert before is not None
+            authority.hold_mints = asyncio.Event()
+            rotating = asyncio.create_task(said(admin, "rotate", "default/web"))
+            async with asyncio.timeout(20):
+                while not authority.waiting:
+                    await asyncio.sleep(0.01)
+            served.workload.feed.publish(replace(before))
+            done, _ = await asyncio.wait([rotating], timeout=1)
+            assert not done
+            authority.hold_mints.set()
+            assert (await rotating).returncode == 0
+            after = served.workload.feed.current
+            assert after is not None
+            assert after.default.serial != before.default.serial
+
+    asyncio.run(run(tmp_path))
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="makes a PID namespace")
+def test_a_process_outside_of_the_agents_pid_namespace_has_a_user_and_no_pid(tmp_path: Path) -> None:
+    listening = "import socket,sys; from agent.peers import peers_of; s = socket.socket(socket.AF_UNIX); \
+        s.bind(sys.argv[1]); s.listen(); print('on', flush=True); c, _ = s.accept(); print(peers_of(sys.argv[1]))"
+    path = str(tmp_path / "socket")
+    line = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", listening, path]
+    with (
+        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as agent,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "on\n"
+        client.connect(path)
+        assert agent.stdout.readline() == f"[Peer(uid={os.getuid()}, gid={os.getgid()}, pid=0, command='')]\n"
+
+
+def test_the_same_peers_and_streams_many_times_are_one_entry() -> None:
+    peers = [pb.Peer(uid=7, pid=0), pb.Peer(uid=7, pid=0), pb.Peer(uid=0, pid=3, command="it's")]
+    streams = [pb.Stream(method="/A", open_seconds=300), pb.Stream(method="/A", open_seconds=2)]
+    volume = pb.Volume(namespace="default", pod="web", state="ok", peers=peers, streams=streams)
+    text = StringIO()
+    show(pb.ExplainResponse(volumes=[volume]), Console(file=text, width=200), datetime.now(UTC))
+    assert "streams      /A for 5m (2 times)\n" in text.getvalue()
+    assert "uid 7, pid unknown, not in the agent's PID namespace (2 times), uid 0, pid 3 \"it's\"\n" in text.getvalue()

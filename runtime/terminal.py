@@ -1,0 +1,12 @@
+"""Text that others wrote, on its way to a person's terminal."""
+
+MAX_SHOWN = 1000
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey instead of showing, on one line, and cut.
+
+    A pod names its own processes, and anybody may write an event: neither is to draw on an administrator's screen.
+    """
+    shown = "".join(each if each.isprintable() else "\ufffd" for each in text[:MAX_SHOWN])
+    return shown if len(text) <= MAX_SHOWN else f"{shown}…"
