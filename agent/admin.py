@@ -168,6 +168,10 @@ class NodeAdmin:
         answer.files.extend(workload.directory.file_names())
         if workload.written_at is not None:
             answer.files_written_at.FromDatetime(workload.written_at)
+        if workload.written is not None:
+            written = workload.written.identity.default
+            answer.files_serial = written.serial
+            answer.files_not_after.FromDatetime(written.not_after)
         answer.streams.extend(
             pb.Stream(method=method, open_seconds=int(seconds)) for method, seconds in served.endpoint.open_calls
         )
@@ -193,10 +197,14 @@ class NodeAdmin:
             token = newest is not None and newest.code in ("POD_TOKEN_MISSING", "POD_TOKEN_EXPIRED")
             waits = ", waits for kubelet's next token" if token else ""
             was = "somebody asked for it" if workload.asked_for else "it was due"
+            if workload.renew_at is not None and workload.renew_at > self._workloads.now():
+                was = "not all that is renewed is in the files yet"
             return f"{was}, {tried}{waits}; the next one is {f'at {due:%H:%M:%SZ}' if due else 'under way'}"
         if scheduler.is_running(volume_id):
             return "it is under way"
         window = workload.window
+        if workload.feed.current is None:
+            return "as soon as the authority answers"
         if window is None:
             return "an instant drawn before the agent was restarted"
         span = f"{window.start:%H:%M:%SZ} to {window.end:%H:%M:%SZ}"

@@ -151,7 +151,9 @@ def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
     if volume.HasField("not_after"):
         ends = _until(volume, "not_after", now)
         line("valid", f"{_instant(volume.not_before)} to {_instant(volume.not_after)}, for {ends} more")
-    if volume.HasField("renew_at"):
+    if volume.failures or not volume.HasField("renew_at"):
+        line("renewal", volume.renew_because)
+    else:
         line("renewal", f"{_instant(volume.renew_at)}, in {_until(volume, 'renew_at', now)}: {volume.renew_because}")
     for file in volume.jwt_files:
         ends, renews = (_span((each.ToDatetime(UTC) - now).total_seconds()) for each in (file.not_after, file.renew_at))
@@ -161,6 +163,8 @@ def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
     line("driver", f"{volume.driver}, layout {volume.layout}")
     written = f"written {_instant(volume.files_written_at)}" if volume.HasField("files_written_at") else "not written"
     line("files", f"{', '.join(volume.files)}; {written}")
+    if volume.files_serial != volume.serial and volume.HasField("files_not_after"):
+        line("", f"they hold an older SVID: serial {volume.files_serial}, valid to {_instant(volume.files_not_after)}")
     line("directory", volume.directory)
     line("streams", _streams(volume.streams))
     line("connections", _peers(volume.peers))

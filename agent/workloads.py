@@ -144,6 +144,10 @@ class WorkloadRegistry:
         identities = [served.workload.feed.current for served in list(self._served.values())]
         return min((each.expires_at.timestamp() for each in identities if each), default=0.0)
 
+    def now(self) -> datetime:
+        """The time by which renewals are due."""
+        return self._clock.now()
+
     @property
     def served(self) -> Mapping[str, Served]:
         """Every workload by its volume's id."""

@@ -75,6 +75,20 @@ class _Explained:
         allowed = self.policy is not None and self.policy["outcome"] == "allowed"
         return allowed and bool(states) and set(states) == {"ok"}
 
+    @property
+    def notes(self) -> list[str]:
+        """Where the parts contradict each other, and what becomes of it."""
+        policy = self.policy or {}
+        wanted, outcome = str(policy.get("spiffe_id") or ""), str(policy.get("outcome") or "")
+        held = sorted({each["spiffe_id"] for each in (self.volumes or {}).get("volumes", [])} - {"", wanted})
+        if not held or not outcome:
+            return []
+        has = f"the node has an SVID for {', '.join(held)}, minted before policies or the pod changed"
+        then = (
+            f"the next renewal brings {wanted} (podsvid node rotate: now)" if wanted else "its renewal will be refused"
+        )
+        return [f"{has}; {then}"]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "pod": self.pod,
@@ -82,6 +96,7 @@ class _Explained:
             "policy": self.policy,
             "on_node": self.volumes,
             "events": self.events,
+            "notes": self.notes,
             "missing": self.missing,
         }
 
@@ -280,6 +295,8 @@ def _show(found: _Explained, console: Console) -> None:
         # An agent of another version may say more.
         answer = Parse(json.dumps(found.volumes), node_admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
         node_command.show(answer, console, datetime.now(UTC))
+    for note in found.notes:
+        console.print(printable(f"note: {note}"), markup=False)
     if found.events:
         console.print("events:")
     for each in found.events:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -302,6 +302,33 @@ def test_rotate_answers_when_the_files_are_there_too() -> None:
                 (volume,) = (await asked(here, "rotate", "default/one"))["volumes"]
                 assert volume["state"] == "ok"
                 assert serial(target) == volume["serial"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="without a tmpfs there is no end to the space")
+def test_what_could_not_be_written_is_told_beside_what_the_files_hold() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            target = await kubelet.publish(pod("one"), VOLUME)
+            held = serial(target)
+            with open(target / "fill", "wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(65536))
+            done = await asyncio.to_thread(command, here, "rotate", "default/one")
+            assert done.returncode == 1
+            assert "WRITE_FAILED: the volume's files: No space left on device" in done.stderr
+            (volume,) = (await asked(here, "explain", "default/one", code=3))["volumes"]
+            assert (volume["state"], volume["state_reason"]) == ("unwritten", "WRITE_FAILED")
+            assert volume["files_serial"] == held == serial(target)
+            assert volume["serial"] != held
+            assert "df -i" in volume["problems"][0]["advice"]
+            told = (await asyncio.to_thread(command, here, "explain", "default/one")).stdout
+            assert f"they hold an older SVID: serial {held}, valid to" in told
+            assert "renewal      not all that is renewed is in the files yet, " in told
+            (target / "fill").unlink()
+            (volume,) = (await asked(here, "rotate", "default/one"))["volumes"]
+            assert volume["serial"] == serial(target)
 
     asyncio.run(run())
 

@@ -226,7 +226,8 @@ def test_it_asks_a_ready_signer_and_the_agent_of_the_pods_node_and_puts_both_tog
         "  2026-11-24T12:00:02Z FailedMount (x2): newer",
     ]
     found = json.loads(made.stdout)
-    assert set(found) == {"pod", "node", "policy", "on_node", "events", "missing"}
+    assert set(found) == {"pod", "node", "policy", "on_node", "events", "notes", "missing"}
+    assert found["notes"] == []
     assert found["policy"] == json.loads(policy())
     assert found["on_node"] == json.loads(on_node())
     assert found["missing"] == {}
@@ -245,6 +246,22 @@ def test_a_volume_that_is_not_well_is_exit_code_3(tmp_path: Path) -> None:
     cluster.execs["agent"] = (on_node("retrying"), "")
     with serving(cluster, tmp_path) as config:
         assert explain(config).returncode == 3
+
+
+def test_an_identity_that_policy_no_longer_gives_is_pointed_at(tmp_path: Path) -> None:
+    cluster = Cluster()
+    cluster.execs["agent"] = (on_node().replace(IDENTITY, "spiffe://example.org/old"), "")
+    with serving(cluster, tmp_path) as config:
+        told = explain(config)
+    assert "note: the node has an SVID for spiffe://example.org/old, minted before policies" in told.stdout
+    assert f"the next renewal brings {IDENTITY}" in told.stdout
+    assert told.returncode == 0
+    refused = admin_pb2.ExplainResponse(outcome="refused: POD_DENIED: by policy", policy="no")
+    cluster.execs["signer"] = (to_json(refused), "")
+    with serving(cluster, tmp_path) as config:
+        told = explain(config)
+    assert "its renewal will be refused" in told.stdout
+    assert told.returncode == 3
 
 
 def test_an_event_cannot_draw_on_the_terminal(tmp_path: Path) -> None:
