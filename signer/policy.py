@@ -263,8 +263,9 @@ def _dns_names(
 
 
 def _inside(name: str, namespace: str, cluster_domain: str) -> bool:
-    ends = (f".{namespace}.svc", f".{namespace}.svc.{cluster_domain}", f".{namespace}")
-    return any(name.endswith(end) for end in ends)
+    # The short form takes one label: in a namespace called svc or local, longer ones are names of other namespaces.
+    short = name.endswith(f".{namespace}") and name.count(".") == 1
+    return short or any(name.endswith(f".{namespace}.{end}") for end in ("svc", f"svc.{cluster_domain}"))
 
 
 def _scope(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:

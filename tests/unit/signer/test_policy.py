@@ -1,6 +1,7 @@
 """Which identity a pod gets: the template language, the rule among policies, and failing closed."""
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,25 @@ def test_a_namespaced_policy_stays_at_home() -> None:
     assert given_to(POD, inside).dns_names == ("a.shop.svc",)
     for template in ("/ns/shop2/x", "/ns/shop/x", "/x/ns/{namespace}/y"):
         assert refused(POD, policy("p", "shop", spiffeIDTemplate=template)) is Reason.POLICY_UNUSABLE
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"),
+    [
+        ("svc", "kubernetes.default.svc"),
+        ("local", "kubernetes.default.svc.cluster.local"),
+        ("cluster", "kubernetes.default.svc.cluster"),
+        ("shop", "a.shop.example"),
+        ("shop", "a.b.shop"),
+        ("shop", "shop"),
+        ("shop", "ashop.svc"),
+    ],
+)
+def test_a_namespace_answers_for_no_other_whatever_it_is_called(namespace: str, name: str) -> None:
+    one = replace(POD, namespace=namespace)
+    assert refused(one, policy("p", namespace, dnsNameTemplates=[name])) is Reason.POLICY_UNUSABLE
+    own = [f"a.{namespace}", f"a.{namespace}.svc", f"0.a.{namespace}.svc", f"a.{namespace}.svc.cluster.local"]
+    assert given_to(one, policy("p", namespace, dnsNameTemplates=own)).dns_names == tuple(own)
 
 
 @given(st.dictionaries(st.text(max_size=12), st.recursive(st.none() | st.integers() | st.text(), st.lists), max_size=4))
