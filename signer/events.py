@@ -13,8 +13,9 @@ from signer.kube import KubeApi
 from signer.model import PodClaim
 
 _log = logging.getLogger("podsvid.events")
-# The same words about the same pod are said once in this time.
-REPEAT = timedelta(minutes=5)
+# The same words about the same pod are said once in this time. A surprise comes with every renewal, and no SVID may
+# cost a write: it is said once in a pod's usual life.
+REPEAT, SURPRISE_REPEAT = timedelta(minutes=5), timedelta(days=7)
 QUEUE = 1000
 MAX_REMEMBERED = 20_000
 # Seconds between two events: five a second at most.
@@ -44,11 +45,11 @@ class Events:
 
     def refused(self, pod: PodClaim, reason: str, message: str) -> None:
         """An identity was refused to `pod` for `reason` (a reason code)."""
-        self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}")
+        self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}", REPEAT)
 
     def surprise(self, pod: PodClaim, reason: str, message: str) -> None:
         """Something about its policies that a person should look at."""
-        self._say(pod, "Normal", reason, message)
+        self._say(pod, "Normal", reason, message, SURPRISE_REPEAT)
 
     async def run(self) -> None:
         """Write what is queued, for ever."""
@@ -63,11 +64,11 @@ class Events:
                 self._failing = True
             await asyncio.sleep(SPACING)
 
-    def _say(self, pod: PodClaim, kind: str, reason: str, note: str) -> None:
+    def _say(self, pod: PodClaim, kind: str, reason: str, note: str, repeat: timedelta) -> None:
         now = self._clock.now()
         key = (pod.uid, f"{reason} {note}")
         said = self._said.get(key)
-        if said is not None and now - said < REPEAT:
+        if said is not None and now - said < repeat:
             return
         try:
             self._queue.put_nowait(_Event(pod, kind, reason, note[:_MAX_NOTE], now))

@@ -203,6 +203,25 @@ def test_events_are_few_and_never_in_the_way() -> None:
     asyncio.run(run())
 
 
+def test_a_surprise_is_no_write_for_each_renewal() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        events = Events(kube, "signer-1", clock)
+        for _ in range(10):
+            events.surprise(PodClaim("default", "web", "uid-1"), "PolicySurprise", "policy x won over y")
+            clock.pass_by(minutes=25)
+        events.refused(PodClaim("default", "last", "uid-2"), "POLICY_DENIED", "policy x denies")
+
+        async def test() -> None:
+            await until(lambda: len(kube.objects) == 2)
+            assert sorted(each["regarding"]["name"] for each in kube.objects.values()) == ["last", "web"]
+
+        await running([events.run()], test)
+
+    asyncio.run(run())
+
+
 def agent(node: str) -> Agent:
     return Agent(node, f"uid-{node}", f"agent-{node}", f"pod-{node}", START + timedelta(hours=1))
 
