@@ -1077,15 +1077,16 @@ def started_as(pid: int) -> subprocess.Popen[bytes] | None:
 def test_a_later_process_with_the_same_number_is_left_alone() -> None:
     reports: list[str] = []
     first = subprocess.Popen(["sleep", "1000"])
-    notification = Notification(first.pid, signal.SIGHUP, reports.append)
+    # Not SIGHUP, which a test run under nohup passes on as ignored.
+    notification = Notification(first.pid, signal.SIGUSR1, reports.append)
     notification.send()
-    assert first.wait(DEADLINE) == -signal.SIGHUP
+    assert first.wait(DEADLINE) == -signal.SIGUSR1
     stranger = started_as(first.pid)
     if stranger is None:
         pytest.skip("process numbers cannot be chosen here")
     try:
         notification.send()
-        assert reports == [f"SIGHUP cannot be sent to process {first.pid}: No such process"]
+        assert reports == [f"SIGUSR1 cannot be sent to process {first.pid}: No such process"]
         stranger.terminate()
         assert stranger.wait(DEADLINE) == -signal.SIGTERM
     finally:
