@@ -83,6 +83,8 @@ async def _start(
 
     metrics = Metrics()
     metrics.built(own_version())
+    loop = asyncio.get_running_loop()
+    metrics.watch_tasks(lambda: len(asyncio.all_tasks(loop)))
     for driver, each in registrations.items():
         metrics.watch_registration(driver.name, lambda each=each: each.registered)  # type: ignore[misc]
     rng = random.SystemRandom()
@@ -133,7 +135,7 @@ async def _start(
     metrics.watch_signer(away)
     if config.metrics_listen is not None:
         bound = services.enter_context(
-            http.serving(config.metrics_listen, asyncio.get_running_loop(), healthy, ready, metrics.registry, notes)
+            http.serving(config.metrics_listen, loop, healthy, ready, metrics.registry, notes)
         )
         _log.info("http serving", extra={"address": f"{bound[0]}:{bound[1]}"})
 

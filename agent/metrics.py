@@ -74,6 +74,11 @@ class Metrics:
             "For how long the signer has not answered; 0 while it does, and without one.",
             registry=self.registry,
         )
+        self._tasks = Gauge(
+            "podsvid_tasks",
+            "Tasks of the event loop: calls, streams and renewals; it goes back when they end.",
+            registry=self.registry,
+        )
         for kind in ("x509", "jwt"):
             self._rotations.labels(kind, "ok")
 
@@ -113,6 +118,10 @@ class Metrics:
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""
         self._signer_away.set_function(away)
+
+    def watch_tasks(self, tasks: Callable[[], float]) -> None:
+        """Ask this for the number of tasks."""
+        self._tasks.set_function(tasks)
 
     def built(self, version: str) -> None:
         """Say which version runs."""

@@ -14,6 +14,7 @@ import random
 import statistics
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from agent.pb import workload_pb2
 from bench.report import environment
 from csi.standin import Pod, StandInKubelet
 from svid.certificates import certificates_from_pem
+from tests.signer_process import free_port
 from tests.support import HEADER, VOLUME, Host, node, pod
 
 RESULTS = Path(__file__).parent / "results" / "soak.md"
@@ -42,6 +44,7 @@ class Sample:
     rss: int
     descriptors: int
     threads: int
+    tasks: int
     journal: int
     mounts: int
     expired: int
@@ -57,8 +60,9 @@ def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
 class Soak:
     """The load, and what is seen of the agent meanwhile."""
 
-    def __init__(self, here: Host, kubelet: StandInKubelet, rng: random.Random) -> None:
+    def __init__(self, here: Host, kubelet: StandInKubelet, metrics: str, rng: random.Random) -> None:
         self._here = here
+        self._metrics = metrics
         self._kubelet = kubelet
         self._rng = rng
         self._started = time.monotonic()
@@ -127,8 +131,8 @@ class Soak:
                 reported = sample.at
                 say(
                     f"{sample.at / 60:4.0f} min: {sample.rss / 1e6:.1f} MB, {sample.descriptors} descriptors, "
-                    f"{sample.threads} threads, {self.churned} pods changed, {self.messages} messages, "
-                    f"{sample.expired} expired"
+                    f"{sample.threads} threads, {sample.tasks} tasks, {self.churned} pods changed, "
+                    f"{self.messages} messages, {sample.expired} expired"
                 )
             await asyncio.sleep(SAMPLE_SECONDS)
 
@@ -149,10 +153,16 @@ class Soak:
             rss=int(found["VmRSS"][0]) * 1024,
             descriptors=len(os.listdir(f"/proc/{process.pid}/fd")),
             threads=int(found["Threads"][0]),
+            tasks=self._tasks(),
             journal=len(list((self._here.base / "r" / "journal").iterdir())),
             mounts=len(self._here.mounts()),
             expired=expired,
         )
+
+    def _tasks(self) -> int:
+        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return int(float(next(line for line in lines if line.startswith("podsvid_tasks ")).split()[1]))
 
     async def end(self) -> None:
         """All pods go."""
@@ -162,8 +172,9 @@ class Soak:
 
 async def run(minutes: float, volumes: int, ttl: int, churn: float, say: Callable[[str], None]) -> tuple[Soak, Sample]:
     """The soak, and the agent after every pod has gone."""
-    async with node(ttl=f"{ttl}s") as (here, kubelet):
-        soak = Soak(here, kubelet, random.Random(1))
+    metrics = f"127.0.0.1:{free_port()}"
+    async with node("--metrics-listen", metrics, ttl=f"{ttl}s") as (here, kubelet):
+        soak = Soak(here, kubelet, metrics, random.Random(1))
         for number in range(volumes):
             await soak.add(number)
         say(f"{volumes} volumes; SVIDs of {ttl} s; {churn:g} pods a second change; for {minutes:g} minutes")
@@ -187,6 +198,7 @@ def report(soak: Soak, after: Sample, given: argparse.Namespace) -> str:
         "resident memory, MB": lambda sample: sample.rss / 1e6,
         "descriptors": lambda sample: sample.descriptors,
         "threads": lambda sample: sample.threads,
+        "tasks": lambda sample: sample.tasks,
         "journal files": lambda sample: sample.journal,
         "mounts": lambda sample: sample.mounts,
     }
