@@ -11,6 +11,8 @@ from runtime.clock import Clock
 _log = logging.getLogger("podsvid.rotation")
 # asyncio sleeps on the monotonic clock but certificates end by the wall clock: look again at least this often.
 MAX_NAP = 30.0
+# A wall clock that lost more than this against the monotonic one was set back: adjustments are smaller.
+SET_BACK = timedelta(seconds=5)
 FIRST_RETRY, MAX_RETRY = timedelta(seconds=1), timedelta(seconds=60)
 Rotate = Callable[[str], Awaitable[datetime]]
 
@@ -79,10 +81,17 @@ class RotationScheduler:
 
     async def run(self) -> None:
         """Rotate for ever."""
+        loop = asyncio.get_running_loop()
+        seen, seen_at = self._clock.now(), loop.time()
         async with asyncio.TaskGroup() as workers:
             while True:
                 self._changed.clear()
-                now = self._clock.now()
+                now, at = self._clock.now(), loop.time()
+                if now < seen + timedelta(seconds=at - seen_at) - SET_BACK:
+                    _log.warning("the clock was set back; looking at every volume", extra={"now": now.isoformat()})
+                    # What was planned by a clock that was ahead may come days too late by this one.
+                    self._due = dict.fromkeys(self._due, now)
+                seen, seen_at = now, at
                 for key in [key for key, due in self._due.items() if due <= now and key not in self._running]:
                     del self._due[key]
                     self._start(workers, key)

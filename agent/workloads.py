@@ -95,8 +95,15 @@ class Workload:
         identity = self.feed.current
         return Contents(identity, {name: kept.svid for name, kept in self.jwt_files.items()}) if identity else None
 
+    def is_early(self, now: datetime) -> bool:
+        """Whether its SVID is not valid yet: it was minted by a clock that has been set back since."""
+        identity = self.feed.current
+        return identity is not None and identity.default.not_before > now
+
     def next_due(self, now: datetime) -> datetime:
         """When the first of its SVIDs is to be renewed."""
+        if self.is_early(now):
+            return now
         missing = len(self.jwt_files) < len(self.volume.options.jwt_files)
         if self.renew_at is None or missing:
             return now
@@ -232,10 +239,14 @@ class WorkloadRegistry:
             await served.jwt_svids.close()
         await self._blocking(lambda: self._journal.forget(volume_id))
 
-    def renew_token(self, volume_id: str, token: PodToken | None) -> None:
+    def republished(self, volume_id: str, token: PodToken | None) -> None:
         served = self._served.get(volume_id)
-        if served is not None and token is not None:
+        if served is None:
+            return
+        if token is not None:
             served.workload.token = token
+        if not served.workload.directory.has_socket():
+            self.scheduler.schedule(volume_id, self._clock.now())
 
     def state(self, served: Served) -> str:
         """One word of agent.metrics.STATES; the worst that is true of the volume."""
@@ -429,7 +440,8 @@ class WorkloadRegistry:
 
     async def _renew_x509(self, served: Served) -> bool:
         workload = served.workload
-        if workload.renew_at is not None and workload.renew_at > self._clock.now():
+        now = self._clock.now()
+        if workload.renew_at is not None and workload.renew_at > now and not workload.is_early(now):
             return False
         fresh = await self._mint_x509(workload.volume, workload.token)
         identity, workload.renew_at, workload.window = fresh.identity, fresh.renew_at, fresh.window

@@ -16,7 +16,7 @@ from csi.request import check_target, check_volume_id
 _VERSION = 2
 # chown(2) takes this one for "leave it".
 _NO_GROUP = 2**32 - 1
-_SUFFIX = ".json"
+_SUFFIX, _TEMPORARY, _DAMAGED = ".json", ".tmp", ".damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,16 @@ class Journal:
             "renew_at": entry.renew_at.isoformat(),
         }
         path = self._path(volume.id)
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(_TEMPORARY)
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary.write_text(json.dumps(document), encoding="utf-8")
         os.replace(temporary, path)
 
     def forget(self, volume_id: str) -> None:
-        """Remove the entry; none there is fine."""
-        self._path(volume_id).unlink(missing_ok=True)
+        """Remove the entry, and what a crash or damage left of it; none there is fine."""
+        path = self._path(volume_id)
+        for suffix in (_SUFFIX, _TEMPORARY, _DAMAGED):
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
     def entries(self) -> Iterator[Entry | Damaged]:
         """All entries, the unusable ones as Damaged and set aside so that they are reported once."""
@@ -81,7 +83,7 @@ class Journal:
             try:
                 yield self._parse(path)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidRequest) as error:
-                aside = path.with_suffix(".damaged")
+                aside = path.with_suffix(_DAMAGED)
                 os.replace(path, aside)
                 yield Damaged(aside, f"{type(error).__name__}: {error}")
 

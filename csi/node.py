@@ -205,7 +205,7 @@ class NodeService:
             if published is not None:
                 _check_same(published.volume, volume)
                 if await self._blocking(lambda: self._targets.is_at(published.directory.descriptor, volume.below_pods)):
-                    self._workloads.renew_token(volume.id, request.token)
+                    self._workloads.republished(volume.id, request.token)
                     return "republished"
                 _log.warning("volume was unmounted behind podsvid; mounting again", extra={"volume_id": volume.id})
                 await self._forget(volume.id)
@@ -242,7 +242,7 @@ class NodeService:
             raise
         self._published[volume.id] = Published(volume, directory)
         # The first renewal may come before kubelet's next publish brings a newer token.
-        self._workloads.renew_token(volume.id, request.token)
+        self._workloads.republished(volume.id, request.token)
         _log.info(
             "volume published",
             extra={

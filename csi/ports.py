@@ -38,8 +38,8 @@ class Workloads(Protocol):
         """Stop rotation and socket and forget the journal entry; nothing runs when it returns. Idempotent."""
         ...
 
-    def renew_token(self, volume_id: str, token: PodToken | None) -> None:
-        """Keep the newest pod token for the next renewal."""
+    def republished(self, volume_id: str, token: PodToken | None) -> None:
+        """Kubelet published it again: its token is for the next renewal, and a socket that is gone is made again."""
         ...
 
     def condition(self, volume_id: str) -> Condition:

@@ -577,6 +577,43 @@ def test_a_volume_unmounted_behind_the_agent_is_mounted_again_at_the_next_republ
     asyncio.run(run())
 
 
+def test_a_socket_removed_behind_the_agent_is_back_after_the_next_republish() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            web: Pod = pod()
+            target = await kubelet.publish(web, VOLUME)
+            before = serial(target)
+            (target / "socket").unlink()
+            await kubelet.republish(web, VOLUME)
+            async with asyncio.timeout(DEADLINE):
+                while not (target / "socket").exists():
+                    await asyncio.sleep(0.01)
+            assert (await first(here.short(target) / "socket")).svids
+            assert serial(target) == before
+
+    asyncio.run(run())
+
+
+def test_what_a_crash_or_damage_left_of_a_journal_entry_goes_with_the_volume() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            web: Pod = pod()
+            await kubelet.publish(web, VOLUME)
+            (name,) = here.journal()
+            here.kill()
+            entry = here.base / "r" / "journal" / name
+            entry.with_suffix(".tmp").write_text("half a doc", encoding="utf-8")
+            entry.write_text("damaged", encoding="utf-8")
+            here.start()
+            await kubelet.wait_deregistered(DRIVER)
+            await kubelet.wait_registered(DRIVER)
+            assert here.journal() == sorted(entry.with_suffix(each).name for each in (".damaged", ".tmp"))
+            await kubelet.unpublish(web, VOLUME)
+            assert here.journal() == []
+
+    asyncio.run(run())
+
+
 def test_unpublish_takes_a_foreign_mount_away_and_touches_nothing_in_it() -> None:
     async def run() -> None:
         async with node() as (here, kubelet):

@@ -126,3 +126,44 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
 
     with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
         asyncio.run(run(Path(base)))
+
+
+def test_a_clock_that_was_set_back_has_svids_of_the_future_replaced() -> None:
+    async def run(base: Path) -> None:
+        clock = StepClock()
+        true_time = clock.at
+        issuer = X509Authority.create(
+            TrustDomain("example.org"), algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=9), now=clock.at
+        )
+        clock.at = true_time + timedelta(days=2)
+        target = f"{base}/pods/{UID}/volumes/kubernetes.io~csi/spiffe/mount"
+        os.makedirs(target)
+        below = tuple(Path(target).relative_to(base / "pods").parts)
+        volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None)
+        with ThreadPoolExecutor(1) as executor:
+            hour, blocking = timedelta(hours=1), Blocking(executor)
+            authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
+            journal = Journal(base / "journal", str(base))
+            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), Metrics())
+            directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
+            issued = await registry.issue(volume, None)
+            await registry.open(volume, directory, issued)
+            loop = asyncio.ensure_future(registry.scheduler.run())
+            try:
+                clock.at = true_time
+                # As the scheduler itself does when it sees the clock go back.
+                registry.scheduler.schedule(volume.id, clock.at)
+                async with asyncio.timeout(30):
+                    while directory.read().identity.default.serial == issued.identity.default.serial:
+                        await asyncio.sleep(0.01)
+                found = directory.read().identity
+                found.check(clock.at)
+                assert true_time < (registry.scheduler.due(volume.id) or true_time) < found.expires_at
+            finally:
+                loop.cancel()
+                await asyncio.gather(loop, return_exceptions=True)
+                await registry.stop()
+                directory.close()
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
+        asyncio.run(run(Path(base)))

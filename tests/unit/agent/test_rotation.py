@@ -85,6 +85,56 @@ def test_failures_back_off_and_a_success_resets_them() -> None:
     on_fake_time(main)
 
 
+def test_a_clock_that_is_set_back_has_everything_looked_at_again() -> None:
+    async def main() -> None:
+        clock, seen = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            seen.append((key, round(elapsed())))
+            return clock.now() + timedelta(seconds=1000)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        clock.step = timedelta(days=2)
+        scheduler.schedule("a", START + clock.step + timedelta(seconds=100))
+        scheduler.schedule("b", START + clock.step + timedelta(seconds=100))
+
+        async def later() -> None:
+            await asyncio.sleep(10)
+            clock.step = timedelta(0)
+
+        stepping = asyncio.create_task(later())
+        await running(scheduler, 90)
+        assert seen == [("a", MAX_NAP), ("b", MAX_NAP)]
+        await stepping
+
+    on_fake_time(main)
+
+
+def test_a_clock_that_drifts_or_jumps_ahead_is_no_clock_that_was_set_back() -> None:
+    async def main() -> None:
+        clock, seen = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            seen.append((key, round(elapsed())))
+            return clock.now() + timedelta(days=100)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("soon", START + timedelta(hours=2))
+        scheduler.schedule("late", START + timedelta(days=50))
+
+        async def drift() -> None:
+            for number in range(20):
+                await asyncio.sleep(20)
+                clock.step += timedelta(hours=1) if number == 10 else timedelta(seconds=-1)
+
+        drifting = asyncio.create_task(drift())
+        await running(scheduler, 500)
+        assert seen == []
+        await drifting
+
+    on_fake_time(main)
+
+
 def test_at_most_so_many_at_once_and_all_of_them_in_the_end() -> None:
     async def main() -> None:
         clock, now, peak, done = LoopClock(), 0, 0, set()

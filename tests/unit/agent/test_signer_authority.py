@@ -809,7 +809,7 @@ def test_an_early_renewal_is_drawn_once_in_its_window_and_done(tmp_path: Path) -
         async with registry(at) as (workloads, volume, directory):
             issued = await workloads.issue(volume, at.token())
             await workloads.open(volume, directory, issued)
-            workloads.renew_token(volume.id, at.token())
+            workloads.republished(volume.id, at.token())
             old, new = at.signer.authority, authority(at.clock.now())
             at.signer.authority = new
             bundle = at.signer.bundle(101, old, new)
@@ -866,7 +866,7 @@ def test_files_hold_a_trust_bundle_at_once_though_a_mint_is_under_way(tmp_path: 
             await workloads.open(volume, directory, issued)
             at.signer.mint.gate = asyncio.Event()
             at.clock.step = issued.renew_at - at.clock.now() + timedelta(seconds=1)
-            workloads.renew_token(volume.id, at.token())
+            workloads.republished(volume.id, at.token())
             workloads.scheduler.schedule(volume.id, at.clock.now())
             await at.until(lambda: len(at.signer.mints) == 2)
             bundle = at.signer.bundle(101, at.signer.authority, authority(at.clock.now()))
@@ -889,7 +889,7 @@ def test_running_pods_keep_what_they_have_while_the_signer_is_away(
             await workloads.open(volume, directory, issued)
             await at.signer.stop()
             at.clock.step = timedelta(minutes=31)
-            workloads.renew_token(volume.id, at.token())
+            workloads.republished(volume.id, at.token())
             workloads.scheduler.schedule(volume.id, at.clock.now())
             await at.until(lambda: workloads.scheduler.failures(volume.id) > 0)
             assert directory.read().identity.default.serial == issued.identity.default.serial
