@@ -243,9 +243,11 @@ class WorkloadRegistry:
         served = self._served.get(volume_id)
         if served is None:
             return
-        if token is not None:
-            served.workload.token = token
-        if not served.workload.directory.has_socket():
+        workload = served.workload
+        # A restarted agent has no tokens: what failed for want of one need not wait for its next attempt.
+        awaited = token is not None and workload.token is None and self.scheduler.failures(volume_id) > 0
+        workload.token = token or workload.token
+        if awaited or not workload.directory.has_socket():
             self.scheduler.schedule(volume_id, self._clock.now())
 
     def state(self, served: Served) -> str:

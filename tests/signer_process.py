@@ -1,6 +1,7 @@
 """A signer in a process of its own, at an API server in memory that takes its time for a TokenReview.
 
-python -m tests.signer_process FOLDER PODS NODES MILLISECONDS PORT: until it is ended; FOLDER/site.json tells who.
+python -m tests.signer_process FOLDER PODS NODES MILLISECONDS PORT [FLAG ...]: until it is ended; FOLDER/site.json tells
+who.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # Reviews take so long, in milliseconds.
 REVIEW = 2.0
 START_SECONDS = 90.0
+# Seconds: nobody brings newer ones.
+TOKEN_LIFE = 86_400.0
 SECRET = "/api/v1/namespaces/podsvid/secrets/podsvid-authority"
 
 
@@ -38,13 +41,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(folder: Path, pods: int, nodes: int, port: int) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+def process(
+    folder: Path, pods: int, nodes: int, port: int, *flags: str
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
     """A running signer and what it wrote about itself."""
     site = folder / "site.json"
     site.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.signer_process", str(folder), str(pods), str(nodes), str(REVIEW), str(port)]
-    with (folder / "signer.log").open("wb") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=log)
+    with (folder / "signer.log").open("ab") as log:
+        running = subprocess.Popen([*command, *flags], stdout=log, stderr=log)
     try:
         until = time.monotonic() + START_SECONDS
         while not site.exists():
@@ -79,19 +84,20 @@ def populated(folder: Path, pods: int, nodes: int) -> tuple["Site", Mapping[str,
         begun.write_text(datetime.now(UTC).replace(microsecond=0).isoformat())
     site = Site(datetime.fromisoformat(begun.read_text()))
     names = [f"node-{number}" for number in range(nodes)]
-    agents = [site.agent(name) for name in names]
+    agents = [site.agent(name, TOKEN_LIFE) for name in names]
     found = []
     for number in range(pods):
-        claim = site.pod(f"p{number}", node=names[number % nodes], uid=f"uid-{number}")
-        token = site.token(claim, node=names[number % nodes])
-        found.append([claim.namespace, claim.name, claim.uid, token, number % nodes])
+        account, node = f"account-{number}", names[number % nodes]
+        claim = site.pod(f"p{number}", node=node, uid=f"uid-{number}", account=account)
+        token = site.token(claim, node=node, account=account, life=TOKEN_LIFE)
+        found.append([claim.namespace, claim.name, claim.uid, token, number % nodes, account])
     kept = folder / "secret.json"
     if kept.exists():
         site.kube.put(SECRET, json.loads(kept.read_text()))
     return site, {"agents": agents, "pods": found}
 
 
-async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: int) -> None:
+async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: int, flags: Sequence[str] = ()) -> None:
     from tests.signer_rig import serving
 
     stopping = asyncio.Event()
@@ -99,7 +105,7 @@ async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: i
     site, known = populated(folder, pods, nodes)
     slow(site, milliseconds / 1000)
     limits = ("--node-rate", "100000", "--node-burst", "100000", "--node-concurrency", "100000")
-    async with serving(site, folder, SystemClock(), *limits, port=port) as signer:
+    async with serving(site, folder, SystemClock(), *limits, *flags, port=port) as signer:
         (folder / "secret.json").write_text(json.dumps({"data": site.kube.objects[SECRET]["data"]}))
         written = {**known, "address": signer.address, "bundle": str(signer.bundle_file)}
         (folder / "site.new").write_text(json.dumps(written))
@@ -110,5 +116,5 @@ async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: i
 if __name__ == "__main__":
     require_tls13()
     log.configure("json", "info")
-    folder, pods, nodes, milliseconds, port = sys.argv[1:]
-    asyncio.run(main(Path(folder), int(pods), int(nodes), float(milliseconds), int(port)))
+    folder, pods, nodes, milliseconds, port, *flags = sys.argv[1:]
+    asyncio.run(main(Path(folder), int(pods), int(nodes), float(milliseconds), int(port), flags))

@@ -116,10 +116,10 @@ class Site:
             self._users[text] = (audience, {"username": subject, "uid": f"sa-{account}", "extra": extra})
         return text
 
-    def agent(self, node: str = "node-a") -> str:
+    def agent(self, node: str = "node-a", life: float = 3600.0) -> str:
         """An agent's token on that node."""
         claim = PodClaim("podsvid", f"agent-{node}", f"agent-uid-{node}")
-        return self.token(claim, account="podsvid-agent", namespace="podsvid", node=node)
+        return self.token(claim, account="podsvid-agent", namespace="podsvid", node=node, life=life)
 
     def _review(self, body: Object) -> Object:
         self.reviews += 1

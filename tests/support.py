@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Host:
         for name in ("pods", "plugins", "plugins_registry"):
             (self.kubelet_root / name).mkdir(parents=True)
         self.process: subprocess.Popen[bytes] | None = None
+        # What the agent's environment has beside this one's.
+        self.environment: Mapping[str, str] = {}
         self._links = 0
 
     def start(self, *flags: str, ttl: str = "1h") -> None:
@@ -43,7 +45,8 @@ class Host:
         command += ["--kubelet-root", str(self.kubelet_root), "--state-dir", str(self.base / "s")]
         command += ["--run-dir", str(self.base / "r"), "--x509-ttl", ttl, "--metrics-listen", "off", *flags]
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log)
+            environment = {**os.environ, **self.environment}
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log, env=environment)
 
     @property
     def log(self) -> Path:

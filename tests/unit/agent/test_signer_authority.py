@@ -880,6 +880,23 @@ def test_files_hold_a_trust_bundle_at_once_though_a_mint_is_under_way(tmp_path: 
     on_stage(tmp_path, play)
 
 
+def test_a_renewal_that_failed_for_want_of_a_token_is_tried_again_when_kubelet_brings_it(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        async with registry(at) as (workloads, volume, directory):
+            issued = await workloads.issue(volume, at.token())
+            await workloads.open(volume, directory, issued)
+            at.clock.step = timedelta(minutes=31)
+            workloads.scheduler.schedule(volume.id, at.clock.now())
+            await at.until(lambda: workloads.scheduler.failures(volume.id) >= 1)
+            # Far beyond this test's patience; nothing but the token brings it forward.
+            workloads.scheduler.schedule(volume.id, at.clock.now() + timedelta(hours=1))
+            workloads.republished(volume.id, at.token())
+            await at.until(lambda: directory.read().identity.default.serial != issued.identity.default.serial)
+            await at.until(lambda: workloads.scheduler.failures(volume.id) == 0)
+
+    on_stage(tmp_path, play)
+
+
 def test_running_pods_keep_what_they_have_while_the_signer_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

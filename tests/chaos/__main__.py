@@ -1,0 +1,65 @@
+"""Faults on real processes, many of them: python -m tests.chaos --seed 1 --faults 500 [--world signer] [--only KIND]
+
+The same seed brings the same faults in the same order. Needs root (or a user namespace that may mount) and libfaketime.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from bench.report import environment
+from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, plan
+from tests.chaos.run import Outcome, play
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results" / "chaos.md"
+WORLDS = {"embedded": EMBEDDED_FAULTS, "signer": SIGNER_FAULTS}
+
+
+def report(given: argparse.Namespace, outcomes: dict[str, Outcome]) -> str:
+    """What is recorded."""
+    about = ", ".join(f"{key} {value}" for key, value in environment().items())
+    command = f"python -m tests.chaos --seed {given.seed} --faults {given.faults} --pods {given.pods}"
+    lines = ["# Chaos", "", f"`{command}`: {about}.", ""]
+    for world, outcome in outcomes.items():
+        count = sum(map(len, outcome.kinds.values()))
+        lines += [f"## {world}", ""]
+        lines += [f"{count} faults in {outcome.seconds:.0f} s; {outcome.reads} reads of volumes at full speed,"]
+        lines += [f"{outcome.messages} messages on streams, no violation. Kubelet's repeated publishes that failed"]
+        lines += [f"while the agent was away or without means: {outcome.republish_failures}.", ""]
+        lines += ["| fault | times | well again after, p50 | at most |", "|---|---|---|---|"]
+        for kind, seconds in sorted(outcome.kinds.items()):
+            lines += [f"| {kind} | {len(seconds)} | {statistics.median(seconds):.1f} s | {max(seconds):.1f} s |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--faults", type=int, default=500, help="in each world")
+    parser.add_argument("--pods", type=int, default=40)
+    parser.add_argument("--world", choices=sorted(WORLDS), help="default: both, one after the other")
+    parser.add_argument("--only", choices=sorted({*EMBEDDED_FAULTS, *SIGNER_FAULTS}), help="faults of this kind alone")
+    parser.add_argument("--patient", action="store_true", help="with pauses of two minutes")
+    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
+    given = parser.parse_args()
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    say(f"seed {given.seed}")
+    outcomes = {}
+    for world in [given.world] if given.world else sorted(WORLDS):
+        weights = {given.only: 1} if given.only else WORLDS[world]
+        faults = plan(given.seed, given.faults, weights)
+        outcomes[world] = play(world, faults, given.pods, say, patient=given.patient)
+    text = report(given, outcomes)
+    print(text)
+    if given.record:
+        RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Every kind of fault once, on a real agent with pods; `python -m tests.chaos` does the same for hours.
+
+Mounts appear and vanish by the hundred: run as root.
+"""
+
+import pytest
+
+from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, plan
+from tests.chaos.run import play
+from tests.chaos.world import FAKETIME
+from tests.support import IS_ROOT
+
+pytestmark = [
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root"),
+    pytest.mark.skipif(not FAKETIME.exists(), reason="needs the package libfaketime, which sets clocks of processes"),
+]
+
+
+@pytest.mark.parametrize("world", ["embedded", "signer"])
+def test_every_kind_of_fault_is_borne(world: str) -> None:
+    weights = EMBEDDED_FAULTS if world == "embedded" else SIGNER_FAULTS
+    outcome = play(world, plan(7, len(weights), weights), 12, print)
+    assert set(outcome.kinds) == set(weights)
+    assert outcome.reads > 0
+    assert outcome.messages > 0
