@@ -223,6 +223,25 @@ class Cluster:
         finally:
             process.send_signal(signal.SIGCONT)
 
+    @contextmanager
+    def killed(self, name: str) -> Iterator[None]:
+        """Kill a component (kill -9) and start it again when left, as a node's supervisor does."""
+        process = self._processes[name]
+        process.kill()
+        process.wait()
+        try:
+            yield
+        finally:
+            self._spawn(name, [str(argument) for argument in process.args])  # type: ignore[union-attr]
+
+    def ready(self) -> bool | str:
+        """Whether the API server answers and the node is ready; else what is missing."""
+        try:
+            answers = self._api_ready()
+            return self._node_ready() if answers is True else answers or "the API server does not answer"
+        except (ApiError, OSError) as error:
+            return str(error)
+
     def service_account_kubeconfig(self, name: str, namespace: str) -> Path:
         """A kubeconfig with a token of that service account, good for an hour and bound to nothing."""
         token = self.api.token(name, namespace)
@@ -300,7 +319,7 @@ class Cluster:
         self._lock = lock
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
-        with (self.logs / f"{name}.log").open("wb") as log:
+        with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command,
                 env=self.child_environment(),

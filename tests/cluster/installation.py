@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .api import Object
 from .chart import helm
 from .harness import NODE, Cluster, wait_for
@@ -48,6 +50,16 @@ def component(cluster: Cluster, name: str) -> list[Object]:
     selector = f"labelSelector=app.kubernetes.io/component%3D{name}"
     items: list[Object] = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods?{selector}")["items"]
     return items
+
+
+def volumes_of_podsvid(cluster: Cluster) -> list[str]:
+    """Where podsvid has something mounted for this cluster's pods."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [
+        line.split()[4]
+        for line in lines
+        if " - tmpfs podsvid " in line and line.split()[4].startswith(f"{cluster.kubelet_root}/")
+    ]
 
 
 def set_taints(cluster: Cluster, taints: list[Object]) -> None:

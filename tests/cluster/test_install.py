@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -14,85 +13,29 @@ from pathlib import Path
 
 import pytest
 
-from svid.certificates import certificates_from_pem
-
 from . import product_image
-from .api import Object
 from .binaries import Progress
 from .chart import CHART, ROOT, helm
-from .fleet import handshake
 from .harness import NODE, Cluster, wait_for
-from .image import TEST_IMAGE
-from .installation import DRIVER, NAMESPACE, RUN_DIR, TAINT, component, empty, release, set_taints, settings
+from .installation import (
+    DRIVER,
+    NAMESPACE,
+    RUN_DIR,
+    TAINT,
+    component,
+    empty,
+    release,
+    set_taints,
+    settings,
+    volumes_of_podsvid,
+)
+from .traffic import Traffic, running, serial, target, workload
 
 pytestmark = pytest.mark.timeout(3600)
 LONG = bool(os.environ.get("PODSVID_LONG"))
 PODS = 30 if LONG else 8
 TRUST_DOMAIN = "cluster.test"
 POLICY = "/apis/podsvid.io/v1alpha1/clusterworkloadidentities"
-
-
-def workload(name: str) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app": "traffic"}},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 0,
-            "containers": [
-                {
-                    "name": "main",
-                    "image": TEST_IMAGE,
-                    "imagePullPolicy": "Never",
-                    "command": ["/bin/sh", "-ec", "[ -s /identity/tls.crt ]; trap 'exit 0' TERM; sleep 100000 & wait"],
-                    "volumeMounts": [{"name": "identity", "mountPath": "/identity", "readOnly": True}],
-                }
-            ],
-            "volumes": [{"name": "identity", "csi": {"driver": DRIVER, "readOnly": True}}],
-        },
-    }
-
-
-def running(cluster: Cluster, name: str) -> bool | str:
-    pod = cluster.pod(name) or {}
-    phase = str(pod.get("status", {}).get("phase", "not there"))
-    return True if phase == "Running" else phase
-
-
-def target(cluster: Cluster, name: str) -> Path:
-    pod = cluster.pod(name)
-    assert pod is not None
-    uid = str(pod["metadata"]["uid"])
-    return cluster.kubelet_root / "pods" / uid / "volumes/kubernetes.io~csi/identity/mount"
-
-
-def serial(folder: Path) -> int:
-    return certificates_from_pem((folder / "tls.crt").read_bytes())[0].serial_number
-
-
-class Traffic:
-    """Handshakes between random pairs of pods, by the files that they have, from a thread."""
-
-    def __init__(self, folders: list[Path]) -> None:
-        self._folders = folders
-        self._rng = random.Random(1)
-        self._stop = False
-        self.done = 0
-        self.failures: list[str] = []
-
-    def run(self) -> None:
-        while not self._stop:
-            one, other = self._rng.sample(self._folders, 2)
-            try:
-                handshake(one, other)
-            except Exception as error:
-                self.failures.append(repr(error))
-            self.done += 1
-            time.sleep(0.005)
-
-    def stop(self) -> None:
-        self._stop = True
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +167,8 @@ def assert_image(cluster: Cluster, image: str) -> None:
 
 def left_on_the_node(cluster: Cluster) -> list[str]:
     """Mounts, sockets and files of podsvid that outlive it. Its empty run directory goes with the next reboot."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    found = [line.split()[4] for line in mounts if "podsvid-volume" in line or f"{DRIVER}" in line]
     root = cluster.kubelet_root
+    found = volumes_of_podsvid(cluster)
     found += [str(path) for path in (root / "plugins_registry").glob("*podsvid*")]
     found += [str(path) for path in (root / "plugins").glob(f"{DRIVER}*")]
     return found + [str(path) for path in Path(RUN_DIR).rglob("*")]

@@ -10,7 +10,7 @@ import pytest
 
 GO = Path(__file__).parent / "go"
 # The first run downloads and builds, which counts against the test that asked for it.
-BUILD_TIMEOUT = 900
+BUILD_TIMEOUT = 1800
 PACKAGES = {"csi-sanity": "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity", "go-client": "./client"}
 
 
