@@ -160,6 +160,9 @@ class AgentConfig:
     metrics_listen: tuple[str, int] | None = setting(
         settings.listen, "address of /healthz, /readyz and /metrics, or off", "127.0.0.1:9099"
     )
+    tracing_endpoint: str | None = setting(
+        settings.collector, "URL of an OpenTelemetry collector (OTLP over gRPC) that gets traces (default: none)"
+    )
     log_format: str = setting(settings.choice("json", "text"), "json or text", "json")
     log_level: str = setting(
         settings.choice("debug", "info", "warning", "error"), "debug, info, warning or error", "info"

@@ -37,6 +37,7 @@ from runtime import http
 from runtime.blocking import Blocking
 from runtime.clock import Clock, SystemClock
 from runtime.federation import FederatedBundles
+from runtime.tracing import Tracing, tracing
 from runtime.version import own_version
 from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
@@ -88,7 +89,9 @@ async def _start(
     for driver, each in registrations.items():
         metrics.watch_registration(driver.name, lambda each=each: each.registered)  # type: ignore[misc]
     rng = random.SystemRandom()
-    signer = await _signer_authority(config, clock, rng) if config.authority == "signer" else None
+    facts = {"k8s.node.name": config.node_name, "service.version": own_version()}
+    spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-agent", facts))
+    signer = await _signer_authority(config, clock, rng, spans) if config.authority == "signer" else None
     authority = signer or _local_authority(config, clock, blocking)
     # It runs from here on: what it knows is needed before the first volume is served.
     following = asyncio.create_task(authority.run(), name="authority")
@@ -96,7 +99,7 @@ async def _start(
     if signer is not None:
         await signer.wait_answered()
     journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
-    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, _serving(config))
+    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, _serving(config), spans)
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
         NodeSettings(config.node_name, str(config.kubelet_root)),
@@ -105,6 +108,7 @@ async def _start(
         journal,
         blocking,
         metrics.published,
+        spans,
     )
     # Undone from the last to the first: the sockets close while the directories that they are named by are still open.
     services.callback(node.close)
@@ -253,7 +257,7 @@ def _local_authority(config: AgentConfig, clock: Clock, blocking: Blocking) -> L
     )
 
 
-async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Random) -> "SignerAuthority":
+async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Random, spans: Tracing) -> "SignerAuthority":
     # grpc's client, its status messages and the signer's API: only agents of a signer pay for them.
     from agent.signer_authority import SignerAuthority, SignerSettings
 
@@ -268,7 +272,7 @@ async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Rando
         config.trust_domain,
         own_version(),
     )
-    authority = SignerAuthority(settings, clock, rng)
+    authority = SignerAuthority(settings, clock, rng, spans)
     authority.load()
     return authority
 

@@ -25,6 +25,7 @@ from csi.model import PodRef, PodToken
 from runtime.clock import Clock
 from runtime.federation import read_bundle
 from runtime.feed import Feed
+from runtime.tracing import NO_TRACING, Tracing
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der
@@ -85,8 +86,11 @@ class SignerAuthority:
     What it trusts of the signer's certificate is the newest of the bundle file and of what the signer itself sent.
     """
 
-    def __init__(self, settings: SignerSettings, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self, settings: SignerSettings, clock: Clock, rng: random.Random, tracing: Tracing = NO_TRACING
+    ) -> None:
         self._settings = settings
+        self._tracing = tracing
         self._clock = clock
         self._rng = rng
         self.trust: Feed[Trust] = Feed()
@@ -281,7 +285,10 @@ class SignerAuthority:
             call = self._connect().unary_unary(_SERVICE + method, type(message).SerializeToString, parse)
             # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
             answering: Awaitable[_Answer] = call(
-                message, metadata=self._credentials(), timeout=left, wait_for_ready=True
+                message,
+                metadata=(*self._credentials(), *self._tracing.headers()),
+                timeout=left,
+                wait_for_ready=True,
             )
             try:
                 return await answering

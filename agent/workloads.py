@@ -28,6 +28,7 @@ from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.tracing import NO_TRACING, Tracing
 from svid.errors import InvalidSvid, SvidError
 from svid.identity import Trust, WorkloadIdentity
 from svid.jwtsvid import check_jwt_svid
@@ -131,6 +132,7 @@ class WorkloadRegistry:
         rng: random.Random,
         metrics: Metrics,
         serving: Serving = Serving(),
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._authority = authority
         self._journal = journal
@@ -139,6 +141,7 @@ class WorkloadRegistry:
         self._rng = rng
         self._metrics = metrics
         self._serving = serving
+        self._tracing = tracing
         self._served: dict[str, Served] = {}
         self._held = asyncio.Event()
         # Of volumes that could not be published: there is no workload to keep them.
@@ -445,7 +448,11 @@ class WorkloadRegistry:
         now = self._clock.now()
         if workload.renew_at is not None and workload.renew_at > now and not workload.is_early(now):
             return False
-        fresh = await self._mint_x509(workload.volume, workload.token)
+        pod = workload.volume.pod
+        facts = {"k8s.namespace.name": pod.namespace, "k8s.pod.name": pod.name, "k8s.pod.uid": pod.uid}
+        with self._tracing.span("renew X.509-SVID", facts) as span:
+            fresh = await self._mint_x509(workload.volume, workload.token)
+            span.note({"podsvid.serial": fresh.identity.default.serial})
         identity, workload.renew_at, workload.window = fresh.identity, fresh.renew_at, fresh.window
         workload.notice, workload.asked_for = fresh.notice, False
         workload.feed.publish(self._under_current_trust(identity))

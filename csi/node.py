@@ -30,6 +30,7 @@ from csi.profile import Profile
 from csi.request import PublishRequest, check_target, parse_publish
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
+from runtime.tracing import Tracing
 from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.csi")
@@ -113,6 +114,7 @@ class NodeService:
         journal: Journal,
         blocking: Blocking,
         observe_publish: Observe,
+        tracing: Tracing,
     ) -> None:
         self._settings = settings
         self._targets = targets
@@ -120,6 +122,7 @@ class NodeService:
         self._journal = journal
         self._blocking = blocking
         self._observe_publish = observe_publish
+        self._tracing = tracing
         self._published: dict[str, Published] = {}
         self._busy: set[str] = set()
         self._operations: set[asyncio.Task[Any]] = set()
@@ -140,7 +143,11 @@ class NodeService:
         result = "error"
         try:
             parsed = parse_publish(request, self._settings.kubelet_root, driver, profile)
-            result = await self._uninterrupted(self._publish(parsed))
+            pod = parsed.volume.pod
+            facts = {"k8s.namespace.name": pod.namespace, "k8s.pod.name": pod.name, "k8s.pod.uid": pod.uid}
+            with self._tracing.span("NodePublishVolume", {**facts, "podsvid.volume_id": parsed.volume.id}) as span:
+                result = await self._uninterrupted(self._publish(parsed))
+                span.note({"podsvid.result": result})
         except CsiError as error:
             result = error.reason.lower()
             raise
@@ -216,21 +223,24 @@ class NodeService:
         volume = request.volume
         try:
             async with asyncio.timeout(self._settings.mint_deadline):
-                issued = await self._workloads.issue(volume, request.token)
+                with self._tracing.span("mint"):
+                    issued = await self._workloads.issue(volume, request.token)
         except TimeoutError:
             raise IdentityUnavailable(
                 f"no SVID within {self._settings.mint_deadline:g} s; is the authority reachable?"
             ) from None
         wanted = modes(volume.group).directory
         try:
-            mounted = await self._blocking(
-                lambda: self._targets.mount(volume.below_pods, mode=wanted, group=volume.group)
-            )
+            with self._tracing.span("mount"):
+                mounted = await self._blocking(
+                    lambda: self._targets.mount(volume.below_pods, mode=wanted, group=volume.group)
+                )
         except OSError as error:
             raise VolumeFailed(f"the volume could not be mounted: {error.strerror or error}") from error
         directory = VolumeDirectory(mounted.descriptor, volume)
         try:
-            await self._workloads.open(volume, directory, issued)
+            with self._tracing.span("write and serve"):
+                await self._workloads.open(volume, directory, issued)
         except Exception as error:
             directory.close()
             if not mounted.made:

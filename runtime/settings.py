@@ -122,6 +122,14 @@ def url(text: str) -> str:
     return text
 
 
+def collector(text: str) -> str:
+    scheme, slashes, rest = text.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme not in ("http", "https") or not slashes or not host or not (port.isascii() and port.isdigit()):
+        raise ValueError("a URL with a port, such as http://collector.monitoring:4317")
+    return text
+
+
 def number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or not low <= int(text[:12]) <= high:

@@ -156,6 +156,9 @@ class SignerConfig:
     startup_taint: bool = setting(
         settings.boolean, "take the taint podsvid.io/agent-not-ready off nodes where kubelet knows the driver", "false"
     )
+    tracing_endpoint: str | None = setting(
+        settings.collector, "URL of an OpenTelemetry collector (OTLP over gRPC) that gets traces (default: none)"
+    )
     log_format: str = setting(settings.choice("json", "text"), "json or text", "json")
     log_level: str = setting(
         settings.choice("debug", "info", "warning", "error"), "debug, info, warning or error", "info"

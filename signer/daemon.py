@@ -16,6 +16,7 @@ from runtime import http
 from runtime.clock import Clock, SystemClock
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
+from runtime.tracing import NO_TRACING, Tracing, tracing
 from runtime.version import own_version
 from signer.acknowledgements import Agents
 from signer.admin import AdminService, serve_admin
@@ -69,7 +70,9 @@ async def run_signer(config: SignerConfig) -> None:
     async with AsyncExitStack() as services:
         client = await KubeClient.connect(config.kubeconfig)
         services.push_async_callback(client.close)
-        replica = Replica(config, client, SystemClock(), random.SystemRandom())
+        facts = {"service.instance.id": config.identity, "service.version": own_version()}
+        spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-signer", facts))
+        replica = Replica(config, client, SystemClock(), random.SystemRandom(), spans)
         await replica.run(stopping, services)
         _log.info("signer stopping", extra={"grace_seconds": STOP_GRACE})
     _log.info("signer stopped")
@@ -84,7 +87,14 @@ def _prepare_process() -> None:
 class Replica:
     """One signer: what it knows of the cluster, how it decides, and what it serves."""
 
-    def __init__(self, config: SignerConfig, api: KubeApi, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        config: SignerConfig,
+        api: KubeApi,
+        clock: Clock,
+        rng: random.Random,
+        spans: Tracing = NO_TRACING,
+    ) -> None:
         self._config = config
         self._clock = clock
         self._rng = rng
@@ -165,6 +175,7 @@ class Replica:
             self.metrics,
             clock,
             rng,
+            spans,
         )
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:

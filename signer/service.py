@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.tracing import NO_TRACING, Tracing
 from signer.acknowledgements import Agents
 from signer.attestation import Attestor
 from signer.audit import Audit
@@ -71,7 +72,9 @@ class SignerService:
         metrics: Metrics,
         clock: Clock,
         rng: random.Random,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
+        self._tracing = tracing
         self._attestor = attestor
         self._policies = policies
         self._minting = minting
@@ -168,11 +171,20 @@ class SignerService:
         try:
             async with asyncio.timeout(MINT_DEADLINE):
                 agent = await self._attestor.agent(_bearer(context))
-                async with self._limits.slot(agent.node_uid):
-                    attested = await self._attestor.pod(agent, _bounded(pod_token), claim)
-                    entitlement = self._policies.entitlement(attested.pod)
-                    answer = sign(attested, entitlement)
-                    self._attestor.issued(attested)
+                facts = {"k8s.node.name": agent.node_name, "podsvid.svid": kind}
+                # Only who has proved to be an agent gets into traces.
+                with self._tracing.span("attest, decide, sign", facts, context.invocation_metadata() or ()) as span:
+                    async with self._limits.slot(agent.node_uid):
+                        with self._tracing.span("attest the pod"):
+                            attested = await self._attestor.pod(agent, _bounded(pod_token), claim)
+                        with self._tracing.span("decide"):
+                            entitlement = self._policies.entitlement(attested.pod)
+                        span.note(
+                            {"podsvid.spiffe_id": str(entitlement.spiffe_id), "podsvid.policy": entitlement.policy}
+                        )
+                        with self._tracing.span("sign"):
+                            answer = sign(attested, entitlement)
+                        self._attestor.issued(attested)
         except Exception as error:
             refusal = _refusal(error)
             seconds = time.perf_counter() - started

@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.signer_authority import SignerSettings
 from runtime.clock import Clock
+from runtime.tracing import tracing
 from signer import config
 from signer.daemon import Replica
 from signer.kube import Object
@@ -167,9 +168,10 @@ async def serving(site: Site, folder: Path, clock: Clock, *flags: str, port: int
     defaults = ("--trust-domain", "example.org", "--namespace", "podsvid", "--identity", "signer-1")
     addresses = ("--listen", f"127.0.0.1:{port}", "--metrics-listen", "off", "--admin-socket", str(folder / "a.sock"))
     loaded = config.load(parser.parse_args([*defaults, *addresses, *flags]), {})
-    replica = Replica(loaded, site.kube, clock, random.Random(7))
     stopping = asyncio.Event()
     async with AsyncExitStack() as services:
+        spans = services.enter_context(tracing(loaded.tracing_endpoint, "podsvid-signer", {}))
+        replica = Replica(loaded, site.kube, clock, random.Random(7), spans)
         running = asyncio.create_task(replica.run(stopping, services))
         try:
             while await replica.not_ready():

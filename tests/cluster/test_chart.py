@@ -22,7 +22,13 @@ GOLDEN = Path(__file__).parent / "golden" / "everything.yaml"
 EVERYTHING = (
     *("trustDomain=example.org", "image.repository=mirror/podsvid", "image.tag=v2", "imagePullSecrets[0].name=pull"),
     *("kubelet.root=/var/lib/k0s/kubelet", "drivers={csi.podsvid.io,csi.spiffe.io=spire}", "audience=here"),
-    *("ttl.x509=30m", "ttl.jwt=1m", "agent.settings.sds_svid_name=mine", "agent.hostNetwork=true"),
+    *(
+        "tracing.endpoint=http://collector:4317",
+        "ttl.x509=30m",
+        "ttl.jwt=1m",
+        "agent.settings.sds_svid_name=mine",
+        "agent.hostNetwork=true",
+    ),
     *("agent.nodeSelector.a=b", "agent.podLabels.c=d", "signer.replicas=3", "signer.stateKeySecret=state-key"),
     *("signer.upstreamSecret=upstream", "signer.settings.dns_names={a.b,*.c}", "signer.settings.node_rate=7"),
     *(
@@ -78,6 +84,7 @@ def test_the_plain_manifests_are_what_the_chart_renders() -> None:
         ("kubelet.root=relative", "/kubelet/root"),
         ("agent.runDir=/tmp/x", "/agent/runDir"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+        ("tracing.endpoint=collector", "/tracing/endpoint"),
         ("typo=1", "typo"),
     ],
 )

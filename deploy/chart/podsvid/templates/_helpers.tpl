@@ -55,6 +55,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "signer_audience" .Values.audience
   "metrics_listen" "0.0.0.0:9099"
 -}}
+{{- with .Values.tracing.endpoint -}}{{- $_ := set $own "tracing_endpoint" . -}}{{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.agent.settings) $own) }}
 {{- end }}
 
@@ -69,6 +70,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "metrics_listen" "0.0.0.0:9099"
   "startup_taint" .Values.startupTaint.enabled
 -}}
+{{- with .Values.tracing.endpoint -}}{{- $_ := set $own "tracing_endpoint" . -}}{{- end -}}
 {{- if .Values.signer.stateKeySecret -}}
 {{- $_ := set $own "state_key_file" "/var/run/podsvid-state-key/key" -}}
 {{- end -}}

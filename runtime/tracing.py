@@ -1,0 +1,78 @@
+"""Traces of what takes time. Nothing of OpenTelemetry is loaded unless a collector is configured."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
+from typing import Protocol, TypeAlias
+
+from runtime.settings import InvalidSetting
+
+# gRPC metadata: names in lower case.
+Headers: TypeAlias = Iterable[tuple[str, str | bytes]]
+NO_FACTS: Mapping[str, str] = MappingProxyType({})
+
+
+class Span(Protocol):
+    """One step that is being timed."""
+
+    def note(self, facts: Mapping[str, str]) -> None:
+        """Add facts by name; never a token or a key."""
+        ...
+
+
+class Tracing(Protocol):
+    """Where spans go. A span that is left by an exception has failed, and says its reason code and no text of it."""
+
+    def span(
+        self, name: str, facts: Mapping[str, str] = NO_FACTS, caller: Headers = ()
+    ) -> AbstractContextManager[Span]:
+        """A step inside of the present one, or of the one whose `headers` came with a call."""
+        ...
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What tells the other side of a call which span it belongs to (W3C Trace Context)."""
+        ...
+
+
+class NoSpan:
+    """Implements Span and forgets."""
+
+    def note(self, facts: Mapping[str, str]) -> None:
+        return
+
+
+class NoTracing:
+    """Implements Tracing for processes that are not traced."""
+
+    def span(
+        self, name: str, facts: Mapping[str, str] = NO_FACTS, caller: Headers = ()
+    ) -> AbstractContextManager[Span]:
+        return nullcontext(NoSpan())
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+
+NO_TRACING: Tracing = NoTracing()
+
+
+@contextmanager
+def tracing(endpoint: str | None, service: str, facts: Mapping[str, str]) -> Iterator[Tracing]:
+    """Tracing to the OTLP collector at `endpoint` (a URL; gRPC) until left, or none. `facts` are about this process.
+
+    Raises InvalidSetting where OpenTelemetry is not installed.
+    """
+    if endpoint is None:
+        yield NO_TRACING
+        return
+    try:
+        from runtime.opentelemetry import OpenTelemetry
+    except ImportError:
+        raise InvalidSetting(
+            "tracing_endpoint is set, and OpenTelemetry is not installed: pip install 'podsvid[tracing]'"
+        ) from None
+    found = OpenTelemetry(endpoint, service, facts)
+    try:
+        yield found
+    finally:
+        found.close()
