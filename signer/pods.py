@@ -1,5 +1,6 @@
 """The live pods: a mirror of all of them, and a look at the API server for one that the mirror does not have yet."""
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -10,6 +11,7 @@ from signer.mirror import Mirror
 from signer.model import LivePod, PodClaim
 
 _MIRROR = "kubernetes.io/config.mirror"
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 
 class Pods:
@@ -50,6 +52,9 @@ class Pods:
 
     async def look(self, claim: PodClaim) -> LivePod:
         """As `find`, at the API server itself."""
+        # What a token that proves nothing says may come here: it must not choose what is read with the signer's rights.
+        if not _NAME.fullmatch(claim.namespace) or not _NAME.fullmatch(claim.name):
+            raise Refused(Reason.POD_NOT_FOUND, "there is no pod of such a name")
         # A new pod's first mint may come before its watch event.
         try:
             body = await self._api.get(f"/api/v1/namespaces/{claim.namespace}/pods/{claim.name}")

@@ -138,6 +138,31 @@ def test_a_pod_that_is_gone_or_another_one_by_now() -> None:
     rigged(test)
 
 
+@pytest.mark.parametrize(
+    ("namespace", "name"),
+    [
+        ("podsvid/secrets/podsvid-authority?x=", "y"),
+        ("default", "../../../secrets/x"),
+        ("..", "x"),
+        ("default", "a?watch=true"),
+        ("default", "a%2fb"),
+        ("default", "a\n"),
+        ("default", ""),
+    ],
+)
+def test_a_token_that_proves_nothing_chooses_no_path_at_the_api_server(namespace: str, name: str) -> None:
+    async def test(rig: Rig) -> None:
+        lying = PodClaim(namespace, name, "uid")
+        before = len(rig.site.kube.reads)
+        await rig.refused(rig.site.pod("good"), rig.site.token(lying, known=False))
+        with pytest.raises(Refused) as caught:
+            await rig.pods.look(lying)
+        assert caught.value.reason is Reason.POD_NOT_FOUND
+        assert rig.site.kube.reads[before:] == []
+
+    rigged(test)
+
+
 def test_reviews_are_kept_for_seconds_and_refusals_are_not() -> None:
     async def test(rig: Rig) -> None:
         site = rig.site
