@@ -111,8 +111,8 @@ class Replica:
             ),
             clock,
         )
-        reviews = TokenReviews(api, config.audience, clock)
         self._offline = OfflineTokens(api, config.audience, clock)
+        reviews = TokenReviews(api, config.audience, self._offline, clock)
         self._attestor = Attestor(
             AttestationSettings(
                 agent_namespace=config.agent_namespace,

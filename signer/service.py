@@ -245,7 +245,7 @@ class SignerService:
 def _bearer(context: Context) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == "authorization" and isinstance(value, str):
-            scheme, _, token = value.partition(" ")
+            scheme, _, token = value.strip().partition(" ")
             if scheme.lower() == "bearer" and token:
                 return _bounded(token.strip())
     raise Refused(

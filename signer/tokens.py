@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import jwt
 
 from runtime.clock import Clock
-from signer.errors import ApiUnavailable, Forbidden, SignerError
+from signer.errors import ApiUnavailable, Forbidden, Reason, Refused, SignerError
 from signer.kube import KubeApi, Object
 from signer.model import BoundToken
 
@@ -30,6 +31,11 @@ _LEEWAY = timedelta(seconds=30)
 # Seconds. While the API server hangs, callers are told soon, and only now and then does one of them wait to find out.
 REVIEW_SECONDS = 5.0
 PAUSE = timedelta(seconds=2)
+# A refused review costs the API server what others do, and who asks for it has proven nothing: so many at once, and so
+# many a second, are asked for before only tokens that the cluster's keys signed are.
+DOUBTFUL, DOUBTFUL_A_SECOND = 100.0, 20.0
+DOUBTFUL_RETRY = timedelta(seconds=1)
+_FORM = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 
 
 class TokenRefused(SignerError):
@@ -52,23 +58,35 @@ class TokenReviews:
     """Asks the API server (TokenReview), which also knows whether account and pod are still there.
 
     An answer counts for `seconds`, so that the agent's token is not reviewed with each mint; the cache holds hashes
-    and at most `limit` of them. Refusals are not kept.
+    and at most `limit` of them. Refusals are not kept, but while there are many of them `offline` goes first.
     """
 
     def __init__(
-        self, api: KubeApi, audience: str, clock: Clock, *, seconds: float = 10.0, limit: int = 20_000
+        self,
+        api: KubeApi,
+        audience: str,
+        offline: "OfflineTokens",
+        clock: Clock,
+        *,
+        seconds: float = 10.0,
+        limit: int = 20_000,
     ) -> None:
         self._api = api
         self._audience = audience
+        self._offline = offline
         self._clock = clock
         self._seconds = timedelta(seconds=seconds)
         self._limit = limit
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._away_until: datetime | None = None
         self._asking: dict[bytes, asyncio.Task[BoundToken]] = {}
+        self._credit = DOUBTFUL
+        self._credited_at = clock.now()
 
     async def verify(self, token: str) -> BoundToken:
-        """Raises TokenRefused, ApiUnavailable."""
+        """Raises TokenRefused, ApiUnavailable, Refused (BUSY)."""
+        if not _FORM.fullmatch(token):
+            raise TokenRefused("INVALID", "it is no service account token, which has three parts with dots between")
         key = hashlib.sha256(token.encode()).digest()
         now = self._clock.now()
         known = self._known.get(key)
@@ -78,13 +96,31 @@ class TokenReviews:
             raise ApiUnavailable("the API server did not answer a moment ago")
         asking = self._asking.get(key)
         if asking is None:
+            spent = self._spend(token, now)
             # Its own task: a caller that gives up must not fail the others that wait for the same answer.
             asking = self._asking[key] = asyncio.create_task(self._ask(token))
-            asking.add_done_callback(lambda task: self._answered(key, task))
+            asking.add_done_callback(lambda task: self._answered(key, task, spent))
         return await asyncio.shield(asking)
 
-    def _answered(self, key: bytes, task: "asyncio.Task[BoundToken]") -> None:
+    def _spend(self, token: str, now: datetime) -> float:
+        """What asking about `token` costs until it is known to be good. Raises TokenRefused, Refused (BUSY)."""
+        passed = max((now - self._credited_at).total_seconds(), 0.0)
+        self._credit = min(DOUBTFUL, self._credit + passed * DOUBTFUL_A_SECOND)
+        self._credited_at = now
+        if self._credit >= 1.0:
+            self._credit -= 1.0
+            return 1.0
+        if not self._offline.knows_key_of(token):
+            raise Refused(
+                Reason.BUSY, "too many tokens are refused at present; this one waits", retry_after=DOUBTFUL_RETRY
+            )
+        self._offline.verify(token)
+        return 0.0
+
+    def _answered(self, key: bytes, task: "asyncio.Task[BoundToken]", spent: float) -> None:
         del self._asking[key]
+        if not task.cancelled() and not isinstance(task.exception(), TokenRefused):
+            self._credit = min(DOUBTFUL, self._credit + spent)
         if task.cancelled() or task.exception() is not None:
             self._known.pop(key, None)
             return
@@ -104,10 +140,12 @@ class TokenReviews:
             async with asyncio.timeout(REVIEW_SECONDS):
                 answer = await self._api.create(REVIEWS, body)
         except Forbidden as error:
-            raise ApiUnavailable(f"the signer may not review tokens: {error}; apply its RBAC") from None
+            text = _without(token, str(error))
+            raise ApiUnavailable(f"the signer may not review tokens: {text}; apply its RBAC") from None
         except (ApiUnavailable, TimeoutError) as error:
             self._away_until = self._clock.now() + PAUSE
-            raise ApiUnavailable(str(error) or f"no TokenReview within {REVIEW_SECONDS:g} s") from None
+            text = _without(token, str(error))
+            raise ApiUnavailable(text or f"no TokenReview within {REVIEW_SECONDS:g} s") from None
         self._away_until = None
         status = answer.get("status") or {}
         if not status.get("authenticated"):
@@ -119,11 +157,12 @@ class TokenReviews:
     def _refused(self, token: str, why: str) -> TokenRefused:
         # What the token says of itself only chooses the words: it is refused already.
         claims = unverified_claims(token)
-        expiry = claims.get("exp")
-        if isinstance(expiry, int | float) and datetime.fromtimestamp(expiry, UTC) <= self._clock.now():
+        expiry = _instant(claims.get("exp"))
+        if expiry is not None and expiry <= self._clock.now():
             return TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
         audience = claims.get("aud")
-        if audience and self._audience not in ([audience] if isinstance(audience, str) else audience):
+        audiences = [audience] if isinstance(audience, str) else audience
+        if isinstance(audiences, list) and audiences and self._audience not in audiences:
             return TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}")
         # The API server's text may quote parts of the token; only a known harmless kind of it is passed on.
         deleted = " (it is bound to an object that is gone)" if "has been deleted" in why or "not found" in why else ""
@@ -161,6 +200,13 @@ class OfflineTokens:
             return
         self._keys, self._failed = dict(keys), False
 
+    def knows_key_of(self, token: str) -> bool:
+        """Whether the token names a key that was read: only then does a refusal say anything."""
+        try:
+            return str(jwt.get_unverified_header(token).get("kid")) in self._keys
+        except (jwt.PyJWTError, ValueError):
+            return False
+
     def verify(self, token: str) -> BoundToken:
         """Raises TokenRefused."""
         try:
@@ -183,8 +229,8 @@ class OfflineTokens:
         proven = _claimed(claims)
         if proven.expires_at <= now:
             raise TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
-        not_before = claims.get("nbf")
-        if isinstance(not_before, int | float) and datetime.fromtimestamp(not_before, UTC) > now + _LEEWAY:
+        not_before = _instant(claims.get("nbf"))
+        if not_before is not None and not_before > now + _LEEWAY:
             raise TokenRefused("INVALID", "the token is not valid yet")
         return proven
 
@@ -210,9 +256,23 @@ def claimed_pod(token: str) -> tuple[str, str, str]:
 
 
 def _expiry(token: str) -> datetime:
-    expiry = unverified_claims(token).get("exp")
     # Legacy tokens have none; they are not bound to a pod either, which the caller asks for.
-    return datetime.fromtimestamp(expiry, UTC) if isinstance(expiry, int | float) else datetime.fromtimestamp(0, UTC)
+    return _instant(unverified_claims(token).get("exp")) or datetime.fromtimestamp(0, UTC)
+
+
+def _instant(value: object) -> datetime | None:
+    """A claim's time; None for what is none, or beyond all calendars."""
+    if not isinstance(value, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _without(token: str, text: str) -> str:
+    """What the API server says of a call, which may quote the call."""
+    return text.replace(token, "(the token)")
 
 
 def _reviewed(user: Object, expires_at: datetime) -> BoundToken:
@@ -240,8 +300,8 @@ def _reviewed(user: Object, expires_at: datetime) -> BoundToken:
 
 def _claimed(claims: Mapping[str, Any]) -> BoundToken:
     kubernetes = claims.get("kubernetes.io")
-    subject, expiry = claims.get("sub"), claims.get("exp")
-    if not isinstance(kubernetes, dict) or not isinstance(subject, str) or not isinstance(expiry, int | float):
+    subject, expiry = claims.get("sub"), _instant(claims.get("exp"))
+    if not isinstance(kubernetes, dict) or not isinstance(subject, str) or expiry is None:
         raise TokenRefused("INVALID", "the token is not one of a service account")
     namespace, account = str(kubernetes.get("namespace", "")), _part(kubernetes, "serviceaccount")
     if subject != f"{_ACCOUNT}{namespace}:{account['name']}":
@@ -255,7 +315,7 @@ def _claimed(claims: Mapping[str, Any]) -> BoundToken:
         pod_uid=pod["uid"],
         node_name=node["name"],
         node_uid=node["uid"],
-        expires_at=datetime.fromtimestamp(expiry, UTC),
+        expires_at=expiry,
     )
 
 

@@ -122,6 +122,10 @@ class Site:
         claim = PodClaim("podsvid", f"agent-{node}", f"agent-uid-{node}")
         return self.token(claim, account="podsvid-agent", namespace="podsvid", node=node, life=life)
 
+    def known(self, like: str, token: str) -> None:
+        """The API server takes `token`, another signature of the same claims, as it takes `like`."""
+        self._users[token] = self._users[like]
+
     def _review(self, body: Object) -> Object:
         self.reviews += 1
         token, audiences = body["spec"]["token"], body["spec"]["audiences"]

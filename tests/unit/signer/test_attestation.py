@@ -1,6 +1,9 @@
 """Who asks, and for which pod: each check with its own reason, and what goes on without the API server."""
 
 import asyncio
+import base64
+import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -11,11 +14,19 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from signer.attestation import AttestationSettings, Attestor
-from signer.errors import ApiUnavailable, Reason, Refused
+from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
 from signer.kube import Object
 from signer.model import AttestedPod, PodClaim
 from signer.pods import Pods
-from signer.tokens import JWKS, REVIEWS, OfflineTokens, TokenRefused, TokenReviews
+from signer.tokens import (
+    DOUBTFUL,
+    DOUBTFUL_A_SECOND,
+    JWKS,
+    REVIEWS,
+    OfflineTokens,
+    TokenRefused,
+    TokenReviews,
+)
 from tests.signer_rig import AUDIENCE, DRIVER, Site
 
 SETTINGS = AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), timedelta(minutes=10))
@@ -26,8 +37,8 @@ class Rig:
         self.site = Site()
         clock = self.site.clock
         self.pods = Pods(self.site.kube, clock)
-        self.reviews = TokenReviews(self.site.kube, AUDIENCE, clock)
         self.offline = OfflineTokens(self.site.kube, AUDIENCE, clock)
+        self.reviews = TokenReviews(self.site.kube, AUDIENCE, self.offline, clock)
         self.attestor = Attestor(SETTINGS, self.reviews, self.offline, self.pods, clock)
         self.key = ec.generate_private_key(ec.SECP256R1())
 
@@ -203,10 +214,124 @@ def test_an_api_server_that_knows_no_audiences_is_not_believed() -> None:
     rigged(test)
 
 
+def unsigned(claims: object) -> str:
+    return ".".join(base64.urlsafe_b64encode(each).rstrip(b"=").decode() for each in (b"{}", _json(claims), b"x"))
+
+
+def _json(value: object) -> bytes:
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["", " ", "a", "a.b", "a..c", "a.b.c.d", "a.b.c\n", "a b.c.d", "é.b.c", "x" * 16_000],
+)
+def test_what_cannot_be_a_token_costs_no_review(token: str) -> None:
+    """An empty one the API server answers with an error, which would pass for an outage."""
+
+    async def test(rig: Rig) -> None:
+        with pytest.raises(TokenRefused) as caught:
+            await rig.reviews.verify(token)
+        assert caught.value.fault == "INVALID"
+        assert (rig.site.reviews, rig.site.kube.writes) == (0, [])
+
+    rigged(test)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": 10**400},
+        {"exp": -(10**400)},
+        b'{"exp": 1e999, "aud": 5}',
+        b'{"exp": NaN}',
+        {"exp": [1], "aud": {"a": 1}},
+        {"aud": 5},
+        {"aud": [AUDIENCE, None]},
+        {"kubernetes.io": 7, "sub": []},
+        [],
+        b"\xff",
+        b"[" * 100_000,
+    ],
+)
+def test_what_a_refused_token_says_of_itself_breaks_nothing(claims: object) -> None:
+    async def test(rig: Rig) -> None:
+        assert await rig.refused(rig.site.pod("good"), unsigned(claims)) is Reason.POD_TOKEN_INVALID
+        with pytest.raises(Refused) as caught:
+            await rig.attestor.agent(unsigned(claims))
+        assert caught.value.reason is Reason.AGENT_TOKEN_INVALID
+
+    rigged(test)
+
+
+def test_a_flood_of_bad_tokens_is_no_flood_at_the_api_server() -> None:
+    """Nor does it keep out those that the cluster's keys signed."""
+
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        rig.publish_keys()
+        await rig.offline.refresh()
+        stranger = ec.generate_private_key(ec.SECP256R1())
+        bad = [unsigned({"n": number}) for number in range(500)]
+        forged = [jwt.encode({"n": number}, stranger, "ES256", {"kid": "k1"}) for number in range(500)]
+        found = await asyncio.gather(*map(rig.attestor.agent, [*bad, *forged]), return_exceptions=True)
+        reasons = Counter(each.reason for each in found if isinstance(each, Refused))
+        assert site.reviews == DOUBTFUL
+        assert reasons == {Reason.BUSY: 400, Reason.AGENT_TOKEN_INVALID: 600}
+        assert all(each.retry_after for each in found if isinstance(each, Refused) and each.reason is Reason.BUSY)
+        # An honest agent, whose token the API server knows as well.
+        agent = rig.signed(site.agent())
+        site.known(site.agent(), agent)
+        assert (await rig.attestor.agent(agent)).node_name == "node-a"
+        # In the next second some are asked about again, as the keys that were read may be old ones.
+        site.clock.pass_by(seconds=1)
+        before = site.reviews
+        await asyncio.gather(*(rig.attestor.agent(token) for token in bad), return_exceptions=True)
+        assert site.reviews - before == DOUBTFUL_A_SECOND
+
+    rigged(test)
+
+
+def test_good_tokens_cost_no_credit() -> None:
+    async def test(rig: Rig) -> None:
+        good = rig.site.pod("good")
+        for _ in range(3):
+            await asyncio.gather(*(rig.reviews.verify(rig.site.token(good)) for _ in range(int(DOUBTFUL))))
+        # Nor does an API server that is away.
+        rig.site.kube.down = True
+        for _ in range(3):
+            asked = (rig.reviews.verify(rig.site.token(good)) for _ in range(int(DOUBTFUL)))
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert all(isinstance(each, ApiUnavailable) for each in found)
+            rig.site.clock.pass_by(seconds=2)
+
+    rigged(test)
+
+
+def test_no_error_quotes_a_token_that_the_api_server_quotes() -> None:
+    async def test(rig: Rig) -> None:
+        token = rig.site.token(rig.site.pod("good"))
+
+        def failing(kind: type[Exception]) -> Callable[[Object], Object]:
+            def answer(body: Object) -> Object:
+                raise kind(f"spec.token: Invalid value: {body['spec']['token']}")
+
+            return answer
+
+        for kind in (Forbidden, ApiUnavailable):
+            rig.site.kube.hooks[REVIEWS] = failing(kind)
+            with pytest.raises(ApiUnavailable) as caught:
+                await rig.reviews.verify(token)
+            assert "Invalid value: (the token)" in str(caught.value)
+            assert token not in str(caught.value)
+
+    rigged(test)
+
+
 def test_the_cache_is_bounded_and_ends_with_the_token() -> None:
     async def test(rig: Rig) -> None:
         site = rig.site
-        reviews = TokenReviews(site.kube, AUDIENCE, site.clock, limit=3)
+        reviews = TokenReviews(site.kube, AUDIENCE, rig.offline, site.clock, limit=3)
         good = site.pod("good")
         for _ in range(10):
             await reviews.verify(site.token(good))
