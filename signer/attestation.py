@@ -14,6 +14,7 @@ from signer.errors import ApiUnavailable, Reason, Refused
 from signer.model import Agent, AttestedPod, BoundToken, LivePod, PodClaim
 from signer.pods import Pods
 from signer.tokens import OfflineTokens, TokenRefused, TokenReviews, claimed_pod
+from svid.spiffeid import SpiffeId
 
 _log = logging.getLogger("podsvid.attestation")
 # Pods whose last mint this replica remembers, for an outage of the API server.
@@ -57,9 +58,11 @@ class Attestor:
         self._offline = offline
         self._pods = pods
         self._clock = clock
-        # The node's uid by the pod's.
-        self._issued: OrderedDict[str, str] = OrderedDict()
+        # The node's uid and the identity by the pod's uid.
+        self._issued: OrderedDict[str, tuple[str, SpiffeId]] = OrderedDict()
         self._answered_at: datetime | None = None
+        # Since when tokens are not reviewed, though pods may still be told of.
+        self._unanswered_since: datetime | None = None
 
     async def agent(self, token: str) -> Agent:
         """The agent that a token proves. Raises Refused."""
@@ -111,12 +114,21 @@ class Attestor:
         self._check_live(pod, proven)
         return AttestedPod(pod, agent)
 
-    def issued(self, attested: AttestedPod) -> None:
-        """Remember that this pod has an identity: it can be renewed while the API server is away."""
+    def check_identity(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
+        """Without the API server a pod goes on as what it was, and as nothing else. Raises Refused."""
+        if attested.degraded and self._issued[attested.pod.uid][1] != spiffe_id:
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                f"the API server is away, and {spiffe_id} is not the identity that the pod had: it waits",
+                retry_after=RETRY,
+            )
+
+    def issued(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
+        """Remember that this pod has that identity: it can be renewed while the API server is away."""
         if attested.degraded:
             return
         uid = attested.pod.uid
-        self._issued[uid] = attested.agent.node_uid
+        self._issued[uid] = attested.agent.node_uid, spiffe_id
         self._issued.move_to_end(uid)
         while len(self._issued) > MAX_ISSUED:
             self._issued.popitem(last=False)
@@ -125,8 +137,9 @@ class Attestor:
         try:
             proven = await self._reviews.verify(token)
         except ApiUnavailable:
+            self._unanswered_since = self._unanswered_since or self._clock.now()
             return self._offline.verify(token), True
-        self._answered_at = self._clock.now()
+        self._answered_at, self._unanswered_since = self._clock.now(), None
         return proven, False
 
     async def _pod_refusal(self, error: TokenRefused, token: str) -> Refused:
@@ -165,7 +178,8 @@ class Attestor:
         """The pod as it was, if it may be renewed without the API server. Raises Refused."""
         self._within_outage()
         pod = self._pods.known(claim.uid)
-        if pod is None or self._issued.get(claim.uid) != agent.node_uid:
+        issued = self._issued.get(claim.uid)
+        if pod is None or issued is None or issued[0] != agent.node_uid:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
                 "the API server is away, and a pod without an identity waits for it",
@@ -176,8 +190,9 @@ class Attestor:
 
     def _within_outage(self) -> None:
         heard = [at for at in (self._answered_at, self._pods.last_contact) if at is not None]
-        limit = self._settings.outage_limit
-        if not heard or self._clock.now() - max(heard) > limit:
+        now, limit = self._clock.now(), self._settings.outage_limit
+        # An API server that tells of pods and reviews no tokens does not prolong it either.
+        if not heard or now - max(heard) > limit or now - (self._unanswered_since or now) > limit:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
                 f"the API server is away for longer than outage_limit ({limit.total_seconds():g} s)",

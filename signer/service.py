@@ -179,12 +179,13 @@ class SignerService:
                             attested = await self._attestor.pod(agent, _bounded(pod_token), claim)
                         with self._tracing.span("decide"):
                             entitlement = self._policies.entitlement(attested.pod)
+                            self._attestor.check_identity(attested, entitlement.spiffe_id)
                         span.note(
                             {"podsvid.spiffe_id": str(entitlement.spiffe_id), "podsvid.policy": entitlement.policy}
                         )
                         with self._tracing.span("sign"):
                             answer = sign(attested, entitlement)
-                        self._attestor.issued(attested)
+                        self._attestor.issued(attested, entitlement.spiffe_id)
         except Exception as error:
             refusal = _refusal(error)
             seconds = time.perf_counter() - started

@@ -27,8 +27,11 @@ from signer.tokens import (
     TokenRefused,
     TokenReviews,
 )
+from svid.spiffeid import SpiffeId
 from tests.signer_rig import AUDIENCE, DRIVER, Site
 
+WEB = SpiffeId.parse("spiffe://example.org/ns/default/sa/web")
+OTHER = SpiffeId.parse("spiffe://example.org/ns/default/sa/other")
 SETTINGS = AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), timedelta(minutes=10))
 
 
@@ -353,7 +356,7 @@ def test_without_the_api_server_only_what_has_an_identity_goes_on_and_not_for_ev
         await rig.offline.refresh()
         old, new = site.pod("old"), site.pod("new")
         agent, token, fresh = site.agent(), site.token(old), site.token(new)
-        rig.attestor.issued(await rig.attest(old, token, agent))
+        rig.attestor.issued(await rig.attest(old, token, agent), WEB)
         agent, token, fresh = rig.signed(agent), rig.signed(token), rig.signed(fresh)
         site.kube.down = True
         found = await rig.attest(old, token, agent)
@@ -366,9 +369,64 @@ def test_without_the_api_server_only_what_has_an_identity_goes_on_and_not_for_ev
         assert await rig.refused(old, token, elsewhere) is Reason.POD_ON_OTHER_NODE
         assert await rig.refused(old, fresh, agent) is Reason.POD_TOKEN_REPLAYED
         # A degraded answer does not prolong itself.
-        rig.attestor.issued(found)
+        rig.attestor.issued(found, WEB)
         site.clock.pass_by(minutes=11)
         assert await rig.refused(old, token, agent) is Reason.API_SERVER_UNAVAILABLE
+
+    rigged(test)
+
+
+def test_without_the_api_server_a_pod_goes_on_as_what_it_was_and_on_its_node() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        rig.publish_keys()
+        await rig.offline.refresh()
+        pod = site.pod("web")
+        agent, token = site.agent(), site.token(pod)
+        attested = await rig.attest(pod, token, agent)
+        rig.attestor.check_identity(attested, OTHER)  # the API server is there: policy alone decides
+        rig.attestor.issued(attested, WEB)
+        site.kube.down = True
+        degraded = await rig.attest(pod, rig.signed(token), rig.signed(agent))
+        rig.attestor.check_identity(degraded, WEB)
+        with pytest.raises(Refused) as caught:
+            rig.attestor.check_identity(degraded, OTHER)
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+        # A node of the same name that was made anew: its pod's token would be one of another pod.
+        again = {**jwt.decode(token, options={"verify_signature": False})}
+        again["kubernetes.io"] = {**again["kubernetes.io"], "node": {"name": "node-a", "uid": "another"}}
+        both = {"key": rig.key, "algorithm": "ES256", "headers": {"kid": "k1"}}
+        mine = {**jwt.decode(agent, options={"verify_signature": False})}
+        mine["kubernetes.io"] = {**mine["kubernetes.io"], "node": {"name": "node-a", "uid": "another"}}
+        found = await rig.refused(pod, jwt.encode(again, **both), jwt.encode(mine, **both))
+        assert found is Reason.API_SERVER_UNAVAILABLE
+
+    rigged(test)
+
+
+def test_an_api_server_that_only_reviews_no_tokens_does_not_prolong_its_outage() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        rig.publish_keys()
+        await rig.offline.refresh()
+        pod = site.pod("web")
+        agent, token = site.agent(), site.token(pod)
+        rig.attestor.issued(await rig.attest(pod, token, agent), WEB)
+        agent, token = rig.signed(agent), rig.signed(token)
+        site.kube.denied.add(("create", REVIEWS))
+        for minutes in range(10):
+            assert (await rig.attest(pod, token, agent)).degraded
+            site.clock.pass_by(minutes=1)
+            # The watch of pods goes on all the time.
+            site.pod(f"other-{minutes}")
+            while rig.pods.last_contact != site.clock.now():
+                await asyncio.sleep(0)
+        assert (await rig.attest(pod, token, agent)).degraded
+        site.clock.pass_by(seconds=1)
+        assert await rig.refused(pod, token, agent) is Reason.API_SERVER_UNAVAILABLE
+        site.kube.denied.clear()
+        fresh, mine = site.token(pod), site.agent()
+        assert not (await rig.attest(pod, fresh, mine)).degraded
 
     rigged(test)
 
