@@ -31,8 +31,16 @@ class TextFormatter(_Formatter):
     """For people: time, level, event, then key=value."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{key}={value!s}" for key, value in self._fields(record).items())
-        return f"{self._time(record)} {record.levelname:<7} {record.getMessage()} {fields}".rstrip()
+        fields = self._fields(record)
+        traceback = fields.pop("traceback", None)
+        line = " ".join([record.getMessage(), *(f"{key}={_quoted(str(value))}" for key, value in fields.items())])
+        return f"{self._time(record)} {record.levelname:<7} {line}" + (f"\n{traceback}" if traceback else "")
+
+
+def _quoted(text: str) -> str:
+    """`text` as one field: what others wrote must not look like the next field, or like a line of its own."""
+    plain = text.isprintable() and not set(text) & set(' "=')
+    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def configure(log_format: str, level: str) -> None:

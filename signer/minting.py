@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from runtime.clock import Clock
 from signer.errors import Reason, Refused
@@ -21,6 +22,7 @@ from svid.spiffeid import SpiffeId
 
 MAX_CSR = 16 * 1024
 MAX_DNS_NAMES = 32
+RSA_EXPONENT = 65537
 # Below this path are podsvid's own identities; no policy gives one to a pod.
 OWN_PATH = "/podsvid"
 
@@ -168,6 +170,9 @@ def proven_key(csr: bytes) -> PublicKey:
         algorithm_of(key)
     except InvalidKey as error:
         raise Refused(Reason.KEY_WEAK, str(error)) from None
+    # Small ones are known to be misused; with huge ones a signature takes long to check, here and at every peer.
+    if isinstance(key, rsa.RSAPublicKey) and key.public_numbers().e != RSA_EXPONENT:
+        raise Refused(Reason.KEY_WEAK, f"an RSA key must have the public exponent {RSA_EXPONENT}")
     try:
         proven = request.is_signature_valid
     except (ValueError, UnsupportedAlgorithm):

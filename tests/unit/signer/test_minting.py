@@ -100,6 +100,7 @@ def test_keys() -> None:
     weak = rsa.generate_private_key(65537, 1024)
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     assert refused(GIVEN, request=builder.sign(weak, SHA256()).public_bytes(Encoding.DER)) is Reason.KEY_WEAK
+    assert refused(GIVEN, request=csr(rsa.generate_private_key(3, 2048))) is Reason.KEY_WEAK
     for broken in (b"", b"\x30\x00", REQUEST[:-3], b"x" * 20_000):
         assert refused(GIVEN, request=broken) is Reason.CSR_INVALID
     # The signature's last bytes changed: still a request, not proven.
