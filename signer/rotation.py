@@ -149,11 +149,18 @@ class Rotation:
             await self._swap(stored, await self._life.do(stored.state, step, now), step)
 
     async def _loaded(self) -> Stored:
+        known = self.state.sequence if self.state else 0
         stored = await self._store.load()
         if stored is None:
             raise StateDamaged(
                 "the authorities' Secret is gone; restore it from a backup, or delete all signer pods to start with "
                 "new authorities that no running workload trusts"
+            )
+        if stored.state.sequence < known:
+            # An old copy may hold what was revoked since, and agents know better: it takes a person to go on from it.
+            raise StateDamaged(
+                f"the authorities' Secret is an older one (sequence {stored.state.sequence}, this signer has seen "
+                f"{known}); put the newer one back, or restart all signers and rotate the authorities"
             )
         self.see(stored.state)
         return stored

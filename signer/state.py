@@ -25,6 +25,8 @@ from svid.keys import key_from_pem, key_to_pem
 from svid.spiffeid import TrustDomain
 
 _VERSION = 1
+# Half of what the signer's API has room for: it goes on rising.
+MAX_SEQUENCE = 2**63
 _ADVICE = (
     "restore the Secret from a backup; or, if there is none, delete it and restart all signer pods: every workload "
     "must then get new SVIDs, and none trusts the old ones"
@@ -180,8 +182,8 @@ class AuthorityState:
                     "choose another state_secret"
                 )
             sequence = document["sequence"]
-            if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 1:
-                raise _damaged("sequence is not a positive number")
+            if isinstance(sequence, bool) or not isinstance(sequence, int) or not 1 <= sequence <= MAX_SEQUENCE:
+                raise _damaged("sequence is not a positive number that agents can be told")
             return cls(
                 trust_domain,
                 sequence,

@@ -1,6 +1,7 @@
 """The authorities' life: whatever is asked for and whoever acknowledges, every SVID verifies and nothing is torn."""
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -195,6 +196,11 @@ def test_what_is_damaged_is_refused_and_not_quoted() -> None:
     for old, new in ((b'"active"', b'"old"'), (b'"version": 1', b'"version": 2'), (b'"sequence": ', b'"sequence": -')):
         with pytest.raises(StateDamaged):
             AuthorityState.from_json(data.replace(old, new), TD)
+    document = json.loads(data)
+    for sequence in (0, True, "1", None, 1.5, 2**63 + 1, 10**400):
+        with pytest.raises(StateDamaged):
+            AuthorityState.from_json(json.dumps({**document, "sequence": sequence}).encode(), TD)
+    assert AuthorityState.from_json(json.dumps({**document, "sequence": 2**63}).encode(), TD).bundle.to_jwks()
 
 
 class Lives(RuleBasedStateMachine):

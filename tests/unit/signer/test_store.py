@@ -2,15 +2,21 @@
 
 import asyncio
 import base64
+import random
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from signer.acknowledgements import Agents
 from signer.errors import Conflict, StateDamaged
 from signer.kube import Object
+from signer.leader import Leader
+from signer.metrics import Metrics
+from signer.rotation import Rotation
 from signer.store import Cipher, SecretStore, read_cipher
 from signer.upstream import FileUpstream, UpstreamUnusable
 from svid.authority import X509Authority
@@ -80,6 +86,33 @@ def test_no_secret_without_content_is_taken_for_a_new_cluster() -> None:
             kube.put(PATH, {"data": data})
             with pytest.raises(StateDamaged):
                 await store(kube).load()
+
+    asyncio.run(run())
+
+
+def test_an_older_secret_is_not_gone_on_from() -> None:
+    """An old copy, put back while signers run, may hold an authority that was revoked since."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        kept = store(kube)
+        leader = Leader(kube, "podsvid", "lease", "one", timedelta(seconds=15), clock, random.Random(1))
+        agents = Agents(kube, "podsvid", "one", clock)
+        rotation = Rotation(kept, life(), leader, agents, frozenset, Metrics(), clock)
+        await rotation.open()
+        old = dict(kube.objects[PATH]["data"])
+        await rotation.step("prepare", "x509", "", forced=False)
+        newest, new = rotation.state, dict(kube.objects[PATH]["data"])
+        kube.put(PATH, {"data": old})
+        confirmed = rotation.confirmed_at
+        clock.pass_by(minutes=1)
+        with pytest.raises(StateDamaged, match="restart all signers"):
+            await rotation.step("activate", "x509", "", forced=True)
+        assert (rotation.state, rotation.confirmed_at) == (newest, confirmed)
+        assert kube.objects[PATH]["data"] == old
+        kube.put(PATH, {"data": new})
+        await rotation.step("activate", "x509", "", forced=True)
 
     asyncio.run(run())
 
