@@ -3,12 +3,13 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
-from signer.errors import Conflict, NotFound, SignerError
+from signer.errors import Conflict, NotFound, Reason, Refused, SignerError
 from signer.kube import KubeApi, Object
 from signer.mirror import Mirror
 from signer.model import Agent
@@ -21,6 +22,11 @@ IDLE_SECONDS = 300.0
 # A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than this.
 STALE = timedelta(minutes=15)
 MAX_BYTES = 900_000
+# A node has one agent with one stream, and for a while those that it lost and the signer still takes for open.
+MAX_STREAMS = 16
+# What an agent may say of its SVIDs: more would let one node fill the ConfigMap that the others' words go through.
+MAX_AUTHORITIES = 64
+_AUTHORITY_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _VERSION = 1
 
 
@@ -62,7 +68,9 @@ class Agents:
         return len(self._open)
 
     def connect(self, agent: Agent) -> int:
-        """An agent's stream began; the handle is for `disconnect`."""
+        """An agent's stream began; the handle is for `disconnect`. Raises Refused (BUSY)."""
+        if sum(node == agent.node_name for node in self._open.values()) >= MAX_STREAMS:
+            raise Refused(Reason.BUSY, f"node {agent.node_name} has {MAX_STREAMS} trust streams open already")
         self._next += 1
         self._open[self._next] = agent.node_name
         self._nodes.setdefault(agent.node_name, Acknowledged(0))
@@ -71,7 +79,8 @@ class Agents:
     def acknowledged(self, node: str, sequence: int, in_use: Mapping[str, int]) -> None:
         """What the agent of `node` said."""
         if node in self._nodes:
-            self._nodes[node] = Acknowledged(sequence, dict(in_use))
+            named = [each for each in in_use.items() if _AUTHORITY_ID.fullmatch(each[0])]
+            self._nodes[node] = Acknowledged(sequence, dict(named[:MAX_AUTHORITIES]))
 
     def disconnect(self, handle: int) -> None:
         """The stream ended. Its node is forgotten here unless a newer stream is open."""

@@ -13,8 +13,8 @@ from signer.kube import KubeApi
 from signer.model import PodClaim
 
 _log = logging.getLogger("podsvid.events")
-# The same words about the same pod are said once in this time. A surprise comes with every renewal, and no SVID may
-# cost a write: it is said once in a pod's usual life.
+# A reason to refuse a pod is said once in this time, as what an agent asks for may stand in its text. A surprise comes
+# with every renewal, and no SVID may cost a write: the same words are said once in a pod's usual life.
 REPEAT, SURPRISE_REPEAT = timedelta(minutes=5), timedelta(days=7)
 QUEUE = 1000
 MAX_REMEMBERED = 20_000
@@ -45,11 +45,11 @@ class Events:
 
     def refused(self, pod: PodClaim, reason: str, message: str) -> None:
         """An identity was refused to `pod` for `reason` (a reason code)."""
-        self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}", REPEAT)
+        self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}", reason, REPEAT)
 
     def surprise(self, pod: PodClaim, reason: str, message: str) -> None:
         """Something about its policies that a person should look at."""
-        self._say(pod, "Normal", reason, message, SURPRISE_REPEAT)
+        self._say(pod, "Normal", reason, message, message, SURPRISE_REPEAT)
 
     async def run(self) -> None:
         """Write what is queued, for ever."""
@@ -64,9 +64,9 @@ class Events:
                 self._failing = True
             await asyncio.sleep(SPACING)
 
-    def _say(self, pod: PodClaim, kind: str, reason: str, note: str, repeat: timedelta) -> None:
+    def _say(self, pod: PodClaim, kind: str, reason: str, note: str, same: str, repeat: timedelta) -> None:
         now = self._clock.now()
-        key = (pod.uid, f"{reason} {note}")
+        key = (pod.uid, f"{reason} {same}")
         said = self._said.get(key)
         if said is not None and now - said < repeat:
             return

@@ -203,17 +203,18 @@ class SignerService:
     async def watch_trust(
         self, requests: AsyncIterator[signer_pb2.WatchTrustRequest], context: Context
     ) -> AsyncIterator[signer_pb2.WatchTrustResponse]:
+        agent: Agent | None = None
         try:
             agent = await self._attestor.agent(_bearer(context))
+            handle = self._agents.connect(agent)
         except Exception as error:
             refusal = _refusal(error)
-            self._audit.refused("trust", None, None, refusal.reason, str(refusal), 0.0)
+            self._audit.refused("trust", agent, None, refusal.reason, str(refusal), 0.0)
             await _abort(context, refusal)
             raise
         now = self._clock.now()
         # Spread: after a restart all streams began at the same time, and must not end so.
         life = min(STREAM_LIFE * self._rng.uniform(0.5, 1.0), agent.token_expires_at - TOKEN_MARGIN - now)
-        handle = self._agents.connect(agent)
         reading = asyncio.ensure_future(self._read(agent, requests))
         version = 0
         try:
@@ -239,7 +240,7 @@ class SignerService:
 
     async def _read(self, agent: Agent, requests: AsyncIterator[signer_pb2.WatchTrustRequest]) -> None:
         async for request in requests:
-            in_use = {each.authority_id[:256]: each.svids for each in request.in_use[:64]}
+            in_use = {each.authority_id: each.svids for each in request.in_use}
             self._agents.acknowledged(agent.node_name, request.acknowledged_sequence, in_use)
 
 

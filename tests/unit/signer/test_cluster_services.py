@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.acknowledgements import Agents
+from signer.acknowledgements import MAX_STREAMS, Agents
 from signer.errors import Reason, Refused
 from signer.events import Events
 from signer.leader import Leader
@@ -203,6 +203,22 @@ def test_events_are_few_and_never_in_the_way() -> None:
     asyncio.run(run())
 
 
+def test_what_an_agent_asks_for_makes_no_new_event() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        events = Events(kube, "signer-1", clock)
+        pod = PodClaim("default", "web", "uid-1")
+        for number in range(300):
+            events.refused(pod, "DNS_NAME_DENIED", f"'n{number}.test' is not among the DNS names")
+        events.refused(pod, "KEY_WEAK", "another reason is news")
+        clock.pass_by(minutes=5)
+        events.refused(pod, "DNS_NAME_DENIED", "later")
+        assert events._queue.qsize() == 3
+
+    asyncio.run(run())
+
+
 def test_a_surprise_is_no_write_for_each_renewal() -> None:
     async def run() -> None:
         clock = StepClock()
@@ -260,6 +276,41 @@ def test_acknowledgements_of_all_replicas_count() -> None:
         await running([one._others.run()], test)
 
     asyncio.run(run())
+
+
+def test_one_agent_cannot_fill_what_all_share() -> None:
+    """Neither with streams, nor with words: these go to the other replicas through one ConfigMap."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        agents = Agents(kube, "podsvid", "one", clock)
+        handles = [agents.connect(agent("a")) for _ in range(MAX_STREAMS)]
+        with pytest.raises(Refused) as caught:
+            agents.connect(agent("a"))
+        assert caught.value.reason is Reason.BUSY
+        assert agents.connected == MAX_STREAMS
+        agents.connect(agent("b"))
+        agents.disconnect(handles[0])
+        agents.connect(agent("a"))
+        honest = {"ab" * 20: 3}
+        agents.acknowledged("a", 2**64 - 1, {**honest, **{f"\U0001f600{number}" * 20: 1 for number in range(1000)}})
+        agents.acknowledged("b", 7, {**honest, **{f"{number:040x}": 2**32 - 1 for number in range(10_000)}})
+        assert agents.summary(7, frozenset({"a"})) == (frozenset(), honest)
+        await agents.write()
+        (stored,) = kube.objects.values()
+        assert len(stored["data"]["nodes"]) < 8 * 1024
+
+    asyncio.run(run())
+
+
+def test_nobody_speaks_for_a_node_without_a_stream() -> None:
+    agents = Agents(FakeKube(StepClock()), "podsvid", "one", StepClock())
+    agents.acknowledged("a", 9, {})
+    assert agents.summary(7, frozenset({"a"})) == (frozenset({"a"}), None)
+    agents.disconnect(agents.connect(agent("a")))
+    agents.acknowledged("a", 9, {})
+    assert agents.summary(7, frozenset({"a"})) == (frozenset({"a"}), None)
 
 
 @given(st.dictionaries(st.sampled_from(["version", "identity", "written_at", "nodes"]), st.text(max_size=30)))
