@@ -17,6 +17,8 @@ HEADER = ("workload.spiffe.io", "true")
 # These are no part of the Workload API: Envoy, probes and grpcurl send no SPIFFE header.
 WITHOUT_HEADER = ("/envoy.service.secret.v3.SecretDiscoveryService/", "/grpc.health.v1.Health/", "/grpc.reflection.")
 MAX_REQUEST = 64 * 1024
+# Bytes of one call's metadata, names and values; the header above and what tracing adds are some hundred.
+MAX_METADATA = 16 * 1024
 AnyContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = Any  # grpc.RpcMethodHandler's fields are not typed
 
@@ -25,8 +27,9 @@ _Handler: TypeAlias = Any  # grpc.RpcMethodHandler's fields are not typed
 class Limits:
     """What one socket may take, so that a pod that runs wild hurts itself only.
 
-    `connections` and `calls` are open at once; `rate` new calls a second go on for ever, `burst` of them at once.
-    A call above them is answered UNAVAILABLE, a connection is closed: clients try again later.
+    `connections` and `calls` are open at once; `rate` new calls a second go on for ever, `burst` of them at once, and
+    what is asked on open streams counts as calls do. A call above them is answered UNAVAILABLE, a connection is closed:
+    clients try again later. A request on an open stream waits.
     """
 
     connections: int = 256
@@ -71,11 +74,13 @@ class Endpoint:
                 ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
                 ("grpc.max_receive_message_length", MAX_REQUEST),
-                ("grpc.max_metadata_size", 16 * 1024),
+                ("grpc.max_metadata_size", MAX_METADATA),
                 ("grpc.max_allowed_incoming_connections", self._limits.connections),
                 ("grpc.max_concurrent_streams", self._limits.calls),
-                # A connection on which no HTTP/2 is spoken; real clients begin within milliseconds.
+                # A connection on which no HTTP/2 is spoken, or no setting acknowledged; real clients begin within
+                # milliseconds, and what they have not acknowledged does not limit them.
                 ("grpc.server_handshake_timeout_ms", 10_000),
+                ("grpc.http2.settings_timeout", 10_000),
                 ("grpc.so_reuseport", 0),
             ),
         )
@@ -103,6 +108,8 @@ class _Guard(grpc.aio.ServerInterceptor):
         self._open: dict[object, tuple[str, float]] = {}
         self._allowance = float(limits.burst)
         self._at = asyncio.get_running_loop().time()
+        # Of all streams whose next request has to wait, one looks whether it may.
+        self._turn = asyncio.Lock()
 
     async def intercept_service(
         self,
@@ -111,9 +118,13 @@ class _Guard(grpc.aio.ServerInterceptor):
     ) -> _Handler:
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
+        metadata = handler_call_details.invocation_metadata or ()
+        if sum(len(key) + len(value) for key, value in metadata) > MAX_METADATA:
+            # grpc's own limit holds for clients that acknowledge it; a call of others keeps megabytes while it is open.
+            return _refusal(handler, grpc.StatusCode.RESOURCE_EXHAUSTED, f"metadata of more than {MAX_METADATA} bytes")
         name, wanted = HEADER
         if not method.startswith(WITHOUT_HEADER):
-            values = [value for key, value in handler_call_details.invocation_metadata or () if key == name]
+            values = [value for key, value in metadata if key == name]
             if values != [wanted]:
                 # Before the method is known: a call without it is refused whatever it asks for.
                 return _refusal(handler, grpc.StatusCode.INVALID_ARGUMENT, f"security header missing: {name}: {wanted}")
@@ -131,30 +142,44 @@ class _Guard(grpc.aio.ServerInterceptor):
         return [(method, now - began) for method, began in self._open.values()]
 
     def _excess(self) -> str:
+        if len(self._open) >= self._limits.calls:
+            return "open calls"
+        return "calls a second" if self._take() else ""
+
+    def _take(self) -> float:
+        """Take one call from the allowance; or the seconds until there will be one."""
         now = asyncio.get_running_loop().time()
         self._allowance = min(self._limits.burst, self._allowance + (now - self._at) * self._limits.rate)
         self._at = now
-        if len(self._open) >= self._limits.calls:
-            return "open calls"
         if self._allowance < 1:
-            return "calls a second"
+            return (1 - self._allowance) / self._limits.rate
         self._allowance -= 1
-        return ""
+        return 0.0
+
+    async def _paced(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for request in requests:
+            async with self._turn:
+                wait = self._take()
+                while wait:
+                    await asyncio.sleep(wait)
+                    wait = self._take()
+            yield request
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         behaviour = _behaviour(handler)
+        taken = self._paced if handler.request_streaming else _as_it_is
         if inspect.isasyncgenfunction(inspect.unwrap(behaviour)):
 
             async def stream(request: Any, context: AnyContext) -> AsyncIterator[Any]:
                 async with self._call(method, context):
-                    async for message in behaviour(request, context):
+                    async for message in behaviour(taken(request), context):
                         yield message
 
             return _like(handler, stream)
 
         async def call(request: Any, context: AnyContext) -> Any:
             async with self._call(method, context):
-                return await behaviour(request, context)
+                return await behaviour(taken(request), context)
 
         return _like(handler, call)
 
@@ -182,6 +207,10 @@ class _Guard(grpc.aio.ServerInterceptor):
         finally:
             del self._open[this]
             self._metrics.call_ended(method)
+
+
+def _as_it_is(request: Any) -> Any:
+    return request
 
 
 def _behaviour(handler: _Handler) -> Callable[[Any, AnyContext], Any]:

@@ -14,6 +14,7 @@ import grpc.aio
 import pytest
 
 from agent.endpoint import HEADER, Endpoint, Limits
+from bench import attacks
 
 GOOD = (HEADER,)
 SDS = "/envoy.service.secret.v3.SecretDiscoveryService/Call"
@@ -67,6 +68,11 @@ class Methods:
         yield b"first"
         await forever
 
+    async def echo(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            self.seen.append(request)
+            yield request
+
     def _began(self, context: Any) -> asyncio.Future[None]:
         task = asyncio.current_task()
         assert task is not None
@@ -84,6 +90,7 @@ class Methods:
                 "FailStream": grpc.unary_stream_rpc_method_handler(self.fail_stream),
                 "Wait": grpc.unary_unary_rpc_method_handler(self.wait),
                 "WaitStream": grpc.unary_stream_rpc_method_handler(self.wait_stream),
+                "Echo": grpc.stream_stream_rpc_method_handler(self.echo),
             },
         )
 
@@ -295,6 +302,23 @@ def test_a_burst_is_taken_and_what_is_above_it_is_refused() -> None:
     served(main, Limits(rate=0.0001, burst=5))
 
 
+def test_what_is_asked_on_an_open_stream_counts_as_calls_do_and_waits() -> None:
+    async def main(at: Served) -> None:
+        async with at.channel() as channel:
+            call = channel.stream_stream("/SpiffeWorkloadAPI/Echo")(metadata=GOOD)
+            for number in range(3):
+                await call.write(b"%d" % number)
+                assert await call.read() == b"%d" % number
+            await call.write(b"one too many")
+            code, _ = await code_of(channel.unary_unary("/SpiffeWorkloadAPI/Call")(b"", metadata=GOOD))
+            assert code is grpc.StatusCode.UNAVAILABLE
+            assert at.methods.seen == [b"0", b"1", b"2"]
+            call.cancel()
+        await until(lambda: at.counts.open == 0)
+
+    served(main, Limits(rate=0.0001, burst=4))
+
+
 def test_connections_above_the_limit_are_closed_and_the_open_ones_go_on() -> None:
     async def main(at: Served) -> None:
         async with at.channel() as channel:
@@ -339,10 +363,10 @@ def test_keepalive_pings_on_an_idle_stream_are_borne() -> None:
 
     async def main(at: Served) -> None:
         reader, writer = await asyncio.open_unix_connection(at.path)
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, b""))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + attacks.frame(4, 0, 0))
         for number in range(20):
             # One after the other: a GOAWAY comes behind the answer to the ping that was one too many.
-            writer.write(frame(6, 0, number.to_bytes(8, "big")))
+            writer.write(attacks.frame(6, 0, 0, number.to_bytes(8, "big")))
             answered = False
             while not answered:
                 kind, flags, payload = await read_frame(reader)
@@ -353,13 +377,33 @@ def test_keepalive_pings_on_an_idle_stream_are_borne() -> None:
     served(main)
 
 
-def frame(kind: int, flags: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 0]) + payload
-
-
 async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
     head = await reader.readexactly(9)
     return head[3], head[4], await reader.readexactly(int.from_bytes(head[:3], "big"))
+
+
+def test_metadata_that_no_setting_limits_is_refused_and_who_acknowledges_nothing_is_closed() -> None:
+    """A client that does not acknowledge the server's SETTINGS is not held to what they say."""
+
+    async def main(at: Served) -> None:
+        reader, writer = await asyncio.open_unix_connection(at.path)
+        mute, quiet = await asyncio.open_unix_connection(at.path)
+        writer.write(attacks.PREFACE + attacks.frame(4, 0, 0) + attacks.call(1, (b"x", b"y" * 100_000)))
+        seen = b""
+        while b"grpc-status" not in seen:
+            kind, _, payload = await read_frame(reader)
+            seen = payload if kind == 1 else seen
+        assert b"metadata of more than" in seen
+        assert not at.methods.tasks
+        assert at.counts.open == 0
+        # Neither that connection nor one that says nothing is kept.
+        for each in (reader, mute):
+            while await each.read(4096):
+                pass
+        writer.close()
+        quiet.close()
+
+    served(main)
 
 
 @pytest.mark.spec("C-23")
