@@ -94,10 +94,14 @@ def record(rows: Sequence[Row], about: Mapping[str, str], name: str = "latest") 
     """Write NAME.md and one JSON file a day and kind of host, a row a line."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(table(rows, about), encoding="utf-8")
+    record_values(rows, about, "" if name == "latest" else f"-{name}")
+
+
+def record_values(rows: Sequence[Row], about: Mapping[str, str], kind: str) -> None:
+    """Write the JSON file of `kind`, empty or beginning with a dash."""
     short = [{**asdict(row), "values": [float(f"{value:.5g}") for value in row.values]} for row in rows]
     text = f'{{"environment": {json.dumps(dict(about))},\n"rows": [\n'
     text += ",\n".join(json.dumps(row) for row in short) + "\n]}\n"
-    kind = "" if name == "latest" else f"-{name}"
     (RESULTS / f"{about['date']}-{about['cores']}c{kind}.json").write_text(text, encoding="utf-8")
 
 
