@@ -4,9 +4,9 @@
 
 A real agent with 20 pods; the first of them is attacked (the first ten in the last two rows) by two processes. Each
 kind of attack takes turns, in the same run, with quiet and with a floor: processes that attack nobody and burn the CPU
-time that the attackers burnt, since here no cgroup keeps a pod from the cores that all share; for the fork bomb, as many
-processes that do nothing. Meanwhile other pods connect and fetch their first SVID, new volumes are published, and SVIDs
-come due. Records bench/results/hostile.md.
+time that the attackers burnt, since here no cgroup keeps a pod from the cores that all share; for the fork bomb, as
+many processes that do nothing. Meanwhile other pods connect and fetch their first SVID, new volumes are published, and
+SVIDs come due. Records bench/results/hostile.md.
 """
 
 import argparse
@@ -262,8 +262,8 @@ def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
     lines = ["# Pods that run wild", "", ", ".join(f"{key} {value}" for key, value in about.items()), ""]
     lines += [
         f"`python -m bench.hostile`: {PODS} pods, SVIDs of {TTL}; what is done to one of them is in bench/attacks.py.",
-        "Latencies are of other pods: quiet / floor / attack, in turn; the floor burns the attackers' CPU time (for forks:",
-        "makes as many processes) and attacks nobody.",
+        "Latencies are of other pods: quiet / floor / attack, in turn; the floor burns the attackers' CPU time and",
+        "attacks nobody (for forks: it makes as many processes, which do nothing).",
         "",
     ]
     lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *map(line, found), ""]
