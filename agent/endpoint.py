@@ -75,6 +75,8 @@ class Endpoint:
                 ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
                 ("grpc.max_receive_message_length", MAX_REQUEST),
                 ("grpc.max_metadata_size", MAX_METADATA),
+                # An open call keeps whole what its metadata was read with.
+                ("grpc.experimental.tcp_max_read_chunk_size", 16 * 1024),
                 ("grpc.max_allowed_incoming_connections", self._limits.connections),
                 ("grpc.max_concurrent_streams", self._limits.calls),
                 # A connection on which no HTTP/2 is spoken, or no setting acknowledged; real clients begin within
