@@ -1,11 +1,14 @@
 """Measure a signer in a process of its own: CPU time of a mint, and agents that come back after a restart.
 
-python -m bench.signer: prints a table and records it.
+python -m bench.signer: prints a table and records it. With --profile: where the time of a mint goes, under cProfile,
+which makes everything slower and small functions most; records signer-profile.md.
 """
 
+import argparse
 import asyncio
 import logging
 import os
+import pstats
 import random
 import sys
 import tempfile
@@ -21,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.signer_authority import SignerAuthority, SignerSettings
-from bench.report import Report, environment, record, table
+from bench.report import RESULTS, Report, environment, record, table
 from runtime.clock import SystemClock
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
@@ -41,14 +44,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def mints(report: Report, count: int, rounds: int) -> None:
-    """Attested mints, each of another pod with a token of its own."""
+async def mints(report: Report, count: int, rounds: int, profile: Path | None = None) -> None:
+    """Attested mints, each of another pod with a token of its own; `profile` gets where the signer spent its time."""
     key = KeyAlgorithm.EC_P256.generate()
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     request_der = csr.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
     values, rates = [], []
     with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
-        with process(Path(name), count * rounds, 8, free_port()) as (running, site):
+        with process(Path(name), count * rounds, 8, free_port(), profile=profile) as (running, site):
             roots = TrustBundle.from_jwks(TD, Path(site["bundle"]).read_bytes()).to_pem()
             options = [("grpc.ssl_target_name_override", SIGNER_NAME)]
             credentials = grpc.ssl_channel_credentials(roots)
@@ -63,7 +66,7 @@ async def mints(report: Report, count: int, rounds: int) -> None:
                     pods = iter(site["pods"][number * count : (number + 1) * count])
 
                     async def work(pods: Iterator[Any] = pods) -> None:
-                        for namespace, pod, uid, token, node in pods:
+                        for namespace, pod, uid, token, node, _ in pods:
                             message = signer_pb2.MintX509SVIDRequest(
                                 pod=signer_pb2.Pod(namespace=namespace, name=pod, uid=uid),
                                 pod_token=token,
@@ -136,7 +139,41 @@ async def _until(true: Any) -> None:
             await asyncio.sleep(0.05)
 
 
+def profiled(file: Path, count: int) -> str:
+    """The functions that took most of the time themselves, and those below which most of it was spent."""
+    found: Any = pstats.Stats(str(file))
+    total = found.total_tt
+    rows = {
+        f"{Path(path).name}:{line} {name}" if line else name: (own, below)
+        for (path, line, name), (_, _, own, below, _) in found.stats.items()
+        if "poll" not in name and "select" not in name
+    }
+    lines = [f"{count} mints; {total / count * 1e3:.2f} ms each by the profiler's clock, waiting included.", ""]
+    for title, at in (("time in the function itself", 0), ("time in it and what it calls", 1)):
+        lines += [f"| {title} | ms a mint |", "|---|---|"]
+        best = sorted(rows.items(), key=lambda row: -row[1][at])[:25]
+        lines += [f"| `{name.replace('|', ' ')}` | {values[at] / count * 1e3:.3f} |" for name, values in best] + [""]
+    return "\n".join(lines)
+
+
+def record_profile(count: int) -> None:
+    """Mint under the profiler and write down what it saw."""
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
+        file = Path(name) / "profile"
+        asyncio.run(mints(Report(), count, 1, file))
+        text = profiled(file, count)
+    about = ", ".join(f"{key} {value}" for key, value in environment().items())
+    text = f"# Profile of the signer\n\n`python -m bench.signer --profile`: {about}.\n\n{text}"
+    (RESULTS / "signer-profile.md").write_text(text)
+    print(text)
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.signer", description=__doc__)
+    parser.add_argument("--profile", action="store_true")
+    if parser.parse_args().profile:
+        record_profile(2000)
+        return 0
     report, about = Report(), environment()
 
     async def run() -> None:

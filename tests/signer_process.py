@@ -42,12 +42,23 @@ def free_port() -> int:
 
 @contextmanager
 def process(
-    folder: Path, pods: int, nodes: int, port: int, *flags: str
+    folder: Path, pods: int, nodes: int, port: int, *flags: str, profile: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    """A running signer and what it wrote about itself."""
+    """A running signer and what it wrote about itself; `profile` is where cProfile writes at its end."""
     site = folder / "site.json"
     site.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.signer_process", str(folder), str(pods), str(nodes), str(REVIEW), str(port)]
+    profiler = ["-m", "cProfile", "-o", str(profile)] if profile else []
+    command = [
+        sys.executable,
+        *profiler,
+        "-m",
+        "tests.signer_process",
+        str(folder),
+        str(pods),
+        str(nodes),
+        str(REVIEW),
+        str(port),
+    ]
     with (folder / "signer.log").open("ab") as log:
         running = subprocess.Popen([*command, *flags], stdout=log, stderr=log)
     try:
