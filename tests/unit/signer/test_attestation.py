@@ -395,10 +395,11 @@ def test_without_the_api_server_a_pod_goes_on_as_what_it_was_and_on_its_node() -
         # A node of the same name that was made anew: its pod's token would be one of another pod.
         again = {**jwt.decode(token, options={"verify_signature": False})}
         again["kubernetes.io"] = {**again["kubernetes.io"], "node": {"name": "node-a", "uid": "another"}}
-        both: dict[str, Any] = {"key": rig.key, "algorithm": "ES256", "headers": {"kid": "k1"}}
         mine = {**jwt.decode(agent, options={"verify_signature": False})}
         mine["kubernetes.io"] = {**mine["kubernetes.io"], "node": {"name": "node-a", "uid": "another"}}
-        found = await rig.refused(pod, jwt.encode(again, **both), jwt.encode(mine, **both))
+        found = await rig.refused(
+            pod, *(jwt.encode(each, rig.key, algorithm="ES256", headers={"kid": "k1"}) for each in (again, mine))
+        )
         assert found is Reason.API_SERVER_UNAVAILABLE
 
     rigged(test)

@@ -13,6 +13,8 @@ SHORT = {
     "N": "tests/node/test_signer_authority.py",
     "O": "tests/cluster/test_outage.py",
     "S": "tests/unit/signer/test_store.py",
+    "E": "tests/unit/signer/test_cluster_services.py",
+    "L": "tests/unit/runtime/test_log.py",
 }
 
 
