@@ -428,6 +428,9 @@ def test_an_api_server_that_only_reviews_no_tokens_does_not_prolong_its_outage()
         site.kube.denied.clear()
         fresh, mine = site.token(pod), site.agent()
         assert not (await rig.attest(pod, fresh, mine)).degraded
+        # The next outage has its own bound.
+        site.kube.denied.add(("create", REVIEWS))
+        assert (await rig.attest(pod, token, agent)).degraded
 
     rigged(test)
 
