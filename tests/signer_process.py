@@ -122,10 +122,14 @@ async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: i
         (folder / "site.new").write_text(json.dumps(written))
         (folder / "site.new").rename(folder / "site.json")
         await stopping.wait()
+    # What it wrote to the API server, beside the one Secret: for whoever wants to see it.
+    (folder / "objects.json").write_text(
+        json.dumps({path: each for path, each in site.kube.objects.items() if path != SECRET})
+    )
 
 
 if __name__ == "__main__":
     require_tls13()
-    log.configure("json", "info")
+    log.configure("json", "debug")
     folder, pods, nodes, milliseconds, port, *flags = sys.argv[1:]
     asyncio.run(main(Path(folder), int(pods), int(nodes), float(milliseconds), int(port), flags))
