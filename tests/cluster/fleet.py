@@ -18,7 +18,7 @@ from tests.support import Host, host
 from . import signing
 from .api import Object
 from .binaries import Progress
-from .harness import Cluster
+from .harness import PATIENCE_SECONDS, Cluster
 from .signing import AUDIENCE, DRIVER, NAMESPACE, SignerProcess
 
 # kubelet passes tokens again about as often.
@@ -58,7 +58,7 @@ def authority_of(target: Path) -> str:
 
 def handshake(server: Path, client: Path) -> None:
     """Mutual TLS between two volumes by OpenSSL, each with the files of one moment. Raises ssl.SSLError."""
-    first, second = _context(server, server_side=True), _context(client, server_side=False)
+    first, second = tls_context(server, server_side=True), tls_context(client, server_side=False)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     serving = first.wrap_bio(to_server, to_client, server_side=True)
     calling = second.wrap_bio(to_client, to_server, server_side=False)
@@ -78,7 +78,8 @@ def handshake(server: Path, client: Path) -> None:
     assert calling.read(1) == b"x"
 
 
-def _context(target: Path, *, server_side: bool) -> ssl.SSLContext:
+def tls_context(target: Path, *, server_side: bool) -> ssl.SSLContext:
+    """Mutual TLS with the files that a volume has at one moment, whatever is rotated meanwhile."""
     folder = os.open(target / "..data", os.O_PATH | os.O_DIRECTORY)
     here = f"/proc/self/fd/{folder}"
     try:
@@ -115,7 +116,7 @@ class Fleet:
     async def start_pod(self, node: FleetNode, name: str) -> Path:
         """A pod on a node, with its volume published as kubelet does: again and again until it is."""
         pod, volume = await self.prepare(node, name)
-        target = node.targets[name] = await node.kubelet.publish_until(pod, volume, timeout=120)
+        target = node.targets[name] = await node.kubelet.publish_until(pod, volume, timeout=PATIENCE_SECONDS)
         return target
 
     async def republish(self) -> None:
@@ -162,7 +163,7 @@ async def fleet(
             kubelet = StandInKubelet(here.kubelet_root)
             await kubelet.start()
             stack.push_async_callback(kubelet.stop)
-            await kubelet.wait_registered(DRIVER)
+            await kubelet.wait_registered(DRIVER, timeout=PATIENCE_SECONDS)
             nodes[name] = FleetNode(name, here, kubelet, agent_pod)
         try:
             for node in nodes.values():

@@ -83,4 +83,4 @@ def empty(cluster: Cluster) -> None:
     def gone() -> bool:
         return cluster.api.find(f"/api/v1/namespaces/{NAMESPACE}") is None
 
-    wait_for("the namespace to be gone", gone, seconds=60, progress=lambda _: None)
+    wait_for("the namespace to be gone", gone, progress=lambda _: None)

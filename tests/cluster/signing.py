@@ -59,7 +59,7 @@ def install(cluster: Cluster, progress: Progress) -> None:
         conditions = [{c["type"]: c["status"] for c in each.get("status", {}).get("conditions", [])} for each in found]
         return all(each.get("Established") == "True" for each in conditions)
 
-    wait_for("the custom resources to be served", served, seconds=60, progress=progress)
+    wait_for("the custom resources to be served", served, progress=progress)
 
 
 def node(cluster: Cluster, name: str) -> Object:
@@ -288,7 +288,7 @@ def signer_process(
     running = SignerProcess(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{http}", home / "admin.sock", log)
     try:
         if wait:
-            wait_for(f"{name} to sign", running.ready, seconds=60, progress=progress, alive=running.check)
+            wait_for(f"{name} to sign", running.ready, progress=progress, alive=running.check)
         yield running
     finally:
         if process.poll() is None:
@@ -329,7 +329,7 @@ def published_roots(cluster: Cluster, progress: Progress) -> bytes:
         found = cluster.api.find(BUNDLE)
         return found is not None and str(found["data"]["ca.crt"]).encode() == roots
 
-    wait_for("the trust bundle", published, seconds=30, progress=progress)
+    wait_for("the trust bundle", published, progress=progress)
     return roots
 
 

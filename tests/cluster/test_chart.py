@@ -17,6 +17,7 @@ from . import chart
 from .api import Object
 from .binaries import ClusterError, Progress, build
 
+pytestmark = pytest.mark.timeout(5400)
 GOLDEN = Path(__file__).parent / "golden" / "everything.yaml"
 # Other than the defaults, wherever that changes what is rendered.
 EVERYTHING = (

@@ -20,11 +20,12 @@ from . import product_image
 from .api import Object, collection
 from .binaries import Progress
 from .chart import CHART, ROOT
+from .fleet import tls_context
 from .harness import Cluster, wait_for
 from .image import TEST_IMAGE
 from .installation import empty, release, settings
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(5400)
 EXAMPLES = ROOT / "deploy" / "examples"
 # What stands in for the images that the examples name, which nothing here pulls.
 STAND_INS = {"alpine/openssl": TEST_IMAGE}
@@ -40,7 +41,7 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
             "--set", "signer.settings.x509_min_ttl=10s")  # fmt: skip
     yield
     # A pod that a failed test left must not keep the next installation away.
-    release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "2m", "--no-hooks")
+    release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "5m", "--no-hooks")
     empty(cluster)
 
 
@@ -66,7 +67,7 @@ def apply(cluster: Cluster, progress: Progress) -> Iterator[Callable[[str], list
     yield run
     for each in reversed(applied):
         cluster.api.remove(f"{collection(each)}/{each['metadata']['name']}?propagationPolicy=Background")
-    wait_for("the example's pods to be gone", lambda: pods(cluster) == [], seconds=90, progress=progress)
+    wait_for("the example's pods to be gone", lambda: pods(cluster) == [], progress=progress)
 
 
 def containers(document: Object) -> list[Object]:
@@ -90,7 +91,7 @@ def ready(cluster: Cluster, selector: str, progress: Progress, count: int = 1) -
         return True if list(states.values()) == ["True"] * count else str(states)
 
     try:
-        wait_for(selector, look, seconds=120, progress=progress)
+        wait_for(selector, look, progress=progress)
     except Exception as error:
         pytest.fail("\n".join([str(error), *(cluster.describe_pod(p["metadata"]["name"]) for p in pods(cluster))]))
     return pods(cluster, selector)
@@ -102,7 +103,7 @@ def conditions(pod: Object) -> dict[str, str]:
 
 def eventually(cluster: Cluster, what: str, found: Callable[[], bool | str], progress: Progress) -> None:
     try:
-        wait_for(what, found, seconds=120, progress=progress)
+        wait_for(what, found, progress=progress)
     except Exception as error:
         pytest.fail("\n".join([str(error), *(cluster.describe_pod(p["metadata"]["name"]) for p in pods(cluster))]))
 
@@ -112,20 +113,15 @@ def files(cluster: Cluster, pod: Object) -> Path:
     return volumes / "identity/mount"
 
 
-def client_context(folder: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    context.load_verify_locations(folder / "ca.crt")
-    return context
-
-
 def served(address: str, port: int, folder: Path) -> int:
     """The serial of the certificate that a server shows to a client with these files."""
-    with socket.create_connection((address, port), 10) as raw, client_context(folder).wrap_socket(raw) as tls:
+    with (
+        socket.create_connection((address, port), 10) as raw,
+        tls_context(folder, server_side=False).wrap_socket(raw) as tls,
+    ):
         data = tls.getpeercert(binary_form=True)
         tls.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert b"hello" in tls.recv(4096)
+        assert b"hello" in b"".join(iter(lambda: tls.recv(4096), b""))
     assert data is not None
     return certificates_from_der(data)[0].serial_number
 
@@ -202,7 +198,7 @@ def test_short_job(cluster: Cluster, apply: Callable[[str], list[Object]], progr
     assert "tls.crt: OK" in log
     assert f"URI:spiffe://{TRUST_DOMAIN}/ns/default/sa/default" in log
     volume = files(cluster, pod)
-    wait_for("its volume to be taken down", lambda: not volume.exists(), seconds=60, progress=progress)
+    wait_for("its volume to be taken down", lambda: not volume.exists(), progress=progress)
 
 
 def test_statefulset(cluster: Cluster, apply: Callable[[str], list[Object]], progress: Progress) -> None:

@@ -22,14 +22,15 @@ from . import signing
 from .api import Object
 from .binaries import Progress
 from .fleet import fleet, forget, handshake
-from .harness import Cluster
+from .harness import PATIENCE_SECONDS, Cluster
 from .signing import AUDIENCE, NAMESPACE, SECRET, Refusal, SignerClient, SignerProcess, stored_state
 from .test_rotation import authority, eventually
 
 pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1 takes the figure of the issue.
 KILLS = 50 if os.environ.get("PODSVID_LONG") else 3
-TTL = 30
+# A signer is away for more than half of it; what is left then is for a busy machine.
+TTL = 40
 FLAGS = ("--x509-ttl", f"{TTL}s", "--x509-min-ttl", "10s", "--x509-max-ttl", f"{TTL}s", "--outage-limit", "10m")
 
 
@@ -61,7 +62,7 @@ async def watched(seconds: float, targets: list[Path]) -> None:
 
 
 def readiness(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/readyz", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{address}/readyz", timeout=60) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -92,12 +93,12 @@ def test_signer_or_api_server_away(cluster: Cluster, progress: Progress) -> None
             signer = await asyncio.to_thread(start, "signer-outage-2")
             await starting
             await renewed(running)
-            await eventually("the page to say ok", 60, "ok\n", lambda: readiness(listen))
+            await eventually("the page to say ok", "ok\n", lambda: readiness(listen))
 
             # Renewals go on without the API server; a pod that has no identity yet waits for it.
             pod, volume = await found.prepare(node, "waiting-api")
             with cluster.paused("kube-apiserver"):
-                new = asyncio.create_task(node.kubelet.publish_until(pod, volume, timeout=180))
+                new = asyncio.create_task(node.kubelet.publish_until(pod, volume, timeout=PATIENCE_SECONDS))
                 before = serials(running)
                 await watched(TTL * 1.5, running)
                 assert not set(before) & set(serials(running)), "not renewed while the API server was away"
@@ -113,7 +114,7 @@ def test_signer_or_api_server_away(cluster: Cluster, progress: Progress) -> None
 
     async def renewed(running: list[Path]) -> None:
         before = serials(running)
-        await eventually("renewals", TTL * 2, True, lambda: not set(before) & set(serials(running)))
+        await eventually("renewals", True, lambda: not set(before) & set(serials(running)))
         usable(running)
 
     with ExitStack() as stack:
@@ -128,6 +129,7 @@ class Minter:
         self._tokens = (agent_token, pod_token)
         self._pod = pod
         self.published: dict[str, int] = {}
+        self.phases: set[str] = set()
         self.issued: list[str] = []
 
     def look(self) -> AuthorityState:
@@ -135,6 +137,7 @@ class Minter:
         state = stored_state(self._cluster)
         for slot in state.x509:
             self.published.setdefault(slot.id, state.sequence)
+            self.phases.add(slot.stage.value)
         return state
 
     def mint(self, signer: SignerProcess, roots: bytes) -> None:
@@ -173,7 +176,6 @@ def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress, req
     flags += ("--acknowledge-within", "2s", "--outage-limit", "3s", "--retire-after", "0s", "--authority-ttl", "1h")
     flags += ("--forced-reissue-over", "4s")
     rng = random.Random(4)
-    phases: set[str] = set()
     with ExitStack() as stack:
         replicas: dict[str, SignerProcess] = {}
 
@@ -195,7 +197,6 @@ def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress, req
             until = time.monotonic() + rng.uniform(0.0, 8.0)
             while time.monotonic() < until:
                 state = minter.look()
-                phases |= {slot.stage.value for slot in state.x509}
                 roots = state.bundle.to_pem()
                 minter.mint(replicas[rng.choice([leader, other])], roots)
             replicas[leader].process.kill()
@@ -213,15 +214,17 @@ def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress, req
         for name in replicas:
             minter.mint(replicas[name], stored_state(cluster).bundle.to_pem())
     assert len(set(leaders)) == 2
-    assert {"prepared", "active", "old"} <= phases
+    assert {"prepared", "active", "old"} <= minter.phases
     assert len(minter.issued) > KILLS
     assert set(minter.issued) <= set(minter.published)
-    progress(f"{KILLS} kills, {len(minter.issued)} SVIDs of {len(set(minter.issued))} authorities, phases {phases}")
+    progress(
+        f"{KILLS} kills, {len(minter.issued)} SVIDs of {len(set(minter.issued))} authorities, phases {minter.phases}"
+    )
 
 
 def _leader(cluster: Cluster, replicas: dict[str, SignerProcess], progress: Progress) -> str:
     path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/podsvid-signer"
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < until:
         found = cluster.api.find(path)
         holder = str(((found or {}).get("spec") or {}).get("holderIdentity") or "")
@@ -240,7 +243,7 @@ def _says_leading(signer: SignerProcess) -> bool:
 
 
 def _wait_ready(signer: SignerProcess, progress: Progress) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_SECONDS
     while signer.ready() is not True:
         signer.check()
         assert time.monotonic() < until, signer.ready()
@@ -248,7 +251,7 @@ def _wait_ready(signer: SignerProcess, progress: Progress) -> None:
 
 
 def _settled(cluster: Cluster, progress: Progress, minter: Minter) -> None:
-    until = time.monotonic() + 90
+    until = time.monotonic() + PATIENCE_SECONDS
     while True:
         state = minter.look()
         if [slot.stage for slot in state.x509] == [Stage.ACTIVE] and not state.goals:
@@ -270,7 +273,7 @@ def test_a_damaged_secret_stops_a_start_and_says_what_to_do(cluster: Cluster, pr
             stored_state(cluster)
         # The one that runs knows better and signs on; it says so.
         with signing.signer_process(cluster, progress, "signer-damaged-2", wait=False) as second:
-            assert second.process.wait(60) == 1
+            assert second.process.wait(PATIENCE_SECONDS) == 1
             said = second.log.read_text()
             assert "AUTHORITY_DAMAGED" in said
             assert "restore the Secret from a backup" in said

@@ -38,7 +38,7 @@ def test_a_plain_pod_runs_to_its_end(cluster: Cluster, progress: Progress) -> No
         assert phase != "Failed", cluster.describe_pod("plain")
         return True if phase == "Succeeded" else str(phase)
 
-    wait_for("the plain pod to end", succeeded, seconds=60, progress=progress)
+    wait_for("the plain pod to end", succeeded, progress=progress)
     log = cluster.pod_log("plain").splitlines()
     assert log[0] == "10001"
     assert log[1].startswith("OpenSSL")

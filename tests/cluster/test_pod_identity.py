@@ -29,8 +29,6 @@ ACCOUNT = "web"
 SPIFFE_ID = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/{ACCOUNT}"
 POD = "web"
 ROTATIONS = 3
-# A life of a minute is renewed in its first half: three rotations, and as much again for a busy machine.
-ROTATION_SECONDS = 240.0
 
 # The container's first act is to look: kubelet starts it only after NodePublishVolume has returned, so an
 # identity that is not whole at that point is a failure and not something to wait for.
@@ -80,7 +78,7 @@ class Agent:
 
     def volumes(self) -> float:
         """The metric of published volumes."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
             text = answer.read().decode()
         found = re.search(r"^podsvid_volumes(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE)
         assert found is not None, text
@@ -148,7 +146,7 @@ def driver(cluster: Cluster, agent: Agent, progress: Progress) -> str:
         found = cluster.api.find(f"/apis/storage.k8s.io/v1/csinodes/{NODE}") or {}
         return name in [each["name"] for each in found.get("spec", {}).get("drivers") or []]
 
-    wait_for("kubelet to register the driver", registered, seconds=60, progress=progress, alive=agent.check)
+    wait_for("kubelet to register the driver", registered, progress=progress, alive=agent.check)
     return name
 
 
@@ -202,7 +200,7 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
         return True if count > ROTATIONS else f"{max(count - 1, 0)} rotations, pod {_phase(cluster)}"
 
     try:
-        wait_for(f"{ROTATIONS} rotations", rotated, seconds=ROTATION_SECONDS, progress=progress, alive=check)
+        wait_for(f"{ROTATIONS} rotations", rotated, progress=progress, alive=check)
     except ClusterError as error:
         pytest.fail(f"{error}\n{cluster.describe_pod(POD)}\n{agent.log.read_text(errors='replace')[-4000:]}")
     log = cluster.pod_log(POD)
@@ -219,7 +217,6 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
     wait_for(
         "the pod to be gone",
         lambda: cluster.pod(POD) is None and not volumes.exists(),
-        seconds=90,
         progress=progress,
         alive=agent.check,
     )
@@ -259,7 +256,7 @@ def _workload_api_id(address: str) -> str:
         stream = fetch(
             workload_pb2.X509SVIDRequest(),
             metadata=(("workload.spiffe.io", "true"),),
-            timeout=10,
+            timeout=60,
             wait_for_ready=True,
         )
         answer = next(iter(stream))

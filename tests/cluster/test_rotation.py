@@ -20,7 +20,7 @@ from signer.state import Stage
 from . import signing
 from .binaries import Progress
 from .fleet import Fleet, authority_of, fleet, handshake
-from .harness import Cluster
+from .harness import PATIENCE_SECONDS, Cluster
 from .signing import ROOT, SECRET, SignerProcess, stored_state
 
 pytestmark = pytest.mark.timeout(5400)
@@ -28,10 +28,12 @@ pytestmark = pytest.mark.timeout(5400)
 LONG = bool(os.environ.get("PODSVID_LONG"))
 NODES, PODS, TTL, ROTATIONS = (3, 100, 60, 2) if LONG else (2, 12, 30, 1)
 FORCED_SECONDS = 30
+# What is asked before the bound, while one agent is silent, must be answered before it on a busy machine, too.
+ACKNOWLEDGE_SECONDS = 60
 FLAGS = (
     *("--x509-ttl", f"{TTL}s", "--x509-min-ttl", "10s", "--x509-max-ttl", f"{TTL}s"),
     *("--outage-limit", "5s", "--retire-after", "5s", "--reissue-over", f"{TTL // 4}s"),
-    *("--forced-reissue-over", f"{FORCED_SECONDS}s", "--acknowledge-within", "25s"),
+    *("--forced-reissue-over", f"{FORCED_SECONDS}s", "--acknowledge-within", f"{ACKNOWLEDGE_SECONDS}s"),
 )
 
 
@@ -76,11 +78,11 @@ def authority(signer: SignerProcess, *arguments: str) -> str:
     return done.stdout
 
 
-async def eventually(what: str, seconds: float, wanted: object, ask: Callable[[], object]) -> float:
+async def eventually(what: str, wanted: object, ask: Callable[[], object]) -> float:
     """Poll `ask()` until it equals `wanted`; the seconds that took."""
     started = time.monotonic()
     while (found := await asyncio.to_thread(ask)) != wanted:
-        assert time.monotonic() - started < seconds, f"waited {seconds} s in vain for {what}: {found}"
+        assert time.monotonic() - started < PATIENCE_SECONDS, f"waited in vain for {what}: {found}"
         await asyncio.sleep(0.5)
     return time.monotonic() - started
 
@@ -140,11 +142,10 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
         try:
             await asyncio.to_thread(authority, signer, "rotate", "--no-wait")
             await eventually(
-                "a prepared authority", 20, True, lambda: stored_state(cluster).find("x509", Stage.PREPARED) is not None
+                "a prepared authority", True, lambda: stored_state(cluster).find("x509", Stage.PREPARED) is not None
             )
             await eventually(
                 "the others to acknowledge",
-                20,
                 True,
                 lambda: f"{NODES - 1} of {NODES} have acknowledged" in (shown := authority(signer, "show")) or shown,
             )
@@ -162,15 +163,12 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
             assert refused.returncode == 1
             assert "TRANSITION_REFUSED" in refused.stderr
             assert cut.name in refused.stderr
-            await eventually(
-                "activation at the bound", 40, False, lambda: stored_state(cluster).active_x509_id == before
-            )
+            await eventually("activation at the bound", False, lambda: stored_state(cluster).active_x509_id == before)
         finally:
             cut.host.process.send_signal(18)
         state = stored_state(cluster)
         took = await eventually(
             "the agent to catch up",
-            90,
             {state.active_x509_id: len(found.targets)},
             lambda: dict(issuers(found)),
         )
