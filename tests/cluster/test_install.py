@@ -112,6 +112,7 @@ def test_the_life_of_an_installation(
     wait_for("a pod after the upgrades", lambda: running(cluster, "late"), progress=progress)
 
     explain(cluster, progress)
+    refusals(cluster, progress)
     refused = helm("uninstall", "podsvid", "--namespace", NAMESPACE, "--timeout", "5m", kubeconfig=cluster.kubeconfig)
     assert refused.returncode != 0, refused.stdout
     said = refused.stdout + refused.stderr
@@ -157,6 +158,32 @@ def explain(cluster: Cluster, progress: Progress) -> None:
     nobody = asked("default/nobody")
     assert nobody.returncode == 1
     assert "there is no pod default/nobody" in nobody.stderr
+
+
+def refusals(cluster: Cluster, progress: Progress) -> None:
+    """Why a pod does not start is in its events; once that is mended it starts by itself."""
+    deny = {"podSelector": {"matchLabels": {"may": "not"}}, "deny": True}
+    cluster.api.create(POLICY, {"apiVersion": "podsvid.io/v1alpha1", "kind": "ClusterWorkloadIdentity",
+                                "metadata": {"name": "denied"}, "spec": deny})  # fmt: skip
+    wait_for("the policy to count", lambda: "status" in cluster.api.get(f"{POLICY}/denied"), progress=progress)
+    denied, named = workload("denied"), workload("named")
+    denied["metadata"]["labels"]["may"] = "not"
+    named["spec"]["volumes"][0]["csi"]["volumeAttributes"] = {"dnsNames": "payments.svc"}
+    for body, reason in ((denied, "POLICY_DENIED"), (named, "DNS_NAME_DENIED")):
+        name = str(body["metadata"]["name"])
+        cluster.create_pod(body)
+
+        def said(name: str = name, reason: str = reason) -> bool | str:
+            lines = [line for line in cluster.describe_pod(name).splitlines() if reason in line]
+            sources = {source for source in ("FailedMount", "IdentityRefused") for line in lines if source in line}
+            return len(sources) == 2 or str(lines)
+
+        wait_for(f"{reason} from kubelet and from the signer in the pod's events", said, progress=progress)
+        assert running(cluster, name) is not True
+    cluster.api.remove(f"{POLICY}/denied")
+    wait_for("the pod to start by itself", lambda: running(cluster, "denied"), progress=progress)
+    for name in ("denied", "named"):
+        cluster.delete_pod(name)
 
 
 def assert_image(cluster: Cluster, image: str) -> None:
