@@ -4,7 +4,6 @@ agent token -> its service account and node -> pod token -> the same node -> the
 node, of that account, running, and a client of the driver. Nothing that an agent says decides; it only narrows.
 """
 
-import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,7 +15,6 @@ from signer.pods import Pods
 from signer.tokens import OfflineTokens, TokenRefused, TokenReviews, claimed_pod
 from svid.spiffeid import SpiffeId
 
-_log = logging.getLogger("podsvid.attestation")
 # Pods whose last mint this replica remembers, for an outage of the API server.
 MAX_ISSUED = 200_000
 RETRY = timedelta(seconds=5)

@@ -1,7 +1,6 @@
 """The policies of the cluster as they are now, applied to pods; and what became of each, in its status."""
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 
 from runtime.clock import Clock
@@ -11,7 +10,6 @@ from signer.mirror import Mirror
 from signer.model import Entitlement, LivePod
 from signer.policy import Explanation, Policy, PolicySettings, Service, decide, matching, read_policy, read_service
 
-_log = logging.getLogger("podsvid.policy")
 GROUP = "/apis/podsvid.io/v1alpha1"
 CLUSTER, NAMESPACED = "clusterworkloadidentities", "workloadidentities"
 # Pods whose conflict is named in a policy's status.
