@@ -4,6 +4,7 @@ Run as a script from anywhere: python docs/generate.py [--check]
 """
 
 import argparse
+import ast
 import dataclasses
 import json
 import sys
@@ -90,6 +91,47 @@ def metrics(registry: CollectorRegistry) -> str:
     return table(("name", "type", "labels", "meaning"), sorted(rows))
 
 
+_LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+
+
+def _wordings(message: ast.expr) -> list[str]:
+    """All that the first argument of a logger's call can be; it must not hold what differs from line to line."""
+    match message:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.IfExp():
+            return [*_wordings(message.body), *_wordings(message.orelse)]
+        case ast.BinOp(op=ast.Add()):
+            return [a + b for a in _wordings(message.left) for b in _wordings(message.right)]
+    raise SystemExit(f"not the name of an event: {ast.unparse(message)} (what differs belongs into `extra`)")
+
+
+def _fields(call: ast.Call) -> list[str]:
+    found = []
+    for keyword in call.keywords:
+        if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
+            # A mapping that is merged in has no key here.
+            keys = (ast.literal_eval(key) if key else "…" for key in keyword.value.keys)
+            found += [key if key == "…" else f"`{key}`" for key in keys]
+        elif keyword.arg == "extra":
+            raise SystemExit(f"the fields of an event are written where it is logged: {ast.unparse(call)}")
+    traced = any(keyword.arg == "exc_info" for keyword in call.keywords)
+    if traced or (isinstance(call.func, ast.Attribute) and call.func.attr == "exception"):
+        found.append("`traceback`")
+    return found
+
+
+def events(*packages: str) -> str:
+    rows = set()
+    for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"), attr=method), args=[message, *_]):
+                    fields = ", ".join(_fields(node))
+                    rows |= {(text, _LEVELS[method], fields) for text in _wordings(message)}
+    return table(("event", "level", "fields"), sorted(rows, key=lambda row: (row[0].lower(), row)))
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "attributes": ("docs/volumes.md", attributes),
     "layouts": ("docs/volumes.md", layouts),
@@ -99,6 +141,9 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "signer-settings": ("docs/configuration.md", lambda: settings(SignerConfig)),
     "reasons": ("docs/signer.md", reasons),
     "agent-metrics": ("docs/metrics.md", lambda: metrics(AgentMetrics().registry)),
+    "agent-events": ("docs/logs.md", lambda: events("agent", "csi")),
+    "signer-events": ("docs/logs.md", lambda: events("signer")),
+    "shared-events": ("docs/logs.md", lambda: events("runtime", "svid")),
     "signer-metrics": ("docs/metrics.md", lambda: metrics(SignerMetrics().registry)),
 }
 
