@@ -356,7 +356,8 @@ def _human_view(settings: _Settings) -> Callable[[], _View]:
             volume = f"{way}{pod.link}"
             return (
                 f"openssl x509 -in {volume}/tls.crt -noout -text",
-                f"SPIFFE_ENDPOINT_SOCKET=unix://{volume}/socket {_own_command()} api fetch x509",
+                # Wrapped by the view instead, it would be two commands for the shell it is pasted into.
+                f"SPIFFE_ENDPOINT_SOCKET=unix://{volume}/socket \\\n  {_own_command()} api fetch x509",
             )
 
         console = Console()
