@@ -110,6 +110,9 @@ async def publish_twice(world: World) -> None:
 
 async def fill_volume(world: World) -> None:
     (name,) = world.pick(1)
+    # Kubelet's call after a restart may have come before the agent was registered again, and without a token nothing is
+    # minted.
+    await world.republish(world.running[name])
     filling = world.running[name].target / "filling"
     _fill(filling)
     try:
