@@ -22,6 +22,7 @@ from svid.keys import KeyAlgorithm
 from . import signing
 from .api import ApiError, KubeApi, Object
 from .binaries import Progress
+from .fleet import forget
 from .harness import Cluster, wait_for
 from .signing import AUDIENCE, NAMESPACE, Refusal, SignerClient, SignerProcess, request_for, spiffe_id_in
 
@@ -77,8 +78,9 @@ def site(cluster: Cluster, progress: Progress) -> Iterator[Site]:
             yield Site(cluster, process, client, agents, pods)
         finally:
             client.close()
-            for pod in pods.values():
-                cluster.api.delete(f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}", grace_seconds=0)
+            # Rotations of other tests would wait for the agents.
+            for each in (*pods.values(), *agents.values()):
+                forget(cluster, each["metadata"]["namespace"], each["metadata"]["name"])
 
 
 def refused(site: Site, agent_token: str, pod_token: str, pod: Object, csr: bytes | None = None) -> Refusal:
