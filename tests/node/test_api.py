@@ -850,7 +850,8 @@ def test_a_reader_that_goes_away_ends_the_watch_quietly(base: Path) -> None:
 # --- watch --exec
 
 CHECK = """#!/bin/sh
-# One run: read the chain, say so, wait where the test wants it, then read the rest: all of it has to fit.
+# One run: read the chain, say so, wait where the test wants it, then read the rest: all of it has to fit, however slow
+# the machine is and whatever has ended meanwhile.
 cd "$PODSVID_DIR" || exit 9
 echo "$PODSVID_DIR"
 serial=$(openssl x509 -in svid.0.pem -noout -serial) || exit 9
@@ -858,7 +859,7 @@ echo "begin $serial" >> "$1"
 if [ -n "$2" ]; then read -r _ < "$2"; fi
 chain=$(openssl x509 -in svid.0.pem -noout -pubkey) && key=$(openssl pkey -in svid.0.key -pubout) || exit 9
 if [ "$serial" = "$(openssl x509 -in svid.0.pem -noout -serial)" ] && [ "$chain" = "$key" ] &&
-    openssl verify -x509_strict -CAfile bundle.0.pem svid.0.pem > /dev/null 2>&1
+    openssl verify -x509_strict -no_check_time -CAfile bundle.0.pem svid.0.pem > /dev/null 2>&1
 then echo "ok $serial" >> "$1"
 else echo "TORN $serial" >> "$1"
 fi

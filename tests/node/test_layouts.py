@@ -242,7 +242,7 @@ HINTS = st.lists(st.text(max_size=20), min_size=1, max_size=3, unique=True)
 
 
 @pytest.mark.spec("C-44")
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(HINTS, st.booleans(), st.text(max_size=20))
 def test_the_state_comes_back_as_it_was(hints: list[str], federated: bool, password: str) -> None:
     svids = []
@@ -265,7 +265,7 @@ def test_the_state_comes_back_as_it_was(hints: list[str], federated: bool, passw
 SAMPLE = state.dump(state.State(contents(jwt_files={"db.jwt": "db"}), "sesame-1"))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, len(SAMPLE) - 1), st.binary(max_size=3), st.integers(0, 40))
 def test_a_damaged_state_is_refused_and_quoted_nowhere(at: int, put: bytes, cut: int) -> None:
     damaged = SAMPLE[:at] + put + SAMPLE[at + cut :]

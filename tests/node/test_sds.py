@@ -491,7 +491,7 @@ def test_a_client_that_sends_no_more_still_gets_every_change(method: str) -> Non
     world(main)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(["rotate", "trust", "names", "ack", "nack", "stale"]), max_size=25), st.integers())
 def test_whatever_happens_the_newest_state_arrives_and_nothing_arrives_twice(steps: list[str], seed: int) -> None:
     rng = random.Random(seed)

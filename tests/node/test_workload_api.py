@@ -519,7 +519,7 @@ def test_hostile_bytes_to_any_method_get_an_expected_status_and_the_socket_lives
         at.publish()
         loop = asyncio.get_running_loop()
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=150, suppress_health_check=list(HealthCheck))
         @given(st.sampled_from(["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles", "FetchJWTSVID",
                                 "ValidateJWTSVID"]), st.binary(max_size=200))  # fmt: skip
         def send(method: str, data: bytes) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import config, signer_authority
@@ -664,7 +664,6 @@ def test_a_pod_without_a_usable_token_says_what_to_check(tmp_path: Path, text: s
     on_stage(tmp_path, play, connect=False)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.text(),

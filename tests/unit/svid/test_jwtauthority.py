@@ -106,7 +106,7 @@ STEPS = st.lists(st.tuples(st.floats(0, 60, allow_nan=False), st.sampled_from([5
 
 
 @pytest.mark.spec("TD-4", "FED-1", "FED-3")
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(STEPS)
 def test_whenever_it_is_looked_at(steps: list[tuple[float, int]]) -> None:
     """Signs only with what was published `lead` before; verifies every token until it ends; counts every change."""
@@ -137,7 +137,7 @@ def test_whenever_it_is_looked_at(steps: list[tuple[float, int]]) -> None:
         assert JwtKeyring.from_json(ring.to_json()).to_json() == ring.to_json()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-100, 100, allow_nan=False), max_size=15))
 def test_a_clock_that_jumps_never_signs_with_what_is_not_published(jumps: list[float]) -> None:
     ring, now = JwtKeyring.create(POLICY, NOW), NOW

@@ -356,7 +356,7 @@ def test_a_key_of_another_kind_in_the_bundle_is_passed_over() -> None:
 SAMPLE = signed(header(), GOOD)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.integers(0, len(SAMPLE) - 1), st.text(max_size=3), st.integers(0, 3))
 def test_no_changed_token_is_valid(at: int, put: str, cut: int) -> None:
     changed = SAMPLE[:at] + put + SAMPLE[at + cut :]

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from svid.authority import X509Authority
@@ -369,7 +369,6 @@ def test_bundles_hold_only_ca_certificates_and_no_trailing_bytes() -> None:
     assert doubled.x509_authorities == issuer.bundle.x509_authorities
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_parsers_raise_only_their_own_errors(data: bytes) -> None:
     for parse in (
@@ -391,7 +390,6 @@ _CHAIN, _KEY = _SVID.chain_der(), _SVID.key_der()
 
 
 @pytest.mark.spec("ID-19")
-@settings(deadline=None)
 @given(st.integers(0, len(_CHAIN) - 1), st.integers(1, 255))
 def test_a_flipped_byte_is_never_accepted_silently(position: int, flip: int) -> None:
     data = bytearray(_CHAIN)
