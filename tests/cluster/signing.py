@@ -135,6 +135,9 @@ def request_for(
         return request.public_bytes(Encoding.DER)
     # The other key's request with this key put in its place: the signature no longer fits.
     honest = builder.sign(key, signature_hash(key))
+    # Of one length, or it would be no DER any more: that is another refusal.
+    while len(request.signature) != len(honest.signature):
+        request = builder.sign(signer, signature_hash(signer))
     return honest.public_bytes(Encoding.DER).replace(honest.signature, request.signature)
 
 
