@@ -448,9 +448,7 @@ class WorkloadRegistry:
         now = self._clock.now()
         if workload.renew_at is not None and workload.renew_at > now and not workload.is_early(now):
             return False
-        pod = workload.volume.pod
-        facts = {"k8s.namespace.name": pod.namespace, "k8s.pod.name": pod.name, "k8s.pod.uid": pod.uid}
-        with self._tracing.span("renew X.509-SVID", facts) as span:
+        with self._tracing.span("renew X.509-SVID", workload.volume.pod.trace_facts) as span:
             fresh = await self._mint_x509(workload.volume, workload.token)
             span.note({"podsvid.serial": fresh.identity.default.serial})
         identity, workload.renew_at, workload.window = fresh.identity, fresh.renew_at, fresh.window

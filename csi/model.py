@@ -22,6 +22,11 @@ class PodRef:
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def trace_facts(self) -> dict[str, str]:
+        """The pod by OpenTelemetry's names for it."""
+        return {"k8s.namespace.name": self.namespace, "k8s.pod.name": self.name, "k8s.pod.uid": self.uid}
+
 
 @dataclass(frozen=True, slots=True)
 class PodToken:

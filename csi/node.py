@@ -143,9 +143,8 @@ class NodeService:
         result = "error"
         try:
             parsed = parse_publish(request, self._settings.kubelet_root, driver, profile)
-            pod = parsed.volume.pod
-            facts = {"k8s.namespace.name": pod.namespace, "k8s.pod.name": pod.name, "k8s.pod.uid": pod.uid}
-            with self._tracing.span("NodePublishVolume", {**facts, "podsvid.volume_id": parsed.volume.id}) as span:
+            facts = {**parsed.volume.pod.trace_facts, "podsvid.volume_id": parsed.volume.id}
+            with self._tracing.span("NodePublishVolume", facts) as span:
                 result = await self._uninterrupted(self._publish(parsed))
                 span.note({"podsvid.result": result})
         except CsiError as error:
