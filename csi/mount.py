@@ -7,7 +7,6 @@ path that changes underneath cannot lead a mount elsewhere. All calls block; kee
 import ctypes
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,8 @@ SOURCE = "podsvid"
 # take some 2 MiB; only what is written is used.
 SIZE, INODES = "4m", 256
 _MAX_STACKED = 16
+# Kernels before 5.8 can skip a line of mountinfo while other mounts come and go.
+_MOUNTINFO_READS = 3
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -36,7 +37,7 @@ class Mounts(Protocol):
         ...
 
     def attached(self, directory: int, parent: int) -> bool:
-        """Whether the open `directory` is such a mount (as opposed to a plain directory of `parent`)."""
+        """Whether the open `directory` is such a mount: neither a plain directory of `parent` nor another's mount."""
         ...
 
     def verify(self, directory: int, parent: int) -> None:
@@ -71,7 +72,8 @@ class TmpfsMounts:
             self._mount(directory, options)
 
     def attached(self, directory: int, parent: int) -> bool:
-        return mount_id(directory) != mount_id(parent) and self._is_tmpfs(directory)
+        own = mount_id(directory)
+        return own != mount_id(parent) and _mounted(own) == ("/", "tmpfs", SOURCE)
 
     def _is_tmpfs(self, directory: int) -> bool:
         answer = (ctypes.c_long * 64)()
@@ -80,7 +82,7 @@ class TmpfsMounts:
         return bool(answer[0] == TMPFS_MAGIC)
 
     def verify(self, directory: int, parent: int) -> None:
-        if not self.attached(directory, parent):
+        if mount_id(directory) == mount_id(parent) or not self._is_tmpfs(directory):
             raise OSError(errno.EIO, "the tmpfs did not appear at the target path")
 
     def detach(self, parent: int, name: str) -> None:
@@ -89,8 +91,8 @@ class TmpfsMounts:
             return
         if ctypes.get_errno() != errno.EBUSY:
             raise _os_error("umount2")
-        # Somebody still looks into it: what is secret goes now, the empty mount when they leave. What is no tmpfs is
-        # not ours, and nothing of it is touched.
+        # Somebody still looks into it: what is secret goes now, the empty mount when they leave. Of what is not ours
+        # nothing is touched: another driver may show every pod of the node the same directory.
         with opened(name, parent) as directory:
             if self.attached(directory, parent):
                 _empty(directory)
@@ -141,7 +143,8 @@ class Targets:
     def mount(self, below: tuple[str, ...], *, mode: int, group: int | None) -> Mounted:
         """Make the target, mount on it, verify the mount, and return it as an open directory.
 
-        A tmpfs that is already there is kept: a running container sees only that one. Raises OSError and, for a
+        A mount of ours that is already there is kept: a running container sees only that one. Another's, as of a driver
+        that had this name before, is mounted over: what is written must not get into it. Raises OSError and, for a
         parent that is a symlink, InvalidRequest; nothing that this call made is left then, or it raises UndoFailed.
         """
         made = created = False
@@ -191,13 +194,11 @@ class Targets:
 
     def is_at(self, directory: int, below: tuple[str, ...]) -> bool:
         """Whether the open `directory` is still what one finds at the target."""
-        found = self.find(below)
-        if found is None:
-            return False
         try:
-            return os.path.sameopenfile(directory, found)
-        finally:
-            os.close(found)
+            with self._parent(below) as parent, opened(below[-1], parent) as found:
+                return os.path.sameopenfile(directory, found)
+        except (OSError, InvalidRequest):
+            return False
 
     def remove(self, below: tuple[str, ...]) -> None:
         """Unmount all that is stacked at the target and remove it. Nothing there is fine. Raises OSError."""
@@ -216,9 +217,9 @@ class Targets:
             with opened(name, parent) as directory:
                 # Whatever is mounted here has to go, but only the plain directory below all mounts is emptied.
                 mounted = mount_id(directory) != mount_id(parent) or self._mounts.attached(directory, parent)
-                if not mounted:
-                    # Written while nothing was mounted; kubelet could never remove it.
-                    _empty(directory)
+                # Written while nothing was mounted; kubelet could never remove it.
+                if not mounted and not _empty(directory):
+                    raise OSError(errno.EBUSY, "something is mounted below the target path")
             if not mounted:
                 os.rmdir(name, dir_fd=parent)
                 return
@@ -268,12 +269,32 @@ def _refusing_links(below: tuple[str, ...]) -> Iterator[None]:
         raise
 
 
-def _empty(directory: int) -> None:
+def _mounted(mount: int) -> tuple[str, str, str] | None:
+    """What a mount of this namespace shows: the directory of its file system, the file system's type and its source."""
+    for _ in range(_MOUNTINFO_READS):
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                number, _, rest = line.partition(" ")
+                if int(number) == mount:
+                    fields = rest.split(" ")
+                    kind = fields.index("-") + 1
+                    return fields[2], fields[kind], fields[kind + 1]
+    return None
+
+
+def _empty(directory: int) -> bool:
+    """Remove what is in the open `directory`; False if something is mounted in there, which is left as it is."""
+    whole = True
     for entry in os.scandir(directory):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.name, dir_fd=directory)
-        else:
+        if not entry.is_dir(follow_symlinks=False):
             os.unlink(entry.name, dir_fd=directory)
+            continue
+        with opened(entry.name, directory) as below:
+            emptied = mount_id(below) == mount_id(directory) and _empty(below)
+        if emptied:
+            os.rmdir(entry.name, dir_fd=directory)
+        whole = whole and emptied
+    return whole
 
 
 def _os_error(call: str) -> OSError:

@@ -6,8 +6,8 @@ import select
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -614,28 +614,101 @@ def test_what_a_crash_or_damage_left_of_a_journal_entry_goes_with_the_volume() -
     asyncio.run(run())
 
 
-def test_unpublish_takes_a_foreign_mount_away_and_touches_nothing_in_it() -> None:
+@contextmanager
+def _foreign_mount(kind: str, base: Path, target: Path) -> Iterator[Path]:
+    """What other drivers leave at a target: the host's directory (spiffe-csi), one of a tmpfs (csi-lib), or a tmpfs."""
+    precious = base / "precious"
+    precious.mkdir()
+    if kind != "directory":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,nosuid,nodev,noexec", "other", precious], check=True)
+    if kind == "tmpfs directory":
+        precious = precious / "inner"
+        precious.mkdir()
+    (precious / "file").write_text("kept", encoding="utf-8")
+    target.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", precious, target], check=True)
+    try:
+        yield precious
+        assert os.listdir(precious) == ["file"]
+    finally:
+        if kind != "directory":
+            subprocess.run(["umount", base / "precious"], check=True)
+
+
+FOREIGN = pytest.mark.parametrize("kind", ["directory", "tmpfs directory", "tmpfs"])
+
+
+@FOREIGN
+def test_unpublish_takes_a_foreign_mount_away_and_touches_nothing_in_it(kind: str) -> None:
     async def run() -> None:
         async with node() as (here, kubelet):
             request = kubelet.publish_request(pod(), VOLUME)
             target = Path(request.target_path)
-            target.mkdir(parents=True)
-            # Of the same file system, so device numbers do not tell it from a plain directory.
-            precious = here.base / "precious"
-            precious.mkdir()
-            (precious / "file").write_text("kept", encoding="utf-8")
-            subprocess.run(["mount", "--bind", precious, target], check=True)
-            held = os.open(target, os.O_RDONLY)
-            try:
-                await kubelet.call(
-                    "NodeUnpublishVolume",
-                    csi_pb2.NodeUnpublishVolumeRequest(volume_id=request.volume_id, target_path=request.target_path),
-                )
-            finally:
-                os.close(held)
-            assert (precious / "file").read_text(encoding="utf-8") == "kept"
+            with _foreign_mount(kind, here.base, target):
+                held = os.open(target, os.O_RDONLY)
+                try:
+                    await kubelet.call(
+                        "NodeUnpublishVolume",
+                        csi_pb2.NodeUnpublishVolumeRequest(volume_id=request.volume_id, target_path=str(target)),
+                    )
+                finally:
+                    os.close(held)
             assert here.mounts() == []
             assert not target.exists()
+
+    asyncio.run(run())
+
+
+@FOREIGN
+def test_nothing_of_a_pod_gets_into_what_another_driver_has_mounted_for_it(kind: str) -> None:
+    """As when podsvid gets a driver's name on a node whose pods still run: kubelet publishes their volumes again."""
+
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            web = pod()
+            target = Path(kubelet.publish_request(web, VOLUME).target_path)
+            with _foreign_mount(kind, here.base, target) as precious:
+                await kubelet.publish(web, VOLUME)
+                before = serial(target)
+                assert os.listdir(precious) == ["file"]
+                here.kill()
+                here.start()
+                await kubelet.wait_deregistered(DRIVER)
+                await kubelet.wait_registered(DRIVER)
+                assert serial(target) == before
+                assert os.listdir(precious) == ["file"]
+                await kubelet.unpublish(web, VOLUME)
+            assert here.mounts() == []
+            assert not target.exists()
+
+    asyncio.run(run())
+
+
+def test_what_is_mounted_inside_a_volume_keeps_its_files() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            web = pod()
+            target = await kubelet.publish(web, VOLUME)
+            with _foreign_mount("directory", here.base, target / "inner" / "deep") as precious:
+                held = os.open(target, os.O_RDONLY)
+                try:
+                    await kubelet.unpublish(web, VOLUME)
+                    assert os.listdir(held) == ["inner"]
+                finally:
+                    os.close(held)
+                assert os.listdir(precious) == ["file"]
+                # The same where nothing of ours is mounted: the target cannot be removed, and says why.
+                request = kubelet.publish_request(pod(), VOLUME)
+                nested = Path(request.target_path) / "nested"
+                nested.mkdir(parents=True)
+                subprocess.run(["mount", "--bind", precious, nested], check=True)
+                unpublish = csi_pb2.NodeUnpublishVolumeRequest(
+                    volume_id=request.volume_id, target_path=request.target_path
+                )
+                with pytest.raises(grpc.aio.AioRpcError, match="something is mounted below the target path"):
+                    await kubelet.call("NodeUnpublishVolume", unpublish)
+                subprocess.run(["umount", nested], check=True)
+                await kubelet.call("NodeUnpublishVolume", unpublish)
 
     asyncio.run(run())
 
