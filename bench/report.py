@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -63,22 +64,23 @@ class Row:
 def environment() -> dict[str, str]:
     """What the numbers depend on."""
     packages = {name: version(name) for name in ("grpcio", "cryptography", "protobuf")}
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "cores": str(os.cpu_count()),
         "load before": f"{os.getloadavg()[0]:.2f}",
         "kernel": platform.release(),
         "python": platform.python_version(),
         **packages,
     }
+
+
+def _commit() -> str:
+    if shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def table(rows: Sequence[Row], about: Mapping[str, str]) -> str:
