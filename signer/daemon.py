@@ -109,6 +109,7 @@ class Replica:
                 cluster_domain=config.cluster_domain,
                 require_policy=config.require_policy,
             ),
+            config.outage_limit,
             clock,
         )
         self._offline = OfflineTokens(api, config.audience, clock)

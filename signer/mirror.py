@@ -49,6 +49,8 @@ class Mirror(Generic[Value]):
         self.changed: Feed[None] = Feed()
         # When the API server last said anything about this collection.
         self.last_contact: datetime | None = None
+        # Since when it can be neither listed nor watched; None while it is followed.
+        self.lost_since: datetime | None = None
 
     @property
     def synced(self) -> bool:
@@ -100,6 +102,7 @@ class Mirror(Generic[Value]):
         different = found != self._values
         self._values = found
         self._failures = 0
+        self.lost_since = None
         if different or not self.synced:
             self._first.set()
             self.changed.publish(None)
@@ -141,6 +144,7 @@ class Mirror(Generic[Value]):
 
     def _report(self, error: SignerError) -> None:
         self._failures += 1
+        self.lost_since = self.lost_since or self._clock.now()
         if self._failures == 1 or isinstance(error, Forbidden):
             _log.warning(
                 "watch interrupted; trying again",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 from runtime.clock import Clock
 from signer.errors import Conflict, NotFound, Reason, Refused
@@ -17,11 +18,15 @@ _NAMED = 3
 
 
 class Policies:
-    """Mirrors policies, namespaces and Services. Everything is decided from these mirrors; nothing is asked."""
+    """Mirrors policies, namespaces and Services. Everything is decided from these mirrors; nothing is asked.
 
-    def __init__(self, api: KubeApi, settings: PolicySettings, clock: Clock) -> None:
+    `outage_limit`: how long it is decided from what was read before one of them could be followed no more.
+    """
+
+    def __init__(self, api: KubeApi, settings: PolicySettings, outage_limit: timedelta, clock: Clock) -> None:
         self._api = api
         self._settings = settings
+        self._outage_limit = outage_limit
         self._clock = clock
         self._namespaced: Mirror[Policy] = Mirror(api, f"{GROUP}/{NAMESPACED}", read_policy, clock)
         self._cluster: Mirror[Policy] = Mirror(api, f"{GROUP}/{CLUSTER}", read_policy, clock)
@@ -53,6 +58,14 @@ class Policies:
         if not self.synced:
             # A policy that is not read yet could deny, or be narrower.
             raise Refused(Reason.API_SERVER_UNAVAILABLE, "the policies have not been read yet")
+        lost = [mirror.lost_since for mirror in self._mirrors if mirror.lost_since is not None]
+        if lost and self._clock.now() - min(lost) > self._outage_limit:
+            # One that denies the pod by now would not be known.
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                f"policies, namespaces or Services could not be read for longer than outage_limit "
+                f"({self._outage_limit.total_seconds():g} s); the signer's log says why",
+            )
         return decide(self._matching(pod), pod, self._services.values.values(), self._settings)
 
     def explain(self, pod: LivePod) -> Explanation:

@@ -324,7 +324,7 @@ def test_policies_status_is_written_once() -> None:
     async def run() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
-        policies = Policies(kube, PolicySettings(TD), clock)
+        policies = Policies(kube, PolicySettings(TD), timedelta(hours=1), clock)
         pods = [LivePod("shop", f"p{n}", f"u{n}", "node", "web", {"app": "web"} if n else {}) for n in range(3)]
         with pytest.raises(Refused) as caught:
             policies.entitlement(pods[0])
@@ -356,6 +356,39 @@ def test_policies_status_is_written_once() -> None:
             assert explained.not_matched == (("shop/web", "podSelector: app In does not hold"),)
             kube.put(wide, {**kube.objects[wide], "spec": {"deny": True}})
             await until(lambda: policies.explain(pods[1]).outcome.startswith("refused: POLICY_DENIED"))
+
+        await running([policies.run()], test)
+
+    asyncio.run(run())
+
+
+def test_policies_that_cannot_be_read_any_more_apply_for_the_outage_limit_only() -> None:
+    """The API server answers everything else: only the right to read policies was taken away."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        policies = Policies(kube, PolicySettings(TD), timedelta(hours=1), clock)
+        pod = LivePod("shop", "p", "u", "node", "web", {})
+        namespace(kube, "shop")
+        (mirror,) = (each for each in policies._mirrors if each._path.endswith("clusterworkloadidentities"))
+
+        async def test() -> None:
+            await until(lambda: policies.synced)
+            kube.denied.add(("list", f"{GROUP}/clusterworkloadidentities"))
+            kube.down = True
+            await until(lambda: mirror.lost_since is not None)
+            kube.down = False
+            await until(lambda: sum(each.lost_since is not None for each in policies._mirrors) == 1)
+            clock.pass_by(minutes=60)
+            assert policies.entitlement(pod).policy == "default"
+            clock.pass_by(minutes=1)
+            with pytest.raises(Refused, match="longer than outage_limit") as caught:
+                policies.entitlement(pod)
+            assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+            kube.denied.clear()
+            await until(lambda: mirror.lost_since is None)
+            assert policies.entitlement(pod).policy == "default"
 
         await running([policies.run()], test)
 
