@@ -1,4 +1,4 @@
-"""What the cluster runs: packages of the distribution, and Kubernetes, etcd, CoreDNS and Helm from pinned modules.
+"""What the cluster runs: packages of the distribution; Kubernetes and all it stands on from pinned Go modules.
 
 The manifests under ``tools/`` fix every version. Built programs are kept outside the checkout, in a folder
 named by the manifests' hash, so a change of version builds anew and two checkouts share one build.
@@ -23,6 +23,8 @@ Progress = Callable[[str], None]
 
 TOOLS = Path(__file__).parent / "tools"
 KUBERNETES_VERSION = "v1.35.4"
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_CONTAINERD_VERSION = "v2.4.2"
 # Where root's programs and Go live even if PATH does not say so.
 SEARCH_PATH = os.pathsep.join(
     [os.environ.get("PATH", ""), "/usr/local/go/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"]
@@ -31,9 +33,8 @@ CNI_DIRS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 
 # Program that shows a package is present -> Debian package.
 _PACKAGES = {
-    "containerd": "containerd",
-    "ctr": "containerd",
-    "runc": "runc",
+    "gcc": "gcc",
+    "pkg-config": "pkg-config",
     "busybox": "busybox-static",
     "openssl": "openssl",
     "mount": "mount",
@@ -55,6 +56,8 @@ class _Program:
     name: str
     module: str
     package: str
+    # runc enters namespaces before Go's runtime has started threads, in C.
+    cgo: bool = False
 
 
 _PROGRAMS = (
@@ -65,11 +68,20 @@ _PROGRAMS = (
     ),
     _Program("coredns", "coredns", "."),
     _Program("helm", "helm", "helm.sh/helm/v4/cmd/helm"),
+    *(
+        _Program(name, "containerd", f"{_CONTAINERD}/cmd/{name}")
+        for name in ("containerd", "containerd-shim-runc-v2", "ctr")
+    ),
+    _Program("runc", "runc", "github.com/opencontainers/runc", cgo=True),
 )
 _major, _minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
 _STAMP = "k8s.io/component-base/version."
 # Without the stamp a component calls itself v0.0.0, and the API server then emulates version 0.0.
-_LDFLAGS = f"-s -w -X {_STAMP}gitVersion={KUBERNETES_VERSION} -X {_STAMP}gitMajor={_major} -X {_STAMP}gitMinor={_minor}"
+_LDFLAGS = (
+    f"-s -w -X {_STAMP}gitVersion={KUBERNETES_VERSION} -X {_STAMP}gitMajor={_major} -X {_STAMP}gitMinor={_minor}"
+    f" -X {_CONTAINERD}/version.Version={_CONTAINERD_VERSION}"
+)
+_TAGS = "providerless,seccomp"
 
 
 def which(name: str) -> str:
@@ -93,6 +105,8 @@ def install_packages(progress: Progress) -> None:
     missing = {package for name, package in _PACKAGES.items() if shutil.which(name, path=SEARCH_PATH) is None}
     if not any((folder / "loopback").exists() for folder in CNI_DIRS):
         missing.add("containernetworking-plugins")
+    if not Path("/usr/include/seccomp.h").exists():
+        missing.add("libseccomp-dev")
     # The shell of the image must not need a C library: another busybox than Debian's static one may.
     if "busybox-static" not in missing and not _is_static(Path(which("busybox"))):
         missing.add("busybox-static")
@@ -120,10 +134,15 @@ def cache_dir() -> Path:
     if root is None:
         root = str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "podsvid")
     digest = hashlib.sha256(_LDFLAGS.encode())
-    for module in ("etcd", "kubernetes", "coredns", "helm"):
+    for module in sorted({program.module for program in _PROGRAMS}):
         for file in sorted((TOOLS / module).iterdir()):
             digest.update(file.read_bytes())
     return Path(root) / f"cluster-{digest.hexdigest()[:16]}"
+
+
+def programs_dir() -> Path:
+    """The folder that `build` leaves the programs of these manifests in."""
+    return cache_dir() / "bin"
 
 
 def build(progress: Progress) -> Path:
@@ -131,10 +150,9 @@ def build(progress: Progress) -> Path:
 
     A program appears in the folder only when its build is whole. Raises ClusterError if a build fails.
     """
-    cache = cache_dir()
-    programs = cache / "bin"
+    programs = programs_dir()
     programs.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / "lock", progress):
+    with _locked(programs.with_name("lock"), progress):
         for number, program in enumerate(_PROGRAMS, 1):
             if not (programs / program.name).exists():
                 _build_one(program, programs, progress, f"{program.name} ({number} of {len(_PROGRAMS)})")
@@ -146,14 +164,14 @@ def _build_one(program: _Program, programs: Path, progress: Progress, label: str
     environment = {
         **os.environ,
         "PATH": SEARCH_PATH,
-        "CGO_ENABLED": "0",
+        "CGO_ENABLED": "1" if program.cgo else "0",
         "GOFLAGS": "-mod=readonly",
         "GOWORK": "off",
     }
     with tempfile.TemporaryDirectory(dir=programs.parent, prefix="build-") as scratch:
         output = Path(scratch) / program.name
         log = Path(scratch) / "log"
-        command = [which("go"), "build", "-p", "2", "-trimpath", "-tags", "providerless"]
+        command = [which("go"), "build", "-p", "2", "-trimpath", "-tags", _TAGS]
         command += ["-ldflags", _LDFLAGS, "-o", str(output), program.package]
         started = time.monotonic()
         with log.open("wb") as sink:

@@ -32,7 +32,7 @@ import jwt
 import yaml
 
 from .api import ApiError, KubeApi, Object
-from .binaries import SEARCH_PATH, ClusterError, Progress, build, cni_dir, install_packages, which
+from .binaries import SEARCH_PATH, ClusterError, Progress, build, cni_dir, install_packages, programs_dir
 from .image import PAUSE_IMAGE, write_archive
 from .network import NODE_ADDRESS, SERVICE_NETWORK, OwnNetwork, cni_configuration, corefile
 from .pki import ClusterAuthority, Pair
@@ -58,7 +58,7 @@ _POLL_SECONDS = 0.5
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _REPORT_SECONDS = 10.0
 _MNT_DETACH = 2
-_SHIM_ADDRESSES = "containerd/state/io.containerd.runtime.v2.task/*/*/address"
+_SHIMS = "containerd/state/io.containerd.runtime.v2.task/*/*/bootstrap.json"
 # Kubelet's two places that no setting moves. The second is also why there can be only one kubelet on a host.
 _LEGACY_LOG_LINKS = Path("/var/log/containers")
 _DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
@@ -168,7 +168,7 @@ class Cluster:
             log.unlink()
         self._network.enter()
         authority = ClusterAuthority(self.directory / "pki")
-        self._start_containerd()
+        self._start_containerd(programs)
         self._start_control_plane(programs, authority)
         self._start_network(programs, authority)
         self._start_kubelet(programs, authority)
@@ -340,7 +340,7 @@ class Cluster:
     def _wait(self, what: str, ready: Callable[[], bool | str]) -> None:
         wait_for(what, ready, progress=self._progress, alive=self._check_processes)
 
-    def _start_containerd(self) -> None:
+    def _start_containerd(self, programs: Path) -> None:
         home = self.directory / "containerd"
         networks = home / "cni"
         networks.mkdir(parents=True)
@@ -348,37 +348,44 @@ class Cluster:
         config = home / "config.toml"
         config.write_text(
             f"""\
-version = 2
+version = 4
 root = "{home}/root"
 state = "{home}/state"
+imports = []
 disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.image-verifier.v1.bindir",
+  "io.containerd.nri.v1.nri",
+  "io.containerd.snapshotter.v1.blockfile",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.erofs",
   "io.containerd.snapshotter.v1.zfs",
 ]
-[grpc]
+[plugins."io.containerd.server.v1.grpc"]
   address = "{self._containerd_socket}"
+[plugins."io.containerd.server.v1.ttrpc"]
+  address = "{self._containerd_socket}.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{home}/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE_IMAGE}"
-  stream_server_address = "127.0.0.1"
-  stream_server_port = "0"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{PAUSE_IMAGE}"
+[plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{cni_dir()}"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{cni_dir()}"]
     conf_dir = "{networks}"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      BinaryName = "{which("runc")}"
+    # The host may have another containerd's first in its path.
+    runtime_path = "{programs / "containerd-shim-runc-v2"}"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      BinaryName = "{programs / "runc"}"
       Root = "{home}/runc"
       SystemdCgroup = false
 """
         )
-        self._spawn("containerd", [which("containerd"), "--config", str(config)])
+        self._spawn("containerd", [str(programs / "containerd"), "--config", str(config)])
         self._wait("containerd", lambda: _succeeds([*self._ctr, "version"]))
         archive = home / "images.tar"
         write_archive(archive)
@@ -395,7 +402,7 @@ disabled_plugins = [
 
     @property
     def _ctr(self) -> list[str]:
-        return [which("ctr"), "--address", str(self._containerd_socket), "--namespace", "k8s.io"]
+        return [str(programs_dir() / "ctr"), "--address", str(self._containerd_socket), "--namespace", "k8s.io"]
 
     @property
     def _containerd_socket(self) -> Path:
@@ -702,7 +709,7 @@ def _remove_leftovers(directory: Path, progress: Progress) -> None:
 
     Raises ClusterError, naming what is left, if something cannot be removed.
     """
-    shim_sockets = [Path(file.read_text().removeprefix("unix://")) for file in directory.glob(_SHIM_ADDRESSES)]
+    shim_sockets = list(_shim_sockets(directory))
     _kill_all(directory)
     for mount in reversed(_mounts_below(directory)):
         _unmount(mount)
@@ -725,6 +732,13 @@ def _remove_leftovers(directory: Path, progress: Progress) -> None:
                 _DEVICE_PLUGINS.rmdir()
                 _DEVICE_PLUGINS.parent.rmdir()
         shutil.rmtree(directory)
+
+
+def _shim_sockets(directory: Path) -> Iterator[Path]:
+    """Where the shims listen: in a folder that all containerds of a host share."""
+    for file in directory.glob(_SHIMS):
+        with suppress(ValueError):  # half written when its run was killed
+            yield Path(json.loads(file.read_text())["address"].removeprefix("unix://"))
 
 
 def _kubelet_runs() -> bool:
