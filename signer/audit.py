@@ -1,9 +1,13 @@
 """One line per decision: who got which identity, or why not. Never a token, never a key."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
+from runtime.clock import Clock
 from signer.errors import Reason
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim
 
@@ -12,8 +16,29 @@ _log = logging.getLogger("podsvid.audit")
 _MAX_TEXT = 253
 
 
+# So many refusals of one node, or of all callers that are no agent, are written within this time; the rest are counted.
+MAX_REFUSALS, REFUSAL_WINDOW = 120, timedelta(minutes=1)
+_MAX_WINDOWS = 20_000
+
+
+@dataclass(slots=True)
+class _Window:
+    ends_at: datetime
+    written: int = 0
+    counted: Counter[str] = field(default_factory=Counter)
+
+
 class Audit:
-    """Writes the audit log, on the logger `podsvid.audit`: level INFO, event `mint allowed` or `mint refused`."""
+    """Writes the audit log, on the logger `podsvid.audit`: level INFO, event `mint allowed` or `mint refused`.
+
+    Every SVID that is issued has its line. Whoever is refused again and again fills no disk: after `MAX_REFUSALS`
+    lines within `REFUSAL_WINDOW` the others are counted by reason, and written as one line with the first refusal after
+    it.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._windows: dict[str, _Window] = {}
 
     def allowed(
         self,
@@ -46,6 +71,11 @@ class Audit:
         self, kind: str, agent: Agent | None, claim: PodClaim | None, reason: Reason, message: str, seconds: float
     ) -> None:
         """`claim` is what the agent said, not what was proven."""
+        window = self._window(agent.node_name if agent else "")
+        if window.written >= MAX_REFUSALS:
+            window.counted[reason.value] += 1
+            return
+        window.written += 1
         _log.info(
             "mint refused",
             extra={
@@ -59,3 +89,19 @@ class Audit:
                 "seconds": round(seconds, 6),
             },
         )
+
+    def _window(self, node: str) -> _Window:
+        now = self._clock.now()
+        window = self._windows.get(node)
+        # A clock that was set back must not hold a window open.
+        if window is not None and window.ends_at - REFUSAL_WINDOW <= now < window.ends_at:
+            return window
+        if window is not None and window.counted:
+            _log.warning(
+                "mint refusals counted only",
+                extra={"node": node, "reasons": dict(window.counted), "until": window.ends_at.isoformat()},
+            )
+        if window is None and len(self._windows) >= _MAX_WINDOWS:
+            self._windows.clear()
+        window = self._windows[node] = _Window(now + REFUSAL_WINDOW)
+        return window

@@ -172,7 +172,7 @@ class Replica:
             self._agents,
             self._trust,
             self._events,
-            Audit(),
+            Audit(clock),
             self.metrics,
             clock,
             rng,

@@ -1,0 +1,48 @@
+"""The audit log: every SVID has its line, and refusals without end do not fill a disk."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from signer.audit import MAX_REFUSALS, Audit
+from signer.errors import Reason
+from signer.model import Agent
+from tests.signer_rig import START, StepClock
+
+NODE = Agent("node-a", "uid-a", "agent-1", "pod-uid", START)
+
+
+def _lines(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    return [vars(each) for each in caplog.records if each.name == "podsvid.audit" and each.getMessage() == event]
+
+
+def test_refusals_of_one_caller_are_counted_after_a_while_and_another_ones_are_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "podsvid.audit")
+    clock = StepClock()
+    audit = Audit(clock)
+    for _ in range(MAX_REFUSALS + 7):
+        audit.refused("x509", None, None, Reason.AGENT_TOKEN_MISSING, "no token", 0.0)
+    audit.refused("trust", None, None, Reason.AGENT_TOKEN_INVALID, "no good", 0.0)
+    audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
+    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 1
+    assert _lines(caplog, "mint refused")[-1]["node"] == "node-a"
+    assert _lines(caplog, "mint refusals counted only") == []
+    clock.pass_by(minutes=1)
+    audit.refused("x509", None, None, Reason.AGENT_TOKEN_MISSING, "no token", 0.0)
+    (summary,) = _lines(caplog, "mint refusals counted only")
+    assert (summary["node"], summary["reasons"]) == ("", {"AGENT_TOKEN_MISSING": 7, "AGENT_TOKEN_INVALID": 1})
+    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 2
+
+
+def test_a_clock_that_is_set_back_holds_no_window_open(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "podsvid.audit")
+    clock = StepClock()
+    audit = Audit(clock)
+    for _ in range(MAX_REFUSALS):
+        audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
+    clock.pass_by(days=-1)
+    audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
+    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 1
