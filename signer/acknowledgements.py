@@ -19,6 +19,8 @@ LABEL = "podsvid.io/agents-of"
 # Seconds: how often what agents acknowledged is told to the other replicas, while it matters and otherwise.
 WRITE_SECONDS = 2.0
 IDLE_SECONDS = 300.0
+# It matters while somebody waits for acknowledgements, and so long after an agent had something newer than any before.
+LIVELY = timedelta(minutes=1)
 # A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than this.
 STALE = timedelta(minutes=15)
 MAX_BYTES = 900_000
@@ -57,7 +59,10 @@ class Agents:
         self._open: dict[int, str] = {}
         self._next = 0
         self._nodes: dict[str, Acknowledged] = {}
+        self._newest = 0
+        self._lively_until = clock.now()
         self._written: str | None = None
+        self._written_at = clock.now()
         self._others: Mirror[_Replica] = Mirror(api, self._collection, _read_replica, clock, {"labelSelector": LABEL})
         # Whether somebody waits for acknowledgements: only then are they written at once.
         self.wanted = False
@@ -81,6 +86,9 @@ class Agents:
         if node in self._nodes:
             named = [each for each in in_use.items() if _AUTHORITY_ID.fullmatch(each[0])]
             self._nodes[node] = Acknowledged(sequence, dict(named[:MAX_AUTHORITIES]))
+            if sequence > self._newest:
+                self._newest = sequence
+                self._lively_until = self._clock.now() + LIVELY
 
     def disconnect(self, handle: int) -> None:
         """The stream ended. Its node is forgotten here unless a newer stream is open."""
@@ -114,7 +122,8 @@ class Agents:
         while True:
             await asyncio.sleep(WRITE_SECONDS)
             idle += WRITE_SECONDS
-            if not self.wanted and idle < IDLE_SECONDS:
+            lively = self.wanted or self._clock.now() < self._lively_until
+            if not lively and idle < IDLE_SECONDS:
                 continue
             idle = 0.0
             try:
@@ -128,13 +137,15 @@ class Agents:
                 )
 
     async def write(self) -> None:
-        """Write this replica's ConfigMap if it changed. Raises SignerError."""
+        """Write this replica's ConfigMap if it changed or gets old. Raises SignerError."""
         nodes = {node: [each.sequence, dict(each.in_use)] for node, each in sorted(self._nodes.items())}
         text = json.dumps(nodes, separators=(",", ":"))
         if len(text) > MAX_BYTES:
             _log.error("too many agents to pass on", extra={"agents": len(nodes)})
             return
-        if text == self._written and not self.wanted:
+        now = self._clock.now()
+        # Unchanged it is still written now and then: the others count by nothing that is stale.
+        if text == self._written and not self.wanted and now - self._written_at < STALE / 2:
             return
         body: Object = {
             "apiVersion": "v1",
@@ -143,7 +154,7 @@ class Agents:
             "data": {
                 "version": str(_VERSION),
                 "identity": self._identity,
-                "written_at": self._clock.now().isoformat(),
+                "written_at": now.isoformat(),
                 "nodes": text,
             },
         }
@@ -154,7 +165,7 @@ class Agents:
                 await self._api.create(self._collection, body)
             except Conflict:
                 return
-        self._written = text
+        self._written, self._written_at = text, now
 
     async def _forget_stale(self) -> None:
         """Remove what replicas that are gone left behind."""

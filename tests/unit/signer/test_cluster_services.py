@@ -320,6 +320,45 @@ def test_a_foreign_config_map_is_nobodys_word(data: dict[str, Any]) -> None:
     assert _read_replica({"data": {**data, "version": "1"}}) is None
 
 
+def test_agents_of_another_replica_are_counted_when_nothing_changes_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two replicas after a rotation, when nobody waits any more: an alert counts by the leader's numbers."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        leader, other = (Agents(kube, "podsvid", name, clock) for name in ("one", "two"))
+        handle = other.connect(agent("a"))
+
+        def waiting() -> frozenset[str]:
+            return leader.summary(7, frozenset({"a"}))[0]
+
+        async def test() -> None:
+            other.acknowledged("a", 7, {"x": 3})
+            await until(lambda: not waiting())
+            # Pods come and go: that alone is not written at once.
+            clock.pass_by(minutes=2)
+            writes = len(kube.writes)
+            other.acknowledged("a", 7, {"x": 4})
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert len(kube.writes) == writes
+
+        monkeypatch.setattr("signer.acknowledgements.WRITE_SECONDS", 0.0)
+        await running([leader.run(), other.run()], test)
+
+        async def hours() -> None:
+            for _ in range(30):
+                clock.pass_by(minutes=5)  # as often as an idle replica looks
+                await other.write()
+                await until(lambda: not waiting())
+
+        await running([leader._others.run()], hours)
+        assert kube.writes.count(("replace", "/api/v1/namespaces/podsvid/configmaps/podsvid-agents-two")) < 20
+        other.disconnect(handle)
+
+    asyncio.run(run())
+
+
 def test_policies_status_is_written_once() -> None:
     async def run() -> None:
         clock = StepClock()
