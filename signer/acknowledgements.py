@@ -144,8 +144,9 @@ class Agents:
             _log.error("too many agents to pass on", extra={"agents": len(nodes)})
             return
         now = self._clock.now()
-        # Unchanged it is still written now and then: the others count by nothing that is stale.
-        if text == self._written and not self.wanted and now - self._written_at < STALE / 2:
+        # Unchanged it is still written now and then, where it says anything: the others count by nothing that is stale.
+        fresh = not nodes or now - self._written_at < STALE / 2
+        if text == self._written and not self.wanted and fresh:
             return
         body: Object = {
             "apiVersion": "v1",

@@ -350,10 +350,14 @@ def test_agents_of_another_replica_are_counted_when_nothing_changes_for_hours(mo
             for _ in range(30):
                 clock.pass_by(minutes=5)  # as often as an idle replica looks
                 await other.write()
+                await leader.write()
                 await until(lambda: not waiting())
 
         await running([leader._others.run()], hours)
-        assert kube.writes.count(("replace", "/api/v1/namespaces/podsvid/configmaps/podsvid-agents-two")) < 20
+        maps = "/api/v1/namespaces/podsvid/configmaps/podsvid-agents"
+        assert kube.writes.count(("replace", f"{maps}-two")) < 20
+        # Who has nothing to tell does not tell it again.
+        assert kube.writes.count(("replace", f"{maps}-one")) == 1
         other.disconnect(handle)
 
     asyncio.run(run())
