@@ -1,9 +1,8 @@
 """One line per decision: who got which identity, or why not. Never a token, never a key."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +15,7 @@ _log = logging.getLogger("podsvid.audit")
 _MAX_TEXT = 253
 
 
-# So many refusals of one node, or of all callers that are no agent, are written within this time; the rest are counted.
+# So many refusals for one reason, of one node or of all callers that are no agent, are written within this time.
 MAX_REFUSALS, REFUSAL_WINDOW = 120, timedelta(minutes=1)
 _MAX_WINDOWS = 20_000
 
@@ -25,20 +24,20 @@ _MAX_WINDOWS = 20_000
 class _Window:
     ends_at: datetime
     written: int = 0
-    counted: Counter[str] = field(default_factory=Counter)
+    counted: int = 0
 
 
 class Audit:
     """Writes the audit log, on the logger `podsvid.audit`: level INFO, event `mint allowed` or `mint refused`.
 
-    Every SVID that is issued has its line. Whoever is refused again and again fills no disk: after `MAX_REFUSALS`
-    lines within `REFUSAL_WINDOW` the others are counted by reason, and written as one line with the first refusal after
-    it.
+    Every SVID that is issued has its line. Whoever is refused again and again fills no disk: after `MAX_REFUSALS` lines
+    for one reason within `REFUSAL_WINDOW` a line says that the others are only counted, and the first refusal after it
+    brings their number. Refusals for another reason are not hidden by that.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._windows: dict[str, _Window] = {}
+        self._windows: dict[tuple[str, Reason], _Window] = {}
 
     def allowed(
         self,
@@ -71,16 +70,22 @@ class Audit:
         self, kind: str, agent: Agent | None, claim: PodClaim | None, reason: Reason, message: str, seconds: float
     ) -> None:
         """`claim` is what the agent said, not what was proven."""
-        window = self._window(agent.node_name if agent else "")
+        node = agent.node_name if agent else ""
+        window = self._window(node, reason)
         if window.written >= MAX_REFUSALS:
-            window.counted[reason.value] += 1
+            window.counted += 1
+            if window.counted == 1:
+                _log.warning(
+                    "mint refusals are only counted",
+                    extra={"node": node, "reason": reason.value, "until": window.ends_at.isoformat()},
+                )
             return
         window.written += 1
         _log.info(
             "mint refused",
             extra={
                 "kind": kind,
-                "node": agent.node_name if agent else "",
+                "node": node,
                 "agent_pod_uid": agent.pod_uid if agent else "",
                 "claimed_pod": str(claim)[: 2 * _MAX_TEXT] if claim else "",
                 "claimed_pod_uid": claim.uid[:_MAX_TEXT] if claim else "",
@@ -90,18 +95,18 @@ class Audit:
             },
         )
 
-    def _window(self, node: str) -> _Window:
+    def _window(self, node: str, reason: Reason) -> _Window:
         now = self._clock.now()
-        window = self._windows.get(node)
+        window = self._windows.get((node, reason))
         # A clock that was set back must not hold a window open.
         if window is not None and window.ends_at - REFUSAL_WINDOW <= now < window.ends_at:
             return window
         if window is not None and window.counted:
             _log.warning(
-                "mint refusals counted only",
-                extra={"node": node, "reasons": dict(window.counted), "until": window.ends_at.isoformat()},
+                "mint refusals were only counted",
+                extra={"node": node, "reason": reason.value, "count": window.counted},
             )
         if window is None and len(self._windows) >= _MAX_WINDOWS:
             self._windows.clear()
-        window = self._windows[node] = _Window(now + REFUSAL_WINDOW)
+        window = self._windows[node, reason] = _Window(now + REFUSAL_WINDOW)
         return window

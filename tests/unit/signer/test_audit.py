@@ -25,16 +25,19 @@ def test_refusals_of_one_caller_are_counted_after_a_while_and_another_ones_are_w
     audit = Audit(clock)
     for _ in range(MAX_REFUSALS + 7):
         audit.refused("x509", None, None, Reason.AGENT_TOKEN_MISSING, "no token", 0.0)
+    (told,) = _lines(caplog, "mint refusals are only counted")
+    assert (told["node"], told["reason"]) == ("", "AGENT_TOKEN_MISSING")
+    # Neither another caller nor another reason is hidden by them.
+    audit.refused("x509", NODE, None, Reason.AGENT_TOKEN_MISSING, "no token", 0.0)
     audit.refused("trust", None, None, Reason.AGENT_TOKEN_INVALID, "no good", 0.0)
-    audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
-    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 1
-    assert _lines(caplog, "mint refused")[-1]["node"] == "node-a"
-    assert _lines(caplog, "mint refusals counted only") == []
+    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 2
+    assert _lines(caplog, "mint refused")[-2]["node"] == "node-a"
+    assert _lines(caplog, "mint refusals were only counted") == []
     clock.pass_by(minutes=1)
     audit.refused("x509", None, None, Reason.AGENT_TOKEN_MISSING, "no token", 0.0)
-    (summary,) = _lines(caplog, "mint refusals counted only")
-    assert (summary["node"], summary["reasons"]) == ("", {"AGENT_TOKEN_MISSING": 7, "AGENT_TOKEN_INVALID": 1})
-    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 2
+    (summary,) = _lines(caplog, "mint refusals were only counted")
+    assert (summary["node"], summary["reason"], summary["count"]) == ("", "AGENT_TOKEN_MISSING", 7)
+    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 3
 
 
 def test_a_clock_that_is_set_back_holds_no_window_open(caplog: pytest.LogCaptureFixture) -> None:
