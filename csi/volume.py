@@ -8,7 +8,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from io import FileIO
@@ -175,15 +176,13 @@ class VolumeDirectory:
         owner = -1 if options.owner is None else options.owner
         group = -1 if self._group is None else self._group
         try:
-            with _created(directory, state.NAME) as file:
-                file.write(kept)
-                os.fchmod(file.fileno(), 0o400)
+            with _created(directory, state.NAME, kept) as file:
+                os.fchmod(file, 0o400)
             for name, content in files.items():
-                with _created(directory, name) as file:
-                    file.write(content.content)
+                with _created(directory, name, content.content) as file:
                     if (owner, group) != (-1, -1):
-                        os.fchown(file.fileno(), owner, group)
-                    os.fchmod(file.fileno(), secret if content.secret else public)
+                        os.fchown(file, owner, group)
+                    os.fchmod(file, secret if content.secret else public)
             if group != -1:
                 os.fchown(directory, -1, group)
             os.fchmod(directory, self._modes.directory)
@@ -220,8 +219,15 @@ class VolumeDirectory:
             shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
 
 
-def _created(directory: int, name: str) -> FileIO:
-    return FileIO(os.open(name, _CREATE, 0o600, dir_fd=directory), "wb")
+@contextmanager
+def _created(directory: int, name: str, content: bytes) -> Iterator[int]:
+    """A new file that holds all of `content`, open for who may read it to be set. Raises OSError."""
+    with FileIO(os.open(name, _CREATE, 0o600, dir_fd=directory), "wb") as file:
+        rest = memoryview(content)
+        while rest:
+            # Of what does not fit any more write(2) takes a part, and complains at the next call only.
+            rest = rest[file.write(rest) :]
+        yield file.fileno()
 
 
 def _read(directory: int, name: str) -> bytes:

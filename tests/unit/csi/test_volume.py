@@ -1,0 +1,332 @@
+"""A volume's files: all of the new ones or all of the old ones, whatever fails, and for whom they are."""
+
+import os
+import resource
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from csi.errors import InvalidRequest
+from csi.model import Contents
+from csi.volume import modes
+from svid.errors import InvalidSvid
+from tests.csi_rig import NOW, contents, plain_directory
+
+FILES = ["ca.crt", "tls.crt", "tls.key", "credential-bundle.private-key.pem", "bundle.json"]
+# As the design has it, and as its readers' fsGroup needs it.
+SECRET, PUBLIC = {"tls.key", "credential-bundle.private-key.pem"}, {"tls.crt", "ca.crt", "bundle.json"}
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """As a file system that is full: write(2) takes what still fits and says so by its result only."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def generations(base: Path) -> list[str]:
+    return sorted(path.name for path in base.glob("..2*"))
+
+
+def read_all(base: Path) -> dict[str, bytes]:
+    return {name: (base / name).read_bytes() for name in FILES}
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, call: str, when: Callable[..., bool] = lambda *_, **__: True) -> None:
+    """Have `os.<call>` fail where `when` its arguments say so."""
+    real = getattr(os, call)
+
+    def fake(*arguments: object, **named: object) -> object:
+        if when(*arguments, **named):
+            raise OSError(28, "No space left on device")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(os, call, fake)
+
+
+def test_a_file_that_fits_in_part_is_no_file(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        old, new = contents(), contents()
+        directory.write(old, NOW)
+        before, kept = read_all(tmp_path), generations(tmp_path)
+        size = (tmp_path / "..data" / ".state.json").stat().st_size
+        with files_no_longer_than(size - 100), pytest.raises(OSError, match="File too large"):
+            directory.write(new, NOW)
+        assert read_all(tmp_path) == before
+        assert generations(tmp_path) == kept
+        assert directory.holds(old)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fchmod", "symlink", "rename"])
+def test_whatever_call_fails_the_old_files_stay_and_nothing_of_the_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with plain_directory(tmp_path) as directory:
+        old = contents()
+        directory.write(old, NOW)
+        before, kept = read_all(tmp_path), generations(tmp_path)
+        with monkeypatch.context() as patched:
+            failing(patched, call)
+            with pytest.raises(OSError, match="No space left"):
+                directory.write(contents(), NOW)
+        assert read_all(tmp_path) == before
+        assert generations(tmp_path) == kept
+        assert directory.read().identity.default.serial == old.identity.default.serial
+        # What the failure left is in nobody's way.
+        new = contents()
+        directory.write(new, NOW)
+        assert directory.read().identity.default.serial == new.identity.default.serial
+        assert directory.holds(new)
+
+
+def test_the_new_files_appear_all_at_once_after_the_last_of_them_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with plain_directory(tmp_path) as directory:
+        directory.write(contents(), NOW)
+        before, real, switches = read_all(tmp_path), os.rename, list[str]()
+
+        def rename(source: str, destination: str, **named: int) -> None:
+            assert read_all(tmp_path) == before
+            (new,) = set(generations(tmp_path)) - {os.readlink(tmp_path / "..data")}
+            # Whoever follows the link from now on finds every file, for the right readers.
+            assert {*FILES} <= {path.name for path in (tmp_path / new).iterdir()}
+            assert mode(tmp_path / new) == 0o755
+            assert all(mode(tmp_path / new / name) == 0o444 for name in FILES)
+            real(source, destination, **named)
+            switches.append(destination)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "rename", rename)
+            directory.write(contents(), NOW)
+        assert switches == ["..data"]
+        after = read_all(tmp_path)
+        assert all(after[name] != before[name] for name in ("tls.crt", "tls.key"))
+
+
+def test_a_reader_keeps_the_two_generations_before(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        written = []
+        for number in range(5):
+            directory.write(contents(), NOW + timedelta(seconds=number))
+            written.append(os.readlink(tmp_path / "..data"))
+        assert generations(tmp_path) == sorted(written[-3:])
+        # Somebody else's directories are not ours to remove.
+        (tmp_path / "..other").mkdir()
+        (tmp_path / "2000").mkdir()
+        directory.write(contents(), NOW + timedelta(seconds=9))
+        assert (tmp_path / "..other").is_dir()
+        assert (tmp_path / "2000").is_dir()
+
+
+def test_what_stands_in_a_links_place_is_replaced(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        (tmp_path / "tls.key").write_bytes(b"not a link")
+        (tmp_path / "tls.crt").symlink_to("/etc/hostname")
+        directory.write(contents(), NOW)
+        assert os.readlink(tmp_path / "tls.key") == "..data/tls.key"
+        assert os.readlink(tmp_path / "tls.crt") == "..data/tls.crt"
+        assert (os.readlink(tmp_path / "api.sock"), os.readlink(tmp_path / "spire-agent.sock")) == ("socket", "socket")
+
+
+@pytest.mark.parametrize("group", [None, os.getgid()])
+def test_who_may_read(tmp_path: Path, group: int | None) -> None:
+    own = 0o444 if group is None else 0o440
+    with plain_directory(tmp_path, group=group) as directory:
+        directory.write(contents(), NOW)
+        assert {mode(tmp_path / name) for name in FILES} == {own}
+        assert mode(tmp_path / "..data") == (0o755 if group is None else 0o2750)
+        assert mode(tmp_path / "..data" / ".state.json") == 0o400
+    with plain_directory(tmp_path, {"keyMode": "0400", "fileMode": "0644"}, group) as directory:
+        directory.write(contents(), NOW)
+        assert {mode(tmp_path / name) for name in SECRET} == {0o400}
+        assert {mode(tmp_path / name) for name in PUBLIC} == {0o644}
+        assert mode(tmp_path / "..data" / ".state.json") == 0o400
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others: run as root")
+def test_files_directory_and_socket_are_given_to_the_pods_group(tmp_path: Path) -> None:
+    with plain_directory(tmp_path, {"fileOwner": "70"}, 2000) as directory:
+        directory.write(contents(), NOW)
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in map(tmp_path.joinpath, FILES)} == {(70, 2000)}
+        assert (tmp_path / "..data").stat().st_gid == 2000
+        state = (tmp_path / "..data" / ".state.json").stat()
+        assert (state.st_uid, state.st_gid, stat.S_IMODE(state.st_mode)) == (0, 0, 0o400)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(directory.socket_path)
+            directory.open_socket()
+        found = (tmp_path / "socket").stat()
+        assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (2000, 0o660)
+
+
+def test_a_key_is_readable_by_nobody_until_its_mode_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = os.fchmod, dict[str, int]()
+
+    def fchmod(descriptor: int, wanted: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        seen[name] = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        real(descriptor, wanted)
+
+    before = os.umask(0)
+    try:
+        with plain_directory(tmp_path) as directory, monkeypatch.context() as patched:
+            patched.setattr(os, "fchmod", fchmod)
+            directory.write(contents(), NOW)
+    finally:
+        os.umask(before)
+    assert {seen[name] for name in (*FILES, ".state.json")} == {0o600}
+    (stamp,) = generations(tmp_path)
+    assert seen[stamp] == 0o700
+
+
+def test_the_modes_are_the_designs() -> None:
+    assert (modes(None).directory, modes(None).file, modes(None).socket) == (0o755, 0o444, 0o666)
+    for group in (0, 2000):
+        assert (modes(group).directory, modes(group).file, modes(group).socket) == (0o2750, 0o440, 0o660)
+
+
+def test_a_socket_takes_its_mode_and_one_that_was_left_is_taken_away(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        assert not directory.has_socket()
+        directory.prepare_socket()
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(directory.socket_path)
+                directory.open_socket()
+            assert directory.has_socket()
+            assert mode(tmp_path / "socket") == 0o666
+            directory.prepare_socket()
+        (tmp_path / "socket").write_bytes(b"")
+        assert not directory.has_socket()
+        (tmp_path / "socket").unlink()
+        (tmp_path / "socket").symlink_to("elsewhere")
+        assert not directory.has_socket()
+
+
+def _without_a_file(base: Path) -> None:
+    (base / "..data" / "tls.crt").unlink()
+
+
+def _with_another_key(base: Path) -> None:
+    (base / "..data" / "tls.key").chmod(0o600)
+    (base / "..data" / "tls.key").write_bytes(b"another")
+
+
+def _with_a_link(base: Path) -> None:
+    real = base / "..data" / "tls.key"
+    real.rename(base / "elsewhere")
+    real.symlink_to(base / "elsewhere")
+
+
+def _without_data(base: Path) -> None:
+    (base / "..data").unlink()
+
+
+@pytest.mark.parametrize("damage", [_without_a_file, _with_another_key, _with_a_link, _without_data])
+def test_files_that_are_not_as_written_are_noticed(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    with plain_directory(tmp_path) as directory:
+        written = contents()
+        directory.write(written, NOW)
+        assert directory.holds(written)
+        assert not directory.holds(contents())
+        damage(tmp_path)
+        assert not directory.holds(written)
+
+
+def test_a_state_behind_a_link_is_not_followed(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        directory.write(contents(), NOW)
+        state = tmp_path / "..data" / ".state.json"
+        state.rename(tmp_path / "elsewhere")
+        state.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match="symbolic links"):
+            directory.read()
+        state.unlink()
+        state.write_bytes(b"{}")
+        with pytest.raises(InvalidSvid):
+            directory.read()
+
+
+def test_a_closed_volume_is_closed_once_and_its_number_is_left_to_others(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        number = directory.descriptor
+        directory.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+        reused = os.open("/dev/null", os.O_RDONLY)
+        try:
+            assert reused == number
+            directory.close()
+            os.fstat(reused)
+        finally:
+            os.close(reused)
+
+
+def test_in_place_tells_a_directory_that_was_replaced(tmp_path: Path) -> None:
+    inside = tmp_path / "volume"
+    inside.mkdir()
+    with plain_directory(inside) as directory:
+        assert directory.in_place()
+        inside.rename(tmp_path / "moved")
+        assert not directory.in_place()
+        inside.symlink_to(tmp_path / "moved")
+        assert not directory.in_place()
+
+
+def test_a_made_password_is_kept_by_the_volume_and_by_its_state(tmp_path: Path) -> None:
+    given: Contents = contents()
+    with plain_directory(tmp_path, {"keystores": "pkcs12"}) as directory:
+        directory.write(given, NOW)
+        password = (tmp_path / "keystore.password").read_bytes()
+        assert len(password) >= 32
+        directory.write(contents(), NOW)
+        assert (tmp_path / "keystore.password").read_bytes() == password
+    with plain_directory(tmp_path, {"keystores": "pkcs12"}) as again:
+        again.read()
+        again.write(given, NOW)
+        assert (tmp_path / "keystore.password").read_bytes() == password
+    with pytest.raises(InvalidRequest), plain_directory(tmp_path, {"keystorePassword": "sesame-1"}):
+        pass
+
+
+def test_usage_is_that_of_the_file_system(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        for each, (total, free) in zip(
+            directory.usage(),
+            [(found.f_blocks * found.f_frsize, found.f_bfree * found.f_frsize) for found in [os.statvfs(tmp_path)]]
+            + [(found.f_files, found.f_ffree) for found in [os.statvfs(tmp_path)]],
+            strict=True,
+        ):
+            assert each.total == total
+            assert each.available + each.used == total
+            assert abs(each.available - free) < total
+
+
+def test_written_at_is_when_the_files_were_replaced(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        assert directory.written_at() is None
+        directory.write(contents(), NOW)
+        at = directory.written_at()
+        assert at is not None
+        assert at.timestamp() == pytest.approx((tmp_path / "..data").lstat().st_mtime)
+
+
+def test_the_sockets_path_fits_whatever_the_directory_is_called(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["a" * 50] * 4)
+    deep.mkdir(parents=True)
+    with plain_directory(deep) as directory, socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(directory.socket_path)
+        assert (deep / "socket").is_socket()
