@@ -244,7 +244,8 @@ class NodeService:
             directory.close()
             if not mounted.made:
                 # A running pod may be using it, with an SVID that is still good: only what this call made is undone.
-                raise UndoFailed(f"the volume was mounted before and could not be renewed: {error}") from error
+                _log.error("volume could not be renewed", extra={"volume_id": volume.id}, exc_info=error)
+                raise UndoFailed(f"the volume was mounted before and could not be renewed: {_told(error)}") from error
             await self._undo(volume)
             if isinstance(error, OSError):
                 raise VolumeFailed(f"the volume could not be made: {error.strerror or error}") from error
@@ -347,6 +348,13 @@ def _check_same(published: Volume, wanted: Volume) -> None:
         raise TargetConflict(f"volume is already published at {published.target}")
     if published != wanted:
         raise VolumeConflict("volume is already published with other arguments; unpublish it first")
+
+
+def _told(error: Exception) -> str:
+    # kubelet shows it in the pod's event: what nobody foresaw may hold a secret in its text.
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, CsiError) else f"{type(error).__name__}; see the agent's log"
 
 
 def _log_unseen(task: asyncio.Task[Any]) -> None:
