@@ -94,11 +94,19 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
             if gone:
                 _log.warning("registration socket disappeared; making it again", extra={"driver": self._driver_name})
             self._changed.clear()
-            await self._close()
-            await asyncio.sleep(RETRY_DELAY)
-            await self._open()
+            try:
+                await self._close()
+                await asyncio.sleep(RETRY_DELAY)
+                await self._open()
+            except (OSError, RuntimeError) as error:
+                # The process serves every pod of the node: it outlives a directory that is away or full.
+                _log.error(
+                    "registration socket could not be made; trying again",
+                    extra={"driver": self._driver_name, "error": str(error)},
+                )
 
     async def _open(self) -> None:
+        self._registry.mkdir(parents=True, exist_ok=True)
         self._socket = self._registry / f"{self._driver_name}-{secrets.token_hex(4)}-reg.sock"
         self._server = grpc.aio.server(interceptors=[ErrorBoundary()])
         pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(self, self._server)
@@ -110,7 +118,8 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
             await self._server.stop(0.5)
             self._server = None
         if self._socket is not None:
-            self._socket.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                self._socket.unlink()
 
 
 async def serve_private(server: grpc.aio.Server, socket: Path) -> None:
