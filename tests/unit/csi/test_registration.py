@@ -68,7 +68,7 @@ def sockets(registry: Path) -> list[str]:
 @asynccontextmanager
 async def kubelet(socket: Path) -> AsyncIterator[pb_grpc.RegistrationStub]:
     async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-        yield pb_grpc.RegistrationStub(channel)
+        yield pb_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]
 
 
 async def notify(registry: Path, registered: bool, error: str = "") -> None:
@@ -191,7 +191,8 @@ def test_a_socket_appears_when_it_answers_and_was_private_all_along(
 ) -> None:
     async def run() -> None:
         server = grpc.aio.server()
-        pb_grpc.add_RegistrationServicer_to_server(Registration(DRIVER, ENDPOINT, base), server)
+        own = Registration(DRIVER, ENDPOINT, base)
+        pb_grpc.add_RegistrationServicer_to_server(own, server)  # type: ignore[no-untyped-call]
         real_start, real_rename = server.start, os.rename
         steps = list[str]()
 
