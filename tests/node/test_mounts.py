@@ -1,0 +1,158 @@
+"""The mount calls on this host's own kernel: what it lists, what counts as ours, and what is left to others."""
+
+import os
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi.mount import Targets, TmpfsMounts
+from tests.csi_rig import UID, target
+from tests.support import IS_ROOT
+
+pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root")
+BELOW = (UID, "volumes", "kubernetes.io~csi", "spiffe", "mount")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """The target of a pod's volume, in directories as kubelet makes them."""
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
+        found = Path(target(base))
+        found.parent.mkdir(parents=True)
+        try:
+            yield found
+        finally:
+            for _ in listed(Path(base)):
+                subprocess.run(["umount", "-l", listed(Path(base))[-1][4]], check=True)
+
+
+def listed(base: Path) -> list[list[str]]:
+    """The kernel's lines about what is mounted at `base` or below, oldest first."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines if Path(line.split()[4]).is_relative_to(base)]
+
+
+def targets(place: Path) -> Targets:
+    return Targets(str(place.parents[5]), TmpfsMounts())
+
+
+def mount(place: Path, *arguments: str) -> None:
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", *arguments, place], check=True)
+
+
+def knows_noswap() -> bool:
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "noswap", "x", base], check=False, capture_output=True)
+        if done.returncode == 0:
+            subprocess.run(["umount", base], check=True)
+        return done.returncode == 0
+
+
+@pytest.mark.parametrize(("mode", "group"), [(0o755, None), (0o2750, 2000)])
+def test_the_kernel_lists_a_bounded_tmpfs_without_programs_and_devices_and_swap(
+    place: Path, mode: int, group: int | None
+) -> None:
+    found = targets(place).mount(BELOW, mode=mode, group=group)
+    os.close(found.descriptor)
+    ((*_, own, _, kind, source, options),) = listed(place)
+    assert (kind, source) == ("tmpfs", "podsvid")
+    assert {"rw", "nosuid", "nodev", "noexec"} <= set(own.split(","))
+    assert {"size=4096k", "nr_inodes=256"} <= set(options.split(","))
+    assert ("noswap" in options.split(",")) == knows_noswap()
+    seen = place.stat()
+    assert (stat.S_IMODE(seen.st_mode), seen.st_gid) == (mode, group or 0)
+    targets(place).remove(BELOW)
+    assert listed(place) == []
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("arguments", [("-t", "tmpfs", "other"), ("-t", "ramfs", "podsvid"), ("-t", "proc", "podsvid")])
+def test_another_file_system_is_mounted_over_and_never_written_into(place: Path, arguments: tuple[str, ...]) -> None:
+    mount(place, *arguments)
+    theirs = os.open(place, os.O_RDONLY)
+    try:
+        before = sorted(os.listdir(theirs)) if arguments[1] != "proc" else []
+        assert targets(place).find(BELOW) is None
+        found = targets(place).mount(BELOW, mode=0o755, group=None)
+        assert found.made
+        assert not os.path.sameopenfile(found.descriptor, theirs)
+        assert [line[-2] for line in listed(place)][1:] == ["podsvid"]
+        assert [line[-3] for line in listed(place)][1:] == ["tmpfs"]
+        os.close(os.open("tls.key", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=found.descriptor))
+        os.close(found.descriptor)
+        if arguments[1] != "proc":
+            assert sorted(os.listdir(theirs)) == before
+    finally:
+        os.close(theirs)
+    targets(place).remove(BELOW)
+    assert listed(place) == []
+    assert not place.exists()
+
+
+def test_a_directory_of_one_of_our_own_mounts_is_not_the_targets_mount(place: Path) -> None:
+    other = place.with_name("other")
+    mount(other, "-t", "tmpfs", "podsvid")
+    (other / "inner").mkdir()
+    mount(place, "--bind", str(other / "inner"))
+    assert targets(place).find(BELOW) is None
+    found = targets(place).mount(BELOW, mode=0o755, group=None)
+    assert found.made
+    os.close(os.open("tls.key", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=found.descriptor))
+    os.close(found.descriptor)
+    assert list((other / "inner").iterdir()) == []
+
+
+def test_our_own_mount_is_found_and_kept(place: Path) -> None:
+    first = targets(place).mount(BELOW, mode=0o755, group=None)
+    (place / "tls.key").touch()
+    again = targets(place).mount(BELOW, mode=0o755, group=None)
+    found = targets(place).find(BELOW)
+    assert found is not None
+    assert (first.made, again.made) == (True, False)
+    assert os.path.sameopenfile(first.descriptor, found)
+    assert len(listed(place)) == 1
+    assert (place / "tls.key").exists()
+    for each in (first.descriptor, again.descriptor, found):
+        os.close(each)
+
+
+def test_a_mount_without_room_for_more_does_not_hold_a_cut_file(place: Path) -> None:
+    found = targets(place).mount(BELOW, mode=0o755, group=None)
+    os.close(found.descriptor)
+    with pytest.raises(OSError, match="No space left"), (place / "big").open("wb", buffering=0) as file:
+        while file.write(b"x" * 1024 * 1024):
+            pass
+    assert (place / "big").stat().st_size == 4 * 1024 * 1024
+
+
+def test_of_a_busy_volume_the_secrets_go_at_once_and_of_a_foreign_one_nothing_does(place: Path) -> None:
+    found = targets(place).mount(BELOW, mode=0o755, group=None)
+    (place / "..1").mkdir()
+    (place / "..1" / "tls.key").touch()
+    targets(place).remove(BELOW)  # while it is open here
+    assert os.listdir(found.descriptor) == []
+    os.close(found.descriptor)
+    assert listed(place) == []
+    mount(place, "-t", "tmpfs", "other")
+    (place / "kept").touch()
+    held = os.open(place, os.O_RDONLY)
+    targets(place).remove(BELOW)
+    assert os.listdir(held) == ["kept"]
+    os.close(held)
+    assert listed(place) == []
+    assert not place.exists()
+
+
+def test_a_mount_that_does_not_appear_is_noticed_before_anything_is_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = TmpfsMounts()
+    monkeypatch.setattr(mounts, "_mount", lambda directory, options: None)
+    with pytest.raises(OSError, match="the tmpfs did not appear at the target path"):
+        Targets(str(place.parents[5]), mounts).mount(BELOW, mode=0o755, group=None)
+    assert not place.exists()
