@@ -94,6 +94,56 @@ def test_refused_with_what_is_accepted(given: dict[str, str], words: str) -> Non
     assert words in str(caught.value)
 
 
+def _many(attribute: str, form: str, number: int) -> dict[str, str]:
+    return {attribute: ",".join(map(form.format, range(number)))}
+
+
+@pytest.mark.parametrize(
+    ("fits", "too_much"),
+    [
+        ({"ttl": f"{366 * 24}h"}, {"ttl": f"{366 * 24 + 1}h"}),
+        ({"ttl": "1s"}, {"ttl": "01s"}),
+        (_many("dnsNames", "a{}.test", 16), _many("dnsNames", "a{}.test", 17)),
+        (_many("jwt-audiences", "a{}", 8), _many("jwt-audiences", "a{}", 9)),
+        ({"jwt-audiences": "a=" + "ä" * 256}, {"jwt-audiences": "a=" + "ä" * 256 + "a"}),
+        ({"jwt-audiences": "a=b c"}, {"jwt-audiences": "a=b\nc"}),
+        ({"jwt-audiences": "a=b"}, {"jwt-audiences": "a=\N{NO-BREAK SPACE}"}),
+        ({"keyFile": "a" * 63}, {"keyFile": "a" * 64}),
+        ({"keyFile": "a"}, {"keyFile": "a\n"}),
+        ({"fileOwner": str(2**31 - 1)}, {"fileOwner": str(2**31)}),
+        ({"fsGroup": "0000000001"}, {"fsGroup": "00000000001"}),
+        ({"keystores": "pkcs12", "keystorePassword": "!" * 6}, {"keystores": "pkcs12", "keystorePassword": "!" * 5}),
+        (
+            {"keystores": "pkcs12", "keystorePassword": "~" * 128},
+            {"keystores": "pkcs12", "keystorePassword": "~" * 129},
+        ),
+        ({"layout": "keystore", "keystorePassword": "sesame"}, {"layout": "keystore", "keystorePassword": "ses me"}),
+        ({"layout": "keystore", "keyAlgorithm": "rsa-4096"}, {"layout": "keystore", "keyAlgorithm": "ml-dsa-44"}),
+    ],
+)
+def test_accepted_to_the_bound_and_not_beyond(fits: dict[str, str], too_much: dict[str, str]) -> None:
+    assert dict(parse_attributes(fits).given) == fits
+    with pytest.raises(InvalidRequest):
+        parse_attributes(too_much)
+
+
+def test_a_modes_set_bits_and_others_writes_are_never_accepted() -> None:
+    for bits in range(0o10000):
+        text = f"{bits:04o}"
+        if bits & 0o7133:
+            with pytest.raises(InvalidRequest):
+                parse_attributes({"keyMode": text})
+
+
+def test_hostile_text_is_quoted_escaped_and_cut_in_the_refusal() -> None:
+    for hostile in ({"\x1b[31m" + "n" * 1000: "x"}, {"ttl": "\x1b[31m\n" + "v" * 1000}):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_attributes(hostile)
+        assert str(caught.value).isprintable()
+        assert "\\x1b[31m" in str(caught.value)
+        assert len(str(caught.value)) < 700
+
+
 def test_a_password_is_in_no_repr() -> None:
     options = parse_attributes({"keystores": "pkcs12", "keystorePassword": "sesame-1"})
     assert "sesame-1" not in repr(options).replace(repr(options.given), "")
