@@ -148,6 +148,30 @@ def test_of_a_busy_volume_the_secrets_go_at_once_and_of_a_foreign_one_nothing_do
     assert not place.exists()
 
 
+def test_what_is_mounted_below_the_target_is_left_as_it_is(place: Path) -> None:
+    nested = place / "a" / "nested"
+    nested.mkdir(parents=True)
+    mount(nested, "-t", "tmpfs", "other")
+    (nested / "kept").touch()
+    with pytest.raises(OSError, match="something is mounted below the target path"):
+        targets(place).remove(BELOW)
+    assert (nested / "kept").exists()
+    subprocess.run(["umount", nested], check=True)
+    targets(place).remove(BELOW)
+    assert not place.exists()
+
+
+def test_a_directory_of_a_tmpfs_is_not_a_tmpfs_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where kubelet's root is on a tmpfs: one mount more or less, and the files would be everybody's."""
+    mount(place.parents[4], "-t", "tmpfs", "other")
+    place.parent.mkdir(parents=True)
+    mounts = TmpfsMounts()
+    monkeypatch.setattr(mounts, "_mount", lambda directory, options: None)
+    with pytest.raises(OSError, match="the tmpfs did not appear at the target path"):
+        Targets(str(place.parents[5]), mounts).mount(BELOW, mode=0o755, group=None)
+    assert not place.exists()
+
+
 def test_a_mount_that_does_not_appear_is_noticed_before_anything_is_written(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ def test_a_mounted_target_is_open_and_has_its_mode(place: Place) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another group: run as root")
-def test_the_group_comes_before_the_mode_whose_setgid_bit_it_would_take(place: Place) -> None:
+def test_group_and_mode_are_the_wanted_ones_also_of_a_mount_that_was_found(place: Place) -> None:
     descriptor, _ = place.mount(0o2750, 2000)
     found = os.fstat(descriptor)
     assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (2000, 0o2750)
@@ -267,6 +267,7 @@ def test_removing_takes_every_mount_that_is_stacked_and_nothing_is_fine(place: P
     assert place.steps.taken == ["attach", "verify", "detach"]
 
 
+@pytest.mark.timeout(20)
 def test_a_mount_that_never_goes_is_an_error_and_not_an_endless_loop(place: Place) -> None:
     os.close(place.mount()[0])
     seen: list[str] = []

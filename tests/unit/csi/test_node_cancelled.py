@@ -8,7 +8,7 @@ import pytest
 
 from csi.errors import IdentityDenied, OperationPending
 from tests.csi_rig import Rig, rig
-from tests.unit.csi.test_node_publish import FULL, on_a_node
+from tests.unit.csi.test_node_publish import FULL, closed, on_a_node
 
 
 async def cancelled_at(here: Rig, step: str, call: "asyncio.Task[None]") -> None:
@@ -107,6 +107,8 @@ def test_the_end_of_the_process_unmounts_nothing_and_lets_go_of_the_directories(
         async with rig(tmp_path) as here:
             await here.publish()
             mounted = here.mounts.mounted.copy()
+            assert not closed(here)
+        assert closed(here)
         assert here.mounts.mounted == mounted
         assert here.made() == ["mount", "mount/tls.key"]
         assert "close" not in here.steps.taken

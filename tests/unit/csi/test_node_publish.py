@@ -104,6 +104,7 @@ def test_a_pod_without_an_identity_gets_no_volume_and_the_authoritys_own_words(t
     on_a_node(main, tmp_path)
 
 
+@pytest.mark.timeout(20)
 def test_an_authority_that_does_not_answer_is_waited_for_until_the_deadline_only(tmp_path: Path) -> None:
     async def main(here: Rig) -> None:
         here.steps.hold("issue")

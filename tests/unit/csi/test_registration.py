@@ -95,6 +95,16 @@ def test_the_socket_says_what_kubelet_asks_and_only_root_reaches_it(base: Path) 
     registering(main, base)
 
 
+def test_registered_is_what_kubelet_said_last(base: Path) -> None:
+    async def run() -> None:
+        found, context = Registration(DRIVER, ENDPOINT, base), None
+        for said in (True, False, True):
+            await found.NotifyRegistrationStatus(pb.RegistrationStatus(plugin_registered=said), context)  # type: ignore[arg-type]
+            assert found.registered is said
+
+    asyncio.run(run())
+
+
 def test_a_refusal_is_logged_cut_and_answered_with_a_socket_of_another_name(
     base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_token_is_kept_out_of_the_volume_and_of_what_is_printed() -> None:
         target().replace("/spiffe/", "/./spiffe/"),
         target().replace("/spiffe/", "//"),
         f"{KUBELET_ROOT}/pods",
+        target().removeprefix(f"{KUBELET_ROOT}/pods/"),
         f"{KUBELET_ROOT}/podsx/{UID}/volumes/kubernetes.io~csi/spiffe/mount",
         "",
     ],

@@ -6,6 +6,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from csi.errors import InvalidRequest
 from csi.model import Contents
 from csi.volume import modes
 from svid.errors import InvalidSvid
-from tests.csi_rig import NOW, contents, plain_directory
+from svid.jwtauthority import JwtSigningKey
+from svid.jwtsvid import JwtAlgorithm
+from tests.csi_rig import NOW, WEB, contents, plain_directory
 
 FILES = ["ca.crt", "tls.crt", "tls.key", "credential-bundle.private-key.pem", "bundle.json"]
 # As the design has it, and as its readers' fsGroup needs it.
@@ -125,8 +128,9 @@ def test_a_reader_keeps_the_two_generations_before(tmp_path: Path) -> None:
             written.append(os.readlink(tmp_path / "..data"))
         assert generations(tmp_path) == sorted(written[-3:])
         # Somebody else's directories are not ours to remove.
-        (tmp_path / "..other").mkdir()
-        (tmp_path / "2000").mkdir()
+        for name in ("..other", "2000"):
+            (tmp_path / name).mkdir()
+            os.utime(tmp_path / name, (0, 0))
         directory.write(contents(), NOW + timedelta(seconds=9))
         assert (tmp_path / "..other").is_dir()
         assert (tmp_path / "2000").is_dir()
@@ -244,6 +248,26 @@ def test_files_that_are_not_as_written_are_noticed(tmp_path: Path, damage: Calla
         assert not directory.holds(contents())
         damage(tmp_path)
         assert not directory.holds(written)
+
+
+def test_a_keystore_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    with plain_directory(tmp_path, {"keystores": "pkcs12"}) as directory:
+        written = contents()
+        directory.write(written, NOW)
+        assert directory.holds(written)
+        (tmp_path / "..data" / "keystore.p12").unlink()
+        assert not directory.holds(written)
+
+
+def test_whatever_lets_its_reader_act_as_the_pod_has_the_keys_mode(tmp_path: Path) -> None:
+    chosen = {"keyMode": "0400", "fileMode": "0644", "keystores": "pkcs12", "jwt-audiences": "db"}
+    token = JwtSigningKey.create(JwtAlgorithm.ES256).issue(WEB, ["db"], ttl=timedelta(minutes=5), now=NOW)
+    with plain_directory(tmp_path, chosen) as directory:
+        directory.write(replace(contents(), jwt_svids={"db.jwt": token}), NOW)
+        modes_found = {path.name: mode(path) for path in (tmp_path / "..data").iterdir()}
+    secret = {*SECRET, "keystore.p12", "keystore.password", "db.jwt", ".state.json"}
+    assert {name for name, found in modes_found.items() if found == 0o400} == secret
+    assert {name for name, found in modes_found.items() if found == 0o644} == {*PUBLIC, "truststore.p12"}
 
 
 def test_a_state_behind_a_link_is_not_followed(tmp_path: Path) -> None:
