@@ -1,0 +1,13 @@
+"""The Go programs of this suite."""
+
+from pathlib import Path
+
+from tests.go_tools import Program
+
+_HERE = Path(__file__).parent
+
+PROGRAMS = (
+    Program("promtool", _HERE / "prometheus", "github.com/prometheus/prometheus/cmd/promtool"),
+    Program("csi-sanity", _HERE / "go", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"),
+    Program("go-client", _HERE / "go", "./client"),
+)
