@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test unit conformance cluster mutants bench lint docs protos manifests image clean
+.PHONY: help quickstart test unit conformance cluster interop mutants bench lint docs protos manifests image clean
 
 help:
 	@echo "make quickstart   see a volume rotate, without Kubernetes"
 	@echo "make test         unit and node tests (node tests want root or user namespaces)"
 	@echo "make conformance  clients and suites that others wrote (Go is needed)"
 	@echo "make cluster      a pod on a real kubelet, brought up on this host (root, Go)"
+	@echo "make interop      peers that take long to build, as far as they are built; SUITE=spire builds one and runs it"
 	@echo "make mutants      changes of the product that the tests must notice (half an hour)"
 	@echo "make docs         the documentation as a site"
 	@echo "make bench | lint | protos | image | manifests | clean"
@@ -56,6 +57,10 @@ conformance: $(VENV)/.test
 cluster: $(VENV)/.test
 	$(BIN)/python -m tests.cluster.harness build
 	$(BIN)/python -m pytest tests/cluster -s
+
+# With SUITE, that one, built first without a time limit; else those whose programs are wheels or in the cache.
+interop: $(VENV)/.test
+	$(BIN)/python -m tests.interop run $(or $(SUITE),--ready)
 
 # About half an hour; not in CI.
 mutants: $(VENV)/.test

@@ -1,0 +1,65 @@
+"""Runs a suite's tests in a pytest of its own and counts what they found."""
+
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .suites import HERE, Suite, SuiteError
+from .table import PAGE, Row
+
+ROOT = HERE.parents[1]
+
+
+@dataclass(frozen=True)
+class Found:
+    """How many tests of a suite passed and how many did not. One that was skipped showed nothing: it did not pass."""
+
+    passed: int
+    failed: int
+
+
+def run(suite: Suite) -> Row:
+    """Run all its tests, with pytest's own output; what to write down. Raises SuiteError if there is nothing to run."""
+    begun, moment = time.monotonic(), datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="podsvid-interop-") as scratch:
+        report = Path(scratch) / "report.xml"
+        command = [sys.executable, "-m", "pytest", str(suite.folder), "-v", f"--junitxml={report}"]
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+        if not report.exists():
+            raise SuiteError(f"{suite.name}: pytest ended with {done.returncode} and no report")
+        found = count(report.read_text(encoding="utf-8"))
+    if found.passed + found.failed == 0:
+        raise SuiteError(f"{suite.name}: there is no test in {suite.folder}")
+    minutes = (time.monotonic() - begun) / 60
+    return Row(suite.name, suite.version, moment.date(), commit(), found.passed, found.failed, minutes)
+
+
+def count(report: str) -> Found:
+    """From pytest's JUnit report. An expected failure that came as expected has passed."""
+    passed = failed = 0
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        trouble = [each for each in case if each.tag in ("failure", "error", "skipped")]
+        if all(each.tag == "skipped" and each.get("type") == "pytest.xfail" for each in trouble):
+            passed += 1
+        else:
+            failed += 1
+    return Found(passed, failed)
+
+
+def commit() -> str:
+    """Of the tree that runs; with a `+` when it has more than that, the page of results aside."""
+    found = _git("rev-parse", "--short=10", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}")
+    return f"{found}+" if changed else found
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SuiteError(f"git {arguments[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
