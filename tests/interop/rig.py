@@ -83,18 +83,20 @@ def podsvid(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "podsvid", *arguments]
 
 
-async def ended(*command: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+async def ended(*command: str, group: int = 0) -> tuple[int, str, str]:
     """A program, run to its end: its exit status, what it printed, what it complained of."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=ROOT,
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        group=group,
+        extra_groups=[],
     )
     try:
         async with asyncio.timeout(DEADLINE):
-            out, complaints = await process.communicate(stdin)
+            out, complaints = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
@@ -103,9 +105,9 @@ async def ended(*command: str, stdin: bytes | None = None) -> tuple[int, str, st
     return process.returncode, out.decode(), complaints.decode()
 
 
-async def ran(*command: str, stdin: bytes | None = None) -> str:
+async def ran(*command: str) -> str:
     """As `ended`, of one that must succeed; what it printed."""
-    status, out, complaints = await ended(*command, stdin=stdin)
+    status, out, complaints = await ended(*command)
     assert status == 0, f"{' '.join(command)}: {status}: {out[-2000:]}{complaints[-2000:]}"
     return out
 

@@ -20,7 +20,7 @@ def lacking(suite: Suite) -> str:
         return ""
     built = ", ".join(each.name for each in absent)
     return (
-        f"{built} of {suite.tool} {suite.version} not in the cache; "
+        f"{built}: not in the cache; "
         f"python -m tests.interop build {suite.name} takes some {suite.build_minutes:g} minutes"
     )
 

@@ -1,0 +1,151 @@
+"""The table of docs/interop.md is of the suites that there are, at the versions that they pin."""
+
+import threading
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from tests.interop.__main__ import main
+from tests.interop.run import Found, count
+from tests.interop.suites import HERE, Suite, SuiteError, load, load_all, names
+from tests.interop.table import PAGE, Row, TableError, append, rows
+
+SUITES = load_all()
+_ROW = Row("spire", "v1", date(2026, 11, 27), "0123456789", 12, 0, 1.5)
+_PAGE = """# Page
+
+| suite | version | date | commit | passed | failed | minutes |
+|---|---|---|---|---|---|---|
+"""
+_MANIFEST = """shows = "x"
+kind = "wheel"
+tool = "t"
+version = "1"
+build_minutes = 1
+hashes = ["0"]
+places = { t = "bin/t" }
+"""
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda each: each.name)
+def test_the_last_run_of_each_suite_was_of_the_version_now_pinned(suite: Suite) -> None:
+    runs = [row for row in rows(PAGE.read_text(encoding="utf-8")) if row.suite == suite.name]
+    assert runs, f"run: make interop SUITE={suite.name}"
+    assert runs[-1].version == suite.version, f"run: make interop SUITE={suite.name}"
+    assert runs[-1].passed > 0
+
+
+def test_every_line_is_of_a_suite() -> None:
+    assert {row.suite for row in rows(PAGE.read_text(encoding="utf-8"))} <= set(names())
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda each: each.name)
+def test_the_page_says_what_each_suite_shows(suite: Suite) -> None:
+    assert f"| {suite.name} | {suite.shows} |" in PAGE.read_text(encoding="utf-8")
+
+
+def test_a_module_is_pinned_at_the_version_of_its_manifest() -> None:
+    for suite in SUITES:
+        pinned = [each for each in suite.programs if each.package.startswith(f"{suite.tool}/")]
+        assert bool(pinned) == bool(suite.programs)
+        for program in pinned:
+            assert f"\t{suite.tool} {suite.version}" in (program.manifest_dir / "go.mod").read_text(encoding="utf-8")
+            assert (program.manifest_dir / "go.sum").exists()
+
+
+def test_every_folder_with_tests_is_a_suite() -> None:
+    assert {path.parent.name for path in HERE.glob("*/test_*.py")} == set(names())
+
+
+def test_a_run_adds_its_line_and_changes_no_other(tmp_path: Path) -> None:
+    page = tmp_path / "interop.md"
+    page.write_text(_PAGE)
+    failed = replace(_ROW, commit="0123456789+", passed=3, failed=2)
+    append(_ROW, page)
+    append(failed, page)
+    assert rows(page.read_text()) == [_ROW, failed]
+    assert page.read_text() == (
+        f"{_PAGE}| spire | v1 | 2026-11-27 | 0123456789 | 12 | 0 | 1.5 |\n"
+        "| spire | v1 | 2026-11-27 | 0123456789+ | 3 | 2 | 1.5 |\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["interop.md"]
+
+
+def test_runs_at_once_lose_no_line(tmp_path: Path) -> None:
+    page = tmp_path / "interop.md"
+    page.write_text(_PAGE)
+    runs = [threading.Thread(target=append, args=(replace(_ROW, passed=number), page)) for number in range(20)]
+    for each in runs:
+        each.start()
+    for each in runs:
+        each.join()
+    assert {row.passed for row in rows(page.read_text())} == set(range(20))
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("| spire | v1 | 2026-11-27 | 0123456789 | 12 | 0 |", "not 7 columns"),
+        ("| spire |  | 2026-11-27 | 0123456789 | 12 | 0 | 1.5 |", "not 7 columns"),
+        ("| spire | v1 | yesterday | 0123456789 | 12 | 0 | 1.5 |", "isoformat"),
+        ("| spire | v1 | 2026-11-27 | 0123456789 | all | 0 | 1.5 |", "invalid literal"),
+        ("Something else.", "not 7 columns"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_refused(tmp_path: Path, line: str, why: str) -> None:
+    page = tmp_path / "interop.md"
+    page.write_text(f"{_PAGE}{line}\n")
+    with pytest.raises(TableError, match=why):
+        append(_ROW, page)
+    assert page.read_text() == f"{_PAGE}{line}\n"
+
+
+def test_a_page_without_the_table_is_refused() -> None:
+    with pytest.raises(TableError, match="there is no line"):
+        rows("# Page\n")
+
+
+def test_what_was_skipped_has_not_passed() -> None:
+    report = """<testsuites><testsuite>
+      <testcase name="a"/>
+      <testcase name="b"><system-out>said</system-out></testcase>
+      <testcase name="c"><skipped type="pytest.xfail" message="known"/></testcase>
+      <testcase name="d"><skipped type="pytest.skip" message="not root"/></testcase>
+      <testcase name="e"><failure message="no"/></testcase>
+      <testcase name="f"><error message="in a fixture"/></testcase>
+    </testsuite></testsuites>"""
+    assert count(report) == Found(passed=3, failed=3)
+
+
+def test_a_manifest_that_lacks_something_or_has_a_word_too_much_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    file = tmp_path / "x" / "suite.toml"
+    file.write_text(_MANIFEST)
+    assert load("x", tmp_path).version == "1"
+    for wrong in (
+        _MANIFEST.replace('version = "1"\n', ""),
+        f"verson = 1\n{_MANIFEST}",
+        _MANIFEST.replace("wheel", "deb"),
+        f"{_MANIFEST}=",
+    ):
+        file.write_text(wrong)
+        with pytest.raises(SuiteError, match=r"suite\.toml"):
+            load("x", tmp_path)
+
+
+def test_a_suite_that_is_none_is_named_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "spyre"]) == 2
+    assert "there is no suite spyre; there are: openbao, spire" in capsys.readouterr().err
+
+
+def test_what_is_not_ready_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PODSVID_CACHE", str(tmp_path))
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert "spire-agent, spire-server, go-client: not in the cache" in said
+    assert "python -m tests.interop build spire" in said
+    assert said.count("\n  ready\n") == 1, "a wheel takes no time to get"
