@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     which.add_argument("--ready", action="store_true", help="those whose programs are wheels or in the cache")
     running.add_argument("--no-record", action="store_true", help="write nothing to docs/interop.md (as with CI=true)")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.action == "list":
             return _list()
@@ -89,4 +88,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    # SIGINT too: who starts this in the background has it ignored, and pytest would inherit that.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     sys.exit(main())

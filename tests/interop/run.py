@@ -1,10 +1,12 @@
 """Runs a suite's tests in a pytest of its own and counts what they found."""
 
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,21 +32,31 @@ class Found:
 def run(suite: Suite) -> tuple[Row, int]:
     """Run all its tests, with pytest's own output; what to write down, and how many gaps are known.
 
-    Raises SuiteError if there is nothing to run.
+    Raises SuiteError if they did not all run.
     """
-    begun, moment = time.monotonic(), datetime.now(UTC)
+    begun, moment, ran = time.monotonic(), datetime.now(UTC), commit()
     with tempfile.TemporaryDirectory(prefix="podsvid-interop-") as scratch:
         report = Path(scratch) / "report.xml"
         command = [sys.executable, "-m", "pytest", str(suite.folder), "-v", f"--junitxml={report}"]
-        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
-        if not report.exists():
-            raise SuiteError(f"{suite.name}: pytest ended with {done.returncode} and no report")
-        found = count(report.read_text(encoding="utf-8"))
-    if found.passed + found.failed == 0:
-        raise SuiteError(f"{suite.name}: there is no test in {suite.folder}")
+        status = _ended(command)
+        found = count(report.read_text(encoding="utf-8")) if report.exists() else Found(0, 0)
+    # 1 says that tests failed, which is a result. With any other status some may not have run.
+    if status not in (0, 1) and not found.failed:
+        raise SuiteError(f"{suite.name}: pytest ended with status {status} in the middle of its tests, or had none")
     minutes = (time.monotonic() - begun) / 60
-    row = Row(suite.name, suite.version, moment.date(), commit(), found.passed, found.failed, minutes)
+    row = Row(suite.name, suite.version, moment.date(), ran, found.passed, found.failed, minutes)
     return row, found.gaps
+
+
+def _ended(command: Sequence[str]) -> int:
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+    try:
+        return process.wait()
+    except BaseException:
+        # As from a terminal: it then ends the servers that its tests started.
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
 
 
 def count(report: str) -> Found:
