@@ -69,7 +69,11 @@ def process(
             time.sleep(0.05)
         yield running, json.loads(site.read_text())
     finally:
-        running.terminate()
+        # One that is still starting does not look for a signal to end.
+        if site.exists():
+            running.terminate()
+        else:
+            running.kill()
         running.wait()
 
 
