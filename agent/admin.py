@@ -12,8 +12,8 @@ import grpc.aio
 
 from agent.pb import node_admin_pb2 as pb
 from agent.peers import peers_of
-from agent.problems import Problem
-from agent.workloads import Served, WorkloadRegistry
+from agent.workload.problems import Problem
+from agent.workload.registry import Served, WorkloadRegistry
 from csi.errors import CsiError, OperationPending
 from csi.model import PodRef
 from csi.registration import serve_private

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from agent import admin, reflection
+from agent import admin
+from agent.authority.jwt_keys import JwtKeys, open_given, open_kept
+from agent.authority.local import IssuePolicy, LocalAuthority, open_embedded, open_files
 from agent.config import AgentConfig, DriverName
-from agent.endpoint import Limits
 from agent.errors import AlreadyRunning, AuthorityDamaged
-from agent.jwt_keys import JwtKeys, open_given, open_kept
-from agent.local_authority import IssuePolicy, LocalAuthority, open_embedded, open_files
 from agent.metrics import Metrics
-from agent.sds import SdsNames
-from agent.workloads import Serving, WorkloadRegistry
+from agent.socket import reflection
+from agent.socket.endpoint import Limits
+from agent.socket.sds import SdsNames
+from agent.workload.registry import Serving, WorkloadRegistry
 from csi.boundary import ErrorBoundary
 from csi.identity import IdentityService
 from csi.journal import Journal
@@ -43,7 +44,7 @@ from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
 
 if TYPE_CHECKING:
-    from agent.signer_authority import SignerAuthority
+    from agent.authority.signer import SignerAuthority
 
 _log = logging.getLogger("podsvid.agent")
 THREADS = 4
@@ -259,7 +260,7 @@ def _local_authority(config: AgentConfig, clock: Clock, blocking: Blocking) -> L
 
 async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Random, spans: Tracing) -> "SignerAuthority":
     # grpc's client, its status messages and the signer's API: only agents of a signer pay for them.
-    from agent.signer_authority import SignerAuthority, SignerSettings
+    from agent.authority.signer import SignerAuthority, SignerSettings
 
     assert config.signer_address is not None
     assert config.signer_bundle is not None

@@ -15,11 +15,11 @@ from typing import Any
 import grpc.aio
 
 from agent.pb import sds_pb2, workload_pb2
-from agent.sds import SERVICE as SDS
+from agent.socket.sds import SERVICE as SDS
 from bench import floor
 from bench.report import Report, environment, record, table
 from csi.pb import csi_pb2
-from csi.standin import PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import PodVolume, StandInKubelet
 from tests.support import DEADLINE, DRIVER, HEADER, Host, first, host, pod, svid_stream
 
 VOLUME = PodVolume(name="spiffe")

@@ -8,7 +8,7 @@ import sys
 import time
 
 from bench.report import Report, environment, record, table
-from csi.standin import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
 from tests.cluster import signing
 from tests.cluster.fleet import fleet
 from tests.cluster.harness import Cluster, say

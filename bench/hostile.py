@@ -27,7 +27,7 @@ import grpc.aio
 
 from bench.attacks import ATTACKERS, KINDS
 from bench.report import RESULTS, Row, environment, record_values
-from csi.standin import StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
 from tests.support import VOLUME, Host, first, node, pod
 
 PODS, MANY = 20, 10

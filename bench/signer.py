@@ -23,7 +23,7 @@ import grpc.aio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent.signer_authority import SignerAuthority, SignerSettings
+from agent.authority.signer import SignerAuthority, SignerSettings
 from bench.report import RESULTS, Report, environment, record, table
 from runtime.clock import SystemClock
 from signer.pb import signer_pb2

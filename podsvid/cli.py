@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from agent import api
 from agent.errors import AgentError
+from podsvid.api import command as api
 from runtime.settings import InvalidSetting
 
 _COMMANDS = {
@@ -49,7 +49,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
         config.add_arguments(parsers[command])
     elif command == "quickstart":
-        from agent import quickstart
+        from podsvid.quickstart import play as quickstart
 
         quickstart.add_arguments(parsers[command])
     elif command == "signer":
@@ -57,11 +57,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
         signer_config.add_arguments(parsers[command])
     elif command == "authority":
-        from signer import authority_command
+        from podsvid import authority as authority_command
 
         authority_command.add_arguments(parsers[command])
     elif command == "uninstall-check":
-        from signer import uninstall_check
+        from podsvid import uninstall_check
 
         uninstall_check.add_arguments(parsers[command])
     elif command == "explain":
@@ -69,7 +69,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
         explain.add_arguments(parsers[command])
     elif command == "node":
-        from agent import node_command
+        from podsvid import node as node_command
 
         node_command.add_arguments(parsers[command])
     elif command == "api":
@@ -78,7 +78,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _quickstart(parsed: argparse.Namespace) -> int:
-    from agent import quickstart
+    from podsvid.quickstart import play as quickstart
 
     return quickstart.run(parsed)
 
@@ -116,7 +116,7 @@ def _signer(parsed: argparse.Namespace) -> int:
 
 
 def _authority(parsed: argparse.Namespace) -> int:
-    from signer import authority_command
+    from podsvid import authority as authority_command
     from signer.errors import SignerError
 
     try:
@@ -136,13 +136,13 @@ def _explain(parsed: argparse.Namespace) -> int:
 
 
 def _node(parsed: argparse.Namespace) -> int:
-    from agent import node_command
+    from podsvid import node as node_command
 
     return node_command.run(parsed)
 
 
 def _uninstall_check(parsed: argparse.Namespace) -> int:
-    from signer import uninstall_check
+    from podsvid import uninstall_check
     from signer.errors import SignerError
 
     try:

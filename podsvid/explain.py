@@ -16,11 +16,11 @@ import yaml
 from google.protobuf.json_format import Parse
 from rich.console import Console
 
-from agent import node_command
 from agent.pb import node_admin_pb2
+from podsvid import authority as authority_command
+from podsvid import node as node_command
+from podsvid.authority import DEFAULT_SOCKET, CommandFailed
 from runtime.terminal import printable
-from signer import authority_command
-from signer.authority_command import DEFAULT_SOCKET, CommandFailed
 from signer.pb import admin_pb2
 
 # Seconds for one command in a pod, and for one answer of the API server.

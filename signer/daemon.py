@@ -18,34 +18,34 @@ from runtime.federation import FederatedBundles
 from runtime.feed import Feed
 from runtime.tracing import NO_TRACING, Tracing, tracing
 from runtime.version import own_version
-from signer.acknowledgements import Agents
-from signer.admin import AdminService, serve_admin
-from signer.attestation import AttestationSettings, Attestor
-from signer.audit import Audit
+from signer.attestation.attestor import AttestationSettings, Attestor
+from signer.attestation.pods import Pods
+from signer.attestation.tokens import OfflineTokens, TokenReviews
+from signer.authority.acknowledgements import Agents
+from signer.authority.lifecycle import Life, LifecyclePolicy
+from signer.authority.rotation import Rotation
+from signer.authority.state import AuthorityState
+from signer.authority.store import SecretStore, read_cipher
+from signer.authority.trust import Broadcast
+from signer.cluster.events import Events
+from signer.cluster.kube import KubeApi
+from signer.cluster.kube_client import KubeClient
+from signer.cluster.leader import Leader
+from signer.cluster.mirror import Mirror
+from signer.cluster.taints import StartupTaint
 from signer.config import SignerConfig
 from signer.errors import SignerError
-from signer.events import Events
-from signer.kube import KubeApi
-from signer.kube_client import KubeClient
-from signer.leader import Leader
-from signer.lifecycle import Life, LifecyclePolicy
-from signer.limits import NodeLimits
+from signer.front.admin import AdminService, serve_admin
+from signer.front.agents import MAX_MESSAGE, STREAM_LIFE, SignerService
+from signer.front.audit import Audit
+from signer.front.limits import NodeLimits
+from signer.front.tls import ServerIdentity
 from signer.metrics import Metrics
-from signer.minting import Minting, MintingSettings
-from signer.mirror import Mirror
-from signer.pods import Pods
-from signer.policies import Policies
-from signer.policy import PolicySettings
-from signer.publish import Publisher
-from signer.rotation import Rotation
-from signer.service import MAX_MESSAGE, STREAM_LIFE, SignerService
-from signer.state import AuthorityState
-from signer.store import SecretStore, read_cipher
-from signer.taints import StartupTaint
-from signer.tls import ServerIdentity
-from signer.tokens import OfflineTokens, TokenReviews
-from signer.trust import Broadcast
-from signer.upstream import FileUpstream, SelfSigned, Upstream
+from signer.minting.minting import Minting, MintingSettings
+from signer.policy.policies import Policies
+from signer.policy.policy import PolicySettings
+from signer.publishing.config_maps import Publisher
+from signer.upstream.certify import FileUpstream, SelfSigned, Upstream
 from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.signer")

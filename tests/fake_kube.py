@@ -11,14 +11,14 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from runtime.clock import Clock
+from signer.cluster.kube import Object
 from signer.errors import ApiUnavailable, Conflict, Forbidden, Gone, NotFound
-from signer.kube import Object
 
 Hook = Callable[[Object], Object]
 
 
 class FakeKube:
-    """Implements signer.kube.KubeApi.
+    """Implements signer.cluster.kube.KubeApi.
 
     `writes` lists (method, path) of every change that was asked for; `down` makes every call fail; `denied` holds
     (method, path) prefixes that RBAC refuses; `hooks` answer a create instead of storing it (TokenReview).

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from runtime import log
 from runtime.clock import SystemClock
 from runtime.tls import require_tls13
-from signer.kube import Object
+from signer.cluster.kube import Object
 
 if TYPE_CHECKING:
     from tests.signer_rig import Site

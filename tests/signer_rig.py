@@ -13,15 +13,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agent.signer_authority import SignerSettings
+from agent.authority.signer import SignerSettings
 from runtime.clock import Clock
 from runtime.tracing import tracing
 from signer import config
+from signer.attestation.tokens import REVIEWS
+from signer.authority.state import AuthorityState
+from signer.cluster.kube import Object
 from signer.daemon import Replica
-from signer.kube import Object
 from signer.model import PodClaim
-from signer.state import AuthorityState
-from signer.tokens import REVIEWS
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 

@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 
 from agent.pb import workload_pb2
-from csi.standin import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = "csi.podsvid.io"

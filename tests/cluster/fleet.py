@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from csi.standin import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
 from svid.certificates import certificates_from_pem
 from svid.x509svid import X509Svid
 from tests.support import Host, host

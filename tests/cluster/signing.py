@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from signer.authority.state import AuthorityState
 from signer.pb import signer_pb2
-from signer.state import AuthorityState
 from svid.certificates import certificates_from_der
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash

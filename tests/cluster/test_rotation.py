@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.state import Stage
+from signer.authority.state import Stage
 
 from . import signing
 from .binaries import Progress

@@ -12,8 +12,8 @@ import grpc.aio
 import pytest
 
 from agent.pb import sds_pb2
-from agent.sds import SERVICE, TYPE_URL
-from csi.standin import PodVolume
+from agent.socket.sds import SERVICE, TYPE_URL
+from podsvid.quickstart.kubelet import PodVolume
 from tests.support import IS_ROOT, VOLUME, node, pod
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")

@@ -17,11 +17,11 @@ from csi.journal import Damaged, Entry, Journal
 from csi.pb import csi_pb2
 from csi.profile import PROFILES
 from csi.request import check_target, parse_publish
+from signer.authority.state import AuthorityState
 from signer.errors import InvalidPolicy, StateDamaged
 from signer.model import LivePod
-from signer.policy import PolicySettings, decide, read_policy
-from signer.state import AuthorityState
-from signer.template import is_segment, path_template
+from signer.policy.policy import PolicySettings, decide, read_policy
+from signer.policy.template import is_segment, path_template
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSpiffeId, SvidError
 from svid.spiffeid import SpiffeId, TrustDomain

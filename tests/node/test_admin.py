@@ -20,17 +20,17 @@ import pytest
 from rich.console import Console
 
 from agent.admin import NodeAdmin, serve_admin
-from agent.authorities import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
+from agent.authority.local import IssuePolicy, LocalAuthority
+from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
-from agent.local_authority import IssuePolicy, LocalAuthority
 from agent.metrics import Metrics
-from agent.node_command import show
 from agent.pb import node_admin_pb2 as pb
-from agent.workloads import WorkloadRegistry
+from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal
 from csi.model import PodRef, Volume
-from csi.standin import PublishFailed
 from csi.volume import VolumeDirectory
+from podsvid.node import show
+from podsvid.quickstart.kubelet import PublishFailed
 from runtime.blocking import Blocking
 from runtime.feed import Feed
 from svid.authority import X509Authority

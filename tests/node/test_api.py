@@ -22,10 +22,10 @@ import grpc
 import pytest
 from cryptography import x509
 
-from agent.file_set import DirectoryInUse, FileSet, NotOurs, SetFile
 from agent.pb import workload_pb2
-from agent.watch import Notification
-from agent.workload_client import Backoff, NoIdentity, UnusableAnswer, WorkloadApiClient, follow_x509, target
+from podsvid.api.file_set import DirectoryInUse, FileSet, NotOurs, SetFile
+from podsvid.api.watch import Notification
+from podsvid.api.workload_client import Backoff, NoIdentity, UnusableAnswer, WorkloadApiClient, follow_x509, target
 from runtime.clock import SystemClock
 from svid.bundle import TrustBundle
 from svid.jwtauthority import JwtSigningKey
@@ -625,7 +625,7 @@ def test_a_write_that_fails_leaves_everything_as_it_was(base: Path, call: str, m
 WRITES_AND_DIES = """
 import os, sys
 from pathlib import Path
-from agent.file_set import FileSet, SetFile
+from podsvid.api.file_set import FileSet, SetFile
 calls = int(sys.argv[2])
 def dying(call):
     def wrapped(*arguments, **named):
@@ -702,7 +702,7 @@ def test_a_reader_never_sees_half_a_set(base: Path) -> None:
 def test_writers_of_one_directory_wait_for_each_other_and_not_for_ever(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.file_set._LOCK_WAIT", 0.05)
+    monkeypatch.setattr("podsvid.api.file_set._LOCK_WAIT", 0.05)
     holder = os.open(base, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with pytest.raises(DirectoryInUse):

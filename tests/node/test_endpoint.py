@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from agent.endpoint import HEADER, Endpoint, Limits
+from agent.socket.endpoint import HEADER, Endpoint, Limits
 from bench import attacks
 
 GOOD = (HEADER,)

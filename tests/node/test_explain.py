@@ -16,9 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from agent.node_command import to_json
 from agent.pb import node_admin_pb2
 from podsvid.cli import main
+from podsvid.node import to_json
 from signer.pb import admin_pb2
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"

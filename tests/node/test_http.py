@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from csi.standin import StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
 from tests.support import DRIVER, IS_ROOT, VOLUME, Host, host, pod, svid_stream
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")

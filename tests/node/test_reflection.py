@@ -14,10 +14,10 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from agent import reflection
-from agent.endpoint import Endpoint, Limits
-from agent.health import Health
 from agent.metrics import Metrics
+from agent.socket import reflection
+from agent.socket.endpoint import Endpoint, Limits
+from agent.socket.health import Health
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.identity import WorkloadIdentity

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.endpoint import Endpoint, Limits
 from agent.metrics import Metrics
 from agent.pb import sds_pb2
-from agent.sds import SERVICE, TYPE_URL, SdsNames, SecretDiscovery
+from agent.socket.endpoint import Endpoint, Limits
+from agent.socket.sds import SERVICE, TYPE_URL, SdsNames, SecretDiscovery
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle

@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 import pytest
 
-from agent.authorities import JwtRequest, MintRequest
+from agent.authority.protocol import JwtRequest, MintRequest
+from agent.authority.signer import SignerAuthority, SignerSettings
 from agent.errors import AgentError, AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
-from agent.signer_authority import SignerAuthority, SignerSettings
 from csi.model import PodRef, PodToken
 from runtime.clock import SystemClock
 from signer.model import PodClaim

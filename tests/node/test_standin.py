@@ -17,9 +17,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from csi import standin
 from csi.pb import csi_pb2, csi_pb2_grpc, pluginregistration_pb2, pluginregistration_pb2_grpc
-from csi.standin import (
+from podsvid.quickstart import kubelet as standin
+from podsvid.quickstart.kubelet import (
     DriverNotRegistered,
     Pod,
     PodVolume,

@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from agent.pb import sds_pb2, workload_pb2
-from agent.sds import SERVICE as SDS
+from agent.socket.sds import SERVICE as SDS
 from tests.support import HEADER, IS_ROOT, VOLUME, node, pod
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")

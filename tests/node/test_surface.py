@@ -16,7 +16,7 @@ import jwt
 import pytest
 
 from agent.pb import workload_pb2
-from csi.standin import PodVolume, PublishFailed
+from podsvid.quickstart.kubelet import PodVolume, PublishFailed
 from svid.authority import X509Authority
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm

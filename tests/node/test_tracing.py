@@ -16,7 +16,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from csi.standin import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
 from tests.signer_process import free_port, process
 from tests.signer_rig import AUDIENCE
 from tests.support import DRIVER, IS_ROOT, ROOT, host
@@ -142,7 +142,7 @@ def test_a_collector_that_is_away_costs_spans_and_nothing_else() -> None:
 
 def test_without_a_collector_nothing_of_opentelemetry_is_loaded() -> None:
     code = (
-        "import json, sys, agent.daemon, agent.signer_authority, signer.daemon; print(json.dumps(sorted(sys.modules)))"
+        "import json, sys, agent.daemon, agent.authority.signer, signer.daemon; print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True

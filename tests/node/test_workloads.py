@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.authorities import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
+from agent.authority.local import IssuePolicy, LocalAuthority
+from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
-from agent.local_authority import IssuePolicy, LocalAuthority
 from agent.metrics import Metrics
-from agent.workloads import WorkloadRegistry
+from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal
 from csi.model import PodRef, Volume
 from csi.volume import VolumeDirectory

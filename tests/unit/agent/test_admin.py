@@ -8,8 +8,8 @@ from typing import Any
 import looptime
 import pytest
 
-from agent.problems import Problem, Problems
-from agent.rotation import RotationScheduler
+from agent.workload.problems import Problem, Problems
+from agent.workload.rotation import RotationScheduler
 from csi.model import PodRef
 from runtime.terminal import MAX_SHOWN, printable
 from tests.unit.agent.test_rotation import LoopClock, Middle

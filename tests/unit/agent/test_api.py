@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import api, rendering
 from agent.errors import WorkloadApiError
 from agent.pb import workload_pb2
-from agent.watch import watch
-from agent.workload_client import (
+from podsvid.api import command as api
+from podsvid.api import rendering
+from podsvid.api.watch import watch
+from podsvid.api.workload_client import (
     Backoff,
     InvalidAddress,
     Unreachable,

@@ -9,7 +9,7 @@ from typing import Any
 import looptime
 import pytest
 
-from agent.rotation import MAX_NAP, RotationScheduler
+from agent.workload.rotation import MAX_NAP, RotationScheduler
 from runtime.feed import Feed
 
 START = datetime(2026, 6, 1, tzinfo=UTC)

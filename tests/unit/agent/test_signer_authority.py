@@ -20,12 +20,13 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import config, signer_authority
-from agent.authorities import JwtRequest, MintRequest
+from agent import config
+from agent.authority import signer as signer_authority
+from agent.authority.protocol import JwtRequest, MintRequest
+from agent.authority.signer import SignerAuthority, SignerSettings
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
-from agent.signer_authority import SignerAuthority, SignerSettings
-from agent.workloads import WorkloadRegistry
+from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal
 from csi.model import PodRef, PodToken, Volume
 from csi.volume import VolumeDirectory
@@ -773,7 +774,7 @@ async def registry(at: Scene) -> AsyncIterator[tuple[WorkloadRegistry, Volume, V
 
 
 def test_a_bundle_is_acknowledged_when_the_files_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.workloads.REPORT_SECONDS", 0.01)
+    monkeypatch.setattr("agent.workload.registry.REPORT_SECONDS", 0.01)
 
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):

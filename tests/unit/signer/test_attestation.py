@@ -13,12 +13,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from signer.attestation import AttestationSettings, Attestor
-from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
-from signer.kube import Object
-from signer.model import AttestedPod, PodClaim
-from signer.pods import Pods
-from signer.tokens import (
+from signer.attestation.attestor import AttestationSettings, Attestor
+from signer.attestation.pods import Pods
+from signer.attestation.tokens import (
     DOUBTFUL,
     DOUBTFUL_A_SECOND,
     JWKS,
@@ -27,6 +24,9 @@ from signer.tokens import (
     TokenRefused,
     TokenReviews,
 )
+from signer.cluster.kube import Object
+from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
+from signer.model import AttestedPod, PodClaim
 from svid.spiffeid import SpiffeId
 from tests.signer_rig import AUDIENCE, DRIVER, Site
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from signer.audit import MAX_REFUSALS, Audit
 from signer.errors import Reason
+from signer.front.audit import MAX_REFUSALS, Audit
 from signer.model import Agent
 from tests.signer_rig import START, StepClock
 

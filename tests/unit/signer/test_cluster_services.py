@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.acknowledgements import MAX_STREAMS, Agents
+from signer.authority.acknowledgements import MAX_STREAMS, Agents
+from signer.cluster.events import Events
+from signer.cluster.leader import Leader
+from signer.cluster.mirror import Mirror
 from signer.errors import Reason, Refused
-from signer.events import Events
-from signer.leader import Leader
-from signer.mirror import Mirror
 from signer.model import Agent, LivePod, PodClaim
-from signer.policies import GROUP, Policies
-from signer.policy import PolicySettings
-from signer.publish import Publisher
+from signer.policy.policies import GROUP, Policies
+from signer.policy.policy import PolicySettings
+from signer.publishing.config_maps import Publisher
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
@@ -315,7 +315,7 @@ def test_nobody_speaks_for_a_node_without_a_stream() -> None:
 
 @given(st.dictionaries(st.sampled_from(["version", "identity", "written_at", "nodes"]), st.text(max_size=30)))
 def test_a_foreign_config_map_is_nobodys_word(data: dict[str, Any]) -> None:
-    from signer.acknowledgements import _read_replica
+    from signer.authority.acknowledgements import _read_replica
 
     assert _read_replica({"data": {**data, "version": "1"}}) is None
 
@@ -343,7 +343,7 @@ def test_agents_of_another_replica_are_counted_when_nothing_changes_for_hours(mo
                 await asyncio.sleep(0)
             assert len(kube.writes) == writes
 
-        monkeypatch.setattr("signer.acknowledgements.WRITE_SECONDS", 0.0)
+        monkeypatch.setattr("signer.authority.acknowledgements.WRITE_SECONDS", 0.0)
         await running([leader.run(), other.run()], test)
 
         async def hours() -> None:

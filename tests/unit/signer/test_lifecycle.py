@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from signer.authority.lifecycle import FORCED_GRACE, Acks, Life, LifecyclePolicy
+from signer.authority.state import AuthorityState, Goal, Stage
 from signer.errors import StateDamaged, TransitionRefused
-from signer.lifecycle import FORCED_GRACE, Acks, Life, LifecyclePolicy
-from signer.state import AuthorityState, Goal, Stage
-from signer.upstream import SelfSigned
+from signer.upstream.certify import SelfSigned
 from svid.jwtsvid import JwtAlgorithm, JwtSvid, check_jwt_svid
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain

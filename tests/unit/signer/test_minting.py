@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.errors import Reason, Refused
-from signer.minting import Minting, MintingSettings, proven_key
+from signer.minting.minting import Minting, MintingSettings, proven_key
 from signer.model import Entitlement, LivePod
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import SpiffeId

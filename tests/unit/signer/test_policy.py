@@ -11,11 +11,11 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from signer.cluster.kube import Object
 from signer.errors import InvalidPolicy, Reason, Refused
-from signer.kube import Object
 from signer.model import Entitlement, LivePod
-from signer.policy import Policy, PolicySettings, Service, decide, matching, read_policy, read_service
-from signer.template import Template, dns_template, is_dns_label, is_segment, path_template
+from signer.policy.policy import Policy, PolicySettings, Service, decide, matching, read_policy, read_service
+from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
 from svid.spiffeid import SpiffeId, TrustDomain
 
 TD = TrustDomain("example.org")

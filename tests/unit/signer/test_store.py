@@ -11,14 +11,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from signer.acknowledgements import Agents
+from signer.authority.acknowledgements import Agents
+from signer.authority.rotation import Rotation
+from signer.authority.store import Cipher, SecretStore, read_cipher
+from signer.cluster.kube import Object
+from signer.cluster.leader import Leader
 from signer.errors import Conflict, StateDamaged
-from signer.kube import Object
-from signer.leader import Leader
 from signer.metrics import Metrics
-from signer.rotation import Rotation
-from signer.store import Cipher, SecretStore, read_cipher
-from signer.upstream import FileUpstream, UpstreamUnusable
+from signer.upstream.certify import FileUpstream, UpstreamUnusable
 from svid.authority import X509Authority
 from svid.certificates import extension, to_pem
 from svid.keys import KeyAlgorithm, key_to_pem

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signer.taints import CSI_NODES, NODES, TAINT, StartupTaint
+from signer.cluster.taints import CSI_NODES, NODES, TAINT, StartupTaint
 from tests.fake_kube import FakeKube
 from tests.signer_rig import DRIVER, StepClock
 
@@ -105,7 +105,7 @@ def test_a_taint_that_somebody_adds_at_the_same_time_is_kept() -> None:
 
 
 def test_a_refusal_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("signer.taints.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("signer.cluster.taints.RETRY_SECONDS", 0.01)
 
     async def main() -> None:
         kube = FakeKube(StepClock())

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from signer.uninstall_check import in_use, policies_left, report
+from podsvid.uninstall_check import in_use, policies_left, report
 from tests.fake_kube import FakeKube
 from tests.signer_rig import DRIVER, Site
 

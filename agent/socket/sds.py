@@ -1,0 +1,406 @@
+"""Envoy's secret discovery service (SDS v3) for one workload: the same feed as the Workload API, in Envoy's words.
+
+State of the world (StreamSecrets, FetchSecrets) and incremental (DeltaSecrets). Each name is one secret: a SPIFFE ID or
+the default name an SVID, a trust domain's ID or one of the bundle names a validation context.
+"""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
+
+from agent.pb import sds_pb2
+from agent.socket.endpoint import AnyContext
+from csi.attributes import shown
+from runtime.clock import Clock
+from runtime.feed import Feed
+from svid.bundle import TrustBundle
+from svid.errors import InvalidSvid
+from svid.identity import WorkloadIdentity
+from svid.x509svid import X509Svid
+
+_log = logging.getLogger("podsvid.sds")
+SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+_VALIDATOR = "envoy.tls.cert_validator.spiffe"
+_VALIDATOR_TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
+_WILDCARD = "*"
+MAX_NAMES, MAX_NAME = 256, 2048
+# The SPIFFE validator came with 1.18.
+_FIRST_WITH_VALIDATOR = (1, 18)
+_Requests: TypeAlias = AsyncIterator[bytes]
+_Message = TypeVar("_Message", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class SdsNames:
+    """The names of secrets that are no SPIFFE IDs; an empty one is switched off. `spiffe_validator` false: bundles
+    are plain `trusted_ca`, for clients that do not know Envoy's SPIFFE validator."""
+
+    svid: str = "default"
+    bundle: str = "ROOTCA"
+    all_bundles: str = "ALL"
+    spiffe_validator: bool = True
+
+
+class SdsMetrics(Protocol):
+    """What SDS counts."""
+
+    def sds_pushed(self) -> None: ...
+
+    def sds_rejected(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A secret as it goes on the wire, and a version that changes with it and says nothing about a key."""
+
+    data: bytes = field(repr=False)
+    version: str
+
+
+@dataclass
+class _Session:
+    """One stream: who it is (told once, in its first request), what it wants, what it was sent last."""
+
+    plain: bool = False
+    began: bool = False
+    wanted: list[str] = field(default_factory=list)
+    everything: bool = False
+    sent: dict[str, str] = field(default_factory=dict)
+    nonce: str = ""
+    pushes: int = 0
+    reported: set[str] = field(default_factory=set)
+
+
+class SecretDiscovery:
+    """Serves one workload's feed; `who` names it in logs."""
+
+    def __init__(
+        self, feed: Feed[WorkloadIdentity], names: SdsNames, clock: Clock, metrics: SdsMetrics, who: str
+    ) -> None:
+        self._feed = feed
+        self._names = names
+        self._clock = clock
+        self._metrics = metrics
+        self._who = who
+        self._rendered: tuple[int, dict[tuple[str, bool], Rendered | None]] = (0, {})
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service under its real path."""
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream),
+            "DeltaSecrets": grpc.stream_stream_rpc_method_handler(self._delta),
+            "FetchSecrets": grpc.unary_unary_rpc_method_handler(self._fetch),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def _fetch(self, data: bytes, context: AnyContext) -> bytes:
+        request = await _parse(data, sds_pb2.DiscoveryRequest(), context)
+        session = _Session()
+        await self._begin(session, request, context)
+        await self._want(session, request.resource_names, context)
+        session.everything = not session.wanted
+        found, missing = self._look(session)
+        if missing:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, "no such secret, or not yet: " + ", ".join(map(shown, missing[:8]))
+            )
+        return self._response(session, found).SerializeToString()
+
+    async def _stream(self, requests: _Requests, context: AnyContext) -> None:
+        session = _Session()
+
+        async def requested(data: bytes) -> None:
+            request = await _parse(data, sds_pb2.DiscoveryRequest(), context)
+            await self._begin(session, request, context)
+            answering = bool(session.nonce) and bool(request.response_nonce)
+            if answering and request.response_nonce != session.nonce:
+                return  # about a response that another one has replaced
+            if request.HasField("error_detail"):
+                self._rejected(session, request.error_detail, request.node)
+            first = not session.began
+            session.began = True
+            names = list(dict.fromkeys(request.resource_names))
+            # Without names the first request asks for everything; later it gives up what it asked for.
+            everything = _WILDCARD in names or (not names and (first or session.everything))
+            changed = first or everything != session.everything or set(names) != set(session.wanted)
+            await self._want(session, names, context)
+            session.everything = everything
+            if changed:
+                await push(True)
+
+        async def push(forced: bool) -> None:
+            found, missing = self._look(session)
+            self._report(session, missing)
+            versions = {name: rendered.version for name, rendered in found.items()}
+            if found and (forced or versions != session.sent):
+                session.sent = versions
+                session.nonce = secrets.token_hex(8)
+                session.pushes += 1
+                self._metrics.sds_pushed()
+                await context.write(self._response(session, found).SerializeToString())
+
+        await self._follow(requests, requested, lambda: push(False))
+
+    async def _delta(self, requests: _Requests, context: AnyContext) -> None:
+        session = _Session()
+
+        async def requested(data: bytes) -> None:
+            request = await _parse(data, sds_pb2.DeltaDiscoveryRequest(), context)
+            await self._begin(session, request, context)
+            if request.HasField("error_detail"):
+                self._rejected(session, request.error_detail, request.node)
+            subscribe = list(dict.fromkeys(request.resource_names_subscribe))
+            leave = set(request.resource_names_unsubscribe)
+            if not session.began and not subscribe:
+                session.everything = True
+            session.began = True
+            session.everything = (session.everything or _WILDCARD in subscribe) and _WILDCARD not in leave
+            await self._want(session, [*(n for n in session.wanted if n not in leave), *subscribe], context)
+            for name in leave:
+                session.sent.pop(name, None)
+            # What a client subscribes to is answered, whatever version it says that it has.
+            await push(set(subscribe) | (set() if session.sent else {_WILDCARD}))
+
+        async def push(forced: Iterable[str] = ()) -> None:
+            found, missing = self._look(session)
+            self._report(session, missing)
+            due = {
+                name: rendered
+                for name, rendered in found.items()
+                if name in forced or session.sent.get(name) != rendered.version
+            }
+            gone = [name for name in missing if name in forced or name in session.sent]
+            gone += [name for name in session.sent if name not in found and name not in missing]
+            if not due and not gone:
+                return
+            session.sent = {name: rendered.version for name, rendered in found.items()}
+            session.nonce = secrets.token_hex(8)
+            session.pushes += 1
+            self._metrics.sds_pushed()
+            response = sds_pb2.DeltaDiscoveryResponse(
+                system_version_info=self._version(session),
+                type_url=TYPE_URL,
+                nonce=session.nonce,
+                resources=[
+                    sds_pb2.Resource(name=name, version=rendered.version, resource=_any(TYPE_URL, rendered.data))
+                    for name, rendered in due.items()
+                ],
+                removed_resources=gone,
+            )
+            await context.write(response.SerializeToString())
+
+        await self._follow(requests, requested, push)
+
+    async def _follow(
+        self,
+        requests: _Requests,
+        requested: Callable[[bytes], Awaitable[None]],
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Serve requests and changes of the feed, one after the other, until the client goes; never returns."""
+        inbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)  # a client that floods us waits for its answers
+
+        async def read() -> None:
+            async for data in requests:
+                await inbox.put(data)
+            # A client that sends no more may still listen, and to return would end its stream with OK.
+            await asyncio.Event().wait()
+
+        reading = asyncio.ensure_future(read())
+        version = self._feed.version
+        request: asyncio.Future[bytes] = asyncio.ensure_future(inbox.get())
+        change: asyncio.Future[int] = asyncio.ensure_future(self._feed.wait_beyond(version))
+        try:
+            while True:
+                waiting: list[asyncio.Future[Any]] = [reading, request, change]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if request.done():
+                    data = request.result()
+                    request = asyncio.ensure_future(inbox.get())
+                    await requested(data)
+                if change.done():
+                    version = change.result()
+                    change = asyncio.ensure_future(self._feed.wait_beyond(version))
+                    await changed()
+                if reading.done():
+                    reading.result()  # the connection broke; grpc cancels this call as well
+                    return
+        finally:
+            for task in (reading, request, change):
+                task.cancel()
+            await asyncio.gather(reading, request, change, return_exceptions=True)
+
+    async def _begin(self, session: _Session, request: Any, context: AnyContext) -> None:
+        if request.type_url not in ("", TYPE_URL):
+            await _invalid(context, f"type_url {shown(request.type_url)} is not served here; ask for {TYPE_URL}")
+        if request.HasField("node"):  # Envoy may send it with the first request only
+            session.plain = not self._names.spiffe_validator or _wants_plain(request.node)
+        elif not session.began:
+            session.plain = not self._names.spiffe_validator
+
+    async def _want(self, session: _Session, names: Iterable[str], context: AnyContext) -> None:
+        wanted = [name for name in dict.fromkeys(names) if name != _WILDCARD]
+        if len(wanted) > MAX_NAMES or any(len(name) > MAX_NAME for name in wanted):
+            await _invalid(context, f"at most {MAX_NAMES} names of {MAX_NAME} characters are possible on one stream")
+        session.wanted = wanted
+        session.reported &= set(wanted)
+
+    def _look(self, session: _Session) -> tuple[dict[str, Rendered], list[str]]:
+        """What the session wants: what there is by name, and the names of what there is not."""
+        names = [*self._everything(), *session.wanted] if session.everything else session.wanted
+        found = {name: self._secret(name, session.plain) for name in dict.fromkeys(names)}
+        present = {name: rendered for name, rendered in found.items() if rendered is not None}
+        return present, [name for name in session.wanted if name not in present]
+
+    def _everything(self) -> list[str]:
+        identity = self._feed.current
+        if identity is None:
+            return []
+        bundles = (identity.bundle, *identity.federated)
+        return [str(svid.spiffe_id) for svid in identity.svids] + [str(each.trust_domain.id) for each in bundles]
+
+    def _secret(self, name: str, plain: bool) -> Rendered | None:
+        if self._rendered[0] != self._feed.version:
+            self._rendered = (self._feed.version, {})
+        kept = self._rendered[1]
+        identity = self._feed.current
+        if identity is None:
+            return None
+        svid = self._svid(name, identity)
+        if svid is not None and svid.not_after <= self._clock.now():
+            return None
+        if (name, plain) not in kept and len(kept) < 2 * MAX_NAMES:
+            kept[name, plain] = self._render(name, plain, identity, svid)
+        return kept.get((name, plain))
+
+    def _svid(self, name: str, identity: WorkloadIdentity) -> X509Svid | None:
+        if name and name == self._names.svid:
+            return identity.default
+        return next((svid for svid in identity.svids if str(svid.spiffe_id) == name), None)
+
+    def _render(self, name: str, plain: bool, identity: WorkloadIdentity, svid: X509Svid | None) -> Rendered | None:
+        if svid is not None:
+            try:
+                # Envoy acknowledges a certificate that does not chain to its roots, and then fails every handshake.
+                svid.check(identity.bundle, self._clock.now())
+            except InvalidSvid as error:
+                _log.error("SVID is not valid and was not sent", extra={"pod": self._who, "error": str(error)})
+                return None
+            chain = svid.chain_pem()
+            certificate = sds_pb2.TlsCertificate(certificate_chain=_inline(chain), private_key=_inline(svid.key_pem()))
+            return _rendered(sds_pb2.Secret(name=name, tls_certificate=certificate), chain)
+        bundles = self._bundles(name, identity)
+        # To one trusted_ca for several domains any of them could speak for any ID.
+        if not bundles or (plain and len(bundles) > 1):
+            return None
+        validation = _trusted_ca(bundles[0]) if plain else _spiffe_validator(bundles)
+        return _rendered(
+            sds_pb2.Secret(name=name, validation_context=validation), validation.SerializeToString(deterministic=True)
+        )
+
+    def _bundles(self, name: str, identity: WorkloadIdentity) -> list[TrustBundle]:
+        every = [identity.bundle, *identity.federated]
+        if name and name == self._names.all_bundles:
+            wanted = every
+        elif name and name == self._names.bundle:
+            wanted = every[:1]
+        else:
+            wanted = [bundle for bundle in every if str(bundle.trust_domain.id) == name]
+        # Envoy rejects the whole secret for one domain without a certificate.
+        return [bundle for bundle in wanted if bundle.x509_authorities]
+
+    def _response(self, session: _Session, found: dict[str, Rendered]) -> sds_pb2.DiscoveryResponse:
+        return sds_pb2.DiscoveryResponse(
+            version_info=self._version(session),
+            type_url=TYPE_URL,
+            nonce=session.nonce,
+            resources=[_any(TYPE_URL, rendered.data) for rendered in found.values()],
+        )
+
+    def _version(self, session: _Session) -> str:
+        return f"{self._feed.version}.{session.pushes}"
+
+    def _rejected(self, session: _Session, detail: sds_pb2.Status, node: sds_pb2.Node) -> None:
+        self._metrics.sds_rejected()
+        _log.error(
+            "Envoy rejected a secret and keeps the one before; the next rotation is tried again",
+            extra={
+                "pod": self._who,
+                "node": shown(node.id),
+                "names": [shown(name) for name in session.wanted[:8]],
+                "error": shown(detail.message),
+            },
+        )
+
+    def _report(self, session: _Session, missing: list[str]) -> None:
+        for name in missing:
+            if name not in session.reported:
+                session.reported.add(name)
+                _log.warning(
+                    "Envoy waits for a secret that this workload does not have",
+                    extra={"pod": self._who, "secret": shown(name)},
+                )
+
+
+def _wants_plain(node: sds_pb2.Node) -> bool:
+    wish = node.metadata.fields.get("disable_spiffe_cert_validation")
+    if wish is not None and (wish.bool_value or wish.string_value == "true"):
+        return True
+    if node.user_agent_name != "envoy" or not node.HasField("user_agent_build_version"):
+        return False
+    version = node.user_agent_build_version.version
+    return (version.major_number, version.minor_number) < _FIRST_WITH_VALIDATOR
+
+
+def _trusted_ca(bundle: TrustBundle) -> sds_pb2.CertificateValidationContext:
+    return sds_pb2.CertificateValidationContext(trusted_ca=_inline(bundle.to_pem()))
+
+
+def _spiffe_validator(bundles: Iterable[TrustBundle]) -> sds_pb2.CertificateValidationContext:
+    config = sds_pb2.SPIFFECertValidatorConfig(
+        trust_domains=[
+            sds_pb2.SPIFFECertValidatorConfig.TrustDomain(
+                name=bundle.trust_domain.name, trust_bundle=_inline(bundle.to_pem())
+            )
+            for bundle in bundles
+        ]
+    )
+    return sds_pb2.CertificateValidationContext(
+        custom_validator_config=sds_pb2.TypedExtensionConfig(
+            name=_VALIDATOR, typed_config=_any(_VALIDATOR_TYPE_URL, config.SerializeToString())
+        )
+    )
+
+
+def _rendered(secret: sds_pb2.Secret, public: bytes) -> Rendered:
+    # Of the public part only: what a version shows must say nothing about a key.
+    return Rendered(secret.SerializeToString(), hashlib.sha256(public).hexdigest()[:16])
+
+
+def _inline(data: bytes) -> sds_pb2.DataSource:
+    return sds_pb2.DataSource(inline_bytes=data)
+
+
+def _any(type_url: str, data: bytes) -> any_pb2.Any:
+    return any_pb2.Any(type_url=type_url, value=data)
+
+
+async def _invalid(context: AnyContext, text: str) -> None:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+async def _parse(data: bytes, message: _Message, context: AnyContext) -> _Message:
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        await _invalid(context, f"not a {message.DESCRIPTOR.name} message")
+    return message

@@ -1,0 +1,240 @@
+"""The SPIFFE Workload API for one workload, X.509 and JWT profiles: the listener that accepted a call is the caller.
+
+Methods that are not served (the WIT profile, the JWT profile of an authority without JWT keys) are not registered, so
+that gRPC answers UNIMPLEMENTED for them (Workload Endpoint, appendix A).
+"""
+
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from agent.authority.jwt_svids import JwtSvids
+from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.pb import workload_pb2
+from agent.socket.endpoint import WORKLOAD_API, AnyContext
+from csi.attributes import shown
+from runtime.clock import Clock
+from runtime.feed import Feed
+from svid.errors import InvalidSpiffeId, SvidError
+from svid.identity import WorkloadIdentity
+from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
+from svid.jwtsvid import check_jwt_svid
+from svid.spiffeid import SpiffeId
+from svid.x509svid import X509Svid
+
+Render: TypeAlias = Callable[[WorkloadIdentity], bytes]
+# The words that clients know a denial by (rust-spiffe looks for them).
+DENIED = "no identity issued"
+_MAX_DEPTH = 16
+_NOT_NOW = "the SVID could not be renewed in time; try again"
+_Request = TypeVar("_Request", bound=Message)
+
+
+def x509_svid_response(identity: WorkloadIdentity) -> bytes:
+    """A serialized X509SVIDResponse (Workload API 5.2.1)."""
+    bundle = identity.bundle.to_der()
+    response = workload_pb2.X509SVIDResponse(
+        svids=[
+            workload_pb2.X509SVID(
+                spiffe_id=str(svid.spiffe_id),
+                x509_svid=svid.chain_der(),
+                x509_svid_key=svid.key_der(),
+                bundle=bundle,
+                hint=svid.hint,
+            )
+            for svid in identity.svids
+        ],
+        # An empty bundle would be an unusable entry that stops some clients; its absence says the same.
+        federated_bundles={str(b.trust_domain.id): b.to_der() for b in identity.federated if b.x509_authorities},
+    )
+    return response.SerializeToString(deterministic=True)
+
+
+def x509_bundles_response(identity: WorkloadIdentity) -> bytes:
+    """A serialized X509BundlesResponse (Workload API 5.2.2): bundles keyed by trust domain ID, own included."""
+    response = workload_pb2.X509BundlesResponse(
+        bundles={
+            str(bundle.trust_domain.id): bundle.to_der()
+            for bundle in (identity.bundle, *identity.federated)
+            if bundle.x509_authorities
+        }
+    )
+    return response.SerializeToString(deterministic=True)
+
+
+def jwt_bundles_response(identity: WorkloadIdentity) -> bytes:
+    """A serialized JWTBundlesResponse (Workload API 6.2.2): the own trust domain always, others with JWT keys only."""
+    response = workload_pb2.JWTBundlesResponse(
+        bundles={
+            str(bundle.trust_domain.id): bundle.to_jwt_jwks()
+            for bundle in (identity.bundle, *identity.federated)
+            if bundle.jwt_authorities or bundle is identity.bundle
+        }
+    )
+    return response.SerializeToString(deterministic=True)
+
+
+class WorkloadApi:
+    """Serves one workload's feed; `jwt_svids` is None where the JWT profile is switched off."""
+
+    def __init__(self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSvids | None, clock: Clock) -> None:
+        self._feed = feed
+        self._jwt_svids = jwt_svids
+        self._clock = clock
+        self._rendered: dict[Render, tuple[int, bytes]] = {}
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service under its real path, /SpiffeWorkloadAPI/<method>."""
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "FetchX509SVID": grpc.unary_stream_rpc_method_handler(self._fetch_x509_svid),
+            "FetchX509Bundles": grpc.unary_stream_rpc_method_handler(self._fetch_x509_bundles),
+        }
+        if self._jwt_svids is not None:
+            methods |= {
+                "FetchJWTSVID": grpc.unary_unary_rpc_method_handler(self._fetch_jwt_svid),
+                "FetchJWTBundles": grpc.unary_stream_rpc_method_handler(self._fetch_jwt_bundles),
+                "ValidateJWTSVID": grpc.unary_unary_rpc_method_handler(self._validate_jwt_svid),
+            }
+        return grpc.method_handlers_generic_handler(WORKLOAD_API, methods)
+
+    async def _fetch_x509_svid(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
+        await _parse(data, workload_pb2.X509SVIDRequest(), context)
+        async for message in self._states(x509_svid_response, context):
+            yield message
+
+    async def _fetch_x509_bundles(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
+        await _parse(data, workload_pb2.X509BundlesRequest(), context)
+        async for message in self._states(x509_bundles_response, context):
+            yield message
+
+    async def _fetch_jwt_bundles(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
+        await _parse(data, workload_pb2.JWTBundlesRequest(), context)
+        async for message in self._states(jwt_bundles_response, context):
+            yield message
+
+    async def _fetch_jwt_svid(self, data: bytes, context: AnyContext) -> bytes:
+        request = await _parse(data, workload_pb2.JWTSVIDRequest(), context)
+        audiences = tuple(dict.fromkeys(request.audience))
+        if not audiences or "" in audiences:
+            await _invalid(context, "audience is missing: name at least one, none of them empty")
+        if len(audiences) > MAX_AUDIENCES or any(len(each.encode()) > MAX_AUDIENCE_BYTES for each in audiences):
+            await _invalid(context, f"at most {MAX_AUDIENCES} audiences of {MAX_AUDIENCE_BYTES} bytes are possible")
+        identity = await self._current(context)
+        svids = await _asked_for(request.spiffe_id, identity, context)
+        assert self._jwt_svids is not None
+        response = workload_pb2.JWTSVIDResponse()
+        try:
+            for svid in svids:
+                kept = await self._jwt_svids.get(svid.spiffe_id, audiences)
+                response.svids.add(spiffe_id=str(svid.spiffe_id), svid=kept.svid.token, hint=svid.hint)
+        except AuthorityRefused as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{DENIED}: {error}")
+        except AuthorityUnavailable as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"no JWT-SVID now: {error}")
+        return response.SerializeToString()
+
+    async def _validate_jwt_svid(self, data: bytes, context: AnyContext) -> bytes:
+        request = await _parse(data, workload_pb2.ValidateJWTSVIDRequest(), context)
+        if not request.audience:
+            await _invalid(context, "audience is missing")
+        if not request.svid:
+            await _invalid(context, "svid is missing")
+        # The bundles are good even when the own SVID is not: this asks about somebody else.
+        identity = self._feed.current
+        if identity is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _NOT_NOW)
+        assert identity is not None
+        bundles = {bundle.trust_domain: bundle for bundle in (identity.bundle, *identity.federated)}
+        try:
+            found = check_jwt_svid(request.svid, bundles, request.audience, self._clock.now())
+        except SvidError as error:
+            await _invalid(context, f"JWT-SVID is invalid: {error}")
+            raise
+        response = workload_pb2.ValidateJWTSVIDResponse(spiffe_id=str(found.spiffe_id))
+        response.claims.update(_as_struct(found.claims))
+        return response.SerializeToString()
+
+    async def _states(self, render: Render, context: AnyContext) -> AsyncIterator[bytes]:
+        """The whole state at once, then at each change of what `render` makes of it; never twice the same."""
+        identity = await self._current(context)
+        sent: bytes | None = None
+        while True:
+            version = self._feed.version
+            identity = self._feed.current or identity
+            # What has ended meanwhile is never sent; the next renewal is.
+            if identity.expires_at > self._clock.now():
+                message = self._message(render, version, identity)
+                if message != sent:
+                    sent = message
+                    yield message
+            await self._feed.wait_beyond(version)
+
+    async def _current(self, context: AnyContext) -> WorkloadIdentity:
+        """The identity, if its SVIDs are still valid; else UNAVAILABLE, since it will be renewed."""
+        identity = self._feed.current
+        if identity is None or identity.expires_at <= self._clock.now():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _NOT_NOW)
+        assert identity is not None
+        return identity
+
+    def _message(self, render: Render, version: int, identity: WorkloadIdentity) -> bytes:
+        kept = self._rendered.get(render)
+        if kept is None or kept[0] != version:
+            kept = self._rendered[render] = (version, render(identity))
+        return kept[1]
+
+
+async def _asked_for(text: str, identity: WorkloadIdentity, context: AnyContext) -> tuple[X509Svid, ...]:
+    if not text:
+        return identity.svids
+    try:
+        wanted = SpiffeId.parse(text)
+    except InvalidSpiffeId as error:
+        await _invalid(context, f"spiffe_id is not a SPIFFE ID: {error}")
+        raise
+    found = tuple(svid for svid in identity.svids if svid.spiffe_id == wanted)
+    if not found:
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{DENIED} for {shown(text)} to this workload")
+    return found
+
+
+async def _invalid(context: AnyContext, text: str) -> None:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+async def _parse(data: bytes, message: _Request, context: AnyContext) -> _Request:
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        await _invalid(context, f"not a {message.DESCRIPTOR.name} message")
+    return message
+
+
+def _as_struct(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims that a Struct holds: one whose numbers are beyond a double is left out, `aud` is always a list."""
+    found = {name: value for name, value in claims.items() if _representable(name) and _representable(value)}
+    if isinstance(found.get("aud"), str):
+        found["aud"] = [found["aud"]]
+    return found
+
+
+def _representable(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, str):
+        # A lone surrogate is JSON, but no text.
+        return value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value)
+    if isinstance(value, bool) or value is None:
+        return True
+    if isinstance(value, int | float):
+        try:
+            return math.isfinite(float(value))
+        except OverflowError:
+            return False
+    # Protobuf readers give up at a depth of 100, and each level of a Struct takes several.
+    if depth >= _MAX_DEPTH:
+        return False
+    if isinstance(value, Mapping):
+        return all(_representable(name) and _representable(each, depth + 1) for name, each in value.items())
+    return isinstance(value, list) and all(_representable(each, depth + 1) for each in value)

@@ -1,0 +1,220 @@
+"""`podsvid authority`, and a signer's part of `podsvid explain`: the authorities' life, and who gets which identity."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+from runtime.terminal import printable
+from signer.errors import SignerError
+from signer.front.admin import KINDS, SERVICE
+from signer.pb import admin_pb2
+
+ACTIONS = {
+    "prepare": admin_pb2.ACTION_PREPARE,
+    "activate": admin_pb2.ACTION_ACTIVATE,
+    "revoke": admin_pb2.ACTION_REVOKE,
+    "rotate": admin_pb2.ACTION_ROTATE,
+}
+_BY_NAME = {name: kind for kind, name in KINDS.items()}
+DEFAULT_SOCKET = "/run/podsvid-signer/admin.sock"
+# Seconds to the first answer.
+ANSWER_SECONDS = 20.0
+
+
+class CommandFailed(SignerError):
+    """The signer could not be asked, or refuses."""
+
+    reason = "AUTHORITY_COMMAND_FAILED"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands and their flags."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    texts = {
+        "show": "the authorities, who has acknowledged them, and what happens next",
+        "prepare": "make a new authority and publish it; it does not sign yet",
+        "activate": "sign with the prepared authority",
+        "revoke": "take an authority that does not sign out of the trust bundle",
+        "rotate": "prepare, activate when all agents have it, re-issue, retire; with progress",
+    }
+    for name, text in texts.items():
+        each = commands.add_parser(name, help=text, description=text)
+        each.add_argument(
+            "--socket", default=DEFAULT_SOCKET, help=f"the replica's admin socket (default: {DEFAULT_SOCKET})"
+        )
+        if name == "show":
+            each.add_argument("--output", choices=("table", "json"), default="table")
+            each.add_argument("--watch", action="store_true", help="go on showing changes")
+            continue
+        each.add_argument("--kind", choices=sorted(_BY_NAME), default="x509", help="which authorities (default: x509)")
+        if name == "revoke":
+            each.add_argument("authority_id", help="its id, as `show` prints it")
+        if name in ("rotate", "revoke", "activate"):
+            text = {
+                "rotate": "the present authority is compromised: re-issue in minutes and stop trusting it",
+                "revoke": "do not wait until its SVIDs are re-issued",
+                "activate": "do not wait for agents that have not acknowledged",
+            }[name]
+            each.add_argument("--forced", action="store_true", help=text)
+        if name == "rotate":
+            each.add_argument("--no-wait", action="store_true", help="do not wait for the end")
+
+
+def explain(parsed: argparse.Namespace) -> int:
+    """Print which identity policy gives a pod and why, by `parsed.socket`; the exit code: 0 allowed, 3 refused.
+
+    Raises CommandFailed.
+    """
+    namespace, slash, pod = parsed.pod.partition("/")
+    if not slash or not namespace or not pod:
+        raise CommandFailed("say which pod as NAMESPACE/POD")
+    _check_socket(parsed.socket, "explain NAMESPACE/POD")
+    request = admin_pb2.ExplainRequest(namespace=namespace, pod=pod)
+    with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
+        call: Callable[..., admin_pb2.ExplainResponse] = channel.unary_unary(
+            f"/{SERVICE}/Explain", admin_pb2.ExplainRequest.SerializeToString, admin_pb2.ExplainResponse.FromString
+        )
+        try:
+            found = call(request, timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            raise CommandFailed(str(error.details())) from None
+    if parsed.output == "json":
+        print(_json(found))
+    else:
+        show_explained(parsed.pod, found)
+    return 0 if found.outcome == "allowed" else 3
+
+
+def show_explained(pod: str, found: admin_pb2.ExplainResponse) -> None:
+    """Print a signer's answer for a person."""
+    lines = [f"pod {pod}: {found.spiffe_id or found.outcome}", f"policy: {found.policy}"]
+    lines += [f"matches as well, and lost: {name}" for name in found.matched[1:]]
+    lines += [f"does not match: {each.policy}: {each.because}" for each in found.not_matched]
+    for line in lines:
+        print(printable(line))
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run it; the exit code. Raises CommandFailed."""
+    _check_socket(parsed.socket, "authority show")
+    console = Console(highlight=False)
+    with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
+        try:
+            if parsed.action == "show":
+                return _show(channel, parsed, console)
+            print(_step(channel, parsed))
+            if parsed.action == "rotate" and not parsed.no_wait:
+                _follow(channel, _BY_NAME[parsed.kind], console)
+            return 0
+        except grpc.RpcError as error:
+            raise CommandFailed(str(error.details())) from None
+        except KeyboardInterrupt:
+            print("the signer goes on by itself; see `podsvid authority show`", file=sys.stderr)
+            return 130
+
+
+def _check_socket(path: str, example: str) -> None:
+    if not Path(path).exists():
+        raise CommandFailed(
+            f"no signer listens at {path}; run this in a signer's pod, for example "
+            f"kubectl -n podsvid exec deploy/podsvid-signer -- podsvid {example}"
+        )
+
+
+def _json(message: admin_pb2.AuthorityStatus | admin_pb2.ExplainResponse) -> str:
+    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _watch(channel: grpc.Channel, seconds: float | None) -> Iterator[admin_pb2.AuthorityStatus]:
+    call: Callable[..., Iterator[admin_pb2.AuthorityStatus]] = channel.unary_stream(
+        f"/{SERVICE}/Watch", admin_pb2.WatchRequest.SerializeToString, admin_pb2.AuthorityStatus.FromString
+    )
+    return call(admin_pb2.WatchRequest(), timeout=seconds)
+
+
+def _step(channel: grpc.Channel, parsed: argparse.Namespace) -> str:
+    call: Callable[..., admin_pb2.StepResponse] = channel.unary_unary(
+        f"/{SERVICE}/Step", admin_pb2.StepRequest.SerializeToString, admin_pb2.StepResponse.FromString
+    )
+    request = admin_pb2.StepRequest(
+        action=ACTIONS[parsed.action],
+        kind=_BY_NAME[parsed.kind],
+        authority_id=getattr(parsed, "authority_id", ""),
+        forced=getattr(parsed, "forced", False),
+    )
+    return call(request, timeout=ANSWER_SECONDS).message
+
+
+def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console) -> int:
+    for status in _watch(channel, None if parsed.watch else ANSWER_SECONDS):
+        if parsed.output == "json":
+            print(_json(status))
+        else:
+            console.print(_table(status))
+            _print_rest(status, console)
+        if not parsed.watch:
+            break
+    return 0
+
+
+def _table(status: admin_pb2.AuthorityStatus) -> Table:
+    table = Table(title=f"trust domain {status.trust_domain}, sequence {status.sequence}", title_justify="left")
+    for head in ("kind", "stage", "id", "since", "ends", "SVIDs held"):
+        table.add_column(head, overflow="fold")
+    for each in status.authorities:
+        since = each.activated_at if each.HasField("activated_at") else each.prepared_at
+        ends = _instant(each.leaves_at) if each.HasField("leaves_at") else ""
+        if not ends and each.HasField("not_after"):
+            ends = _instant(each.not_after)
+        held = str(each.svids) if each.svids_known else "" if each.kind == admin_pb2.KIND_JWT else "?"
+        table.add_row(KINDS[each.kind], each.stage, each.id, _instant(since), ends, held)
+    return table
+
+
+def _print_rest(status: admin_pb2.AuthorityStatus, console: Console) -> None:
+    have = status.agents - status.agents_waiting
+    console.soft_wrap = True
+    console.print(f"agents: {have} of {status.agents} have acknowledged sequence {status.sequence}")
+    if status.waiting_nodes:
+        more = status.agents_waiting - len(status.waiting_nodes)
+        console.print(f"missing: {', '.join(status.waiting_nodes)}{f' and {more} more' if more else ''}")
+    console.print(f"leader: {status.leader or 'none'}")
+    for line in status.next:
+        console.print(f"next: {line}")
+
+
+def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", console: Console) -> None:
+    """Print a line for each change until no rotation of the kind is under way."""
+    last = ""
+    for status in _watch(channel, None):
+        line = _progress(status, kind)
+        if line != last:
+            last = line
+            console.print(f"{datetime.now(UTC):%H:%M:%S} {line}", soft_wrap=True)
+        if not (status.rotating_x509 if kind == admin_pb2.KIND_X509 else status.rotating_jwt):
+            return
+
+
+def _progress(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind") -> str:
+    mine = [each for each in status.authorities if each.kind == kind]
+    stages = ", ".join(f"{each.id[:8]} {each.stage}" for each in mine)
+    have = status.agents - status.agents_waiting
+    line = f"{stages}; agents acknowledged {have} of {status.agents}"
+    known = [each for each in mine if each.svids_known]
+    if known:
+        total = sum(each.svids for each in known)
+        fresh = sum(each.svids for each in known if each.stage == "active")
+        line += f"; SVIDs re-issued {fresh} of {total}"
+    return line
+
+
+def _instant(value: Timestamp) -> str:
+    return f"{value.ToDatetime(UTC):%Y-%m-%d %H:%M:%SZ}"

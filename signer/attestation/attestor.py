@@ -1,0 +1,208 @@
+"""Who asks, and for which pod: every check between a call and policy, in one order.
+
+agent token -> its service account and node -> pod token -> the same node -> the claimed pod -> the live pod, on that
+node, of that account, running, and a client of the driver. Nothing that an agent says decides; it only narrows.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from runtime.clock import Clock
+from signer.attestation.pods import Pods
+from signer.attestation.tokens import OfflineTokens, TokenRefused, TokenReviews, claimed_pod
+from signer.errors import ApiUnavailable, Reason, Refused
+from signer.model import Agent, AttestedPod, BoundToken, LivePod, PodClaim
+from svid.spiffeid import SpiffeId
+
+# Pods whose last mint this replica remembers, for an outage of the API server.
+MAX_ISSUED = 200_000
+RETRY = timedelta(seconds=5)
+_AGENT_FAULTS = {
+    "INVALID": Reason.AGENT_TOKEN_INVALID,
+    "EXPIRED": Reason.AGENT_TOKEN_EXPIRED,
+    "AUDIENCE": Reason.AGENT_TOKEN_AUDIENCE,
+}
+_POD_FAULTS = {
+    "INVALID": Reason.POD_TOKEN_INVALID,
+    "EXPIRED": Reason.POD_TOKEN_EXPIRED,
+    "AUDIENCE": Reason.POD_TOKEN_AUDIENCE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationSettings:
+    """`drivers`: a pod must mount one of them. `outage_limit`: how long identities go on without the API server."""
+
+    agent_namespace: str
+    agent_service_account: str
+    drivers: frozenset[str]
+    outage_limit: timedelta
+
+
+class Attestor:
+    """Decides by live objects; while the API server is away, by what it said before, for identities issued already."""
+
+    def __init__(
+        self,
+        settings: AttestationSettings,
+        reviews: TokenReviews,
+        offline: OfflineTokens,
+        pods: Pods,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._reviews = reviews
+        self._offline = offline
+        self._pods = pods
+        self._clock = clock
+        # The node's uid and the identity by the pod's uid.
+        self._issued: OrderedDict[str, tuple[str, SpiffeId]] = OrderedDict()
+        self._answered_at: datetime | None = None
+        # Since when tokens are not reviewed, though pods may still be told of.
+        self._unanswered_since: datetime | None = None
+
+    async def agent(self, token: str) -> Agent:
+        """The agent that a token proves. Raises Refused."""
+        try:
+            proven, degraded = await self._verify(token)
+        except TokenRefused as error:
+            raise Refused(_AGENT_FAULTS[error.fault], f"agent token refused: {error}") from None
+        settings = self._settings
+        account = f"{settings.agent_namespace}/{settings.agent_service_account}"
+        if (proven.namespace, proven.service_account) != (settings.agent_namespace, settings.agent_service_account):
+            raise Refused(
+                Reason.AGENT_DENIED,
+                f"the caller is {proven.namespace}/{proven.service_account}, not the agents' {account}",
+            )
+        if not proven.pod_uid or not proven.node_name or not proven.node_uid:
+            raise Refused(
+                Reason.AGENT_TOKEN_UNBOUND,
+                "the agent token names no pod and node: it must be a projected one, of Kubernetes 1.30 or newer",
+            )
+        if degraded:
+            self._within_outage()
+        return Agent(proven.node_name, proven.node_uid, proven.pod_name, proven.pod_uid, proven.expires_at)
+
+    async def pod(self, agent: Agent, token: str, claim: PodClaim) -> AttestedPod:
+        """The live pod that `token` proves, on the agent's node. Raises Refused."""
+        if not token:
+            raise Refused(
+                Reason.POD_TOKEN_MISSING,
+                "the call has no pod token; the CSIDriver object needs tokenRequests with the signer's audience",
+            )
+        try:
+            proven, degraded = await self._verify(token)
+        except TokenRefused as error:
+            raise await self._pod_refusal(error, token) from None
+        _check_claim(proven, claim)
+        if not proven.node_name or not proven.node_uid:
+            raise Refused(Reason.POD_TOKEN_UNBOUND, "the pod token names no node; Kubernetes 1.30 or newer is needed")
+        if (proven.node_name, proven.node_uid) != (agent.node_name, agent.node_uid):
+            raise Refused(
+                Reason.POD_ON_OTHER_NODE,
+                f"pod {claim} is on node {proven.node_name}, the agent that asks is on {agent.node_name}",
+            )
+        if degraded:
+            return AttestedPod(self._remembered(agent, proven, claim), agent, degraded=True)
+        try:
+            pod = await self._pods.find(claim)
+        except ApiUnavailable:
+            return AttestedPod(self._remembered(agent, proven, claim), agent, degraded=True)
+        self._check_live(pod, proven)
+        return AttestedPod(pod, agent)
+
+    def check_identity(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
+        """Without the API server a pod goes on as what it was, and as nothing else. Raises Refused."""
+        if attested.degraded and self._issued[attested.pod.uid][1] != spiffe_id:
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                f"the API server is away, and {spiffe_id} is not the identity that the pod had: it waits",
+                retry_after=RETRY,
+            )
+
+    def issued(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
+        """Remember that this pod has that identity: it can be renewed while the API server is away."""
+        if attested.degraded:
+            return
+        uid = attested.pod.uid
+        self._issued[uid] = attested.agent.node_uid, spiffe_id
+        self._issued.move_to_end(uid)
+        while len(self._issued) > MAX_ISSUED:
+            self._issued.popitem(last=False)
+
+    async def _verify(self, token: str) -> tuple[BoundToken, bool]:
+        try:
+            proven = await self._reviews.verify(token)
+        except ApiUnavailable:
+            self._unanswered_since = self._unanswered_since or self._clock.now()
+            return self._offline.verify(token), True
+        self._answered_at, self._unanswered_since = self._clock.now(), None
+        return proven, False
+
+    async def _pod_refusal(self, error: TokenRefused, token: str) -> Refused:
+        """Why: the API server refuses tokens of deleted pods without saying so, which a person wants to know."""
+        namespace, name, uid = claimed_pod(token)
+        if error.fault == "INVALID" and namespace and name and uid:
+            try:
+                await self._pods.look(PodClaim(namespace, name, uid))
+            except Refused as found:
+                return found
+            except ApiUnavailable:
+                pass
+        return Refused(_POD_FAULTS[error.fault], f"pod token refused: {error}")
+
+    def _check_live(self, pod: LivePod, proven: BoundToken) -> None:
+        if pod.node_name != proven.node_name:
+            raise Refused(
+                Reason.POD_ON_OTHER_NODE, f"pod {pod} is on node {pod.node_name}, its token says {proven.node_name}"
+            )
+        if pod.service_account != proven.service_account or pod.namespace != proven.namespace:
+            raise Refused(
+                Reason.SERVICE_ACCOUNT_MISMATCH,
+                f"pod {pod} runs as {pod.service_account}, its token is of {proven.service_account}",
+            )
+        if pod.mirror:
+            raise Refused(Reason.POD_IS_MIRROR, f"pod {pod} is a static pod: its identity would be the node's word")
+        if pod.finished:
+            raise Refused(Reason.POD_FINISHED, f"pod {pod} has finished")
+        if not pod.drivers & self._settings.drivers:
+            raise Refused(
+                Reason.POD_WITHOUT_DRIVER,
+                f"pod {pod} has no csi volume of driver {' or '.join(sorted(self._settings.drivers))}",
+            )
+
+    def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim) -> LivePod:
+        """The pod as it was, if it may be renewed without the API server. Raises Refused."""
+        self._within_outage()
+        pod = self._pods.known(claim.uid)
+        issued = self._issued.get(claim.uid)
+        if pod is None or issued is None or issued[0] != agent.node_uid:
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                "the API server is away, and a pod without an identity waits for it",
+                retry_after=RETRY,
+            )
+        self._check_live(pod, proven)
+        return pod
+
+    def _within_outage(self) -> None:
+        heard = [at for at in (self._answered_at, self._pods.last_contact) if at is not None]
+        now, limit = self._clock.now(), self._settings.outage_limit
+        # An API server that tells of pods and reviews no tokens does not prolong it either.
+        if not heard or now - max(heard) > limit or now - (self._unanswered_since or now) > limit:
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                f"the API server is away for longer than outage_limit ({limit.total_seconds():g} s)",
+                retry_after=RETRY,
+            )
+
+
+def _check_claim(proven: BoundToken, claim: PodClaim) -> None:
+    if not proven.pod_uid or not proven.pod_name:
+        raise Refused(Reason.POD_TOKEN_UNBOUND, "the pod token is not bound to a pod")
+    if (proven.namespace, proven.pod_name, proven.pod_uid) != (claim.namespace, claim.name, claim.uid):
+        raise Refused(
+            Reason.POD_TOKEN_REPLAYED,
+            f"the token is of pod {proven.namespace}/{proven.pod_name}, not of the pod that is asked for",
+        )

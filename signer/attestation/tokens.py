@@ -1,0 +1,326 @@
+"""Service account tokens: verified by the API server, or offline by its published keys while it is away."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import jwt
+
+from runtime.clock import Clock
+from signer.cluster.kube import KubeApi, Object
+from signer.errors import ApiUnavailable, Forbidden, Reason, Refused, SignerError
+from signer.model import BoundToken
+
+_log = logging.getLogger("podsvid.tokens")
+REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
+JWKS = "/openid/v1/jwks"
+_ACCOUNT = "system:serviceaccount:"
+_EXTRA = "authentication.kubernetes.io/"
+ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
+# Seconds between reads of the cluster's keys.
+JWKS_SECONDS = 300.0
+_LEEWAY = timedelta(seconds=30)
+# Seconds. While the API server hangs, callers are told soon, and only now and then does one of them wait to find out.
+REVIEW_SECONDS = 5.0
+PAUSE = timedelta(seconds=2)
+# A refused review costs the API server what others do, and who asks for it has proven nothing: so many at once, and so
+# many a second, are asked for before only tokens that the cluster's keys signed are.
+DOUBTFUL, DOUBTFUL_A_SECOND = 100.0, 20.0
+DOUBTFUL_RETRY = timedelta(seconds=1)
+_FORM = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+
+
+class TokenRefused(SignerError):
+    """The token does not prove what it should. `fault`: INVALID, EXPIRED or AUDIENCE."""
+
+    reason = "TOKEN_REFUSED"
+
+    def __init__(self, fault: str, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    proven: BoundToken
+    until: datetime
+
+
+class TokenReviews:
+    """Asks the API server (TokenReview), which also knows whether account and pod are still there.
+
+    An answer counts for `seconds`, so that the agent's token is not reviewed with each mint; the cache holds hashes
+    and at most `limit` of them. Refusals are not kept, but while there are many of them `offline` goes first.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        audience: str,
+        offline: "OfflineTokens",
+        clock: Clock,
+        *,
+        seconds: float = 10.0,
+        limit: int = 20_000,
+    ) -> None:
+        self._api = api
+        self._audience = audience
+        self._offline = offline
+        self._clock = clock
+        self._seconds = timedelta(seconds=seconds)
+        self._limit = limit
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._away_until: datetime | None = None
+        self._asking: dict[bytes, asyncio.Task[BoundToken]] = {}
+        self._credit = DOUBTFUL
+        self._credited_at = clock.now()
+
+    async def verify(self, token: str) -> BoundToken:
+        """Raises TokenRefused, ApiUnavailable, Refused (BUSY)."""
+        if not _FORM.fullmatch(token):
+            raise TokenRefused("INVALID", "it is no service account token, which has three parts with dots between")
+        key = hashlib.sha256(token.encode()).digest()
+        now = self._clock.now()
+        known = self._known.get(key)
+        if known is not None and now < known.until:
+            return known.proven
+        if self._away_until is not None and now < self._away_until:
+            raise ApiUnavailable("the API server did not answer a moment ago")
+        asking = self._asking.get(key)
+        if asking is None:
+            spent = self._spend(token, now)
+            # Its own task: a caller that gives up must not fail the others that wait for the same answer.
+            asking = self._asking[key] = asyncio.create_task(self._ask(token))
+            asking.add_done_callback(lambda task: self._answered(key, task, spent))
+        return await asyncio.shield(asking)
+
+    def _spend(self, token: str, now: datetime) -> float:
+        """What asking about `token` costs until it is known to be good. Raises TokenRefused, Refused (BUSY)."""
+        passed = max((now - self._credited_at).total_seconds(), 0.0)
+        self._credit = min(DOUBTFUL, self._credit + passed * DOUBTFUL_A_SECOND)
+        self._credited_at = now
+        if self._credit >= 1.0:
+            self._credit -= 1.0
+            return 1.0
+        if not self._offline.knows_key_of(token):
+            raise Refused(
+                Reason.BUSY, "too many tokens are refused at present; this one waits", retry_after=DOUBTFUL_RETRY
+            )
+        self._offline.verify(token)
+        return 0.0
+
+    def _answered(self, key: bytes, task: "asyncio.Task[BoundToken]", spent: float) -> None:
+        del self._asking[key]
+        if not task.cancelled() and not isinstance(task.exception(), TokenRefused):
+            self._credit = min(DOUBTFUL, self._credit + spent)
+        if task.cancelled() or task.exception() is not None:
+            self._known.pop(key, None)
+            return
+        proven = task.result()
+        self._known[key] = _Known(proven, min(self._clock.now() + self._seconds, proven.expires_at))
+        self._known.move_to_end(key)
+        while len(self._known) > self._limit:
+            self._known.popitem(last=False)
+
+    async def _ask(self, token: str) -> BoundToken:
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [self._audience]},
+        }
+        try:
+            async with asyncio.timeout(REVIEW_SECONDS):
+                answer = await self._api.create(REVIEWS, body)
+        except Forbidden as error:
+            text = _without(token, str(error))
+            raise ApiUnavailable(f"the signer may not review tokens: {text}; apply its RBAC") from None
+        except (ApiUnavailable, TimeoutError) as error:
+            self._away_until = self._clock.now() + PAUSE
+            text = _without(token, str(error))
+            raise ApiUnavailable(text or f"no TokenReview within {REVIEW_SECONDS:g} s") from None
+        self._away_until = None
+        status = answer.get("status") or {}
+        if not status.get("authenticated"):
+            raise self._refused(token, str(status.get("error") or ""))
+        if self._audience not in (status.get("audiences") or []):
+            raise TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}")
+        return _reviewed(status.get("user") or {}, _expiry(token))
+
+    def _refused(self, token: str, why: str) -> TokenRefused:
+        # What the token says of itself only chooses the words: it is refused already.
+        claims = unverified_claims(token)
+        expiry = _instant(claims.get("exp"))
+        if expiry is not None and expiry <= self._clock.now():
+            return TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
+        audience = claims.get("aud")
+        audiences = [audience] if isinstance(audience, str) else audience
+        if isinstance(audiences, list) and audiences and self._audience not in audiences:
+            return TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}")
+        # The API server's text may quote parts of the token; only a known harmless kind of it is passed on.
+        deleted = " (it is bound to an object that is gone)" if "has been deleted" in why or "not found" in why else ""
+        return TokenRefused("INVALID", f"the API server does not accept the token{deleted}")
+
+
+class OfflineTokens:
+    """Verifies by the cluster's published keys, for the time in which the API server is away.
+
+    It says nothing of what was deleted since; the caller bounds that.
+    """
+
+    def __init__(self, api: KubeApi, audience: str, clock: Clock) -> None:
+        self._api = api
+        self._audience = audience
+        self._clock = clock
+        self._keys: dict[str, Any] = {}
+        self._failed = False
+
+    async def run(self) -> None:
+        """Keep the keys fresh, for ever."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(JWKS_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read the keys; on failure the ones at hand stay."""
+        try:
+            found = await self._api.get(JWKS)
+            keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
+        except (SignerError, jwt.PyJWTError) as error:
+            if not self._failed:
+                _log.warning("the cluster's token keys cannot be read", extra={"error": str(error)})
+            self._failed = True
+            return
+        self._keys, self._failed = dict(keys), False
+
+    def knows_key_of(self, token: str) -> bool:
+        """Whether the token names a key that was read: only then does a refusal say anything."""
+        try:
+            return str(jwt.get_unverified_header(token).get("kid")) in self._keys
+        except (jwt.PyJWTError, ValueError):
+            return False
+
+    def verify(self, token: str) -> BoundToken:
+        """Raises TokenRefused."""
+        try:
+            key = self._keys.get(str(jwt.get_unverified_header(token).get("kid")))
+            if key is None:
+                raise TokenRefused("INVALID", "the token is signed with a key that this signer does not know")
+            claims = jwt.decode(
+                token,
+                key.key,
+                algorithms=ALGORITHMS,
+                audience=self._audience,
+                # Times are compared with the clock that was handed in.
+                options={"verify_exp": False, "verify_nbf": False, "verify_iat": False, "require": ["exp", "sub"]},
+            )
+        except jwt.InvalidAudienceError:
+            raise TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}") from None
+        except (jwt.PyJWTError, ValueError, TypeError):
+            raise TokenRefused("INVALID", "the token's signature or form is wrong") from None
+        now = self._clock.now()
+        proven = _claimed(claims)
+        if proven.expires_at <= now:
+            raise TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
+        not_before = _instant(claims.get("nbf"))
+        if not_before is not None and not_before > now + _LEEWAY:
+            raise TokenRefused("INVALID", "the token is not valid yet")
+        return proven
+
+
+def unverified_claims(token: str) -> Mapping[str, Any]:
+    """What a token says of itself, for choosing words only; empty when it is none."""
+    # By hand: a JWT library looks at each character of it, which took a tenth of a mint's time.
+    payload = token.split(".")[1:2]
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(payload[0] + "=" * (-len(payload[0]) % 4)))
+    except (IndexError, ValueError, RecursionError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def claimed_pod(token: str) -> tuple[str, str, str]:
+    """Namespace, name and uid of the pod that a token says it is of; empty texts when it says nothing."""
+    kubernetes = unverified_claims(token).get("kubernetes.io")
+    if not isinstance(kubernetes, dict):
+        return "", "", ""
+    pod = _part(kubernetes, "pod")
+    return str(kubernetes.get("namespace", "")), pod["name"], pod["uid"]
+
+
+def _expiry(token: str) -> datetime:
+    # Legacy tokens have none; they are not bound to a pod either, which the caller asks for.
+    return _instant(unverified_claims(token).get("exp")) or datetime.fromtimestamp(0, UTC)
+
+
+def _instant(value: object) -> datetime | None:
+    """A claim's time; None for what is none, or beyond all calendars."""
+    if not isinstance(value, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _without(token: str, text: str) -> str:
+    """What the API server says of a call, which may quote the call."""
+    return text.replace(token, "(the token)")
+
+
+def _reviewed(user: Object, expires_at: datetime) -> BoundToken:
+    name = str(user.get("username") or "")
+    namespace, _, account = name.removeprefix(_ACCOUNT).partition(":")
+    if not name.startswith(_ACCOUNT) or not account:
+        raise TokenRefused("INVALID", "the token is not one of a service account")
+    extra = user.get("extra") or {}
+
+    def one(key: str) -> str:
+        values = extra.get(_EXTRA + key) or []
+        return str(values[0]) if len(values) == 1 else ""
+
+    return BoundToken(
+        namespace=namespace,
+        service_account=account,
+        service_account_uid=str(user.get("uid") or ""),
+        pod_name=one("pod-name"),
+        pod_uid=one("pod-uid"),
+        node_name=one("node-name"),
+        node_uid=one("node-uid"),
+        expires_at=expires_at,
+    )
+
+
+def _claimed(claims: Mapping[str, Any]) -> BoundToken:
+    kubernetes = claims.get("kubernetes.io")
+    subject, expiry = claims.get("sub"), _instant(claims.get("exp"))
+    if not isinstance(kubernetes, dict) or not isinstance(subject, str) or expiry is None:
+        raise TokenRefused("INVALID", "the token is not one of a service account")
+    namespace, account = str(kubernetes.get("namespace", "")), _part(kubernetes, "serviceaccount")
+    if subject != f"{_ACCOUNT}{namespace}:{account['name']}":
+        raise TokenRefused("INVALID", "the token contradicts itself")
+    pod, node = _part(kubernetes, "pod"), _part(kubernetes, "node")
+    return BoundToken(
+        namespace=namespace,
+        service_account=account["name"],
+        service_account_uid=account["uid"],
+        pod_name=pod["name"],
+        pod_uid=pod["uid"],
+        node_name=node["name"],
+        node_uid=node["uid"],
+        expires_at=expiry,
+    )
+
+
+def _part(kubernetes: Mapping[str, Any], name: str) -> dict[str, str]:
+    found = kubernetes.get(name)
+    if not isinstance(found, dict):
+        return {"name": "", "uid": ""}
+    return {"name": str(found.get("name", "")), "uid": str(found.get("uid", ""))}

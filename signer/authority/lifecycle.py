@@ -1,0 +1,337 @@
+"""The steps of an authority's life, as functions from state to state.
+
+prepare: a new authority is published and signs nothing. activate: once every live agent has acknowledged that
+publishing, or a bound has passed, it signs; the one before is old, its SVIDs are re-issued, spread over a window.
+retire: when its last SVID has ended, it leaves the trust bundle. A forced rotation of a compromised authority is the
+same in minutes: the one before is tainted and leaves as soon as no agent holds an SVID of it, or a bound has passed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from signer.authority.state import AuthorityState, Directive, Goal, JwtSlot, Slot, Stage, X509Slot
+from signer.errors import TransitionRefused
+from signer.upstream.certify import Upstream
+from svid.jwtauthority import JwtSigningKey
+from svid.jwtsvid import JwtAlgorithm
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import TrustDomain
+
+# After the window of a forced re-issue: the last drawn renewals are carried out.
+FORCED_GRACE = timedelta(seconds=30)
+KINDS = ("x509", "jwt")
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LifecyclePolicy:
+    """How long things take. `jwt_algorithm` None: there are no JWT authorities.
+
+    `ack_bound`: the fallback for agents that do not acknowledge. `overlap`: how much longer than its last SVID an old
+    authority stays trusted. `jwt_lead`: how long before its turn a scheduled JWT key is published, for verifiers
+    outside that look at the bundle now and then.
+    """
+
+    authority_ttl: timedelta
+    jwt_period: timedelta
+    x509_max_ttl: timedelta
+    jwt_max_ttl: timedelta
+    ack_bound: timedelta
+    reissue_window: timedelta
+    forced_window: timedelta
+    overlap: timedelta
+    key_algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256
+    jwt_algorithm: JwtAlgorithm | None = JwtAlgorithm.RS256
+    jwt_lead: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Acks:
+    """`waiting`: nodes of live agents that lack the present sequence. `in_use`: SVIDs held, by X.509 authority; None
+    while not every live agent has said so."""
+
+    waiting: frozenset[str]
+    in_use: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that is due: prepare, activate, retire or remove; `authority_id` for retire; `reason` for people."""
+
+    action: str
+    kind: str
+    reason: str
+    authority_id: str = ""
+
+
+class Life:
+    """Applies one policy; the only part that waits is `upstream`."""
+
+    def __init__(self, policy: LifecyclePolicy, upstream: Upstream, trust_domain: TrustDomain) -> None:
+        self.policy = policy
+        self._upstream = upstream
+        self._trust_domain = trust_domain
+
+    async def first(self, now: datetime) -> AuthorityState:
+        """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
+        x509 = replace(await self._x509(now), stage=Stage.ACTIVE, activated_at=now)
+        jwt: tuple[JwtSlot, ...] = ()
+        if self.policy.jwt_algorithm is not None:
+            jwt = (replace(self._jwt(now), stage=Stage.ACTIVE, activated_at=now),)
+        return AuthorityState(self._trust_domain, max(1, int(now.timestamp())), (x509,), jwt)
+
+    def due(self, state: AuthorityState, acks: Acks, now: datetime) -> Step | None:
+        """The first step that is due; None while there is nothing but to wait."""
+        for kind in KINDS:
+            step = self._due(state, kind, acks, now)
+            if step is not None:
+                return step
+        return None
+
+    async def do(self, state: AuthorityState, step: Step, now: datetime) -> AuthorityState:
+        """The state after `step`. Raises SignerError."""
+        if step.action == "prepare":
+            return (await self.prepare(state, step.kind, now))[0]
+        if step.action == "activate":
+            return self._activated(state, step.kind, now)
+        if step.action == "remove":
+            return _changed(state, jwt=())
+        return _without(state, step.kind, step.authority_id)
+
+    async def prepare(self, state: AuthorityState, kind: str, now: datetime) -> tuple[AuthorityState, str]:
+        """Publish a new authority. Raises TransitionRefused, SignerError."""
+        if state.find(kind, Stage.PREPARED) is not None:
+            raise TransitionRefused(f"a new {kind} authority is prepared already; activate or revoke it first")
+        if kind == "x509":
+            made = await self._x509(now)
+            return _changed(state, x509=(*state.x509, made)), f"prepared x509 authority {made.id}"
+        if self.policy.jwt_algorithm is None:
+            raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
+        key = self._jwt(now)
+        if not state.jwt:
+            first = replace(key, stage=Stage.ACTIVE, activated_at=now)
+            return _changed(state, jwt=(first,)), f"made the first jwt authority {key.id}"
+        return _changed(state, jwt=(*state.jwt, key)), f"prepared jwt authority {key.id}"
+
+    def activate(
+        self, state: AuthorityState, kind: str, acks: Acks, now: datetime, *, forced: bool
+    ) -> tuple[AuthorityState, str]:
+        """Sign with the prepared authority. Raises TransitionRefused, unless `forced` while agents lack it."""
+        prepared = state.find(kind, Stage.PREPARED)
+        if prepared is None:
+            raise TransitionRefused(f"no {kind} authority is prepared; prepare one first")
+        if acks.waiting and not forced:
+            raise TransitionRefused(
+                f"{_names(acks.waiting)} would refuse its SVIDs: not acknowledged yet; wait, or use --forced"
+            )
+        return self._activated(state, kind, now), f"activated {kind} authority {prepared.id}"
+
+    def revoke(
+        self, state: AuthorityState, kind: str, authority_id: str, now: datetime, *, forced: bool
+    ) -> tuple[AuthorityState, str]:
+        """Stop trusting an authority that does not sign. Raises TransitionRefused."""
+        slot = next((slot for slot in state.slots(kind) if slot.id == authority_id), None)
+        if slot is None:
+            raise TransitionRefused(f"there is no {kind} authority {authority_id[:80]!r}; see authority show")
+        if slot.stage is Stage.ACTIVE:
+            raise TransitionRefused("the active authority cannot be revoked; use: authority rotate --forced")
+        if forced or slot.stage is Stage.PREPARED or kind == "jwt":
+            return _without(state, kind, slot.id), f"{kind} authority {slot.id} is no longer trusted"
+        if slot.stage is Stage.TAINTED:
+            return state, f"{kind} authority {slot.id} is being revoked already"
+        return (
+            _changed(
+                state,
+                x509=tuple(self._tainted(each, now) if each.id == slot.id else each for each in state.x509),
+                directives=_directed(state, Directive(slot.id, now, now + self.policy.forced_window)),
+            ),
+            f"{kind} authority {slot.id} leaves the trust bundle when its SVIDs are re-issued",
+        )
+
+    def asked(self, state: AuthorityState, kind: str, *, forced: bool, now: datetime) -> tuple[AuthorityState, str]:
+        """Note that a person wants a rotation; the leader carries it out. Raises TransitionRefused."""
+        if not state.slots(kind):
+            raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
+        others = frozenset(goal for goal in state.goals if goal.kind != kind)
+        wanted = others | {Goal(kind, forced or Goal(kind, True) in state.goals)}
+        word = "forced rotation" if forced else "rotation"
+        if wanted == state.goals:
+            return state, f"a {word} of the {kind} authority is under way already"
+        return _changed(state, goals=wanted), f"{word} of the {kind} authority started"
+
+    def waits_for_agents(self, state: AuthorityState) -> bool:
+        """Whether what agents acknowledge or hold matters to the next steps or to somebody who watches them."""
+        moving = (Stage.PREPARED, Stage.TAINTED)
+        return bool(state.goals) or any(slot.stage in moving for kind in KINDS for slot in state.slots(kind))
+
+    def outlook(self, state: AuthorityState, acks: Acks, now: datetime) -> list[str]:
+        """What happens next, for people."""
+        lines = []
+        for kind in KINDS:
+            if not state.slots(kind):
+                continue
+            due = self._due(state, kind, acks, now)
+            prepared = state.find(kind, Stage.PREPARED)
+            if due is not None:
+                lines.append(f"{kind}: {due.action} now, {due.reason}")
+            elif prepared is not None:
+                bound = self._bound(state, prepared)
+                lines.append(
+                    f"{kind}: activate {prepared.id} when {self._awaited(prepared, acks, now)}, "
+                    f"at {bound:%Y-%m-%dT%H:%M:%SZ} at the latest"
+                )
+            for slot in state.slots(kind):
+                if slot.ends_at is not None:
+                    what = (
+                        "when no agent holds its SVIDs" if slot.stage is Stage.TAINTED else "when its last SVID ended"
+                    )
+                    lines.append(f"{kind}: stop trusting {slot.id} {what}, at {slot.ends_at:%Y-%m-%dT%H:%M:%SZ}")
+            if prepared is None and due is None:
+                lines.append(f"{kind}: prepare a new authority at {self._prepare_at(state, kind):%Y-%m-%dT%H:%M:%SZ}")
+        return lines
+
+    def _due(self, state: AuthorityState, kind: str, acks: Acks, now: datetime) -> Step | None:
+        slots = state.slots(kind)
+        if kind == "jwt" and self.policy.jwt_algorithm is None:
+            return Step("remove", kind, "JWT-SVIDs are switched off") if slots else None
+        if not slots:
+            return Step("prepare", kind, "there is none")
+        for slot in slots:
+            if slot.ends_at is not None and slot.ends_at <= now:
+                return Step("retire", kind, "all that it signed has ended", slot.id)
+            unused = not acks.waiting and acks.in_use is not None and not acks.in_use.get(slot.id)
+            if slot.stage is Stage.TAINTED and unused:
+                return Step("retire", kind, "it is revoked and no agent holds an SVID of it", slot.id)
+        prepared = state.find(kind, Stage.PREPARED)
+        if prepared is not None:
+            return self._activation_due(state, kind, prepared, acks, now)
+        if any(goal.kind == kind for goal in state.goals):
+            return Step("prepare", kind, "a rotation was asked for")
+        if now >= self._prepare_at(state, kind):
+            return Step("prepare", kind, "the active one is due for replacement")
+        return None
+
+    def _activation_due(
+        self, state: AuthorityState, kind: str, prepared: Slot, acks: Acks, now: datetime
+    ) -> Step | None:
+        active = state.find(kind, Stage.ACTIVE)
+        if isinstance(active, X509Slot) and active.authority.not_after <= now:
+            return Step("activate", kind, "the active one has ended")
+        if now >= self._bound(state, prepared):
+            why = f"although {_names(acks.waiting)} did not acknowledge" if acks.waiting else "its time has come"
+            return Step("activate", kind, why)
+        asked = any(goal.kind == kind for goal in state.goals)
+        lead = self.policy.jwt_lead if kind == "jwt" and not asked else timedelta(0)
+        if not acks.waiting and now >= prepared.prepared_at + lead:
+            return Step("activate", kind, "all live agents have acknowledged it")
+        return None
+
+    def _bound(self, state: AuthorityState, prepared: Slot) -> datetime:
+        kind = "x509" if isinstance(prepared, X509Slot) else "jwt"
+        bound = self.policy.ack_bound
+        if Goal(kind, True) in state.goals:
+            bound = min(bound, self.policy.forced_window)
+        elif kind == "jwt" and Goal(kind) not in state.goals:
+            bound = max(bound, self.policy.jwt_lead)
+        return prepared.prepared_at + bound
+
+    def _awaited(self, prepared: Slot, acks: Acks, now: datetime) -> str:
+        if acks.waiting:
+            return f"{_names(acks.waiting)} acknowledged it"
+        return "its lead time is over"
+
+    def _prepare_at(self, state: AuthorityState, kind: str) -> datetime:
+        active = state.find(kind, Stage.ACTIVE)
+        assert active is not None
+        if isinstance(active, X509Slot):
+            start = active.activated_at or active.prepared_at
+            return start + max(active.authority.not_after - start, timedelta(0)) / 2
+        if active.key.algorithm is not self.policy.jwt_algorithm:
+            return active.prepared_at
+        lead = max(self.policy.jwt_lead, self.policy.ack_bound)
+        return (active.activated_at or active.prepared_at) + max(self.policy.jwt_period - lead, timedelta(0))
+
+    def _activated(self, state: AuthorityState, kind: str, now: datetime) -> AuthorityState:
+        forced = Goal(kind, True) in state.goals
+        goals = frozenset(goal for goal in state.goals if goal.kind != kind)
+        if kind == "jwt":
+            return _changed(state, jwt=self._activated_jwt(state.jwt, now, forced), goals=goals)
+        old = state.active_x509_id
+        window = self.policy.forced_window if forced else self.policy.reissue_window
+        slots: list[X509Slot] = []
+        for slot in state.x509:
+            if slot.stage is Stage.PREPARED:
+                slots.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
+            elif slot.stage is not Stage.ACTIVE:
+                slots.append(slot)
+            elif forced:
+                slots.append(self._tainted(slot, now))
+            else:
+                ends = now + self.policy.x509_max_ttl + self.policy.overlap
+                slots.append(replace(slot, stage=Stage.OLD, ends_at=ends))
+        directives = _directed(state, Directive(old, now, now + window))
+        return _changed(state, x509=tuple(slots), directives=directives, goals=goals)
+
+    def _activated_jwt(self, slots: Sequence[JwtSlot], now: datetime, forced: bool) -> tuple[JwtSlot, ...]:
+        after: list[JwtSlot] = []
+        for slot in slots:
+            if slot.stage is Stage.PREPARED:
+                after.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
+            elif slot.stage is not Stage.ACTIVE:
+                after.append(slot)
+            elif not forced:
+                # Tokens are handed out by the minute: who stops trusting a compromised key need not wait for them.
+                ends = now + self.policy.jwt_max_ttl + self.policy.overlap
+                after.append(replace(slot, stage=Stage.OLD, ends_at=ends))
+        return tuple(after)
+
+    def _tainted(self, slot: X509Slot, now: datetime) -> X509Slot:
+        return replace(slot, stage=Stage.TAINTED, ends_at=now + self.policy.forced_window + FORCED_GRACE)
+
+    async def _x509(self, now: datetime) -> X509Slot:
+        key = self.policy.key_algorithm.generate()
+        authority = await self._upstream.certify(self._trust_domain, key, self.policy.authority_ttl, now)
+        return X509Slot(Stage.PREPARED, authority, now)
+
+    def _jwt(self, now: datetime) -> JwtSlot:
+        assert self.policy.jwt_algorithm is not None
+        return JwtSlot(Stage.PREPARED, JwtSigningKey.create(self.policy.jwt_algorithm), now)
+
+
+def _changed(
+    state: AuthorityState,
+    *,
+    x509: tuple[X509Slot, ...] | None = None,
+    jwt: tuple[JwtSlot, ...] | None = None,
+    directives: tuple[Directive, ...] | None = None,
+    goals: frozenset[Goal] | None = None,
+) -> AuthorityState:
+    return AuthorityState(
+        state.trust_domain,
+        state.sequence + 1,
+        state.x509 if x509 is None else x509,
+        state.jwt if jwt is None else jwt,
+        state.directives if directives is None else directives,
+        state.goals if goals is None else goals,
+    )
+
+
+def _without(state: AuthorityState, kind: str, authority_id: str) -> AuthorityState:
+    if kind == "jwt":
+        return _changed(state, jwt=tuple(slot for slot in state.jwt if slot.id != authority_id))
+    return _changed(
+        state,
+        x509=tuple(slot for slot in state.x509 if slot.id != authority_id),
+        directives=tuple(each for each in state.directives if each.authority_id != authority_id),
+    )
+
+
+def _directed(state: AuthorityState, directive: Directive) -> tuple[Directive, ...]:
+    return (*(each for each in state.directives if each.authority_id != directive.authority_id), directive)
+
+
+def _names(nodes: frozenset[str]) -> str:
+    shown = ", ".join(sorted(nodes)[:_NAMED])
+    more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+    return f"{len(nodes)} agents ({shown}{more})"

@@ -1,0 +1,189 @@
+"""What the leader does: one step of the authorities' life after another, each by compare and swap."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from runtime.clock import Clock
+from runtime.feed import Feed
+from signer.authority.acknowledgements import Agents
+from signer.authority.lifecycle import Acks, Life, LifecyclePolicy, Step
+from signer.authority.state import AuthorityState
+from signer.authority.store import StateStore, Stored
+from signer.cluster.leader import Leader
+from signer.errors import Conflict, SignerError, StateDamaged, TransitionRefused
+from signer.metrics import Metrics
+
+_log = logging.getLogger("podsvid.authority")
+# Seconds between looks at the clock and at who has acknowledged.
+LOOK_SECONDS = 1.0
+# A step that another replica did at the same moment is looked at again, this often.
+ATTEMPTS = 5
+
+
+class Rotation:
+    """Holds this replica's view of the state and moves the stored one on.
+
+    Every replica has one; only the leader's `run` takes steps by itself. A step that a person asks for is taken by
+    whichever replica was asked: the store's compare and swap keeps them in order.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        life: Life,
+        leader: Leader,
+        agents: Agents,
+        live_nodes: Callable[[], frozenset[str]],
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._life = life
+        self._leader = leader
+        self._agents = agents
+        self.live_nodes = live_nodes
+        self._metrics = metrics
+        self._clock = clock
+        self.states: Feed[AuthorityState] = Feed()
+        # When the stored state was last read, or seen to change.
+        self.confirmed_at: datetime | None = None
+
+    @property
+    def state(self) -> AuthorityState | None:
+        """The newest state that this replica has seen."""
+        return self.states.current
+
+    @property
+    def leader_name(self) -> str:
+        """Who leads, as far as this replica knows; may be empty."""
+        return self._leader.holder
+
+    @property
+    def policy(self) -> LifecyclePolicy:
+        return self._life.policy
+
+    def see(self, state: AuthorityState) -> None:
+        """Take over a state that was read; the present one and older ones are no news."""
+        self.confirmed_at = self._clock.now()
+        present = self.states.current
+        if present is None or state.sequence > present.sequence:
+            self.states.publish(state)
+
+    def acks(self, state: AuthorityState) -> Acks:
+        """Who lacks the state's sequence, and how many SVIDs of each authority are held."""
+        waiting, in_use = self._agents.summary(state.sequence, self.live_nodes())
+        return Acks(waiting, in_use)
+
+    def next_steps(self, state: AuthorityState) -> list[str]:
+        """For people: what happens next and what it waits for."""
+        return self._life.outlook(state, self.acks(state), self._clock.now())
+
+    async def open(self) -> None:
+        """Read the state, or as the first replica ever make it. Raises StateDamaged, SignerError."""
+        stored = await self._store.load()
+        if stored is None:
+            try:
+                stored = await self._store.create(await self._life.first(self._clock.now()))
+                _log.info("authorities created", extra={"sequence": stored.state.sequence})
+            except Conflict:
+                stored = await self._store.load()
+        if stored is None:
+            raise StateDamaged("the authorities' Secret was deleted while this signer started; start it again")
+        self.see(stored.state)
+
+    async def run(self) -> None:
+        """Take what steps are due while this replica leads, for ever."""
+        while True:
+            state = self.state
+            self._agents.wanted = state is not None and self._life.waits_for_agents(state)
+            if state is not None and self._leader.leading:
+                try:
+                    await self._advance()
+                except SignerError as error:
+                    _log.warning("step failed; trying again", extra={"reason": error.reason, "error": str(error)})
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def confirm(self, every: timedelta) -> None:
+        """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""
+        while True:
+            await asyncio.sleep(every.total_seconds())
+            try:
+                await self._loaded()
+            except SignerError as error:
+                _log.warning(
+                    "the authorities' state could not be confirmed",
+                    extra={"reason": error.reason, "error": str(error)},
+                )
+
+    async def step(self, action: str, kind: str, authority_id: str, *, forced: bool) -> str:
+        """Do what a person asked for; what was done, as text. Raises SignerError."""
+        for _ in range(ATTEMPTS):
+            stored = await self._loaded()
+            state = stored.state
+            now = self._clock.now()
+            if action == "rotate":
+                after, message = self._life.asked(state, kind, forced=forced, now=now)
+            elif action == "prepare":
+                after, message = await self._life.prepare(state, kind, now)
+            elif action == "activate":
+                after, message = self._life.activate(state, kind, self.acks(state), now, forced=forced)
+            else:
+                after, message = self._life.revoke(state, kind, authority_id, now, forced=forced)
+            if await self._swap(stored, after, Step(action, kind, message)):
+                return message
+        raise TransitionRefused("other steps were taken at the same time; look at the state and try again")
+
+    async def _advance(self) -> None:
+        # Decided on what this replica has seen, done on what is stored: usually nothing is due and nothing is read.
+        state = self.state
+        assert state is not None
+        if self._life.due(state, self.acks(state), self._clock.now()) is None:
+            return
+        stored = await self._loaded()
+        now = self._clock.now()
+        step = self._life.due(stored.state, self.acks(stored.state), now)
+        # A leader that was held up (stopped, or away from the API server) must not act on what it once knew.
+        if step is not None and self._leader.leading:
+            await self._swap(stored, await self._life.do(stored.state, step, now), step)
+
+    async def _loaded(self) -> Stored:
+        known = self.state.sequence if self.state else 0
+        stored = await self._store.load()
+        if stored is None:
+            raise StateDamaged(
+                "the authorities' Secret is gone; restore it from a backup, or delete all signer pods to start with "
+                "new authorities that no running workload trusts"
+            )
+        if stored.state.sequence < known:
+            # An old copy may hold what was revoked since, and agents know better: it takes a person to go on from it.
+            raise StateDamaged(
+                f"the authorities' Secret is an older one (sequence {stored.state.sequence}, this signer has seen "
+                f"{known}); put the newer one back, or restart all signers and rotate the authorities"
+            )
+        self.see(stored.state)
+        return stored
+
+    async def _swap(self, stored: Stored, after: AuthorityState, step: Step) -> bool:
+        if after is stored.state:
+            return True
+        try:
+            written = await self._store.replace(stored, after)
+        except Conflict:
+            _log.info("another replica changed the authorities first", extra={"step": step.action, "kind": step.kind})
+            return False
+        _log.info(
+            "authorities changed",
+            extra={
+                "step": step.action,
+                "kind": step.kind,
+                "why": step.reason,
+                "sequence": written.state.sequence,
+                "x509": {slot.id: slot.stage.value for slot in written.state.x509},
+                "jwt": {slot.id: slot.stage.value for slot in written.state.jwt},
+            },
+        )
+        self._metrics.stepped(step.kind, step.action)
+        self.see(written.state)
+        return True

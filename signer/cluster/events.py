@@ -1,0 +1,105 @@
+"""Events on pods: refusals and surprises, where the pod's author looks. Best effort, bounded, rate limited."""
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from runtime.clock import Clock
+from signer.cluster.kube import KubeApi
+from signer.errors import SignerError
+from signer.model import PodClaim
+
+_log = logging.getLogger("podsvid.events")
+# A reason to refuse a pod is said once in this time, as what an agent asks for may stand in its text. A surprise comes
+# with every renewal, and no SVID may cost a write: the same words are said once in a pod's usual life.
+REPEAT, SURPRISE_REPEAT = timedelta(minutes=5), timedelta(days=7)
+QUEUE = 1000
+MAX_REMEMBERED = 20_000
+# Seconds between two events: five a second at most.
+SPACING = 0.2
+_MAX_NOTE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    pod: PodClaim
+    kind: str
+    reason: str
+    note: str
+    at: datetime
+
+
+class Events:
+    """Queues events and writes them from a loop of its own: a mint neither waits nor fails for one."""
+
+    def __init__(self, api: KubeApi, identity: str, clock: Clock) -> None:
+        self._api = api
+        self._identity = identity
+        self._clock = clock
+        self._queue: asyncio.Queue[_Event] = asyncio.Queue(QUEUE)
+        self._said: OrderedDict[tuple[str, str], datetime] = OrderedDict()
+        self._failing = False
+
+    def refused(self, pod: PodClaim, reason: str, message: str) -> None:
+        """An identity was refused to `pod` for `reason` (a reason code)."""
+        self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}", reason, REPEAT)
+
+    def surprise(self, pod: PodClaim, reason: str, message: str) -> None:
+        """Something about its policies that a person should look at."""
+        self._say(pod, "Normal", reason, message, message, SURPRISE_REPEAT)
+
+    async def run(self) -> None:
+        """Write what is queued, for ever."""
+        while True:
+            event = await self._queue.get()
+            try:
+                await self._write(event)
+                self._failing = False
+            except SignerError as error:
+                if not self._failing:
+                    _log.warning("event not written", extra={"reason": error.reason, "error": str(error)})
+                self._failing = True
+            await asyncio.sleep(SPACING)
+
+    def _say(self, pod: PodClaim, kind: str, reason: str, note: str, same: str, repeat: timedelta) -> None:
+        now = self._clock.now()
+        key = (pod.uid, f"{reason} {same}")
+        said = self._said.get(key)
+        if said is not None and now - said < repeat:
+            return
+        try:
+            self._queue.put_nowait(_Event(pod, kind, reason, note[:_MAX_NOTE], now))
+        except asyncio.QueueFull:
+            return
+        self._said[key] = now
+        self._said.move_to_end(key)
+        while len(self._said) > MAX_REMEMBERED:
+            self._said.popitem(last=False)
+
+    async def _write(self, event: _Event) -> None:
+        pod = event.pod
+        await self._api.create(
+            f"/apis/events.k8s.io/v1/namespaces/{pod.namespace}/events",
+            {
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"name": f"{pod.name[:200]}.{secrets.token_hex(8)}", "namespace": pod.namespace},
+                "eventTime": event.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                "type": event.kind,
+                "reason": event.reason,
+                "action": "Mint",
+                "note": event.note,
+                "regarding": {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "namespace": pod.namespace,
+                    "name": pod.name,
+                    "uid": pod.uid,
+                },
+                "reportingController": "podsvid.io/signer",
+                "reportingInstance": self._identity[:128],
+            },
+        )

@@ -1,0 +1,143 @@
+"""The admin socket: what the authorities' state is, and the steps a person asks for (`podsvid authority`)."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from signer.attestation.pods import Pods
+from signer.authority.rotation import Rotation
+from signer.authority.state import AuthorityState, JwtSlot, X509Slot
+from signer.errors import SignerError
+from signer.pb import admin_pb2
+from signer.policy.policies import Policies
+
+_log = logging.getLogger("podsvid.admin")
+SERVICE = "podsvid.signer.v1.Admin"
+# Seconds between looks at what has no feed: who has acknowledged, and the time.
+REFRESH_SECONDS = 1.0
+MAX_NODES = 20
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+KINDS = {admin_pb2.KIND_X509: "x509", admin_pb2.KIND_JWT: "jwt"}
+
+
+class AdminService:
+    """Implements podsvid.signer.v1.Admin."""
+
+    def __init__(self, rotation: Rotation, policies: Policies, pods: Pods) -> None:
+        self._rotation = rotation
+        self._policies = policies
+        self._pods = pods
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """To be added to a server."""
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                self.watch, admin_pb2.WatchRequest.FromString, admin_pb2.AuthorityStatus.SerializeToString
+            ),
+            "Step": grpc.unary_unary_rpc_method_handler(
+                self.step, admin_pb2.StepRequest.FromString, admin_pb2.StepResponse.SerializeToString
+            ),
+            "Explain": grpc.unary_unary_rpc_method_handler(
+                self.explain, admin_pb2.ExplainRequest.FromString, admin_pb2.ExplainResponse.SerializeToString
+            ),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def watch(
+        self, request: admin_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.AuthorityStatus]:
+        last: admin_pb2.AuthorityStatus | None = None
+        while True:
+            found = self.status()
+            if found is not None and found != last:
+                last = found
+                yield found
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    async def step(self, request: admin_pb2.StepRequest, context: Context) -> admin_pb2.StepResponse:
+        kind = KINDS.get(request.kind)
+        action = admin_pb2.Action.Name(request.action).removeprefix("ACTION_").lower()
+        _log.info(
+            "step asked for",
+            extra={"action": action, "kind": kind, "authority": request.authority_id, "forced": request.forced},
+        )
+        if kind is None or action == "unspecified":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "say which kind (x509 or jwt) and which action")
+        assert kind is not None
+        try:
+            message = await self._rotation.step(action, kind, request.authority_id, forced=request.forced)
+        except SignerError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.reason}: {error}")
+        return admin_pb2.StepResponse(message=message)
+
+    async def explain(self, request: admin_pb2.ExplainRequest, context: Context) -> admin_pb2.ExplainResponse:
+        name = (request.namespace, request.pod)
+        pod = next((each for each in self._pods.all() if (each.namespace, each.name) == name), None)
+        if pod is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
+        assert pod is not None
+        found = self._policies.explain(pod)
+        return admin_pb2.ExplainResponse(
+            outcome=found.outcome,
+            policy=found.policy,
+            spiffe_id=found.spiffe_id,
+            matched=found.matched,
+            not_matched=[admin_pb2.NotMatched(policy=name, because=why) for name, why in found.not_matched],
+        )
+
+    def status(self) -> admin_pb2.AuthorityStatus | None:
+        """The present state; None before this replica has read it."""
+        state = self._rotation.state
+        if state is None:
+            return None
+        acks = self._rotation.acks(state)
+        waiting = sorted(acks.waiting)
+        answer = admin_pb2.AuthorityStatus(
+            trust_domain=state.trust_domain.name,
+            sequence=state.sequence,
+            leader=self._rotation.leader_name,
+            agents=len(self._rotation.live_nodes()),
+            agents_waiting=len(waiting),
+            waiting_nodes=waiting[:MAX_NODES],
+            next=self._rotation.next_steps(state),
+            rotating_x509=_rotating(state, "x509"),
+            rotating_jwt=_rotating(state, "jwt"),
+        )
+        for slot in state.x509:
+            added = self._slot(answer, admin_pb2.KIND_X509, slot)
+            added.not_after.FromDatetime(slot.authority.not_after)
+            if acks.in_use is not None:
+                added.svids, added.svids_known = acks.in_use.get(slot.id, 0), True
+        for jwt_slot in state.jwt:
+            self._slot(answer, admin_pb2.KIND_JWT, jwt_slot)
+        return answer
+
+    def _slot(
+        self, answer: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind", slot: X509Slot | JwtSlot
+    ) -> admin_pb2.Authority:
+        added: admin_pb2.Authority = answer.authorities.add(kind=kind, id=slot.id, stage=slot.stage.value)
+        added.prepared_at.FromDatetime(slot.prepared_at)
+        if slot.activated_at is not None:
+            added.activated_at.FromDatetime(slot.activated_at)
+        if slot.ends_at is not None:
+            added.leaves_at.FromDatetime(slot.ends_at)
+        return added
+
+
+def _rotating(state: AuthorityState, kind: str) -> bool:
+    slots: tuple[X509Slot | JwtSlot, ...] = state.x509 if kind == "x509" else state.jwt
+    return len(slots) > 1 or any(goal.kind == kind for goal in state.goals)
+
+
+async def serve_admin(server: "grpc.aio.Server", path: Path) -> None:
+    """Bind `path` so that only its owner can open it, and start. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    path.chmod(0o600)

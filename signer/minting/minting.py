@@ -1,0 +1,192 @@
+"""What is signed for an entitled pod: the certificate request's key under the identity that policy gave."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from runtime.clock import Clock
+from signer.authority.state import AuthorityState
+from signer.errors import Reason, Refused
+from signer.model import Entitlement, LivePod
+from svid.dnsnames import allows, is_reserved
+from svid.errors import InvalidKey, SvidError
+from svid.jwtsvid import JwtSvid
+from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
+from svid.renewal import RenewalWindow
+from svid.spiffeid import SpiffeId
+
+MAX_CSR = 16 * 1024
+MAX_DNS_NAMES = 32
+RSA_EXPONENT = 65537
+# Below this path are podsvid's own identities; no policy gives one to a pod.
+OWN_PATH = "/podsvid"
+
+
+@dataclass(frozen=True, slots=True)
+class MintingSettings:
+    """The signer's own bounds. `dns_names` are patterns of what a pod without a policy may ask for."""
+
+    x509_ttl: timedelta
+    x509_min_ttl: timedelta
+    x509_max_ttl: timedelta
+    jwt_ttl: timedelta
+    jwt_max_ttl: timedelta
+    jwt_issuer: str = ""
+    jwt_id: bool = False
+    dns_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedX509:
+    """A signed chain, leaf first without the root; `sequence` is that of the trust that verifies it."""
+
+    chain: tuple[x509.Certificate, ...]
+    renewal: RenewalWindow
+    key_algorithm: KeyAlgorithm
+    sequence: int
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedJwt:
+    """A signed token. `reusable`: several callers may get the same."""
+
+    svid: JwtSvid
+    renewal: RenewalWindow
+    reusable: bool
+
+
+class Minting:
+    """Signs with the authority that is active in `state()`; None there means that nothing can be signed now."""
+
+    def __init__(self, state: Callable[[], AuthorityState | None], settings: MintingSettings, clock: Clock) -> None:
+        self._state = state
+        self._settings = settings
+        self._clock = clock
+
+    def x509(
+        self, pod: LivePod, entitlement: Entitlement, csr: bytes, wished_ttl: timedelta | None, wished: Sequence[str]
+    ) -> IssuedX509:
+        """Raises Refused."""
+        now, state = self._clock.now(), self._ready()
+        _check_id(entitlement.spiffe_id)
+        public_key = proven_key(csr)
+        algorithm = algorithm_of(public_key)
+        allowed = entitlement.key_algorithms
+        if allowed and algorithm not in allowed:
+            raise Refused(
+                Reason.KEY_ALGORITHM_DENIED,
+                f"policy {entitlement.policy} wants keys of {', '.join(sorted(allowed))}, this one is {algorithm}; "
+                f"set volumeAttributes keyAlgorithm to one of these",
+            )
+        names = self._dns_names(pod, entitlement, wished)
+        ttl, notice = self._ttl(entitlement, wished_ttl)
+        try:
+            chain = state.active_x509.issue(public_key, entitlement.spiffe_id, ttl=ttl, now=now, dns_names=names)
+        except SvidError as error:
+            if state.active_x509.not_after <= now:
+                raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
+            raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
+        window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
+        return IssuedX509(chain, window, algorithm, state.sequence, notice)
+
+    def jwt(self, entitlement: Entitlement, spiffe_id: str, audiences: Sequence[str]) -> IssuedJwt:
+        """Raises Refused."""
+        now, state = self._clock.now(), self._ready()
+        _check_id(entitlement.spiffe_id)
+        key = state.active_jwt
+        if key is None:
+            raise Refused(Reason.JWT_DISABLED, "this signer issues no JWT-SVIDs; start it with --jwt-svids")
+        if spiffe_id != str(entitlement.spiffe_id):
+            raise Refused(
+                Reason.NOT_ENTITLED,
+                f"the pod's identity is {entitlement.spiffe_id} (policy {entitlement.policy}), not the one asked for",
+            )
+        ttl = min(entitlement.jwt_ttl or self._settings.jwt_ttl, self._settings.jwt_max_ttl)
+        jwt_id = str(uuid.uuid4()) if self._settings.jwt_id else ""
+        try:
+            svid = key.issue(
+                entitlement.spiffe_id, audiences, ttl=ttl, now=now, issuer=self._settings.jwt_issuer, jwt_id=jwt_id
+            )
+        except SvidError as error:
+            raise Refused(Reason.INVALID_REQUEST, str(error)) from None
+        return IssuedJwt(svid, RenewalWindow.of(now, svid.expires_at), reusable=not jwt_id)
+
+    def _ready(self) -> AuthorityState:
+        state = self._state()
+        if state is None:
+            raise Refused(
+                Reason.AUTHORITY_UNAVAILABLE,
+                "this replica does not know the authorities' present state; it signs again once it has read it",
+                retry_after=timedelta(seconds=2),
+            )
+        return state
+
+    def _dns_names(self, pod: LivePod, entitlement: Entitlement, wished: Sequence[str]) -> list[str]:
+        if len(wished) > MAX_DNS_NAMES:
+            raise Refused(Reason.INVALID_REQUEST, f"at most {MAX_DNS_NAMES} DNS names can be asked for")
+        patterns = self._settings.dns_names if entitlement.policy == "default" else ()
+        own = {"namespace": pod.namespace, "service_account": pod.service_account, "pod": pod.name}
+        for name in wished:
+            if name not in entitlement.dns_names and not allows(patterns, name, **own):
+                raise Refused(
+                    Reason.DNS_NAME_DENIED,
+                    f"{name[:253]!r} is not among the DNS names that policy {entitlement.policy} gives this pod; "
+                    "ask for another in volumeAttributes dnsNames, or add it to the policy",
+                )
+        names = [*entitlement.dns_names, *(name for name in wished if name not in entitlement.dns_names)]
+        reserved = [name for name in names if is_reserved(name)]
+        if reserved:
+            raise Refused(Reason.DNS_NAME_DENIED, f"{reserved[0]} is the signer's own; no pod can have it")
+        return names
+
+    def _ttl(self, entitlement: Entitlement, wished: timedelta | None) -> tuple[timedelta, str]:
+        low, high = self._settings.x509_min_ttl, self._settings.x509_max_ttl
+        usual = min(max(entitlement.x509_ttl or self._settings.x509_ttl, low), high)
+        if wished is None:
+            return usual, ""
+        # A policy's lifetime is a bound: its author decides how long a stolen SVID is good for.
+        granted = min(max(wished, low), min(high, entitlement.x509_ttl or high))
+        if granted == wished:
+            return granted, ""
+        return granted, f"ttl {wished.total_seconds():g}s was asked for, {granted.total_seconds():g}s are granted"
+
+
+def proven_key(csr: bytes) -> PublicKey:
+    """The key of a DER certificate request that is signed with it; nothing else in it counts. Raises Refused."""
+    if not csr or len(csr) > MAX_CSR:
+        raise Refused(Reason.CSR_INVALID, f"csr is empty or longer than {MAX_CSR} bytes")
+    try:
+        request = x509.load_der_x509_csr(csr)
+        key = request.public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        raise Refused(Reason.CSR_INVALID, "csr is not a DER certificate request with a known kind of key") from None
+    try:
+        algorithm_of(key)
+    except InvalidKey as error:
+        raise Refused(Reason.KEY_WEAK, str(error)) from None
+    # Small ones are known to be misused; with huge ones a signature takes long to check, here and at every peer.
+    if isinstance(key, rsa.RSAPublicKey) and key.public_numbers().e != RSA_EXPONENT:
+        raise Refused(Reason.KEY_WEAK, f"an RSA key must have the public exponent {RSA_EXPONENT}")
+    try:
+        proven = request.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm):
+        proven = False
+    if not proven:
+        raise Refused(Reason.PROOF_OF_POSSESSION, "csr is not signed with the key that it asks a certificate for")
+    return key  # type: ignore[return-value]  # algorithm_of lets only these pass
+
+
+def _check_id(spiffe_id: SpiffeId) -> None:
+    if spiffe_id.path == OWN_PATH or spiffe_id.path.startswith(f"{OWN_PATH}/"):
+        raise Refused(Reason.POLICY_UNUSABLE, f"{spiffe_id} is one of podsvid's own identities; no pod can have it")
+
+
+def own_svid_id(state: AuthorityState) -> SpiffeId:
+    """The identity of the signer's own server certificate."""
+    return SpiffeId.from_segments(state.trust_domain, "podsvid", "signer")

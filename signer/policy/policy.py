@@ -1,0 +1,346 @@
+"""Which identity a pod gets: policies, what they match, and the one rule by which one of them wins.
+
+The rule. Of the policies that match a pod:
+1. one with `deny` refuses, whatever the others say;
+2. else the one with the highest `priority` wins;
+3. else a WorkloadIdentity wins over a ClusterWorkloadIdentity;
+4. else the oldest wins (`creationTimestamp`), else the first by name.
+A pod has exactly one identity. No policy matches: the default one. A policy that wins and cannot be carried out for a
+pod refuses: a wider policy never steps in for a narrower one that is broken.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from signer.cluster.kube import Object
+from signer.errors import InvalidPolicy, Reason, Refused
+from signer.model import Entitlement, LivePod
+from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
+from svid.authority import is_dns_name
+from svid.errors import InvalidSpiffeId
+from svid.identity import MAX_HINT_BYTES
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import SpiffeId, TrustDomain
+
+DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
+NAMESPACE_PREFIX = "/ns/{namespace}/"
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?", re.ASCII)
+_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+MAX_DNS_NAMES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """The signer's own part: trust domain, the path without a policy, whether a policy is needed."""
+
+    trust_domain: TrustDomain
+    default_path: str = DEFAULT_PATH
+    cluster_domain: str = "cluster.local"
+    require_policy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One condition on labels."""
+
+    key: str
+    operator: str
+    values: frozenset[str] = frozenset()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """As Kubernetes reads it: NotIn also holds where the label is missing."""
+        value = labels.get(self.key)
+        if self.operator == "In":
+            return value in self.values
+        if self.operator == "NotIn":
+            return value not in self.values
+        return (value is not None) == (self.operator == "Exists")
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """All requirements must hold; none matches everything."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+    def first_unmet(self, labels: Mapping[str, str]) -> Requirement | None:
+        """Why labels do not match; None when they do."""
+        return next((each for each in self.requirements if not each.holds(labels)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Service's selector, for DNS names."""
+
+    namespace: str
+    name: str
+    selector: tuple[tuple[str, str], ...]
+
+    def selects(self, pod: LivePod) -> bool:
+        """Whether the pod is behind it; one without a selector has no pods of its own."""
+        return (
+            bool(self.selector)
+            and pod.namespace == self.namespace
+            and all(pod.labels.get(key) == value for key, value in self.selector)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One WorkloadIdentity (with `namespace`) or ClusterWorkloadIdentity (without).
+
+    `problem` says why it cannot be used at all: it still matches, and refuses.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    created: str
+    generation: int = 0
+    pods: Selector = Selector()
+    namespaces: Selector = Selector()
+    service_accounts: frozenset[str] = frozenset()
+    path: Template | None = None
+    dns_names: tuple[Template, ...] = ()
+    dns_names_from_services: bool = False
+    x509_ttl: timedelta | None = None
+    jwt_ttl: timedelta | None = None
+    key_algorithms: frozenset[KeyAlgorithm] = frozenset()
+    hint: str = ""
+    federates_with: tuple[TrustDomain, ...] | None = None
+    priority: int = 0
+    deny: bool = False
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @property
+    def rank(self) -> tuple[bool, int, bool, str, str]:
+        """Smallest first: the order of the rule."""
+        return (not self.deny, -self.priority, not self.namespace, self.created, self.name)
+
+    def mismatch(self, pod: LivePod, namespace_labels: Mapping[str, str]) -> str:
+        """Why the pod is not matched, for people; empty when it is."""
+        if self.namespace and pod.namespace != self.namespace:
+            return f"it is for namespace {self.namespace}"
+        if self.service_accounts and pod.service_account not in self.service_accounts:
+            return f"service account {pod.service_account} is not among its serviceAccounts"
+        unmet = self.namespaces.first_unmet(namespace_labels)
+        if unmet is not None:
+            return f"namespaceSelector: {unmet.key} {unmet.operator} does not hold for {pod.namespace}"
+        unmet = self.pods.first_unmet(pod.labels)
+        return f"podSelector: {unmet.key} {unmet.operator} does not hold" if unmet is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """For `explain`: the entitlement or the refusal, what matched in the order of the rule, and why others did not."""
+
+    outcome: str
+    policy: str
+    matched: tuple[str, ...]
+    not_matched: tuple[tuple[str, str], ...]
+    spiffe_id: str = ""
+
+
+def matching(policies: Iterable[Policy], pod: LivePod, namespace_labels: Mapping[str, str]) -> list[Policy]:
+    """Those that match, the winner first."""
+    return sorted((each for each in policies if not each.mismatch(pod, namespace_labels)), key=lambda each: each.rank)
+
+
+def decide(
+    matched: Sequence[Policy], pod: LivePod, services: Iterable[Service], settings: PolicySettings
+) -> Entitlement:
+    """The entitlement by `matched`, the winner first. Raises Refused (POLICY_DENIED, POLICY_UNUSABLE)."""
+    if not matched:
+        if settings.require_policy:
+            raise Refused(
+                Reason.POLICY_DENIED,
+                f"no WorkloadIdentity or ClusterWorkloadIdentity matches pod {pod}, and this cluster wants one",
+            )
+        return _default(pod, settings)
+    winner = matched[0]
+    if winner.deny:
+        raise Refused(Reason.POLICY_DENIED, f"policy {winner} denies pod {pod} an identity")
+    if winner.problem or winner.path is None:
+        raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner} cannot be used: {winner.problem}")
+    try:
+        spiffe_id = _render_id(settings.trust_domain, winner.path, pod)
+        if winner.namespace and not spiffe_id.path.startswith(f"/ns/{pod.namespace}/"):
+            raise InvalidPolicy(f"{spiffe_id} is outside of the namespace's /ns/{pod.namespace}/")
+        names, left_out = _dns_names(winner, pod, services, settings)
+    except InvalidPolicy as error:
+        raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner}: {error}") from None
+    surprises = [f"DNS names of Services were left out: {left_out}"] if left_out else []
+    if len(matched) > 1:
+        others = ", ".join(str(each) for each in matched[1:6])
+        surprises.append(f"policy {winner} won over {others}, which match this pod as well")
+    return Entitlement(
+        spiffe_id=spiffe_id,
+        policy=str(winner),
+        dns_names=names,
+        x509_ttl=winner.x509_ttl,
+        jwt_ttl=winner.jwt_ttl,
+        key_algorithms=winner.key_algorithms,
+        hint=winner.hint,
+        federates_with=winner.federates_with,
+        surprises=tuple(surprises),
+    )
+
+
+def read_policy(body: Object) -> Policy | None:
+    """A policy object; an unusable one is kept with its `problem`. None for what is none at all."""
+    metadata = body.get("metadata") or {}
+    if not metadata.get("uid") or not metadata.get("name"):
+        return None
+    name, namespace = str(metadata["name"]), str(metadata.get("namespace") or "")
+    base: dict[str, Any] = {
+        "name": name,
+        "namespace": namespace,
+        "uid": str(metadata["uid"]),
+        "created": str(metadata.get("creationTimestamp") or ""),
+        "generation": int(metadata.get("generation") or 0),
+    }
+    spec = body.get("spec") or {}
+    # What it is for comes first: were a broken policy to match nothing, a wider one would step in for it.
+    scope = _scope(spec, namespaced=bool(namespace))
+    try:
+        return Policy(**base, **scope, **_grants(spec, namespaced=bool(namespace)))
+    except (InvalidPolicy, ValueError, TypeError, AttributeError, KeyError) as error:
+        problem = str(error) if isinstance(error, InvalidPolicy) else f"{type(error).__name__} in its spec"
+        return Policy(**base, **scope, problem=problem)
+
+
+def read_service(body: Object) -> Service | None:
+    """A Service's selector."""
+    metadata, spec = body.get("metadata") or {}, body.get("spec") or {}
+    if not metadata.get("name") or spec.get("type") == "ExternalName":
+        return None
+    selector = sorted((str(key), str(value)) for key, value in (spec.get("selector") or {}).items())
+    return Service(str(metadata.get("namespace", "")), str(metadata["name"]), tuple(selector))
+
+
+def _default(pod: LivePod, settings: PolicySettings) -> Entitlement:
+    try:
+        return Entitlement(_render_id(settings.trust_domain, path_template(settings.default_path), pod))
+    except InvalidPolicy as error:
+        raise Refused(Reason.POLICY_UNUSABLE, f"the default path: {error}") from None
+
+
+def _render_id(trust_domain: TrustDomain, path: Template, pod: LivePod) -> SpiffeId:
+    text = path.render(pod, is_segment, "one segment of a SPIFFE ID's path")
+    try:
+        return SpiffeId.from_segments(trust_domain, *text[1:].split("/"))
+    except InvalidSpiffeId as error:
+        raise InvalidPolicy(str(error)) from None
+
+
+def _dns_names(
+    policy: Policy, pod: LivePod, services: Iterable[Service], settings: PolicySettings
+) -> tuple[tuple[str, ...], str]:
+    names = [each.render(pod, is_dns_label, "one label of a DNS name") for each in policy.dns_names]
+    for name in names:
+        if not is_dns_name(name):
+            raise InvalidPolicy(f"{name[:120]!r} is not a DNS name")
+        if policy.namespace and not _inside(name, pod.namespace, settings.cluster_domain):
+            # Else whoever may write policies in one namespace could answer for the Services of another.
+            raise InvalidPolicy(f"DNS name {name} is not one of namespace {pod.namespace} (<name>.{pod.namespace}.svc)")
+    left_out = 0
+    for service in services if policy.dns_names_from_services else ():
+        if not service.selects(pod):
+            continue
+        base = f"{service.name}.{service.namespace}"
+        more = [base, f"{base}.svc", f"{base}.svc.{settings.cluster_domain}"]
+        if len(names) + len(more) > MAX_DNS_NAMES or not all(is_dns_name(each) for each in more):
+            left_out += 1
+            continue
+        names += more
+    return tuple(dict.fromkeys(names)), f"{left_out} Services" if left_out else ""
+
+
+def _inside(name: str, namespace: str, cluster_domain: str) -> bool:
+    # The short form takes one label: in a namespace called svc or local, longer ones are names of other namespaces.
+    short = name.endswith(f".{namespace}") and name.count(".") == 1
+    return short or any(name.endswith(f".{namespace}.{end}") for end in ("svc", f"svc.{cluster_domain}"))
+
+
+def _scope(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
+    for field, key in (("pods", "podSelector"), ("namespaces", "namespaceSelector")):
+        if key == "namespaceSelector" and namespaced:
+            continue
+        try:
+            scope[field] = _selector(spec.get(key) or {})
+        except (InvalidPolicy, TypeError, AttributeError, KeyError):
+            scope[field] = Selector()
+    scope["deny"] = spec.get("deny") is True
+    priority = spec.get("priority")
+    scope["priority"] = priority if isinstance(priority, int) else 0
+    accounts = spec.get("serviceAccounts")
+    if isinstance(accounts, list):
+        scope["service_accounts"] = frozenset(map(str, accounts))
+    return scope
+
+
+def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
+    _selector(spec.get("podSelector") or {})
+    _selector(spec.get("namespaceSelector") or {})
+    hint = str(spec.get("hint") or "")
+    if len(hint.encode()) > MAX_HINT_BYTES:
+        raise InvalidPolicy(f"hint is longer than {MAX_HINT_BYTES} bytes")
+    names = spec.get("dnsNameTemplates") or []
+    if len(names) > MAX_DNS_NAMES:
+        raise InvalidPolicy(f"more than {MAX_DNS_NAMES} dnsNameTemplates")
+    federates = spec.get("federatesWith")
+    prefix = NAMESPACE_PREFIX if namespaced else "/"
+    return {
+        "path": path_template(str(spec.get("spiffeIDTemplate") or DEFAULT_PATH), prefix),
+        "dns_names": tuple(dns_template(str(each)) for each in names),
+        "dns_names_from_services": spec.get("dnsNamesFromServices") is True,
+        "x509_ttl": _duration(spec, "x509TTL"),
+        "jwt_ttl": _duration(spec, "jwtTTL"),
+        "key_algorithms": frozenset(_key_algorithm(str(each)) for each in spec.get("keyAlgorithms") or []),
+        "hint": hint,
+        "federates_with": None if federates is None else tuple(_trust_domain(str(each)) for each in federates),
+    }
+
+
+def _selector(spec: Mapping[str, Any]) -> Selector:
+    labels = spec.get("matchLabels") or {}
+    found = [Requirement(str(key), "In", frozenset({str(value)})) for key, value in labels.items()]
+    for each in spec.get("matchExpressions") or []:
+        operator = str(each["operator"])
+        if operator not in _OPERATORS:
+            raise InvalidPolicy(f"operator {operator[:80]!r} is none of {', '.join(_OPERATORS)}")
+        found.append(Requirement(str(each["key"]), operator, frozenset(map(str, each.get("values") or []))))
+    return Selector(tuple(found))
+
+
+def _duration(spec: Mapping[str, Any], key: str) -> timedelta | None:
+    text = spec.get(key)
+    if text is None:
+        return None
+    found = _DURATION.fullmatch(str(text))
+    hours, minutes, seconds = (int(each or 0) for each in found.groups()) if found else (0, 0, 0)
+    duration = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    if not timedelta(seconds=2) <= duration <= timedelta(days=90):
+        raise InvalidPolicy(f"{key} {str(text)[:80]!r} is not a duration such as 30m or 1h30m, from 2s to 2160h")
+    return duration
+
+
+def _key_algorithm(text: str) -> KeyAlgorithm:
+    try:
+        return KeyAlgorithm(text)
+    except ValueError:
+        raise InvalidPolicy(f"{text[:80]!r} is none of {', '.join(KeyAlgorithm)}") from None
+
+
+def _trust_domain(text: str) -> TrustDomain:
+    try:
+        return TrustDomain.parse(text)
+    except InvalidSpiffeId as error:
+        raise InvalidPolicy(f"federatesWith: {error}") from None

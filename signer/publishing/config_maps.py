@@ -1,0 +1,196 @@
+"""The trust bundle where pods and other programs find it: a ConfigMap in every selected namespace, and, where the API
+server has them, ClusterTrustBundles."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any
+
+from runtime.clock import Clock
+from signer.cluster.kube import KubeApi, Object
+from signer.cluster.mirror import Mirror
+from signer.errors import Conflict, Forbidden, NotFound, SignerError
+from svid.bundle import TrustBundle
+from svid.spiffeid import TrustDomain
+
+_log = logging.getLogger("podsvid.publish")
+PEM, JWKS = "ca.crt", "bundle.json"
+MANAGED = {"app.kubernetes.io/managed-by": "podsvid"}
+TRUST_DOMAIN_LABEL = "podsvid.io/trust-domain"
+VERSIONS = ("v1", "v1beta1", "v1alpha1")
+_GROUP = "/apis/certificates.k8s.io"
+# Seconds: a change that no watch told of (a label, a deletion while away) is repaired after this.
+REPAIR_SECONDS = 60.0
+# Seconds after a change in which others are awaited: a new namespace brings several events.
+SETTLE_SECONDS = 0.2
+
+
+class Publisher:
+    """Level-triggered: whatever is missing or different is written, what has no place any more is removed."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        namespaces: str,
+        config_map: str,
+        signer_name: str,
+        trust_domain: TrustDomain,
+        clock: Clock,
+    ) -> None:
+        self._api = api
+        self._config_map = config_map
+        self._signer_name = signer_name
+        self._trust_domain = trust_domain
+        self._bundles: tuple[TrustBundle, ...] = ()
+        self._changed = asyncio.Event()
+        self._reported: set[str] = set()
+        query = {"labelSelector": namespaces} if namespaces else {}
+        self._namespaces: Mirror[str] = Mirror(api, "/api/v1/namespaces", _live_namespace, clock, query)
+        self._copies: Mirror[Object] = Mirror(
+            api, "/api/v1/configmaps", _copy, clock, {"fieldSelector": f"metadata.name={config_map}"}
+        )
+
+    async def publish(self, bundles: Sequence[TrustBundle]) -> None:
+        """These from now on; the own trust domain's first."""
+        self._bundles = tuple(bundles)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep what is published right, for ever; only while leading."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._namespaces.run())
+            group.create_task(self._copies.run())
+            group.create_task(self._wake(self._namespaces))
+            group.create_task(self._wake(self._copies))
+            group.create_task(self._reconcile_for_ever())
+
+    async def _wake(self, mirror: "Mirror[str] | Mirror[Object]") -> None:
+        version = 0
+        while True:
+            version = await mirror.changed.wait_beyond(version)
+            self._changed.set()
+
+    async def _reconcile_for_ever(self) -> None:
+        await self._namespaces.wait_synced()
+        await self._copies.wait_synced()
+        while True:
+            self._changed.clear()
+            if self._bundles:
+                await self.reconcile()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REPAIR_SECONDS):
+                    await self._changed.wait()
+                    await asyncio.sleep(SETTLE_SECONDS)
+
+    async def reconcile(self) -> None:
+        """Bring ConfigMaps and ClusterTrustBundles to what they should be; failures are logged and tried again."""
+        own = self._bundles[0]
+        wanted = {PEM: own.to_pem().decode(), JWKS: own.to_jwks().decode()}
+        selected = set(self._namespaces.values.values())
+        copies = {each["metadata"]["namespace"]: each for each in self._copies.values.values()}
+        for namespace in sorted(selected):
+            await self._attempt(f"ConfigMap in {namespace}", self._write(namespace, copies.get(namespace), wanted))
+        for namespace, copy in copies.items():
+            if namespace not in selected and _ours(copy):
+                await self._attempt(f"ConfigMap in {namespace}", self._remove(namespace))
+        await self._attempt("ClusterTrustBundles", self._trust_bundles())
+
+    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+            self._reported.discard(what)
+        except SignerError as error:
+            if what not in self._reported:
+                self._reported.add(what)
+                _log.warning("not published", extra={"what": what, "reason": error.reason, "error": str(error)})
+
+    async def _write(self, namespace: str, copy: Object | None, data: dict[str, str]) -> None:
+        collection = f"/api/v1/namespaces/{namespace}/configmaps"
+        path = f"{collection}/{self._config_map}"
+        body: Object = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": self._config_map,
+                "namespace": namespace,
+                "labels": {**MANAGED, TRUST_DOMAIN_LABEL: _label(self._trust_domain)},
+            },
+            "data": data,
+        }
+        if copy is None:
+            try:
+                await self._api.create(collection, body)
+            except Conflict:
+                self._changed.set()
+            except NotFound:
+                return  # the namespace went away
+            return
+        if not _ours(copy):
+            raise Forbidden(f"ConfigMap {self._config_map} in {namespace} is not podsvid's; rename or remove it")
+        if copy.get("data") == data and not copy.get("binaryData"):
+            return
+        body["metadata"]["resourceVersion"] = copy["metadata"]["resourceVersion"]
+        with suppress(NotFound):
+            await self._api.replace(path, body)
+            _log.info("trust bundle published", extra={"namespace": namespace})
+
+    async def _remove(self, namespace: str) -> None:
+        with suppress(NotFound):
+            await self._api.delete(f"/api/v1/namespaces/{namespace}/configmaps/{self._config_map}")
+
+    async def _trust_bundles(self) -> None:
+        found = await self._served()
+        if found is None:
+            return
+        version, existing = found
+        collection = f"{_GROUP}/{version}/clustertrustbundles"
+        prefix = self._signer_name.replace("/", ":")
+        wanted = {f"{prefix}:{bundle.trust_domain.name}": bundle for bundle in self._bundles if bundle.x509_authorities}
+        for name, bundle in wanted.items():
+            pem = bundle.to_pem().decode()
+            old = existing.get(name)
+            body: Object = {
+                "apiVersion": f"certificates.k8s.io/{version}",
+                "kind": "ClusterTrustBundle",
+                "metadata": {"name": name, "labels": {**MANAGED, TRUST_DOMAIN_LABEL: _label(bundle.trust_domain)}},
+                "spec": {"signerName": self._signer_name, "trustBundle": pem},
+            }
+            if old is None:
+                await self._api.create(collection, body)
+            elif (old.get("spec") or {}).get("trustBundle") != pem:
+                body["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+                await self._api.replace(f"{collection}/{name}", body)
+        for name, old in existing.items():
+            if name not in wanted and name.startswith(f"{prefix}:") and _ours(old):
+                with suppress(NotFound):
+                    await self._api.delete(f"{collection}/{name}")
+
+    async def _served(self) -> tuple[str, dict[str, Object]] | None:
+        """The newest version of ClusterTrustBundles that is served, and what there is of them."""
+        for version in VERSIONS:
+            try:
+                answer = await self._api.list(f"{_GROUP}/{version}/clustertrustbundles")
+            except NotFound:
+                continue
+            return version, {each["metadata"]["name"]: each for each in answer.get("items") or []}
+        return None
+
+
+def _label(trust_domain: TrustDomain) -> str:
+    # A label takes 63 characters, a trust domain's name 255 and underscores at its ends.
+    return trust_domain.name[:63].strip("-._")
+
+
+def _live_namespace(body: Object) -> str | None:
+    metadata = body.get("metadata") or {}
+    return None if metadata.get("deletionTimestamp") else str(metadata.get("name") or "") or None
+
+
+def _copy(body: Object) -> Object | None:
+    return body if (body.get("metadata") or {}).get("namespace") else None
+
+
+def _ours(body: Object) -> bool:
+    labels = (body.get("metadata") or {}).get("labels") or {}
+    return all(labels.get(key) == value for key, value in MANAGED.items())
