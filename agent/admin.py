@@ -11,9 +11,10 @@ import grpc
 import grpc.aio
 
 from agent.pb import node_admin_pb2 as pb
-from agent.peers import peers_of
+from agent.socket.peers import peers_of
 from agent.workload.problems import Problem
-from agent.workload.registry import Served, WorkloadRegistry
+from agent.workload.registry import WorkloadRegistry
+from agent.workload.workload import Workload
 from csi.errors import CsiError, OperationPending
 from csi.model import PodRef
 from csi.registration import serve_private
@@ -72,7 +73,7 @@ class NodeAdmin:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def volumes(self, request: pb.ListRequest, context: _Context) -> pb.ListResponse:
-        found = sorted(self._workloads.served.values(), key=lambda served: str(served.workload.volume.pod))
+        found = sorted(self._workloads.by_volume.values(), key=lambda workload: str(workload.volume.pod))
         return pb.ListResponse(volumes=[self._volume(each) for each in found])
 
     async def explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:
@@ -107,29 +108,28 @@ class NodeAdmin:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "; ".join(failed))
         return pb.RotateResponse(volumes=[self._volume(each) for each in volumes])
 
-    async def _renew(self, served: Served) -> str:
+    async def _renew(self, workload: Workload) -> str:
         """Renew through the scheduler, as always; why that failed, or nothing."""
-        volume_id, problems = served.workload.volume.id, served.workload.problems
+        volume_id, problems = workload.volume.id, workload.problems
         try:
             async with asyncio.timeout(ROTATE_SECONDS):
                 await self._workloads.renew_now(volume_id)
         except TimeoutError:
             return f"no new SVID within {ROTATE_SECONDS:g} s; it is still being tried"
-        if volume_id not in self._workloads.served:
+        if volume_id not in self._workloads.by_volume:
             return "kubelet unpublished the volume meanwhile"
         if self._workloads.scheduler.failures(volume_id) and problems.newest is not None:
             return f"{problems.newest.reason}: {problems.newest.message}; it is tried again by itself"
         return ""
 
-    def _of(self, namespace: str, name: str) -> list[Served]:
+    def _of(self, namespace: str, name: str) -> list[Workload]:
         return [
-            served
-            for served in self._workloads.served.values()
-            if (served.workload.volume.pod.namespace, served.workload.volume.pod.name) == (namespace, name)
+            workload
+            for workload in self._workloads.by_volume.values()
+            if (workload.volume.pod.namespace, workload.volume.pod.name) == (namespace, name)
         ]
 
-    def _volume(self, served: Served) -> pb.Volume:
-        workload = served.workload
+    def _volume(self, workload: Workload) -> pb.Volume:
         volume, identity = workload.volume, workload.feed.current
         failures = self._workloads.scheduler.failures(volume.id)
         answer = pb.Volume(
@@ -141,10 +141,10 @@ class NodeAdmin:
             driver=volume.driver,
             layout=volume.options.layout,
             failures=failures,
-            open_streams=len(served.endpoint.open_calls),
+            open_streams=len(workload.open_calls),
             notice=workload.notice,
         )
-        answer.state = self._workloads.state(served)
+        answer.state = self._workloads.state(workload)
         newest = workload.problems.newest
         if answer.state != "ok" and newest is not None:
             answer.state_reason = newest.code
@@ -160,10 +160,9 @@ class NodeAdmin:
             answer.renew_at.FromDatetime(workload.renew_at)
         return answer
 
-    async def _detailed(self, served: Served) -> pb.Volume:
-        workload = served.workload
-        answer = self._volume(served)
-        answer.renew_because = self._because(served)
+    async def _detailed(self, workload: Workload) -> pb.Volume:
+        answer = self._volume(workload)
+        answer.renew_because = self._because(workload)
         answer.directory = workload.volume.target
         answer.files.extend(workload.directory.file_names())
         if workload.written_at is not None:
@@ -173,7 +172,7 @@ class NodeAdmin:
             answer.files_serial = written.serial
             answer.files_not_after.FromDatetime(written.not_after)
         answer.streams.extend(
-            pb.Stream(method=method, open_seconds=int(seconds)) for method, seconds in served.endpoint.open_calls
+            pb.Stream(method=method, open_seconds=int(seconds)) for method, seconds in workload.open_calls
         )
         # In a thread: a node has thousands of descriptors, and all pods wait for this loop.
         answer.peers.extend(
@@ -185,11 +184,10 @@ class NodeAdmin:
             file.not_after.FromDatetime(kept.svid.expires_at)
             file.renew_at.FromDatetime(kept.renew_at)
         answer.problems.extend(_problem(each) for each in workload.problems)
-        answer.next_publish = _next_publish(served)
+        answer.next_publish = _next_publish(workload)
         return answer
 
-    def _because(self, served: Served) -> str:
-        workload = served.workload
+    def _because(self, workload: Workload) -> str:
         scheduler, volume_id, newest = self._workloads.scheduler, workload.volume.id, workload.problems.newest
         failures, due = scheduler.failures(volume_id), scheduler.due(volume_id)
         if failures:
@@ -246,12 +244,12 @@ class RefusedPublishes(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(watched, handler.request_deserializer, handler.response_serializer)
 
 
-def _next_publish(served: Served) -> str:
-    if not served.workload.directory.in_place():
+def _next_publish(workload: Workload) -> str:
+    if not workload.directory.in_place():
         return "mounts the volume again and mints a new SVID, because it was unmounted behind podsvid"
-    if served.workload.feed.current is None:
+    if workload.feed.current is None:
         return "answers OK and takes the pod's token; the SVID that is missing is being minted"
-    if not served.workload.directory.has_socket():
+    if not workload.directory.has_socket():
         return "answers OK and takes the pod's token; the socket, which disappeared, is made again"
     return "answers OK and takes the pod's newest token for the next renewal; SVID and files stay as they are"
 

@@ -25,7 +25,8 @@ from agent.metrics import Metrics
 from agent.socket import reflection
 from agent.socket.endpoint import Limits
 from agent.socket.sds import SdsNames
-from agent.workload.registry import Serving, WorkloadRegistry
+from agent.socket.serving import Serving
+from agent.workload.registry import WorkloadRegistry
 from csi.boundary import ErrorBoundary
 from csi.identity import IdentityService
 from csi.journal import Journal

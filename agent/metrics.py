@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-# A volume is in one of these; see WorkloadRegistry.state.
+# A volume is in one of these; see agent.workload.state.
 STATES = ("ok", "waiting", "retrying", "overdue", "unwritten", "expired")
 _PUBLISH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 

@@ -65,6 +65,21 @@ class WorkloadIdentity:
             return trust
         return Trust(trust.bundle, tuple(each for each in trust.federated if each.trust_domain in self.federates_with))
 
+    def follows(self, trust: Trust) -> bool:
+        """Whether it has the bundles of `trust`, or newer ones: what was read from files may be ahead after a start."""
+        mine, given = self.bundle.sequence, trust.bundle.sequence
+        return self.trust == self.part_of(trust) or (mine is not None and given is not None and given < mine)
+
+    def under(self, trust: Trust, now: datetime) -> Self:
+        """With the newest bundles; as it is when these are older than its own, or do not verify its SVIDs."""
+        if self.follows(trust):
+            return self
+        try:
+            renewed = self.with_trust(trust)
+        except InvalidSvid:
+            return self
+        return renewed if renewed.is_valid(now) else self
+
     @property
     def default(self) -> X509Svid:
         """The SVID of a workload that does not choose (Workload API section 8)."""
@@ -79,3 +94,11 @@ class WorkloadIdentity:
         """Validate every SVID against the bundle. Raises InvalidSvid."""
         for svid in self.svids:
             svid.check(self.bundle, now)
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether `check` raises nothing."""
+        try:
+            self.check(now)
+        except InvalidSvid:
+            return False
+        return True

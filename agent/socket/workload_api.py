@@ -5,13 +5,12 @@ that gRPC answers UNIMPLEMENTED for them (Workload Endpoint, appendix A).
 """
 
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from agent.authority.jwt_svids import JwtSvids
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.pb import workload_pb2
 from agent.socket.endpoint import WORKLOAD_API, AnyContext
@@ -21,7 +20,7 @@ from runtime.feed import Feed
 from svid.errors import InvalidSpiffeId, SvidError
 from svid.identity import WorkloadIdentity
 from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
-from svid.jwtsvid import check_jwt_svid
+from svid.jwtsvid import JwtSvid, check_jwt_svid
 from svid.spiffeid import SpiffeId
 from svid.x509svid import X509Svid
 
@@ -31,6 +30,21 @@ DENIED = "no identity issued"
 _MAX_DEPTH = 16
 _NOT_NOW = "the SVID could not be renewed in time; try again"
 _Request = TypeVar("_Request", bound=Message)
+
+
+class KeptJwtSvid(Protocol):
+    """A JWT-SVID that may be handed out more than once."""
+
+    @property
+    def svid(self) -> JwtSvid: ...
+
+
+class JwtSource(Protocol):
+    """The workload's JWT-SVIDs."""
+
+    async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> KeptJwtSvid:
+        """One that is valid. Raises AuthorityUnavailable, AuthorityRefused."""
+        ...
 
 
 def x509_svid_response(identity: WorkloadIdentity) -> bytes:
@@ -80,7 +94,7 @@ def jwt_bundles_response(identity: WorkloadIdentity) -> bytes:
 class WorkloadApi:
     """Serves one workload's feed; `jwt_svids` is None where the JWT profile is switched off."""
 
-    def __init__(self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSvids | None, clock: Clock) -> None:
+    def __init__(self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, clock: Clock) -> None:
         self._feed = feed
         self._jwt_svids = jwt_svids
         self._clock = clock

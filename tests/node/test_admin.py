@@ -419,13 +419,13 @@ def test_while_the_authority_is_away_the_reason_is_everywhere_and_it_ends_with_t
 def test_a_renewal_that_the_signer_pulled_forward_says_so(tmp_path: Path) -> None:
     async def run(base: Path) -> None:
         async with without_signer(base) as (authority, registry, clock, admin):
-            (served,) = registry.served.values()
-            identity = served.workload.feed.current
+            (workload,) = registry.by_volume.values()
+            identity = workload.feed.current
             assert identity is not None
             window = RenewalWindow(clock.at + timedelta(minutes=1), clock.at + timedelta(minutes=2))
             authority.early_renewals.publish((EarlyRenewal(identity.default.authority_id, window),))
             async with asyncio.timeout(10):
-                while served.workload.early is None:
+                while workload.early is None:
                     await asyncio.sleep(0.01)
             told = await said(admin, "explain", "default/web")
             assert f"renewed early, spread over {window.start:%H:%M:%SZ} to {window.end:%H:%M:%SZ}" in told.stdout
@@ -436,20 +436,20 @@ def test_a_renewal_that_the_signer_pulled_forward_says_so(tmp_path: Path) -> Non
 def test_a_trust_bundle_that_comes_meanwhile_is_not_taken_for_the_renewal(tmp_path: Path) -> None:
     async def run(base: Path) -> None:
         async with without_signer(base) as (authority, registry, _, admin):
-            (served,) = registry.served.values()
-            before = served.workload.feed.current
+            (workload,) = registry.by_volume.values()
+            before = workload.feed.current
             assert before is not None
             authority.hold_mints = asyncio.Event()
             rotating = asyncio.create_task(said(admin, "rotate", "default/web"))
             async with asyncio.timeout(20):
                 while not authority.waiting:
                     await asyncio.sleep(0.01)
-            served.workload.feed.publish(replace(before))
+            workload.feed.publish(replace(before))
             done, _ = await asyncio.wait([rotating], timeout=1)
             assert not done
             authority.hold_mints.set()
             assert (await rotating).returncode == 0
-            after = served.workload.feed.current
+            after = workload.feed.current
             assert after is not None
             assert after.default.serial != before.default.serial
 
@@ -458,7 +458,7 @@ def test_a_trust_bundle_that_comes_meanwhile_is_not_taken_for_the_renewal(tmp_pa
 
 @pytest.mark.skipif(not IS_ROOT, reason="makes a PID namespace")
 def test_a_process_outside_of_the_agents_pid_namespace_has_a_user_and_no_pid(tmp_path: Path) -> None:
-    listening = "import socket,sys; from agent.peers import peers_of; s = socket.socket(socket.AF_UNIX); \
+    listening = "import socket,sys; from agent.socket.peers import peers_of; s = socket.socket(socket.AF_UNIX); \
         s.bind(sys.argv[1]); s.listen(); print('on', flush=True); c, _ = s.accept(); print(peers_of(sys.argv[1]))"
     path = str(tmp_path / "socket")
     line = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", listening, path]

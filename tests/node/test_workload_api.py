@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.authority.jwt_svids import JwtSvids
 from agent.authority.protocol import MintedJwt
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
 from agent.pb import workload_pb2
 from agent.socket.endpoint import HEADER, Endpoint, Limits
 from agent.socket.workload_api import WorkloadApi
+from agent.workload.jwt_svids import JwtSvids
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from agent.authority.jwt_svids import KEPT, JwtSvids
 from agent.authority.protocol import MintedJwt
 from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.workload.jwt_svids import KEPT, JwtSvids
 from svid.jwtsvid import JwtSvid
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId

@@ -1,0 +1,35 @@
+"""All that one volume's socket answers, put together: Workload API, SDS and health behind one endpoint."""
+
+from dataclasses import dataclass
+
+import grpc
+
+from agent.metrics import Metrics
+from agent.socket.endpoint import Endpoint, Limits
+from agent.socket.health import Health
+from agent.socket.sds import SdsNames, SecretDiscovery
+from agent.socket.workload_api import JwtSource, WorkloadApi
+from runtime.clock import Clock
+from runtime.feed import Feed
+from svid.identity import WorkloadIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How the volumes' sockets are served: limits, Envoy's names, and handlers that are the same for all of them."""
+
+    limits: Limits = Limits()
+    sds: SdsNames = SdsNames()
+    shared: tuple[grpc.GenericRpcHandler, ...] = ()
+
+    def endpoint(
+        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, clock: Clock, metrics: Metrics, pod: str
+    ) -> Endpoint:
+        """An endpoint that is not open yet; without `jwt_svids` the JWT profile is not served."""
+        api = WorkloadApi(feed, jwt_svids, clock)
+        sds = SecretDiscovery(feed, self.sds, clock, metrics, pod)
+        health = Health(feed, clock)
+        return Endpoint((api.handlers(), sds.handlers(), health.handlers(), *self.shared), self.limits, metrics)
+
+
+USUAL = Serving()

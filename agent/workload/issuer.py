@@ -1,0 +1,116 @@
+"""What is minted for a pod, checked: whatever an authority answers is believed only when it verifies."""
+
+import asyncio
+import random
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import TypeVar
+
+from agent.authority.protocol import Authority, EarlyRenewal, JwtRequest, MintedJwt, MintRequest
+from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.metrics import Metrics
+from csi.model import Contents, Issued, JwtFile, PodToken, Volume
+from runtime.blocking import Blocking
+from runtime.clock import Clock
+from svid.errors import SvidError
+from svid.identity import Trust, WorkloadIdentity
+from svid.jwtsvid import JwtSvid, check_jwt_svid
+from svid.spiffeid import SpiffeId
+from svid.x509svid import X509Svid
+
+# Seconds.
+MINT_DEADLINE = 30.0
+_Answer = TypeVar("_Answer")
+
+
+class Issuer:
+    """Makes the key, asks the authority, checks its answer, and draws the instant of renewal: once for each SVID."""
+
+    def __init__(
+        self, authority: Authority, blocking: Blocking, clock: Clock, rng: random.Random, metrics: Metrics
+    ) -> None:
+        self._authority = authority
+        self._blocking = blocking
+        self._clock = clock
+        self._rng = rng
+        self._metrics = metrics
+
+    @property
+    def trust(self) -> Trust:
+        """The newest bundles."""
+        trust = self._authority.trust.current
+        assert trust is not None
+        return trust
+
+    @property
+    def issues_jwt(self) -> bool:
+        """Whether there are JWT-SVIDs at all."""
+        return self._authority.issues_jwt
+
+    def early_renewal(self, identity: WorkloadIdentity) -> EarlyRenewal | None:
+        """The one in force that concerns `identity`."""
+        wanted = identity.default.authority_id
+        return next(
+            (each for each in self._authority.early_renewals.current or () if each.authority_id == wanted), None
+        )
+
+    async def mint_all(self, volume: Volume, token: PodToken | None) -> Issued:
+        """An X.509-SVID, and the JWT-SVIDs that `volume` has as files.
+
+        Raises AuthorityRefused, AuthorityUnavailable.
+        """
+        issued = await self.mint_x509(volume, token)
+        jwt_svids = {}
+        for file in volume.options.jwt_files:
+            minted = await self.mint_jwt(volume, token, issued.identity.default.spiffe_id, (file.audience,))
+            jwt_svids[file.name] = minted.svid
+        return replace(issued, contents=Contents(issued.identity, jwt_svids))
+
+    async def mint_x509(self, volume: Volume, token: PodToken | None) -> Issued:
+        """An X.509-SVID for a new key. Raises AuthorityRefused, AuthorityUnavailable."""
+        options = volume.options
+        algorithm = options.key_algorithm
+        key = await self._blocking(algorithm.generate) if algorithm.slow else algorithm.generate()
+        request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names)
+        minted = await _in_time(self._authority.mint_x509(request))
+        try:
+            svid = X509Svid(minted.spiffe_id, minted.chain, key, minted.hint)
+            identity = WorkloadIdentity((svid,), minted.trust.bundle, (), minted.federates_with)
+            identity = identity.with_trust(minted.trust)
+            identity.check(self._clock.now())
+        except SvidError as error:
+            raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
+        return Issued(Contents(identity), minted.renewal.draw(self._rng), minted.notice, minted.renewal)
+
+    async def mint_jwt(
+        self, volume: Volume, token: PodToken | None, spiffe_id: SpiffeId, audiences: tuple[str, ...]
+    ) -> MintedJwt:
+        """A JWT-SVID for just these audiences. Raises AuthorityRefused, AuthorityUnavailable."""
+        minted = await _in_time(self._authority.mint_jwt(JwtRequest(volume.pod, token, spiffe_id, audiences)))
+        try:
+            found = self._checked(minted.svid, audiences[0])
+        except SvidError as error:
+            raise AuthorityRefused(f"the authority answered with an unusable JWT-SVID: {error}") from None
+        if found.spiffe_id != spiffe_id or set(found.audiences) != set(audiences):
+            raise AuthorityRefused(f"the authority answered with a JWT-SVID for {found.spiffe_id}, or other audiences")
+        self._metrics.jwt_minted()
+        return minted
+
+    def still_good(self, svid: JwtSvid, file: JwtFile) -> JwtSvid | None:
+        """`svid`, read from `file`, as it verifies now; None when it does not."""
+        try:
+            return self._checked(svid, file.audience)
+        except SvidError:
+            return None
+
+    def _checked(self, svid: JwtSvid, audience: str) -> JwtSvid:
+        bundle = self.trust.bundle
+        return check_jwt_svid(svid.token, {bundle.trust_domain: bundle}, audience, self._clock.now())
+
+
+async def _in_time(minting: Awaitable[_Answer]) -> _Answer:
+    try:
+        async with asyncio.timeout(MINT_DEADLINE):
+            return await minting
+    except TimeoutError:
+        raise AuthorityUnavailable(f"no SVID within {MINT_DEADLINE:g} s") from None
