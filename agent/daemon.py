@@ -14,8 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc.aio
-
 from agent import admin
 from agent.authority.jwt_keys import JwtKeys, open_given, open_kept
 from agent.authority.local import IssuePolicy, LocalAuthority, open_embedded, open_files
@@ -27,19 +25,18 @@ from agent.socket.endpoint import Limits
 from agent.socket.sds import SdsNames
 from agent.socket.serving import Serving
 from agent.workload.registry import WorkloadRegistry
-from csi.boundary import ErrorBoundary
-from csi.identity import IdentityService
 from csi.journal import Journal
 from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
-from csi.node import DriverNode, NodeService, NodeSettings
-from csi.pb import csi_pb2_grpc
+from csi.node import NodeService, NodeSettings
 from csi.profile import PROFILES
-from csi.registration import Registration, serve_private
+from csi.registration import Registration
+from csi.server import serve_driver
 from runtime import http
 from runtime.blocking import Blocking
 from runtime.clock import Clock, SystemClock
+from runtime.collector import tracing
 from runtime.federation import FederatedBundles
-from runtime.tracing import Tracing, tracing
+from runtime.tracing import Tracing
 from runtime.version import own_version
 from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
@@ -156,14 +153,15 @@ async def _start(
     admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin.SOCKET)
     services.push_async_callback(admin_server.stop, STOP_GRACE)
     for driver in registrations:
-        server = grpc.aio.server(interceptors=[ErrorBoundary(), admin.RefusedPublishes(workloads)])
-        csi_pb2_grpc.add_IdentityServicer_to_server(
-            IdentityService(driver.name, own_version(), lambda: serving), server
+        server = await serve_driver(
+            driver.name,
+            own_version(),
+            node,
+            PROFILES[driver.profile],
+            _csi_socket(config, driver),
+            lambda: serving,
+            admin.RefusedPublishes(workloads),
         )
-        csi_pb2_grpc.add_NodeServicer_to_server(DriverNode(node, driver.name, PROFILES[driver.profile]), server)
-        endpoint = _csi_socket(config, driver)
-        endpoint.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        await serve_private(server, endpoint)
         services.push_async_callback(server.stop, STOP_GRACE)
     serving = True
     for registration in registrations.values():

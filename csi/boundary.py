@@ -1,15 +1,41 @@
 """Where exceptions become gRPC statuses: nothing else may escape a handler, since kubelet takes UNKNOWN as final."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
-from csi.errors import STATUS_CODES, CsiError
+from csi.errors import (
+    CsiError,
+    IdentityDenied,
+    IdentityUnavailable,
+    InvalidRequest,
+    OperationPending,
+    TargetConflict,
+    UndoFailed,
+    VolumeConflict,
+    VolumeFailed,
+    VolumeNotFound,
+)
 
 _log = logging.getLogger("podsvid.csi")
+STATUS_CODES: Mapping[type[CsiError], grpc.StatusCode] = MappingProxyType(
+    {
+        InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+        VolumeNotFound: grpc.StatusCode.NOT_FOUND,
+        VolumeConflict: grpc.StatusCode.ALREADY_EXISTS,
+        TargetConflict: grpc.StatusCode.FAILED_PRECONDITION,
+        OperationPending: grpc.StatusCode.ABORTED,
+        IdentityDenied: grpc.StatusCode.PERMISSION_DENIED,
+        IdentityUnavailable: grpc.StatusCode.UNAVAILABLE,
+        VolumeFailed: grpc.StatusCode.INTERNAL,
+        UndoFailed: grpc.StatusCode.UNAVAILABLE,
+        CsiError: grpc.StatusCode.INTERNAL,
+    }
+)
 
 
 class ErrorBoundary(grpc.aio.ServerInterceptor):

@@ -1,14 +1,9 @@
-"""What can go wrong between kubelet and a volume, and the one table that turns it into gRPC status codes.
+"""What can go wrong between kubelet and a volume. `csi/boundary.py` has the one table of gRPC codes for it.
 
 kubelet treats CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, RESOURCE_EXHAUSTED and ABORTED as "uncertain": it
 retries and will call NodeUnpublishVolume. Every other code is final: it forgets the volume, so whoever raises
 one of those must leave nothing behind.
 """
-
-from collections.abc import Mapping
-from types import MappingProxyType
-
-import grpc
 
 
 class CsiError(Exception):
@@ -69,19 +64,3 @@ class UndoFailed(CsiError):
     """Something was left at the target, so kubelet has to come back and unpublish."""
 
     reason = "UNDO_FAILED"
-
-
-STATUS_CODES: Mapping[type[CsiError], grpc.StatusCode] = MappingProxyType(
-    {
-        InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-        VolumeNotFound: grpc.StatusCode.NOT_FOUND,
-        VolumeConflict: grpc.StatusCode.ALREADY_EXISTS,
-        TargetConflict: grpc.StatusCode.FAILED_PRECONDITION,
-        OperationPending: grpc.StatusCode.ABORTED,
-        IdentityDenied: grpc.StatusCode.PERMISSION_DENIED,
-        IdentityUnavailable: grpc.StatusCode.UNAVAILABLE,
-        VolumeFailed: grpc.StatusCode.INTERNAL,
-        UndoFailed: grpc.StatusCode.UNAVAILABLE,
-        CsiError: grpc.StatusCode.INTERNAL,
-    }
-)

@@ -23,7 +23,8 @@ from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
 from signer.config import SignerConfig  # noqa: E402
-from signer.errors import HELP, STATUS_CODES, Reason  # noqa: E402
+from signer.errors import HELP, Reason  # noqa: E402
+from signer.front.statuses import STATUS_CODES  # noqa: E402
 from signer.metrics import Metrics as SignerMetrics  # noqa: E402
 
 BEGIN, END = "<!-- generated: {name}, by docs/generate.py -->", "<!-- end of {name} -->"

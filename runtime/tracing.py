@@ -1,11 +1,9 @@
-"""Traces of what takes time. Nothing of OpenTelemetry is loaded unless a collector is configured."""
+"""Traces of what takes time: what a span is, and the tracing of a process that has none."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
-
-from runtime.settings import InvalidSetting
 
 # gRPC metadata: names in lower case.
 Headers: TypeAlias = Iterable[tuple[str, str | bytes]]
@@ -54,25 +52,3 @@ class NoTracing:
 
 
 NO_TRACING: Tracing = NoTracing()
-
-
-@contextmanager
-def tracing(endpoint: str | None, service: str, facts: Mapping[str, str]) -> Iterator[Tracing]:
-    """Tracing to the OTLP collector at `endpoint` (a URL; gRPC) until left, or none. `facts` are about this process.
-
-    Raises InvalidSetting where OpenTelemetry is not installed.
-    """
-    if endpoint is None:
-        yield NO_TRACING
-        return
-    try:
-        from runtime.opentelemetry import OpenTelemetry
-    except ImportError:
-        raise InvalidSetting(
-            "tracing_endpoint is set, and OpenTelemetry is not installed: pip install 'podsvid[tracing]'"
-        ) from None
-    found = OpenTelemetry(endpoint, service, facts)
-    try:
-        yield found
-    finally:
-        found.close()

@@ -6,18 +6,19 @@ import os
 import random
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
-
-import grpc.aio
+from datetime import timedelta
+from typing import Any
 
 from runtime import http
 from runtime.clock import Clock, SystemClock
+from runtime.collector import tracing
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
-from runtime.tracing import NO_TRACING, Tracing, tracing
+from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
+from signer import gauges
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.pods import Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
@@ -36,17 +37,16 @@ from signer.cluster.taints import StartupTaint
 from signer.config import SignerConfig
 from signer.errors import SignerError
 from signer.front.admin import AdminService, serve_admin
-from signer.front.agents import MAX_MESSAGE, STREAM_LIFE, SignerService
+from signer.front.agents import SignerService
 from signer.front.audit import Audit
 from signer.front.limits import NodeLimits
-from signer.front.tls import ServerIdentity
+from signer.front.server import AgentServer
 from signer.metrics import Metrics
 from signer.minting.minting import Minting, MintingSettings
 from signer.policy.policies import Policies
 from signer.policy.policy import PolicySettings
 from signer.publishing.config_maps import Publisher
 from signer.upstream.certify import FileUpstream, SelfSigned, Upstream
-from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.signer")
 # Seconds that calls in flight get at a stop.
@@ -114,7 +114,7 @@ class Replica:
         )
         self._offline = OfflineTokens(api, config.audience, clock)
         reviews = TokenReviews(api, config.audience, self._offline, clock)
-        self._attestor = Attestor(
+        attestor = Attestor(
             AttestationSettings(
                 agent_namespace=config.agent_namespace,
                 agent_service_account=config.agent_service_account,
@@ -158,14 +158,11 @@ class Replica:
         self._events = Events(api, config.identity, clock)
         self._federated = FederatedBundles(dict(config.federated_bundles))
         self._taint = StartupTaint(api, frozenset(config.driver_names), clock) if config.startup_taint else None
-        self._identity = ServerIdentity(clock)
-        self._server: grpc.aio.Server | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
         self._trust: Feed[Broadcast] = Feed()
         minting = Minting(self._signing_state, _minting(config), clock)
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
-        self._service = SignerService(
-            self._attestor,
+        service = SignerService(
+            attestor,
             self._policies,
             minting,
             limits,
@@ -178,11 +175,12 @@ class Replica:
             rng,
             spans,
         )
+        self._server = AgentServer(service.handlers(), _address(config), clock)
+        gauges.watch(self.metrics, self._rotation, self._leader, self._agents, self._pods)
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
         """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""
         config = self._config
-        self._watch_metrics()
         # Serving the page first: a signer that cannot start says why there.
         if config.metrics_listen is not None:
             services.enter_context(
@@ -191,7 +189,7 @@ class Replica:
                 )
             )
         await self._rotation.open()
-        background = {
+        background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "leader election": self._leader.run,
             "pods": self._pods.run,
             "policies": self._policies.run,
@@ -203,27 +201,25 @@ class Replica:
             "rotation": self._rotation.run,
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
             "trust": self._follow_state,
-            "publishing": self._lead_publishing,
-            "policy status": self._lead_policies,
+            "publishing": lambda: self._leader.lead(self._publish),
+            "policy status": lambda: self._leader.lead(self._write_policy_statuses),
         }
         if self._taint is not None:
             taint = self._taint
-            background |= {"nodes": taint.follow, "start-up taint": lambda: self._while_leading(taint.remove)}
+            background |= {"nodes": taint.follow, "start-up taint": lambda: self._leader.lead(taint.remove)}
         tasks = {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
         services.push_async_callback(self._leader.release)
         services.push_async_callback(_cancel, tasks)
-        services.push_async_callback(self._close_servers)
+        services.push_async_callback(self._server.close, STOP_GRACE)
         await self._refresh()
-        admin = grpc.aio.server()
-        admin.add_generic_rpc_handlers((AdminService(self._rotation, self._policies, self._pods).handlers(),))
-        await serve_admin(admin, config.admin_socket)
+        admin = await serve_admin(AdminService(self._rotation, self._policies, self._pods), config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
         state = self._rotation.state
         assert state is not None
         _log.info(
             "signer serving",
             extra={
-                "address": self._address(),
+                "address": _address(config),
                 "trust_domain": str(config.trust_domain),
                 "sequence": state.sequence,
                 "authority": state.active_x509_id,
@@ -242,7 +238,7 @@ class Replica:
                 ("policies", self._policies.synced),
                 ("authorities", self._signing_state() is not None),
                 ("the trust bundle", self._trust.current is not None),
-                ("its own certificate", self._server is not None),
+                ("its own certificate", self._server.serving),
             )
             if not synced
         ]
@@ -291,128 +287,34 @@ class Replica:
         found = Broadcast.of(state, self._federated.bundles)
         if found != self._trust.current:
             self._trust.publish(found)
-        try:
-            credentials = self._identity.renewed(state)
-        except SvidError as error:
-            _log.error("server certificate cannot be renewed", extra={"reason": error.reason, "error": str(error)})
-            return
-        if credentials is not None:
-            await self._replace_server(credentials)
+        await self._server.renew(state)
 
-    async def _replace_server(self, credentials: grpc.ServerCredentials) -> None:
-        """New connections meet a server with these; the streams of the one before end in their own time."""
-        server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers((self._service.handlers(),))
-        if server.add_secure_port(self._address(), credentials) == 0:
-            raise OSError(f"{self._address()} cannot be bound; choose another --listen")
-        await server.start()
-        before, self._server = self._server, server
-        if before is not None:
-            retiring = asyncio.create_task(before.stop(STREAM_LIFE.total_seconds()), name="old server")
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
-
-    async def _close_servers(self) -> None:
-        if self._server is not None:
-            await self._server.stop(STOP_GRACE)
-        for each in self._retiring:
-            each.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-
-    def _address(self) -> str:
-        assert self._config.listen is not None
-        host, port = self._config.listen
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    async def _lead_publishing(self) -> None:
-        """The leader's bundles; a replica that stops leading stops writing."""
-        version = 0
-        publishing: asyncio.Task[None] | None = None
-        try:
+    async def _publish(self) -> None:
+        """Bundles out to the cluster, for ever; only while leading."""
+        async with asyncio.TaskGroup() as group:
+            version = await self._trust.wait_beyond(0)
+            group.create_task(self._publisher.run())
             while True:
-                if self._leader.leading and self._trust.current is not None:
-                    if self._trust.version != version:
-                        version = self._trust.version
-                        await self._publisher.publish(self._trust.current.bundles)
-                    publishing = publishing or asyncio.create_task(self._publisher.run(), name="publisher")
-                    if publishing.done():
-                        publishing.result()
-                elif publishing is not None:
-                    publishing.cancel()
-                    await asyncio.gather(publishing, return_exceptions=True)
-                    publishing, version = None, 0
-                await asyncio.sleep(1.0)
-        finally:
-            if publishing is not None:
-                publishing.cancel()
+                assert self._trust.current is not None
+                await self._publisher.publish(self._trust.current.bundles)
+                version = await self._trust.wait_beyond(version)
 
-    async def _while_leading(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run a loop while this replica leads, for ever."""
-        running: asyncio.Future[None] | None = None
-        try:
-            while True:
-                if self._leader.leading:
-                    running = running or asyncio.ensure_future(loop())
-                    if running.done():
-                        running.result()
-                elif running is not None:
-                    running.cancel()
-                    await asyncio.gather(running, return_exceptions=True)
-                    running = None
-                await asyncio.sleep(1.0)
-        finally:
-            if running is not None:
-                running.cancel()
-
-    async def _lead_policies(self) -> None:
+    async def _write_policy_statuses(self) -> None:
+        """What each policy matches, into its status, for ever; only while leading."""
         await self._policies.wait_synced()
         await self._pods.wait_synced()
         while True:
-            if self._leader.leading:
-                try:
-                    await self._policies.write_status(self._pods.all())
-                except SignerError as error:
-                    _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
+            try:
+                await self._policies.write_status(self._pods.all())
+            except SignerError as error:
+                _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
             await asyncio.sleep(REFRESH_SECONDS)
 
-    def _watch_metrics(self) -> None:
-        def ends() -> float:
-            state = self._rotation.state
-            return state.active_x509.not_after.timestamp() if state else 0.0
 
-        def life() -> float:
-            state = self._rotation.state
-            if state is None:
-                return 0.0
-            authority = state.active_x509
-            return (authority.not_after - authority.chain[0].not_valid_before_utc).total_seconds()
-
-        def unacknowledged() -> float:
-            state = self._rotation.state
-            return float(len(self._rotation.acks(state).waiting)) if state and self._leader.leading else 0.0
-
-        epoch = datetime.fromtimestamp(0, UTC)
-        self.metrics.watch(
-            agents=lambda: float(self._agents.connected),
-            unacknowledged=unacknowledged,
-            leading=lambda: float(self._leader.leading),
-            authority_ends=ends,
-            authority_life=life,
-            contact=lambda: (self._pods.last_contact or epoch).timestamp(),
-        )
-
-
-# A dead agent's connection is noticed; an idle one is kept.
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", 8 * MAX_MESSAGE),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.max_metadata_size", 32 * 1024),
-    # The server of a new certificate takes over the port before the old one gives it up.
-    ("grpc.so_reuseport", 1),
-)
+def _address(config: SignerConfig) -> str:
+    assert config.listen is not None
+    host, port = config.listen
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _minting(config: SignerConfig) -> MintingSettings:

@@ -15,7 +15,7 @@ from typing import Any
 
 from agent.authority.signer import SignerSettings
 from runtime.clock import Clock
-from runtime.tracing import tracing
+from runtime.collector import tracing
 from signer import config
 from signer.attestation.tokens import REVIEWS
 from signer.authority.state import AuthorityState

@@ -5,7 +5,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 from runtime.clock import Clock
@@ -16,6 +16,8 @@ _log = logging.getLogger("podsvid.leader")
 # Parts of the lease's duration. A leader stops before its lease ends for the others: clocks differ in speed.
 RENEW = 0.3
 MARGIN = 0.2
+# Seconds between looks whether this replica leads. What it writes is by compare and swap: a late look harms nothing.
+LOOK_SECONDS = 1.0
 
 
 class Leader:
@@ -70,6 +72,24 @@ class Leader:
             if self.leading != was:
                 _log.info("leading" if self.leading else "no longer leading", extra={"identity": self._identity})
             await asyncio.sleep(self._duration * RENEW * self._rng.uniform(0.8, 1.2))
+
+    async def lead(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run `loop` whenever this replica leads, for ever; it is cancelled when it leads no more."""
+        running: asyncio.Future[None] | None = None
+        try:
+            while True:
+                if self.leading:
+                    running = running or asyncio.ensure_future(loop())
+                    if running.done():
+                        running.result()
+                elif running is not None:
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
+                    running = None
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            if running is not None:
+                running.cancel()
 
     async def attempt(self) -> None:
         """Renew the lease, take it if it is free, or note who has it. Raises SignerError."""

@@ -134,10 +134,13 @@ def _rotating(state: AuthorityState, kind: str) -> bool:
     return len(slots) > 1 or any(goal.kind == kind for goal in state.goals)
 
 
-async def serve_admin(server: "grpc.aio.Server", path: Path) -> None:
-    """Bind `path` so that only its owner can open it, and start. Raises OSError."""
+async def serve_admin(service: AdminService, path: Path) -> grpc.aio.Server:
+    """Serve at `path` so that only its owner can open it. Raises OSError."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((service.handlers(),))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.unlink(missing_ok=True)
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     path.chmod(0o600)
+    return server

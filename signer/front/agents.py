@@ -22,9 +22,10 @@ from signer.attestation.attestor import Attestor
 from signer.authority.acknowledgements import Agents
 from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
-from signer.errors import ERROR_DOMAIN, STATUS_CODES, ApiUnavailable, Reason, Refused
+from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
 from signer.front.audit import Audit
 from signer.front.limits import NodeLimits
+from signer.front.statuses import STATUS_CODES
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim

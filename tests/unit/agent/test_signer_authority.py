@@ -32,7 +32,8 @@ from csi.model import PodRef, PodToken, Volume
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.settings import InvalidSetting
-from signer.errors import STATUS_CODES, Reason
+from signer.errors import Reason
+from signer.front.statuses import STATUS_CODES
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.identity import Trust

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from signer.errors import HELP, STATUS_CODES, Reason
+from signer.errors import HELP, Reason
+from signer.front.statuses import STATUS_CODES
 
 ROOT = Path(__file__).parents[3]
 SHORT = {

@@ -1,0 +1,31 @@
+"""The server on a driver's socket, where kubelet calls the Identity and Node services."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc.aio
+
+from csi.boundary import ErrorBoundary
+from csi.identity import IdentityService
+from csi.node import DriverNode, NodeService
+from csi.pb import csi_pb2_grpc
+from csi.profile import Profile
+from csi.registration import serve_private
+
+
+async def serve_driver(
+    driver: str,
+    version: str,
+    node: NodeService,
+    profile: Profile,
+    endpoint: Path,
+    ready: Callable[[], bool],
+    watcher: grpc.aio.ServerInterceptor,
+) -> grpc.aio.Server:
+    """Serve one driver name at `endpoint`; `watcher` sees each call behind the error boundary. Raises OSError."""
+    server = grpc.aio.server(interceptors=[ErrorBoundary(), watcher])
+    csi_pb2_grpc.add_IdentityServicer_to_server(IdentityService(driver, version, ready), server)
+    csi_pb2_grpc.add_NodeServicer_to_server(DriverNode(node, driver, profile), server)
+    endpoint.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    await serve_private(server, endpoint)
+    return server

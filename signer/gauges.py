@@ -1,0 +1,39 @@
+"""What the signer's gauges show: asked of the parts at each scrape, kept nowhere."""
+
+from datetime import UTC, datetime
+
+from signer.attestation.pods import Pods
+from signer.authority.acknowledgements import Agents
+from signer.authority.rotation import Rotation
+from signer.cluster.leader import Leader
+from signer.metrics import Metrics
+
+_NEVER = datetime.fromtimestamp(0, UTC)
+
+
+def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, pods: Pods) -> None:
+    """Have `metrics` ask these."""
+
+    def authority_ends() -> float:
+        state = rotation.state
+        return state.active_x509.not_after.timestamp() if state else 0.0
+
+    def authority_life() -> float:
+        state = rotation.state
+        if state is None:
+            return 0.0
+        authority = state.active_x509
+        return (authority.not_after - authority.chain[0].not_valid_before_utc).total_seconds()
+
+    def unacknowledged() -> float:
+        state = rotation.state
+        return float(len(rotation.acks(state).waiting)) if state and leader.leading else 0.0
+
+    metrics.watch(
+        agents=lambda: float(agents.connected),
+        unacknowledged=unacknowledged,
+        leading=lambda: float(leader.leading),
+        authority_ends=authority_ends,
+        authority_life=authority_life,
+        contact=lambda: (pods.last_contact or _NEVER).timestamp(),
+    )
