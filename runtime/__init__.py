@@ -1,1 +1,6 @@
-"""What every podsvid process stands on: settings, logs, the HTTP page, time, feeds, threads for blocking work."""
+"""What every podsvid process stands on: settings, logs, traces, HTTP, time, feeds, threads for blocking work.
+
+In it: what agent and signer would otherwise both write.
+Never in it: anything of pods, volumes or who gets which identity; gRPC, Kubernetes.
+Through it goes: `Feed`: the newest value of anything, and who waits for it.
+"""
