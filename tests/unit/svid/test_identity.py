@@ -58,3 +58,35 @@ def test_other_trust_keeps_the_svids() -> None:
     assert (found.svids, found.trust) == (identity.svids, trust)
     with pytest.raises(InvalidSvid):
         identity.with_trust(Trust(TrustBundle(PARTNER)))
+
+
+def newer(sequence: int | None, *partners: TrustDomain) -> Trust:
+    return Trust(replace(ISSUER.bundle, sequence=sequence), tuple(TrustBundle(each) for each in partners))
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "follows"),
+    [(5, 5, True), (5, 6, False), (6, 5, True), (None, 5, False), (5, None, False), (None, None, True)],
+)
+def test_trust_is_followed_when_it_is_the_same_or_older(own: int | None, given: int | None, follows: bool) -> None:
+    identity = WorkloadIdentity((svid(),), replace(ISSUER.bundle, sequence=own))
+    assert identity.follows(newer(given)) is follows
+    assert (identity.under(newer(given), NOW) is identity) is follows
+
+
+def test_what_it_does_not_federate_with_is_no_news_to_it() -> None:
+    identity = WorkloadIdentity((svid(),), replace(ISSUER.bundle, sequence=1), (), ())
+    assert identity.follows(newer(1, PARTNER))
+    assert identity.under(newer(2, PARTNER), NOW).federated == ()
+    everybodys = replace(identity, federates_with=None)
+    assert not everybodys.follows(newer(1, PARTNER))
+    assert everybodys.under(newer(1, PARTNER), NOW).federated == (TrustBundle(PARTNER),)
+
+
+def test_trust_that_does_not_verify_its_svids_is_not_taken() -> None:
+    identity = WorkloadIdentity((svid(),), ISSUER.bundle)
+    stranger = X509Authority.create(OWN, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=NOW)
+    assert identity.under(Trust(replace(stranger.bundle, sequence=9)), NOW) is identity
+    assert identity.under(Trust(TrustBundle(PARTNER)), NOW) is identity
+    assert identity.is_valid(NOW)
+    assert not identity.is_valid(NOW + timedelta(hours=1, seconds=1))
