@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from signer.errors import Reason, Refused
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
+
+# When to ask again during an outage of the API server.
+OUTAGE_RETRY = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,28 @@ class LivePod:
 
 @dataclass(frozen=True, slots=True)
 class AttestedPod:
-    """A pod that attestation let pass. `degraded`: by what was known before the API server went away."""
+    """A pod that attestation let pass.
+
+    `held`: the identity that it has, when the API server is away and it was let pass by what was known before.
+    """
 
     pod: LivePod
     agent: Agent
-    degraded: bool = False
+    held: SpiffeId | None = None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether it was let pass without the API server."""
+        return self.held is not None
+
+    def check(self, spiffe_id: SpiffeId) -> None:
+        """Without the API server a pod goes on as what it was, and as nothing else. Raises Refused."""
+        if self.held not in (None, spiffe_id):
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                f"the API server is away, and {spiffe_id} is not the identity that the pod had: it waits",
+                retry_after=OUTAGE_RETRY,
+            )
 
 
 @dataclass(frozen=True, slots=True)

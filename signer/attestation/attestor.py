@@ -12,12 +12,11 @@ from runtime.clock import Clock
 from signer.attestation.pods import Pods
 from signer.attestation.tokens import OfflineTokens, TokenRefused, TokenReviews, claimed_pod
 from signer.errors import ApiUnavailable, Reason, Refused
-from signer.model import Agent, AttestedPod, BoundToken, LivePod, PodClaim
+from signer.model import OUTAGE_RETRY, Agent, AttestedPod, BoundToken, LivePod, PodClaim
 from svid.spiffeid import SpiffeId
 
 # Pods whose last mint this replica remembers, for an outage of the API server.
 MAX_ISSUED = 200_000
-RETRY = timedelta(seconds=5)
 _AGENT_FAULTS = {
     "INVALID": Reason.AGENT_TOKEN_INVALID,
     "EXPIRED": Reason.AGENT_TOKEN_EXPIRED,
@@ -104,22 +103,13 @@ class Attestor:
                 f"pod {claim} is on node {proven.node_name}, the agent that asks is on {agent.node_name}",
             )
         if degraded:
-            return AttestedPod(self._remembered(agent, proven, claim), agent, degraded=True)
+            return self._remembered(agent, proven, claim)
         try:
             pod = await self._pods.find(claim)
         except ApiUnavailable:
-            return AttestedPod(self._remembered(agent, proven, claim), agent, degraded=True)
+            return self._remembered(agent, proven, claim)
         self._check_live(pod, proven)
         return AttestedPod(pod, agent)
-
-    def check_identity(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
-        """Without the API server a pod goes on as what it was, and as nothing else. Raises Refused."""
-        if attested.degraded and self._issued[attested.pod.uid][1] != spiffe_id:
-            raise Refused(
-                Reason.API_SERVER_UNAVAILABLE,
-                f"the API server is away, and {spiffe_id} is not the identity that the pod had: it waits",
-                retry_after=RETRY,
-            )
 
     def issued(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
         """Remember that this pod has that identity: it can be renewed while the API server is away."""
@@ -172,7 +162,7 @@ class Attestor:
                 f"pod {pod} has no csi volume of driver {' or '.join(sorted(self._settings.drivers))}",
             )
 
-    def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim) -> LivePod:
+    def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim) -> AttestedPod:
         """The pod as it was, if it may be renewed without the API server. Raises Refused."""
         self._within_outage()
         pod = self._pods.known(claim.uid)
@@ -181,10 +171,10 @@ class Attestor:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
                 "the API server is away, and a pod without an identity waits for it",
-                retry_after=RETRY,
+                retry_after=OUTAGE_RETRY,
             )
         self._check_live(pod, proven)
-        return pod
+        return AttestedPod(pod, agent, held=issued[1])
 
     def _within_outage(self) -> None:
         heard = [at for at in (self._answered_at, self._pods.last_contact) if at is not None]
@@ -194,7 +184,7 @@ class Attestor:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
                 f"the API server is away for longer than outage_limit ({limit.total_seconds():g} s)",
-                retry_after=RETRY,
+                retry_after=OUTAGE_RETRY,
             )
 
 

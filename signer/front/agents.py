@@ -180,7 +180,7 @@ class SignerService:
                             attested = await self._attestor.pod(agent, _bounded(pod_token), claim)
                         with self._tracing.span("decide"):
                             entitlement = self._policies.entitlement(attested.pod)
-                            self._attestor.check_identity(attested, entitlement.spiffe_id)
+                            attested.check(entitlement.spiffe_id)
                         span.note(
                             {"podsvid.spiffe_id": str(entitlement.spiffe_id), "podsvid.policy": entitlement.policy}
                         )

@@ -384,13 +384,13 @@ def test_without_the_api_server_a_pod_goes_on_as_what_it_was_and_on_its_node() -
         pod = site.pod("web")
         agent, token = site.agent(), site.token(pod)
         attested = await rig.attest(pod, token, agent)
-        rig.attestor.check_identity(attested, OTHER)  # the API server is there: policy alone decides
+        attested.check(OTHER)  # the API server is there: policy alone decides
         rig.attestor.issued(attested, WEB)
         site.kube.down = True
         degraded = await rig.attest(pod, rig.signed(token), rig.signed(agent))
-        rig.attestor.check_identity(degraded, WEB)
+        degraded.check(WEB)
         with pytest.raises(Refused) as caught:
-            rig.attestor.check_identity(degraded, OTHER)
+            degraded.check(OTHER)
         assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
         # A node of the same name that was made anew: its pod's token would be one of another pod.
         again = {**jwt.decode(token, options={"verify_signature": False})}
