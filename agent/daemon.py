@@ -126,7 +126,7 @@ async def _start(
         return f"kubelet has not registered {', '.join(missing)} yet" if missing else None
 
     def away() -> float:
-        since = signer.away_since if signer else None
+        since = signer.contact.away_since if signer else None
         return max((clock.now() - since).total_seconds(), 0.0) if since else 0.0
 
     def notes() -> str:
@@ -259,7 +259,8 @@ def _local_authority(config: AgentConfig, clock: Clock, blocking: Blocking) -> L
 
 async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Random, spans: Tracing) -> "SignerAuthority":
     # grpc's client, its status messages and the signer's API: only agents of a signer pay for them.
-    from agent.authority.signer import SignerAuthority, SignerSettings
+    from agent.authority.connection import SignerSettings
+    from agent.authority.signer import SignerAuthority
 
     assert config.signer_address is not None
     assert config.signer_bundle is not None

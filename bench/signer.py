@@ -23,7 +23,8 @@ import grpc.aio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent.authority.signer import SignerAuthority, SignerSettings
+from agent.authority.connection import SignerSettings
+from agent.authority.signer import SignerAuthority
 from bench.report import RESULTS, Report, environment, record, table
 from runtime.clock import SystemClock
 from signer.pb import signer_pb2
@@ -102,9 +103,9 @@ async def herd(report: Report, agents: int) -> None:
                     authority.load()
                     found.append(authority)
                     tasks.append(asyncio.create_task(authority.run()))
-                await _until(lambda: all(each.connected for each in found))
+                await _until(lambda: all(each.contact.connected for each in found))
             lost = time.perf_counter()
-            await _until(lambda: not any(each.connected for each in found))
+            await _until(lambda: not any(each.contact.connected for each in found))
             await asyncio.sleep(max(0.0, 3.0 - (time.perf_counter() - lost)))
             back: dict[int, float] = {}
             starting = asyncio.to_thread(_entered, process(folder, 1, agents, port))
@@ -113,7 +114,7 @@ async def herd(report: Report, agents: int) -> None:
             try:
                 while len(back) < agents:
                     for number, each in enumerate(found):
-                        if each.connected:
+                        if each.contact.connected:
                             back.setdefault(number, time.perf_counter() - started)
                     await asyncio.sleep(0.05)
             finally:

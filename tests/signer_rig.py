@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from agent.authority.signer import SignerSettings
+from agent.authority.connection import SignerSettings
 from runtime.clock import Clock
 from runtime.collector import tracing
 from signer import config

@@ -21,9 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import config
+from agent.authority import calls
 from agent.authority import signer as signer_authority
+from agent.authority.connection import SignerSettings
 from agent.authority.protocol import JwtRequest, MintRequest
-from agent.authority.signer import SignerAuthority, SignerSettings
+from agent.authority.signer import SignerAuthority
+from agent.authority.trust_stream import TrustStream
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
 from agent.workload.registry import WorkloadRegistry
@@ -115,7 +118,7 @@ async def scene(base: Path, *, server_name: str = "", connect: bool = True, pem:
     running = asyncio.create_task(found.authority.run())
     try:
         if connect:
-            await found.until(lambda: found.authority.connected)
+            await found.until(lambda: found.authority.contact.connected)
         yield found
         assert not running.done(), "the loop ended by itself"
     finally:
@@ -199,9 +202,9 @@ def test_an_agent_token_that_is_none_is_named_and_ends_nothing(tmp_path: Path, c
             await at.authority.mint_x509(at.request())
         # The stream's loop meets the same file and goes on when it is good again.
         at.signer.end_streams(GONE)
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         at.token_file.write_text(AGENT_TOKEN, encoding="ascii")
-        await at.until(lambda: at.authority.connected)
+        await at.until(lambda: at.authority.contact.connected)
 
     on_stage(tmp_path, play)
 
@@ -250,7 +253,7 @@ def test_a_signer_that_is_busy_is_asked_again_when_it_said_so_and_not_before(tmp
 def test_a_signer_that_only_ever_says_later_is_the_reason_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signer_authority, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.5)
 
     async def play(at: Scene) -> None:
         slower = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", "slower", timedelta(microseconds=1))
@@ -269,11 +272,11 @@ def test_a_signer_that_only_ever_says_later_is_the_reason_that_is_told(
 
 
 def test_a_signer_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signer_authority, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.5)
 
     async def play(at: Scene) -> None:
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         with pytest.raises(
             AuthorityUnavailable, match=f"^SIGNER_UNREACHABLE: the signer at {at.signer.address} did not"
         ):
@@ -285,7 +288,7 @@ def test_a_signer_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_mint_outlasts_a_signers_restart(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         minting = asyncio.create_task(at.authority.mint_x509(at.request()))
         await asyncio.sleep(0)
         await at.signer.start()
@@ -448,21 +451,21 @@ def test_while_the_signer_is_away_trust_stays_and_it_shows_since_when(
 ) -> None:
     async def play(at: Scene) -> None:
         before = at.authority.trust.current
-        assert at.authority.away_since is None
+        assert at.authority.contact.away_since is None
         caplog.set_level(logging.INFO, "podsvid.authority")
         lost_at = at.clock.now()
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         assert at.authority.trust.current == before
-        assert at.authority.away_since is not None
-        assert at.authority.away_since >= lost_at
-        since = at.authority.away_since
+        assert at.authority.contact.away_since is not None
+        assert at.authority.contact.away_since >= lost_at
+        since = at.authority.contact.away_since
         await at.until(lambda: len(at.rng.ranges) > 12)
-        assert at.authority.away_since == since
+        assert at.authority.contact.away_since == since
         assert [each.message for each in caplog.records] == ["signer lost; SVIDs are kept"]
         await at.signer.start()
-        await at.until(lambda: at.authority.connected)
-        assert at.authority.away_since is None
+        await at.until(lambda: at.authority.contact.connected)
+        assert at.authority.contact.away_since is None
         assert [each.message for each in caplog.records][-1] == "signer connected"
 
     on_stage(tmp_path, play)
@@ -471,7 +474,7 @@ def test_while_the_signer_is_away_trust_stays_and_it_shows_since_when(
 def test_an_outage_leaves_nothing_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def play(at: Scene) -> None:
         await at.signer.stop()
-        await at.until(lambda: at.authority._failures > 100)
+        await at.until(lambda: at.authority.contact.failures > 100)
         gc.collect()
         await asyncio.sleep(0)
         assert not [each for each in asyncio.all_tasks() if "consume" in repr(each)]
@@ -488,7 +491,7 @@ def test_the_loop_ends_when_told_whatever_its_call_answers_at_that_moment(
     async def play(at: Scene) -> None:
         entered, answered = asyncio.Event(), False
 
-        async def watch(self: SignerAuthority) -> None:
+        async def watch(self: TrustStream) -> None:
             nonlocal answered
             entered.set()
             try:
@@ -499,7 +502,7 @@ def test_the_loop_ends_when_told_whatever_its_call_answers_at_that_moment(
                 answered, nothing = True, grpc.aio.Metadata()
                 raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing) from None
 
-        monkeypatch.setattr(SignerAuthority, "_watch", watch)
+        monkeypatch.setattr(TrustStream, "_watch", watch)
         running = asyncio.create_task(at.authority.run())
         await entered.wait()
         running.cancel()
@@ -514,7 +517,7 @@ def test_attempts_spread_over_times_that_double_up_to_a_minute(tmp_path: Path) -
         at.rng.ranges.clear()
         at.signer.watch_refusals = [Refusal(grpc.StatusCode.UNAVAILABLE)] * 8
         at.signer.end_streams(GONE)
-        await at.until(lambda: at.signer.streams > 9 and at.authority.connected)
+        await at.until(lambda: at.signer.streams > 9 and at.authority.contact.connected)
         delays = [each for each in at.rng.ranges if each[0] == 0.0]
         assert delays == [(0.0, most) for most in (2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)]
         # A good answer starts from the beginning.
@@ -534,8 +537,8 @@ def test_a_stream_whose_time_is_over_is_no_outage(tmp_path: Path, caplog: pytest
             at.signer.end_streams(how)
             await at.until(lambda streams=streams: at.signer.streams > streams)  # type: ignore[misc]
             # Answered as well: a stream that ends before it said anything is an outage.
-            await at.until(lambda: at.authority._failures == 0)
-            assert at.authority.away_since is None
+            await at.until(lambda: at.authority.contact.failures == 0)
+            assert at.authority.contact.away_since is None
         assert not caplog.records
 
     on_stage(tmp_path, play)
@@ -550,15 +553,15 @@ def test_the_signers_next_certificate_is_trusted_by_what_it_sent(tmp_path: Path)
         at.signer.publish(at.signer.bundle(102, new))
         await at.until(lambda: (at.authority.trust.current or Trust(at.signer.bundle(0))).bundle.sequence == 102)
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         await at.signer.start(certificate_of=new)
-        await at.until(lambda: at.authority.connected)
+        await at.until(lambda: at.authority.contact.connected)
         # The old authority is no longer trusted, so whoever has its key is not the signer.
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         streams, bearers = at.signer.streams, len(at.signer.bearers)
         await at.signer.start(certificate_of=old)
-        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority._last_error)
+        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority.contact.last_error)
         assert (at.signer.streams, len(at.signer.bearers)) == (streams, bearers), "the token went to a stranger"
 
     on_stage(tmp_path, play)
@@ -567,16 +570,16 @@ def test_the_signers_next_certificate_is_trusted_by_what_it_sent(tmp_path: Path)
 def test_an_agent_that_was_cut_off_for_too_long_goes_by_the_bundle_file(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         at.signer.authority = new = authority(at.clock.now())
         at.signer.publish(at.signer.bundle(150, new))
         await at.signer.start()
-        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority._last_error)
-        assert not at.authority.connected
+        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority.contact.last_error)
+        assert not at.authority.contact.connected
         newer = tmp_path / "newer"
         newer.write_bytes(at.signer.bundle(150, new).to_jwks())
         os.replace(newer, at.bundle_file)
-        await at.until(lambda: at.authority.connected)
+        await at.until(lambda: at.authority.contact.connected)
 
     on_stage(tmp_path, play)
 
@@ -584,20 +587,20 @@ def test_an_agent_that_was_cut_off_for_too_long_goes_by_the_bundle_file(tmp_path
 def test_a_pem_bundle_has_no_sequence_and_serves_after_failures(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
         at.signer.authority = new = authority(at.clock.now())
         at.signer.publish(at.signer.bundle(150, new))
         at.bundle_file.write_bytes(new.bundle.to_pem())
         await at.signer.start()
-        await at.until(lambda: at.authority.connected)
+        await at.until(lambda: at.authority.contact.connected)
 
     on_stage(tmp_path, play, pem=True)
 
 
 def test_a_server_of_the_trust_domain_that_is_not_the_signer_gets_no_token(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
-        await at.until(lambda: at.authority._failures > 2)
-        assert not at.authority.connected
+        await at.until(lambda: at.authority.contact.failures > 2)
+        assert not at.authority.contact.connected
         assert not at.signer.bearers
 
     on_stage(tmp_path, play, server_name="web.default.svc", connect=False)
@@ -630,11 +633,11 @@ def test_a_bundle_file_that_goes_bad_changes_nothing(tmp_path: Path, content: by
     """grpc trusts the host's public roots where it is given none."""
 
     async def play(at: Scene) -> None:
-        roots = at.authority._newest_roots()
+        roots = at.authority.connection.newest_roots()
         bad = tmp_path / "bad"
         bad.write_bytes(content)
         os.replace(bad, at.bundle_file)
-        assert at.authority._newest_roots() == roots == at.signer.bundle(100).to_pem()
+        assert at.authority.connection.newest_roots() == roots == at.signer.bundle(100).to_pem()
 
     on_stage(tmp_path, play)
 
@@ -714,7 +717,7 @@ def test_tokens_and_keys_stand_in_no_text(tmp_path: Path, caplog: pytest.LogCapt
                 await minting
             said.extend((str(caught.value), repr(caught.value), repr(request)))
         await at.signer.stop()
-        await at.until(lambda: not at.authority.connected)
+        await at.until(lambda: not at.authority.contact.connected)
 
     on_stage(tmp_path, play)
     said.append(caplog.text)
@@ -901,7 +904,7 @@ def test_a_renewal_that_failed_for_want_of_a_token_is_tried_again_when_kubelet_b
 def test_running_pods_keep_what_they_have_while_the_signer_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signer_authority, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.2)
 
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):

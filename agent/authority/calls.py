@@ -1,0 +1,114 @@
+"""Calls to the signer: how long, how often again, and what an error means."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from agent.authority.connection import Connection
+from agent.authority.contact import Contact
+from agent.errors import AuthorityRefused, AuthorityUnavailable
+from runtime.tracing import Tracing
+
+SERVICE = "/podsvid.signer.v1.Signer/"
+# Seconds. The workloads give a mint 30; this one must be over before, to say why.
+CALL_SECONDS = 20.0
+# A call that the signer puts off is repeated when it said; under lasting pressure these grow beyond that.
+LEAST_WAIT, MOST_LEAST_WAIT = 0.05, 1.0
+# Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
+_TRY_AGAIN = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+_Answer = TypeVar("_Answer")
+
+
+class Calls:
+    """Unary calls over the connection. Belongs to one event loop."""
+
+    def __init__(
+        self, address: str, connection: Connection, contact: Contact, rng: random.Random, tracing: Tracing
+    ) -> None:
+        self._address = address
+        self._connection = connection
+        self._contact = contact
+        self._rng = rng
+        self._tracing = tracing
+
+    async def call(self, method: str, message: Any, parse: Callable[[bytes], _Answer]) -> _Answer:
+        """The answer. Raises AuthorityUnavailable (try again) or AuthorityRefused (do not)."""
+        deadline = asyncio.get_running_loop().time() + CALL_SECONDS
+        least, put_off = LEAST_WAIT, None
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            call = self._connection.channel().unary_unary(SERVICE + method, type(message).SerializeToString, parse)
+            # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
+            answering: Awaitable[_Answer] = call(
+                message,
+                metadata=(*self._connection.credentials(), *self._tracing.headers()),
+                timeout=left,
+                wait_for_ready=True,
+            )
+            try:
+                return await answering
+            except grpc.aio.AioRpcError as error:
+                if is_cancelled():
+                    raise asyncio.CancelledError from None
+                reason, text, retry = explain(error)
+                if put_off is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
+                    raise put_off from None
+                put_off = self._failed(error.code(), reason, text)
+                wait = max(retry or 0.0, least) * self._rng.uniform(1.0, 2.0)
+                if retry is None or wait >= deadline - asyncio.get_running_loop().time():
+                    raise put_off from None
+                least = min(least * 2, MOST_LEAST_WAIT)
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                wait = 0.0  # the old connection was closed
+            await asyncio.sleep(wait)
+
+    def _failed(self, code: grpc.StatusCode, reason: str, text: str) -> AuthorityUnavailable | AuthorityRefused:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
+            return AuthorityUnavailable(
+                f"SIGNER_UNREACHABLE: the signer at {self._address} did not answer within {CALL_SECONDS:g} s"
+                + (f" ({self._contact.last_error})" if not self._contact.connected else "")
+            )
+        found = f"{reason or code.name}: {text}"
+        return AuthorityUnavailable(found) if code in _TRY_AGAIN else AuthorityRefused(found)
+
+
+def is_cancelled() -> bool:
+    """Whether this task is to end. grpc also raises CancelledError where a connection was closed below a call."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def explain(error: grpc.aio.AioRpcError) -> tuple[str, str, float | None]:
+    """Reason code, text for people, and seconds to wait where the signer said so."""
+    reason, retry = "", None
+    try:
+        status = rpc_status.from_call(cast(grpc.Call, error))
+    except ValueError:
+        status = None
+    for detail in status.details if status else ():
+        info, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            reason = str(info.reason)
+        elif detail.Unpack(delay):
+            retry = timedelta(seconds=delay.retry_delay.seconds, microseconds=delay.retry_delay.nanos // 1000)
+    return reason, error.details() or error.code().name, retry.total_seconds() if retry else None

@@ -1,0 +1,72 @@
+"""Whether the signer answers, since when it does not, and when to try again."""
+
+import logging
+import random
+from datetime import datetime
+
+from runtime.clock import Clock
+
+_log = logging.getLogger("podsvid.authority")
+# Seconds.
+FIRST_RETRY, MAX_RETRY = 1.0, 60.0
+
+
+class Contact:
+    """What is known of the signer at `address`: told by the trust stream, asked by everybody else."""
+
+    def __init__(self, address: str, clock: Clock, rng: random.Random) -> None:
+        self._address = address
+        self._clock = clock
+        self._rng = rng
+        self._connected = False
+        self._failures = 0
+        self._away_since: datetime | None = clock.now()
+        self._last_error = "not connected yet"
+
+    @property
+    def connected(self) -> bool:
+        """Whether the signer answers on the trust stream."""
+        return self._connected
+
+    @property
+    def away_since(self) -> datetime | None:
+        """Since when the signer does not answer; None while it does."""
+        return self._away_since
+
+    @property
+    def failures(self) -> int:
+        """How many attempts have failed in a row."""
+        return self._failures
+
+    @property
+    def last_error(self) -> str:
+        """Why it was lost last, for people."""
+        return self._last_error
+
+    def answered(self, sequence: int) -> None:
+        """It sent the trust of that sequence."""
+        if not self._connected:
+            _log.info("signer connected", extra={"address": self._address, "sequence": sequence})
+        self._connected, self._away_since, self._failures = True, None, 0
+
+    def ended(self, why: str) -> None:
+        """The signer ends each stream after a while; that is an outage only if the next one does not come about."""
+        if self._failures or not self._connected:
+            self.lost(why)
+        else:
+            self._failures = 1
+
+    def lost(self, why: str) -> None:
+        """It does not answer."""
+        self._last_error = why
+        self._failures += 1
+        if self._connected or self._failures == 1:
+            _log.warning("signer lost; SVIDs are kept", extra={"address": self._address, "error": why})
+        if self._connected:
+            self._away_since = self._clock.now()
+        self._connected = False
+
+    def delay(self) -> float:
+        """Seconds until the next attempt, with full jitter: a signer's restart is no storm."""
+        most: float = min(MAX_RETRY, FIRST_RETRY * 2 ** min(self._failures, 10))
+        return self._rng.uniform(0.0, most)
