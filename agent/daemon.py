@@ -22,7 +22,7 @@ from agent.errors import AlreadyRunning, AuthorityDamaged
 from agent.metrics import Metrics
 from agent.socket import reflection
 from agent.socket.endpoint import Limits
-from agent.socket.sds import SdsNames
+from agent.socket.sds_secrets import SdsNames
 from agent.socket.serving import Serving
 from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal

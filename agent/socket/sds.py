@@ -1,11 +1,9 @@
 """Envoy's secret discovery service (SDS v3) for one workload: the same feed as the Workload API, in Envoy's words.
 
-State of the world (StreamSecrets, FetchSecrets) and incremental (DeltaSecrets). Each name is one secret: a SPIFFE ID or
-the default name an SVID, a trust domain's ID or one of the bundle names a validation context.
+State of the world (StreamSecrets, FetchSecrets) and incremental (DeltaSecrets).
 """
 
 import asyncio
-import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -13,41 +11,23 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
-from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 
 from agent.pb import sds_pb2
 from agent.socket.endpoint import AnyContext
+from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, SdsNames, Secrets, any_of
 from csi.attributes import shown
 from runtime.clock import Clock
 from runtime.feed import Feed
-from svid.bundle import TrustBundle
-from svid.errors import InvalidSvid
 from svid.identity import WorkloadIdentity
-from svid.x509svid import X509Svid
 
 _log = logging.getLogger("podsvid.sds")
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
-TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-_VALIDATOR = "envoy.tls.cert_validator.spiffe"
-_VALIDATOR_TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
 _WILDCARD = "*"
-MAX_NAMES, MAX_NAME = 256, 2048
 # The SPIFFE validator came with 1.18.
 _FIRST_WITH_VALIDATOR = (1, 18)
 _Requests: TypeAlias = AsyncIterator[bytes]
 _Message = TypeVar("_Message", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class SdsNames:
-    """The names of secrets that are no SPIFFE IDs; an empty one is switched off. `spiffe_validator` false: bundles
-    are plain `trusted_ca`, for clients that do not know Envoy's SPIFFE validator."""
-
-    svid: str = "default"
-    bundle: str = "ROOTCA"
-    all_bundles: str = "ALL"
-    spiffe_validator: bool = True
 
 
 class SdsMetrics(Protocol):
@@ -56,14 +36,6 @@ class SdsMetrics(Protocol):
     def sds_pushed(self) -> None: ...
 
     def sds_rejected(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A secret as it goes on the wire, and a version that changes with it and says nothing about a key."""
-
-    data: bytes = field(repr=False)
-    version: str
 
 
 @dataclass
@@ -87,11 +59,10 @@ class SecretDiscovery:
         self, feed: Feed[WorkloadIdentity], names: SdsNames, clock: Clock, metrics: SdsMetrics, who: str
     ) -> None:
         self._feed = feed
-        self._names = names
-        self._clock = clock
+        self._secrets = Secrets(feed, names, clock, who)
+        self._spiffe_validator = names.spiffe_validator
         self._metrics = metrics
         self._who = who
-        self._rendered: tuple[int, dict[tuple[str, bool], Rendered | None]] = (0, {})
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service under its real path."""
@@ -191,7 +162,7 @@ class SecretDiscovery:
                 type_url=TYPE_URL,
                 nonce=session.nonce,
                 resources=[
-                    sds_pb2.Resource(name=name, version=rendered.version, resource=_any(TYPE_URL, rendered.data))
+                    sds_pb2.Resource(name=name, version=rendered.version, resource=any_of(TYPE_URL, rendered.data))
                     for name, rendered in due.items()
                 ],
                 removed_resources=gone,
@@ -243,9 +214,9 @@ class SecretDiscovery:
         if request.type_url not in ("", TYPE_URL):
             await _invalid(context, f"type_url {shown(request.type_url)} is not served here; ask for {TYPE_URL}")
         if request.HasField("node"):  # Envoy may send it with the first request only
-            session.plain = not self._names.spiffe_validator or _wants_plain(request.node)
+            session.plain = not self._spiffe_validator or _wants_plain(request.node)
         elif not session.began:
-            session.plain = not self._names.spiffe_validator
+            session.plain = not self._spiffe_validator
 
     async def _want(self, session: _Session, names: Iterable[str], context: AnyContext) -> None:
         wanted = [name for name in dict.fromkeys(names) if name != _WILDCARD]
@@ -256,74 +227,17 @@ class SecretDiscovery:
 
     def _look(self, session: _Session) -> tuple[dict[str, Rendered], list[str]]:
         """What the session wants: what there is by name, and the names of what there is not."""
-        names = [*self._everything(), *session.wanted] if session.everything else session.wanted
-        found = {name: self._secret(name, session.plain) for name in dict.fromkeys(names)}
+        names = [*self._secrets.names(), *session.wanted] if session.everything else session.wanted
+        found = {name: self._secrets.get(name, session.plain) for name in dict.fromkeys(names)}
         present = {name: rendered for name, rendered in found.items() if rendered is not None}
         return present, [name for name in session.wanted if name not in present]
-
-    def _everything(self) -> list[str]:
-        identity = self._feed.current
-        if identity is None:
-            return []
-        bundles = (identity.bundle, *identity.federated)
-        return [str(svid.spiffe_id) for svid in identity.svids] + [str(each.trust_domain.id) for each in bundles]
-
-    def _secret(self, name: str, plain: bool) -> Rendered | None:
-        if self._rendered[0] != self._feed.version:
-            self._rendered = (self._feed.version, {})
-        kept = self._rendered[1]
-        identity = self._feed.current
-        if identity is None:
-            return None
-        svid = self._svid(name, identity)
-        if svid is not None and svid.not_after <= self._clock.now():
-            return None
-        if (name, plain) not in kept and len(kept) < 2 * MAX_NAMES:
-            kept[name, plain] = self._render(name, plain, identity, svid)
-        return kept.get((name, plain))
-
-    def _svid(self, name: str, identity: WorkloadIdentity) -> X509Svid | None:
-        if name and name == self._names.svid:
-            return identity.default
-        return next((svid for svid in identity.svids if str(svid.spiffe_id) == name), None)
-
-    def _render(self, name: str, plain: bool, identity: WorkloadIdentity, svid: X509Svid | None) -> Rendered | None:
-        if svid is not None:
-            try:
-                # Envoy acknowledges a certificate that does not chain to its roots, and then fails every handshake.
-                svid.check(identity.bundle, self._clock.now())
-            except InvalidSvid as error:
-                _log.error("SVID is not valid and was not sent", extra={"pod": self._who, "error": str(error)})
-                return None
-            chain = svid.chain_pem()
-            certificate = sds_pb2.TlsCertificate(certificate_chain=_inline(chain), private_key=_inline(svid.key_pem()))
-            return _rendered(sds_pb2.Secret(name=name, tls_certificate=certificate), chain)
-        bundles = self._bundles(name, identity)
-        # To one trusted_ca for several domains any of them could speak for any ID.
-        if not bundles or (plain and len(bundles) > 1):
-            return None
-        validation = _trusted_ca(bundles[0]) if plain else _spiffe_validator(bundles)
-        return _rendered(
-            sds_pb2.Secret(name=name, validation_context=validation), validation.SerializeToString(deterministic=True)
-        )
-
-    def _bundles(self, name: str, identity: WorkloadIdentity) -> list[TrustBundle]:
-        every = [identity.bundle, *identity.federated]
-        if name and name == self._names.all_bundles:
-            wanted = every
-        elif name and name == self._names.bundle:
-            wanted = every[:1]
-        else:
-            wanted = [bundle for bundle in every if str(bundle.trust_domain.id) == name]
-        # Envoy rejects the whole secret for one domain without a certificate.
-        return [bundle for bundle in wanted if bundle.x509_authorities]
 
     def _response(self, session: _Session, found: dict[str, Rendered]) -> sds_pb2.DiscoveryResponse:
         return sds_pb2.DiscoveryResponse(
             version_info=self._version(session),
             type_url=TYPE_URL,
             nonce=session.nonce,
-            resources=[_any(TYPE_URL, rendered.data) for rendered in found.values()],
+            resources=[any_of(TYPE_URL, rendered.data) for rendered in found.values()],
         )
 
     def _version(self, session: _Session) -> str:
@@ -359,39 +273,6 @@ def _wants_plain(node: sds_pb2.Node) -> bool:
         return False
     version = node.user_agent_build_version.version
     return (version.major_number, version.minor_number) < _FIRST_WITH_VALIDATOR
-
-
-def _trusted_ca(bundle: TrustBundle) -> sds_pb2.CertificateValidationContext:
-    return sds_pb2.CertificateValidationContext(trusted_ca=_inline(bundle.to_pem()))
-
-
-def _spiffe_validator(bundles: Iterable[TrustBundle]) -> sds_pb2.CertificateValidationContext:
-    config = sds_pb2.SPIFFECertValidatorConfig(
-        trust_domains=[
-            sds_pb2.SPIFFECertValidatorConfig.TrustDomain(
-                name=bundle.trust_domain.name, trust_bundle=_inline(bundle.to_pem())
-            )
-            for bundle in bundles
-        ]
-    )
-    return sds_pb2.CertificateValidationContext(
-        custom_validator_config=sds_pb2.TypedExtensionConfig(
-            name=_VALIDATOR, typed_config=_any(_VALIDATOR_TYPE_URL, config.SerializeToString())
-        )
-    )
-
-
-def _rendered(secret: sds_pb2.Secret, public: bytes) -> Rendered:
-    # Of the public part only: what a version shows must say nothing about a key.
-    return Rendered(secret.SerializeToString(), hashlib.sha256(public).hexdigest()[:16])
-
-
-def _inline(data: bytes) -> sds_pb2.DataSource:
-    return sds_pb2.DataSource(inline_bytes=data)
-
-
-def _any(type_url: str, data: bytes) -> any_pb2.Any:
-    return any_pb2.Any(type_url=type_url, value=data)
 
 
 async def _invalid(context: AnyContext, text: str) -> None:

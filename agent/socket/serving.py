@@ -7,7 +7,8 @@ import grpc
 from agent.metrics import Metrics
 from agent.socket.endpoint import Endpoint, Limits
 from agent.socket.health import Health
-from agent.socket.sds import SdsNames, SecretDiscovery
+from agent.socket.sds import SecretDiscovery
+from agent.socket.sds_secrets import SdsNames
 from agent.socket.workload_api import JwtSource, WorkloadApi
 from runtime.clock import Clock
 from runtime.feed import Feed

@@ -130,7 +130,9 @@ def run(arguments: argparse.Namespace, command: Sequence[str] = ()) -> int:
 async def _verb(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     import asyncio
 
-    from podsvid.api.workload_client import Unreachable, WorkloadApiClient, target
+    from podsvid.api.address import target
+    from podsvid.api.errors import Unreachable
+    from podsvid.api.workload_client import WorkloadApiClient
     from runtime.clock import SystemClock
 
     address = target(_address(arguments))
@@ -150,7 +152,7 @@ async def _verb(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 async def _answer(client: WorkloadApiClient, arguments: argparse.Namespace, token: str) -> Rendered:
     from podsvid.api import rendering
-    from podsvid.api.workload_client import RequestRefused
+    from podsvid.api.errors import RequestRefused
 
     if arguments.verb == "validate":
         try:
@@ -171,8 +173,8 @@ async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[
     import signal
 
     from podsvid.api import rendering
+    from podsvid.api.following import Backoff, follow_x509
     from podsvid.api.watch import Command, Notification, watch
-    from podsvid.api.workload_client import Backoff, follow_x509
     from runtime.clock import SystemClock
 
     if arguments.exec and not command:
@@ -209,7 +211,7 @@ async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[
 
 
 def _address(arguments: argparse.Namespace) -> str:
-    from podsvid.api.workload_client import InvalidAddress
+    from podsvid.api.errors import InvalidAddress
 
     found: str = arguments.socket or os.environ.get(ENDPOINT_VARIABLE, "")
     if not found:
@@ -249,8 +251,8 @@ def _report(text: str) -> None:
 
 
 def _exit_code(error: Exception) -> int:
+    from podsvid.api.errors import InvalidAddress, NoIdentity, Unreachable
     from podsvid.api.watch import CommandNotStarted
-    from podsvid.api.workload_client import InvalidAddress, NoIdentity, Unreachable
 
     codes: dict[type[Exception], int] = {
         InvalidSetting: WRONG_USAGE,

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from podsvid.api.answers import ValidToken, X509State
+from podsvid.api.errors import shown
 from podsvid.api.file_set import SetFile
-from podsvid.api.workload_client import ValidToken, X509State, shown
 from svid.bundle import TrustBundle
 
 if TYPE_CHECKING:

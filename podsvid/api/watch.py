@@ -13,7 +13,8 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from agent.errors import AgentError
-from podsvid.api.workload_client import Backoff, Unreachable
+from podsvid.api.errors import Unreachable
+from podsvid.api.following import Backoff
 from runtime.feed import Feed
 
 DIRECTORY_VARIABLE = "PODSVID_DIR"

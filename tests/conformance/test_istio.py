@@ -12,7 +12,8 @@ import grpc.aio
 import pytest
 
 from agent.pb import sds_pb2
-from agent.socket.sds import SERVICE, TYPE_URL
+from agent.socket.sds import SERVICE
+from agent.socket.sds_secrets import TYPE_URL
 from podsvid.quickstart.kubelet import PodVolume
 from tests.support import IS_ROOT, VOLUME, node, pod
 

@@ -23,9 +23,12 @@ import pytest
 from cryptography import x509
 
 from agent.pb import workload_pb2
+from podsvid.api.address import target
+from podsvid.api.errors import NoIdentity, UnusableAnswer
 from podsvid.api.file_set import DirectoryInUse, FileSet, NotOurs, SetFile
+from podsvid.api.following import Backoff, follow_x509
 from podsvid.api.watch import Notification
-from podsvid.api.workload_client import Backoff, NoIdentity, UnusableAnswer, WorkloadApiClient, follow_x509, target
+from podsvid.api.workload_client import WorkloadApiClient
 from runtime.clock import SystemClock
 from svid.bundle import TrustBundle
 from svid.jwtauthority import JwtSigningKey

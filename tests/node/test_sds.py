@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from agent.metrics import Metrics
 from agent.pb import sds_pb2
 from agent.socket.endpoint import Endpoint, Limits
-from agent.socket.sds import SERVICE, TYPE_URL, SdsNames, SecretDiscovery
+from agent.socket.sds import SERVICE, SecretDiscovery
+from agent.socket.sds_secrets import TYPE_URL, SdsNames
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle

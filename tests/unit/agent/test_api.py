@@ -16,16 +16,12 @@ from agent.errors import WorkloadApiError
 from agent.pb import workload_pb2
 from podsvid.api import command as api
 from podsvid.api import rendering
+from podsvid.api.address import target
+from podsvid.api.answers import X509State
+from podsvid.api.errors import InvalidAddress, Unreachable, UnusableAnswer
+from podsvid.api.following import Backoff
 from podsvid.api.watch import watch
-from podsvid.api.workload_client import (
-    Backoff,
-    InvalidAddress,
-    Unreachable,
-    UnusableAnswer,
-    WorkloadApiClient,
-    X509State,
-    target,
-)
+from podsvid.api.workload_client import WorkloadApiClient
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
 from tests.fake_workload_api import WEB, authority, entry, x509_answer, x509_svid
