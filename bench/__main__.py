@@ -19,7 +19,8 @@ from agent.socket.sds import SERVICE as SDS
 from bench import floor
 from bench.report import Report, environment, record, table
 from csi.pb import csi_pb2
-from podsvid.quickstart.kubelet import PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import PodVolume
 from tests.support import DEADLINE, DRIVER, HEADER, Host, first, host, pod, svid_stream
 
 VOLUME = PodVolume(name="spiffe")

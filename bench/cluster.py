@@ -8,7 +8,8 @@ import sys
 import time
 
 from bench.report import Report, environment, record, table
-from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
 from tests.cluster import signing
 from tests.cluster.fleet import fleet
 from tests.cluster.harness import Cluster, say

@@ -51,34 +51,36 @@ async def mints(report: Report, count: int, rounds: int, profile: Path | None = 
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     request_der = csr.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
     values, rates = [], []
-    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
-        with process(Path(name), count * rounds, 8, free_port(), profile=profile) as (running, site):
-            roots = TrustBundle.from_jwks(TD, Path(site["bundle"]).read_bytes()).to_pem()
-            options = [("grpc.ssl_target_name_override", SIGNER_NAME)]
-            credentials = grpc.ssl_channel_credentials(roots)
-            async with grpc.aio.secure_channel(site["address"], credentials, options) as channel:
-                call = channel.unary_unary(
-                    "/podsvid.signer.v1.Signer/MintX509SVID",
-                    signer_pb2.MintX509SVIDRequest.SerializeToString,
-                    signer_pb2.MintX509SVIDResponse.FromString,
-                )
-                await channel.channel_ready()
-                for number in range(rounds):
-                    pods = iter(site["pods"][number * count : (number + 1) * count])
+    with (
+        tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name,
+        process(Path(name), count * rounds, 8, free_port(), profile=profile) as (running, site),
+    ):
+        roots = TrustBundle.from_jwks(TD, Path(site["bundle"]).read_bytes()).to_pem()
+        options = [("grpc.ssl_target_name_override", SIGNER_NAME)]
+        credentials = grpc.ssl_channel_credentials(roots)
+        async with grpc.aio.secure_channel(site["address"], credentials, options) as channel:
+            call = channel.unary_unary(
+                "/podsvid.signer.v1.Signer/MintX509SVID",
+                signer_pb2.MintX509SVIDRequest.SerializeToString,
+                signer_pb2.MintX509SVIDResponse.FromString,
+            )
+            await channel.channel_ready()
+            for number in range(rounds):
+                pods = iter(site["pods"][number * count : (number + 1) * count])
 
-                    async def work(pods: Iterator[Any] = pods) -> None:
-                        for namespace, pod, uid, token, node, _ in pods:
-                            message = signer_pb2.MintX509SVIDRequest(
-                                pod=signer_pb2.Pod(namespace=namespace, name=pod, uid=uid),
-                                pod_token=token,
-                                csr=request_der,
-                            )
-                            await call(message, metadata=(("authorization", f"Bearer {site['agents'][node]}"),))
+                async def work(pods: Iterator[Any] = pods) -> None:
+                    for namespace, pod, uid, token, node, _ in pods:
+                        message = signer_pb2.MintX509SVIDRequest(
+                            pod=signer_pb2.Pod(namespace=namespace, name=pod, uid=uid),
+                            pod_token=token,
+                            csr=request_der,
+                        )
+                        await call(message, metadata=(("authorization", f"Bearer {site['agents'][node]}"),))
 
-                    before, started = cpu_seconds(running.pid), time.perf_counter()
-                    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
-                    values.append((cpu_seconds(running.pid) - before) / count * 1e3)
-                    rates.append(count / (time.perf_counter() - started))
+                before, started = cpu_seconds(running.pid), time.perf_counter()
+                await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+                values.append((cpu_seconds(running.pid) - before) / count * 1e3)
+                rates.append(count / (time.perf_counter() - started))
     # 1,500 a second and core are 0.667 ms of CPU time each.
     report.add("signer: CPU time of an attested mint, reviews take 2 ms", "ms", values, budget={"p50": 1000 / 1500})
     report.add("signer: mints a second, client on the same cores", "1/s", rates)

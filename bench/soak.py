@@ -25,7 +25,8 @@ import grpc.aio
 
 from agent.pb import workload_pb2
 from bench.report import environment
-from podsvid.quickstart.kubelet import Pod, StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod
 from svid.certificates import certificates_from_pem
 from tests.signer_process import free_port
 from tests.support import HEADER, VOLUME, Host, node, pod

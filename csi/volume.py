@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from io import FileIO
@@ -131,10 +131,8 @@ class VolumeDirectory:
 
     def prepare_socket(self) -> None:
         """Take away a socket that an ended process left."""
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(layout.SOCKET, dir_fd=self._fd)
-        except FileNotFoundError:
-            pass
 
     def open_socket(self) -> None:
         """Give the bound socket its mode and group: connect(2) needs write permission on it."""
@@ -191,10 +189,8 @@ class VolumeDirectory:
 
     def _switch(self, stamp: str) -> None:
         temporary = f"{_DATA}_tmp"
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=self._fd)
-        except FileNotFoundError:
-            pass
         os.symlink(stamp, temporary, dir_fd=self._fd)
         os.rename(temporary, _DATA, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 

@@ -43,7 +43,7 @@ def serving(
             else:
                 self._answer(404, b"try /healthz, /readyz or /metrics\n", "text/plain; charset=utf-8")
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server calls it so
             """Probes and scrapes are no state change."""
 
         def _ask(self, check: Check) -> str | None:

@@ -18,7 +18,8 @@ import grpc
 import grpc.aio
 
 from agent.pb import workload_pb2
-from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = "csi.podsvid.io"

@@ -185,7 +185,7 @@ async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[
     directory = None if arguments.write is None else os.path.abspath(arguments.write)
     runner = Command(command, directory, arguments.exec_timeout, _report) if command else None
     notification = Notification(arguments.signal[0], arguments.signal[1], _report) if arguments.signal else None
-    jitter = random.Random()
+    jitter = random.Random()  # noqa: S311 - jitter is no secret
 
     async def states() -> AsyncGenerator[Rendered, None]:
         async with aclosing(follow_x509(address, SystemClock(), Backoff(jitter), _report)) as found:

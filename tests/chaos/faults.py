@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc.aio
 
-from podsvid.quickstart.kubelet import StandInError
+from podsvid.quickstart.errors import StandInError
 from tests.chaos.link import Mode
 from tests.chaos.world import BOUND, FIRST_OFFSET, LAST_OFFSET, TTL, Running, Signer, World
 from tests.support import DRIVER

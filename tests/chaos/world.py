@@ -19,7 +19,9 @@ import grpc
 import grpc.aio
 
 from agent.pb import node_admin_pb2, workload_pb2
-from podsvid.quickstart.kubelet import Pod, PodVolume, StandInError, StandInKubelet, volume_id_of
+from podsvid.quickstart.errors import StandInError
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume, volume_id_of
 from tests.chaos.link import Link
 from tests.chaos.reader import Expected, look
 from tests.signer_process import process as signer_process

@@ -10,7 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
 from svid.certificates import certificates_from_pem
 from svid.x509svid import X509Svid
 from tests.support import Host, host

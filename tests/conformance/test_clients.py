@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from podsvid.quickstart.kubelet import PodVolume
+from podsvid.quickstart.pods import PodVolume
 from tests.support import IS_ROOT, VOLUME, Host, node, pod
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")

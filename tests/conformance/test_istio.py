@@ -14,7 +14,7 @@ import pytest
 from agent.pb import sds_pb2
 from agent.socket.sds import SERVICE
 from agent.socket.sds_secrets import TYPE_URL
-from podsvid.quickstart.kubelet import PodVolume
+from podsvid.quickstart.pods import PodVolume
 from tests.support import IS_ROOT, VOLUME, node, pod
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")

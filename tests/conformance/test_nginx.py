@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from podsvid.quickstart.kubelet import PodVolume
+from podsvid.quickstart.pods import PodVolume
 from tests.conformance.envoy import free_port
 from tests.support import IS_ROOT, ROOT, node, pod, serial
 

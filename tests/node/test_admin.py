@@ -30,7 +30,7 @@ from csi.journal import Journal
 from csi.model import PodRef, Volume
 from csi.volume import VolumeDirectory
 from podsvid.node import show
-from podsvid.quickstart.kubelet import PublishFailed
+from podsvid.quickstart.errors import PublishFailed
 from runtime.blocking import Blocking
 from runtime.feed import Feed
 from svid.authority import X509Authority

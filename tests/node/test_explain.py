@@ -106,7 +106,7 @@ def answering(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
     class Answering(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server calls it so
             pass
 
         def do_GET(self) -> None:

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from agent.pb import node_admin_pb2, workload_pb2
-from podsvid.quickstart.kubelet import Pod, PodVolume, PublishFailed, StandInKubelet
+from podsvid.quickstart.errors import PublishFailed
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
 from tests.signer_process import free_port, process
 from tests.signer_rig import AUDIENCE
 from tests.support import DRIVER, HEADER, IS_ROOT, Host, host

@@ -18,21 +18,19 @@ import grpc.aio
 import pytest
 
 from csi.pb import csi_pb2, csi_pb2_grpc, pluginregistration_pb2, pluginregistration_pb2_grpc
-from podsvid.quickstart import kubelet as standin
-from podsvid.quickstart.kubelet import (
+from podsvid.quickstart.calls import RpcRecord
+from podsvid.quickstart.errors import (
     DriverNotRegistered,
-    Pod,
-    PodVolume,
     PublishFailed,
-    RpcRecord,
     StandInError,
-    StandInKubelet,
     StatsFailed,
     UnpublishFailed,
     VolumeLeftBehind,
-    VolumeState,
-    volume_id_of,
 )
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume, VolumeState, volume_id_of
+from podsvid.quickstart.registry import Registration
+from podsvid.quickstart.request import TOKENS_KEY
 
 DRIVER = "csi.example.org"
 POD = Pod("shop", "cart-0", "5f1c2a50-0000-4000-8000-000000000001", "cart")
@@ -261,7 +259,7 @@ def test_publish_sends_what_kubelet_sends(root: Path) -> None:
             "csi.storage.k8s.io/serviceAccount.name": "cart",
             "csi.storage.k8s.io/ephemeral": "true",
         }
-        assert json.loads(request.secrets[standin.TOKENS_KEY])["signer"]["token"] == "t"
+        assert json.loads(request.secrets[TOKENS_KEY])["signer"]["token"] == "t"
         assert request.secrets["user"] == "secret"
         assert request.readonly
         assert request.volume_capability.mount.volume_mount_group == "2000"
@@ -289,7 +287,7 @@ def test_tokens_can_come_in_the_volume_context(root: Path) -> None:
     async def test(node: Node) -> None:
         await node.kubelet.publish(POD, PodVolume(tokens={"signer": {"token": "t"}}))
         (request,) = node.driver.published
-        assert standin.TOKENS_KEY in request.volume_context
+        assert TOKENS_KEY in request.volume_context
         assert not request.secrets
 
     on_node(test, root, tokens_in_secrets=False)
@@ -414,8 +412,8 @@ def test_every_call_comes_over_a_connection_of_its_own(root: Path) -> None:
         front = root / "front.sock"
         server = await asyncio.start_unix_server(relay, str(front))
         registration = node.kubelet.registration()
-        relayed = standin.Registration(DRIVER, str(front), "node-1", registration.registry_socket, ("1.0.0",))
-        node.kubelet._registered[DRIVER] = relayed
+        relayed = Registration(DRIVER, str(front), "node-1", registration.registry_socket, ("1.0.0",))
+        node.kubelet._registry._registered[DRIVER] = relayed
         await node.kubelet.publish(POD, VOLUME)
         assert connections == 3
         server.close()

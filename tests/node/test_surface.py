@@ -16,7 +16,8 @@ import jwt
 import pytest
 
 from agent.pb import workload_pb2
-from podsvid.quickstart.kubelet import PodVolume, PublishFailed
+from podsvid.quickstart.errors import PublishFailed
+from podsvid.quickstart.pods import PodVolume
 from svid.authority import X509Authority
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm

@@ -16,7 +16,8 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
 from tests.signer_process import free_port, process
 from tests.signer_rig import AUDIENCE
 from tests.support import DRIVER, IS_ROOT, ROOT, host

@@ -19,7 +19,9 @@ from cryptography import x509
 from csi.model import Contents, PodRef, Volume
 from csi.pb import csi_pb2
 from csi.volume import VolumeDirectory
-from podsvid.quickstart.kubelet import Pod, PodVolume, PublishFailed, StandInKubelet
+from podsvid.quickstart.errors import PublishFailed
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
 from svid.authority import X509Authority
 from svid.identity import WorkloadIdentity
 from svid.keys import KeyAlgorithm, key_to_pem

@@ -1,0 +1,58 @@
+"""What a reader of a volume's files sees, checked as a peer would check it."""
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from podsvid.quickstart.failure import QuickstartError
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One X.509-SVID as a reader of the volume's files sees it."""
+
+    spiffe_id: str
+    trust_domain: str
+    serial: str
+    not_after: datetime
+    at: datetime
+    chain: bytes = field(repr=False)
+
+
+def read_volume(target: Path) -> tuple[bytes, bytes]:
+    """tls.crt and ca.crt of one generation of the volume's files. Raises QuickstartError."""
+    for _ in range(3):
+        with contextlib.suppress(FileNotFoundError):
+            # One look at ..data is one generation, whatever is renamed meanwhile. It may be replaced and removed
+            # before it is read; then the next one is there.
+            generation = target / os.readlink(target / "..data")
+            return (generation / "tls.crt").read_bytes(), (generation / "ca.crt").read_bytes()
+    raise QuickstartError(f"there are no files in the volume {target}")
+
+
+def checked(certificates: bytes, authorities: bytes, trust_domain: str) -> Seen:
+    """What the files say, checked as a peer would check it. Raises QuickstartError."""
+    from cryptography import x509
+
+    from svid.bundle import TrustBundle
+    from svid.errors import SvidError
+    from svid.spiffeid import TrustDomain
+    from svid.x509svid import check_x509_svid
+
+    now = datetime.now(UTC)
+    try:
+        chain = tuple(x509.load_pem_x509_certificates(certificates))
+        bundle = TrustBundle.from_pem(TrustDomain.parse(trust_domain), authorities)
+        spiffe_id = check_x509_svid(chain, bundle, now)
+    except (SvidError, ValueError) as error:
+        raise QuickstartError(f"a volume holds an X.509-SVID that is not valid: {error}") from error
+    return Seen(
+        spiffe_id=str(spiffe_id),
+        trust_domain=str(spiffe_id.trust_domain),
+        serial=f"{chain[0].serial_number:x}",
+        not_after=chain[0].not_valid_after_utc,
+        at=now,
+        chain=certificates,
+    )

@@ -1,0 +1,16 @@
+"""What one run of the quickstart was asked for."""
+
+from dataclasses import dataclass
+
+from podsvid.quickstart.place import Place
+
+
+@dataclass(frozen=True)
+class Settings:
+    place: Place
+    pods: int
+    ttl: str
+    poll_interval: float
+    trust_domain: str
+    exit_after: int | None
+    mounts: bool
