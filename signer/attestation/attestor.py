@@ -113,8 +113,6 @@ class Attestor:
 
     def issued(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
         """Remember that this pod has that identity: it can be renewed while the API server is away."""
-        if attested.degraded:
-            return
         uid = attested.pod.uid
         self._issued[uid] = attested.agent.node_uid, spiffe_id
         self._issued.move_to_end(uid)
