@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.errors import Reason, Refused
-from signer.minting.minting import Minting, MintingSettings, proven_key
+from signer.minting.minting import MAX_CSR, Minting, MintingSettings, proven_key
 from signer.model import Entitlement, LivePod
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import SpiffeId
@@ -127,3 +127,21 @@ def test_jwt() -> None:
     with pytest.raises(Refused) as caught:
         minting().jwt(GIVEN, str(WEB), [])
     assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+def test_a_request_is_bounded_before_it_is_parsed() -> None:
+    key = KeyAlgorithm.EC_P256.generate()
+    padding = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"x" * MAX_CSR)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(padding, critical=False)
+    request = builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+    assert refused(GIVEN, request=request) is Reason.CSR_INVALID
+    assert refused(GIVEN, request=b"") is Reason.CSR_INVALID
+
+
+def test_a_token_with_an_id_of_its_own_is_for_one_caller() -> None:
+    state = first()
+    with_id = Minting(lambda: state, replace(SETTINGS, jwt_id=True), StepClock())
+    one, other = (with_id.jwt(GIVEN, str(WEB), ["a"]) for _ in range(2))
+    assert not one.reusable
+    assert one.svid.claims["jti"] != other.svid.claims["jti"]
+    assert minting().jwt(GIVEN, str(WEB), ["a"]).reusable

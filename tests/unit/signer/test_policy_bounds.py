@@ -1,0 +1,180 @@
+"""What a policy may say reaches the checks that are behind the first one, and policies are fresh or nothing."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.cluster.kube import Object
+from signer.errors import InvalidPolicy, Reason, Refused
+from signer.model import LivePod
+from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
+from signer.policy.policy import MAX_DNS_NAMES, PolicySettings, Service, decide, read_policy
+from signer.policy.template import dns_template, path_template
+from svid.spiffeid import TrustDomain
+from tests.fake_kube import FakeKube
+from tests.signer_rig import StepClock
+from tests.unit.signer.test_policy import POD, given_to, policy, refused
+
+OUTAGE = timedelta(minutes=10)
+SETTINGS = PolicySettings(TrustDomain("example.org"))
+RUBBISH = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+FIELDS = (
+    "podSelector",
+    "namespaceSelector",
+    "serviceAccounts",
+    "spiffeIDTemplate",
+    "dnsNameTemplates",
+    "dnsNamesFromServices",
+    "x509TTL",
+    "jwtTTL",
+    "keyAlgorithms",
+    "hint",
+    "federatesWith",
+    "priority",
+    "deny",
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), RUBBISH, max_size=4), st.booleans())
+def test_any_spec_is_read_and_is_a_policy_that_gives_nothing_by_mistake(spec: Object, namespaced: bool) -> None:
+    metadata = {"name": "n", "uid": "u", **({"namespace": "shop"} if namespaced else {})}
+    found = read_policy({"metadata": metadata, "spec": spec})
+    assert found is not None
+    # One that cannot be used says so and has nothing to give; one that can has a path.
+    assert bool(found.problem) is (found.path is None)
+    if found.problem:
+        assert (found.dns_names, found.x509_ttl, found.federates_with) == ((), None, None)
+        with pytest.raises(Refused):
+            decide([found], POD, (), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "/", "//", "/a//b", "/a/", "/a/../b", "/./a", "a", "/a b", "/ä", "/a{", "/{x}", "/{labels}", "/" + "x" * 1024],
+)
+def test_a_path_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidPolicy):
+        path_template(text)
+
+
+@pytest.mark.parametrize("text", ["", ".", "a..b", ".a", "a.", "A", "a_b", "ä", "a{", "{x}.b", "x" * 1025])
+def test_a_dns_name_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidPolicy):
+        dns_template(text)
+
+
+def test_a_missing_label_is_never_left_out() -> None:
+    unlabelled = LivePod("shop", "p", "u", "n", "sa")
+    assert refused(unlabelled, policy("p", spiffeIDTemplate="/x-{labels['app']}")) is Reason.POLICY_UNUSABLE
+    assert refused(unlabelled, policy("p", dnsNameTemplates=["a{labels['app']}.example"])) is Reason.POLICY_UNUSABLE
+
+
+def test_nobody_is_not_everybody() -> None:
+    assert given_to(POD, policy("p", federatesWith=[])).federates_with == ()
+    assert given_to(POD, policy("p")).federates_with is None
+    one = given_to(POD, policy("p", federatesWith=["partner.test"])).federates_with
+    assert one == (TrustDomain("partner.test"),)
+
+
+def test_a_policy_for_no_account_is_for_nobody_else() -> None:
+    assert refused(POD, policy("p", serviceAccounts=["web"], deny=True)) is Reason.POLICY_DENIED
+    assert given_to(POD, policy("p", serviceAccounts=["other"], deny=True)).policy == "default"
+
+
+@pytest.mark.parametrize("ttl", ["1s", "0s", "2161h", "", "1d", "-1h", "1h 30m", "one hour", "999999999999h"])
+def test_a_lifetime_that_is_none_makes_the_policy_unusable(ttl: str) -> None:
+    assert refused(POD, policy("p", x509TTL=ttl)) is Reason.POLICY_UNUSABLE
+    assert refused(POD, policy("p", jwtTTL=ttl)) is Reason.POLICY_UNUSABLE
+
+
+def test_lists_and_texts_are_bounded() -> None:
+    assert refused(POD, policy("p", dnsNameTemplates=[f"n{n}.example" for n in range(200)])) is Reason.POLICY_UNUSABLE
+    assert refused(POD, policy("p", hint="x" * 1025)) is Reason.POLICY_UNUSABLE
+    assert given_to(POD, policy("p", hint="x" * 1024)).hint == "x" * 1024
+
+
+def followed(test: Any, require_policy: bool = False) -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        settings = PolicySettings(TrustDomain("example.org"), require_policy=require_policy)
+        policies = Policies(kube, settings, OUTAGE, clock)
+        with pytest.raises(Refused) as caught:
+            policies.entitlement(POD)
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+        following = asyncio.ensure_future(policies.run())
+        await policies.wait_synced()
+        try:
+            await test(kube, policies, clock)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_nothing_is_decided_before_every_policy_was_read() -> None:
+    async def test(kube: FakeKube, policies: Policies, clock: StepClock) -> None:
+        assert policies.entitlement(POD).policy == "default"
+
+    followed(test)
+
+
+def test_where_a_policy_is_wanted_the_default_is_none() -> None:
+    async def test(kube: FakeKube, policies: Policies, clock: StepClock) -> None:
+        with pytest.raises(Refused) as caught:
+            policies.entitlement(POD)
+        assert caught.value.reason is Reason.POLICY_DENIED
+        assert policies.explain(POD).outcome.startswith("refused: POLICY_DENIED: ")
+        kube.put(f"{GROUP}/{CLUSTER}/all", {"metadata": {"name": "all"}, "spec": {}})
+        await settled()
+        assert policies.entitlement(POD).policy == "all"
+
+    followed(test, require_policy=True)
+
+
+def test_policies_of_both_kinds_and_labels_of_namespaces_count() -> None:
+    async def test(kube: FakeKube, policies: Policies, clock: StepClock) -> None:
+        kube.put("/api/v1/namespaces/shop", {"metadata": {"name": "shop", "labels": {"tier": "front"}}})
+        selector = {"namespaceSelector": {"matchLabels": {"tier": "front"}}, "spiffeIDTemplate": "/front"}
+        kube.put(f"{GROUP}/{CLUSTER}/front", {"metadata": {"name": "front"}, "spec": selector})
+        await settled()
+        assert policies.entitlement(POD).policy == "front"
+        home = f"{GROUP}/namespaces/shop/{NAMESPACED}/own"
+        kube.put(home, {"metadata": {"name": "own", "namespace": "shop"}, "spec": {}})
+        await settled()
+        found = policies.explain(POD)
+        assert (found.outcome, found.policy, found.matched) == ("allowed", "shop/own", ("shop/own", "front"))
+        assert found.spiffe_id == "spiffe://example.org/ns/shop/sa/web"
+        elsewhere = policies.explain(LivePod("other", "p", "u", "n", "sa"))
+        assert dict(elsewhere.not_matched) == {
+            "front": "namespaceSelector: tier In does not hold for other",
+            "shop/own": "it is for namespace shop",
+        }
+        (surprise,) = policies.entitlement(POD).surprises
+        assert surprise == "policy shop/own won over front, which match this pod as well"
+
+    followed(test)
+
+
+def test_services_give_only_so_many_names_and_what_is_left_out_is_said() -> None:
+    services = tuple(Service("shop", f"s{n}", (("app", "web"),)) for n in range(40))
+    found = given_to(POD, policy("p", dnsNamesFromServices=True), services=services)
+    assert len(found.dns_names) == MAX_DNS_NAMES // 3 * 3
+    assert found.surprises == (f"DNS names of Services were left out: {40 - MAX_DNS_NAMES // 3} Services",)
+    stranger = Service("shop", "other", (("app", "other"),))
+    assert given_to(POD, policy("p", dnsNamesFromServices=True), services=(stranger,)).dns_names == ()
+    assert given_to(POD, policy("p"), services=services).dns_names == ()
