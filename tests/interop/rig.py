@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from podsvid.quickstart.kubelet import Pod, PodVolume, StandInKubelet
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
 from tests.signer_process import free_port, process
 from tests.signer_rig import AUDIENCE
 from tests.support import DEADLINE, DRIVER, ROOT, Host, host

@@ -29,8 +29,8 @@ def test_every_package_has_hashes() -> None:
 
 
 def test_every_package_of_the_project_is_copied() -> None:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    top = {name.partition(".")[0] for name in packages}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    top = {name.removesuffix("*") for name in packages}
     text = (ROOT / "deploy" / "image" / "Containerfile").read_text()
     assert {name for name in top if f"COPY {name} /build/source/{name}\n" in text} == top
     ignored = (ROOT / "deploy" / "image" / "Containerfile.dockerignore").read_text().split()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from podsvid.quickstart.kubelet import PodVolume, PublishFailed
+from podsvid.quickstart.errors import PublishFailed
+from podsvid.quickstart.pods import PodVolume
 from svid.certificates import certificates_from_pem
 from svid.keys import KeyAlgorithm, key_to_pem
 from tests.interop.openbao.bao import Bao, BaoError, Files, intermediate, server, written

@@ -11,8 +11,8 @@ import grpc.aio
 import pytest
 
 from csi import errors
-from csi.boundary import ErrorBoundary
-from csi.errors import STATUS_CODES, CsiError
+from csi.boundary import STATUS_CODES, ErrorBoundary
+from csi.errors import CsiError
 from tests.csi_rig import PATIENCE
 
 SECRET = "-----BEGIN PRIVATE KEY----- MIGHAgEAMBMG"
