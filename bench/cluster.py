@@ -11,8 +11,9 @@ from bench.report import Report, environment, record, table
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
 from tests.cluster import signing
+from tests.cluster.cluster import Cluster
 from tests.cluster.fleet import fleet
-from tests.cluster.harness import Cluster, say
+from tests.cluster.waiting import say
 from tests.support import DRIVER, host, pod
 
 VOLUMES = 200

@@ -21,8 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -70,7 +69,7 @@ class _Module:
     waiting: list[Program]
     lock: IO[str] | None = None
     build: _Build | None = None
-    told: bool = field(default=False)
+    told: bool = False
 
 
 def cache_root() -> Path:
@@ -123,8 +122,7 @@ def _go() -> str:
 def _build_all(modules: dict[Path, _Module], go: str, progress: Progress) -> None:
     # Downloads and links use one core each: a second module fills what the first leaves.
     side_by_side = max(2, (os.cpu_count() or 2) // 2)
-    with ExitStack() as stack:
-        stack.callback(lambda: [_give_up(module) for module in modules.values()])
+    try:
         while modules:
             busy = sum(module.build is not None for module in modules.values())
             for folder, module in list(modules.items()):
@@ -136,6 +134,9 @@ def _build_all(modules: dict[Path, _Module], go: str, progress: Progress) -> Non
                 if module.build is None and not module.waiting:
                     _give_up(modules.pop(folder))
             time.sleep(_POLL_SECONDS)
+    finally:
+        for module in modules.values():
+            _give_up(module)
 
 
 def _locked(folder: Path, module: _Module, progress: Progress) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from .api import Object
-from .binaries import SEARCH_PATH, ClusterError, programs_dir
+from .host import SEARCH_PATH, ClusterError
+from .programs import program
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "chart" / "podsvid"
@@ -20,7 +21,7 @@ def helm(*arguments: str, kubeconfig: Path | None = None, seconds: float = 600) 
     environment = {**os.environ, "PATH": SEARCH_PATH}
     if kubeconfig is not None:
         environment["KUBECONFIG"] = str(kubeconfig)
-    command = [str(programs_dir() / "helm"), *arguments]
+    command = [str(program("helm")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
 
 

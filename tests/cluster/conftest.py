@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from . import product_image
-from .binaries import ClusterError, Progress, build, install_packages
-from .harness import Cluster, say
+from tests.go_tools import Progress, missing
+
+from . import leftovers, product_image
+from .cluster import Cluster
+from .host import ClusterError, install_packages
+from .programs import PROGRAMS
+from .waiting import say
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,12 +34,18 @@ def progress(request: pytest.FixtureRequest) -> Progress:
 
 
 @pytest.fixture(scope="session")
-def images(progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """podsvid's image of this checkout (`now`) and of the commit before (`before`), if it has one; the examples'."""
-    if os.geteuid() != 0:
-        raise ClusterError("the cluster needs root: it mounts, and runs containers")
+def built(progress: Progress) -> None:
+    """All programs are there: their building, which takes many minutes, is no test's business."""
+    lacking = missing(PROGRAMS)
+    if lacking:
+        names = ", ".join(program.name for program in lacking)
+        raise ClusterError(f"not built yet: {names}; run python -m tests.cluster.harness build")
     install_packages(progress)
-    build(progress)
+
+
+@pytest.fixture(scope="session")
+def images(built: None, progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """podsvid's image of this checkout (`now`) and of the commit before (`before`), if it has one; the examples'."""
     found = {"now": product_image.build(ROOT, "now", progress)}
     earlier = tmp_path_factory.mktemp("earlier")
     if product_image.checkout("HEAD~1", earlier):
@@ -47,6 +56,12 @@ def images(progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="session")
 def cluster(progress: Progress, images: dict[str, str]) -> Iterator[Cluster]:
-    """A running cluster whose node is ready, in a network of its own: images are built before."""
-    with Cluster(progress=progress) as running:
-        yield running
+    """A running cluster whose node is ready, in a network of its own: images are built before. It leaves nothing."""
+    cluster = Cluster(progress=progress)
+    cluster.stop()  # what a killed run left is not this run's
+    before = leftovers.traces(cluster.layout)
+    with cluster:
+        yield cluster
+    left = leftovers.traces(cluster.layout) - before
+    # A failed run's logs are kept.
+    assert left - {str(cluster.logs)} == set()

@@ -14,13 +14,14 @@ from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
 from svid.certificates import certificates_from_pem
 from svid.x509svid import X509Svid
+from tests.go_tools import Progress
 from tests.support import Host, host
 
 from . import signing
 from .api import Object
-from .binaries import Progress
-from .harness import PATIENCE_SECONDS, Cluster
+from .cluster import Cluster
 from .signing import AUDIENCE, DRIVER, NAMESPACE, SignerProcess
+from .waiting import PATIENCE_SECONDS
 
 # kubelet passes tokens again about as often.
 REPUBLISH_SECONDS = 20.0

@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from .binaries import which
+from .host import which
 
 TEST_IMAGE = "localhost/podsvid-test:1"
 PAUSE_IMAGE = "localhost/podsvid-pause:1"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from .api import Object
 from .chart import helm
-from .harness import NODE, Cluster, wait_for
+from .cluster import Cluster
+from .layout import NODE
+from .waiting import wait_for
 
 NAMESPACE = "podsvid"
 DRIVER = "csi.podsvid.io"
-RUN_DIR = "/run/podsvid-cluster-agent"
 TAINT = {"key": "podsvid.io/agent-not-ready", "effect": "NoSchedule"}
 
 
@@ -23,7 +24,7 @@ def settings(cluster: Cluster, image: str, trust_domain: str) -> list[str]:
         "image.tag": tag,
         "image.pullPolicy": "Never",
         "kubelet.root": str(cluster.kubelet_root),
-        "agent.runDir": RUN_DIR,
+        "agent.runDir": str(cluster.layout.agent_run_dir),
         "startupTaint.enabled": "true",
     }
     return [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
@@ -41,7 +42,7 @@ def state(cluster: Cluster) -> str:
     lines = []
     for pod in cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]:
         name = pod["metadata"]["name"]
-        lines += [name, cluster.describe_pod(name, NAMESPACE)[-3000:]]
+        lines += [name, cluster.pods.describe(name, NAMESPACE)[-3000:]]
     return "\n".join(lines)
 
 

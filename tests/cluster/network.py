@@ -11,10 +11,9 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
-from .binaries import ClusterError, which
+from .host import ClusterError, run, which
 
 BRIDGE = "pods"
 # The node's address, on the bridge.
@@ -30,9 +29,9 @@ _CLONE_NEWNET = 0x40000000
 class OwnNetwork:
     """A network namespace that the calling thread is in from `enter` to `leave`. Both on the same thread."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, path: Path) -> None:
         # While it is mounted there, `nsenter --net=PATH` reaches it from outside.
-        self.path = Path(f"/run/{name}.net")
+        self.path = path
         self._before: int | None = None
 
     def enter(self) -> None:
@@ -43,7 +42,7 @@ class OwnNetwork:
         if libc.unshare(_CLONE_NEWNET) != 0:
             raise ClusterError(f"no network namespace of its own: {os.strerror(ctypes.get_errno())}")
         self.path.touch()
-        _run([which("mount"), "--bind", f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net", str(self.path)])
+        run([which("mount"), "--bind", f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net", str(self.path)])
         for command in (
             "link set lo up",
             f"link add {BRIDGE} type bridge",
@@ -52,7 +51,7 @@ class OwnNetwork:
             # kubelet and the API server want a route that is the default, though nothing is behind it.
             f"route add default dev {BRIDGE}",
         ):
-            _run([which("ip"), *command.split()])
+            run([which("ip"), *command.split()])
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
     def leave(self) -> None:
@@ -108,9 +107,3 @@ cluster.local:53 {{
     }}
 }}
 """
-
-
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ClusterError(f"{' '.join(command)} failed: {done.stderr.strip()}")

@@ -53,6 +53,9 @@ class ClusterAuthority:
         )
         self.ca_cert = folder / "ca.crt"
         self._write(self.ca_cert, _pem(builder.sign(self._key, hashes.SHA256())))
+        # Signs service account tokens.
+        self.tokens_key = folder / "service-accounts.key"
+        self._write(self.tokens_key, _key_pem(ec.generate_private_key(ec.SECP256R1())))
 
     def issue(self, file_name: str, common_name: str, organization: str = "") -> Pair:
         """A certificate for both ends of a connection in this cluster."""
@@ -80,12 +83,6 @@ class ClusterAuthority:
         self._write(pair.cert, _pem(certificate))
         self._write(pair.key, _key_pem(key))
         return pair
-
-    def signing_key(self) -> Path:
-        """The key that signs service account tokens."""
-        path = self._folder / "service-accounts.key"
-        self._write(path, _key_pem(ec.generate_private_key(ec.SECP256R1())))
-        return path
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         now = datetime.now(UTC)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
-import os
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from .binaries import SEARCH_PATH, ClusterError, Progress, cache_dir, which
-from .harness import Cluster
+from tests.go_tools import Progress, cache_root
+
+from .cluster import Cluster
+from .host import run, which
+from .programs import program
 
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/debian-python:1"
@@ -42,10 +47,10 @@ def build(source: Path, tag: str, progress: Progress) -> str:
     name = f"localhost/podsvid:{tag}"
     started = time.monotonic()
     progress(f"building {name}")
-    command = [*_build_command(), "--build-arg", f"BASE={BASE}"]
+    command = ["--build-arg", f"BASE={BASE}"]
     command += ["--ignorefile", str(source / "deploy" / "image" / "Containerfile.dockerignore")]
     command += ["--tag", name, "--file", str(source / "deploy" / "image" / "Containerfile"), str(source)]
-    _buildah(command)
+    _build(command)
     progress(f"built {name} in {time.monotonic() - started:.0f} s")
     return name
 
@@ -61,22 +66,17 @@ def build_examples(context: Path, progress: Progress) -> str:
     assert envoy is not None
     assert envoy.submodule_search_locations
     shutil.copyfile(Path(next(iter(envoy.submodule_search_locations))) / "_bin" / "envoy", context / "envoy")
-    go = {**os.environ, "PATH": SEARCH_PATH, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
-    command = [which("go"), "build", "-trimpath", "-o", str(context / "workload-api-go"), "."]
-    done = subprocess.run(
-        command, cwd=examples / "workload-api-go", env=go, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ClusterError(f"workload-api-go does not build:\n{done.stderr[-3000:]}")
+    shutil.copyfile(program("workload-api-go"), context / "workload-api-go")
     (context / "Containerfile").write_text(
         f"""\
 FROM {EXAMPLES_BASE}
 RUN python3 -m venv /app && /app/bin/pip install -q --no-cache-dir {" ".join(wanted)}
-COPY main.py workload-api-go /app/
+COPY main.py /app/
+COPY --chmod=755 workload-api-go /app/
 COPY --chmod=755 envoy /usr/local/bin/envoy
 """
     )
-    _buildah([*_build_command(), "--tag", EXAMPLES, str(context)])
+    _build(["--tag", EXAMPLES, str(context)])
     return EXAMPLES
 
 
@@ -91,20 +91,20 @@ def load(cluster: Cluster, names: Iterable[str]) -> None:
 
 def unpacked(name: str, inside: str) -> tuple[int, list[str]]:
     """The bytes of all files below a folder of the image, and the names of all programs in the image."""
-    container = _buildah(["from", name]).strip()
-    try:
-        root = Path(_buildah(["mount", container]).strip())
-        try:
-            files = [
-                path for path in (root / inside.lstrip("/")).rglob("*") if path.is_file() and not path.is_symlink()
-            ]
-            folders = (root / each for each in ("usr/bin", "usr/local/bin", inside.lstrip("/") + "/bin"))
-            programs = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
-            return sum(path.stat().st_size for path in files), programs
-        finally:
-            _buildah(["umount", container])
-    finally:
+    with _store_alone():
+        container = _buildah(["from", name]).strip()
+        # Looked at from where it is mounted: nobody else sees that mount.
+        look = """
+            root=$("$@" mount "$0")
+            find "$root/$INSIDE" -type f -printf '%s\\n'
+            for folder in usr/bin usr/local/bin "$INSIDE/bin"; do
+              if [ -d "$root/$folder" ]; then find -H "$root/$folder" -mindepth 1 -maxdepth 1 -printf '/%f\\n'; fi
+            done
+        """
+        script = f"INSIDE={shlex.quote(inside.lstrip('/'))}\n{look}"
+        lines = _run_apart(["sh", "-euc", script, container, *_buildah_command()]).splitlines()
         _buildah(["rm", container])
+    return sum(int(line) for line in lines if line[0] != "/"), [line[1:] for line in lines if line[0] == "/"]
 
 
 def checkout(revision: str, folder: Path) -> bool:
@@ -119,16 +119,28 @@ def checkout(revision: str, folder: Path) -> bool:
     return (folder / "deploy" / "image" / "Containerfile").exists()
 
 
-def _build_command() -> list[str]:
+def _build(arguments: Sequence[str]) -> None:
     # A host may need files of its own to reach its package index; the image gets none of them.
     mounts = [flag for each in _HOST_FILES if Path(each).exists() for flag in ("--volume", f"{each}:{each}:ro")]
-    return ["build", "-q", "--isolation", "chroot", "--network", "host", "--layers", "--timestamp", "0", *mounts]
+    settings = ["-q", "--isolation", "chroot", "--network", "host", "--layers", "--timestamp", "0", *mounts]
+    with _store_alone():
+        _buildah(["build", *settings, *arguments])
+
+
+@contextmanager
+def _store_alone() -> Iterator[None]:
+    """The images' store, with no container in it that a killed run left half built."""
+    cache_root().mkdir(parents=True, exist_ok=True)
+    with (cache_root() / "image-store.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _buildah(["rm", "--all"])
+        yield
 
 
 def _build_base(name: str, progress: Progress) -> None:
     if _exists(name):
         return
-    home = cache_dir().parent / "image-base"
+    home = cache_root() / "image-base"
     home.mkdir(parents=True, exist_ok=True)
     content = hashlib.sha256(repr((_SUITE, _PACKAGES[name])).encode()).hexdigest()[:16]
     archive = home / f"{content}.tar"
@@ -137,7 +149,7 @@ def _build_base(name: str, progress: Progress) -> None:
         part = archive.with_suffix(".part.tar")
         command = [which("mmdebstrap"), "--quiet", "--mode=root", "--variant=minbase"]
         command += [f"--include={','.join(_PACKAGES[name])}", _SUITE, str(part)]
-        _run([*command, *_package_sources()])
+        _run_apart([*command, *_package_sources()])
         part.replace(archive)
     context = home / "context"
     context.mkdir(exist_ok=True)
@@ -155,22 +167,31 @@ def _package_sources() -> list[str]:
 
 
 def _exists(name: str) -> bool:
-    done = subprocess.run(_command(["inspect", "--type", "image", name]), capture_output=True, check=False)
-    return done.returncode == 0
-
-
-def _command(arguments: Sequence[str]) -> list[str]:
-    store = cache_dir().parent / "image-store"
-    where = ["--root", str(store), "--runroot", "/run/podsvid-image-store"]
-    return [which("buildah"), *where, "--storage-driver", "overlay", *arguments]
+    return name in _buildah(["images", "--format", "{{.Name}}:{{.Tag}}"]).split()
 
 
 def _buildah(arguments: Sequence[str]) -> str:
-    return _run(_command(arguments))
+    return _run_apart([*_buildah_command(), *arguments])
 
 
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, env={**os.environ, "PATH": SEARCH_PATH}, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ClusterError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-3000:]}")
-    return done.stdout
+def _buildah_command() -> list[str]:
+    where = ["--root", str(cache_root() / "image-store"), "--runroot", f"{_scratch()}/run"]
+    return [which("buildah"), *where, "--storage-driver", "overlay"]
+
+
+def _scratch() -> Path:
+    """An empty folder; builders have a file system of their own there."""
+    return cache_root() / "image-scratch"
+
+
+def _run_apart(command: Sequence[str]) -> str:
+    """Run a builder of images so that nothing of it can stay, however it or this process ends.
+
+    Its mounts are in a namespace, and so are its processes, which the kernel ends with the first of them: that one is
+    ended with this process. Its temporary files are in memory. Raises ClusterError.
+    """
+    _scratch().mkdir(parents=True, exist_ok=True)
+    script = 'mount -t tmpfs -o mode=1777 builder "$TMPDIR" && exec "$@"'
+    apart = [which("setpriv"), "--pdeathsig", "KILL", which("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
+    apart += ["--mount-proc", "env", f"TMPDIR={_scratch()}", "sh", "-c", script, "sh"]
+    return run([*apart, *command])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.rpc import error_details_pb2
@@ -26,12 +27,13 @@ from svid.certificates import certificates_from_der
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import TrustDomain
+from tests.go_tools import Progress
 
-from . import chart
+from . import chart, kubeconfig
 from .api import ApiError, Object
-from .binaries import Progress
-from .harness import Cluster, wait_for
+from .cluster import Cluster
 from .image import TEST_IMAGE
+from .waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 TRUST_DOMAIN = "cluster.test"
@@ -91,7 +93,7 @@ def pod(
 ) -> Object:
     """A pod that is bound to a node; it mounts the driver unless that is None."""
     volumes = [{"name": "identity", "csi": {"driver": driver, "readOnly": True}}] if driver else []
-    return cluster.create_pod(
+    return cluster.pods.create(
         {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -265,6 +267,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def expired_token(cluster: Cluster, account: str, namespace: str, audience: str, pod: Object) -> str:
+    """A token as the API server would have made it two hours ago, with its key; it makes none that ends so soon."""
+    fresh = cluster.api.token(account, namespace, audience, pod)
+    claims = jwt.decode(fresh, options={"verify_signature": False})
+    for name in ("iat", "nbf", "exp"):
+        claims[name] -= 7200
+    headers = {"kid": jwt.get_unverified_header(fresh)["kid"]}
+    key = (cluster.layout.pki / "service-accounts.key").read_text()
+    return jwt.encode(claims, key, algorithm="ES256", headers=headers)
+
+
 @contextmanager
 def signer_process(
     cluster: Cluster, progress: Progress, name: str = "signer-1", *flags: str, wait: bool = True, port: int = 0
@@ -274,10 +287,11 @@ def signer_process(
     home = cluster.directory / name
     home.mkdir(exist_ok=True)
     log = cluster.logs / f"{name}.log"
-    kubeconfig = cluster.service_account_kubeconfig("podsvid-signer", NAMESPACE)
+    access = cluster.directory / "podsvid-signer.kubeconfig"
+    kubeconfig.with_token(access, cluster.kubeconfig, cluster.api.token("podsvid-signer", NAMESPACE))
     command = [sys.executable, "-m", "podsvid", "signer", "--trust-domain", TRUST_DOMAIN, "--identity", name]
     command += ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{http}", "--namespace", NAMESPACE]
-    command += ["--kubeconfig", str(kubeconfig), "--admin-socket", str(home / "admin.sock"), *flags]
+    command += ["--kubeconfig", str(access), "--admin-socket", str(home / "admin.sock"), *flags]
     with log.open("ab") as sink:
         process = subprocess.Popen(
             command,

@@ -16,13 +16,16 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
+from tests.go_tools import Progress
+
 from . import product_image
 from .api import ApiError
-from .binaries import ClusterError, Progress
 from .chart import CHART
-from .harness import Cluster, wait_for
+from .cluster import Cluster
+from .host import ClusterError
 from .installation import NAMESPACE, component, empty, release, settings, volumes_of_podsvid
 from .traffic import Traffic, running, serial, target, workload
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1: more of each, in another order.
@@ -60,7 +63,7 @@ def _process_stopped(cluster: Cluster, name: str) -> Iterator[None]:
 
 
 def _process(cluster: Cluster, name: str) -> int:
-    return cluster.pod_process(component(cluster, name)[0]["metadata"]["name"], NAMESPACE)
+    return cluster.pods.process(component(cluster, name)[0]["metadata"]["name"], NAMESPACE)
 
 
 FAULTS: dict[str, Fault] = {
@@ -86,7 +89,7 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
         yield
     finally:
         for pod in cluster.api.get("/api/v1/namespaces/default/pods?labelSelector=app%3Dtraffic")["items"]:
-            cluster.delete_pod(pod["metadata"]["name"])
+            cluster.pods.delete(pod["metadata"]["name"])
         empty(cluster)
 
 
@@ -94,7 +97,7 @@ def test_every_part_is_killed_or_stopped_once(cluster: Cluster, installed: None,
     rng = random.Random(3)
     names = [f"chaos-{number}" for number in range(PODS)]
     for name in names:
-        cluster.create_pod(workload(name))
+        cluster.pods.create(workload(name))
     for name in names:
         wait_for(name, lambda name=name: running(cluster, name), progress=progress)  # type: ignore[misc]
     folders = [target(cluster, name) for name in names]
@@ -124,7 +127,7 @@ def test_every_part_is_killed_or_stopped_once(cluster: Cluster, installed: None,
     assert traffic.failures == []
     assert traffic.done > 100
     for name in names:
-        cluster.delete_pod(name)
+        cluster.pods.delete(name)
     # Without a grace period they are gone from the API before kubelet has taken their volumes down.
     wait_for("the pods' volumes to be gone", lambda: volumes_of_podsvid(cluster) == [], progress=progress)
 
@@ -150,13 +153,13 @@ def _well(cluster: Cluster, what: str, names: list[str], progress: Progress) -> 
         return True
 
     def new_pod() -> bool | str:
-        if cluster.pod("chaos-new") is None:
-            cluster.create_pod(workload("chaos-new"))
+        if cluster.pods.find("chaos-new") is None:
+            cluster.pods.create(workload("chaos-new"))
         return running(cluster, "chaos-new")
 
     def gone() -> bool | str:
-        if cluster.pod("chaos-new") is not None:
-            cluster.delete_pod("chaos-new")
+        if cluster.pods.find("chaos-new") is not None:
+            cluster.pods.delete("chaos-new")
             return "it is there"
         left = len(volumes_of_podsvid(cluster))
         return True if left == len(names) else f"{left} volumes for {len(names)} pods"

@@ -15,7 +15,7 @@ from signer import config as signer_config
 
 from . import chart
 from .api import Object
-from .binaries import ClusterError, Progress, build
+from .host import ClusterError
 
 pytestmark = pytest.mark.timeout(5400)
 GOLDEN = Path(__file__).parent / "golden" / "everything.yaml"
@@ -42,8 +42,8 @@ EVERYTHING = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs(progress: Progress) -> None:
-    build(progress)
+def programs(built: None) -> None:
+    """Helm."""
 
 
 def documents(*values: str) -> dict[tuple[str, str], Object]:

@@ -15,15 +15,16 @@ import yaml
 
 from svid.certificates import certificates_from_der, certificates_from_pem
 from svid.x509svid import spiffe_id_of
+from tests.go_tools import Progress
 
 from . import product_image
 from .api import Object, collection
-from .binaries import Progress
 from .chart import CHART, ROOT
+from .cluster import Cluster
 from .fleet import tls_context
-from .harness import Cluster, wait_for
 from .image import TEST_IMAGE
 from .installation import empty, release, settings
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(5400)
 EXAMPLES = ROOT / "deploy" / "examples"
@@ -93,7 +94,7 @@ def ready(cluster: Cluster, selector: str, progress: Progress, count: int = 1) -
     try:
         wait_for(selector, look, progress=progress)
     except Exception as error:
-        pytest.fail("\n".join([str(error), *(cluster.describe_pod(p["metadata"]["name"]) for p in pods(cluster))]))
+        pytest.fail("\n".join([str(error), *(cluster.pods.describe(p["metadata"]["name"]) for p in pods(cluster))]))
     return pods(cluster, selector)
 
 
@@ -105,7 +106,7 @@ def eventually(cluster: Cluster, what: str, found: Callable[[], bool | str], pro
     try:
         wait_for(what, found, progress=progress)
     except Exception as error:
-        pytest.fail("\n".join([str(error), *(cluster.describe_pod(p["metadata"]["name"]) for p in pods(cluster))]))
+        pytest.fail("\n".join([str(error), *(cluster.pods.describe(p["metadata"]["name"]) for p in pods(cluster))]))
 
 
 def files(cluster: Cluster, pod: Object) -> Path:
@@ -152,7 +153,7 @@ def test_workload_api_python(cluster: Cluster, apply: Callable[[str], list[Objec
     expected = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/default serial "
 
     def printed() -> bool | str:
-        lines = cluster.pod_log("workload-api-python").splitlines()
+        lines = cluster.pods.log("workload-api-python").splitlines()
         assert all(line.startswith(expected) for line in lines), lines
         return len(lines) >= 2
 
@@ -164,7 +165,7 @@ def test_workload_api_go(cluster: Cluster, apply: Callable[[str], list[Object]],
     ready(cluster, "app=go-server", progress)
     eventually(cluster, "the client's Job", lambda: succeeded(cluster, "go-client"), progress)
     (client,) = pods(cluster, "job-name=go-client")
-    assert f"hello spiffe://{TRUST_DOMAIN}/ns/default/sa/go-client" in cluster.pod_log(client["metadata"]["name"])
+    assert f"hello spiffe://{TRUST_DOMAIN}/ns/default/sa/go-client" in cluster.pods.log(client["metadata"]["name"])
 
 
 def succeeded(cluster: Cluster, job: str) -> bool:
@@ -194,7 +195,7 @@ def test_short_job(cluster: Cluster, apply: Callable[[str], list[Object]], progr
     eventually(cluster, "the Job", lambda: succeeded(cluster, "short-job"), progress)
     progress(f"a Job that lives 5 s was done {time.monotonic() - started:.0f} s after it was applied")
     (pod,) = pods(cluster, "job-name=short-job")
-    log = cluster.pod_log(pod["metadata"]["name"])
+    log = cluster.pods.log(pod["metadata"]["name"])
     assert "tls.crt: OK" in log
     assert f"URI:spiffe://{TRUST_DOMAIN}/ns/default/sa/default" in log
     volume = files(cluster, pod)
@@ -214,11 +215,11 @@ def test_non_root_fsgroup(cluster: Cluster, apply: Callable[[str], list[Object]]
     apply("non-root-fsgroup")
 
     def checked() -> bool | str:
-        log = cluster.pod_log("non-root-fsgroup")
+        log = cluster.pods.log("non-root-fsgroup")
         return True if "Key is valid" in log else log[-300:]
 
     eventually(cluster, "its checks", checked, progress)
-    log = cluster.pod_log("non-root-fsgroup")
+    log = cluster.pods.log("non-root-fsgroup")
     assert "uid=10001" in log
     assert "tls.crt: OK" in log
     (key,) = [line for line in log.splitlines() if line.endswith(" tls.key")]
@@ -234,11 +235,11 @@ def test_user_namespace(cluster: Cluster, apply: Callable[[str], list[Object]], 
         pytest.skip(f"{runtime} says that this host has no user namespaces: Linux 6.3 or newer is needed to run this")
     apply("user-namespace")
     eventually(
-        cluster, "its checks", lambda: "Key is valid" in cluster.pod_log("user-namespace") or "not yet", progress
+        cluster, "its checks", lambda: "Key is valid" in cluster.pods.log("user-namespace") or "not yet", progress
     )
     # Root in the container, which owns nothing of the volume; on the node a user that is nobody.
-    assert "uid=0" in cluster.pod_log("user-namespace")
-    process = Path(f"/proc/{cluster.pod_process('user-namespace')}")
+    assert "uid=0" in cluster.pods.log("user-namespace")
+    process = Path(f"/proc/{cluster.pods.process('user-namespace')}")
     assert process.stat().st_uid > 65535
     assert (process / "ns" / "user").readlink() != Path("/proc/self/ns/user").readlink()
 

@@ -9,18 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.go_tools import Progress
+
 from . import product_image
-from .binaries import Progress
 from .chart import CHART, ROOT, helm
-from .harness import NODE, Cluster, wait_for
+from .cluster import Cluster
 from .installation import (
     DRIVER,
     NAMESPACE,
-    RUN_DIR,
     TAINT,
     component,
     empty,
@@ -29,7 +28,9 @@ from .installation import (
     settings,
     volumes_of_podsvid,
 )
+from .layout import NODE
 from .traffic import Traffic, running, serial, target, workload
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(5400)
 LONG = bool(os.environ.get("PODSVID_LONG"))
@@ -54,7 +55,7 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
         yield took
     finally:
         for pod in cluster.api.get("/api/v1/namespaces/default/pods?labelSelector=app%3Dtraffic")["items"]:
-            cluster.delete_pod(pod["metadata"]["name"])
+            cluster.pods.delete(pod["metadata"]["name"])
         set_taints(cluster, [])
         empty(cluster)
 
@@ -66,11 +67,11 @@ def test_the_life_of_an_installation(
     assert TAINT["key"] not in [each["key"] for each in taints], "the start-up taint is still there"
     names = [f"traffic-{number}" for number in range(PODS)]
     started = time.monotonic()
-    cluster.create_pod(workload(names[0]))
+    cluster.pods.create(workload(names[0]))
     wait_for("the first pod", lambda: running(cluster, names[0]), progress=progress)
     progress(f"first pod with an identity: {time.monotonic() - started:.1f} s after it was created")
     for name in names[1:]:
-        cluster.create_pod(workload(name))
+        cluster.pods.create(workload(name))
     for name in names:
         wait_for(name, lambda name=name: running(cluster, name), progress=progress)  # type: ignore[misc]
     folders = [target(cluster, name) for name in names]
@@ -108,7 +109,7 @@ def test_the_life_of_an_installation(
     asyncio.run(changes())
 
     # A pod on the new agent, and the signer's view of it.
-    cluster.create_pod(workload("late"))
+    cluster.pods.create(workload("late"))
     wait_for("a pod after the upgrades", lambda: running(cluster, "late"), progress=progress)
 
     explain(cluster, progress)
@@ -124,7 +125,7 @@ def test_the_life_of_an_installation(
     cluster.api.create(POLICY, {"apiVersion": "podsvid.io/v1alpha1", "kind": "ClusterWorkloadIdentity",
                                 "metadata": {"name": "left"}, "spec": {}})  # fmt: skip
     for name in (*names, "late"):
-        cluster.delete_pod(name)
+        cluster.pods.delete(name)
     # Without a grace period they are gone from the API before kubelet has taken their volumes down.
     wait_for("the pods' volumes to be gone", lambda: volumes_of_podsvid(cluster) == [], progress=progress)
     out = release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "5m")
@@ -171,10 +172,10 @@ def refusals(cluster: Cluster, progress: Progress) -> None:
     named["spec"]["volumes"][0]["csi"]["volumeAttributes"] = {"dnsNames": "payments.svc"}
     for body, reason in ((denied, "POLICY_DENIED"), (named, "DNS_NAME_DENIED")):
         name = str(body["metadata"]["name"])
-        cluster.create_pod(body)
+        cluster.pods.create(body)
 
         def said(name: str = name, reason: str = reason) -> bool | str:
-            lines = [line for line in cluster.describe_pod(name).splitlines() if reason in line]
+            lines = [line for line in cluster.pods.describe(name).splitlines() if reason in line]
             sources = {source for source in ("FailedMount", "IdentityRefused") for line in lines if source in line}
             return len(sources) == 2 or str(lines)
 
@@ -183,7 +184,7 @@ def refusals(cluster: Cluster, progress: Progress) -> None:
     cluster.api.remove(f"{POLICY}/denied")
     wait_for("the pod to start by itself", lambda: running(cluster, "denied"), progress=progress)
     for name in ("denied", "named"):
-        cluster.delete_pod(name)
+        cluster.pods.delete(name)
 
 
 def assert_image(cluster: Cluster, image: str) -> None:
@@ -198,7 +199,7 @@ def left_on_the_node(cluster: Cluster) -> list[str]:
     found = volumes_of_podsvid(cluster)
     found += [str(path) for path in (root / "plugins_registry").glob("*podsvid*")]
     found += [str(path) for path in (root / "plugins").glob(f"{DRIVER}*")]
-    return found + [str(path) for path in Path(RUN_DIR).rglob("*")]
+    return found + [str(path) for path in cluster.layout.agent_run_dir.rglob("*")]
 
 
 def test_the_image_is_small_and_brings_no_compiler(images: dict[str, str], progress: Progress) -> None:

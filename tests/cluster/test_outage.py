@@ -17,14 +17,15 @@ from signer.authority.state import AuthorityState, Stage
 from signer.errors import SignerError
 from svid.certificates import certificates_from_der, certificates_from_pem
 from svid.x509svid import X509Svid, check_x509_svid
+from tests.go_tools import Progress
 
 from . import signing
 from .api import Object
-from .binaries import Progress
+from .cluster import Cluster
 from .fleet import fleet, forget, handshake
-from .harness import PATIENCE_SECONDS, Cluster
 from .signing import AUDIENCE, NAMESPACE, SECRET, Refusal, SignerClient, SignerProcess, stored_state
 from .test_rotation import authority, eventually
+from .waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1 takes the figure of the issue.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from .binaries import Progress
-from .harness import Cluster, wait_for
+from tests.go_tools import Progress
+
+from .cluster import Cluster
 from .image import TEST_IMAGE
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(5400)
 
 
 def test_a_plain_pod_runs_to_its_end(cluster: Cluster, progress: Progress) -> None:
-    cluster.create_pod(
+    cluster.pods.create(
         {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -34,11 +36,11 @@ def test_a_plain_pod_runs_to_its_end(cluster: Cluster, progress: Progress) -> No
     )
 
     def succeeded() -> bool | str:
-        phase = (cluster.pod("plain") or {})["status"].get("phase", "")
-        assert phase != "Failed", cluster.describe_pod("plain")
+        phase = (cluster.pods.find("plain") or {})["status"].get("phase", "")
+        assert phase != "Failed", cluster.pods.describe("plain")
         return True if phase == "Succeeded" else str(phase)
 
     wait_for("the plain pod to end", succeeded, progress=progress)
-    log = cluster.pod_log("plain").splitlines()
+    log = cluster.pods.log("plain").splitlines()
     assert log[0] == "10001"
     assert log[1].startswith("OpenSSL")

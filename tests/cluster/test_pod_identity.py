@@ -15,11 +15,14 @@ import grpc
 import pytest
 
 from agent.pb import workload_pb2
+from tests.go_tools import Progress
 
 from . import chart, signing
-from .binaries import ClusterError, Progress
-from .harness import NODE, Cluster, wait_for
+from .cluster import Cluster
+from .host import ClusterError
 from .image import TEST_IMAGE
+from .layout import NODE
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(5400)
 
@@ -184,16 +187,18 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
     cluster: Cluster, agent: Agent, driver: str, progress: Progress
 ) -> None:
     signing.account(cluster, ACCOUNT)
-    uid = str(cluster.create_pod(_pod(driver))["metadata"]["uid"])
+    uid = str(cluster.pods.create(_pod(driver))["metadata"]["uid"])
     volumes = cluster.kubelet_root / "pods" / uid / "volumes" / "kubernetes.io~csi"
 
     def printed() -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = re.findall(r"^serial=([0-9A-F]+) URI:(\S+)$", cluster.pod_log(POD), re.MULTILINE)
+        found: list[tuple[str, str]] = re.findall(
+            r"^serial=([0-9A-F]+) URI:(\S+)$", cluster.pods.log(POD), re.MULTILINE
+        )
         return found
 
     def check() -> None:
         agent.check()
-        assert _restarts(cluster) == 0, cluster.describe_pod(POD)
+        assert _restarts(cluster) == 0, cluster.pods.describe(POD)
 
     def rotated() -> bool | str:
         count = len(printed())
@@ -202,8 +207,8 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
     try:
         wait_for(f"{ROTATIONS} rotations", rotated, progress=progress, alive=check)
     except ClusterError as error:
-        pytest.fail(f"{error}\n{cluster.describe_pod(POD)}\n{agent.log.read_text(errors='replace')[-4000:]}")
-    log = cluster.pod_log(POD)
+        pytest.fail(f"{error}\n{cluster.pods.describe(POD)}\n{agent.log.read_text(errors='replace')[-4000:]}")
+    log = cluster.pods.log(POD)
     assert "user 10001 groups 10001 20000" in log
     assert {spiffe_id for _, spiffe_id in printed()} == {SPIFFE_ID}
     assert len({serial for serial, _ in printed()}) == len(printed()) > ROTATIONS
@@ -211,12 +216,12 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
     assert agent.volumes() == 1.0
     assert _mounts_at(volumes)
     # The same identity over the Workload API, through the pod's own view of the volume.
-    assert _workload_api_id(f"/proc/{cluster.pod_process(POD)}/root/identity/socket") == SPIFFE_ID
+    assert _workload_api_id(f"/proc/{cluster.pods.process(POD)}/root/identity/socket") == SPIFFE_ID
 
-    cluster.delete_pod(POD)
+    cluster.pods.delete(POD)
     wait_for(
         "the pod to be gone",
-        lambda: cluster.pod(POD) is None and not volumes.exists(),
+        lambda: cluster.pods.find(POD) is None and not volumes.exists(),
         progress=progress,
         alive=agent.check,
     )
@@ -228,12 +233,12 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
 
 
 def _phase(cluster: Cluster) -> str:
-    pod = cluster.pod(POD) or {}
+    pod = cluster.pods.find(POD) or {}
     return str(pod.get("status", {}).get("phase", "not there"))
 
 
 def _restarts(cluster: Cluster) -> int:
-    pod = cluster.pod(POD) or {}
+    pod = cluster.pods.find(POD) or {}
     return sum(each["restartCount"] for each in pod.get("status", {}).get("containerStatuses", []))
 
 

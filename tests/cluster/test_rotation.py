@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from signer.authority.state import Stage
+from tests.go_tools import Progress
 
 from . import signing
-from .binaries import Progress
-from .fleet import Fleet, authority_of, fleet, handshake
-from .harness import PATIENCE_SECONDS, Cluster
+from .cluster import Cluster
+from .fleet import Fleet, authority_of, fleet
 from .signing import ROOT, SECRET, SignerProcess, stored_state
+from .traffic import Traffic
+from .waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1 takes the figures of the issue.
@@ -43,30 +43,6 @@ def signer(cluster: Cluster, progress: Progress) -> Iterator[SignerProcess]:
     cluster.api.remove(SECRET)
     with signing.signer_process(cluster, progress, "signer-rotating", *FLAGS) as running:
         yield running
-
-
-class Load:
-    """Handshakes between random pairs of volumes, one after another, from a thread."""
-
-    def __init__(self, targets: list[Path], rng: random.Random) -> None:
-        self._targets = targets
-        self._rng = rng
-        self._stop = False
-        self.done = 0
-        self.failures: list[str] = []
-
-    def run(self) -> None:
-        while not self._stop:
-            one, other = self._rng.sample(self._targets, 2)
-            try:
-                handshake(one, other)
-            except Exception as error:
-                self.failures.append(f"{datetime.now()} {one.parts[-4][:8]} {other.parts[-4][:8]}: {error!r}")
-            self.done += 1
-            time.sleep(0.002)
-
-    def stop(self) -> None:
-        self._stop = True
 
 
 def authority(signer: SignerProcess, *arguments: str) -> str:
@@ -95,8 +71,8 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
     async def run() -> None:
         names = [f"rotating-{n}" for n in range(NODES)]
         async with fleet(cluster, progress, [signer], names, PODS) as found:
-            load = Load(found.targets, random.Random(1))
-            driving = asyncio.create_task(asyncio.to_thread(load.run))
+            traffic = Traffic(found.targets)
+            driving = asyncio.create_task(asyncio.to_thread(traffic.run))
             try:
                 for number in range(ROTATIONS):
                     before = stored_state(cluster).active_x509_id
@@ -107,9 +83,9 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
                     assert state.active_x509_id != before
                     assert [slot.stage for slot in state.x509] == [Stage.ACTIVE]
                     assert issuers(found) == {state.active_x509_id: len(found.targets)}
-                progress(f"{load.done} handshakes, {len(load.failures)} failed, {len(found.targets)} volumes")
-                assert load.failures == []
-                assert load.done > 100
+                progress(f"{traffic.done} handshakes, {len(traffic.failures)} failed, {len(found.targets)} volumes")
+                assert traffic.failures == []
+                assert traffic.done > 100
 
                 before = stored_state(cluster).active_x509_id
                 started = time.monotonic()
@@ -123,16 +99,16 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
                 peak = max(_mints_by_second(signer, asked).values())
                 progress(
                     f"{len(found.targets)} SVIDs re-issued, at most {peak} in one second; "
-                    f"{load.done} handshakes, {len(load.failures)} failed"
+                    f"{traffic.done} handshakes, {len(traffic.failures)} failed"
                 )
                 # Twice the mean, and what falls together by chance and by renewals that are due anyway: the rotation
                 # before re-issued all within a quarter of their life, and each is drawn in a window of a tenth of it.
                 due_anyway = len(found.targets) / (TTL / 4 + TTL / 10)
                 assert peak <= 2 * (len(found.targets) / FORCED_SECONDS + due_anyway) + 12
             finally:
-                load.stop()
+                traffic.stop()
                 await driving
-            assert load.failures == []
+            assert traffic.failures == []
             await cut_off(found)
 
     async def cut_off(found: Fleet) -> None:

@@ -18,13 +18,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from signer.pb import signer_pb2
 from svid.keys import KeyAlgorithm
+from tests.go_tools import Progress
 
 from . import signing
 from .api import ApiError, KubeApi, Object
-from .binaries import Progress
+from .cluster import Cluster
 from .fleet import forget
-from .harness import Cluster, wait_for
 from .signing import AUDIENCE, NAMESPACE, Refusal, SignerClient, SignerProcess, request_for, spiffe_id_in
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1 takes the figure of the issue.
@@ -409,4 +410,4 @@ def _events(site: Site, pod: str) -> str:
 
 
 def _expired(site: Site, pod: Object) -> str:
-    return site.cluster.expired_token(ACCOUNT, "default", AUDIENCE, pod)
+    return signing.expired_token(site.cluster, ACCOUNT, "default", AUDIENCE, pod)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-import time
+import threading
+from datetime import datetime
 from pathlib import Path
 
 from svid.certificates import certificates_from_pem
 
 from .api import Object
+from .cluster import Cluster
 from .fleet import handshake
-from .harness import Cluster
 from .image import TEST_IMAGE
 from .installation import DRIVER
 
@@ -38,13 +39,13 @@ def workload(name: str) -> Object:
 
 
 def running(cluster: Cluster, name: str) -> bool | str:
-    pod = cluster.pod(name) or {}
+    pod = cluster.pods.find(name) or {}
     phase = str(pod.get("status", {}).get("phase", "not there"))
     return True if phase == "Running" else phase
 
 
 def target(cluster: Cluster, name: str) -> Path:
-    pod = cluster.pod(name)
+    pod = cluster.pods.find(name)
     assert pod is not None
     uid = str(pod["metadata"]["uid"])
     return cluster.kubelet_root / "pods" / uid / "volumes/kubernetes.io~csi/identity/mount"
@@ -55,24 +56,25 @@ def serial(folder: Path) -> int:
 
 
 class Traffic:
-    """Handshakes between random pairs of pods, by the files that they have, from a thread."""
+    """Handshakes between random pairs of volumes, by the files that they have, one after another, from a thread."""
 
     def __init__(self, folders: list[Path]) -> None:
         self._folders = folders
         self._rng = random.Random(1)
-        self._stop = False
+        self._stop = threading.Event()
         self.done = 0
         self.failures: list[str] = []
 
     def run(self) -> None:
-        while not self._stop:
+        """Go on until `stop`. What fails is kept in `failures`, with its time and the two pods."""
+        # A pause, or the handshakes would have a core for themselves.
+        while not self._stop.wait(0.002):
             one, other = self._rng.sample(self._folders, 2)
             try:
                 handshake(one, other)
             except Exception as error:
-                self.failures.append(repr(error))
+                self.failures.append(f"{datetime.now()} {one.parts[-4][:8]} {other.parts[-4][:8]}: {error!r}")
             self.done += 1
-            time.sleep(0.005)
 
     def stop(self) -> None:
-        self._stop = True
+        self._stop.set()
