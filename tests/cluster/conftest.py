@@ -44,7 +44,18 @@ def built(progress: Progress) -> None:
 
 
 @pytest.fixture(scope="session")
-def images(built: None, progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def nothing_left(built: None, progress: Progress) -> Iterator[None]:
+    """What the tests of this folder leave on the host is what was there before them."""
+    cluster = Cluster(progress=progress)
+    cluster.stop()  # what a killed run left is not this run's
+    before = leftovers.traces(cluster.layout)
+    yield
+    left = leftovers.traces(cluster.layout) - before
+    assert left - {str(cluster.logs)} == set()  # which are kept when a test has failed
+
+
+@pytest.fixture(scope="session")
+def images(nothing_left: None, progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """podsvid's image of this checkout (`now`) and of the commit before (`before`), if it has one; the examples'."""
     found = {"now": product_image.build(ROOT, "now", progress)}
     earlier = tmp_path_factory.mktemp("earlier")
@@ -55,13 +66,8 @@ def images(built: None, progress: Progress, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def cluster(progress: Progress, images: dict[str, str]) -> Iterator[Cluster]:
-    """A running cluster whose node is ready, in a network of its own: images are built before. It leaves nothing."""
-    cluster = Cluster(progress=progress)
-    cluster.stop()  # what a killed run left is not this run's
-    before = leftovers.traces(cluster.layout)
-    with cluster:
-        yield cluster
-    left = leftovers.traces(cluster.layout) - before
-    # A failed run's logs are kept.
-    assert left - {str(cluster.logs)} == set()
+def cluster(request: pytest.FixtureRequest, progress: Progress, images: dict[str, str]) -> Iterator[Cluster]:
+    """A running cluster whose node is ready, in a network of its own: images are built before."""
+    with Cluster(progress=progress) as running:
+        yield running
+        running.stop(keep_logs=bool(request.session.testsfailed))

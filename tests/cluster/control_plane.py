@@ -87,6 +87,7 @@ def controllers(layout: Layout, authority: ClusterAuthority, url: str, port: int
         f"--root-ca-file={authority.ca_cert}",
         f"--service-account-private-key-file={authority.tokens_key}",
         "--use-service-account-credentials=true",
+        f"--flex-volume-plugin-dir={layout.volume_plugins}",
     ]
 
 

@@ -59,7 +59,7 @@ def configure(layout: Layout, authority: ClusterAuthority, url: str, port: int, 
         "failSwapOn": False,
         "makeIPTablesUtilChains": False,
         "podLogsDir": str(layout.directory / "pod-logs"),
-        "volumePluginDir": str(layout.directory / "volume-plugins"),
+        "volumePluginDir": str(layout.volume_plugins),
         # Kubelet looks at each pod, and calls NodePublishVolume again, this often.
         "syncFrequency": "10s",
         # A developer's disk may be fuller than a node's; no pod here is worth evicting.

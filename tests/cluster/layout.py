@@ -49,6 +49,11 @@ class Layout:
         return self.containerd / "containerd.sock"
 
     @property
+    def volume_plugins(self) -> Path:
+        """Empty; who is not told makes such a folder in /usr."""
+        return self.directory / "volume-plugins"
+
+    @property
     def resolv_conf(self) -> Path:
         """Names as the cluster's pods see them, for a person who works by hand."""
         return self.directory / "resolv.conf"

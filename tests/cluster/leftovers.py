@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,9 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from tests import go_tools
 from tests.go_tools import Progress
 
-from . import cgroups, kubelet
+from . import apart, cgroups, kubelet
 from .host import ClusterError
 from .layout import MARK, Layout
 
@@ -34,6 +36,9 @@ _SHARED = (
     kubelet.DEVICE_PLUGINS,
     kubelet.DEVICE_PLUGINS.parent,
 )
+# Where programs put what nobody told them to put elsewhere, and by which names it is known there.
+_WATCHED = tuple(map(Path, ("/run", "/etc", "/opt", "/var/lib", "/var/log", "/var/run", "/var/tmp", "/usr/libexec")))
+_OF_CONTAINERS = re.compile("podsvid|contain|kube|cni|runc|buildah|libpod|xtables|netns|etcd|coredns")
 
 
 def remove(layout: Layout, progress: Progress) -> None:
@@ -47,6 +52,7 @@ def remove(layout: Layout, progress: Progress) -> None:
     for folder in (directory, layout.agent_run_dir):
         remove_mounts(folder)
     cgroups.remove(directory)
+    apart.sweep()
     for path in shim_sockets:
         path.unlink(missing_ok=True)
     if kubelet.LOG_LINKS.is_dir():
@@ -87,14 +93,13 @@ def mounts_below(directory: Path, mountinfo: str | None = None) -> list[Path]:
 
 
 def traces(layout: Layout) -> set[str]:
-    """What of the places that a cluster touches is there now: a run leaves what was there before it."""
-    places = (*_SHARED, layout.directory, layout.agent_run_dir, layout.network, layout.lock)
-    found = {str(place) for place in places if os.path.lexists(place)}
-    for folder in (*_SHARED, Path("/run"), Path("/var/lib"), Path("/var/log"), Path("/var/tmp"), Path("/etc/cni")):
+    """What is there now of all that a cluster or the building of its images may make on a host."""
+    found = {str(place) for place in (layout.directory, *_SHARED) if os.path.lexists(place)}
+    for folder in (*_SHARED, *_WATCHED):
         if folder.is_dir():
-            found |= {str(path) for path in folder.iterdir()}
+            found |= {str(path) for path in folder.iterdir() if folder in _SHARED or _OF_CONTAINERS.search(path.name)}
     found |= {str(group) for group in cgroups.of(layout.directory) if group.exists()}
-    for folder in (layout.directory, layout.agent_run_dir, layout.network):
+    for folder in (layout.directory, layout.agent_run_dir, layout.network, go_tools.cache_root()):
         found |= {f"mount {path}" for path in mounts_below(folder)}
     return found | {f"process {process}" for process in _marked_processes(layout.directory)}
 

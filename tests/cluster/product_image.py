@@ -17,8 +17,9 @@ from pathlib import Path
 
 from tests.go_tools import Progress, cache_root
 
+from .apart import run_apart, scratch
 from .cluster import Cluster
-from .host import run, which
+from .host import which
 from .programs import program
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def unpacked(name: str, inside: str) -> tuple[int, list[str]]:
             done
         """
         script = f"INSIDE={shlex.quote(inside.lstrip('/'))}\n{look}"
-        lines = _run_apart(["sh", "-euc", script, container, *_buildah_command()]).splitlines()
+        lines = run_apart(["sh", "-euc", script, container, *_buildah_command()]).splitlines()
         _buildah(["rm", container])
     return sum(int(line) for line in lines if line[0] != "/"), [line[1:] for line in lines if line[0] == "/"]
 
@@ -149,7 +150,7 @@ def _build_base(name: str, progress: Progress) -> None:
         part = archive.with_suffix(".part.tar")
         command = [which("mmdebstrap"), "--quiet", "--mode=root", "--variant=minbase"]
         command += [f"--include={','.join(_PACKAGES[name])}", _SUITE, str(part)]
-        _run_apart([*command, *_package_sources()])
+        run_apart([*command, *_package_sources()])
         part.replace(archive)
     context = home / "context"
     context.mkdir(exist_ok=True)
@@ -171,27 +172,9 @@ def _exists(name: str) -> bool:
 
 
 def _buildah(arguments: Sequence[str]) -> str:
-    return _run_apart([*_buildah_command(), *arguments])
+    return run_apart([*_buildah_command(), *arguments])
 
 
 def _buildah_command() -> list[str]:
-    where = ["--root", str(cache_root() / "image-store"), "--runroot", f"{_scratch()}/run"]
+    where = ["--root", str(cache_root() / "image-store"), "--runroot", f"{scratch()}/run"]
     return [which("buildah"), *where, "--storage-driver", "overlay"]
-
-
-def _scratch() -> Path:
-    """An empty folder; builders have a file system of their own there."""
-    return cache_root() / "image-scratch"
-
-
-def _run_apart(command: Sequence[str]) -> str:
-    """Run a builder of images so that nothing of it can stay, however it or this process ends.
-
-    Its mounts are in a namespace, and so are its processes, which the kernel ends with the first of them: that one is
-    ended with this process. Its temporary files are in memory. Raises ClusterError.
-    """
-    _scratch().mkdir(parents=True, exist_ok=True)
-    script = 'mount -t tmpfs -o mode=1777 builder "$TMPDIR" && exec "$@"'
-    apart = [which("setpriv"), "--pdeathsig", "KILL", which("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
-    apart += ["--mount-proc", "env", f"TMPDIR={_scratch()}", "sh", "-c", script, "sh"]
-    return run([*apart, *command])

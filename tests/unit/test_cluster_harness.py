@@ -1,0 +1,51 @@
+"""The parts of the cluster's harness that need no cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster import kubeconfig
+from tests.cluster.host import ClusterError
+from tests.cluster.leftovers import mounts_below
+from tests.cluster.lock import Lock
+from tests.cluster.pki import Pair
+
+MOUNTS = """\
+21 1 254:0 / / rw - ext4 /dev/root rw
+22 21 254:0 /c /var/lib/c rw shared:1 - ext4 /dev/root rw
+23 22 0:40 / /var/lib/c/pods/a\\040b\\134 rw - tmpfs podsvid rw
+24 22 0:41 / /var/lib/c/größe rw - tmpfs podsvid rw
+25 21 0:42 / /var/lib/cc rw - tmpfs other rw
+"""
+
+
+def test_the_mounts_below_a_folder_are_found_in_order_and_no_others() -> None:
+    wanted = [Path("/var/lib/c"), Path("/var/lib/c/pods/a b\\"), Path("/var/lib/c/größe")]
+    assert mounts_below(Path("/var/lib/c"), MOUNTS) == wanted
+
+
+def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path) -> None:
+    first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
+    first.take()
+    first.take()
+    with pytest.raises(ClusterError, match="another run"):
+        second.take()
+    assert not second.held
+    first.release()
+    first.release()
+    assert list(tmp_path.iterdir()) == []
+    second.take()
+    assert second.held
+    second.release()
+
+
+def test_a_kubeconfig_with_a_token_has_the_administrators_server_and_not_its_key(tmp_path: Path) -> None:
+    admin, other = tmp_path / "admin", tmp_path / "other"
+    kubeconfig.write(admin, "https://127.0.0.1:1", tmp_path / "ca.crt", Pair(tmp_path / "a.crt", tmp_path / "a.key"))
+    kubeconfig.with_token(other, admin, "t")
+    assert [path.stat().st_mode & 0o777 for path in (admin, other)] == [0o600, 0o600]
+    assert yaml.safe_load(other.read_text())["clusters"] == yaml.safe_load(admin.read_text())["clusters"]
+    assert yaml.safe_load(other.read_text())["users"] == [{"name": "podsvid", "user": {"token": "t"}}]
