@@ -100,6 +100,7 @@ class Leader:
             try:
                 await self._api.create(self._collection, self._body({}, 0))
             except Conflict:
+                self._led_until = 0.0
                 return
             self._won(asked)
             return

@@ -1,19 +1,17 @@
-"""Leader, published bundles, events, acknowledgements, policies' status and mirrors over an API server in memory."""
+"""Published bundles, events, acknowledgements, policies' status and mirrors over an API server in memory."""
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.authority.acknowledgements import MAX_STREAMS, Agents
 from signer.cluster.events import Events
-from signer.cluster.leader import Leader
 from signer.cluster.mirror import Mirror
 from signer.errors import Reason, Refused
 from signer.model import Agent, LivePod, PodClaim
@@ -27,8 +25,6 @@ from tests.signer_rig import START, StepClock
 from tests.unit.signer.test_lifecycle import first
 
 TD = TrustDomain("example.org")
-LEASES = "/apis/coordination.k8s.io/v1/namespaces/podsvid/leases"
-DURATION = timedelta(seconds=15)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -47,54 +43,6 @@ async def running(loops: list[Awaitable[None]], test: Callable[[], Awaitable[Non
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-
-def leader(kube: FakeKube, name: str, time: Time) -> Leader:
-    return Leader(kube, "podsvid", "lease", name, DURATION, StepClock(), random.Random(1), lambda: time.now)
-
-
-@settings(max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 12), st.booleans()), max_size=40))
-def test_there_are_never_two_leaders(schedule: list[tuple[str, float, bool]]) -> None:
-    async def run() -> None:
-        kube, time = FakeKube(StepClock()), Time()
-        replicas = {name: leader(kube, name, time) for name in "abc"}
-        for name, passed, cut_off in schedule:
-            time.now += passed
-            kube.down = cut_off
-            with suppress(Exception):
-                await replicas[name].attempt()
-            kube.down = False
-            assert sum(each.leading for each in replicas.values()) <= 1
-
-    asyncio.run(run())
-
-
-def test_the_next_leader_takes_over_when_the_lease_ran_out_or_was_given_up() -> None:
-    async def run() -> None:
-        kube, time = FakeKube(StepClock()), Time()
-        one, two = leader(kube, "one", time), leader(kube, "two", time)
-        await one.attempt()
-        await two.attempt()
-        assert (one.leading, two.leading, two.holder) == (True, False, "one")
-        time.now += 12.1  # the one before stops before the other may begin
-        await two.attempt()
-        assert (one.leading, two.leading) == (False, False)
-        time.now += 3
-        await two.attempt()
-        assert two.leading
-        assert kube.objects[f"{LEASES}/lease"]["spec"]["leaseTransitions"] == 1
-        await two.release()
-        assert not two.leading
-        await one.attempt()
-        assert one.leading
-
-    asyncio.run(run())
 
 
 def publisher(kube: FakeKube, namespaces: str = "") -> Publisher:

@@ -1,0 +1,34 @@
+"""What somebody else does at the API server while a call is under way: a race's second actor, at a chosen moment."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.fake_kube import FakeKube
+
+
+def before(kube: FakeKube, method: str, act: Callable[[], Any], path: str = "") -> None:
+    """`act` is done once, just before the next call of `method` (on a path that contains `path`) has its effect."""
+    _around(kube, method, path, act, lambda: None)
+
+
+def after(kube: FakeKube, method: str, act: Callable[[], Any], path: str = "") -> None:
+    """`act` is done once, when the next call of `method` had its effect and its answer is under way.
+
+    What `act` raises is raised to the caller: an answer that is lost.
+    """
+    _around(kube, method, path, lambda: None, act)
+
+
+def _around(kube: FakeKube, method: str, path: str, first: Callable[[], Any], last: Callable[[], Any]) -> None:
+    present = getattr(kube, method)
+
+    async def raced(target: str, *arguments: Any) -> Any:
+        if path not in target:
+            return await present(target, *arguments)
+        setattr(kube, method, present)
+        first()
+        answer = await present(target, *arguments)
+        last()
+        return answer
+
+    setattr(kube, method, raced)
