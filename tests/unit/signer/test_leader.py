@@ -16,7 +16,7 @@ from signer.cluster.kube import Object
 from signer.cluster.leader import Leader
 from signer.errors import ApiUnavailable, Conflict
 from tests.fake_kube import FakeKube
-from tests.meanwhile import after, before
+from tests.meanwhile import after, before, unhurried
 from tests.signer_rig import StepClock
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/podsvid/leases"
@@ -199,7 +199,7 @@ def test_a_lease_that_another_holds_ends_the_lead_at_once() -> None:
 
 def test_a_free_lease_is_won_by_one_of_two() -> None:
     async def run() -> None:
-        kube, time = FakeKube(StepClock()), Time()
+        kube, time = unhurried(FakeKube(StepClock())), Time()
         one, two = leader(kube, "one", time), leader(kube, "two", time)
         await asyncio.gather(one.attempt(), two.attempt())
         assert [one.leading, two.leading] == [True, False]
