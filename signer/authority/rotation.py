@@ -65,9 +65,11 @@ class Rotation:
         return self._life.policy
 
     def see(self, state: AuthorityState) -> None:
-        """Take over a state that was read; the present one and older ones are no news."""
-        self.confirmed_at = self._clock.now()
+        """Take over a state that was read; the present one is no news, and an older one confirms nothing."""
         present = self.states.current
+        if present is not None and state.sequence < present.sequence:
+            return
+        self.confirmed_at = self._clock.now()
         if present is None or state.sequence > present.sequence:
             self.states.publish(state)
 
