@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from signer.acknowledgements import Agents
+from signer.authority.acknowledgements import Agents
+from signer.authority.rotation import ATTEMPTS, Rotation
+from signer.authority.state import AuthorityState
+from signer.authority.store import SecretStore
+from signer.cluster.kube import Object
+from signer.cluster.leader import Leader
 from signer.errors import Conflict, StateDamaged, TransitionRefused
-from signer.kube import Object
-from signer.leader import Leader
 from signer.metrics import Metrics
 from signer.model import Agent
-from signer.rotation import ATTEMPTS, Rotation
-from signer.state import AuthorityState
-from signer.store import SecretStore
 from tests.fake_kube import FakeKube
 from tests.meanwhile import after, before, unhurried
 from tests.signer_rig import START, StepClock
@@ -102,7 +102,7 @@ async def passes() -> None:
 
 @pytest.fixture(autouse=True)
 def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.rotation.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("signer.authority.rotation.LOOK_SECONDS", 0.0)
 
 
 def said(caplog: pytest.LogCaptureFixture, message: str) -> list[logging.LogRecord]:
@@ -311,12 +311,12 @@ def test_a_step_that_was_asked_for_is_done_on_what_another_left() -> None:
         assert [each.split()[0] for each in answers] == ["prepared", "prepared"]
         assert (stages(cluster.stored), stages(cluster.stored, "jwt")) == ([*["active", "prepared"]],) * 2
         # Both at once, the same: one of them learns that it was done.
-        answers = await asyncio.gather(
+        outcomes = await asyncio.gather(
             one.rotation.step("activate", "x509", "", forced=False),
             two.rotation.step("activate", "x509", "", forced=False),
             return_exceptions=True,
         )
-        refusals = [each for each in answers if isinstance(each, TransitionRefused)]
+        refusals = [each for each in outcomes if isinstance(each, TransitionRefused)]
         assert len(refusals) == 1
         assert "prepare one first" in str(refusals[0])
 

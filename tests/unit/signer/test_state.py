@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from signer.authority.state import AuthorityState, Directive, Goal, JwtSlot, Stage, X509Slot, authority_id
+from signer.authority.trust import Broadcast
 from signer.errors import StateDamaged
-from signer.state import AuthorityState, Directive, Goal, JwtSlot, Stage, X509Slot, authority_id
-from signer.trust import Broadcast
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.jwtauthority import JwtSigningKey

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from signer.authority.store import SECRET_TYPE, Cipher, SecretStore, read_cipher
+from signer.cluster.kube import Object
 from signer.errors import Conflict, NotFound, StateDamaged
-from signer.kube import Object
-from signer.store import SECRET_TYPE, Cipher, SecretStore, read_cipher
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.meanwhile import before
