@@ -1,0 +1,228 @@
+"""What the signer's client trusts and proves: roots, bundle files, tokens, settings."""
+
+import json
+import logging
+import os
+import random
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.authority.connection import SignerSettings
+from agent.authority.protocol import JwtRequest, MintRequest
+from agent.authority.signer import SignerAuthority
+from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
+from csi.model import PodToken
+from signer.pb import signer_pb2
+from svid.bundle import TrustBundle
+from svid.identity import Trust
+from svid.keys import KeyAlgorithm
+from tests.fake_signer import TRUST_DOMAIN, Refusal, authority
+from tests.unit.agent.signer_scene import AGENT_TOKEN, AUDIENCE, POD, POD_TOKEN, SPIFFE_ID, Scene, StepClock, on_stage
+
+
+def test_the_signers_next_certificate_is_trusted_by_what_it_sent(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        old, new = at.signer.authority, authority(at.clock.now())
+        at.signer.publish(at.signer.bundle(101, old, new))
+        await at.until(lambda: (at.authority.trust.current or Trust(at.signer.bundle(0))).bundle.sequence == 101)
+        at.signer.authority = new
+        at.signer.publish(at.signer.bundle(102, new))
+        await at.until(lambda: (at.authority.trust.current or Trust(at.signer.bundle(0))).bundle.sequence == 102)
+        await at.signer.stop()
+        await at.until(lambda: not at.authority.contact.connected)
+        await at.signer.start(certificate_of=new)
+        await at.until(lambda: at.authority.contact.connected)
+        # The old authority is no longer trusted, so whoever has its key is not the signer.
+        await at.signer.stop()
+        await at.until(lambda: not at.authority.contact.connected)
+        streams, bearers = at.signer.streams, len(at.signer.bearers)
+        await at.signer.start(certificate_of=old)
+        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority.contact.last_error)
+        assert (at.signer.streams, len(at.signer.bearers)) == (streams, bearers), "the token went to a stranger"
+
+    on_stage(tmp_path, play)
+
+
+def test_an_agent_that_was_cut_off_for_too_long_goes_by_the_bundle_file(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        await at.signer.stop()
+        await at.until(lambda: not at.authority.contact.connected)
+        at.signer.authority = new = authority(at.clock.now())
+        at.signer.publish(at.signer.bundle(150, new))
+        await at.signer.start()
+        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority.contact.last_error)
+        assert not at.authority.contact.connected
+        newer = tmp_path / "newer"
+        newer.write_bytes(at.signer.bundle(150, new).to_jwks())
+        os.replace(newer, at.bundle_file)
+        await at.until(lambda: at.authority.contact.connected)
+
+    on_stage(tmp_path, play)
+
+
+def test_a_pem_bundle_has_no_sequence_and_serves_after_failures(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        await at.signer.stop()
+        await at.until(lambda: not at.authority.contact.connected)
+        at.signer.authority = new = authority(at.clock.now())
+        at.signer.publish(at.signer.bundle(150, new))
+        at.bundle_file.write_bytes(new.bundle.to_pem())
+        await at.signer.start()
+        await at.until(lambda: at.authority.contact.connected)
+
+    on_stage(tmp_path, play, pem=True)
+
+
+def test_a_server_of_the_trust_domain_that_is_not_the_signer_gets_no_token(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        await at.until(lambda: at.authority.contact.failures > 2)
+        assert not at.authority.contact.connected
+        assert not at.signer.bearers
+
+    on_stage(tmp_path, play, server_name="web.default.svc", connect=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"{",
+        b"nothing",
+        TrustBundle(TRUST_DOMAIN, sequence=5).to_jwks(),
+    ],
+)
+def test_a_bundle_file_that_authenticates_nobody_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bundle"
+    if content is not None:
+        path.write_bytes(content)
+    found = SignerAuthority(
+        SignerSettings("127.0.0.1:1", path, tmp_path / "token", AUDIENCE, TRUST_DOMAIN), StepClock(), random.Random(1)
+    )
+    with pytest.raises(AuthorityDamaged, match=f"signer_bundle {path} cannot be used"):
+        found.load()
+    assert found.trust.current is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", TrustBundle(TRUST_DOMAIN, sequence=500).to_jwks()])
+def test_a_bundle_file_that_goes_bad_changes_nothing(tmp_path: Path, content: bytes) -> None:
+    """grpc trusts the host's public roots where it is given none."""
+
+    async def play(at: Scene) -> None:
+        roots = at.authority.connection.newest_roots()
+        bad = tmp_path / "bad"
+        bad.write_bytes(content)
+        os.replace(bad, at.bundle_file)
+        assert at.authority.connection.newest_roots() == roots == at.signer.bundle(100).to_pem()
+
+    on_stage(tmp_path, play)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "POD_TOKEN_MISSING: kubelet has not passed a token of this pod; the CSIDriver object needs tokenReq"),
+        ("", "POD_TOKEN_MISSING: kubelet passed no token of audience"),
+        ("[" * 100_000, "POD_TOKEN_MISSING"),
+        ('{"other": {"token": "t", "expirationTimestamp": "2999-01-01T00:00:00Z"}}', "POD_TOKEN_MISSING"),
+        (f'{{"{AUDIENCE}": {{"token": "t", "expirationTimestamp": "2999-01-01T00:00:00"}}}}', "POD_TOKEN_MISSING"),
+        (f'{{"{AUDIENCE}": {{"token": "t", "expirationTimestamp": "never"}}}}', "POD_TOKEN_MISSING"),
+        (
+            f'{{"{AUDIENCE}": {{"token": "\\ud800", "expirationTimestamp": "2999-01-01T00:00:00Z"}}}}',
+            "POD_TOKEN_MISSING",
+        ),
+        (f'{{"{AUDIENCE}": {{"token": ["t"], "expirationTimestamp": "2999-01-01T00:00:00Z"}}}}', "POD_TOKEN_MISSING"),
+        (f'{{"{AUDIENCE}": {{"token": "t", "expirationTimestamp": "2020-01-01T00:00:00Z"}}}}', "POD_TOKEN_EXPIRED"),
+    ],
+)
+def test_a_pod_without_a_usable_token_says_what_to_check(tmp_path: Path, text: str | None, sentence: str) -> None:
+    async def play(at: Scene) -> None:
+        request = MintRequest(POD, None if text is None else PodToken(text), KeyAlgorithm.EC_P256.generate())
+        with pytest.raises(AuthorityUnavailable, match=sentence):
+            await at.authority.mint_x509(request)
+        assert not at.signer.mints
+
+    on_stage(tmp_path, play, connect=False)
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(),
+            lambda inner: (
+                st.lists(inner) | st.dictionaries(st.sampled_from([AUDIENCE, "token", "expirationTimestamp"]), inner)
+            ),
+        ).map(json.dumps),
+        st.tuples(st.text(), st.text()).map(
+            lambda pair: json.dumps({AUDIENCE: {"token": pair[0], "expirationTimestamp": pair[1]}})
+        ),
+        st.text().map(
+            lambda token: json.dumps({AUDIENCE: {"token": token, "expirationTimestamp": "2999-01-01T00:00:00Z"}})
+        ),
+    )
+)
+def test_whatever_stands_in_a_pods_token_it_is_one_or_it_is_named_and_never_quoted(text: str) -> None:
+    nowhere = SignerSettings("127.0.0.1:1", Path("/none"), Path("/none"), AUDIENCE, TRUST_DOMAIN)
+    found = SignerAuthority(nowhere, StepClock(), random.Random(1))
+    try:
+        token = found._pod_token(PodToken(text))
+    except AuthorityUnavailable as error:
+        assert len(text) < 12 or text not in str(error)
+        assert error.__cause__ is None
+        assert error.__suppress_context__ or error.__context__ is None
+    else:
+        assert token
+        assert token in json.loads(text)[AUDIENCE]["token"]
+        signer_pb2.MintX509SVIDRequest(pod_token=token)
+
+
+def test_tokens_and_keys_stand_in_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    said: list[str] = []
+
+    async def play(at: Scene) -> None:
+        denied = Refusal(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", "denied")
+        at.signer.mint.refusals = [denied, denied]
+        request = at.request()
+        for minting in (
+            at.authority.mint_x509(request),
+            at.authority.mint_jwt(JwtRequest(POD, request.token, SPIFFE_ID, ("api",))),
+        ):
+            with pytest.raises(AuthorityRefused) as caught:
+                await minting
+            said.extend((str(caught.value), repr(caught.value), repr(request)))
+        await at.signer.stop()
+        await at.until(lambda: not at.authority.contact.connected)
+
+    on_stage(tmp_path, play)
+    said.append(caplog.text)
+    said.extend(repr(vars(record)) for record in caplog.records)
+    assert not [text for text in said if AGENT_TOKEN in text or POD_TOKEN in text]
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=40), timedelta(minutes=28), timedelta(minutes=-20)])
+def test_clocks_that_differ_make_no_storm_of_renewals(tmp_path: Path, ahead: timedelta) -> None:
+    """The window is by the signer's clock. Where it has passed by ours, the usual part of what is left counts."""
+
+    async def play(at: Scene) -> None:
+        at.signer.mint.skew = -ahead
+        now = at.clock.now()
+        if ahead < timedelta(0):
+            # The certificate itself is of the future then, which the workloads' check says; the window stands.
+            minted = await at.authority.mint_x509(at.request())
+            assert minted.renewal.start > now
+            return
+        minted = await at.authority.mint_x509(at.request())
+        left = minted.chain[0].not_valid_after_utc - now
+        assert minted.renewal.start >= now + left * 0.35
+        assert minted.renewal.end <= now + left * 0.55
+        jwt = await at.authority.mint_jwt(JwtRequest(POD, at.token(), SPIFFE_ID, ("api",)))
+        assert jwt.renewal.start >= now + left * 0.35
+
+    on_stage(tmp_path, play)
