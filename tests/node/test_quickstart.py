@@ -228,6 +228,19 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_agent(directory: Path) -> Non
     assert quickstart.process.returncode == 0, errors
 
 
+def test_the_agent_is_this_code_and_runs_as_the_options_say(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PODSVID_X509_TTL", "9h")
+    with Quickstart(directory=directory) as quickstart:
+        quickstart.next_event()
+        environment = Path(f"/proc/{quickstart.agent()}/environ").read_bytes().decode().split("\0")
+        quickstart.process.terminate()
+        _, errors = quickstart.finish()
+    assert quickstart.process.returncode == 0, errors
+    (path,) = (value for name, _, value in (line.partition("=") for line in environment) if name == "PYTHONPATH")
+    assert path.split(os.pathsep)[0] == str(ROOT)
+    assert not [line for line in environment if line.startswith("PODSVID_")]
+
+
 def test_an_agent_that_dies_ends_it_with_the_end_of_its_log(directory: Path) -> None:
     with Quickstart(directory=directory) as quickstart:
         quickstart.next_event()
