@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 from podsvid.quickstart.errors import StandInError
 
 FIRST_BACKOFF: Final = 0.5
-LONGEST_BACKOFF: Final = 122.0
+_LONGEST_BACKOFF: Final = 122.0
 _Result = TypeVar("_Result")
 
 
@@ -15,7 +15,12 @@ def backoff_delays() -> Iterator[float]:
     delay = FIRST_BACKOFF
     while True:
         yield delay
-        delay = min(delay * 2, LONGEST_BACKOFF)
+        delay = longer(delay)
+
+
+def longer(delay: float) -> float:
+    """The wait that follows one of ``delay`` seconds."""
+    return min(delay * 2, _LONGEST_BACKOFF)
 
 
 async def until_done(

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from csi.pb import csi_pb2
 
 CSI_TIMEOUT: Final = 120.0
-"""Seconds for the capability calls and the publish together, and for one unpublish."""
+"""Seconds for one call; for the capability calls and the publish together."""
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -63,17 +63,6 @@ class Calls:
         finally:
             if self._on_rpc is not None:
                 self._on_rpc(RpcRecord(path.rpartition("/")[2], code, time.monotonic() - began))
-
-    async def capabilities(self, endpoint: str, timeout: float) -> frozenset[int]:
-        """What the Node service at `endpoint` can do. Raises grpc.aio.AioRpcError."""
-        response = await self.fresh(
-            endpoint,
-            "/csi.v1.Node/NodeGetCapabilities",
-            csi_pb2.NodeGetCapabilitiesRequest(),
-            csi_pb2.NodeGetCapabilitiesResponse,
-            timeout,
-        )
-        return frozenset(int(capability.rpc.type) for capability in response.capabilities)
 
 
 def channel(endpoint: str, authority: str) -> grpc.aio.Channel:

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import grpc.aio
 from google.protobuf.message import Message
 
 from csi.pb import csi_pb2
 from podsvid.quickstart.backoff import until_done
 from podsvid.quickstart.calls import CSI_TIMEOUT, METHODS, Calls, RpcRecord
 from podsvid.quickstart.disk import VolumeDirectories, make_private_dirs, mount_points_below, unmount
-from podsvid.quickstart.errors import PublishFailed, StandInError, StatsFailed, UnpublishFailed, VolumeLeftBehind
+from podsvid.quickstart.errors import PublishFailed, StandInError, VolumeLeftBehind
+from podsvid.quickstart.node_service import NodeService
 from podsvid.quickstart.pods import Pod, PodVolume, VolumeState, volume_id_of
 from podsvid.quickstart.registry import PluginRegistry, Registration
 from podsvid.quickstart.request import publish_request
@@ -193,14 +193,7 @@ class StandInKubelet:
         final error. Raises DriverNotRegistered, UnpublishFailed (both: it would try again), and
         VolumeLeftBehind when the driver answers OK and something is still there.
         """
-        volume_id = volume_id_of(pod.uid, volume.name)
-        async with self._lock(volume_id):
-            self._wanted.pop(volume_id, None)
-            known = self._volumes.get(volume_id)
-            if known is None:
-                return False
-            await self._unpublish(volume_id, known)
-            return True
+        return await self._unpublish(volume_id_of(pod.uid, volume.name))
 
     async def unpublish_until(self, pod: Pod, volume: PodVolume, *, timeout: float | None = CSI_TIMEOUT + 3) -> bool:
         """Unpublish with the kubelet's backoff until it works; gives up as ``publish_until`` does."""
@@ -218,26 +211,8 @@ class StandInKubelet:
         Raises DriverNotRegistered, StatsFailed, and StandInError for what the kubelet logs as an error: a
         driver without GET_VOLUME_STATS, and an answer without any usage.
         """
-        registration = self.registration()
-        capability = csi_pb2.NodeServiceCapability.RPC.GET_VOLUME_STATS
-        try:
-            if capability not in await self._calls.capabilities(registration.endpoint, CSI_TIMEOUT):
-                raise StandInError(f"driver {registration.driver} has no capability GET_VOLUME_STATS")
-            response = await self._calls.fresh(
-                registration.endpoint,
-                "/csi.v1.Node/NodeGetVolumeStats",
-                csi_pb2.NodeGetVolumeStatsRequest(
-                    volume_id=volume_id_of(pod.uid, volume.name),
-                    volume_path=str(self.target_path(pod, volume)),
-                ),
-                csi_pb2.NodeGetVolumeStatsResponse,
-                CSI_TIMEOUT,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise StatsFailed("NodeGetVolumeStats", error.code(), error.details() or "") from error
-        if not response.usage:
-            raise StandInError(f"driver {registration.driver} returned no usage for volume {volume.name}")
-        return response
+        service = NodeService(self._calls, self.registration())
+        return await service.stats(volume.name, volume_id_of(pod.uid, volume.name), self.target_path(pod, volume))
 
     async def call(
         self, method: str, request: Message, timeout: float = CSI_TIMEOUT, *, driver: str | None = None
@@ -279,7 +254,7 @@ class StandInKubelet:
         vanished = [volume_id for volume_id in self._volumes if volume_id not in self._wanted]
         running = list(self._wanted.items())
         outcomes = await asyncio.gather(
-            *(until_done(lambda i=i: self._unpublish_known(i), timeout, self._clock, self._sleep) for i in vanished),  # type: ignore[misc]
+            *(until_done(lambda i=i: self._unpublish(i), timeout, self._clock, self._sleep) for i in vanished),  # type: ignore[misc]
             *(self.publish_until(wanted.pod, wanted.volume, timeout=timeout) for _, wanted in running),
             return_exceptions=True,
         )
@@ -309,7 +284,9 @@ class StandInKubelet:
         self._directories.make(volume_id, target, registration.driver, registration.node_id)
 
         try:
-            await self._ask_to_publish(registration, pod, volume)
+            await NodeService(self._calls, registration).publish(
+                volume.name, lambda mount_group: self.publish_request(pod, volume, mount_group=mount_group)
+            )
         except asyncio.CancelledError:
             self._volumes.setdefault(volume_id, _Volume(registration.driver, target, VolumeState.UNCERTAIN))
             raise
@@ -330,51 +307,18 @@ class StandInKubelet:
         self._volumes[volume_id] = _Volume(registration.driver, target, VolumeState.MOUNTED)
         return target
 
-    async def _ask_to_publish(self, registration: Registration, pod: Pod, volume: PodVolume) -> None:
-        # One deadline for all three calls, each over a connection of its own.
-        deadline = time.monotonic() + CSI_TIMEOUT
-        rpc = csi_pb2.NodeServiceCapability.RPC
-        try:
-            capabilities = await self._calls.capabilities(registration.endpoint, CSI_TIMEOUT)
-            # Asked for again: the kubelet wants SINGLE_NODE_MULTI_WRITER now, and remembers nothing.
-            await self._calls.capabilities(registration.endpoint, deadline - time.monotonic())
-            request = self.publish_request(pod, volume, mount_group=rpc.VOLUME_MOUNT_GROUP in capabilities)
-            await self._calls.fresh(
-                registration.endpoint,
-                "/csi.v1.Node/NodePublishVolume",
-                request,
-                csi_pb2.NodePublishVolumeResponse,
-                deadline - time.monotonic(),
-            )
-        except grpc.aio.AioRpcError as error:
-            raise PublishFailed(
-                f'MountVolume.SetUp failed for volume "{volume.name}"', error.code(), error.details() or ""
-            ) from error
-
-    async def _unpublish_known(self, volume_id: str) -> bool:
+    async def _unpublish(self, volume_id: str) -> bool:
         async with self._lock(volume_id):
+            self._wanted.pop(volume_id, None)
             known = self._volumes.get(volume_id)
             if known is None:
                 return False
-            await self._unpublish(volume_id, known)
+            await NodeService(self._calls, self.registration(known.driver)).unpublish(volume_id, known.target)
+            self._directories.remove(known.target)
+            del self._volumes[volume_id]
+            self._locks.pop(volume_id, None)
+            self._directories.remove_pod(known.target)
             return True
-
-    async def _unpublish(self, volume_id: str, known: _Volume) -> None:
-        registration = self.registration(known.driver)
-        try:
-            await self._calls.fresh(
-                registration.endpoint,
-                "/csi.v1.Node/NodeUnpublishVolume",
-                csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=str(known.target)),
-                csi_pb2.NodeUnpublishVolumeResponse,
-                CSI_TIMEOUT,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise UnpublishFailed("NodeUnpublishVolume", error.code(), error.details() or "") from error
-        self._directories.remove(known.target)
-        del self._volumes[volume_id]
-        self._locks.pop(volume_id, None)
-        self._directories.remove_pod(known.target)
 
     def _lock(self, volume_id: str) -> asyncio.Lock:
         # The kubelet never has two operations in flight for one volume.

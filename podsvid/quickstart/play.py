@@ -36,9 +36,9 @@ from podsvid.quickstart.agent import Agent
 from podsvid.quickstart.failure import QuickstartError, Stopped
 from podsvid.quickstart.namespace import enter_private_mount_namespace
 from podsvid.quickstart.place import DRIVER, directory
-from podsvid.quickstart.reading import checked, read_volume
+from podsvid.quickstart.reading import PlayedPod, first_look
 from podsvid.quickstart.settings import Settings
-from podsvid.quickstart.views import PlayedPod, View, human_view, json_view
+from podsvid.quickstart.views import View, human_view, json_view
 
 if TYPE_CHECKING:
     from podsvid.quickstart.kubelet import StandInKubelet
@@ -167,7 +167,7 @@ class _Quickstart:
                 view.tick(datetime.now(UTC))
                 await unless_over(asyncio.sleep(self._settings.poll_interval))
                 for played in self._pods:
-                    if self._look(played):
+                    if played.look_again(self._settings.trust_domain):
                         view.rotated(played)
         except Stopped:
             pass
@@ -191,19 +191,7 @@ class _Quickstart:
         link = self._settings.place.root / f"pod-{number}"
         # Relative: below /proc/<pid>/root an absolute link would lead out into the reader's own root.
         link.symlink_to(os.path.relpath(target, link.parent))
-        chain, bundle = read_volume(target)
-        return PlayedPod(pod, volume, target, link, checked(chain, bundle, self._settings.trust_domain))
-
-    def _look(self, played: PlayedPod) -> bool:
-        """Read the volume again; whether it holds another SVID than before."""
-        chain, bundle = read_volume(played.target)
-        if chain == played.current.chain:
-            # Not checked again: on a laptop that slept it may have expired, and the agent is about to act.
-            return False
-        played.current = checked(chain, bundle, self._settings.trust_domain)
-        played.history.append(played.current)
-        played.rotations += 1
-        return True
+        return first_look(pod, target, link, self._settings.trust_domain)
 
     async def _clean_up(self, kubelet: StandInKubelet, agent_lives: bool) -> None:
         from podsvid.quickstart.errors import StandInError

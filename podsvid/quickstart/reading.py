@@ -1,12 +1,19 @@
-"""What a reader of a volume's files sees, checked as a peer would check it."""
+"""What a reader of a played pod's volume sees, checked as a peer would check it."""
+
+from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from podsvid.quickstart.failure import QuickstartError
+
+if TYPE_CHECKING:
+    from podsvid.quickstart.pods import Pod
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,35 @@ class Seen:
     chain: bytes = field(repr=False)
 
 
-def read_volume(target: Path) -> tuple[bytes, bytes]:
+@dataclass
+class PlayedPod:
+    """One pod that the quickstart plays, and what its volume has shown so far."""
+
+    pod: Pod
+    target: Path
+    link: Path
+    current: Seen
+    rotations: int = 0
+    history: deque[Seen] = field(default_factory=lambda: deque(maxlen=4))
+
+    def look_again(self, trust_domain: str) -> bool:
+        """Read the volume again; whether it holds another SVID than before. Raises QuickstartError."""
+        certificates, authorities = _read(self.target)
+        if certificates == self.current.chain:
+            # Not checked again: on a laptop that slept it may have expired, and the agent is about to act.
+            return False
+        self.current = _checked(certificates, authorities, trust_domain)
+        self.history.append(self.current)
+        self.rotations += 1
+        return True
+
+
+def first_look(pod: Pod, target: Path, link: Path, trust_domain: str) -> PlayedPod:
+    """The pod whose volume was just published at ``target``. Raises QuickstartError."""
+    return PlayedPod(pod, target, link, _checked(*_read(target), trust_domain))
+
+
+def _read(target: Path) -> tuple[bytes, bytes]:
     """tls.crt and ca.crt of one generation of the volume's files. Raises QuickstartError."""
     for _ in range(3):
         with contextlib.suppress(FileNotFoundError):
@@ -32,7 +67,7 @@ def read_volume(target: Path) -> tuple[bytes, bytes]:
     raise QuickstartError(f"there are no files in the volume {target}")
 
 
-def checked(certificates: bytes, authorities: bytes, trust_domain: str) -> Seen:
+def _checked(certificates: bytes, authorities: bytes, trust_domain: str) -> Seen:
     """What the files say, checked as a peer would check it. Raises QuickstartError."""
     from cryptography import x509
 

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from csi.pb import csi_pb2, pluginregistration_pb2
-from podsvid.quickstart.backoff import FIRST_BACKOFF, LONGEST_BACKOFF
+from podsvid.quickstart.backoff import FIRST_BACKOFF, longer
 from podsvid.quickstart.calls import CSI_TIMEOUT, Calls, channel, connected, invoke
 from podsvid.quickstart.errors import DriverNotRegistered, DriverRefused, StandInError
 
@@ -151,7 +151,7 @@ class PluginRegistry:
             try:
                 await self._register(socket)
             except StandInError as error:
-                delay = FIRST_BACKOFF if backoff is None else min(backoff.delay * 2, LONGEST_BACKOFF)
+                delay = FIRST_BACKOFF if backoff is None else longer(backoff.delay)
                 self._backoffs[socket] = _Backoff(delay, self._clock() + delay)
                 self._refusals[socket] = str(error)
                 self._announce()

@@ -7,6 +7,8 @@ from podsvid.quickstart.place import Place
 
 @dataclass(frozen=True)
 class Settings:
+    """The options, checked, with the directory that they led to; ``mounts``: whether the host allows any here."""
+
     place: Place
     pods: int
     ttl: str

@@ -6,34 +6,17 @@ import json
 import os
 import shutil
 import sys
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from podsvid.quickstart.failure import Stopped
-from podsvid.quickstart.reading import Seen
+from podsvid.quickstart.reading import PlayedPod, Seen
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
-
-    from podsvid.quickstart.pods import Pod, PodVolume
-
-
-@dataclass
-class PlayedPod:
-    """One pod that the quickstart plays, and what its volume has shown so far."""
-
-    pod: Pod
-    volume: PodVolume
-    target: Path
-    link: Path
-    current: Seen
-    rotations: int = 0
-    history: deque[Seen] = field(default_factory=lambda: deque(maxlen=4))
 
 
 class View(Protocol):
