@@ -1,11 +1,8 @@
 """The shipped alert rules under Prometheus' own evaluation, over what the exporters say: each fires, or is silent."""
 
-import hashlib
-import os
 import re
-import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,27 +18,14 @@ from signer.metrics import Metrics as SignerMetrics
 
 HERE = Path(__file__).parent
 RULES = HERE.parents[1] / "deploy" / "chart" / "podsvid" / "monitoring" / "alerts.yaml"
-MODULE = HERE / "prometheus"
 STEP = 30
 MINUTES = 60
-pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="session")
-def promtool() -> Path:
-    """Prometheus' rule checker, built once at the version that go.mod pins."""
-    base = os.environ.get("PODSVID_CACHE") or os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")) + "/podsvid"
-    digest = hashlib.sha256((MODULE / "go.sum").read_bytes()).hexdigest()[:16]
-    built = Path(base) / f"promtool-{digest}" / "promtool"
-    if not built.exists():
-        go = shutil.which("go", path=f"{os.environ.get('PATH', '')}:/usr/local/go/bin")
-        assert go is not None, "the alert tests need Go 1.26 or newer: unpack an archive from go.dev/dl"
-        built.parent.mkdir(parents=True, exist_ok=True)
-        part = built.with_name(f".{os.getpid()}")
-        package = "github.com/prometheus/prometheus/cmd/promtool"
-        subprocess.run([go, "build", "-trimpath", "-o", str(part), package], cwd=MODULE, check=True)
-        part.rename(built)
-    return built
+def promtool(go_tools: Mapping[str, Path]) -> Path:
+    """Prometheus' rule checker, at the version that go.mod pins."""
+    return go_tools["promtool"]
 
 
 @dataclass

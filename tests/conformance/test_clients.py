@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ def test_py_spiffe_x509_source() -> None:
     with_sockets(main, "web")
 
 
-def test_go_spiffe_x509_context(go_tools: Path) -> None:
+def test_go_spiffe_x509_context(go_tools: Mapping[str, Path]) -> None:
     async def main(here: Host, at: dict[str, str]) -> None:
-        fetched, bundles, refused, *updates = await lines_of(str(go_tools / "go-client"), "watch", at["web"], "4")
+        fetched, bundles, refused, *updates = await lines_of(str(go_tools["go-client"]), "watch", at["web"], "4")
         assert fetched["id"] == spiffe_id("web")
         assert bundles["domains"] == ["example.org"]
         assert set(refused.values()) == {"Unimplemented"}, refused
@@ -74,9 +74,9 @@ def test_go_spiffe_x509_context(go_tools: Path) -> None:
     with_sockets(main, "web")
 
 
-def test_jwt_sources_of_both_and_each_validates_what_the_other_fetched(go_tools: Path) -> None:
+def test_jwt_sources_of_both_and_each_validates_what_the_other_fetched(go_tools: Mapping[str, Path]) -> None:
     async def main(here: Host, at: dict[str, str]) -> None:
-        go = str(go_tools / "go-client")
+        go = str(go_tools["go-client"])
         fetched, renewed = await lines_of(go, "jwt", at["web"], "db")
         assert fetched["id"] == spiffe_id("web")
         assert sorted(fetched["audience"]) == ["db", "other"]
@@ -92,18 +92,18 @@ def test_jwt_sources_of_both_and_each_validates_what_the_other_fetched(go_tools:
     with_sockets(main, "web", "api")
 
 
-def test_a_token_of_one_pod_is_validated_by_another(go_tools: Path) -> None:
+def test_a_token_of_one_pod_is_validated_by_another(go_tools: Mapping[str, Path]) -> None:
     async def main(here: Host, at: dict[str, str]) -> None:
         ours, _ = await lines_of(*PY, "jwt", at["web"])
-        (found,) = await lines_of(str(go_tools / "go-client"), "validate", at["api"], ours["token"], "db")
+        (found,) = await lines_of(str(go_tools["go-client"]), "validate", at["api"], ours["token"], "db")
         assert found["id"] == spiffe_id("web")
 
     with_sockets(main, "web", "api", flags=("--jwt-ttl", "60s"))
 
 
-def test_spiffetls_between_two_pods_over_rotations(go_tools: Path) -> None:
+def test_spiffetls_between_two_pods_over_rotations(go_tools: Mapping[str, Path]) -> None:
     async def main(here: Host, at: dict[str, str]) -> None:
-        go = str(go_tools / "go-client")
+        go = str(go_tools["go-client"])
         server = await asyncio.create_subprocess_exec(
             go, "tls-server", at["server"], spiffe_id("client"), stdout=subprocess.PIPE
         )
@@ -126,12 +126,12 @@ def test_spiffetls_between_two_pods_over_rotations(go_tools: Path) -> None:
     with_sockets(main, "client", "server", "stranger")
 
 
-def test_grpc_with_its_file_watcher_over_rotations(go_tools: Path) -> None:
+def test_grpc_with_its_file_watcher_over_rotations(go_tools: Mapping[str, Path]) -> None:
     async def run() -> None:
         async with node(ttl="6s") as (_, kubelet):
             volume = PodVolume(name="spiffe", attributes={"layout": "grpc"})
             targets = [await kubelet.publish(pod(name, name), volume) for name in ("server", "client")]
-            (done,) = await lines_of(str(go_tools / "go-client"), "files", *map(str, targets), "3")
+            (done,) = await lines_of(str(go_tools["go-client"]), "files", *map(str, targets), "3")
             assert done["serials"] == 4
             assert done["domains"] == 1
             assert done["calls"] > 20

@@ -4,6 +4,7 @@ import asyncio
 import re
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,12 @@ SKIPPED = {
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")
-def test_csi_sanity(go_tools: Path) -> None:
+def test_csi_sanity(go_tools: Mapping[str, Path]) -> None:
     async def run() -> None:
         async with node() as (here, _):
             report = here.base / "junit.xml"
             process = await asyncio.create_subprocess_exec(
-                str(go_tools / "csi-sanity"),
+                str(go_tools["csi-sanity"]),
                 f"--csi.endpoint={here.kubelet_root}/plugins/{DRIVER}/csi.sock",
                 f"--csi.mountdir={here.base}/mountdir",
                 f"--csi.stagingdir={here.base}/stagingdir",
