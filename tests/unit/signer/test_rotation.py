@@ -211,8 +211,10 @@ def test_only_the_leader_takes_steps_by_itself() -> None:
             await each.rotation.open()
         cluster.clock.pass_by(days=5, hours=1)
         async with loop(two.rotation.run()):
+            reads = len(cluster.kube.reads)
             await passes()
-            assert cluster.writes() == ["create"]
+            # Nor does it ask the API server again and again for what is the leader's.
+            assert (cluster.writes(), len(cluster.kube.reads)) == (["create"], reads)
             await two.leader.attempt()
             await until(lambda: stages(cluster.stored) == ["old", "active"])
         async with loop(one.rotation.run()):
