@@ -54,7 +54,7 @@ class Agents:
         self._api = api
         self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
         self._identity = identity
-        self._name = f"podsvid-agents-{identity}"[:253].rstrip("-.")
+        self._name = _name(identity)
         self._clock = clock
         self._open: dict[int, str] = {}
         self._next = 0
@@ -172,9 +172,8 @@ class Agents:
         """Remove what replicas that are gone left behind."""
         for each in list(self._others.values.values()):
             if self._clock.now() - each.written_at > 4 * STALE and each.identity != self._identity:
-                name = f"podsvid-agents-{each.identity}"[:253].rstrip("-.")
                 try:
-                    await self._api.delete(f"{self._collection}/{name}")
+                    await self._api.delete(f"{self._collection}/{_name(each.identity)}")
                 except NotFound:
                     continue
 
@@ -192,10 +191,15 @@ class Agents:
         return known
 
 
+def _name(identity: str) -> str:
+    return f"podsvid-agents-{identity}"[:253].rstrip("-.")
+
+
 def _read_replica(body: Object) -> _Replica | None:
     data = body.get("data") or {}
     try:
-        if data["version"] != str(_VERSION):
+        # A copy under another name would speak, and be removed, in the place of the replica that it names.
+        if data["version"] != str(_VERSION) or body["metadata"]["name"] != _name(str(data["identity"])):
             return None
         nodes = {
             str(node): Acknowledged(int(sequence), {str(key): int(count) for key, count in in_use.items()})

@@ -265,7 +265,8 @@ def test_nobody_speaks_for_a_node_without_a_stream() -> None:
 def test_a_foreign_config_map_is_nobodys_word(data: dict[str, Any]) -> None:
     from signer.authority.acknowledgements import _read_replica
 
-    assert _read_replica({"data": {**data, "version": "1"}}) is None
+    named = {"name": f"podsvid-agents-{data.get('identity', '')}"[:253].rstrip("-.")}
+    assert _read_replica({"metadata": named, "data": {**data, "version": "1"}}) is None
 
 
 def test_agents_of_another_replica_are_counted_when_nothing_changes_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:

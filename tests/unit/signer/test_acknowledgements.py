@@ -1,0 +1,355 @@
+"""What agents hold, told by several replicas: agents that move, streams that overlap, and ConfigMaps of the past."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from signer.acknowledgements import LABEL, MAX_BYTES, STALE, Agents, _read_replica
+from signer.kube import Object
+from signer.model import Agent
+from tests.fake_kube import FakeKube
+from tests.meanwhile import before
+from tests.signer_rig import START, StepClock
+
+MAPS = "/api/v1/namespaces/podsvid/configmaps"
+A = frozenset({"a"})
+
+
+def agent(node: str) -> Agent:
+    return Agent(node, f"uid-{node}", f"agent-{node}", f"pod-{node}", START + timedelta(hours=1))
+
+
+def agents(kube: FakeKube, clock: StepClock, identity: str) -> Agents:
+    return Agents(kube, "podsvid", identity, clock)
+
+
+def replica(named: str, told: Any, at: datetime = START, **data: Any) -> Object:
+    """A ConfigMap as another replica writes it."""
+    return {
+        "metadata": {"name": f"podsvid-agents-{named}", "labels": {LABEL: named}},
+        "data": {
+            "version": "1",
+            "identity": named,
+            "written_at": at.isoformat(),
+            "nodes": json.dumps(told),
+            **data,
+        },
+    }
+
+
+def put(kube: FakeKube, body: Object) -> None:
+    kube.put(f"{MAPS}/{body['metadata']['name']}", body)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0)
+
+
+async def following(each: Agents, test: Callable[[], Awaitable[None]]) -> None:
+    task = asyncio.create_task(each._others.run())
+    try:
+        await until(lambda: each._others.synced)
+        await test()
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def seen(body_of: Callable[[FakeKube, StepClock], None], check: Callable[[Agents, StepClock], None]) -> None:
+    """What a leader without agents of its own makes of the ConfigMaps that are there."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        body_of(kube, clock)
+        leader = agents(kube, clock, "leader")
+
+        async def test() -> None:
+            check(leader, clock)
+
+        await following(leader, test)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("names", [("one", "two"), ("two", "one")])
+def test_the_newer_word_of_an_agent_that_moved_counts(names: tuple[str, str]) -> None:
+    """Its old replica still takes the stream for open; which of the two is read first says nothing."""
+    old, new = names
+
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        put(kube, replica(old, {"a": [7, {"compromised": 3}]}))
+        put(kube, replica(new, {"a": [8, {"fresh": 3}]}))
+
+    def check(leader: Agents, _: StepClock) -> None:
+        assert leader.summary(8, A) == (frozenset(), {"fresh": 3})
+        assert leader.summary(9, A)[0] == A
+
+    seen(maps, check)
+
+
+def test_what_an_agent_says_here_counts_more_than_what_another_replica_heard() -> None:
+    """It has moved here: what it said there may be of a process that is gone, with what it held."""
+
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        put(kube, replica("one", {"a": [9, {}]}))
+
+    def check(leader: Agents, _: StepClock) -> None:
+        assert leader.summary(9, A) == (frozenset(), {})
+        leader.connect(agent("a"))
+        assert leader.summary(9, A)[0] == A
+        leader.acknowledged("a", 8, {"compromised": 2})
+        assert leader.summary(9, A) == (A, {"compromised": 2})
+
+    seen(maps, check)
+
+
+def test_what_this_replica_wrote_before_its_restart_is_not_its_word() -> None:
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        put(kube, replica("leader", {"a": [9, {}]}))
+
+    seen(maps, lambda leader, _: assert_unknown(leader))
+
+
+def assert_unknown(leader: Agents) -> None:
+    assert leader.summary(1, A) == (A, None)
+
+
+def test_a_replica_counts_until_its_word_is_stale() -> None:
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        put(kube, replica("one", {"a": [9, {}]}))
+
+    def check(leader: Agents, clock: StepClock) -> None:
+        clock.at = START + STALE
+        assert leader.summary(9, A) == (frozenset(), {})
+        clock.pass_by(seconds=1)
+        assert_unknown(leader)
+
+    seen(maps, check)
+
+
+def test_only_live_nodes_count() -> None:
+    """The SVIDs of a node that is gone are nobody's; and a node that nobody knows may hold some."""
+
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        put(kube, replica("one", {"a": [9, {"x": 1}], "gone": [2, {"x": 40}]}))
+
+    def check(leader: Agents, _: StepClock) -> None:
+        assert leader.summary(9, A) == (frozenset(), {"x": 1})
+        assert leader.summary(9, A | {"new"}) == (frozenset({"new"}), None)
+        assert leader.summary(9, frozenset()) == (frozenset(), {})
+
+    seen(maps, check)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        replica("one", {"a": [9, {}]}, version="2"),
+        replica("one", {"a": [9, {}]}, at=datetime(2030, 1, 1)),
+        replica("one", {"a": [9]}),
+        replica("one", []),
+        replica("one", {"a": ["much", {}]}),
+        replica("one", {"a": [9, ["x"]]}),
+        {"metadata": {"name": "podsvid-agents-one"}, "data": None},
+        # A copy under another name, or what is not a replica's.
+        {**replica("one", {"a": [9, {}]}), "metadata": {"name": "copy"}},
+        replica("one", {"a": [9, {}]}, identity="two"),
+        replica("one", {"a": [9, {}]}, identity="x/../../secrets/authority"),
+        {"data": replica("one", {"a": [9, {}]})["data"]},
+    ],
+)
+def test_what_no_replica_writes_is_nobodys_word(body: Object) -> None:
+    assert _read_replica(body) is None
+    assert _read_replica(replica("one", {"a": [9, {}]})) is not None
+
+
+def test_the_end_of_an_old_stream_does_not_forget_the_newer_one() -> None:
+    """An agent comes back before the signer knows that its old connection is dead."""
+    here = agents(FakeKube(StepClock()), StepClock(), "one")
+    old = here.connect(agent("a"))
+    here.acknowledged("a", 6, {})
+    newer = here.connect(agent("a"))
+    # What it said stands until it says more.
+    assert here.summary(6, A) == (frozenset(), {})
+    here.acknowledged("a", 7, {"x": 2})
+    here.disconnect(old)
+    assert here.summary(7, A) == (frozenset(), {"x": 2})
+    assert here.connected == 1
+    here.acknowledged("a", 8, {"x": 1})
+    assert here.summary(8, A) == (frozenset(), {"x": 1})
+    here.disconnect(newer)
+    assert_unknown(here)
+    assert here.connected == 0
+
+
+def test_one_agents_end_is_not_anothers() -> None:
+    here = agents(FakeKube(StepClock()), StepClock(), "one")
+    first, _ = here.connect(agent("a")), here.connect(agent("b"))
+    for node in "ab":
+        here.acknowledged(node, 3, {})
+    here.disconnect(first)
+    assert here.summary(3, frozenset("ab")) == (A, None)
+    assert here.summary(3, frozenset("b")) == (frozenset(), {})
+
+
+def test_a_config_map_that_could_not_be_made_is_tried_again() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        here.connect(agent("a"))
+        here.acknowledged("a", 7, {"x": 1})
+        # Somebody made one of the name meanwhile.
+        before(kube, "create", lambda: put(kube, replica("one", {})))
+        await here.write()
+        await here.write()
+        stored = kube.objects[f"{MAPS}/podsvid-agents-one"]
+        assert json.loads(stored["data"]["nodes"]) == {"a": [7, {"x": 1}]}
+        found = _read_replica(stored)
+        assert found is not None
+        assert found.written_at == START
+        assert stored["metadata"]["labels"] == {LABEL: "one"}
+
+    asyncio.run(run())
+
+
+def test_one_that_was_removed_comes_again_with_the_next_word() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        await here.write()
+        kube.remove(f"{MAPS}/podsvid-agents-one")
+        here.connect(agent("a"))
+        await here.write()
+        assert list(kube.objects) == [f"{MAPS}/podsvid-agents-one"]
+
+    asyncio.run(run())
+
+
+def test_while_somebody_waits_each_look_is_told() -> None:
+    """The leader counts by nothing that is stale, and a rotation may wait for one agent for long."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        here.wanted = True
+        await here.write()
+        clock.pass_by(seconds=2)
+        await here.write()
+        assert kube.objects[f"{MAPS}/podsvid-agents-one"]["data"]["written_at"] == clock.now().isoformat()
+
+    asyncio.run(run())
+
+
+def test_too_many_agents_are_said_and_not_written(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        number = MAX_BYTES // 210 + 1
+        for each in range(number):
+            here.connect(agent(f"{each:0200}"))
+        await here.write()
+        assert kube.writes == []
+        (line,) = (each for each in caplog.records if each.name == "podsvid.agents")
+        assert (line.getMessage(), vars(line)["agents"]) == ("too many agents to pass on", number)
+
+    asyncio.run(run())
+
+
+def test_only_what_a_replica_left_behind_long_ago_is_removed() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        long_ago = START - 4 * STALE
+        put(kube, replica("gone", {}, long_ago - timedelta(seconds=1)))
+        put(kube, replica("vanished", {}, long_ago - timedelta(seconds=1)))
+        put(kube, replica("late", {}, long_ago))
+        put(kube, replica("leader", {}, long_ago - timedelta(days=1)))
+        # Of somebody else, and an old copy of one that lives.
+        foreign = {**replica("x", {}, long_ago - timedelta(days=1)), "metadata": {"name": "theirs", "labels": {}}}
+        copied = replica("late", {}, long_ago - timedelta(days=1))
+        put(kube, foreign)
+        put(kube, {**copied, "metadata": {**copied["metadata"], "name": "copy"}})
+        leader = agents(kube, clock, "leader")
+
+        async def test() -> None:
+            # The watch has not told of it yet.
+            kube.objects.pop(f"{MAPS}/podsvid-agents-vanished")
+            await leader._forget_stale()
+            left = {path.rpartition("/")[2] for path in kube.objects}
+            assert left == {"podsvid-agents-late", "podsvid-agents-leader", "theirs", "copy"}
+
+        await following(leader, test)
+
+    asyncio.run(run())
+
+
+def test_telling_outlives_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("signer.acknowledgements.WRITE_SECONDS", 0.0)
+    caplog.set_level(logging.WARNING)
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        here.connect(agent("a"))
+        here.acknowledged("a", 7, {})
+        kube.denied.add(("replace", MAPS))
+        task = asyncio.create_task(here.run())
+        try:
+            await until(lambda: sum(each.name == "podsvid.agents" for each in caplog.records) > 1)
+            assert not [path for path in kube.objects if "podsvid-agents" in path]
+            kube.denied.clear()
+            await until(lambda: f"{MAPS}/podsvid-agents-one" in kube.objects)
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_word_is_told_soon_while_it_is_newer_than_any_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.acknowledgements.WRITE_SECONDS", 0.0)
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        here.connect(agent("a"))
+        path = f"{MAPS}/podsvid-agents-one"
+
+        def told() -> int:
+            found = json.loads(kube.objects[path]["data"]["nodes"]) if path in kube.objects else {}
+            return int(found.get("a", [0])[0])
+
+        task = asyncio.create_task(here._tell())
+        try:
+            clock.pass_by(minutes=2)
+            here.acknowledged("a", 7, {})
+            await until(lambda: told() == 7)
+            clock.pass_by(minutes=2)
+            # Nothing new in it, but somebody waits for it.
+            here.acknowledged("a", 6, {})
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert told() == 7
+            here.wanted = True
+            await until(lambda: told() == 6)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
