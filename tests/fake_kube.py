@@ -126,9 +126,9 @@ class FakeKube:
         self._check("delete", path)
         self.writes.append(("delete", path))
         found = self._find(path)
-        wanted = ((body or {}).get("preconditions") or {}).get("uid")
-        if wanted and wanted != found["metadata"]["uid"]:
-            raise Conflict(f"{path} has another uid")
+        for name, wanted in ((body or {}).get("preconditions") or {}).items():
+            if wanted != found["metadata"][name]:
+                raise Conflict(f"{path} has another {name}")
         self.remove(path)
 
     async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Object]:

@@ -22,11 +22,13 @@ def after(kube: FakeKube, method: str, act: Callable[[], Any], path: str = "") -
 
 def _around(kube: FakeKube, method: str, path: str, first: Callable[[], Any], last: Callable[[], Any]) -> None:
     present = getattr(kube, method)
+    done = False
 
     async def raced(target: str, *arguments: Any) -> Any:
-        if path not in target:
+        nonlocal done
+        if done or path not in target:
             return await present(target, *arguments)
-        setattr(kube, method, present)
+        done = True
         first()
         answer = await present(target, *arguments)
         last()

@@ -93,7 +93,8 @@ class Publisher:
             await self._attempt(f"ConfigMap in {namespace}", self._write(namespace, copies.get(namespace), wanted))
         for namespace, copy in copies.items():
             if namespace not in selected and _ours(copy):
-                await self._attempt(f"ConfigMap in {namespace}", self._remove(namespace))
+                path = f"/api/v1/namespaces/{namespace}/configmaps/{self._config_map}"
+                await self._attempt(f"ConfigMap in {namespace}", self._remove(path, copy))
         await self._attempt("ClusterTrustBundles", self._trust_bundles())
 
     async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> None:
@@ -135,9 +136,12 @@ class Publisher:
             await self._api.replace(path, body)
             _log.info("trust bundle published", extra={"namespace": namespace})
 
-    async def _remove(self, namespace: str) -> None:
+    async def _remove(self, path: str, seen: Object) -> None:
+        # Only what was seen to be podsvid's: somebody may have put another in its place since.
+        conditions = {key: seen["metadata"][key] for key in ("uid", "resourceVersion")}
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions}
         with suppress(NotFound):
-            await self._api.delete(f"/api/v1/namespaces/{namespace}/configmaps/{self._config_map}")
+            await self._api.delete(path, options)
 
     async def _trust_bundles(self) -> None:
         found = await self._served()
@@ -148,23 +152,29 @@ class Publisher:
         prefix = self._signer_name.replace("/", ":")
         wanted = {f"{prefix}:{bundle.trust_domain.name}": bundle for bundle in self._bundles if bundle.x509_authorities}
         for name, bundle in wanted.items():
-            pem = bundle.to_pem().decode()
-            old = existing.get(name)
-            body: Object = {
-                "apiVersion": f"certificates.k8s.io/{version}",
-                "kind": "ClusterTrustBundle",
-                "metadata": {"name": name, "labels": {**MANAGED, TRUST_DOMAIN_LABEL: _label(bundle.trust_domain)}},
-                "spec": {"signerName": self._signer_name, "trustBundle": pem},
-            }
-            if old is None:
-                await self._api.create(collection, body)
-            elif (old.get("spec") or {}).get("trustBundle") != pem:
-                body["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
-                await self._api.replace(f"{collection}/{name}", body)
+            work = self._write_trust_bundle(version, name, bundle, existing.get(name))
+            await self._attempt(f"ClusterTrustBundle {name}", work)
         for name, old in existing.items():
             if name not in wanted and name.startswith(f"{prefix}:") and _ours(old):
-                with suppress(NotFound):
-                    await self._api.delete(f"{collection}/{name}")
+                await self._attempt(f"ClusterTrustBundle {name}", self._remove(f"{collection}/{name}", old))
+
+    async def _write_trust_bundle(self, version: str, name: str, bundle: TrustBundle, old: Object | None) -> None:
+        collection = f"{_GROUP}/{version}/clustertrustbundles"
+        pem = bundle.to_pem().decode()
+        body: Object = {
+            "apiVersion": f"certificates.k8s.io/{version}",
+            "kind": "ClusterTrustBundle",
+            "metadata": {"name": name, "labels": {**MANAGED, TRUST_DOMAIN_LABEL: _label(bundle.trust_domain)}},
+            "spec": {"signerName": self._signer_name, "trustBundle": pem},
+        }
+        if old is None:
+            await self._api.create(collection, body)
+            return
+        if not _ours(old):
+            raise Forbidden(f"ClusterTrustBundle {name} is not podsvid's; remove it")
+        if (old.get("spec") or {}).get("trustBundle") != pem:
+            body["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+            await self._api.replace(f"{collection}/{name}", body)
 
     async def _served(self) -> tuple[str, dict[str, Object]] | None:
         """The newest version of ClusterTrustBundles that is served, and what there is of them."""

@@ -306,12 +306,12 @@ def test_a_step_that_was_asked_for_is_done_on_what_another_left() -> None:
         for each in (one, two):
             await each.rotation.open()
         # Both at once, of two kinds: the second is done on the state of the first.
-        answers = await asyncio.gather(
+        messages = await asyncio.gather(
             one.rotation.step("prepare", "x509", "", forced=False),
             two.rotation.step("prepare", "jwt", "", forced=False),
         )
-        assert [each.split()[0] for each in answers] == ["prepared", "prepared"]
-        assert (stages(cluster.stored), stages(cluster.stored, "jwt")) == ([*["active", "prepared"]],) * 2
+        assert [each.split()[0] for each in messages] == ["prepared", "prepared"]
+        assert stages(cluster.stored) == stages(cluster.stored, "jwt") == ["active", "prepared"]
         # Both at once, the same: one of them learns that it was done.
         outcomes = await asyncio.gather(
             one.rotation.step("activate", "x509", "", forced=False),
