@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from signer.acknowledgements import LABEL, MAX_BYTES, STALE, Agents, _read_replica
-from signer.kube import Object
+from signer.authority.acknowledgements import LABEL, MAX_BYTES, STALE, Agents, _read_replica
+from signer.cluster.kube import Object
 from signer.model import Agent
 from tests.fake_kube import FakeKube
 from tests.meanwhile import before
@@ -297,7 +297,7 @@ def test_only_what_a_replica_left_behind_long_ago_is_removed() -> None:
 
 
 def test_telling_outlives_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("signer.acknowledgements.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("signer.authority.acknowledgements.WRITE_SECONDS", 0.0)
     caplog.set_level(logging.WARNING)
 
     async def run() -> None:
@@ -322,7 +322,7 @@ def test_telling_outlives_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 
 def test_a_word_is_told_soon_while_it_is_newer_than_any_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.acknowledgements.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("signer.authority.acknowledgements.WRITE_SECONDS", 0.0)
 
     async def run() -> None:
         clock = StepClock()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from signer.kube import Object
-from signer.publish import MANAGED, TRUST_DOMAIN_LABEL, Publisher
+from signer.cluster.kube import Object
+from signer.publishing.config_maps import MANAGED, TRUST_DOMAIN_LABEL, Publisher
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
@@ -328,7 +328,7 @@ def test_a_long_trust_domain_is_a_label() -> None:
 
 
 def test_what_no_watch_told_of_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.publish.REPAIR_SECONDS", 0.0)
+    monkeypatch.setattr("signer.publishing.config_maps.REPAIR_SECONDS", 0.0)
 
     async def run() -> None:
         kube = FakeKube(StepClock())
