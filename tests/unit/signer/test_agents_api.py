@@ -1,197 +1,23 @@
-"""The signer's door, call by call: each check's call is missed when it goes, and every answer leaves its line.
-
-All parts are the real ones, over the API server in memory; only the gRPC context is a small stand-in.
-"""
+"""The signer's door, call by call: each check's call is missed when it goes, and every answer leaves its line."""
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
-import jwt
-import looptime
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from google.rpc import error_details_pb2, status_pb2
 
-from runtime.feed import Feed
-from signer.attestation.attestor import AttestationSettings, Attestor
-from signer.attestation.pods import Pods
-from signer.attestation.tokens import JWKS, REVIEWS, OfflineTokens, TokenReviews
-from signer.authority.acknowledgements import MAX_STREAMS, Agents
-from signer.authority.state import AuthorityState
+from signer.attestation.tokens import REVIEWS
+from signer.authority.acknowledgements import MAX_STREAMS
 from signer.authority.trust import Broadcast
-from signer.cluster.events import Events
 from signer.errors import Reason
-from signer.front.agents import MAX_TOKEN, STREAM_LIFE, TOKEN_MARGIN, Context, SignerService
-from signer.front.audit import Audit
-from signer.front.limits import NodeLimits
-from signer.metrics import Metrics
-from signer.minting.minting import Minting
+from signer.front.agents import MAX_TOKEN, STREAM_LIFE, TOKEN_MARGIN
 from signer.model import PodClaim
 from signer.pb import signer_pb2
-from signer.policy.policies import CLUSTER, GROUP, Policies
-from signer.policy.policy import PolicySettings
 from svid.certificates import certificates_from_der
-from svid.keys import KeyAlgorithm
-from svid.spiffeid import TrustDomain
-from tests.signer_rig import AUDIENCE, DRIVER, Site
-from tests.unit.signer.test_lifecycle import first
-from tests.unit.signer.test_minting import SETTINGS, csr
-
-OUTAGE = timedelta(minutes=10)
-REQUEST = csr(KeyAlgorithm.EC_P256.generate())
-EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
-
-
-class Aborted(Exception):
-    """How a call ended."""
-
-    def __init__(self, status: Any) -> None:
-        super().__init__(status.details)
-        self.code, self.message = status.code, status.details
-        self.reason, self.retry = "", None
-        for key, value in status.trailing_metadata:
-            if key == "grpc-status-details-bin":
-                for detail in status_pb2.Status.FromString(value).details:
-                    info, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                    if detail.Unpack(info):
-                        self.reason = info.reason
-                    elif detail.Unpack(delay):
-                        self.retry = delay.retry_delay.ToTimedelta()
-
-
-class Call:
-    """The one half of a ServicerContext that the service uses."""
-
-    def __init__(self, *metadata: tuple[str, str]) -> None:
-        self._metadata = metadata
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._metadata
-
-    async def abort_with_status(self, status: Any) -> None:
-        raise Aborted(status)
-
-
-def call(token: str | None, scheme: str = "Bearer") -> Context:
-    metadata = [] if token is None else [("authorization", f"{scheme} {token}")]
-    return cast(Context, Call(("user-agent", "test"), *metadata))
-
-
-class Door:
-    """A service of real parts."""
-
-    def __init__(self, state: AuthorityState, rate: int = 1000, burst: int = 1000, concurrent: int = 1000) -> None:
-        self.site = Site()
-        kube, clock = self.site.kube, self.site.clock
-        self.state = state
-        self.pods = Pods(kube, clock)
-        self.policies = Policies(kube, PolicySettings(TrustDomain("example.org")), OUTAGE, clock)
-        self.offline = OfflineTokens(kube, AUDIENCE, clock)
-        self.attestor = Attestor(
-            AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), OUTAGE),
-            TokenReviews(kube, AUDIENCE, self.offline, clock),
-            self.offline,
-            self.pods,
-            clock,
-        )
-        self.agents = Agents(kube, "podsvid", "one", clock)
-        self.trust: Feed[Broadcast] = Feed()
-        self.trust.publish(Broadcast.of(self.state, ()))
-        self.events = Events(kube, "one", clock)
-        self.metrics = Metrics()
-        self.limits = NodeLimits(rate, burst, concurrent, clock)
-        self.service = SignerService(
-            self.attestor,
-            self.policies,
-            Minting(lambda: self.state, SETTINGS, clock),
-            self.limits,
-            self.agents,
-            self.trust,
-            self.events,
-            Audit(clock),
-            self.metrics,
-            clock,
-            random.Random(1),
-        )
-        self._key = ec.generate_private_key(ec.SECP256R1())
-
-    async def x509(
-        self, claim: PodClaim, pod_token: str, agent: str | None = None, **fields: Any
-    ) -> signer_pb2.MintX509SVIDResponse:
-        fields.setdefault("csr", REQUEST)
-        request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=pod_token, **fields)
-        return await self.service.mint_x509(request, call(agent or self.site.agent()))
-
-    async def jwt(
-        self, claim: PodClaim, pod_token: str, spiffe_id: str, *audiences: str, agent: str | None = None
-    ) -> signer_pb2.MintJWTSVIDResponse:
-        request = signer_pb2.MintJWTSVIDRequest(
-            pod=pod(claim), pod_token=pod_token, spiffe_id=spiffe_id, audiences=audiences
-        )
-        return await self.service.mint_jwt(request, call(agent or self.site.agent()))
-
-    def signed(self, token: str) -> str:
-        """The same claims by the cluster's key, which is published."""
-        jwk = {**jwt.algorithms.ECAlgorithm.to_jwk(self._key.public_key(), as_dict=True), "kid": "k1", "alg": "ES256"}
-        self.site.kube.put(JWKS, {"keys": [jwk]})
-        claims = jwt.decode(token, options={"verify_signature": False})
-        return jwt.encode(claims, self._key, algorithm="ES256", headers={"kid": "k1"})
-
-    def mints(self, kind: str, result: str) -> float:
-        labels = {"kind": kind, "result": result}
-        return self.metrics.registry.get_sample_value("podsvid_signer_mint_duration_seconds_count", labels) or 0.0
-
-    def policy(self, name: str, **spec: Any) -> None:
-        self.site.kube.put(f"{GROUP}/{CLUSTER}/{name}", {"metadata": {"name": name}, "spec": spec})
-
-    async def told(self) -> None:
-        """Wait until the mirrors have what was put last."""
-        for _ in range(20):
-            await asyncio.sleep(0)
-
-
-def pod(claim: PodClaim) -> signer_pb2.Pod:
-    return signer_pb2.Pod(namespace=claim.namespace, name=claim.name, uid=claim.uid)
-
-
-def at_the_door(test: Callable[[Door], Awaitable[None]], door: Callable[[AuthorityState], Door] = Door) -> None:
-    state = first()
-
-    async def run() -> None:
-        found = door(state)
-        loops = [asyncio.ensure_future(each()) for each in (found.pods.run, found.policies.run, found.events.run)]
-        await found.pods.wait_synced()
-        await found.policies.wait_synced()
-        try:
-            await test(found)
-        finally:
-            for each in loops:
-                each.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
-
-    loop = looptime.new_event_loop(start=0)
-    try:
-        loop.run_until_complete(run())
-    finally:
-        loop.close()
-
-
-@contextmanager
-def refused(reason: Reason) -> Iterator[list[Aborted]]:
-    caught: list[Aborted] = []
-    with pytest.raises(Aborted) as found:
-        yield caught
-    caught.append(found.value)
-    assert found.value.reason == reason.value, found.value
-
-
-def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    return [vars(each) for each in caplog.records if each.name == "podsvid.audit"]
+from tests.unit.signer.door import EVENTS, REQUEST, Aborted, Door, at_the_door, call, lines, nothing, pod, refused
 
 
 def test_what_is_allowed_leaves_a_line_that_says_all_of_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -462,11 +288,6 @@ def test_a_bug_says_nothing_of_itself_to_the_caller(caplog: pytest.LogCaptureFix
     at_the_door(test)
 
 
-async def nothing() -> AsyncIterator[signer_pb2.WatchTrustRequest]:
-    await asyncio.Event().wait()
-    yield signer_pb2.WatchTrustRequest()
-
-
 def test_a_trust_stream_ends_before_its_agents_token_does_and_is_opened_again() -> None:
     async def test(door: Door) -> None:
         for life, most in ((600.0, 600.0 - TOKEN_MARGIN.total_seconds()), (7200.0, STREAM_LIFE.total_seconds())):
@@ -533,7 +354,13 @@ def test_one_node_has_only_so_many_streams(caplog: pytest.LogCaptureFixture) -> 
             await anext(each)
         with refused(Reason.BUSY):
             await anext(door.service.watch_trust(nothing(), call(door.site.agent())))
-        assert (lines(caplog)[-1]["kind"], lines(caplog)[-1]["reason"]) == ("trust", "BUSY")
-        await anext(door.service.watch_trust(nothing(), call(door.site.agent("node-b"))))
+        line = lines(caplog)[-1]
+        assert (line["kind"], line["reason"]) == ("trust", "BUSY")
+        assert (line["node"], line["agent_pod_uid"], line["claimed_pod"]) == ("node-a", "agent-uid-node-a", "")
+        streams.append(door.service.watch_trust(nothing(), call(door.site.agent("node-b"))))
+        await anext(streams[-1])
+        for each in streams:
+            await each.aclose()  # type: ignore[attr-defined]
+        assert door.agents.connected == 0
 
     at_the_door(test)
