@@ -217,26 +217,27 @@ class SignerService:
         # Spread: after a restart all streams began at the same time, and must not end so.
         life = min(STREAM_LIFE * self._rng.uniform(0.5, 1.0), agent.token_expires_at - TOKEN_MARGIN - now)
         reading = asyncio.ensure_future(self._read(agent, requests))
-        version = 0
+        waiting = asyncio.ensure_future(self._trust.wait_beyond(0))
         try:
             async with asyncio.timeout(max(life.total_seconds(), 1.0)):
                 while not reading.done():
-                    waiting = asyncio.ensure_future(self._trust.wait_beyond(version))
                     await asyncio.wait([waiting, reading], return_when=asyncio.FIRST_COMPLETED)
                     if not waiting.done():
-                        waiting.cancel()
                         break
                     version = waiting.result()
                     found = self._trust.current
                     assert found is not None
                     yield found.message()
+                    waiting = asyncio.ensure_future(self._trust.wait_beyond(version))
         except TimeoutError:
             refusal = Refused(Reason.RECONNECT, "the stream's time is over; open it again")
             await _abort(context, refusal)
         finally:
-            reading.cancel()
+            # Trust changes once in weeks: what waits for it would stay for each stream that ended until then.
+            for each in (reading, waiting):
+                each.cancel()
             with suppress(asyncio.CancelledError):
-                await asyncio.gather(reading, return_exceptions=True)
+                await asyncio.gather(reading, waiting, return_exceptions=True)
             self._agents.disconnect(handle)
 
     async def _read(self, agent: Agent, requests: AsyncIterator[signer_pb2.WatchTrustRequest]) -> None:

@@ -21,7 +21,7 @@ from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import START
-from tests.unit.signer.door import EVENTS, Door, at_the_door, call, lines, nothing, pod, refused
+from tests.unit.signer.door import EVENTS, Aborted, Door, at_the_door, call, lines, nothing, pod, refused
 from tests.unit.signer.test_minting import csr
 
 WEB = "spiffe://example.org/ns/default/sa/web"
@@ -386,6 +386,29 @@ def test_an_agent_that_ends_its_stream_ends_it() -> None:
         await door.told()
         assert asyncio.all_tasks() - before == set()
         assert door.agents.connected == 0
+
+    at_the_door(test)
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled", "out of time"])
+def test_a_stream_that_ends_leaves_nothing_running(how: str) -> None:
+    async def test(door: Door) -> None:
+        before = asyncio.all_tasks()
+        stream = door.service.watch_trust(nothing(), call(door.site.agent()))
+        await anext(stream)
+        if how == "closed":
+            await stream.aclose()  # type: ignore[attr-defined]
+        elif how == "cancelled":
+            waiting = asyncio.ensure_future(anext(stream))
+            await door.told()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        else:
+            with pytest.raises(Aborted):
+                await anext(stream)
+        await door.told()
+        assert asyncio.all_tasks() - before == set()
 
     at_the_door(test)
 
