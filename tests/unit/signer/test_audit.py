@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from signer.errors import Reason
-from signer.front.audit import MAX_REFUSALS, Audit
-from signer.model import Agent
+from signer.front.audit import MAX_REFUSALS, REFUSAL_WINDOW, Audit
+from signer.model import Agent, AttestedPod, Entitlement, LivePod, PodClaim
+from svid.spiffeid import SpiffeId
 from tests.signer_rig import START, StepClock
 
 NODE = Agent("node-a", "uid-a", "agent-1", "pod-uid", START)
@@ -49,3 +50,51 @@ def test_a_clock_that_is_set_back_holds_no_window_open(caplog: pytest.LogCapture
     clock.pass_by(days=-1)
     audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
     assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 1
+
+
+def test_what_a_caller_sends_is_quoted_only_so_far(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "podsvid.audit")
+    claim = PodClaim("n" * 100_000, "p" * 100_000, "u" * 100_000)
+    Audit(StepClock()).refused("x509", NODE, claim, Reason.POD_TOKEN_REPLAYED, "w" * 100_000, 0.5)
+    (line,) = _lines(caplog, "mint refused")
+    assert len(line["claimed_pod"]) == 506
+    assert len(line["claimed_pod_uid"]) == 253
+    assert len(line["why"]) == 1024
+    assert (line["seconds"], line["node"], line["agent_pod_uid"]) == (0.5, "node-a", "pod-uid")
+
+
+def test_a_line_ends_its_window_and_not_one_moment_later(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "podsvid.audit")
+    clock = StepClock()
+    audit = Audit(clock)
+    for _ in range(MAX_REFUSALS + 1):
+        audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
+    clock.pass_by(seconds=59.999)
+    audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
+    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS
+    (told,) = _lines(caplog, "mint refusals are only counted")
+    assert told["until"] == (START + REFUSAL_WINDOW).isoformat()
+    clock.pass_by(seconds=0.001)
+    audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
+    assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 1
+    assert [each["count"] for each in _lines(caplog, "mint refusals were only counted")] == [2]
+
+
+def test_what_is_allowed_is_written_however_often_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "podsvid.audit")
+    audit = Audit(StepClock())
+    pod = LivePod("default", "web", "uid", "node-a", "web")
+    given = Entitlement(SpiffeId.parse("spiffe://example.org/ns/default/sa/web"))
+    for number in range(3 * MAX_REFUSALS):
+        audit.allowed("x509", AttestedPod(pod, NODE), given, {"serial": f"{number:x}"}, 0.1)
+    found = _lines(caplog, "mint allowed")
+    assert [each["serial"] for each in found] == [f"{number:x}" for number in range(3 * MAX_REFUSALS)]
+    assert {each.levelno for each in caplog.records} == {logging.INFO}
+
+
+def test_windows_of_ever_new_nodes_do_not_pile_up() -> None:
+    audit = Audit(StepClock())
+    for number in range(20_100):
+        node = Agent(f"node-{number}", "u", "p", "p", START)
+        audit.refused("x509", node, None, Reason.POLICY_DENIED, "denied", 0.0)
+    assert len(audit._windows) <= 20_000

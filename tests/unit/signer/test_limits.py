@@ -1,0 +1,130 @@
+"""How much one node may ask for: a bucket and mints in flight for each, whatever happens inside, and bounded memory."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+import pytest
+
+from signer.errors import Reason, Refused
+from signer.front import limits as module
+from signer.front.limits import BUSY_RETRY, NodeLimits
+from tests.signer_rig import StepClock
+
+
+def limited(
+    test: Callable[[NodeLimits, StepClock], Awaitable[None]], rate: int = 2, burst: int = 3, concurrent: int = 100
+) -> None:
+    clock = StepClock()
+    asyncio.run(_run(test, NodeLimits(rate, burst, concurrent, clock), clock))
+
+
+async def _run(test: Callable[[NodeLimits, StepClock], Awaitable[None]], limits: NodeLimits, clock: StepClock) -> None:
+    await test(limits, clock)
+
+
+async def served(limits: NodeLimits, node: str = "a", most: int = 100) -> int:
+    """How many mints the node gets one after another."""
+    for number in range(most):
+        try:
+            async with limits.slot(node):
+                pass
+        except Refused as error:
+            assert error.reason is Reason.RATE_LIMITED
+            return number
+    return most
+
+
+def test_a_node_gets_its_burst_and_then_its_rate() -> None:
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        assert await served(limits) == 3
+        clock.pass_by(seconds=1)
+        assert await served(limits) == 2
+        # However long it was quiet it saves up no more than the burst.
+        clock.pass_by(days=1)
+        assert await served(limits) == 3
+        # Half a mint is none.
+        clock.pass_by(seconds=0.25)
+        assert await served(limits) == 0
+        assert await served(limits, "b") == 3
+
+    limited(test)
+
+
+def test_the_wait_that_is_told_is_the_one_that_is_needed() -> None:
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        await served(limits)
+        clock.pass_by(seconds=0.2)
+        with pytest.raises(Refused) as caught:
+            async with limits.slot("a"):
+                pass
+        wait = caught.value.retry_after
+        assert wait is not None
+        assert wait == timedelta(seconds=0.3)
+        clock.at += wait
+        assert await served(limits) == 1
+
+    limited(test)
+
+
+def test_a_clock_that_is_set_back_takes_nothing_from_a_node() -> None:
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        assert await served(limits, most=1) == 1
+        clock.pass_by(days=-1)
+        assert await served(limits) == 2
+        # Nor does it give for the time that passes a second time.
+        clock.pass_by(seconds=1)
+        assert await served(limits) == 2
+
+    limited(test)
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, Refused])
+def test_a_slot_is_given_back_however_the_mint_ends(error: type[BaseException]) -> None:
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        raised = error(Reason.POLICY_DENIED, "no") if error is Refused else error()
+        for _ in range(3):
+            with pytest.raises(error):
+                async with limits.slot("a"):
+                    raise raised
+        clock.pass_by(minutes=1)
+        assert await served(limits) == 3
+
+    limited(test, concurrent=1)
+
+
+def test_so_many_are_in_flight_and_who_is_turned_away_pays_nothing() -> None:
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        async with AsyncExitStack() as running:
+            for _ in range(2):
+                await running.enter_async_context(limits.slot("a"))
+            for _ in range(5):
+                with pytest.raises(Refused) as caught:
+                    await running.enter_async_context(limits.slot("a"))
+                assert (caught.value.reason, caught.value.retry_after) == (Reason.BUSY, BUSY_RETRY)
+            async with limits.slot("b"):
+                pass
+        assert await served(limits) == 1
+
+    limited(test, concurrent=2)
+
+
+def test_nodes_are_forgotten_when_there_are_too_many_the_quietest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_NODES", 3)
+
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        async with limits.slot("running"):
+            for node in ("a", "b"):
+                assert await served(limits, node) == 3
+            assert await served(limits, "a") == 0  # asked last: b is quieter
+            for node in ("c", "d"):
+                assert await served(limits, node) == 3
+                assert await served(limits, "a") == 0
+            assert len(limits._nodes) == 3
+            # Who has a mint in flight is not forgotten: it would get another one.
+            with pytest.raises(Refused):
+                async with limits.slot("running"):
+                    pass
+
+    limited(test, concurrent=1)

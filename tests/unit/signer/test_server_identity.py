@@ -1,0 +1,87 @@
+"""The server's own certificate: the signer's name and identity, for a day, renewed in time and with the authority."""
+
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+
+from signer.front.tls import LIFETIME, ServerIdentity
+from svid.dnsnames import SIGNER_NAME
+from svid.errors import SvidError
+from svid.x509svid import check_x509_svid
+from tests.signer_rig import START, StepClock
+from tests.unit.signer.test_lifecycle import advanced, first
+
+
+class Made:
+    """Stands for grpc.ssl_server_credentials, which nothing can be read from."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[bytes, bytes]] = []
+
+    def __call__(self, pairs: Any, **more: Any) -> object:
+        assert more == {}  # clients prove themselves by token
+        self.pairs += pairs
+        return object()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    found = Made()
+    monkeypatch.setattr(grpc, "ssl_server_credentials", found)
+    return found
+
+
+def test_it_is_the_signers_and_for_a_day(made: Made) -> None:
+    state = first()
+    assert ServerIdentity(StepClock()).renewed(state) is not None
+    ((key, pem),) = made.pairs
+    chain = tuple(x509.load_pem_x509_certificates(pem))
+    assert str(check_x509_svid(chain, state.bundle, START)) == "spiffe://example.org/podsvid/signer"
+    names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [SIGNER_NAME]
+    assert chain[0].not_valid_after_utc - START == LIFETIME == timedelta(days=1)
+    assert b"PRIVATE KEY" in key
+
+
+def test_it_is_renewed_at_half_of_its_life(made: Made) -> None:
+    clock, state = StepClock(), first()
+    identity = ServerIdentity(clock)
+    assert identity.renewed(state) is not None
+    assert identity.renewed(state) is None
+    clock.pass_by(hours=12, seconds=-1)
+    assert identity.renewed(state) is None
+    clock.pass_by(seconds=1)
+    assert identity.renewed(state) is not None
+    assert identity.renewed(state) is None
+    one, other = made.pairs
+    assert one[0] != other[0]
+
+
+def test_it_is_renewed_when_another_authority_signs(made: Made) -> None:
+    """Its own root may be distrusted at once: a forced rotation."""
+    clock, state = StepClock(), first()
+    later = state
+    while later.active_x509_id == state.active_x509_id:
+        clock.pass_by(hours=6)
+        later = advanced(later, clock.now())
+    identity = ServerIdentity(clock)
+    assert identity.renewed(state) is not None
+    assert identity.renewed(later) is not None
+    assert identity.renewed(later) is None
+    issuers = [x509.load_pem_x509_certificate(pem).issuer for _, pem in made.pairs]
+    assert issuers[0] != issuers[1]
+
+
+def test_an_authority_that_is_over_signs_none_and_the_next_one_is_tried(made: Made) -> None:
+    clock, state = StepClock(), first()
+    identity = ServerIdentity(clock)
+    clock.pass_by(days=11)
+    for _ in range(2):
+        with pytest.raises(SvidError):
+            identity.renewed(state)
+    assert made.pairs == []
+    clock.pass_by(days=-11)
+    assert identity.renewed(state) is not None
