@@ -7,7 +7,7 @@ from datetime import datetime
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
-from signer.errors import ApiUnavailable, NotFound, Reason, Refused
+from signer.errors import ApiUnavailable, Forbidden, NotFound, Reason, Refused
 from signer.model import LivePod, PodClaim
 
 _MIRROR = "kubernetes.io/config.mirror"
@@ -60,6 +60,8 @@ class Pods:
             body = await self._api.get(f"/api/v1/namespaces/{claim.namespace}/pods/{claim.name}")
         except NotFound:
             raise Refused(Reason.POD_NOT_FOUND, f"pod {claim} does not exist (any more)") from None
+        except Forbidden as error:
+            raise ApiUnavailable(f"the signer may not read pods: {error}; apply its RBAC") from None
         pod = read_pod(body)
         if pod is None:
             raise ApiUnavailable(f"the API server's answer for pod {claim} is not a pod")

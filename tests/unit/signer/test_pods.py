@@ -1,0 +1,179 @@
+"""Live pods: by uid and name at once, asked for where the mirror is behind, and read for what a person wrote."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from signer.attestation.pods import Pods, read_pod
+from signer.cluster.kube import Object
+from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
+from signer.model import PodClaim
+from tests.signer_rig import DRIVER, Site
+
+PATH = "/api/v1/namespaces/default/pods/web"
+
+
+def followed(test: Callable[[Site, Pods], Awaitable[None]]) -> None:
+    async def run() -> None:
+        site = Site()
+        pods = Pods(site.kube, site.clock)
+        following = asyncio.ensure_future(pods.run())
+        await pods.wait_synced()
+        try:
+            await test(site, pods)
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+
+    asyncio.run(run())
+
+
+async def told() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def refused(pods: Pods, claim: PodClaim) -> Reason:
+    with pytest.raises(Refused) as caught:
+        await pods.find(claim)
+    return caught.value.reason
+
+
+def test_a_pod_that_is_known_is_not_asked_for() -> None:
+    async def test(site: Site, pods: Pods) -> None:
+        claim = site.pod("web")
+        await told()
+        reads = len(site.kube.reads)
+        found = await pods.find(claim)
+        assert (found.uid, found.node_name, found.service_account) == (claim.uid, "node-a", "web")
+        assert len(site.kube.reads) == reads
+
+    followed(test)
+
+
+@pytest.mark.parametrize(("namespace", "name"), [("other", "web"), ("default", "other"), ("", ""), ("x/y", "web")])
+def test_a_uid_of_another_name_is_refused(namespace: str, name: str) -> None:
+    async def test(site: Site, pods: Pods) -> None:
+        claim = site.pod("web")
+        await told()
+        assert await refused(pods, PodClaim(namespace, name, claim.uid)) is Reason.POD_UID_MISMATCH
+
+    followed(test)
+
+
+def test_a_name_of_another_uid_is_refused() -> None:
+    async def test(site: Site, pods: Pods) -> None:
+        site.pod("web")
+        assert await refused(pods, PodClaim("default", "web", "before")) is Reason.POD_UID_MISMATCH
+        assert await refused(pods, PodClaim("default", "gone", "before")) is Reason.POD_NOT_FOUND
+
+    followed(test)
+
+
+def test_a_pod_that_was_without_a_node_a_moment_ago_is_looked_at() -> None:
+    """Its binding to a node may be on its way to the mirror; by then its first mint may be here."""
+
+    async def test(site: Site, pods: Pods) -> None:
+        claim = site.pod("web", node="")
+        await told()
+        known = pods.known(claim.uid)
+        assert known is not None
+        assert known.node_name == ""
+        site.pod("web", uid=claim.uid)
+        reads = len(site.kube.reads)
+        assert (await pods.find(claim)).node_name == "node-a"
+        assert site.kube.reads[reads:] == [PATH]
+
+    followed(test)
+
+
+@pytest.mark.parametrize("body", [{}, {"metadata": {"name": "web", "namespace": "default"}}, {"kind": "Status"}])
+def test_an_answer_that_is_no_pod_is_no_answer(body: Object) -> None:
+    async def test(site: Site, pods: Pods) -> None:
+        async def answering(path: str) -> Object:
+            return body
+
+        site.kube.get = answering  # type: ignore[method-assign]
+        for uid in ("u", ""):
+            with pytest.raises(ApiUnavailable):
+                await pods.find(PodClaim("default", "web", uid))
+
+    followed(test)
+
+
+def test_a_signer_without_the_right_to_read_pods_says_so() -> None:
+    async def test(site: Site, pods: Pods) -> None:
+        async def denied(path: str) -> Object:
+            raise Forbidden("pods is forbidden")
+
+        site.kube.get = denied  # type: ignore[method-assign]
+        with pytest.raises(ApiUnavailable, match="may not read pods: pods is forbidden; apply its RBAC"):
+            await pods.find(PodClaim("default", "web", "u"))
+
+    followed(test)
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a/b", "a b", "a\n", "..", "é", "x" * 254, "a?b", "a#b"])
+def test_a_name_that_is_none_is_not_asked_for(name: str) -> None:
+    async def test(site: Site, pods: Pods) -> None:
+        reads = len(site.kube.reads)
+        for claim in (PodClaim("default", name, "u"), PodClaim(name, "web", "u")):
+            assert await refused(pods, claim) is Reason.POD_NOT_FOUND
+        assert len(site.kube.reads) == reads
+        assert await refused(pods, PodClaim("default", "x" * 253, "u")) is Reason.POD_NOT_FOUND
+        assert len(site.kube.reads) == reads + 1
+
+    followed(test)
+
+
+def pod(**changes: Any) -> Object:
+    metadata = {"uid": "u", "name": "n", "namespace": "ns", **changes.pop("metadata", {})}
+    return {"metadata": metadata, "spec": {"nodeName": "node-a", "serviceAccountName": "web"}, **changes}
+
+
+@pytest.mark.parametrize("missing", ["uid", "name", "namespace"])
+def test_what_has_no_uid_name_or_namespace_is_no_pod(missing: str) -> None:
+    assert read_pod(pod()) is not None
+    assert read_pod(pod(metadata={missing: ""})) is None
+    assert read_pod(pod(metadata={missing: None})) is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "finished"),
+    [("Pending", False), ("Running", False), ("Unknown", False), ("Succeeded", True), ("Failed", True), (None, False)],
+)
+def test_a_pod_is_finished_by_its_phase(phase: str | None, finished: bool) -> None:
+    found = read_pod(pod(status={"phase": phase}))
+    assert found is not None
+    assert found.finished is finished
+
+
+@pytest.mark.parametrize("value", ["x", "", None])
+def test_a_static_pod_is_one_whatever_its_annotation_says(value: str | None) -> None:
+    found = read_pod(pod(metadata={"annotations": {"kubernetes.io/config.mirror": value}}))
+    assert found is not None
+    assert found.mirror
+    other = read_pod(pod(metadata={"annotations": {"kubernetes.io/config.source": "file"}}))
+    assert other is not None
+    assert not other.mirror
+
+
+def test_only_inline_volumes_name_a_driver() -> None:
+    """A claim's driver is in its PersistentVolume, which somebody else may have made."""
+    volumes: list[Object] = [
+        {"name": "a", "emptyDir": {}},
+        {"name": "b", "persistentVolumeClaim": {"claimName": "x", "driver": DRIVER}},
+        {"name": "c", "csi": None},
+        {"name": "d", "csi": {}},
+    ]
+    spec = {"nodeName": "node-a", "serviceAccountName": "web"}
+    found = read_pod(pod(spec={**spec, "volumes": volumes}))
+    assert found is not None
+    assert found.drivers == frozenset()
+    found = read_pod(pod(spec={**spec, "volumes": [*volumes, {"csi": {"driver": "x"}}, {"csi": {"driver": DRIVER}}]}))
+    assert found is not None
+    assert found.drivers == {"x", DRIVER}
