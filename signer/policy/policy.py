@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 from signer.cluster.kube import Object
@@ -30,6 +31,20 @@ NAMESPACE_PREFIX = "/ns/{namespace}/"
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?", re.ASCII)
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 MAX_DNS_NAMES = 32
+# Of fields whose wrong type would pass for "not there", which is mostly the wider meaning.
+_TYPES: Mapping[str, type] = MappingProxyType(
+    {
+        "podSelector": dict,
+        "namespaceSelector": dict,
+        "serviceAccounts": list,
+        "dnsNameTemplates": list,
+        "dnsNamesFromServices": bool,
+        "keyAlgorithms": list,
+        "federatesWith": list,
+        "priority": int,
+        "deny": bool,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +292,7 @@ def _scope(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
             scope[field] = _selector(spec.get(key) or {})
         except (InvalidPolicy, TypeError, AttributeError, KeyError):
             scope[field] = Selector()
-    scope["deny"] = spec.get("deny") is True
+    scope["deny"] = spec.get("deny") not in (None, False)
     priority = spec.get("priority")
     scope["priority"] = priority if isinstance(priority, int) else 0
     accounts = spec.get("serviceAccounts")
@@ -287,6 +302,9 @@ def _scope(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
 
 
 def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
+    for key, kind in _TYPES.items():
+        if spec.get(key) is not None and not isinstance(spec[key], kind):
+            raise InvalidPolicy(f"{key} is of another type than its schema says")
     _selector(spec.get("podSelector") or {})
     _selector(spec.get("namespaceSelector") or {})
     hint = str(spec.get("hint") or "")

@@ -57,6 +57,37 @@ def test_any_spec_is_read_and_is_a_policy_that_gives_nothing_by_mistake(spec: Ob
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("podSelector", []),
+        ("podSelector", False),
+        ("namespaceSelector", ""),
+        ("serviceAccounts", "admin"),
+        ("serviceAccounts", {"admin": True}),
+        ("dnsNameTemplates", "a.example"),
+        ("dnsNameTemplates", {}),
+        ("dnsNamesFromServices", "true"),
+        ("keyAlgorithms", ""),
+        ("keyAlgorithms", {}),
+        ("federatesWith", "partner.test"),
+        ("federatesWith", {"partner.test": 1}),
+        ("priority", "5"),
+        ("priority", 1.5),
+    ],
+)
+def test_a_field_of_another_type_is_not_read_as_absent(field: str, value: object) -> None:
+    """Absent mostly means more: every account, every key, every trust domain."""
+    wide = policy("wide")
+    assert refused(POD, policy("p", "shop", **{field: value}), wide) is Reason.POLICY_UNUSABLE
+
+
+@pytest.mark.parametrize("deny", ["true", "yes", 1, [], {}, "false"])
+def test_what_may_be_a_denial_is_one(deny: object) -> None:
+    assert refused(POD, policy("p", deny=deny), policy("other", priority=9)) is Reason.POLICY_DENIED
+    assert given_to(POD, policy("p", deny=False), policy("other", priority=9)).policy == "other"
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "/", "//", "/a//b", "/a/", "/a/../b", "/./a", "a", "/a b", "/ä", "/a{", "/{x}", "/{labels}", "/" + "x" * 1024],
 )
