@@ -90,3 +90,17 @@ def test_trust_that_does_not_verify_its_svids_is_not_taken() -> None:
     assert identity.under(Trust(TrustBundle(PARTNER)), NOW) is identity
     assert identity.is_valid(NOW)
     assert not identity.is_valid(NOW + timedelta(hours=1, seconds=1))
+
+
+def test_every_svid_counts_not_the_default_one_only() -> None:
+    key, half = KeyAlgorithm.EC_P256.generate(), timedelta(minutes=30)
+    web = SpiffeId.parse("spiffe://example.org/web")
+    short = X509Svid(web, ISSUER.issue(key.public_key(), web, ttl=half, now=NOW), key)
+    for svids in ((svid(), short), (short, svid())):
+        identity = WorkloadIdentity(svids, ISSUER.bundle)
+        assert identity.default is svids[0]
+        assert identity.expires_at == NOW + half
+        identity.check(NOW + half)
+        with pytest.raises(InvalidSvid, match="expired"):
+            identity.check(NOW + half + timedelta(seconds=1))
+        assert not identity.is_valid(NOW + half + timedelta(seconds=1))

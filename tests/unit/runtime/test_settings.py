@@ -1,0 +1,227 @@
+"""Settings of any command: which text is a value and which is refused, who wins, and what a refusal says."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import settings
+from runtime.settings import InvalidSetting, setting
+
+
+@dataclass(frozen=True)
+class Model:
+    """Settings of a command that exists here only."""
+
+    name: str = setting(settings.choice("a", "b", "c", "d"), "a letter", "a")
+    life: timedelta = setting(settings.ttl, "how long", "1h")
+    loud: bool = setting(settings.boolean, "a switch", "false")
+    names: tuple[str, ...] = setting(settings.listed(settings.choice("a", "b", "c")), "letters", "")
+    must: str | None = setting(settings.choice("x", "y"), "has no default", required=True)
+    fallback: str | None = setting(str, "has no default either")
+
+
+def load(*flags: str, environment: dict[str, str] | None = None, **fallbacks: Any) -> Model:
+    parser = argparse.ArgumentParser()
+    settings.add_arguments(parser, Model)
+    return settings.load(Model, parser.parse_args(flags), environment or {}, **fallbacks)
+
+
+def file_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path: Path) -> None:
+    assert load("--must", "x").name == "a"
+    given = ["--config", file_of(tmp_path, "name: b\nmust: x\n")]
+    assert load(*given).name == "b"
+    assert load(*given, environment={"PODSVID_NAME": "c"}).name == "c"
+    assert load(*given, "--name", "d", environment={"PODSVID_NAME": "c"}).name == "d"
+
+
+def test_the_file_may_be_named_by_the_environment_and_a_flag_names_another(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, name in ((first, "b"), (second, "c")):
+        folder.mkdir()
+        file_of(folder, f"name: {name}\nmust: x\n")
+    environment = {"PODSVID_CONFIG": str(first / "config.yaml")}
+    assert load(environment=environment).name == "b"
+    assert load("--config", str(second / "config.yaml"), environment=environment).name == "c"
+
+
+def test_a_flag_that_switches_needs_no_value_and_false_switches_off(tmp_path: Path) -> None:
+    assert not load("--must", "x").loud
+    assert load("--must", "x", "--loud").loud
+    assert not load("--must", "x", "--loud", "false", environment={"PODSVID_LOUD": "true"}).loud
+    assert load("--config", file_of(tmp_path, "must: x\nloud: true\n")).loud
+
+
+def test_lists_in_every_form(tmp_path: Path) -> None:
+    assert load("--must", "x", "--names", " a, b ").names == ("a", "b")
+    assert load("--config", file_of(tmp_path, "must: x\nnames: [a, c]\n")).names == ("a", "c")
+    assert load("--must", "x", "--names", " ").names == ()
+    with pytest.raises(InvalidSetting, match="names from --names is 'a,,b'"):
+        load("--must", "x", "--names", "a,,b")
+
+
+def test_what_is_required_is_missed_and_fallbacks_fill_only_what_nobody_gave() -> None:
+    with pytest.raises(InvalidSetting, match=r"^must is missing: give --must, PODSVID_MUST or must in YAML$"):
+        load()
+    assert load("--must", "x", fallback="from elsewhere").fallback == "from elsewhere"
+    assert load("--must", "x", "--fallback", "given", fallback="from elsewhere").fallback == "given"
+    assert load(must="y").must == "y"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "text", "sentence"),
+    [
+        (["--name", "z"], {}, "", "name from --name is 'z'; accepted: one of a, b, c, d"),
+        ([], {"PODSVID_NAME": "z"}, "", "name in PODSVID_NAME is 'z'; accepted: one of"),
+        ([], {}, "name: z", "name in {file} is 'z'; accepted: one of"),
+        ([], {}, "nmae: a", "'nmae' in {file} is no setting; accepted: fallback, life, loud, must, name, names"),
+        ([], {}, "life: 60", "life in {file} is 60; accepted: text, so put it in quotes"),
+        ([], {}, "names: [1]", "names in {file} is [1]; accepted: text"),
+        ([], {}, "name: null", "name in {file} is None; accepted: text"),
+        ([], {}, "name: {}", "name in {file} is {}; accepted: text"),
+        ([], {}, "[a]", "config file {file} must be a mapping"),
+        ([], {}, "a word", "config file {file} must be a mapping"),
+        ([], {}, "name: [", "config file {file} is not YAML"),
+        ([], {}, "name: !!python/object/apply:os.getcwd []", "config file {file} is not YAML"),
+        ([], {}, "\udcff", "config file {file} cannot be read"),
+    ],
+)
+def test_a_refusal_names_the_setting_where_it_stands_and_what_is_accepted(
+    tmp_path: Path, flags: list[str], environment: dict[str, str], text: str, sentence: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InvalidSetting) as caught:
+        load("--must", "x", "--config", str(path), *flags, environment=environment)
+    assert str(caught.value).startswith(sentence.replace("{file}", str(path)))
+
+
+def test_a_refusal_quotes_no_more_than_a_person_reads() -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        load("--must", "x", "--name", "z" * 100_000)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n"])
+def test_a_file_without_settings_is_a_file(tmp_path: Path, text: str) -> None:
+    assert load("--must", "x", "--config", file_of(tmp_path, text)).name == "a"
+
+
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [
+        (settings.ttl, "2s", timedelta(seconds=2)),
+        (settings.ttl, "90d", 90 * DAY),
+        (settings.duration, "0s", timedelta(0)),
+        (settings.duration, "5m", timedelta(minutes=5)),
+        (settings.period, "1h", timedelta(hours=1)),
+        (settings.period, "3650d", 3650 * DAY),
+        (settings.absolute, "/a/b", Path("/a/b")),
+        (settings.absolute, "/a/..b", Path("/a/..b")),
+        (settings.listen, "off", None),
+        (settings.listen, "127.0.0.1:0", ("127.0.0.1", 0)),
+        (settings.listen, "[::1]:65535", ("::1", 65535)),
+        (settings.listen, ":9099", ("", 9099)),
+        (settings.boolean, "true", True),
+        (settings.boolean, "false", False),
+        (settings.url, "https://issuer.test/a", "https://issuer.test/a"),
+        (settings.url, "https://" + "a" * 1016, "https://" + "a" * 1016),
+        (settings.collector, "http://collector.monitoring:4317", "http://collector.monitoring:4317"),
+        (settings.collector, "https://c:1", "https://c:1"),
+        (settings.number(1, 10), "1", 1),
+        (settings.number(1, 10), "10", 10),
+        (settings.number(1, 10), "007", 7),
+        (settings.matching(re.compile("[a-z]+"), "letters"), "abc", "abc"),
+    ],
+)
+def test_what_is_a_value(parse: Callable[[str], Any], text: str, value: object) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (settings.ttl, "1s"),
+        (settings.ttl, "90d1s"),
+        (settings.ttl, "2161h"),
+        (settings.duration, "60"),
+        (settings.duration, "-1s"),
+        (settings.duration, "1.5h"),
+        (settings.duration, "1w"),
+        (settings.duration, "1s\n"),
+        (settings.duration, "1234567890s"),
+        (settings.duration, "١s"),
+        (settings.period, "59m"),
+        (settings.period, "3651d"),
+        (settings.absolute, "a/b"),
+        (settings.absolute, "/a/../b"),
+        (settings.absolute, "/.."),
+        (settings.absolute, ""),
+        (settings.absolute, "/a\0b"),
+        (settings.listen, "9099"),
+        (settings.listen, "host:"),
+        (settings.listen, "host:65536"),
+        (settings.listen, "host:-1"),
+        (settings.listen, "host:٣"),
+        (settings.listen, ""),
+        (settings.boolean, "yes"),
+        (settings.boolean, "True"),
+        (settings.boolean, ""),
+        (settings.url, "http://issuer.test"),
+        (settings.url, "https://issuer.test/a b"),
+        (settings.url, "https://ìssuer.test"),
+        (settings.url, "https://" + "a" * 1017),
+        (settings.collector, "collector:4317"),
+        (settings.collector, "ftp://collector:4317"),
+        (settings.collector, "http://collector"),
+        (settings.collector, "http://:4317"),
+        (settings.collector, "http://collector:x"),
+        (settings.number(1, 10), "0"),
+        (settings.number(1, 10), "11"),
+        (settings.number(1, 10), "1.0"),
+        (settings.number(1, 10), "-1"),
+        (settings.number(1, 10), "²"),
+        (settings.number(1, 10), ""),
+        (settings.number(1, 10), "9" * 10_000),
+        (settings.choice("a", "b"), "ab"),
+        (settings.choice("a", "b"), ""),
+        (settings.matching(re.compile("[a-z]+"), "letters"), "abc\n"),
+        (settings.trust_domain, "Example.org"),
+        (settings.trust_domain, "spiffe://example.org"),
+        (settings.jwt_algorithm, "none"),
+        (settings.jwt_algorithm, "HS256"),
+    ],
+)
+def test_what_is_no_value(parse: Callable[[str], Any], text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse(text)
+
+
+def test_an_unsafe_switch_is_in_no_help(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Unsafe:
+        plain: bool = setting(settings.boolean, "for everybody", "false")
+        hidden: bool = setting(settings.boolean, "UNSAFE, for tests", "false")
+
+    parser = argparse.ArgumentParser()
+    settings.add_arguments(parser, Unsafe)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert "--plain" in shown
+    assert "hidden" not in shown
+    assert settings.load(Unsafe, parser.parse_args(["--hidden"]), {}).hidden
