@@ -1,0 +1,243 @@
+"""What a change of trust does to a workload: nothing that the newest bundle does not verify is kept, none goes back."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.errors import AuthorityUnavailable
+from csi.model import JwtFile
+from svid.identity import Trust
+from svid.jwtauthority import JwtSigningKey
+from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
+from tests.fake_authority import HOUR, TRUST_DOMAIN, bundle_of, root
+from tests.workload_rig import PARTNER, TOKEN, Rig, fetch_jwt, on_rig, rig
+
+API = JwtFile("api.jwt", "api")
+
+
+def withdraw_jwt_key(at: Rig) -> Trust:
+    """From now on the authority signs with a new key, and the old one is in no bundle."""
+    at.authority.jwt_key = JwtSigningKey.create(JwtAlgorithm.ES256)
+    return publish(at, bundle_sequence=2)
+
+
+def publish(at: Rig, *more: JwtSigningKey, bundle_sequence: int) -> Trust:
+    trust = Trust(bundle_of(at.authority.x509, at.authority.jwt_key, *more, sequence=bundle_sequence))
+    at.authority.trust.publish(trust)
+    return trust
+
+
+def verifies(at: Rig, token: str) -> None:
+    trust = at.authority.trust.current
+    assert trust is not None
+    check_jwt_svid(token, {TRUST_DOMAIN: trust.bundle}, "api", at.clock.at)
+
+
+def test_tokens_of_a_withdrawn_key_are_handed_out_no_more(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume())
+        before = await fetch_jwt(workload, "api")
+        assert await fetch_jwt(workload, "api") == before
+        async with at.looping(at.registry.follow_trust):
+            trust = withdraw_jwt_key(at)
+            await at.until(lambda: workload.follows(trust))
+        after = await fetch_jwt(workload, "api")
+        assert after != before
+        verifies(at, after)
+        assert len(at.authority.asked_jwt) == 2
+
+    on_rig(tmp_path, play)
+
+
+def test_nor_during_an_outage_though_their_time_is_not_over(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume())
+        await fetch_jwt(workload, "api")
+        assert await workload.take_trust(withdraw_jwt_key(at))
+        at.authority.jwt_error = AuthorityUnavailable("the signer is away")
+        with pytest.raises(Exception, match="the signer is away"):
+            await fetch_jwt(workload, "api")
+
+    on_rig(tmp_path, play)
+
+
+def test_nor_when_the_same_change_takes_the_x509_authority_too(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume("spiffe", API))
+        before = workload.contents
+        assert before is not None
+        at.authority.x509 = root(at.clock.at)
+        assert not await workload.take_trust(withdraw_jwt_key(at)), "an SVID that nobody verifies is good enough"
+        assert workload.next_due() == at.clock.at
+        await workload.renew()
+        after = workload.directory.read()
+        assert after.identity.default.serial != before.identity.default.serial
+        verifies(at, after.jwt_svids["api.jwt"].token)
+        verifies(at, await fetch_jwt(workload, "api"))
+
+    on_rig(tmp_path, play)
+
+
+def test_a_tokens_file_is_written_anew_at_once_when_its_key_is_withdrawn(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume("spiffe", API))
+        before = workload.directory.read()
+        serial, token = before.identity.default.serial, before.jwt_svids["api.jwt"].token
+        async with at.looping(at.registry.follow_trust, at.registry.scheduler.run):
+            withdraw_jwt_key(at)
+            await at.until(lambda: workload.directory.read().jwt_svids["api.jwt"].token != token)
+        found = workload.directory.read()
+        verifies(at, found.jwt_svids["api.jwt"].token)
+        assert found.identity.default.serial == serial
+        assert found.identity.bundle.sequence == 2
+
+    on_rig(tmp_path, play)
+
+
+def test_a_token_that_was_asked_for_before_the_key_was_withdrawn_is_refused_when_it_arrives_after(
+    tmp_path: Path,
+) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume())
+        old = at.authority.jwt_key
+        at.authority.go_on.clear()
+        asking = asyncio.create_task(fetch_jwt(workload, "api"))
+        await at.until(lambda: at.authority.asked_jwt)
+        assert await workload.take_trust(withdraw_jwt_key(at))
+        new, at.authority.jwt_key = at.authority.jwt_key, old
+        at.authority.go_on.set()
+        with pytest.raises(Exception, match="unusable JWT-SVID"):
+            await asking
+        at.authority.jwt_key = new
+        verifies(at, await fetch_jwt(workload, "api"))
+
+    on_rig(tmp_path, play)
+
+
+def test_a_key_that_is_added_costs_no_token(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume("spiffe", API))
+        token = await fetch_jwt(workload, "api")
+        minted = len(at.authority.asked_jwt)
+        assert await workload.take_trust(publish(at, JwtSigningKey.create(JwtAlgorithm.ES256), bundle_sequence=2))
+        await workload.renew()
+        assert await fetch_jwt(workload, "api") == token
+        assert len(at.authority.asked_jwt) == minted
+
+    on_rig(tmp_path, play)
+
+
+def test_new_bundles_are_in_files_and_feed_without_a_mint(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume())
+        partner = bundle_of(root(at.clock.at, PARTNER))
+        async with at.looping(at.registry.follow_trust):
+            trust = Trust(bundle_of(at.authority.x509, at.authority.jwt_key, sequence=2), (partner,))
+            at.authority.trust.publish(trust)
+            await at.until(lambda: workload.directory.read().identity.trust == trust)
+        assert workload.feed.current is not None
+        assert workload.feed.current.trust == trust
+        assert len(at.authority.asked) == 1
+
+    on_rig(tmp_path, play)
+
+
+def test_after_a_restart_a_volume_keeps_the_newer_bundle_that_its_files_hold(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            older = first.authority.trust.current
+            assert older is not None
+            newer = publish(first, bundle_sequence=7)
+            await first.open(first.volume())
+        # The new process knows no more than the bundle file, until the signer answers.
+        first.authority.trust.publish(older)
+        async with rig(tmp_path, first) as second:
+            workload = await second.adopt(second.volume())
+            assert workload.feed.current is not None
+            assert workload.feed.current.trust == newer
+            assert workload.directory.read().identity.bundle.sequence == 7
+            async with second.looping(second.registry.follow_trust, second.registry.scheduler.run):
+                second.authority.trust.publish(replace(older, bundle=replace(older.bundle, sequence=6)))
+                newest = replace(older, bundle=replace(older.bundle, sequence=8))
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert workload.feed.current.bundle.sequence == 7
+                second.authority.trust.publish(newest)
+                await second.until(lambda: workload.directory.read().identity.bundle.sequence == 8)
+            assert len(second.authority.asked) == 1
+
+    asyncio.run(main())
+
+
+def test_after_a_restart_a_newer_bundle_is_in_feed_and_files_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            await first.open(first.volume())
+        async with rig(tmp_path, first) as second:
+            newer = publish(second, bundle_sequence=9)
+            workload = await second.adopt(second.volume())
+            assert workload.feed.current is not None
+            assert workload.feed.current.trust == newer
+            assert second.registry.scheduler.due("csi-spiffe") == second.clock.at, "old files are left as they are"
+            await workload.renew()
+            assert workload.directory.read().identity.trust == newer
+            assert len(second.authority.asked) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "ended", "of another audience"])
+def test_after_a_restart_a_token_that_is_no_good_is_minted_anew(tmp_path: Path, how: str) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            await first.open(first.volume("spiffe", API))
+        wanted = JwtFile("api.jwt", "db") if how == "of another audience" else API
+        async with rig(tmp_path, first) as second:
+            if how == "withdrawn":
+                withdraw_jwt_key(second)
+            if how == "ended":
+                second.clock.at += HOUR
+                second.authority.bend = lambda _, minted: minted
+            workload = await second.adopt(second.volume("spiffe", wanted))
+            assert not workload.jwt_files, "it is handed out again"
+            workload.take_token(TOKEN)
+            await workload.renew()
+            found = workload.directory.read().jwt_svids["api.jwt"]
+            assert found.audiences == (wanted.audience,)
+            assert found.expires_at == second.clock.at + HOUR
+            token = await fetch_jwt(workload, wanted.audience)
+            assert token == found.token
+
+    asyncio.run(main())
+
+
+def test_after_a_restart_a_good_token_is_kept_in_file_and_cache(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            token = (await first.open(first.volume("spiffe", API))).directory.read().jwt_svids["api.jwt"].token
+        async with rig(tmp_path, first) as second:
+            workload = await second.adopt(second.volume("spiffe", API))
+            assert await fetch_jwt(workload, "api") == token
+            assert workload.directory.read().jwt_svids["api.jwt"].token == token
+            assert len(second.authority.asked_jwt) == 1
+
+    asyncio.run(main())
+
+
+def test_an_answer_whose_bundle_was_overtaken_meanwhile_is_served_with_the_newest(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        old = at.authority.trust.current
+        assert old is not None
+        newest = publish(at, bundle_sequence=5)
+        at.authority.bend = lambda _, minted: replace(minted, trust=old)
+        workload = await at.open(at.volume())
+        assert workload.directory.read().identity.trust == newest
+        # An SVID that only its own, older bundle verifies stays with that one, until a renewal brings better.
+        at.authority.x509 = root(at.clock.at)
+        assert not await workload.take_trust(publish(at, bundle_sequence=6))
+        assert workload.feed.current is not None
+        assert workload.feed.current.trust == newest
+
+    on_rig(tmp_path, play)
