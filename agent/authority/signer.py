@@ -148,8 +148,9 @@ class SignerAuthority:
     ) -> RenewalWindow:
         """When to renew, by this node's clock."""
         window, now = RenewalWindow(instant(answer.renew_from), instant(answer.renew_until)), self._clock.now()
-        # The clocks differ by as much as that: it would be due again as soon as it is there.
-        return window if window.start > now else RenewalWindow.of(now, ends_at)
+        # Where the clocks differ by as much it would be due again as soon as it is there; and a window that goes on
+        # beyond the SVID's end would leave the pod without one.
+        return window if now < window.start and window.end < ends_at else RenewalWindow.of(now, ends_at)
 
     def _trust(self) -> Trust:
         trust = self.trust.current
