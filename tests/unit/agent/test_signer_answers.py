@@ -69,7 +69,7 @@ class Scene:
         """With an answer that is good but for `changed`."""
         request = MintRequest(POD, self.token(), KeyAlgorithm.EC_P256.generate())
         start, end = changed.pop("window", (HOUR * 0.4, HOUR * 0.5))
-        good = {
+        good: dict[str, Any] = {
             "spiffe_id": str(SPIFFE_ID),
             "chain": to_der(self.x509.issue(request.public_key, SPIFFE_ID, ttl=HOUR, now=self.clock.at)),
             "trust_sequence": 100,
@@ -80,7 +80,8 @@ class Scene:
     async def mint_jwt(self, **changed: Any) -> Any:
         start, end = changed.pop("window", (HOUR * 0.4, HOUR * 0.5))
         token = self.jwt_key.issue(SPIFFE_ID, ["api"], ttl=HOUR, now=self.clock.at).token
-        answer = signer_pb2.MintJWTSVIDResponse(**({"token": token, "reusable": True} | changed))
+        good: dict[str, Any] = {"token": token, "reusable": True}
+        answer = signer_pb2.MintJWTSVIDResponse(**(good | changed))
         self.calls.answer = self.window(answer, start, end)
         return await self.authority.mint_jwt(JwtRequest(POD, self.token(), SPIFFE_ID, ("api",)))
 

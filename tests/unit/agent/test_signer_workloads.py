@@ -25,6 +25,7 @@ from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.settings import InvalidSetting
 from signer.pb import signer_pb2
+from svid.identity import Trust
 from tests.fake_signer import authority, key_identifier
 from tests.unit.agent.signer_scene import AUDIENCE, POD, UID, Scene, on_stage
 
