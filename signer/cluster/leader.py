@@ -108,7 +108,8 @@ class Leader:
         holder = str(spec.get("holderIdentity") or "")
         version = str(lease["metadata"]["resourceVersion"])
         if version != self._seen[0]:
-            self._seen = (version, asked)
+            # From now on, not from when it was asked for: it may have been renewed while the question was on its way.
+            self._seen = (version, self._monotonic())
         self.holder = holder
         mine = holder == self._identity
         duration = float(spec.get("leaseDurationSeconds") or self._duration)
