@@ -12,7 +12,10 @@ from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_pem
 from svid.errors import SvidError
 from svid.keys import PrivateKey, key_from_pem
-from svid.spiffeid import TrustDomain
+from svid.spiffeid import SpiffeId, TrustDomain
+
+# The lifetime of an SVID that is signed to see whether it verifies, and thrown away.
+_PROBE = timedelta(minutes=1)
 
 
 class UpstreamUnusable(SignerError):
@@ -69,7 +72,10 @@ class FileUpstream:
                 trust_domain, certificates_from_pem(self.bundle.read_bytes()) if self.bundle else chain[-1:]
             )
             above = X509Authority(trust_domain, chain, key_from_pem(self.key.read_bytes()), roots)
-            return above.issue_intermediate(key, lifetime=lifetime, now=now)
+            authority = above.issue_intermediate(key, lifetime=lifetime, now=now)
+            # Roots that do not verify what it signs are found out now, and not when it is the only one that signs.
+            authority.issue(key.public_key(), SpiffeId.parse(f"spiffe://{trust_domain}/probe"), ttl=_PROBE, now=now)
+            return authority
         except OSError as error:
             raise UpstreamUnusable(f"{error.filename} cannot be read: {error.strerror}") from None
         except SvidError as error:
