@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -140,7 +141,11 @@ async def serve_admin(service: AdminService, path: Path) -> grpc.aio.Server:
     server.add_generic_rpc_handlers((service.handlers(),))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.unlink(missing_ok=True)
-    server.add_insecure_port(f"unix:{path}")
+    # From the first moment: who connected before a change of mode would stay connected after it.
+    mask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    finally:
+        os.umask(mask)
     await server.start()
-    path.chmod(0o600)
     return server
