@@ -202,6 +202,7 @@ def started_as(pid: int) -> subprocess.Popen[bytes] | None:
     return None
 
 
+@pytest.mark.alone  # nobody else may take the number
 def test_a_later_process_with_the_same_number_is_left_alone() -> None:
     reports: list[str] = []
     first = subprocess.Popen(["sleep", "1000"])

@@ -11,6 +11,9 @@ from tests.chaos.world import FAKETIME
 from tests.support import IS_ROOT
 
 pytestmark = [
+    pytest.mark.xdist_group(
+        "chaos"
+    ),  # one world at a time: what a fault may take is for a machine that has a core left
     pytest.mark.timeout(1200),
     pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root"),
     pytest.mark.skipif(not FAKETIME.exists(), reason="needs the package libfaketime, which sets clocks of processes"),

@@ -508,7 +508,7 @@ def test_a_registered_plugin_is_told_so(root: Path) -> None:
 def test_a_driver_whose_socket_goes_is_deregistered(root: Path) -> None:
     async def test(node: Node) -> None:
         (root / "plugins_registry" / "reg.sock").unlink()
-        await node.kubelet.wait_deregistered(timeout=5)
+        await node.kubelet.wait_deregistered(timeout=60)
         with pytest.raises(DriverNotRegistered, match="not found in the list of registered CSI drivers"):
             await node.kubelet.publish(POD, VOLUME)
         assert not (root / "pods" / POD.uid).exists()
@@ -569,9 +569,9 @@ def test_a_stale_socket_is_refused_with_growing_waits(root: Path) -> None:
 def test_a_driver_that_comes_back_registers_again(root: Path) -> None:
     async def test(node: Node) -> None:
         (root / "plugins_registry" / "reg.sock").unlink()
-        await node.kubelet.wait_deregistered(timeout=5)
+        await node.kubelet.wait_deregistered(timeout=60)
         async with FakeDriver(root, socket_name="new-reg.sock").running() as new:
-            registration = await node.kubelet.wait_registered(timeout=5)
+            registration = await node.kubelet.wait_registered(timeout=60)
             assert registration.endpoint == str(new.endpoint)
 
     on_node(test, root)

@@ -16,7 +16,10 @@ from agent.pb import sds_pb2, workload_pb2
 from agent.socket.sds import SERVICE as SDS
 from tests.support import HEADER, IS_ROOT, VOLUME, node, pod
 
-pytestmark = pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")
+pytestmark = [
+    pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root"),
+    pytest.mark.xdist_group("crowd"),
+]
 # PODSVID_LONG=1 takes the figures of the issue: 500 sockets, a rotation every 10 s or so, six of them.
 LONG = bool(os.environ.get("PODSVID_LONG"))
 EACH_KIND, SOCKETS, TTL, ROTATIONS = (100, 500, "22s", 6) if LONG else (100, 40, "10s", 3)
