@@ -1,30 +1,33 @@
-# Every target installs what it needs into .venv on first use, and looks for the tools that it cannot install first.
+# Every target installs what it needs into .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Node tests wait more than they compute: more of them than there are cores.
+JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
+
+# $(call need,program,how to get it): a target that lacks a program says so before it has changed anything.
+need = @command -v $(1) >/dev/null 2>&1 || { echo "make $@ needs $(1): $(2)" >&2; exit 2; }
+root = @test "$$(id -u)" = 0 || { echo "make $@ needs root: $(1)" >&2; exit 2; }
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test unit conformance cluster programs interop mutants bench lint docs protos manifests image clean
+.PHONY: help quickstart test unit conformance cluster interop mutants bench lint docs protos manifests image clean
 
 help:
 	@echo "make quickstart   see a volume rotate, without Kubernetes"
-	@echo "make test         unit and node tests, JOBS=N at once (some minutes; node tests want root or user namespaces)"
-	@echo "make lint         ruff, mypy --strict, the import rules (a minute)"
-	@echo "make conformance  clients and suites that others wrote (Go; a few minutes, some more the first time)"
-	@echo "make cluster      pods on a real kubelet, brought up on this host (root, Go; 15 minutes, 30 the first time)"
-	@echo "make programs     builds what these two run (Go; a quarter of an hour the first time)"
-	@echo "make interop      peers that take long to build, as far as they are built; SUITE=spire builds one and runs it"
-	@echo "make mutants      changes of the product that the tests must notice (about an hour)"
-	@echo "make bench        benchmarks, into bench/results (some minutes)"
+	@echo "make test         unit and node tests, $(JOBS) side by side (JOBS=): 4 minutes (node tests want root or user namespaces)"
+	@echo "make unit         the unit tests: 1 minute"
+	@echo "make lint         ruff, mypy --strict, the import rules: 1 minute"
+	@echo "make conformance  clients and suites that others wrote: 2 minutes, and 5 for building once (Go, root)"
+	@echo "make cluster      a pod on a real kubelet, brought up on this host: 20 minutes, and 15 for building once (root, Go)"
+	@echo "make interop      lists the peers that take long to build; SUITE=name builds one, and runs it"
+	@echo "make mutants      changes of the product that the tests must notice: half an hour"
+	@echo "make bench        latency and memory against their budgets: some minutes (root)"
 	@echo "make docs         the documentation as a site"
-	@echo "make protos | image | manifests | clean"
-
-# Tools that no target installs: what is missing, and how to get it. $(call needs,PROGRAM,HOW)
-needs = command -v $(1) >/dev/null || { echo "make $@ needs $(1), which is not in PATH: $(2)" >&2; exit 2; }
-# Go's own archives put it where a root shell often does not look.
-export PATH := $(PATH):/usr/local/go/bin
-GO_HOW := unpack an archive from go.dev/dl, or install a package golang of 1.21 or newer
-ROOT_HOW = test "$$(id -u)" = 0 || { echo "make $@ needs root: it mounts, and runs containers" >&2; exit 2; }
+	@echo "make manifests    what the chart renders, for kubectl (Helm)"
+	@echo "make image        the container image: BASE=... BUILDER=docker|podman|buildah"
+	@echo "make protos       stubs from proto/"
+	@echo "make clean        what the others made here; programs and images stay in ~/.cache/podsvid"
 
 # Debian splits venv off python3; root gets it installed, others are told.
 $(VENV)/bin/pip:
@@ -54,38 +57,30 @@ $(VENV)/.dev: $(VENV)/.test
 quickstart: $(VENV)/.run
 	$(BIN)/podsvid quickstart
 
-# A file's tests stay together: they share an agent, a port or a directory's name.
-JOBS ?= auto
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@echo "about 4 minutes"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not alone" tests/node tests/unit
+	$(BIN)/python -m pytest -q -m alone tests/node
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -q -n $(JOBS) tests/unit
 
-# Building is no test and has no time limit; what is built stays in a cache outside of the checkout, by version, and what
-# an interruption left is gone on with.
-programs: $(VENV)/.test
-	@$(call needs,go,$(GO_HOW))
-	@$(ROOT_HOW)
-	$(BIN)/python -m tests.cluster.harness build
-	$(BIN)/python -m tests.go_tools build conformance
-
+# Building programs, which takes minutes the first time, is no test and has no time limit.
 conformance: $(VENV)/.test
-	@$(call needs,go,$(GO_HOW))
 	$(BIN)/python -m tests.go_tools build conformance
+	@echo "about 2 minutes"
 	$(BIN)/python -m pytest tests/conformance
 
 cluster: $(VENV)/.test
-	@$(ROOT_HOW)
-	@$(call needs,go,$(GO_HOW))
+	$(call root,it mounts and runs containers)
 	$(BIN)/python -m tests.cluster.harness build
+	@echo "about 20 minutes"
 	$(BIN)/python -m pytest tests/cluster -s
 
-# With SUITE, that one, built first without a time limit; else those whose programs are wheels or in the cache.
 interop: $(VENV)/.test
-	$(BIN)/python -m tests.interop run $(or $(SUITE),--ready)
+	$(BIN)/python -m tests.interop $(if $(SUITE),run $(SUITE),list)
 
-# About an hour; not in CI.
+# About half an hour; not in CI.
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants --write
 
@@ -107,22 +102,22 @@ docs: $(VENV)/.run
 protos: $(VENV)/.test
 	$(BIN)/python proto/generate.py
 
-# What people without Helm apply. The committed file is replaced by a whole one or not at all.
+# What people without Helm apply. It is replaced when it is whole.
 HELM ?= helm
 manifests:
-	@$(call needs,$(HELM),install Helm 3.14 or newer from helm.sh or set HELM=PATH; python -m tests.cluster.harness up names the one that the cluster tests build)
+	$(call need,$(HELM),install Helm 3.17 or newer; or with Go: make manifests HELM=\$$($(BIN)/python -m tests.go_tools path cluster helm))
 	@mkdir -p deploy/manifests
-	@{ cat deploy/manifests/namespace.yaml && \
-	  $(HELM) template podsvid deploy/chart/podsvid --namespace podsvid --set trustDomain=example.org --no-hooks --kube-version 1.34.0; \
-	} > deploy/manifests/.podsvid.yaml && mv deploy/manifests/.podsvid.yaml deploy/manifests/podsvid.yaml || \
-	{ rm -f deploy/manifests/.podsvid.yaml; echo "deploy/manifests/podsvid.yaml is as it was" >&2; exit 1; }
+	@new=deploy/manifests/.podsvid.yaml.new; trap 'rm -f $$new' EXIT; \
+	  cat deploy/manifests/namespace.yaml > $$new && \
+	  $(HELM) template podsvid deploy/chart/podsvid --namespace podsvid --set trustDomain=example.org --no-hooks --kube-version 1.34.0 >> $$new && \
+	  mv $$new deploy/manifests/podsvid.yaml
 
-# The container image of this checkout; BASE is a Python image, by digest. A few minutes.
+# The container image of this checkout; BASE is a Python image, by digest.
 BUILDER ?= docker
 IMAGE ?= podsvid:0.1.0
 image:
 	@test -n "$(BASE)" || { echo "give the base image: make image BASE=python:3.13-slim-bookworm@sha256:..." >&2; exit 2; }
-	@$(call needs,$(BUILDER),install docker or set BUILDER=buildah or BUILDER=podman)
+	$(call need,$(BUILDER),install it or name another builder: BUILDER=podman or BUILDER=buildah)
 	$(BUILDER) build --build-arg BASE=$(BASE) -t $(IMAGE) -f deploy/image/Containerfile .
 
 clean:

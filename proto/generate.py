@@ -5,6 +5,7 @@ Run as a script from anywhere: python proto/generate.py [--check]
 
 import argparse
 import importlib.resources
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -54,11 +55,13 @@ def stale(fresh: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a stub is stale")
-    if not parser.parse_args().check:
-        generate(ROOT)
-        return 0
+    check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
+        if not check:
+            # Nothing committed is touched before everything is made.
+            shutil.copytree(folder, ROOT, dirs_exist_ok=True)
+            return 0
         for name in (different := stale(Path(folder))):
             print(f"stale: {name} (run `make protos`)", file=sys.stderr)
     return 1 if different else 0

@@ -6,6 +6,7 @@ checkouts share what they have in common. What an interrupted build had finished
 
     python -m tests.go_tools build SUITE...   build what the suites need: tests/SUITE/programs.py lists it
     python -m tests.go_tools missing SUITE... name what a build would make
+    python -m tests.go_tools path SUITE NAME  build one program of a suite, and print where it is
 """
 
 from __future__ import annotations
@@ -237,22 +238,33 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="tests.go_tools", description="Builds the Go programs that tests run.")
-    parser.add_argument("action", choices=["build", "missing"])
-    parser.add_argument("suites", nargs="+", metavar="SUITE", help="conformance, cluster, interop")
+    actions = parser.add_subparsers(dest="action", required=True)
+    for action, does in (("build", "build what the suites need"), ("missing", "name what a build would make")):
+        each = actions.add_parser(action, help=does)
+        each.add_argument("suites", nargs="+", metavar="SUITE", help="conformance, cluster, interop")
+    one = actions.add_parser("path", help="build one program of a suite, and print where it is")
+    one.add_argument("suites", nargs=1, metavar="SUITE")
+    one.add_argument("name", metavar="NAME")
     options = parser.parse_args(arguments)
     programs = [program for suite in options.suites for program in programs_of(suite)]
     if options.action == "missing":
         print("\n".join(program.name for program in missing(programs)))
         return 0
+    if options.action == "path":
+        programs = [program for program in programs if program.name == options.name]
+        if not programs:
+            parser.error(f"{options.suites[0]} has no program {options.name}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        build(programs, say)
+        built = build(programs, say)
     except BuildError as error:
         say(f"failed: {error}")
         return 1
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept")
         return 130
+    if options.action == "path":
+        print(built[options.name])
     return 0
 
 

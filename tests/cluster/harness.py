@@ -81,12 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="tests.cluster.harness", description="A real single-node cluster.")
     parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="where the cluster keeps its files")
-    parser.add_argument("action", choices=["build", "up", "run", "down"])
+    parser.add_argument("action", choices=["packages", "build", "up", "run", "down"])
     parser.add_argument("command", nargs=argparse.REMAINDER, help="for run: what to run with KUBECONFIG set")
     options = parser.parse_args(arguments)
     cluster = Cluster(options.dir)
     try:
-        if options.action == "build":
+        if options.action == "packages":
+            install_packages(say)
+        elif options.action == "build":
             install_packages(say)
             go_tools.build(PROGRAMS, say)
         elif options.action == "up":
