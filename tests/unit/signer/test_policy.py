@@ -247,11 +247,79 @@ def test_a_namespace_answers_for_no_other_whatever_it_is_called(namespace: str, 
     assert given_to(one, policy("p", namespace, dnsNameTemplates=own)).dns_names == tuple(own)
 
 
-@given(st.dictionaries(st.text(max_size=12), st.recursive(st.none() | st.integers() | st.text(), st.lists), max_size=4))
-def test_any_object_is_read_without_raising(spec: Object) -> None:
-    for value in ({"metadata": {"uid": "u", "name": "n"}, "spec": {"podSelector": spec, **spec}}, {"metadata": spec}):
-        read_policy(value)
-        read_service({"metadata": {"name": "x"}, "spec": {}})
+VALUE = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=6), st.lists, max_leaves=4)
+TEXTS = st.dictionaries(st.sampled_from(["app", "tier", "absent"]), st.sampled_from(["web", "front", ""]), max_size=2)
+OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist", "Equals", 7)
+EXPRESSIONS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "key": st.sampled_from(["app", "absent"]),
+            "operator": st.sampled_from(["In", "NotIn", "Exists", "Equals", 7]),
+        },
+        optional={"values": st.lists(st.sampled_from(["web", "x"]), max_size=2) | VALUE},
+    ),
+    max_size=2,
+)
+# Most of these are selectors; the rest has something in one place that does not belong there.
+SELECTORS = st.fixed_dictionaries(
+    {}, optional={"matchLabels": TEXTS | VALUE, "matchExpressions": EXPRESSIONS | VALUE, "more": VALUE}
+)
+
+
+@given(SELECTORS | VALUE, SELECTORS | VALUE, st.booleans())
+@example({"matchExpressions": [{"key": "app", "operator": "Equals"}]}, {}, False)
+@example({"matchExpressions": [{"key": "app"}]}, {"matchLabels": {"app": "web"}}, True)
+def test_any_selector_is_read_and_what_cannot_be_read_refuses(pods: Any, namespaces: Any, namespaced: bool) -> None:
+    home = POD.namespace if namespaced else ""
+    found = policy("p", home, podSelector=pods, namespaceSelector=namespaces)
+    labels = {"app": "web"}
+    # What cannot be read counts as if it held: a policy that matched nothing would leave its pods to a wider one.
+    matches = all(
+        not readable(each) or as_kubernetes(each, theirs)
+        for each, theirs in ((pods, POD.labels), *([] if namespaced else [(namespaces, labels)]))
+    )
+    assert (not found.mismatch(POD, labels)) is matches
+    assert bool(found.problem) is not (readable(pods) and readable(namespaces))
+    if found.problem and matches:
+        with pytest.raises(Refused) as caught:
+            decide([found], POD, (), SETTINGS)
+        assert caught.value.reason is Reason.POLICY_UNUSABLE
+
+
+def readable(selector: Any) -> bool:
+    return not policy("p", podSelector=selector).problem
+
+
+def as_kubernetes(selector: Any, labels: Any) -> bool:
+    """What a selector means, written down a second time."""
+    wanted = (selector or {}).get("matchLabels") or {}
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        return False
+    for each in (selector or {}).get("matchExpressions") or []:
+        value, values = labels.get(each["key"]), each.get("values") or []
+        holds = {
+            "In": value in values,
+            "NotIn": value not in values,
+            "Exists": value is not None,
+            "DoesNotExist": value is None,
+        }
+        if not holds[each["operator"]]:
+            return False
+    return True
+
+
+METADATA = st.dictionaries(st.sampled_from(["uid", "name", "namespace", "creationTimestamp", "other"]), VALUE)
+SPEC = st.dictionaries(st.sampled_from(["podSelector", "hint", "spiffeIDTemplate", "x509TTL", "type", "other"]), VALUE)
+
+
+@given(st.fixed_dictionaries({}, optional={"metadata": METADATA, "spec": SPEC, "kind": VALUE}))
+@example({"metadata": {"name": "x", "namespace": "shop", "uid": "u"}, "spec": {"selector": {"app": "web"}}})
+@example({"metadata": {"name": "x"}, "spec": {"selector": {}, "type": "ExternalName"}})
+def test_any_object_is_read_without_raising(body: Object) -> None:
+    metadata = body.get("metadata") or {}
+    assert (read_policy(body) is not None) is bool(metadata.get("uid") and metadata.get("name"))
+    found = read_service(body)
+    assert found is None or found.name
 
 
 def test_a_dns_label_is_one_label() -> None:
