@@ -1,0 +1,324 @@
+"""What a policy's status and `explain` say: to whom pods went, why a policy cannot be used, and since when."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from signer.cluster.kube import Object
+from signer.errors import ApiUnavailable, Conflict, Reason, Refused
+from signer.model import LivePod
+from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
+from signer.policy.policy import PolicySettings, Service, decide, matching, read_policy
+from svid.spiffeid import TrustDomain
+from tests.fake_kube import FakeKube
+from tests.signer_rig import StepClock
+from tests.unit.signer.test_policy import POD, SETTINGS, body, given_to, policy, refused
+
+HOME = f"{GROUP}/namespaces/shop/{NAMESPACED}"
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.clock = StepClock()
+        self.kube = FakeKube(self.clock)
+        self.policies = Policies(
+            self.kube, PolicySettings(TrustDomain("example.org")), timedelta(minutes=10), self.clock
+        )
+
+    def put(self, path: str, **spec: Any) -> str:
+        metadata = {"name": path.rpartition("/")[2], "generation": 7}
+        self.kube.put(path, {"metadata": metadata, "spec": spec})
+        return path
+
+    def cluster(self, name: str, **spec: Any) -> str:
+        return self.put(f"{GROUP}/{CLUSTER}/{name}", **spec)
+
+    async def status(self, path: str, *pods: LivePod) -> tuple[Object, dict[str, Object]]:
+        await told()
+        await self.policies.write_status(pods)
+        found = self.kube.objects[path]["status"]
+        return found, {each["type"]: each for each in found["conditions"]}
+
+
+async def told() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def followed(test: Callable[[Rig], Awaitable[None]]) -> None:
+    async def run() -> None:
+        rig = Rig()
+        following = asyncio.ensure_future(rig.policies.run())
+        await rig.policies.wait_synced()
+        try:
+            await test(rig)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def pod(number: int = 0, **changes: Any) -> LivePod:
+    fields: dict[str, Any] = {"node_name": "node-a", "service_account": "web", **changes}
+    return LivePod("shop", f"web-{number}", f"uid-{number}", **fields)
+
+
+def test_pods_that_get_no_svid_are_not_counted() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("all")
+        found, conditions = await rig.status(path, pod(1), pod(2), pod(3, finished=True), pod(4, node_name=""))
+        assert (found["podsMatched"], found["observedGeneration"]) == (2, 7)
+        assert {each["observedGeneration"] for each in conditions.values()} == {7}
+        assert (conditions["Ready"]["status"], conditions["Ready"]["reason"]) == ("True", "InUse")
+        assert (conditions["Conflicting"]["status"], conditions["Conflicting"]["reason"]) == ("False", "NoConflict")
+
+    followed(test)
+
+
+def test_a_policy_that_cannot_be_used_says_why() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("broken", x509TTL="a while")
+        _, conditions = await rig.status(path)
+        ready = conditions["Ready"]
+        assert (ready["status"], ready["reason"]) == ("False", "Unusable")
+        assert ready["message"].startswith("x509TTL 'a while' is not a duration")
+
+    followed(test)
+
+
+def test_a_policy_that_cannot_be_carried_out_for_a_pod_says_why() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("labelled", spiffeIDTemplate="/{labels['app']}")
+        _, conditions = await rig.status(path, pod(1, labels={"app": "web"}))
+        assert conditions["Ready"]["status"] == "True"
+        _, conditions = await rig.status(path, pod(1, labels={"app": "web"}), pod(2))
+        assert conditions["Ready"]["status"] == "False"
+        assert "pod shop/web-2 has no label 'app'" in conditions["Ready"]["message"]
+
+    followed(test)
+
+
+def test_a_denial_is_in_use_and_not_unusable() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("no", deny=True)
+        found, conditions = await rig.status(path, pod())
+        assert found["podsMatched"] == 1
+        assert conditions["Ready"]["status"] == "True"
+
+    followed(test)
+
+
+def test_whoever_loses_pods_is_told_of_some_of_them() -> None:
+    async def test(rig: Rig) -> None:
+        winner, loser = rig.cluster("winner", priority=5), rig.cluster("loser")
+        found, conditions = await rig.status(loser, *(pod(number) for number in range(9)))
+        assert found["podsMatched"] == 9
+        assert (conditions["Conflicting"]["status"], conditions["Conflicting"]["reason"]) == ("True", "LostToOthers")
+        said = "shop/web-0 (to winner), shop/web-1 (to winner), shop/web-2 (to winner)"
+        assert conditions["Conflicting"]["message"] == f"9 pods went to other policies: {said}"
+        _, conditions = await rig.status(winner)
+        assert conditions["Conflicting"]["status"] == "False"
+
+    followed(test)
+
+
+def test_a_message_is_as_long_as_the_api_server_takes() -> None:
+    async def test(rig: Rig) -> None:
+        rig.cluster("w" * 253, priority=1)
+        loser = rig.cluster("loser")
+        pods = [LivePod("n" * 63, f"{number}" + "p" * 252, f"u{number}", "node-a", "web") for number in range(3)]
+        _, conditions = await rig.status(loser, *pods)
+        assert len(conditions["Conflicting"]["message"]) == 1024
+
+    followed(test)
+
+
+def test_a_condition_says_since_when() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("labelled", spiffeIDTemplate="/{labels['app']}")
+        _, before = await rig.status(path, pod(labels={"app": "web"}))
+        rig.clock.pass_by(minutes=1)
+        _, after = await rig.status(path, pod())
+        assert after["Conflicting"]["lastTransitionTime"] == before["Conflicting"]["lastTransitionTime"]
+        assert before["Ready"]["lastTransitionTime"] == "2030-01-01T00:00:00Z"
+        assert after["Ready"]["lastTransitionTime"] == "2030-01-01T00:01:00Z"
+        # Other words for the same state are no transition.
+        rig.clock.pass_by(minutes=1)
+        _, again = await rig.status(path, pod(1))
+        assert again["Ready"]["message"] != after["Ready"]["message"]
+        assert again["Ready"]["lastTransitionTime"] == after["Ready"]["lastTransitionTime"]
+
+    followed(test)
+
+
+def test_a_replica_that_begins_to_lead_writes_nothing_that_is_there_already() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("all")
+        await rig.status(path, pod())
+        writes, reads = len(rig.kube.writes), len(rig.kube.reads)
+        for _ in range(3):
+            await rig.status(path, pod())
+        assert (len(rig.kube.writes), len(rig.kube.reads)) == (writes, reads)
+        other = Policies(rig.kube, PolicySettings(TrustDomain("example.org")), timedelta(minutes=10), rig.clock)
+        following = asyncio.ensure_future(other.run())
+        await other.wait_synced()
+        rig.clock.pass_by(minutes=1)
+        await other.write_status([pod()])
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        assert len(rig.kube.writes) == writes
+
+    followed(test)
+
+
+def test_one_policy_that_changed_meanwhile_holds_up_no_other() -> None:
+    async def test(rig: Rig) -> None:
+        first, gone, last = rig.cluster("a"), rig.cluster("b"), rig.cluster("c")
+        await told()
+        get, replace = rig.kube.get, rig.kube.replace
+
+        async def vanishing(path: str) -> Object:
+            if path == gone:
+                rig.kube.objects.pop(gone, None)
+            return await get(path)
+
+        async def contended(path: str, body: Object) -> Object:
+            if path == f"{first}/status":
+                raise Conflict("changed")
+            return await replace(path, body)
+
+        rig.kube.get, rig.kube.replace = vanishing, contended  # type: ignore[method-assign]
+        await rig.policies.write_status([pod()])
+        assert rig.kube.objects[last]["status"]["podsMatched"] == 1
+        rig.kube.replace = replace  # type: ignore[method-assign]
+        # What did not get through is tried again.
+        await rig.policies.write_status([pod()])
+        assert rig.kube.objects[first]["status"]["podsMatched"] == 1
+
+    followed(test)
+
+
+def test_an_api_server_that_is_away_is_for_the_caller_to_hear() -> None:
+    async def test(rig: Rig) -> None:
+        rig.cluster("a")
+        await told()
+        rig.kube.down = True
+        with pytest.raises(ApiUnavailable):
+            await rig.policies.write_status([pod()])
+
+    followed(test)
+
+
+def test_explain_names_who_wins_and_why_it_refuses() -> None:
+    async def test(rig: Rig) -> None:
+        rig.put(f"{HOME}/own", spiffeIDTemplate="/ns/{namespace}/{labels['absent']}")
+        rig.cluster("wide")
+        rig.cluster("other", podSelector={"matchLabels": {"app": "x"}})
+        await told()
+        found = rig.policies.explain(pod())
+        assert (found.policy, found.matched, found.spiffe_id) == ("shop/own", ("shop/own", "wide"), "")
+        assert found.outcome.startswith(
+            "refused: POLICY_UNUSABLE: policy shop/own: pod shop/web-0 has no label 'absent'"
+        )
+        assert found.not_matched == (("other", "podSelector: app In does not hold"),)
+
+    followed(test)
+
+
+def test_labels_of_a_namespace_count_as_they_are_now() -> None:
+    async def test(rig: Rig) -> None:
+        rig.cluster("a", namespaceSelector={"matchLabels": {"team": "a"}})
+        path = "/api/v1/namespaces/shop"
+        rig.kube.put("/api/v1/namespaces/other", {"metadata": {"name": "other", "labels": {"team": "a"}}})
+        for team, name in (("b", "default"), ("a", "a"), ("b", "default")):
+            rig.kube.put(path, {"metadata": {"name": "shop", "labels": {"team": team}}})
+            await told()
+            assert rig.policies.entitlement(pod()).policy == name
+        rig.kube.put(path, {"metadata": {"name": "shop", "labels": {"team": "a"}}})
+        await told()
+        rig.kube.remove(path)
+        await told()
+        assert rig.policies.entitlement(pod()).policy == "default"
+
+    followed(test)
+
+
+def test_services_count_as_they_are_now() -> None:
+    async def test(rig: Rig) -> None:
+        rig.cluster("a", dnsNamesFromServices=True)
+        path = "/api/v1/namespaces/shop/services/front"
+        rig.kube.put(path, {"metadata": {"name": "front"}, "spec": {"selector": {"app": "web", "tier": "front"}}})
+        await told()
+        labelled = pod(labels={"app": "web", "tier": "front"})
+        names = ("front.shop", "front.shop.svc", "front.shop.svc.cluster.local")
+        assert rig.policies.entitlement(labelled).dns_names == names
+        assert rig.policies.entitlement(pod(labels={"app": "web"})).dns_names == ()
+        rig.kube.put(
+            path, {"metadata": {"name": "front"}, "spec": {"type": "ExternalName", "selector": {"app": "web"}}}
+        )
+        await told()
+        assert rig.policies.entitlement(labelled).dns_names == ()
+
+    followed(test)
+
+
+def test_a_tie_goes_to_the_oldest_and_then_by_name() -> None:
+    old = read_policy(body("z", created="2029-12-31T23:59:59Z"))
+    assert old is not None
+    found = [policy("c"), old, policy("a"), policy("b")]
+    assert [each.name for each in matching(found, POD, {})] == ["z", "a", "b", "c"]
+
+
+def test_a_name_is_in_a_certificate_once() -> None:
+    twice = policy("p", dnsNameTemplates=["a.example", "a.example", "front.shop.svc"], dnsNamesFromServices=True)
+    service = Service("shop", "front", (("app", "web"),))
+    found = given_to(POD, twice, services=(service,)).dns_names
+    assert found == ("a.example", "front.shop.svc", "front.shop", "front.shop.svc.cluster.local")
+
+
+def test_a_rendered_name_that_is_none_refuses() -> None:
+    long = "x" * 60
+    assert refused(POD, policy("p", dnsNameTemplates=[".".join([long] * 5)])) is Reason.POLICY_UNUSABLE
+    assert given_to(POD, policy("p", dnsNameTemplates=[".".join([long] * 4)])).dns_names == (".".join([long] * 4),)
+
+
+def test_a_service_that_makes_no_name_is_left_out_and_told() -> None:
+    bad = Service("shop", "x" * 64, (("app", "web"),))
+    found = given_to(POD, policy("p", dnsNamesFromServices=True), services=(bad,))
+    assert (found.dns_names, found.surprises) == ((), ("DNS names of Services were left out: 1 Services",))
+
+
+def test_a_default_path_that_cannot_be_is_a_refusal() -> None:
+    settings = PolicySettings(TrustDomain("example.org"), default_path="/{labels['absent']}")
+    with pytest.raises(Refused, match="the default path: pod shop/web-0 has no label") as caught:
+        decide([], pod(), (), settings)
+    assert caught.value.reason is Reason.POLICY_UNUSABLE
+    assert decide([], POD, (), SETTINGS).policy == "default"
+
+
+def test_every_placeholder_is_its_own_field() -> None:
+    template = "/{namespace}/{service_account}/{pod}/{pod_uid}/{node}/{labels['app']}"
+    found = given_to(
+        LivePod("ns", "pod", "uid", "node", "sa", {"app": "label"}), policy("p", spiffeIDTemplate=template)
+    )
+    assert found.spiffe_id.path == "/ns/sa/pod/uid/node/label"
+
+
+def test_an_identity_that_is_too_long_refuses() -> None:
+    long = LivePod("n" * 63, "p" * 253, "u", "node", "s" * 253)
+    template = "/" + "/".join(["{pod}"] * 9)
+    assert refused(long, policy("p", spiffeIDTemplate=template)) is Reason.POLICY_UNUSABLE
+
+
+def test_each_lifetime_and_bound_is_its_own() -> None:
+    found = given_to(POD, policy("p", x509TTL="2h", jwtTTL="3m", hint="€" * 341, keyAlgorithms=["ed25519", "ec-p256"]))
+    assert (found.x509_ttl, found.jwt_ttl) == (timedelta(hours=2), timedelta(minutes=3))
+    assert sorted(found.key_algorithms) == ["ec-p256", "ed25519"]
+    assert refused(POD, policy("p", hint="€" * 342)) is Reason.POLICY_UNUSABLE
+    full = [f"n{number}.example" for number in range(32)]
+    assert given_to(POD, policy("p", dnsNameTemplates=full)).dns_names == tuple(full)
+    assert refused(POD, policy("p", dnsNameTemplates=[*full, "one.more"])) is Reason.POLICY_UNUSABLE
