@@ -15,7 +15,7 @@ from signer.model import Entitlement, LivePod
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import SpiffeId
 from tests.signer_rig import START, StepClock
-from tests.unit.signer.test_lifecycle import WEB, first
+from tests.unit.signer.test_lifecycle import WEB, done, first, life
 
 POD = LivePod("default", "web-0", "uid", "node-a", "web")
 SETTINGS = MintingSettings(
@@ -145,3 +145,97 @@ def test_a_token_with_an_id_of_its_own_is_for_one_caller() -> None:
     assert not one.reusable
     assert one.svid.claims["jti"] != other.svid.claims["jti"]
     assert minting().jwt(GIVEN, str(WEB), ["a"]).reusable
+
+
+@pytest.mark.parametrize("path", ["/podsvidx", "/podsvid-signer", "/ns/podsvid", "/x/podsvid/signer"])
+def test_what_is_only_called_alike_is_nobodys_own(path: str) -> None:
+    other = replace(GIVEN, spiffe_id=SpiffeId.parse(f"spiffe://example.org{path}"))
+    assert minting().x509(POD, other, REQUEST, None, ()).chain
+    assert minting().jwt(other, str(other.spiffe_id), ["a"]).svid.token
+
+
+@pytest.mark.parametrize("policy", [timedelta(seconds=2), timedelta(seconds=59)])
+def test_no_policy_gets_less_than_the_shortest_lifetime(policy: timedelta) -> None:
+    issued = minting().x509(POD, replace(GIVEN, x509_ttl=policy), REQUEST, None, ())
+    assert issued.chain[0].not_valid_after_utc - START == timedelta(minutes=1)
+
+
+def test_what_was_issued_says_what_verifies_it_and_when_to_renew_it() -> None:
+    state = first()
+    issued = Minting(lambda: state, SETTINGS, StepClock()).x509(POD, GIVEN, REQUEST, None, ())
+    assert issued.sequence == state.sequence > 0
+    assert issued.key_algorithm is KeyAlgorithm.EC_P256
+    assert issued.notice == ""
+    assert START < issued.renewal.start < issued.renewal.end < issued.chain[0].not_valid_after_utc
+    jwt = minting().jwt(GIVEN, str(WEB), ["a"])
+    assert START < jwt.renewal.start < jwt.renewal.end < jwt.svid.expires_at
+
+
+def test_the_key_is_the_requests_and_nothing_else_in_it_counts() -> None:
+    key = KeyAlgorithm.EC_P256.generate()
+    lie = x509.SubjectAlternativeName(
+        [x509.UniformResourceIdentifier("spiffe://example.org/admin"), x509.DNSName("admin.test")]
+    )
+    builder = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "admin")])
+    )
+    builder = builder.add_extension(lie, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    request = builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+    (leaf,) = minting().x509(POD, GIVEN, request, None, ()).chain
+    assert leaf.public_key() == key.public_key()
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [str(WEB)]
+    assert names.get_values_for_type(x509.DNSName) == []
+    assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert "admin" not in leaf.subject.rfc4514_string()
+
+
+def test_bounds_are_reached_and_not_passed() -> None:
+    full = tuple(f"n{number}.test" for number in range(32))
+    given = replace(GIVEN, dns_names=full)
+    assert minting().x509(POD, given, REQUEST, None, full).chain
+    assert refused(given, *full, "n0.test") is Reason.INVALID_REQUEST
+
+
+def test_a_pattern_is_of_the_pods_own_names() -> None:
+    default = Entitlement(WEB)
+    assert minting().x509(POD, default, REQUEST, None, ["web.default.svc"]).chain
+    for name in ("web.other.svc", "other.default.svc", "web-0.default.svc", "default.web.svc", "web.web-0.svc", ""):
+        assert refused(default, name) is Reason.DNS_NAME_DENIED
+    # Of several names every one must be allowed.
+    assert refused(default, "web.default.svc", "web.other.svc") is Reason.DNS_NAME_DENIED
+
+
+def test_jwt_svids_may_be_switched_off_and_have_an_issuer() -> None:
+    state = first()
+    assert "iss" not in minting().jwt(GIVEN, str(WEB), ["a"]).svid.claims
+    named = Minting(lambda: state, replace(SETTINGS, jwt_issuer="https://issuer.test"), StepClock())
+    assert named.jwt(GIVEN, str(WEB), ["a"]).svid.claims["iss"] == "https://issuer.test"
+    short = named.jwt(replace(GIVEN, jwt_ttl=timedelta(minutes=2)), str(WEB), ["a"])
+    assert short.svid.expires_at - START == timedelta(minutes=2)
+    assert named.jwt(GIVEN, str(WEB), ["a"]).svid.expires_at - START == timedelta(minutes=5)
+    without = done(life(jwt_algorithm=None).first(START))
+    with pytest.raises(Refused) as caught:
+        Minting(lambda: without, SETTINGS, StepClock()).jwt(GIVEN, str(WEB), ["a"])
+    assert caught.value.reason is Reason.JWT_DISABLED
+    with pytest.raises(Refused) as caught:
+        Minting(lambda: None, SETTINGS, StepClock()).jwt(GIVEN, str(WEB), ["a"])
+    assert (caught.value.reason, bool(caught.value.retry_after)) == (Reason.AUTHORITY_UNAVAILABLE, True)
+
+
+def test_what_the_authority_must_not_sign_is_refused_and_is_no_outage() -> None:
+    with pytest.raises(Refused) as caught:
+        minting().x509(POD, replace(GIVEN, dns_names=("not a name",)), REQUEST, None, ())
+    assert caught.value.reason is Reason.ISSUANCE_REFUSED
+    foreign = replace(GIVEN, spiffe_id=SpiffeId.parse("spiffe://partner.test/ns/default/sa/web"))
+    with pytest.raises(Refused) as caught:
+        minting().x509(POD, foreign, REQUEST, None, ())
+    assert caught.value.reason is Reason.ISSUANCE_REFUSED
+
+
+@pytest.mark.parametrize("request_", [b"\x30\x82", b"-----BEGIN CERTIFICATE REQUEST-----", b"\x00" * 100])
+def test_rubbish_is_no_request(request_: bytes) -> None:
+    assert refused(GIVEN, request=request_) is Reason.CSR_INVALID
+    assert refused(GIVEN, request=request_ + REQUEST) is Reason.CSR_INVALID
+    assert refused(GIVEN, request=REQUEST + request_) is Reason.CSR_INVALID
