@@ -60,6 +60,7 @@ def test_nodes_are_the_same_when_both_halves_are(half: str) -> None:
         with pytest.raises(Refused) as caught:
             await rig.attestor.pod(caller, rig.site.token(claim), claim)
         assert caught.value.reason is Reason.POD_ON_OTHER_NODE
+        assert "the agent that asks is on node-a" in str(caught.value)
 
     rigged(test)
 
@@ -163,7 +164,7 @@ def test_the_pods_that_were_served_last_are_remembered(monkeypatch: pytest.Monke
 
     async def test(rig: Rig) -> None:
         first, second, third = [await ready(rig, name) for name in ("first", "second", "third")]
-        assert len(rig.attestor._issued) == 2
+        assert [*rig.attestor._issued] == [second[0].uid, third[0].uid]
         # Its renewal makes the second one newer than the third.
         rig.attestor.issued(await rig.attest(second[0], rig.site.token(second[0])), WEB)
         rig.attestor.issued(await rig.attest(first[0], rig.site.token(first[0])), WEB)
@@ -212,6 +213,20 @@ def test_an_outage_begins_when_nothing_was_heard_any_more(quiet: bool) -> None:
         assert await rig.refused(claim, token, agent) is Reason.API_SERVER_UNAVAILABLE
 
     assert SETTINGS.outage_limit.total_seconds() == 600
+    rigged(test)
+
+
+def test_reviews_that_are_answered_are_a_sign_of_life_too() -> None:
+    """Nothing changes in a quiet cluster, and its watches are silent."""
+
+    async def test(rig: Rig) -> None:
+        claim, token, agent = await ready(rig)
+        rig.site.clock.pass_by(minutes=9)
+        await rig.attestor.agent(rig.site.agent())
+        rig.site.clock.pass_by(minutes=9)
+        rig.site.kube.denied.add(("create", REVIEWS))
+        assert (await rig.attest(claim, token, agent)).degraded
+
     rigged(test)
 
 

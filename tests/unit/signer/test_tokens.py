@@ -1,7 +1,9 @@
 """Reviews and the cluster's keys: what is kept, for how long, who shares it, and what a failure leaves as it was."""
 
 import asyncio
+import base64
 import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -283,6 +285,23 @@ def test_rubbish_is_refused_offline_too(rubbish: str) -> None:
         with pytest.raises(TokenRefused) as caught:
             rig.offline.verify(rubbish)
         assert caught.value.fault == "INVALID"
+
+    rigged(test)
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "RS512", "ES384", "ES512", "PS256", "EdDSA", "HS256", "none", "", "x"])
+def test_a_key_is_for_its_own_kind_of_signature(algorithm: str) -> None:
+    """Whatever the header says, which is the caller's word."""
+
+    async def test(rig: Rig) -> None:
+        rig.publish_keys()
+        await rig.offline.refresh()
+        _, claims, signature = rig.signed(rig.site.token(rig.site.pod("web"))).split(".")
+        head = base64.urlsafe_b64encode(json.dumps({"alg": algorithm, "kid": "k1"}).encode()).rstrip(b"=").decode()
+        for last in (signature, ""):
+            with pytest.raises(TokenRefused) as caught:
+                rig.offline.verify(f"{head}.{claims}.{last}")
+            assert caught.value.fault == "INVALID"
 
     rigged(test)
 
