@@ -84,6 +84,8 @@ class WorkloadRegistry:
         workload = Workload(volume, directory, self._means)
         await workload.begin(issued)
         self._hold(workload, workload.next_due())
+        # What changed while it was begun was handed to those that were held already.
+        await self._hand_trust(workload)
         if issued.notice:
             _log.warning(
                 "not all that the volume asked for was granted",
@@ -159,13 +161,8 @@ class WorkloadRegistry:
         version = 0
         while True:
             version = await self._authority.trust.wait_beyond(version)
-            for volume_id, workload in list(self._workloads.items()):
-                trust = self._issuer.trust
-                if self._workloads.get(volume_id) is workload and not workload.follows(trust):
-                    if await workload.take_trust(trust):
-                        self.scheduler.hasten(volume_id, workload.next_due())
-                    else:
-                        self.scheduler.schedule(volume_id, self._clock.now())
+            for workload in list(self._workloads.values()):
+                await self._hand_trust(workload)
                 # Each is checked under the new trust: together that takes long enough to be felt by their callers.
                 await asyncio.sleep(0)
             self._held.set()
@@ -201,6 +198,14 @@ class WorkloadRegistry:
         self._workloads[workload.volume.id] = workload
         self.scheduler.schedule(workload.volume.id, due)
         self._held.set()
+
+    async def _hand_trust(self, workload: Workload) -> None:
+        volume_id, trust = workload.volume.id, self._issuer.trust
+        if self._workloads.get(volume_id) is workload and not workload.follows(trust):
+            if await workload.take_trust(trust):
+                self.scheduler.hasten(volume_id, workload.next_due())
+            else:
+                self.scheduler.schedule(volume_id, self._clock.now())
 
     async def _renew(self, volume_id: str) -> datetime:
         workload = self._workloads[volume_id]
