@@ -1,0 +1,84 @@
+"""The agent's process: the only one of its run directory, without core files, ended when one of its loops is."""
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from agent.daemon import _only_one, _run_until
+from agent.errors import AlreadyRunning
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_second_agent_of_one_run_directory_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with _only_one(run_dir):
+        assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700
+        with pytest.raises(AlreadyRunning, match=str(run_dir)), _only_one(run_dir):
+            pass
+        with _only_one(tmp_path / "another"):
+            pass
+    with _only_one(run_dir):
+        pass
+
+
+def test_a_lock_file_that_was_taken_away_meanwhile_locks_nobody(tmp_path: Path) -> None:
+    with _only_one(tmp_path):
+        (tmp_path / "lock").unlink()
+        # The lock that counts is that of the file which is there.
+        with _only_one(tmp_path):
+            assert (tmp_path / "lock").exists()
+
+
+def test_a_process_with_keys_leaves_no_core_file_and_no_file_for_others(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    program = (
+        "import os, resource\nfrom agent.daemon import _prepare_process\nos.umask(0)\n_prepare_process()\n"
+        f"open({str(made)!r}, 'w').close()\nprint(resource.getrlimit(resource.RLIMIT_CORE))\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\nprint(soft == hard)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:2] == ["(0, 0)", "True"]
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def ends() -> None:
+    return
+
+
+async def fails() -> None:
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("loop", [ends, fails])
+def test_a_loop_that_ends_ends_the_process_and_says_which(loop: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="the trust loop ended") as ended:
+            await _run_until(asyncio.Event(), {"rotation": forever, "trust": loop})
+        assert isinstance(ended.value.__cause__, OSError if loop is fails else type(None))
+        assert len(asyncio.all_tasks()) == 1, "the other loops go on"
+
+    asyncio.run(main())
+
+
+def test_a_stop_that_was_asked_for_is_no_failure() -> None:
+    async def main() -> None:
+        stopping = asyncio.Event()
+        stopping.set()
+        await _run_until(stopping, {"rotation": forever})
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())

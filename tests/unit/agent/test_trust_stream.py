@@ -1,0 +1,197 @@
+"""What the agent takes from the signer's trust stream, answer by answer and without a network."""
+
+import logging
+import random
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.authority.connection import Connection, SignerSettings
+from agent.authority.contact import FIRST_RETRY, MAX_RETRY, Contact
+from agent.authority.protocol import EarlyRenewal
+from agent.authority.trust_stream import TrustStream
+from agent.errors import AuthorityUnavailable
+from runtime.feed import Feed
+from signer.pb import signer_pb2
+from svid.bundle import TrustBundle
+from svid.identity import Trust
+from svid.spiffeid import TrustDomain
+from tests.fake_authority import HOUR, TRUST_DOMAIN, StepClock, bundle_of, root
+
+OTHER = TrustDomain("other.test")
+NAME = "ab" * 20
+
+
+class Scene:
+    """A stream that has taken the bundle of sequence 100."""
+
+    def __init__(self, base: Path) -> None:
+        self.clock = StepClock()
+        self.x509 = root(self.clock.at)
+        self.bundle_file = base / "bundle"
+        self.token_file = base / "token"
+        settings = SignerSettings("signer:1", self.bundle_file, self.token_file, "aud", TRUST_DOMAIN)
+        self.trust: Feed[Trust] = Feed()
+        self.early: Feed[tuple[EarlyRenewal, ...]] = Feed()
+        self.contact = Contact("signer:1", self.clock, random.Random(1))
+        self.connection = Connection(settings, self.trust, self.contact, random.Random(1))
+        self.stream = TrustStream(settings, self.connection, self.contact, self.trust, self.early)
+        self.take(self.bundle(100), issues_jwt=True)
+        assert self.trust.current == Trust(self.bundle(100))
+
+    def bundle(self, sequence: int) -> TrustBundle:
+        return bundle_of(self.x509, sequence=sequence)
+
+    def take(
+        self,
+        *bundles: TrustBundle,
+        renew: Mapping[str, tuple[datetime, datetime]] | None = None,
+        issues_jwt: bool = True,
+    ) -> None:
+        answer = signer_pb2.WatchTrustResponse(
+            sequence=bundles[0].sequence or 0 if bundles else 0, issues_jwt=issues_jwt
+        )
+        for bundle in bundles:
+            answer.bundles.add(trust_domain=bundle.trust_domain.name, jwks=bundle.to_jwks())
+        for name, (start, end) in (renew or {}).items():
+            added = answer.renew.add(authority_id=name)
+            getattr(added, "from").FromDatetime(start)
+            added.until.FromDatetime(end)
+        self.stream._take(answer)
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_a_newer_answer_replaces_bundles_and_directives(at: Scene) -> None:
+    partner = bundle_of(root(at.clock.at, OTHER))
+    window = (at.clock.at, at.clock.at + HOUR)
+    at.take(at.bundle(101), partner, renew={NAME: window}, issues_jwt=False)
+    assert at.trust.current == Trust(at.bundle(101), (partner,))
+    (early,) = at.early.current or ()
+    assert (early.authority_id, early.window.start, early.window.end) == (NAME, *window)
+    assert not at.stream.issues_jwt
+
+
+def test_a_replica_that_lags_behind_has_nothing_to_say(at: Scene) -> None:
+    window = (at.clock.at, at.clock.at + HOUR)
+    at.take(at.bundle(101), renew={NAME: window})
+    directives = at.early.current
+    versions = (at.trust.version, at.early.version)
+    at.take(at.bundle(100))
+    at.take(at.bundle(100), renew={"cd" * 20: window})
+    at.take(at.bundle(0))
+    assert at.trust.current == Trust(at.bundle(101))
+    assert at.early.current == directives, "a replica that does not know of a renewal yet has ended it"
+    assert (at.trust.version, at.early.version) == versions
+
+
+def test_the_same_again_wakes_nobody(at: Scene) -> None:
+    versions = (at.trust.version, at.early.version)
+    at.take(at.bundle(100))
+    assert (at.trust.version, at.early.version) == versions
+
+
+def test_the_first_bundle_is_the_own_trust_domains(at: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    foreign = bundle_of(root(at.clock.at, OTHER), sequence=300)
+    wrong: list[tuple[TrustBundle, ...]] = [
+        (),
+        (foreign,),
+        (foreign, at.bundle(300)),
+        (TrustBundle(TRUST_DOMAIN, sequence=300),),
+    ]
+    for bundles in wrong:
+        caplog.clear()
+        at.take(*bundles, renew={NAME: (at.clock.at, at.clock.at + HOUR)}, issues_jwt=False)
+        assert at.trust.current == Trust(at.bundle(100))
+        assert not at.early.current
+        assert at.stream.issues_jwt, "of an answer that is no good nothing is taken"
+        assert [each.levelno for each in caplog.records] == [logging.ERROR]
+
+
+def test_an_answer_of_another_cluster_is_no_contact(tmp_path: Path) -> None:
+    at = Scene(tmp_path)
+    at.contact.lost("gone")
+    at.take(bundle_of(root(at.clock.at, OTHER), sequence=300))
+    assert not at.contact.connected
+    at.take(at.bundle(100))
+    assert at.contact.connected
+    assert at.contact.away_since is None
+
+
+def test_one_bundle_that_cannot_be_read_costs_the_answer_and_nothing_else(at: Scene) -> None:
+    answer = signer_pb2.WatchTrustResponse(sequence=101)
+    answer.bundles.add(trust_domain=TRUST_DOMAIN.name, jwks=at.bundle(101).to_jwks())
+    answer.bundles.add(trust_domain="Not A Domain", jwks=b"{}")
+    at.stream._take(answer)
+    assert at.trust.current == Trust(at.bundle(100))
+    backwards = {NAME: (at.clock.at + HOUR, at.clock.at)}
+    at.take(at.bundle(101), renew=backwards)
+    assert at.trust.current == Trust(at.bundle(100))
+
+
+@pytest.mark.parametrize(("file", "wanted"), [(99, "stream"), (100, "stream"), (101, "file"), (None, "stream")])
+def test_the_roots_are_the_newer_of_file_and_stream(at: Scene, file: int | None, wanted: str) -> None:
+    other = bundle_of(root(at.clock.at), sequence=file)
+    at.bundle_file.write_bytes(other.to_jwks())
+    roots = at.connection.newest_roots()
+    assert roots == (other if wanted == "file" else at.bundle(100)).to_pem()
+
+
+def test_a_file_without_a_sequence_counts_after_several_failures_only(at: Scene) -> None:
+    other = bundle_of(root(at.clock.at), sequence=None)
+    at.bundle_file.write_bytes(other.to_pem())
+    for _ in range(2):
+        at.contact.lost("gone")
+        assert at.connection.newest_roots() == at.bundle(100).to_pem()
+    at.contact.lost("gone")
+    assert at.connection.newest_roots() == other.to_pem()
+    at.contact.answered(100)
+    assert at.connection.newest_roots() == at.bundle(100).to_pem()
+
+
+def test_a_file_of_nobody_never_becomes_the_hosts_own_roots(at: Scene) -> None:
+    at.bundle_file.write_bytes(TrustBundle(TRUST_DOMAIN, sequence=500).to_jwks())
+    assert at.connection.newest_roots() == at.bundle(100).to_pem()
+
+
+@pytest.mark.parametrize("content", [b"", b"a b", b"a\nb", b"\x00", b"\xc3\xa9"])
+def test_a_token_that_is_none_is_never_sent_nor_quoted(at: Scene, content: bytes) -> None:
+    at.token_file.write_bytes(content)
+    with pytest.raises(AuthorityUnavailable, match=r"^AGENT_TOKEN_MISSING: "):
+        at.connection.credentials()
+    at.token_file.write_bytes(b"good\n")
+    assert at.connection.credentials() == (("authorization", "Bearer good"),)
+
+
+def test_attempts_wait_longer_and_never_beyond_the_most(at: Scene) -> None:
+    drawn = []
+
+    class Most(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            drawn.append((a, b))
+            return b
+
+    contact = Contact("signer:1", at.clock, Most())
+    waits = []
+    for _ in range(12):
+        waits.append(contact.delay())
+        contact.lost("gone")
+    assert waits[:4] == [FIRST_RETRY, 2.0, 4.0, 8.0]
+    assert waits[-1] == MAX_RETRY
+    assert {low for low, _ in drawn} == {0.0}
+
+
+def test_a_streams_usual_end_is_no_outage_and_a_second_in_a_row_is(at: Scene) -> None:
+    assert at.contact.connected
+    at.contact.ended("its time is over")
+    assert at.contact.connected
+    at.clock.at += timedelta(minutes=1)
+    at.contact.ended("again")
+    assert not at.contact.connected
+    assert at.contact.away_since == at.clock.at
+    assert at.contact.last_error == "again"
