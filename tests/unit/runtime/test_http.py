@@ -1,0 +1,132 @@
+"""The probes' answers: what is wrong is 503, also when nobody is there to say so, and notes are no harm."""
+
+import asyncio
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from runtime import http
+
+
+class Process:
+    """A loop on a thread of its own, with what its checks answer."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.wrong: dict[str, str | None] = {"healthy": None, "ready": None}
+        self.asked: list[str] = []
+        self.notes = ""
+        self.registry = CollectorRegistry()
+        self.address = ("", 0)
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+
+    def check(self, name: str) -> http.Check:
+        async def answer() -> str | None:
+            self.asked.append(name)
+            assert asyncio.get_running_loop() is self.loop
+            return self.wrong[name]
+
+        return answer
+
+    def get(self, path: str) -> tuple[int, str]:
+        host, port = self.address
+        try:
+            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+        if not self.loop.is_closed():
+            self.loop.close()
+
+
+@contextmanager
+def process() -> Iterator[Process]:
+    found = Process()
+    checks = found.check("healthy"), found.check("ready")
+    try:
+        with http.serving(("127.0.0.1", 0), found.loop, *checks, found.registry, lambda: found.notes) as address:
+            found.address = address
+            yield found
+    finally:
+        found.stop()
+
+
+def test_each_probe_has_its_own_check_and_what_is_wrong_is_503() -> None:
+    with process() as at:
+        assert at.get("/healthz") == at.get("/readyz") == (200, "ok\n")
+        assert at.asked == ["healthy", "ready"]
+        at.wrong["ready"] = "kubelet has not registered it yet"
+        assert at.get("/readyz") == (503, "kubelet has not registered it yet\n")
+        assert at.get("/healthz") == (200, "ok\n")
+        at.wrong = {"healthy": "the socket is missing", "ready": None}
+        assert at.get("/healthz") == (503, "the socket is missing\n")
+        assert at.get("/readyz") == (200, "ok\n")
+
+
+def test_notes_are_for_whoever_asks_whether_it_is_ready_and_change_no_status() -> None:
+    with process() as at:
+        at.notes = "the signer has not answered for 7 s"
+        assert at.get("/readyz") == (200, "ok\nthe signer has not answered for 7 s\n")
+        assert at.get("/healthz") == (200, "ok\n")
+        at.wrong["ready"] = "not yet"
+        assert at.get("/readyz") == (503, "not yet\nthe signer has not answered for 7 s\n")
+
+
+def test_a_loop_that_is_stuck_is_unhealthy_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CHECK_DEADLINE", 0.05)
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        stuck.set()
+        go_on.wait(30)
+
+    with process() as at:
+        at.loop.call_soon_threadsafe(block)
+        assert stuck.wait(30)
+        assert at.get("/healthz") == at.get("/readyz") == (503, "the event loop does not answer\n")
+        # Counting needs no loop: Prometheus sees a stuck agent as well.
+        assert at.get("/metrics")[0] == 200
+        go_on.set()
+        monkeypatch.setattr(http, "CHECK_DEADLINE", 30.0)
+        assert at.get("/healthz") == (200, "ok\n")
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_a_loop_that_has_ended_is_not_healthy() -> None:
+    with process() as at:
+        at.stop()
+        assert at.get("/healthz") == (503, "stopping\n")
+
+
+def test_metrics_are_the_registrys_and_nothing_else_is_served() -> None:
+    with process() as at:
+        Gauge("example_things", "Things.", registry=at.registry).set(3)
+        status, text = at.get("/metrics")
+        assert status == 200
+        assert "example_things 3.0" in text.splitlines()
+        for path in ("/", "/healthz/", "/healthz?x", "/metrics/../etc/passwd", "/debug"):
+            assert at.get(path)[0] == 404
+        assert at.asked == []
+
+
+def test_an_address_that_is_taken_is_an_error_at_once() -> None:
+    def again(at: Process) -> Callable[[], None]:
+        def serve() -> None:
+            with http.serving(at.address, at.loop, at.check("healthy"), at.check("ready"), at.registry):
+                raise AssertionError("served twice")
+
+        return serve
+
+    with process() as at, pytest.raises(OSError, match="in use"):
+        again(at)()
