@@ -1,0 +1,443 @@
+"""`podsvid authority` and a signer's part of `podsvid explain`, against a whole replica by its admin socket."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import redirect_stdout
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from signer import authority_command
+from signer.admin import MAX_NODES, SERVICE, _rotating, serve_admin
+from signer.authority_command import CommandFailed, show_explained
+from signer.model import Agent
+from signer.pb import admin_pb2
+from signer.policies import GROUP
+from signer.rotation import Rotation
+from signer.state import AuthorityState
+from tests.signer_rig import START, Serving, Site, serving
+from tests.unit.signer.test_lifecycle import advanced, first, life, stages
+
+WIDE = f"{GROUP}/clusterworkloadidentities/wide"
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.rotation.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("signer.admin.REFRESH_SECONDS", 0.01)
+    # What rich may take for the width of a table.
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+class Rig:
+    def __init__(self, signer: Serving, folder: Path) -> None:
+        self.site = signer.site
+        self.socket = folder / "a.sock"
+        self.rotation: Rotation = signer.replica._rotation
+
+    @property
+    def state(self) -> AuthorityState:
+        assert self.rotation.state is not None
+        return self.rotation.state
+
+    async def authority(self, *arguments: str) -> str:
+        """What `podsvid authority` prints. Raises CommandFailed."""
+        parser = argparse.ArgumentParser()
+        authority_command.add_arguments(parser)
+        parsed = parser.parse_args([*arguments, "--socket", str(self.socket)])
+        code, text = await asyncio.to_thread(_printed, authority_command.run, parsed)
+        assert code == 0
+        return text
+
+    async def shown(self) -> Any:
+        """What it shows for programs."""
+        return json.loads(await self.authority("show", "--output", "json"))
+
+    async def refused(self, *arguments: str) -> str:
+        with pytest.raises(CommandFailed) as caught:
+            await self.authority(*arguments)
+        assert caught.value.reason == "AUTHORITY_COMMAND_FAILED"
+        return str(caught.value)
+
+    async def explain(self, pod: str, output: str = "text") -> tuple[int, str]:
+        parsed = argparse.Namespace(pod=pod, socket=str(self.socket), output=output)
+        return await asyncio.to_thread(_printed, authority_command.explain, parsed)
+
+    def agent(self, node: str) -> None:
+        """A live agent, which says nothing."""
+        self.site.pod(f"agent-{node}", node=node, account="podsvid-agent", namespace="podsvid", driver=None)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not true():
+                await asyncio.sleep(0.01)
+
+
+def _printed(run: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> tuple[int, str]:
+    with redirect_stdout(StringIO()) as text:
+        code = run(parsed)
+    return code, text.getvalue()
+
+
+def rigged(test: Callable[[Rig], Awaitable[None]], *flags: str) -> None:
+    async def run(folder: Path) -> None:
+        site = Site()
+        async with serving(site, folder, site.clock, *flags) as signer:
+            rig = Rig(signer, folder)
+            await rig.until(lambda: rig.rotation.leader_name == "signer-1")
+            await test(rig)
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
+        asyncio.run(run(Path(folder)))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+class WhileStarting:
+    """A server that looks at its socket when it begins to answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seen = -1
+
+    def add_insecure_port(self, address: str) -> int:
+        assert address == f"unix:{self._path}"
+        self._path.touch(0o777)
+        return 1
+
+    async def start(self) -> None:
+        self.seen = mode(self._path)
+
+
+def test_only_the_owner_reaches_the_socket() -> None:
+    """Whoever steps authorities owns the cluster's trust."""
+
+    async def run(folder: Path) -> None:
+        path = folder / "run" / "admin.sock"
+        # As in a container whose image says nothing of a mask.
+        mask = os.umask(0)
+        try:
+            for _ in range(2):
+                # The second time over what the first left behind.
+                server = grpc.aio.server()
+                await serve_admin(server, path)
+                assert mode(path) == 0o600
+                assert mode(path.parent) == 0o700
+                assert stat.S_ISSOCK(path.stat().st_mode)
+                await server.stop(None)
+                path.touch(0o666)
+            starting: Any = WhileStarting(path)
+            await serve_admin(starting, path)
+        finally:
+            os.umask(mask)
+        assert starting.seen == 0o600
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
+        asyncio.run(run(Path(folder)))
+
+
+def test_the_replica_serves_it_on_a_private_socket() -> None:
+    async def test(rig: Rig) -> None:
+        assert mode(rig.socket) == 0o600
+
+    rigged(test)
+
+
+def test_show_says_what_is_so_and_no_key() -> None:
+    async def test(rig: Rig) -> None:
+        for number in range(MAX_NODES + 5):
+            rig.agent(f"node-{number:02}")
+        await rig.until(lambda: len(rig.rotation.live_nodes()) == MAX_NODES + 5)
+        await rig.authority("prepare")
+        state = rig.state
+        found = await rig.shown()
+        assert (found["trust_domain"], found["leader"]) == ("example.org", "signer-1")
+        assert found["sequence"] == str(state.sequence)
+        assert (found["agents"], found["agents_waiting"]) == (MAX_NODES + 5, MAX_NODES + 5)
+        assert found["waiting_nodes"] == [f"node-{number:02}" for number in range(MAX_NODES)]
+        assert (found["rotating_x509"], found["rotating_jwt"]) == (True, False)
+        told = [(each["kind"], each["stage"], each["id"]) for each in found["authorities"]]
+        assert told == [
+            ("KIND_X509", "active", state.x509[0].id),
+            ("KIND_X509", "prepared", state.x509[1].id),
+            ("KIND_JWT", "active", state.jwt[0].id),
+        ]
+        active, prepared, jwt = found["authorities"]
+        assert active["activated_at"] == active["prepared_at"] == prepared["prepared_at"] == "2030-01-01T00:00:00Z"
+        assert "activated_at" not in prepared
+        assert active["not_after"] == f"{state.x509[0].authority.not_after:%Y-%m-%dT%H:%M:%SZ}"
+        assert "not_after" not in jwt
+        # Nobody has said what is in use.
+        assert [each["svids_known"] for each in found["authorities"]] == [False, False, False]
+        people = await rig.authority("show")
+        assert f"trust domain example.org, sequence {state.sequence}" in people
+        lines = people.splitlines()
+        for authority in state.x509:
+            (line,) = (each for each in lines if authority.id in each and "next:" not in each)
+            # Unknown is not none.
+            assert line.split("│")[-2].strip() == "?"
+        (line,) = (each for each in lines if state.jwt[0].id in each and "next:" not in each)
+        assert line.split("│")[-2].strip() == ""
+        assert f"agents: 0 of {MAX_NODES + 5} have acknowledged sequence {state.sequence}" in people
+        assert "missing: node-00, node-01" in people
+        assert "node-19 and 5 more\n" in people
+        assert "leader: signer-1" in people
+        assert f"next: x509: activate {state.x509[1].id} when 25 agents" in people
+        assert "PRIVATE" not in people + json.dumps(found)
+
+    rigged(test)
+
+
+def test_what_agents_hold_is_shown_when_all_have_said_it() -> None:
+    async def test(rig: Rig) -> None:
+        found = await rig.shown()
+        assert [each["svids_known"] for each in found["authorities"]] == [True, False]
+        rig.agent("node-a")
+        await rig.until(lambda: rig.rotation.live_nodes() == {"node-a"})
+        assert (await rig.shown())["authorities"][0]["svids_known"] is False
+        agents = rig.rotation._agents
+        agents.connect(Agent("node-a", "uid", "agent-node-a", "pod-uid", rig.site.clock.now()))
+        agents.acknowledged("node-a", rig.state.sequence, {rig.state.active_x509_id: 7})
+        found = await rig.shown()
+        assert (found["authorities"][0]["svids_known"], found["authorities"][0]["svids"]) == (True, 7)
+        assert found["agents_waiting"] == 0
+        assert "agents: 1 of 1 have acknowledged" in await rig.authority("show")
+
+    rigged(test)
+
+
+def test_the_steps_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "podsvid.admin")
+
+    async def test(rig: Rig) -> None:
+        rig.agent("node-a")
+        await rig.until(lambda: rig.rotation.live_nodes() == {"node-a"})
+        before = rig.state.active_x509_id
+        said = await rig.authority("prepare")
+        prepared = rig.state.x509[1].id
+        assert said == f"prepared x509 authority {prepared}\n"
+        assert (await rig.refused("prepare")).startswith("TRANSITION_REFUSED: a new x509 authority is prepared already")
+        assert (await rig.refused("activate")).startswith("TRANSITION_REFUSED: 1 agents (node-a) would refuse")
+        assert rig.state.active_x509_id == before
+        assert await rig.authority("activate", "--forced") == f"activated x509 authority {prepared}\n"
+        assert rig.state.active_x509_id == prepared
+        shown = (await rig.shown())["authorities"][0]
+        assert (shown["stage"], "leaves_at" in shown) == ("old", True)
+        assert "use: authority rotate --forced" in await rig.refused("revoke", prepared)
+        assert "there is no x509 authority 'nobody'" in await rig.refused("revoke", "nobody", "--forced")
+        # Of the other kind it is none.
+        assert "there is no jwt authority" in await rig.refused("revoke", before, "--kind", "jwt")
+        assert "leaves the trust bundle when its SVIDs are re-issued" in await rig.authority("revoke", before)
+        assert [each.stage.value for each in rig.state.x509] == ["tainted", "active"]
+        assert "is no longer trusted" in await rig.authority("revoke", before, "--forced")
+        assert [each.id for each in rig.state.x509] == [prepared]
+        assert "prepared jwt authority" in await rig.authority("prepare", "--kind", "jwt")
+        asked = [vars(each) for each in caplog.records if each.getMessage() == "step asked for"]
+        told = [(each["action"], each["kind"], each["authority"], each["forced"]) for each in asked]
+        # What was refused, too: who reads the log sees who tried.
+        assert told[:6] == [
+            ("prepare", "x509", "", False),
+            ("prepare", "x509", "", False),
+            ("activate", "x509", "", False),
+            ("activate", "x509", "", True),
+            ("revoke", "x509", prepared, False),
+            ("revoke", "x509", "nobody", True),
+        ]
+        assert told[-1] == ("prepare", "jwt", "", False)
+
+    rigged(test)
+
+
+def test_a_rotation_is_followed_to_its_end() -> None:
+    async def test(rig: Rig) -> None:
+        before = rig.state.active_x509_id
+        text = await rig.authority("rotate", "--forced")
+        head, *lines = text.splitlines()
+        assert head == "forced rotation of the x509 authority started"
+        # The last line says the end: nobody trusts the old one any more.
+        assert lines[-1].endswith(
+            f"{rig.state.active_x509_id[:8]} active; agents acknowledged 0 of 0; SVIDs re-issued 0 of 0"
+        )
+        assert [each.stage.value for each in rig.state.x509] == ["active"]
+        assert rig.state.active_x509_id != before
+        assert rig.state.goals == frozenset()
+        jwt = rig.state.jwt[0].id
+        await rig.authority("rotate", "--forced", "--kind", "jwt")
+        assert rig.state.jwt[0].id != jwt
+        assert len(rig.state.jwt) == 1
+
+    rigged(test)
+
+
+def test_a_rotation_is_under_way_from_when_it_is_asked_for_until_the_old_one_is_gone() -> None:
+    state = first()
+    asked, _ = life().asked(state, "x509", forced=False, now=START)
+    rotated = advanced(asked, START)
+    assert stages(rotated) == ["old", "active"]
+    assert [_rotating(each, "x509") for each in (state, asked, rotated)] == [False, True, True]
+    assert [_rotating(each, "jwt") for each in (state, asked, rotated)] == [False, False, False]
+
+
+def test_a_rotation_that_nobody_waits_for_goes_on() -> None:
+    async def test(rig: Rig) -> None:
+        assert await rig.authority("rotate", "--no-wait") == "rotation of the x509 authority started\n"
+        await rig.until(lambda: [each.stage.value for each in rig.state.x509] == ["old", "active"])
+        found = await rig.shown()
+        assert (found["rotating_x509"], found["rotating_jwt"]) == (True, False)
+        rig.site.clock.pass_by(days=2)
+        await rig.until(lambda: len(rig.state.x509) == 1)
+        assert (await rig.shown())["rotating_x509"] is False
+
+    rigged(test)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        admin_pb2.StepRequest(),
+        admin_pb2.StepRequest(action=admin_pb2.ACTION_ROTATE),
+        admin_pb2.StepRequest(kind=admin_pb2.KIND_X509),
+    ],
+)
+def test_a_step_that_says_not_what_is_none(request_: admin_pb2.StepRequest) -> None:
+    async def test(rig: Rig) -> None:
+        before = rig.state
+        async with grpc.aio.insecure_channel(f"unix:{rig.socket}") as channel:
+            call: Any = channel.unary_unary(
+                f"/{SERVICE}/Step", admin_pb2.StepRequest.SerializeToString, admin_pb2.StepResponse.FromString
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request_)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert rig.state is before
+
+    rigged(test)
+
+
+def test_a_step_that_cannot_be_stored_says_why() -> None:
+    async def test(rig: Rig) -> None:
+        rig.site.kube.denied.add(("replace", "/api/v1/namespaces/podsvid/secrets"))
+        assert (await rig.refused("prepare")).startswith("FORBIDDEN: cannot replace")
+
+    rigged(test)
+
+
+def test_a_change_is_told_once_and_what_stays_is_not_told_again() -> None:
+    async def test(rig: Rig) -> None:
+        async with grpc.aio.insecure_channel(f"unix:{rig.socket}") as channel:
+            call: Any = channel.unary_stream(
+                f"/{SERVICE}/Watch", admin_pb2.WatchRequest.SerializeToString, admin_pb2.AuthorityStatus.FromString
+            )
+            answers = aiter(call(admin_pb2.WatchRequest()))
+            head = await anext(answers)
+            following = asyncio.ensure_future(anext(answers))
+            done, _ = await asyncio.wait([following], timeout=0.3)
+            assert not done
+            await rig.rotation.step("prepare", "jwt", "", forced=False)
+            second = await following
+        assert second.sequence == head.sequence + 1
+        assert second.rotating_jwt
+
+    rigged(test)
+
+
+def test_explain_says_who_wins_and_why() -> None:
+    async def test(rig: Rig) -> None:
+        rig.site.pod("web")
+        rig.site.kube.put("/api/v1/namespaces/default", {"metadata": {"name": "default", "labels": {"team": "a"}}})
+
+        async def told(text: str) -> tuple[int, str]:
+            async with asyncio.timeout(20):
+                while True:
+                    code, found = await rig.explain("default/web")
+                    if text in found:
+                        return code, found
+                    await asyncio.sleep(0.01)
+
+        code, found = await told("pod default/web: spiffe://example.org/ns/default/sa/web")
+        assert (code, found.splitlines()[1]) == (0, "policy: default")
+        other = {"podSelector": {"matchLabels": {"app": "other"}}}
+        rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/mine", {"spec": {}})
+        rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/other", {"spec": other})
+        rig.site.kube.put(WIDE, {"spec": {}})
+        code, found = await told("matches as well, and lost: wide")
+        code, found = await told("does not match: default/other: podSelector: app In does not hold")
+        assert (code, found.splitlines()[1]) == (0, "policy: default/mine")
+        assert "lost: default/mine" not in found
+        code, text = await rig.explain("default/web", "json")
+        message = json.loads(text)
+        assert (message["outcome"], message["matched"]) == ("allowed", ["default/mine", "wide"])
+        assert message["not_matched"][0]["policy"] == "default/other"
+        rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/mine", {"spec": {"deny": True}})
+        code, found = await told("refused: POLICY_DENIED")
+        assert code == 3
+        assert (await rig.explain("default/web", "json"))[0] == 3
+        for unknown in ("default/nobody", "other/web"):
+            with pytest.raises(CommandFailed, match=f"there is no pod {unknown}"):
+                await rig.explain(unknown)
+        for wrong in ("web", "/web", "default/", ""):
+            with pytest.raises(CommandFailed, match="NAMESPACE/POD"):
+                await rig.explain(wrong)
+
+    rigged(test)
+
+
+def test_what_somebody_called_a_policy_cannot_draw_on_the_terminal() -> None:
+    hostile = "\x1b[2J"
+    found = admin_pb2.ExplainResponse(
+        outcome=f"refused {hostile}",
+        policy=hostile,
+        matched=["x", hostile],
+        not_matched=[admin_pb2.NotMatched(policy=hostile, because=hostile)],
+    )
+    with redirect_stdout(StringIO()) as text:
+        show_explained(f"default/{hostile}", found)
+    assert len(text.getvalue().splitlines()) == 4
+    assert "\x1b" not in text.getvalue()
+
+
+def test_without_a_signer_it_says_where_to_run(tmp_path: Path) -> None:
+    absent = str(tmp_path / "admin.sock")
+    for run, example in ((authority_command.run, "authority show"), (authority_command.explain, "explain NAMESPACE")):
+        parsed = argparse.Namespace(action="show", socket=absent, pod="a/b", output="json", watch=False)
+        with pytest.raises(CommandFailed, match=f"no signer listens at {absent}; .* podsvid {example}"):
+            run(parsed)
+    # One that is there and answers nothing.
+    (tmp_path / "admin.sock").touch()
+    with pytest.raises(CommandFailed):
+        authority_command.run(argparse.Namespace(action="show", socket=absent, output="json", watch=False))
+
+
+def test_who_stops_looking_stops_no_rotation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("signer.authority_command._follow", interrupted)
+
+    async def test(rig: Rig) -> None:
+        parser = argparse.ArgumentParser()
+        authority_command.add_arguments(parser)
+        parsed = parser.parse_args(["rotate", "--socket", str(rig.socket)])
+        assert await asyncio.to_thread(authority_command.run, parsed) == 130
+        assert "the signer goes on by itself" in capsys.readouterr().err
+        await rig.until(lambda: len(rig.state.x509) == 2)
+        assert rig.state.x509[0].ends_at is None or rig.state.x509[0].ends_at > rig.site.clock.now() + timedelta(
+            hours=1
+        )
+
+    rigged(test)
