@@ -1,0 +1,190 @@
+"""Events on pods: what is in them, how many there are, and that they keep nobody waiting."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from signer.events import QUEUE, REPEAT, SURPRISE_REPEAT, Events
+from signer.kube import Object
+from signer.model import PodClaim
+from tests.fake_kube import FakeKube
+from tests.signer_rig import StepClock
+
+WEB = PodClaim("shop", "web", "uid-1")
+SECOND = timedelta(seconds=1)
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.clock = StepClock()
+        self.kube = FakeKube(self.clock)
+        self.events = Events(self.kube, "signer-1", self.clock)
+
+    def written(self) -> list[Object]:
+        return list(self.kube.objects.values())
+
+    def queued(self) -> list[str]:
+        """The notes, taken out."""
+        queue: Any = self.events._queue
+        return [queue.get_nowait().note for _ in range(queue.qsize())]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def writing(rig: Rig) -> AsyncIterator[None]:
+    task = asyncio.create_task(rig.events.run())
+    try:
+        yield
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_what_is_in_an_event() -> None:
+    async def run() -> None:
+        rig = Rig()
+        rig.events.refused(WEB, "POLICY_DENIED", "policy x denies; " + "y" * 5000)
+        async with writing(rig):
+            await until(lambda: len(rig.kube.objects) == 1)
+        ((path, found),) = rig.kube.objects.items()
+        assert path.startswith("/apis/events.k8s.io/v1/namespaces/shop/events/web.")
+        assert (found["type"], found["reason"], found["action"]) == ("Warning", "IdentityRefused", "Mint")
+        assert found["note"].startswith("POLICY_DENIED: policy x denies; yyy")
+        # The API server refuses more than 1024 bytes.
+        assert len(found["note"]) == 1000
+        assert found["eventTime"] == "2030-01-01T00:00:00.000000Z"
+        assert found["metadata"]["namespace"] == "shop"
+        assert found["regarding"] == {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": "shop",
+            "name": "web",
+            "uid": "uid-1",
+        }
+        assert (found["reportingController"], found["reportingInstance"]) == ("podsvid.io/signer", "signer-1")
+
+    asyncio.run(run())
+
+
+def test_a_surprise_is_no_warning() -> None:
+    async def run() -> None:
+        rig = Rig()
+        rig.events.surprise(WEB, "PolicySurprise", "policy x won over y")
+        async with writing(rig):
+            await until(lambda: len(rig.kube.objects) == 1)
+        (found,) = rig.written()
+        assert (found["type"], found["reason"], found["note"]) == ("Normal", "PolicySurprise", "policy x won over y")
+
+    asyncio.run(run())
+
+
+def test_a_reason_is_said_again_after_its_time() -> None:
+    rig = Rig()
+    rig.events.refused(WEB, "POLICY_DENIED", "one")
+    rig.clock.at += REPEAT - SECOND
+    rig.events.refused(WEB, "POLICY_DENIED", "two")
+    assert rig.queued() == ["POLICY_DENIED: one"]
+    rig.clock.at += SECOND
+    rig.events.refused(WEB, "POLICY_DENIED", "three")
+    # It is another reason, another pod, or a pod of the name after the one before.
+    rig.events.refused(WEB, "KEY_WEAK", "three")
+    rig.events.refused(PodClaim("shop", "other", "uid-2"), "POLICY_DENIED", "three")
+    rig.events.refused(PodClaim("shop", "web", "uid-3"), "POLICY_DENIED", "three")
+    assert rig.queued() == ["POLICY_DENIED: three", "KEY_WEAK: three", "POLICY_DENIED: three", "POLICY_DENIED: three"]
+
+
+def test_a_surprise_is_said_again_after_days_or_with_other_words() -> None:
+    rig = Rig()
+    rig.events.surprise(WEB, "PolicySurprise", "x won over y")
+    rig.clock.at += SURPRISE_REPEAT - SECOND
+    rig.events.surprise(WEB, "PolicySurprise", "x won over y")
+    rig.events.surprise(WEB, "PolicySurprise", "x won over z")
+    assert rig.queued() == ["x won over y", "x won over z"]
+    rig.clock.at += SECOND
+    rig.events.surprise(WEB, "PolicySurprise", "x won over y")
+    assert rig.queued() == ["x won over y"]
+
+
+def test_a_flood_is_cut_and_what_was_cut_can_be_said_later() -> None:
+    rig = Rig()
+    for number in range(QUEUE + 100):
+        rig.events.refused(PodClaim("shop", f"p{number}", f"u{number}"), "POLICY_DENIED", "no")
+    assert len(rig.queued()) == QUEUE
+    rig.events.refused(PodClaim("shop", "p0", "u0"), "POLICY_DENIED", "no")
+    assert rig.queued() == []
+    # Nobody was told of this one.
+    last = f"u{QUEUE + 99}"
+    rig.events.refused(PodClaim("shop", "last", last), "POLICY_DENIED", "no")
+    assert rig.queued() == ["POLICY_DENIED: no"]
+
+
+def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.events.MAX_REMEMBERED", 3)
+    rig = Rig()
+    for uid in "abc":
+        rig.events.refused(PodClaim("shop", uid, uid), "POLICY_DENIED", "no")
+    rig.clock.at += REPEAT
+    # Said again, this one is the newest of them.
+    rig.events.refused(PodClaim("shop", "a", "a"), "POLICY_DENIED", "no")
+    rig.events.refused(PodClaim("shop", "d", "d"), "POLICY_DENIED", "no")
+    assert [uid for uid, _ in rig.events._said] == ["c", "a", "d"]
+
+
+def test_a_refused_event_is_said_once_and_the_next_are_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("signer.events.SPACING", 0.0)
+    caplog.set_level(logging.WARNING)
+
+    def said() -> int:
+        return sum(each.getMessage() == "event not written" for each in caplog.records)
+
+    async def run() -> None:
+        rig = Rig()
+        rig.kube.denied.add(("create", "/apis/events.k8s.io/"))
+
+        def refuse(*names: str) -> None:
+            for name in names:
+                rig.events.refused(PodClaim("shop", name, name), "POLICY_DENIED", "no")
+
+        async with writing(rig):
+            refuse("a", "b", "c")
+            await until(lambda: rig.events._queue.empty())
+            await until(lambda: said() == 1)
+            rig.kube.denied.clear()
+            refuse("d")
+            await until(lambda: len(rig.kube.objects) == 1)
+            assert said() == 1
+            rig.kube.down = True
+            refuse("e")
+            await until(lambda: said() == 2)
+
+    asyncio.run(run())
+
+
+def test_events_come_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of refusals is no flood at the API server."""
+    monkeypatch.setattr("signer.events.SPACING", 1000.0)
+
+    async def run() -> None:
+        rig = Rig()
+        for name in "abc":
+            rig.events.refused(PodClaim("shop", name, name), "POLICY_DENIED", "no")
+        async with writing(rig):
+            await until(lambda: len(rig.kube.objects) == 1)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert len(rig.kube.objects) == 1
+
+    asyncio.run(run())

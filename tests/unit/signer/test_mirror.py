@@ -1,0 +1,274 @@
+"""What a mirror knows: all parts of a list, each event, and since when it hears nothing; against a scripted server."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from signer.errors import ApiUnavailable, Forbidden, Gone, SignerError
+from signer.kube import Object
+from signer.mirror import FIRST_RETRY, MAX_RETRY, Mirror
+from tests.signer_rig import START, StepClock
+
+PATH = "/api/v1/pods"
+
+
+def thing(name: str, version: int, **more: Any) -> Object:
+    return {"metadata": {"uid": f"uid-{name}", "name": name, "resourceVersion": str(version)}, **more}
+
+
+def event(kind: str, *body: Any, **more: Any) -> Object:
+    return {"type": kind, "object": thing(*body, **more)}
+
+
+class Scripted:
+    """An API server for one mirror: what it answers next is put in by the test, and what it is asked is kept."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self._lists: asyncio.Queue[Object | SignerError] = asyncio.Queue()
+        # None ends a watch, as a server does when its time is over.
+        self._events: asyncio.Queue[Object | SignerError | None] = asyncio.Queue()
+
+    def listed(self, version: int, *items: Object, more: str = "") -> None:
+        self._lists.put_nowait({"metadata": {"resourceVersion": str(version), "continue": more}, "items": list(items)})
+
+    def fails(self, error: SignerError) -> None:
+        self._lists.put_nowait(error)
+
+    def tell(self, *events: Object | SignerError | None) -> None:
+        for each in events:
+            self._events.put_nowait(each)
+
+    @property
+    def watched(self) -> list[str]:
+        """From which versions."""
+        return [query["resourceVersion"] for kind, query in self.asked if kind == "watch"]
+
+    async def list(self, path: str, query: Mapping[str, str] | None = None) -> Object:
+        assert path == PATH
+        self.asked.append(("list", dict(query or {})))
+        answer = await self._lists.get()
+        if isinstance(answer, SignerError):
+            raise answer
+        return answer
+
+    async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Object]:
+        assert path == PATH
+        self.asked.append(("watch", dict(query)))
+        while (found := await self._events.get()) is not None:
+            if isinstance(found, SignerError):
+                raise found
+            yield found
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.api, self.clock = Scripted(), StepClock()
+        api: Any = self.api
+        self.mirror: Mirror[str] = Mirror(api, PATH, _name, self.clock, {"labelSelector": "a=b"}, random.Random(1))
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.mirror.values.values())
+
+
+def _name(body: Object) -> str | None:
+    return None if body.get("hidden") else str(body["metadata"]["name"]) + str(body.get("mark", ""))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def running(rig: Rig) -> AsyncIterator[None]:
+    task = asyncio.create_task(rig.mirror.run())
+    try:
+        yield
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.mirror.FIRST_RETRY", 0.0)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [vars(each)["reason"] for each in caplog.records if each.name == "podsvid.mirror"]
+
+
+def test_all_parts_of_a_list_are_one_list() -> None:
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            rig.api.listed(7, thing("one", 1), more="t1")
+            await until(lambda: len(rig.api.asked) == 2)
+            # Half of what there is is not all that there is.
+            assert not rig.mirror.synced
+            assert rig.names == set()
+            rig.api.listed(7, thing("two", 2), more="t2")
+            rig.api.listed(7, thing("three", 3), thing("x", 4, hidden=True))
+            await until(lambda: rig.mirror.synced)
+            assert rig.names == {"one", "two", "three"}
+            assert rig.mirror.find("uid-two") == "two"
+            await until(lambda: len(rig.api.asked) == 4)
+        assert rig.api.asked == [
+            ("list", {"labelSelector": "a=b", "limit": "500"}),
+            ("list", {"labelSelector": "a=b", "limit": "500", "continue": "t1"}),
+            ("list", {"labelSelector": "a=b", "limit": "500", "continue": "t2"}),
+            (
+                "watch",
+                {
+                    "labelSelector": "a=b",
+                    "resourceVersion": "7",
+                    "allowWatchBookmarks": "true",
+                    "timeoutSeconds": "290",
+                },
+            ),
+        ]
+
+    asyncio.run(run())
+
+
+def test_events_are_applied_and_what_is_no_news_wakes_nobody() -> None:
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            rig.api.listed(7)
+            await rig.mirror.wait_synced()
+            # An empty collection is known, too.
+            assert rig.mirror.changed.version == 1
+            rig.api.tell(event("ADDED", "one", 8), event("ADDED", "two", 9))
+            await until(lambda: rig.names == {"one", "two"})
+            assert rig.mirror.changed.version == 3
+            # Something else of it changed; one was never shown; a bookmark; a kind of the future.
+            rig.api.tell(
+                event("MODIFIED", "one", 10, status="x"),
+                event("ADDED", "three", 11, hidden=True),
+                event("DELETED", "three", 12),
+                event("BOOKMARK", "", 13),
+                event("FUTURE", "four", 14),
+                event("MODIFIED", "two", 15, mark="!"),
+            )
+            await until(lambda: rig.names == {"one", "two!"})
+            assert rig.mirror.changed.version == 4
+            # It is what it was, and not to be shown any more.
+            rig.api.tell(event("MODIFIED", "two", 16, hidden=True), event("DELETED", "one", 17))
+            await until(lambda: rig.names == set())
+            assert rig.mirror.changed.version == 6
+            # The time of the watch is over: the next goes on where it ended.
+            rig.api.tell(None)
+            await until(lambda: len(rig.api.watched) == 2)
+        assert rig.api.watched == ["7", "17"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "gap",
+    [{"type": "ERROR", "object": {"code": 410, "message": "too old"}}, Gone("too old")],
+    ids=["in the watch", "at its start"],
+)
+def test_a_gap_is_listed_over_at_once(gap: Object | SignerError, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            rig.api.listed(7, thing("one", 1), thing("two", 2))
+            await rig.mirror.wait_synced()
+            version = rig.mirror.changed.version
+            rig.api.tell(gap)
+            rig.api.listed(20, thing("one", 1))
+            await until(lambda: rig.names == {"one"})
+            assert rig.mirror.changed.version == version + 1
+            await until(lambda: rig.api.watched == ["7", "20"])
+            # Listed again, and nothing new.
+            rig.api.tell(gap)
+            rig.api.listed(30, thing("one", 1))
+            await until(lambda: rig.api.watched == ["7", "20", "30"])
+            assert rig.mirror.changed.version == version + 1
+        # That is how it is meant to be: no failure, and no contact lost.
+        assert said(caplog) == []
+        assert rig.mirror.lost_since is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("no_delay")
+def test_an_outage_keeps_what_was_known_and_is_timed_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        rig = Rig()
+        away = ApiUnavailable("away")
+        async with running(rig):
+            rig.api.listed(7, thing("one", 1))
+            await rig.mirror.wait_synced()
+            rig.clock.pass_by(minutes=1)
+            rig.api.tell(event("ADDED", "two", 8))
+            await until(lambda: len(rig.names) == 2)
+            assert rig.mirror.last_contact == START + timedelta(minutes=1)
+            rig.clock.pass_by(minutes=1)
+            rig.api.tell({"type": "ERROR", "object": {"code": 500, "message": "no"}})
+            await until(lambda: rig.mirror.lost_since is not None)
+            rig.api.fails(away)
+            rig.clock.pass_by(minutes=1)
+            rig.api.fails(away)
+            await until(lambda: len(rig.api.asked) == 5)
+            # Since the first failure, not the last.
+            assert rig.mirror.lost_since == START + timedelta(minutes=2)
+            assert rig.mirror.synced
+            assert rig.names == {"one", "two"}
+            assert said(caplog) == ["API_SERVER_UNAVAILABLE"]
+            rig.clock.pass_by(minutes=1)
+            rig.api.listed(9, thing("two", 8))
+            await until(lambda: rig.names == {"two"})
+            assert rig.mirror.lost_since is None
+            assert rig.mirror.last_contact == rig.clock.now()
+            # The next outage is another one.
+            rig.api.tell(away)
+            rig.api.fails(away)
+            await until(lambda: said(caplog) == ["API_SERVER_UNAVAILABLE"] * 2)
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("no_delay")
+def test_a_right_that_was_taken_away_is_said_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            for _ in range(3):
+                rig.api.fails(Forbidden("cannot list"))
+            await until(lambda: len(rig.api.asked) == 4)
+            assert said(caplog) == ["FORBIDDEN"] * 3
+            assert rig.mirror.lost_since == START
+            assert not rig.mirror.synced
+
+    caplog.set_level(logging.WARNING)
+    asyncio.run(run())
+
+
+def test_tries_slow_down_up_to_a_bound_and_apart() -> None:
+    async def run() -> None:
+        rig = Rig()
+        delays = []
+        for failures in range(1, 40):
+            rig.mirror._failures = failures
+            delays.append(rig.mirror._delay())
+        for number, delay in enumerate(delays):
+            most = min(MAX_RETRY, FIRST_RETRY * 2**number)
+            assert most / 2 <= delay <= most
+        assert max(delays) > MAX_RETRY / 2
+        # No two replicas that lost the API server at one moment come back at one.
+        assert len({round(each, 6) for each in delays[10:]}) == len(delays[10:])
+
+    asyncio.run(run())
