@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import stat
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -18,14 +17,14 @@ import grpc
 import grpc.aio
 import pytest
 
-from signer import authority_command
-from signer.admin import MAX_NODES, SERVICE, _rotating, serve_admin
-from signer.authority_command import CommandFailed, show_explained
+from podsvid import authority as authority_command
+from podsvid.authority import CommandFailed, show_explained
+from signer.authority.rotation import Rotation
+from signer.authority.state import AuthorityState
+from signer.front.admin import MAX_NODES, SERVICE, _rotating
 from signer.model import Agent
 from signer.pb import admin_pb2
-from signer.policies import GROUP
-from signer.rotation import Rotation
-from signer.state import AuthorityState
+from signer.policy.policies import GROUP
 from tests.signer_rig import START, Serving, Site, serving
 from tests.unit.signer.test_lifecycle import advanced, first, life, stages
 
@@ -34,8 +33,8 @@ WIDE = f"{GROUP}/clusterworkloadidentities/wide"
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.rotation.LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("signer.admin.REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr("signer.authority.rotation.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("signer.front.admin.REFRESH_SECONDS", 0.01)
     # What rich may take for the width of a table.
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -104,49 +103,6 @@ def rigged(test: Callable[[Rig], Awaitable[None]], *flags: str) -> None:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-class WhileStarting:
-    """A server that looks at its socket when it begins to answer."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seen = -1
-
-    def add_insecure_port(self, address: str) -> int:
-        assert address == f"unix:{self._path}"
-        self._path.touch(0o777)
-        return 1
-
-    async def start(self) -> None:
-        self.seen = mode(self._path)
-
-
-def test_only_the_owner_reaches_the_socket() -> None:
-    """Whoever steps authorities owns the cluster's trust."""
-
-    async def run(folder: Path) -> None:
-        path = folder / "run" / "admin.sock"
-        # As in a container whose image says nothing of a mask.
-        mask = os.umask(0)
-        try:
-            for _ in range(2):
-                # The second time over what the first left behind.
-                server = grpc.aio.server()
-                await serve_admin(server, path)
-                assert mode(path) == 0o600
-                assert mode(path.parent) == 0o700
-                assert stat.S_ISSOCK(path.stat().st_mode)
-                await server.stop(None)
-                path.touch(0o666)
-            starting: Any = WhileStarting(path)
-            await serve_admin(starting, path)
-        finally:
-            os.umask(mask)
-        assert starting.seen == 0o600
-
-    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
-        asyncio.run(run(Path(folder)))
 
 
 def test_the_replica_serves_it_on_a_private_socket() -> None:
@@ -427,7 +383,7 @@ def test_who_stops_looking_stops_no_rotation(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("signer.authority_command._follow", interrupted)
+    monkeypatch.setattr("podsvid.authority._follow", interrupted)
 
     async def test(rig: Rig) -> None:
         parser = argparse.ArgumentParser()

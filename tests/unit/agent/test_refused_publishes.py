@@ -48,7 +48,7 @@ def asked(remembered: Remembered, answer: Callable[[], object], method: str = PU
         return answer()
 
     async def continuation(_: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(inner)  # type: ignore[arg-type]
+        return grpc.unary_unary_rpc_method_handler(inner)
 
     async def main() -> object:
         interceptor: Any = RefusedPublishes(remembered)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from signer.events import QUEUE, REPEAT, SURPRISE_REPEAT, Events
-from signer.kube import Object
+from signer.cluster.events import QUEUE, REPEAT, SURPRISE_REPEAT, Events
+from signer.cluster.kube import Object
 from signer.model import PodClaim
 from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
@@ -130,7 +130,7 @@ def test_a_flood_is_cut_and_what_was_cut_can_be_said_later() -> None:
 
 
 def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.events.MAX_REMEMBERED", 3)
+    monkeypatch.setattr("signer.cluster.events.MAX_REMEMBERED", 3)
     rig = Rig()
     for uid in "abc":
         rig.events.refused(PodClaim("shop", uid, uid), "POLICY_DENIED", "no")
@@ -144,7 +144,7 @@ def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(monkeypatch: py
 def test_a_refused_event_is_said_once_and_the_next_are_written(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("signer.events.SPACING", 0.0)
+    monkeypatch.setattr("signer.cluster.events.SPACING", 0.0)
     caplog.set_level(logging.WARNING)
 
     def said() -> int:
@@ -175,7 +175,7 @@ def test_a_refused_event_is_said_once_and_the_next_are_written(
 
 def test_events_come_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of refusals is no flood at the API server."""
-    monkeypatch.setattr("signer.events.SPACING", 1000.0)
+    monkeypatch.setattr("signer.cluster.events.SPACING", 1000.0)
 
     async def run() -> None:
         rig = Rig()

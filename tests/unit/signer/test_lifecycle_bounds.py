@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from signer.authority.lifecycle import FORCED_GRACE, Acks, Step
+from signer.authority.state import AuthorityState, Goal, Stage
 from signer.errors import TransitionRefused
-from signer.lifecycle import FORCED_GRACE, Acks, Step
-from signer.state import AuthorityState, Goal, Stage
 from svid.jwtsvid import JwtAlgorithm
 from tests.signer_rig import START
 from tests.unit.signer.test_lifecycle import ALL, POLICY, TTL, advanced, done, first, life, stages

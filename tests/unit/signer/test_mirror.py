@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from signer.cluster.kube import Object
+from signer.cluster.mirror import FIRST_RETRY, MAX_RETRY, Mirror
 from signer.errors import ApiUnavailable, Forbidden, Gone, SignerError
-from signer.kube import Object
-from signer.mirror import FIRST_RETRY, MAX_RETRY, Mirror
 from tests.signer_rig import START, StepClock
 
 PATH = "/api/v1/pods"
@@ -101,7 +101,7 @@ async def running(rig: Rig) -> AsyncIterator[None]:
 
 @pytest.fixture
 def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.mirror.FIRST_RETRY", 0.0)
+    monkeypatch.setattr("signer.cluster.mirror.FIRST_RETRY", 0.0)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
