@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shlex
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.go_tools import cache_root
@@ -28,19 +29,28 @@ def run_apart(command: Sequence[str]) -> str:
     ended with the calling thread. Its temporary files are in memory. Raises ClusterError.
     """
     private = [scratch(), *_UNASKED]
-    cache_root().mkdir(parents=True, exist_ok=True)
     mounts = " && ".join(f"mount -t tmpfs -o mode=1777 builder {shlex.quote(str(each))}" for each in private)
     apart = [which("setpriv"), "--pdeathsig", "KILL", which("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
     apart += ["--mount-proc", "env", f"TMPDIR={scratch()}", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
-    # One at a time: whoever removes a folder takes away what others have mounted there in their namespaces.
-    with (cache_root() / "image-scratch.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # One at a time on a host: whoever removes a folder takes away what others have mounted there in their namespaces.
+    with _alone():
         for folder in private:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             return run([*apart, *command])
         finally:
             sweep()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    # A folder that every host has: a lock file would be one more thing that stays.
+    handle = os.open("/var/lib", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sweep() -> None:
