@@ -322,3 +322,50 @@ def test_each_lifetime_and_bound_is_its_own() -> None:
     full = [f"n{number}.example" for number in range(32)]
     assert given_to(POD, policy("p", dnsNameTemplates=full)).dns_names == tuple(full)
     assert refused(POD, policy("p", dnsNameTemplates=[*full, "one.more"])) is Reason.POLICY_UNUSABLE
+
+
+@pytest.mark.parametrize(
+    "unread", [f"{GROUP}/{CLUSTER}", f"{GROUP}/{NAMESPACED}", "/api/v1/namespaces", "/api/v1/services"]
+)
+def test_one_collection_that_was_not_read_is_enough_to_wait(unread: str) -> None:
+    """What is in it could deny the pod, or make it somebody else."""
+
+    async def run() -> None:
+        rig = Rig()
+        rig.kube.denied.add(("list", unread))
+        following = asyncio.ensure_future(rig.policies.run())
+        await told()
+        assert len(rig.kube.reads) == 3
+        assert not rig.policies.synced
+        with pytest.raises(Refused) as caught:
+            rig.policies.entitlement(pod())
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+        assert rig.policies.explain(pod()).outcome.startswith("refused: API_SERVER_UNAVAILABLE: ")
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_the_collection_that_was_lost_first_counts() -> None:
+    async def run() -> None:
+        rig = Rig()
+        mirrors = rig.policies._mirrors
+        for mirror in mirrors:
+            await mirror._list()
+        assert rig.policies.entitlement(pod()).policy == "default"
+        mirrors[1].lost_since = rig.clock.now()
+        rig.clock.pass_by(minutes=6)
+        mirrors[3].lost_since = rig.clock.now()
+        rig.clock.pass_by(minutes=4)
+        assert rig.policies.entitlement(pod()).policy == "default"
+        rig.clock.pass_by(seconds=1)
+        with pytest.raises(Refused, match="longer than outage_limit"):
+            rig.policies.entitlement(pod())
+
+    asyncio.run(run())
+
+
+def test_a_surprise_names_some_of_those_that_lost() -> None:
+    (surprise,) = given_to(POD, policy("a", priority=1), *(policy(f"p{number}") for number in range(9))).surprises
+    assert surprise == "policy a won over p0, p1, p2, p3, p4, which match this pod as well"
