@@ -13,7 +13,7 @@ from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import LivePod
 from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
 from signer.policy.policy import MAX_DNS_NAMES, PolicySettings, Service, decide, read_policy
-from signer.policy.template import dns_template, path_template
+from signer.policy.template import Template, dns_template, path_template
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
@@ -94,6 +94,15 @@ def test_what_may_be_a_denial_is_one(deny: object) -> None:
 def test_a_path_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidPolicy):
         path_template(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "}", "a{b", "{pod}}", "{{pod}", "{Pod}", "{pod['x']}", "{node['a']}", "{labels['']}", "{labels[a]}"]
+)
+def test_a_placeholder_that_is_none_is_no_text_either(text: str) -> None:
+    for parse, each in ((Template.parse, text), (path_template, f"/{text}"), (dns_template, text)):
+        with pytest.raises(InvalidPolicy, match="placeholder"):
+            parse(each)
 
 
 @pytest.mark.parametrize("text", ["", ".", "a..b", ".a", "a.", "A", "a_b", "ä", "a{", "{x}.b", "x" * 1025])

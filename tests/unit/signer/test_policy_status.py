@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_a_policy_that_cannot_be_carried_out_for_a_pod_says_why() -> None:
     followed(test)
 
 
+def test_a_namespaces_own_policy_has_its_status() -> None:
+    async def test(rig: Rig) -> None:
+        found, conditions = await rig.status(rig.put(f"{HOME}/own"), pod(1), replace(pod(2), namespace="elsewhere"))
+        assert found["podsMatched"] == 1
+        assert conditions["Ready"]["status"] == "True"
+
+    followed(test)
+
+
 def test_a_denial_is_in_use_and_not_unusable() -> None:
     async def test(rig: Rig) -> None:
         path = rig.cluster("no", deny=True)
@@ -179,7 +189,7 @@ def test_one_policy_that_changed_meanwhile_holds_up_no_other() -> None:
     async def test(rig: Rig) -> None:
         first, gone, last = rig.cluster("a"), rig.cluster("b"), rig.cluster("c")
         await told()
-        get, replace = rig.kube.get, rig.kube.replace
+        get, put = rig.kube.get, rig.kube.replace
 
         async def vanishing(path: str) -> Object:
             if path == gone:
@@ -189,12 +199,12 @@ def test_one_policy_that_changed_meanwhile_holds_up_no_other() -> None:
         async def contended(path: str, body: Object) -> Object:
             if path == f"{first}/status":
                 raise Conflict("changed")
-            return await replace(path, body)
+            return await put(path, body)
 
         rig.kube.get, rig.kube.replace = vanishing, contended  # type: ignore[method-assign]
         await rig.policies.write_status([pod()])
         assert rig.kube.objects[last]["status"]["podsMatched"] == 1
-        rig.kube.replace = replace  # type: ignore[method-assign]
+        rig.kube.replace = put  # type: ignore[method-assign]
         # What did not get through is tried again.
         await rig.policies.write_status([pod()])
         assert rig.kube.objects[first]["status"]["podsMatched"] == 1
@@ -225,6 +235,9 @@ def test_explain_names_who_wins_and_why_it_refuses() -> None:
             "refused: POLICY_UNUSABLE: policy shop/own: pod shop/web-0 has no label 'absent'"
         )
         assert found.not_matched == (("other", "podSelector: app In does not hold"),)
+        elsewhere = rig.policies.explain(replace(pod(), namespace="elsewhere"))
+        assert (elsewhere.outcome, elsewhere.policy, elsewhere.matched) == ("allowed", "wide", ("wide",))
+        assert elsewhere.spiffe_id == "spiffe://example.org/ns/elsewhere/sa/web"
 
     followed(test)
 
