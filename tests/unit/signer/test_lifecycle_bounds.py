@@ -262,6 +262,16 @@ def test_when_agents_matter() -> None:
     assert waits(rotated(forced=True))
 
 
+def test_a_person_may_go_on_without_agents_that_are_silent() -> None:
+    state, _ = done(life().prepare(first(), "x509", START))
+    with pytest.raises(TransitionRefused, match="silent"):
+        life().activate(state, "x509", NOBODY, START, forced=False)
+    activated, said = life().activate(state, "x509", NOBODY, START, forced=True)
+    # The order is not one to distrust the old one: that is what a forced rotation is for.
+    assert stages(activated) == ["old", "active"]
+    assert said == f"activated x509 authority {state.x509[1].id}"
+
+
 def test_a_long_list_of_agents_is_cut() -> None:
     many = Acks(frozenset(f"node-{number}" for number in range(9)), None)
     state, _ = done(life().prepare(first(), "x509", START))

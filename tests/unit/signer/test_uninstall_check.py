@@ -1,8 +1,15 @@
 """Who keeps podsvid from being uninstalled."""
 
+import argparse
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
 
-from podsvid.uninstall_check import in_use, policies_left, report
+import pytest
+
+from signer.errors import Forbidden
+from signer.kube import Object
+from signer.uninstall_check import add_arguments, in_use, policies_left, report, run
 from tests.fake_kube import FakeKube
 from tests.signer_rig import DRIVER, Site
 
@@ -43,3 +50,73 @@ def test_a_long_list_is_cut() -> None:
     lines = report([f"a/{n}" for n in range(60)], [], DRIVERS, "here")
     assert lines[51] == "  and 10 more"
     assert "  kubectl -n here delete secret podsvid-authority" in lines
+
+
+class Paged:
+    """A cluster whose pods come in parts, as a real one's do."""
+
+    def __init__(self, site: Site) -> None:
+        self._kube = site.kube
+        self.closed = False
+
+    async def list(self, path: str, query: Mapping[str, str] | None = None) -> Object:
+        whole = await self._kube.list(path)
+        if path != "/api/v1/pods":
+            return whole
+        assert query is not None
+        assert query["limit"] == "500"
+        at = int(query.get("continue", "0"))
+        more = str(at + 1) if at + 1 < len(whole["items"]) else ""
+        return {"metadata": {"continue": more}, "items": whole["items"][at : at + 1]}
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def checked(site: Site, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Paged]:
+    """The command's exit code, and the connection that it used."""
+    paged = Paged(site)
+
+    class Connecting:
+        @staticmethod
+        async def connect(kubeconfig: Path | None) -> Paged:
+            return paged
+
+    monkeypatch.setattr("signer.uninstall_check.KubeClient", Connecting)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args(arguments)), paged
+
+
+def test_pods_keep_it_and_policies_do_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    site = Site()
+    site.pod("plain", driver=None)
+    site.pod("other", driver="other.csi")
+    site.pod("over", phase="Succeeded")
+    site.kube.put("/apis/podsvid.io/v1alpha1/clusterworkloadidentities/all", {"spec": {}})
+    code, paged = checked(site, monkeypatch)
+    assert (code, paged.closed) == (0, True)
+    assert "1 policies stay in the cluster" in capsys.readouterr().out
+    # The last of all parts.
+    site.pod("zebra")
+    code, paged = checked(site, monkeypatch)
+    assert (code, paged.closed) == (1, True)
+    assert "  default/zebra\n" in capsys.readouterr().out
+    assert checked(site, monkeypatch, "--driver-names", "a.csi,other.csi")[0] == 1
+    assert "REFUSED: 1 pods mount a.csi, other.csi" in capsys.readouterr().out
+
+
+def test_who_cannot_look_does_not_say_that_nothing_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site()
+    site.pod("web")
+    for refusal in ("/api/v1/pods", "/apis/podsvid.io"):
+        site.kube.denied = {("list", refusal)}
+        with pytest.raises(Forbidden):
+            checked(site, monkeypatch)
+
+
+def test_one_missing_definition_hides_nothing_of_the_other() -> None:
+    site = Site()
+    site.kube.missing.add("/apis/podsvid.io/v1alpha1/workloadidentities")
+    site.kube.put("/apis/podsvid.io/v1alpha1/clusterworkloadidentities/all", {"spec": {}})
+    assert asyncio.run(policies_left(site.kube)) == ["clusterworkloadidentities all"]
