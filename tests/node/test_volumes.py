@@ -102,7 +102,7 @@ def test_kubelet_restart_with_110_volumes_changes_no_mount_and_reboot_comes_back
 
 def test_kill_and_restart_with_50_volumes_and_open_streams_mints_nothing_and_goes_on_rotating() -> None:
     async def run() -> None:
-        async with node(ttl="60s") as (here, kubelet):
+        async with node(ttl="100s") as (here, kubelet):
             pods = [pod(f"p{number}", f"sa-{number}") for number in range(50)]
             targets = await asyncio.gather(*(kubelet.publish(each, VOLUME) for each in pods))
             sockets = [here.short(target) / "socket" for target in targets]
@@ -115,7 +115,7 @@ def test_kill_and_restart_with_50_volumes_and_open_streams_mints_nothing_and_goe
                 ended = await asyncio.gather(*(anext(stream) for stream in streams), return_exceptions=True)
                 codes = [error.code() for error in ended if isinstance(error, grpc.aio.AioRpcError)]
                 assert codes == [grpc.StatusCode.UNAVAILABLE] * 50
-            here.start(ttl="60s")
+            here.start(ttl="100s")
             await kubelet.wait_deregistered(DRIVER)
             await kubelet.wait_registered(DRIVER)
             assert [serial(target) for target in targets] == serials

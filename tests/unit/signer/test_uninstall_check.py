@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from podsvid.uninstall_check import add_arguments, in_use, policies_left, report, run
+from signer.cluster.kube import Object
 from signer.errors import Forbidden
-from signer.kube import Object
-from signer.uninstall_check import add_arguments, in_use, policies_left, report, run
 from tests.fake_kube import FakeKube
 from tests.signer_rig import DRIVER, Site
 
@@ -82,7 +82,7 @@ def checked(site: Site, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tup
         async def connect(kubeconfig: Path | None) -> Paged:
             return paged
 
-    monkeypatch.setattr("signer.uninstall_check.KubeClient", Connecting)
+    monkeypatch.setattr("podsvid.uninstall_check.KubeClient", Connecting)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return run(parser.parse_args(arguments)), paged

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from signer.errors import SignerError
-from signer.upstream import FileUpstream, SelfSigned, UpstreamUnusable
+from signer.upstream.certify import FileUpstream, SelfSigned, UpstreamUnusable
 from svid.authority import X509Authority
 from svid.certificates import certificates_from_pem, to_pem
 from svid.errors import SvidError
