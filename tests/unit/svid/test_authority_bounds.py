@@ -26,7 +26,7 @@ GOOD = X509Authority.self_signed(OWN, KEY, lifetime=DAY, now=NOW)
 
 def certificate(key: PrivateKey = KEY, *, ca: bool = True, may_sign: bool | None = True) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ca")])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 7, NOW - HOUR, NOW + DAY)  # type: ignore[arg-type]
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 7, NOW - HOUR, NOW + DAY)
     builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     if may_sign is not None:
         flags = dict.fromkeys(

@@ -31,9 +31,10 @@ def svid(name: str, ttl: timedelta = HOUR, issuer: X509Authority = ISSUER) -> X5
     return X509Svid(spiffe_id, issuer.issue(key.public_key(), spiffe_id, ttl=ttl, now=NOW), key)
 
 
-@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
-def test_the_first_end_counts_wherever_it_stands(order: slice) -> None:
-    identity = WorkloadIdentity((svid("a"), svid("b", HOUR / 2), svid("c"))[order], ISSUER.bundle)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_the_first_end_counts_wherever_it_stands(at: int) -> None:
+    svids = tuple(svid(f"svid-{n}", HOUR / 2 if n == at else HOUR) for n in range(3))
+    identity = WorkloadIdentity(svids, ISSUER.bundle)
     assert identity.expires_at == NOW + HOUR / 2
     identity.check(NOW + HOUR / 2)
     with pytest.raises(InvalidSvid, match="expired"):
