@@ -78,7 +78,7 @@ def test_whoever_asks_for_all_identities_gets_all() -> None:
 def validation(spiffe_id: str, claims: dict[str, Any]) -> bytes:
     response = workload_pb2.ValidateJWTSVIDResponse(spiffe_id=spiffe_id)
     response.claims.update(claims)
-    return response.SerializeToString()
+    return response.SerializeToString(deterministic=True)
 
 
 def test_a_validation_is_believed_where_name_and_claims_agree() -> None:
@@ -97,6 +97,7 @@ def test_a_validation_is_believed_where_name_and_claims_agree() -> None:
         validation(str(WEB), {"sub": str(WEB), "x": float("inf")}),
         b"\xff",
     ],
+    ids=("another's sub", "no sub", "no name", "no SPIFFE ID", "no JSON", "no message"),
 )
 def test_a_validation_that_contradicts_itself_is_none(data: bytes) -> None:
     with pytest.raises(UnusableAnswer):
