@@ -12,7 +12,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +37,7 @@ _SHARED = (
     kubelet.DEVICE_PLUGINS.parent,
 )
 # Where programs put what nobody told them to put elsewhere, and by which names it is known there.
-_WATCHED = tuple(map(Path, ("/run", "/etc", "/opt", "/var/lib", "/var/log", "/var/run", "/var/tmp", "/usr/libexec")))
+_WATCHED = tuple(map(Path, ("/run", "/etc", "/opt", "/var/lib", "/var/log", "/var/tmp", "/usr/libexec")))
 _OF_CONTAINERS = re.compile("podsvid|contain|kube|cni|runc|buildah|libpod|xtables|netns|etcd|coredns")
 
 
@@ -47,7 +47,7 @@ def remove(layout: Layout, progress: Progress) -> None:
     Raises ClusterError, naming what is left, if something cannot be removed.
     """
     directory = layout.directory
-    shim_sockets = list(_shim_sockets(directory))
+    shim_sockets = _shim_sockets(directory)
     _kill_all(directory)
     for folder in (directory, layout.agent_run_dir):
         remove_mounts(folder)
@@ -104,10 +104,27 @@ def traces(layout: Layout) -> set[str]:
     return found | {f"process {process}" for process in _marked_processes(layout.directory)}
 
 
-def _shim_sockets(directory: Path) -> Iterator[Path]:
+def _shim_sockets(directory: Path) -> set[Path]:
+    """Where the cluster's shims listen, as they wrote it down; and where those do that containerd has lost."""
+    found = set()
     for file in directory.glob(_SHIMS):
         with suppress(ValueError):  # half written when its run was killed
-            yield Path(json.loads(file.read_text())["address"].removeprefix("unix://"))
+            found.add(Path(json.loads(file.read_text())["address"].removeprefix("unix://")))
+    for process in _marked_processes(directory):
+        with suppress(OSError):  # ended by now
+            found |= {path for path in listening(Path("/proc") / str(process)) if path.parent == _SHIM_SOCKETS}
+    return found
+
+
+def listening(process: Path) -> set[Path]:
+    """The Unix sockets of a process, by its folder in /proc."""
+    held = set()
+    for each in (process / "fd").iterdir():
+        with suppress(OSError):  # closed by now
+            held.add(os.readlink(each))
+    lines = [line.split() for line in (process / "net" / "unix").read_text().splitlines()[1:]]
+    # The kernel's columns end with the inode and, where the socket has one, its path.
+    return {Path(line[7]) for line in lines if len(line) > 7 and f"socket:[{line[6]}]" in held}
 
 
 def _kill_all(directory: Path) -> None:

@@ -8,8 +8,11 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from tests.go_tools import path_of
+
 from .host import SEARCH_PATH, ClusterError
 from .layout import MARK, Layout
+from .programs import PROGRAMS
 
 _STOP_SECONDS = 20.0
 
@@ -24,7 +27,9 @@ class Processes:
     def environment(self) -> dict[str, str]:
         """The environment for a process that must not outlive the cluster; without this project's settings."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PODSVID_")}
-        return {**kept, "PATH": SEARCH_PATH, MARK: str(self._layout.directory)}
+        # containerd looks for its shim, and the shim for runc, by name: the host may have others.
+        ours = dict.fromkeys(str(path_of(each).parent) for each in PROGRAMS)
+        return {**kept, "PATH": os.pathsep.join([*ours, SEARCH_PATH]), MARK: str(self._layout.directory)}
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a component; what it prints is appended to its log."""

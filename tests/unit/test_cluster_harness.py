@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,7 @@ import yaml
 
 from tests.cluster import kubeconfig
 from tests.cluster.host import ClusterError
-from tests.cluster.leftovers import mounts_below
+from tests.cluster.leftovers import listening, mounts_below
 from tests.cluster.lock import Lock
 from tests.cluster.pki import Pair
 
@@ -22,9 +27,30 @@ MOUNTS = """\
 """
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose sockets have short names."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def test_the_mounts_below_a_folder_are_found_in_order_and_no_others() -> None:
     wanted = [Path("/var/lib/c"), Path("/var/lib/c/pods/a b\\"), Path("/var/lib/c/größe")]
     assert mounts_below(Path("/var/lib/c"), MOUNTS) == wanted
+
+
+def test_the_sockets_of_a_process_are_found_and_not_its_neighbours(short: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(str(short / "ours"))
+        ours.listen()
+        hold = "import socket, sys; s = socket.socket(1); s.bind(sys.argv[1]); print('on', flush=True); input()"
+        command = [sys.executable, "-c", hold, str(short / "other")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"on\n"
+            assert short / "ours" in listening(Path("/proc/self"))
+            assert listening(Path(f"/proc/{other.pid}")) == {short / "other"}
+            other.communicate(b"\n")
 
 
 def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path) -> None:
