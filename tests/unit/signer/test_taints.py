@@ -9,6 +9,7 @@ import pytest
 
 from signer.cluster.taints import CSI_NODES, NODES, TAINT, StartupTaint
 from tests.fake_kube import FakeKube
+from tests.meanwhile import before
 from tests.signer_rig import DRIVER, StepClock
 
 OURS = {"key": TAINT, "effect": "NoExecute"}
@@ -77,6 +78,7 @@ def test_every_driver_must_be_there() -> None:
         async with removing(kube, DRIVER, "csi.spiffe.io") as found:
             await until(lambda: found._nodes.synced and found._registered.synced)
             assert found.ready() == []
+            assert taints(kube, "a") == [OURS]
             csi_node(kube, "a", "csi.spiffe.io", DRIVER)
             await until(lambda: taints(kube, "a") == [])
 
@@ -116,5 +118,41 @@ def test_a_refusal_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytes
             await until(lambda: len(caplog.records) > 1)
             kube.denied.clear()
             await until(lambda: taints(kube, "a") == [])
+
+    asyncio.run(main())
+
+
+def test_a_node_waits_for_its_own_drivers_all_of_them() -> None:
+    """What another node has, or half of what it needs, makes none ready."""
+
+    async def main() -> None:
+        kube = FakeKube(StepClock())
+        for name in ("ready", "half", "bare"):
+            node(kube, name, OURS)
+        csi_node(kube, "half", DRIVER)
+        csi_node(kube, "ready", DRIVER, "csi.spiffe.io")
+        async with removing(kube, DRIVER, "csi.spiffe.io"):
+            await until(lambda: taints(kube, "ready") == [])
+            # All that was ready then was looked at in the same turn.
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert taints(kube, "half") == taints(kube, "bare") == [OURS]
+        assert kube.writes == [("patch", f"{NODES}/ready")]
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_gone_meanwhile_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        kube = FakeKube(StepClock())
+        node(kube, "gone", OURS)
+        csi_node(kube, "gone", DRIVER)
+        before(kube, "patch", lambda: kube.remove(f"{NODES}/gone"))
+        async with removing(kube, DRIVER) as found:
+            await until(lambda: not found.ready() and len(kube.writes) == 1)
+            node(kube, "next", OURS)
+            csi_node(kube, "next", DRIVER)
+            await until(lambda: taints(kube, "next") == [])
+        assert [each.getMessage() for each in caplog.records if each.name == "podsvid.taints"] == []
 
     asyncio.run(main())
