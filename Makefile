@@ -21,7 +21,7 @@ help:
 	@echo "make conformance  clients and suites that others wrote: 2 minutes, and 5 for building once (Go, root)"
 	@echo "make cluster      a pod on a real kubelet, brought up on this host: 20 minutes, and 15 for building once (root, Go)"
 	@echo "make interop      lists the peers that take long to build; SUITE=name builds one, and runs it"
-	@echo "make mutants      changes of the product that the tests must notice: half an hour"
+	@echo "make mutants      changes of the product that the tests must notice: more than an hour; SAMPLE=200 tries so many"
 	@echo "make bench        latency and memory against their budgets: some minutes (root)"
 	@echo "make docs         the documentation as a site"
 	@echo "make manifests    what the chart renders, for kubectl (Helm)"
@@ -80,9 +80,9 @@ cluster: $(VENV)/.test
 interop: $(VENV)/.test
 	$(BIN)/python -m tests.interop $(if $(SUITE),run $(SUITE),list)
 
-# About half an hour; not in CI.
+# More than an hour; not in CI.
 mutants: $(VENV)/.test
-	$(BIN)/python -m tests.mutants --write
+	$(BIN)/python -m tests.mutants --write $(if $(SAMPLE),--sample $(SAMPLE))
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench

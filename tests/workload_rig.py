@@ -13,6 +13,8 @@ import grpc.aio
 
 from agent.metrics import Metrics
 from agent.pb import workload_pb2
+from agent.socket.endpoint import Endpoint
+from agent.socket.serving import USUAL
 from agent.workload.registry import WorkloadRegistry
 from agent.workload.workload import Workload
 from csi.journal import Entry, Journal
@@ -30,6 +32,17 @@ GIVEN = (("jwtAudiences", "api"),)
 PARTNER = TrustDomain("partner.test")
 
 
+class Sockets:
+    """As agent.socket.serving.Serving, and keeps what it made: a socket that was forgotten is closed all the same."""
+
+    def __init__(self) -> None:
+        self.made: list[Endpoint] = []
+
+    def endpoint(self, *given: Any) -> Endpoint:
+        self.made.append(USUAL.endpoint(*given))
+        return self.made[-1]
+
+
 class Rig:
     """A registry; what an agent's restart keeps is below `base`, the rest is in here."""
 
@@ -40,7 +53,11 @@ class Rig:
         self.metrics = Metrics()
         self.journal = Journal(base / "journal", str(base))
         blocking = Blocking(executor)
-        self.registry = WorkloadRegistry(authority, self.journal, blocking, clock, random.Random(1), self.metrics)
+        self._sockets = Sockets()
+        serving: Any = self._sockets
+        self.registry = WorkloadRegistry(
+            authority, self.journal, blocking, clock, random.Random(1), self.metrics, serving
+        )
         self._directories: list[VolumeDirectory] = []
 
     def volume(self, name: str = "spiffe", *jwt: JwtFile, options: VolumeOptions | None = None) -> Volume:
@@ -101,6 +118,8 @@ class Rig:
     async def end(self) -> None:
         """As the process ends: files and journal stay."""
         await self.registry.stop()
+        for socket in self._sockets.made:
+            await socket.close()
         for each in self._directories:
             each.close()
 

@@ -2,5 +2,5 @@
 
 In it: every kind of authority, and what each of them keeps.
 Never in it: volumes, files of pods, sockets of pods: an authority does not know what becomes of what it mints.
-Through it goes: `MintRequest` goes in, `Minted` comes out, unchecked by whoever asked; `Trust` in a feed of its own.
+Through it goes: `MintRequest` goes in, `Minted` comes out, which whoever asked checks; `Trust` in a feed of its own.
 """

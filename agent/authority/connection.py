@@ -49,14 +49,17 @@ class Connection:
         self._held: set[grpc.aio.Channel] = set()
         self._roots = b""
         self._file_roots: tuple[tuple[int, int], TrustBundle] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
+        self._closed = False
 
     def channel(self) -> grpc.aio.Channel:
         """The channel, made anew when what it is to trust has changed.
 
         The signer's next certificate may be of an authority that the old connection's roots do not have. Agents come to
-        this at their next mint, each in its own time.
+        this at their next mint, each in its own time. Raises AuthorityUnavailable once it was closed.
         """
+        if self._closed:
+            raise AuthorityUnavailable("SIGNER_UNREACHABLE: this agent is stopping")
         roots = self.newest_roots()
         if self._channel is not None and roots == self._roots:
             return self._channel
@@ -93,12 +96,14 @@ class Connection:
                 self._close(channel)
 
     async def close(self) -> None:
-        """Nothing is open when this returns."""
-        for closing in self._closing:
-            closing.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        if self._channel is not None:
-            await self._channel.close()
+        """Nothing is open when this returns, and nothing is opened any more."""
+        self._closed = True
+        left = [*self._leaving.values(), *([self._channel] if self._channel else [])]
+        for leaving in list(self._leaving):
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        for channel in left:
+            await channel.close()
 
     def newest_roots(self) -> bytes:
         """What the signer's certificate is verified against: PEM."""
@@ -145,9 +150,9 @@ class Connection:
 
     def _close(self, channel: grpc.aio.Channel) -> None:
         """Mints in flight are finished on it."""
-        closing = asyncio.get_running_loop().create_task(channel.close(CLOSE_SECONDS))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        leaving = asyncio.get_running_loop().create_task(channel.close(CLOSE_SECONDS))
+        self._leaving[leaving] = channel
+        leaving.add_done_callback(self._leaving.pop)
 
 
 def is_token(text: str) -> bool:

@@ -106,8 +106,8 @@ class Attestor:
             return self._remembered(agent, proven, claim)
         try:
             pod = await self._pods.find(claim)
-        except ApiUnavailable:
-            return self._remembered(agent, proven, claim)
+        except ApiUnavailable as error:
+            return self._remembered(agent, proven, claim, str(error))
         self._check_live(pod, proven)
         return AttestedPod(pod, agent)
 
@@ -160,7 +160,7 @@ class Attestor:
                 f"pod {pod} has no csi volume of driver {' or '.join(sorted(self._settings.drivers))}",
             )
 
-    def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim) -> AttestedPod:
+    def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim, why: str = "") -> AttestedPod:
         """The pod as it was, if it may be renewed without the API server. Raises Refused."""
         self._within_outage()
         pod = self._pods.known(claim.uid)
@@ -168,7 +168,7 @@ class Attestor:
         if pod is None or issued is None or issued[0] != agent.node_uid:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
-                "the API server is away, and a pod without an identity waits for it",
+                f"the API server is away, and a pod without an identity waits for it{f' ({why})' if why else ''}",
                 retry_after=OUTAGE_RETRY,
             )
         self._check_live(pod, proven)

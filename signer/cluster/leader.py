@@ -78,10 +78,10 @@ class Leader:
         running: asyncio.Future[None] | None = None
         try:
             while True:
+                if running is not None and running.done():
+                    running.result()
                 if self.leading:
                     running = running or asyncio.ensure_future(loop())
-                    if running.done():
-                        running.result()
                 elif running is not None:
                     running.cancel()
                     await asyncio.gather(running, return_exceptions=True)
@@ -90,6 +90,7 @@ class Leader:
         finally:
             if running is not None:
                 running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
 
     async def attempt(self) -> None:
         """Renew the lease, take it if it is free, or note who has it. Raises SignerError."""

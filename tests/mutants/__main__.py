@@ -8,10 +8,11 @@ python -m tests.mutants --write              all, and docs/mutants.md with the t
 
 import argparse
 import os
+import random
 import sys
 
 from .document import PATH, document
-from .model import Mutant, MutantsError, Outcome, load
+from .model import Mutant, MutantsError, Outcome, load, sample
 from .run import try_all
 
 
@@ -20,13 +21,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.mutants", description="Changes of the product that tests must notice.")
     parser.add_argument("--area", help="one list only")
     parser.add_argument("--only", default="", help="those whose name contains this")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="about N of them, of each list its share")
+    parser.add_argument("--seed", type=int, default=1, help="another seed takes another sample (default: 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
     parser.add_argument("--write", action="store_true", help="write docs/mutants.md")
     options = parser.parse_args(arguments)
     try:
-        mutants = [each for each in load() if options.area in (None, each.area) and options.only in each.name]
+        known = load()
+        mutants = [each for each in known if options.area in (None, each.area) and options.only in each.name]
+        if options.sample:
+            mutants = sample(mutants, options.sample, random.Random(options.seed))
         if options.write and (options.area or options.only):
-            raise MutantsError("--write needs all mutants: leave --area and --only out")
+            raise MutantsError("--write needs all areas: leave --area and --only out")
         done = 0
 
         def report(mutant: Mutant, outcome: Outcome) -> None:
@@ -40,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mutants: {error}", file=sys.stderr)
         return 2
     if options.write:
-        PATH.write_text(document(outcomes), encoding="utf-8")
+        PATH.write_text(document(outcomes, known), encoding="utf-8")
     gaps = [each for each, outcome in outcomes.items() if outcome is not Outcome.KILLED and not each.argued]
     killed = sum(outcome is Outcome.KILLED for outcome in outcomes.values())
     print(f"{killed} of {len(outcomes)} killed")

@@ -1,6 +1,8 @@
 """What a mutant is, and where the lists are: one TOML file for each area, one table for each mutant."""
 
+import random
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +44,15 @@ class Mutant:
         if found != 1 or self.find == self.replace:
             raise MutantsError(f"{self.area}/{self.name}: `find` occurs {found} times in {self.file}, not once")
         return source.replace(self.find, self.replace)
+
+
+def sample(mutants: Sequence[Mutant], number: int, rng: random.Random) -> list[Mutant]:
+    """About `number` of them, of each area its share and one at least, in their order."""
+    chosen: set[Mutant] = set()
+    for area in sorted({each.area for each in mutants}):
+        own = [each for each in mutants if each.area == area]
+        chosen.update(rng.sample(own, max(1, min(len(own), round(number * len(own) / len(mutants))))))
+    return [each for each in mutants if each in chosen]
 
 
 def load(folder: Path = LISTS) -> tuple[Mutant, ...]:

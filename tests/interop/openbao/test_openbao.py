@@ -311,12 +311,14 @@ async def signer_not_started(folder: Path, files: Files) -> str:
         process.wait()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="what a CA above can issue is not tried before its authority is put in service",
+UNNAMED = pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="the trust domain that a CA's certificate names is not looked at"
 )
-@pytest.mark.parametrize("wrong", ["name constraints", "another trust domain", "another root"])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["name constraints", pytest.param("another trust domain", marks=UNNAMED), "another root"]
+)
 def test_a_signer_does_not_start_below_a_ca_that_cannot_issue(bao: Bao, root: str, tmp_path: Path, wrong: str) -> None:
     wishes = {"permitted_dns_domains": ["example.org"]} if wrong == "name constraints" else {}
     domain = "spiffe://other.example" if wrong == "another trust domain" else TRUST_DOMAIN

@@ -226,3 +226,12 @@ def test_clocks_that_differ_make_no_storm_of_renewals(tmp_path: Path, ahead: tim
         assert jwt.renewal.start >= now + left * 0.35
 
     on_stage(tmp_path, play)
+
+
+def test_an_agent_that_stops_refuses_mints_as_an_outage_and_opens_nothing(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        await at.authority.connection.close()
+        with pytest.raises(AuthorityUnavailable, match="this agent is stopping"):
+            await at.authority.mint_x509(at.request())
+
+    on_stage(tmp_path, play)

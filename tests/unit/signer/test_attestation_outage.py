@@ -84,6 +84,19 @@ def test_a_pod_that_is_remembered_is_looked_at_again() -> None:
     rigged(test)
 
 
+def test_a_signer_that_may_not_read_pods_is_told_to_whom_it_keeps_waiting() -> None:
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        claim = PodClaim("default", "unseen", "uid-unseen")
+        caller = await rig.attestor.agent(site.agent())
+        site.kube.denied.add(("get", "/api/v1/namespaces/default/pods/unseen"))
+        with pytest.raises(Refused, match=r"may not read pods.*apply its RBAC") as caught:
+            await rig.attestor.pod(caller, site.token(claim), claim)
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+
+    rigged(test)
+
+
 @pytest.mark.parametrize("name", ["pod-name", "pod-uid", "node-name", "node-uid"])
 def test_a_review_that_names_two_of_something_names_none(name: str) -> None:
     async def test(rig: Rig) -> None:

@@ -74,3 +74,45 @@ def test_a_loop_that_fails_ends_the_leading_with_its_error() -> None:
             await asyncio.wait_for(found.lead(loop), 10)
 
     on_fake_time(main)
+
+
+def test_a_loop_that_failed_is_not_forgotten_because_its_replica_leads_no_more() -> None:
+    async def main() -> None:
+        found = leader()
+        await found.attempt()
+        lease_ends = asyncio.Event()
+
+        async def loop() -> None:
+            await lease_ends.wait()
+            raise ValueError("broken")
+
+        leading = asyncio.ensure_future(found.lead(loop))
+        await asyncio.sleep(11.5)  # between two looks, the second of which finds the lease at its end
+        assert found.leading
+        lease_ends.set()
+        with pytest.raises(ValueError, match="broken"):
+            await asyncio.wait_for(leading, 10)
+        assert not found.leading
+
+    on_fake_time(main)
+
+
+def test_nothing_of_a_loop_runs_when_the_leading_has_ended() -> None:
+    async def main() -> None:
+        found, ended = leader(), asyncio.Event()
+        await found.attempt()
+
+        async def loop() -> None:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.sleep(2)
+                ended.set()
+
+        leading = asyncio.ensure_future(found.lead(loop))
+        await asyncio.sleep(1)
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+        assert ended.is_set()
+
+    on_fake_time(main)
