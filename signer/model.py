@@ -10,6 +10,8 @@ from svid.spiffeid import SpiffeId, TrustDomain
 
 # When to ask again during an outage of the API server.
 OUTAGE_RETRY = timedelta(seconds=5)
+# What is shown in place of a policy's name where none matched. No object can be called that.
+NO_POLICY = "(default)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,14 @@ class AttestedPod:
 class Entitlement:
     """What policy gives a pod: the one identity, and the bounds of what may be issued for it.
 
-    `policy` is "default", "<namespace>/<name>" or "<name>" of a cluster policy. `dns_names` go into every certificate;
-    a None TTL means the signer's own; `key_algorithms` empty allows all; `federates_with` None means all there are.
+    `policy` is "<namespace>/<name>", "<name>" of a cluster policy, or None where none matched. What a pod gets without
+    a policy hangs on that None, never on a name: names are chosen by whoever may write policies. `dns_names` go into
+    every certificate; a None TTL means the signer's own; `key_algorithms` empty allows all; `federates_with` None means
+    all there are.
     """
 
     spiffe_id: SpiffeId
-    policy: str = "default"
+    policy: str | None = None
     dns_names: tuple[str, ...] = ()
     x509_ttl: timedelta | None = None
     jwt_ttl: timedelta | None = None
@@ -114,3 +118,8 @@ class Entitlement:
     federates_with: tuple[TrustDomain, ...] | None = None
     # What of the policies a person should look at: others that also matched, Services whose names were left out.
     surprises: tuple[str, ...] = ()
+
+    @property
+    def decided_by(self) -> str:
+        """The policy as people and logs are told."""
+        return NO_POLICY if self.policy is None else self.policy

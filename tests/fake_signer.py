@@ -215,7 +215,7 @@ class FakeSigner:
             federates_with=how.federates_with or (),
             federates_with_all=how.federates_with is None,
             notice=how.notice,
-            policy="default",
+            policy="(default)",
         )
         _window(answer, RenewalWindow.of(now, chain[0].not_valid_after_utc))
         return answer

@@ -127,7 +127,7 @@ class SignerService:
                 federates_with=[domain.name for domain in federated or ()],
                 federates_with_all=federated is None,
                 notice=issued.notice,
-                policy=entitlement.policy,
+                policy=entitlement.decided_by,
             )
             answer.renew_from.FromDatetime(issued.renewal.start)
             answer.renew_until.FromDatetime(issued.renewal.end)
@@ -182,7 +182,7 @@ class SignerService:
                             entitlement = self._policies.entitlement(attested.pod)
                             attested.check(entitlement.spiffe_id)
                         span.note(
-                            {"podsvid.spiffe_id": str(entitlement.spiffe_id), "podsvid.policy": entitlement.policy}
+                            {"podsvid.spiffe_id": str(entitlement.spiffe_id), "podsvid.policy": entitlement.decided_by}
                         )
                         with self._tracing.span("sign"):
                             answer = sign(attested, entitlement)

@@ -58,7 +58,7 @@ class Audit:
                 "pod": str(pod),
                 "pod_uid": pod.uid,
                 "service_account": pod.service_account,
-                "policy": entitlement.policy,
+                "policy": entitlement.decided_by,
                 "spiffe_id": str(entitlement.spiffe_id),
                 "degraded": attested.degraded,
                 **facts,

@@ -81,7 +81,7 @@ class Minting:
         if allowed and algorithm not in allowed:
             raise Refused(
                 Reason.KEY_ALGORITHM_DENIED,
-                f"policy {entitlement.policy} wants keys of {', '.join(sorted(allowed))}, this one is {algorithm}; "
+                f"policy {entitlement.decided_by} wants keys of {', '.join(sorted(allowed))}, this one is {algorithm}; "
                 f"set volumeAttributes keyAlgorithm to one of these",
             )
         names = self._dns_names(pod, entitlement, wished)
@@ -105,7 +105,8 @@ class Minting:
         if spiffe_id != str(entitlement.spiffe_id):
             raise Refused(
                 Reason.NOT_ENTITLED,
-                f"the pod's identity is {entitlement.spiffe_id} (policy {entitlement.policy}), not the one asked for",
+                f"the pod's identity is {entitlement.spiffe_id} (policy {entitlement.decided_by}), "
+                "not the one asked for",
             )
         ttl = min(entitlement.jwt_ttl or self._settings.jwt_ttl, self._settings.jwt_max_ttl)
         jwt_id = str(uuid.uuid4()) if self._settings.jwt_id else ""
@@ -130,13 +131,13 @@ class Minting:
     def _dns_names(self, pod: LivePod, entitlement: Entitlement, wished: Sequence[str]) -> list[str]:
         if len(wished) > MAX_DNS_NAMES:
             raise Refused(Reason.INVALID_REQUEST, f"at most {MAX_DNS_NAMES} DNS names can be asked for")
-        patterns = self._settings.dns_names if entitlement.policy == "default" else ()
+        patterns = self._settings.dns_names if entitlement.policy is None else ()
         own = {"namespace": pod.namespace, "service_account": pod.service_account, "pod": pod.name}
         for name in wished:
             if name not in entitlement.dns_names and not allows(patterns, name, **own):
                 raise Refused(
                     Reason.DNS_NAME_DENIED,
-                    f"{name[:253]!r} is not among the DNS names that policy {entitlement.policy} gives this pod; "
+                    f"{name[:253]!r} is not among the DNS names that policy {entitlement.decided_by} gives this pod; "
                     "ask for another in volumeAttributes dnsNames, or add it to the policy",
                 )
         names = [*entitlement.dns_names, *(name for name in wished if name not in entitlement.dns_names)]

@@ -8,7 +8,7 @@ from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
 from signer.errors import Conflict, NotFound, Reason, Refused
-from signer.model import Entitlement, LivePod
+from signer.model import NO_POLICY, Entitlement, LivePod
 from signer.policy.policy import (
     Explanation,
     Policy,
@@ -87,9 +87,9 @@ class Policies:
         try:
             found = self.entitlement(pod)
         except Refused as error:
-            winner = names[0] if names else "default"
+            winner = names[0] if names else NO_POLICY
             return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched)
-        return Explanation("allowed", found.policy, names, unmatched, str(found.spiffe_id))
+        return Explanation("allowed", found.decided_by, names, unmatched, str(found.spiffe_id))
 
     async def write_status(self, pods: Iterable[LivePod]) -> None:
         """Write into each policy how many pods it matches and whether it can be used. Only the leader does.

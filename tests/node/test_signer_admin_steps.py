@@ -324,7 +324,7 @@ def test_explain_says_who_wins_and_why() -> None:
                     await asyncio.sleep(0.01)
 
         code, found = await told("pod default/web: spiffe://example.org/ns/default/sa/web")
-        assert (code, found.splitlines()[1]) == (0, "policy: default")
+        assert (code, found.splitlines()[1]) == (0, "policy: (default)")
         other = {"podSelector": {"matchLabels": {"app": "other"}}}
         rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/mine", {"spec": {}})
         rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/other", {"spec": other})

@@ -1,6 +1,7 @@
 """What the signer's answers say: all that policy gave, each reason's code, and nothing to whom it is not for."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -15,7 +16,7 @@ from signer.authority.trust import Broadcast
 from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
 from signer.front.agents import MAX_TOKEN, MINT_DEADLINE
 from signer.front.statuses import STATUS_CODES
-from signer.model import PodClaim
+from signer.model import LivePod, PodClaim
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der
@@ -359,7 +360,7 @@ def test_traces_have_only_callers_that_are_agents_and_no_token() -> None:
             "k8s.node.name": "node-a",
             "podsvid.svid": "x509",
             "podsvid.spiffe_id": WEB,
-            "podsvid.policy": "default",
+            "podsvid.policy": "(default)",
         }
         assert token not in str(door.spans.said)
         assert agent not in str(door.spans.said)
@@ -465,5 +466,24 @@ def test_wished_names_are_in_the_certificate() -> None:
         (leaf,) = certificates_from_der(answer.chain)
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.DNSName) == ["web.default.svc"]
+
+    at_the_door(test)
+
+
+def test_a_policy_called_default_gives_nothing_that_the_default_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        assert (await door.x509(claim, door.site.token(claim), dns_names=["web.default.svc"])).policy == "(default)"
+        door.policy("default", **ALL)
+        await door.told()
+        # The signer's own patterns are for pods that no policy matches, whatever the policy is called.
+        with refused(Reason.DNS_NAME_DENIED):
+            await door.x509(claim, door.site.token(claim), dns_names=["web.default.svc"])
+        assert (await door.x509(claim, door.site.token(claim))).policy == "default"
+        assert [line.get("policy") for line in lines(caplog)] == ["(default)", None, "default"]
+        known = door.policies.explain(LivePod("default", "web", claim.uid, "node-a", "web"))
+        assert (known.policy, known.matched) == ("default", ("default",))
 
     at_the_door(test)

@@ -36,7 +36,7 @@ def test_what_is_allowed_leaves_a_line_that_says_all_of_it(caplog: pytest.LogCap
             "pod": "default/web",
             "pod_uid": claim.uid,
             "service_account": "web",
-            "policy": "default",
+            "policy": "(default)",
             "spiffe_id": "spiffe://example.org/ns/default/sa/web",
             "degraded": False,
             "serial": f"{leaf.serial_number:x}",

@@ -373,14 +373,14 @@ def test_policies_that_cannot_be_read_any_more_apply_for_the_outage_limit_only()
             kube.down = False
             await until(lambda: sum(each.lost_since is not None for each in policies._mirrors) == 1)
             clock.pass_by(minutes=60)
-            assert policies.entitlement(pod).policy == "default"
+            assert policies.entitlement(pod).policy is None
             clock.pass_by(minutes=1)
             with pytest.raises(Refused, match="longer than outage_limit") as caught:
                 policies.entitlement(pod)
             assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
             kube.denied.clear()
             await until(lambda: mirror.lost_since is None)
-            assert policies.entitlement(pod).policy == "default"
+            assert policies.entitlement(pod).policy is None
 
         await running([policies.run()], test)
 

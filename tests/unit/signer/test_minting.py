@@ -72,6 +72,11 @@ def test_dns_names() -> None:
     assert refused(GIVEN, *(f"n{number}.test" for number in range(33))) is Reason.INVALID_REQUEST
 
 
+@pytest.mark.parametrize("name", ["default", "(default)", ""])
+def test_what_a_pod_gets_without_a_policy_hangs_on_no_name(name: str) -> None:
+    assert refused(replace(GIVEN, policy=name), "web.default.svc") is Reason.DNS_NAME_DENIED
+
+
 @pytest.mark.parametrize(
     ("policy", "wished", "granted", "noticed"),
     [

@@ -122,7 +122,7 @@ def test_the_api_server_refuses_what_the_signer_would(text: str) -> None:
 
 def test_without_a_policy() -> None:
     found = given_to(POD)
-    assert (str(found.spiffe_id), found.policy) == ("spiffe://example.org/ns/shop/sa/web", "default")
+    assert (str(found.spiffe_id), found.policy) == ("spiffe://example.org/ns/shop/sa/web", None)
     with pytest.raises(Refused) as caught:
         decide([], POD, (), PolicySettings(TD, require_policy=True))
     assert caught.value.reason is Reason.POLICY_DENIED
@@ -184,8 +184,8 @@ def test_selectors_are_read_as_kubernetes_does(selector: Object, matches: bool) 
 
 
 def test_whom_a_policy_is_for() -> None:
-    assert given_to(POD, policy("p", "other")).policy == "default"
-    assert given_to(POD, policy("p", serviceAccounts=["api"])).policy == "default"
+    assert given_to(POD, policy("p", "other")).policy is None
+    assert given_to(POD, policy("p", serviceAccounts=["api"])).policy is None
     assert given_to(POD, policy("p", serviceAccounts=["api", "web"])).policy == "p"
     # A namespaced policy has no say about namespaces.
     assert given_to(POD, policy("p", "shop", namespaceSelector={"matchLabels": {"a": "b"}})).policy == "shop/p"

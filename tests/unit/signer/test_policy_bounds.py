@@ -126,7 +126,7 @@ def test_nobody_is_not_everybody() -> None:
 
 def test_a_policy_for_no_account_is_for_nobody_else() -> None:
     assert refused(POD, policy("p", serviceAccounts=["web"], deny=True)) is Reason.POLICY_DENIED
-    assert given_to(POD, policy("p", serviceAccounts=["other"], deny=True)).policy == "default"
+    assert given_to(POD, policy("p", serviceAccounts=["other"], deny=True)).policy is None
 
 
 @pytest.mark.parametrize("ttl", ["1s", "0s", "2161h", "", "1d", "-1h", "1h 30m", "one hour", "999999999999h"])
@@ -168,7 +168,7 @@ async def settled() -> None:
 
 def test_nothing_is_decided_before_every_policy_was_read() -> None:
     async def test(kube: FakeKube, policies: Policies, clock: StepClock) -> None:
-        assert policies.entitlement(POD).policy == "default"
+        assert policies.entitlement(POD).policy is None
 
     followed(test)
 

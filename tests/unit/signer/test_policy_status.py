@@ -247,7 +247,7 @@ def test_labels_of_a_namespace_count_as_they_are_now() -> None:
         rig.cluster("a", namespaceSelector={"matchLabels": {"team": "a"}})
         path = "/api/v1/namespaces/shop"
         rig.kube.put("/api/v1/namespaces/other", {"metadata": {"name": "other", "labels": {"team": "a"}}})
-        for team, name in (("b", "default"), ("a", "a"), ("b", "default")):
+        for team, name in (("b", None), ("a", "a"), ("b", None)):
             rig.kube.put(path, {"metadata": {"name": "shop", "labels": {"team": team}}})
             await told()
             assert rig.policies.entitlement(pod()).policy == name
@@ -255,7 +255,7 @@ def test_labels_of_a_namespace_count_as_they_are_now() -> None:
         await told()
         rig.kube.remove(path)
         await told()
-        assert rig.policies.entitlement(pod()).policy == "default"
+        assert rig.policies.entitlement(pod()).policy is None
 
     followed(test)
 
@@ -310,7 +310,7 @@ def test_a_default_path_that_cannot_be_is_a_refusal() -> None:
     with pytest.raises(Refused, match="the default path: pod shop/web-0 has no label") as caught:
         decide([], pod(), (), settings)
     assert caught.value.reason is Reason.POLICY_UNUSABLE
-    assert decide([], POD, (), SETTINGS).policy == "default"
+    assert decide([], POD, (), SETTINGS).policy is None
 
 
 def test_every_placeholder_is_its_own_field() -> None:
@@ -366,12 +366,12 @@ def test_the_collection_that_was_lost_first_counts() -> None:
         mirrors = rig.policies._mirrors
         for mirror in mirrors:
             await mirror._list()
-        assert rig.policies.entitlement(pod()).policy == "default"
+        assert rig.policies.entitlement(pod()).policy is None
         mirrors[1].lost_since = rig.clock.now()
         rig.clock.pass_by(minutes=6)
         mirrors[3].lost_since = rig.clock.now()
         rig.clock.pass_by(minutes=4)
-        assert rig.policies.entitlement(pod()).policy == "default"
+        assert rig.policies.entitlement(pod()).policy is None
         rig.clock.pass_by(seconds=1)
         with pytest.raises(Refused, match="longer than outage_limit"):
             rig.policies.entitlement(pod())
