@@ -158,7 +158,12 @@ class AgentConfig:
     socket_rate: int = setting(settings.number(1, 100000), "new calls a second on one volume's socket", "500")
     socket_burst: int = setting(settings.number(1, 100000), "new calls at once on one volume's socket", "2000")
     metrics_listen: tuple[str, int] | None = setting(
-        settings.listen, "address of /healthz, /readyz and /metrics, or off", "127.0.0.1:9099"
+        settings.listen, "address of /metrics, and of /healthz and /readyz, or off", "127.0.0.1:9099"
+    )
+    health_listen: tuple[str, int] | None = setting(
+        settings.listen,
+        "address of /healthz and /readyz alone, for probes: who crowds metrics_listen does not reach it; or off",
+        "off",
     )
     tracing_endpoint: str | None = setting(
         settings.collector, "URL of an OpenTelemetry collector (OTLP over gRPC) that gets traces (default: none)"

@@ -31,7 +31,7 @@ from csi.node import NodeService, NodeSettings
 from csi.profile import PROFILES
 from csi.registration import Registration
 from csi.server import serve_driver
-from runtime import http
+from runtime import pages
 from runtime.blocking import Blocking
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
@@ -136,11 +136,10 @@ async def _start(
         return kept if seconds else ""
 
     metrics.watch_signer(away)
-    if config.metrics_listen is not None:
-        bound = services.enter_context(
-            http.serving(config.metrics_listen, loop, healthy, ready, metrics.registry, notes)
-        )
-        _log.info("http serving", extra={"address": f"{bound[0]}:{bound[1]}"})
+    checks = pages.Checks(loop, healthy, ready, notes)
+    services.enter_context(
+        pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
+    )
 
     def where() -> str:
         if signer is None:

@@ -79,6 +79,13 @@ class Metrics:
             "Tasks of the event loop: calls, streams and renewals; it goes back when they end.",
             registry=self.registry,
         )
+        self._http_refused = Counter(
+            "podsvid_http_refused",
+            "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
+            "(address, crowded, deadline, head, leave, rate, request).",
+            ["listener", "why"],
+            registry=self.registry,
+        )
         for kind in ("x509", "jwt"):
             self._rotations.labels(kind, "ok")
 
@@ -122,6 +129,10 @@ class Metrics:
     def watch_tasks(self, tasks: Callable[[], float]) -> None:
         """Ask this for the number of tasks."""
         self._tasks.set_function(tasks)
+
+    def http_refused(self, listener: str, why: str) -> None:
+        """Count a connection that was cut off, or a page that was refused; from any thread."""
+        self._http_refused.labels(listener, why).inc()
 
     def built(self, version: str) -> None:
         """Say which version runs."""

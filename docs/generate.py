@@ -153,12 +153,13 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
 _CHART_OWN = {
     "agentSettings": (
         *("trust_domain", "node_name", "driver_names", "kubelet_root", "run_dir", "authority", "signer_address"),
-        *("signer_bundle", "agent_token_file", "signer_audience", "metrics_listen"),
+        *("signer_bundle", "agent_token_file", "signer_audience", "metrics_listen", "health_listen"),
         # Of other authorities: the chart's agents have a signer.
         *("state_dir", "ca_cert_file", "ca_key_file", "ca_bundle_file", "jwt_key_file", "jwt_bundle_file"),
     ),
     "signerSettings": (
-        *("trust_domain", "driver_names", "audience", "x509_ttl", "jwt_ttl", "namespace", "metrics_listen", "listen"),
+        *("trust_domain", "driver_names", "audience", "x509_ttl", "jwt_ttl", "namespace"),
+        *("metrics_listen", "health_listen", "listen"),
         *("startup_taint", "state_key_file", "upstream_cert_file", "upstream_key_file", "identity", "kubeconfig"),
         *("agent_namespace", "agent_service_account", "admin_socket"),
     ),

@@ -1,77 +1,320 @@
-"""Health, readiness and metrics over HTTP, on threads of their own so that a stuck event loop shows as unhealthy."""
+"""A small HTTP/1.1 server on a thread of its own, for pages that peers nobody vouches for may ask for.
+
+Everything that a peer decides has a bound: connections in all and by address, bytes of a head, seconds of a connection,
+pages a second. One request a connection. When it is full, who has been slow for longest makes place: an honest peer
+sends its request at once, so that a crowd of slow ones keeps nobody out.
+"""
 
 import asyncio
+import ipaddress
+import logging
+import math
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
+from enum import IntEnum
+from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from runtime import listening
 
-# Seconds; kubelet gives GetInfo as long.
-CHECK_DEADLINE = 1.0
-Check = Callable[[], Awaitable[str | None]]
+_log = logging.getLogger("podsvid.http")
+# What a head ends with.
+_END = b"\r\n\r\n"
+TEXT = "text/plain; charset=utf-8"
+# Connections that the kernel keeps until they are taken.
+BACKLOG = 64
+# IPv6: a host has all addresses of its /64.
+_PREFIX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What peers get. Their product is what they can cost: see `budget`."""
+
+    connections: int
+    # Of one IPv4 address, or of one IPv6 /64.
+    by_address: int
+    # Bytes of a request's head.
+    head: int
+    # Seconds from the first packet to the last, and for the peer to take leave after an answer.
+    deadline: float
+    leave: float
+    # Bytes that the kernel may keep of a connection, each way.
+    received: int
+    sent: int
+    # Pages a second, and at once; more are told to come back later.
+    rate: float = math.inf
+    burst: float = math.inf
+
+    def budget(self, page: int) -> int:
+        """Bytes that all connections cost at most where a page has `page`; the kernel doubles what it is told."""
+        return self.connections * (self.head + 2 * (self.received + self.sent) + page + _OBJECTS)
+
+
+# Bytes of a connection's objects: transport, protocol, timer, selector's entry.
+_OBJECTS = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response."""
+
+    status: int
+    body: bytes
+    content_type: str = TEXT
+
+
+# A page gets the request's Accept header.
+Page = Callable[[str], Awaitable[Answer]]
+# Told why a connection was ended early or a page refused: crowded, address, deadline, head, request, rate, leave.
+Refused = Callable[[str], None]
+
+
+class _Stage(IntEnum):
+    """How far a connection is; who is at the lowest makes place first."""
+
+    READING = 0
+    LEAVING = 1
+    ASKING = 2
+
+
+class _Connection(asyncio.BufferedProtocol):
+    def __init__(self, server: "_Server") -> None:
+        self._server = server
+        self._limits = server.limits
+        self._buffer = bytearray(self._limits.head)
+        self._filled = 0
+        self._wasted = 0
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.stage = _Stage.READING
+        self.address = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        # Told of every byte that waits: an answer is over when none does.
+        transport.set_write_buffer_limits(high=0)
+        peer = transport.get_extra_info("peername")
+        self.address = whose(str(peer[0])) if peer else ""
+        self._timer = asyncio.get_running_loop().call_later(self._limits.deadline, self.end, "deadline")
+        self._server.enter(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.stage is not _Stage.READING:
+            # What comes after the head is read, so that the answer is not lost to a reset, and thrown away.
+            self._wasted += nbytes
+            if self._wasted > 2 * self._limits.head:
+                self.end("leave")
+            return
+        new = max(self._filled - len(_END), 0)
+        self._filled += nbytes
+        end = self._buffer.find(_END, new, self._filled)
+        if end < 0:
+            if self._filled == len(self._buffer):
+                self.refuse("head", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            return
+        head, self._filled = bytes(self._buffer[:end]), 0
+        self.stage = _Stage.ASKING
+        self._server.take(self, head)
+
+    def eof_received(self) -> bool:
+        # One that has asked may close its half.
+        return self.stage is _Stage.ASKING
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._server.leave(self)
+
+    def refuse(self, why: str, status: HTTPStatus) -> None:
+        """Answer what is wrong, and count it."""
+        self._server.refused(why)
+        self.answer(Answer(status, f"{status.phrase}\n".encode()))
+
+    def answer(self, answer: Answer) -> None:
+        """Send it, and wait a moment for the peer to take leave. Nothing when the peer is gone."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self.stage, self._filled = _Stage.LEAVING, 0
+        extra = "Allow: GET\r\n" if answer.status == HTTPStatus.NOT_IMPLEMENTED else ""
+        extra += "Retry-After: 1\r\n" if answer.status == HTTPStatus.TOO_MANY_REQUESTS else ""
+        head = (
+            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Type: {answer.content_type}\r\n"
+            f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n{extra}\r\n"
+        )
+        transport.write(head.encode("latin-1") + answer.body)
+        transport.write_eof()
+        if transport.get_write_buffer_size() == 0:
+            self._leave_soon()
+
+    def resume_writing(self) -> None:
+        self._leave_soon()
+
+    def _leave_soon(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._limits.leave, self.end, "leave")
+
+    def end(self, why: str) -> None:
+        """Cut it off, and count why; who only did not take leave after a whole answer harmed nobody."""
+        if self._transport is not None and not self._transport.is_closing():
+            if why != "leave" or self._transport.get_write_buffer_size():
+                self._server.refused(why)
+            self._transport.abort()
+        # Its place is free now, not when the loop comes round to it.
+        self._server.leave(self)
+
+
+class _Server:
+    """The connections of one listener. Belongs to the loop of its thread."""
+
+    def __init__(self, pages: Mapping[str, Page], limits: Limits, refused: Refused) -> None:
+        self.limits = limits
+        self.refused = refused
+        self._pages = pages
+        # In the order in which they came.
+        self._connections: dict[_Connection, None] = {}
+        self._addresses: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tokens, self._filled_at = limits.burst, 0.0
+
+    def enter(self, new: _Connection) -> None:
+        """Give it a place; somebody else's, when there is none."""
+        if self._addresses.get(new.address, 0) >= self.limits.by_address:
+            self._slowest([each for each in self._connections if each.address == new.address]).end("address")
+        elif len(self._connections) >= self.limits.connections:
+            self._slowest(list(self._connections)).end("crowded")
+        self._connections[new] = None
+        self._addresses[new.address] = self._addresses.get(new.address, 0) + 1
+
+    def leave(self, gone: _Connection) -> None:
+        """Take its place back; again does no harm."""
+        if gone not in self._connections:
+            return
+        del self._connections[gone]
+        self._addresses[gone.address] -= 1
+        if not self._addresses[gone.address]:
+            del self._addresses[gone.address]
+
+    def take(self, connection: _Connection, head: bytes) -> None:
+        """Answer a request."""
+        asked = parse(head)
+        if asked is None:
+            connection.refuse("request", HTTPStatus.BAD_REQUEST)
+            return
+        method, path, accept = asked
+        if method != "GET":
+            connection.refuse("request", HTTPStatus.NOT_IMPLEMENTED)
+        elif not self._may():
+            connection.refuse("rate", HTTPStatus.TOO_MANY_REQUESTS)
+        elif path not in self._pages:
+            connection.answer(Answer(404, f"try {' or '.join(sorted(self._pages))}\n".encode()))
+        else:
+            task = asyncio.ensure_future(self._answer(connection, path, accept))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Cut everybody off."""
+        for each in list(self._connections):
+            each.end("leave")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _answer(self, connection: _Connection, path: str, accept: str) -> None:
+        try:
+            answer = await self._pages[path](accept)
+        except Exception:
+            _log.exception("page not made", extra={"path": path})
+            answer = Answer(500, b"the log says why\n")
+        connection.answer(answer)
+
+    def _may(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        gained = (now - self._filled_at) * self.limits.rate if self.limits.rate < math.inf else math.inf
+        self._tokens, self._filled_at = min(self._tokens + gained, self.limits.burst), now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _slowest(self, candidates: list[_Connection]) -> _Connection:
+        return min(candidates, key=lambda each: each.stage)
+
+
+def whose(host: str) -> str:
+    """By whom an address is counted: the IPv4 address, also where IPv6 wraps it; the /64 of others."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, _PREFIX), strict=False))
+
+
+def parse(head: bytes) -> tuple[str, str, str] | None:
+    """Method, target and Accept of a head without its end; None when it is none."""
+    try:
+        first, *lines = head.decode("latin-1").split("\r\n")
+        method, path, version = first.split(" ")
+    except ValueError:
+        return None
+    if version not in ("HTTP/1.1", "HTTP/1.0") or not method.isalpha() or not path.isprintable():
+        return None
+    accept = ""
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name.strip() != name:
+            return None
+        if name.lower() == "accept":
+            accept = value.strip()
+    return method, path, accept
 
 
 @contextmanager
 def serving(
     address: tuple[str, int],
-    loop: asyncio.AbstractEventLoop,
-    healthy: Check,
-    ready: Check,
-    registry: CollectorRegistry,
-    notes: Callable[[], str] = str,
+    pages: Mapping[str, Page],
+    limits: Limits,
+    refused: Refused = lambda why: None,
+    name: str = "http",
 ) -> Iterator[tuple[str, int]]:
-    """Serve /healthz, /readyz and /metrics while inside; yields the bound address. Checks answer None or what is wrong.
+    """Serve `pages` by their paths while inside, on a thread and a loop of its own; yields the bound address.
 
-    `notes` is what a person should know although nothing is wrong; /readyz shows it.
-    Raises OSError when the address cannot be bound.
+    `refused` is called on that thread. Raises OSError when the address cannot be bound.
     """
+    sockets = listening.bound(address, (limits.received, limits.sent))
+    loop = asyncio.new_event_loop()
+    stopping = asyncio.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10
+    async def serve() -> None:
+        server = _Server(pages, limits, refused)
+        listeners = [
+            await loop.create_server(lambda: _Connection(server), sock=each, backlog=BACKLOG) for each in sockets
+        ]
+        try:
+            await stopping.wait()
+        finally:
+            for listener in listeners:
+                listener.close()
+            await server.close()
 
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-                self._answer(200, encode(registry), content_type)
-            elif self.path in ("/healthz", "/readyz"):
-                wrong = self._ask(healthy if self.path == "/healthz" else ready)
-                text = "\n".join(filter(None, [wrong or "ok", notes() if self.path == "/readyz" else "", ""]))
-                self._answer(503 if wrong else 200, f"{text}\n".encode(), "text/plain; charset=utf-8")
-            else:
-                self._answer(404, b"try /healthz, /readyz or /metrics\n", "text/plain; charset=utf-8")
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server calls it so
-            """Probes and scrapes are no state change."""
-
-        def _ask(self, check: Check) -> str | None:
-            async def run() -> str | None:
-                return await check()
-
-            try:
-                return asyncio.run_coroutine_threadsafe(run(), loop).result(CHECK_DEADLINE)
-            except TimeoutError:
-                return "the event loop does not answer"
-            except RuntimeError:
-                return "stopping"
-
-        def _answer(self, status: int, body: bytes, content_type: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer(address, Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
+    host, port = sockets[0].getsockname()[:2]
+    # The kernel takes connections from here on, so that nobody is refused who comes at once.
+    for each in sockets:
+        each.listen(BACKLOG)
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), name=name, daemon=True)
     thread.start()
     try:
-        host, port = server.server_address[:2]
         yield str(host), int(port)
     finally:
-        server.shutdown()
-        server.server_close()
+        loop.call_soon_threadsafe(stopping.set)
         thread.join()
+        loop.close()

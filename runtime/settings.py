@@ -5,6 +5,7 @@ Written by hand over dataclasses: a validation library would cost the agent a qu
 
 import argparse
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from runtime.listening import ANY
 from svid.errors import InvalidSpiffeId
 from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
@@ -93,12 +95,26 @@ def absolute(text: str) -> Path:
 
 
 def listen(text: str) -> tuple[str, int] | None:
+    """None is off; the host `::` is all addresses of the host, IPv4 and IPv6, which :PORT stands for as well."""
     if text == "off":
         return None
+    wanted = "HOST:PORT such as 127.0.0.1:9099 or [::1]:9099, :PORT for all addresses (IPv4 and IPv6), or off"
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError("HOST:PORT such as 127.0.0.1:9099, or off")
-    return host.strip("[]"), int(port)
+    if not colon or not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
+        raise ValueError(wanted)
+    if ":" in host or "[" in host or "]" in host:
+        inside = host[1:-1]
+        if f"[{inside}]" != host or not _is_ipv6(inside):
+            raise ValueError(wanted)
+        return str(ipaddress.IPv6Address(inside)), int(port)
+    return host or ANY, int(port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.IPv6Address(text).scope_id is None
+    except ValueError:
+        return False
 
 
 def boolean(text: str) -> bool:

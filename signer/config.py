@@ -70,9 +70,14 @@ class SignerConfig:
     """Everything `podsvid signer` can be told. Field names are the YAML keys; flags use dashes."""
 
     trust_domain: TrustDomain = setting(settings.trust_domain, "trust domain of every SVID (required)", required=True)
-    listen: tuple[str, int] | None = setting(settings.listen, "address of the API for agents", "0.0.0.0:8443")
+    listen: tuple[str, int] | None = setting(settings.listen, "address of the API for agents", "[::]:8443")
     metrics_listen: tuple[str, int] | None = setting(
-        settings.listen, "address of /healthz, /readyz and /metrics, or off", "127.0.0.1:9099"
+        settings.listen, "address of /metrics, and of /healthz and /readyz, or off", "127.0.0.1:9099"
+    )
+    health_listen: tuple[str, int] | None = setting(
+        settings.listen,
+        "address of /healthz and /readyz alone, for probes: who crowds metrics_listen does not reach it; or off",
+        "off",
     )
     admin_socket: Path = setting(
         settings.absolute, "where `podsvid authority` talks to this replica", "/run/podsvid-signer/admin.sock"

@@ -11,11 +11,12 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
-from runtime import http
+from runtime import pages
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
+from runtime.listening import shown
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
 from signer import gauges
@@ -182,12 +183,11 @@ class Replica:
         """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""
         config = self._config
         # Serving the page first: a signer that cannot start says why there.
-        if config.metrics_listen is not None:
-            services.enter_context(
-                http.serving(
-                    config.metrics_listen, asyncio.get_running_loop(), _healthy, self.not_ready, self.metrics.registry
-                )
-            )
+        checks = pages.Checks(asyncio.get_running_loop(), _healthy, self.not_ready)
+        metrics = self.metrics
+        services.enter_context(
+            pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
+        )
         await self._rotation.open()
         background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "leader election": self._leader.run,
@@ -313,8 +313,7 @@ class Replica:
 
 def _address(config: SignerConfig) -> str:
     assert config.listen is not None
-    host, port = config.listen
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return shown(*config.listen)
 
 
 def _minting(config: SignerConfig) -> MintingSettings:

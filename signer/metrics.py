@@ -50,6 +50,13 @@ class Metrics:
             ["kind", "step"],
             registry=self.registry,
         )
+        self._http_refused = Counter(
+            "podsvid_signer_http_refused",
+            "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
+            "(address, crowded, deadline, head, leave, rate, request).",
+            ["listener", "why"],
+            registry=self.registry,
+        )
 
     def minted(self, kind: str, result: str, seconds: float) -> None:
         """Count a mint, allowed or refused."""
@@ -58,6 +65,10 @@ class Metrics:
     def stepped(self, kind: str, step: str) -> None:
         """Count a step of an authority's life that this replica did."""
         self._steps.labels(kind, step).inc()
+
+    def http_refused(self, listener: str, why: str) -> None:
+        """Count a connection that was cut off, or a page that was refused; from any thread."""
+        self._http_refused.labels(listener, why).inc()
 
     def built(self, version: str) -> None:
         """Say which version runs."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from runtime import http
+from runtime import pages
 
 
 class Process:
@@ -21,18 +21,22 @@ class Process:
         self.wrong: dict[str, str | None] = {"healthy": None, "ready": None}
         self.asked: list[str] = []
         self.notes = ""
+        self.refused: list[tuple[str, str]] = []
         self.registry = CollectorRegistry()
         self.address = ("", 0)
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
 
-    def check(self, name: str) -> http.Check:
+    def check(self, name: str) -> pages.Check:
         async def answer() -> str | None:
             self.asked.append(name)
             assert asyncio.get_running_loop() is self.loop
             return self.wrong[name]
 
         return answer
+
+    def refuse(self, listener: str, why: str) -> None:
+        self.refused.append((listener, why))
 
     def get(self, path: str) -> tuple[int, str]:
         host, port = self.address
@@ -55,8 +59,9 @@ def process() -> Iterator[Process]:
     found = Process()
     checks = found.check("healthy"), found.check("ready")
     try:
-        with http.serving(("127.0.0.1", 0), found.loop, *checks, found.registry, lambda: found.notes) as address:
-            found.address = address
+        asked = pages.Checks(found.loop, *checks, lambda: found.notes)
+        with pages.serving(None, ("127.0.0.1", 0), asked, found.registry, found.refuse) as at:
+            found.address = at["metrics"]
             yield found
     finally:
         found.stop()
@@ -84,7 +89,7 @@ def test_notes_are_for_whoever_asks_whether_it_is_ready_and_change_no_status() -
 
 
 def test_a_loop_that_is_stuck_is_unhealthy_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CHECK_DEADLINE", 0.05)
+    monkeypatch.setattr(pages, "CHECK_DEADLINE", 0.05)
     stuck, go_on = threading.Event(), threading.Event()
 
     def block() -> None:
@@ -98,7 +103,7 @@ def test_a_loop_that_is_stuck_is_unhealthy_and_recovers(monkeypatch: pytest.Monk
         # Counting needs no loop: Prometheus sees a stuck agent as well.
         assert at.get("/metrics")[0] == 200
         go_on.set()
-        monkeypatch.setattr(http, "CHECK_DEADLINE", 30.0)
+        monkeypatch.setattr(pages, "CHECK_DEADLINE", 30.0)
         assert at.get("/healthz") == (200, "ok\n")
 
 
@@ -123,10 +128,31 @@ def test_metrics_are_the_registrys_and_nothing_else_is_served() -> None:
 def test_an_address_that_is_taken_is_an_error_at_once() -> None:
     def again(at: Process) -> Callable[[], None]:
         def serve() -> None:
-            with http.serving(at.address, at.loop, at.check("healthy"), at.check("ready"), at.registry):
+            checks = pages.Checks(at.loop, at.check("healthy"), at.check("ready"))
+            with pages.serving(at.address, None, checks, at.registry, at.refuse):
                 raise AssertionError("served twice")
 
         return serve
 
     with process() as at, pytest.raises(OSError, match="in use"):
         again(at)()
+
+
+def test_probes_have_a_listener_of_their_own_that_serves_nothing_else() -> None:
+    with process() as at:
+        checks = pages.Checks(at.loop, at.check("healthy"), at.check("ready"))
+        anywhere = ("127.0.0.1", 0)
+        with pages.serving(anywhere, anywhere, checks, at.registry, at.refuse) as addresses:
+            at.address = addresses["health"]
+            assert at.get("/healthz") == at.get("/readyz") == (200, "ok\n")
+            assert at.get("/metrics") == (404, "try /healthz or /readyz\n")
+            at.address = addresses["metrics"]
+            assert at.get("/healthz") == (200, "ok\n")
+            assert at.get("/metrics")[0] == 200
+
+
+def test_off_is_nowhere() -> None:
+    with process() as at:
+        checks = pages.Checks(at.loop, at.check("healthy"), at.check("ready"))
+        with pages.serving(None, None, checks, at.registry, at.refuse) as addresses:
+            assert addresses == {}

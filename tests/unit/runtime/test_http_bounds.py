@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from runtime import http
+from runtime import http, pages
 
 
 class Scene:
@@ -44,10 +44,9 @@ def scene() -> Iterator[Scene]:
     running = threading.Thread(target=at.loop.run_forever)
     running.start()
     try:
-        with http.serving(("127.0.0.1", 0), at.loop, at.healthy, at.ready, at.registry, lambda: at.note) as (
-            host,
-            port,
-        ):
+        checks = pages.Checks(at.loop, at.healthy, at.ready, lambda: at.note)
+        served = {**checks.pages(), **pages.metrics(at.registry)}
+        with http.serving(("127.0.0.1", 0), served, pages.METRICS_LIMITS) as (host, port):
             at.base = f"http://{host}:{port}"
             yield at
     finally:
@@ -80,7 +79,7 @@ def test_a_note_is_told_where_people_look_and_makes_nothing_unready() -> None:
 
 
 def test_a_loop_that_hangs_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CHECK_DEADLINE", 0.05)
+    monkeypatch.setattr(pages, "CHECK_DEADLINE", 0.05)
     with scene() as at:
         go_on = threading.Event()
         at.loop.call_soon_threadsafe(go_on.wait)

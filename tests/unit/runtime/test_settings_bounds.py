@@ -44,7 +44,7 @@ ACCEPTED: list[tuple[Callable[[str], Any], str, Any]] = [
     (settings.absolute, "/a/b", Path("/a/b")),
     (settings.listen, "127.0.0.1:9099", ("127.0.0.1", 9099)),
     (settings.listen, "[::1]:0", ("::1", 0)),
-    (settings.listen, ":65535", ("", 65535)),
+    (settings.listen, ":65535", ("::", 65535)),
     (settings.listen, "off", None),
     (settings.boolean, "true", True),
     (settings.boolean, "false", False),

@@ -1,0 +1,79 @@
+"""Listening sockets: IPv4, IPv6, and both at once."""
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import TypeAlias
+
+# Bytes that the kernel may keep of a connection, received and sent; it doubles them.
+Kept: TypeAlias = tuple[int, int] | None
+Make = Callable[[socket.AddressFamily], socket.socket]
+# What a kernel says that has no IPv6: at the socket, or where an address is wanted.
+_NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
+ANY = "::"
+
+
+def bound(address: tuple[str, int], kept: Kept = None, make: Make | None = None) -> list[socket.socket]:
+    """Sockets that are bound to a host's addresses, and do not listen yet.
+
+    `::` is every address of the host, of both kinds; where the kernel has no IPv6 it is 0.0.0.0. A name has all of its
+    addresses, with one port. Raises OSError.
+    """
+    host, port = address
+    found: list[socket.socket] = []
+    try:
+        if host == ANY:
+            found.append(_any(port, kept, make or _tcp))
+        else:
+            flags = socket.AI_PASSIVE
+            for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags):
+                taken = found[0].getsockname()[1] if found else port
+                found.append(_bound(family, (str(where[0]), taken, *where[2:]), kept, make or _tcp))
+    except BaseException:
+        for each in found:
+            each.close()
+        raise
+    return found
+
+
+def _tcp(family: socket.AddressFamily) -> socket.socket:
+    return socket.socket(family, socket.SOCK_STREAM)
+
+
+def _any(port: int, kept: Kept, make: Make) -> socket.socket:
+    try:
+        return _bound(socket.AF_INET6, ("::", port), kept, make, both=True)
+    except OSError as error:
+        if error.errno not in _NO_IPV6:
+            raise
+    return _bound(socket.AF_INET, ("0.0.0.0", port), kept, make)  # noqa: S104 - that is what :: asks for
+
+
+def _bound(
+    family: socket.AddressFamily,
+    where: tuple[object, ...],
+    kept: tuple[int, int] | None,
+    make: Make,
+    *,
+    both: bool = False,
+) -> socket.socket:
+    found = make(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kept is not None:
+            # Before it listens: each connection has them from its first byte on.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kept[0])
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kept[1])
+        if family == socket.AF_INET6:
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
+        found.setblocking(False)
+        found.bind(where)
+    except OSError as error:
+        found.close()
+        raise OSError(error.errno, f"{shown(str(where[0]), where[1])} cannot be bound: {error.strerror}") from None
+    return found
+
+
+def shown(host: str, port: object) -> str:
+    """HOST:PORT as people and programs write it: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
