@@ -28,6 +28,26 @@ _EMPTY = x509.Name([])
 
 
 @dataclass(frozen=True)
+class PublicAuthority:
+    """What is left of an authority that signs no more: enough to trust what it signed, and no private key.
+
+    Raises IssuanceRefused at construction when its parts do not belong together.
+    """
+
+    trust_domain: TrustDomain
+    chain: tuple[x509.Certificate, ...]
+    bundle: TrustBundle
+
+    def __post_init__(self) -> None:
+        _check_chain(self.trust_domain, self.chain, self.bundle)
+
+    @cached_property
+    def not_after(self) -> datetime:
+        """When the first certificate above a leaf ends, the root in the bundle included."""
+        return _chain_end(self.chain, self.bundle)
+
+
+@dataclass(frozen=True)
 class X509Authority:
     """Signs X.509-SVIDs of one trust domain.
 
@@ -42,20 +62,13 @@ class X509Authority:
     subject: x509.Name = _EMPTY
 
     def __post_init__(self) -> None:
-        if not self.chain:
-            raise IssuanceRefused("authority has no certificate")
+        _check_chain(self.trust_domain, self.chain, self.bundle)
         try:
             matches = public_bytes(public_key_of(self.chain[0])) == public_bytes(self.private_key.public_key())
         except InvalidKey as error:
             raise IssuanceRefused(f"authority key: {error}") from None
         if not matches:
             raise IssuanceRefused("authority key does not match its certificate")
-        constraints = extension(self.chain[0], x509.BasicConstraints)
-        usage = extension(self.chain[0], x509.KeyUsage)
-        if constraints is None or not constraints.value.ca or usage is None or not usage.value.key_cert_sign:
-            raise IssuanceRefused("authority certificate is not a CA certificate with keyCertSign")
-        if self.bundle.trust_domain != self.trust_domain:
-            raise IssuanceRefused(f"authority bundle is of {self.bundle.trust_domain}, not {self.trust_domain}")
 
     @classmethod
     def create(cls, trust_domain: TrustDomain, *, algorithm: KeyAlgorithm, lifetime: timedelta, now: datetime) -> Self:
@@ -101,11 +114,12 @@ class X509Authority:
     @cached_property
     def not_after(self) -> datetime:
         """When the first certificate above a leaf ends, the root in the bundle included."""
-        ends = [certificate.not_valid_after_utc for certificate in self.chain]
-        anchors = [anchor for anchor in self.bundle.x509_authorities if issued_by(self.chain[-1], anchor)]
-        if anchors:  # of a root and its renewal the later one counts: either verifies the chain
-            ends.append(max(anchor.not_valid_after_utc for anchor in anchors))
-        return min(ends)
+        return _chain_end(self.chain, self.bundle)
+
+    @cached_property
+    def public(self) -> PublicAuthority:
+        """This authority without its private key."""
+        return PublicAuthority(self.trust_domain, self.chain, self.bundle)
 
     @cached_property
     def _intermediates(self) -> tuple[x509.Certificate, ...]:
@@ -181,6 +195,25 @@ class X509Authority:
         except InvalidSvid as error:
             raise IssuanceRefused(f"the authority made an invalid SVID: {error}") from None
         return chain
+
+
+def _check_chain(trust_domain: TrustDomain, chain: Sequence[x509.Certificate], bundle: TrustBundle) -> None:
+    if not chain:
+        raise IssuanceRefused("authority has no certificate")
+    constraints = extension(chain[0], x509.BasicConstraints)
+    usage = extension(chain[0], x509.KeyUsage)
+    if constraints is None or not constraints.value.ca or usage is None or not usage.value.key_cert_sign:
+        raise IssuanceRefused("authority certificate is not a CA certificate with keyCertSign")
+    if bundle.trust_domain != trust_domain:
+        raise IssuanceRefused(f"authority bundle is of {bundle.trust_domain}, not {trust_domain}")
+
+
+def _chain_end(chain: Sequence[x509.Certificate], bundle: TrustBundle) -> datetime:
+    ends = [certificate.not_valid_after_utc for certificate in chain]
+    anchors = [anchor for anchor in bundle.x509_authorities if issued_by(chain[-1], anchor)]
+    if anchors:  # of a root and its renewal the later one counts: either verifies the chain
+        ends.append(max(anchor.not_valid_after_utc for anchor in anchors))
+    return min(ends)
 
 
 def is_dns_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from svid.bundle import JwtAuthority, jwk_members
+from svid.bundle import JwtAuthority, JwtKey, jwk_members
 from svid.errors import InvalidKey, IssuanceRefused
 from svid.jwtsvid import MAX_TOKEN, JwtAlgorithm, JwtPrivateKey, JwtSvid
 from svid.spiffeid import SpiffeId
@@ -24,6 +24,32 @@ MAX_AUDIENCE_BYTES = 512
 # Verifiers' clocks differ: a key stays published a little beyond its last token's end.
 SKEW = timedelta(minutes=5)
 _VERSION = 1
+
+
+def thumbprint(key: JwtKey) -> str:
+    """The RFC 7638 thumbprint, by which podsvid's keys are named."""
+    text = json.dumps(dict(sorted(jwk_members(key).items())), separators=(",", ":"))
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+def public_to_pem(authority: JwtAuthority) -> bytes:
+    """The public key as PEM."""
+    return authority.public_key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def public_from_pem(data: bytes) -> JwtAuthority:
+    """A PEM public key under its thumbprint. Raises InvalidKey."""
+    try:
+        key = serialization.load_pem_public_key(data)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise InvalidKey("not a public key") from None
+    if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        raise InvalidKey("a JWT key is RSA or EC")
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < 2048:
+        raise InvalidKey("an RSA key needs 2048 bits")
+    return JwtAuthority(thumbprint(key), key)
 
 
 @dataclass(frozen=True)
@@ -46,10 +72,7 @@ class JwtSigningKey:
     @classmethod
     def of(cls, key: JwtPrivateKey, algorithm: JwtAlgorithm) -> Self:
         """`key` under its thumbprint."""
-        members = jwk_members(key.public_key())
-        text = json.dumps(dict(sorted(members.items())), separators=(",", ":"))
-        digest = hashlib.sha256(text.encode()).digest()
-        return cls(base64.urlsafe_b64encode(digest).rstrip(b"=").decode(), key, algorithm)
+        return cls(thumbprint(key.public_key()), key, algorithm)
 
     @classmethod
     def from_pem(cls, data: bytes, algorithm: JwtAlgorithm) -> Self:

@@ -2,15 +2,19 @@
 
 prepare: a new authority is published and signs nothing. activate: once every live agent has acknowledged that
 publishing, or a bound has passed, it signs; the one before is old, its SVIDs are re-issued, spread over a window.
-retire: when its last SVID has ended, it leaves the trust bundle. A forced rotation of a compromised authority is the
-same in minutes: the one before is tainted and leaves as soon as no agent holds an SVID of it, or a bound has passed.
+retire: when its last SVID has ended, it leaves the trust bundle. A forced rotation, after a theft, is the same in
+minutes, of everything that was there when it was asked for (recovery.py): those are tainted and leave as soon as no
+agent holds an SVID of them, or a bound has passed.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
-from signer.authority.state import AuthorityState, Directive, Goal, JwtSlot, Slot, Stage, X509Slot
+from signer.authority import recovery
+from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
+from signer.authority.state import AuthorityState, Directive, Goal
 from signer.errors import TransitionRefused
 from signer.upstream.certify import Upstream
 from svid.jwtauthority import JwtSigningKey
@@ -20,7 +24,6 @@ from svid.spiffeid import TrustDomain
 
 # After the window of a forced re-issue: the last drawn renewals are carried out.
 FORCED_GRACE = timedelta(seconds=30)
-KINDS = ("x509", "jwt")
 _NAMED = 5
 
 
@@ -57,7 +60,7 @@ class Acks:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step that is due: prepare, activate, retire or remove; `authority_id` for retire; `reason` for people."""
+    """A step: prepare, activate, retire, remove or rewrite; `authority_id` for retire; `reason` for people."""
 
     action: str
     kind: str
@@ -83,6 +86,8 @@ class Life:
 
     def due(self, state: AuthorityState, acks: Acks, now: datetime) -> Step | None:
         """The first step that is due; None while there is nothing but to wait."""
+        if state.outdated:
+            return Step("rewrite", "x509", "an earlier version wrote the state")
         for kind in KINDS:
             step = self._due(state, kind, acks, now)
             if step is not None:
@@ -95,9 +100,15 @@ class Life:
             return (await self.prepare(state, step.kind, now))[0]
         if step.action == "activate":
             return self._activated(state, step.kind, now)
+        if step.action == "rewrite":
+            return self._rewritten(state, now)
         if step.action == "remove":
-            return _changed(state, jwt=())
-        return _without(state, step.kind, step.authority_id)
+            goals = frozenset(goal for goal in state.goals if goal.kind != step.kind)
+            return _changed(recovery.left(replace(state, jwt=(), goals=goals), step.kind, now))
+        bounds = [slot.ends_at for slot in state.slots(step.kind) if slot.id == step.authority_id]
+        # It leaves before its bound only because nobody holds an SVID of it.
+        early = bool(bounds) and bounds[0] is not None and now < bounds[0]
+        return _without(state, step.kind, step.authority_id, now, replaced=early)
 
     async def prepare(self, state: AuthorityState, kind: str, now: datetime) -> tuple[AuthorityState, str]:
         """Publish a new authority. Raises TransitionRefused, SignerError."""
@@ -137,28 +148,40 @@ class Life:
         if slot.stage is Stage.ACTIVE:
             raise TransitionRefused("the active authority cannot be revoked; use: authority rotate --forced")
         if forced or slot.stage is Stage.PREPARED or kind == "jwt":
-            return _without(state, kind, slot.id), f"{kind} authority {slot.id} is no longer trusted"
+            return _without(state, kind, slot.id, now), f"{kind} authority {slot.id} is no longer trusted"
         if slot.stage is Stage.TAINTED:
             return state, f"{kind} authority {slot.id} is being revoked already"
+        assert isinstance(slot, X509Slot)
+        tainted = self._tainted(slot, now)
         return (
             _changed(
                 state,
-                x509=tuple(self._tainted(each, now) if each.id == slot.id else each for each in state.x509),
-                directives=_directed(state, Directive(slot.id, now, now + self.policy.forced_window)),
+                x509=tuple(tainted if each.id == slot.id else each for each in state.x509),
+                directives=_directed(state.directives, _re_issue(tainted, now)),
             ),
             f"{kind} authority {slot.id} leaves the trust bundle when its SVIDs are re-issued",
         )
 
     def asked(self, state: AuthorityState, kind: str, *, forced: bool, now: datetime) -> tuple[AuthorityState, str]:
         """Note that a person wants a rotation; the leader carries it out. Raises TransitionRefused."""
+        if forced:
+            return self.compromised(state, (kind,), now)
         if not state.slots(kind):
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
-        others = frozenset(goal for goal in state.goals if goal.kind != kind)
-        wanted = others | {Goal(kind, forced or Goal(kind, True) in state.goals)}
-        word = "forced rotation" if forced else "rotation"
-        if wanted == state.goals:
-            return state, f"a {word} of the {kind} authority is under way already"
-        return _changed(state, goals=wanted), f"{word} of the {kind} authority started"
+        if any(goal.kind == kind for goal in state.goals):
+            return state, f"a rotation of the {kind} authority is under way already"
+        return _changed(state, goals=state.goals | {Goal(kind)}), f"rotation of the {kind} authority started"
+
+    def compromised(self, state: AuthorityState, kinds: Sequence[str], now: datetime) -> tuple[AuthorityState, str]:
+        """Abandon all that is there of these kinds; the leader replaces it. Raises TransitionRefused."""
+        named = " and ".join(kind for kind in kinds if state.slots(kind))
+        if not named:
+            raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
+        after, abandoned = recovery.declared(state, kinds, lambda slot: self._svids_end(slot, now), now)
+        if not abandoned:
+            return state, f"a forced rotation of the {named} authorities is under way already; nothing was made since"
+        told = ", ".join(f"{each.kind} {each.authority_id}" for each in abandoned)
+        return _changed(after), f"forced rotation of the {named} authorities started; abandoned: {told}"
 
     def waits_for_agents(self, state: AuthorityState) -> bool:
         """Whether what agents acknowledge or hold matters to the next steps or to somebody who watches them."""
@@ -199,9 +222,15 @@ class Life:
             return Step("prepare", kind, "there is none")
         for slot in slots:
             if slot.ends_at is not None and slot.ends_at <= now:
-                return Step("retire", kind, "all that it signed has ended", slot.id)
-            unused = not acks.waiting and acks.in_use is not None and not acks.in_use.get(slot.id)
-            if slot.stage is Stage.TAINTED and unused:
+                why = (
+                    "it is revoked and its time is over"
+                    if slot.stage is Stage.TAINTED
+                    else "all that it signed has ended"
+                )
+                return Step("retire", kind, why, slot.id)
+            # Nobody says which JWT-SVIDs are held.
+            known = kind == "x509" and acks.in_use is not None and not acks.in_use.get(slot.id)
+            if slot.stage is Stage.TAINTED and known and not acks.waiting:
                 return Step("retire", kind, "it is revoked and no agent holds an SVID of it", slot.id)
         prepared = state.find(kind, Stage.PREPARED)
         if prepared is not None:
@@ -247,7 +276,8 @@ class Life:
         if isinstance(active, X509Slot):
             start = active.activated_at or active.prepared_at
             return start + max(active.authority.not_after - start, timedelta(0)) / 2
-        if active.key.algorithm is not self.policy.jwt_algorithm:
+        signing = state.active_jwt
+        if signing is not None and signing.algorithm is not self.policy.jwt_algorithm:
             return active.prepared_at
         lead = max(self.policy.jwt_lead, self.policy.ack_bound)
         return (active.activated_at or active.prepared_at) + max(self.policy.jwt_period - lead, timedelta(0))
@@ -255,39 +285,64 @@ class Life:
     def _activated(self, state: AuthorityState, kind: str, now: datetime) -> AuthorityState:
         forced = Goal(kind, True) in state.goals
         goals = frozenset(goal for goal in state.goals if goal.kind != kind)
+        active = state.find(kind, Stage.ACTIVE)
+        assert active is not None
+        end = self._svids_end(replace(active, stage=Stage.OLD), now)
+        known = recovery.signs_no_more(state, kind, active.id, end)
         if kind == "jwt":
-            return _changed(state, jwt=self._activated_jwt(state.jwt, now, forced), goals=goals)
-        old = state.active_x509_id
-        window = self.policy.forced_window if forced else self.policy.reissue_window
+            jwt = self._activated_jwt(state.jwt, now, end, forced)
+            return _changed(recovery.left(replace(state, jwt=jwt, goals=goals, abandoned=known), kind, now))
         slots: list[X509Slot] = []
+        directives = state.directives
         for slot in state.x509:
             if slot.stage is Stage.PREPARED:
                 slots.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
-            elif slot.stage is not Stage.ACTIVE:
-                slots.append(slot)
-            elif forced:
-                slots.append(self._tainted(slot, now))
+            elif forced and slot.stage in (Stage.ACTIVE, Stage.TAINTED):
+                tainted = self._tainted(slot, now)
+                slots.append(tainted)
+                directives = _directed(directives, _re_issue(tainted, now))
+            elif slot.stage is Stage.ACTIVE:
+                slots.append(replace(slot, stage=Stage.OLD, ends_at=end))
+                directives = _directed(directives, Directive(slot.id, now, now + self.policy.reissue_window))
             else:
-                ends = now + self.policy.x509_max_ttl + self.policy.overlap
-                slots.append(replace(slot, stage=Stage.OLD, ends_at=ends))
-        directives = _directed(state, Directive(old, now, now + window))
-        return _changed(state, x509=tuple(slots), directives=directives, goals=goals)
+                slots.append(slot)
+        return _changed(state, x509=tuple(slots), directives=directives, goals=goals, abandoned=known)
 
-    def _activated_jwt(self, slots: Sequence[JwtSlot], now: datetime, forced: bool) -> tuple[JwtSlot, ...]:
+    def _activated_jwt(
+        self, slots: Sequence[JwtSlot], now: datetime, end: datetime, forced: bool
+    ) -> tuple[JwtSlot, ...]:
         after: list[JwtSlot] = []
         for slot in slots:
             if slot.stage is Stage.PREPARED:
                 after.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
-            elif slot.stage is not Stage.ACTIVE:
-                after.append(slot)
-            elif not forced:
+            elif forced and slot.stage in (Stage.ACTIVE, Stage.TAINTED):
                 # Tokens are handed out by the minute: who stops trusting a compromised key need not wait for them.
-                ends = now + self.policy.jwt_max_ttl + self.policy.overlap
-                after.append(replace(slot, stage=Stage.OLD, ends_at=ends))
+                continue
+            elif slot.stage is Stage.ACTIVE:
+                after.append(replace(slot, stage=Stage.OLD, ends_at=end))
+            else:
+                after.append(slot)
         return tuple(after)
 
+    def _rewritten(self, state: AuthorityState, now: datetime) -> AuthorityState:
+        """As today's signer would have written it: keys of what signs no more are gone by then."""
+        vague = [
+            kind
+            for kind in KINDS
+            if Goal(kind, True) in state.goals and not state.abandoned_ids(kind) >= {_active_id(state, kind)}
+        ]
+        declared, _ = recovery.declared(state, vague, lambda slot: self._svids_end(slot, now), now)
+        return _changed(replace(declared, outdated=False))
+
+    def _svids_end(self, slot: Slot, now: datetime) -> datetime:
+        """When the last SVID must have ended of an authority that signs no more, from `now` on at the latest."""
+        longest = self.policy.x509_max_ttl if isinstance(slot, X509Slot) else self.policy.jwt_max_ttl
+        end = now + longest + self.policy.overlap
+        return min(slot.ends_at, end) if slot.stage is Stage.OLD and slot.ends_at is not None else end
+
     def _tainted(self, slot: X509Slot, now: datetime) -> X509Slot:
-        return replace(slot, stage=Stage.TAINTED, ends_at=now + self.policy.forced_window + FORCED_GRACE)
+        bound = now + self.policy.forced_window + FORCED_GRACE
+        return replace(slot, stage=Stage.TAINTED, ends_at=min(bound, slot.ends_at or bound))
 
     async def _x509(self, now: datetime) -> X509Slot:
         key = self.policy.key_algorithm.generate()
@@ -299,36 +354,35 @@ class Life:
         return JwtSlot(Stage.PREPARED, JwtSigningKey.create(self.policy.jwt_algorithm), now)
 
 
-def _changed(
-    state: AuthorityState,
-    *,
-    x509: tuple[X509Slot, ...] | None = None,
-    jwt: tuple[JwtSlot, ...] | None = None,
-    directives: tuple[Directive, ...] | None = None,
-    goals: frozenset[Goal] | None = None,
+def _active_id(state: AuthorityState, kind: str) -> str:
+    active = state.find(kind, Stage.ACTIVE)
+    return active.id if active is not None else ""
+
+
+def _changed(state: AuthorityState, **changes: Any) -> AuthorityState:
+    return replace(state, sequence=state.sequence + 1, **changes)
+
+
+def _without(
+    state: AuthorityState, kind: str, authority_id: str, now: datetime, *, replaced: bool = False
 ) -> AuthorityState:
-    return AuthorityState(
-        state.trust_domain,
-        state.sequence + 1,
-        state.x509 if x509 is None else x509,
-        state.jwt if jwt is None else jwt,
-        state.directives if directives is None else directives,
-        state.goals if goals is None else goals,
-    )
-
-
-def _without(state: AuthorityState, kind: str, authority_id: str) -> AuthorityState:
     if kind == "jwt":
-        return _changed(state, jwt=tuple(slot for slot in state.jwt if slot.id != authority_id))
-    return _changed(
-        state,
-        x509=tuple(slot for slot in state.x509 if slot.id != authority_id),
-        directives=tuple(each for each in state.directives if each.authority_id != authority_id),
-    )
+        after = replace(state, jwt=tuple(slot for slot in state.jwt if slot.id != authority_id))
+    else:
+        x509 = tuple(slot for slot in state.x509 if slot.id != authority_id)
+        directives = tuple(each for each in state.directives if each.authority_id != authority_id)
+        after = replace(state, x509=x509, directives=directives)
+    return _changed(recovery.left(after, kind, now, replaced=replaced))
 
 
-def _directed(state: AuthorityState, directive: Directive) -> tuple[Directive, ...]:
-    return (*(each for each in state.directives if each.authority_id != directive.authority_id), directive)
+def _re_issue(tainted: X509Slot, now: datetime) -> Directive:
+    """All its SVIDs in time before it leaves, which may be sooner than the whole window."""
+    assert tainted.ends_at is not None
+    return Directive(tainted.id, now, max(now, tainted.ends_at - FORCED_GRACE))
+
+
+def _directed(directives: Sequence[Directive], directive: Directive) -> tuple[Directive, ...]:
+    return (*(each for each in directives if each.authority_id != directive.authority_id), directive)
 
 
 def _names(nodes: frozenset[str]) -> str:

@@ -9,6 +9,7 @@ from runtime.clock import Clock
 from runtime.feed import Feed
 from signer.authority.acknowledgements import Agents
 from signer.authority.lifecycle import Acks, Life, LifecyclePolicy, Step
+from signer.authority.slots import BOTH, KINDS
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.cluster.leader import Leader
@@ -125,7 +126,9 @@ class Rotation:
             stored = await self._loaded()
             state = stored.state
             now = self._clock.now()
-            if action == "rotate":
+            if action == "rotate" and kind == BOTH:
+                after, message = self._life.compromised(state, KINDS, now)
+            elif action == "rotate":
                 after, message = self._life.asked(state, kind, forced=forced, now=now)
             elif action == "prepare":
                 after, message = await self._life.prepare(state, kind, now)

@@ -2,80 +2,48 @@
 
 An authority goes through stages: prepared (published, signs nothing), active (signs), old (trusted, signs no more), or
 tainted (revoked, trusted only until its SVIDs are re-issued). X.509 and JWT authorities go their ways independently.
+Private keys are kept of those only that sign or will: no other key can be stolen from here.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from enum import StrEnum
+from datetime import datetime
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
-from cryptography import x509
-
+from signer.authority.slots import (
+    KINDS,
+    SIGNING,
+    JwtSlot,
+    Slot,
+    Stage,
+    X509Slot,
+    authority_id,
+    instant,
+    jwt_entry,
+    jwt_slot,
+    read,
+    written,
+    x509_entry,
+    x509_slot,
+)
 from signer.errors import StateDamaged
 from svid.authority import X509Authority
-from svid.bundle import TrustBundle
-from svid.certificates import certificates_from_pem, extension, to_pem
+from svid.bundle import JwtAuthority, TrustBundle
 from svid.errors import SvidError
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
-from svid.keys import key_from_pem, key_to_pem
 from svid.spiffeid import TrustDomain
 
-_VERSION = 1
+# A state that leaves keys out or has abandoned authorities would be misread by who knows version 1 only; any other is
+# written as that, so that a signer of before goes on from it.
+_VERSION, _PLAIN_VERSION = 2, 1
 # Half of what the signer's API has room for: it goes on rising.
 MAX_SEQUENCE = 2**63
 _ADVICE = (
     "restore the Secret from a backup; or, if there is none, delete it and restart all signer pods: every workload "
     "must then get new SVIDs, and none trusts the old ones"
 )
-_Slot = TypeVar("_Slot", bound="X509Slot | JwtSlot")
-
-
-class Stage(StrEnum):
-    """Where an authority is in its life."""
-
-    PREPARED = "prepared"
-    ACTIVE = "active"
-    OLD = "old"
-    TAINTED = "tainted"
-
-
-@dataclass(frozen=True)
-class X509Slot:
-    """An X.509 authority. `authority.bundle` has only its own roots; `ends_at` is when it leaves the trust bundle."""
-
-    stage: Stage
-    authority: X509Authority
-    prepared_at: datetime
-    activated_at: datetime | None = None
-    ends_at: datetime | None = None
-
-    @cached_property
-    def id(self) -> str:
-        """The subject key identifier of the certificate that issues, in lower-case hex: the leaf's AKI."""
-        return authority_id(self.authority)
-
-
-@dataclass(frozen=True)
-class JwtSlot:
-    """A JWT authority."""
-
-    stage: Stage
-    key: JwtSigningKey
-    prepared_at: datetime
-    activated_at: datetime | None = None
-    ends_at: datetime | None = None
-
-    @property
-    def id(self) -> str:
-        """The key id."""
-        return self.key.key_id
-
-
-Slot: TypeAlias = X509Slot | JwtSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +63,24 @@ class Goal:
     forced: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """An authority that was there when everything in the Secret was declared stolen: it is never put in service again.
+
+    `svids_end`: when the last SVID that a signer issued by it ends, at the latest; None while it signs and where it
+    never did. `left_at`: when it left the trust bundle. `replaced`: it left because no agent held an SVID of it.
+    `certified_until`: a CA above certified it, whose root may stay trusted; so may until then what a thief signs.
+    """
+
+    kind: str
+    authority_id: str
+    asked_at: datetime
+    svids_end: datetime | None = None
+    left_at: datetime | None = None
+    replaced: bool = False
+    certified_until: datetime | None = None
+
+
 @dataclass(frozen=True)
 class AuthorityState:
     """All authorities of one trust domain. `sequence` rises with every change. Raises StateDamaged at construction."""
@@ -105,10 +91,15 @@ class AuthorityState:
     jwt: tuple[JwtSlot, ...] = ()
     directives: tuple[Directive, ...] = ()
     goals: frozenset[Goal] = field(default_factory=frozenset)
+    abandoned: tuple[Abandoned, ...] = ()
+    # It was read from a text that has more, or less, than one that is written today: the leader writes it anew.
+    outdated: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_slots("X.509", self.x509, needed=True)
         _check_slots("JWT", self.jwt, needed=False)
+        for kind in KINDS:
+            self._check_abandoned(kind)
         if any(slot.authority.trust_domain != self.trust_domain for slot in self.x509):
             raise _damaged(f"an authority is not of trust domain {self.trust_domain}")
 
@@ -116,13 +107,15 @@ class AuthorityState:
     def bundle(self) -> TrustBundle:
         """What verifiers hold: roots and keys of every stage."""
         roots = [root for slot in self.x509 for root in slot.authority.bundle.x509_authorities]
-        keys = tuple(slot.key.public for slot in self.jwt)
+        keys = tuple(slot.public for slot in self.jwt)
         return TrustBundle(self.trust_domain, tuple(dict.fromkeys(roots)), keys, sequence=self.sequence)
 
     @cached_property
     def active_x509(self) -> X509Authority:
         """What X.509-SVIDs are signed with."""
-        return next(slot.authority for slot in self.x509 if slot.stage is Stage.ACTIVE)
+        found = next(slot.authority for slot in self.x509 if slot.stage is Stage.ACTIVE)
+        assert isinstance(found, X509Authority)
+        return found
 
     @property
     def active_x509_id(self) -> str:
@@ -132,7 +125,13 @@ class AuthorityState:
     @cached_property
     def active_jwt(self) -> JwtSigningKey | None:
         """What JWT-SVIDs are signed with; None when there are none."""
-        return next((slot.key for slot in self.jwt if slot.stage is Stage.ACTIVE), None)
+        found = next((slot.key for slot in self.jwt if slot.stage is Stage.ACTIVE), None)
+        assert not isinstance(found, JwtAuthority)
+        return found
+
+    def abandoned_ids(self, kind: str) -> frozenset[str]:
+        """The authorities of a kind that must never be put in service again."""
+        return frozenset(each.authority_id for each in self.abandoned if each.kind == kind)
 
     def slots(self, kind: str) -> tuple[Slot, ...]:
         """The authorities of a kind: x509 or jwt."""
@@ -142,30 +141,28 @@ class AuthorityState:
         """The first authority of that kind and stage."""
         return next((slot for slot in self.slots(kind) if slot.stage is stage), None)
 
+    def _check_abandoned(self, kind: str) -> None:
+        abandoned = self.abandoned_ids(kind)
+        for slot in self.slots(kind):
+            leaving = slot.stage is Stage.TAINTED or (slot.stage is Stage.ACTIVE and Goal(kind, True) in self.goals)
+            if slot.id in abandoned and not leaving:
+                raise _damaged(f"a {kind} authority that was abandoned is {slot.stage}")
+
     def to_json(self) -> bytes:
-        """Everything, private keys included."""
+        """Everything, with the private keys of those that sign or will."""
+        plain = not self.abandoned and all(slot.signs for kind in KINDS for slot in self.slots(kind))
         document = {
-            "version": _VERSION,
+            "version": _PLAIN_VERSION if plain else _VERSION,
             "trust_domain": self.trust_domain.name,
             "sequence": self.sequence,
-            "x509": [
-                {
-                    **_times(slot),
-                    "key": key_to_pem(slot.authority.private_key).decode(),
-                    "chain": to_pem(slot.authority.chain).decode(),
-                    "roots": to_pem(slot.authority.bundle.x509_authorities).decode(),
-                }
-                for slot in self.x509
-            ],
-            "jwt": [
-                {**_times(slot), "key": slot.key.to_pem().decode(), "algorithm": slot.key.algorithm.value}
-                for slot in self.jwt
-            ],
+            "x509": [x509_entry(slot) for slot in self.x509],
+            "jwt": [jwt_entry(slot) for slot in self.jwt],
             "directives": [
                 {"authority_id": each.authority_id, "start": each.start.isoformat(), "end": each.end.isoformat()}
                 for each in self.directives
             ],
             "goals": [{"kind": goal.kind, "forced": goal.forced} for goal in sorted(self.goals)],
+            "abandoned": [_abandoned_entry(each) for each in self.abandoned],
         }
         return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -174,8 +171,9 @@ class AuthorityState:
         """What `to_json` wrote. Raises StateDamaged, which quotes nothing of it and says what to do."""
         try:
             document = json.loads(data.decode("utf-8"))
-            if document["version"] != _VERSION:
-                raise _damaged(f"it is of version {document['version']!r}, this signer knows {_VERSION}")
+            version = document["version"]
+            if version not in (_PLAIN_VERSION, _VERSION) or not isinstance(version, int) or isinstance(version, bool):
+                raise _damaged(f"it is of version {version!r}, this signer knows up to {_VERSION}")
             if document["trust_domain"] != trust_domain.name:
                 raise StateDamaged(
                     f"the authorities are those of another trust domain than {trust_domain}; set trust_domain back, or "
@@ -184,28 +182,25 @@ class AuthorityState:
             sequence = document["sequence"]
             if isinstance(sequence, bool) or not isinstance(sequence, int) or not 1 <= sequence <= MAX_SEQUENCE:
                 raise _damaged("sequence is not a positive number that agents can be told")
+            goals = frozenset(Goal(_kind(each["kind"]), bool(each["forced"])) for each in document["goals"])
+            abandoned = _read_abandoned(document, version)
             return cls(
                 trust_domain,
                 sequence,
-                tuple(_x509_slot(each, trust_domain) for each in document["x509"]),
-                tuple(_jwt_slot(each) for each in document["jwt"]),
+                tuple(x509_slot(each, trust_domain) for each in document["x509"]),
+                tuple(jwt_slot(each) for each in document["jwt"]),
                 tuple(
-                    Directive(str(each["authority_id"]), _instant(each["start"]), _instant(each["end"]))
+                    Directive(str(each["authority_id"]), instant(each["start"]), instant(each["end"]))
                     for each in document["directives"]
                 ),
-                frozenset(Goal(_kind(each["kind"]), bool(each["forced"])) for each in document["goals"]),
+                goals,
+                abandoned,
+                outdated=_is_outdated(document, goals, abandoned),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise _damaged(f"it is not what a signer wrote ({type(error).__name__})") from None
         except SvidError as error:
             raise _damaged(f"{error.reason}: {error}") from None
-
-
-def authority_id(authority: X509Authority) -> str:
-    """What the authority key identifier of its SVIDs says, in lower-case hex."""
-    found = extension(authority.chain[0], x509.SubjectKeyIdentifier)
-    key = found.value if found else x509.SubjectKeyIdentifier.from_public_key(authority.private_key.public_key())
-    return key.digest.hex()
 
 
 def _check_slots(what: str, slots: Sequence[Slot], *, needed: bool) -> None:
@@ -216,53 +211,61 @@ def _check_slots(what: str, slots: Sequence[Slot], *, needed: bool) -> None:
         raise _damaged(f"it has more than one prepared {what} authority")
     if len({slot.id for slot in slots}) != len(slots):
         raise _damaged(f"it has a {what} authority twice")
+    if any(slot.stage in SIGNING and not slot.signs for slot in slots):
+        raise _damaged(f"it has no key of a {what} authority that is to sign")
 
 
 def _damaged(why: str) -> StateDamaged:
     return StateDamaged(f"the stored authorities cannot be used: {why}; {_ADVICE}")
 
 
-def _times(slot: Slot) -> dict[str, str | None]:
+def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Sequence[Abandoned]) -> bool:
+    """Whether it has keys of what signs no more, or a forced rotation that does not say what it is to be free of."""
+    kept = any("key" in each and Stage(each["stage"]) not in SIGNING for kind in KINDS for each in document[kind])
+    known = {each.authority_id for each in abandoned}
+    vague = any(
+        Goal(kind, True) in goals and Stage(each["stage"]) is Stage.ACTIVE and each["id"] not in known
+        for kind in KINDS
+        for each in document[kind]
+    )
+    return kept or vague
+
+
+def _abandoned_entry(each: Abandoned) -> dict[str, Any]:
     return {
-        "id": slot.id,
-        "stage": slot.stage.value,
-        "prepared_at": slot.prepared_at.isoformat(),
-        "activated_at": slot.activated_at.isoformat() if slot.activated_at else None,
-        "ends_at": slot.ends_at.isoformat() if slot.ends_at else None,
+        "kind": each.kind,
+        "id": each.authority_id,
+        "asked_at": each.asked_at.isoformat(),
+        "svids_end": written(each.svids_end),
+        "left_at": written(each.left_at),
+        "replaced": each.replaced,
+        "certified_until": written(each.certified_until),
     }
 
 
-def _x509_slot(each: dict[str, Any], trust_domain: TrustDomain) -> X509Slot:
-    chain = certificates_from_pem(each["chain"].encode())
-    roots = TrustBundle(trust_domain, certificates_from_pem(each["roots"].encode()))
-    authority = X509Authority(trust_domain, chain, key_from_pem(each["key"].encode()), roots)
-    return _timed(each, lambda *times: X509Slot(Stage(each["stage"]), authority, *times))
-
-
-def _jwt_slot(each: dict[str, Any]) -> JwtSlot:
-    key = JwtSigningKey.from_pem(each["key"].encode(), JwtAlgorithm(each["algorithm"]))
-    return _timed(each, lambda *times: JwtSlot(Stage(each["stage"]), key, *times))
-
-
-def _timed(each: dict[str, Any], make: Callable[..., _Slot]) -> _Slot:
-    slot = make(
-        _instant(each["prepared_at"]),
-        _instant(each["activated_at"]) if each["activated_at"] is not None else None,
-        _instant(each["ends_at"]) if each["ends_at"] is not None else None,
+def _read_abandoned(document: dict[str, Any], version: int) -> tuple[Abandoned, ...]:
+    entries = document["abandoned"] if version == _VERSION else document.get("abandoned", [])
+    return tuple(
+        Abandoned(
+            _kind(each["kind"]),
+            _text(each["id"]),
+            instant(each["asked_at"]),
+            read(each["svids_end"]),
+            read(each["left_at"]),
+            bool(each["replaced"]),
+            read(each["certified_until"]),
+        )
+        for each in entries
     )
-    if slot.id != each["id"]:
-        raise ValueError("an authority's id does not fit its key")
-    return slot
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
 
 
 def _kind(text: object) -> str:
-    if text not in ("x509", "jwt"):
+    if text not in KINDS:
         raise ValueError("unknown kind")
     return str(text)
-
-
-def _instant(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise ValueError("no time zone")
-    return found.astimezone(UTC)

@@ -12,7 +12,8 @@ import grpc.aio
 
 from signer.attestation.pods import Pods
 from signer.authority.rotation import Rotation
-from signer.authority.state import AuthorityState, JwtSlot, X509Slot
+from signer.authority.slots import JwtSlot, X509Slot
+from signer.authority.state import AuthorityState
 from signer.errors import SignerError
 from signer.pb import admin_pb2
 from signer.policy.policies import Policies

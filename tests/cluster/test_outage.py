@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from signer.authority.state import AuthorityState, Stage
+from signer.authority.slots import Stage
+from signer.authority.state import AuthorityState
 from signer.errors import SignerError
 from svid.certificates import certificates_from_der, certificates_from_pem
 from svid.x509svid import X509Svid, check_x509_svid

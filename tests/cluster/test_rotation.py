@@ -13,7 +13,7 @@ from datetime import datetime
 
 import pytest
 
-from signer.authority.state import Stage
+from signer.authority.slots import Stage
 from tests.go_tools import Progress
 
 from . import signing

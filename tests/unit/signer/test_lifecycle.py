@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from signer.authority.lifecycle import FORCED_GRACE, Acks, Life, LifecyclePolicy
-from signer.authority.state import AuthorityState, Goal, Stage
+from signer.authority.slots import Stage
+from signer.authority.state import AuthorityState, Goal
 from signer.errors import StateDamaged, TransitionRefused
 from signer.upstream.certify import SelfSigned
 from svid.jwtsvid import JwtAlgorithm, JwtSvid, check_jwt_svid
@@ -193,7 +194,7 @@ def test_what_is_damaged_is_refused_and_not_quoted() -> None:
             AuthorityState.from_json(data[:cut], TD)
         assert "restore the Secret from a backup" in str(caught.value)
         assert secret not in str(caught.value)
-    for old, new in ((b'"active"', b'"old"'), (b'"version": 1', b'"version": 2'), (b'"sequence": ', b'"sequence": -')):
+    for old, new in ((b'"active"', b'"old"'), (b'"version": 1', b'"version": 3'), (b'"sequence": ', b'"sequence": -')):
         with pytest.raises(StateDamaged):
             AuthorityState.from_json(data.replace(old, new), TD)
     document = json.loads(data)

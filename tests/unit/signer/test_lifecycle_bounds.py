@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from signer.authority.lifecycle import FORCED_GRACE, Acks, Step
-from signer.authority.state import AuthorityState, Goal, Stage
+from signer.authority.slots import Stage
+from signer.authority.state import AuthorityState, Goal
 from signer.errors import TransitionRefused
 from svid.jwtsvid import JwtAlgorithm
 from tests.signer_rig import START

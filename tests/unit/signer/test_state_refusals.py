@@ -138,7 +138,13 @@ def _two_prepared(document: Any) -> None:
         (lambda each: each["x509"][0].update(key=json.loads(first().to_json())["x509"][0]["key"]), "does not match"),
         (lambda each: each.update(goals=[{"kind": "ssh", "forced": False}]), "not what a signer wrote"),
         (lambda each: each.pop("directives"), "not what a signer wrote"),
-        (lambda each: each.update(version=2), "version 2"),
+        (lambda each: each.update(version=3), "version 3"),
+        (lambda each: each.update(version=True), "version True"),
+        (lambda each: each["x509"][0].pop("key"), "no key of a X.509 authority"),
+        (lambda each: each["jwt"][0].pop("key"), "not what a signer wrote"),
+        (lambda each: each.update(version=2, abandoned=None), "not what a signer wrote"),
+        (lambda each: [each.update(version=2), each.pop("abandoned")], "not what a signer wrote"),
+        (lambda each: each.update(abandoned=[{"kind": "x509", "id": each["x509"][0]["id"]}]), "not what a signer wr"),
     ],
 )
 def test_no_state_is_taken_that_a_signer_would_not_write(change: Any, why: str) -> None:
@@ -146,7 +152,7 @@ def test_no_state_is_taken_that_a_signer_would_not_write(change: Any, why: str) 
     with pytest.raises(StateDamaged, match=why) as caught:
         AuthorityState.from_json(data, TD)
     assert "restore the Secret from a backup" in str(caught.value)
-    for secret in ("PRIVATE", json.loads(data)["jwt"][0]["key"].splitlines()[1]):
+    for secret in ("PRIVATE", json.loads(data)["jwt"][0].get("key", "x\nPRIVATE").splitlines()[1]):
         assert secret not in str(caught.value)
 
 
