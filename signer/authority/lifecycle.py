@@ -10,43 +10,20 @@ agent holds an SVID of them, or a bound has passed.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from signer.authority import recovery
+from signer.authority import recovery, succession
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
-from signer.authority.state import AuthorityState, Directive, Goal
+from signer.authority.state import AuthorityState, Goal
+from signer.authority.timing import FORCED_GRACE as FORCED_GRACE
+from signer.authority.timing import LifecyclePolicy as LifecyclePolicy
 from signer.errors import TransitionRefused
 from signer.upstream.certify import Upstream
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
-from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 
-# After the window of a forced re-issue: the last drawn renewals are carried out.
-FORCED_GRACE = timedelta(seconds=30)
 _NAMED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class LifecyclePolicy:
-    """How long things take. `jwt_algorithm` None: there are no JWT authorities.
-
-    `ack_bound`: the fallback for agents that do not acknowledge. `overlap`: how much longer than its last SVID an old
-    authority stays trusted. `jwt_lead`: how long before its turn a scheduled JWT key is published, for verifiers
-    outside that look at the bundle now and then.
-    """
-
-    authority_ttl: timedelta
-    jwt_period: timedelta
-    x509_max_ttl: timedelta
-    jwt_max_ttl: timedelta
-    ack_bound: timedelta
-    reissue_window: timedelta
-    forced_window: timedelta
-    overlap: timedelta
-    key_algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256
-    jwt_algorithm: JwtAlgorithm | None = JwtAlgorithm.RS256
-    jwt_lead: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +76,7 @@ class Life:
         if step.action == "prepare":
             return (await self.prepare(state, step.kind, now))[0]
         if step.action == "activate":
-            return self._activated(state, step.kind, now)
+            return _changed(succession.activated(state, step.kind, self.policy, now))
         if step.action == "rewrite":
             return self._rewritten(state, now)
         if step.action == "remove":
@@ -136,7 +113,9 @@ class Life:
             raise TransitionRefused(
                 f"{_names(acks.waiting)} would refuse its SVIDs: not acknowledged yet; wait, or use --forced"
             )
-        return self._activated(state, kind, now), f"activated {kind} authority {prepared.id}"
+        return _changed(
+            succession.activated(state, kind, self.policy, now)
+        ), f"activated {kind} authority {prepared.id}"
 
     def revoke(
         self, state: AuthorityState, kind: str, authority_id: str, now: datetime, *, forced: bool
@@ -152,12 +131,12 @@ class Life:
         if slot.stage is Stage.TAINTED:
             return state, f"{kind} authority {slot.id} is being revoked already"
         assert isinstance(slot, X509Slot)
-        tainted = self._tainted(slot, now)
+        tainted = succession.tainted(slot, self.policy, now)
         return (
             _changed(
                 state,
                 x509=tuple(tainted if each.id == slot.id else each for each in state.x509),
-                directives=_directed(state.directives, _re_issue(tainted, now)),
+                directives=succession.directed(state.directives, succession.re_issue(tainted, now)),
             ),
             f"{kind} authority {slot.id} leaves the trust bundle when its SVIDs are re-issued",
         )
@@ -177,7 +156,8 @@ class Life:
         named = " and ".join(kind for kind in kinds if state.slots(kind))
         if not named:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
-        after, abandoned = recovery.declared(state, kinds, lambda slot: self._svids_end(slot, now), now)
+        ends = partial(succession.svids_end, policy=self.policy, now=now)
+        after, abandoned = recovery.declared(state, kinds, ends, now)
         if not abandoned:
             return state, f"a forced rotation of the {named} authorities is under way already; nothing was made since"
         told = ", ".join(f"{each.kind} {each.authority_id}" for each in abandoned)
@@ -282,48 +262,6 @@ class Life:
         lead = max(self.policy.jwt_lead, self.policy.ack_bound)
         return (active.activated_at or active.prepared_at) + max(self.policy.jwt_period - lead, timedelta(0))
 
-    def _activated(self, state: AuthorityState, kind: str, now: datetime) -> AuthorityState:
-        forced = Goal(kind, True) in state.goals
-        goals = frozenset(goal for goal in state.goals if goal.kind != kind)
-        active = state.find(kind, Stage.ACTIVE)
-        assert active is not None
-        end = self._svids_end(replace(active, stage=Stage.OLD), now)
-        known = recovery.signs_no_more(state, kind, active.id, end)
-        if kind == "jwt":
-            jwt = self._activated_jwt(state.jwt, now, end, forced)
-            return _changed(recovery.left(replace(state, jwt=jwt, goals=goals, abandoned=known), kind, now))
-        slots: list[X509Slot] = []
-        directives = state.directives
-        for slot in state.x509:
-            if slot.stage is Stage.PREPARED:
-                slots.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
-            elif forced and slot.stage in (Stage.ACTIVE, Stage.TAINTED):
-                tainted = self._tainted(slot, now)
-                slots.append(tainted)
-                directives = _directed(directives, _re_issue(tainted, now))
-            elif slot.stage is Stage.ACTIVE:
-                slots.append(replace(slot, stage=Stage.OLD, ends_at=end))
-                directives = _directed(directives, Directive(slot.id, now, now + self.policy.reissue_window))
-            else:
-                slots.append(slot)
-        return _changed(state, x509=tuple(slots), directives=directives, goals=goals, abandoned=known)
-
-    def _activated_jwt(
-        self, slots: Sequence[JwtSlot], now: datetime, end: datetime, forced: bool
-    ) -> tuple[JwtSlot, ...]:
-        after: list[JwtSlot] = []
-        for slot in slots:
-            if slot.stage is Stage.PREPARED:
-                after.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
-            elif forced and slot.stage in (Stage.ACTIVE, Stage.TAINTED):
-                # Tokens are handed out by the minute: who stops trusting a compromised key need not wait for them.
-                continue
-            elif slot.stage is Stage.ACTIVE:
-                after.append(replace(slot, stage=Stage.OLD, ends_at=end))
-            else:
-                after.append(slot)
-        return tuple(after)
-
     def _rewritten(self, state: AuthorityState, now: datetime) -> AuthorityState:
         """As today's signer would have written it: keys of what signs no more are gone by then."""
         vague = [
@@ -331,18 +269,9 @@ class Life:
             for kind in KINDS
             if Goal(kind, True) in state.goals and not state.abandoned_ids(kind) >= {_active_id(state, kind)}
         ]
-        declared, _ = recovery.declared(state, vague, lambda slot: self._svids_end(slot, now), now)
+        ends = partial(succession.svids_end, policy=self.policy, now=now)
+        declared, _ = recovery.declared(state, vague, ends, now)
         return _changed(replace(declared, outdated=False))
-
-    def _svids_end(self, slot: Slot, now: datetime) -> datetime:
-        """When the last SVID must have ended of an authority that signs no more, from `now` on at the latest."""
-        longest = self.policy.x509_max_ttl if isinstance(slot, X509Slot) else self.policy.jwt_max_ttl
-        end = now + longest + self.policy.overlap
-        return min(slot.ends_at, end) if slot.stage is Stage.OLD and slot.ends_at is not None else end
-
-    def _tainted(self, slot: X509Slot, now: datetime) -> X509Slot:
-        bound = now + self.policy.forced_window + FORCED_GRACE
-        return replace(slot, stage=Stage.TAINTED, ends_at=min(bound, slot.ends_at or bound))
 
     async def _x509(self, now: datetime) -> X509Slot:
         key = self.policy.key_algorithm.generate()
@@ -373,16 +302,6 @@ def _without(
         directives = tuple(each for each in state.directives if each.authority_id != authority_id)
         after = replace(state, x509=x509, directives=directives)
     return _changed(recovery.left(after, kind, now, replaced=replaced))
-
-
-def _re_issue(tainted: X509Slot, now: datetime) -> Directive:
-    """All its SVIDs in time before it leaves, which may be sooner than the whole window."""
-    assert tainted.ends_at is not None
-    return Directive(tainted.id, now, max(now, tainted.ends_at - FORCED_GRACE))
-
-
-def _directed(directives: Sequence[Directive], directive: Directive) -> tuple[Directive, ...]:
-    return (*(each for each in directives if each.authority_id != directive.authority_id), directive)
 
 
 def _names(nodes: frozenset[str]) -> str:
