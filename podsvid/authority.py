@@ -24,6 +24,7 @@ ACTIONS = {
     "rotate": admin_pb2.ACTION_ROTATE,
 }
 _BY_NAME = {name: kind for kind, name in KINDS.items()}
+_NAMES = {**KINDS, admin_pb2.KIND_BOTH: "x509, jwt"}
 DEFAULT_SOCKET = "/run/podsvid-signer/admin.sock"
 # Seconds to the first answer.
 ANSWER_SECONDS = 20.0
@@ -43,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prepare": "make a new authority and publish it; it does not sign yet",
         "activate": "sign with the prepared authority",
         "revoke": "take an authority that does not sign out of the trust bundle",
-        "rotate": "prepare, activate when all agents have it, re-issue, retire; with progress",
+        "rotate": "replace an authority: prepare, activate when all agents have it, re-issue; with progress. The one "
+        "before stays trusted until its last SVID has ended, which `show` tells and --wait waits for",
     }
     for name, text in texts.items():
         each = commands.add_parser(name, help=text, description=text)
@@ -54,18 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             each.add_argument("--output", choices=("table", "json"), default="table")
             each.add_argument("--watch", action="store_true", help="go on showing changes")
             continue
-        each.add_argument("--kind", choices=sorted(_BY_NAME), default="x509", help="which authorities (default: x509)")
+        usual = "x509; with --forced: both" if name == "rotate" else "x509"
+        each.add_argument("--kind", choices=sorted(_BY_NAME), help=f"which authorities (default: {usual})")
         if name == "revoke":
             each.add_argument("authority_id", help="its id, as `show` prints it")
         if name in ("rotate", "revoke", "activate"):
             text = {
-                "rotate": "the present authority is compromised: re-issue in minutes and stop trusting it",
+                "rotate": "the keys are stolen: abandon all authorities that there are now, re-issue in minutes, and "
+                "wait until none of them is trusted",
                 "revoke": "do not wait until its SVIDs are re-issued",
                 "activate": "do not wait for agents that have not acknowledged",
             }[name]
-            each.add_argument("--forced", action="store_true", help=text)
+            flags = ("--forced", "--compromised") if name == "rotate" else ("--forced",)
+            each.add_argument(*flags, dest="forced", action="store_true", help=text)
         if name == "rotate":
-            each.add_argument("--no-wait", action="store_true", help="do not wait for the end")
+            waiting = each.add_mutually_exclusive_group()
+            waiting.add_argument("--wait", action="store_true", help="wait until the one before is trusted no more")
+            waiting.add_argument("--no-wait", action="store_true", help="do not wait for anything")
 
 
 def explain(parsed: argparse.Namespace) -> int:
@@ -112,7 +119,7 @@ def run(parsed: argparse.Namespace) -> int:
                 return _show(channel, parsed, console)
             print(_step(channel, parsed))
             if parsed.action == "rotate" and not parsed.no_wait:
-                _follow(channel, _BY_NAME[parsed.kind], console)
+                _follow(channel, _kind(parsed), parsed.wait or parsed.forced, console)
             return 0
         except grpc.RpcError as error:
             raise CommandFailed(str(error.details())) from None
@@ -146,11 +153,17 @@ def _step(channel: grpc.Channel, parsed: argparse.Namespace) -> str:
     )
     request = admin_pb2.StepRequest(
         action=ACTIONS[parsed.action],
-        kind=_BY_NAME[parsed.kind],
+        kind=_kind(parsed),
         authority_id=getattr(parsed, "authority_id", ""),
         forced=getattr(parsed, "forced", False),
     )
     return call(request, timeout=ANSWER_SECONDS).message
+
+
+def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
+    if parsed.kind is None and parsed.action == "rotate" and parsed.forced:
+        return admin_pb2.KIND_BOTH
+    return _BY_NAME[parsed.kind or "x509"]
 
 
 def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console) -> int:
@@ -187,24 +200,50 @@ def _print_rest(status: admin_pb2.AuthorityStatus, console: Console) -> None:
         more = status.agents_waiting - len(status.waiting_nodes)
         console.print(f"missing: {', '.join(status.waiting_nodes)}{f' and {more} more' if more else ''}")
     console.print(f"leader: {status.leader or 'none'}")
+    for each in status.abandoned:
+        console.print(f"abandoned: {_abandoned(each)}")
     for line in status.next:
         console.print(f"next: {line}")
+    for line in status.to_do:
+        console.print(f"to do: {line}")
 
 
-def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", console: Console) -> None:
-    """Print a line for each change until no rotation of the kind is under way."""
+def _abandoned(each: admin_pb2.Abandoned) -> str:
+    head = f"{KINDS[each.kind]} {each.id}, asked for {_instant(each.asked_at)}: "
+    ends = f"its last SVID ends at {_instant(each.svids_end)} at the latest" if each.HasField("svids_end") else ""
+    if not each.HasField("left_at"):
+        return head + (f"trusted until its SVIDs are replaced; {ends}" if ends else "signs until its successor does")
+    left = f"left the trust bundle at {_instant(each.left_at)}"
+    if not ends:
+        return f"{head}{left}; it never signed"
+    return head + left + ("; all its SVIDs were replaced" if each.replaced else f"; {ends}")
+
+
+def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, console: Console) -> None:
+    """Print a line for each change until SVIDs are re-issued, or nothing of before is trusted; then what is left."""
     last = ""
     for status in _watch(channel, None):
         line = _progress(status, kind)
         if line != last:
             last = line
             console.print(f"{datetime.now(UTC):%H:%M:%S} {line}", soft_wrap=True)
-        if not (status.rotating_x509 if kind == admin_pb2.KIND_X509 else status.rotating_jwt):
+        x509, jwt = (
+            (status.rotating_x509, status.rotating_jwt) if to_the_end else (status.reissuing_x509, status.reissuing_jwt)
+        )
+        if not ((x509 and kind != admin_pb2.KIND_JWT) or (jwt and kind != admin_pb2.KIND_X509)):
+            _print_left(status, kind, console)
             return
 
 
+def _print_left(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind", console: Console) -> None:
+    for head, lines in (("next", status.next), ("to do", status.to_do)):
+        for line in lines:
+            if line.partition(":")[0] in _NAMES[kind]:
+                console.print(f"{head}: {line}", soft_wrap=True)
+
+
 def _progress(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind") -> str:
-    mine = [each for each in status.authorities if each.kind == kind]
+    mine = [each for each in status.authorities if kind in (each.kind, admin_pb2.KIND_BOTH)]
     stages = ", ".join(f"{each.id[:8]} {each.stage}" for each in mine)
     have = status.agents - status.agents_waiting
     line = f"{stages}; agents acknowledged {have} of {status.agents}"

@@ -160,6 +160,8 @@ class Replica:
         self._federated = FederatedBundles(dict(config.federated_bundles))
         self._taint = StartupTaint(api, frozenset(config.driver_names), clock) if config.startup_taint else None
         self._trust: Feed[Broadcast] = Feed()
+        audit = Audit(clock)
+        self._rotation.heard = audit.authorities
         minting = Minting(self._signing_state, _minting(config), clock)
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         service = SignerService(
@@ -170,7 +172,7 @@ class Replica:
             self._agents,
             self._trust,
             self._events,
-            Audit(clock),
+            audit,
             self.metrics,
             clock,
             rng,
@@ -212,7 +214,9 @@ class Replica:
         services.push_async_callback(_cancel, tasks)
         services.push_async_callback(self._server.close, STOP_GRACE)
         await self._refresh()
-        admin = await serve_admin(AdminService(self._rotation, self._policies, self._pods), config.admin_socket)
+        admin = await serve_admin(
+            AdminService(self._rotation, self._policies, self._pods, self._clock), config.admin_socket
+        )
         services.push_async_callback(admin.stop, STOP_GRACE)
         state = self._rotation.state
         assert state is not None

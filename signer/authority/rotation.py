@@ -48,6 +48,8 @@ class Rotation:
         self._metrics = metrics
         self._clock = clock
         self.states: Feed[AuthorityState] = Feed()
+        # Is told of each change that this replica made: the state before it and after it.
+        self.heard: Callable[[AuthorityState, AuthorityState], None] = lambda before, after: None
         # When the stored state was last read, or seen to change.
         self.confirmed_at: datetime | None = None
 
@@ -190,5 +192,6 @@ class Rotation:
             },
         )
         self._metrics.stepped(step.kind, step.action)
+        self.heard(stored.state, written.state)
         self.see(written.state)
         return True

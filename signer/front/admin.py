@@ -4,16 +4,20 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 
+from runtime.clock import Clock
 from signer.attestation.pods import Pods
+from signer.authority.advice import to_do
+from signer.authority.lifecycle import FORCED_GRACE, Acks
 from signer.authority.rotation import Rotation
-from signer.authority.slots import JwtSlot, X509Slot
-from signer.authority.state import AuthorityState
+from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
+from signer.authority.state import Abandoned, AuthorityState
 from signer.errors import SignerError
 from signer.pb import admin_pb2
 from signer.policy.policies import Policies
@@ -25,15 +29,17 @@ REFRESH_SECONDS = 1.0
 MAX_NODES = 20
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 KINDS = {admin_pb2.KIND_X509: "x509", admin_pb2.KIND_JWT: "jwt"}
+_KIND_NUMBERS = {name: kind for kind, name in KINDS.items()}
 
 
 class AdminService:
     """Implements podsvid.signer.v1.Admin."""
 
-    def __init__(self, rotation: Rotation, policies: Policies, pods: Pods) -> None:
+    def __init__(self, rotation: Rotation, policies: Policies, pods: Pods, clock: Clock) -> None:
         self._rotation = rotation
         self._policies = policies
         self._pods = pods
+        self._clock = clock
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
@@ -64,12 +70,17 @@ class AdminService:
     async def step(self, request: admin_pb2.StepRequest, context: Context) -> admin_pb2.StepResponse:
         kind = KINDS.get(request.kind)
         action = admin_pb2.Action.Name(request.action).removeprefix("ACTION_").lower()
+        if request.kind == admin_pb2.KIND_BOTH and action == "rotate" and request.forced:
+            kind = BOTH
         _log.info(
             "step asked for",
             extra={"action": action, "kind": kind, "authority": request.authority_id, "forced": request.forced},
         )
         if kind is None or action == "unspecified":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "say which kind (x509 or jwt) and which action")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "say which kind (x509 or jwt; a forced rotation can be of both) and which action",
+            )
         assert kind is not None
         try:
             message = await self._rotation.step(action, kind, request.authority_id, forced=request.forced)
@@ -109,6 +120,10 @@ class AdminService:
             next=self._rotation.next_steps(state),
             rotating_x509=_rotating(state, "x509"),
             rotating_jwt=_rotating(state, "jwt"),
+            reissuing_x509=_reissuing(state, "x509", acks, self._clock.now()),
+            reissuing_jwt=_reissuing(state, "jwt", acks, self._clock.now()),
+            abandoned=[_abandoned(each) for each in state.abandoned],
+            to_do=to_do(state, self._clock.now()),
         )
         for slot in state.x509:
             added = self._slot(answer, admin_pb2.KIND_X509, slot)
@@ -134,6 +149,29 @@ class AdminService:
 def _rotating(state: AuthorityState, kind: str) -> bool:
     slots: tuple[X509Slot | JwtSlot, ...] = state.x509 if kind == "x509" else state.jwt
     return len(slots) > 1 or any(goal.kind == kind for goal in state.goals)
+
+
+def _reissuing(state: AuthorityState, kind: str, acks: Acks, now: datetime) -> bool:
+    if state.find(kind, Stage.PREPARED) is not None or any(goal.kind == kind for goal in state.goals):
+        return True
+    if kind != "x509":
+        return False
+    known = acks.in_use if not acks.waiting else None
+    return any(
+        now < each.end + FORCED_GRACE and (known is None or known.get(each.authority_id, 0) > 0)
+        for each in state.directives
+        if each.authority_id != state.active_x509_id
+    )
+
+
+def _abandoned(each: Abandoned) -> admin_pb2.Abandoned:
+    told = admin_pb2.Abandoned(kind=_KIND_NUMBERS[each.kind], id=each.authority_id, replaced=each.replaced)
+    told.asked_at.FromDatetime(each.asked_at)
+    for name in ("left_at", "svids_end", "certified_until"):
+        instant: datetime | None = getattr(each, name)
+        if instant is not None:
+            getattr(told, name).FromDatetime(instant)
+    return told
 
 
 async def serve_admin(service: AdminService, path: Path) -> grpc.aio.Server:

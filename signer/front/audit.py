@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from runtime.clock import Clock
+from signer.authority.state import AuthorityState
 from signer.errors import Reason
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim
 
@@ -94,6 +95,29 @@ class Audit:
                 "seconds": round(seconds, 6),
             },
         )
+
+    def authorities(self, before: AuthorityState, after: AuthorityState) -> None:
+        """What a change of the authorities abandoned, and what of it left the trust bundle: a line each."""
+        known = {(each.kind, each.authority_id): each for each in before.abandoned}
+        for each in after.abandoned:
+            was = known.get((each.kind, each.authority_id))
+            asked = each.asked_at.isoformat()
+            if was is None:
+                _log.warning(
+                    "authority abandoned", extra={"kind": each.kind, "authority": each.authority_id, "asked_at": asked}
+                )
+            if each.left_at is not None and (was is None or was.left_at is None):
+                _log.warning(
+                    "abandoned authority left the trust bundle",
+                    extra={
+                        "kind": each.kind,
+                        "authority": each.authority_id,
+                        "asked_at": asked,
+                        "replaced": each.replaced,
+                        "svids_end": each.svids_end.isoformat() if each.svids_end else None,
+                        "certified_until": each.certified_until.isoformat() if each.certified_until else None,
+                    },
+                )
 
     def _window(self, node: str, reason: Reason) -> _Window:
         now = self._clock.now()

@@ -15,6 +15,7 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KIND_UNSPECIFIED: _ClassVar[Kind]
     KIND_X509: _ClassVar[Kind]
     KIND_JWT: _ClassVar[Kind]
+    KIND_BOTH: _ClassVar[Kind]
 
 class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -26,6 +27,7 @@ class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 KIND_UNSPECIFIED: Kind
 KIND_X509: Kind
 KIND_JWT: Kind
+KIND_BOTH: Kind
 ACTION_UNSPECIFIED: Action
 ACTION_PREPARE: Action
 ACTION_ACTIVATE: Action
@@ -85,7 +87,7 @@ class StepResponse(_message.Message):
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class AuthorityStatus(_message.Message):
-    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt")
+    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do")
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +98,10 @@ class AuthorityStatus(_message.Message):
     NEXT_FIELD_NUMBER: _ClassVar[int]
     ROTATING_X509_FIELD_NUMBER: _ClassVar[int]
     ROTATING_JWT_FIELD_NUMBER: _ClassVar[int]
+    REISSUING_X509_FIELD_NUMBER: _ClassVar[int]
+    REISSUING_JWT_FIELD_NUMBER: _ClassVar[int]
+    ABANDONED_FIELD_NUMBER: _ClassVar[int]
+    TO_DO_FIELD_NUMBER: _ClassVar[int]
     trust_domain: str
     sequence: int
     leader: str
@@ -106,7 +112,29 @@ class AuthorityStatus(_message.Message):
     next: _containers.RepeatedScalarFieldContainer[str]
     rotating_x509: bool
     rotating_jwt: bool
-    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ...) -> None: ...
+    reissuing_x509: bool
+    reissuing_jwt: bool
+    abandoned: _containers.RepeatedCompositeFieldContainer[Abandoned]
+    to_do: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Abandoned(_message.Message):
+    __slots__ = ("kind", "id", "asked_at", "left_at", "svids_end", "replaced", "certified_until")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ASKED_AT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_AT_FIELD_NUMBER: _ClassVar[int]
+    SVIDS_END_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
+    CERTIFIED_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    kind: Kind
+    id: str
+    asked_at: _timestamp_pb2.Timestamp
+    left_at: _timestamp_pb2.Timestamp
+    svids_end: _timestamp_pb2.Timestamp
+    replaced: bool
+    certified_until: _timestamp_pb2.Timestamp
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., id: _Optional[str] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., left_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., svids_end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., replaced: _Optional[bool] = ..., certified_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Authority(_message.Message):
     __slots__ = ("kind", "id", "stage", "prepared_at", "activated_at", "leaves_at", "not_after", "svids", "svids_known")

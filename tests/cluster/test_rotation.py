@@ -76,7 +76,7 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
             try:
                 for number in range(ROTATIONS):
                     before = stored_state(cluster).active_x509_id
-                    out = await asyncio.to_thread(authority, signer, "rotate")
+                    out = await asyncio.to_thread(authority, signer, "rotate", "--wait")
                     progress(f"rotation {number + 1}:\n{out}")
                     assert "prepared; agents acknowledged" in out
                     state = stored_state(cluster)
@@ -95,6 +95,8 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
                 progress(f"forced rotation, {took:.0f} s:\n{out}")
                 state = stored_state(cluster)
                 assert before not in {slot.id for slot in state.x509}
+                assert {jwt.id for jwt in state.jwt}.isdisjoint(state.abandoned_ids("jwt"))
+                assert before in state.abandoned_ids("x509")
                 assert issuers(found) == {state.active_x509_id: len(found.targets)}
                 peak = max(_mints_by_second(signer, asked).values())
                 progress(

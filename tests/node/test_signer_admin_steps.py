@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -19,14 +20,17 @@ import pytest
 
 from podsvid import authority as authority_command
 from podsvid.authority import CommandFailed, show_explained
+from signer.authority.advice import to_do
+from signer.authority.lifecycle import FORCED_GRACE, Acks
 from signer.authority.rotation import Rotation
-from signer.authority.state import AuthorityState
-from signer.front.admin import MAX_NODES, SERVICE, _rotating
+from signer.authority.slots import KINDS
+from signer.authority.state import Abandoned, AuthorityState
+from signer.front.admin import MAX_NODES, SERVICE, _abandoned, _reissuing, _rotating
 from signer.model import Agent
 from signer.pb import admin_pb2
 from signer.policy.policies import GROUP
 from tests.signer_rig import START, Serving, Site, serving
-from tests.unit.signer.test_lifecycle import advanced, first, life, stages
+from tests.unit.signer.test_lifecycle import TTL, advanced, done, first, life, stages
 
 WIDE = f"{GROUP}/clusterworkloadidentities/wide"
 
@@ -220,22 +224,192 @@ def test_the_steps_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_rotation_is_followed_to_its_end() -> None:
     async def test(rig: Rig) -> None:
         before = rig.state.active_x509_id
-        text = await rig.authority("rotate", "--forced")
+        jwt = rig.state.jwt[0].id
+        text = await rig.authority("rotate", "--forced", "--kind", "x509")
         head, *lines = text.splitlines()
-        assert head == "forced rotation of the x509 authority started"
-        # The last line says the end: nobody trusts the old one any more.
-        assert lines[-1].endswith(
+        assert head == f"forced rotation of the x509 authorities started; abandoned: x509 {before}"
+        # The last line of progress says the end: nobody trusts the old one any more.
+        (*_, last) = (line for line in lines if "agents acknowledged" in line)
+        assert last.endswith(
             f"{rig.state.active_x509_id[:8]} active; agents acknowledged 0 of 0; SVIDs re-issued 0 of 0"
         )
+        assert lines[-1].startswith("next: x509: prepare a new authority at")
         assert [each.stage.value for each in rig.state.x509] == ["active"]
         assert rig.state.active_x509_id != before
         assert rig.state.goals == frozenset()
-        jwt = rig.state.jwt[0].id
-        await rig.authority("rotate", "--forced", "--kind", "jwt")
+        assert rig.state.jwt[0].id == jwt
+        text = await rig.authority("rotate", "--forced", "--kind", "jwt")
         assert rig.state.jwt[0].id != jwt
         assert len(rig.state.jwt) == 1
+        assert f"accept tokens of {jwt} until they read the keys anew" in text
 
     rigged(test)
+
+
+@pytest.mark.parametrize("flag", ["--forced", "--compromised"])
+def test_a_theft_is_of_both_kinds_unless_one_is_named(flag: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "podsvid.audit")
+
+    async def test(rig: Rig) -> None:
+        x509, jwt = rig.state.active_x509_id, rig.state.jwt[0].id
+        text = await rig.authority("rotate", flag)
+        head, *_, progress = (line for line in text.splitlines() if not line.startswith(("next: ", "to do: ")))
+        assert head == f"forced rotation of the x509 and jwt authorities started; abandoned: x509 {x509}, jwt {jwt}"
+        assert not {x509, jwt} & {slot.id for kind in KINDS for slot in rig.state.slots(kind)}
+        assert progress[9:].startswith(f"{rig.state.x509[0].id[:8]} active, {rig.state.jwt[0].id[:8]} active; ")
+        found = await rig.shown()
+        told = {each["id"]: each for each in found["abandoned"]}
+        assert [(each["kind"], each["id"]) for each in found["abandoned"]] == [("KIND_X509", x509), ("KIND_JWT", jwt)]
+        assert {each["asked_at"] for each in told.values()} == {"2030-01-01T00:00:00Z"}
+        assert {each["left_at"] for each in told.values()} == {"2030-01-01T00:00:00Z"}
+        assert [each["replaced"] for each in found["abandoned"]] == [True, False]
+        people = await rig.authority("show")
+        assert f"abandoned: x509 {x509}, asked for 2030-01-01 00:00:00Z: left the trust bundle at" in people
+        assert f"abandoned: jwt {jwt}, asked for" in people
+        assert "to do: jwt: verifiers outside that cache keys (API servers, OpenBao, Vault, Keycloak) acce" in people
+        assert f"(key id {rig.state.jwt[0].id})" in people
+        assert "podsvid api validate jwt --audience A --svid-file OLD" in people
+        # A line each in the audit log.
+        lines = [vars(each) for each in caplog.records if each.name == "podsvid.audit"]
+        assert [each["authority"] for each in lines if each["message"] == "authority abandoned"] == [x509, jwt]
+        left = {each["authority"]: each for each in lines if each["message"].startswith("abandoned authority left")}
+        assert set(left) == {x509, jwt}
+        assert (left[x509]["replaced"], left[jwt]["replaced"]) == (True, False)
+        assert left[jwt]["svids_end"] > "2030-01-01T00:00:00"
+
+    rigged(test)
+
+
+def test_what_is_told_of_an_abandoned_authority() -> None:
+    def told(**changes: Any) -> str:
+        entry = replace(Abandoned("x509", "id", START), **changes)
+        return authority_command._abandoned(_abandoned(entry))
+
+    later = START + timedelta(hours=1)
+    head = "x509 id, asked for 2030-01-01 00:00:00Z: "
+    last = "its last SVID ends at 2030-01-01 01:00:00Z at the latest"
+    left = "left the trust bundle at 2030-01-01 01:00:00Z"
+    assert told() == f"{head}signs until its successor does"
+    assert told(svids_end=later) == f"{head}trusted until its SVIDs are replaced; {last}"
+    assert told(left_at=later) == f"{head}{left}; it never signed"
+    assert told(svids_end=later, left_at=later) == f"{head}{left}; {last}"
+    assert told(svids_end=later, left_at=later, replaced=True) == f"{head}{left}; all its SVIDs were replaced"
+
+
+def test_people_are_told_what_no_signer_can_do() -> None:
+    state = first()
+    active = state.jwt[0].id
+    until = START + timedelta(days=7)
+    signed = Abandoned("jwt", "signed", START, svids_end=START, left_at=START)
+    never = Abandoned("jwt", "never", START, left_at=START)
+    x509 = Abandoned("x509", "cert", START, svids_end=START, left_at=START, certified_until=START + TTL)
+    own = replace(x509, authority_id="own", certified_until=None)
+    after = replace(state, abandoned=(signed, never, x509, own))
+    lines = to_do(after, START)
+    assert [line.partition(":")[0] for line in lines] == ["jwt", "jwt", "x509"]
+    assert "accept tokens of signed until" in lines[0]
+    assert f"one token that was issued after 2030-01-01T00:00:00Z (key id {active})" in lines[0]
+    assert "what a thief signs is accepted until 2030-01-01T01:00:00Z: replace that root" in lines[2]
+    assert len(to_do(after, until - timedelta(seconds=1))) == 2
+    assert to_do(after, until) == []
+    assert to_do(state, START) == []
+    # While it signs there is nothing to present.
+    assert to_do(replace(state, abandoned=(replace(signed, left_at=None),)), START) == []
+
+
+@pytest.mark.parametrize("step", ["prepare", "activate", "revoke"])
+def test_only_a_theft_is_of_both_kinds(step: str) -> None:
+    async def test(rig: Rig) -> None:
+        async with grpc.aio.insecure_channel(f"unix:{rig.socket}") as channel:
+            call: Any = channel.unary_unary(
+                f"/{SERVICE}/Step", admin_pb2.StepRequest.SerializeToString, admin_pb2.StepResponse.FromString
+            )
+            action = authority_command.ACTIONS[step]
+            requests = [admin_pb2.StepRequest(action=action, kind=admin_pb2.KIND_BOTH, forced=True)]
+            requests.append(admin_pb2.StepRequest(action=admin_pb2.ACTION_ROTATE, kind=admin_pb2.KIND_BOTH))
+            for request in requests:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call(request)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    rigged(test)
+
+
+def test_a_rotation_is_over_for_who_asked_when_svids_are_re_issued_and_says_what_is_left() -> None:
+    async def test(rig: Rig) -> None:
+        before = rig.state.active_x509_id
+        text = await rig.authority("rotate")
+        assert [each.stage.value for each in rig.state.x509] == ["old", "active"]
+        ends = rig.state.x509[0].ends_at
+        assert f"next: x509: stop trusting {before} when its last SVID ended, at {ends:%Y-%m-%dT%H:%M:%SZ}" in text
+        # Nothing of the other kind.
+        assert "jwt" not in text
+        # Who wants to be there until the end says so.
+        waiting = asyncio.ensure_future(rig.authority("rotate", "--wait"))
+        await rig.until(lambda: len(rig.state.x509) == 3)
+        over, _ = await asyncio.wait([waiting], timeout=0.3)
+        assert not over
+        rig.site.clock.pass_by(days=2)
+        text = await waiting
+        assert len(rig.state.x509) == 1
+        assert "stop trusting" not in text.splitlines()[-1]
+
+    rigged(test)
+
+
+def test_a_rotation_waits_for_what_agents_hold() -> None:
+    async def test(rig: Rig) -> None:
+        rig.agent("node-a")
+        await rig.until(lambda: rig.rotation.live_nodes() == {"node-a"})
+        agents = rig.rotation._agents
+        agents.connect(Agent("node-a", "uid", "agent-node-a", "pod-uid", rig.site.clock.now()))
+        old = rig.state.active_x509_id
+        agents.acknowledged("node-a", rig.state.sequence, {old: 1})
+        waiting = asyncio.ensure_future(rig.authority("rotate"))
+
+        async def acknowledged(held: str) -> None:
+            agents.acknowledged("node-a", rig.state.sequence, {held: 1})
+
+        await rig.until(lambda: len(rig.state.x509) == 2)
+        while rig.state.active_x509_id == old:
+            await acknowledged(old)
+            await asyncio.sleep(0.01)
+        await acknowledged(old)
+        over, _ = await asyncio.wait([waiting], timeout=0.3)
+        assert not over
+        await acknowledged(rig.state.active_x509_id)
+        assert "SVIDs re-issued 1 of 1" in await waiting
+
+    rigged(test)
+
+
+def test_waiting_and_not_waiting_are_not_asked_for_together() -> None:
+    parser = argparse.ArgumentParser()
+    authority_command.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["rotate", "--wait", "--no-wait"])
+
+
+def test_until_when_a_rotation_counts_as_under_way() -> None:
+    """For who waits for its SVIDs: bounded by the window in which agents renew, whoever is silent."""
+    state = first()
+    asked, _ = life().asked(state, "x509", forced=False, now=START)
+    unknown = Acks(frozenset({"silent"}), None)
+    prepared = advanced(asked, START, unknown)
+    rotated = advanced(prepared, START)
+    old = rotated.x509[0].id
+    for each in (asked, prepared):
+        assert _reissuing(each, "x509", Acks(frozenset(), {}), START)
+        assert not _reissuing(each, "jwt", unknown, START)
+    end = rotated.directives[0].end + FORCED_GRACE
+    for acks in (unknown, Acks(frozenset(), {old: 1}), Acks(frozenset(), None), Acks(frozenset({"silent"}), {})):
+        assert _reissuing(rotated, "x509", acks, end - timedelta(seconds=1))
+        assert not _reissuing(rotated, "x509", acks, end)
+    assert not _reissuing(rotated, "x509", Acks(frozenset(), {rotated.x509[1].id: 1}), START)
+    jwt, _ = life().asked(state, "jwt", forced=False, now=START)
+    assert _reissuing(jwt, "jwt", unknown, START)
+    assert _reissuing(done(life().prepare(state, "jwt", START))[0], "jwt", unknown, START)
+    assert not _reissuing(advanced(jwt, START), "jwt", unknown, START)
 
 
 def test_a_rotation_is_under_way_from_when_it_is_asked_for_until_the_old_one_is_gone() -> None:

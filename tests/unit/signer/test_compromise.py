@@ -170,6 +170,15 @@ def test_a_second_theft_abandons_what_the_first_made() -> None:
     assert Thief.of(state, served).accepted(third, START + SECOND) == []
 
 
+def test_an_old_jwt_key_leaves_with_the_stolen_one_and_not_before() -> None:
+    """No agent says which tokens are held, so that none is not known; and a thief has the active key as well."""
+    state = stolen(rotated(first(), "jwt", START), START, "jwt")
+    assert stages(state, "jwt") == ["tainted", "active"]
+    step = life().due(state, ALL, START)
+    assert step is not None
+    assert (step.action, step.kind) == ("prepare", "jwt")
+
+
 def test_a_second_theft_puts_off_no_re_issue_of_the_first() -> None:
     """Agents renew by the end of the window that they were told; what leaves before it would cut them off."""
     now = START + POLICY.forced_window
