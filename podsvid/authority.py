@@ -195,7 +195,8 @@ def _table(status: admin_pb2.AuthorityStatus) -> Table:
 def _print_rest(status: admin_pb2.AuthorityStatus, console: Console) -> None:
     have = status.agents - status.agents_waiting
     console.soft_wrap = True
-    console.print(f"agents: {have} of {status.agents} have acknowledged sequence {status.sequence}")
+    known = f"unknown ({status.unknown}); so far " if status.unknown else ""
+    console.print(f"agents: {known}{have} of {status.agents} have acknowledged sequence {status.sequence}")
     if status.waiting_nodes:
         more = status.agents_waiting - len(status.waiting_nodes)
         console.print(f"missing: {', '.join(status.waiting_nodes)}{f' and {more} more' if more else ''}")
@@ -247,6 +248,8 @@ def _progress(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind") -> str:
     stages = ", ".join(f"{each.id[:8]} {each.stage}" for each in mine)
     have = status.agents - status.agents_waiting
     line = f"{stages}; agents acknowledged {have} of {status.agents}"
+    if status.unknown:
+        line += f"; unknown: {status.unknown}"
     known = [each for each in mine if each.svids_known]
     if known:
         total = sum(each.svids for each in known)

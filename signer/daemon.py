@@ -24,6 +24,7 @@ from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.pods import Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.acknowledgements import Agents
+from signer.authority.knowledge import Sources
 from signer.authority.lifecycle import Life, LifecyclePolicy
 from signer.authority.rotation import Rotation
 from signer.authority.state import AuthorityState
@@ -46,7 +47,7 @@ from signer.metrics import Metrics
 from signer.minting.minting import Minting, MintingSettings
 from signer.policy.policies import Policies
 from signer.policy.policy import PolicySettings
-from signer.publishing.config_maps import Publisher
+from signer.publishing.config_maps import Publisher, published_sequence
 from signer.upstream.certify import FileUpstream, SelfSigned, Upstream
 
 _log = logging.getLogger("podsvid.signer")
@@ -97,6 +98,7 @@ class Replica:
         spans: Tracing = NO_TRACING,
     ) -> None:
         self._config = config
+        self._api = api
         self._clock = clock
         self._rng = rng
         self.metrics = Metrics()
@@ -144,7 +146,7 @@ class Replica:
             Life(_lifecycle(config), _upstream(config), config.trust_domain),
             self._leader,
             self._agents,
-            self._live_nodes,
+            Sources(self._live_nodes, self._pods_unread, self._published_sequence),
             self.metrics,
             clock,
         )
@@ -264,6 +266,17 @@ class Replica:
             and pod.service_account == config.agent_service_account
             and pod.node_name
             and not pod.finished
+        )
+
+    def _pods_unread(self) -> str:
+        if not self._pods.synced:
+            return "pods are not read yet"
+        return "" if self._pods.fresh else "pods cannot be read now"
+
+    async def _published_sequence(self) -> int:
+        config = self._config
+        return await published_sequence(
+            self._api, config.agent_namespace, config.bundle_config_map, config.trust_domain
         )
 
     async def _follow_secret(self) -> None:

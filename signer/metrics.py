@@ -46,7 +46,7 @@ class Metrics:
         )
         self._steps = Counter(
             "podsvid_signer_authority_steps",
-            "Steps in the authorities' life by kind (x509, jwt) and step.",
+            "Steps in the authorities' life by kind (x509, jwt, all) and step.",
             ["kind", "step"],
             registry=self.registry,
         )
@@ -55,6 +55,13 @@ class Metrics:
             "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
             "(address, crowded, deadline, head, leave, rate, request).",
             ["listener", "why"],
+            registry=self.registry,
+        )
+
+        self._rollbacks = Counter(
+            "podsvid_signer_rollbacks_detected",
+            "Older Secrets that were noticed and mended, by how (restored: while no signer ran; replaced: under one).",
+            ["how"],
             registry=self.registry,
         )
 
@@ -69,6 +76,10 @@ class Metrics:
     def http_refused(self, listener: str, why: str) -> None:
         """Count a connection that was cut off, or a page that was refused; from any thread."""
         self._http_refused.labels(listener, why).inc()
+
+    def rolled_back(self, how: str) -> None:
+        """Count an older Secret that was mended: restored, or replaced."""
+        self._rollbacks.labels(how).inc()
 
     def built(self, version: str) -> None:
         """Say which version runs."""

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -119,6 +120,21 @@ class TrustBundle:
             sequence=_integer(document, "spiffe_sequence"),
             refresh_hint=timedelta(seconds=hint) if hint is not None and 0 <= hint < 2**31 else None,
         )
+
+    def digest(self) -> bytes:
+        """SHA-256 that names what this bundle trusts, whatever order, sequence and format it came in.
+
+        Over parts, each behind its length in eight bytes: the trust domain's name; then, each kind sorted, `x` with the
+        DER of an X.509 authority, and `j` with key id, NUL and SubjectPublicKeyInfo of a JWT authority.
+        """
+        x509_parts = sorted(b"x" + _der(each) for each in self.x509_authorities)
+        jwt_parts = sorted(
+            b"j" + each.key_id.encode() + b"\0" + _spki(each.public_key) for each in self.jwt_authorities
+        )
+        found = hashlib.sha256()
+        for part in (self.trust_domain.name.encode(), *x509_parts, *jwt_parts):
+            found.update(len(part).to_bytes(8, "big") + part)
+        return found.digest()
 
     def to_pem(self) -> bytes:
         """The X.509 authorities as concatenated PEM."""
@@ -241,6 +257,10 @@ def _raw(key: Any) -> bytes:
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _spki(key: JwtKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _bytes(number: int) -> bytes:

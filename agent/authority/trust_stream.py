@@ -68,6 +68,7 @@ class TrustStream:
             acknowledged_sequence=sequence,
             in_use=[signer_pb2.AuthorityUse(authority_id=name, svids=count) for name, count in sorted(svids.items())],
             agent_version=self._settings.agent_version,
+            digest=trust.bundle.digest(),
         )
         if report != self._report:
             self._report = report
@@ -134,6 +135,11 @@ class TrustStream:
             _log.error("the signer sent no trust bundle of this trust domain; is it another cluster's?")
             return
         trust = Trust(bundles[0], tuple(bundles[1:]))
+        if answer.digest and answer.digest != bundles[0].digest():
+            # Of a kind of key that this agent does not know, perhaps: the signer is told what was taken.
+            _log.warning(
+                "the signer's trust bundle has more than this agent can take", extra={"sequence": answer.sequence}
+            )
         self._contact.answered(answer.sequence)
         self._issues_jwt = answer.issues_jwt
         present = self._trust.current

@@ -104,6 +104,7 @@ class Attestor:
             )
         if degraded:
             return self._remembered(agent, proven, claim)
+        self._check_pods_known()
         try:
             pod = await self._pods.find(claim)
         except ApiUnavailable as error:
@@ -163,6 +164,7 @@ class Attestor:
     def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim, why: str = "") -> AttestedPod:
         """The pod as it was, if it may be renewed without the API server. Raises Refused."""
         self._within_outage()
+        self._check_pods_known()
         pod = self._pods.known(claim.uid)
         issued = self._issued.get(claim.uid)
         if pod is None or issued is None or issued[0] != agent.node_uid:
@@ -173,6 +175,17 @@ class Attestor:
             )
         self._check_live(pod, proven)
         return AttestedPod(pod, agent, held=issued[1])
+
+    def _check_pods_known(self) -> None:
+        """Tokens may be reviewed while pods can be followed no more. Raises Refused."""
+        limit = self._settings.outage_limit
+        if self._pods.outdated(limit):
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                f"pods could not be followed for longer than outage_limit ({limit.total_seconds():g} s); the signer's "
+                "log says why",
+                retry_after=OUTAGE_RETRY,
+            )
 
     def _within_outage(self) -> None:
         heard = [at for at in (self._answered_at, self._pods.last_contact) if at is not None]

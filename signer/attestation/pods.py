@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
@@ -27,6 +27,15 @@ class Pods:
     def synced(self) -> bool:
         """Whether there was a complete list once."""
         return self._mirror.synced
+
+    @property
+    def fresh(self) -> bool:
+        """Whether all are known as they are now."""
+        return self._mirror.fresh
+
+    def outdated(self, limit: timedelta) -> bool:
+        """Whether what is known of them is older than that: one may have finished, or have other labels, since."""
+        return self._mirror.outdated(limit)
 
     @property
     def last_contact(self) -> datetime | None:

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from runtime.clock import Clock
+from signer.authority.state import MAX_SEQUENCE, AuthorityState, believable
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
 from signer.errors import Conflict, NotFound, Reason, Refused, SignerError
@@ -28,16 +29,46 @@ MAX_BYTES = 900_000
 MAX_STREAMS = 16
 # What an agent may say of its SVIDs: more would let one node fill the ConfigMap that the others' words go through.
 MAX_AUTHORITIES = 64
-_AUTHORITY_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_VERSION = 1
+# SVIDs of one authority on one node: kubelet's usual limit is 110 pods, the highest in use below a thousand, and a pod
+# has a handful of volumes. So many nodes with so many each still fit into the 32 bits that they are shown in.
+MAX_SVIDS = 2**16 - 1
+MAX_TOTAL = 2**32 - 1
+DIGEST_BYTES = 32
+_VERSION = 2
+# Without digests: what replicas from before them write, while they are replaced one by one.
+_OLD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a signer waits for: that agents have this trust (`digest` in hex); whose SVIDs are counted."""
+
+    sequence: int
+    digest: str
+    authorities: frozenset[str]
+
+    @classmethod
+    def of(cls, state: AuthorityState) -> "Wanted":
+        """What `state` needs."""
+        return cls(state.sequence, state.digest.hex(), frozenset(slot.id for slot in state.x509))
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """What one agent has: the newest sequence that all its workloads hold, and its SVIDs by authority."""
+    """What one agent has: the newest trust that all its workloads hold, and its SVIDs by authority.
+
+    `digest` names that trust, in hex; empty from agents that do not say. `sequence` 0: nothing that can be believed.
+    """
 
     sequence: int
     in_use: Mapping[str, int] = field(default_factory=dict)
+    digest: str = ""
+
+    def has(self, wanted: Wanted) -> bool:
+        """Whether that is the trust that is waited for: a higher number alone may be of another past."""
+        if not self.digest:
+            return self.sequence == wanted.sequence
+        return self.sequence >= wanted.sequence and self.digest == wanted.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +91,10 @@ class Agents:
         self._next = 0
         self._nodes: dict[str, Acknowledged] = {}
         self._newest = 0
+        # What this replica's own state is: nothing else is waited for, and no other authority is counted.
+        self._own = 0
+        self._counted: frozenset[str] = frozenset()
+        self._doubted_at: datetime | None = None
         self._lively_until = clock.now()
         self._written: str | None = None
         self._written_at = clock.now()
@@ -72,6 +107,17 @@ class Agents:
         """How many agents watch this replica."""
         return len(self._open)
 
+    @property
+    def unread(self) -> str:
+        """Why it is not known what agents told the other replicas; empty when it is."""
+        if not self._others.synced:
+            return "what agents acknowledged to the other signers is not read yet"
+        return "" if self._others.fresh else "what agents acknowledge to the other signers cannot be read now"
+
+    def know(self, wanted: Wanted) -> None:
+        """What there is to be acknowledged and held from now on."""
+        self._own, self._counted = wanted.sequence, wanted.authorities
+
     def connect(self, agent: Agent) -> int:
         """An agent's stream began; the handle is for `disconnect`. Raises Refused (BUSY)."""
         if sum(node == agent.node_name for node in self._open.values()) >= MAX_STREAMS:
@@ -81,14 +127,31 @@ class Agents:
         self._nodes.setdefault(agent.node_name, Acknowledged(0))
         return self._next
 
-    def acknowledged(self, node: str, sequence: int, in_use: Mapping[str, int]) -> None:
-        """What the agent of `node` said."""
-        if node in self._nodes:
-            named = [each for each in in_use.items() if _AUTHORITY_ID.fullmatch(each[0])]
-            self._nodes[node] = Acknowledged(sequence, dict(named[:MAX_AUTHORITIES]))
-            if sequence > self._newest:
-                self._newest = sequence
-                self._lively_until = self._clock.now() + LIVELY
+    def acknowledged(self, node: str, sequence: int, in_use: Mapping[str, int], digest: bytes = b"") -> None:
+        """What the agent of `node` said. What cannot be is not counted, and said once in a while."""
+        if node not in self._nodes:
+            return
+        now = self._clock.now()
+        if not believable(sequence, self._own, now) or len(digest) not in (0, DIGEST_BYTES):
+            self._doubt(node, sequence)
+            sequence, digest = 0, b""
+        self._nodes[node] = Acknowledged(sequence, self._known_uses(in_use), digest.hex())
+        # Only what is waited for makes it lively: of other numbers an agent could make up a new one every moment.
+        if self._newest < sequence <= self._own:
+            self._newest = sequence
+            self._lively_until = now + LIVELY
+
+    def _known_uses(self, in_use: Mapping[str, int]) -> Mapping[str, int]:
+        known = [(name, min(count, MAX_SVIDS)) for name, count in in_use.items() if name in self._counted]
+        return dict(known[:MAX_AUTHORITIES])
+
+    def _doubt(self, node: str, sequence: int) -> None:
+        now = self._clock.now()
+        if self._doubted_at is None or not timedelta(0) <= now - self._doubted_at < LIVELY:
+            self._doubted_at = now
+            _log.warning(
+                "an agent acknowledges what was never there; not counted", extra={"node": node, "sequence": sequence}
+            )
 
     def disconnect(self, handle: int) -> None:
         """The stream ended. Its node is forgotten here unless a newer stream is open."""
@@ -96,20 +159,27 @@ class Agents:
         if node not in self._open.values():
             self._nodes.pop(node, None)
 
-    def summary(self, sequence: int, live: frozenset[str]) -> tuple[frozenset[str], Mapping[str, int] | None]:
-        """The live nodes that lack `sequence`, and how many SVIDs of each authority all of them hold.
+    def summary(self, wanted: Wanted, live: frozenset[str]) -> tuple[frozenset[str], Mapping[str, int] | None]:
+        """The live nodes that lack that trust, and how many SVIDs of each authority all of them hold.
 
         None instead of numbers while a node has said nothing.
         """
         known = self._known()
-        waiting = frozenset(node for node in live if node not in known or known[node].sequence < sequence)
+        waiting = frozenset(node for node in live if node not in known or not known[node].has(wanted))
         if any(node not in known for node in live):
             return waiting, None
         totals: dict[str, int] = {}
         for node in live:
             for authority, count in known[node].in_use.items():
-                totals[authority] = totals.get(authority, 0) + count
+                if authority in wanted.authorities:
+                    totals[authority] = min(totals.get(authority, 0) + count, MAX_TOTAL)
         return waiting, totals
+
+    def newest(self, live: frozenset[str]) -> int:
+        """The highest sequence that a live agent has, of those that can be believed; 0 without any."""
+        now, known = self._clock.now(), self._known()
+        found = [known[node].sequence for node in live if node in known]
+        return max((each for each in found if believable(each, self._own, now)), default=0)
 
     async def run(self) -> None:
         """Follow the other replicas and tell them what this one knows, for ever."""
@@ -138,8 +208,12 @@ class Agents:
 
     async def write(self) -> None:
         """Write this replica's ConfigMap if it changed or gets old. Raises SignerError."""
-        nodes = {node: [each.sequence, dict(each.in_use)] for node, each in sorted(self._nodes.items())}
-        text = json.dumps(nodes, separators=(",", ":"))
+        # Nearly all have the same trust: its digest is written once.
+        digests = {digest: index for index, digest in enumerate(sorted({each.digest for each in self._nodes.values()}))}
+        nodes = {
+            node: [each.sequence, dict(each.in_use), digests[each.digest]] for node, each in sorted(self._nodes.items())
+        }
+        text = json.dumps({"digests": list(digests), "nodes": nodes}, separators=(",", ":"))
         if len(text) > MAX_BYTES:
             _log.error("too many agents to pass on", extra={"agents": len(nodes)})
             return
@@ -199,15 +273,43 @@ def _read_replica(body: Object) -> _Replica | None:
     data = body.get("data") or {}
     try:
         # A copy under another name would speak, and be removed, in the place of the replica that it names.
-        if data["version"] != str(_VERSION) or body["metadata"]["name"] != _name(str(data["identity"])):
+        if body["metadata"]["name"] != _name(str(data["identity"])):
             return None
-        nodes = {
-            str(node): Acknowledged(int(sequence), {str(key): int(count) for key, count in in_use.items()})
-            for node, (sequence, in_use) in json.loads(data["nodes"]).items()
-        }
+        told = json.loads(data["nodes"])
+        if data["version"] == str(_VERSION):
+            digests = [_digest(each) for each in told["digests"]]
+            nodes = {
+                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use), digests[_number(index)])
+                for node, (sequence, in_use, index) in told["nodes"].items()
+            }
+        elif data["version"] == str(_OLD_VERSION):
+            nodes = {
+                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use))
+                for node, (sequence, in_use) in told.items()
+            }
+        else:
+            return None
         written_at = datetime.fromisoformat(data["written_at"])
         if written_at.tzinfo is None:
             return None
         return _Replica(str(data["identity"]), written_at, nodes)
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _uses(in_use: Mapping[str, Any]) -> Mapping[str, int]:
+    return {str(key): min(_number(count), MAX_SVIDS) for key, count in list(in_use.items())[:MAX_AUTHORITIES]}
+
+
+def _digest(text: Any) -> str:
+    found = str(text)
+    if found and len(bytes.fromhex(found)) != DIGEST_BYTES:
+        raise ValueError("not a digest")
+    return found
+
+
+def _number(value: Any, most: int = 2**32) -> int:
+    """A count that is one. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError("not a number that can be")
+    return value

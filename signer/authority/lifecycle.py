@@ -7,32 +7,22 @@ minutes, of everything that was there when it was asked for (recovery.py): those
 agent holds an SVID of them, or a bound has passed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from signer.authority import recovery, succession
+from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
-from signer.authority.state import AuthorityState, Goal
+from signer.authority.state import AuthorityState, Goal, sequence_at
 from signer.authority.timing import FORCED_GRACE as FORCED_GRACE
 from signer.authority.timing import LifecyclePolicy as LifecyclePolicy
 from signer.errors import TransitionRefused
 from signer.upstream.certify import Upstream
 from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
-
-_NAMED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Acks:
-    """`waiting`: nodes of live agents that lack the present sequence. `in_use`: SVIDs held, by X.509 authority; None
-    while not every live agent has said so."""
-
-    waiting: frozenset[str]
-    in_use: Mapping[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +49,7 @@ class Life:
         jwt: tuple[JwtSlot, ...] = ()
         if self.policy.jwt_algorithm is not None:
             jwt = (replace(self._jwt(now), stage=Stage.ACTIVE, activated_at=now),)
-        return AuthorityState(self._trust_domain, max(1, int(now.timestamp())), (x509,), jwt)
+        return AuthorityState(self._trust_domain, sequence_at(now), (x509,), jwt)
 
     def due(self, state: AuthorityState, acks: Acks, now: datetime) -> Step | None:
         """The first step that is due; None while there is nothing but to wait."""
@@ -109,9 +99,11 @@ class Life:
         prepared = state.find(kind, Stage.PREPARED)
         if prepared is None:
             raise TransitionRefused(f"no {kind} authority is prepared; prepare one first")
+        if acks.unknown and not forced:
+            raise TransitionRefused(f"nobody knows yet who would refuse its SVIDs: {acks.unknown}; or use --forced")
         if acks.waiting and not forced:
             raise TransitionRefused(
-                f"{_names(acks.waiting)} would refuse its SVIDs: not acknowledged yet; wait, or use --forced"
+                f"{acks.lacking} would refuse its SVIDs: not acknowledged yet; wait, or use --forced"
             )
         return _changed(
             succession.activated(state, kind, self.policy, now)
@@ -170,7 +162,7 @@ class Life:
 
     def outlook(self, state: AuthorityState, acks: Acks, now: datetime) -> list[str]:
         """What happens next, for people."""
-        lines = []
+        lines = [f"unknown: {acks.unknown}"] if acks.unknown else []
         for kind in KINDS:
             if not state.slots(kind):
                 continue
@@ -201,7 +193,7 @@ class Life:
         if not slots:
             return Step("prepare", kind, "there is none")
         for slot in slots:
-            if slot.ends_at is not None and slot.ends_at <= now:
+            if slot.ends_at is not None and slot.ends_at + self._patience(slot, acks) <= now:
                 why = (
                     "it is revoked and its time is over"
                     if slot.stage is Stage.TAINTED
@@ -209,8 +201,7 @@ class Life:
                 )
                 return Step("retire", kind, why, slot.id)
             # Nobody says which JWT-SVIDs are held.
-            known = kind == "x509" and acks.in_use is not None and not acks.in_use.get(slot.id)
-            if slot.stage is Stage.TAINTED and known and not acks.waiting:
+            if slot.stage is Stage.TAINTED and kind == "x509" and acks.unused(slot.id):
                 return Step("retire", kind, "it is revoked and no agent holds an SVID of it", slot.id)
         prepared = state.find(kind, Stage.PREPARED)
         if prepared is not None:
@@ -227,12 +218,14 @@ class Life:
         active = state.find(kind, Stage.ACTIVE)
         if isinstance(active, X509Slot) and active.authority.not_after <= now:
             return Step("activate", kind, "the active one has ended")
-        if now >= self._bound(state, prepared):
-            why = f"although {_names(acks.waiting)} did not acknowledge" if acks.waiting else "its time has come"
+        # A bound is for agents that are known not to answer, not for a leader that knows nobody yet. Where that lasts,
+        # the API server is away and nothing could be written; or a person sees why, and may force it.
+        if not acks.unknown and now >= self._bound(state, prepared):
+            why = f"although {acks.lacking} did not acknowledge" if acks.waiting else "its time has come"
             return Step("activate", kind, why)
         asked = any(goal.kind == kind for goal in state.goals)
         lead = self.policy.jwt_lead if kind == "jwt" and not asked else timedelta(0)
-        if not acks.waiting and now >= prepared.prepared_at + lead:
+        if acks.all_have_it and now >= prepared.prepared_at + lead:
             return Step("activate", kind, "all live agents have acknowledged it")
         return None
 
@@ -245,9 +238,18 @@ class Life:
             bound = max(bound, self.policy.jwt_lead)
         return prepared.prepared_at + bound
 
+    def _patience(self, slot: Slot, acks: Acks) -> timedelta:
+        """How much longer than its bound a revoked authority stays trusted while nobody knows who holds its SVIDs.
+
+        After an outage of all signers the bound has passed and no SVID is renewed yet; and a stolen one must go.
+        """
+        return self.policy.ack_bound if slot.stage is Stage.TAINTED and acks.unknown else timedelta(0)
+
     def _awaited(self, prepared: Slot, acks: Acks, now: datetime) -> str:
+        if acks.unknown:
+            return "it is known who has it"
         if acks.waiting:
-            return f"{_names(acks.waiting)} acknowledged it"
+            return f"{acks.lacking} acknowledged it"
         return "its lead time is over"
 
     def _prepare_at(self, state: AuthorityState, kind: str) -> datetime:
@@ -302,9 +304,3 @@ def _without(
         directives = tuple(each for each in state.directives if each.authority_id != authority_id)
         after = replace(state, x509=x509, directives=directives)
     return _changed(recovery.left(after, kind, now, replaced=replaced))
-
-
-def _names(nodes: frozenset[str]) -> str:
-    shown = ", ".join(sorted(nodes)[:_NAMED])
-    more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
-    return f"{len(nodes)} agents ({shown}{more})"

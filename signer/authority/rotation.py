@@ -7,10 +7,12 @@ from datetime import datetime, timedelta
 
 from runtime.clock import Clock
 from runtime.feed import Feed
-from signer.authority.acknowledgements import Agents
-from signer.authority.lifecycle import Acks, Life, LifecyclePolicy, Step
+from signer.authority.acknowledgements import Agents, Wanted
+from signer.authority.knowledge import Acks, Knowledge, Sources
+from signer.authority.lifecycle import Life, LifecyclePolicy, Step
+from signer.authority.rollback import Rollbacks
 from signer.authority.slots import BOTH, KINDS
-from signer.authority.state import AuthorityState
+from signer.authority.state import AuthorityState, believable
 from signer.authority.store import StateStore, Stored
 from signer.cluster.leader import Leader
 from signer.errors import Conflict, SignerError, StateDamaged, TransitionRefused
@@ -36,7 +38,7 @@ class Rotation:
         life: Life,
         leader: Leader,
         agents: Agents,
-        live_nodes: Callable[[], frozenset[str]],
+        sources: Sources,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
@@ -44,7 +46,11 @@ class Rotation:
         self._life = life
         self._leader = leader
         self._agents = agents
-        self.live_nodes = live_nodes
+        self._sources = sources
+        self._knowledge = Knowledge(agents, sources, clock)
+        self._rollbacks = Rollbacks(clock)
+        # The sequence of what an earlier signer has published: a bundle in the cluster.
+        self._published = 0
         self._metrics = metrics
         self._clock = clock
         self.states: Feed[AuthorityState] = Feed()
@@ -74,16 +80,21 @@ class Rotation:
             return
         self.confirmed_at = self._clock.now()
         if present is None or state.sequence > present.sequence:
+            self._agents.know(Wanted.of(state))
             self.states.publish(state)
 
+    def live_nodes(self) -> frozenset[str]:
+        """Nodes with a living agent, as far as pods were read."""
+        return self._knowledge.live_nodes
+
     def acks(self, state: AuthorityState) -> Acks:
-        """Who lacks the state's sequence, and how many SVIDs of each authority are held."""
-        waiting, in_use = self._agents.summary(state.sequence, self.live_nodes())
-        return Acks(waiting, in_use)
+        """Who lacks the state's trust, and how many SVIDs of each authority are held; or why that is not known."""
+        return self._knowledge.acks(state)
 
     def next_steps(self, state: AuthorityState) -> list[str]:
         """For people: what happens next and what it waits for."""
-        return self._life.outlook(state, self.acks(state), self._clock.now())
+        note = self._rollbacks.note
+        return [*([note] if note else []), *self._life.outlook(state, self.acks(state), self._clock.now())]
 
     async def open(self) -> None:
         """Read the state, or as the first replica ever make it. Raises StateDamaged, SignerError."""
@@ -97,14 +108,21 @@ class Rotation:
         if stored is None:
             raise StateDamaged("the authorities' Secret was deleted while this signer started; start it again")
         self.see(stored.state)
+        try:
+            self._published = await self._sources.published()
+        except SignerError as error:
+            # What agents say shows it as well.
+            _log.info("published trust bundle not read", extra={"reason": error.reason, "error": str(error)})
 
     async def run(self) -> None:
         """Take what steps are due while this replica leads, for ever."""
         while True:
             state = self.state
             self._agents.wanted = state is not None and self._life.waits_for_agents(state)
+            self._knowledge.leads(self._leader.leading)
             if state is not None and self._leader.leading:
                 try:
+                    await self._go_above()
                     await self._advance()
                 except SignerError as error:
                     _log.warning("step failed; trying again", extra={"reason": error.reason, "error": str(error)})
@@ -155,28 +173,64 @@ class Rotation:
         if step is not None and self._leader.leading:
             await self._swap(stored, await self._life.do(stored.state, step, now), step)
 
+    async def _go_above(self) -> None:
+        """Publish anew, above a number that the cluster knows from a state that is not in the Secret any more."""
+        state, now = self.state, self._clock.now()
+        assert state is not None
+        published = self._published if believable(self._published, state.sequence, now) else 0
+        known = max(published, self._agents.newest(self.live_nodes()))
+        if known <= state.sequence or not self._rollbacks.due:
+            return
+        # Usually it is this replica that is late.
+        stored = await self._loaded()
+        if known <= stored.state.sequence or not self._leader.leading:
+            return
+        _log.error(
+            "an older Secret was restored: the cluster knows a newer trust bundle; published anew, above it",
+            extra={"sequence": stored.state.sequence, "known": known, "in_the_cluster": published >= known},
+        )
+        after = self._rollbacks.above(stored.state, known)
+        if await self._swap(stored, after, Step("publish again", "all", "an older Secret was restored")):
+            self._metrics.rolled_back("restored")
+            self._rollbacks.done(stored.state.sequence, known, after.sequence)
+
     async def _loaded(self) -> Stored:
-        known = self.state.sequence if self.state else 0
-        stored = await self._store.load()
-        if stored is None:
-            raise StateDamaged(
-                "the authorities' Secret is gone; restore it from a backup, or delete all signer pods to start with "
-                "new authorities that no running workload trusts"
-            )
-        if stored.state.sequence < known:
-            # An old copy may hold what was revoked since, and agents know better: it takes a person to go on from it.
-            raise StateDamaged(
-                f"the authorities' Secret is an older one (sequence {stored.state.sequence}, this signer has seen "
-                f"{known}); put the newer one back, or restart all signers and rotate the authorities"
-            )
-        self.see(stored.state)
-        return stored
+        for _ in range(ATTEMPTS):
+            stored = await self._store.load()
+            if stored is None:
+                raise StateDamaged(
+                    "the authorities' Secret is gone; restore it from a backup, or delete all signer pods to start "
+                    "with new authorities that no running workload trusts"
+                )
+            if self.state is not None and stored.state.sequence < self.state.sequence:
+                try:
+                    stored = await self._put_back(stored, self.state)
+                except Conflict:
+                    continue
+            self.see(stored.state)
+            return stored
+        raise StateDamaged("the authorities' Secret is changed all the time by somebody else")
+
+    async def _put_back(self, older: Stored, known: AuthorityState) -> Stored:
+        """Write what this replica knows in the place of an older copy. Raises SignerError.
+
+        The copy may trust what was revoked since, and agents know better. Every replica does so, with what it knows and
+        under the number that it has: in the end it is the newest of them.
+        """
+        written = await self._store.replace(older, known)
+        _log.error(
+            "the authorities' Secret was replaced by an older one; the newer one was put back",
+            extra={"sequence": known.sequence, "found": older.state.sequence},
+        )
+        self._metrics.rolled_back("replaced")
+        self._rollbacks.written_back(older.state.sequence, known.sequence)
+        return written
 
     async def _swap(self, stored: Stored, after: AuthorityState, step: Step) -> bool:
         if after is stored.state:
             return True
         try:
-            written = await self._store.replace(stored, after)
+            written = await self._store.replace(stored, after.dated(self._clock.now()))
         except Conflict:
             _log.info("another replica changed the authorities first", extra={"step": step.action, "kind": step.kind})
             return False

@@ -7,7 +7,7 @@ Private keys are kept of those only that sign or will: no other key can be stole
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,9 @@ from svid.spiffeid import TrustDomain
 _VERSION, _PLAIN_VERSION = 2, 1
 # Half of what the signer's API has room for: it goes on rising.
 MAX_SEQUENCE = 2**63
+# Milliseconds: how far above the time, or the signer's own number, what others say of sequences is believed. Clocks of
+# replicas differ, by a day at the very worst; and nobody can push the sequence further than this ahead of the time.
+SEQUENCE_SLACK = 24 * 3600 * 1000
 _ADVICE = (
     "restore the Secret from a backup; or, if there is none, delete it and restart all signer pods: every workload "
     "must then get new SVIDs, and none trusts the old ones"
@@ -109,6 +112,19 @@ class AuthorityState:
         roots = [root for slot in self.x509 for root in slot.authority.bundle.x509_authorities]
         keys = tuple(slot.public for slot in self.jwt)
         return TrustBundle(self.trust_domain, tuple(dict.fromkeys(roots)), keys, sequence=self.sequence)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Names what the bundle trusts, without its number."""
+        return self.bundle.digest()
+
+    def dated(self, now: datetime) -> "AuthorityState":
+        """The same with a sequence that is not below the time: each step is written so.
+
+        When an older state is restored, its next step is above every number that agents got from what came after it. In
+        milliseconds no series of steps overtakes the time, and 2^63 of them are far away.
+        """
+        return replace(self, sequence=max(self.sequence, sequence_at(now)))
 
     @cached_property
     def active_x509(self) -> X509Authority:
@@ -201,6 +217,16 @@ class AuthorityState:
             raise _damaged(f"it is not what a signer wrote ({type(error).__name__})") from None
         except SvidError as error:
             raise _damaged(f"{error.reason}: {error}") from None
+
+
+def sequence_at(now: datetime) -> int:
+    """The sequence of a step at that time: milliseconds since 1970."""
+    return max(1, int(now.timestamp() * 1000))
+
+
+def believable(sequence: int, own: int, now: datetime) -> bool:
+    """Whether there can have been a state of that sequence, for a signer whose newest is `own`."""
+    return 0 <= sequence <= max(own, sequence_at(now)) + SEQUENCE_SLACK
 
 
 def _check_slots(what: str, slots: Sequence[Slot], *, needed: bool) -> None:

@@ -15,16 +15,17 @@ class Broadcast:
     bundles: tuple[TrustBundle, ...]
     directives: tuple[Directive, ...]
     issues_jwt: bool
+    digest: bytes
 
     @classmethod
     def of(cls, state: AuthorityState, federated: tuple[TrustBundle, ...]) -> "Broadcast":
         """What `state` and the federated bundles amount to."""
         bundles = (state.bundle, *federated)
-        return cls(state.sequence, bundles, state.directives, state.active_jwt is not None)
+        return cls(state.sequence, bundles, state.directives, state.active_jwt is not None, state.digest)
 
     def message(self) -> signer_pb2.WatchTrustResponse:
         """For the wire."""
-        answer = signer_pb2.WatchTrustResponse(sequence=self.sequence, issues_jwt=self.issues_jwt)
+        answer = signer_pb2.WatchTrustResponse(sequence=self.sequence, issues_jwt=self.issues_jwt, digest=self.digest)
         for bundle in self.bundles:
             answer.bundles.add(trust_domain=bundle.trust_domain.name, jwks=bundle.to_jwks())
         for directive in self.directives:

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from runtime.clock import Clock
@@ -20,6 +21,8 @@ FIRST_RETRY, MAX_RETRY = 0.5, 30.0
 PAGE = "500"
 # Seconds; the API server ends a watch by itself then, so that a dead connection is noticed.
 WATCH_SECONDS = "290"
+# Seconds without a word of the API server, which ends each watch before: silent for longer, a connection is dead.
+FRESH_SECONDS = 330.0
 
 
 class Mirror(Generic[Value]):
@@ -36,6 +39,7 @@ class Mirror(Generic[Value]):
         clock: Clock,
         query: Mapping[str, str] | None = None,
         rng: random.Random | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._path = path
@@ -46,6 +50,8 @@ class Mirror(Generic[Value]):
         self._values: dict[str, Value] = {}
         self._first = asyncio.Event()
         self._failures = 0
+        self._monotonic = monotonic
+        self._heard_at = 0.0
         self.changed: Feed[None] = Feed()
         # When the API server last said anything about this collection.
         self.last_contact: datetime | None = None
@@ -56,6 +62,16 @@ class Mirror(Generic[Value]):
     def synced(self) -> bool:
         """Whether there was a complete list once; what came after it may be late."""
         return self._first.is_set()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is complete, followed now, and not silent for longer than a watch that hangs can be."""
+        followed = self.synced and self.lost_since is None
+        return followed and self._monotonic() - self._heard_at <= FRESH_SECONDS
+
+    def outdated(self, limit: timedelta) -> bool:
+        """Whether it could be followed no more for longer than that; a silent watch is ended, and lost, before."""
+        return self.lost_since is not None and self._clock.now() - self.lost_since > limit
 
     @property
     def values(self) -> Mapping[str, Value]:
@@ -77,6 +93,8 @@ class Mirror(Generic[Value]):
                 version = await self._list()
                 while True:
                     version = await self._watch(version)
+                    # Ended by the API server in its time: it had nothing to say.
+                    self._heard()
                     self._failures = 0
             except Gone:
                 continue
@@ -140,6 +158,7 @@ class Mirror(Generic[Value]):
         self.changed.publish(None)
 
     def _heard(self) -> None:
+        self._heard_at = self._monotonic()
         self.last_contact = self._clock.now()
 
     def _report(self, error: SignerError) -> None:

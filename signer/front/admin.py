@@ -14,7 +14,8 @@ import grpc.aio
 from runtime.clock import Clock
 from signer.attestation.pods import Pods
 from signer.authority.advice import to_do
-from signer.authority.lifecycle import FORCED_GRACE, Acks
+from signer.authority.knowledge import Acks
+from signer.authority.lifecycle import FORCED_GRACE
 from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState
@@ -124,11 +125,12 @@ class AdminService:
             reissuing_jwt=_reissuing(state, "jwt", acks, self._clock.now()),
             abandoned=[_abandoned(each) for each in state.abandoned],
             to_do=to_do(state, self._clock.now()),
+            unknown=acks.unknown,
         )
         for slot in state.x509:
             added = self._slot(answer, admin_pb2.KIND_X509, slot)
             added.not_after.FromDatetime(slot.authority.not_after)
-            if acks.in_use is not None:
+            if acks.in_use is not None and not acks.unknown:
                 added.svids, added.svids_known = acks.in_use.get(slot.id, 0), True
         for jwt_slot in state.jwt:
             self._slot(answer, admin_pb2.KIND_JWT, jwt_slot)
@@ -156,7 +158,7 @@ def _reissuing(state: AuthorityState, kind: str, acks: Acks, now: datetime) -> b
         return True
     if kind != "x509":
         return False
-    known = acks.in_use if not acks.waiting else None
+    known = acks.in_use if acks.all_have_it else None
     return any(
         now < each.end + FORCED_GRACE and (known is None or known.get(each.authority_id, 0) > 0)
         for each in state.directives

@@ -243,7 +243,7 @@ class SignerService:
     async def _read(self, agent: Agent, requests: AsyncIterator[signer_pb2.WatchTrustRequest]) -> None:
         async for request in requests:
             in_use = {each.authority_id: each.svids for each in request.in_use}
-            self._agents.acknowledged(agent.node_name, request.acknowledged_sequence, in_use)
+            self._agents.acknowledged(agent.node_name, request.acknowledged_sequence, in_use, request.digest)
 
 
 def _bearer(context: Context) -> str:

@@ -82,14 +82,16 @@ class MintJWTSVIDResponse(_message.Message):
     def __init__(self, token: _Optional[str] = ..., renew_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reusable: _Optional[bool] = ...) -> None: ...
 
 class WatchTrustRequest(_message.Message):
-    __slots__ = ("acknowledged_sequence", "in_use", "agent_version")
+    __slots__ = ("acknowledged_sequence", "in_use", "agent_version", "digest")
     ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     IN_USE_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     acknowledged_sequence: int
     in_use: _containers.RepeatedCompositeFieldContainer[AuthorityUse]
     agent_version: str
-    def __init__(self, acknowledged_sequence: _Optional[int] = ..., in_use: _Optional[_Iterable[_Union[AuthorityUse, _Mapping]]] = ..., agent_version: _Optional[str] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, acknowledged_sequence: _Optional[int] = ..., in_use: _Optional[_Iterable[_Union[AuthorityUse, _Mapping]]] = ..., agent_version: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class AuthorityUse(_message.Message):
     __slots__ = ("authority_id", "svids")
@@ -100,16 +102,18 @@ class AuthorityUse(_message.Message):
     def __init__(self, authority_id: _Optional[str] = ..., svids: _Optional[int] = ...) -> None: ...
 
 class WatchTrustResponse(_message.Message):
-    __slots__ = ("sequence", "bundles", "renew", "issues_jwt")
+    __slots__ = ("sequence", "bundles", "renew", "issues_jwt", "digest")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
     ISSUES_JWT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     bundles: _containers.RepeatedCompositeFieldContainer[Bundle]
     renew: _containers.RepeatedCompositeFieldContainer[RenewalDirective]
     issues_jwt: bool
-    def __init__(self, sequence: _Optional[int] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., renew: _Optional[_Iterable[_Union[RenewalDirective, _Mapping]]] = ..., issues_jwt: _Optional[bool] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, sequence: _Optional[int] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., renew: _Optional[_Iterable[_Union[RenewalDirective, _Mapping]]] = ..., issues_jwt: _Optional[bool] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Bundle(_message.Message):
     __slots__ = ("trust_domain", "jwks")

@@ -12,6 +12,7 @@ from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
 from signer.errors import Conflict, Forbidden, NotFound, SignerError
 from svid.bundle import TrustBundle
+from svid.errors import InvalidBundle
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.publish")
@@ -24,6 +25,15 @@ _GROUP = "/apis/certificates.k8s.io"
 REPAIR_SECONDS = 60.0
 # Seconds after a change in which others are awaited: a new namespace brings several events.
 SETTLE_SECONDS = 0.2
+
+
+async def published_sequence(api: KubeApi, namespace: str, config_map: str, trust_domain: TrustDomain) -> int:
+    """The sequence of the bundle that is published in `namespace`; 0 when there is none. Raises SignerError."""
+    try:
+        found = await api.get(f"/api/v1/namespaces/{namespace}/configmaps/{config_map}")
+        return TrustBundle.from_jwks(trust_domain, str((found.get("data") or {})[JWKS]).encode()).sequence or 0
+    except (NotFound, KeyError, InvalidBundle):
+        return 0
 
 
 class Publisher:

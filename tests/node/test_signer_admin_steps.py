@@ -21,7 +21,8 @@ import pytest
 from podsvid import authority as authority_command
 from podsvid.authority import CommandFailed, show_explained
 from signer.authority.advice import to_do
-from signer.authority.lifecycle import FORCED_GRACE, Acks
+from signer.authority.knowledge import Acks
+from signer.authority.lifecycle import FORCED_GRACE
 from signer.authority.rotation import Rotation
 from signer.authority.slots import KINDS
 from signer.authority.state import Abandoned, AuthorityState

@@ -195,3 +195,21 @@ def test_a_streams_usual_end_is_no_outage_and_a_second_in_a_row_is(at: Scene) ->
     assert not at.contact.connected
     assert at.contact.away_since == at.clock.at
     assert at.contact.last_error == "again"
+
+
+def test_what_is_acknowledged_is_named_by_what_it_is(at: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """Not by what the signer said of it: a kind of key that this agent does not know is missing in what it took."""
+    trust = Trust(at.bundle(101))
+    at.stream.hold(trust, {NAME: 2})
+    report = at.stream._report
+    assert (report.acknowledged_sequence, report.digest) == (101, trust.bundle.digest())
+    assert [(each.authority_id, each.svids) for each in report.in_use] == [(NAME, 2)]
+    answer = signer_pb2.WatchTrustResponse(sequence=102, digest=trust.bundle.digest())
+    answer.bundles.add(trust_domain=TRUST_DOMAIN.name, jwks=at.bundle(102).to_jwks())
+    at.stream._take(answer)
+    assert not caplog.records
+    answer.digest = bytes(32)
+    at.stream._take(answer)
+    (line,) = caplog.records
+    assert "more than this agent can take" in line.getMessage()
+    assert at.trust.current == Trust(at.bundle(102))

@@ -15,6 +15,7 @@ from signer.model import Agent
 from tests.fake_kube import FakeKube
 from tests.meanwhile import before
 from tests.signer_rig import START, StepClock
+from tests.unit.signer.said import DIGEST, says, wanted
 
 MAPS = "/api/v1/namespaces/podsvid/configmaps"
 A = frozenset({"a"})
@@ -25,15 +26,19 @@ def agent(node: str) -> Agent:
 
 
 def agents(kube: FakeKube, clock: StepClock, identity: str) -> Agents:
-    return Agents(kube, "podsvid", identity, clock)
+    made = Agents(kube, "podsvid", identity, clock)
+    made.know(wanted(9))
+    return made
 
 
 def replica(named: str, told: Any, at: datetime = START, **data: Any) -> Object:
-    """A ConfigMap as another replica writes it."""
+    """A ConfigMap as another replica writes it; all that it tells of have the same trust."""
+    if isinstance(told, dict):
+        told = {"digests": [DIGEST.hex()], "nodes": {node: [*each, 0] for node, each in told.items()}}
     return {
         "metadata": {"name": f"podsvid-agents-{named}", "labels": {LABEL: named}},
         "data": {
-            "version": "1",
+            "version": "2",
             "identity": named,
             "written_at": at.isoformat(),
             "nodes": json.dumps(told),
@@ -90,8 +95,8 @@ def test_the_newer_word_of_an_agent_that_moved_counts(names: tuple[str, str]) ->
         put(kube, replica(new, {"a": [8, {"fresh": 3}]}))
 
     def check(leader: Agents, _: StepClock) -> None:
-        assert leader.summary(8, A) == (frozenset(), {"fresh": 3})
-        assert leader.summary(9, A)[0] == A
+        assert leader.summary(wanted(8), A) == (frozenset(), {"fresh": 3})
+        assert leader.summary(wanted(9), A)[0] == A
 
     seen(maps, check)
 
@@ -103,11 +108,11 @@ def test_what_an_agent_says_here_counts_more_than_what_another_replica_heard() -
         put(kube, replica("one", {"a": [9, {}]}))
 
     def check(leader: Agents, _: StepClock) -> None:
-        assert leader.summary(9, A) == (frozenset(), {})
+        assert leader.summary(wanted(9), A) == (frozenset(), {})
         leader.connect(agent("a"))
-        assert leader.summary(9, A)[0] == A
-        leader.acknowledged("a", 8, {"compromised": 2})
-        assert leader.summary(9, A) == (A, {"compromised": 2})
+        assert leader.summary(wanted(9), A)[0] == A
+        says(leader, "a", 8, {"compromised": 2})
+        assert leader.summary(wanted(9), A) == (A, {"compromised": 2})
 
     seen(maps, check)
 
@@ -120,7 +125,7 @@ def test_what_this_replica_wrote_before_its_restart_is_not_its_word() -> None:
 
 
 def assert_unknown(leader: Agents) -> None:
-    assert leader.summary(1, A) == (A, None)
+    assert leader.summary(wanted(1), A) == (A, None)
 
 
 def test_a_replica_counts_until_its_word_is_stale() -> None:
@@ -129,7 +134,7 @@ def test_a_replica_counts_until_its_word_is_stale() -> None:
 
     def check(leader: Agents, clock: StepClock) -> None:
         clock.at = START + STALE
-        assert leader.summary(9, A) == (frozenset(), {})
+        assert leader.summary(wanted(9), A) == (frozenset(), {})
         clock.pass_by(seconds=1)
         assert_unknown(leader)
 
@@ -143,9 +148,9 @@ def test_only_live_nodes_count() -> None:
         put(kube, replica("one", {"a": [9, {"x": 1}], "gone": [2, {"x": 40}]}))
 
     def check(leader: Agents, _: StepClock) -> None:
-        assert leader.summary(9, A) == (frozenset(), {"x": 1})
-        assert leader.summary(9, A | {"new"}) == (frozenset({"new"}), None)
-        assert leader.summary(9, frozenset()) == (frozenset(), {})
+        assert leader.summary(wanted(9), A) == (frozenset(), {"x": 1})
+        assert leader.summary(wanted(9), A | {"new"}) == (frozenset({"new"}), None)
+        assert leader.summary(wanted(9), frozenset()) == (frozenset(), {})
 
     seen(maps, check)
 
@@ -153,7 +158,7 @@ def test_only_live_nodes_count() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        replica("one", {"a": [9, {}]}, version="2"),
+        replica("one", {"a": [9, {}]}, version="3"),
         replica("one", {"a": [9, {}]}, at=datetime(2030, 1, 1)),
         replica("one", {"a": [9]}),
         replica("one", []),
@@ -176,16 +181,16 @@ def test_the_end_of_an_old_stream_does_not_forget_the_newer_one() -> None:
     """An agent comes back before the signer knows that its old connection is dead."""
     here = agents(FakeKube(StepClock()), StepClock(), "one")
     old = here.connect(agent("a"))
-    here.acknowledged("a", 6, {})
+    says(here, "a", 6, {})
     newer = here.connect(agent("a"))
     # What it said stands until it says more.
-    assert here.summary(6, A) == (frozenset(), {})
-    here.acknowledged("a", 7, {"x": 2})
+    assert here.summary(wanted(6), A) == (frozenset(), {})
+    says(here, "a", 7, {"x": 2})
     here.disconnect(old)
-    assert here.summary(7, A) == (frozenset(), {"x": 2})
+    assert here.summary(wanted(7), A) == (frozenset(), {"x": 2})
     assert here.connected == 1
-    here.acknowledged("a", 8, {"x": 1})
-    assert here.summary(8, A) == (frozenset(), {"x": 1})
+    says(here, "a", 8, {"x": 1})
+    assert here.summary(wanted(8), A) == (frozenset(), {"x": 1})
     here.disconnect(newer)
     assert_unknown(here)
     assert here.connected == 0
@@ -195,10 +200,10 @@ def test_one_agents_end_is_not_anothers() -> None:
     here = agents(FakeKube(StepClock()), StepClock(), "one")
     first, _ = here.connect(agent("a")), here.connect(agent("b"))
     for node in "ab":
-        here.acknowledged(node, 3, {})
+        says(here, node, 3, {})
     here.disconnect(first)
-    assert here.summary(3, frozenset("ab")) == (A, None)
-    assert here.summary(3, frozenset("b")) == (frozenset(), {})
+    assert here.summary(wanted(3), frozenset("ab")) == (A, None)
+    assert here.summary(wanted(3), frozenset("b")) == (frozenset(), {})
 
 
 def test_a_config_map_that_could_not_be_made_is_tried_again() -> None:
@@ -207,13 +212,13 @@ def test_a_config_map_that_could_not_be_made_is_tried_again() -> None:
         kube = FakeKube(clock)
         here = agents(kube, clock, "one")
         here.connect(agent("a"))
-        here.acknowledged("a", 7, {"x": 1})
+        says(here, "a", 7, {"x": 1})
         # Somebody made one of the name meanwhile.
         before(kube, "create", lambda: put(kube, replica("one", {})))
         await here.write()
         await here.write()
         stored = kube.objects[f"{MAPS}/podsvid-agents-one"]
-        assert json.loads(stored["data"]["nodes"]) == {"a": [7, {"x": 1}]}
+        assert json.loads(stored["data"]["nodes"]) == {"digests": [DIGEST.hex()], "nodes": {"a": [7, {"x": 1}, 0]}}
         found = _read_replica(stored)
         assert found is not None
         assert found.written_at == START
@@ -305,7 +310,7 @@ def test_telling_outlives_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         kube = FakeKube(clock)
         here = agents(kube, clock, "one")
         here.connect(agent("a"))
-        here.acknowledged("a", 7, {})
+        says(here, "a", 7, {})
         kube.denied.add(("replace", MAPS))
         task = asyncio.create_task(here.run())
         try:
@@ -332,17 +337,17 @@ def test_a_word_is_told_soon_while_it_is_newer_than_any_before(monkeypatch: pyte
         path = f"{MAPS}/podsvid-agents-one"
 
         def told() -> int:
-            found = json.loads(kube.objects[path]["data"]["nodes"]) if path in kube.objects else {}
+            found = json.loads(kube.objects[path]["data"]["nodes"])["nodes"] if path in kube.objects else {}
             return int(found.get("a", [0])[0])
 
         task = asyncio.create_task(here._tell())
         try:
             clock.pass_by(minutes=2)
-            here.acknowledged("a", 7, {})
+            says(here, "a", 7, {})
             await until(lambda: told() == 7)
             clock.pass_by(minutes=2)
             # Nothing new in it, but somebody waits for it.
-            here.acknowledged("a", 6, {})
+            says(here, "a", 6, {})
             for _ in range(100):
                 await asyncio.sleep(0)
             assert told() == 7

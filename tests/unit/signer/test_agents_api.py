@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from signer.attestation.tokens import REVIEWS
-from signer.authority.acknowledgements import MAX_STREAMS
+from signer.authority.acknowledgements import MAX_STREAMS, Wanted
 from signer.authority.trust import Broadcast
 from signer.errors import Reason
 from signer.front.agents import MAX_TOKEN, STREAM_LIFE, TOKEN_MARGIN
@@ -330,13 +330,20 @@ def test_an_agent_is_told_each_trust_once_and_its_word_is_heard() -> None:
 
         stream = door.service.watch_trust(requests(), call(door.site.agent()))
         sequence = (await anext(stream)).sequence
-        use = signer_pb2.AuthorityUse(authority_id="a1", svids=3)
-        said.put_nowait(signer_pb2.WatchTrustRequest(acknowledged_sequence=sequence, in_use=[use]))
+        door.agents.know(Wanted.of(door.state))
+        ours = door.state.active_x509_id
+        use = [signer_pb2.AuthorityUse(authority_id=name, svids=3) for name in (ours, "a1")]
+        digest = door.state.bundle.digest()
+        said.put_nowait(signer_pb2.WatchTrustRequest(acknowledged_sequence=sequence, in_use=use, digest=digest))
         following = asyncio.ensure_future(anext(stream))
         for _ in range(10):
             await asyncio.sleep(0)
         assert not following.done()
-        assert door.agents.summary(sequence, frozenset({"node-a"})) == (frozenset(), {"a1": 3})
+        assert door.agents.summary(Wanted.of(door.state), frozenset({"node-a"})) == (frozenset(), {ours: 3})
+        said.put_nowait(signer_pb2.WatchTrustRequest(acknowledged_sequence=sequence, digest=bytes(32)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert door.agents.summary(Wanted.of(door.state), frozenset({"node-a"})) == (frozenset({"node-a"}), {})
         door.trust.publish(Broadcast.of(door.state, ()))
         assert (await following).sequence == sequence
         await stream.aclose()  # type: ignore[attr-defined]

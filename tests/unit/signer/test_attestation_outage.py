@@ -141,3 +141,43 @@ def test_a_review_without_an_answer_ends_and_the_next_one_does_not_wait_for_it()
         loop.run_until_complete(asyncio.wait_for(run(), 1000))
     finally:
         loop.close()
+
+
+def lost(rig: Rig) -> None:
+    """Pods cannot be followed any more, and all else is answered."""
+    rig.pods._mirror.lost_since = rig.site.clock.now()
+
+
+def test_pods_that_cannot_be_followed_are_not_served_for_ever_by_what_they_were() -> None:
+    """Tokens are reviewed as ever: a pod that finished, or has other labels by now, would not be known."""
+
+    async def test(rig: Rig) -> None:
+        claim, _, _ = await ready(rig)
+        token, agent = rig.site.token(claim), rig.site.agent()
+        lost(rig)
+        rig.site.clock.pass_by(minutes=10)
+        assert not (await rig.attest(claim, token, agent)).degraded
+        rig.site.clock.pass_by(seconds=1)
+        caller = await rig.attestor.agent(agent)
+        with pytest.raises(Refused, match="pods could not be followed for longer") as caught:
+            await rig.attestor.pod(caller, token, claim)
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+        assert caught.value.retry_after
+        rig.pods._mirror.lost_since = None
+        assert not (await rig.attest(claim, token, agent)).degraded
+
+    rigged(test)
+
+
+def test_nor_in_an_outage_that_is_younger() -> None:
+    async def test(rig: Rig) -> None:
+        claim, token, agent = await ready(rig)
+        lost(rig)
+        rig.site.clock.pass_by(minutes=11)
+        await rig.attestor.agent(rig.site.agent())
+        rig.site.kube.denied.add(("create", REVIEWS))
+        caller = await rig.attestor.agent(agent)
+        with pytest.raises(Refused, match="pods could not be followed for longer"):
+            await rig.attestor.pod(caller, token, claim)
+
+    rigged(test)

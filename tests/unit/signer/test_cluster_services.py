@@ -22,6 +22,7 @@ from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.signer_rig import START, StepClock
+from tests.unit.signer.said import says, wanted
 from tests.unit.signer.test_lifecycle import first
 
 TD = TrustDomain("example.org")
@@ -190,36 +191,42 @@ def agent(node: str) -> Agent:
     return Agent(node, f"uid-{node}", f"agent-{node}", f"pod-{node}", START + timedelta(hours=1))
 
 
+def telling(kube: FakeKube, clock: StepClock, identity: str) -> Agents:
+    made = Agents(kube, "podsvid", identity, clock)
+    made.know(wanted(9))
+    return made
+
+
 def test_acknowledgements_of_all_replicas_count() -> None:
     async def run() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
-        one, two = Agents(kube, "podsvid", "one", clock), Agents(kube, "podsvid", "two", clock)
+        one, two = telling(kube, clock, "one"), telling(kube, clock, "two")
         live = frozenset({"a", "b"})
 
         async def test() -> None:
             await until(lambda: one._others.synced)
             handle = one.connect(agent("a"))
             two.connect(agent("b"))
-            assert one.summary(7, live) == (live, None)
-            one.acknowledged("a", 7, {"x": 2})
-            two.acknowledged("b", 6, {"x": 1, "y": 1})
+            assert one.summary(wanted(7), live) == (live, None)
+            says(one, "a", 7, {"x": 2})
+            says(two, "b", 6, {"x": 1, "y": 1})
             await two.write()
             await until(lambda: "b" in one._known())
-            assert one.summary(7, live) == (frozenset({"b"}), {"x": 3, "y": 1})
-            two.acknowledged("b", 8, {"y": 2})
+            assert one.summary(wanted(7), live) == (frozenset({"b"}), {"x": 3, "y": 1})
+            says(two, "b", 8, {"y": 2})
             await two.write()
-            await until(lambda: one.summary(7, live)[0] == frozenset())
-            assert one.summary(7, live)[1] == {"x": 2, "y": 2}
+            await until(lambda: one.summary(wanted(7), live)[0] == frozenset())
+            assert one.summary(wanted(7), live)[1] == {"x": 2, "y": 2}
             # The agent went over to the other replica; what it said here is no longer its word.
             one.disconnect(handle)
-            assert one.summary(7, live) == (frozenset({"a"}), None)
+            assert one.summary(wanted(7), live) == (frozenset({"a"}), None)
             writes = len(kube.writes)
             await two.write()
             assert len(kube.writes) == writes
             # A replica that is gone says nothing any more, though its ConfigMap is there.
             clock.pass_by(minutes=16)
-            assert one.summary(7, frozenset({"b"})) == (frozenset({"b"}), None)
+            assert one.summary(wanted(7), frozenset({"b"})) == (frozenset({"b"}), None)
 
         await running([one._others.run()], test)
 
@@ -232,7 +239,7 @@ def test_one_agent_cannot_fill_what_all_share() -> None:
     async def run() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
-        agents = Agents(kube, "podsvid", "one", clock)
+        agents = telling(kube, clock, "one")
         handles = [agents.connect(agent("a")) for _ in range(MAX_STREAMS)]
         with pytest.raises(Refused) as caught:
             agents.connect(agent("a"))
@@ -242,9 +249,9 @@ def test_one_agent_cannot_fill_what_all_share() -> None:
         agents.disconnect(handles[0])
         agents.connect(agent("a"))
         honest = {"ab" * 20: 3}
-        agents.acknowledged("a", 2**64 - 1, {**honest, **{f"\U0001f600{number}" * 20: 1 for number in range(1000)}})
-        agents.acknowledged("b", 7, {**honest, **{f"{number:040x}": 2**32 - 1 for number in range(10_000)}})
-        assert agents.summary(7, frozenset({"a"})) == (frozenset(), honest)
+        says(agents, "a", 7, {**honest, **{f"\U0001f600{number}" * 20: 1 for number in range(1000)}})
+        says(agents, "b", 7, {**honest, **{f"{number:040x}": 2**32 - 1 for number in range(10_000)}})
+        assert agents.summary(wanted(7), frozenset({"a"})) == (frozenset(), honest)
         await agents.write()
         (stored,) = kube.objects.values()
         assert len(stored["data"]["nodes"]) < 8 * 1024
@@ -253,12 +260,12 @@ def test_one_agent_cannot_fill_what_all_share() -> None:
 
 
 def test_nobody_speaks_for_a_node_without_a_stream() -> None:
-    agents = Agents(FakeKube(StepClock()), "podsvid", "one", StepClock())
-    agents.acknowledged("a", 9, {})
-    assert agents.summary(7, frozenset({"a"})) == (frozenset({"a"}), None)
+    agents = telling(FakeKube(StepClock()), StepClock(), "one")
+    says(agents, "a", 9, {})
+    assert agents.summary(wanted(7), frozenset({"a"})) == (frozenset({"a"}), None)
     agents.disconnect(agents.connect(agent("a")))
-    agents.acknowledged("a", 9, {})
-    assert agents.summary(7, frozenset({"a"})) == (frozenset({"a"}), None)
+    says(agents, "a", 9, {})
+    assert agents.summary(wanted(7), frozenset({"a"})) == (frozenset({"a"}), None)
 
 
 @given(st.dictionaries(st.sampled_from(["version", "identity", "written_at", "nodes"]), st.text(max_size=30)))
@@ -266,7 +273,7 @@ def test_a_foreign_config_map_is_nobodys_word(data: dict[str, Any]) -> None:
     from signer.authority.acknowledgements import _read_replica
 
     named = {"name": f"podsvid-agents-{data.get('identity', '')}"[:253].rstrip("-.")}
-    assert _read_replica({"metadata": named, "data": {**data, "version": "1"}}) is None
+    assert _read_replica({"metadata": named, "data": {**data, "version": "2"}}) is None
 
 
 def test_agents_of_another_replica_are_counted_when_nothing_changes_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,19 +282,19 @@ def test_agents_of_another_replica_are_counted_when_nothing_changes_for_hours(mo
     async def run() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
-        leader, other = (Agents(kube, "podsvid", name, clock) for name in ("one", "two"))
+        leader, other = (telling(kube, clock, name) for name in ("one", "two"))
         handle = other.connect(agent("a"))
 
         def waiting() -> frozenset[str]:
-            return leader.summary(7, frozenset({"a"}))[0]
+            return leader.summary(wanted(7), frozenset({"a"}))[0]
 
         async def test() -> None:
-            other.acknowledged("a", 7, {"x": 3})
+            says(other, "a", 7, {"x": 3})
             await until(lambda: not waiting())
             # Pods come and go: that alone is not written at once.
             clock.pass_by(minutes=2)
             writes = len(kube.writes)
-            other.acknowledged("a", 7, {"x": 4})
+            says(other, "a", 7, {"x": 4})
             for _ in range(100):
                 await asyncio.sleep(0)
             assert len(kube.writes) == writes

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from signer.authority.lifecycle import FORCED_GRACE, Acks, Life
+from signer.authority.knowledge import Acks
+from signer.authority.lifecycle import FORCED_GRACE, Life
 from signer.authority.recovery import MAX_REMEMBERED
 from signer.authority.slots import KINDS, Stage
 from signer.authority.state import Abandoned, AuthorityState, Goal
@@ -337,7 +338,7 @@ def test_a_theft_that_is_told_while_another_replica_activates_counts_for_what_it
         cluster = Cluster()
         one, two = (Replica(cluster, name) for name in ("one", "two"))
         for each in (one, two):
-            await each.rotation.open()
+            await each.open()
         await two.leader.attempt()
         await one.rotation.step("prepare", "x509", "", forced=False)
         prepared = cluster.stored.x509[1].id
@@ -374,7 +375,7 @@ def test_a_leader_that_did_not_hear_of_the_theft_puts_nothing_in_service() -> No
         cluster = Cluster()
         one, two = (Replica(cluster, name) for name in ("one", "two"))
         for each in (one, two):
-            await each.rotation.open()
+            await each.open()
         await two.leader.attempt()
         await one.rotation.step("prepare", "x509", "", forced=False)
         two.rotation.see(cluster.stored)

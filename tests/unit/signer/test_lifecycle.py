@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from signer.authority.lifecycle import FORCED_GRACE, Acks, Life, LifecyclePolicy
+from signer.authority.knowledge import Acks
+from signer.authority.lifecycle import FORCED_GRACE, Life, LifecyclePolicy
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState, Goal
 from signer.errors import StateDamaged, TransitionRefused

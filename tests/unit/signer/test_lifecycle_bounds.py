@@ -4,7 +4,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from signer.authority.lifecycle import FORCED_GRACE, Acks, Step
+from signer.authority.knowledge import Acks
+from signer.authority.lifecycle import FORCED_GRACE, Step
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState, Goal
 from signer.errors import TransitionRefused

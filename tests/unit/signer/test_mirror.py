@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from signer.cluster.kube import Object
-from signer.cluster.mirror import FIRST_RETRY, MAX_RETRY, Mirror
+from signer.cluster.mirror import FIRST_RETRY, FRESH_SECONDS, MAX_RETRY, WATCH_SECONDS, Mirror
 from signer.errors import ApiUnavailable, Forbidden, Gone, SignerError
 from tests.signer_rig import START, StepClock
 
@@ -272,3 +272,31 @@ def test_tries_slow_down_up_to_a_bound_and_apart() -> None:
         assert len({round(each, 6) for each in delays[10:]}) == len(delays[10:])
 
     asyncio.run(run())
+
+
+def test_fresh_is_what_is_complete_and_followed_and_not_silent_for_longer_than_a_watch() -> None:
+    async def run() -> None:
+        rig = Rig()
+        seconds = 1000.0
+        rig.mirror._monotonic = lambda: seconds
+        assert not rig.mirror.fresh
+        async with running(rig):
+            rig.api.listed(7)
+            await rig.mirror.wait_synced()
+            assert rig.mirror.fresh
+            seconds += FRESH_SECONDS
+            assert rig.mirror.fresh
+            seconds += 1
+            assert not rig.mirror.fresh
+            # A watch that ended in its time had nothing to say.
+            rig.api.tell(None)
+            await until(lambda: rig.mirror.fresh)
+            rig.api.fails(ApiUnavailable("away"))
+            rig.api.tell(ApiUnavailable("away"))
+            await until(lambda: not rig.mirror.fresh)
+            rig.clock.pass_by(minutes=5)
+            assert not rig.mirror.outdated(timedelta(minutes=5))
+            assert rig.mirror.outdated(timedelta(minutes=4))
+
+    asyncio.run(run())
+    assert float(WATCH_SECONDS) < FRESH_SECONDS

@@ -22,6 +22,7 @@ from signer.model import Agent
 from tests.fake_kube import FakeKube
 from tests.meanwhile import after, before, unhurried
 from tests.signer_rig import START, StepClock
+from tests.unit.signer.said import all_read, sources
 from tests.unit.signer.test_lifecycle import POLICY, TD, life, stages
 
 PATH = "/api/v1/namespaces/podsvid/secrets/authority"
@@ -66,10 +67,14 @@ class Replica:
             life(),
             self.leader,
             self.agents,
-            lambda: cluster.live,
+            sources(lambda: cluster.live),
             self.metrics,
             cluster.clock,
         )
+
+    async def open(self) -> None:
+        await all_read(self.agents)
+        await self.rotation.open()
 
     def counted(self, kind: str, step: str) -> float:
         labels = {"kind": kind, "step": step}
@@ -208,7 +213,7 @@ def test_only_the_leader_takes_steps_by_itself() -> None:
         cluster = Cluster()
         one, two = (Replica(cluster, name) for name in ("one", "two"))
         for each in (one, two):
-            await each.rotation.open()
+            await each.open()
         cluster.clock.pass_by(days=5, hours=1)
         async with loop(two.rotation.run()):
             reads = len(cluster.kube.reads)
@@ -232,7 +237,7 @@ def test_a_leader_whose_lease_ran_out_while_it_read_does_nothing() -> None:
     async def run() -> None:
         cluster = Cluster()
         one = Replica(cluster, "one")
-        await one.rotation.open()
+        await one.open()
         await one.leader.attempt()
         cluster.clock.pass_by(days=6)
 
@@ -255,7 +260,7 @@ def test_a_step_that_another_replica_did_is_not_done_again() -> None:
         cluster = Cluster()
         one, two = (Replica(cluster, name) for name in ("one", "two"))
         for each in (one, two):
-            await each.rotation.open()
+            await each.open()
         await two.rotation.step("rotate", "x509", "", forced=False)
         one.rotation.see(cluster.stored)
         await two.leader.attempt()
@@ -282,7 +287,7 @@ def test_of_two_leaders_at_once_one_step_counts(caplog: pytest.LogCaptureFixture
         unhurried(cluster.kube)
         one, two = (Replica(cluster, name) for name in ("one", "two"))
         for each in (one, two):
-            await each.rotation.open()
+            await each.open()
             each.leader._led_until = float("inf")
         first = cluster.stored.active_x509_id
         cluster.clock.pass_by(days=5, hours=1)
@@ -304,7 +309,7 @@ def test_a_step_that_was_asked_for_is_done_on_what_another_left() -> None:
         unhurried(cluster.kube)
         one, two = (Replica(cluster, name) for name in ("one", "two"))
         for each in (one, two):
-            await each.rotation.open()
+            await each.open()
         # Both at once, of two kinds: the second is done on the state of the first.
         messages = await asyncio.gather(
             one.rotation.step("prepare", "x509", "", forced=False),
@@ -329,7 +334,7 @@ def test_a_step_that_loses_every_race_is_given_up_and_said_so() -> None:
     async def run() -> None:
         cluster = Cluster()
         one = Replica(cluster, "one")
-        await one.rotation.open()
+        await one.open()
         before_it = one.rotation.state
         tried = 0
 
@@ -354,7 +359,7 @@ def test_each_step_is_said_and_counted_and_no_key_is(caplog: pytest.LogCaptureFi
     async def run() -> None:
         cluster = Cluster()
         one = Replica(cluster, "one")
-        await one.rotation.open()
+        await one.open()
         (created,) = said(caplog, "authorities created")
         assert vars(created)["sequence"] == cluster.stored.sequence
         message = await one.rotation.step("prepare", "x509", "", forced=False)
@@ -387,8 +392,11 @@ def test_a_persons_step_waits_for_agents_unless_it_is_forced() -> None:
         cluster = Cluster()
         cluster.live = frozenset({"node-a"})
         one = Replica(cluster, "one")
-        await one.rotation.open()
+        await one.open()
         await one.rotation.step("prepare", "x509", "", forced=False)
+        with pytest.raises(TransitionRefused, match=r"nobody knows yet .* agents have until 00:01:00Z .* --forced"):
+            await one.rotation.step("activate", "x509", "", forced=False)
+        cluster.clock.pass_by(minutes=1)
         with pytest.raises(TransitionRefused, match="node-a"):
             await one.rotation.step("activate", "x509", "", forced=False)
         one.agents.connect(Agent("node-a", "u", "agent", "p", START))
@@ -415,7 +423,7 @@ def test_a_rotation_outlives_outages_and_conflicts_of_its_steps(caplog: pytest.L
     async def run() -> None:
         cluster = Cluster()
         one = Replica(cluster, "one")
-        await one.rotation.open()
+        await one.open()
         await one.rotation.step("rotate", "x509", "", forced=False)
         await one.leader.attempt()
         cluster.kube.denied.add(("replace", PATH))
@@ -434,7 +442,7 @@ def test_agents_are_asked_to_tell_while_a_step_waits_for_them_and_no_longer() ->
         cluster.live = frozenset({"dead"})
         one, other = (Replica(cluster, name) for name in ("one", "other"))
         for each in (one, other):
-            await each.rotation.open()
+            await each.open()
         await one.leader.attempt()
         async with AsyncExitStack() as loops:
             for each in (one, other):

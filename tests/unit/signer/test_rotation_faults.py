@@ -21,6 +21,7 @@ from signer.metrics import Metrics
 from tests.fake_kube import FakeKube
 from tests.racing import before
 from tests.signer_rig import StepClock
+from tests.unit.signer.said import all_read, sources
 from tests.unit.signer.test_lifecycle import TD, life, stages
 
 SECRETS = "/api/v1/namespaces/podsvid/secrets"
@@ -48,13 +49,23 @@ class Replica:
         self.metrics = Metrics()
         self.store = SecretStore(self.kube, "podsvid", "authority", TD)
         self.rotation = Rotation(
-            self.store, self.by or life(), self.leader, self.agents, lambda: self.nodes, self.metrics, self.clock
+            self.store,
+            self.by or life(),
+            self.leader,
+            self.agents,
+            sources(lambda: self.nodes),
+            self.metrics,
+            self.clock,
         )
 
     @property
     def state(self) -> AuthorityState:
         assert self.rotation.state is not None
         return self.rotation.state
+
+    async def open(self) -> None:
+        await all_read(self.agents)
+        await self.rotation.open()
 
     async def kept(self) -> AuthorityState:
         """What is stored."""
@@ -94,8 +105,8 @@ async def two() -> tuple[FakeKube, Replica, Replica]:
     clock = StepClock()
     kube = FakeKube(clock)
     one, other = Replica(kube, clock), Replica(kube, clock, "two")
-    await one.rotation.open()
-    await other.rotation.open()
+    await one.open()
+    await other.open()
     return kube, one, other
 
 
@@ -104,8 +115,8 @@ def test_two_replicas_that_start_a_cluster_at_once_have_the_same_authorities() -
         clock = StepClock()
         kube = FakeKube(clock)
         one, other = Replica(kube, clock), Replica(kube, clock, "two")
-        before(kube, "create", other.rotation.open)
-        await one.rotation.open()
+        before(kube, "create", other.open)
+        await one.open()
         assert one.state.to_json() == other.state.to_json()
         assert (await one.kept()).to_json() == one.state.to_json()
 
@@ -117,7 +128,7 @@ def test_a_secret_that_goes_while_a_replica_starts_is_not_made_anew() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
         one, other = Replica(kube, clock), Replica(kube, clock, "two")
-        before(kube, "create", other.rotation.open)
+        before(kube, "create", other.open)
         load = one.store.load
 
         async def gone() -> Any:
@@ -127,7 +138,7 @@ def test_a_secret_that_goes_while_a_replica_starts_is_not_made_anew() -> None:
 
         one.store.load = gone  # type: ignore[method-assign]
         with pytest.raises(StateDamaged, match="deleted while this signer started"):
-            await one.rotation.open()
+            await one.open()
         assert one.rotation.state is None
 
     asyncio.run(run())

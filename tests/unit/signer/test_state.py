@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.authority.lifecycle import Acks
+from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, JwtSlot, Stage, X509Slot, authority_id, jwt_entry, x509_entry
 from signer.authority.state import Abandoned, AuthorityState, Directive, Goal
 from signer.authority.trust import Broadcast

@@ -25,6 +25,7 @@ from svid.keys import KeyAlgorithm, key_to_pem
 from svid.x509svid import check_x509_svid
 from tests.fake_kube import FakeKube
 from tests.signer_rig import START, StepClock
+from tests.unit.signer.said import sources
 from tests.unit.signer.test_lifecycle import KEY, TD, TTL, WEB, done, first, life
 
 PATH = "/api/v1/namespaces/podsvid/secrets/authority"
@@ -99,20 +100,25 @@ def test_an_older_secret_is_not_gone_on_from() -> None:
         kept = store(kube)
         leader = Leader(kube, "podsvid", "lease", "one", timedelta(seconds=15), clock, random.Random(1))
         agents = Agents(kube, "podsvid", "one", clock)
-        rotation = Rotation(kept, life(), leader, agents, frozenset, Metrics(), clock)
+        rotation = Rotation(kept, life(), leader, agents, sources(), Metrics(), clock)
         await rotation.open()
         old = dict(kube.objects[PATH]["data"])
         await rotation.step("prepare", "x509", "", forced=False)
-        newest, new = rotation.state, dict(kube.objects[PATH]["data"])
-        kube.put(PATH, {"data": old})
-        confirmed = rotation.confirmed_at
-        clock.pass_by(minutes=1)
-        with pytest.raises(StateDamaged, match="restart all signers"):
-            await rotation.step("activate", "x509", "", forced=True)
-        assert (rotation.state, rotation.confirmed_at) == (newest, confirmed)
-        assert kube.objects[PATH]["data"] == old
-        kube.put(PATH, {"data": new})
-        await rotation.step("activate", "x509", "", forced=True)
+        newest = dict(kube.objects[PATH]["data"])
+        assert rotation.state is not None
+        await rotation.step("revoke", "x509", rotation.state.x509[1].id, forced=True)
+        for copy in (old, newest):
+            known = rotation.state
+            kube.put(PATH, {"data": copy})
+            clock.pass_by(minutes=1)
+            await rotation._loaded()
+            assert (rotation.state, rotation.confirmed_at) == (known, clock.now())
+            assert kept._stored(kube.objects[PATH]).state.to_json() == known.to_json()
+        # A person's step is done on what is known, too.
+        kube.put(PATH, {"data": newest})
+        await rotation.step("prepare", "x509", "", forced=False)
+        assert newest != kube.objects[PATH]["data"]
+        assert {slot.id for slot in rotation.state.x509} & {slot.id for slot in known.x509} == {known.active_x509_id}
 
     asyncio.run(run())
 

@@ -312,3 +312,30 @@ def test_json_of_any_shape_is_a_bundle_or_refused(entries: list[object], sequenc
     except InvalidBundle:
         return
     assert TrustBundle.from_jwks(TD, found.to_jwks()) == found
+
+
+def test_a_digest_names_what_is_trusted_and_nothing_else() -> None:
+    """Signer and agent make it each from what they hold: order, sequence, hint and format are no part of it."""
+    one, two = (
+        X509Authority.create(TD, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=NOW).chain[0]
+        for _ in range(2)
+    )
+    keys = tuple(JwtAuthority(name, ec.generate_private_key(ec.SECP256R1()).public_key()) for name in ("a", "b"))
+    bundle = TrustBundle(TD, (one, two), keys, sequence=7)
+    same = [
+        TrustBundle(TD, (two, one), keys[::-1], sequence=8, refresh_hint=timedelta(minutes=5)),
+        TrustBundle.from_jwks(TD, bundle.to_jwks()),
+    ]
+    assert {each.digest() for each in same} == {bundle.digest()}
+    assert len(bundle.digest()) == 32
+    others = [
+        TrustBundle(TD, (one, two), keys[:1]),
+        TrustBundle(TD, (one,), keys),
+        TrustBundle(TD, (), keys),
+        TrustBundle(TD, (one, two)),
+        TrustBundle(TD),
+        TrustBundle(TrustDomain("other.test")),
+        TrustBundle(TD, (one, two), (JwtAuthority("c", keys[0].public_key), keys[1])),
+        TrustBundle(TD, (one, two), (JwtAuthority("a", keys[1].public_key), JwtAuthority("b", keys[0].public_key))),
+    ]
+    assert len({each.digest() for each in [bundle, *others]}) == len(others) + 1

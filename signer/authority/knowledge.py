@@ -1,0 +1,89 @@
+"""What a replica knows of agents and what they hold, and whether it knows enough to count on an absence."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from runtime.clock import Clock
+from signer.authority.acknowledgements import Agents, Wanted
+from signer.authority.state import AuthorityState
+
+# How long agents get to find a replica that has started, or leads since a moment ago: an agent waits up to a minute
+# between two attempts.
+SETTLE = timedelta(seconds=60)
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Acks:
+    """`waiting`: nodes of live agents that lack the present trust. `in_use`: SVIDs held, by X.509 authority; None
+    while not every live agent has said so. `unknown`: why neither is known; nothing is done by an absence then."""
+
+    waiting: frozenset[str]
+    in_use: Mapping[str, int] | None
+    unknown: str = ""
+
+    @property
+    def all_have_it(self) -> bool:
+        """Whether it is known that no live agent lacks the present trust."""
+        return not self.unknown and not self.waiting
+
+    def unused(self, authority_id: str) -> bool:
+        """Whether it is known that no live agent holds an SVID of that authority, nor will get one."""
+        return self.all_have_it and self.in_use is not None and not self.in_use.get(authority_id)
+
+    @property
+    def lacking(self) -> str:
+        """Those that wait, for people."""
+        shown = ", ".join(sorted(self.waiting)[:_NAMED])
+        more = f" and {len(self.waiting) - _NAMED} more" if len(self.waiting) > _NAMED else ""
+        return f"{len(self.waiting)} agents ({shown}{more})"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where knowledge comes from.
+
+    `live_nodes`: nodes with a living agent, as far as pods were read. `pods_unread`: why they are not known as they are
+    now; empty when they are. `published`: the sequence of the bundle in the cluster, 0 without one; raises SignerError.
+    """
+
+    live_nodes: Callable[[], frozenset[str]]
+    pods_unread: Callable[[], str]
+    published: Callable[[], Awaitable[int]]
+
+
+class Knowledge:
+    """Puts together what agents said and which agents there are."""
+
+    def __init__(self, agents: Agents, sources: Sources, clock: Clock) -> None:
+        self._agents = agents
+        self._sources = sources
+        self._clock = clock
+        self._since = clock.now()
+        self._leads = False
+
+    @property
+    def live_nodes(self) -> frozenset[str]:
+        """As far as pods were read."""
+        return self._sources.live_nodes()
+
+    def leads(self, leading: bool) -> None:
+        """To be told again and again: agents of the leader before have to find another replica first."""
+        now = self._clock.now()
+        if leading and not self._leads:
+            self._since = now
+        self._leads = leading
+        # A clock that was set back must not make it wait for days.
+        self._since = min(self._since, now)
+
+    def acks(self, state: AuthorityState) -> Acks:
+        """Who lacks the state's trust, and how many SVIDs of each authority are held."""
+        waiting, in_use = self._agents.summary(Wanted.of(state), self.live_nodes)
+        unknown = self._sources.pods_unread() or self._agents.unread
+        if not unknown and (waiting or in_use is None) and self._clock.now() - self._since < SETTLE:
+            until: datetime = self._since + SETTLE
+            unknown = (
+                f"agents have until {until:%H:%M:%SZ} to tell this replica, which has just started or begun to lead"
+            )
+        return Acks(waiting, in_use, unknown)

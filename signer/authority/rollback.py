@@ -1,0 +1,82 @@
+"""An older Secret that was put back: how it is noticed, and how often a state is published anew because of it.
+
+Each step's sequence is at least the time in milliseconds. So a number above the signer's own, in the cluster or with an
+agent, is of a state that the Secret does not hold any more: agents would refuse all that this signer publishes. It is
+published anew above that number. One such publishing is above all that there was before it; who still names a higher
+one has a wrong clock or lies, and is listened to less and less often.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from runtime.clock import Clock
+from signer.authority.slots import JwtSlot, Stage, X509Slot
+from signer.authority.state import AuthorityState
+
+FIRST_PAUSE, MAX_PAUSE = timedelta(minutes=1), timedelta(hours=1)
+# How long people are told of it.
+NOTED = timedelta(hours=24)
+_Slot = TypeVar("_Slot", X509Slot, JwtSlot)
+
+
+class Rollbacks:
+    """What this replica has done about them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._times = 0
+        self._last: datetime | None = None
+        self._note: tuple[datetime, str] | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether a higher number may be answered now."""
+        if self._last is None:
+            return True
+        passed = self._clock.now() - self._last
+        pause: timedelta = min(FIRST_PAUSE * 2 ** min(self._times - 1, 10), MAX_PAUSE)
+        return passed < timedelta(0) or passed >= pause
+
+    @property
+    def note(self) -> str:
+        """The last one, for people; empty when there was none or it is long ago."""
+        if self._note is None or self._clock.now() - self._note[0] > NOTED:
+            return ""
+        return self._note[1]
+
+    def above(self, state: AuthorityState, number: int) -> AuthorityState:
+        """The same authorities above `number`, and above the time.
+
+        The first time, what waits for agents begins its time anew: it was measured before the backup was restored.
+        """
+        now = self._clock.now()
+        if self._times == 0:
+            state = replace(
+                state,
+                x509=tuple(_begun(slot, now) for slot in state.x509),
+                jwt=tuple(_begun(slot, now) for slot in state.jwt),
+            )
+        return replace(state, sequence=max(state.sequence, number) + 1).dated(now)
+
+    def done(self, before: int, number: int, after: int) -> None:
+        """It was published anew."""
+        now = self._clock.now()
+        self._times += 1
+        self._last = now
+        self._noted(
+            f"sequence {number} was known in the cluster, the Secret had {before}, an older one; published again as "
+            f"{after}; if an authority was compromised since it was saved, force a rotation again"
+        )
+
+    def written_back(self, found: int, known: int) -> None:
+        """An older Secret was replaced by what this replica knew."""
+        self._noted(f"the Secret was replaced by an older one (sequence {found}); the newer one ({known}) was put back")
+
+    def _noted(self, text: str) -> None:
+        now = self._clock.now()
+        self._note = (now, f"rollback at {now:%Y-%m-%dT%H:%M:%SZ}: {text}")
+
+
+def _begun(slot: _Slot, now: datetime) -> _Slot:
+    return replace(slot, prepared_at=now) if slot.stage is Stage.PREPARED else slot

@@ -1,0 +1,31 @@
+"""What agents are waited for, and say, where it does not matter which authorities a state really has."""
+
+from collections.abc import Callable, Mapping
+
+from signer.authority.acknowledgements import Agents, Wanted
+from signer.authority.knowledge import Sources
+
+DIGEST = bytes(range(32))
+AUTHORITIES = frozenset({"x", "y", "a1", "compromised", "fresh", "ab" * 20})
+
+
+def wanted(sequence: int, digest: bytes = DIGEST) -> Wanted:
+    return Wanted(sequence, digest.hex(), AUTHORITIES)
+
+
+def says(agents: Agents, node: str, sequence: int, in_use: Mapping[str, int], digest: bytes = DIGEST) -> None:
+    agents.acknowledged(node, sequence, in_use, digest)
+
+
+async def nothing_published() -> int:
+    return 0
+
+
+def sources(nodes: Callable[[], frozenset[str]] = frozenset) -> Sources:
+    """All pods are read, and these nodes have agents."""
+    return Sources(nodes, lambda: "", nothing_published)
+
+
+async def all_read(agents: Agents) -> None:
+    """It has read what the other replicas' agents said, and follows it."""
+    await agents._others._list()
