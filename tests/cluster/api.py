@@ -18,7 +18,12 @@ _CALL_SECONDS = 20.0
 
 
 # Kinds whose collections are not called by the kind's name in lower case with an s.
-_PLURALS = {"WorkloadIdentity": "workloadidentities", "ClusterWorkloadIdentity": "clusterworkloadidentities"}
+_PLURALS = {
+    "WorkloadIdentity": "workloadidentities",
+    "ClusterWorkloadIdentity": "clusterworkloadidentities",
+    "NetworkPolicy": "networkpolicies",
+    "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
+}
 _CLUSTER_WIDE = {
     "Namespace",
     "Node",
@@ -27,6 +32,10 @@ _CLUSTER_WIDE = {
     "CSIDriver",
     "CustomResourceDefinition",
     "ClusterWorkloadIdentity",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "ClusterTrustBundle",
+    "CSINode",
 }
 
 
@@ -88,6 +97,11 @@ class KubeApi:
         """Write an object, or a subresource of one. Raises ApiError, OSError."""
         return self._json("PUT", path, body)
 
+    def patch(self, path: str, body: Object) -> Object:
+        """JSON merge patch. Raises ApiError, OSError."""
+        answer: Object = json.loads(self._call("PATCH", path, body, "application/merge-patch+json"))
+        return answer
+
     def delete(self, path: str, *, grace_seconds: int | None = None) -> None:
         """Ask for an object's deletion. Raises ApiError, OSError."""
         options = None if grace_seconds is None else {"gracePeriodSeconds": grace_seconds}
@@ -136,13 +150,13 @@ class KubeApi:
         answer: Object = json.loads(self._call(method, path, body))
         return answer
 
-    def _call(self, method: str, path: str, body: Object | None) -> bytes:
+    def _call(self, method: str, path: str, body: Object | None, kind: str = "application/json") -> bytes:
         request = urllib.request.Request(
             f"{self.url}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={
-                "Content-Type": "application/json",
+                "Content-Type": kind,
                 **({"Authorization": f"Bearer {self._token}"} if self._token else {}),
             },
         )

@@ -77,6 +77,8 @@ def empty(cluster: Cluster) -> None:
     rbac = "/apis/rbac.authorization.k8s.io/v1"
     for kind in ("clusterroles", "clusterrolebindings"):
         cluster.api.remove(f"{rbac}/{kind}/podsvid-signer")
+    for kind in ("validatingadmissionpolicies", "validatingadmissionpolicybindings"):
+        cluster.api.remove(f"/apis/admissionregistration.k8s.io/v1/{kind}/podsvid-signer")
     cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
     for name in ("workloadidentities", "clusterworkloadidentities"):
         cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")

@@ -44,6 +44,7 @@ SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/podsvid-authority"
 _WITHOUT_WORKLOADS = (
     *("CustomResourceDefinition", "ServiceAccount", "CSIDriver"),
     *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
 )
 BUNDLE = f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-bundle"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -87,6 +88,8 @@ def test_the_plain_manifests_are_what_the_chart_renders() -> None:
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("tracing.endpoint=collector", "/tracing/endpoint"),
         ("typo=1", "typo"),
+        ("profile=friendly", "/profile"),
+        ("networkPolicy.scrapers[0].anybody=x", "anybody"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(value: str, said: str) -> None:
@@ -122,7 +125,9 @@ def test_who_runs_as_what() -> None:
             "capabilities": {"drop": ["ALL"]},
         }
     bound = [each["subjects"] for (kind, _), each in found.items() if kind.endswith("RoleBinding")]
-    assert {subject["name"] for subjects in bound for subject in subjects} == {"podsvid-signer"}
+    names = {subject["name"] for subjects in bound for subject in subjects}
+    assert names == {"podsvid-signer", "podsvid-uninstall-guard"}
+    assert (signer["serviceAccountName"], guard["serviceAccountName"]) == ("podsvid-signer", "podsvid-uninstall-guard")
     # A new cluster's nodes all have the taint that the signer is to take off.
     assert {"key": "podsvid.io/agent-not-ready", "operator": "Exists"} in signer["tolerations"]
 
@@ -130,7 +135,153 @@ def test_who_runs_as_what() -> None:
 def test_may_patch_nodes_only_for_the_startup_taint() -> None:
     for values, expected in ((("trustDomain=a",), False), (("trustDomain=a", "startupTaint.enabled=true"), True)):
         rules = documents(*values)["ClusterRole", "podsvid-signer"]["rules"]
-        assert any("nodes" in rule["resources"] for rule in rules) is expected
+        assert any("nodes" in rule.get("resources", ()) for rule in rules) is expected
+
+
+def test_the_guard_has_rights_only_while_it_runs_and_none_to_read_the_authority() -> None:
+    found = documents("trustDomain=example.org")
+    for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding"):
+        annotations = found[kind, "podsvid-uninstall-guard"]["metadata"]["annotations"]
+        assert annotations["helm.sh/hook"] == "pre-delete"
+        assert int(annotations["helm.sh/hook-weight"]) < 0
+        assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded,hook-failed"
+    rules = found["ClusterRole", "podsvid-uninstall-guard"]["rules"]
+    assert {verb for rule in rules for verb in rule["verbs"]} == {"list"}
+    assert {each for rule in rules for each in rule["resources"]} == {
+        "pods",
+        "workloadidentities",
+        "clusterworkloadidentities",
+    }
+    assert ("Role", "podsvid-uninstall-guard") not in found
+
+
+def test_probes_and_metrics_have_ports_of_their_own_on_both_kinds_of_address() -> None:
+    found = documents("trustDomain=example.org")
+    for kind, name in (("DaemonSet", "agent"), ("Deployment", "signer")):
+        (container,) = found[kind, f"podsvid-{name}"]["spec"]["template"]["spec"]["containers"]
+        ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+        assert (ports["metrics"], ports["health"]) == (9099, 9098)
+        probes = [container[f"{each}Probe"]["httpGet"]["port"] for each in ("startup", "liveness", "readiness")]
+        assert probes == ["health"] * 3
+        settings = yaml.safe_load(found["ConfigMap", f"podsvid-{name}"]["data"][f"{name}.yaml"])
+        assert (settings["metrics_listen"], settings["health_listen"]) == ("[::]:9099", "[::]:9098")
+    assert found["Service", "podsvid-signer"]["spec"]["ipFamilyPolicy"] == "PreferDualStack"
+
+
+MONITORING = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+NODES = {"ipBlock": {"cidr": "10.0.0.0/16"}}
+SCRAPERS = "networkPolicy.scrapers[0].namespaceSelector.matchLabels.name=monitoring"
+PROBERS = "networkPolicy.probers[0].ipBlock.cidr=10.0.0.0/16"
+AGENTS = "networkPolicy.agents[0].ipBlock.cidr=10.0.0.0/16"
+HOSTILE = ("trustDomain=example.org", "profile=hostile", "signer.stateKeySecret=state-key")
+
+
+def ingress(name: str, *values: str) -> dict[str, list[Object] | None]:
+    """By port, who may come; None is everybody."""
+    spec = documents(*values)["NetworkPolicy", f"podsvid-{name}"]["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    return {port["port"]: rule.get("from") for rule in spec["ingress"] or [] for port in rule["ports"]}
+
+
+def agents_pods() -> list[Object]:
+    labels = {"app.kubernetes.io/name": "podsvid", "app.kubernetes.io/instance": "podsvid"}
+    return [{"podSelector": {"matchLabels": {**labels, "app.kubernetes.io/component": "agent"}}}]
+
+
+@pytest.mark.parametrize(
+    ("values", "signer", "agent"),
+    [
+        (
+            ("trustDomain=a",),
+            {"grpc": agents_pods(), "metrics": None, "health": None},
+            {"metrics": None, "health": None},
+        ),
+        (
+            ("trustDomain=a", SCRAPERS, PROBERS, AGENTS),
+            {"grpc": [*agents_pods(), NODES], "metrics": [MONITORING], "health": [NODES]},
+            {"metrics": [MONITORING], "health": [NODES]},
+        ),
+        (
+            ("trustDomain=a", "agent.hostNetwork=true"),
+            {"grpc": None, "metrics": None, "health": None},
+            {"metrics": None, "health": None},
+        ),
+        (HOSTILE, {"grpc": agents_pods()}, {}),
+        ((*HOSTILE, SCRAPERS), {"grpc": agents_pods(), "metrics": [MONITORING]}, {"metrics": [MONITORING]}),
+        ((*HOSTILE, PROBERS), {"grpc": agents_pods(), "health": [NODES]}, {"health": [NODES]}),
+        ((*HOSTILE, "agent.hostNetwork=true", AGENTS), {"grpc": [NODES]}, {}),
+    ],
+)
+def test_who_may_come(values: tuple[str, ...], signer: Object, agent: Object) -> None:
+    assert ingress("signer", *values) == signer
+    assert ingress("agent", *values) == agent
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("signer.stateKeySecret=",), "signer.stateKeySecret"),
+        (("signer.settings.require_policy=false",), "signer.settings.require_policy"),
+        (("networkPolicy.enabled=false",), "networkPolicy.enabled"),
+        (("agent.hostNetwork=true",), "networkPolicy.agents"),
+        (("admissionPolicy.enabled=false",), "admissionPolicy.enabled"),
+    ],
+)
+def test_profile_hostile_says_what_it_lacks(values: tuple[str, ...], said: str) -> None:
+    chart.template(*HOSTILE)
+    with pytest.raises(ClusterError, match=f"profile hostile needs\n- {said}"):
+        chart.template(*HOSTILE, *values)
+    # Without the profile each is a choice.
+    chart.template(*HOSTILE, *values, "profile=standard")
+
+
+def rendered_settings(name: str, *values: str) -> Object:
+    found: Object = yaml.safe_load(documents(*values)["ConfigMap", f"podsvid-{name}"]["data"][f"{name}.yaml"])
+    return found
+
+
+def test_profile_hostile_requires_policies_and_tightens_limits(tmp_path: Path) -> None:
+    signer, agent = rendered_settings("signer", *HOSTILE, "ttl.x509=30m"), rendered_settings("agent", *HOSTILE)
+    assert signer["require_policy"] == "true"
+    assert signer["x509_max_ttl"] == signer["x509_ttl"] == "30m"
+    assert signer["jwt_max_ttl"] == signer["jwt_ttl"]
+    assert "state_key_file" in signer
+    defaults = [
+        (signer, signer_config.SignerConfig, ("node_rate", "node_burst", "node_concurrency")),
+        (agent, agent_config.AgentConfig, ("socket_connections", "socket_calls", "socket_rate", "socket_burst")),
+    ]
+    for settings, model, names in defaults:
+        usual = {each.name: each.metadata["default"] for each in dataclasses.fields(model)}
+        for name in names:
+            assert int(settings[name]) < int(usual[name])
+    # Who sets one says so, and has it.
+    assert rendered_settings("signer", *HOSTILE, "signer.settings.node_rate=33")["node_rate"] == "33"
+    assert "require_policy" not in rendered_settings("signer", "trustDomain=a")
+
+
+def test_the_signer_writes_under_names_that_a_policy_gives() -> None:
+    kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    found = documents("trustDomain=a", "signer.settings.bundle_config_map=roots", "signer.settings.state_secret=ca")
+    policy, binding = (found[kind, "podsvid-signer"]["spec"] for kind in kinds)
+    assert (binding["policyName"], binding["validationActions"]) == ("podsvid-signer", ["Deny"])
+    assert policy["failurePolicy"] == "Fail"
+    assert "system:serviceaccount:podsvid:podsvid-signer" in policy["matchConditions"][0]["expression"]
+    # Another reason is an answer that the signer takes for an API server in trouble.
+    assert {each["reason"] for each in policy["validations"]} == {"Forbidden"}
+    text = yaml.safe_dump(policy["validations"])
+    assert "'roots'" in text or "''roots''" in text
+    assert "'ca'" in text or "''ca''" in text
+    covered = {each for rule in policy["matchConstraints"]["resourceRules"] for each in rule["resources"]}
+    # Whatever may be created, changed or removed without a name is covered.
+    rules = [*found["ClusterRole", "podsvid-signer"]["rules"], *found["Role", "podsvid-signer"]["rules"]]
+    for rule in rules:
+        changes = {"create", "update", "patch", "delete"} & set(rule["verbs"])
+        nameless = {"tokenreviews", "events", "workloadidentities/status", "clusterworkloadidentities/status"}
+        if changes and "resourceNames" not in rule:
+            assert set(rule.get("resources", ())) - nameless <= covered
+    assert not any(
+        (kind, "podsvid-signer") in documents("trustDomain=a", "admissionPolicy.enabled=false") for kind in kinds
+    )
 
 
 def test_values_are_documented_and_complete() -> None:

@@ -32,6 +32,47 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.signer.address | default (printf "podsvid-signer.%s.svc:8443" .Release.Namespace) }}
 {{- end }}
 
+{{- define "podsvid.bundleName" -}}
+{{ .Values.signer.settings.bundle_config_map | default "podsvid-bundle" }}
+{{- end }}
+
+{{- define "podsvid.stateSecret" -}}
+{{ .Values.signer.settings.state_secret | default "podsvid-authority" }}
+{{- end }}
+
+{{- /* What profile hostile cannot do without, said all at once. */ -}}
+{{- define "podsvid.checkProfile" -}}
+{{- if eq .Values.profile "hostile" -}}
+{{- $lacks := list -}}
+{{- if not .Values.signer.stateKeySecret -}}
+{{- $lacks = append $lacks "signer.stateKeySecret: the Secret whose key `key` (32 bytes) encrypts the authorities, or a copy of etcd is the CA" -}}
+{{- end -}}
+{{- /* Not `default`: to it, false is nothing. */ -}}
+{{- if and (hasKey .Values.signer.settings "require_policy") (ne (toString .Values.signer.settings.require_policy) "true") -}}
+{{- $lacks = append $lacks "signer.settings.require_policy left out or true: no pod gets an identity that no policy gives" -}}
+{{- end -}}
+{{- if not .Values.networkPolicy.enabled -}}
+{{- $lacks = append $lacks "networkPolicy.enabled: the ports are for agents, scrapers and probers only" -}}
+{{- end -}}
+{{- if and .Values.agent.hostNetwork (not .Values.networkPolicy.agents) -}}
+{{- $lacks = append $lacks "networkPolicy.agents with the nodes' addresses: agents on the hosts' network are not known by their pods" -}}
+{{- end -}}
+{{- if not .Values.admissionPolicy.enabled -}}
+{{- $lacks = append $lacks "admissionPolicy.enabled: RBAC alone lets the signer write its own configuration" -}}
+{{- end -}}
+{{- if $lacks -}}
+{{- fail (printf "profile hostile needs\n- %s" (join "\n- " $lacks)) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- /* Made before the guard's Job, gone with it, whatever it found. */ -}}
+{{- define "podsvid.guardRights" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: "-5"
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end }}
+
 {{- /* Settings as YAML: lists as they are, everything else as text. */ -}}
 {{- define "podsvid.settings" -}}
 {{- range $name, $value := . }}
@@ -53,9 +94,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "signer_bundle" "/var/run/podsvid-bundle/bundle.json"
   "agent_token_file" "/var/run/secrets/podsvid/token"
   "signer_audience" .Values.audience
-  "metrics_listen" "0.0.0.0:9099"
+  "metrics_listen" "[::]:9099"
+  "health_listen" "[::]:9098"
 -}}
 {{- with .Values.tracing.endpoint -}}{{- $_ := set $own "tracing_endpoint" . -}}{{- end -}}
+{{- if eq .Values.profile "hostile" -}}
+{{- $_ := set $own "socket_connections" "64" -}}
+{{- $_ := set $own "socket_calls" "256" -}}
+{{- $_ := set $own "socket_rate" "100" -}}
+{{- $_ := set $own "socket_burst" "400" -}}
+{{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.agent.settings) $own) }}
 {{- end }}
 
@@ -67,9 +115,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "x509_ttl" .Values.ttl.x509
   "jwt_ttl" .Values.ttl.jwt
   "namespace" .Release.Namespace
-  "metrics_listen" "0.0.0.0:9099"
+  "metrics_listen" "[::]:9099"
+  "health_listen" "[::]:9098"
   "startup_taint" .Values.startupTaint.enabled
 -}}
+{{- if eq .Values.profile "hostile" -}}
+{{- $_ := set $own "require_policy" "true" -}}
+{{- $_ := set $own "x509_max_ttl" .Values.ttl.x509 -}}
+{{- $_ := set $own "jwt_max_ttl" .Values.ttl.jwt -}}
+{{- $_ := set $own "node_rate" "20" -}}
+{{- $_ := set $own "node_burst" "300" -}}
+{{- $_ := set $own "node_concurrency" "32" -}}
+{{- end -}}
 {{- with .Values.tracing.endpoint -}}{{- $_ := set $own "tracing_endpoint" . -}}{{- end -}}
 {{- if .Values.signer.stateKeySecret -}}
 {{- $_ := set $own "state_key_file" "/var/run/podsvid-state-key/key" -}}

@@ -1,0 +1,100 @@
+"""An API server with its etcd and nothing else: for what only an API server can say, in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.go_tools import Progress
+from tests.permissions import Call
+
+from . import chart, control_plane, kubeconfig
+from .api import ApiError, KubeApi, Object
+from .layout import Layout
+from .pki import ClusterAuthority
+from .processes import Processes
+from .signing import NAMESPACE, free_port
+from .waiting import wait_for
+
+# What is off by default and the signer uses where it is on.
+TRUST_BUNDLES = (
+    "--feature-gates=ClusterTrustBundle=true",
+    "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true",
+)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """It, and its administrator's connection."""
+
+    api: KubeApi
+    layout: Layout
+    progress: Progress
+
+    def kubeconfig(self, account: str) -> Path:
+        """A file for that service account of podsvid's namespace."""
+        path = self.layout.directory / f"{account}.kubeconfig"
+        kubeconfig.with_token(path, self.layout.kubeconfig, self.api.token(account, NAMESPACE))
+        return path
+
+    def install(self, *values: str) -> None:
+        """Everything that the chart ships but for what needs nodes: the guard's account as well."""
+        self.api.apply(chart.render(f"trustDomain={TRUST_DOMAIN}", *values, namespace=NAMESPACE))
+
+
+TRUST_DOMAIN = "alone.test"
+
+
+@contextmanager
+def api_server(folder: Path, progress: Progress) -> Iterator[Alone]:
+    """Start it in a folder, with ClusterTrustBundles, on the loopback; end it."""
+    layout = Layout(folder / "alone")
+    for each in (layout.directory, layout.logs):
+        each.mkdir(mode=0o700)
+    processes = Processes(layout)
+    authority = ClusterAuthority(layout.pki)
+    etcd_port, peer_port, port = free_port(), free_port(), free_port()
+    try:
+        processes.start("etcd", control_plane.etcd(layout, authority, etcd_port, peer_port))
+        command = control_plane.api_server(layout, authority, port, etcd_port)
+        processes.start("kube-apiserver", [*command, "--bind-address=127.0.0.1", *TRUST_BUNDLES])
+        url, admin = f"https://127.0.0.1:{port}", authority.issue("admin", "admin", "system:masters")
+        kubeconfig.write(layout.kubeconfig, url, authority.ca_cert, admin)
+        api = KubeApi(url, str(authority.ca_cert), admin)
+        wait_for("the API server", lambda: _ready(api), progress=progress, alive=processes.check)
+        yield Alone(api, layout, progress)
+    finally:
+        processes.end(("kube-apiserver", "etcd"))
+
+
+def _ready(api: KubeApi) -> bool:
+    try:
+        return api.text("/readyz") == "ok"
+    except (ApiError, OSError):
+        return False
+
+
+def audited(log: Path, account: str) -> Iterator[tuple[Call, int]]:
+    """What a service account of podsvid asked by an API server's audit log, with the status that it got."""
+    user = f"system:serviceaccount:{NAMESPACE}:{account}"
+    with log.open(encoding="utf-8") as lines:
+        for line in lines:
+            event = json.loads(line)
+            if event["user"]["username"] == user:
+                yield _call(event), int((event.get("responseStatus") or {}).get("code", 0))
+
+
+def _call(event: Object) -> Call:
+    about = event.get("objectRef")
+    if about is None:
+        return Call(event["verb"], path=event["requestURI"].partition("?")[0])
+    resource = "/".join(filter(None, [about["resource"], about.get("subresource")]))
+    group, namespace = about.get("apiGroup", ""), about.get("namespace", "")
+    # A namespace is its own: RBAC sees it by its name only.
+    namespace = "" if resource == "namespaces" else namespace
+    # What is created has no name yet, for RBAC.
+    name = "" if event["verb"] == "create" else about.get("name", "")
+    return Call(event["verb"], group, resource, namespace, name)
