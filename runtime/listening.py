@@ -64,8 +64,8 @@ def _bound(
             # Before it listens: each connection has them from its first byte on.
             found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kept[0])
             found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kept[1])
-        if family == socket.AF_INET6:
-            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
+        if both:
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         found.setblocking(False)
         found.bind(where)
     except OSError as error:

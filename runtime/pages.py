@@ -95,8 +95,7 @@ class _Asked:
         """None, or what is wrong."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._ask())
-        # Shared: one of those who wait for it may be cut off.
-        return await asyncio.shield(self._asking)
+        return await self._asking
 
     async def _ask(self) -> str | None:
         async def run() -> str | None:
