@@ -15,6 +15,7 @@ SHORT = {
     "O": "tests/cluster/test_outage.py",
     "S": "tests/unit/signer/test_store.py",
     "E": "tests/unit/signer/test_cluster_services.py",
+    "K": "tests/cluster/test_alone.py",
     "L": "tests/unit/runtime/test_log.py",
 }
 
