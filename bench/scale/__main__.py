@@ -1,0 +1,56 @@
+"""python -m bench.scale [--quick] [--json FILE]: how the signer does at 5,000 nodes and 150,000 pods.
+
+Prints a table; exits with 1 only where something could not be measured, not for a goal that is missed. A full run takes
+some fifteen minutes and 4 GiB, and records itself in bench/results; --quick does a tenth of it in about a minute.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.report import RESULTS, environment
+from bench.scale.figures import Figures
+from bench.scale.run import FULL, QUICK, Plan, Run
+
+
+def report(figures: Figures, plan: Plan, about: dict[str, str]) -> str:
+    """What is printed, and recorded."""
+    cluster = plan.cluster
+    size = f"{cluster.nodes} agents, {cluster.pods} pods, {cluster.policies} policies, {cluster.services} Services"
+    lines = ["# The signer at size", "", f"One replica; {size}; {plan.changes:.0%} of pods change a minute.", ""]
+    lines += [", ".join(f"{key} {value}" for key, value in about.items()), "", figures.table()]
+    if figures.failure:
+        lines += [f"Not measured to its end: {figures.failure}"]
+    lines += [f"Goals missed: {', '.join(figures.missed) or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of it; records nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    given = parser.parse_args()
+    plan, about, begun = QUICK if given.quick else FULL, environment(), time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - begun:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
+        figures = asyncio.run(Run(plan, Path(folder), say).run())
+    about["seconds"] = f"{time.monotonic() - begun:.0f}"
+    text = report(figures, plan, about)
+    print(text)
+    if given.json:
+        given.json.write_text(figures.json(about), encoding="utf-8")
+    if not given.quick:
+        (RESULTS / "scale.md").write_text(text, encoding="utf-8")
+        name = f"{about['date']}-{about['cores']}c-scale.json"
+        (RESULTS / name).write_text(figures.json(about), encoding="utf-8")
+    return 1 if figures.failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""Many agents in one process: each the agent's own client of the signer, with a connection, a token and pods.
+
+python -m bench.scale.fleet FOLDER ADDRESS FIRST END NODES PODS POLICIES SERVICES NAMESPACES: the agents of those nodes,
+told what to do by lines of JSON on stdin; each is answered by a line. Times are the host's clock.
+"""
+
+import asyncio
+import inspect
+import json
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from agent.authority.calls import SERVICE, explain
+from agent.authority.connection import SignerSettings
+from agent.authority.protocol import MintRequest
+from agent.authority.signer import SignerAuthority
+from agent.errors import AuthorityRefused, AuthorityUnavailable
+from bench.scale.population import TRUST_DOMAIN, Cluster, Tokens
+from csi.model import PodToken
+from runtime.clock import SystemClock
+from signer.pb import signer_pb2
+from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
+from svid.spiffeid import TrustDomain
+from svid.x509svid import X509Svid
+from tests.signer_rig import AUDIENCE
+
+# Seconds: between looks at who is connected; of a report of what is held, as the agent's; after a mint that failed.
+LOOK_SECONDS, REPORT_SECONDS, AGAIN_SECONDS = 0.05, 1.0, 2.0
+MINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the agents of a process have in common: a key, since making keys is not what is measured."""
+
+    cluster: Cluster
+    tokens: Tokens
+    key: PrivateKey
+    csr: bytes
+
+
+class Agent:
+    """One node's agent and what became of its pods' SVIDs."""
+
+    def __init__(self, shared: Shared, node: int, settings: SignerSettings) -> None:
+        self._shared = shared
+        self._rng = random.Random(node)
+        self.authority = SignerAuthority(settings, SystemClock(), random.Random(node))
+        self.pods = shared.cluster.mounted(node)
+        # By pod: of which authority its SVID is.
+        self.held: dict[int, str] = {}
+        # By sequence: when it was acknowledged.
+        self.acknowledged: dict[int, float] = {}
+        self.connected_at: float | None = None
+        answered = self.authority.contact.answered
+
+        def noted(sequence: int) -> None:
+            self.connected_at = self.connected_at or time.time()
+            answered(sequence)
+
+        # A stream that begins anew at once is no outage to the contact, and what its `connected` says is no news then.
+        self.authority.contact.answered = noted  # type: ignore[method-assign]
+        self.served_at: float | None = None
+        self.reissued_at: list[float] = []
+        self.failures: Counter[str] = Counter()
+
+    def tasks(self) -> list["asyncio.Task[None]"]:
+        """Follow the signer, and say so."""
+        return [asyncio.create_task(self.authority.run()), asyncio.create_task(self._acknowledge())]
+
+    async def _acknowledge(self) -> None:
+        version = 0
+        while True:
+            version = await self.authority.trust.wait_beyond(version)
+            self.report()
+            trust = self.authority.trust.current
+            assert trust is not None
+            self.acknowledged.setdefault(trust.bundle.sequence or 0, time.time())
+
+    def report(self) -> None:
+        """Say what is held."""
+        trust = self.authority.trust.current
+        assert trust is not None
+        self.authority.hold(trust, Counter(self.held.values()))
+
+    async def reissue(self) -> None:
+        """Renew early what the signer says, each at an instant drawn from the window, for ever."""
+        reporting = asyncio.create_task(self._report_reissued())
+        version = 0
+        try:
+            while True:
+                version = await self.authority.early_renewals.wait_beyond(version)
+                await self._reissue_due()
+        finally:
+            reporting.cancel()
+
+    async def _reissue_due(self) -> None:
+        drawn = []
+        for early in self.authority.early_renewals.current or ():
+            begin, end = early.window.start.timestamp(), early.window.end.timestamp()
+            mine = [pod for pod, authority in self.held.items() if authority == early.authority_id]
+            drawn += [(self._rng.uniform(begin, end), pod) for pod in mine]
+        for at, pod in sorted(drawn):
+            await asyncio.sleep(max(at - time.time(), 0.0))
+            while not await self.mint(pod):
+                await asyncio.sleep(self._rng.uniform(0.5, 1.0) * AGAIN_SECONDS)
+            self.reissued_at.append(time.time())
+
+    async def _report_reissued(self) -> None:
+        told = len(self.reissued_at)
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            if len(self.reissued_at) != told:
+                told = len(self.reissued_at)
+                self.report()
+
+    async def mint(self, pod: int) -> bool:
+        """A new SVID for a pod, by the agent's own way; what fails is counted."""
+        shared = self._shared
+        ends = datetime.fromtimestamp(time.time() + 3600, UTC).isoformat()
+        found = {"token": shared.tokens.of(shared.cluster, pod), "expirationTimestamp": ends}
+        token = PodToken(json.dumps({AUDIENCE: found}))
+        try:
+            minted = await self.authority.mint_x509(MintRequest(shared.cluster.reference(pod), token, shared.key))
+        except (AuthorityUnavailable, AuthorityRefused) as error:
+            self.failures[str(error).partition(":")[0]] += 1
+            return False
+        self.held[pod] = X509Svid(minted.spiffe_id, minted.chain, shared.key).authority_id
+        return True
+
+    def message(self, pod: int) -> signer_pb2.MintX509SVIDRequest:
+        """The request for a mint, made before its time is taken."""
+        shared, named = self._shared, self._shared.cluster.reference(pod)
+        return signer_pb2.MintX509SVIDRequest(
+            pod=signer_pb2.Pod(namespace=named.namespace, name=named.name, uid=named.uid),
+            pod_token=shared.tokens.of(shared.cluster, pod),
+            csr=shared.csr,
+        )
+
+
+class Fleet:
+    """All of them. The methods without a dash in front are the commands; what they return is the answer."""
+
+    def __init__(self, shared: Shared, folder: Path, address: str, nodes: Sequence[int]) -> None:
+        self._shared = shared
+        self._folder = folder
+        self._address = address
+        self._nodes = nodes
+        self._agents: list[Agent] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._drawn = 0
+
+    async def load(self, bundle: str) -> Mapping[str, Any]:
+        """Make the agents; they trust what is in that file."""
+        for node in self._nodes:
+            token = self._folder / f"token-{node}"
+            # An agent's pod is the node's first.
+            token.write_text(self._shared.tokens.of(self._shared.cluster, node))
+            domain = TrustDomain(TRUST_DOMAIN)
+            agent = Agent(self._shared, node, SignerSettings(self._address, Path(bundle), token, AUDIENCE, domain))
+            agent.authority.load()
+            self._agents.append(agent)
+            if node % 50 == 0:
+                await asyncio.sleep(0)
+        return {"pods": sum(len(each.pods) for each in self._agents)}
+
+    async def connect(self, spread: float) -> Mapping[str, Any]:
+        """Let them find the signer, one after the other within so many seconds."""
+        for each in self._agents:
+            self._tasks += each.tasks()
+            await asyncio.sleep(spread / len(self._agents))
+        return {}
+
+    async def state(self) -> Mapping[str, Any]:
+        """How many are connected, have been served again, and have re-issued what they hold."""
+        return {
+            "connected": sum(each.connected_at is not None for each in self._agents),
+            "served": sum(each.served_at is not None for each in self._agents),
+            "reissued": sum(len(each.reissued_at) for each in self._agents),
+            "sequences": dict(Counter(max(each.acknowledged, default=0) for each in self._agents)),
+        }
+
+    async def hold(self, authority: str, most: int) -> Mapping[str, Any]:
+        """Every pod, of each node so many at most, has an SVID of that authority, they say."""
+        for each in self._agents:
+            each.held = dict.fromkeys(each.pods[:most], authority)
+            each.report()
+            await asyncio.sleep(0)
+        return {}
+
+    async def acknowledged(self, sequence: int) -> Mapping[str, Any]:
+        """When each acknowledged that or, for the first time, a newer one."""
+        found = [min((at for number, at in each.acknowledged.items() if number >= sequence), default=None)
+                 for each in self._agents]  # fmt: skip
+        return {"times": _rounded(at for at in found if at is not None)}
+
+    async def restart(self) -> Mapping[str, Any]:
+        """The signer is gone: note when each agent has found it again, and when its next mint was answered."""
+        for each in self._agents:
+            each.connected_at = each.served_at = None
+            self._tasks.append(asyncio.create_task(self._return(each)))
+        return {}
+
+    async def returned(self) -> Mapping[str, Any]:
+        """When each was connected again, and when served."""
+        return {
+            "connected": _rounded(each.connected_at for each in self._agents if each.connected_at),
+            "served": _rounded(each.served_at for each in self._agents if each.served_at),
+        }
+
+    async def reissue(self) -> Mapping[str, Any]:
+        """Renew early from now on where the signer says so."""
+        for each in self._agents:
+            self._tasks.append(asyncio.create_task(each.reissue()))
+        return {}
+
+    async def reissued(self) -> Mapping[str, Any]:
+        """When each SVID was re-issued."""
+        return {"times": _rounded(at for each in self._agents for at in each.reissued_at)}
+
+    async def failures(self) -> Mapping[str, Any]:
+        """Mints that failed so far, by reason; each was tried again."""
+        return dict(sum((each.failures for each in self._agents), Counter()))
+
+    async def mint(self, count: int, at_once: int, rate: float) -> Mapping[str, Any]:
+        """That many mints of different pods: so many at once, or where `rate` is given so many a second, each timed
+        from when it was due."""
+        work = []
+        for _ in range(count):
+            agent = self._agents[self._drawn % len(self._agents)]
+            pod = agent.pods[self._drawn // len(self._agents) % len(agent.pods)]
+            work.append((agent, agent.message(pod)))
+            self._drawn += 1
+        seconds: list[float] = []
+        failed: Counter[str] = Counter()
+        begun = time.perf_counter()
+        if rate:
+            due = [begun + number / rate for number in range(count)]
+            await asyncio.gather(*(self._timed(*each, at, seconds, failed) for each, at in zip(work, due, strict=True)))
+        else:
+            left = iter(work)
+
+            async def some() -> None:
+                for each in left:
+                    await self._timed(*each, time.perf_counter(), seconds, failed)
+
+            await asyncio.gather(*(some() for _ in range(at_once)))
+        return {"seconds": seconds, "failed": failed, "took": time.perf_counter() - begun}
+
+    async def _timed(
+        self,
+        agent: Agent,
+        message: signer_pb2.MintX509SVIDRequest,
+        due: float,
+        seconds: list[float],
+        failed: Counter[str],
+    ) -> None:
+        await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+        connection = agent.authority.connection
+        call = connection.channel().unary_unary(
+            SERVICE + "MintX509SVID", type(message).SerializeToString, signer_pb2.MintX509SVIDResponse.FromString
+        )
+        try:
+            await call(message, metadata=connection.credentials(), timeout=MINT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            failed[explain(error)[0] or error.code().name] += 1
+        else:
+            seconds.append(time.perf_counter() - due)
+
+    async def _return(self, agent: Agent) -> None:
+        while agent.connected_at is None:
+            await asyncio.sleep(LOOK_SECONDS)
+        while not await agent.mint(agent.pods[0]):
+            await asyncio.sleep(AGAIN_SECONDS)
+        agent.served_at = time.time()
+
+    async def end(self) -> Mapping[str, Any]:
+        """Let go of the signer."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return {}
+
+
+def _rounded(times: Any) -> list[float]:
+    return [round(each, 3) for each in times]
+
+
+async def main(folder: Path, address: str, nodes: Sequence[int], cluster: Cluster) -> None:
+    key = KeyAlgorithm.EC_P256.generate()
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, signature_hash(key))
+    shared = Shared(cluster, Tokens(folder / "cluster.key"), key, csr.public_bytes(Encoding.DER))
+    fleet = Fleet(shared, folder, address, nodes)
+    commands = {name: do for name, do in inspect.getmembers(fleet, inspect.ismethod) if not name.startswith("_")}
+    reader = asyncio.StreamReader(limit=2**24)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async for line in reader:
+        asked = json.loads(line)
+        answer = await commands[asked.pop("do")](**asked)
+        print(json.dumps(answer), flush=True)
+    with suppress(asyncio.CancelledError):
+        await fleet.end()
+
+
+if __name__ == "__main__":
+    # Each of them would say that it lost its signer.
+    logging.getLogger("podsvid").setLevel(logging.ERROR)
+    folder, address, first, end, *sizes = sys.argv[1:]
+    asyncio.run(main(Path(folder), address, range(int(first), int(end)), Cluster(*map(int, sizes))))

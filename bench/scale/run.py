@@ -1,0 +1,276 @@
+"""The run: an empty cluster and the large one side by side, then what befalls the large one. Each step fills rows."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.scale.children import Fleets, NotMeasured, Site, raise_limits, until
+from bench.scale.figures import NOT_REPORTED, Figures, histogram_quantile, middle, most_in_a_second, quantile
+from bench.scale.population import Cluster, Tokens
+from bench.signer import cpu_seconds
+
+# Nodes whose agents mint while that is timed, in a process of their own at either site.
+MINTERS = 16
+PROBE_EVERY = 0.25
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large, and how long things may take. `changes`: the part of the pods that change a minute.
+
+    `burst` mints, `at_once`, show what CPU time one takes; `paced` ones at `rate` a second how long one takes; each in
+    `rounds`, in turn with the empty cluster. `window`: of the forced re-issue, as the signer's own setting; of each
+    node at most `held` SVIDs are re-issued.
+    """
+
+    cluster: Cluster
+    fleets: int
+    changes: float = 0.01
+    quiet_seconds: float = 20.0
+    rounds: int = 5
+    burst: int = 1000
+    at_once: int = 16
+    paced: int = 500
+    rate: float = 50.0
+    window: float = 90.0
+    held: int = 1000
+    connect_rate: float = 250.0
+    # Seconds for each step.
+    limit: float = 600.0
+
+
+FULL = Plan(Cluster(5_000, 150_000, 2_000, 20_000, 500), fleets=2)
+QUICK = Plan(
+    Cluster(500, 15_000, 200, 2_000, 50),
+    fleets=1,
+    quiet_seconds=2.0,
+    rounds=3,
+    burst=300,
+    paced=100,
+    rate=100.0,
+    # As many a second are due as at full size.
+    window=3.0,
+    held=10,
+    limit=120.0,
+)
+
+
+class Run:
+    """One run in a folder of its own."""
+
+    def __init__(self, plan: Plan, folder: Path, say: Say) -> None:
+        self._plan = plan
+        self._say = say
+        cluster = plan.cluster
+        minters = min(MINTERS, cluster.nodes // 2)
+        flags = ("--forced-reissue-over", f"{plan.window:g}s")
+        self._large = Site("large", cluster, folder, flags)
+        self._empty = Site("empty", Cluster(minters, minters * cluster.pods // cluster.nodes, 0, 0, 1), folder)
+        self._minters = minters
+        self._folder = folder
+        self.figures = Figures()
+
+    async def run(self) -> Figures:
+        """All steps; where one cannot be done, the rows after it say so."""
+        fleets: list[Fleets] = []
+        try:
+            # While trust changes an agent has two connections.
+            raise_limits(2 * self._plan.cluster.nodes)
+            Tokens.write_key(self._folder / "cluster.key")
+            await self._steps(fleets)
+        except NotMeasured as error:
+            self.figures.failure = str(error)
+            self._say(f"stopped: {error}")
+        finally:
+            for each in fleets:
+                each.stop()
+            self._large.stop()
+            self._empty.stop()
+            if self._large.peak:
+                self.figures.add("rss_peak", self._large.peak, self._empty.peak or None)
+        return self.figures
+
+    async def _steps(self, fleets: list[Fleets]) -> None:
+        plan, large, empty = self._plan, self._large, self._empty
+        self._say(f"making {plan.cluster}")
+        await empty.start_api(plan.limit)
+        await large.start_api(plan.limit)
+        self._say("the API servers serve; starting the signers")
+        begun = await empty.start_signer(plan.limit)
+        self._add("ready", await large.start_signer(plan.limit), begun)
+        few, all_of_them = Fleets(empty, self._minters, 0), Fleets(large, self._minters, plan.fleets)
+        fleets += [few, all_of_them]
+        await few.do("load", bundle=str(await empty.bundle(plan.limit)))
+        await all_of_them.do("load", bundle=str(await large.bundle(plan.limit)))
+        await few.do("connect", spread=0.0)
+        await self._connected(all_of_them)
+        await self._steady(all_of_them, few)
+        few.stop()
+        empty.stop()
+        await self._rotation(all_of_them)
+        await self._restart(all_of_them)
+        await self._reissue(all_of_them)
+
+    async def _connected(self, fleets: Fleets) -> None:
+        begun = time.time()
+        self._say(f"connecting {fleets.agents} agents")
+        await fleets.do("connect", spread=fleets.agents / self._plan.connect_rate / (self._plan.fleets + 1))
+        await self._until(fleets, "connected", fleets.agents)
+        self._add("connected", time.time() - begun)
+        active = await self._large.active()
+        await fleets.do("hold", authority=active, most=self._plan.held)
+
+    async def _steady(self, fleets: Fleets, few: Fleets) -> None:
+        """Pods change; then mints, here and at the empty cluster in turn."""
+        plan, large, empty = self._plan, self._large, self._empty
+        await large.churn(plan.cluster.pods * plan.changes)
+        lag = await large.lag()
+        async with self._probing():
+            used, begun = [cpu_seconds(each.pid) for each in (large, empty)], time.perf_counter()
+            await asyncio.sleep(plan.quiet_seconds)
+            passed = time.perf_counter() - begun
+            shares = [
+                (cpu_seconds(site.pid) - was) / passed * 100 for site, was in zip((large, empty), used, strict=True)
+            ]
+            self._add("background", shares[0], shares[1])
+            await self._mints(fleets, few)
+            self._add("rss_steady", large.resident("VmRSS"), empty.resident("VmRSS"))
+        after = await large.lag()
+        for key, part in (("lag_p99", 0.99), ("lag_most", 1.0)):
+            found = histogram_quantile(lag or {}, after, part) if after is not None else None
+            note = "" if found is not None else NOT_REPORTED
+            self._add(key, found * 1000 if found is not None else None, note=note)
+
+    async def _mints(self, fleets: Fleets, few: Fleets) -> None:
+        plan = self._plan
+        sites = ((self._empty, few), (self._large, fleets))
+        cpu: dict[str, list[float]] = {site.name: [] for site, _ in sites}
+        seconds: dict[str, list[float]] = {site.name: [] for site, _ in sites}
+        failed = 0
+        for number in range(plan.rounds):
+            for site, minting in sites:
+                used = cpu_seconds(site.pid)
+                found = await minting.mint(plan.burst, plan.at_once)
+                done = len(found["seconds"])
+                if done:
+                    cpu[site.name].append((cpu_seconds(site.pid) - used) / done * 1000)
+                paced = await minting.mint(plan.paced, rate=plan.rate)
+                seconds[site.name] += paced["seconds"]
+                failed += sum(found["failed"].values()) + sum(paced["failed"].values())
+            self._say(f"mints, round {number + 1} of {plan.rounds}: CPU {cpu} ms")
+        if not all(cpu.values()) or not all(seconds.values()):
+            raise NotMeasured("no mint was answered")
+        self._add("mint_cpu", middle(cpu["large"]), middle(cpu["empty"]))
+        for key, part in (("mint_p50", 0.5), ("mint_p99", 0.99)):
+            self._add(key, quantile(seconds["large"], part) * 1000, quantile(seconds["empty"], part) * 1000)
+        self._add("mint_failed", failed)
+
+    async def _rotation(self, fleets: Fleets) -> None:
+        large, limit = self._large, self._plan.limit
+        self._say("an ordinary rotation")
+        since = large.logged()
+        await large.rotate(forced=False)
+        await until(lambda: large.stepped(since, "prepare"), "a prepared authority", limit)
+        prepared = large.stepped(since, "prepare")
+        assert prepared is not None
+        at, sequence = prepared
+
+        async def acknowledged() -> bool:
+            return len(await fleets.times("acknowledged", sequence=sequence)) == fleets.agents
+
+        await until(acknowledged, "acknowledgements of all agents", limit, every=0.5)
+        self._add("rotation_acknowledged", (await fleets.times("acknowledged", sequence=sequence))[-1] - at)
+        await until(lambda: large.stepped(since, "activate"), "the activation", limit)
+        activated = large.stepped(since, "activate")
+        assert activated is not None
+        self._add("rotation_activated", activated[0] - at)
+        # That they renew over the next minutes is left out: all hold SVIDs of the new one from now on, they say.
+        active = await large.active()
+        await fleets.do("hold", authority=active, most=self._plan.held)
+
+    async def _restart(self, fleets: Fleets) -> None:
+        large, plan = self._large, self._plan
+        self._say("a restart")
+        large.stop_signer()
+        await fleets.do("restart")
+        begun = time.time()
+        took = await large.start_signer(plan.limit)
+        self._add("restart_ready", took)
+        await self._until(fleets, "served", fleets.agents)
+        connected, served = await fleets.times("returned", "connected"), await fleets.times("returned", "served")
+        self._add("restart_connections", most_in_a_second(connected))
+        self._add("restart_mints", most_in_a_second(served))
+        self._add("restart_last", served[-1] - begun - took)
+
+    async def _reissue(self, fleets: Fleets) -> None:
+        large, plan = self._large, self._plan
+        active = await large.active()
+        await fleets.do("hold", authority=active, most=self._plan.held)
+        failed = await self._failed(fleets)
+        pods = sum(min(len(plan.cluster.mounted(node)), plan.held) for node in range(plan.cluster.nodes))
+        self._say(f"a forced rotation: {pods} SVIDs over {plan.window:g} s")
+        await fleets.do("reissue")
+        since, asked = large.logged(), time.time()
+        await large.rotate(forced=True)
+        await until(lambda: large.stepped(since, "activate"), "the forced activation", plan.limit)
+        activated = large.stepped(since, "activate")
+        assert activated is not None
+        self._add("reissue_asked", activated[0] - asked)
+        await self._until(fleets, "reissued", pods)
+        times = await fleets.times("reissued")
+        self._add("reissue_peak", most_in_a_second(times))
+        self._add("reissue_mean", len(times) / max(times[-1] - times[0], 1.0), note=f"{pods} SVIDs")
+        self._add("reissue_last", times[-1] - activated[0], note=f"window {plan.window:g} s")
+        self._add("reissue_failed", await self._failed(fleets) - failed)
+
+    async def _failed(self, fleets: Fleets) -> int:
+        return sum(sum(each.values()) for each in await fleets.do("failures"))
+
+    async def _until(self, fleets: Fleets, name: str, wanted: int) -> None:
+        """Wait until that number of their state is as wanted, and say how far it is."""
+        said = time.monotonic()
+
+        async def enough() -> bool:
+            nonlocal said
+            found = await fleets.count(name)
+            if time.monotonic() - said > 5:
+                said = time.monotonic()
+                self._say(f"{name}: {found} of {wanted}")
+            return found >= wanted
+
+        try:
+            await until(enough, f"{wanted} {name}", self._plan.limit, every=0.25)
+        except NotMeasured as error:
+            raise NotMeasured(f"{error}; failed mints: {await fleets.do('failures')}") from None
+
+    @asynccontextmanager
+    async def _probing(self) -> AsyncIterator[None]:
+        """Ask /readyz all the while."""
+        seconds: list[float] = []
+
+        async def probe() -> None:
+            while True:
+                begun = time.perf_counter()
+                # It gives up before the loop answers: one that is held for longer takes several.
+                while not (await self._large.probe()):
+                    pass
+                seconds.append((time.perf_counter() - begun) * 1000)
+                await asyncio.sleep(PROBE_EVERY)
+
+        probing = asyncio.create_task(probe())
+        try:
+            yield
+        finally:
+            probing.cancel()
+            await asyncio.gather(probing, return_exceptions=True)
+        if seconds:
+            self._add("probe_p99", quantile(seconds, 0.99))
+            self._add("probe_most", max(seconds))
+
+    def _add(self, key: str, value: float | None, empty: float | None = None, note: str = "") -> None:
+        self.figures.add(key, value, empty, note)
+        self._say("  ".join(self.figures.cells(key)))

@@ -1,0 +1,60 @@
+"""bench.scale from its beginning to its end, in a cluster of a few nodes: all rows, and nothing left behind."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.scale import children
+from bench.scale.figures import NOT_REPORTED, ROWS
+from bench.scale.population import Cluster
+from bench.scale.run import Plan, Run
+
+TINY = Plan(
+    Cluster(nodes=6, pods=60, policies=4, services=10, namespaces=2),
+    fleets=1,
+    changes=1.0,
+    quiet_seconds=0.5,
+    rounds=1,
+    burst=40,
+    at_once=4,
+    paced=40,
+    rate=100.0,
+    window=2.0,
+    limit=60.0,
+)
+
+
+@pytest.mark.timeout(300)
+def test_a_tiny_run_fills_every_row(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    start = children.Child.start
+
+    def noted(*given: str, **options: bool) -> children.Child:
+        child = start(*given, **options)  # type: ignore[arg-type]
+        started.append(child.running.pid)
+        return child
+
+    monkeypatch.setattr(children.Child, "start", noted)
+    said: list[str] = []
+    figures = asyncio.run(Run(TINY, base, said.append).run())
+    assert not figures.failure, said
+    empty = {key for key in ROWS if figures.figure(key).value is None}
+    assert all(figures.figure(key).note == NOT_REPORTED for key in empty)
+    assert empty <= {"lag_p99", "lag_most"}
+    assert figures.figure("mint_failed").value == 0
+    assert figures.figure("mint_cpu").ratio is not None
+    assert len(said) > len(ROWS)
+    # API server and signer of both clusters, the signer once more, the agents of the empty one and two more processes.
+    assert len(started) == 8
+    for each in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(each, 0)
+
+
+def test_a_run_that_gets_nowhere_says_where_it_stopped(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "SPARE_DESCRIPTORS", 10**9)
+    figures = asyncio.run(Run(TINY, base, lambda text: None).run())
+    assert "ulimit" in figures.failure
+    assert all(figures.failure in figures.figure(key).note for key in ROWS)
