@@ -26,6 +26,7 @@ from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.acknowledgements import Agents
 from signer.authority.knowledge import Sources
 from signer.authority.lifecycle import Life, LifecyclePolicy
+from signer.authority.lifetimes import Lifetimes
 from signer.authority.rotation import Rotation
 from signer.authority.state import AuthorityState
 from signer.authority.store import SecretStore, read_cipher
@@ -164,7 +165,7 @@ class Replica:
         self._trust: Feed[Broadcast] = Feed()
         audit = Audit(clock)
         self._rotation.heard = audit.authorities
-        minting = Minting(self._signing_state, _minting(config), clock)
+        minting = Minting(self._signing_state, _minting(config), clock, Lifetimes(self._rotation, clock))
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         service = SignerService(
             attestor,
@@ -360,6 +361,8 @@ def _lifecycle(config: SignerConfig) -> LifecyclePolicy:
         key_algorithm=config.authority_algorithm,
         jwt_algorithm=config.jwt_algorithm if config.jwt_svids else None,
         jwt_lead=min(JWT_LEAD, config.jwt_key_period / 4),
+        x509_ttl=config.x509_ttl,
+        jwt_ttl=config.jwt_ttl,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from signer.authority import recovery, succession
 from signer.authority.knowledge import Acks
@@ -23,6 +23,8 @@ from signer.errors import TransitionRefused
 from signer.upstream.certify import Upstream
 from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
+
+_Slot = TypeVar("_Slot", X509Slot, JwtSlot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,11 @@ class Life:
 
     async def first(self, now: datetime) -> AuthorityState:
         """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
-        x509 = replace(await self._x509(now), stage=Stage.ACTIVE, activated_at=now)
+        usual = self.policy.usual
+        x509 = replace(await self._x509(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("x509"))
         jwt: tuple[JwtSlot, ...] = ()
         if self.policy.jwt_algorithm is not None:
-            jwt = (replace(self._jwt(now), stage=Stage.ACTIVE, activated_at=now),)
+            jwt = (replace(self._jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
         return AuthorityState(self._trust_domain, sequence_at(now), (x509,), jwt)
 
     def due(self, state: AuthorityState, acks: Acks, now: datetime) -> Step | None:
@@ -88,7 +91,7 @@ class Life:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
         key = self._jwt(now)
         if not state.jwt:
-            first = replace(key, stage=Stage.ACTIVE, activated_at=now)
+            first = replace(key, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual(kind))
             return _changed(state, jwt=(first,)), f"made the first jwt authority {key.id}"
         return _changed(state, jwt=(*state.jwt, key)), f"prepared jwt authority {key.id}"
 
@@ -154,6 +157,16 @@ class Life:
             return state, f"a forced rotation of the {named} authorities is under way already; nothing was made since"
         told = ", ".join(f"{each.kind} {each.authority_id}" for each in abandoned)
         return _changed(after), f"forced rotation of the {named} authorities started; abandoned: {told}"
+
+    def promised(self, state: AuthorityState, kind: str, ttl: timedelta) -> AuthorityState:
+        """The state that says that SVIDs of the active authority live as long as `ttl`; the same when it says so."""
+        recorded = state.longest(kind)
+        if recorded is None or ttl <= recorded:
+            return state
+        longest = self.policy.rounded(kind, ttl)
+        if kind == "x509":
+            return _changed(state, x509=tuple(_raised(slot, longest) for slot in state.x509))
+        return _changed(state, jwt=tuple(_raised(slot, longest) for slot in state.jwt))
 
     def waits_for_agents(self, state: AuthorityState) -> bool:
         """Whether what agents acknowledge or hold matters to the next steps or to somebody who watches them."""
@@ -273,7 +286,10 @@ class Life:
         ]
         ends = partial(succession.svids_end, policy=self.policy, now=now)
         declared, _ = recovery.declared(state, vague, ends, now)
-        return _changed(replace(declared, outdated=False))
+        most = self.policy.most
+        x509 = tuple(_recorded(slot, most("x509")) for slot in declared.x509)
+        jwt = tuple(_recorded(slot, most("jwt")) for slot in declared.jwt)
+        return _changed(replace(declared, x509=x509, jwt=jwt, outdated=False))
 
     async def _x509(self, now: datetime) -> X509Slot:
         key = self.policy.key_algorithm.generate()
@@ -283,6 +299,14 @@ class Life:
     def _jwt(self, now: datetime) -> JwtSlot:
         assert self.policy.jwt_algorithm is not None
         return JwtSlot(Stage.PREPARED, JwtSigningKey.create(self.policy.jwt_algorithm), now)
+
+
+def _raised(slot: _Slot, longest: timedelta) -> _Slot:
+    return replace(slot, longest=longest) if slot.stage is Stage.ACTIVE else slot
+
+
+def _recorded(slot: _Slot, longest: timedelta) -> _Slot:
+    return _raised(slot, longest) if slot.longest is None else slot
 
 
 def _active_id(state: AuthorityState, kind: str) -> str:

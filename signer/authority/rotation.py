@@ -160,6 +160,15 @@ class Rotation:
                 return message
         raise TransitionRefused("other steps were taken at the same time; look at the state and try again")
 
+    async def promise(self, kind: str, ttl: timedelta) -> None:
+        """Record, before one does, that SVIDs of the active authority live as long as `ttl`. Raises SignerError."""
+        for _ in range(ATTEMPTS):
+            stored = await self._loaded()
+            after = self._life.promised(stored.state, kind, ttl)
+            if await self._swap(stored, after, Step("promise", kind, f"an SVID is to live {ttl}")):
+                return
+        raise TransitionRefused("other steps were taken at the same time; try again")
+
     async def _advance(self) -> None:
         # Decided on what this replica has seen, done on what is stored: usually nothing is due and nothing is read.
         state = self.state

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
@@ -39,7 +39,8 @@ SIGNING = (Stage.PREPARED, Stage.ACTIVE)
 class X509Slot:
     """An X.509 authority. `authority.bundle` has only its own roots; `ends_at` is when it leaves the trust bundle.
 
-    One that signs no more is a `PublicAuthority`, whatever it is made with.
+    One that signs no more is a `PublicAuthority`, whatever it is made with. `longest`: no SVID of it lives longer than
+    that, which is recorded before one does; None where a signer of before recorded nothing.
     """
 
     stage: Stage
@@ -47,6 +48,7 @@ class X509Slot:
     prepared_at: datetime
     activated_at: datetime | None = None
     ends_at: datetime | None = None
+    longest: timedelta | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in SIGNING and isinstance(self.authority, X509Authority):
@@ -65,13 +67,14 @@ class X509Slot:
 
 @dataclass(frozen=True)
 class JwtSlot:
-    """A JWT authority. One that signs no more is a public key, whatever it is made with."""
+    """A JWT authority. One that signs no more is a public key, whatever it is made with; `longest` as above."""
 
     stage: Stage
     key: JwtSigningKey | JwtAuthority
     prepared_at: datetime
     activated_at: datetime | None = None
     ends_at: datetime | None = None
+    longest: timedelta | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in SIGNING:
@@ -103,17 +106,18 @@ def authority_id(authority: X509Authority | PublicAuthority) -> str:
     return key.digest.hex()
 
 
-def _times(slot: Slot) -> dict[str, str | None]:
+def _times(slot: Slot) -> dict[str, str | float | None]:
     return {
         "id": slot.id,
         "stage": slot.stage.value,
         "prepared_at": slot.prepared_at.isoformat(),
         "activated_at": written(slot.activated_at),
         "ends_at": written(slot.ends_at),
+        "longest_seconds": None if slot.longest is None else slot.longest.total_seconds(),
     }
 
 
-def x509_entry(slot: X509Slot) -> dict[str, str | None]:
+def x509_entry(slot: X509Slot) -> dict[str, str | float | None]:
     """Its entry; with the private key if it signs or will."""
     entry = {
         **_times(slot),
@@ -125,7 +129,7 @@ def x509_entry(slot: X509Slot) -> dict[str, str | None]:
     return entry
 
 
-def jwt_entry(slot: JwtSlot) -> dict[str, str | None]:
+def jwt_entry(slot: JwtSlot) -> dict[str, str | float | None]:
     """Its entry; with the private key if it signs or will."""
     if isinstance(slot.key, JwtAuthority):
         return {**_times(slot), "public": public_to_pem(slot.key).decode()}
@@ -157,10 +161,19 @@ def _timed(each: dict[str, Any], make: Callable[..., _Slot]) -> _Slot:
         instant(each["prepared_at"]),
         read(each["activated_at"]),
         read(each["ends_at"]),
+        _longest(each.get("longest_seconds")),
     )
     if slot.id != each["id"]:
         raise ValueError("an authority's id does not fit its key")
     return slot
+
+
+def _longest(seconds: Any) -> timedelta | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError("not a lifetime")
+    return timedelta(seconds=seconds)
 
 
 def written(at: datetime | None) -> str | None:

@@ -8,7 +8,7 @@ Private keys are kept of those only that sign or will: no other key can be stole
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -149,6 +149,11 @@ class AuthorityState:
         """The authorities of a kind that must never be put in service again."""
         return frozenset(each.authority_id for each in self.abandoned if each.kind == kind)
 
+    def longest(self, kind: str) -> timedelta | None:
+        """No SVID of the active authority lives longer; None where that was not recorded, or nothing is active."""
+        active = self.find(kind, Stage.ACTIVE)
+        return active.longest if active is not None else None
+
     def slots(self, kind: str) -> tuple[Slot, ...]:
         """The authorities of a kind: x509 or jwt."""
         return self.x509 if kind == "x509" else self.jwt
@@ -246,7 +251,7 @@ def _damaged(why: str) -> StateDamaged:
 
 
 def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Sequence[Abandoned]) -> bool:
-    """Whether it has keys of what signs no more, or a forced rotation that does not say what it is to be free of."""
+    """Whether it has keys of what signs no more, or says not how long SVIDs live or what is abandoned."""
     kept = any("key" in each and Stage(each["stage"]) not in SIGNING for kind in KINDS for each in document[kind])
     known = {each.authority_id for each in abandoned}
     vague = any(
@@ -254,7 +259,8 @@ def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Se
         for kind in KINDS
         for each in document[kind]
     )
-    return kept or vague
+    active = [each for kind in KINDS for each in document[kind] if Stage(each["stage"]) is Stage.ACTIVE]
+    return kept or vague or any(each.get("longest_seconds") is None for each in active)
 
 
 def _abandoned_entry(each: Abandoned) -> dict[str, Any]:

@@ -19,13 +19,13 @@ def activated(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: da
     end = svids_end(replace(active, stage=Stage.OLD), policy, now)
     known = recovery.signs_no_more(state, kind, active.id, end)
     if kind == "jwt":
-        jwt = _activated_jwt(state.jwt, now, end, forced)
+        jwt = _activated_jwt(state.jwt, policy, now, end, forced)
         return recovery.left(replace(state, jwt=jwt, goals=goals, abandoned=known), kind, now)
     slots: list[X509Slot] = []
     directives = state.directives
     for slot in state.x509:
         if slot.stage is Stage.PREPARED:
-            slots.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
+            slots.append(replace(slot, stage=Stage.ACTIVE, activated_at=now, longest=policy.usual(kind)))
         elif forced and slot.stage in (Stage.ACTIVE, Stage.TAINTED):
             leaving = tainted(slot, policy, now)
             slots.append(leaving)
@@ -38,11 +38,13 @@ def activated(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: da
     return replace(state, x509=tuple(slots), directives=directives, goals=goals, abandoned=known)
 
 
-def _activated_jwt(slots: Sequence[JwtSlot], now: datetime, end: datetime, forced: bool) -> tuple[JwtSlot, ...]:
+def _activated_jwt(
+    slots: Sequence[JwtSlot], policy: LifecyclePolicy, now: datetime, end: datetime, forced: bool
+) -> tuple[JwtSlot, ...]:
     after: list[JwtSlot] = []
     for slot in slots:
         if slot.stage is Stage.PREPARED:
-            after.append(replace(slot, stage=Stage.ACTIVE, activated_at=now))
+            after.append(replace(slot, stage=Stage.ACTIVE, activated_at=now, longest=policy.usual("jwt")))
         elif forced and slot.stage in (Stage.ACTIVE, Stage.TAINTED):
             # Tokens are handed out by the minute: who stops trusting a compromised key need not wait for them.
             continue
@@ -54,8 +56,11 @@ def _activated_jwt(slots: Sequence[JwtSlot], now: datetime, end: datetime, force
 
 
 def svids_end(slot: Slot, policy: LifecyclePolicy, now: datetime) -> datetime:
-    """When the last SVID must have ended of an authority that signs no more, from `now` on at the latest."""
-    longest = policy.x509_max_ttl if isinstance(slot, X509Slot) else policy.jwt_max_ttl
+    """When the last SVID must have ended of an authority that signs no more, from `now` on at the latest.
+
+    By what it issued, not by today's settings, which may be lower or higher.
+    """
+    longest = slot.longest or policy.most("x509" if isinstance(slot, X509Slot) else "jwt")
     end = now + longest + policy.overlap
     return min(slot.ends_at, end) if slot.stage is Stage.OLD and slot.ends_at is not None else end
 

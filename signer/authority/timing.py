@@ -6,6 +6,8 @@ from datetime import timedelta
 from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 
+# The shortest lifetime that is recorded; each other is twice the one before. An hour is one of them.
+SHORTEST = timedelta(hours=1) / 16
 # After the window of a forced re-issue: the last drawn renewals are carried out.
 FORCED_GRACE = timedelta(seconds=30)
 
@@ -13,6 +15,8 @@ FORCED_GRACE = timedelta(seconds=30)
 @dataclass(frozen=True, slots=True)
 class LifecyclePolicy:
     """How long things take. `jwt_algorithm` None: there are no JWT authorities.
+
+    `x509_ttl`, `jwt_ttl`: how long SVIDs usually live; None: as long as they may.
 
     `ack_bound`: the fallback for agents that do not acknowledge. `overlap`: how much longer than its last SVID an old
     authority stays trusted. `jwt_lead`: how long before its turn a scheduled JWT key is published, for verifiers
@@ -30,3 +34,21 @@ class LifecyclePolicy:
     key_algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256
     jwt_algorithm: JwtAlgorithm | None = JwtAlgorithm.RS256
     jwt_lead: timedelta = timedelta(0)
+    x509_ttl: timedelta | None = None
+    jwt_ttl: timedelta | None = None
+
+    def most(self, kind: str) -> timedelta:
+        """How long an SVID of a kind may live by today's settings."""
+        return self.x509_max_ttl if kind == "x509" else self.jwt_max_ttl
+
+    def usual(self, kind: str) -> timedelta:
+        """What is recorded of a new authority: SVIDs that live as long as usual need no other record."""
+        ttl = self.x509_ttl if kind == "x509" else self.jwt_ttl
+        return self.most(kind) if ttl is None else self.rounded(kind, ttl)
+
+    def rounded(self, kind: str, ttl: timedelta) -> timedelta:
+        """What is recorded for SVIDs that live as long as `ttl`: few steps, so that few records are made."""
+        step = SHORTEST
+        while step < ttl:
+            step *= 2
+        return min(step, max(ttl, self.most(kind)))

@@ -114,8 +114,9 @@ class SignerService:
     ) -> signer_pb2.MintX509SVIDResponse:
         started = time.perf_counter()
 
-        def sign(attested: AttestedPod, entitlement: Entitlement) -> signer_pb2.MintX509SVIDResponse:
+        async def sign(attested: AttestedPod, entitlement: Entitlement) -> signer_pb2.MintX509SVIDResponse:
             wished = timedelta(seconds=min(max(request.ttl_seconds, 0), 10**9)) or None
+            await self._minting.promise_x509(entitlement, wished)
             issued = self._minting.x509(attested.pod, entitlement, request.csr, wished, request.dns_names)
             leaf = issued.chain[0]
             federated = entitlement.federates_with
@@ -147,7 +148,8 @@ class SignerService:
     ) -> signer_pb2.MintJWTSVIDResponse:
         started = time.perf_counter()
 
-        def sign(attested: AttestedPod, entitlement: Entitlement) -> signer_pb2.MintJWTSVIDResponse:
+        async def sign(attested: AttestedPod, entitlement: Entitlement) -> signer_pb2.MintJWTSVIDResponse:
+            await self._minting.promise_jwt(entitlement)
             issued = self._minting.jwt(entitlement, request.spiffe_id, request.audiences)
             answer = signer_pb2.MintJWTSVIDResponse(token=issued.svid.token, reusable=issued.reusable)
             answer.renew_from.FromDatetime(issued.renewal.start)
@@ -165,7 +167,7 @@ class SignerService:
         pod_token: str,
         context: Context,
         started: float,
-        sign: Callable[[AttestedPod, Entitlement], _Answer],
+        sign: Callable[[AttestedPod, Entitlement], Awaitable[_Answer]],
     ) -> _Answer:
         claim = PodClaim(pod.namespace, pod.name, pod.uid)
         agent: Agent | None = None
@@ -185,7 +187,7 @@ class SignerService:
                             {"podsvid.spiffe_id": str(entitlement.spiffe_id), "podsvid.policy": entitlement.decided_by}
                         )
                         with self._tracing.span("sign"):
-                            answer = sign(attested, entitlement)
+                            answer = await sign(attested, entitlement)
                         self._attestor.issued(attested, entitlement.spiffe_id)
         except Exception as error:
             refusal = _refusal(error)

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -61,13 +62,41 @@ class IssuedJwt:
     reusable: bool
 
 
-class Minting:
-    """Signs with the authority that is active in `state()`; None there means that nothing can be signed now."""
+class Promises(Protocol):
+    """Records how long SVIDs may live, before they do."""
 
-    def __init__(self, state: Callable[[], AuthorityState | None], settings: MintingSettings, clock: Clock) -> None:
+    async def promise(self, kind: str, ttl: timedelta) -> None:
+        """Afterwards the state says that SVIDs of the active authority live as long as `ttl`, if that is possible."""
+        ...
+
+
+class Minting:
+    """Signs with the authority that is active in `state()`; None there means that nothing can be signed now.
+
+    No SVID lives longer than the state says of its authority: what is longer is to be promised first, or is cut.
+    """
+
+    def __init__(
+        self,
+        state: Callable[[], AuthorityState | None],
+        settings: MintingSettings,
+        clock: Clock,
+        promises: Promises | None = None,
+    ) -> None:
         self._state = state
         self._settings = settings
         self._clock = clock
+        self._promises = promises
+
+    async def promise_x509(self, entitlement: Entitlement, wished_ttl: timedelta | None) -> None:
+        """To be awaited before `x509`."""
+        if self._promises is not None:
+            await self._promises.promise("x509", self._ttl(entitlement, wished_ttl)[0])
+
+    async def promise_jwt(self, entitlement: Entitlement) -> None:
+        """To be awaited before `jwt`."""
+        if self._promises is not None:
+            await self._promises.promise("jwt", self._jwt_ttl(entitlement))
 
     def x509(
         self, pod: LivePod, entitlement: Entitlement, csr: bytes, wished_ttl: timedelta | None, wished: Sequence[str]
@@ -85,7 +114,7 @@ class Minting:
                 f"set volumeAttributes keyAlgorithm to one of these",
             )
         names = self._dns_names(pod, entitlement, wished)
-        ttl, notice = self._ttl(entitlement, wished_ttl)
+        ttl, notice = _within(state.longest("x509"), *self._ttl(entitlement, wished_ttl))
         try:
             chain = state.active_x509.issue(public_key, entitlement.spiffe_id, ttl=ttl, now=now, dns_names=names)
         except SvidError as error:
@@ -108,7 +137,7 @@ class Minting:
                 f"the pod's identity is {entitlement.spiffe_id} (policy {entitlement.decided_by}), "
                 "not the one asked for",
             )
-        ttl = min(entitlement.jwt_ttl or self._settings.jwt_ttl, self._settings.jwt_max_ttl)
+        ttl, _ = _within(state.longest("jwt"), self._jwt_ttl(entitlement), "")
         jwt_id = str(uuid.uuid4()) if self._settings.jwt_id else ""
         try:
             svid = key.issue(
@@ -146,6 +175,9 @@ class Minting:
             raise Refused(Reason.DNS_NAME_DENIED, f"{reserved[0]} is the signer's own; no pod can have it")
         return names
 
+    def _jwt_ttl(self, entitlement: Entitlement) -> timedelta:
+        return min(entitlement.jwt_ttl or self._settings.jwt_ttl, self._settings.jwt_max_ttl)
+
     def _ttl(self, entitlement: Entitlement, wished: timedelta | None) -> tuple[timedelta, str]:
         low, high = self._settings.x509_min_ttl, self._settings.x509_max_ttl
         usual = min(max(entitlement.x509_ttl or self._settings.x509_ttl, low), high)
@@ -156,6 +188,15 @@ class Minting:
         if granted == wished:
             return granted, ""
         return granted, f"ttl {wished.total_seconds():g}s was asked for, {granted.total_seconds():g}s are granted"
+
+
+def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[timedelta, str]:
+    """What lives longer than is recorded would outlive the trust in its authority."""
+    if longest is None or ttl <= longest:
+        return ttl, notice
+    return longest, (
+        f"ttl {ttl.total_seconds():g}s could not be recorded yet, {longest.total_seconds():g}s are granted meanwhile"
+    )
 
 
 def proven_key(csr: bytes) -> PublicKey:

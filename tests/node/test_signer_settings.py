@@ -178,6 +178,35 @@ def test_the_audience_is_the_one_that_was_set() -> None:
     asked(test, "--audience", "other", agent=agent)
 
 
+def test_longer_lifetimes_are_recorded_before_they_are_signed() -> None:
+    """And nothing is written for any other SVID."""
+
+    async def test(caller: Caller, clock: StepClock) -> None:
+        claim = caller.site.pod("web")
+        token = caller.site.token(claim)
+
+        def written() -> int:
+            return sum("secrets" in path for _, path in caller.site.kube.writes)
+
+        before = written()
+        for _ in range(5):
+            assert lifetime(await caller.x509(claim, token), clock) == timedelta(minutes=20)
+            assert (await caller.jwt(claim, token))["exp"] - clock.at.timestamp() == 180
+        assert written() == before
+        assert state_of(caller.signer).longest("x509") == timedelta(minutes=30)
+        assert lifetime(await caller.x509(claim, token, ttl_seconds=7200), clock) == timedelta(hours=2)
+        assert (state_of(caller.signer).longest("x509"), written()) == (timedelta(hours=2), before + 1)
+        caller.site.kube.put(f"{GROUP}/{CLUSTER}/p", {"spec": {"jwtTTL": "30m"}})
+        async with asyncio.timeout(30):
+            while (await caller.x509(claim, token)).policy != "p":
+                await asyncio.sleep(0)
+        assert (await caller.jwt(claim, token))["exp"] - clock.at.timestamp() == 1800
+        assert (state_of(caller.signer).longest("jwt"), written()) == (timedelta(minutes=30), before + 2)
+
+    flags = ("--x509-ttl", "20m", "--x509-max-ttl", "4h", "--jwt-ttl", "180s", "--jwt-max-ttl", "1h")
+    asked(test, *flags)
+
+
 def test_lifetimes_names_and_what_is_in_a_jwt() -> None:
     async def test(caller: Caller, clock: StepClock) -> None:
         claim = caller.site.pod("web")

@@ -37,7 +37,7 @@ from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import AUDIENCE, DRIVER, Site
 from tests.unit.signer.test_lifecycle import first
-from tests.unit.signer.test_minting import SETTINGS, csr
+from tests.unit.signer.test_minting import SETTINGS, csr, roomy
 
 OUTAGE = timedelta(minutes=10)
 REQUEST = csr(KeyAlgorithm.EC_P256.generate())
@@ -192,7 +192,7 @@ def pod(claim: PodClaim) -> signer_pb2.Pod:
 
 
 def at_the_door(test: Callable[[Door], Awaitable[None]], door: Callable[[AuthorityState], Door] = Door) -> None:
-    state = first()
+    state = roomy(first())
 
     async def run() -> None:
         found = door(state)

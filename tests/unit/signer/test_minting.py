@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
 from signer.minting.minting import MAX_CSR, Minting, MintingSettings, proven_key
 from signer.model import Entitlement, LivePod
@@ -37,8 +38,15 @@ def csr(key: PrivateKey) -> bytes:
 REQUEST = csr(KeyAlgorithm.EC_P256.generate())
 
 
+def roomy(state: AuthorityState) -> AuthorityState:
+    """In which any lifetime is recorded that the settings allow."""
+    longest = timedelta(days=1)
+    x509 = tuple(replace(slot, longest=longest) for slot in state.x509)
+    return replace(state, x509=x509, jwt=tuple(replace(slot, longest=longest) for slot in state.jwt))
+
+
 def minting(at: timedelta = timedelta(0)) -> Minting:
-    state = first()
+    state = roomy(first())
     return Minting(lambda: state, SETTINGS, StepClock(START + at))
 
 
