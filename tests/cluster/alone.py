@@ -19,6 +19,8 @@ from .processes import Processes
 from .signing import NAMESPACE, free_port
 from .waiting import wait_for
 
+TRUST_DOMAIN = "alone.test"
+POLICIES = "/apis/podsvid.io/v1alpha1"
 # What is off by default and the signer uses where it is on.
 TRUST_BUNDLES = (
     "--feature-gates=ClusterTrustBundle=true",
@@ -41,11 +43,17 @@ class Alone:
         return path
 
     def install(self, *values: str) -> None:
-        """Everything that the chart ships but for what needs nodes: the guard's account as well."""
+        """Everything that the chart ships, the hooks as well, until the custom resources are served."""
         self.api.apply(chart.render(f"trustDomain={TRUST_DOMAIN}", *values, namespace=NAMESPACE))
+        wait_for("the custom resources", self._served, progress=self.progress)
 
-
-TRUST_DOMAIN = "alone.test"
+    def _served(self) -> bool:
+        try:
+            return all(
+                self.api.find(f"{POLICIES}/{each}") for each in ("workloadidentities", "clusterworkloadidentities")
+            )
+        except ApiError:
+            return False
 
 
 @contextmanager

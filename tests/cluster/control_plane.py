@@ -12,12 +12,20 @@ from .network import NODE_ADDRESS, SERVICE_NETWORK
 from .pki import ClusterAuthority
 from .programs import program
 
-# Who asked for what, without bodies: tests count writes in it.
+# Which of podsvid's accounts asked for what, without bodies: tests count writes in it, and look who may too much.
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata", "users": ["system:serviceaccount:podsvid:podsvid-signer"]}, {"level": "None"}],
+    "rules": [
+        {
+            "level": "Metadata",
+            "users": [
+                f"system:serviceaccount:podsvid:podsvid-{each}" for each in ("signer", "agent", "uninstall-guard")
+            ],
+        },
+        {"level": "None"},
+    ],
 }
 
 

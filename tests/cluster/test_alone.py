@@ -8,7 +8,7 @@ import pytest
 
 from tests.go_tools import Progress
 
-from .alone import Alone, api_server
+from .alone import POLICIES, Alone, api_server
 from .api import ApiError, KubeApi, Object
 from .signing import NAMESPACE
 from .waiting import wait_for
@@ -139,19 +139,10 @@ def test_of_nodes_it_takes_its_taint(
         alone.api.delete(path)
 
 
-def served(api: KubeApi, group: str) -> bool:
-    try:
-        return all(api.find(f"{group}/{kind}") for kind in ("workloadidentities", "clusterworkloadidentities"))
-    except ApiError:
-        return False
-
-
 def test_the_guard_lists_and_cannot_read_the_authority(alone: Alone, signer: KubeApi) -> None:
     guard = alone.api.as_token(alone.api.token("podsvid-uninstall-guard", NAMESPACE))
     guard.get("/api/v1/pods")
-    policies = "/apis/podsvid.io/v1alpha1"
-    wait_for("the custom resources", lambda: served(alone.api, policies), progress=alone.progress)
     for kind in ("workloadidentities", "clusterworkloadidentities"):
-        guard.get(f"{policies}/{kind}")
+        guard.get(f"{POLICIES}/{kind}")
     for path in (f"/api/v1/namespaces/{NAMESPACE}/secrets/podsvid-authority", HOME, "/api/v1/secrets"):
         refused(guard.get, path)
