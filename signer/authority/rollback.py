@@ -48,9 +48,15 @@ class Rollbacks:
     def above(self, state: AuthorityState, number: int) -> AuthorityState:
         """The same authorities above `number`, and above the time.
 
-        The first time, what waits for agents begins its time anew: it was measured before the backup was restored.
+        How long SVIDs live that were issued since it was saved, nobody knows now: as long as they may. The first time,
+        what waits for agents begins its time anew: it was measured before the backup was restored.
         """
         now = self._clock.now()
+        state = replace(
+            state,
+            x509=tuple(_unrecorded(slot) for slot in state.x509),
+            jwt=tuple(_unrecorded(slot) for slot in state.jwt),
+        )
         if self._times == 0:
             state = replace(
                 state,
@@ -76,6 +82,10 @@ class Rollbacks:
     def _noted(self, text: str) -> None:
         now = self._clock.now()
         self._note = (now, f"rollback at {now:%Y-%m-%dT%H:%M:%SZ}: {text}")
+
+
+def _unrecorded(slot: _Slot) -> _Slot:
+    return replace(slot, longest=None) if slot.stage is Stage.ACTIVE else slot
 
 
 def _begun(slot: _Slot, now: datetime) -> _Slot:

@@ -383,6 +383,22 @@ def test_a_restored_older_secret_is_published_above_what_agents_hold(
     restored(test)
 
 
+def test_of_what_was_issued_since_the_backup_nobody_knows_how_long_it_lives() -> None:
+    """Longer SVIDs may have been promised since: trust ends after the longest that the settings allow."""
+
+    async def test(at: Restored) -> None:
+        await at.begin(0)
+        at.connect()
+        assert at.cluster.stored.longest("x509") is not None
+        await at.one.rotation._go_above()
+        assert (at.cluster.stored.longest("x509"), at.cluster.stored.longest("jwt")) == (None, None)
+        await at.one.rotation._advance()
+        assert at.cluster.stored.longest("x509") == POLICY.x509_max_ttl
+        assert at.cluster.stored.longest("jwt") == POLICY.jwt_max_ttl
+
+    restored(test)
+
+
 def test_a_replica_that_is_merely_late_publishes_nothing() -> None:
     async def test(at: Restored) -> None:
         await at.begin(0)
