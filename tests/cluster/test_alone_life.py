@@ -23,9 +23,9 @@ from signer.model import PodClaim
 from svid.spiffeid import TrustDomain
 from tests import permissions
 from tests.go_tools import Progress
-from tests.node.test_permissions import OLD, OURS, TAINT
 from tests.node.test_signer_authority import passed_on, request
 from tests.permissions import Call, Permission
+from tests.unit.signer.test_permissions import OLD, OURS, TAINT
 
 from . import chart
 from .alone import TRUST_DOMAIN, Alone, api_server, audited
@@ -38,7 +38,8 @@ CTB = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles"
 PATIENCE = 90.0
 # The API server asks itself for this one, when a bundle is written that names the signer.
 ATTEST = Call("attest", "certificates.k8s.io", "signers", "", "podsvid.io/spiffe")
-# What only a race brings: the first mint of a pod that no watch has told of yet. tests/node/test_permissions.py has it.
+# What only a race brings: the first mint of a pod that no watch has told of yet. tests/unit/signer/test_permissions.py
+# has it.
 RARE = {"get pods"}
 
 
@@ -70,7 +71,7 @@ def _object(kind: str, name: str, version: str = "v1", namespace: str = "", **co
 
 
 def world(alone: Alone) -> None:
-    """Something to do for each of the signer's loops, as tests/node/test_permissions.py has it in memory."""
+    """Something to do for each of the signer's loops, as tests/unit/signer/test_permissions.py has it in memory."""
     root = (alone.layout.pki / "ca.crt").read_text()
     gone = {"version": "1", "identity": "gone", "written_at": OLD.isoformat(), "nodes": "{}"}
     alone.api.apply(

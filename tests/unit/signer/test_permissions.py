@@ -29,7 +29,7 @@ from tests.permissions import Call, Guarded, Permission, call_of
 from tests.signer_rig import DRIVER, Serving, Site, serving
 
 # Everything switched on, as the chart renders it: tests/cluster/test_chart.py holds that it is so.
-RENDERED = Path(__file__).parents[1] / "cluster" / "golden" / "everything.yaml"
+RENDERED = Path(__file__).parents[2] / "cluster" / "golden" / "everything.yaml"
 OLD = datetime(2020, 1, 1, tzinfo=UTC)
 CTB = "/apis/certificates.k8s.io/v1/clustertrustbundles"
 OURS = {"app.kubernetes.io/managed-by": "podsvid"}
