@@ -195,8 +195,8 @@ def _table(status: admin_pb2.AuthorityStatus) -> Table:
 def _print_rest(status: admin_pb2.AuthorityStatus, console: Console) -> None:
     have = status.agents - status.agents_waiting
     console.soft_wrap = True
-    known = f"unknown ({status.unknown}); so far " if status.unknown else ""
-    console.print(f"agents: {known}{have} of {status.agents} have acknowledged sequence {status.sequence}")
+    known = ", as far as is known" if status.unknown else ""
+    console.print(f"agents: {have} of {status.agents} have acknowledged sequence {status.sequence}{known}")
     if status.waiting_nodes:
         more = status.agents_waiting - len(status.waiting_nodes)
         console.print(f"missing: {', '.join(status.waiting_nodes)}{f' and {more} more' if more else ''}")

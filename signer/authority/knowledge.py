@@ -8,8 +8,8 @@ from runtime.clock import Clock
 from signer.authority.acknowledgements import Agents, Wanted
 from signer.authority.state import AuthorityState
 
-# How long agents get to find a replica that has started, or leads since a moment ago: an agent waits up to a minute
-# between two attempts.
+# How long agents get at most to find a replica that has started, or leads since a moment ago: an agent waits up to a
+# minute between two attempts.
 SETTLE = timedelta(seconds=60)
 _NAMED = 5
 
@@ -54,12 +54,13 @@ class Sources:
 
 
 class Knowledge:
-    """Puts together what agents said and which agents there are."""
+    """Puts together what agents said and which agents there are; it waits no longer than `patience` for their word."""
 
-    def __init__(self, agents: Agents, sources: Sources, clock: Clock) -> None:
+    def __init__(self, agents: Agents, sources: Sources, patience: timedelta, clock: Clock) -> None:
         self._agents = agents
         self._sources = sources
         self._clock = clock
+        self._settle = min(SETTLE, patience)
         self._since = clock.now()
         self._leads = False
 
@@ -81,8 +82,8 @@ class Knowledge:
         """Who lacks the state's trust, and how many SVIDs of each authority are held."""
         waiting, in_use = self._agents.summary(Wanted.of(state), self.live_nodes)
         unknown = self._sources.pods_unread() or self._agents.unread
-        if not unknown and (waiting or in_use is None) and self._clock.now() - self._since < SETTLE:
-            until: datetime = self._since + SETTLE
+        if not unknown and (waiting or in_use is None) and self._clock.now() - self._since < self._settle:
+            until: datetime = self._since + self._settle
             unknown = (
                 f"agents have until {until:%H:%M:%SZ} to tell this replica, which has just started or begun to lead"
             )

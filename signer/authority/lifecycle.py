@@ -102,12 +102,12 @@ class Life:
         prepared = state.find(kind, Stage.PREPARED)
         if prepared is None:
             raise TransitionRefused(f"no {kind} authority is prepared; prepare one first")
-        if acks.unknown and not forced:
-            raise TransitionRefused(f"nobody knows yet who would refuse its SVIDs: {acks.unknown}; or use --forced")
         if acks.waiting and not forced:
             raise TransitionRefused(
                 f"{acks.lacking} would refuse its SVIDs: not acknowledged yet; wait, or use --forced"
             )
+        if acks.unknown and not forced:
+            raise TransitionRefused(f"nobody knows yet who would refuse its SVIDs: {acks.unknown}; or use --forced")
         return _changed(
             succession.activated(state, kind, self.policy, now)
         ), f"activated {kind} authority {prepared.id}"
@@ -259,10 +259,10 @@ class Life:
         return self.policy.ack_bound if slot.stage is Stage.TAINTED and acks.unknown else timedelta(0)
 
     def _awaited(self, prepared: Slot, acks: Acks, now: datetime) -> str:
-        if acks.unknown:
-            return "it is known who has it"
         if acks.waiting:
             return f"{acks.lacking} acknowledged it"
+        if acks.unknown:
+            return "it is known who has it"
         return "its lead time is over"
 
     def _prepare_at(self, state: AuthorityState, kind: str) -> datetime:

@@ -47,7 +47,7 @@ class Rotation:
         self._leader = leader
         self._agents = agents
         self._sources = sources
-        self._knowledge = Knowledge(agents, sources, clock)
+        self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
         self._rollbacks = Rollbacks(clock)
         # The sequence of what an earlier signer has published: a bundle in the cluster.
         self._published = 0

@@ -23,7 +23,7 @@ from tests.go_tools import Progress
 from . import signing
 from .api import Object
 from .cluster import Cluster
-from .fleet import fleet, forget, handshake
+from .fleet import authority_of, fleet, forget, handshake
 from .signing import AUDIENCE, NAMESPACE, SECRET, Refusal, SignerClient, SignerProcess, stored_state
 from .test_rotation import authority, eventually
 from .waiting import PATIENCE_SECONDS
@@ -285,3 +285,76 @@ def test_a_damaged_secret_stops_a_start_and_says_what_to_do(cluster: Cluster, pr
     cluster.api.replace(SECRET, {**damaged, "data": good})
     with signing.signer_process(cluster, progress, "signer-damaged-3"):
         assert signing.published_roots(cluster, progress) == roots
+
+
+def test_an_older_secret_is_restored(cluster: Cluster, progress: Progress) -> None:
+    """docs/operations.md, step by step: first while a signer runs, then with all stopped; no node is touched."""
+    signing.install(cluster, progress)
+    cluster.api.remove(SECRET)
+
+    def restore(data: dict[str, str]) -> None:
+        cluster.api.replace(SECRET, {**cluster.api.get(SECRET), "data": data})
+
+    async def mount(file: Path) -> None:
+        """What kubelet does with the ConfigMap in the agent's pod."""
+        while True:
+            found = await asyncio.to_thread(cluster.api.find, signing.BUNDLE)
+            text = found["data"]["bundle.json"] if found else file.read_text()
+            if file.read_text() != text:
+                file.with_suffix(".new").write_text(text)
+                file.with_suffix(".new").replace(file)
+            await asyncio.sleep(1)
+
+    async def run(stack: ExitStack) -> None:
+        port = signing.free_port()
+        flags = (*FLAGS, "--reissue-over", "5s", "--forced-reissue-over", "5s")
+
+        def start(name: str) -> SignerProcess:
+            return stack.enter_context(signing.signer_process(cluster, progress, name, *flags, port=port))
+
+        signer = start("signer-restore-1")
+        async with fleet(cluster, progress, [signer], ["restore-0"], 3) as found:
+            (node,) = found.nodes.values()
+            mounting = asyncio.create_task(mount(node.host.base / "bundle.json"))
+            stack.callback(mounting.cancel)
+            running = list(found.targets)
+            backup = dict(cluster.api.get(SECRET)["data"])
+            before = stored_state(cluster)
+            # Two thefts: nothing of the backup's is in the trust that agents hold by now.
+            for _ in range(2):
+                await asyncio.to_thread(authority, signer, "rotate", "--forced")
+            newest = await asyncio.to_thread(stored_state, cluster)
+            assert before.active_x509_id not in {slot.id for slot in newest.x509}
+
+            restore(backup)
+            await eventually("the newer one to be put back", newest.sequence, lambda: stored_state(cluster).sequence)
+            assert {slot.id for slot in stored_state(cluster).x509} == {slot.id for slot in newest.x509}
+
+            signer.process.kill()
+            signer.process.wait()
+            restore(backup)
+            signer = await asyncio.to_thread(start, "signer-restore-2")
+            started = time.monotonic()
+            await eventually("it to be published above", True, lambda: stored_state(cluster).sequence > newest.sequence)
+            await eventually(
+                "agents to follow",
+                "1 of 1 have acknowledged",
+                lambda: (
+                    "1 of 1 have acknowledged"
+                    if "1 of 1 have acknowledged" in (shown := authority(signer, "show"))
+                    else shown
+                ),
+            )
+            progress(f"an agent followed a restored Secret after {time.monotonic() - started:.0f} s")
+            assert "rollback at " in await asyncio.to_thread(authority, signer, "show")
+            renewed = await asyncio.to_thread(stored_state, cluster)
+            await eventually(
+                "all to be renewed", {renewed.active_x509_id}, lambda: {authority_of(target) for target in running}
+            )
+            usable(running)
+            await found.start_pod(node, "restore-new")
+            assert not mounting.done()
+            usable(found.targets)
+
+    with ExitStack() as stack:
+        asyncio.run(run(stack))

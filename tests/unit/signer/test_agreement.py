@@ -76,13 +76,14 @@ def test_a_revoked_root_outlives_its_bound_while_nobody_is_known_but_not_for_eve
 class Known:
     """A replica's knowledge, with all of it settable."""
 
-    def __init__(self, state: AuthorityState) -> None:
+    def __init__(self, state: AuthorityState, patience: timedelta = POLICY.ack_bound) -> None:
         self.clock = StepClock()
         self.kube = FakeKube(self.clock)
         self.agents = Agents(self.kube, "podsvid", "one", self.clock)
         self.unread = ""
         self.live = A
-        self.knowledge = Knowledge(self.agents, Sources(lambda: self.live, lambda: self.unread, _none), self.clock)
+        sources = Sources(lambda: self.live, lambda: self.unread, _none)
+        self.knowledge = Knowledge(self.agents, sources, patience, self.clock)
         self.state = state
         self.agents.know(Wanted.of(self.state))
 
@@ -140,6 +141,12 @@ def test_agents_get_time_to_find_a_new_leader() -> None:
         known.knowledge.leads(True)
         known.clock.pass_by(seconds=SETTLE.total_seconds())
         assert known.acks() == Acks(A, None)
+        # Agents that may hold a step up for two seconds get no minute.
+        hasty = Known(state, timedelta(seconds=2))
+        await all_read(hasty.agents)
+        assert "agents have until 00:00:02Z" in hasty.acks().unknown
+        hasty.clock.pass_by(seconds=2)
+        assert hasty.acks() == Acks(A, None)
 
     asyncio.run(run())
 
