@@ -14,6 +14,7 @@ SHORT = {
     "N": "tests/node/test_signer_authority.py",
     "O": "tests/cluster/test_outage.py",
     "S": "tests/unit/signer/test_store.py",
+    "G": "tests/unit/signer/test_agreement.py",
     "E": "tests/unit/signer/test_cluster_services.py",
     "K": "tests/cluster/test_alone.py",
     "L": "tests/unit/runtime/test_log.py",
