@@ -94,7 +94,7 @@ def refused(site: Site, agent_token: str, pod_token: str, pod: Object, csr: byte
 def test_a_pod_gets_the_identity_of_its_service_account(site: Site) -> None:
     answer = site.mint()
     assert answer.spiffe_id == spiffe_id_in(answer) == SPIFFE_ID
-    assert answer.policy == "default"
+    assert answer.policy == "(default)"
     line = site.signer.audit()[-1]
     assert (line["event"], line["spiffe_id"], line["node"]) == ("mint allowed", SPIFFE_ID, "node-a")
     assert line["pod_uid"] == site.pods["node-a"]["metadata"]["uid"]
