@@ -8,12 +8,13 @@ from runtime.settings import InvalidSetting, absolute
 from signer.attestation.pods import read_pod
 from signer.cluster.kube import KubeApi
 from signer.cluster.kube_client import KubeClient
+from signer.cluster.objects import Named, Pod
+from signer.cluster.paging import Paging
 from signer.errors import NotFound
 
 POLICIES = ("workloadidentities", "clusterworkloadidentities")
 # Pods are named up to this many.
 MAX_NAMED = 50
-PAGE = "500"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,16 +47,13 @@ async def _run(kubeconfig: Path | None, drivers: frozenset[str], namespace: str)
 
 async def in_use(api: KubeApi, drivers: frozenset[str]) -> list[str]:
     """NAMESPACE/POD of every pod that mounts one of the drivers and is not finished. Raises SignerError."""
-    found, token = [], ""
-    while True:
-        answer = await api.list("/api/v1/pods", {"limit": PAGE, **({"continue": token} if token else {})})
-        for each in answer.get("items") or []:
+    found = []
+    async for page in Paging().pages(api, "/api/v1/pods", Pod, {}):
+        for each in page.items:
             pod = read_pod(each)
-            if pod is not None and not pod.finished and pod.drivers & drivers:
+            if pod is not None and not pod.finished and (pod.drivers & drivers or pod.oversized):
                 found.append(f"{pod.namespace}/{pod.name}")
-        token = (answer.get("metadata") or {}).get("continue") or ""
-        if not token:
-            return sorted(found)
+    return sorted(found)
 
 
 async def policies_left(api: KubeApi) -> list[str]:
@@ -63,13 +61,12 @@ async def policies_left(api: KubeApi) -> list[str]:
     found = []
     for resource in POLICIES:
         try:
-            answer = await api.list(f"/apis/podsvid.io/v1alpha1/{resource}")
+            async for page in Paging().pages(api, f"/apis/podsvid.io/v1alpha1/{resource}", Named, {}):
+                for each in page.items:
+                    name = "/".join(filter(None, [each.metadata.namespace, each.metadata.name]))
+                    found.append(f"{resource} {name}")
         except NotFound:
             continue
-        for each in answer.get("items") or []:
-            metadata = each.get("metadata") or {}
-            name = "/".join(filter(None, [metadata.get("namespace"), metadata.get("name")]))
-            found.append(f"{resource} {name}")
     return sorted(found)
 
 

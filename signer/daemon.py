@@ -36,6 +36,7 @@ from signer.cluster.kube import KubeApi
 from signer.cluster.kube_client import KubeClient
 from signer.cluster.leader import Leader
 from signer.cluster.mirror import Mirror
+from signer.cluster.objects import DataObject, plain
 from signer.cluster.taints import StartupTaint
 from signer.config import SignerConfig
 from signer.errors import SignerError
@@ -133,10 +134,11 @@ class Replica:
         self._store = SecretStore(
             api, config.namespace, config.state_secret, config.trust_domain, read_cipher(config.state_key_file)
         )
-        self._secret: Mirror[AuthorityState] = Mirror(
+        self._secret: Mirror[DataObject, AuthorityState] = Mirror(
             api,
             f"/api/v1/namespaces/{config.namespace}/secrets",
-            self._store.read_event,
+            DataObject,
+            lambda each: self._store.read_event(plain(each)),
             clock,
             {"fieldSelector": f"metadata.name={config.state_secret}"},
         )
@@ -262,11 +264,8 @@ class Replica:
         config = self._config
         return frozenset(
             pod.node_name
-            for pod in self._pods.all()
-            if pod.namespace == config.agent_namespace
-            and pod.service_account == config.agent_service_account
-            and pod.node_name
-            and not pod.finished
+            for pod in self._pods.of_namespace(config.agent_namespace)
+            if pod.service_account == config.agent_service_account and pod.node_name and not pod.finished
         )
 
     def _pods_unread(self) -> str:

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     POD_UID_MISMATCH = "POD_UID_MISMATCH"
     POD_FINISHED = "POD_FINISHED"
     POD_IS_MIRROR = "POD_IS_MIRROR"
+    POD_OVERSIZED = "POD_OVERSIZED"
     POD_WITHOUT_DRIVER = "POD_WITHOUT_DRIVER"
     SERVICE_ACCOUNT_MISMATCH = "SERVICE_ACCOUNT_MISMATCH"
     CSR_INVALID = "CSR_INVALID"
@@ -71,6 +72,10 @@ class ApiUnavailable(SignerError):
     """The Kubernetes API server cannot be reached, or answers with an error of its own."""
 
     reason = "API_SERVER_UNAVAILABLE"
+
+
+class AnswerTooLarge(ApiUnavailable):
+    """The API server's answer is larger than what is read at once; fewer objects may fit."""
 
 
 class NotFound(SignerError):
@@ -136,6 +141,7 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.POD_UID_MISMATCH: "the pod is gone, and another one has its name",
         Reason.POD_FINISHED: "the pod has succeeded or failed",
         Reason.POD_IS_MIRROR: "static pods get no identity: nothing but the node speaks for them",
+        Reason.POD_OVERSIZED: "the pod has more labels or drivers than anybody needs, and none of them is looked at",
         Reason.POD_WITHOUT_DRIVER: "the pod has no inline csi volume of `driver_names`",
         Reason.SERVICE_ACCOUNT_MISMATCH: "token and pod name different service accounts: look at that node",
         Reason.CSR_INVALID: "the certificate request cannot be read",

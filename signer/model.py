@@ -55,7 +55,8 @@ class PodClaim:
 class LivePod:
     """A pod as the API server has it: all that attestation and policy look at.
 
-    `drivers` are the CSI drivers that its volumes name (inline ones only).
+    `drivers` are the CSI drivers that its volumes name (inline ones only). `oversized`: it has more labels or drivers
+    than are kept, so that nobody may decide by them; it gets nothing.
     """
 
     namespace: str
@@ -67,6 +68,7 @@ class LivePod:
     drivers: frozenset[str] = frozenset()
     finished: bool = False
     mirror: bool = False
+    oversized: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

@@ -1,16 +1,19 @@
 """An API server in memory: stored objects, resource versions, conflicts, watches. Stands in where a cluster is absent.
 
-It passes the same contract test as the real client does against a real API server (tests/kube_contract.py).
+It passes the same contract as the real client does (tests/node/test_kube_contract.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from runtime.clock import Clock
+from signer.cluster import decoding
+from signer.cluster.decoding import Event, Kept, Page
 from signer.cluster.kube import Object
 from signer.errors import ApiUnavailable, Conflict, Forbidden, Gone, NotFound
 
@@ -36,6 +39,8 @@ class FakeKube:
         self.missing: set[str] = set()
         self.hooks: dict[str, Hook] = {}
         self._down = False
+        # By the first part of the tokens with which they are gone on from, until the next compaction.
+        self._snapshots: dict[str, tuple[int, list[Object]]] = {}
 
     @property
     def down(self) -> bool:
@@ -71,14 +76,33 @@ class FakeKube:
         self.reads.append(path)
         return copy.deepcopy(self._find(path))
 
-    async def list(self, path: str, query: Mapping[str, str] | None = None) -> Object:
+    async def read(self, path: str, kind: type[Kept]) -> Kept:
+        return decoding.one(json.dumps(await self.get(path)).encode(), kind)
+
+    async def list(self, path: str, kind: type[Kept], query: Mapping[str, str] | None = None) -> Page[Kept]:
+        return decoding.page(json.dumps(self.listed(path, query)).encode(), kind)
+
+    def listed(self, path: str, query: Mapping[str, str] | None = None) -> Object:
+        """The List object: `limit` objects of those that there were when its first part was asked for."""
         self._check("list", path)
         self.reads.append(path)
         if path in self.missing:
             raise NotFound(f"{path} is not served")
-        items = [copy.deepcopy(each) for key, each in sorted(self.objects.items()) if _member(key, path)]
-        selected = [each for each in items if _selected(query or {}, each)]
-        return {"metadata": {"resourceVersion": str(self._version)}, "items": selected}
+        query = query or {}
+        snapshot, _, begin = query.get("continue", "").partition(".")
+        if snapshot and snapshot not in self._snapshots:
+            raise Gone("the token is too old")
+        if not snapshot:
+            items = [each for key, each in sorted(self.objects.items()) if _member(key, path)]
+            snapshot = str(len(self.reads))
+            self._snapshots[snapshot] = (self._version, [each for each in items if _selected(query, each)])
+        version, found = self._snapshots[snapshot]
+        start = int(begin or 0)
+        end = start + (int(query.get("limit", "0")) or len(found))
+        if not begin and end >= len(found):
+            del self._snapshots[snapshot]
+        more = f"{snapshot}.{end}" if end < len(found) else ""
+        return {"metadata": {"resourceVersion": str(version), "continue": more}, "items": found[start:end]}
 
     async def create(self, path: str, body: Object) -> Object:
         self._check("create", path)
@@ -131,7 +155,12 @@ class FakeKube:
                 raise Conflict(f"{path} has another {name}")
         self.remove(path)
 
-    async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Object]:
+    async def watch(self, path: str, kind: type[Kept], query: Mapping[str, str]) -> AsyncIterator[Event[Kept]]:
+        async for each in self.watched(path, query):
+            yield decoding.event(json.dumps(each).encode(), kind)
+
+    async def watched(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Object]:
+        """Events {"type", "object"}."""
         self._check("list", path)
         if path in self.missing:
             raise NotFound(f"{path} is not served")
@@ -143,7 +172,7 @@ class FakeKube:
                 if version > seen:
                     seen = version
                     if _member(key, path) and _selected(query, each):
-                        yield {"type": kind, "object": copy.deepcopy(each)}
+                        yield {"type": kind, "object": each}
             changed = self._changed
             await changed.wait()
             self._check("list", path)
@@ -152,6 +181,7 @@ class FakeKube:
         """Forget the past: watches from before must list again."""
         self._version += 1
         self._history = [(self._version, "BOOKMARK", "", {})]
+        self._snapshots.clear()
         self._wake()
 
     def _find(self, path: str) -> Object:

@@ -73,9 +73,10 @@ class Site:
             },
             "status": {"phase": "Running"},
         }
-        annotations = status.pop("annotations", None)
-        if annotations:
-            body["metadata"]["annotations"] = annotations
+        for key in ("annotations", "labels"):
+            found = status.pop(key, None)
+            if found:
+                body["metadata"][key] = found
         body["status"].update(status)
         stored = self.kube.put(f"/api/v1/namespaces/{namespace}/pods/{name}", body)
         return PodClaim(namespace, name, stored["metadata"]["uid"])

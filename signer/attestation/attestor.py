@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
-from signer.attestation.pods import Pods
+from signer.attestation.pods import MAX_DRIVERS, Pods
 from signer.attestation.tokens import OfflineTokens, TokenRefused, TokenReviews, claimed_pod
+from signer.cluster.objects import MAX_LABEL_CHARACTERS, MAX_LABELS
 from signer.errors import ApiUnavailable, Reason, Refused
 from signer.model import OUTAGE_RETRY, Agent, AttestedPod, BoundToken, LivePod, PodClaim
 from svid.spiffeid import SpiffeId
@@ -155,6 +156,12 @@ class Attestor:
             raise Refused(Reason.POD_IS_MIRROR, f"pod {pod} is a static pod: its identity would be the node's word")
         if pod.finished:
             raise Refused(Reason.POD_FINISHED, f"pod {pod} has finished")
+        if pod.oversized:
+            raise Refused(
+                Reason.POD_OVERSIZED,
+                f"pod {pod} has more than {MAX_LABELS} labels, or {MAX_LABEL_CHARACTERS} characters of them, "
+                f"or {MAX_DRIVERS} CSI drivers",
+            )
         if not pod.drivers & self._settings.drivers:
             raise Refused(
                 Reason.POD_WITHOUT_DRIVER,

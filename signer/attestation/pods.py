@@ -1,16 +1,22 @@
 """The live pods: a mirror of all of them, and a look at the API server for one that the mirror does not have yet."""
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 
+from msgspec import UNSET
+
 from runtime.clock import Clock
-from signer.cluster.kube import KubeApi, Object
+from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
+from signer.cluster.objects import Pod as PodObject
+from signer.cluster.objects import PodSpec, few_labels
 from signer.errors import ApiUnavailable, Forbidden, NotFound, Reason, Refused
 from signer.model import LivePod, PodClaim
 
-_MIRROR = "kubernetes.io/config.mirror"
+# Different CSI drivers of one pod's inline volumes.
+MAX_DRIVERS = 16
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 
@@ -19,7 +25,12 @@ class Pods:
 
     def __init__(self, api: KubeApi, clock: Clock) -> None:
         self._api = api
-        self._mirror: Mirror[LivePod] = Mirror(api, "/api/v1/pods", read_pod, clock)
+        self._by_name: dict[str, dict[str, LivePod]] = {}
+        self._mirror: Mirror[PodObject, LivePod] = Mirror(
+            api, "/api/v1/pods", PodObject, read_pod, clock, observe=self._index
+        )
+        # Hear of each change as it is made: what was there, and what is there now.
+        self.observers: list[Callable[[LivePod | None, LivePod | None], None]] = []
         self.run = self._mirror.run
         self.wait_synced = self._mirror.wait_synced
 
@@ -46,6 +57,18 @@ class Pods:
         """Every pod that is known."""
         return self._mirror.values.values()
 
+    def of_namespace(self, namespace: str) -> Collection[LivePod]:
+        """Those of it that are known."""
+        return self._by_name.get(namespace, {}).values()
+
+    def namespaces(self) -> Collection[str]:
+        """Those that have pods."""
+        return self._by_name.keys()
+
+    def named(self, namespace: str, name: str) -> LivePod | None:
+        """The pod as the mirror has it, by name."""
+        return self._by_name.get(namespace, {}).get(name)
+
     def known(self, uid: str) -> LivePod | None:
         """The pod as the mirror has it."""
         return self._mirror.find(uid)
@@ -66,7 +89,7 @@ class Pods:
             raise Refused(Reason.POD_NOT_FOUND, "there is no pod of such a name")
         # A new pod's first mint may come before its watch event.
         try:
-            body = await self._api.get(f"/api/v1/namespaces/{claim.namespace}/pods/{claim.name}")
+            body = await self._api.read(f"/api/v1/namespaces/{claim.namespace}/pods/{claim.name}", PodObject)
         except NotFound:
             raise Refused(Reason.POD_NOT_FOUND, f"pod {claim} does not exist (any more)") from None
         except Forbidden as error:
@@ -78,21 +101,41 @@ class Pods:
             raise Refused(Reason.POD_UID_MISMATCH, f"pod {claim} is another one of the same name by now")
         return pod
 
+    def _index(self, old: LivePod | None, new: LivePod | None) -> None:
+        if old is not None:
+            there = self._by_name.get(old.namespace, {})
+            # One of the same name may have come before this one's end was told.
+            if there.get(old.name) == old:
+                del there[old.name]
+            if not there:
+                self._by_name.pop(old.namespace, None)
+        if new is not None:
+            self._by_name.setdefault(new.namespace, {})[new.name] = new
+        for observe in self.observers:
+            observe(old, new)
 
-def read_pod(body: Object) -> LivePod | None:
+
+def read_pod(pod: PodObject) -> LivePod | None:
     """What attestation and policy look at; None for what is no pod."""
-    metadata, spec, status = body.get("metadata") or {}, body.get("spec") or {}, body.get("status") or {}
-    if not metadata.get("uid") or not metadata.get("name") or not metadata.get("namespace"):
+    metadata, spec = pod.metadata, pod.spec or PodSpec()
+    if not metadata.uid or not metadata.name or not metadata.namespace:
         return None
-    drivers = [str((volume.get("csi") or {}).get("driver") or "") for volume in spec.get("volumes") or []]
+    labels = metadata.labels or {}
+    drivers = {each.csi.driver for each in spec.volumes or () if each.csi is not None and each.csi.driver}
+    # Its author chooses how many there are. What is left out could have decided, so nothing is decided without it.
+    oversized = not few_labels(labels) or len(drivers) > MAX_DRIVERS
+    if oversized:
+        labels, drivers = {}, set()
     return LivePod(
-        namespace=str(metadata["namespace"]),
-        name=str(metadata["name"]),
-        uid=str(metadata["uid"]),
-        node_name=str(spec.get("nodeName") or ""),
-        service_account=str(spec.get("serviceAccountName") or ""),
-        labels={str(key): str(value) for key, value in (metadata.get("labels") or {}).items()},
-        drivers=frozenset(driver for driver in drivers if driver),
-        finished=status.get("phase") in ("Succeeded", "Failed"),
-        mirror=_MIRROR in (metadata.get("annotations") or {}),
+        namespace=sys.intern(metadata.namespace),
+        name=metadata.name,
+        uid=metadata.uid,
+        node_name=sys.intern(spec.node_name or ""),
+        service_account=sys.intern(spec.service_account_name or ""),
+        # Most are those of others, too.
+        labels={sys.intern(key): sys.intern(value) for key, value in labels.items()},
+        drivers=frozenset(map(sys.intern, drivers)),
+        finished=pod.status is not None and pod.status.phase in ("Succeeded", "Failed"),
+        mirror=metadata.annotations is not None and metadata.annotations.mirror is not UNSET,
+        oversized=oversized,
     )

@@ -12,6 +12,7 @@ from runtime.clock import Clock
 from signer.authority.state import MAX_SEQUENCE, AuthorityState, believable
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
+from signer.cluster.objects import DataObject, plain
 from signer.errors import Conflict, NotFound, Reason, Refused, SignerError
 from signer.model import Agent
 
@@ -98,7 +99,9 @@ class Agents:
         self._lively_until = clock.now()
         self._written: str | None = None
         self._written_at = clock.now()
-        self._others: Mirror[_Replica] = Mirror(api, self._collection, _read_replica, clock, {"labelSelector": LABEL})
+        self._others: Mirror[DataObject, _Replica] = Mirror(
+            api, self._collection, DataObject, lambda each: _read_replica(plain(each)), clock, {"labelSelector": LABEL}
+        )
         # Whether somebody waits for acknowledgements: only then are they written at once.
         self.wanted = False
 

@@ -1,7 +1,9 @@
-"""The Kubernetes API as the signer uses it: plain objects at plain paths, and mirrors of what it watches."""
+"""The Kubernetes API as the signer uses it: at plain paths, objects to write, and what is kept of those it follows."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, TypeAlias
+
+from signer.cluster.decoding import Event, Kept, Page
 
 Object: TypeAlias = dict[str, Any]
 
@@ -17,8 +19,15 @@ class KubeApi(Protocol):
         """Read one object."""
         ...
 
-    async def list(self, path: str, query: Mapping[str, str] | None = None) -> Object:
-        """Read a collection: the List object. `query` such as {"labelSelector": "a=b"}."""
+    async def read(self, path: str, kind: type[Kept]) -> Kept:
+        """Read of one object what is kept of its kind."""
+        ...
+
+    async def list(self, path: str, kind: type[Kept], query: Mapping[str, str] | None = None) -> Page[Kept]:
+        """Read a part of a collection. `query` such as {"labelSelector": "a=b", "limit": "500"}.
+
+        Raises AnswerTooLarge when the part does not fit; one object always does.
+        """
         ...
 
     async def create(self, path: str, body: Object) -> Object:
@@ -37,6 +46,6 @@ class KubeApi(Protocol):
         """DELETE; `body` may hold preconditions."""
         ...
 
-    def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Object]:
-        """Events {"type", "object"} of a collection from `query["resourceVersion"]` on, until the server ends it."""
+    def watch(self, path: str, kind: type[Kept], query: Mapping[str, str]) -> AsyncIterator[Event[Kept]]:
+        """Events of a collection from `query["resourceVersion"]` on, until the server ends it."""
         ...

@@ -1,25 +1,41 @@
-"""KubeApi over the `kubernetes` package: its configuration, credentials and connections, plain objects."""
+"""KubeApi over the `kubernetes` package: its configuration, credentials and connections, and bounds of its own.
+
+What comes is read in pieces, up to a number of bytes, and never unpacked: an object's author chooses how large it is.
+"""
 
 import asyncio
-import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+import msgspec
 from kubernetes.aio import client, config
 
+from signer.cluster import decoding
+from signer.cluster.decoding import Event, Kept, Page
 from signer.cluster.kube import Object
-from signer.errors import ApiUnavailable, Conflict, Forbidden, Gone, NotFound, SignerError
+from signer.errors import AnswerTooLarge, ApiUnavailable, Conflict, Forbidden, Gone, NotFound, SignerError
 
-# Seconds. A watch has no total; it is dead when not even a bookmark came for this long (they come every minute).
+# Seconds. A list may take longer, while it comes. A watch has no total; it is dead when not even a bookmark came for
+# this long (they come every minute).
 CALL_SECONDS = 15.0
+LIST_SECONDS = 60.0
 SILENCE_SECONDS = 150.0
 CONNECTIONS = 64
-# The largest object of a watch that fits: etcd takes 1.5 MiB.
-MAX_LINE = 4 * 1024 * 1024
+# Bytes. etcd takes objects of 1.5 MiB, which JSON spells with six bytes for one at the worst ("<").
+MAX_OBJECT = 16 * 1024 * 1024
+# Of several objects at once.
+MAX_PAGE = 4 * 1024 * 1024
+# Parts of lists that are on their way at one time; and events of watches above this many bytes: the others wait.
+PAGES = 2
+LARGE_EVENTS = 1
+LARGE = 512 * 1024
+_PARTIAL = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=1, application/json"
+_JSON = "application/json, */*;q=0.5"
 _KINDS: Mapping[int, type[SignerError]] = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone}
 
 
@@ -31,8 +47,9 @@ class KubeClient:
 
     def __init__(self, configuration: client.Configuration) -> None:
         configuration.connection_pool_maxsize = CONNECTIONS
-        configuration.client_session_kwargs = {"read_bufsize": MAX_LINE}
         self._configuration = configuration
+        self._pages = asyncio.Semaphore(PAGES)
+        self._large = asyncio.Semaphore(LARGE_EVENTS)
         self._client = client.ApiClient(configuration)
 
     @classmethod
@@ -56,8 +73,15 @@ class KubeClient:
     async def get(self, path: str) -> Object:
         return await self._call("GET", path)
 
-    async def list(self, path: str, query: Mapping[str, str] | None = None) -> Object:
-        return await self._call("GET", _with(path, query))
+    async def read(self, path: str, kind: type[Kept]) -> Kept:
+        return decoding.one(await self._answer("GET", path, None, "", MAX_OBJECT, CALL_SECONDS), kind)
+
+    async def list(self, path: str, kind: type[Kept], query: Mapping[str, str] | None = None) -> Page[Kept]:
+        accept = _PARTIAL.format("List") if kind.partial else _JSON
+        most = MAX_OBJECT if (query or {}).get("limit") == "1" else MAX_PAGE
+        async with self._pages:
+            data = await self._answer("GET", _with(path, query), None, "", most, LIST_SECONDS, accept)
+        return decoding.page(data, kind)
 
     async def create(self, path: str, body: Object) -> Object:
         return await self._call("POST", path, body)
@@ -71,40 +95,66 @@ class KubeClient:
     async def delete(self, path: str, body: Object | None = None) -> None:
         await self._call("DELETE", path, body)
 
-    async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Object]:
+    async def watch(self, path: str, kind: type[Kept], query: Mapping[str, str]) -> AsyncIterator[Event[Kept]]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CALL_SECONDS, sock_read=SILENCE_SECONDS)
+        accept = _PARTIAL.format("") if kind.partial else _JSON
         try:
-            response = await self._send("GET", _with(path, {**query, "watch": "true"}), None, "", timeout)
+            response = await self._send("GET", _with(path, {**query, "watch": "true"}), None, "", timeout, accept)
             async with response:
                 if response.status != 200:
-                    raise _error(response.status, await response.read())
-                async for line in response.content:
-                    yield json.loads(line)
+                    raise _error(response.status, await _body(response, MAX_OBJECT))
+                async for line in _lines(response, MAX_OBJECT, self._large):
+                    yield decoding.event(line, kind)
+                    del line
         except (aiohttp.ClientError, ValueError, OSError, TimeoutError) as error:
             raise _unreachable(error) from None
 
     async def _call(
         self, method: str, path: str, body: Object | None = None, content_type: str = "application/json"
     ) -> Object:
+        data = await self._answer(method, path, body, content_type, MAX_OBJECT, CALL_SECONDS)
         try:
-            async with asyncio.timeout(CALL_SECONDS):
-                response = await self._send(method, path, body, content_type, aiohttp.ClientTimeout(total=None))
+            answer: Object = msgspec.json.decode(data)
+        except (ValueError, RecursionError) as error:
+            raise _unreachable(error) from None
+        return answer
+
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: Object | None,
+        content_type: str,
+        most: int,
+        seconds: float,
+        accept: str = _JSON,
+    ) -> bytearray:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CALL_SECONDS, sock_read=CALL_SECONDS)
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._send(method, path, body, content_type, timeout, accept)
                 async with response:
-                    data = await response.read()
-            if 200 <= response.status < 300:
-                answer: Object = json.loads(data)
-                return answer
+                    data = await _body(response, most)
         except (aiohttp.ClientError, ValueError, OSError, TimeoutError) as error:
             raise _unreachable(error) from None
-        raise _error(response.status, data)
+        if not 200 <= response.status < 300:
+            raise _error(response.status, data)
+        return data
 
     async def _send(
-        self, method: str, path: str, body: Object | None, content_type: str, timeout: aiohttp.ClientTimeout
+        self,
+        method: str,
+        path: str,
+        body: Object | None,
+        content_type: str,
+        timeout: aiohttp.ClientTimeout,
+        accept: str,
     ) -> aiohttp.ClientResponse:
         # Not the package's typed calls: parsing tens of thousands of pods into models takes minutes and gigabytes.
         settings: Any = await self._configuration.auth_settings()
         headers = {each["key"]: each["value"] for each in settings.values() if each["in"] == "header"}
-        headers["Accept"] = "application/json, */*;q=0.5"
+        headers["Accept"] = accept
+        headers["Accept-Encoding"] = "identity"
         if content_type:
             headers["Content-Type"] = content_type
         answer: Any = await self._client.rest_client.request(
@@ -114,14 +164,49 @@ class KubeClient:
         return response
 
 
+async def _body(response: aiohttp.ClientResponse, most: int) -> bytearray:
+    """All of it, up to `most` bytes. Raises AnswerTooLarge."""
+    data = bytearray()
+    async for piece in response.content.iter_any():
+        data += piece
+        if len(data) > most:
+            response.close()
+            raise AnswerTooLarge(f"the API server's answer has more than {most >> 20} MiB")
+    return data
+
+
+async def _lines(response: aiohttp.ClientResponse, most: int, large: asyncio.Semaphore) -> AsyncIterator[bytes]:
+    """Its lines as they come, each up to `most` bytes; a long one waits for `large`. Raises AnswerTooLarge."""
+    rest = bytearray()
+    async with AsyncExitStack() as held:
+        async for piece in response.content.iter_any():
+            start, at = 0, len(rest)
+            rest += piece
+            while (at := rest.find(b"\n", at)) >= 0:
+                with memoryview(rest) as whole:
+                    line = bytes(whole[start:at])
+                at += 1
+                start = at
+                if line:
+                    yield line
+                del line
+            if start:
+                del rest[:start]
+                await held.aclose()
+            if len(rest) > most:
+                raise AnswerTooLarge(f"an event of the API server has more than {most >> 20} MiB")
+            if len(rest) > LARGE >= len(rest) - len(piece):
+                await held.enter_async_context(large)
+
+
 def _with(path: str, query: Mapping[str, str] | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
-def _error(status: int, data: bytes) -> SignerError:
+def _error(status: int, data: bytes | bytearray) -> SignerError:
     try:
-        message = str(json.loads(data).get("message") or "")
-    except (ValueError, AttributeError):
+        message = str(msgspec.json.decode(data).get("message") or "")
+    except (ValueError, AttributeError, RecursionError):
         message = ""
     kind = _KINDS.get(status, ApiUnavailable)
     return kind(f"the API server answers {status}{': ' + message[:500] if message else ''}")

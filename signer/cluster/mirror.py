@@ -4,49 +4,57 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from runtime.clock import Clock
 from runtime.feed import Feed
-from signer.cluster.kube import KubeApi, Object
-from signer.errors import ApiUnavailable, Forbidden, Gone, SignerError
+from signer.cluster.decoding import CHANGES, Kept
+from signer.cluster.kube import KubeApi
+from signer.cluster.objects import Item
+from signer.cluster.paging import Paging
+from signer.errors import Forbidden, Gone, SignerError
 
 _log = logging.getLogger("podsvid.mirror")
 Value = TypeVar("Value")
 FIRST_RETRY, MAX_RETRY = 0.5, 30.0
-# A list comes in parts of this many objects: the API server holds each part in memory.
-PAGE = "500"
+# Objects after which others get their turn on the event loop.
+SLICE = 64
 # Seconds; the API server ends a watch by itself then, so that a dead connection is noticed.
 WATCH_SECONDS = "290"
 # Seconds without a word of the API server, which ends each watch before: silent for longer, a connection is dead.
 FRESH_SECONDS = 330.0
 
 
-class Mirror(Generic[Value]):
+class Mirror(Generic[Kept, Value]):
     """The objects of the collection at `path`, each as what `read` makes of it (None leaves it out).
 
-    `read` must not raise: it gets what the API server sends. Belongs to one event loop.
+    `read` must not raise. `observe` hears of each change as it is made, what was there and what is there now, and must
+    be quick. Belongs to one event loop, and gives way to others in long lists.
     """
 
     def __init__(
         self,
         api: KubeApi,
         path: str,
-        read: Callable[[Object], Value | None],
+        kind: type[Kept],
+        read: Callable[[Kept], Value | None],
         clock: Clock,
         query: Mapping[str, str] | None = None,
         rng: random.Random | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        observe: Callable[[Value | None, Value | None], None] | None = None,
     ) -> None:
         self._api = api
         self._path = path
+        self._kind = kind
         self._read = read
         self._clock = clock
         self._query = dict(query or {})
         self._rng = rng or random.SystemRandom()
+        self._observe = observe
+        self._paging = Paging()
         self._values: dict[str, Value] = {}
         self._first = asyncio.Event()
         self._failures = 0
@@ -75,7 +83,7 @@ class Mirror(Generic[Value]):
 
     @property
     def values(self) -> Mapping[str, Value]:
-        """By uid."""
+        """By uid. Before there was a complete list: those that were read of it."""
         return self._values
 
     def find(self, uid: str) -> Value | None:
@@ -103,28 +111,36 @@ class Mirror(Generic[Value]):
                 await asyncio.sleep(self._delay())
 
     async def _list(self) -> str:
-        found: dict[str, Value] = {}
-        token = ""
-        while True:
-            query = {**self._query, "limit": PAGE, **({"continue": token} if token else {})}
-            answer = await self._api.list(self._path, query)
+        # Each part is taken over as it comes: two whole copies would be twice the memory.
+        found: set[str] = set()
+        different = False
+        version = ""
+        async for page in self._paging.pages(self._api, self._path, self._kind, self._query):
             self._heard()
-            for each in answer.get("items") or []:
-                value = self._read(each)
-                if value is not None:
-                    found[_uid(each)] = value
-            metadata = answer.get("metadata") or {}
-            token = metadata.get("continue") or ""
-            if not token:
-                break
-        different = found != self._values
-        self._values = found
+            different |= await self._take(page.items, found)
+            version = page.version
+        for number, uid in enumerate([each for each in self._values if each not in found], 1):
+            different |= self._put(uid, None)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
         self._failures = 0
         self.lost_since = None
         if different or not self.synced:
             self._first.set()
             self.changed.publish(None)
-        return str(metadata.get("resourceVersion", ""))
+        return version
+
+    async def _take(self, items: Iterable[Kept], found: set[str]) -> bool:
+        """A part of a list, whose uids are added to `found`; whether it has news. Nothing of it is held afterwards."""
+        different = False
+        for number, each in enumerate(items, 1):
+            value = self._read(each)
+            if value is not None:
+                found.add(_uid(each))
+                different |= self._put(_uid(each), value)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+        return different
 
     async def _watch(self, version: str) -> str:
         query = {
@@ -133,29 +149,31 @@ class Mirror(Generic[Value]):
             "allowWatchBookmarks": "true",
             "timeoutSeconds": WATCH_SECONDS,
         }
-        async for event in self._api.watch(self._path, query):
+        number = 0
+        async for event in self._api.watch(self._path, self._kind, query):
             self._heard()
-            kind, each = event.get("type"), event.get("object") or {}
-            if kind == "ERROR":
-                if each.get("code") == 410:
-                    raise Gone("the watch is too old")
-                raise ApiUnavailable(f"the watch of {self._path} failed: {str(each.get('message', ''))[:200]}")
-            version = str((each.get("metadata") or {}).get("resourceVersion", version))
-            if kind in ("ADDED", "MODIFIED", "DELETED"):
-                self._apply(kind, each)
+            version = event.version or version
+            if event.item is not None and event.kind in CHANGES:
+                value = None if event.kind == "DELETED" else self._read(event.item)
+                if self._put(_uid(event.item), value):
+                    self.changed.publish(None)
+            number += 1
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
         return version
 
-    def _apply(self, kind: str, each: Object) -> None:
-        uid = _uid(each)
-        value = None if kind == "DELETED" else self._read(each)
-        if value == self._values.get(uid):
-            return
+    def _put(self, uid: str, value: Value | None) -> bool:
+        """What is there now under that uid; whether that is news."""
+        old = self._values.get(uid)
+        if value == old:
+            return False
         if value is None:
-            with suppress(KeyError):
-                del self._values[uid]
+            del self._values[uid]
         else:
             self._values[uid] = value
-        self.changed.publish(None)
+        if self._observe is not None:
+            self._observe(old, value)
+        return True
 
     def _heard(self) -> None:
         self._heard_at = self._monotonic()
@@ -175,5 +193,5 @@ class Mirror(Generic[Value]):
         return most * self._rng.uniform(0.5, 1.0)
 
 
-def _uid(each: Object) -> str:
-    return str((each.get("metadata") or {}).get("uid", ""))
+def _uid(each: Item) -> str:
+    return each.metadata.uid or ""

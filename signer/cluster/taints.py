@@ -12,6 +12,7 @@ from typing import Any
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
+from signer.cluster.objects import CsiNode, Node
 from signer.errors import Conflict, NotFound, SignerError
 
 _log = logging.getLogger("podsvid.taints")
@@ -44,8 +45,8 @@ class StartupTaint:
     def __init__(self, api: KubeApi, drivers: frozenset[str], clock: Clock) -> None:
         self._api = api
         self._drivers = drivers
-        self._nodes: Mirror[TaintedNode] = Mirror(api, NODES, read_node, clock)
-        self._registered: Mirror[_Registered] = Mirror(api, CSI_NODES, _read_csi_node, clock)
+        self._nodes: Mirror[Node, TaintedNode] = Mirror(api, NODES, Node, read_node, clock)
+        self._registered: Mirror[CsiNode, _Registered] = Mirror(api, CSI_NODES, CsiNode, _read_csi_node, clock)
 
     async def follow(self) -> None:
         """Keep what is known of nodes current, for ever."""
@@ -95,15 +96,14 @@ class StartupTaint:
         return True
 
 
-def read_node(body: Object) -> TaintedNode | None:
+def read_node(node: Node) -> TaintedNode | None:
     """A node with the taint; None for any other."""
-    metadata, taints = body.get("metadata") or {}, (body.get("spec") or {}).get("taints") or []
+    taints = (node.spec.taints if node.spec else None) or []
     if not any(taint.get("key") == TAINT for taint in taints):
         return None
-    return TaintedNode(str(metadata.get("name", "")), str(metadata.get("resourceVersion", "")), tuple(taints))
+    return TaintedNode(node.metadata.name or "", node.metadata.resource_version or "", tuple(taints))
 
 
-def _read_csi_node(body: Object) -> _Registered:
-    drivers = (body.get("spec") or {}).get("drivers") or []
-    name = str((body.get("metadata") or {}).get("name", ""))
-    return _Registered(name, frozenset(str(each.get("name")) for each in drivers))
+def _read_csi_node(node: CsiNode) -> _Registered:
+    drivers = (node.spec.drivers if node.spec else None) or []
+    return _Registered(node.metadata.name or "", frozenset(each.name or "" for each in drivers))

@@ -90,8 +90,7 @@ class AdminService:
         return admin_pb2.StepResponse(message=message)
 
     async def explain(self, request: admin_pb2.ExplainRequest, context: Context) -> admin_pb2.ExplainResponse:
-        name = (request.namespace, request.pod)
-        pod = next((each for each in self._pods.all() if (each.namespace, each.name) == name), None)
+        pod = self._pods.named(request.namespace, request.pod)
         if pod is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
         assert pod is not None

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from typing import Any
 
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
+from signer.cluster.objects import Named, PolicyObject, ServiceObject
 from signer.errors import Conflict, NotFound, Reason, Refused
 from signer.model import NO_POLICY, Entitlement, LivePod
 from signer.policy.policy import (
@@ -37,12 +39,18 @@ class Policies:
         self._settings = settings
         self._outage_limit = outage_limit
         self._clock = clock
-        self._namespaced: Mirror[Policy] = Mirror(api, f"{GROUP}/{NAMESPACED}", read_policy, clock)
-        self._cluster: Mirror[Policy] = Mirror(api, f"{GROUP}/{CLUSTER}", read_policy, clock)
-        self._namespaces: Mirror[tuple[str, Mapping[str, str]]] = Mirror(
-            api, "/api/v1/namespaces", _read_namespace, clock
+        self._namespaced: Mirror[PolicyObject, Policy] = Mirror(
+            api, f"{GROUP}/{NAMESPACED}", PolicyObject, read_policy, clock
         )
-        self._services: Mirror[Service] = Mirror(api, "/api/v1/services", read_service, clock)
+        self._cluster: Mirror[PolicyObject, Policy] = Mirror(
+            api, f"{GROUP}/{CLUSTER}", PolicyObject, read_policy, clock
+        )
+        self._namespaces: Mirror[Named, tuple[str, Mapping[str, str]]] = Mirror(
+            api, "/api/v1/namespaces", Named, _read_namespace, clock
+        )
+        self._services: Mirror[ServiceObject, Service] = Mirror(
+            api, "/api/v1/services", ServiceObject, read_service, clock
+        )
         self._statuses: dict[str, Object] = {}
         self._namespace_labels: tuple[int, dict[str, Mapping[str, str]]] = (-1, {})
 
@@ -131,9 +139,7 @@ class Policies:
         }
 
     @property
-    def _mirrors(
-        self,
-    ) -> "tuple[Mirror[Policy], Mirror[Policy], Mirror[tuple[str, Mapping[str, str]]], Mirror[Service]]":
+    def _mirrors(self) -> "tuple[Mirror[Any, Any], ...]":
         return self._namespaced, self._cluster, self._namespaces, self._services
 
     def _all(self) -> list[Policy]:
@@ -149,10 +155,9 @@ class Policies:
         return self._namespace_labels[1].get(namespace, {})
 
 
-def _read_namespace(body: Object) -> tuple[str, Mapping[str, str]] | None:
-    metadata = body.get("metadata") or {}
-    name = str(metadata.get("name") or "")
-    return (name, dict(metadata.get("labels") or {})) if name else None
+def _read_namespace(body: Named) -> tuple[str, Mapping[str, str]] | None:
+    name = body.metadata.name
+    return (name, body.metadata.labels or {}) if name else None
 
 
 def _path(policy: Policy) -> str:

@@ -10,13 +10,16 @@ pod refuses: a wider policy never steps in for a narrower one that is broken.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from signer.cluster.kube import Object
+import msgspec
+
+from signer.cluster.objects import PolicyObject, ServiceObject, few_labels
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import Entitlement, LivePod
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
@@ -31,6 +34,8 @@ NAMESPACE_PREFIX = "/ns/{namespace}/"
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?", re.ASCII)
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 MAX_DNS_NAMES = 32
+# Bytes of a spec as JSON. What is kept of a policy is some three times that, and a tenant writes many.
+MAX_SPEC, MAX_CLUSTER_SPEC = 16 * 1024, 256 * 1024
 # Of fields whose wrong type would pass for "not there", which is mostly the wider meaning.
 _TYPES: Mapping[str, type] = MappingProxyType(
     {
@@ -207,20 +212,29 @@ def decide(
     )
 
 
-def read_policy(body: Object) -> Policy | None:
+def read_policy(body: PolicyObject) -> Policy | None:
     """A policy object; an unusable one is kept with its `problem`. None for what is none at all."""
-    metadata = body.get("metadata") or {}
-    if not metadata.get("uid") or not metadata.get("name"):
+    metadata = body.metadata
+    if not metadata.uid or not metadata.name:
         return None
-    name, namespace = str(metadata["name"]), str(metadata.get("namespace") or "")
+    namespace = metadata.namespace or ""
     base: dict[str, Any] = {
-        "name": name,
-        "namespace": namespace,
-        "uid": str(metadata["uid"]),
-        "created": str(metadata.get("creationTimestamp") or ""),
-        "generation": int(metadata.get("generation") or 0),
+        "name": metadata.name,
+        "namespace": sys.intern(namespace),
+        "uid": metadata.uid,
+        "created": metadata.creation_timestamp or "",
+        "generation": metadata.generation or 0,
     }
-    spec = body.get("spec") or {}
+    most = MAX_SPEC if namespace else MAX_CLUSTER_SPEC
+    if memoryview(body.spec).nbytes > most:
+        # Whom it is for would have to be read out of it: it is for everybody, and refuses.
+        return Policy(**base, problem=f"its spec has more than {most} bytes; divide it into several policies")
+    try:
+        spec = msgspec.json.decode(body.spec) or {}
+    except (ValueError, RecursionError):
+        spec = None
+    if not isinstance(spec, dict):
+        return Policy(**base, problem="its spec cannot be read")
     # What it is for comes first: were a broken policy to match nothing, a wider one would step in for it.
     scope = _scope(spec, namespaced=bool(namespace))
     try:
@@ -230,13 +244,15 @@ def read_policy(body: Object) -> Policy | None:
         return Policy(**base, **scope, problem=problem)
 
 
-def read_service(body: Object) -> Service | None:
-    """A Service's selector."""
-    metadata, spec = body.get("metadata") or {}, body.get("spec") or {}
-    if not metadata.get("name") or spec.get("type") == "ExternalName":
+def read_service(body: ServiceObject) -> Service | None:
+    """A Service's selector; None for one that selects no pods, or by more labels than a pod has."""
+    spec = body.spec
+    if not body.metadata.name or spec is None or spec.type == "ExternalName":
         return None
-    selector = sorted((str(key), str(value)) for key, value in (spec.get("selector") or {}).items())
-    return Service(str(metadata.get("namespace", "")), str(metadata["name"]), tuple(selector))
+    if not spec.selector or not few_labels(spec.selector):
+        return None
+    selector = sorted((sys.intern(key), sys.intern(value)) for key, value in spec.selector.items())
+    return Service(sys.intern(body.metadata.namespace or ""), body.metadata.name, tuple(selector))
 
 
 def _default(pod: LivePod, settings: PolicySettings) -> Entitlement:

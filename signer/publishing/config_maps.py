@@ -2,14 +2,19 @@
 server has them, ClusterTrustBundles."""
 
 import asyncio
+import hashlib
+import json
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
+from signer.cluster.objects import DataObject, Item, Named, TrustBundleObject
+from signer.cluster.paging import Paging
 from signer.errors import Conflict, Forbidden, NotFound, SignerError
 from svid.bundle import TrustBundle
 from svid.errors import InvalidBundle
@@ -36,6 +41,17 @@ async def published_sequence(api: KubeApi, namespace: str, config_map: str, trus
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What there is under a name of ours: whose it is, and a digest of what it says: anybody may have made it large."""
+
+    namespace: str
+    uid: str
+    resource_version: str
+    ours: bool
+    digest: bytes
+
+
 class Publisher:
     """Level-triggered: whatever is missing or different is written, what has no place any more is removed."""
 
@@ -56,9 +72,9 @@ class Publisher:
         self._changed = asyncio.Event()
         self._reported: set[str] = set()
         query = {"labelSelector": namespaces} if namespaces else {}
-        self._namespaces: Mirror[str] = Mirror(api, "/api/v1/namespaces", _live_namespace, clock, query)
-        self._copies: Mirror[Object] = Mirror(
-            api, "/api/v1/configmaps", _copy, clock, {"fieldSelector": f"metadata.name={config_map}"}
+        self._namespaces: Mirror[Named, str] = Mirror(api, "/api/v1/namespaces", Named, _live_namespace, clock, query)
+        self._copies: Mirror[DataObject, Copy] = Mirror(
+            api, "/api/v1/configmaps", DataObject, _copy, clock, {"fieldSelector": f"metadata.name={config_map}"}
         )
 
     async def publish(self, bundles: Sequence[TrustBundle]) -> None:
@@ -75,7 +91,7 @@ class Publisher:
             group.create_task(self._wake(self._copies))
             group.create_task(self._reconcile_for_ever())
 
-    async def _wake(self, mirror: "Mirror[str] | Mirror[Object]") -> None:
+    async def _wake(self, mirror: "Mirror[Any, Any]") -> None:
         version = 0
         while True:
             version = await mirror.changed.wait_beyond(version)
@@ -98,11 +114,11 @@ class Publisher:
         own = self._bundles[0]
         wanted = {PEM: own.to_pem().decode(), JWKS: own.to_jwks().decode()}
         selected = set(self._namespaces.values.values())
-        copies = {each["metadata"]["namespace"]: each for each in self._copies.values.values()}
+        copies = {each.namespace: each for each in self._copies.values.values()}
         for namespace in sorted(selected):
             await self._attempt(f"ConfigMap in {namespace}", self._write(namespace, copies.get(namespace), wanted))
         for namespace, copy in copies.items():
-            if namespace not in selected and _ours(copy):
+            if namespace not in selected and copy.ours:
                 path = f"/api/v1/namespaces/{namespace}/configmaps/{self._config_map}"
                 await self._attempt(f"ConfigMap in {namespace}", self._remove(path, copy))
         await self._attempt("ClusterTrustBundles", self._trust_bundles())
@@ -116,7 +132,7 @@ class Publisher:
                 self._reported.add(what)
                 _log.warning("not published", extra={"what": what, "reason": error.reason, "error": str(error)})
 
-    async def _write(self, namespace: str, copy: Object | None, data: dict[str, str]) -> None:
+    async def _write(self, namespace: str, copy: "Copy | None", data: dict[str, str]) -> None:
         collection = f"/api/v1/namespaces/{namespace}/configmaps"
         path = f"{collection}/{self._config_map}"
         body: Object = {
@@ -137,18 +153,18 @@ class Publisher:
             except NotFound:
                 return  # the namespace went away
             return
-        if not _ours(copy):
+        if not copy.ours:
             raise Forbidden(f"ConfigMap {self._config_map} in {namespace} is not podsvid's; rename or remove it")
-        if copy.get("data") == data and not copy.get("binaryData"):
+        if copy.digest == _digest(data):
             return
-        body["metadata"]["resourceVersion"] = copy["metadata"]["resourceVersion"]
+        body["metadata"]["resourceVersion"] = copy.resource_version
         with suppress(NotFound):
             await self._api.replace(path, body)
             _log.info("trust bundle published", extra={"namespace": namespace})
 
-    async def _remove(self, path: str, seen: Object) -> None:
+    async def _remove(self, path: str, seen: "Copy") -> None:
         # Only what was seen to be podsvid's: somebody may have put another in its place since.
-        conditions = {key: seen["metadata"][key] for key in ("uid", "resourceVersion")}
+        conditions = {"uid": seen.uid, "resourceVersion": seen.resource_version}
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions}
         with suppress(NotFound):
             await self._api.delete(path, options)
@@ -165,10 +181,10 @@ class Publisher:
             work = self._write_trust_bundle(version, name, bundle, existing.get(name))
             await self._attempt(f"ClusterTrustBundle {name}", work)
         for name, old in existing.items():
-            if name not in wanted and name.startswith(f"{prefix}:") and _ours(old):
+            if name not in wanted and name.startswith(f"{prefix}:") and old.ours:
                 await self._attempt(f"ClusterTrustBundle {name}", self._remove(f"{collection}/{name}", old))
 
-    async def _write_trust_bundle(self, version: str, name: str, bundle: TrustBundle, old: Object | None) -> None:
+    async def _write_trust_bundle(self, version: str, name: str, bundle: TrustBundle, old: "Copy | None") -> None:
         collection = f"{_GROUP}/{version}/clustertrustbundles"
         pem = bundle.to_pem().decode()
         body: Object = {
@@ -180,20 +196,25 @@ class Publisher:
         if old is None:
             await self._api.create(collection, body)
             return
-        if not _ours(old):
+        if not old.ours:
             raise Forbidden(f"ClusterTrustBundle {name} is not podsvid's; remove it")
-        if (old.get("spec") or {}).get("trustBundle") != pem:
-            body["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+        if old.digest != _digest({"trustBundle": pem}):
+            body["metadata"]["resourceVersion"] = old.resource_version
             await self._api.replace(f"{collection}/{name}", body)
 
-    async def _served(self) -> tuple[str, dict[str, Object]] | None:
+    async def _served(self) -> "tuple[str, dict[str, Copy]] | None":
         """The newest version of ClusterTrustBundles that is served, and what there is of them."""
         for version in VERSIONS:
+            path = f"{_GROUP}/{version}/clustertrustbundles"
+            found: dict[str, Copy] = {}
             try:
-                answer = await self._api.list(f"{_GROUP}/{version}/clustertrustbundles")
+                async for page in Paging().pages(self._api, path, TrustBundleObject, {}):
+                    for each in page.items:
+                        bundle = (each.spec.trust_bundle if each.spec else None) or ""
+                        found[each.metadata.name or ""] = _seen(each, {"trustBundle": bundle})
             except NotFound:
                 continue
-            return version, {each["metadata"]["name"]: each for each in answer.get("items") or []}
+            return version, found
         return None
 
 
@@ -202,15 +223,28 @@ def _label(trust_domain: TrustDomain) -> str:
     return trust_domain.name[:63].strip("-._")
 
 
-def _live_namespace(body: Object) -> str | None:
-    metadata = body.get("metadata") or {}
-    return None if metadata.get("deletionTimestamp") else str(metadata.get("name") or "") or None
+def _live_namespace(body: Named) -> str | None:
+    return None if body.metadata.deletion_timestamp else body.metadata.name or None
 
 
-def _copy(body: Object) -> Object | None:
-    return body if (body.get("metadata") or {}).get("namespace") else None
+def _copy(body: DataObject) -> Copy | None:
+    if not body.metadata.namespace:
+        return None
+    # Nothing of ours has binary data.
+    return _seen(body, None if body.binary_data else body.data or {})
 
 
-def _ours(body: Object) -> bool:
-    labels = (body.get("metadata") or {}).get("labels") or {}
-    return all(labels.get(key) == value for key, value in MANAGED.items())
+def _seen(body: Item, content: Mapping[str, str] | None) -> Copy:
+    metadata = body.metadata
+    labels = metadata.labels or {}
+    return Copy(
+        namespace=metadata.namespace or "",
+        uid=metadata.uid or "",
+        resource_version=metadata.resource_version or "",
+        ours=all(labels.get(key) == value for key, value in MANAGED.items()),
+        digest=b"" if content is None else _digest(content),
+    )
+
+
+def _digest(content: Mapping[str, str]) -> bytes:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()

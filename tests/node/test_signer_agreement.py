@@ -22,6 +22,7 @@ from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState
+from signer.cluster.decoding import Kept, Page
 from signer.cluster.kube import Object
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
@@ -79,10 +80,10 @@ async def held_lists(site: Site, path: str) -> AsyncIterator[asyncio.Event]:
     go = asyncio.Event()
     plain = site.kube.list
 
-    async def held(asked: str, query: Mapping[str, str] | None = None) -> Object:
+    async def held(asked: str, kind: type[Kept], query: Mapping[str, str] | None = None) -> Page[Kept]:
         if asked == path:
             await go.wait()
-        return await plain(asked, query)
+        return await plain(asked, kind, query)
 
     site.kube.list = held  # type: ignore[method-assign,assignment]
     try:

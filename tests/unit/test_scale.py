@@ -20,10 +20,12 @@ from signer.attestation.pods import read_pod
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.kube_client import KubeClient
+from signer.cluster.objects import DataObject, Pod, PolicyObject
 from signer.errors import Gone, SignerError
 from signer.policy.policy import matching, read_policy
 from tests.fake_kube import FakeKube
 from tests.signer_rig import AUDIENCE, DRIVER
+from tests.typed import typed
 
 SMALL = Cluster(nodes=4, pods=40, policies=6, services=8, namespaces=2)
 MAPS = "/api/v1/namespaces/default/configmaps"
@@ -73,7 +75,7 @@ async def story(api: KubeApi) -> list[object]:
     told.append(await attempt(api.get(f"{MAPS}/one")))
     created = await api.create(MAPS, config_map("one", x="1"))
     told.append(await attempt(api.create(MAPS, config_map("one"))))
-    begun = (await api.list(MAPS))["metadata"]["resourceVersion"]
+    begun = (await api.list(MAPS, DataObject)).version
     changed = await api.replace(f"{MAPS}/one", {**created, "data": {"x": "2"}})
     told.append((changed["data"], changed["metadata"]["uid"] == created["metadata"]["uid"]))
     told.append(await attempt(api.replace(f"{MAPS}/one", created)))
@@ -87,17 +89,17 @@ async def story(api: KubeApi) -> list[object]:
         (MAPS, {"labelSelector": "a=c"}),
         ("/api/v1/configmaps", {"fieldSelector": "metadata.name=one"}),
     ):
-        found = (await api.list(path, query))["items"]
-        told.append(sorted((each["metadata"]["namespace"], each["metadata"]["name"]) for each in found))
+        found = (await api.list(path, DataObject, query)).items
+        told.append(sorted((each.metadata.namespace or "", each.metadata.name or "") for each in found))
     told.append(await attempt(api.delete(f"{MAPS}/one", {"preconditions": {"uid": "another"}})))
     await api.delete(f"{MAPS}/one")
     told.append(await attempt(api.delete(f"{MAPS}/one")))
     told.append(await attempt(api.replace(f"{MAPS}/one", created)))
     events = []
     async with asyncio.timeout(10):
-        async for event in api.watch(MAPS, {"resourceVersion": begun}):
-            events.append((event["type"], event["object"]["metadata"]["name"]))
-            if event["type"] == "DELETED":
+        async for event in api.watch(MAPS, DataObject, {"resourceVersion": begun}):
+            events.append((event.kind, event.item and event.item.metadata.name))
+            if event.kind == "DELETED":
                 break
     told.append(events)
     return told
@@ -117,17 +119,17 @@ def test_a_list_comes_in_pages_and_a_watch_from_too_long_ago_is_gone(tmp_path: P
             names, token, pages = [], "", 0
             while True:
                 query = {"limit": "15", **({"continue": token} if token else {})}
-                answer = await api.list("/api/v1/pods", query)
-                names += [each["metadata"]["uid"] for each in answer["items"]]
-                token, pages = answer["metadata"].get("continue", ""), pages + 1
+                answer = await api.list("/api/v1/pods", Pod, query)
+                names += [each.metadata.uid for each in answer.items]
+                token, pages = answer.more, pages + 1
                 if not token:
                     break
             assert (len(set(names)), pages) == (SMALL.pods, 3)
             with pytest.raises(Gone):
-                async for _ in api.watch("/api/v1/pods", {"resourceVersion": "1"}):
+                async for _ in api.watch("/api/v1/pods", Pod, {"resourceVersion": "1"}):
                     pass
             with pytest.raises(Gone):
-                await api.list("/api/v1/pods", {"limit": "15", "continue": "1.forgotten:15"})
+                await api.list("/api/v1/pods", Pod, {"limit": "15", "continue": "1.forgotten:15"})
 
     asyncio.run(run())
 
@@ -150,7 +152,9 @@ def test_it_reviews_the_tokens_that_the_cluster_signs_and_publishes_their_key(tm
 def test_every_node_has_an_agent_and_pods_and_the_policies_match_some() -> None:
     for cluster in (SMALL, QUICK.cluster):
         bodies = dict(cluster.objects())
-        pods = [found for found in (read_pod(cluster.pod(each)[1]) for each in range(cluster.pods)) if found]
+        pods = [
+            found for found in (read_pod(typed(Pod, cluster.pod(each)[1])) for each in range(cluster.pods)) if found
+        ]
         assert len(bodies) == cluster.pods + cluster.policies + cluster.services + cluster.namespaces + 1
         assert [each.node_name for each in pods if each.namespace == NAMESPACE] == [
             f"node-{number}" for number in range(cluster.nodes)
@@ -161,7 +165,7 @@ def test_every_node_has_an_agent_and_pods_and_the_policies_match_some() -> None:
         for path, body in bodies.items():
             if "workloadidentities" in path:
                 metadata = {"uid": path, **body["metadata"]}
-                policies.append(read_policy({**body, "metadata": metadata}))
+                policies.append(read_policy(typed(PolicyObject, {**body, "metadata": metadata})))
         assert all(each is not None and not each.problem for each in policies)
         matched = [
             len(matching([each for each in policies if each], pod, {"team": pod.namespace}))

@@ -128,6 +128,9 @@ def test_pods() -> None:
         assert await rig.refused(foreign, site.token(foreign)) is Reason.SERVICE_ACCOUNT_MISMATCH
         static = site.pod("static", annotations={"kubernetes.io/config.mirror": "x"})
         assert await rig.refused(static, site.token(static)) is Reason.POD_IS_MIRROR
+        # It does mount the driver, but what else it says of itself is more than anybody looks at.
+        big = site.pod("big", labels={f"l{number}": "" for number in range(129)})
+        assert await rig.refused(big, site.token(big)) is Reason.POD_OVERSIZED
         for phase in ("Succeeded", "Failed"):
             done = site.pod(phase.lower(), phase=phase)
             assert await rig.refused(done, site.token(done)) is Reason.POD_FINISHED

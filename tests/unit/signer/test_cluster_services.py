@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from signer.authority.acknowledgements import MAX_STREAMS, Agents
 from signer.cluster.events import Events
 from signer.cluster.mirror import Mirror
+from signer.cluster.objects import Named
 from signer.errors import Reason, Refused
 from signer.model import Agent, LivePod, PodClaim
 from signer.policy.policies import GROUP, Policies
@@ -398,7 +399,7 @@ def test_a_mirror_lists_again_after_a_gap_and_outlives_outages() -> None:
     async def run() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
-        mirror: Mirror[str] = Mirror(kube, "/api/v1/pods", lambda each: str(each["metadata"]["name"]), clock)
+        mirror: Mirror[Named, str] = Mirror(kube, "/api/v1/pods", Named, lambda each: each.metadata.name, clock)
         kube.put("/api/v1/namespaces/a/pods/one", {})
 
         def names() -> set[str]:

@@ -1,6 +1,7 @@
 """What a mirror knows: all parts of a list, each event, and since when it hears nothing; against a scripted server."""
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from signer.cluster import decoding
+from signer.cluster.decoding import Event, Kept, Page
 from signer.cluster.kube import Object
-from signer.cluster.mirror import FIRST_RETRY, FRESH_SECONDS, MAX_RETRY, WATCH_SECONDS, Mirror
+from signer.cluster.mirror import FIRST_RETRY, FRESH_SECONDS, MAX_RETRY, SLICE, WATCH_SECONDS, Mirror
+from signer.cluster.objects import Item
 from signer.errors import ApiUnavailable, Forbidden, Gone, SignerError
 from tests.signer_rig import START, StepClock
 
@@ -50,36 +54,43 @@ class Scripted:
         """From which versions."""
         return [query["resourceVersion"] for kind, query in self.asked if kind == "watch"]
 
-    async def list(self, path: str, query: Mapping[str, str] | None = None) -> Object:
+    async def list(self, path: str, kind: type[Kept], query: Mapping[str, str] | None = None) -> Page[Kept]:
         assert path == PATH
         self.asked.append(("list", dict(query or {})))
         answer = await self._lists.get()
         if isinstance(answer, SignerError):
             raise answer
-        return answer
+        return decoding.page(json.dumps(answer).encode(), kind)
 
-    async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Object]:
+    async def watch(self, path: str, kind: type[Kept], query: Mapping[str, str]) -> AsyncIterator[Event[Kept]]:
         assert path == PATH
         self.asked.append(("watch", dict(query)))
         while (found := await self._events.get()) is not None:
             if isinstance(found, SignerError):
                 raise found
-            yield found
+            yield decoding.event(json.dumps(found).encode(), kind)
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[str | None, str | None], None] | None = None) -> None:
         self.api, self.clock = Scripted(), StepClock()
         api: Any = self.api
-        self.mirror: Mirror[str] = Mirror(api, PATH, _name, self.clock, {"labelSelector": "a=b"}, random.Random(1))
+        self.mirror: Mirror[Thing, str] = Mirror(
+            api, PATH, Thing, _name, self.clock, {"labelSelector": "a=b"}, random.Random(1), observe=observe
+        )
 
     @property
     def names(self) -> set[str]:
         return set(self.mirror.values.values())
 
 
-def _name(body: Object) -> str | None:
-    return None if body.get("hidden") else str(body["metadata"]["name"]) + str(body.get("mark", ""))
+class Thing(Item, frozen=True):
+    hidden: bool = False
+    mark: str = ""
+
+
+def _name(each: Thing) -> str | None:
+    return None if each.hidden else f"{each.metadata.name}{each.mark}"
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -116,7 +127,8 @@ def test_all_parts_of_a_list_are_one_list() -> None:
             await until(lambda: len(rig.api.asked) == 2)
             # Half of what there is is not all that there is.
             assert not rig.mirror.synced
-            assert rig.names == set()
+            assert rig.mirror.changed.version == 0
+            assert rig.names == {"one"}
             rig.api.listed(7, thing("two", 2), more="t2")
             rig.api.listed(7, thing("three", 3), thing("x", 4, hidden=True))
             await until(lambda: rig.mirror.synced)
@@ -300,3 +312,52 @@ def test_fresh_is_what_is_complete_and_followed_and_not_silent_for_longer_than_a
 
     asyncio.run(run())
     assert float(WATCH_SECONDS) < FRESH_SECONDS
+
+
+def test_a_long_list_gives_way_and_each_change_is_told() -> None:
+    async def run() -> None:
+        told: list[tuple[str | None, str | None]] = []
+        rig = Rig(lambda old, new: told.append((old, new)))
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with running(rig):
+            await asyncio.sleep(0)
+            rig.api.listed(7, *(thing(f"t{number}", number) for number in range(40 * SLICE)))
+            beside = asyncio.create_task(others())
+            await rig.mirror.wait_synced()
+            # Once for each slice, so that none of them is longer than that.
+            assert turns >= 40
+            beside.cancel()
+            assert told == [(None, f"t{number}") for number in range(40 * SLICE)]
+            told.clear()
+            rig.api.tell(event("MODIFIED", "t1", 8, mark="!"), event("DELETED", "t2", 9), event("DELETED", "t2", 10))
+            await until(lambda: len(told) == 2)
+            rig.api.tell(Gone("too old"))
+            rig.api.listed(20, thing("t1", 8, mark="!"), thing("new", 9))
+            await until(lambda: len(rig.names) == 2)
+            assert told[:2] == [("t1", "t1!"), ("t2", None)]
+            assert told[2] == (None, "new")
+            assert {new for _, new in told[3:]} == {None}
+
+    asyncio.run(run())
+
+
+def test_what_is_no_object_is_an_outage_and_not_an_end(no_delay: None, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            rig.api.listed(7, {"metadata": {"name": 5}})
+            rig.api.listed(8, thing("one", 1))
+            await rig.mirror.wait_synced()
+            rig.api.tell({"type": "ADDED", "object": {"metadata": []}})
+            rig.api.listed(9, thing("two", 1))
+            await until(lambda: rig.names == {"two"})
+        assert said(caplog) == ["API_SERVER_UNAVAILABLE"] * 2
+
+    asyncio.run(run())

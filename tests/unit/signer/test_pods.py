@@ -9,9 +9,11 @@ import pytest
 
 from signer.attestation.pods import Pods, read_pod
 from signer.cluster.kube import Object
+from signer.cluster.objects import Pod as PodObject
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
-from signer.model import PodClaim
+from signer.model import LivePod, PodClaim
 from tests.signer_rig import DRIVER, Site
+from tests.typed import typed
 
 PATH = "/api/v1/namespaces/default/pods/web"
 
@@ -130,6 +132,10 @@ def test_a_name_that_is_none_is_not_asked_for(name: str) -> None:
     followed(test)
 
 
+def read(**changes: Any) -> LivePod | None:
+    return read_pod(typed(PodObject, pod(**changes)))
+
+
 def pod(**changes: Any) -> Object:
     metadata = {"uid": "u", "name": "n", "namespace": "ns", **changes.pop("metadata", {})}
     return {"metadata": metadata, "spec": {"nodeName": "node-a", "serviceAccountName": "web"}, **changes}
@@ -137,9 +143,9 @@ def pod(**changes: Any) -> Object:
 
 @pytest.mark.parametrize("missing", ["uid", "name", "namespace"])
 def test_what_has_no_uid_name_or_namespace_is_no_pod(missing: str) -> None:
-    assert read_pod(pod()) is not None
-    assert read_pod(pod(metadata={missing: ""})) is None
-    assert read_pod(pod(metadata={missing: None})) is None
+    assert read() is not None
+    assert read(metadata={missing: ""}) is None
+    assert read(metadata={missing: None}) is None
 
 
 @pytest.mark.parametrize(
@@ -147,17 +153,17 @@ def test_what_has_no_uid_name_or_namespace_is_no_pod(missing: str) -> None:
     [("Pending", False), ("Running", False), ("Unknown", False), ("Succeeded", True), ("Failed", True), (None, False)],
 )
 def test_a_pod_is_finished_by_its_phase(phase: str | None, finished: bool) -> None:
-    found = read_pod(pod(status={"phase": phase}))
+    found = read(status={"phase": phase})
     assert found is not None
     assert found.finished is finished
 
 
 @pytest.mark.parametrize("value", ["x", "", None])
 def test_a_static_pod_is_one_whatever_its_annotation_says(value: str | None) -> None:
-    found = read_pod(pod(metadata={"annotations": {"kubernetes.io/config.mirror": value}}))
+    found = read(metadata={"annotations": {"kubernetes.io/config.mirror": value}})
     assert found is not None
     assert found.mirror
-    other = read_pod(pod(metadata={"annotations": {"kubernetes.io/config.source": "file"}}))
+    other = read(metadata={"annotations": {"kubernetes.io/config.source": "file"}})
     assert other is not None
     assert not other.mirror
 
@@ -171,9 +177,62 @@ def test_only_inline_volumes_name_a_driver() -> None:
         {"name": "d", "csi": {}},
     ]
     spec = {"nodeName": "node-a", "serviceAccountName": "web"}
-    found = read_pod(pod(spec={**spec, "volumes": volumes}))
+    found = read(spec={**spec, "volumes": volumes})
     assert found is not None
     assert found.drivers == frozenset()
-    found = read_pod(pod(spec={**spec, "volumes": [*volumes, {"csi": {"driver": "x"}}, {"csi": {"driver": DRIVER}}]}))
+    found = read(spec={**spec, "volumes": [*volumes, {"csi": {"driver": "x"}}, {"csi": {"driver": DRIVER}}]})
     assert found is not None
     assert found.drivers == {"x", DRIVER}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "spec"),
+    [
+        ({"labels": {f"l{n}": "" for n in range(129)}}, {}),
+        ({"labels": {f"l{n:03}": "x" * 131 for n in range(125)}}, {}),
+        ({}, {"volumes": [{"csi": {"driver": f"d{n}"}} for n in range(17)]}),
+    ],
+    ids=["labels", "long labels", "drivers"],
+)
+def test_of_a_pod_with_more_than_is_kept_nothing_is_kept(metadata: Object, spec: Object) -> None:
+    """Neither by what is left out nor by the rest may anybody decide."""
+    found = read(metadata=metadata, spec={"nodeName": "node-a", **spec})
+    assert found is not None
+    assert (found.oversized, found.labels, found.drivers) == (True, {}, frozenset())
+
+
+def test_a_pod_with_as_much_as_is_kept_is_one() -> None:
+    labels = {f"l{n}": "" for n in range(128)}
+    found = read(metadata={"labels": labels}, spec={"volumes": [{"csi": {"driver": f"d{n}"}} for n in range(16)] * 2})
+    assert found is not None
+    assert (found.oversized, found.labels, len(found.drivers)) == (False, labels, 16)
+
+
+def test_pods_are_found_by_name_as_they_come_and_go() -> None:
+    async def test(site: Site, pods: Pods) -> None:
+        heard: list[tuple[str, str]] = []
+        pods.observers.append(lambda old, new: heard.append((str(old), str(new))))
+        first, _ = site.pod("web"), site.pod("web", namespace="other")
+        await told()
+        found = pods.named("default", "web")
+        assert found is not None
+        assert found.uid == first.uid
+        assert [each.uid for each in pods.of_namespace("default")] == [first.uid]
+        assert set(pods.namespaces()) == {"default", "other"}
+        assert (pods.named("other", "x"), list(pods.of_namespace("x"))) == (None, [])
+        # Another one of the same name, told of before the first one's end.
+        site.kube.objects.pop(PATH)
+        second = site.pod("web")
+        await told()
+        later = pods.named("default", "web")
+        assert later is not None
+        assert later.uid == second.uid != first.uid
+        pods._mirror._put(first.uid, None)
+        assert pods.named("default", "web") == later
+        site.remove(second)
+        await told()
+        assert pods.named("default", "web") is None
+        assert set(pods.namespaces()) == {"other"}
+        assert ("default/web", "None") in heard
+
+    followed(test)

@@ -9,14 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.cluster.kube import Object
+from signer.cluster.objects import PolicyObject, ServiceObject
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import LivePod
 from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
-from signer.policy.policy import MAX_DNS_NAMES, PolicySettings, Service, decide, read_policy
+from signer.policy.policy import (
+    MAX_CLUSTER_SPEC,
+    MAX_DNS_NAMES,
+    MAX_SPEC,
+    PolicySettings,
+    Service,
+    decide,
+    read_policy,
+    read_service,
+)
 from signer.policy.template import Template, dns_template, path_template
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
+from tests.typed import typed
 from tests.unit.signer.test_policy import POD, given_to, policy, refused
 
 OUTAGE = timedelta(minutes=10)
@@ -46,7 +57,7 @@ FIELDS = (
 @given(st.dictionaries(st.sampled_from(FIELDS), RUBBISH, max_size=4), st.booleans())
 def test_any_spec_is_read_and_is_a_policy_that_gives_nothing_by_mistake(spec: Object, namespaced: bool) -> None:
     metadata = {"name": "n", "uid": "u", **({"namespace": "shop"} if namespaced else {})}
-    found = read_policy({"metadata": metadata, "spec": spec})
+    found = read_policy(typed(PolicyObject, {"metadata": metadata, "spec": spec}))
     assert found is not None
     # One that cannot be used says so and has nothing to give; one that can has a path.
     assert bool(found.problem) is (found.path is None)
@@ -218,3 +229,31 @@ def test_services_give_only_so_many_names_and_what_is_left_out_is_said() -> None
     stranger = Service("shop", "other", (("app", "other"),))
     assert given_to(POD, policy("p", dnsNamesFromServices=True), services=(stranger,)).dns_names == ()
     assert given_to(POD, policy("p"), services=services).dns_names == ()
+
+
+def test_a_spec_that_is_too_large_refuses_whom_it_could_be_for() -> None:
+    """Whom it is for is not read out of it: its namespace is, as nobody else's pods are its author's."""
+    most = MAX_SPEC - len('{"other": ""}')
+    assert policy("p", "shop", other="x" * most).problem == ""
+    for found, limit in (
+        (policy("p", "shop", podSelector={"matchLabels": {"a": "b"}}, other="x" * most), MAX_SPEC),
+        (policy("p", podSelector={"matchLabels": {"a": "b"}}, other="x" * MAX_CLUSTER_SPEC), MAX_CLUSTER_SPEC),
+    ):
+        assert found.problem == f"its spec has more than {limit} bytes; divide it into several policies"
+        assert refused(POD, found, policy("wide")) is Reason.POLICY_UNUSABLE
+        assert found.pods.requirements == ()
+    assert policy("p", other="x" * most * 2).problem == ""
+    stranger = LivePod("other", "p", "u", "n", "sa")
+    assert given_to(stranger, policy("p", "shop", other="x" * most * 2)).policy is None
+
+
+def test_a_service_with_more_than_a_pods_labels_selects_none() -> None:
+    def service(labels: int) -> Service | None:
+        selector = {f"l{number}": "x" for number in range(labels)}
+        return read_service(
+            typed(ServiceObject, {"metadata": {"name": "s", "namespace": "a"}, "spec": {"selector": selector}})
+        )
+
+    assert service(128) is not None
+    assert service(129) is None
+    assert service(0) is None

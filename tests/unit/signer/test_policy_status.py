@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from signer.cluster.kube import Object
+from signer.cluster.objects import PolicyObject
 from signer.errors import ApiUnavailable, Conflict, Reason, Refused
 from signer.model import LivePod
 from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
@@ -16,6 +17,7 @@ from signer.policy.policy import PolicySettings, Service, decide, matching, read
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
+from tests.typed import typed
 from tests.unit.signer.test_policy import POD, SETTINGS, body, given_to, policy, refused
 
 HOME = f"{GROUP}/namespaces/shop/{NAMESPACED}"
@@ -280,7 +282,7 @@ def test_services_count_as_they_are_now() -> None:
 
 
 def test_a_tie_goes_to_the_oldest_and_then_by_name() -> None:
-    old = read_policy(body("z", created="2029-12-31T23:59:59Z"))
+    old = read_policy(typed(PolicyObject, body("z", created="2029-12-31T23:59:59Z")))
     assert old is not None
     found = [policy("c"), old, policy("a"), policy("b")]
     assert [each.name for each in matching(found, POD, {})] == ["z", "a", "b", "c"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from signer.cluster.kube import Object
-from signer.publishing.config_maps import MANAGED, TRUST_DOMAIN_LABEL, Publisher
+from signer.publishing.config_maps import MANAGED, TRUST_DOMAIN_LABEL, Publisher, _digest
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
@@ -113,9 +113,9 @@ def test_other_peoples_config_maps_are_neither_changed_nor_removed(caplog: pytes
         publishing = publisher(kube)
         await publishing.publish((OWN,))
 
-        def in_selected() -> list[Object]:
+        def in_selected() -> list[bytes]:
             found = publishing._copies.values.values()
-            return [each["data"] for each in found if each["metadata"]["namespace"] == "selected"]
+            return [each.digest for each in found if each.namespace == "selected"]
 
         async with following(publishing):
             for _ in range(3):
@@ -132,7 +132,7 @@ def test_other_peoples_config_maps_are_neither_changed_nor_removed(caplog: pytes
             await publishing.reconcile()
             assert kube.objects[config_map("selected")]["data"]["ca.crt"] == OWN.to_pem().decode()
             put(kube, config_map("selected"), {}, data=THEIRS)
-            await until(lambda: in_selected() == [THEIRS])
+            await until(lambda: in_selected() == [_digest(THEIRS)])
             await publishing.reconcile()
         assert said(caplog) == [("ConfigMap in selected", refusal)] * 2
 

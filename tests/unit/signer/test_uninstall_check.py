@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from podsvid.uninstall_check import add_arguments, in_use, policies_left, report, run
-from signer.cluster.kube import Object
+from signer.cluster.decoding import Kept, Page
 from signer.errors import Forbidden
 from tests.fake_kube import FakeKube
 from tests.signer_rig import DRIVER, Site
@@ -59,15 +59,10 @@ class Paged:
         self._kube = site.kube
         self.closed = False
 
-    async def list(self, path: str, query: Mapping[str, str] | None = None) -> Object:
-        whole = await self._kube.list(path)
-        if path != "/api/v1/pods":
-            return whole
+    async def list(self, path: str, kind: type[Kept], query: Mapping[str, str] | None = None) -> Page[Kept]:
         assert query is not None
         assert query["limit"] == "500"
-        at = int(query.get("continue", "0"))
-        more = str(at + 1) if at + 1 < len(whole["items"]) else ""
-        return {"metadata": {"continue": more}, "items": whole["items"][at : at + 1]}
+        return await self._kube.list(path, kind, {**query, "limit": "1"})
 
     async def close(self) -> None:
         self.closed = True

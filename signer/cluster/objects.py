@@ -1,0 +1,165 @@
+"""What the signer keeps of the objects that it lists and watches: these fields are read, all others are passed over.
+
+A pod's author chooses how large a pod is. What is not declared here is skipped where it stands, without becoming an
+object of Python: `msgspec` reads what it is told to and nothing else.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+# Kubernetes bounds a label (317 and 63 characters), not how many an object has.
+MAX_LABELS = 128
+MAX_LABEL_CHARACTERS = 16 * 1024
+
+
+class Metadata(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of any object. Annotations are not kept: they may have 256 KiB."""
+
+    name: str | None = None
+    namespace: str | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    generation: int | None = None
+    labels: dict[str, str] | None = None
+
+
+class Item(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """What all objects have. `partial`: nothing else is wanted, so that the API server sends nothing else."""
+
+    partial: ClassVar[bool] = False
+    metadata: Metadata = Metadata()
+
+
+class Named(Item, frozen=True, gc=False):
+    """An object of which only the metadata is wanted."""
+
+    partial: ClassVar[bool] = True
+
+
+class PodAnnotations(msgspec.Struct, frozen=True, gc=False):
+    """Whether a pod is a static one; UNSET is not there, and any value counts."""
+
+    mirror: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="kubernetes.io/config.mirror", default=msgspec.UNSET)
+
+
+class PodMetadata(Metadata, frozen=True, gc=False, rename="camel"):
+    """With the one annotation that is looked at."""
+
+    annotations: PodAnnotations | None = None
+
+
+class InlineDriver(msgspec.Struct, frozen=True, gc=False):
+    """The `csi` of a volume."""
+
+    driver: str | None = None
+
+
+class Volume(msgspec.Struct, frozen=True, gc=False):
+    """A pod's volume."""
+
+    csi: InlineDriver | None = None
+
+
+class PodSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of a pod."""
+
+    node_name: str | None = None
+    service_account_name: str | None = None
+    volumes: list[Volume] | None = None
+
+
+class PodState(msgspec.Struct, frozen=True, gc=False):
+    """The `status` of a pod."""
+
+    phase: str | None = None
+
+
+class Pod(Item, frozen=True, gc=False):
+    """Of a pod."""
+
+    metadata: PodMetadata = PodMetadata()
+    spec: PodSpec | None = None
+    status: PodState | None = None
+
+
+class PolicyObject(Item, frozen=True, gc=False):
+    """A WorkloadIdentity or ClusterWorkloadIdentity. Its `spec` is text yet: its reader knows what it may hold."""
+
+    spec: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class ServiceSpec(msgspec.Struct, frozen=True, gc=False):
+    """Of a Service."""
+
+    type: str | None = None
+    selector: dict[str, str] | None = None
+
+
+class ServiceObject(Item, frozen=True, gc=False):
+    """A Service."""
+
+    spec: ServiceSpec | None = None
+
+
+class DataObject(Item, frozen=True, gc=False, rename="camel"):
+    """A ConfigMap, or a Secret: then the values are base64."""
+
+    data: dict[str, str] | None = None
+    binary_data: dict[str, msgspec.Raw] | None = None
+
+
+class TrustBundleSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of a ClusterTrustBundle."""
+
+    trust_bundle: str | None = None
+
+
+class TrustBundleObject(Item, frozen=True, gc=False):
+    """A ClusterTrustBundle."""
+
+    spec: TrustBundleSpec | None = None
+
+
+class NodeSpec(msgspec.Struct, frozen=True, gc=False):
+    """Of a node. Taints whole, as they are written back with each other."""
+
+    taints: list[dict[str, Any]] | None = None
+
+
+class Node(Item, frozen=True, gc=False):
+    """A node."""
+
+    spec: NodeSpec | None = None
+
+
+class NodeDriver(msgspec.Struct, frozen=True, gc=False):
+    """A driver that kubelet knows on a node."""
+
+    name: str | None = None
+
+
+class CsiNodeSpec(msgspec.Struct, frozen=True, gc=False):
+    """Of a CSINode."""
+
+    drivers: list[NodeDriver] | None = None
+
+
+class CsiNode(Item, frozen=True, gc=False):
+    """A CSINode: which drivers kubelet knows on the node of that name."""
+
+    spec: CsiNodeSpec | None = None
+
+
+def plain(each: DataObject) -> dict[str, Any]:
+    """A ConfigMap or Secret as the JSON object that it was, without what is not kept."""
+    name, version = each.metadata.name, each.metadata.resource_version
+    return {"metadata": {"name": name, "resourceVersion": version}, "data": each.data}
+
+
+def few_labels(labels: Mapping[str, str]) -> bool:
+    """Whether they are so few and short that they can be kept for every object of a kind."""
+    return len(labels) <= MAX_LABELS and sum(map(len, labels)) + sum(map(len, labels.values())) <= MAX_LABEL_CHARACTERS
