@@ -126,6 +126,9 @@ class SignerConfig:
         _path_template, "path of the SPIFFE ID of a pod without a policy", "/ns/{namespace}/sa/{service_account}"
     )
     require_policy: bool = setting(settings.boolean, "refuse pods that no policy matches", "false")
+    policies_per_namespace: int = setting(
+        settings.number(1, 100000), "WorkloadIdentities of one namespace that count, the oldest first", "100"
+    )
     dns_names: tuple[str, ...] = setting(
         settings.listed(_dns_pattern), "DNS names that pods without a policy may ask for", ""
     )

@@ -113,10 +113,12 @@ class Replica:
                 default_path=config.default_path,
                 cluster_domain=config.cluster_domain,
                 require_policy=config.require_policy,
+                max_per_namespace=config.policies_per_namespace,
             ),
             config.outage_limit,
             clock,
         )
+        self._pods.observers.append(self._policies.pod_changed)
         self._offline = OfflineTokens(api, config.audience, clock)
         reviews = TokenReviews(api, config.audience, self._offline, clock)
         attestor = Attestor(
@@ -200,6 +202,7 @@ class Replica:
             "leader election": self._leader.run,
             "pods": self._pods.run,
             "policies": self._policies.run,
+            "loop lag": lambda: gauges.measure_lag(self.metrics),
             "offline tokens": self._offline.run,
             "authority Secret": self._secret.run,
             "authority state": self._follow_secret,
@@ -322,7 +325,7 @@ class Replica:
         await self._pods.wait_synced()
         while True:
             try:
-                await self._policies.write_status(self._pods.all())
+                await self._policies.write_status(self._pods)
             except SignerError as error:
                 _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
             await asyncio.sleep(REFRESH_SECONDS)

@@ -1,5 +1,8 @@
-"""What the signer's gauges show: asked of the parts at each scrape, kept nowhere."""
+"""What the signer's gauges show: asked of the parts at each scrape, kept nowhere; and the event loop's lag."""
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from signer.attestation.pods import Pods
@@ -8,6 +11,8 @@ from signer.authority.rotation import Rotation
 from signer.cluster.leader import Leader
 from signer.metrics import Metrics
 
+# Seconds between looks at the event loop.
+LAG_SECONDS = 0.1
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -37,3 +42,15 @@ def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, 
         authority_life=authority_life,
         contact=lambda: (pods.last_contact or _NEVER).timestamp(),
     )
+
+
+async def measure_lag(
+    metrics: Metrics,
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Count for ever how much later than wanted this task has its turn: so long the others waited, too."""
+    while True:
+        wanted = monotonic() + LAG_SECONDS
+        await sleep(LAG_SECONDS)
+        metrics.lagged(max(0.0, monotonic() - wanted))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -17,6 +18,12 @@ class Metrics:
             "Time of a mint by kind of SVID (x509, jwt) and result (ok, degraded, or a reason code).",
             ["kind", "result"],
             buckets=_MINT_BUCKETS,
+            registry=self.registry,
+        )
+        self._lag = Histogram(
+            "podsvid_signer_loop_lag_seconds",
+            "How much later than wanted a task of the event loop has its turn, measured ten times a second.",
+            buckets=_LAG_BUCKETS,
             registry=self.registry,
         )
         self._agents = Gauge("podsvid_signer_agents", "Agents that watch this replica.", registry=self.registry)
@@ -64,6 +71,10 @@ class Metrics:
             ["how"],
             registry=self.registry,
         )
+
+    def lagged(self, seconds: float) -> None:
+        """Count how long the event loop kept a task waiting."""
+        self._lag.observe(seconds)
 
     def minted(self, kind: str, result: str, seconds: float) -> None:
         """Count a mint, allowed or refused."""

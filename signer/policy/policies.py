@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
-from signer.cluster.mirror import Mirror
+from signer.cluster.mirror import SLICE, Mirror
 from signer.cluster.objects import Named, PolicyObject, ServiceObject
 from signer.errors import Conflict, NotFound, Reason, Refused
 from signer.model import NO_POLICY, Entitlement, LivePod
+from signer.policy.index import Index
 from signer.policy.policy import (
     Explanation,
     Policy,
@@ -26,6 +28,35 @@ GROUP = "/apis/podsvid.io/v1alpha1"
 CLUSTER, NAMESPACED = "clusterworkloadidentities", "workloadidentities"
 # Pods whose conflict is named in a policy's status.
 _NAMED = 3
+# Statuses that are read and written at one time.
+MAX_WRITES = 100
+
+
+class LivePods(Protocol):
+    """Whoever knows the pods."""
+
+    def namespaces(self) -> Iterable[str]:
+        """Those that have pods."""
+        ...
+
+    def of_namespace(self, namespace: str) -> Iterable[LivePod]:
+        """Its pods."""
+        ...
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of some pods under one policy; some of those that it lost are named."""
+
+    matched: int = 0
+    lost: int = 0
+    named: list[str] = field(default_factory=list)
+    unusable: str = ""
+
+    def lose(self, name: str) -> None:
+        self.lost += 1
+        if len(self.named) < _NAMED:
+            self.named.append(name)
 
 
 class Policies:
@@ -39,20 +70,25 @@ class Policies:
         self._settings = settings
         self._outage_limit = outage_limit
         self._clock = clock
+        self._index = Index(settings.max_per_namespace)
         self._namespaced: Mirror[PolicyObject, Policy] = Mirror(
-            api, f"{GROUP}/{NAMESPACED}", PolicyObject, read_policy, clock
+            api, f"{GROUP}/{NAMESPACED}", PolicyObject, read_policy, clock, observe=self._policy_changed
         )
         self._cluster: Mirror[PolicyObject, Policy] = Mirror(
-            api, f"{GROUP}/{CLUSTER}", PolicyObject, read_policy, clock
+            api, f"{GROUP}/{CLUSTER}", PolicyObject, read_policy, clock, observe=self._policy_changed
         )
         self._namespaces: Mirror[Named, tuple[str, Mapping[str, str]]] = Mirror(
-            api, "/api/v1/namespaces", Named, _read_namespace, clock
+            api, "/api/v1/namespaces", Named, _read_namespace, clock, observe=self._namespace_changed
         )
         self._services: Mirror[ServiceObject, Service] = Mirror(
-            api, "/api/v1/services", ServiceObject, read_service, clock
+            api, "/api/v1/services", ServiceObject, read_service, clock, observe=self._index.service
         )
         self._statuses: dict[str, Object] = {}
-        self._namespace_labels: tuple[int, dict[str, Mapping[str, str]]] = (-1, {})
+        # What each namespace's pods add to the statuses, by policy, and the namespaces where that may be different now.
+        self._tallies: dict[str, dict[str, _Tally]] = {}
+        self._stale: set[str] = set()
+        self._all_stale = True
+        self._turn = 0
 
     @property
     def synced(self) -> bool:
@@ -83,12 +119,15 @@ class Policies:
                 f"policies, namespaces or Services could not be read for longer than outage_limit "
                 f"({self._outage_limit.total_seconds():g} s); the signer's log says why",
             )
-        return decide(self._matching(pod), pod, self._services.values.values(), self._settings)
+        return decide(self._matching(pod), pod, self._index.services(pod), self._settings)
 
     def explain(self, pod: LivePod) -> Explanation:
         """Which policies match, which do not and why, and what comes of it."""
-        labels = self._labels(pod.namespace)
-        others = [(str(each), each.mismatch(pod, labels)) for each in self._all()]
+        labels = self._index.labels(pod.namespace)
+        others = [
+            (str(each), each.mismatch(pod, labels) or ("" if self._index.counts(each) else self._too_many))
+            for each in self._all()
+        ]
         matched = self._matching(pod)
         names = tuple(str(each) for each in matched)
         unmatched = tuple((name, why) for name, why in sorted(others) if why)
@@ -99,14 +138,33 @@ class Policies:
             return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched)
         return Explanation("allowed", found.decided_by, names, unmatched, str(found.spiffe_id))
 
-    async def write_status(self, pods: Iterable[LivePod]) -> None:
+    def pod_changed(self, old: LivePod | None, new: LivePod | None) -> None:
+        """To be told by whoever knows the pods."""
+        self._stale.update(each.namespace for each in (old, new) if each is not None)
+
+    async def write_status(self, pods: LivePods) -> None:
         """Write into each policy how many pods it matches and whether it can be used. Only the leader does.
 
-        Nothing is written where nothing changed. Raises SignerError.
+        Looks at the pods of those namespaces only where something changed, and gives way meanwhile. Nothing is written
+        where nothing changed, and no more than MAX_WRITES at one time: the next call goes on. Raises SignerError.
         """
-        for path, status in self._status_of_all(pods).items():
+        await self._count(pods)
+        tallies = await self._totals()
+        every = self._all()
+        self._statuses = {path: self._statuses[path] for path in map(_path, every) if path in self._statuses}
+        begin, writes = self._turn % max(1, len(every)), 0
+        for number, policy in enumerate(every[begin:] + every[:begin], 1):
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+            path = _path(policy)
+            counts = "" if self._index.counts(policy) else self._too_many
+            status = _status(policy, tallies.get(policy.uid, _Tally()), counts)
             if self._statuses.get(path) == status:
                 continue
+            if writes == MAX_WRITES:
+                self._turn = begin + number - 1
+                return
+            writes += 1
             try:
                 present = await self._api.get(path)
                 merged = _keep_times(present.get("status") or {}, status, self._clock)
@@ -116,27 +174,70 @@ class Policies:
             except (NotFound, Conflict):
                 continue
 
-    def _status_of_all(self, pods: Iterable[LivePod]) -> dict[str, Object]:
-        matched: dict[str, int] = {}
-        lost: dict[str, list[str]] = {}
-        unusable: dict[str, list[str]] = {}
-        for pod in pods:
-            if pod.finished or not pod.node_name:
-                continue
-            found = self._matching(pod)
-            for each in found:
-                matched[each.uid] = matched.get(each.uid, 0) + 1
-            for each in found[1:]:
-                lost.setdefault(each.uid, []).append(f"{pod} (to {found[0]})")
-            if found and not found[0].deny:
-                try:
-                    decide(found[:1], pod, (), self._settings)
-                except Refused as error:
-                    unusable.setdefault(found[0].uid, []).append(str(error))
-        return {
-            _path(each): _status(each, matched.get(each.uid, 0), lost.get(each.uid, []), unusable.get(each.uid, []))
-            for each in self._all()
-        }
+    async def _count(self, pods: LivePods) -> None:
+        """Bring what stale namespaces' pods add up to date."""
+        if self._all_stale:
+            self._all_stale = False
+            self._stale.update(pods.namespaces(), self._tallies)
+        for namespace in sorted(self._stale):
+            # Before it is looked at: what changes meanwhile makes it stale again.
+            self._stale.discard(namespace)
+            tallies: dict[str, _Tally] = {}
+            for number, pod in enumerate(list(pods.of_namespace(namespace)), 1):
+                self._add(pod, tallies)
+                if number % SLICE == 0:
+                    await asyncio.sleep(0)
+            self._tallies[namespace] = tallies
+            if not tallies:
+                del self._tallies[namespace]
+            await asyncio.sleep(0)
+
+    def _add(self, pod: LivePod, tallies: "dict[str, _Tally]") -> None:
+        if pod.finished or not pod.node_name:
+            return
+        found = self._matching(pod)
+        for each in found:
+            tallies.setdefault(each.uid, _Tally()).matched += 1
+        for each in found[1:]:
+            tallies[each.uid].lose(f"{pod} (to {found[0]})")
+        if found and not found[0].deny:
+            try:
+                decide(found[:1], pod, (), self._settings)
+            except Refused as error:
+                tallies[found[0].uid].unusable = tallies[found[0].uid].unusable or str(error)
+
+    async def _totals(self) -> "dict[str, _Tally]":
+        totals: dict[str, _Tally] = {}
+        for namespace in list(self._tallies):
+            for uid, each in self._tallies.get(namespace, {}).items():
+                total = totals.setdefault(uid, _Tally())
+                total.matched += each.matched
+                total.lost += each.lost
+                total.named += each.named[: _NAMED - len(total.named)]
+                total.unusable = total.unusable or each.unusable
+            await asyncio.sleep(0)
+        return totals
+
+    def _policy_changed(self, old: Policy | None, new: Policy | None) -> None:
+        self._index.policy(old, new)
+        for each in (old, new):
+            if each is not None and each.namespace:
+                self._stale.add(each.namespace)
+            elif each is not None:
+                self._all_stale = True
+
+    def _namespace_changed(
+        self, old: tuple[str, Mapping[str, str]] | None, new: tuple[str, Mapping[str, str]] | None
+    ) -> None:
+        self._index.namespace(old, new)
+        self._stale.update(each[0] for each in (old, new) if each is not None)
+
+    @property
+    def _too_many(self) -> str:
+        return (
+            f"its namespace has more than {self._settings.max_per_namespace} WorkloadIdentities "
+            "(policies_per_namespace), and only the oldest count: this one does nothing"
+        )
 
     @property
     def _mirrors(self) -> "tuple[Mirror[Any, Any], ...]":
@@ -146,13 +247,7 @@ class Policies:
         return [*self._namespaced.values.values(), *self._cluster.values.values()]
 
     def _matching(self, pod: LivePod) -> list[Policy]:
-        return matching(self._all(), pod, self._labels(pod.namespace))
-
-    def _labels(self, namespace: str) -> Mapping[str, str]:
-        version = self._namespaces.changed.version
-        if self._namespace_labels[0] != version:
-            self._namespace_labels = (version, dict(self._namespaces.values.values()))
-        return self._namespace_labels[1].get(namespace, {})
+        return matching(self._index.policies(pod), pod, self._index.labels(pod.namespace))
 
 
 def _read_namespace(body: Named) -> tuple[str, Mapping[str, str]] | None:
@@ -166,19 +261,22 @@ def _path(policy: Policy) -> str:
     return f"{GROUP}/{CLUSTER}/{policy.name}"
 
 
-def _status(policy: Policy, matched: int, lost: list[str], unusable: list[str]) -> Object:
-    problem = policy.problem or (unusable[0] if unusable else "")
+def _status(policy: Policy, tally: _Tally, too_many: str) -> Object:
+    problem = too_many or policy.problem or tally.unusable
+    reason = "TooManyPolicies" if too_many else "Unusable" if problem else "InUse"
     conditions = [
-        _condition(policy, "Ready", not problem, "Unusable" if problem else "InUse", problem or "it can be used"),
+        _condition(policy, "Ready", not problem, reason, problem or "it can be used"),
         _condition(
             policy,
             "Conflicting",
-            bool(lost),
-            "LostToOthers" if lost else "NoConflict",
-            f"{len(lost)} pods went to other policies: {', '.join(lost[:_NAMED])}" if lost else "no pod is disputed",
+            tally.lost > 0,
+            "LostToOthers" if tally.lost else "NoConflict",
+            f"{tally.lost} pods went to other policies: {', '.join(tally.named)}"
+            if tally.lost
+            else "no pod is disputed",
         ),
     ]
-    return {"observedGeneration": policy.generation, "podsMatched": matched, "conditions": conditions}
+    return {"observedGeneration": policy.generation, "podsMatched": tally.matched, "conditions": conditions}
 
 
 def _condition(policy: Policy, kind: str, holds: bool, reason: str, message: str) -> Object:

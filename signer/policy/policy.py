@@ -60,6 +60,7 @@ class PolicySettings:
     default_path: str = DEFAULT_PATH
     cluster_domain: str = "cluster.local"
     require_policy: bool = False
+    max_per_namespace: int = 100
 
 
 @dataclass(frozen=True, slots=True)

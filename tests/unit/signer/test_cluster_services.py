@@ -22,6 +22,7 @@ from signer.publishing.config_maps import Publisher
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
+from tests.live_pods import write_status
 from tests.signer_rig import START, StepClock
 from tests.unit.signer.said import says, wanted
 from tests.unit.signer.test_lifecycle import first
@@ -339,7 +340,7 @@ def test_policies_status_is_written_once() -> None:
             await until(lambda: policies.synced)
             assert policies.entitlement(pods[1]).policy == "shop/web"
             assert policies.entitlement(pods[0]).policy == "wide"
-            await policies.write_status(pods)
+            await write_status(policies, pods)
             assert kube.objects[path]["status"]["podsMatched"] == 2
             conditions = {each["type"]: each for each in kube.objects[wide]["status"]["conditions"]}
             assert kube.objects[wide]["status"]["podsMatched"] == 3
@@ -349,7 +350,7 @@ def test_policies_status_is_written_once() -> None:
             )
             writes = len(kube.writes)
             clock.pass_by(minutes=1)
-            await policies.write_status(pods)
+            await write_status(policies, pods)
             assert len(kube.writes) == writes == 2
             explained = policies.explain(pods[0])
             assert explained.policy == "wide"

@@ -16,6 +16,7 @@ from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
 from signer.policy.policy import PolicySettings, Service, decide, matching, read_policy
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
+from tests.live_pods import write_status
 from tests.signer_rig import StepClock
 from tests.typed import typed
 from tests.unit.signer.test_policy import POD, SETTINGS, body, given_to, policy, refused
@@ -41,7 +42,7 @@ class Rig:
 
     async def status(self, path: str, *pods: LivePod) -> tuple[Object, dict[str, Object]]:
         await told()
-        await self.policies.write_status(pods)
+        await write_status(self.policies, pods)
         found = self.kube.objects[path]["status"]
         return found, {each["type"]: each for each in found["conditions"]}
 
@@ -179,7 +180,7 @@ def test_a_replica_that_begins_to_lead_writes_nothing_that_is_there_already() ->
         following = asyncio.ensure_future(other.run())
         await other.wait_synced()
         rig.clock.pass_by(minutes=1)
-        await other.write_status([pod()])
+        await write_status(other, [pod()])
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         assert len(rig.kube.writes) == writes
@@ -204,11 +205,11 @@ def test_one_policy_that_changed_meanwhile_holds_up_no_other() -> None:
             return await put(path, body)
 
         rig.kube.get, rig.kube.replace = vanishing, contended  # type: ignore[method-assign]
-        await rig.policies.write_status([pod()])
+        await write_status(rig.policies, [pod()])
         assert rig.kube.objects[last]["status"]["podsMatched"] == 1
         rig.kube.replace = put  # type: ignore[method-assign]
         # What did not get through is tried again.
-        await rig.policies.write_status([pod()])
+        await write_status(rig.policies, [pod()])
         assert rig.kube.objects[first]["status"]["podsMatched"] == 1
 
     followed(test)
@@ -220,7 +221,7 @@ def test_an_api_server_that_is_away_is_for_the_caller_to_hear() -> None:
         await told()
         rig.kube.down = True
         with pytest.raises(ApiUnavailable):
-            await rig.policies.write_status([pod()])
+            await write_status(rig.policies, [pod()])
 
     followed(test)
 

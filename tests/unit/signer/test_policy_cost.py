@@ -1,0 +1,264 @@
+"""What a decision and a status cost follows what concerns a pod and what changed, not what there is."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer import gauges
+from signer.cluster.mirror import SLICE
+from signer.errors import Reason, Refused
+from signer.metrics import Metrics
+from signer.model import LivePod
+from signer.policy import policies as module
+from signer.policy.index import MAX_SERVICES, Index
+from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
+from signer.policy.policy import Policy, PolicySettings, Service, matching
+from svid.spiffeid import TrustDomain
+from tests.fake_kube import FakeKube
+from tests.live_pods import Fixed
+from tests.signer_rig import StepClock
+from tests.unit.signer.test_policy import policy
+
+POD = LivePod("shop", "web-0", "uid-1", "node-a", "web", {"app": "web"})
+
+
+def indexed(policies: Iterable[Policy] = (), services: Iterable[Service] = (), most: int = 100) -> Index:
+    found = Index(most)
+    for each in policies:
+        found.policy(None, each)
+    for service in services:
+        found.service(None, service)
+    return found
+
+
+def test_a_decision_looks_at_no_policy_of_another_namespace_or_other_labels() -> None:
+    own = [policy("own", "shop"), policy("wide"), policy("app", podSelector={"matchLabels": {"app": "web"}})]
+    alone = len(list(indexed(own).policies(POD)))
+    others = [policy(f"p{n}", f"ns{n % 50}") for n in range(5000)]
+    others += [policy(f"n{n}", namespaceSelector={"matchLabels": {"team": f"t{n}"}}) for n in range(500)]
+    others += [policy(f"l{n}", podSelector={"matchLabels": {"app": f"a{n}"}}) for n in range(500)]
+    others += [policy(f"a{n}", serviceAccounts=[f"sa{n}"]) for n in range(500)]
+    crowded = indexed([*own, *others])
+    crowded.namespace(None, ("shop", {"team": "shop"}))
+    assert len(list(crowded.policies(POD))) == alone == 3
+
+
+def test_only_services_that_may_select_the_pod_are_looked_at_and_not_all_of_those() -> None:
+    services = [Service(f"ns{n % 50}", f"s{n}", (("app", "web"),)) for n in range(5000)]
+    services += [Service("shop", f"x{n}", (("app", f"a{n}"),)) for n in range(5000)]
+    front = Service("shop", "front", (("app", "web"),))
+    found = indexed(services=[*services, front])
+    assert list(found.services(POD)) == [front]
+    for number in range(1000):
+        found.service(None, Service("shop", f"t{number:04}", (("app", "web"),)))
+    assert len(list(found.services(POD))) == MAX_SERVICES
+    # Each replica sees the same ones.
+    assert [each.name for each in found.services(POD)][:3] == ["front", "t0000", "t0001"]
+    found.service(front, None)
+    assert next(found.services(POD)).name == "t0000"
+
+
+LABELS = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz"), max_size=2)
+SELECTORS = st.fixed_dictionaries(
+    {},
+    optional={
+        "matchLabels": LABELS,
+        "matchExpressions": st.lists(
+            st.fixed_dictionaries(
+                {"key": st.sampled_from("ab"), "operator": st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist"])},
+                optional={"values": st.lists(st.sampled_from("xyz"), max_size=3)},
+            ),
+            max_size=2,
+        ),
+    },
+)
+SPECS = st.fixed_dictionaries(
+    {},
+    optional={
+        "podSelector": SELECTORS,
+        "namespaceSelector": SELECTORS,
+        "serviceAccounts": st.lists(st.sampled_from(["web", "api"]), max_size=2),
+        "priority": st.integers(0, 2),
+        "deny": st.booleans(),
+    },
+)
+POLICIES = st.lists(st.tuples(st.sampled_from(["", "", "shop", "other"]), SPECS), max_size=6)
+
+
+@given(POLICIES, POLICIES, LABELS, LABELS, st.sampled_from(["web", "api", "x"]))
+def test_the_index_finds_what_going_through_all_finds(
+    before: Any, now: Any, labels: dict[str, str], namespace: dict[str, str], account: str
+) -> None:
+    """Also after each policy has become another one."""
+    old = {n: policy(f"p{n}", where, **spec) for n, (where, spec) in enumerate(before)}
+    new = {n: policy(f"p{n}", where, **spec) for n, (where, spec) in enumerate(now)}
+    index = indexed(old.values())
+    for number in range(6):
+        index.policy(old.get(number), new.get(number))
+    index.namespace(None, ("shop", {"gone": "x"}))
+    index.namespace(("shop", {"gone": "x"}), ("shop", namespace))
+    pod = replace(POD, labels=labels, service_account=account)
+    everything = matching(new.values(), pod, namespace)
+    assert matching(index.policies(pod), pod, index.labels("shop")) == everything
+    for each in new.values():
+        index.policy(each, None)
+    assert list(index.policies(pod)) == []
+    assert (index._namespaced, index._cluster) == ({}, {})
+
+
+class Rig:
+    def __init__(self, most: int = 100) -> None:
+        self.kube = FakeKube(StepClock())
+        settings = PolicySettings(TrustDomain("example.org"), max_per_namespace=most)
+        self.policies = Policies(self.kube, settings, timedelta(minutes=10), self.kube._clock)
+
+    def put(self, name: str, namespace: str = "", created: str = "2030-01-01T00:00:00Z", **spec: Any) -> str:
+        path = f"{GROUP}/namespaces/{namespace}/{NAMESPACED}/{name}" if namespace else f"{GROUP}/{CLUSTER}/{name}"
+        self.kube.put(path, {"metadata": {"name": name, "creationTimestamp": created}, "spec": spec})
+        return path
+
+    def ready(self, path: str) -> tuple[str, str]:
+        found = {each["type"]: each for each in self.kube.objects[path]["status"]["conditions"]}
+        return found["Ready"]["status"], found["Ready"]["reason"]
+
+
+def followed(test: Callable[[Rig], Any], most: int = 100) -> None:
+    async def run() -> None:
+        rig = Rig(most)
+        following = asyncio.ensure_future(rig.policies.run())
+        await rig.policies.wait_synced()
+        try:
+            await test(rig)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+async def told() -> None:
+    for _ in range(40):
+        await asyncio.sleep(0)
+
+
+def test_the_oldest_of_a_namespace_count_and_the_others_say_that_they_do_not() -> None:
+    async def test(rig: Rig) -> None:
+        second = rig.put("second", "shop", "2030-01-02T00:00:00Z")
+        first = rig.put("first", "shop", "2030-01-01T00:00:00Z")
+        third = rig.put("third", "shop", "2030-01-03T00:00:00Z", deny=True)
+        elsewhere = rig.put("third", "other", "2030-01-03T00:00:00Z")
+        await told()
+        assert rig.policies.entitlement(POD).policy == "shop/first"
+        await rig.policies.write_status(Fixed([POD]))
+        assert [rig.ready(path) for path in (first, second, third, elsewhere)] == [
+            ("True", "InUse"),
+            ("True", "InUse"),
+            ("False", "TooManyPolicies"),
+            ("True", "InUse"),
+        ]
+        message = rig.kube.objects[third]["status"]["conditions"][0]["message"]
+        assert message == (
+            "its namespace has more than 2 WorkloadIdentities (policies_per_namespace), and only the oldest count: "
+            "this one does nothing"
+        )
+        assert ("shop/third", message) in rig.policies.explain(POD).not_matched
+        # There is room for it now.
+        rig.kube.remove(second)
+        await told()
+        with pytest.raises(Refused) as caught:
+            rig.policies.entitlement(POD)
+        assert caught.value.reason is Reason.POLICY_DENIED
+        await rig.policies.write_status(Fixed([POD]))
+        assert rig.ready(third) == ("True", "InUse")
+
+    followed(test, most=2)
+
+
+def test_a_status_is_brought_up_to_date_by_what_changed() -> None:
+    async def test(rig: Rig) -> None:
+        wide = rig.put("wide")
+        rig.put("own", "ns1")
+        pods = Fixed([replace(POD, namespace=f"ns{n % 5}", uid=f"u{n}") for n in range(20)])
+        await told()
+        await rig.policies.write_status(pods)
+        assert rig.kube.objects[wide]["status"]["podsMatched"] == 20
+        await told()
+
+        async def looked_at() -> list[str]:
+            pods.looked_at.clear()
+            await rig.policies.write_status(pods)
+            return pods.looked_at
+
+        assert await looked_at() == []
+        rig.policies.pod_changed(None, pods.of_namespace("ns3")[0])
+        assert await looked_at() == ["ns3"]
+        rig.policies.pod_changed(pods.of_namespace("ns2")[0], None)
+        assert await looked_at() == ["ns2"]
+        rig.put("own", "ns1", deny=True)
+        rig.kube.put("/api/v1/namespaces/ns4", {"metadata": {"labels": {"a": "b"}}})
+        rig.kube.put("/api/v1/namespaces/ns4/services/s", {"spec": {"selector": {"app": "web"}}})
+        await told()
+        assert await looked_at() == ["ns1", "ns4"]
+        rig.put("wide", priority=1)
+        await told()
+        assert await looked_at() == [f"ns{n}" for n in range(5)]
+
+    followed(test)
+
+
+def test_statuses_give_way_and_are_written_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WRITES", 10)
+
+    async def test(rig: Rig) -> None:
+        paths = [rig.put(f"p{n:02}") for n in range(25)]
+        pods = Fixed(replace(POD, uid=f"u{n}") for n in range(50 * SLICE))
+        await told()
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        await rig.policies.write_status(pods)
+        beside.cancel()
+        assert turns >= 50
+        for written in (10, 20, 25):
+            assert sum("status" in rig.kube.objects[path] for path in paths) == written
+            await rig.policies.write_status(pods)
+        writes = len(rig.kube.writes)
+        await rig.policies.write_status(pods)
+        assert len(rig.kube.writes) == writes == 25
+
+    followed(test)
+
+
+def test_the_loops_lag_is_how_much_later_than_wanted_a_task_has_its_turn() -> None:
+    now, late = 100.0, iter([0.0, 0.07, -1.0, 3.0])
+    metrics = Metrics()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        more = next(late, None)
+        if more is None:
+            raise asyncio.CancelledError
+        now += seconds + more
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(gauges.measure_lag(metrics, lambda: now, sleep))
+    found = {
+        (sample.name.removeprefix("podsvid_signer_loop_lag_seconds"), sample.labels.get("le")): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+    }
+    assert found["_count", None] == 4
+    assert found["_sum", None] == pytest.approx(3.07)
+    assert [found["_bucket", le] for le in ("0.05", "0.1", "2.5", "5.0")] == [2, 3, 3, 4]
