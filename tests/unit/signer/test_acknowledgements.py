@@ -159,6 +159,7 @@ def test_only_live_nodes_count() -> None:
     "body",
     [
         replica("one", {"a": [9, {}]}, version="3"),
+        replica("one", {}, version="3", nodes=json.dumps({"a": [9, {}]})),
         replica("one", {"a": [9, {}]}, at=datetime(2030, 1, 1)),
         replica("one", {"a": [9]}),
         replica("one", []),
