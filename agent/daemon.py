@@ -271,6 +271,7 @@ async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Rando
         config.signer_audience,
         config.trust_domain,
         own_version(),
+        run_dir=config.run_dir,
     )
     authority = SignerAuthority(settings, clock, rng, spans)
     authority.load()

@@ -100,7 +100,8 @@ async def herd(report: Report, agents: int) -> None:
                 for number in range(agents):
                     token = folder / f"token-{number}"
                     token.write_text(site["agents"][number])
-                    settings = SignerSettings(site["address"], Path(site["bundle"]), token, AUDIENCE, TD)
+                    bundle, run_dir = Path(site["bundle"]), folder / f"run-{number}"
+                    settings = SignerSettings(site["address"], bundle, token, AUDIENCE, TD, run_dir=run_dir)
                     authority = SignerAuthority(settings, SystemClock(), random.Random(number))
                     authority.load()
                     found.append(authority)

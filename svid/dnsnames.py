@@ -1,13 +1,20 @@
-"""Which DNS names a pod may have in its certificate: patterns over the pod's own names."""
+"""Which DNS names a pod may have in its certificate: patterns over the pod's own names; and the signer's own names."""
 
 import re
 from collections.abc import Sequence
+
+from svid.spiffeid import SpiffeId, TrustDomain
 
 _LABEL = r"([a-z0-9-]|\{namespace\}|\{service_account\}|\{pod\})+"
 _PATTERN = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*", re.ASCII)
 # What the signer's own certificate is known by; no workload ever gets it, or it could stand in for the signer.
 SIGNER_NAME = "signer.podsvid.internal"
 _RESERVED = "podsvid.internal"
+
+
+def signer_id(trust_domain: TrustDomain) -> SpiffeId:
+    """The identity of the signer's own server certificate; no policy gives it to a pod."""
+    return SpiffeId.from_segments(trust_domain, "podsvid", "signer")
 
 
 def is_pattern(text: str) -> bool:

@@ -114,6 +114,19 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
     return spiffe_id
 
 
+def leaf_spiffe_id(leaf: x509.Certificate) -> SpiffeId:
+    """The SPIFFE ID of what is a leaf by X509-SVID.md sections 2 to 5; who signed it is not looked at.
+
+    Raises InvalidSvid.
+    """
+    spiffe_id = spiffe_id_of(leaf)
+    try:
+        _check_leaf(leaf)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidSvid(f"certificate cannot be parsed: {error}") from None
+    return spiffe_id
+
+
 def check_x509_svid(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime) -> SpiffeId:
     """Validate `chain` (leaf first) against the bundle of its own trust domain at `now` (aware).
 

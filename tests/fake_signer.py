@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -19,10 +20,10 @@ from signer.pb import signer_pb2
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_der, to_pem
-from svid.dnsnames import SIGNER_NAME
+from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
-from svid.keys import KeyAlgorithm, key_to_pem
+from svid.keys import KeyAlgorithm, PublicKey, key_to_pem, signature_hash
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain
 
@@ -77,6 +78,31 @@ def authority(now: datetime, trust_domain: TrustDomain = TRUST_DOMAIN) -> X509Au
     return X509Authority.create(trust_domain, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=began)
 
 
+def certified(
+    above: X509Authority, key: PublicKey, now: datetime, name: str, *uris: str
+) -> tuple[x509.Certificate, ...]:
+    """A server's certificate, as a CA may make one that asks for nothing but a key: names of any kind and number."""
+    names = [x509.DNSName(name), *map(x509.UniformResourceIdentifier, uris)]
+    usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(above.chain[0].subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=6))
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .sign(above.private_key, signature_hash(above.private_key))
+    )
+    return (leaf, *above.chain[:-1])
+
+
 def key_identifier(of: X509Authority) -> str:
     """As renewal directives name an authority."""
     extension = of.chain[0].extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
@@ -86,9 +112,13 @@ def key_identifier(of: X509Authority) -> str:
 class FakeSigner:
     """Listens on the loopback. What agents sent is kept: `mints`, `jwts`, `reports`, `bearers`, `arrivals`."""
 
-    def __init__(self, clock: Clock, server_name: str = SIGNER_NAME) -> None:
+    def __init__(
+        self, clock: Clock, server_name: str = SIGNER_NAME, uris: Sequence[str] = (str(signer_id(TRUST_DOMAIN)),)
+    ) -> None:
         self._clock = clock
         self._server_name = server_name
+        # What the server's certificate says it is, beside that name.
+        self.uris = uris
         self.authority = authority(clock.now())
         self.jwt_key = JwtSigningKey.create(JwtAlgorithm.ES256)
         self.mint = Mint()
@@ -148,13 +178,8 @@ class FakeSigner:
     async def start(self, *, certificate_of: X509Authority | None = None) -> None:
         """Listen, on the same port again after a stop; the server certificate is the present authority's."""
         key = KeyAlgorithm.EC_P256.generate()
-        chain = (certificate_of or self.authority).issue(
-            key.public_key(),
-            SpiffeId.from_segments(TRUST_DOMAIN, "podsvid", "signer"),
-            ttl=timedelta(hours=6),
-            now=self._clock.now(),
-            dns_names=[self._server_name],
-        )
+        above = certificate_of or self.authority
+        chain = certified(above, key.public_key(), self._clock.now(), self._server_name, *self.uris)
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         self._server.add_generic_rpc_handlers((self._handlers(),))
         credentials = grpc.ssl_server_credentials([(key_to_pem(key), to_pem(chain))])

@@ -158,7 +158,8 @@ class Serving:
         """For an agent with that token."""
         file = folder / name
         file.write_text(token)
-        return SignerSettings(self.address, self.bundle_file, file, AUDIENCE, TrustDomain("example.org"), "test")
+        domain, run_dir = TrustDomain("example.org"), folder / f"{name}.run"
+        return SignerSettings(self.address, self.bundle_file, file, AUDIENCE, domain, "test", run_dir=run_dir)
 
 
 @asynccontextmanager

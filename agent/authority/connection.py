@@ -1,16 +1,20 @@
-"""The connection to the signer: what proves either side to the other, and a channel that is made anew with it."""
+"""The connection to the signer: which roots it is verified by, the agent's token, and a channel made anew with them."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import grpc.aio
 
 from agent.authority.contact import MAX_RETRY, Contact
+from agent.authority.proven import ProvenSigner
 from agent.errors import AuthorityUnavailable
+from runtime.clock import Clock
 from runtime.federation import read_bundle
 from runtime.feed import Feed
 from svid.bundle import TrustBundle
@@ -19,14 +23,20 @@ from svid.errors import InvalidBundle, SvidError
 from svid.identity import Trust
 from svid.spiffeid import TrustDomain
 
+_log = logging.getLogger("podsvid.authority")
 # Seconds that calls in flight get on a channel that is given up: as long as one may take.
 CLOSE_SECONDS = 20.0
 MAX_MESSAGE = 8 * 1024 * 1024
+# How long no signer answers under the present trust until the bundle file's authorities are tried as well.
+FILE_AFTER = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class SignerSettings:
-    """How to reach and trust the signer. `bundle_file`: trust bundle (PEM or SPIFFE JWKS) for the first contact."""
+    """How to reach and trust the signer. `bundle_file`: trust bundle (PEM or SPIFFE JWKS) for the first contact.
+
+    `run_dir` is where the socket is that grpc reaches the signer through.
+    """
 
     address: str
     bundle_file: Path
@@ -34,21 +44,31 @@ class SignerSettings:
     audience: str
     trust_domain: TrustDomain
     agent_version: str = ""
+    run_dir: Path = field(kw_only=True)
 
 
 class Connection:
-    """One channel at a time. The roots that it trusts are the newest of the bundle file and of what the signer sent."""
+    """One channel at a time, to a server that proves to be the signer under the authorities that are trusted now.
 
-    def __init__(self, settings: SignerSettings, trust: Feed[Trust], contact: Contact, rng: random.Random) -> None:
+    These are what the signer sent. The bundle file is what it is for at a start: until the signer has answered once.
+    Later it only helps an agent that was cut off for longer than the authorities it knew were in use.
+    """
+
+    def __init__(
+        self, settings: SignerSettings, trust: Feed[Trust], contact: Contact, clock: Clock, rng: random.Random
+    ) -> None:
         self._settings = settings
         self._trust = trust
         self._contact = contact
+        self._clock = clock
         self._rng = rng
+        self._signer = ProvenSigner(settings.address, settings.trust_domain, settings.run_dir, self.newest_roots)
         self._channel: grpc.aio.Channel | None = None
         # Those that streams hold on to: they outlive a newer channel until their stream ends.
         self._held: set[grpc.aio.Channel] = set()
         self._roots = b""
         self._file_roots: tuple[tuple[int, int], TrustBundle] | None = None
+        self._by_file = False
         self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._closed = False
 
@@ -67,8 +87,9 @@ class Connection:
             self._close(self._channel)
         first = int(self._rng.uniform(0.5, 3.0) * 1000)
         options = (
-            ("grpc.ssl_target_name_override", SIGNER_NAME),
             ("grpc.default_authority", SIGNER_NAME),
+            # Else a new channel goes on with the connection of the one before.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", first),
             ("grpc.min_reconnect_backoff_ms", first),
             ("grpc.max_reconnect_backoff_ms", int(MAX_RETRY * 1000)),
@@ -77,9 +98,14 @@ class Connection:
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.enable_retries", 0),
         )
-        self._channel = grpc.aio.secure_channel(
-            self._settings.address, grpc.ssl_channel_credentials(roots), options=options
-        )
+        try:
+            target = self._signer.open()
+        except OSError as error:
+            raise AuthorityUnavailable(
+                f"SIGNER_UNREACHABLE: no socket can be made in {self._settings.run_dir}: {error.strerror or error}"
+            ) from None
+        # Not insecure: what is behind that socket has proved itself over TLS.
+        self._channel = grpc.aio.insecure_channel(target, options=options)
         self._roots = roots
         return self._channel
 
@@ -104,22 +130,38 @@ class Connection:
         await asyncio.gather(*self._leaving, return_exceptions=True)
         for channel in left:
             await channel.close()
+        await self._signer.close()
+
+    def why(self, text: str) -> str:
+        """Why no signer was reached, beginning with a reason code; `text`, which is grpc's, where that is not known."""
+        return self._signer.failure or text
 
     def newest_roots(self) -> bytes:
         """What the signer's certificate is verified against: PEM."""
         trust = self._trust.current
         assert trust is not None
-        bundle = trust.bundle
+        bundle, away = trust.bundle, self._contact.away_since
+        if away is None or (self._contact.answered_once and self._clock.now() - away < FILE_AFTER):
+            self._by_file = False
+            return bundle.to_pem()
         try:
             file = self.read_bundle_file()
         except (OSError, SvidError):
-            file = bundle
+            return bundle.to_pem()
         mine, theirs = bundle.sequence, file.sequence
-        # The file is what helps an agent that was cut off for longer than the authorities it knew were trusted.
-        newer = theirs is not None and (mine is None or theirs > mine)
-        if newer or (theirs is None and not self._contact.connected and self._contact.failures > 2):
-            bundle = file
-        return bundle.to_pem()
+        if theirs is not None and mine is not None and theirs <= mine:
+            return bundle.to_pem()
+        if not self._contact.answered_once:
+            return file.to_pem()
+        # Beside those that are trusted, not in their place: a false file cuts nobody off.
+        added = tuple(each for each in file.x509_authorities if each not in bundle.x509_authorities)
+        if added and not self._by_file:
+            self._by_file = True
+            _log.error(
+                "no signer answers under the trust that the last one sent; the bundle file's authorities are tried too",
+                extra={"file": str(self._settings.bundle_file), "since": away.isoformat(), "sequence": theirs},
+            )
+        return replace(bundle, x509_authorities=(*bundle.x509_authorities, *added)).to_pem()
 
     def read_bundle_file(self) -> TrustBundle:
         """The bundle for the first contact, read again when it changed. Raises OSError, SvidError."""
@@ -129,7 +171,7 @@ class Connection:
         if self._file_roots is None or self._file_roots[0] != seen:
             bundle = read_bundle(self._settings.trust_domain, path)
             if not bundle.x509_authorities:
-                # grpc trusts the host's own roots where it is given none.
+                # Where there is nothing to verify with, nobody is verified.
                 raise InvalidBundle("it has no X.509 authority")
             self._file_roots = (seen, bundle)
         return self._file_roots[1]

@@ -19,6 +19,7 @@ class Contact:
         self._clock = clock
         self._rng = rng
         self._connected = False
+        self._answered_once = False
         self._failures = 0
         self._away_since: datetime | None = clock.now()
         self._last_error = "not connected yet"
@@ -27,6 +28,11 @@ class Contact:
     def connected(self) -> bool:
         """Whether the signer answers on the trust stream."""
         return self._connected
+
+    @property
+    def answered_once(self) -> bool:
+        """Whether it has answered since this agent started."""
+        return self._answered_once
 
     @property
     def away_since(self) -> datetime | None:
@@ -47,7 +53,7 @@ class Contact:
         """It sent the trust of that sequence."""
         if not self._connected:
             _log.info("signer connected", extra={"address": self._address, "sequence": sequence})
-        self._connected, self._away_since, self._failures = True, None, 0
+        self._connected, self._answered_once, self._away_since, self._failures = True, True, None, 0
 
     def ended(self, why: str) -> None:
         """The signer ends each stream after a while; that is an outage only if the next one does not come about."""

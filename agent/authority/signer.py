@@ -45,7 +45,7 @@ class SignerAuthority:
         self.trust: Feed[Trust] = Feed()
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.contact = Contact(settings.address, clock, rng)
-        self.connection = Connection(settings, self.trust, self.contact, rng)
+        self.connection = Connection(settings, self.trust, self.contact, clock, rng)
         self._stream = TrustStream(settings, self.connection, self.contact, self.trust, self.early_renewals)
         self._calls = Calls(settings.address, self.connection, self.contact, rng, tracing)
 

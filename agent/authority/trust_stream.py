@@ -83,7 +83,8 @@ class TrustStream:
                     self._contact.ended("the signer ended the stream")
                 except grpc.aio.AioRpcError as error:
                     reason, text, _ = explain(error)
-                    (self._contact.ended if reason == _RECONNECT else self._contact.lost)(text)
+                    why = text if reason else self._connection.why(text)
+                    (self._contact.ended if reason == _RECONNECT else self._contact.lost)(why)
                 except (OSError, AuthorityUnavailable) as error:
                     self._contact.lost(str(error))
                 except asyncio.CancelledError:

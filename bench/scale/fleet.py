@@ -169,8 +169,9 @@ class Fleet:
             token = self._folder / f"token-{node}"
             # An agent's pod is the node's first.
             token.write_text(self._shared.tokens.of(self._shared.cluster, node))
-            domain = TrustDomain(TRUST_DOMAIN)
-            agent = Agent(self._shared, node, SignerSettings(self._address, Path(bundle), token, AUDIENCE, domain))
+            domain, run_dir = TrustDomain(TRUST_DOMAIN), self._folder / f"run-{node}"
+            settings = SignerSettings(self._address, Path(bundle), token, AUDIENCE, domain, run_dir=run_dir)
+            agent = Agent(self._shared, node, settings)
             agent.authority.load()
             self._agents.append(agent)
             if node % 50 == 0:

@@ -14,7 +14,7 @@ from runtime.clock import Clock
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
 from signer.model import Entitlement, LivePod
-from svid.dnsnames import allows, is_reserved
+from svid.dnsnames import allows, is_reserved, signer_id
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
 from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
@@ -231,4 +231,4 @@ def _check_id(spiffe_id: SpiffeId) -> None:
 
 def own_svid_id(state: AuthorityState) -> SpiffeId:
     """The identity of the signer's own server certificate."""
-    return SpiffeId.from_segments(state.trust_domain, "podsvid", "signer")
+    return signer_id(state.trust_domain)

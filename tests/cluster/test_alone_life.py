@@ -172,7 +172,7 @@ async def asked(alone: Alone, address: str, folder: Path) -> None:
     bundle.write_text(alone.api.get(published)["data"]["bundle.json"])
     agent, web = _pod(alone, "agent", "podsvid-agent", NAMESPACE), _pod(alone, "web", "web", "default")
     token.write_text(alone.api.token("podsvid-agent", NAMESPACE, AUDIENCE, agent))
-    settings = SignerSettings(address, bundle, token, AUDIENCE, TrustDomain(TRUST_DOMAIN), "test")
+    settings = SignerSettings(address, bundle, token, AUDIENCE, TrustDomain(TRUST_DOMAIN), "test", run_dir=folder)
     authority = SignerAuthority(settings, SystemClock(), random.Random(3))
     authority.load()
     following = asyncio.create_task(authority.run())

@@ -46,10 +46,13 @@ class Rig:
         self.signer = signer
         self.site = signer.site
         self.folder = folder
+        self.agents = 0
         self.authority = self.another(self.site.agent())
 
     def another(self, token: str, **changes: Any) -> SignerAuthority:
         settings = self.signer.settings(token, self.folder)
+        self.agents += 1
+        changes.setdefault("run_dir", self.folder / f"run-{self.agents}")
         found = SignerAuthority(
             SignerSettings(**{**{n: getattr(settings, n) for n in settings.__slots__}, **changes}),
             SystemClock(),
@@ -156,7 +159,7 @@ def test_the_signer_must_prove_itself() -> None:
         fooled = rig.another(rig.site.agent(), bundle_file=file)
         watching = asyncio.create_task(fooled.run())
         async with asyncio.timeout(60):
-            while "CERTIFICATE_VERIFY_FAILED" not in fooled.contact.last_error:
+            while "SIGNER_NOT_TRUSTED" not in fooled.contact.last_error:
                 await asyncio.sleep(0.01)
         assert not fooled.contact.connected
         watching.cancel()

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -14,6 +15,7 @@ from agent.authority.connection import SignerSettings
 from agent.authority.protocol import MintRequest
 from agent.authority.signer import SignerAuthority
 from csi.model import PodRef, PodToken
+from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId
 from tests.fake_signer import TRUST_DOMAIN, FakeSigner, Refusal
@@ -58,11 +60,11 @@ class Scene:
         self.rng = Least()
         self.bundle_file = base / "bundle.json"
         self.token_file = base / "token"
-        self.authority = SignerAuthority(
-            SignerSettings(signer.address, self.bundle_file, self.token_file, AUDIENCE, TRUST_DOMAIN, "1.2.3"),
-            clock,
-            self.rng,
+        self.run_dir = base / "run"
+        settings = SignerSettings(
+            signer.address, self.bundle_file, self.token_file, AUDIENCE, TRUST_DOMAIN, "1.2.3", run_dir=self.run_dir
         )
+        self.authority = SignerAuthority(settings, clock, self.rng)
 
     def request(self, token: PodToken | None = None, **fields: object) -> MintRequest:
         return MintRequest(POD, token or self.token(), KeyAlgorithm.EC_P256.generate(), **fields)  # type: ignore[arg-type]
@@ -78,9 +80,16 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(base: Path, *, server_name: str = "", connect: bool = True, pem: bool = False) -> AsyncIterator[Scene]:
+async def scene(
+    base: Path,
+    *,
+    server_name: str = SIGNER_NAME,
+    uris: Sequence[str] = (str(signer_id(TRUST_DOMAIN)),),
+    connect: bool = True,
+    pem: bool = False,
+) -> AsyncIterator[Scene]:
     clock = StepClock()
-    signer = FakeSigner(clock, **({"server_name": server_name} if server_name else {}))
+    signer = FakeSigner(clock, server_name, uris)
     signer.publish(signer.bundle(100))
     await signer.start()
     found = Scene(base, signer, clock)
@@ -103,9 +112,11 @@ async def scene(base: Path, *, server_name: str = "", connect: bool = True, pem:
 Play = Callable[[Scene], Awaitable[None]]
 
 
-def on_stage(base: Path, play: Play, *, server_name: str = "", connect: bool = True, pem: bool = False) -> None:
+def on_stage(base: Path, play: Play, **differing: Any) -> None:
+    """`differing`: see `scene`."""
+
     async def main() -> None:
-        async with scene(base, server_name=server_name, connect=connect, pem=pem) as found:
+        async with scene(base, **differing) as found:
             await play(found)
 
     asyncio.run(main())

@@ -51,7 +51,7 @@ class Scene:
         self.calls = CannedCalls()
         monkeypatch.setattr(signer_authority, "Calls", lambda *_: self.calls)
         monkeypatch.setattr(signer_authority, "TRUST_SECONDS", 0.02)
-        settings = SignerSettings("127.0.0.1:1", base / "bundle", base / "token", AUDIENCE, TRUST_DOMAIN)
+        settings = SignerSettings("127.0.0.1:1", base / "bundle", base / "token", AUDIENCE, TRUST_DOMAIN, run_dir=base)
         self.authority = SignerAuthority(settings, self.clock, random.Random(1))
         self.trust = Trust(bundle_of(self.x509, self.jwt_key, sequence=100))
         self.authority.trust.publish(self.trust)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.authority.connection import SignerSettings
+from agent.authority.connection import FILE_AFTER, SignerSettings
 from agent.authority.protocol import JwtRequest, MintRequest
 from agent.authority.signer import SignerAuthority
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
@@ -42,40 +42,52 @@ def test_the_signers_next_certificate_is_trusted_by_what_it_sent(tmp_path: Path)
         await at.until(lambda: not at.authority.contact.connected)
         streams, bearers = at.signer.streams, len(at.signer.bearers)
         await at.signer.start(certificate_of=old)
-        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority.contact.last_error)
+        await at.until(lambda: "SIGNER_NOT_TRUSTED" in at.authority.contact.last_error)
         assert (at.signer.streams, len(at.signer.bearers)) == (streams, bearers), "the token went to a stranger"
 
     on_stage(tmp_path, play)
 
 
-def test_an_agent_that_was_cut_off_for_too_long_goes_by_the_bundle_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pem", [False, True])
+def test_an_agent_that_was_cut_off_for_too_long_goes_by_the_bundle_file(tmp_path: Path, pem: bool) -> None:
     async def play(at: Scene) -> None:
         await at.signer.stop()
         await at.until(lambda: not at.authority.contact.connected)
         at.signer.authority = new = authority(at.clock.now())
         at.signer.publish(at.signer.bundle(150, new))
-        await at.signer.start()
-        await at.until(lambda: "CERTIFICATE_VERIFY_FAILED" in at.authority.contact.last_error)
-        assert not at.authority.contact.connected
         newer = tmp_path / "newer"
-        newer.write_bytes(at.signer.bundle(150, new).to_jwks())
+        newer.write_bytes(new.bundle.to_pem() if pem else at.signer.bundle(150, new).to_jwks())
         os.replace(newer, at.bundle_file)
+        await at.signer.start()
+        # Not at once: the file alone must not move an agent that has just lost its signer.
+        await at.until(lambda: "SIGNER_NOT_TRUSTED" in at.authority.contact.last_error)
+        assert not at.authority.contact.connected
+        at.clock.step += FILE_AFTER
         await at.until(lambda: at.authority.contact.connected)
+        await at.until(lambda: (at.authority.trust.current or Trust(at.signer.bundle(0))).bundle.sequence == 150)
+        # Back to what the signer sends and to nothing else.
+        assert at.authority.connection.newest_roots() == at.signer.bundle(150, new).to_pem()
+
+    on_stage(tmp_path, play, pem=pem)
+
+
+def test_a_false_bundle_file_gives_nobody_the_signers_place_while_it_answers(tmp_path: Path) -> None:
+    """Whoever may write the ConfigMap and stands between agent and signer."""
+
+    async def play(at: Scene) -> None:
+        false = authority(at.clock.now())
+        at.bundle_file.write_bytes(at.signer.bundle(10**9, false).to_jwks())
+        before = at.authority.connection.channel()
+        await at.authority.mint_x509(at.request())
+        assert at.authority.connection.channel() is before
+        streams, bearers = at.signer.streams, len(at.signer.bearers)
+        await at.signer.stop()
+        await at.signer.start(certificate_of=false)
+        await at.until(lambda: "SIGNER_NOT_TRUSTED" in at.authority.contact.last_error)
+        assert (at.signer.streams, len(at.signer.bearers)) == (streams, bearers)
+        assert at.authority.trust.current == Trust(at.signer.bundle(100))
 
     on_stage(tmp_path, play)
-
-
-def test_a_pem_bundle_has_no_sequence_and_serves_after_failures(tmp_path: Path) -> None:
-    async def play(at: Scene) -> None:
-        await at.signer.stop()
-        await at.until(lambda: not at.authority.contact.connected)
-        at.signer.authority = new = authority(at.clock.now())
-        at.signer.publish(at.signer.bundle(150, new))
-        at.bundle_file.write_bytes(new.bundle.to_pem())
-        await at.signer.start()
-        await at.until(lambda: at.authority.contact.connected)
-
-    on_stage(tmp_path, play, pem=True)
 
 
 def test_a_server_of_the_trust_domain_that_is_not_the_signer_gets_no_token(tmp_path: Path) -> None:
@@ -102,7 +114,9 @@ def test_a_bundle_file_that_authenticates_nobody_is_refused(tmp_path: Path, cont
     if content is not None:
         path.write_bytes(content)
     found = SignerAuthority(
-        SignerSettings("127.0.0.1:1", path, tmp_path / "token", AUDIENCE, TRUST_DOMAIN), StepClock(), random.Random(1)
+        SignerSettings("127.0.0.1:1", path, tmp_path / "token", AUDIENCE, TRUST_DOMAIN, run_dir=tmp_path),
+        StepClock(),
+        random.Random(1),
     )
     with pytest.raises(AuthorityDamaged, match=f"signer_bundle {path} cannot be used"):
         found.load()
@@ -168,7 +182,7 @@ def test_a_pod_without_a_usable_token_says_what_to_check(tmp_path: Path, text: s
     )
 )
 def test_whatever_stands_in_a_pods_token_it_is_one_or_it_is_named_and_never_quoted(text: str) -> None:
-    nowhere = SignerSettings("127.0.0.1:1", Path("/none"), Path("/none"), AUDIENCE, TRUST_DOMAIN)
+    nowhere = SignerSettings("127.0.0.1:1", Path("/none"), Path("/none"), AUDIENCE, TRUST_DOMAIN, run_dir=Path("/none"))
     found = SignerAuthority(nowhere, StepClock(), random.Random(1))
     try:
         token = found._pod_token(PodToken(text))

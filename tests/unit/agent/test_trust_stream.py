@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from agent.authority.connection import Connection, SignerSettings
+from agent.authority.connection import FILE_AFTER, Connection, SignerSettings
 from agent.authority.contact import FIRST_RETRY, MAX_RETRY, Contact
 from agent.authority.protocol import EarlyRenewal
 from agent.authority.trust_stream import TrustStream
@@ -32,12 +33,12 @@ class Scene:
         self.x509 = root(self.clock.at)
         self.bundle_file = base / "bundle"
         self.token_file = base / "token"
-        settings = SignerSettings("signer:1", self.bundle_file, self.token_file, "aud", TRUST_DOMAIN)
+        self.settings = SignerSettings("signer:1", self.bundle_file, self.token_file, "aud", TRUST_DOMAIN, run_dir=base)
         self.trust: Feed[Trust] = Feed()
         self.early: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.contact = Contact("signer:1", self.clock, random.Random(1))
-        self.connection = Connection(settings, self.trust, self.contact, random.Random(1))
-        self.stream = TrustStream(settings, self.connection, self.contact, self.trust, self.early)
+        self.connection = Connection(self.settings, self.trust, self.contact, self.clock, random.Random(1))
+        self.stream = TrustStream(self.settings, self.connection, self.contact, self.trust, self.early)
         self.take(self.bundle(100), issues_jwt=True)
         assert self.trust.current == Trust(self.bundle(100))
 
@@ -134,28 +135,87 @@ def test_one_bundle_that_cannot_be_read_costs_the_answer_and_nothing_else(at: Sc
     assert at.trust.current == Trust(at.bundle(100))
 
 
-@pytest.mark.parametrize(("file", "wanted"), [(99, "stream"), (100, "stream"), (101, "file"), (None, "stream")])
-def test_the_roots_are_the_newer_of_file_and_stream(at: Scene, file: int | None, wanted: str) -> None:
-    other = bundle_of(root(at.clock.at), sequence=file)
-    at.bundle_file.write_bytes(other.to_jwks())
-    roots = at.connection.newest_roots()
-    assert roots == (other if wanted == "file" else at.bundle(100)).to_pem()
+AWAY = FILE_AFTER + timedelta(seconds=1)
 
 
-def test_a_file_without_a_sequence_counts_after_several_failures_only(at: Scene) -> None:
-    other = bundle_of(root(at.clock.at), sequence=None)
-    at.bundle_file.write_bytes(other.to_pem())
-    for _ in range(2):
-        at.contact.lost("gone")
+def anchors(pem: bytes) -> set[x509.Certificate]:
+    return set(TrustBundle.from_pem(TRUST_DOMAIN, pem).x509_authorities)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.levelname for each in caplog.records if each.message.startswith("no signer answers under the trust")]
+
+
+@pytest.mark.parametrize("sequence", [99, 100, 101, 10**12, None])
+def test_a_changed_file_changes_no_trust_while_the_stream_answers(at: Scene, sequence: int | None) -> None:
+    other = bundle_of(root(at.clock.at), sequence=sequence)
+    at.bundle_file.write_bytes(other.to_jwks() if sequence else other.to_pem())
+    for _ in range(3):
         assert at.connection.newest_roots() == at.bundle(100).to_pem()
+        # Nor when one stream ends and the next begins, nor in a short outage.
+        at.contact.ended("its time is over")
+        at.contact.lost("gone")
+        at.clock.at += FILE_AFTER - timedelta(seconds=1)
+        assert at.connection.newest_roots() == at.bundle(100).to_pem()
+        at.contact.answered(100)
+        at.clock.at += AWAY
+
+
+@pytest.mark.parametrize(("sequence", "added"), [(99, False), (100, False), (101, True), (None, True)])
+def test_an_agent_that_is_cut_off_tries_the_file_beside_what_it_trusts_and_says_so(
+    at: Scene, sequence: int | None, added: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = bundle_of(root(at.clock.at), sequence=sequence)
+    at.bundle_file.write_bytes(other.to_jwks() if sequence else other.to_pem())
+    present = set(at.bundle(100).x509_authorities)
+    wanted = present | (set(other.x509_authorities) if added else set())
+    for times in (1, 2):
+        at.contact.lost("gone")
+        at.clock.at += AWAY
+        for _ in range(3):
+            assert anchors(at.connection.newest_roots()) == wanted
+        assert said(caplog) == ["ERROR"] * times * added
+        # A false file cuts nobody off, and is forgotten as soon as the signer answers.
+        at.contact.answered(100)
+        assert at.connection.newest_roots() == at.bundle(100).to_pem()
+
+
+def test_what_workloads_trust_is_never_the_files_once_the_signer_has_answered(at: Scene) -> None:
+    at.bundle_file.write_bytes(bundle_of(root(at.clock.at), sequence=101).to_jwks())
     at.contact.lost("gone")
-    assert at.connection.newest_roots() == other.to_pem()
-    at.contact.answered(100)
+    at.clock.at += AWAY
+    at.connection.newest_roots()
+    assert at.trust.current == Trust(at.bundle(100))
+
+
+def test_a_file_that_adds_nothing_is_nothing_to_say(at: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    at.bundle_file.write_bytes(at.bundle(101).to_jwks())
+    at.contact.lost("gone")
+    at.clock.at += AWAY
     assert at.connection.newest_roots() == at.bundle(100).to_pem()
+    assert said(caplog) == []
+
+
+@pytest.mark.parametrize("sequence", [101, None])
+def test_before_the_signer_has_answered_once_the_file_is_what_there_is(at: Scene, sequence: int | None) -> None:
+    contact = Contact("signer:1", at.clock, random.Random(1))
+    connection = Connection(at.settings, at.trust, contact, at.clock, random.Random(1))
+    other = bundle_of(root(at.clock.at), sequence=sequence)
+    at.bundle_file.write_bytes(other.to_jwks() if sequence else other.to_pem())
+    assert connection.newest_roots() == other.to_pem()
+    contact.lost("gone")
+    assert connection.newest_roots() == other.to_pem()
+    at.bundle_file.write_bytes(bundle_of(root(at.clock.at), sequence=99).to_jwks())
+    assert connection.newest_roots() == at.bundle(100).to_pem()
+    contact.answered(100)
+    at.bundle_file.write_bytes(bundle_of(root(at.clock.at), sequence=102).to_jwks())
+    assert connection.newest_roots() == at.bundle(100).to_pem()
 
 
 def test_a_file_of_nobody_never_becomes_the_hosts_own_roots(at: Scene) -> None:
     at.bundle_file.write_bytes(TrustBundle(TRUST_DOMAIN, sequence=500).to_jwks())
+    at.contact.lost("gone")
+    at.clock.at += AWAY
     assert at.connection.newest_roots() == at.bundle(100).to_pem()
 
 

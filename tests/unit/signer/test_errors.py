@@ -18,6 +18,8 @@ SHORT = {
     "E": "tests/unit/signer/test_cluster_services.py",
     "K": "tests/cluster/test_alone.py",
     "L": "tests/unit/runtime/test_log.py",
+    "F": "tests/unit/agent/test_proven_signer.py",
+    "T": "tests/unit/agent/test_trust_stream.py",
 }
 
 

@@ -1,0 +1,191 @@
+"""TLS to the signer, made here and not by grpc: grpc's Python looks at a server's DNS name and at nothing else.
+
+Under an upstream CA that others share, somebody else can have a certificate with that DNS name; the SPIFFE ID is the
+signer's alone. What grpc connects to is a socket of this process; behind it are servers that have proved themselves.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from svid.dnsnames import SIGNER_NAME, signer_id
+from svid.errors import InvalidSvid
+from svid.spiffeid import TrustDomain
+from svid.x509svid import leaf_spiffe_id
+
+SOCKET = "to-signer.sock"
+# Seconds: for addresses, connection and handshake together; between two addresses of one name; for TLS's goodbye.
+CONNECT_SECONDS, NEXT_ADDRESS_SECONDS, GOODBYE_SECONDS = 10.0, 0.25, 1.0
+ACCEPT_AGAIN_SECONDS = 1.0
+# Bytes that are passed on at once.
+_CHUNK = 64 * 1024
+_BACKLOG = 16
+
+
+class NotProven(Exception):
+    """Nothing that proves to be the signer was reached. Its text begins with a reason code."""
+
+
+class ProvenSigner:
+    """A Unix socket in `folder` whose connections each lead to a server that has proved to be the signer.
+
+    `roots` are asked for at each connection (PEM, never empty). Only this process's user can connect. Belongs to one
+    event loop.
+    """
+
+    def __init__(self, address: str, trust_domain: TrustDomain, folder: Path, roots: Callable[[], bytes]) -> None:
+        self._address = address
+        self._wanted = signer_id(trust_domain)
+        self._folder = folder
+        self._roots = roots
+        self._directory = -1
+        self._listening: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure = ""
+
+    @property
+    def failure(self) -> str:
+        """Why the last attempt reached no signer, beginning with a reason code; empty when it did."""
+        return self._failure
+
+    def open(self) -> str:
+        """The socket as grpc's target; listens from the first call on. Raises OSError."""
+        if self._listening is None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            (self._folder / SOCKET).unlink(missing_ok=True)
+            self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._listening.bind(self._path())
+            os.chmod(self._path(), 0o600)
+            self._listening.listen(_BACKLOG)
+            self._start(self._accept(self._listening))
+        return f"unix:{self._path()}"
+
+    async def close(self) -> None:
+        """End what is open; the socket is gone when this returns."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listening is not None:
+            self._listening.close()
+            (self._folder / SOCKET).unlink(missing_ok=True)
+            os.close(self._directory)
+            self._listening = None
+
+    def _path(self) -> str:
+        # A folder's own path may be longer than a socket's address can be.
+        return f"/proc/self/fd/{self._directory}/{SOCKET}"
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                accepted, _ = await asyncio.get_running_loop().sock_accept(listening)
+            except OSError as error:
+                # Out of descriptors: that passes, and this loop must be there then.
+                self._failure = f"SIGNER_UNREACHABLE: this agent cannot open a connection: {error.strerror}"
+                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+            else:
+                self._start(self._serve(accepted))
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        near, near_out = await asyncio.open_connection(sock=accepted)
+        far_out: asyncio.StreamWriter | None = None
+        try:
+            far, far_out = await self._connect()
+            ways = [asyncio.ensure_future(_pass_on(near, far_out)), asyncio.ensure_future(_pass_on(far, near_out))]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        except NotProven as error:
+            # grpc sees its connection closed, and comes back after its own backoff.
+            self._failure = str(error)
+        finally:
+            near_out.close()
+            if far_out is not None:
+                far_out.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, _, port = self._address.rpartition(":")
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                far, far_out = await asyncio.open_connection(
+                    host.strip("[]"),
+                    int(port),
+                    ssl=_context(self._roots()),
+                    server_hostname=SIGNER_NAME,
+                    happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
+                    ssl_shutdown_timeout=GOODBYE_SECONDS,
+                )
+        except ssl.SSLCertVerificationError as error:
+            raise NotProven(
+                f"SIGNER_NOT_TRUSTED: what answers at {self._address} has a certificate that this agent's trust bundle "
+                f"does not verify for {SIGNER_NAME}: {error.verify_message}"
+            ) from None
+        except TimeoutError:
+            raise NotProven(
+                f"SIGNER_UNREACHABLE: {self._address} does not answer within {CONNECT_SECONDS:g} s"
+            ) from None
+        except OSError as error:
+            raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}") from None
+        try:
+            self._check(far_out.get_extra_info("ssl_object").getpeercert(binary_form=True))
+        except BaseException:
+            far_out.transport.abort()
+            raise
+        self._failure = ""
+        return far, far_out
+
+    def _check(self, certificate: bytes) -> None:
+        """OpenSSL has verified the chain and the DNS name; this is whose it is. Raises NotProven."""
+        try:
+            found = leaf_spiffe_id(x509.load_der_x509_certificate(certificate))
+        except (InvalidSvid, ValueError) as error:
+            raise NotProven(self._stranger(f"no X.509-SVID: {error}")) from None
+        if found != self._wanted:
+            raise NotProven(self._stranger(str(found)))
+
+    def _stranger(self, found: str) -> str:
+        return (
+            f"SIGNER_WRONG_IDENTITY: what answers at {self._address} proves to be {found}, not {self._wanted}; "
+            "is signer_address the signer's, and trust_domain this cluster's?"
+        )
+
+
+def _context(roots: bytes) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # An authority of a trust bundle is trusted as it stands there, also where a CA above has signed it.
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    context.load_verify_locations(cadata=roots.decode("ascii"))
+    return context
+
+
+def _why(error: OSError) -> str:
+    # asyncio writes over what the kernel says of a connection.
+    if error.errno is None or isinstance(error, ssl.SSLError | socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Until one side ends; a side that reads slowly holds up the other."""
+    with suppress(OSError):
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()

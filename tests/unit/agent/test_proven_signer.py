@@ -1,0 +1,273 @@
+"""Who is taken for the signer: by its SPIFFE ID under the trusted authorities, whatever else a certificate says."""
+
+import asyncio
+import os
+import ssl
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from agent.authority.proven import SOCKET, ProvenSigner
+from agent.errors import AuthorityUnavailable
+from svid.authority import X509Authority
+from svid.bundle import TrustBundle
+from svid.certificates import to_pem
+from svid.dnsnames import SIGNER_NAME, signer_id
+from svid.keys import KeyAlgorithm, key_to_pem, signature_hash
+from svid.spiffeid import TrustDomain
+from tests.fake_signer import TRUST_DOMAIN, authority, certified
+from tests.unit.agent.signer_scene import Scene, on_stage
+
+OWN = str(signer_id(TRUST_DOMAIN))
+STRANGERS = {
+    "another service of the CA above": ("https://vault.example.org",),
+    "a workload with the DNS name": ("spiffe://example.org/ns/default/sa/web",),
+    "no SPIFFE ID": (),
+    "two, one of them the signer's": (OWN, "spiffe://example.org/ns/default/sa/web"),
+    "another trust domain's signer": ("spiffe://other.test/podsvid/signer",),
+    "what begins alike": (f"{OWN}/x",),
+    "podsvid's own, but no signer": ("spiffe://example.org/podsvid",),
+}
+
+
+@pytest.mark.parametrize("uris", STRANGERS.values(), ids=list(STRANGERS))
+def test_a_stranger_with_the_signers_dns_name_gets_no_token(tmp_path: Path, uris: tuple[str, ...]) -> None:
+    async def play(at: Scene) -> None:
+        await at.until(lambda: "SIGNER_WRONG_IDENTITY" in at.authority.contact.last_error)
+        assert not at.authority.contact.connected
+        assert (at.signer.bearers, at.signer.streams, at.signer.mints) == ([], 0, [])
+        assert f"not {OWN}; is signer_address the signer's" in at.authority.contact.last_error
+
+    on_stage(tmp_path, play, uris=uris, connect=False)
+
+
+def test_a_mint_says_that_a_stranger_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.authority.calls.CALL_SECONDS", 2.0)
+
+    async def play(at: Scene) -> None:
+        await at.until(lambda: at.authority.contact.failures > 1)
+        with pytest.raises(AuthorityUnavailable, match=r"did not answer within .* \(SIGNER_WRONG_IDENTITY: what answ"):
+            await at.authority.mint_x509(at.request())
+        assert not at.signer.bearers
+
+    on_stage(tmp_path, play, uris=("spiffe://example.org/ns/default/sa/web",), connect=False)
+
+
+def test_who_took_the_signers_place_gets_nothing_and_the_signer_is_found_again(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        await at.signer.stop()
+        await at.until(lambda: not at.authority.contact.connected)
+        streams, bearers = at.signer.streams, len(at.signer.bearers)
+        at.signer.uris = ("spiffe://example.org/ns/default/sa/web",)
+        await at.signer.start()
+        await at.until(lambda: "SIGNER_WRONG_IDENTITY" in at.authority.contact.last_error)
+        assert (at.signer.streams, len(at.signer.bearers)) == (streams, bearers)
+        await at.signer.stop()
+        at.signer.uris = (OWN,)
+        await at.signer.start()
+        await at.until(lambda: at.authority.contact.connected)
+        await at.authority.mint_x509(at.request())
+
+    on_stage(tmp_path, play)
+
+
+def test_a_new_certificate_of_the_signer_is_no_other_signer(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        for _ in range(3):
+            await at.signer.stop()
+            await at.until(lambda: not at.authority.contact.connected)
+            await at.signer.start()
+            await at.until(lambda: at.authority.contact.connected)
+            assert (await at.authority.mint_x509(at.request())).chain
+
+    on_stage(tmp_path, play)
+
+
+Test = Callable[["Line"], Awaitable[None]]
+
+
+class Line:
+    """A TLS server that says what it was sent, and a ProvenSigner that leads to it."""
+
+    def __init__(self, base: Path) -> None:
+        self.above = authority(datetime.now(UTC))
+        self.roots = self.above.bundle
+        self.run_dir = base / ("deep" * 30)
+        self.connections = 0
+        self.ended = asyncio.Event()
+        self.server: asyncio.Server | None = None
+        self.port = 0
+
+    async def serve(self, name: str = SIGNER_NAME, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
+        key = KeyAlgorithm.EC_P256.generate()
+        chain = certified(self.above, key.public_key(), datetime.now(UTC), name, OWN)
+        pem = self.run_dir.parent / "server.pem"
+        pem.write_bytes(key_to_pem(key) + to_pem(chain))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.maximum_version = version
+        context.load_cert_chain(pem)
+        self.server = await asyncio.start_server(self._answer, "127.0.0.1", self.port, ssl=context)
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        self.ended.set()
+        writer.close()
+
+    def proven(self, host: str = "127.0.0.1", trust_domain: TrustDomain = TRUST_DOMAIN) -> ProvenSigner:
+        return ProvenSigner(f"{host}:{self.port}", trust_domain, self.run_dir, lambda: self.roots.to_pem())
+
+    @staticmethod
+    async def through(proven: ProvenSigner, data: bytes) -> bytes:
+        """What comes back for `data`; nothing where the line was closed."""
+        reader, writer = await asyncio.open_unix_connection(proven.open().removeprefix("unix:"))
+        try:
+            writer.write(data)
+            return await reader.readexactly(len(data))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return b""
+        finally:
+            writer.close()
+
+
+def lined(base: Path, test: Test) -> None:
+    async def main() -> None:
+        line = Line(base)
+        await line.serve()
+        await test(line)
+        if line.server is not None:
+            line.server.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_sent_arrives_whole_and_both_ends_close_together(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        proven, data = line.proven(), os.urandom(3_000_000)
+        assert await line.through(proven, data) == data
+        assert proven.failure == ""
+        async with asyncio.timeout(30):
+            await line.ended.wait()
+        path = line.run_dir / SOCKET
+        assert path.stat().st_mode & 0o777 == 0o600
+        await proven.close()
+        assert not path.exists()
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_a_socket_that_a_killed_agent_left_is_replaced(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        line.run_dir.mkdir()
+        (line.run_dir / SOCKET).write_text("left")
+        proven = line.proven()
+        assert proven.open() == proven.open()
+        assert await line.through(proven, b"x") == b"x"
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_each_connection_is_verified_by_the_roots_of_its_time(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        proven = line.proven()
+        assert await line.through(proven, b"x") == b"x"
+        line.roots = authority(datetime.now(UTC)).bundle
+        assert await line.through(proven, b"x") == b""
+        assert proven.failure.startswith(f"SIGNER_NOT_TRUSTED: what answers at 127.0.0.1:{line.port} has a certificate")
+        line.roots = line.above.bundle
+        assert await line.through(proven, b"x") == b"x"
+        assert (proven.failure, line.connections) == ("", 2)
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_the_dns_name_must_be_the_signers_too(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        await stopped(line)
+        await line.serve("web.default.svc")
+        proven = line.proven()
+        assert await line.through(proven, b"x") == b""
+        assert proven.failure.startswith("SIGNER_NOT_TRUSTED: ")
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_the_identity_is_of_the_agents_own_trust_domain(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        proven = line.proven(trust_domain=TrustDomain("other.test"))
+        assert await line.through(proven, b"x") == b""
+        assert f"SIGNER_WRONG_IDENTITY: what answers at 127.0.0.1:{line.port} proves to be {OWN}" in proven.failure
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_nothing_older_than_tls_1_3_and_nothing_that_is_no_tls(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        await stopped(line)
+        await line.serve(version=ssl.TLSVersion.TLSv1_2)
+        proven = line.proven()
+        assert await line.through(proven, b"x") == b""
+        assert proven.failure.startswith(f"SIGNER_UNREACHABLE: 127.0.0.1:{line.port}: ")
+        await stopped(line)
+        assert await line.through(proven, b"x") == b""
+        assert proven.failure == f"SIGNER_UNREACHABLE: 127.0.0.1:{line.port}: Connection refused"
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_a_name_without_an_address_is_unreachable(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        proven = line.proven("absent.invalid")
+        assert await line.through(proven, b"x") == b""
+        assert proven.failure.startswith(f"SIGNER_UNREACHABLE: absent.invalid:{line.port}: ")
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_an_authority_that_a_ca_above_signed_is_trusted_as_it_stands_in_the_bundle(tmp_path: Path) -> None:
+    """An anchor need not be a root: then the CA above vouches for nobody here."""
+
+    async def test(line: Line) -> None:
+        await stopped(line)
+        line.roots = TrustBundle(TRUST_DOMAIN, (under(line.above, authority(datetime.now(UTC))),))
+        await line.serve()
+        proven = line.proven()
+        assert await line.through(proven, b"x") == b"x"
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def under(signed: X509Authority, above: X509Authority) -> x509.Certificate:
+    """`signed`'s certificate as `above` makes one for it."""
+    own = signed.chain[0]
+    builder = x509.CertificateBuilder(
+        above.chain[0].subject,
+        own.subject,
+        own.public_key(),
+        x509.random_serial_number(),
+        own.not_valid_before_utc,
+        own.not_valid_after_utc,
+        list(own.extensions),
+    )
+    return builder.sign(above.private_key, signature_hash(above.private_key))
+
+
+async def stopped(line: Line) -> None:
+    assert line.server is not None
+    line.server.close()
+    await line.server.wait_closed()
+    line.server = None
