@@ -91,7 +91,7 @@ class Figures:
 
     def figure(self, key: str) -> Figure:
         """That row's."""
-        return self.found.get(key) or Figure(None, note=f"not measured: {self.failure}")
+        return self.found.get(key) or Figure(None, note="not measured")
 
     def mark(self, key: str) -> str:
         """Whether the goal is met; empty where there is none, or nothing to compare."""
