@@ -36,6 +36,9 @@ _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 MAX_DNS_NAMES = 32
 # Bytes of a spec as JSON. What is kept of a policy is some three times that, and a tenant writes many.
 MAX_SPEC, MAX_CLUSTER_SPEC = 16 * 1024, 256 * 1024
+# As the schema has them; what was stored before it had them is held to them here.
+MAX_ITEMS: Mapping[str, int] = MappingProxyType({"serviceAccounts": 64, "keyAlgorithms": 9, "federatesWith": 64})
+MAX_MATCH_LABELS, MAX_EXPRESSIONS, MAX_VALUES = 64, 32, 256
 # Of fields whose wrong type would pass for "not there", which is mostly the wider meaning.
 _TYPES: Mapping[str, type] = MappingProxyType(
     {
@@ -322,6 +325,9 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
     for key, kind in _TYPES.items():
         if spec.get(key) is not None and not isinstance(spec[key], kind):
             raise InvalidPolicy(f"{key} is of another type than its schema says")
+    for key, most in MAX_ITEMS.items():
+        if len(spec.get(key) or ()) > most:
+            raise InvalidPolicy(f"{key} has more than {most} entries")
     _selector(spec.get("podSelector") or {})
     _selector(spec.get("namespaceSelector") or {})
     hint = str(spec.get("hint") or "")
@@ -345,13 +351,18 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
 
 
 def _selector(spec: Mapping[str, Any]) -> Selector:
-    labels = spec.get("matchLabels") or {}
+    labels, expressions = spec.get("matchLabels") or {}, spec.get("matchExpressions") or []
+    if len(labels) > MAX_MATCH_LABELS or len(expressions) > MAX_EXPRESSIONS:
+        raise InvalidPolicy(f"a selector has more than {MAX_MATCH_LABELS} labels or {MAX_EXPRESSIONS} expressions")
     found = [Requirement(str(key), "In", frozenset({str(value)})) for key, value in labels.items()]
-    for each in spec.get("matchExpressions") or []:
+    for each in expressions:
         operator = str(each["operator"])
         if operator not in _OPERATORS:
             raise InvalidPolicy(f"operator {operator[:80]!r} is none of {', '.join(_OPERATORS)}")
-        found.append(Requirement(str(each["key"]), operator, frozenset(map(str, each.get("values") or []))))
+        values = each.get("values") or []
+        if len(values) > MAX_VALUES:
+            raise InvalidPolicy(f"a selector has more than {MAX_VALUES} values for {str(each['key'])[:80]!r}")
+        found.append(Requirement(str(each["key"]), operator, frozenset(map(str, values))))
     return Selector(tuple(found))
 
 

@@ -1,0 +1,90 @@
+"""The policies' schema bounds everything that a tenant may write, and the reader holds what is older to the same."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from signer.errors import Reason
+from signer.policy.policy import MAX_EXPRESSIONS, MAX_ITEMS, MAX_MATCH_LABELS, MAX_VALUES
+from tests.unit.signer.test_policy import POD, policy, refused
+
+CRDS = Path(__file__).parents[3] / "deploy" / "chart" / "podsvid" / "files" / "crds"
+KINDS = ("workloadidentities", "clusterworkloadidentities")
+# The API server sees to these itself.
+ITS_OWN = {"apiVersion", "kind", "metadata"}
+
+
+def schema(kind: str) -> dict[str, Any]:
+    document = yaml.safe_load((CRDS / f"{kind}.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return found
+
+
+def unbounded(node: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Every string, list and map without a maximum."""
+    kind = node.get("type")
+    if kind == "string" and "maxLength" not in node and "enum" not in node:
+        yield path
+    if kind == "array":
+        if "maxItems" not in node:
+            yield path
+        yield from unbounded(node["items"], f"{path}[]")
+    if "additionalProperties" in node:
+        if "maxProperties" not in node:
+            yield path
+        yield from unbounded(node["additionalProperties"], f"{path}{{}}")
+    for name, each in (node.get("properties") or {}).items():
+        if path or name not in ITS_OWN:
+            yield from unbounded(each, f"{path}.{name}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_has_a_maximum(kind: str) -> None:
+    assert list(unbounded(schema(kind))) == []
+
+
+def test_what_has_none_is_named() -> None:
+    node = {"properties": {"a": {"type": "array", "items": {"type": "string"}}, "b": {"additionalProperties": {}}}}
+    assert list(unbounded(node)) == [".a", ".a[]", ".b"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reader_has_the_same_bounds(kind: str) -> None:
+    spec = schema(kind)["properties"]["spec"]["properties"]
+    assert {name: spec[name]["maxItems"] for name in MAX_ITEMS} == dict(MAX_ITEMS)
+    for name in ("podSelector", "namespaceSelector"):
+        selector = spec.get(name, spec["podSelector"])["properties"]
+        assert selector["matchLabels"]["maxProperties"] == MAX_MATCH_LABELS
+        assert selector["matchExpressions"]["maxItems"] == MAX_EXPRESSIONS
+        assert selector["matchExpressions"]["items"]["properties"]["values"]["maxItems"] == MAX_VALUES
+
+
+@pytest.mark.parametrize(
+    ("field", "entry", "most"),
+    [
+        ("serviceAccounts", lambda n: "web", 64),
+        ("keyAlgorithms", lambda n: "ec-p256", 9),
+        ("federatesWith", lambda n: f"t{n}.test", 64),
+    ],
+)
+def test_a_list_that_is_longer_refuses(field: str, entry: Any, most: int) -> None:
+    fits: Any = {field: [entry(n) for n in range(most)]}
+    longer: Any = {field: [entry(n) for n in range(most + 1)]}
+    assert policy("p", **fits).problem == ""
+    assert policy("p", **longer).problem == f"{field} has more than {most} entries"
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {"matchLabels": {f"l{n}": "x" for n in range(65)}},
+        {"matchExpressions": [{"key": "a", "operator": "Exists"}] * 33},
+        {"matchExpressions": [{"key": "a", "operator": "In", "values": [f"v{n}" for n in range(257)]}]},
+    ],
+)
+def test_a_selector_that_is_longer_refuses_whom_it_could_be_for(selector: Any) -> None:
+    """Were it read as if it matched nobody, a wider policy would step in."""
+    assert refused(POD, policy("p", "shop", podSelector=selector), policy("wide")) is Reason.POLICY_UNUSABLE
