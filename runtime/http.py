@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Limits:
     # Bytes that the kernel may keep of a connection, each way.
     received: int
     sent: int
-    # Pages a second, and at once; more are told to come back later.
+    # Pages a second, and at once; more are told to come back later. One address gets a SHARE of it.
     rate: float = math.inf
     burst: float = math.inf
 
@@ -52,6 +53,10 @@ class Limits:
         return self.connections * (self.head + 2 * (self.received + self.sent) + page + _OBJECTS)
 
 
+# Who asks without end leaves pages for others.
+SHARE = 0.25
+# Addresses whose shares are remembered; of more, who has not asked for longest is forgotten.
+MAX_ADDRESSES = 256
 # Bytes of a connection's objects: transport, protocol, timer, selector's entry.
 _OBJECTS = 8 * 1024
 
@@ -171,6 +176,24 @@ class _Connection(asyncio.BufferedProtocol):
         self._server.leave(self)
 
 
+class _Bucket:
+    """So many pages a second, and so many at once."""
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens, self._filled_at = burst, now
+
+    def take(self, now: float) -> bool:
+        """Take one; False when none is left."""
+        self._tokens = min(self._tokens + (now - self._filled_at) * self._rate, self._burst)
+        self._filled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
 class _Server:
     """The connections of one listener. Belongs to the loop of its thread."""
 
@@ -182,7 +205,8 @@ class _Server:
         self._connections: dict[_Connection, None] = {}
         self._addresses: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tokens, self._filled_at = limits.burst, 0.0
+        self._all: _Bucket | None = None
+        self._shares: OrderedDict[str, _Bucket] = OrderedDict()
 
     def enter(self, new: _Connection) -> None:
         """Give it a place; somebody else's, when there is none."""
@@ -211,7 +235,7 @@ class _Server:
         method, path, accept = asked
         if method != "GET":
             connection.refuse("request", HTTPStatus.NOT_IMPLEMENTED)
-        elif not self._may():
+        elif not self._may(connection.address):
             connection.refuse("rate", HTTPStatus.TOO_MANY_REQUESTS)
         elif path not in self._pages:
             connection.answer(Answer(404, f"try {' or '.join(sorted(self._pages))}\n".encode()))
@@ -236,14 +260,16 @@ class _Server:
             answer = Answer(500, b"the log says why\n")
         connection.answer(answer)
 
-    def _may(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        gained = (now - self._filled_at) * self.limits.rate if self.limits.rate < math.inf else math.inf
-        self._tokens, self._filled_at = min(self._tokens + gained, self.limits.burst), now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    def _may(self, address: str) -> bool:
+        rate, burst, now = self.limits.rate, self.limits.burst, asyncio.get_running_loop().time()
+        if rate == math.inf:
+            return True
+        self._all = self._all or _Bucket(rate, burst, now)
+        share = self._shares.setdefault(address, _Bucket(rate * SHARE, burst * SHARE, now))
+        self._shares.move_to_end(address)
+        if len(self._shares) > MAX_ADDRESSES:
+            self._shares.popitem(last=False)
+        return share.take(now) and self._all.take(now)
 
     def _slowest(self, candidates: list[_Connection]) -> _Connection:
         return min(candidates, key=lambda each: each.stage)

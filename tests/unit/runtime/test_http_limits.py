@@ -249,13 +249,33 @@ def test_many_more_than_there_are_places_keep_nobody_out() -> None:
         assert set(at.refused) == {"crowded"}
 
 
-def test_pages_above_the_rate_come_later() -> None:
-    with scene(dataclasses.replace(LOOSE, rate=0.001, burst=2.0)) as at:
-        assert [status(at.get()) for _ in range(2)] == [200, 200]
+def test_pages_above_the_rate_come_later_and_one_address_leaves_some_for_others() -> None:
+    with scene(dataclasses.replace(LOOSE, rate=0.001, burst=8.0)) as at:
+        assert [status(at.get()) for _ in range(3)] == [200, 200, 429]
         answer = at.get()
-        assert status(answer) == 429
         assert b"\r\nRetry-After: 1\r\n" in answer
-        assert at.refused == ["rate"]
+        others = [status(at.get(f"127.0.0.{number}")) for number in (2, 2, 2, 3, 3, 4, 4)]
+        assert others == [200, 200, 429, 200, 200, 200, 200]
+        # Eight in all, whoever asks.
+        assert status(at.get("127.0.0.5")) == 429
+        assert at.refused.count("rate") == 4
+
+
+def test_the_rate_comes_back_and_no_more_than_it() -> None:
+    bucket = http._Bucket(2.0, 3.0, 100.0)
+    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(100.5), bucket.take(100.5)] == [True, False]
+    assert [bucket.take(200.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_shares_are_remembered_of_so_many_addresses() -> None:
+    async def run() -> None:
+        server = http._Server({}, dataclasses.replace(LOOSE, rate=1.0, burst=10_000.0), lambda why: None)
+        for number in range(3 * http.MAX_ADDRESSES):
+            assert server._may(f"address-{number}")
+        assert len(server._shares) == http.MAX_ADDRESSES
+
+    asyncio.run(run())
 
 
 def test_a_page_that_fails_is_the_logs_business() -> None:
