@@ -161,6 +161,11 @@ class SignerConfig:
     node_rate: int = setting(settings.number(1, 100000), "mints a second that one node gets", "50")
     node_burst: int = setting(settings.number(1, 100000), "mints at once that one node gets", "1000")
     node_concurrency: int = setting(settings.number(1, 100000), "mints of one node in flight", "64")
+    address_rate: int = setting(
+        settings.number(1, 100000),
+        "new connections a second that one address gets, twice as many at once: more where many nodes share one",
+        "50",
+    )
     startup_taint: bool = setting(
         settings.boolean, "take the taint podsvid.io/agent-not-ready off nodes where kubelet knows the driver", "false"
     )

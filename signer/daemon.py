@@ -16,7 +16,7 @@ from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
-from runtime.listening import shown
+from runtime.listening import ANY, shown
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
 from signer import gauges
@@ -44,7 +44,7 @@ from signer.front.admin import AdminService, serve_admin
 from signer.front.agents import SignerService
 from signer.front.audit import Audit
 from signer.front.limits import NodeLimits
-from signer.front.server import AgentServer
+from signer.front.server import AgentServer, counted
 from signer.metrics import Metrics
 from signer.minting.minting import Minting, MintingSettings
 from signer.policy.policies import Policies
@@ -85,6 +85,9 @@ async def run_signer(config: SignerConfig) -> None:
 def _prepare_process() -> None:
     """Keys are in this process's memory: no core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Three for each connection.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0o077)
 
 
@@ -171,11 +174,13 @@ class Replica:
         self._rotation.heard = audit.authorities
         minting = Minting(self._signing_state, _minting(config), clock, Lifetimes(self._rotation, clock))
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
+        door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst)
         service = SignerService(
             attestor,
             self._policies,
             minting,
             limits,
+            door,
             self._agents,
             self._trust,
             self._events,
@@ -185,7 +190,9 @@ class Replica:
             rng,
             spans,
         )
-        self._server = AgentServer(service.handlers(), _address(config), clock)
+        self._server = AgentServer(
+            service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock
+        )
         gauges.watch(self.metrics, self._rotation, self._leader, self._agents, self._pods)
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
@@ -231,7 +238,7 @@ class Replica:
         _log.info(
             "signer serving",
             extra={
-                "address": _address(config),
+                "address": shown(*config.listen or ("", 0)),
                 "trust_domain": str(config.trust_domain),
                 "sequence": state.sequence,
                 "authority": state.active_x509_id,
@@ -329,11 +336,6 @@ class Replica:
             except SignerError as error:
                 _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
             await asyncio.sleep(REFRESH_SECONDS)
-
-
-def _address(config: SignerConfig) -> str:
-    assert config.listen is not None
-    return shown(*config.listen)
 
 
 def _minting(config: SignerConfig) -> MintingSettings:

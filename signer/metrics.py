@@ -26,6 +26,19 @@ class Metrics:
             buckets=_LAG_BUCKETS,
             registry=self.registry,
         )
+        self._turned_away = Counter(
+            "podsvid_signer_turned_away",
+            "What the front did not take or ended, by kind: connections (address, strangers, agents, node, silent, "
+            "unauthenticated), mints (mints, message) and trust streams (streams, report).",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._connections = Gauge(
+            "podsvid_signer_connections",
+            "Open connections: of agents, and of strangers, on which no agent has proven itself yet.",
+            ["of"],
+            registry=self.registry,
+        )
         self._agents = Gauge("podsvid_signer_agents", "Agents that watch this replica.", registry=self.registry)
         self._unacknowledged = Gauge(
             "podsvid_signer_agents_unacknowledged",
@@ -80,6 +93,10 @@ class Metrics:
         """Count a mint, allowed or refused."""
         self._mints.labels(kind, result).observe(seconds)
 
+    def turned_away(self, kind: str) -> None:
+        """Count a connection or call that was not taken, or that was ended."""
+        self._turned_away.labels(kind).inc()
+
     def stepped(self, kind: str, step: str) -> None:
         """Count a step of an authority's life that this replica did."""
         self._steps.labels(kind, step).inc()
@@ -95,6 +112,11 @@ class Metrics:
     def built(self, version: str) -> None:
         """Say which version runs."""
         self._build.labels(version).set(1)
+
+    def watch_connections(self, agents: Callable[[], float], strangers: Callable[[], float]) -> None:
+        """Ask these for the numbers of connections at each scrape."""
+        self._connections.labels("agents").set_function(agents)
+        self._connections.labels("strangers").set_function(strangers)
 
     def watch(
         self,

@@ -119,7 +119,8 @@ async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: i
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     site, known = populated(folder, pods, nodes)
     slow(site, milliseconds / 1000)
-    limits = ("--node-rate", "100000", "--node-burst", "100000", "--node-concurrency", "100000")
+    limits = ["--node-rate", "100000", "--node-burst", "100000", "--node-concurrency", "100000"]
+    limits += ["--address-rate", "100000"]
     async with serving(site, folder, SystemClock(), *limits, *flags, port=port) as signer:
         (folder / "secret.json").write_text(json.dumps({"data": site.kube.objects[SECRET]["data"]}))
         written = {**known, "address": signer.address, "bundle": str(signer.bundle_file)}

@@ -21,6 +21,8 @@ SERVICE = "/podsvid.signer.v1.Signer/"
 CALL_SECONDS = 20.0
 # A call that the signer puts off is repeated when it said; under lasting pressure these grow beyond that.
 LEAST_WAIT, MOST_LEAST_WAIT = 0.05, 1.0
+# At once: the signer takes 16 calls on a connection, the trust streams among them, and refuses what is beyond.
+AT_ONCE = 12
 # Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
 _TRY_AGAIN = frozenset(
     {
@@ -48,23 +50,15 @@ class Calls:
         self._contact = contact
         self._rng = rng
         self._tracing = tracing
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def call(self, method: str, message: Any, parse: Callable[[bytes], _Answer]) -> _Answer:
         """The answer. Raises AuthorityUnavailable (try again) or AuthorityRefused (do not)."""
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         least, put_off = LEAST_WAIT, None
         while True:
-            left = deadline - asyncio.get_running_loop().time()
-            call = self._connection.channel().unary_unary(SERVICE + method, type(message).SerializeToString, parse)
-            # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
-            answering: Awaitable[_Answer] = call(
-                message,
-                metadata=(*self._connection.credentials(), *self._tracing.headers()),
-                timeout=left,
-                wait_for_ready=True,
-            )
             try:
-                return await answering
+                return await self._ask(method, message, parse, deadline)
             except grpc.aio.AioRpcError as error:
                 if is_cancelled():
                     raise asyncio.CancelledError from None
@@ -81,6 +75,19 @@ class Calls:
                     raise
                 wait = 0.0  # the old connection was closed
             await asyncio.sleep(wait)
+
+    async def _ask(self, method: str, message: Any, parse: Callable[[bytes], _Answer], deadline: float) -> _Answer:
+        # Who had to wait longer than it may is told so by grpc.
+        async with self._places:
+            call = self._connection.channel().unary_unary(SERVICE + method, type(message).SerializeToString, parse)
+            # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
+            answering: Awaitable[_Answer] = call(
+                message,
+                metadata=(*self._connection.credentials(), *self._tracing.headers()),
+                timeout=max(deadline - asyncio.get_running_loop().time(), 0.0),
+                wait_for_ready=True,
+            )
+            return await answering
 
     def _failed(self, code: grpc.StatusCode, reason: str, text: str) -> AuthorityUnavailable | AuthorityRefused:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:

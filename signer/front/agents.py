@@ -4,16 +4,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from runtime.clock import Clock
 from runtime.feed import Feed
@@ -22,10 +19,11 @@ from signer.attestation.attestor import Attestor
 from signer.authority.acknowledgements import Agents
 from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
-from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
+from signer.errors import Reason, Refused
 from signer.front.audit import Audit
-from signer.front.limits import NodeLimits
-from signer.front.statuses import STATUS_CODES
+from signer.front.budget import MAX_REPORT, MINTS, TRUST_STREAMS
+from signer.front.calls import MINT_DEADLINE, Context, Messages, abort, bearer, bounded, ended, only, parsed, refused_by
+from signer.front.limits import NodeLimits, Slots
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim
@@ -35,10 +33,7 @@ from svid.certificates import to_der
 
 _log = logging.getLogger("podsvid.api")
 SERVICE = "podsvid.signer.v1.Signer"
-MAX_MESSAGE = 1024 * 1024
-MAX_TOKEN = 16 * 1024
-# Seconds.
-MINT_DEADLINE = 30.0
+FULL_RETRY = timedelta(seconds=2)
 # A stream ends while its agent's token is good still, and not later than this: agents spread over replicas again.
 STREAM_LIFE = timedelta(minutes=30)
 TOKEN_MARGIN = timedelta(seconds=60)
@@ -53,12 +48,41 @@ _TELL_POD = frozenset(
         Reason.POD_WITHOUT_DRIVER,
     }
 )
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+# What was said about the caller's own token: a stranger who goes on like this is sent away.
+_NO_AGENT = frozenset(
+    {
+        Reason.AGENT_TOKEN_MISSING,
+        Reason.AGENT_TOKEN_INVALID,
+        Reason.AGENT_TOKEN_EXPIRED,
+        Reason.AGENT_TOKEN_AUDIENCE,
+        Reason.AGENT_TOKEN_UNBOUND,
+        Reason.AGENT_DENIED,
+        Reason.INVALID_REQUEST,
+    }
+)
+_Request = TypeVar("_Request", signer_pb2.MintX509SVIDRequest, signer_pb2.MintJWTSVIDRequest)
 _Answer = TypeVar("_Answer")
 
 
+class Gate(Protocol):
+    """The connections that calls come on, by the name that grpc gives them."""
+
+    def proven(self, peer: str, node: str) -> bool:
+        """An agent of the node with that uid is at the other end. False: there is no room for one more."""
+
+    def strike(self, peer: str) -> None:
+        """A call on it proved no agent."""
+
+    def address(self, peer: str) -> str:
+        """Where it comes from."""
+
+
 class SignerService:
-    """Implements podsvid.signer.v1.Signer."""
+    """Implements podsvid.signer.v1.Signer.
+
+    Handlers begin when a call's headers are there. Its message is read once they have proven an agent: one; what
+    comes after that is never read.
+    """
 
     def __init__(
         self,
@@ -66,6 +90,7 @@ class SignerService:
         policies: Policies,
         minting: Minting,
         limits: NodeLimits,
+        gate: Gate,
         agents: Agents,
         trust: Feed[Broadcast],
         events: Events,
@@ -80,6 +105,9 @@ class SignerService:
         self._policies = policies
         self._minting = minting
         self._limits = limits
+        self._gate = gate
+        self._mints = Slots(MINTS)
+        self._streams = Slots(TRUST_STREAMS)
         self._agents = agents
         self._trust = trust
         self._events = events
@@ -90,31 +118,26 @@ class SignerService:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
+        # Messages stay bytes: they are looked at after the call's headers.
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "MintX509SVID": grpc.unary_unary_rpc_method_handler(
-                self.mint_x509,
-                signer_pb2.MintX509SVIDRequest.FromString,
-                signer_pb2.MintX509SVIDResponse.SerializeToString,
+            "MintX509SVID": grpc.stream_unary_rpc_method_handler(
+                self.mint_x509, None, signer_pb2.MintX509SVIDResponse.SerializeToString
             ),
-            "MintJWTSVID": grpc.unary_unary_rpc_method_handler(
-                self.mint_jwt,
-                signer_pb2.MintJWTSVIDRequest.FromString,
-                signer_pb2.MintJWTSVIDResponse.SerializeToString,
+            "MintJWTSVID": grpc.stream_unary_rpc_method_handler(
+                self.mint_jwt, None, signer_pb2.MintJWTSVIDResponse.SerializeToString
             ),
             "WatchTrust": grpc.stream_stream_rpc_method_handler(
-                self.watch_trust,
-                signer_pb2.WatchTrustRequest.FromString,
-                signer_pb2.WatchTrustResponse.SerializeToString,
+                self.watch_trust, None, signer_pb2.WatchTrustResponse.SerializeToString
             ),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    async def mint_x509(
-        self, request: signer_pb2.MintX509SVIDRequest, context: Context
-    ) -> signer_pb2.MintX509SVIDResponse:
+    async def mint_x509(self, messages: Messages, context: Context) -> signer_pb2.MintX509SVIDResponse:
         started = time.perf_counter()
 
-        async def sign(attested: AttestedPod, entitlement: Entitlement) -> signer_pb2.MintX509SVIDResponse:
+        async def sign(
+            request: signer_pb2.MintX509SVIDRequest, attested: AttestedPod, entitlement: Entitlement
+        ) -> signer_pb2.MintX509SVIDResponse:
             wished = timedelta(seconds=min(max(request.ttl_seconds, 0), 10**9)) or None
             await self._minting.promise_x509(entitlement, wished)
             issued = self._minting.x509(attested.pod, entitlement, request.csr, wished, request.dns_names)
@@ -141,14 +164,14 @@ class SignerService:
             self._audit.allowed("x509", attested, entitlement, facts, time.perf_counter() - started)
             return answer
 
-        return await self._mint("x509", request.pod, request.pod_token, context, started, sign)
+        return await self._mint("x509", signer_pb2.MintX509SVIDRequest, messages, context, started, sign)
 
-    async def mint_jwt(
-        self, request: signer_pb2.MintJWTSVIDRequest, context: Context
-    ) -> signer_pb2.MintJWTSVIDResponse:
+    async def mint_jwt(self, messages: Messages, context: Context) -> signer_pb2.MintJWTSVIDResponse:
         started = time.perf_counter()
 
-        async def sign(attested: AttestedPod, entitlement: Entitlement) -> signer_pb2.MintJWTSVIDResponse:
+        async def sign(
+            request: signer_pb2.MintJWTSVIDRequest, attested: AttestedPod, entitlement: Entitlement
+        ) -> signer_pb2.MintJWTSVIDResponse:
             await self._minting.promise_jwt(entitlement)
             issued = self._minting.jwt(entitlement, request.spiffe_id, request.audiences)
             answer = signer_pb2.MintJWTSVIDResponse(token=issued.svid.token, reusable=issued.reusable)
@@ -158,67 +181,98 @@ class SignerService:
             self._audit.allowed("jwt", attested, entitlement, facts, time.perf_counter() - started)
             return answer
 
-        return await self._mint("jwt", request.pod, request.pod_token, context, started, sign)
+        return await self._mint("jwt", signer_pb2.MintJWTSVIDRequest, messages, context, started, sign)
 
     async def _mint(
         self,
         kind: str,
-        pod: signer_pb2.Pod,
-        pod_token: str,
+        form: type[_Request],
+        messages: Messages,
         context: Context,
         started: float,
-        sign: Callable[[AttestedPod, Entitlement], Awaitable[_Answer]],
+        sign: Callable[[_Request, AttestedPod, Entitlement], Awaitable[_Answer]],
     ) -> _Answer:
-        claim = PodClaim(pod.namespace, pod.name, pod.uid)
+        claim: PodClaim | None = None
         agent: Agent | None = None
         try:
             async with asyncio.timeout(MINT_DEADLINE):
-                agent = await self._attestor.agent(_bearer(context))
+                agent = await self._proven(context)
                 facts = {"k8s.node.name": agent.node_name, "podsvid.svid": kind}
                 # Only who has proved to be an agent gets into traces.
                 with self._tracing.span("attest, decide, sign", facts, context.invocation_metadata() or ()) as span:
                     async with self._limits.slot(agent.node_uid):
-                        with self._tracing.span("attest the pod"):
-                            attested = await self._attestor.pod(agent, _bounded(pod_token), claim)
-                        with self._tracing.span("decide"):
-                            entitlement = self._policies.entitlement(attested.pod)
-                            attested.check(entitlement.spiffe_id)
-                        span.note(
-                            {"podsvid.spiffe_id": str(entitlement.spiffe_id), "podsvid.policy": entitlement.decided_by}
-                        )
-                        with self._tracing.span("sign"):
-                            answer = await sign(attested, entitlement)
-                        self._attestor.issued(attested, entitlement.spiffe_id)
+                        with self._slot(self._mints, "mints"):
+                            request = await only(form, messages)
+                            claim = PodClaim(request.pod.namespace, request.pod.name, request.pod.uid)
+                            with self._tracing.span("attest the pod"):
+                                attested = await self._attestor.pod(agent, bounded(request.pod_token), claim)
+                            with self._tracing.span("decide"):
+                                entitlement = self._policies.entitlement(attested.pod)
+                                attested.check(entitlement.spiffe_id)
+                            span.note(
+                                {
+                                    "podsvid.spiffe_id": str(entitlement.spiffe_id),
+                                    "podsvid.policy": entitlement.decided_by,
+                                }
+                            )
+                            with self._tracing.span("sign"):
+                                answer = await sign(request, attested, entitlement)
+                            self._attestor.issued(attested, entitlement.spiffe_id)
         except Exception as error:
-            refusal = _refusal(error)
+            refusal = refused_by(error)
             seconds = time.perf_counter() - started
             self._audit.refused(kind, agent, claim, refusal.reason, str(refusal), seconds)
             self._metrics.minted(kind, refusal.reason.value, seconds)
-            if refusal.reason in _TELL_POD:
+            if agent is not None and claim is None and refusal.reason is Reason.INVALID_REQUEST:
+                self._metrics.turned_away("message")
+            if refusal.reason in _TELL_POD and claim is not None:
                 self._events.refused(claim, refusal.reason.value, str(refusal))
-            await _abort(context, refusal)
+            await abort(context, refusal)
             raise  # never reached: abort raises
         for surprise in entitlement.surprises:
             self._events.surprise(claim, "PolicySurprise", surprise)
         self._metrics.minted(kind, "degraded" if attested.degraded else "ok", time.perf_counter() - started)
         return answer
 
-    async def watch_trust(
-        self, requests: AsyncIterator[signer_pb2.WatchTrustRequest], context: Context
-    ) -> AsyncIterator[signer_pb2.WatchTrustResponse]:
-        agent: Agent | None = None
+    async def _proven(self, context: Context) -> Agent:
+        """The agent that a call's headers prove. Raises Refused."""
+        peer = context.peer()
         try:
-            agent = await self._attestor.agent(_bearer(context))
+            agent = await self._attestor.agent(bearer(context), self._gate.address(peer))
+        except Refused as refusal:
+            if refusal.reason in _NO_AGENT:
+                self._gate.strike(peer)
+            raise
+        if not self._gate.proven(peer, agent.node_uid):
+            raise Refused(Reason.BUSY, "this replica has as many agents as it has memory for", retry_after=FULL_RETRY)
+        return agent
+
+    @contextmanager
+    def _slot(self, slots: Slots, what: str) -> Iterator[None]:
+        """One of the replica's. Raises Refused (BUSY)."""
+        with slots.one() as free:
+            if not free:
+                self._metrics.turned_away(what)
+                raise Refused(Reason.BUSY, f"this replica has its fill of {what}", retry_after=FULL_RETRY)
+            yield
+
+    async def watch_trust(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.WatchTrustResponse]:
+        agent: Agent | None = None
+        place = ExitStack()
+        try:
+            agent = await self._proven(context)
+            place.enter_context(self._slot(self._streams, "streams"))
             handle = self._agents.connect(agent)
         except Exception as error:
-            refusal = _refusal(error)
+            refusal = refused_by(error)
             self._audit.refused("trust", agent, None, refusal.reason, str(refusal), 0.0)
-            await _abort(context, refusal)
+            place.close()
+            await abort(context, refusal)
             raise
         now = self._clock.now()
         # Spread: after a restart all streams began at the same time, and must not end so.
         life = min(STREAM_LIFE * self._rng.uniform(0.5, 1.0), agent.token_expires_at - TOKEN_MARGIN - now)
-        reading = asyncio.ensure_future(self._read(agent, requests))
+        reading = asyncio.ensure_future(self._read(agent, messages))
         waiting = asyncio.ensure_future(self._trust.wait_beyond(0))
         try:
             async with asyncio.timeout(max(life.total_seconds(), 1.0)):
@@ -231,9 +285,10 @@ class SignerService:
                     assert found is not None
                     yield found.message()
                     waiting = asyncio.ensure_future(self._trust.wait_beyond(version))
+            await ended(reading, context)
         except TimeoutError:
             refusal = Refused(Reason.RECONNECT, "the stream's time is over; open it again")
-            await _abort(context, refusal)
+            await abort(context, refusal)
         finally:
             # Trust changes once in weeks: what waits for it would stay for each stream that ended until then.
             for each in (reading, waiting):
@@ -241,52 +296,15 @@ class SignerService:
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(reading, waiting, return_exceptions=True)
             self._agents.disconnect(handle)
+            place.close()
 
-    async def _read(self, agent: Agent, requests: AsyncIterator[signer_pb2.WatchTrustRequest]) -> None:
-        async for request in requests:
+    async def _read(self, agent: Agent, messages: Messages) -> None:
+        """Take what an agent says, as fast as a node may speak; what comes faster stays where it is. Raises Refused."""
+        async for message in messages:
+            if len(message) > MAX_REPORT:
+                self._metrics.turned_away("report")
+                raise Refused(Reason.INVALID_REQUEST, f"a message of WatchTrust is longer than {MAX_REPORT} bytes")
+            await self._limits.heard(agent.node_uid)
+            request = parsed(signer_pb2.WatchTrustRequest, message)
             in_use = {each.authority_id: each.svids for each in request.in_use}
             self._agents.acknowledged(agent.node_name, request.acknowledged_sequence, in_use, request.digest)
-
-
-def _bearer(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization" and isinstance(value, str):
-            scheme, _, token = value.strip().partition(" ")
-            if scheme.lower() == "bearer" and token:
-                return _bounded(token.strip())
-    raise Refused(
-        Reason.AGENT_TOKEN_MISSING,
-        "the call has no agent token; set agent_token_file to a projected service account token of this audience",
-    )
-
-
-def _bounded(token: str) -> str:
-    if len(token) > MAX_TOKEN:
-        raise Refused(Reason.INVALID_REQUEST, f"a token is longer than {MAX_TOKEN} characters")
-    return token
-
-
-def _refusal(error: Exception) -> Refused:
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, ApiUnavailable):
-        return Refused(Reason.API_SERVER_UNAVAILABLE, str(error), retry_after=timedelta(seconds=2))
-    if isinstance(error, TimeoutError):
-        return Refused(
-            Reason.API_SERVER_UNAVAILABLE, f"not attested within {MINT_DEADLINE:g} s", retry_after=timedelta(seconds=2)
-        )
-    # The traceback's frames hold tokens only as values, which are not printed.
-    _log.error("bug: a call failed unexpectedly", exc_info=error)
-    return Refused(Reason.INTERNAL, "the signer failed; its log says more")
-
-
-def _abort(context: Context, refusal: Refused) -> Awaitable[None]:
-    details = any_pb2.Any()
-    details.Pack(error_details_pb2.ErrorInfo(reason=refusal.reason.value, domain=ERROR_DOMAIN))
-    code: Any = STATUS_CODES[refusal.reason]
-    status = status_pb2.Status(code=code.value[0], message=str(refusal), details=[details])
-    if refusal.retry_after is not None:
-        seconds = refusal.retry_after.total_seconds()
-        delay = duration_pb2.Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return context.abort_with_status(rpc_status.to_status(status))

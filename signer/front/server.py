@@ -1,36 +1,72 @@
-"""The server that agents connect to: one after another, each with a newer certificate on the same address."""
+"""The server that agents connect to: one after another, each with a newer certificate, behind the same door."""
 
 import asyncio
 import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
 
 import grpc.aio
 
 from runtime.clock import Clock
 from signer.authority.state import AuthorityState
-from signer.front.agents import MAX_MESSAGE, STREAM_LIFE
+from signer.front import budget
+from signer.front.admission import Admission
+from signer.front.agents import STREAM_LIFE
+from signer.front.door import Door
 from signer.front.tls import ServerIdentity
+from signer.metrics import Metrics
 from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.signer")
-# A dead agent's connection is noticed; an idle one is kept.
+MAX_ANSWER = 8 * budget.MIB
+# A dead agent's connection is noticed; an idle one is kept for a while.
 _OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", 8 * MAX_MESSAGE),
+    ("grpc.max_receive_message_length", budget.MAX_MINT),
+    ("grpc.max_send_message_length", MAX_ANSWER),
+    ("grpc.max_metadata_size", budget.MAX_HEADERS),
+    ("grpc.absolute_max_metadata_size", budget.MOST_HEADERS),
+    ("grpc.max_concurrent_streams", budget.STREAMS),
+    # What grpc takes of a call that nobody reads, and that it never takes more by itself.
+    ("grpc.http2.lookahead_bytes", budget.WINDOW),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.settings_timeout", int(budget.SETTINGS_SECONDS * 1000)),
+    ("grpc.server_handshake_timeout_ms", int(budget.GREETING_SECONDS * 1000)),
+    ("grpc.server.max_pending_requests", budget.PENDING // 2),
+    ("grpc.server.max_pending_requests_hard_limit", budget.PENDING),
+    # An open call keeps whole what its metadata was read with.
+    ("grpc.experimental.tcp_max_read_chunk_size", 16 * budget.KIB),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 600_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.max_metadata_size", 32 * 1024),
-    # The server of a new certificate takes over the port before the old one gives it up.
-    ("grpc.so_reuseport", 1),
+    ("grpc.so_reuseport", 0),
 )
 
 
-class AgentServer:
-    """Serves `handlers` at `address` (HOST:PORT) once `renew` has given it a certificate."""
+def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int) -> Door:
+    """A door with its books, which `metrics` shows. The numbers are the settings of these names."""
+    admission = Admission(address_rate, metrics.turned_away, time.monotonic)
+    metrics.watch_connections(lambda: float(admission.agents), lambda: float(admission.strangers))
+    return Door(admission, *budget.bytes_of_node(node_rate, node_burst))
 
-    def __init__(self, handlers: grpc.GenericRpcHandler, address: str, clock: Clock) -> None:
+
+class AgentServer:
+    """Serves `handlers` through `door` at `address` (host, port) once `renew` has given it a certificate.
+
+    grpc's own sockets are in a new folder below `folder`, which nobody else can open.
+    """
+
+    def __init__(
+        self, handlers: grpc.GenericRpcHandler, door: Door, address: tuple[str, int], folder: Path, clock: Clock
+    ) -> None:
         self._handlers = handlers
+        self._door = door
         self._address = address
+        self._folder = folder
+        self._private: Path | None = None
+        self._made = 0
         self._identity = ServerIdentity(clock)
         self._server: grpc.aio.Server | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -52,20 +88,35 @@ class AgentServer:
 
     async def close(self, grace: float) -> None:
         """Stop listening; calls in flight get `grace` seconds."""
+        self._door.close()
         if self._server is not None:
             await self._server.stop(grace)
         for each in self._retiring:
             each.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._door.end()
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
 
     async def _replace(self, credentials: grpc.ServerCredentials) -> None:
         """New connections meet a server with these; the streams of the one before end in their own time."""
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers((self._handlers,))
-        if server.add_secure_port(self._address, credentials) == 0:
-            raise OSError(f"{self._address} cannot be bound; choose another --listen")
+        first = self._private is None
+        if self._private is None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._private = Path(tempfile.mkdtemp(prefix="door-", dir=self._folder))
+        self._made += 1
+        inside = self._private / str(self._made)
+        try:
+            server.add_secure_port(f"unix:{inside}", credentials)
+        except RuntimeError as error:
+            raise OSError(None, f"cannot listen below {self._folder}: {error}") from None
         await server.start()
+        self._door.target = inside
         before, self._server = self._server, server
+        if first:
+            await self._door.open(*self._address)
         if before is not None:
             retiring = asyncio.create_task(before.stop(STREAM_LIFE.total_seconds()), name="old server")
             self._retiring.add(retiring)

@@ -12,6 +12,7 @@ import jwt
 import looptime
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from runtime.feed import Feed
@@ -24,8 +25,9 @@ from signer.authority.state import AuthorityState
 from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
 from signer.errors import Reason
-from signer.front.agents import Context, SignerService
+from signer.front.agents import SignerService
 from signer.front.audit import Audit
+from signer.front.calls import Context
 from signer.front.limits import NodeLimits
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
@@ -70,6 +72,9 @@ class Call:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
 
+    def peer(self) -> str:
+        return "unix-abstract:00001"
+
     async def abort_with_status(self, status: Any) -> None:
         raise Aborted(status)
 
@@ -77,6 +82,25 @@ class Call:
 def call(token: str | None, scheme: str = "Bearer") -> Context:
     metadata = [] if token is None else [("authorization", f"{scheme} {token}")]
     return cast(Context, Call(("user-agent", "test"), *metadata))
+
+
+class FakeGate:
+    """Implements Gate, and writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.nodes: list[str] = []
+        self.strikes = 0
+        self.room = True
+
+    def proven(self, peer: str, node: str) -> bool:
+        self.nodes.append(node)
+        return self.room
+
+    def strike(self, peer: str) -> None:
+        self.strikes += 1
+
+    def address(self, peer: str) -> str:
+        return "10.0.0.1"
 
 
 class Spans:
@@ -136,11 +160,13 @@ class Door:
         self.spans = Spans()
         self.metrics = Metrics()
         self.limits = NodeLimits(rate, burst, concurrent, clock)
+        self.gate = FakeGate()
         self.service = SignerService(
             self.attestor,
             self.policies,
             Minting(lambda: self.state, replace(SETTINGS, jwt_id=jwt_id), clock),
             self.limits,
+            self.gate,
             self.agents,
             self.trust,
             self.events,
@@ -157,7 +183,7 @@ class Door:
     ) -> signer_pb2.MintX509SVIDResponse:
         fields.setdefault("csr", REQUEST)
         request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=pod_token, **fields)
-        return await self.service.mint_x509(request, call(agent or self.site.agent()))
+        return await self.service.mint_x509(said(request), call(agent or self.site.agent()))
 
     async def jwt(
         self, claim: PodClaim, pod_token: str, spiffe_id: str, *audiences: str, agent: str | None = None
@@ -165,7 +191,7 @@ class Door:
         request = signer_pb2.MintJWTSVIDRequest(
             pod=pod(claim), pod_token=pod_token, spiffe_id=spiffe_id, audiences=audiences
         )
-        return await self.service.mint_jwt(request, call(agent or self.site.agent()))
+        return await self.service.mint_jwt(said(request), call(agent or self.site.agent()))
 
     def signed(self, token: str) -> str:
         """The same claims by the cluster's key, which is published."""
@@ -226,6 +252,12 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [vars(each) for each in caplog.records if each.name == "podsvid.audit"]
 
 
-async def nothing() -> AsyncIterator[signer_pb2.WatchTrustRequest]:
+async def nothing() -> AsyncIterator[bytes]:
     await asyncio.Event().wait()
-    yield signer_pb2.WatchTrustRequest()
+    yield b""
+
+
+async def said(*messages: Message) -> AsyncIterator[bytes]:
+    """What comes on a call, and its end."""
+    for each in messages:
+        yield each.SerializeToString()

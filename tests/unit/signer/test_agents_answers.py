@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from signer.attestation.tokens import REVIEWS
 from signer.authority.trust import Broadcast
 from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
-from signer.front.agents import MAX_TOKEN, MINT_DEADLINE
+from signer.front.budget import MAX_TOKEN
+from signer.front.calls import MINT_DEADLINE
 from signer.front.statuses import STATUS_CODES
 from signer.model import LivePod, PodClaim
 from signer.pb import signer_pb2
@@ -22,7 +23,7 @@ from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import START
-from tests.unit.signer.door import EVENTS, Aborted, Door, at_the_door, call, lines, nothing, pod, refused
+from tests.unit.signer.door import EVENTS, Aborted, Door, at_the_door, call, lines, nothing, pod, refused, said
 from tests.unit.signer.test_minting import csr
 
 WEB = "spiffe://example.org/ns/default/sa/web"
@@ -133,7 +134,7 @@ def test_each_reason_has_its_code() -> None:
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_refusal_ends_the_call_with_its_code_reason_and_text(reason: Reason) -> None:
     async def test(door: Door) -> None:
-        async def denied(token: str) -> Any:
+        async def denied(token: str, address: str = "") -> Any:
             raise Refused(reason, "because", retry_after=timedelta(seconds=1.5))
 
         door.attestor.agent = denied  # type: ignore[method-assign]
@@ -246,7 +247,7 @@ def test_a_mint_that_takes_too_long_ends_and_may_be_tried_again(caplog: pytest.L
 
 def test_an_api_server_that_fails_on_the_way_is_no_bug_of_the_signer(caplog: pytest.LogCaptureFixture) -> None:
     async def test(door: Door) -> None:
-        async def away(token: str) -> Any:
+        async def away(token: str, address: str = "") -> Any:
             raise ApiUnavailable("the API server is down")
 
         door.attestor.agent = away  # type: ignore[method-assign]
@@ -372,10 +373,10 @@ def test_an_agent_that_ends_its_stream_ends_it() -> None:
     async def test(door: Door) -> None:
         over = asyncio.Event()
 
-        async def requests() -> AsyncIterator[signer_pb2.WatchTrustRequest]:
+        async def requests() -> AsyncIterator[bytes]:
             await over.wait()
             for _ in ():
-                yield signer_pb2.WatchTrustRequest()
+                yield b""
 
         before = asyncio.all_tasks()
         stream = door.service.watch_trust(requests(), call(door.site.agent()))
@@ -454,7 +455,7 @@ def test_every_part_of_the_claim_is_compared(field: str) -> None:
         request = signer_pb2.MintX509SVIDRequest(pod_token=door.site.token(claim))
         assert request.pod == pod(PodClaim("", "", ""))
         with refused(Reason.POD_TOKEN_REPLAYED):
-            await door.service.mint_x509(request, call(door.site.agent()))
+            await door.service.mint_x509(said(request), call(door.site.agent()))
 
     at_the_door(test)
 

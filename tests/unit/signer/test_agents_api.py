@@ -13,11 +13,12 @@ from signer.attestation.tokens import REVIEWS
 from signer.authority.acknowledgements import MAX_STREAMS, Wanted
 from signer.authority.trust import Broadcast
 from signer.errors import Reason
-from signer.front.agents import MAX_TOKEN, STREAM_LIFE, TOKEN_MARGIN
+from signer.front.agents import STREAM_LIFE, TOKEN_MARGIN
+from signer.front.budget import MAX_TOKEN
 from signer.model import PodClaim
 from signer.pb import signer_pb2
 from svid.certificates import certificates_from_der
-from tests.unit.signer.door import EVENTS, REQUEST, Aborted, Door, at_the_door, call, lines, nothing, pod, refused
+from tests.unit.signer.door import EVENTS, REQUEST, Aborted, Door, at_the_door, call, lines, nothing, pod, refused, said
 
 
 def test_what_is_allowed_leaves_a_line_that_says_all_of_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +101,7 @@ def test_a_caller_without_a_good_token_is_refused_before_anything_else_is_looked
         for reason, calls in bad.items():
             for each in calls:
                 with refused(reason):
-                    await door.service.mint_x509(request, each)
+                    await door.service.mint_x509(said(request), each)
                 with refused(reason):
                     await anext(aiter(door.service.watch_trust(nothing(), each)))
         assert door.agents.connected == 0
@@ -322,11 +323,11 @@ def test_streams_that_began_together_do_not_end_together() -> None:
 
 def test_an_agent_is_told_each_trust_once_and_its_word_is_heard() -> None:
     async def test(door: Door) -> None:
-        said: asyncio.Queue[signer_pb2.WatchTrustRequest] = asyncio.Queue()
+        saying: asyncio.Queue[signer_pb2.WatchTrustRequest] = asyncio.Queue()
 
-        async def requests() -> AsyncIterator[signer_pb2.WatchTrustRequest]:
+        async def requests() -> AsyncIterator[bytes]:
             while True:
-                yield await said.get()
+                yield (await saying.get()).SerializeToString()
 
         stream = door.service.watch_trust(requests(), call(door.site.agent()))
         sequence = (await anext(stream)).sequence
@@ -334,13 +335,13 @@ def test_an_agent_is_told_each_trust_once_and_its_word_is_heard() -> None:
         ours = door.state.active_x509_id
         use = [signer_pb2.AuthorityUse(authority_id=name, svids=3) for name in (ours, "a1")]
         digest = door.state.bundle.digest()
-        said.put_nowait(signer_pb2.WatchTrustRequest(acknowledged_sequence=sequence, in_use=use, digest=digest))
+        saying.put_nowait(signer_pb2.WatchTrustRequest(acknowledged_sequence=sequence, in_use=use, digest=digest))
         following = asyncio.ensure_future(anext(stream))
         for _ in range(10):
             await asyncio.sleep(0)
         assert not following.done()
         assert door.agents.summary(Wanted.of(door.state), frozenset({"node-a"})) == (frozenset(), {ours: 3})
-        said.put_nowait(signer_pb2.WatchTrustRequest(acknowledged_sequence=sequence, digest=bytes(32)))
+        saying.put_nowait(signer_pb2.WatchTrustRequest(acknowledged_sequence=sequence, digest=bytes(32)))
         for _ in range(10):
             await asyncio.sleep(0)
         assert door.agents.summary(Wanted.of(door.state), frozenset({"node-a"})) == (frozenset({"node-a"}), {})

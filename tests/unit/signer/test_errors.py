@@ -17,6 +17,8 @@ SHORT = {
     "G": "tests/unit/signer/test_agreement.py",
     "E": "tests/unit/signer/test_cluster_services.py",
     "K": "tests/cluster/test_alone.py",
+    "D": "tests/node/test_door.py",
+    "M": "tests/unit/signer/test_admission.py",
     "L": "tests/unit/runtime/test_log.py",
     "F": "tests/unit/agent/test_proven_signer.py",
     "T": "tests/unit/agent/test_trust_stream.py",

@@ -1,0 +1,72 @@
+"""What everybody together can make one replica hold: the constants of the front, and their sum.
+
+The chart gives a replica 1 GiB. Half of it is for what it knows (pods, policies, connections that are used as meant);
+what others can make it hold beside that stays below the other half. A test adds it up.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+# The chart's limit of a replica, and the share of it that peers may take.
+REPLICA_MEMORY: Final = 1024 * MIB
+FOR_PEERS: Final = REPLICA_MEMORY // 2
+# What grpc and Python make of one byte: a call's header can have one byte on the wire, and is a pair of objects in each
+# of three lists. Measured, bench/results/strangers.md.
+SWOLLEN: Final = 160
+
+# Connections on which nobody has proven to be an agent yet, in all; what one of them may send until somebody has; and
+# seconds until it is closed. An agent's first call has about 5 KiB with TLS and comes within milliseconds.
+STRANGERS: Final = 96
+GREETING: Final = 8 * KIB
+GREETING_SECONDS: Final = 10.0
+# Connections of proven agents, in all and of one node. At a new root each agent has two for a while.
+AGENT_CONNECTIONS: Final = 6_144
+NODE_CONNECTIONS: Final = 8
+# Bytes that both sockets of a connection keep in the kernel, each way.
+SOCKET_BUFFER: Final = 32 * KIB
+
+# Calls of one connection at once, and bytes of a message that grpc takes from one before somebody reads it. (A message
+# that is larger is asked for once its call is attested.) Agents keep below that number by themselves.
+STREAMS: Final = 16
+WINDOW: Final = 2 * KIB
+# Seconds that a client has to acknowledge these two; until then grpc holds it to the protocol's own limits, so what
+# proven ones may send until then beyond their greeting is limited, for all together.
+SETTINGS_SECONDS: Final = 3.0
+YOUNG_BYTES: Final = 128 * KIB
+
+# A token is some 1.3 KiB. Bytes of a call's headers: refused above the first by chance, above the second always; each
+# of them counts 32 more there. And how many there may be.
+MAX_TOKEN: Final = 4 * KIB
+MAX_HEADERS, MOST_HEADERS = 6 * KIB, 8 * KIB
+HEADERS: Final = 32
+# Two tokens' worth and DNS names; what an agent says of its SVIDs.
+MAX_MINT: Final = 64 * KIB
+MAX_REPORT: Final = 16 * KIB
+# Mints of all nodes at once, trust streams, and calls that wait in grpc for this process to take them up.
+MINTS: Final = 512
+TRUST_STREAMS: Final = AGENT_CONNECTIONS
+PENDING: Final = 512
+
+
+def held_at_most() -> Mapping[str, int]:
+    """Bytes that peers can make a replica hold, by what they are."""
+    # Headers are there as bytes and as objects.
+    attested = 2 * MOST_HEADERS
+    return MappingProxyType(
+        {
+            "unread messages: connections x streams x window": (STRANGERS + AGENT_CONNECTIONS) * STREAMS * WINDOW,
+            "what strangers send before they are known": STRANGERS * GREETING * SWOLLEN,
+            "what agents send before they acknowledge limits": YOUNG_BYTES * SWOLLEN,
+            "headers of calls that wait": PENDING * MOST_HEADERS // 33 * SWOLLEN,
+            "mints under way": MINTS * (MAX_MINT + attested),
+            "trust streams": TRUST_STREAMS * attested,
+        }
+    )
+
+
+def bytes_of_node(mints: int, burst: int) -> tuple[int, int]:
+    """What one agent's connection may bring in, a second and at once, where a node may ask for so many mints."""
+    return mints * 8 * KIB, min(max(burst * 4 * KIB, 64 * KIB), MIB)

@@ -1,0 +1,100 @@
+"""What every call to the signer's API has: a token in its headers, one message, and how it ends when it is refused."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from datetime import timedelta
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
+from signer.front.budget import HEADERS, MAX_TOKEN
+from signer.front.statuses import STATUS_CODES
+
+_log = logging.getLogger("podsvid.api")
+# Seconds. The second: until the message of a call has come, once its agent is proven.
+MINT_DEADLINE = 30.0
+MESSAGE_SECONDS = 5.0
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Messages: TypeAlias = AsyncIterator[bytes]
+_Message = TypeVar("_Message", bound=Message)
+
+
+async def only(form: type[_Message], messages: Messages) -> _Message:
+    """The message of a call. Raises Refused."""
+    try:
+        async with asyncio.timeout(MESSAGE_SECONDS):
+            message = await anext(aiter(messages))
+    except StopAsyncIteration:
+        raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
+    except TimeoutError:
+        raise Refused(Reason.INVALID_REQUEST, f"no message of the call within {MESSAGE_SECONDS:g} s") from None
+    return parsed(form, message)
+
+
+def parsed(form: type[_Message], message: bytes) -> _Message:
+    try:
+        return form.FromString(message)
+    except DecodeError:
+        raise Refused(Reason.INVALID_REQUEST, "the message cannot be read") from None
+
+
+async def ended(reading: "asyncio.Task[None]", context: Context) -> None:
+    """Say why an agent is not listened to any more, if it is for what it said."""
+    if reading.done() and not reading.cancelled():
+        error = reading.exception()
+        if isinstance(error, Refused):
+            await abort(context, error)
+
+
+def bearer(context: Context) -> str:
+    headers = context.invocation_metadata() or ()
+    if len(headers) > HEADERS:
+        raise Refused(Reason.INVALID_REQUEST, f"the call has more than {HEADERS} headers")
+    for key, value in headers:
+        if key == "authorization" and isinstance(value, str):
+            scheme, _, token = value.strip().partition(" ")
+            if scheme.lower() == "bearer" and token:
+                return bounded(token.strip())
+    raise Refused(
+        Reason.AGENT_TOKEN_MISSING,
+        "the call has no agent token; set agent_token_file to a projected service account token of this audience",
+    )
+
+
+def bounded(token: str) -> str:
+    if len(token) > MAX_TOKEN:
+        raise Refused(Reason.INVALID_REQUEST, f"a token is longer than {MAX_TOKEN} characters")
+    return token
+
+
+def refused_by(error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ApiUnavailable):
+        return Refused(Reason.API_SERVER_UNAVAILABLE, str(error), retry_after=timedelta(seconds=2))
+    if isinstance(error, TimeoutError):
+        return Refused(
+            Reason.API_SERVER_UNAVAILABLE, f"not attested within {MINT_DEADLINE:g} s", retry_after=timedelta(seconds=2)
+        )
+    # The traceback's frames hold tokens only as values, which are not printed.
+    _log.error("bug: a call failed unexpectedly", exc_info=error)
+    return Refused(Reason.INTERNAL, "the signer failed; its log says more")
+
+
+def abort(context: Context, refusal: Refused) -> Awaitable[None]:
+    details = any_pb2.Any()
+    details.Pack(error_details_pb2.ErrorInfo(reason=refusal.reason.value, domain=ERROR_DOMAIN))
+    code: Any = STATUS_CODES[refusal.reason]
+    status = status_pb2.Status(code=code.value[0], message=str(refusal), details=[details])
+    if refusal.retry_after is not None:
+        seconds = refusal.retry_after.total_seconds()
+        delay = duration_pb2.Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return context.abort_with_status(rpc_status.to_status(status))

@@ -1,0 +1,330 @@
+"""The port itself: takes connections, counts and limits what comes in on them, and hands the bytes to grpc.
+
+grpc takes every connection that comes, and holds a client to limits only once it has acknowledged them. So its servers
+listen on Unix sockets, and each connection is passed through here: whom `Admission` refuses is closed before TLS, and
+what is sent is limited before grpc sees it. What passes is TLS; it ends in grpc.
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from runtime.listening import bound
+from signer.front.admission import Admission, Entry
+from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_BYTES
+from signer.front.memory import trimmer
+
+_log = logging.getLogger("podsvid.door")
+BACKLOG = 1024
+# Taken at one go, so that the calls of those who are in have their turn.
+ACCEPTS = 32
+CHUNK = 16 * 1024
+# Seconds.
+SWEEP = 0.5
+PAUSE = 0.1
+# Memory is looked after each so many sweeps, if so many connections came meanwhile.
+SWEEPS, MANY = 6, 50
+_LINGER = struct.pack("ii", 1, 0)
+# How grpc calls a client on a Unix socket whose own name is an abstract one.
+_PEER = "unix-abstract:"
+
+
+class Door:
+    """Listens and passes on to `target`, the newest of grpc's Unix sockets.
+
+    `rate` and `burst`: bytes that one agent's connection brings in a second, and at once. Belongs to one event loop.
+    """
+
+    def __init__(self, admission: Admission, rate: int, burst: int) -> None:
+        self._admission = admission
+        self._rate = rate
+        self._burst = burst
+        self._passages: dict[str, Passage] = {}
+        self._listening: list[socket.socket] = []
+        self._sweeping: asyncio.Task[None] | None = None
+        self._young_left = YOUNG_BYTES
+        self._came = 0
+        self.target: Path | None = None
+
+    async def open(self, host: str, port: int) -> None:
+        """Listen. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listening += bound((host, port), (SOCKET_BUFFER, SOCKET_BUFFER))
+        for each in self._listening:
+            each.listen(BACKLOG)
+            loop.add_reader(each, self._accept, each)
+        self._sweeping = loop.create_task(self._sweep(), name="door")
+
+    def close(self) -> None:
+        """Take no more; those that are in stay until they end, or grpc ends them."""
+        loop = asyncio.get_running_loop()
+        for each in self._listening:
+            loop.remove_reader(each)
+            each.close()
+        self._listening.clear()
+
+    async def end(self) -> None:
+        """Close everything that is left."""
+        self.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeping
+        for passage in list(self._passages.values()):
+            passage.close()
+
+    def proven(self, peer: str, node: str) -> bool:
+        """The agent of `node` has proven itself on the connection that grpc calls `peer`; False: there is no room."""
+        passage = self._passages.get(peer)
+        if passage is None or passage.entry.node:
+            return True
+        if not self._admission.proven(passage.entry, node):
+            return False
+        passage.trust(self._rate, self._burst)
+        return True
+
+    def strike(self, peer: str) -> None:
+        """A call on that connection had no good token."""
+        passage = self._passages.get(peer)
+        if passage is not None:
+            self._admission.strike(passage.entry)
+
+    def address(self, peer: str) -> str:
+        """Where that connection comes from, as it is counted; empty when it is gone."""
+        passage = self._passages.get(peer)
+        return passage.entry.address if passage is not None else ""
+
+    def borrow(self, wanted: int) -> int:
+        """Some of what connections may send before their client must have acknowledged grpc's limits."""
+        given = min(wanted, self._young_left)
+        self._young_left -= given
+        return given
+
+    def give_back(self, borrowed: int) -> None:
+        """What was borrowed."""
+        self._young_left += borrowed
+
+    def left(self, passage: "Passage") -> None:
+        """It is closed."""
+        self._passages.pop(passage.peer, None)
+        self._admission.left(passage.entry)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            if self._admission.full:
+                self._rest(listening)
+                return
+            try:
+                outside, address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # No descriptors are left, mostly; the queue waits, and those that are silent go meanwhile.
+                _log.error("a connection cannot be taken", extra={"error": str(error)})
+                self._rest(listening)
+                return
+            self._take(outside, str(address[0]))
+
+    def _rest(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+        loop.call_later(PAUSE, self._again, listening)
+
+    def _again(self, listening: socket.socket) -> None:
+        if listening in self._listening:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _take(self, outside: socket.socket, host: str) -> None:
+        self._came += 1
+        passage = Passage(self, outside)
+        entry = self._admission.enter(passage, host)
+        if entry is None:
+            _reset(outside)
+            return
+        passage.entry = entry
+        try:
+            if self.target is None:
+                raise OSError("there is no certificate yet")
+            passage.open(self.target)
+        except OSError as error:
+            _log.error("a connection cannot be passed on", extra={"error": str(error)})
+            passage.close()
+            return
+        self._passages[passage.peer] = passage
+
+    async def _sweep(self) -> None:
+        trim, since = trimmer(), 0
+        while True:
+            for _ in range(SWEEPS):
+                await asyncio.sleep(SWEEP)
+                self._admission.overdue(GREETING_SECONDS)
+            # Where many came and went the allocator is left with holes.
+            if self._came - since > MANY:
+                await asyncio.to_thread(trim)
+            since = self._came
+
+
+class Passage:
+    """One connection: what comes from outside goes in, what comes from inside goes out."""
+
+    entry: Entry
+
+    def __init__(self, door: Door, outside: socket.socket) -> None:
+        self._door = door
+        self._sockets = [outside]
+        self._inwards: _Way | None = None
+        self._loop = asyncio.get_running_loop()
+        self._since = self._counted_at = self._loop.time()
+        self._rate = 0
+        self._burst = self._credit = 0.0
+        self._borrowed = 0
+        self._timers: list[asyncio.TimerHandle] = []
+        self._closed = False
+        self.peer = ""
+
+    def open(self, target: Path) -> None:
+        """Connect inwards. Raises OSError."""
+        inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._sockets.append(inside)
+        outside = self._sockets[0]
+        outside.setblocking(False)
+        outside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        inside.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        inside.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+        # The kernel gives it a name, by which grpc's calls tell whose they are.
+        inside.bind("")
+        self.peer = _PEER + inside.getsockname()[1:].decode("ascii")
+        inside.connect(str(target))
+        self._inwards = _Way(self, outside, inside, GREETING)
+        self._inwards.begin()
+        _Way(self, inside, outside, None).begin()
+
+    def trust(self, rate: int, burst: int) -> None:
+        """From now on `rate` bytes a second may come in, `burst` at once."""
+        self._rate, self._burst, self._credit = rate, float(burst), float(burst)
+        self._counted_at = self._loop.time()
+        self._again()
+
+    def close(self) -> None:
+        """End it. May be repeated."""
+        if self._closed:
+            return
+        self._closed = True
+        for each in self._sockets:
+            self._loop.remove_reader(each)
+            self._loop.remove_writer(each)
+            each.close()
+        for timer in self._timers:
+            timer.cancel()
+        self._give_back()
+        self._door.left(self)
+
+    def more(self) -> int:
+        """Bytes that may come in beyond those that came; 0: not now, and `_Way.again` is called in time."""
+        if self._closed or not self._rate:
+            return 0
+        now = self._loop.time()
+        self._credit = min(self._burst, self._credit + (now - self._counted_at) * self._rate)
+        self._counted_at = now
+        found = min(int(self._credit), CHUNK)
+        grown = self._since + SETTINGS_SECONDS
+        if now < grown and found:
+            if not self._borrowed:
+                self._timers.append(self._loop.call_at(grown, self._give_back))
+            found = self._door.borrow(found)
+            self._borrowed += found
+        self._credit -= found
+        if not found:
+            self._timers[:] = [each for each in self._timers if each.when() > now]
+            self._timers.append(self._loop.call_at(now + PAUSE, self._again))
+        return found
+
+    def _again(self) -> None:
+        if self._inwards is not None:
+            self._inwards.again()
+
+    def _give_back(self) -> None:
+        borrowed, self._borrowed = self._borrowed, 0
+        self._door.give_back(borrowed)
+
+
+class _Way:
+    """One direction of a passage. `allowance`: bytes that may pass until `Passage.more` is asked; None: all."""
+
+    def __init__(self, passage: Passage, source: socket.socket, sink: socket.socket, allowance: int | None) -> None:
+        self._passage = passage
+        self._source = source
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._allowance = allowance
+        self._waiting = b""
+        self._paused = False
+
+    def begin(self) -> None:
+        self._loop.add_reader(self._source, self._readable)
+
+    def again(self) -> None:
+        """There may be more to allow."""
+        if self._paused:
+            self._paused = False
+            self._go_on()
+
+    def _readable(self) -> None:
+        left = self._allowance
+        try:
+            found = self._source.recv(CHUNK if left is None else min(CHUNK, left))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            found = b""
+        if not found:
+            self._passage.close()
+            return
+        if left is not None:
+            self._allowance = left = left - len(found)
+        try:
+            sent = self._sink.send(found)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._passage.close()
+            return
+        if sent < len(found):
+            self._waiting = found[sent:]
+            self._loop.remove_reader(self._source)
+            self._loop.add_writer(self._sink, self._writable)
+        elif left == 0:
+            self._loop.remove_reader(self._source)
+            self._go_on()
+
+    def _writable(self) -> None:
+        try:
+            sent = self._sink.send(self._waiting)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._passage.close()
+            return
+        self._waiting = self._waiting[sent:]
+        if not self._waiting:
+            self._loop.remove_writer(self._sink)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Read again, if there is something to allow. The reader is not set."""
+        if self._allowance == 0:
+            self._allowance = self._passage.more()
+            if self._allowance == 0:
+                self._paused = True
+                return
+        self._loop.add_reader(self._source, self._readable)
+
+
+def _reset(taken: socket.socket) -> None:
+    """Close without waiting for anything: nothing of it stays in the kernel."""
+    with suppress(OSError):
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+    taken.close()

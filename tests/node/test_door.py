@@ -1,0 +1,401 @@
+"""The signer's port: what passes it, who is closed, how much comes in, and what gRPC keeps to behind it."""
+
+import asyncio
+import random
+import socket
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from agent.authority.calls import explain
+from bench.attacks import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame
+from bench.strangers import MINT, WATCH, bearer, head
+from runtime.clock import SystemClock
+from signer.errors import Reason
+from signer.front import budget
+from signer.front import door as module
+from signer.front.admission import Admission
+from signer.front.door import Door
+from signer.pb import signer_pb2
+from svid.bundle import TrustBundle
+from svid.dnsnames import SIGNER_NAME
+from svid.spiffeid import TrustDomain
+from tests.signer_rig import Serving, Site, serving
+
+
+class Inside:
+    """Stands for grpc's server: a Unix socket that keeps what it gets and says what it is told to."""
+
+    def __init__(self) -> None:
+        self.got: list[bytearray] = []
+        self.writers: list[asyncio.StreamWriter] = []
+        self.reading = asyncio.Event()
+        self.reading.set()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(self.got)
+        self.got.append(bytearray())
+        self.writers.append(writer)
+        while True:
+            await self.reading.wait()
+            found = await reader.read(65536)
+            if not found:
+                writer.close()
+                return
+            self.got[number] += found
+
+
+class Rig:
+    """A door before such a server."""
+
+    def __init__(self, door: Door, admission: Admission, inside: Inside, port: int, refused: list[str]) -> None:
+        self.door, self.admission, self.inside, self.port, self.refused = door, admission, inside, port, refused
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    @property
+    def peer(self) -> str:
+        """Of the newest connection."""
+        return list(self.door._passages)[-1]
+
+
+def doored(test: Callable[[Rig], Awaitable[None]], rate: int = 1 << 20, burst: int = 1 << 20, new: int = 1000) -> None:
+    async def run(folder: Path) -> None:
+        inside = Inside()
+        refused: list[str] = []
+        server = await asyncio.start_unix_server(inside.connected, folder / "inside")
+        admission = Admission(new, refused.append, asyncio.get_running_loop().time)
+        door = Door(admission, rate, burst)
+        door.target = folder / "inside"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        await door.open("127.0.0.1", port)
+        try:
+            async with asyncio.timeout(30):
+                await test(Rig(door, admission, inside, port, refused))
+        finally:
+            await door.end()
+            server.close()
+            for each in inside.writers:
+                each.close()
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
+        asyncio.run(run(Path(name)))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.001)
+
+
+def test_bytes_pass_both_ways_unchanged_however_many() -> None:
+    sent = random.Random(1).randbytes(3_000_000)
+
+    async def test(rig: Rig) -> None:
+        reader, writer = await rig.connect()
+        writer.write(sent[:100])
+        await until(lambda: bool(rig.inside.got) and len(rig.inside.got[0]) == 100)
+        assert rig.door.proven(rig.peer, "a")
+        # Who is inside reads nothing for a while: what comes waits outside.
+        rig.inside.reading.clear()
+        writer.write(sent[100:])
+        rig.inside.writers[0].write(sent)
+        assert await reader.readexactly(len(sent)) == sent
+        rig.inside.reading.set()
+        await until(lambda: len(rig.inside.got[0]) == len(sent))
+        assert rig.inside.got[0] == sent
+
+    doored(test, rate=1 << 30, burst=1 << 30)
+
+
+def test_a_stranger_brings_in_so_much_and_an_agent_goes_on() -> None:
+    async def test(rig: Rig) -> None:
+        _, writer = await rig.connect()
+        writer.write(bytes(200_000))
+        await until(lambda: bool(rig.inside.got) and len(rig.inside.got[0]) >= budget.GREETING)
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert len(rig.inside.got[0]) == budget.GREETING
+        rig.door.proven(rig.peer, "a")
+        await until(lambda: len(rig.inside.got[0]) == 200_000)
+
+    doored(test)
+
+
+def test_what_young_connections_bring_in_is_bounded_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until grpc's limits must have been acknowledged, since until then it does not hold anybody to them."""
+    monkeypatch.setattr(module, "SETTINGS_SECONDS", 0.5)
+    monkeypatch.setattr(module, "YOUNG_BYTES", 50_000)
+
+    async def test(rig: Rig) -> None:
+        writers = []
+        for number in range(3):
+            _, writer = await rig.connect()
+            writer.write(bytes(100_000))
+            writers.append(writer)
+            await until(lambda number=number: len(rig.door._passages) > number)  # type: ignore[misc]
+            rig.door.proven(rig.peer, f"node-{number}")
+        await until(lambda: sum(map(len, rig.inside.got)) >= 3 * budget.GREETING + 50_000)
+        assert sum(map(len, rig.inside.got)) == 3 * budget.GREETING + 50_000
+        await until(lambda: sum(map(len, rig.inside.got)) == 300_000)
+        assert rig.door.borrow(1 << 30) == 50_000
+
+    doored(test)
+
+
+def test_one_agents_bytes_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTINGS_SECONDS", 0.0)
+
+    async def test(rig: Rig) -> None:
+        loop = asyncio.get_running_loop()
+        _, writer = await rig.connect()
+        await until(lambda: bool(rig.door._passages))
+        began = loop.time()
+        rig.door.proven(rig.peer, "a")
+        writer.write(bytes(budget.GREETING + 20_000 + 40_000))
+        await until(lambda: bool(rig.inside.got) and len(rig.inside.got[0]) == budget.GREETING + 60_000)
+        # Beyond what comes at once: 40,000 bytes at 100,000 a second.
+        assert loop.time() - began >= 0.39
+
+    doored(test, rate=100_000, burst=20_000)
+
+
+def test_who_says_nothing_is_closed_and_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GREETING_SECONDS", 1.0)
+    monkeypatch.setattr(module, "SWEEP", 0.05)
+
+    async def test(rig: Rig) -> None:
+        silent, _kept = await rig.connect()
+        await until(lambda: bool(rig.door._passages))
+        agent, _other = await rig.connect()
+        await until(lambda: len(rig.door._passages) == 2)
+        rig.door.proven(rig.peer, "a")
+        assert await silent.read() == b""
+        assert (rig.refused, len(rig.door._passages), rig.admission.agents) == (["silent"], 1, 1)
+        assert not agent.at_eof()
+
+    doored(test)
+
+
+def test_whoever_is_refused_costs_no_connection_inside() -> None:
+    async def test(rig: Rig) -> None:
+        while not rig.refused.count("address") > 1:
+            with suppress(ConnectionError):
+                await rig.connect()
+        # Two at once: the second took the first one's place, the third was reset.
+        await until(lambda: len(rig.inside.got) == 2)
+        assert rig.admission.strangers == 1
+
+    doored(test, new=1)
+
+
+def test_when_one_side_ends_so_does_the_other() -> None:
+    async def test(rig: Rig) -> None:
+        reader, writer = await rig.connect()
+        await until(lambda: len(rig.inside.writers) == 1)
+        rig.inside.writers[0].write(b"goodbye")
+        rig.inside.writers[0].close()
+        assert await reader.read() == b"goodbye"
+        await until(lambda: not rig.door._passages)
+        _, writer = await rig.connect()
+        await until(lambda: len(rig.inside.writers) == 2)
+        writer.close()
+        await until(lambda: not rig.door._passages)
+        assert (rig.admission.strangers, rig.admission.agents) == (0, 0)
+        assert rig.door.address("unix-abstract:gone") == ""
+        assert rig.door.proven("unix-abstract:gone", "a")
+
+    doored(test)
+
+
+def test_without_a_certificate_nobody_is_let_in() -> None:
+    async def test(rig: Rig) -> None:
+        rig.door.target = None
+        reader, _ = await rig.connect()
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        await until(lambda: rig.admission.strangers == 0)
+
+    doored(test)
+
+
+@asynccontextmanager
+async def speaking(signer: Serving, *, acknowledge: bool = True) -> AsyncIterator[Any]:
+    """HTTP/2 with a signer by hand."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    host, _, port = signer.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    writer.write(PREFACE + frame(SETTINGS, 0, 0))
+    if acknowledge:
+        writer.write(frame(SETTINGS, 1, 0))
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, int, int, bytes]]:
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            first = await reader.readexactly(9)
+            size = int.from_bytes(first[:3], "big")
+            yield first[3], first[4], int.from_bytes(first[5:], "big"), await reader.readexactly(size)
+
+
+def asked(test: Callable[[Serving, Site, Path], Awaitable[None]], *flags: str) -> None:
+    async def run(folder: Path) -> None:
+        site = Site(datetime.now(UTC).replace(microsecond=0))
+        async with asyncio.timeout(60), serving(site, folder, SystemClock(), *flags) as signer:
+            await test(signer, site, folder)
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
+        asyncio.run(run(Path(name)))
+
+
+def value(signer: Serving, kind: str) -> float:
+    found = signer.replica.metrics.registry.get_sample_value("podsvid_signer_turned_away_total", {"kind": kind})
+    return found or 0.0
+
+
+def test_grpc_announces_what_the_budget_counts_with() -> None:
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        async with speaking(signer) as (reader, _):
+            async for kind, flags, _, content in frames(reader):
+                if kind == SETTINGS and not flags:
+                    pairs = [content[at : at + 6] for at in range(0, len(content), 6)]
+                    said = {int.from_bytes(each[:2], "big"): int.from_bytes(each[2:], "big") for each in pairs}
+                    break
+        assert said[3] == budget.STREAMS
+        assert said[4] == budget.WINDOW
+        assert said[6] == budget.MOST_HEADERS
+
+    asked(test)
+
+
+def test_a_call_without_a_token_is_refused_before_its_message_comes() -> None:
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        async with speaking(signer) as (reader, writer):
+            writer.write(frame(HEADERS, END_HEADERS, 1, head(MINT)))
+            async for kind, flags, stream, _ in frames(reader):
+                if stream == 1 and kind == HEADERS and flags & END_STREAM:
+                    break
+            else:
+                pytest.fail("it was closed, not answered")
+
+    asked(test)
+
+
+def test_who_does_not_acknowledge_grpcs_limits_is_closed() -> None:
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        token = site.agent(life=7200.0).encode()
+        async with speaking(signer, acknowledge=False) as (reader, writer):
+            writer.write(frame(HEADERS, END_HEADERS, 1, head(WATCH, bearer(token))))
+            async for _ in frames(reader):
+                pass
+
+    asked(test)
+
+
+def test_bad_tokens_close_the_connection_and_are_counted() -> None:
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        async with speaking(signer) as (reader, writer):
+            for number in range(10):
+                writer.write(frame(HEADERS, END_HEADERS, 2 * number + 1, head(MINT, bearer(b"a.b.c%d" % number))))
+            async for _ in frames(reader):
+                pass
+        assert value(signer, "unauthenticated") == 1
+
+    asked(test)
+
+
+def channel(signer: Serving, folder: Path) -> grpc.aio.Channel:
+    roots = TrustBundle.from_jwks(TrustDomain("example.org"), signer.bundle_file.read_bytes()).to_pem()
+    options = (("grpc.ssl_target_name_override", SIGNER_NAME), ("grpc.use_local_subchannel_pool", 1))
+    return grpc.aio.secure_channel(signer.address, grpc.ssl_channel_credentials(roots), options=options)
+
+
+async def ended(signer: Serving, folder: Path, token: str, *messages: signer_pb2.WatchTrustRequest) -> tuple[Any, str]:
+    """How a trust stream ends after these."""
+    async with channel(signer, folder) as found:
+        call: Any = found.stream_stream(
+            "/podsvid.signer.v1.Signer/WatchTrust", signer_pb2.WatchTrustRequest.SerializeToString
+        )(metadata=(("authorization", f"Bearer {token}"),))
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            for each in messages:
+                await call.write(each)
+            async for _ in call:
+                pass
+        return await call.code(), await call.details() or ""
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [(20_000, grpc.StatusCode.INVALID_ARGUMENT), (1 << 20, grpc.StatusCode.RESOURCE_EXHAUSTED)]
+)
+def test_a_report_that_is_too_long_ends_its_stream(size: int, code: grpc.StatusCode) -> None:
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        report = signer_pb2.WatchTrustRequest(agent_version="x" * size)
+        found, _ = await ended(signer, folder, site.agent(life=7200.0), report)
+        assert found is code
+
+    asked(test)
+
+
+def test_a_mint_that_never_gets_its_message_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.front.calls.MESSAGE_SECONDS", 0.2)
+
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        token = site.agent(life=7200.0).encode()
+        async with speaking(signer) as (reader, writer):
+            writer.write(frame(HEADERS, END_HEADERS, 1, head(MINT, bearer(token))))
+            writer.write(frame(DATA, 0, 1, b"\0\0\0"))
+            async for kind, flags, stream, _ in frames(reader):
+                if stream == 1 and ((kind == HEADERS and flags & END_STREAM) or kind == RST_STREAM):
+                    return
+            pytest.fail("it was not answered")
+
+    asked(test)
+
+
+def test_a_replica_that_is_full_says_so_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.front.agents.MINTS", 0)
+
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        async with channel(signer, folder) as found:
+            call: Any = found.unary_unary(
+                "/podsvid.signer.v1.Signer/MintX509SVID", signer_pb2.MintX509SVIDRequest.SerializeToString
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(
+                    signer_pb2.MintX509SVIDRequest(),
+                    metadata=(("authorization", f"Bearer {site.agent(life=7200.0)}"),),
+                )
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        reason, _, retry = explain(caught.value)
+        assert (reason, retry) == (Reason.BUSY.value, 2.0)
+        assert value(signer, "mints") == 1
+
+    asked(test)
+
+
+def test_grpcs_own_sockets_are_for_nobody_else_and_go_with_it() -> None:
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        (found,) = folder.glob("door-*")
+        assert found.stat().st_mode & 0o777 == 0o700
+        assert [each.is_socket() for each in found.iterdir()] == [True]
+        folders.append(found)
+
+    folders: list[Path] = []
+    asked(test)
+    assert not folders[0].exists()

@@ -1,0 +1,205 @@
+"""What comes first at the signer's door: the caller is proven before its message is read, and few read at once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from signer.errors import Reason, Refused
+from signer.front import agents as module
+from signer.front.agents import FULL_RETRY
+from signer.front.budget import HEADERS, MAX_REPORT
+from signer.front.calls import MESSAGE_SECONDS, Context
+from signer.front.limits import REPORTS, REPORTS_AT_ONCE
+from signer.model import Agent
+from signer.pb import signer_pb2
+from tests.unit.signer.door import REQUEST, Call, Door, at_the_door, call, nothing, pod, refused, said
+
+
+class Messages:
+    """A call's messages, and how many were asked for."""
+
+    def __init__(self, *messages: bytes) -> None:
+        self._left = list(messages)
+        self.read = 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.read += 1
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop(0)
+
+
+def away(door: Door, kind: str) -> float:
+    found = door.metrics.registry.get_sample_value("podsvid_signer_turned_away_total", {"kind": kind})
+    return found or 0.0
+
+
+@pytest.mark.parametrize("token", [None, "no.such.token"])
+def test_nothing_is_read_of_who_is_no_agent_and_the_connection_pays(token: str | None) -> None:
+    async def test(door: Door) -> None:
+        messages = Messages(b"x")
+        with refused(Reason.AGENT_TOKEN_INVALID if token else Reason.AGENT_TOKEN_MISSING):
+            await door.service.mint_x509(messages, call(token))
+        assert (messages.read, door.gate.strikes, door.gate.nodes) == (0, 1, [])
+        with refused(Reason.AGENT_TOKEN_INVALID if token else Reason.AGENT_TOKEN_MISSING):
+            await anext(aiter(door.service.watch_trust(messages, call(token))))
+        assert (messages.read, door.gate.strikes) == (0, 2)
+
+    at_the_door(test)
+
+
+def test_an_agent_is_told_to_the_gate_and_has_one_message_read() -> None:
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=door.site.token(claim), csr=REQUEST)
+        messages = Messages(request.SerializeToString(), request.SerializeToString())
+        assert (await door.service.mint_x509(messages, call(door.site.agent()))).chain
+        assert (messages.read, door.gate.nodes, door.gate.strikes) == (1, ["uid-node-a"], 0)
+
+    at_the_door(test)
+
+
+def test_an_outage_is_no_fault_of_the_caller() -> None:
+    async def test(door: Door) -> None:
+        async def away(token: str, address: str) -> Agent:
+            raise Refused(Reason.API_SERVER_UNAVAILABLE, "the API server is away")
+
+        door.attestor.agent = away  # type: ignore[method-assign, assignment]
+        with refused(Reason.API_SERVER_UNAVAILABLE):
+            await door.service.mint_x509(Messages(b"x"), call(door.site.agent()))
+        assert door.gate.strikes == 0
+
+    at_the_door(test)
+
+
+def test_where_there_is_no_room_for_an_agent_it_is_told_when_to_come_again() -> None:
+    async def test(door: Door) -> None:
+        door.gate.room = False
+        messages = Messages(b"x")
+        with refused(Reason.BUSY) as caught:
+            await door.service.mint_x509(messages, call(door.site.agent()))
+        assert (caught[0].retry, messages.read) == (FULL_RETRY, 0)
+        with refused(Reason.BUSY):
+            await anext(aiter(door.service.watch_trust(nothing(), call(door.site.agent()))))
+        assert door.agents.connected == 0
+
+    at_the_door(test)
+
+
+def test_a_call_has_few_headers() -> None:
+    async def test(door: Door) -> None:
+        token = ("authorization", f"Bearer {door.site.agent()}")
+        many: Context = Call(*(("a", "") for _ in range(HEADERS)), token)  # type: ignore[assignment]
+        with refused(Reason.INVALID_REQUEST):
+            await door.service.mint_x509(Messages(b"x"), many)
+        assert (door.gate.strikes, door.site.reviews) == (1, 0)
+
+    at_the_door(test)
+
+
+@pytest.mark.parametrize("message", [None, b"\xff\xff\xff"])
+def test_a_message_that_is_none_is_refused(message: bytes | None) -> None:
+    async def test(door: Door) -> None:
+        with refused(Reason.INVALID_REQUEST):
+            await door.service.mint_jwt(Messages(*([message] if message else [])), call(door.site.agent()))
+        assert away(door, "message") == 1
+
+    at_the_door(test)
+
+
+def test_a_message_that_does_not_come_is_not_waited_for_long() -> None:
+    async def test(door: Door) -> None:
+        began = asyncio.get_running_loop().time()
+        with refused(Reason.INVALID_REQUEST):
+            await door.service.mint_x509(nothing(), call(door.site.agent()))
+        assert asyncio.get_running_loop().time() - began == pytest.approx(MESSAGE_SECONDS)
+
+    at_the_door(test)
+
+
+def test_a_replica_reads_so_many_messages_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MINTS", 2)
+
+    async def test(door: Door) -> None:
+        waiting = [
+            asyncio.ensure_future(door.service.mint_x509(nothing(), call(door.site.agent(f"node-{number}"))))
+            for number in range(2)
+        ]
+        await door.told()
+        messages = Messages(b"x")
+        with refused(Reason.BUSY) as caught:
+            await door.service.mint_x509(messages, call(door.site.agent("node-c")))
+        assert (caught[0].retry, messages.read, away(door, "mints")) == (FULL_RETRY, 0, 1)
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        claim = door.site.pod("web")
+        assert (await door.x509(claim, door.site.token(claim))).chain
+
+    at_the_door(test)
+
+
+def test_a_replica_has_so_many_trust_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRUST_STREAMS", 1)
+
+    async def test(door: Door) -> None:
+        first = door.service.watch_trust(nothing(), call(door.site.agent()))
+        await anext(aiter(first))
+        with refused(Reason.BUSY) as caught:
+            await anext(aiter(door.service.watch_trust(nothing(), call(door.site.agent("node-b")))))
+        assert (caught[0].retry, away(door, "streams"), door.agents.connected) == (FULL_RETRY, 1, 1)
+        await first.aclose()  # type: ignore[attr-defined]
+        second = door.service.watch_trust(nothing(), call(door.site.agent("node-b")))
+        await anext(aiter(second))
+        await second.aclose()  # type: ignore[attr-defined]
+
+    at_the_door(test)
+
+
+def test_a_report_is_bounded_before_it_is_looked_at_and_its_stream_ends_with_a_reason() -> None:
+    async def test(door: Door) -> None:
+        report = signer_pb2.WatchTrustRequest(acknowledged_sequence=7, agent_version="x" * MAX_REPORT)
+        stream = aiter(door.service.watch_trust(said(report), call(door.site.agent())))
+        with refused(Reason.INVALID_REQUEST):
+            while True:
+                await anext(stream)
+        assert (away(door, "report"), door.agents.connected) == (1, 0)
+
+    at_the_door(test)
+
+
+def test_a_node_says_so_much_a_second_over_all_of_its_streams() -> None:
+    """What it says faster waits with it: nothing here grows, and other nodes are heard."""
+
+    async def test(door: Door) -> None:
+        heard: list[str] = []
+        door.agents.acknowledged = lambda node, *_: heard.append(node)  # type: ignore[method-assign]
+        report = signer_pb2.WatchTrustRequest().SerializeToString()
+        floods = [Messages(*[report] * 100) for _ in range(2)]
+        streams = [door.service.watch_trust(each, call(door.site.agent())) for each in floods]
+        reading = [asyncio.ensure_future(_all(each)) for each in streams]
+        await asyncio.sleep(0.01)
+        at_once = int(REPORTS_AT_ONCE)
+        assert heard == ["node-a"] * at_once
+        assert sum(each.read for each in floods) <= at_once + 2
+        other = asyncio.ensure_future(_all(door.service.watch_trust(Messages(report), call(door.site.agent("node-b")))))
+        await asyncio.sleep(0.01)
+        assert heard.count("node-b") == 1
+        for _ in range(100):
+            door.site.clock.pass_by(seconds=0.01)
+            await asyncio.sleep(0.01)
+        assert at_once + REPORTS - 2 <= heard.count("node-a") <= at_once + REPORTS + 2
+        for each in (*reading, other):
+            each.cancel()
+        await asyncio.gather(*reading, other, return_exceptions=True)
+
+    at_the_door(test)
+
+
+async def _all(stream: AsyncIterator[signer_pb2.WatchTrustResponse]) -> None:
+    async for _ in stream:
+        pass
