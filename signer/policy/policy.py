@@ -360,6 +360,9 @@ def _selector(spec: Mapping[str, Any]) -> Selector:
         if operator not in _OPERATORS:
             raise InvalidPolicy(f"operator {operator[:80]!r} is none of {', '.join(_OPERATORS)}")
         values = each.get("values") or []
+        if not isinstance(values, list):
+            # The letters of a text would do as a list.
+            raise InvalidPolicy(f"values of {str(each['key'])[:80]!r} is no list")
         if len(values) > MAX_VALUES:
             raise InvalidPolicy(f"a selector has more than {MAX_VALUES} values for {str(each['key'])[:80]!r}")
         found.append(Requirement(str(each["key"]), operator, frozenset(map(str, values))))

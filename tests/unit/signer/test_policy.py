@@ -272,6 +272,7 @@ SELECTORS = st.fixed_dictionaries(
 @given(SELECTORS | VALUE, SELECTORS | VALUE, st.booleans())
 @example({"matchExpressions": [{"key": "app", "operator": "Equals"}]}, {}, False)
 @example({"matchExpressions": [{"key": "app"}]}, {"matchLabels": {"app": "web"}}, True)
+@example({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": "0"}]}, {}, False)
 def test_any_selector_is_read_and_what_cannot_be_read_refuses(pods: Any, namespaces: Any, namespaced: bool) -> None:
     home = POD.namespace if namespaced else ""
     found = policy("p", home, podSelector=pods, namespaceSelector=namespaces)
@@ -291,6 +292,11 @@ def test_any_selector_is_read_and_what_cannot_be_read_refuses(pods: Any, namespa
 
 def readable(selector: Any) -> bool:
     return not policy("p", podSelector=selector).problem
+
+
+@pytest.mark.parametrize("values", ["0", {"web": ""}])
+def test_the_values_of_a_selector_are_a_list_and_nothing_like_one(values: Any) -> None:
+    assert not readable({"matchExpressions": [{"key": "app", "operator": "In", "values": values}]})
 
 
 def as_kubernetes(selector: Any, labels: Any) -> bool:
