@@ -164,7 +164,7 @@ class SignerConfig:
     address_rate: int = setting(
         settings.number(1, 100000),
         "new connections a second that one address gets, twice as many at once: more where many nodes share one",
-        "50",
+        "5",
     )
     startup_taint: bool = setting(
         settings.boolean, "take the taint podsvid.io/agent-not-ready off nodes where kubelet knows the driver", "false"

@@ -173,7 +173,8 @@ async def serving(site: Site, folder: Path, clock: Clock, *flags: str, port: int
             port = probe.getsockname()[1]
     defaults = ("--trust-domain", "example.org", "--namespace", "podsvid", "--identity", "signer-1")
     addresses = ("--listen", f"127.0.0.1:{port}", "--metrics-listen", "off", "--admin-socket", str(folder / "a.sock"))
-    loaded = config.load(parser.parse_args([*defaults, *addresses, *flags]), {})
+    # All of a test's agents come from one address.
+    loaded = config.load(parser.parse_args([*defaults, *addresses, "--address-rate", "1000", *flags]), {})
     stopping = asyncio.Event()
     async with AsyncExitStack() as services:
         spans = services.enter_context(tracing(loaded.tracing_endpoint, "podsvid-signer", {}))
