@@ -136,7 +136,7 @@ class Agent:
         try:
             minted = await self.authority.mint_x509(MintRequest(shared.cluster.reference(pod), token, shared.key))
         except (AuthorityUnavailable, AuthorityRefused) as error:
-            self.failures[str(error).partition(":")[0]] += 1
+            self.failures[str(error)[:100]] += 1
             return False
         self.held[pod] = X509Svid(minted.spiffe_id, minted.chain, shared.key).authority_id
         return True
@@ -233,7 +233,7 @@ class Fleet:
         return {"times": _rounded(at for each in self._agents for at in each.reissued_at)}
 
     async def failures(self) -> Mapping[str, Any]:
-        """Mints that failed so far, by reason; each was tried again."""
+        """Mints that failed so far, by how the text begins; each was tried again."""
         return dict(sum((each.failures for each in self._agents), Counter()))
 
     async def mint(self, count: int, at_once: int, rate: float) -> Mapping[str, Any]:
