@@ -142,6 +142,8 @@ class Site:
             "metrics-listen": f"127.0.0.1:{self.page_port}",
             "admin-socket": str(self._admin),
             "kubeconfig": str(self.folder / f"{self.name}.kubeconfig"),
+            # Its agents have one address for all nodes.
+            "address-rate": "100000",
         }
         flags = [part for name, value in arguments.items() for part in (f"--{name}", value)]
         begun = time.time()
