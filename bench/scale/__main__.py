@@ -6,6 +6,7 @@ some fifteen minutes and 4 GiB, and records itself in bench/results; --quick doe
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +29,15 @@ def report(figures: Figures, plan: Plan, about: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+async def measured(run: Run) -> Figures:
+    """The run; whoever ends this process ends its children with it."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    return await run.run()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of it; records nothing")
@@ -39,7 +49,7 @@ def main() -> int:
         print(f"{time.monotonic() - begun:6.1f} s  {text}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
-        figures = asyncio.run(Run(plan, Path(folder), say).run())
+        figures = asyncio.run(measured(Run(plan, Path(folder), say)))
     about["seconds"] = f"{time.monotonic() - begun:.0f}"
     text = report(figures, plan, about)
     print(text)

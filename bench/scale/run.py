@@ -67,8 +67,7 @@ class Run:
         self._say = say
         cluster = plan.cluster
         minters = min(MINTERS, cluster.nodes // 2)
-        # All agents come from one address here, which those of a cluster do not.
-        flags = ("--forced-reissue-over", f"{plan.window:g}s", "--address-rate", "100000")
+        flags = ("--forced-reissue-over", f"{plan.window:g}s")
         self._large = Site("large", cluster, folder, flags)
         self._empty = Site("empty", Cluster(minters, minters * cluster.pods // cluster.nodes, 0, 0, 1), folder)
         self._minters = minters
