@@ -28,7 +28,7 @@ _log = logging.getLogger("podsvid.authority")
 CLOSE_SECONDS = 20.0
 MAX_MESSAGE = 8 * 1024 * 1024
 # How long no signer answers under the present trust until the bundle file's authorities are tried as well.
-FILE_AFTER = timedelta(minutes=5)
+FILE_AFTER = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
