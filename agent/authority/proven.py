@@ -24,8 +24,10 @@ SOCKET = "to-signer.sock"
 # Seconds: for addresses, connection and handshake together; between two addresses of one name; for TLS's goodbye.
 CONNECT_SECONDS, NEXT_ADDRESS_SECONDS, GOODBYE_SECONDS = 10.0, 0.25, 1.0
 ACCEPT_AGAIN_SECONDS = 1.0
-# Bytes that are passed on at once.
-_CHUNK = 64 * 1024
+# Bytes that are passed on at once. What is written to the signer at once is one record of TLS, and it reads nothing of
+# that before it is whole. Until a call has proven this agent it takes a few KiB and no more: many calls in one large
+# record would wait there until they are given up.
+_FROM_SIGNER, _TO_SIGNER = 64 * 1024, 1024
 _BACKLOG = 16
 
 
@@ -104,7 +106,10 @@ class ProvenSigner:
         far_out: asyncio.StreamWriter | None = None
         try:
             far, far_out = await self._connect()
-            ways = [asyncio.ensure_future(_pass_on(near, far_out)), asyncio.ensure_future(_pass_on(far, near_out))]
+            ways = [
+                asyncio.ensure_future(_pass_on(near, far_out, _TO_SIGNER)),
+                asyncio.ensure_future(_pass_on(far, near_out, _FROM_SIGNER)),
+            ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -183,9 +188,9 @@ def _why(error: OSError) -> str:
     return os.strerror(error.errno)
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until one side ends; a side that reads slowly holds up the other."""
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int) -> None:
+    """Until one side ends, `most` bytes at once; a side that reads slowly holds up the other."""
     with suppress(OSError):
-        while data := await reader.read(_CHUNK):
+        while data := await reader.read(most):
             writer.write(data)
             await writer.drain()

@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 
 from agent.authority.calls import explain
+from agent.authority.proven import ProvenSigner
 from bench.attacks import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame
 from bench.strangers import MINT, WATCH, bearer, head
 from runtime.clock import SystemClock
@@ -27,8 +28,10 @@ from signer.front.door import Door
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
+from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import Serving, Site, serving
+from tests.unit.signer.test_minting import csr
 
 
 class Inside:
@@ -324,6 +327,36 @@ def channel(signer: Serving, folder: Path) -> grpc.aio.Channel:
     roots = TrustBundle.from_jwks(TrustDomain("example.org"), signer.bundle_file.read_bytes()).to_pem()
     options = (("grpc.ssl_target_name_override", SIGNER_NAME), ("grpc.use_local_subchannel_pool", 1))
     return grpc.aio.secure_channel(signer.address, grpc.ssl_channel_credentials(roots), options=options)
+
+
+@pytest.mark.parametrize("number", [1, 6, 12])
+def test_an_agent_that_starts_many_calls_on_a_new_connection_is_known_by_the_first(number: int) -> None:
+    """They are more than a stranger may send: a node's pods after a restart of the signer."""
+
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        claim = site.pod("web-1")
+        request = signer_pb2.MintX509SVIDRequest(
+            pod=signer_pb2.Pod(namespace=claim.namespace, name=claim.name, uid=claim.uid),
+            pod_token=site.token(claim),
+            csr=csr(KeyAlgorithm.EC_P256.generate()),
+        )
+        roots = TrustBundle.from_jwks(TrustDomain("example.org"), signer.bundle_file.read_bytes()).to_pem()
+        way = ProvenSigner(signer.address, TrustDomain("example.org"), folder, lambda: roots)
+        options = (("grpc.default_authority", SIGNER_NAME), ("grpc.use_local_subchannel_pool", 1))
+        try:
+            async with grpc.aio.insecure_channel(way.open(), options=options) as found:
+                call: Any = found.unary_unary(
+                    "/podsvid.signer.v1.Signer/MintX509SVID",
+                    signer_pb2.MintX509SVIDRequest.SerializeToString,
+                    signer_pb2.MintX509SVIDResponse.FromString,
+                )
+                token = (("authorization", f"Bearer {site.agent()}"),)
+                answers = await asyncio.gather(*(call(request, metadata=token) for _ in range(number)))
+        finally:
+            await way.close()
+        assert {each.spiffe_id for each in answers} == {"spiffe://example.org/ns/default/sa/web"}
+
+    asked(test)
 
 
 async def ended(signer: Serving, folder: Path, token: str, *messages: signer_pb2.WatchTrustRequest) -> tuple[Any, str]:
