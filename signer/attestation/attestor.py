@@ -62,10 +62,10 @@ class Attestor:
         # Since when tokens are not reviewed, though pods may still be told of.
         self._unanswered_since: datetime | None = None
 
-    async def agent(self, token: str, address: str = "") -> Agent:
-        """The agent that a token proves, which came from there. Raises Refused."""
+    async def agent(self, token: str) -> Agent:
+        """The agent that a token proves. Raises Refused."""
         try:
-            proven, degraded = await self._verify(token, address)
+            proven, degraded = await self._verify(token)
         except TokenRefused as error:
             raise Refused(_AGENT_FAULTS[error.fault], f"agent token refused: {error}") from None
         settings = self._settings
@@ -92,7 +92,7 @@ class Attestor:
                 "the call has no pod token; the CSIDriver object needs tokenRequests with the signer's audience",
             )
         try:
-            proven, degraded = await self._verify(token, agent.node_uid)
+            proven, degraded = await self._verify(token)
         except TokenRefused as error:
             raise await self._pod_refusal(error, token) from None
         _check_claim(proven, claim)
@@ -121,9 +121,9 @@ class Attestor:
         while len(self._issued) > MAX_ISSUED:
             self._issued.popitem(last=False)
 
-    async def _verify(self, token: str, source: str) -> tuple[BoundToken, bool]:
+    async def _verify(self, token: str) -> tuple[BoundToken, bool]:
         try:
-            proven = await self._reviews.verify(token, source)
+            proven = await self._reviews.verify(token)
         except ApiUnavailable:
             self._unanswered_since = self._unanswered_since or self._clock.now()
             return self._offline.verify(token), True

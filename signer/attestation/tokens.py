@@ -83,7 +83,7 @@ class TokenReviews:
         self._credit = DOUBTFUL
         self._credited_at = clock.now()
 
-    async def verify(self, token: str, source: str = "") -> BoundToken:
+    async def verify(self, token: str) -> BoundToken:
         """Raises TokenRefused, ApiUnavailable, Refused (BUSY)."""
         if not _FORM.fullmatch(token):
             raise TokenRefused("INVALID", "it is no service account token, which has three parts with dots between")

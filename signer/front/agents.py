@@ -73,9 +73,6 @@ class Gate(Protocol):
     def strike(self, peer: str) -> None:
         """A call on it proved no agent."""
 
-    def address(self, peer: str) -> str:
-        """Where it comes from."""
-
 
 class SignerService:
     """Implements podsvid.signer.v1.Signer.
@@ -238,7 +235,7 @@ class SignerService:
         """The agent that a call's headers prove. Raises Refused."""
         peer = context.peer()
         try:
-            agent = await self._attestor.agent(bearer(context), self._gate.address(peer))
+            agent = await self._attestor.agent(bearer(context))
         except Refused as refusal:
             if refusal.reason in _NO_AGENT:
                 self._gate.strike(peer)

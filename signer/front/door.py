@@ -92,11 +92,6 @@ class Door:
         if passage is not None:
             self._admission.strike(passage.entry)
 
-    def address(self, peer: str) -> str:
-        """Where that connection comes from, as it is counted; empty when it is gone."""
-        passage = self._passages.get(peer)
-        return passage.entry.address if passage is not None else ""
-
     def borrow(self, wanted: int) -> int:
         """Some of what connections may send before their client must have acknowledged grpc's limits."""
         given = min(wanted, self._young_left)

@@ -99,9 +99,6 @@ class FakeGate:
     def strike(self, peer: str) -> None:
         self.strikes += 1
 
-    def address(self, peer: str) -> str:
-        return "10.0.0.1"
-
 
 class Spans:
     """Implements Tracing: what was said of each span."""
