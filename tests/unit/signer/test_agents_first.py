@@ -65,10 +65,10 @@ def test_an_agent_is_told_to_the_gate_and_has_one_message_read() -> None:
 
 def test_an_outage_is_no_fault_of_the_caller() -> None:
     async def test(door: Door) -> None:
-        async def away(token: str, address: str) -> Agent:
+        async def away(token: str) -> Agent:
             raise Refused(Reason.API_SERVER_UNAVAILABLE, "the API server is away")
 
-        door.attestor.agent = away  # type: ignore[method-assign, assignment]
+        door.attestor.agent = away  # type: ignore[method-assign]
         with refused(Reason.API_SERVER_UNAVAILABLE):
             await door.service.mint_x509(Messages(b"x"), call(door.site.agent()))
         assert door.gate.strikes == 0
