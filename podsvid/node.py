@@ -20,6 +20,7 @@ from rich.text import Text
 from agent.admin import ROTATE_SECONDS, SERVICE, SOCKET
 from agent.errors import AgentError
 from agent.pb import node_admin_pb2 as pb
+from runtime.durations import about
 from runtime.terminal import printable
 
 ANSWER_SECONDS = 10.0
@@ -156,7 +157,7 @@ def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
     else:
         line("renewal", f"{_instant(volume.renew_at)}, in {_until(volume, 'renew_at', now)}: {volume.renew_because}")
     for file in volume.jwt_files:
-        ends, renews = (_span((each.ToDatetime(UTC) - now).total_seconds()) for each in (file.not_after, file.renew_at))
+        ends, renews = (about((each.ToDatetime(UTC) - now).total_seconds()) for each in (file.not_after, file.renew_at))
         line("JWT-SVID", f"{file.name} for {', '.join(file.audiences)}, ends in {ends}, renewed in {renews}")
     if volume.notice:
         line("not granted", volume.notice)
@@ -184,7 +185,7 @@ def _streams(streams: Iterable[pb.Stream]) -> str:
     oldest: dict[str, int] = {}
     for each in streams:
         oldest.setdefault(each.method, each.open_seconds)
-    return ", ".join(_times(f"{name} for {_span(oldest[name])}", number) for name, number in many.items()) or "none"
+    return ", ".join(_times(f"{name} for {about(oldest[name])}", number) for name, number in many.items()) or "none"
 
 
 def _peers(peers: Iterable[pb.Peer]) -> str:
@@ -203,8 +204,8 @@ def _times(text: str, number: int) -> str:
 
 def _problems(problems: Iterable[pb.Problem], console: Console, now: datetime) -> None:
     for each in problems:
-        ago = _span((now - each.at.ToDatetime(UTC)).total_seconds())
-        since = _span((now - each.first_at.ToDatetime(UTC)).total_seconds())
+        ago = about((now - each.at.ToDatetime(UTC)).total_seconds())
+        since = about((now - each.first_at.ToDatetime(UTC)).total_seconds())
         often = f", {each.times} times since {since} ago" if each.times > 1 else ""
         console.print(printable(f"    {ago} ago{often}  {each.reason}: {each.message}"), markup=False)
         if each.advice:
@@ -215,14 +216,7 @@ def _until(volume: pb.Volume, field: str, now: datetime) -> str:
     if not volume.HasField(field):
         return ""
     left: float = (getattr(volume, field).ToDatetime(UTC) - now).total_seconds()
-    return _span(left) if left >= 0 else f"-{_span(-left)}"
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
+    return about(left) if left >= 0 else f"-{about(-left)}"
 
 
 def _instant(value: Timestamp) -> str:

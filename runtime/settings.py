@@ -15,16 +15,14 @@ from typing import Any, TypeVar
 
 import yaml
 
+from runtime import durations
 from runtime.listening import ANY
 from svid.errors import InvalidSpiffeId
 from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
 ENVIRONMENT_PREFIX = "PODSVID_"
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)", re.ASCII)
 MIN_PERIOD, MAX_PERIOD = timedelta(hours=1), timedelta(days=3650)
-MIN_TTL, MAX_TTL = timedelta(seconds=2), timedelta(days=90)
 Config = TypeVar("Config")
 
 
@@ -41,25 +39,12 @@ def trust_domain(text: str) -> TrustDomain:
         raise ValueError(f"a trust domain name such as example.org ({error})") from None
 
 
-def duration(text: str) -> timedelta:
-    found = _DURATION.fullmatch(text)
-    if not found:
-        raise ValueError("a duration such as 90s, 30m, 1h or 7d")
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+def duration(least: timedelta = timedelta(0), most: timedelta = durations.MAX) -> Callable[[str], timedelta]:
+    return lambda text: durations.parse(text, least, most)
 
 
-def ttl(text: str) -> timedelta:
-    found = duration(text)
-    if not MIN_TTL <= found <= MAX_TTL:
-        raise ValueError("a duration from 2s to 90d")
-    return found
-
-
-def period(text: str) -> timedelta:
-    found = duration(text)
-    if not MIN_PERIOD <= found <= MAX_PERIOD:
-        raise ValueError("a duration from 1h to 3650d")
-    return found
+ttl = duration(durations.MIN_TTL, durations.MAX_TTL)
+period = duration(MIN_PERIOD, MAX_PERIOD)
 
 
 def jwt_algorithm(text: str) -> JwtAlgorithm:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from runtime import settings
+from runtime import durations, settings
 from runtime.settings import InvalidSetting, setting
 from svid.dnsnames import is_pattern
 from svid.jwtsvid import JwtAlgorithm
@@ -20,20 +20,8 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _name = settings.matching(_NAME, "a Kubernetes name: lower-case letters, digits, dashes and dots")
 _namespace = settings.matching(_LABEL, "a namespace's name")
-
-
-def _wait(text: str) -> timedelta:
-    found = settings.duration(text)
-    if found > timedelta(days=7):
-        raise ValueError("a duration of at most 7d")
-    return found
-
-
-def _lease(text: str) -> timedelta:
-    found = settings.duration(text)
-    if not timedelta(seconds=3) <= found <= timedelta(minutes=5):
-        raise ValueError("a duration from 3s to 5m")
-    return found
+_wait = settings.duration(most=timedelta(days=7))
+_lease = settings.duration(timedelta(seconds=3), timedelta(minutes=5))
 
 
 def _path_template(text: str) -> str:
@@ -107,7 +95,7 @@ class SignerConfig:
         settings.absolute, "PEM roots of the upstream CA (default: the last certificate of its chain)"
     )
     authority_ttl: timedelta = setting(
-        settings.duration, "lifetime of an X.509 authority; replaced at half of it", "30d"
+        settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
     )
     authority_algorithm: KeyAlgorithm = setting(_key_algorithm, "key of an X.509 authority", "ec-p256")
     x509_ttl: timedelta = setting(settings.ttl, "lifetime of an X.509-SVID, 2s to 90d", "1h")
@@ -188,7 +176,9 @@ class SignerConfig:
             raise InvalidSetting("jwt_ttl is above jwt_max_ttl")
         # Half of an authority's life must outlast what it issues, or there would be no time to replace it.
         if self.authority_ttl < 4 * self.x509_max_ttl:
-            raise InvalidSetting(f"authority_ttl must be at least four times x509_max_ttl ({self.x509_max_ttl})")
+            raise InvalidSetting(
+                f"authority_ttl must be at least four times x509_max_ttl ({durations.text(self.x509_max_ttl)})"
+            )
         if not self.driver_names:
             raise InvalidSetting("driver_names is empty; name at least one")
         domains = [domain for domain, _ in self.federated_bundles]

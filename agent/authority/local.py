@@ -15,6 +15,7 @@ from agent.authority.jwt_keys import JwtKeys
 from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityDamaged, AuthorityRefused
 from csi.model import PodRef
+from runtime import durations
 from runtime.blocking import Blocking
 from runtime.clock import Clock
 from runtime.federation import FederatedBundles
@@ -163,7 +164,7 @@ class LocalAuthority:
         granted = min(max(wished, self._policy.x509_min_ttl), self._policy.x509_max_ttl)
         if granted == wished:
             return granted, ""
-        return granted, f"ttl {wished.total_seconds():g}s was asked for, {granted.total_seconds():g}s are granted"
+        return granted, f"ttl {durations.text(wished)} was asked for, {durations.text(granted)} is granted"
 
 
 def pod_spiffe_id(trust_domain: TrustDomain, pod: PodRef) -> SpiffeId:

@@ -23,12 +23,11 @@ import argparse
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -39,6 +38,7 @@ from podsvid.quickstart.place import DRIVER, directory
 from podsvid.quickstart.reading import PlayedPod, first_look
 from podsvid.quickstart.settings import Settings
 from podsvid.quickstart.views import View, human_view, json_view
+from runtime import durations
 
 if TYPE_CHECKING:
     from podsvid.quickstart.kubelet import StandInKubelet
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT: Final = 30.0
 _CLEAN_UP_TIMEOUT: Final = 15.0
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _T = TypeVar("_T")
 
 
@@ -227,7 +226,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
-    if match is None or float(match[1]) == 0:
-        raise QuickstartError(f"--ttl {text!r} is not a duration such as 30s, 5m or 1h")
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]]).total_seconds()
+    try:
+        return durations.parse(text, durations.MIN_TTL, durations.MAX_TTL).total_seconds()
+    except durations.InvalidDuration as error:
+        raise QuickstartError(f"--ttl {text!r} is not {error}") from None

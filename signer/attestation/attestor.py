@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from runtime import durations
 from runtime.clock import Clock
 from signer.attestation.pods import MAX_DRIVERS, Pods
 from signer.attestation.tokens import OfflineTokens, TokenRefused, TokenReviews, claimed_pod
@@ -189,7 +190,7 @@ class Attestor:
         if self._pods.outdated(limit):
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
-                f"pods could not be followed for longer than outage_limit ({limit.total_seconds():g} s); the signer's "
+                f"pods could not be followed for longer than outage_limit ({durations.text(limit)}); the signer's "
                 "log says why",
                 retry_after=OUTAGE_RETRY,
             )
@@ -201,7 +202,7 @@ class Attestor:
         if not heard or now - max(heard) > limit or now - (self._unanswered_since or now) > limit:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
-                f"the API server is away for longer than outage_limit ({limit.total_seconds():g} s)",
+                f"the API server is away for longer than outage_limit ({durations.text(limit)})",
                 retry_after=OUTAGE_RETRY,
             )
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
 from signer.authority.acknowledgements import Agents, Wanted
@@ -165,7 +166,7 @@ class Rotation:
         for _ in range(ATTEMPTS):
             stored = await self._loaded()
             after = self._life.promised(stored.state, kind, ttl)
-            if await self._swap(stored, after, Step("promise", kind, f"an SVID is to live {ttl}")):
+            if await self._swap(stored, after, Step("promise", kind, f"an SVID is to live {durations.text(ttl)}")):
                 return
         raise TransitionRefused("other steps were taken at the same time; try again")
 

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from runtime import durations
 from runtime.clock import Clock
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
@@ -187,7 +188,7 @@ class Minting:
         granted = min(max(wished, low), min(high, entitlement.x509_ttl or high))
         if granted == wished:
             return granted, ""
-        return granted, f"ttl {wished.total_seconds():g}s was asked for, {granted.total_seconds():g}s are granted"
+        return granted, f"ttl {durations.text(wished)} was asked for, {durations.text(granted)} is granted"
 
 
 def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[timedelta, str]:
@@ -195,7 +196,7 @@ def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[tim
     if longest is None or ttl <= longest:
         return ttl, notice
     return longest, (
-        f"ttl {ttl.total_seconds():g}s could not be recorded yet, {longest.total_seconds():g}s are granted meanwhile"
+        f"ttl {durations.text(ttl)} could not be recorded yet, {durations.text(longest)} is granted meanwhile"
     )
 
 

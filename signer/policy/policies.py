@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
+from runtime import durations
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import SLICE, Mirror
@@ -117,7 +118,7 @@ class Policies:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
                 f"policies, namespaces or Services could not be read for longer than outage_limit "
-                f"({self._outage_limit.total_seconds():g} s); the signer's log says why",
+                f"({durations.text(self._outage_limit)}); the signer's log says why",
             )
         return decide(self._matching(pod), pod, self._index.services(pod), self._settings)
 

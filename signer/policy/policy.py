@@ -9,7 +9,6 @@ A pod has exactly one identity. No policy matches: the default one. A policy tha
 pod refuses: a wider policy never steps in for a narrower one that is broken.
 """
 
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from runtime import durations
 from signer.cluster.objects import PolicyObject, ServiceObject, few_labels
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import Entitlement, LivePod
@@ -31,7 +31,6 @@ from svid.spiffeid import SpiffeId, TrustDomain
 
 DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
 NAMESPACE_PREFIX = "/ns/{namespace}/"
-_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?", re.ASCII)
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 MAX_DNS_NAMES = 32
 # Bytes of a spec as JSON. What is kept of a policy is some three times that, and a tenant writes many.
@@ -371,14 +370,10 @@ def _selector(spec: Mapping[str, Any]) -> Selector:
 
 def _duration(spec: Mapping[str, Any], key: str) -> timedelta | None:
     text = spec.get(key)
-    if text is None:
-        return None
-    found = _DURATION.fullmatch(str(text))
-    hours, minutes, seconds = (int(each or 0) for each in found.groups()) if found else (0, 0, 0)
-    duration = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    if not timedelta(seconds=2) <= duration <= timedelta(days=90):
-        raise InvalidPolicy(f"{key} {str(text)[:80]!r} is not a duration such as 30m or 1h30m, from 2s to 2160h")
-    return duration
+    try:
+        return None if text is None else durations.parse(str(text), durations.MIN_TTL, durations.MAX_TTL)
+    except durations.InvalidDuration as error:
+        raise InvalidPolicy(f"{key} {str(text)[:80]!r} is not {error}") from None
 
 
 def _key_algorithm(text: str) -> KeyAlgorithm:

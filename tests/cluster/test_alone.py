@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from runtime import durations
 from tests.go_tools import Progress
+from tests.unit.runtime.test_durations import NONE
 
 from .alone import POLICIES, Alone, api_server
 from .api import ApiError, KubeApi, Object
@@ -146,3 +148,25 @@ def test_the_guard_lists_and_cannot_read_the_authority(alone: Alone, signer: Kub
         guard.get(f"{POLICIES}/{kind}")
     for path in (f"/api/v1/namespaces/{NAMESPACE}/secrets/podsvid-authority", HOME, "/api/v1/secrets"):
         refused(guard.get, path)
+
+
+LIFETIMES = ("2s", "90s", "90m", "1h30m", "1d", "1d12h", "90d", "2160h", "007s", "89d23h59m60s", "7776000s")
+OUT_OF_BOUNDS = ("1s", "0s", "0d0h", "91d", "90d1s", "2161h", "999999999d", "999999999d999999999h9999s")
+
+
+@pytest.mark.parametrize("field", ["x509TTL", "jwtTTL"])
+@pytest.mark.parametrize("kind", ["WorkloadIdentity", "ClusterWorkloadIdentity"])
+def test_the_schema_takes_the_durations_that_everything_takes(alone: Alone, kind: str, field: str) -> None:
+    folder = "namespaces/default/workloadidentities" if kind == "WorkloadIdentity" else "clusterworkloadidentities"
+
+    def create(text: str) -> None:
+        body = {"apiVersion": "podsvid.io/v1alpha1", "kind": kind, "metadata": {"name": "p"}, "spec": {field: text}}
+        alone.api.create(f"{POLICIES}/{folder}?dryRun=All", body)
+
+    for text in LIFETIMES:
+        durations.parse(text, durations.MIN_TTL, durations.MAX_TTL)
+        create(text)
+    for text in (*NONE, *OUT_OF_BOUNDS):
+        with pytest.raises(ApiError) as raised:
+            create(text)
+        assert raised.value.status in (400, 422), f"{text!r}: {raised.value}"

@@ -109,7 +109,7 @@ def test_minting() -> None:
         bundle = trust(rig.authority).bundle
         assert check_jwt_svid(jwt.svid.token, {bundle.trust_domain: bundle}, "b", now).spiffe_id == minted.spiffe_id
         capped = await rig.authority.mint_x509(request(claim, token, ttl=timedelta(days=3)))
-        assert "86400s are granted" in capped.notice
+        assert "1d is granted" in capped.notice
 
     rigged(test)
 

@@ -33,10 +33,11 @@ def load(*flags: str, environment: dict[str, str] | None = None, **fallbacks: An
 
 
 ACCEPTED: list[tuple[Callable[[str], Any], str, Any]] = [
-    (settings.duration, "0s", timedelta(0)),
-    (settings.duration, "90s", timedelta(seconds=90)),
-    (settings.duration, "30m", timedelta(minutes=30)),
-    (settings.duration, "7d", timedelta(days=7)),
+    (settings.duration(), "0s", timedelta(0)),
+    (settings.duration(), "90s", timedelta(seconds=90)),
+    (settings.duration(), "30m", timedelta(minutes=30)),
+    (settings.duration(), "7d", timedelta(days=7)),
+    (settings.duration(), "1h30m", timedelta(minutes=90)),
     (settings.ttl, "2s", timedelta(seconds=2)),
     (settings.ttl, "90d", timedelta(days=90)),
     (settings.period, "1h", timedelta(hours=1)),
@@ -65,10 +66,7 @@ def test_accepted(parse: Callable[[str], Any], text: str, wanted: Any) -> None:
 
 
 REFUSED: list[tuple[Callable[[str], Any], str]] = [
-    *(
-        (settings.duration, text)
-        for text in ("", "60", "-1s", "1.5h", "1h30m", " 1h", "1h\n", "1w", "٣s", "1234567890s")
-    ),
+    *((settings.duration(), text) for text in ("", "60", "-1s", "1.5h", " 1h", "1h\n", "1w", "٣s", "1234567890s")),
     *((settings.ttl, text) for text in ("1s", "0s", "91d", "7776001s")),
     *((settings.period, text) for text in ("59m", "3651d")),
     *((settings.absolute, text) for text in ("", "a", "./a", "/a/../b", "/..", "/a\0b", "~/a")),

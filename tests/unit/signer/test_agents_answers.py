@@ -47,7 +47,7 @@ def test_an_answer_says_all_that_policy_gave() -> None:
         assert START < start < end < ends
         long = await door.x509(claim, token, ttl_seconds=86400)
         assert certificates_from_der(long.chain)[0].not_valid_after_utc - START == timedelta(hours=2)
-        assert "7200s are granted" in long.notice
+        assert "2h is granted" in long.notice
 
     at_the_door(test)
 

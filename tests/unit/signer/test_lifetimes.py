@@ -140,7 +140,7 @@ def test_what_lives_longer_than_is_recorded_is_cut_and_says_so() -> None:
     alone = Minting(lambda: state, SETTINGS, StepClock())
     issued = alone.x509(POD, GIVEN, REQUEST, 2 * HOUR, ())
     assert issued.chain[0].not_valid_after_utc - START == HOUR
-    assert issued.notice == "ttl 7200s could not be recorded yet, 3600s are granted meanwhile"
+    assert issued.notice == "ttl 2h could not be recorded yet, 1h is granted meanwhile"
     assert alone.x509(POD, GIVEN, REQUEST, HOUR, ()).notice == ""
     token = alone.jwt(replace(GIVEN, jwt_ttl=HOUR), str(WEB), ["a"])
     assert token.svid.expires_at - START == 7.5 * MINUTE

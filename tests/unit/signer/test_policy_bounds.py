@@ -140,7 +140,7 @@ def test_a_policy_for_no_account_is_for_nobody_else() -> None:
     assert given_to(POD, policy("p", serviceAccounts=["other"], deny=True)).policy is None
 
 
-@pytest.mark.parametrize("ttl", ["1s", "0s", "2161h", "", "1d", "-1h", "1h 30m", "one hour", "999999999999h"])
+@pytest.mark.parametrize("ttl", ["1s", "0s", "2161h", "91d", "", "1w", "-1h", "1h 30m", "one hour", "999999999999h"])
 def test_a_lifetime_that_is_none_makes_the_policy_unusable(ttl: str) -> None:
     assert refused(POD, policy("p", x509TTL=ttl)) is Reason.POLICY_UNUSABLE
     assert refused(POD, policy("p", jwtTTL=ttl)) is Reason.POLICY_UNUSABLE
