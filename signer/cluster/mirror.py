@@ -90,6 +90,11 @@ class Mirror(Generic[Kept, Value]):
         """The object of that uid."""
         return self._values.get(uid)
 
+    def swap(self, uid: str, old: Value, new: Value) -> None:
+        """Keep `new` of the object of that uid where `old` is kept still; `observe` hears of it."""
+        if self._values.get(uid) is old:
+            self._put(uid, new)
+
     async def wait_synced(self) -> None:
         """Wait for the first complete list."""
         await self._first.wait()

@@ -92,6 +92,13 @@ class PolicyObject(Item, frozen=True, gc=False):
     spec: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+class PolicyRank(msgspec.Struct, frozen=True, gc=False):
+    """Of a policy's `spec` what says where it stands among others; of any type, as its reader holds them to theirs."""
+
+    deny: Any = None
+    priority: Any = None
+
+
 class ServiceSpec(msgspec.Struct, frozen=True, gc=False):
     """Of a Service."""
 

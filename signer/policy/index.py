@@ -5,8 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import TypeAlias
 
+from signer.cluster.objects import PolicyObject
 from signer.model import LivePod
-from signer.policy.policy import Policy, Selector, Service
+from signer.policy.places import Places
+from signer.policy.policy import Age, Policy, Service, read_outline, read_policy
+from signer.policy.selector import Selector
 
 # Services of one pod that are looked at; a certificate has room for the names of ten.
 MAX_SERVICES = 256
@@ -19,24 +22,52 @@ class Index:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._namespaced: dict[str, dict[str, Policy]] = {}
-        self._counted: dict[str, Mapping[str, Policy]] = {}
+        # One text for however many.
+        self._too_many = (
+            f"its namespace has more than {most} WorkloadIdentities (policies_per_namespace), and only the oldest are "
+            "read: this one is taken to be for all pods of the namespace, and refuses those that it wins; delete some"
+        )
+        self._namespaced: dict[str, Places] = {}
+        # Namespaces with a place for one that is still an outline.
+        self._free: set[str] = set()
         self._cluster: dict[Key, dict[str, Policy]] = {}
         self._services: dict[Key, list[Service]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
 
-    def policy(self, old: Policy | None, new: Policy | None) -> None:
-        """A policy came, changed or went."""
+    def read(self, body: PolicyObject) -> Policy | None:
+        """What is to be kept of an object: the whole policy where it counts, else its outline."""
+        places = self._namespaced.get(body.metadata.namespace or "")
+        if places is None or places.room(_age(body)):
+            return read_policy(body)
+        return read_outline(body, self._too_many)
+
+    def outline(self, policy: Policy) -> Policy:
+        """What is to be kept of one that counts no more."""
+        return policy.outline(self._too_many)
+
+    def policy(self, old: Policy | None, new: Policy | None) -> Policy | None:
+        """A policy came, changed or went. Answers with one that was kept whole and counts no more, if there is one."""
         if old is not None:
             self._drop(old)
         if new is None:
-            return
+            return None
         if new.namespace:
-            self._namespaced.setdefault(new.namespace, {})[new.uid] = new
-            self._counted.pop(new.namespace, None)
-        else:
-            for key in _keys(new):
-                self._cluster.setdefault(key, {})[new.uid] = new
+            places = self._namespaced.setdefault(new.namespace, Places(self._most))
+            places.add(new)
+            self._note_free(new.namespace, places)
+            return places.over
+        for key in _keys(new):
+            self._cluster.setdefault(key, {})[new.uid] = new
+        return None
+
+    def due(self) -> list[Policy]:
+        """Outlines of policies that count, to be read again: one of each namespace that has some."""
+        return [found for each in sorted(self._free) if (found := self._namespaced[each].due) is not None]
+
+    def is_due(self, policy: Policy) -> bool:
+        """Whether it is one of those, or behind one."""
+        places = self._namespaced.get(policy.namespace)
+        return policy.left_out and places is not None and places.room(policy.age)
 
     def service(self, old: Service | None, new: Service | None) -> None:
         """A Service came, changed or went."""
@@ -62,12 +93,8 @@ class Index:
         """Of a namespace."""
         return self._labels.get(namespace, {})
 
-    def counts(self, policy: Policy) -> bool:
-        """Whether it is one of the oldest of its namespace."""
-        return not policy.namespace or policy.uid in self._counting(policy.namespace)
-
     def policies(self, pod: LivePod) -> Iterable[Policy]:
-        """All that match the pod are among them."""
+        """All that match the pod are among them; of those that are left out the one that ranks first."""
         labels = self.labels(pod.namespace).items()
         keys = chain(
             (_ANY, ("account", pod.service_account, "")),
@@ -75,28 +102,27 @@ class Index:
             (("pod", key, value) for key, value in pod.labels.items()),
         )
         found = (self._cluster[key].values() for key in keys if key in self._cluster)
-        return chain(self._counting(pod.namespace).values(), *found)
+        places = self._namespaced.get(pod.namespace)
+        return chain(places.deciding if places is not None else (), *found)
 
     def services(self, pod: LivePod) -> Iterator[Service]:
         """All that select the pod are among them, up to a bound: by label, then by name."""
         keys = ((pod.namespace, key, value) for key, value in pod.labels.items())
         return islice(chain.from_iterable(self._services[key] for key in keys if key in self._services), MAX_SERVICES)
 
-    def _counting(self, namespace: str) -> Mapping[str, Policy]:
-        if namespace not in self._counted:
-            if namespace not in self._namespaced:
-                return {}
-            oldest = sorted(self._namespaced[namespace].values(), key=lambda each: (each.created, each.name, each.uid))
-            self._counted[namespace] = {each.uid: each for each in oldest[: self._most]}
-        return self._counted[namespace]
+    def _note_free(self, namespace: str, places: Places) -> None:
+        if places.due is not None:
+            self._free.add(namespace)
+        else:
+            self._free.discard(namespace)
 
     def _drop(self, old: Policy) -> None:
         if old.namespace:
-            there = self._namespaced.get(old.namespace, {})
-            there.pop(old.uid, None)
-            self._counted.pop(old.namespace, None)
-            if not there:
-                self._namespaced.pop(old.namespace, None)
+            places = self._namespaced[old.namespace]
+            places.remove(old)
+            self._note_free(old.namespace, places)
+            if places.empty:
+                del self._namespaced[old.namespace]
             return
         for key in _keys(old):
             bucket = self._cluster.get(key, {})
@@ -120,6 +146,10 @@ def _narrowest(kind: str, selector: Selector) -> list[Key]:
         return []
     least = min(wanted, key=lambda each: len(each.values))
     return [(kind, least.key, value) for value in least.values]
+
+
+def _age(body: PolicyObject) -> Age:
+    return (body.metadata.creation_timestamp or "", body.metadata.name or "", body.metadata.uid or "")
 
 
 def _key(service: Service) -> Key:

@@ -1,7 +1,11 @@
 """The policies of the cluster as they are now, applied to pods; and what became of each, in its status."""
 
 import asyncio
+import hashlib
+import json
+import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -11,7 +15,7 @@ from runtime.clock import Clock
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import SLICE, Mirror
 from signer.cluster.objects import Named, PolicyObject, ServiceObject
-from signer.errors import Conflict, NotFound, Reason, Refused
+from signer.errors import Conflict, NotFound, Reason, Refused, SignerError
 from signer.model import NO_POLICY, Entitlement, LivePod
 from signer.policy.index import Index
 from signer.policy.policy import (
@@ -25,12 +29,15 @@ from signer.policy.policy import (
     read_service,
 )
 
+_log = logging.getLogger("podsvid.policies")
 GROUP = "/apis/podsvid.io/v1alpha1"
 CLUSTER, NAMESPACED = "clusterworkloadidentities", "workloadidentities"
 # Pods whose conflict is named in a policy's status.
 _NAMED = 3
 # Statuses that are read and written at one time.
 MAX_WRITES = 100
+# After which one is asked for again that could not be read.
+READ_AGAIN_SECONDS = 5.0
 
 
 class LivePods(Protocol):
@@ -73,7 +80,7 @@ class Policies:
         self._clock = clock
         self._index = Index(settings.max_per_namespace)
         self._namespaced: Mirror[PolicyObject, Policy] = Mirror(
-            api, f"{GROUP}/{NAMESPACED}", PolicyObject, read_policy, clock, observe=self._policy_changed
+            api, f"{GROUP}/{NAMESPACED}", PolicyObject, self._index.read, clock, observe=self._policy_changed
         )
         self._cluster: Mirror[PolicyObject, Policy] = Mirror(
             api, f"{GROUP}/{CLUSTER}", PolicyObject, read_policy, clock, observe=self._policy_changed
@@ -84,7 +91,10 @@ class Policies:
         self._services: Mirror[ServiceObject, Service] = Mirror(
             api, "/api/v1/services", ServiceObject, read_service, clock, observe=self._index.service
         )
-        self._statuses: dict[str, Object] = {}
+        # Something may be due to be read again.
+        self._freed = asyncio.Event()
+        # Of what was written, by uid, the digest: a status is larger than what is kept of most policies.
+        self._statuses: dict[str, bytes] = {}
         # What each namespace's pods add to the statuses, by policy, and the namespaces where that may be different now.
         self._tallies: dict[str, dict[str, _Tally]] = {}
         self._stale: set[str] = set()
@@ -106,6 +116,7 @@ class Policies:
         async with asyncio.TaskGroup() as group:
             for mirror in self._mirrors:
                 group.create_task(mirror.run())
+            group.create_task(self._fill_places())
 
     def entitlement(self, pod: LivePod) -> Entitlement:
         """What the pod gets. Raises Refused."""
@@ -125,12 +136,12 @@ class Policies:
     def explain(self, pod: LivePod) -> Explanation:
         """Which policies match, which do not and why, and what comes of it."""
         labels = self._index.labels(pod.namespace)
-        others = [
-            (str(each), each.mismatch(pod, labels) or ("" if self._index.counts(each) else self._too_many))
-            for each in self._all()
-        ]
         matched = self._matching(pod)
         names = tuple(str(each) for each in matched)
+        uids = {each.uid for each in matched}
+        others = [
+            (str(each), each.mismatch(pod, labels) or each.problem) for each in self._all() if each.uid not in uids
+        ]
         unmatched = tuple((name, why) for name, why in sorted(others) if why)
         try:
             found = self.entitlement(pod)
@@ -152,15 +163,18 @@ class Policies:
         await self._count(pods)
         tallies = await self._totals()
         every = self._all()
-        self._statuses = {path: self._statuses[path] for path in map(_path, every) if path in self._statuses}
+        self._statuses = {each.uid: self._statuses[each.uid] for each in every if each.uid in self._statuses}
         begin, writes = self._turn % max(1, len(every)), 0
         for number, policy in enumerate(every[begin:] + every[:begin], 1):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
+            if self._index.is_due(policy):
+                continue
             path = _path(policy)
-            counts = "" if self._index.counts(policy) else self._too_many
-            status = _status(policy, tallies.get(policy.uid, _Tally()), counts)
-            if self._statuses.get(path) == status:
+            # To whom one would apply that is left out is not known.
+            status = _status(policy, _Tally() if policy.left_out else tallies.get(policy.uid, _Tally()))
+            digest = _digest(status)
+            if self._statuses.get(policy.uid) == digest:
                 continue
             if writes == MAX_WRITES:
                 self._turn = begin + number - 1
@@ -171,7 +185,7 @@ class Policies:
                 merged = _keep_times(present.get("status") or {}, status, self._clock)
                 if merged != (present.get("status") or {}):
                     await self._api.replace(f"{path}/status", {**present, "status": merged})
-                self._statuses[path] = status
+                self._statuses[policy.uid] = digest
             except (NotFound, Conflict):
                 continue
 
@@ -219,8 +233,38 @@ class Policies:
             await asyncio.sleep(0)
         return totals
 
+    async def _fill_places(self) -> None:
+        """Read again what was left out and counts now, as others went; until it is read it refuses as before."""
+        while True:
+            self._freed.clear()
+            read = [await self._read_again(each) for each in self._index.due()]
+            if any(read):
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), READ_AGAIN_SECONDS if read else None)
+
+    async def _read_again(self, outline: Policy) -> bool:
+        """Whether it could be read."""
+        try:
+            found = read_policy(await self._api.read(_path(outline), PolicyObject))
+        except SignerError as error:
+            # Where it went meanwhile the watch will say so.
+            if not isinstance(error, NotFound):
+                _log.warning(
+                    "a policy cannot be read; trying again",
+                    extra={"policy": str(outline), "reason": error.reason, "error": str(error)},
+                )
+            return False
+        if found is None or found.uid != outline.uid:
+            return False
+        self._namespaced.swap(outline.uid, outline, found)
+        return True
+
     def _policy_changed(self, old: Policy | None, new: Policy | None) -> None:
-        self._index.policy(old, new)
+        over = self._index.policy(old, new)
+        if over is not None:
+            self._namespaced.swap(over.uid, over, self._index.outline(over))
+        self._freed.set()
         for each in (old, new):
             if each is not None and each.namespace:
                 self._stale.add(each.namespace)
@@ -232,13 +276,6 @@ class Policies:
     ) -> None:
         self._index.namespace(old, new)
         self._stale.update(each[0] for each in (old, new) if each is not None)
-
-    @property
-    def _too_many(self) -> str:
-        return (
-            f"its namespace has more than {self._settings.max_per_namespace} WorkloadIdentities "
-            "(policies_per_namespace), and only the oldest count: this one does nothing"
-        )
 
     @property
     def _mirrors(self) -> "tuple[Mirror[Any, Any], ...]":
@@ -262,9 +299,13 @@ def _path(policy: Policy) -> str:
     return f"{GROUP}/{CLUSTER}/{policy.name}"
 
 
-def _status(policy: Policy, tally: _Tally, too_many: str) -> Object:
-    problem = too_many or policy.problem or tally.unusable
-    reason = "TooManyPolicies" if too_many else "Unusable" if problem else "InUse"
+def _digest(status: Object) -> bytes:
+    return hashlib.blake2b(json.dumps(status, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def _status(policy: Policy, tally: _Tally) -> Object:
+    problem = policy.problem or tally.unusable
+    reason = "TooManyPolicies" if policy.left_out else "Unusable" if problem else "InUse"
     conditions = [
         _condition(policy, "Ready", not problem, reason, problem or "it can be used"),
         _condition(

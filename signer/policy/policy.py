@@ -14,14 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from runtime import durations
-from signer.cluster.objects import PolicyObject, ServiceObject, few_labels
+from signer.cluster.objects import Metadata, PolicyObject, PolicyRank, ServiceObject, few_labels
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import Entitlement, LivePod
+from signer.policy.selector import Selector, read_selector
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
 from svid.authority import is_dns_name
 from svid.errors import InvalidSpiffeId
@@ -29,15 +30,14 @@ from svid.identity import MAX_HINT_BYTES
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 
+Age: TypeAlias = tuple[str, str, str]
 DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
 NAMESPACE_PREFIX = "/ns/{namespace}/"
-_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 MAX_DNS_NAMES = 32
 # Bytes of a spec as JSON. What is kept of a policy is some three times that, and a tenant writes many.
 MAX_SPEC, MAX_CLUSTER_SPEC = 16 * 1024, 256 * 1024
 # As the schema has them; what was stored before it had them is held to them here.
 MAX_ITEMS: Mapping[str, int] = MappingProxyType({"serviceAccounts": 64, "keyAlgorithms": 9, "federatesWith": 64})
-MAX_MATCH_LABELS, MAX_EXPRESSIONS, MAX_VALUES = 64, 32, 256
 # Of fields whose wrong type would pass for "not there", which is mostly the wider meaning.
 _TYPES: Mapping[str, type] = MappingProxyType(
     {
@@ -63,35 +63,6 @@ class PolicySettings:
     cluster_domain: str = "cluster.local"
     require_policy: bool = False
     max_per_namespace: int = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """One condition on labels."""
-
-    key: str
-    operator: str
-    values: frozenset[str] = frozenset()
-
-    def holds(self, labels: Mapping[str, str]) -> bool:
-        """As Kubernetes reads it: NotIn also holds where the label is missing."""
-        value = labels.get(self.key)
-        if self.operator == "In":
-            return value in self.values
-        if self.operator == "NotIn":
-            return value not in self.values
-        return (value is not None) == (self.operator == "Exists")
-
-
-@dataclass(frozen=True, slots=True)
-class Selector:
-    """All requirements must hold; none matches everything."""
-
-    requirements: tuple[Requirement, ...] = ()
-
-    def first_unmet(self, labels: Mapping[str, str]) -> Requirement | None:
-        """Why labels do not match; None when they do."""
-        return next((each for each in self.requirements if not each.holds(labels)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +108,16 @@ class Policy:
     priority: int = 0
     deny: bool = False
     problem: str = ""
+    # Its namespace has too many: only how it ranks is known, and it refuses.
+    left_out: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @property
+    def age(self) -> Age:
+        """Smallest first: which ones of a namespace count. The API server sets the time."""
+        return (self.created, self.name, self.uid)
 
     @property
     def rank(self) -> tuple[bool, int, bool, str, str]:
@@ -157,6 +135,20 @@ class Policy:
             return f"namespaceSelector: {unmet.key} {unmet.operator} does not hold for {pod.namespace}"
         unmet = self.pods.first_unmet(pod.labels)
         return f"podSelector: {unmet.key} {unmet.operator} does not hold" if unmet is not None else ""
+
+    def outline(self, problem: str) -> "Policy":
+        """Of a policy that is left out what is kept: it is for all pods of its namespace, and refuses where it wins."""
+        return Policy(
+            self.name,
+            self.namespace,
+            self.uid,
+            self.created,
+            self.generation,
+            priority=self.priority,
+            deny=self.deny,
+            problem=problem,
+            left_out=True,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +180,8 @@ def decide(
         return _default(pod, settings)
     winner = matched[0]
     if winner.deny:
-        raise Refused(Reason.POLICY_DENIED, f"policy {winner} denies pod {pod} an identity")
+        why = f": {winner.problem}" if winner.problem else ""
+        raise Refused(Reason.POLICY_DENIED, f"policy {winner} denies pod {pod} an identity{why}")
     if winner.problem or winner.path is None:
         raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner} cannot be used: {winner.problem}")
     try:
@@ -199,8 +192,8 @@ def decide(
     except InvalidPolicy as error:
         raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner}: {error}") from None
     surprises = [f"DNS names of Services were left out: {left_out}"] if left_out else []
-    if len(matched) > 1:
-        others = ", ".join(str(each) for each in matched[1:6])
+    others = ", ".join(str(each) for each in matched[1:6] if not each.left_out)
+    if others:
         surprises.append(f"policy {winner} won over {others}, which match this pod as well")
     return Entitlement(
         spiffe_id=spiffe_id,
@@ -217,21 +210,15 @@ def decide(
 
 def read_policy(body: PolicyObject) -> Policy | None:
     """A policy object; an unusable one is kept with its `problem`. None for what is none at all."""
-    metadata = body.metadata
-    if not metadata.uid or not metadata.name:
+    base = _base(body.metadata)
+    if not base:
         return None
-    namespace = metadata.namespace or ""
-    base: dict[str, Any] = {
-        "name": metadata.name,
-        "namespace": sys.intern(namespace),
-        "uid": metadata.uid,
-        "created": metadata.creation_timestamp or "",
-        "generation": metadata.generation or 0,
-    }
+    namespace = base["namespace"]
     most = MAX_SPEC if namespace else MAX_CLUSTER_SPEC
     if memoryview(body.spec).nbytes > most:
         # Whom it is for would have to be read out of it: it is for everybody, and refuses.
-        return Policy(**base, problem=f"its spec has more than {most} bytes; divide it into several policies")
+        problem = f"its spec has more than {most} bytes; divide it into several policies"
+        return Policy(**base, **_rank(body.spec), problem=problem)
     try:
         spec = msgspec.json.decode(body.spec) or {}
     except (ValueError, RecursionError):
@@ -245,6 +232,12 @@ def read_policy(body: PolicyObject) -> Policy | None:
     except (InvalidPolicy, ValueError, TypeError, AttributeError, KeyError) as error:
         problem = str(error) if isinstance(error, InvalidPolicy) else f"{type(error).__name__} in its spec"
         return Policy(**base, **scope, problem=problem)
+
+
+def read_outline(body: PolicyObject, problem: str) -> Policy | None:
+    """The outline of a policy object of which no more than that is wanted."""
+    base = _base(body.metadata)
+    return Policy(**base, **_rank(body.spec)).outline(problem) if base else None
 
 
 def read_service(body: ServiceObject) -> Service | None:
@@ -302,18 +295,41 @@ def _inside(name: str, namespace: str, cluster_domain: str) -> bool:
     return short or any(name.endswith(f".{namespace}.{end}") for end in ("svc", f"svc.{cluster_domain}"))
 
 
+def _base(metadata: Metadata) -> dict[str, Any]:
+    if not metadata.uid or not metadata.name:
+        return {}
+    return {
+        "name": metadata.name,
+        "namespace": sys.intern(metadata.namespace or ""),
+        "uid": metadata.uid,
+        "created": metadata.creation_timestamp or "",
+        "generation": metadata.generation or 0,
+    }
+
+
+def _rank(spec: msgspec.Raw) -> dict[str, Any]:
+    """What a spec says of its place among others; all else is passed over."""
+    try:
+        found = msgspec.json.decode(spec, type=PolicyRank)
+    except (ValueError, RecursionError):
+        return {"deny": True}
+    return _ranked(found.deny, found.priority)
+
+
+def _ranked(deny: object, priority: object) -> dict[str, Any]:
+    return {"deny": deny not in (None, False), "priority": priority if isinstance(priority, int) else 0}
+
+
 def _scope(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
     scope: dict[str, Any] = {}
     for field, key in (("pods", "podSelector"), ("namespaces", "namespaceSelector")):
         if key == "namespaceSelector" and namespaced:
             continue
         try:
-            scope[field] = _selector(spec.get(key) or {})
+            scope[field] = read_selector(spec.get(key) or {})
         except (InvalidPolicy, TypeError, AttributeError, KeyError):
             scope[field] = Selector()
-    scope["deny"] = spec.get("deny") not in (None, False)
-    priority = spec.get("priority")
-    scope["priority"] = priority if isinstance(priority, int) else 0
+    scope |= _ranked(spec.get("deny"), spec.get("priority"))
     accounts = spec.get("serviceAccounts")
     if isinstance(accounts, list):
         scope["service_accounts"] = frozenset(map(str, accounts))
@@ -327,8 +343,8 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
     for key, most in MAX_ITEMS.items():
         if len(spec.get(key) or ()) > most:
             raise InvalidPolicy(f"{key} has more than {most} entries")
-    _selector(spec.get("podSelector") or {})
-    _selector(spec.get("namespaceSelector") or {})
+    read_selector(spec.get("podSelector") or {})
+    read_selector(spec.get("namespaceSelector") or {})
     hint = str(spec.get("hint") or "")
     if len(hint.encode()) > MAX_HINT_BYTES:
         raise InvalidPolicy(f"hint is longer than {MAX_HINT_BYTES} bytes")
@@ -347,25 +363,6 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
         "hint": hint,
         "federates_with": None if federates is None else tuple(_trust_domain(str(each)) for each in federates),
     }
-
-
-def _selector(spec: Mapping[str, Any]) -> Selector:
-    labels, expressions = spec.get("matchLabels") or {}, spec.get("matchExpressions") or []
-    if len(labels) > MAX_MATCH_LABELS or len(expressions) > MAX_EXPRESSIONS:
-        raise InvalidPolicy(f"a selector has more than {MAX_MATCH_LABELS} labels or {MAX_EXPRESSIONS} expressions")
-    found = [Requirement(str(key), "In", frozenset({str(value)})) for key, value in labels.items()]
-    for each in expressions:
-        operator = str(each["operator"])
-        if operator not in _OPERATORS:
-            raise InvalidPolicy(f"operator {operator[:80]!r} is none of {', '.join(_OPERATORS)}")
-        values = each.get("values") or []
-        if not isinstance(values, list):
-            # The letters of a text would do as a list.
-            raise InvalidPolicy(f"values of {str(each['key'])[:80]!r} is no list")
-        if len(values) > MAX_VALUES:
-            raise InvalidPolicy(f"a selector has more than {MAX_VALUES} values for {str(each['key'])[:80]!r}")
-        found.append(Requirement(str(each["key"]), operator, frozenset(map(str, values))))
-    return Selector(tuple(found))
 
 
 def _duration(spec: Mapping[str, Any], key: str) -> timedelta | None:

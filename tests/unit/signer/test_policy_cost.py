@@ -151,10 +151,14 @@ def test_the_oldest_of_a_namespace_count_and_the_others_say_that_they_do_not() -
     async def test(rig: Rig) -> None:
         second = rig.put("second", "shop", "2030-01-02T00:00:00Z")
         first = rig.put("first", "shop", "2030-01-01T00:00:00Z")
-        third = rig.put("third", "shop", "2030-01-03T00:00:00Z", deny=True)
+        third = rig.put("third", "shop", "2030-01-03T00:00:00Z", deny=True, serviceAccounts=["api"])
         elsewhere = rig.put("third", "other", "2030-01-03T00:00:00Z")
         await told()
-        assert rig.policies.entitlement(POD).policy == "shop/first"
+        # Whom it denies is not known any more: everybody of its namespace.
+        with pytest.raises(Refused, match=r"shop/third denies .*: its namespace has more than 2") as caught:
+            rig.policies.entitlement(POD)
+        assert caught.value.reason is Reason.POLICY_DENIED
+        assert rig.policies.entitlement(replace(POD, namespace="other")).policy == "other/third"
         await rig.policies.write_status(Fixed([POD]))
         assert [rig.ready(path) for path in (first, second, third, elsewhere)] == [
             ("True", "InUse"),
@@ -164,16 +168,16 @@ def test_the_oldest_of_a_namespace_count_and_the_others_say_that_they_do_not() -
         ]
         message = rig.kube.objects[third]["status"]["conditions"][0]["message"]
         assert message == (
-            "its namespace has more than 2 WorkloadIdentities (policies_per_namespace), and only the oldest count: "
-            "this one does nothing"
+            "its namespace has more than 2 WorkloadIdentities (policies_per_namespace), and only the oldest are read: "
+            "this one is taken to be for all pods of the namespace, and refuses those that it wins; delete some"
         )
-        assert ("shop/third", message) in rig.policies.explain(POD).not_matched
+        assert rig.policies.explain(POD).policy == "shop/third"
         # There is room for it now.
         rig.kube.remove(second)
         await told()
-        with pytest.raises(Refused) as caught:
-            rig.policies.entitlement(POD)
-        assert caught.value.reason is Reason.POLICY_DENIED
+        assert rig.policies.entitlement(POD).policy == "shop/first"
+        with pytest.raises(Refused, match=r"third denies pod shop/web-0 an identity$"):
+            rig.policies.entitlement(replace(POD, service_account="api"))
         await rig.policies.write_status(Fixed([POD]))
         assert rig.ready(third) == ("True", "InUse")
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from signer.errors import Reason
-from signer.policy.policy import MAX_EXPRESSIONS, MAX_ITEMS, MAX_MATCH_LABELS, MAX_VALUES
+from signer.policy.policy import MAX_ITEMS
+from signer.policy.selector import MAX_EXPRESSIONS, MAX_MATCH_LABELS, MAX_VALUES
 from tests.unit.signer.test_policy import POD, policy, refused
 
 CRDS = Path(__file__).parents[3] / "deploy" / "chart" / "podsvid" / "files" / "crds"
