@@ -38,6 +38,8 @@ MAX_DNS_NAMES = 32
 MAX_SPEC, MAX_CLUSTER_SPEC = 16 * 1024, 256 * 1024
 # As the schema has them; what was stored before it had them is held to them here.
 MAX_ITEMS: Mapping[str, int] = MappingProxyType({"serviceAccounts": 64, "keyAlgorithms": 9, "federatesWith": 64})
+# Lists that narrow, where none means all: a list that was to have entries and has none would mean all as well.
+NEVER_EMPTY = ("serviceAccounts", "keyAlgorithms")
 # Of fields whose wrong type would pass for "not there", which is mostly the wider meaning.
 _TYPES: Mapping[str, type] = MappingProxyType(
     {
@@ -343,6 +345,9 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
     for key, most in MAX_ITEMS.items():
         if len(spec.get(key) or ()) > most:
             raise InvalidPolicy(f"{key} has more than {most} entries")
+    for key in NEVER_EMPTY:
+        if spec.get(key) is not None and not spec[key]:
+            raise InvalidPolicy(f"{key} is empty: leave it out to mean all, or say which")
     read_selector(spec.get("podSelector") or {})
     read_selector(spec.get("namespaceSelector") or {})
     hint = str(spec.get("hint") or "")

@@ -6,7 +6,8 @@ from typing import Any
 
 from signer.errors import InvalidPolicy
 
-_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+_WITH_VALUES = ("In", "NotIn")
+_OPERATORS = (*_WITH_VALUES, "Exists", "DoesNotExist")
 MAX_MATCH_LABELS, MAX_EXPRESSIONS, MAX_VALUES = 64, 32, 256
 
 
@@ -55,5 +56,9 @@ def read_selector(spec: Mapping[str, Any]) -> Selector:
             raise InvalidPolicy(f"values of {str(each['key'])[:80]!r} is no list")
         if len(values) > MAX_VALUES:
             raise InvalidPolicy(f"a selector has more than {MAX_VALUES} values for {str(each['key'])[:80]!r}")
+        if bool(values) is not (operator in _WITH_VALUES):
+            raise InvalidPolicy(
+                f"{str(each['key'])[:80]!r}: In and NotIn need values, Exists and DoesNotExist have none"
+            )
         found.append(Requirement(str(each["key"]), operator, frozenset(map(str, values))))
     return Selector(tuple(found))

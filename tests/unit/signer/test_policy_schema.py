@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from signer.errors import Reason
-from signer.policy.policy import MAX_ITEMS
+from signer.policy.policy import MAX_ITEMS, NEVER_EMPTY
 from signer.policy.selector import MAX_EXPRESSIONS, MAX_MATCH_LABELS, MAX_VALUES
 from tests.unit.signer.test_policy import POD, policy, refused
 
@@ -76,6 +76,31 @@ def test_a_list_that_is_longer_refuses(field: str, entry: Any, most: int) -> Non
     longer: Any = {field: [entry(n) for n in range(most + 1)]}
     assert policy("p", **fits).problem == ""
     assert policy("p", **longer).problem == f"{field} has more than {most} entries"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_list_that_narrows_is_never_empty(kind: str) -> None:
+    """Whoever writes one without entries, or has it written by a template, may mean nobody; all is to leave it out."""
+    spec = schema(kind)["properties"]["spec"]["properties"]
+    least = {name: each.get("minItems") for name, each in spec.items() if each["type"] == "array"}
+    # To give no DNS names, and to federate with nobody, is what an empty list says there.
+    assert least == {**dict.fromkeys(NEVER_EMPTY, 1), "dnsNameTemplates": None, "federatesWith": None}
+    for field in NEVER_EMPTY:
+        empty: Any = {field: []}
+        found = policy("p", "shop", **empty)
+        assert found.problem == f"{field} is empty: leave it out to mean all, or say which"
+        assert refused(POD, found, policy("wide")) is Reason.POLICY_UNUSABLE
+        absent: Any = {field: None}
+        assert policy("p", **absent).problem == ""
+
+
+@pytest.mark.parametrize(
+    ("operator", "values"), [("In", []), ("NotIn", []), ("In", None), ("Exists", ["x"]), ("DoesNotExist", ["x"])]
+)
+def test_conditions_have_values_where_these_mean_something(operator: str, values: list[str] | None) -> None:
+    """As the schema has it, and Kubernetes for its own selectors."""
+    selector = {"matchExpressions": [{"key": "app", "operator": operator, "values": values}]}
+    assert refused(POD, policy("p", "shop", podSelector=selector), policy("wide")) is Reason.POLICY_UNUSABLE
 
 
 @pytest.mark.parametrize(
