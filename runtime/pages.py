@@ -7,7 +7,8 @@ the probes'.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -98,19 +99,38 @@ class _Asked:
         return await self._asking
 
     async def _ask(self) -> str | None:
-        async def run() -> str | None:
-            return await self._check()
-
-        asked = run()
+        asked: Future[str | None] = Future()
         try:
-            answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._loop))
+            self._loop.call_soon_threadsafe(self._begin, asked)
         except RuntimeError:
-            asked.close()
             return "stopping"
         try:
-            return await asyncio.wait_for(answer, CHECK_DEADLINE)
+            return await asyncio.wait_for(asyncio.wrap_future(asked), CHECK_DEADLINE)
         except TimeoutError:
             return "the event loop does not answer"
+
+    def _begin(self, asked: "Future[str | None]") -> None:
+        # On the loop that is asked. Only here there is anything to run: a loop that ends may never come to it, and who
+        # asks may not wait any more.
+        if asked.done():
+            return
+        running = self._loop.create_task(self._run(asked))
+
+        def end(_: "Future[str | None]") -> None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(running.cancel)
+
+        asked.add_done_callback(end)
+
+    async def _run(self, asked: "Future[str | None]") -> None:
+        with suppress(InvalidStateError):
+            try:
+                asked.set_result(await self._check())
+            except asyncio.CancelledError:
+                asked.set_result("stopping")
+                raise
+            except Exception as error:
+                asked.set_exception(error)
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """The probes' answers: what is wrong is 503, also when nobody is there to say so, and notes are no harm."""
 
 import asyncio
+import gc
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -107,11 +110,55 @@ def test_a_loop_that_is_stuck_is_unhealthy_and_recovers(monkeypatch: pytest.Monk
         assert at.get("/healthz") == (200, "ok\n")
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 def test_a_loop_that_has_ended_is_not_healthy() -> None:
     with process() as at:
         at.stop()
         assert at.get("/healthz") == (503, "stopping\n")
+
+
+def test_a_check_that_a_loop_never_comes_to_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the loop has its turn again when nobody waits any more: at the end of a process it does."""
+    monkeypatch.setattr(pages, "CHECK_DEADLINE", 0.05)
+    with warnings.catch_warnings(record=True) as caught, process() as at:
+        warnings.simplefilter("always")
+        at.loop.call_soon_threadsafe(at.loop.stop)
+        at._thread.join()
+        assert at.get("/healthz") == (503, "the event loop does not answer\n")
+        at.loop.run_until_complete(asyncio.sleep(0))
+        assert asyncio.all_tasks(at.loop) == set()
+        assert at.asked == []
+        assert at.get("/healthz") == (503, "the event loop does not answer\n")
+        at.stop()
+        gc.collect()
+    assert [str(each.message) for each in caught] == []
+
+
+def test_a_check_is_given_up_with_whoever_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each probe of one that hangs would leave one more; and a check that is ended with its loop says so."""
+    begun, ended = threading.Event(), threading.Event()
+
+    async def hang() -> str | None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return None
+
+    with process() as at, ThreadPoolExecutor(1) as peers:
+        checks = pages.Checks(at.loop, hang, at.check("ready"))
+        with pages.serving(("127.0.0.1", 0), None, checks, at.registry, at.refuse) as served:
+            at.address = served["health"]
+            monkeypatch.setattr(pages, "CHECK_DEADLINE", 0.05)
+            assert at.get("/healthz") == (503, "the event loop does not answer\n")
+            assert begun.wait(30)
+            assert ended.wait(30)
+            begun.clear()
+            monkeypatch.setattr(pages, "CHECK_DEADLINE", 30.0)
+            answer = peers.submit(at.get, "/healthz")
+            assert begun.wait(30)
+            at.loop.call_soon_threadsafe(lambda: [each.cancel() for each in asyncio.all_tasks(at.loop)])
+            assert answer.result() == (503, "stopping\n")
 
 
 def test_metrics_are_the_registrys_and_nothing_else_is_served() -> None:
