@@ -135,8 +135,17 @@ class SignerConfig:
     acknowledge_within: timedelta = setting(
         _wait, "how long a missing agent can hold up the activation of a new authority", "15m"
     )
-    reissue_over: timedelta = setting(_wait, "a rotation's early renewals are spread over this time", "10m")
-    forced_reissue_over: timedelta = setting(_wait, "a forced rotation's renewals are spread over this time", "90s")
+    reissue_over: timedelta = setting(
+        _wait, "a rotation's early renewals are spread over this time, longer by reissue_rate", "10m"
+    )
+    forced_reissue_over: timedelta = setting(
+        _wait, "a forced rotation's renewals are spread over this time, longer by reissue_rate", "90s"
+    )
+    reissue_rate: int = setting(
+        settings.number(1, 100000),
+        "SVIDs a second that a rotation renews early at most, of all nodes: a large cluster's takes longer",
+        "300",
+    )
     outage_limit: timedelta = setting(
         _wait, "how long pods that have an identity are renewed while the API server is away", "1h"
     )

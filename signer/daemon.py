@@ -21,7 +21,7 @@ from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
 from signer import gauges
 from signer.attestation.attestor import AttestationSettings, Attestor
-from signer.attestation.pods import Pods
+from signer.attestation.pods import Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.acknowledgements import Agents
 from signer.authority.knowledge import Sources
@@ -121,7 +121,8 @@ class Replica:
             config.outage_limit,
             clock,
         )
-        self._pods.observers.append(self._policies.pod_changed)
+        self._holders = Holders(frozenset(config.driver_names))
+        self._pods.observers += [self._policies.pod_changed, self._holders.pod_changed]
         self._offline = OfflineTokens(api, config.audience, clock)
         reviews = TokenReviews(api, config.audience, self._offline, clock)
         attestor = Attestor(
@@ -151,7 +152,7 @@ class Replica:
         self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
         self._rotation = Rotation(
             self._store,
-            Life(_lifecycle(config), _upstream(config), config.trust_domain),
+            Life(_lifecycle(config), _upstream(config), config.trust_domain, lambda: self._holders.count),
             self._leader,
             self._agents,
             Sources(self._live_nodes, self._pods_unread, self._published_sequence),
@@ -360,6 +361,7 @@ def _lifecycle(config: SignerConfig) -> LifecyclePolicy:
         ack_bound=config.acknowledge_within,
         reissue_window=config.reissue_over,
         forced_window=config.forced_reissue_over,
+        reissue_rate=config.reissue_rate,
         # A replica that is cut off from the API server signs by what it knew for as long as that.
         overlap=config.outage_limit + config.retire_after,
         key_algorithm=config.authority_algorithm,

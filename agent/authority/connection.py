@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import grpc.aio
 
 from agent.authority.contact import MAX_RETRY, Contact
-from agent.authority.proven import ProvenSigner
+from agent.authority.proven import CONNECT_SECONDS, ProvenSigner
 from agent.errors import AuthorityUnavailable
 from runtime.clock import Clock
 from runtime.federation import read_bundle
@@ -26,6 +27,8 @@ from svid.spiffeid import TrustDomain
 _log = logging.getLogger("podsvid.authority")
 # Seconds that calls in flight get on a channel that is given up: as long as one may take.
 CLOSE_SECONDS = 20.0
+# Between looks whether a connection has come about.
+LOOK_SECONDS = 0.25
 MAX_MESSAGE = 8 * 1024 * 1024
 # How long no signer answers under the present trust until the bundle file's authorities are tried as well.
 FILE_AFTER = timedelta(seconds=30)
@@ -91,7 +94,9 @@ class Connection:
             # Else a new channel goes on with the connection of the one before.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", first),
-            ("grpc.min_reconnect_backoff_ms", first),
+            # How long an attempt may take: where all nodes come back at once it waits its turn, and one that is given
+            # up was work for nothing.
+            ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),
             ("grpc.max_reconnect_backoff_ms", int(MAX_RETRY * 1000)),
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
@@ -120,6 +125,20 @@ class Connection:
             self._held.discard(channel)
             if channel is not self._channel:
                 self._close(channel)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep so long; less where grpc, which tries again in its own time, has meanwhile reached a signer.
+
+        Else an agent would wait on though the signer is back; and asking between grpc's attempts tells nothing.
+        """
+        loop = asyncio.get_running_loop()
+        end, cut_off = loop.time() + seconds, self._state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        while True:
+            left = max(end - loop.time(), 0.0)
+            # However short it is, others have their turn.
+            await asyncio.sleep(min(left, LOOK_SECONDS) if cut_off else left)
+            if loop.time() >= end or (cut_off and self._state() is grpc.ChannelConnectivity.READY):
+                return
 
     async def close(self) -> None:
         """Nothing is open when this returns, and nothing is opened any more."""
@@ -189,6 +208,9 @@ class Connection:
                 f"audience {self._settings.audience} there"
             ) from None
         return (("authorization", f"Bearer {token}"),)
+
+    def _state(self) -> grpc.ChannelConnectivity | None:
+        return self._channel.get_state() if self._channel is not None and not self._closed else None
 
     def _close(self, channel: grpc.aio.Channel) -> None:
         """Mints in flight are finished on it."""

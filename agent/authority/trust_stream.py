@@ -92,7 +92,7 @@ class TrustStream:
                 # A call that fails while this task is cancelled raises its own error instead of CancelledError.
                 if is_cancelled():
                     raise asyncio.CancelledError
-                await asyncio.sleep(self._contact.delay())
+                await self._connection.pause(self._contact.delay())
         finally:
             await self._connection.close()
 

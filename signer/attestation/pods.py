@@ -115,6 +115,21 @@ class Pods:
             observe(old, new)
 
 
+class Holders:
+    """How many pods hold SVIDs: those that run and mount one of `drivers`. No agent's word counts here."""
+
+    def __init__(self, drivers: frozenset[str]) -> None:
+        self._drivers = drivers
+        self.count = 0
+
+    def pod_changed(self, old: LivePod | None, new: LivePod | None) -> None:
+        """To be told of each change."""
+        self.count += self._holds(new) - self._holds(old)
+
+    def _holds(self, pod: LivePod | None) -> bool:
+        return pod is not None and not pod.finished and bool(pod.drivers & self._drivers)
+
+
 def read_pod(pod: PodObject) -> LivePod | None:
     """What attestation and policy look at; None for what is no pod."""
     metadata, spec = pod.metadata, pod.spec or PodSpec()

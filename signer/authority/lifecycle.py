@@ -7,7 +7,7 @@ minutes, of everything that was there when it was asked for (recovery.py): those
 agent holds an SVID of them, or a bound has passed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -38,12 +38,19 @@ class Step:
 
 
 class Life:
-    """Applies one policy; the only part that waits is `upstream`."""
+    """Applies one policy; the only part that waits is `upstream`. `svids`: about how many are held in the cluster."""
 
-    def __init__(self, policy: LifecyclePolicy, upstream: Upstream, trust_domain: TrustDomain) -> None:
+    def __init__(
+        self,
+        policy: LifecyclePolicy,
+        upstream: Upstream,
+        trust_domain: TrustDomain,
+        svids: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.policy = policy
         self._upstream = upstream
         self._trust_domain = trust_domain
+        self._svids = svids
 
     async def first(self, now: datetime) -> AuthorityState:
         """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
@@ -69,7 +76,7 @@ class Life:
         if step.action == "prepare":
             return (await self.prepare(state, step.kind, now))[0]
         if step.action == "activate":
-            return _changed(succession.activated(state, step.kind, self.policy, now))
+            return _changed(succession.activated(state, step.kind, self.policy, now, self._svids()))
         if step.action == "rewrite":
             return self._rewritten(state, now)
         if step.action == "remove":
@@ -109,7 +116,7 @@ class Life:
         if acks.unknown and not forced:
             raise TransitionRefused(f"nobody knows yet who would refuse its SVIDs: {acks.unknown}; or use --forced")
         return _changed(
-            succession.activated(state, kind, self.policy, now)
+            succession.activated(state, kind, self.policy, now, self._svids())
         ), f"activated {kind} authority {prepared.id}"
 
     def revoke(
@@ -126,7 +133,7 @@ class Life:
         if slot.stage is Stage.TAINTED:
             return state, f"{kind} authority {slot.id} is being revoked already"
         assert isinstance(slot, X509Slot)
-        tainted = succession.tainted(slot, self.policy, now)
+        tainted = succession.tainted(slot, self.policy, now, self._svids())
         return (
             _changed(
                 state,

@@ -10,8 +10,11 @@ from signer.authority.state import AuthorityState, Directive, Goal
 from signer.authority.timing import FORCED_GRACE, LifecyclePolicy
 
 
-def activated(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: datetime) -> AuthorityState:
-    """The prepared authority signs. Everything before it is tainted where a theft is what it was made for."""
+def activated(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: datetime, svids: int) -> AuthorityState:
+    """The prepared authority signs. Everything before it is tainted where a theft is what it was made for.
+
+    `svids`: how many are held in all.
+    """
     forced = Goal(kind, True) in state.goals
     goals = frozenset(goal for goal in state.goals if goal.kind != kind)
     active = state.find(kind, Stage.ACTIVE)
@@ -27,12 +30,13 @@ def activated(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: da
         if slot.stage is Stage.PREPARED:
             slots.append(replace(slot, stage=Stage.ACTIVE, activated_at=now, longest=policy.usual(kind)))
         elif forced and slot.stage in (Stage.ACTIVE, Stage.TAINTED):
-            leaving = tainted(slot, policy, now)
+            leaving = tainted(slot, policy, now, svids)
             slots.append(leaving)
             directives = directed(directives, re_issue(leaving, now))
         elif slot.stage is Stage.ACTIVE:
             slots.append(replace(slot, stage=Stage.OLD, ends_at=end))
-            directives = directed(directives, Directive(slot.id, now, now + policy.reissue_window))
+            window = policy.spread(policy.reissue_window, svids, slot.longest)
+            directives = directed(directives, Directive(slot.id, now, now + window))
         else:
             slots.append(slot)
     return replace(state, x509=tuple(slots), directives=directives, goals=goals, abandoned=known)
@@ -65,9 +69,9 @@ def svids_end(slot: Slot, policy: LifecyclePolicy, now: datetime) -> datetime:
     return min(slot.ends_at, end) if slot.stage is Stage.OLD and slot.ends_at is not None else end
 
 
-def tainted(slot: X509Slot, policy: LifecyclePolicy, now: datetime) -> X509Slot:
-    """It leaves the trust bundle soon; one that is leaving gets no more time."""
-    bound = now + policy.forced_window + FORCED_GRACE
+def tainted(slot: X509Slot, policy: LifecyclePolicy, now: datetime, svids: int) -> X509Slot:
+    """It leaves the trust bundle as soon as that many can be renewed; one that is leaving gets no more time."""
+    bound = now + policy.spread(policy.forced_window, svids, slot.longest) + FORCED_GRACE
     return replace(slot, stage=Stage.TAINTED, ends_at=min(bound, slot.ends_at or bound))
 
 

@@ -21,6 +21,8 @@ class LifecyclePolicy:
     `ack_bound`: the fallback for agents that do not acknowledge. `overlap`: how much longer than its last SVID an old
     authority stays trusted. `jwt_lead`: how long before its turn a scheduled JWT key is published, for verifiers
     outside that look at the bundle now and then.
+
+    `reissue_rate`: early renewals a second, of all agents together, that the signers are to be asked for at most.
     """
 
     authority_ttl: timedelta
@@ -36,6 +38,7 @@ class LifecyclePolicy:
     jwt_lead: timedelta = timedelta(0)
     x509_ttl: timedelta | None = None
     jwt_ttl: timedelta | None = None
+    reissue_rate: int = 300
 
     def most(self, kind: str) -> timedelta:
         """How long an SVID of a kind may live by today's settings."""
@@ -45,6 +48,15 @@ class LifecyclePolicy:
         """What is recorded of a new authority: SVIDs that live as long as usual need no other record."""
         ttl = self.x509_ttl if kind == "x509" else self.jwt_ttl
         return self.most(kind) if ttl is None else self.rounded(kind, ttl)
+
+    def spread(self, shortest: timedelta, svids: int, longest: timedelta | None) -> timedelta:
+        """Over how long that many SVIDs of an authority are renewed early: `shortest` where that is time enough.
+
+        Signers that are asked for more than they can sign refuse, and renew none in time. Half of the `longest` life is
+        the most: by then all are renewed anyway.
+        """
+        needed = timedelta(seconds=svids / self.reissue_rate)
+        return max(shortest, min(needed, (longest or self.most("x509")) / 2))
 
     def rounded(self, kind: str, ttl: timedelta) -> timedelta:
         """What is recorded for SVIDs that live as long as `ttl`: few steps, so that few records are made."""

@@ -22,7 +22,19 @@ from signer.cluster.events import Events
 from signer.errors import Reason, Refused
 from signer.front.audit import Audit
 from signer.front.budget import MAX_REPORT, MINTS, TRUST_STREAMS
-from signer.front.calls import MINT_DEADLINE, Context, Messages, abort, bearer, bounded, ended, only, parsed, refused_by
+from signer.front.calls import (
+    MINT_DEADLINE,
+    Context,
+    Messages,
+    abort,
+    bearer,
+    bounded,
+    ended,
+    only,
+    parsed,
+    refused_by,
+    still_wanted,
+)
 from signer.front.limits import NodeLimits, Slots
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
@@ -192,6 +204,7 @@ class SignerService:
         claim: PodClaim | None = None
         agent: Agent | None = None
         try:
+            still_wanted(context)
             async with asyncio.timeout(MINT_DEADLINE):
                 agent = await self._proven(context)
                 facts = {"k8s.node.name": agent.node_name, "podsvid.svid": kind}
@@ -212,6 +225,7 @@ class SignerService:
                                     "podsvid.policy": entitlement.decided_by,
                                 }
                             )
+                            still_wanted(context)
                             with self._tracing.span("sign"):
                                 answer = await sign(request, attested, entitlement)
                             self._attestor.issued(attested, entitlement.spiffe_id)

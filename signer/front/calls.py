@@ -21,6 +21,7 @@ _log = logging.getLogger("podsvid.api")
 # Seconds. The second: until the message of a call has come, once its agent is proven.
 MINT_DEADLINE = 30.0
 MESSAGE_SECONDS = 5.0
+LATE_RETRY = timedelta(seconds=2)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Messages: TypeAlias = AsyncIterator[bytes]
 _Message = TypeVar("_Message", bound=Message)
@@ -51,6 +52,13 @@ async def ended(reading: "asyncio.Task[None]", context: Context) -> None:
         error = reading.exception()
         if isinstance(error, Refused):
             await abort(context, error)
+
+
+def still_wanted(context: Context) -> None:
+    """Raises Refused (BUSY) where nobody waits for the answer any more: work for it takes the time of those who do."""
+    left = context.time_remaining()
+    if left is not None and left <= 0.0:
+        raise Refused(Reason.BUSY, "the call came to its turn after its caller's deadline", retry_after=LATE_RETRY)
 
 
 def bearer(context: Context) -> str:

@@ -155,3 +155,30 @@ def test_a_replica_that_hears_nothing_of_the_authorities_signs_no_more() -> None
         assert replica._signing_state() is not None
 
     replicated(site, test, "--outage-limit", "1h")
+
+
+def test_a_forced_rotation_takes_as_long_as_the_clusters_pods_need() -> None:
+    site = Site()
+    for number in range(5):
+        site.pod(f"web-{number}", driver=DRIVER if number else None)
+
+    async def test(signer: Serving) -> None:
+        rotation = signer.replica._rotation
+        before = rotation.state
+        assert before is not None
+        await rotation.step("rotate", "x509", "", forced=True)
+
+        def told() -> bool:
+            state = rotation.state
+            return state is not None and any(each.authority_id == before.active_x509_id for each in state.directives)
+
+        # Nobody answers: it goes on by its bound.
+        site.clock.pass_by(seconds=70)
+        await until(told)
+        state = rotation.state
+        assert state is not None
+        (directive,) = state.directives
+        # Four of them hold SVIDs, two a second are renewed.
+        assert (directive.end - directive.start).total_seconds() == 2.0
+
+    replicated(site, test, "--forced-reissue-over", "1s", "--reissue-rate", "2")

@@ -68,6 +68,11 @@ class Call:
 
     def __init__(self, *metadata: tuple[str, str]) -> None:
         self._metadata = metadata
+        # Seconds until its caller's deadline; None: it has none.
+        self.left: float | None = None
+
+    def time_remaining(self) -> float | None:
+        return self.left
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata

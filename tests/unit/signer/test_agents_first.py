@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
@@ -11,7 +12,7 @@ from signer.front.agents import FULL_RETRY
 from signer.front.budget import HEADERS, MAX_REPORT
 from signer.front.calls import MESSAGE_SECONDS, Context
 from signer.front.limits import REPORTS, REPORTS_AT_ONCE
-from signer.model import Agent
+from signer.model import Agent, AttestedPod, PodClaim
 from signer.pb import signer_pb2
 from tests.unit.signer.door import REQUEST, Call, Door, at_the_door, call, nothing, pod, refused, said
 
@@ -203,3 +204,45 @@ def test_a_node_says_so_much_a_second_over_all_of_its_streams() -> None:
 async def _all(stream: AsyncIterator[signer_pb2.WatchTrustResponse]) -> None:
     async for _ in stream:
         pass
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_call_whose_caller_waits_no_more_costs_nothing(late: bool) -> None:
+    """Under pressure calls come to their turn late: to work for those would make the others late, too."""
+
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=door.site.token(claim), csr=REQUEST)
+        messages = Messages(request.SerializeToString())
+        waiting = Call(("authorization", f"Bearer {door.site.agent()}"))
+        waiting.left = 0.0 if late else 0.001
+        if not late:
+            assert (await door.service.mint_x509(messages, cast(Context, waiting))).chain
+            return
+        with refused(Reason.BUSY) as caught:
+            await door.service.mint_x509(messages, cast(Context, waiting))
+        assert caught[0].retry
+        assert (messages.read, door.site.reviews, door.gate.strikes) == (0, 0, 0)
+        assert door.mints("x509", "BUSY") == 1
+
+    at_the_door(test)
+
+
+def test_what_took_longer_than_its_caller_waits_is_not_signed() -> None:
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        waiting = Call(("authorization", f"Bearer {door.site.agent()}"))
+        attest = door.attestor.pod
+
+        async def slow(agent: Agent, token: str, wanted: PodClaim) -> AttestedPod:
+            waiting.left = 0.0
+            return await attest(agent, token, wanted)
+
+        door.attestor.pod = slow  # type: ignore[method-assign, assignment]
+        request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=door.site.token(claim), csr=REQUEST)
+        waiting.left = 1.0
+        with refused(Reason.BUSY):
+            await door.service.mint_x509(said(request), cast(Context, waiting))
+        assert door.mints("x509", "ok") == 0
+
+    at_the_door(test)
