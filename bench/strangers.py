@@ -1,12 +1,17 @@
 """What somebody who reaches the signer's port could do to it, each kind in a process of its own and bounded in time.
 
-    python -m bench.strangers --seconds 5 [--from ADDRESS] KIND SITE
+    python -m bench.strangers --mix --minutes 10 [--json]
+    python -m bench.strangers --seconds 5 [--from ADDRESS[/ADDRESSES]] KIND SITE
 
-SITE is what tests.signer_process wrote. Raw HTTP/2 over TLS. Prints `attacking` when it begins and at its end a count
-of what it did. All kinds but the last two have no token; those have the token of one node's agent.
+The first: all kinds at once against a signer in 1 GiB, while honest agents mint (bench.mix). The second: one of them;
+SITE is what tests.signer_process wrote. Raw HTTP/2 over TLS, from one address after the other. Prints `attacking` when
+it begins and at its end a count of what it did. All kinds but the last two have no token; those have the token of one
+node's agent.
 """
 
 import argparse
+import ipaddress
+import itertools
 import json
 import random
 import socket
@@ -19,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from bench import mix
 from bench.attacks import CONTINUATION, DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, literal
 
 ACK = 1
@@ -35,16 +41,16 @@ STOLEN = -1
 
 @dataclass(frozen=True)
 class Target:
-    """The signer, where the attack comes from, and what was stolen of one node."""
+    """The signer, the addresses that the attack comes from in turn, and what was stolen of one node."""
 
     address: tuple[str, int]
-    source: str
+    sources: Iterator[str]
     token: bytes
     seconds: float
 
     def connect(self) -> socket.socket:
         """A TCP connection. Raises OSError."""
-        return socket.create_connection(self.address, timeout=PATIENCE, source_address=(self.source, 0))
+        return socket.create_connection(self.address, timeout=PATIENCE, source_address=(next(self.sources), 0))
 
     def speaking(self, *, acknowledge: bool = False) -> ssl.SSLSocket:
         """A connection that speaks HTTP/2, and acknowledges the signer's limits or never does. Raises OSError."""
@@ -199,16 +205,27 @@ KINDS: Mapping[str, Callable[[Target], int]] = MappingProxyType(
 def target(site: Mapping[str, Any], source: str, seconds: float) -> Target:
     """As the signer's own file says."""
     host, _, port = site["address"].rpartition(":")
-    return Target((host, int(port)), source, site["agents"][STOLEN].encode(), seconds)
+    return Target((host, int(port)), itertools.cycle(addresses(source)), site["agents"][STOLEN].encode(), seconds)
+
+
+def addresses(source: str) -> list[str]:
+    """`127.8.0.1/3` are that address and the two after it. Raises ValueError."""
+    first, _, number = source.partition("/")
+    return [str(ipaddress.ip_address(first) + more) for more in range(int(number or 1))]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.strangers", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--from", dest="source", default="127.0.0.1")
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("site", type=Path)
+    mix.add_arguments(parser)
+    parser.add_argument("kind", nargs="?", choices=KINDS)
+    parser.add_argument("site", nargs="?", type=Path)
     arguments = parser.parse_args()
+    if arguments.mix:
+        return mix.main(arguments, list(KINDS))
+    if arguments.site is None:
+        parser.error("name a kind and a site, or --mix")
     found = target(json.loads(arguments.site.read_text()), arguments.source, arguments.seconds)
     print("attacking", flush=True)
     print(KINDS[arguments.kind](found))

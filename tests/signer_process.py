@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,8 @@ from runtime.tls import require_tls13
 from signer.cluster.kube import Object
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from tests.signer_rig import Site
 
 # Reviews take so long, in milliseconds.
@@ -42,9 +44,18 @@ def free_port() -> int:
 
 @contextmanager
 def process(
-    folder: Path, pods: int, nodes: int, port: int, *flags: str, profile: Path | None = None
+    folder: Path,
+    pods: int,
+    nodes: int,
+    port: int,
+    *flags: str,
+    profile: Path | None = None,
+    within: Callable[..., list[str]] = lambda *command: list(command),
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    """A running signer and what it wrote about itself; `profile` is where cProfile writes at its end."""
+    """A running signer and what it wrote about itself; `profile` is where cProfile writes at its end.
+
+    `within` makes its command one that starts it elsewhere, in a cgroup say. It writes FOLDER/metrics.txt at SIGUSR1.
+    """
     site = folder / "site.json"
     site.unlink(missing_ok=True)
     profiler = ["-m", "cProfile", "-o", str(profile)] if profile else []
@@ -60,7 +71,7 @@ def process(
         str(port),
     ]
     with (folder / "signer.log").open("ab") as log:
-        running = subprocess.Popen([*command, *flags], stdout=log, stderr=log)
+        running = subprocess.Popen(within(*command, *flags), stdout=log, stderr=log)
     try:
         until = time.monotonic() + START_SECONDS
         while not site.exists():
@@ -112,6 +123,15 @@ def populated(folder: Path, pods: int, nodes: int) -> tuple["Site", Mapping[str,
     return site, {"agents": agents, "pods": found}
 
 
+def told(registry: "CollectorRegistry", file: Path) -> None:
+    """Write down the metrics."""
+    from prometheus_client import generate_latest
+
+    new = file.with_suffix(".new")
+    new.write_bytes(generate_latest(registry))
+    new.rename(file)
+
+
 async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: int, flags: Sequence[str] = ()) -> None:
     from tests.signer_rig import serving
 
@@ -126,6 +146,8 @@ async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: i
         written = {**known, "address": signer.address, "bundle": str(signer.bundle_file)}
         (folder / "site.new").write_text(json.dumps(written))
         (folder / "site.new").rename(folder / "site.json")
+        registry = signer.replica.metrics.registry
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told, registry, folder / "metrics.txt")
         await stopping.wait()
     # What it wrote to the API server, beside the one Secret: for whoever wants to see it.
     (folder / "objects.json").write_text(
