@@ -104,9 +104,9 @@ def vitals(pid: int, group: Limited | None) -> Vitals:
     """Of a process that runs. Raises OSError."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     found = {line.partition(":")[0]: line.split()[1] for line in lines if len(line.split()) > 1}
-    own = (int(found[name]) * 1024 for name in ("VmRSS", "VmHWM", "RssAnon"))
+    resident, peak, anonymous = (int(found[name]) * 1024 for name in ("VmRSS", "VmHWM", "RssAnon"))
     of_group = (group.used(), group.peak(), group.killed()) if group else (0, 0, 0)
-    return Vitals(*own, *of_group, len(os.listdir(f"/proc/{pid}/fd")), int(found["Threads"]))
+    return Vitals(resident, peak, anonymous, *of_group, len(os.listdir(f"/proc/{pid}/fd")), int(found["Threads"]))
 
 
 def told(pid: int, folder: Path) -> dict[str, float]:
@@ -238,7 +238,17 @@ def attackers(site: Path, kinds: Sequence[str], seconds: float, addresses: int) 
     running = {}
     for number, kind in enumerate(kinds):
         source = f"{ATTACKERS.format(FIRST_NETWORK + number)}/{addresses}"
-        command = [sys.executable, "-m", "bench.strangers", "--seconds", str(seconds), "--from", source, kind, str(site)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.strangers",
+            "--seconds",
+            str(seconds),
+            "--from",
+            source,
+            kind,
+            str(site),
+        ]
         running[kind] = subprocess.Popen(["nice", "-n", "40", *command], stdout=subprocess.PIPE, text=True)
     try:
         for kind, each in running.items():
@@ -343,7 +353,9 @@ def _cpu(pid: int) -> float:
 
 
 def _progress(seconds: float, now: Vitals, refused: dict[str, int]) -> str:
-    sizes = f"RSS {now.resident / MB:.0f} (peak {now.resident_peak / MB:.0f}), cgroup's peak {now.group_peak / MB:.0f} MB"
+    sizes = (
+        f"RSS {now.resident / MB:.0f} (peak {now.resident_peak / MB:.0f}), cgroup's peak {now.group_peak / MB:.0f} MB"
+    )
     return f"{seconds:4.0f} s: {sizes}, {now.descriptors} descriptors, {now.killed} killed; refused {refused}"
 
 

@@ -85,6 +85,9 @@ class Gate(Protocol):
     def strike(self, peer: str) -> None:
         """A call on it proved no agent."""
 
+    def used(self, peer: str, size: int) -> None:
+        """So many bytes of it were a message that is answered."""
+
 
 class SignerService:
     """Implements podsvid.signer.v1.Signer.
@@ -229,6 +232,7 @@ class SignerService:
                             with self._tracing.span("sign"):
                                 answer = await sign(request, attested, entitlement)
                             self._attestor.issued(attested, entitlement.spiffe_id)
+                            self._gate.used(context.peer(), request.ByteSize())
         except Exception as error:
             refusal = refused_by(error)
             seconds = time.perf_counter() - started

@@ -33,9 +33,11 @@ SOCKET_BUFFER: Final = 32 * KIB
 STREAMS: Final = 16
 WINDOW: Final = 2 * KIB
 # Seconds that a client has to acknowledge these two; until then grpc holds it to the protocol's own limits, so what
-# proven ones may send until then beyond their greeting is limited, for all together.
+# proven ones may have sent until then beyond their greeting, and beyond what mints have used up, is limited for all
+# together. They get it in portions, a node never more than is left for the others.
 SETTINGS_SECONDS: Final = 3.0
-YOUNG_BYTES: Final = 128 * KIB
+YOUNG_BYTES: Final = 256 * KIB
+YOUNG_PORTION: Final = 4 * KIB
 
 # A token is some 1.3 KiB. Bytes of a call's headers: refused above the first by chance, above the second always; each
 # of them counts 32 more there. And how many there may be.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from runtime.listening import bound
 from signer.front.admission import Admission, Entry
-from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_BYTES
+from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_BYTES, YOUNG_PORTION
 from signer.front.memory import trimmer
 
 _log = logging.getLogger("podsvid.door")
@@ -46,6 +46,7 @@ class Door:
         self._listening: list[socket.socket] = []
         self._sweeping: asyncio.Task[None] | None = None
         self._young_left = YOUNG_BYTES
+        self._young_of: dict[str, int] = {}
         self._came = 0
         self.target: Path | None = None
 
@@ -92,15 +93,30 @@ class Door:
         if passage is not None:
             self._admission.strike(passage.entry)
 
-    def borrow(self, wanted: int) -> int:
-        """Some of what connections may send before their client must have acknowledged grpc's limits."""
-        given = min(wanted, self._young_left)
-        self._young_left -= given
+    def used(self, peer: str, size: int) -> None:
+        """So many bytes that came on that connection were a mint that is answered: nothing of them is held any more."""
+        passage = self._passages.get(peer)
+        if passage is not None:
+            passage.used(size)
+
+    def borrow(self, node: str, wanted: int) -> int:
+        """Some of what connections may send before their client must have acknowledged grpc's limits.
+
+        Never more for one node than is left for the others after it: who takes all that there is gets half.
+        """
+        held = self._young_of.get(node, 0)
+        given = min(wanted, max(self._young_left - held, 0) // 2)
+        if given:
+            self._young_of[node] = held + given
+            self._young_left -= given
         return given
 
-    def give_back(self, borrowed: int) -> None:
+    def give_back(self, node: str, borrowed: int) -> None:
         """What was borrowed."""
         self._young_left += borrowed
+        held = self._young_of.pop(node, 0) - borrowed
+        if held > 0:
+            self._young_of[node] = held
 
     def left(self, passage: "Passage") -> None:
         """It is closed."""
@@ -176,6 +192,7 @@ class Passage:
         self._rate = 0
         self._burst = self._credit = 0.0
         self._borrowed = 0
+        self._growing = False
         self._timers: list[asyncio.TimerHandle] = []
         self._closed = False
         self.peer = ""
@@ -209,8 +226,9 @@ class Passage:
             return
         self._closed = True
         for each in self._sockets:
-            self._loop.remove_reader(each)
-            self._loop.remove_writer(each)
+            # By its number: asyncio writes a text of a socket that it does not know, which takes four system calls.
+            self._loop.remove_reader(each.fileno())
+            self._loop.remove_writer(each.fileno())
             each.close()
         for timer in self._timers:
             timer.cancel()
@@ -227,9 +245,10 @@ class Passage:
         found = min(int(self._credit), CHUNK)
         grown = self._since + SETTINGS_SECONDS
         if now < grown and found:
-            if not self._borrowed:
+            if not self._growing:
+                self._growing = True
                 self._timers.append(self._loop.call_at(grown, self._give_back))
-            found = self._door.borrow(found)
+            found = self._door.borrow(self.entry.node, min(found, YOUNG_PORTION))
             self._borrowed += found
         self._credit -= found
         if not found:
@@ -241,9 +260,15 @@ class Passage:
         if self._inwards is not None:
             self._inwards.again()
 
-    def _give_back(self) -> None:
-        borrowed, self._borrowed = self._borrowed, 0
-        self._door.give_back(borrowed)
+    def used(self, size: int) -> None:
+        """See `Door.used`."""
+        self._give_back(size)
+        self._again()
+
+    def _give_back(self, most: int | None = None) -> None:
+        given = self._borrowed if most is None else min(most, self._borrowed)
+        self._borrowed -= given
+        self._door.give_back(self.entry.node, given)
 
 
 class _Way:

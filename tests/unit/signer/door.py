@@ -104,6 +104,9 @@ class FakeGate:
     def strike(self, peer: str) -> None:
         self.strikes += 1
 
+    def used(self, peer: str, size: int) -> None:
+        pass
+
 
 class Spans:
     """Implements Tracing: what was said of each span."""
