@@ -68,6 +68,11 @@ class VolumeOptions:
     keystore_password: str | None = field(default=None, repr=False)
 
     @property
+    def ttl_text(self) -> str:
+        """`ttl` as the pod's author wrote it; empty without one."""
+        return dict(self.given).get("ttl", "")
+
+    @property
     def has_keystores(self) -> bool:
         """Whether there are PKCS#12 stores; deriving their keys takes milliseconds, too long for an event loop."""
         return self.keystores == "pkcs12" or self.layout == "keystore"

@@ -158,7 +158,7 @@ _CHART_OWN = {
         *("state_dir", "ca_cert_file", "ca_key_file", "ca_bundle_file", "jwt_key_file", "jwt_bundle_file"),
     ),
     "signerSettings": (
-        *("trust_domain", "driver_names", "audience", "x509_ttl", "jwt_ttl", "namespace"),
+        *("trust_domain", "driver_names", "audience", "x509_ttl", "x509_pod_max_ttl", "jwt_ttl", "namespace"),
         *("metrics_listen", "health_listen", "listen"),
         *("startup_taint", "state_key_file", "upstream_cert_file", "upstream_key_file", "identity", "kubeconfig"),
         *("agent_namespace", "agent_service_account", "admin_socket"),

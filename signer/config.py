@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime import durations, settings
 from runtime.settings import InvalidSetting, setting
+from signer.model import TtlLimits
 from svid.dnsnames import is_pattern
 from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
@@ -100,7 +101,10 @@ class SignerConfig:
     authority_algorithm: KeyAlgorithm = setting(_key_algorithm, "key of an X.509 authority", "ec-p256")
     x509_ttl: timedelta = setting(settings.ttl, "lifetime of an X.509-SVID, 2s to 90d", "1h")
     x509_min_ttl: timedelta = setting(settings.ttl, "shortest lifetime that a wish or a policy gets", "1m")
-    x509_max_ttl: timedelta = setting(settings.ttl, "longest lifetime that a wish or a policy gets", "24h")
+    x509_pod_max_ttl: timedelta | None = setting(
+        settings.ttl, "longest lifetime that a volume's ttl gets where no policy has an x509TTL (default: x509_ttl)"
+    )
+    x509_max_ttl: timedelta = setting(settings.ttl, "longest lifetime that a policy or x509_pod_max_ttl gives", "24h")
     jwt_svids: bool = setting(settings.boolean, "issue JWT-SVIDs", "true")
     jwt_ttl: timedelta = setting(settings.ttl, "lifetime of a JWT-SVID, 2s to 90d", "5m")
     jwt_max_ttl: timedelta = setting(settings.ttl, "longest lifetime that a policy gets", "1h")
@@ -181,6 +185,12 @@ class SignerConfig:
             raise InvalidSetting("upstream_cert_file and upstream_key_file go together")
         if not self.x509_min_ttl <= self.x509_ttl <= self.x509_max_ttl:
             raise InvalidSetting("x509_ttl is not between x509_min_ttl and x509_max_ttl")
+        if not self.x509_ttl <= self.ttls.x509_pod_max_ttl <= self.x509_max_ttl:
+            raise InvalidSetting(
+                f"x509_pod_max_ttl is {durations.text(self.ttls.x509_pod_max_ttl)}; it must be from x509_ttl "
+                f"({durations.text(self.x509_ttl)}) to x509_max_ttl ({durations.text(self.x509_max_ttl)}): bring it "
+                "between them, or leave it out, and a pod's author gets x509_ttl at most"
+            )
         if self.jwt_ttl > self.jwt_max_ttl:
             raise InvalidSetting("jwt_ttl is above jwt_max_ttl")
         # Half of an authority's life must outlast what it issues, or there would be no time to replace it.
@@ -193,6 +203,18 @@ class SignerConfig:
         domains = [domain for domain, _ in self.federated_bundles]
         if len(set(domains)) != len(domains) or self.trust_domain in domains:
             raise InvalidSetting("federated_bundles has a trust domain twice, or the own one")
+
+    @property
+    def ttls(self) -> TtlLimits:
+        """How long SVIDs live."""
+        return TtlLimits(
+            x509_ttl=self.x509_ttl,
+            x509_min_ttl=self.x509_min_ttl,
+            x509_pod_max_ttl=self.x509_pod_max_ttl or self.x509_ttl,
+            x509_max_ttl=self.x509_max_ttl,
+            jwt_ttl=self.jwt_ttl,
+            jwt_max_ttl=self.jwt_max_ttl,
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

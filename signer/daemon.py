@@ -341,11 +341,7 @@ class Replica:
 
 def _minting(config: SignerConfig) -> MintingSettings:
     return MintingSettings(
-        x509_ttl=config.x509_ttl,
-        x509_min_ttl=config.x509_min_ttl,
-        x509_max_ttl=config.x509_max_ttl,
-        jwt_ttl=config.jwt_ttl,
-        jwt_max_ttl=config.jwt_max_ttl,
+        ttls=config.ttls,
         jwt_issuer=config.jwt_issuer or "",
         jwt_id=config.jwt_jti,
         dns_names=config.dns_names,

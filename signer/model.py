@@ -101,19 +101,35 @@ class AttestedPod:
 
 
 @dataclass(frozen=True, slots=True)
+class TtlLimits:
+    """The cluster's say in how long SVIDs live: what is usual, and between what policies and pods may choose.
+
+    `x509_pod_max_ttl` bounds what a pod's author asks for where no policy says how long.
+    """
+
+    x509_ttl: timedelta
+    x509_min_ttl: timedelta
+    x509_pod_max_ttl: timedelta
+    x509_max_ttl: timedelta
+    jwt_ttl: timedelta
+    jwt_max_ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Entitlement:
     """What policy gives a pod: the one identity, and the bounds of what may be issued for it.
 
     `policy` is "<namespace>/<name>", "<name>" of a cluster policy, or None where none matched. What a pod gets without
     a policy hangs on that None, never on a name: names are chosen by whoever may write policies. `dns_names` go into
-    every certificate; a None TTL means the signer's own; `key_algorithms` empty allows all; `federates_with` None means
-    all there are.
+    every certificate; a None TTL means the signer's own, and its text is as the policy's author wrote it;
+    `key_algorithms` empty allows all; `federates_with` None means all there are.
     """
 
     spiffe_id: SpiffeId
     policy: str | None = None
     dns_names: tuple[str, ...] = ()
     x509_ttl: timedelta | None = None
+    x509_ttl_text: str = ""
     jwt_ttl: timedelta | None = None
     key_algorithms: frozenset[KeyAlgorithm] = frozenset()
     hint: str = ""

@@ -96,7 +96,7 @@ class LocalAuthority:
                     f"DNS_NAME_DENIED: {name} is not among the DNS names that this pod may have; "
                     "ask for another in volumeAttributes dnsNames, or allow it in the agent's dns_names"
                 )
-        ttl, notice = self._ttl(request.ttl)
+        ttl, notice = self._ttl(request.ttl, request.ttl_text)
         try:
             spiffe_id = pod_spiffe_id(self._authority.trust_domain, request.pod)
             chain = self._authority.issue(request.public_key, spiffe_id, ttl=ttl, now=now, dns_names=request.dns_names)
@@ -158,13 +158,15 @@ class LocalAuthority:
         )
         self.trust.publish(Trust(bundle, self._federated.bundles))
 
-    def _ttl(self, wished: timedelta | None) -> tuple[timedelta, str]:
+    def _ttl(self, wished: timedelta | None, written: str) -> tuple[timedelta, str]:
         if wished is None:
             return self._policy.x509_ttl, ""
         granted = min(max(wished, self._policy.x509_min_ttl), self._policy.x509_max_ttl)
         if granted == wished:
             return granted, ""
-        return granted, f"ttl {durations.text(wished)} was asked for, {durations.text(granted)} is granted"
+        why = "no SVID lives shorter (x509_min_ttl)" if granted > wished else "no SVID lives longer (x509_max_ttl)"
+        asked = written or durations.text(wished)
+        return granted, f"ttl {asked} was asked for, {durations.text(granted)} is granted: {why}"
 
 
 def pod_spiffe_id(trust_domain: TrustDomain, pod: PodRef) -> SpiffeId:

@@ -21,7 +21,8 @@ class MintRequest:
     """What an authority is asked to certify: the key's public half, for the pod that this token proves.
 
     The private half never leaves the node; it is here because a certificate request is signed with it.
-    `ttl` and `dns_names` are the pod author's wishes: the authority may cap the one and refuse the others.
+    `ttl` and `dns_names` are the pod author's wishes: the authority may cap the one and refuse the others. `ttl_text`
+    is that wish as it was written, for people.
     """
 
     pod: PodRef
@@ -29,6 +30,7 @@ class MintRequest:
     key: PrivateKey = field(repr=False)
     ttl: timedelta | None = None
     dns_names: tuple[str, ...] = ()
+    ttl_text: str = ""
 
     @property
     def public_key(self) -> PublicKey:

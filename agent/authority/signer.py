@@ -85,6 +85,7 @@ class SignerAuthority:
             csr=_request_for(request.key),
             ttl_seconds=int(request.ttl.total_seconds()) if request.ttl else 0,
             dns_names=request.dns_names,
+            ttl=request.ttl_text,
         )
         answer: signer_pb2.MintX509SVIDResponse = await self._calls.call(
             "MintX509SVID", message, signer_pb2.MintX509SVIDResponse.FromString

@@ -71,7 +71,7 @@ class Issuer:
         options = volume.options
         algorithm = options.key_algorithm
         key = await self._blocking(algorithm.generate) if algorithm.slow else algorithm.generate()
-        request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names)
+        request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names, options.ttl_text)
         minted = await _in_time(self._authority.mint_x509(request))
         try:
             svid = X509Svid(minted.spiffe_id, minted.chain, key, minted.hint)

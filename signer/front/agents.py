@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import grpc.aio
 
+from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.tracing import NO_TRACING, Tracing
@@ -72,8 +73,18 @@ _NO_AGENT = frozenset(
         Reason.INVALID_REQUEST,
     }
 )
+# Seconds; a century.
+MAX_WISH = int(durations.MAX.total_seconds())
 _Request = TypeVar("_Request", signer_pb2.MintX509SVIDRequest, signer_pb2.MintJWTSVIDRequest)
 _Answer = TypeVar("_Answer")
+
+
+def _written(text: str, wished: timedelta | None) -> str:
+    """A wish as its author wrote it, if that is what an agent says of it: it is shown to people. Else empty."""
+    try:
+        return text if wished is not None and durations.parse(text) == wished else ""
+    except durations.InvalidDuration:
+        return ""
 
 
 class Gate(Protocol):
@@ -150,9 +161,11 @@ class SignerService:
         async def sign(
             request: signer_pb2.MintX509SVIDRequest, attested: AttestedPod, entitlement: Entitlement
         ) -> signer_pb2.MintX509SVIDResponse:
-            wished = timedelta(seconds=min(max(request.ttl_seconds, 0), 10**9)) or None
+            wished = timedelta(seconds=min(max(request.ttl_seconds, 0), MAX_WISH)) or None
             await self._minting.promise_x509(entitlement, wished)
-            issued = self._minting.x509(attested.pod, entitlement, request.csr, wished, request.dns_names)
+            issued = self._minting.x509(
+                attested.pod, entitlement, request.csr, wished, request.dns_names, _written(request.ttl, wished)
+            )
             leaf = issued.chain[0]
             federated = entitlement.federates_with
             answer = signer_pb2.MintX509SVIDResponse(

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from runtime import durations
 from runtime.clock import Clock
+from signer import ttls
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
-from signer.model import Entitlement, LivePod
+from signer.model import Entitlement, LivePod, TtlLimits
 from svid.dnsnames import allows, is_reserved, signer_id
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
@@ -33,11 +34,7 @@ OWN_PATH = "/podsvid"
 class MintingSettings:
     """The signer's own bounds. `dns_names` are patterns of what a pod without a policy may ask for."""
 
-    x509_ttl: timedelta
-    x509_min_ttl: timedelta
-    x509_max_ttl: timedelta
-    jwt_ttl: timedelta
-    jwt_max_ttl: timedelta
+    ttls: TtlLimits
     jwt_issuer: str = ""
     jwt_id: bool = False
     dns_names: tuple[str, ...] = ()
@@ -45,13 +42,17 @@ class MintingSettings:
 
 @dataclass(frozen=True, slots=True)
 class IssuedX509:
-    """A signed chain, leaf first without the root; `sequence` is that of the trust that verifies it."""
+    """A signed chain, leaf first without the root; `sequence` is that of the trust that verifies it.
+
+    `notice` says what of the wishes was not granted; `clipped` what of the lifetime, for as long as nobody changes it.
+    """
 
     chain: tuple[x509.Certificate, ...]
     renewal: RenewalWindow
     key_algorithm: KeyAlgorithm
     sequence: int
     notice: str = ""
+    clipped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,18 @@ class Minting:
     async def promise_jwt(self, entitlement: Entitlement) -> None:
         """To be awaited before `jwt`."""
         if self._promises is not None:
-            await self._promises.promise("jwt", self._jwt_ttl(entitlement))
+            await self._promises.promise("jwt", ttls.jwt(self._settings.ttls, entitlement))
 
     def x509(
-        self, pod: LivePod, entitlement: Entitlement, csr: bytes, wished_ttl: timedelta | None, wished: Sequence[str]
+        self,
+        pod: LivePod,
+        entitlement: Entitlement,
+        csr: bytes,
+        wished_ttl: timedelta | None,
+        wished: Sequence[str],
+        written_ttl: str = "",
     ) -> IssuedX509:
-        """Raises Refused."""
+        """`written_ttl`: that wish as it stands in the pod, for people. Raises Refused."""
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         public_key = proven_key(csr)
@@ -115,7 +122,8 @@ class Minting:
                 f"set volumeAttributes keyAlgorithm to one of these",
             )
         names = self._dns_names(pod, entitlement, wished)
-        ttl, notice = _within(state.longest("x509"), *self._ttl(entitlement, wished_ttl))
+        wanted, clipped = self._ttl(entitlement, wished_ttl, written_ttl)
+        ttl, notice = _within(state.longest("x509"), wanted, clipped)
         try:
             chain = state.active_x509.issue(public_key, entitlement.spiffe_id, ttl=ttl, now=now, dns_names=names)
         except SvidError as error:
@@ -123,7 +131,7 @@ class Minting:
                 raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
             raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
         window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
-        return IssuedX509(chain, window, algorithm, state.sequence, notice)
+        return IssuedX509(chain, window, algorithm, state.sequence, notice, clipped)
 
     def jwt(self, entitlement: Entitlement, spiffe_id: str, audiences: Sequence[str]) -> IssuedJwt:
         """Raises Refused."""
@@ -138,7 +146,7 @@ class Minting:
                 f"the pod's identity is {entitlement.spiffe_id} (policy {entitlement.decided_by}), "
                 "not the one asked for",
             )
-        ttl, _ = _within(state.longest("jwt"), self._jwt_ttl(entitlement), "")
+        ttl, _ = _within(state.longest("jwt"), ttls.jwt(self._settings.ttls, entitlement), "")
         jwt_id = str(uuid.uuid4()) if self._settings.jwt_id else ""
         try:
             svid = key.issue(
@@ -176,19 +184,11 @@ class Minting:
             raise Refused(Reason.DNS_NAME_DENIED, f"{reserved[0]} is the signer's own; no pod can have it")
         return names
 
-    def _jwt_ttl(self, entitlement: Entitlement) -> timedelta:
-        return min(entitlement.jwt_ttl or self._settings.jwt_ttl, self._settings.jwt_max_ttl)
-
-    def _ttl(self, entitlement: Entitlement, wished: timedelta | None) -> tuple[timedelta, str]:
-        low, high = self._settings.x509_min_ttl, self._settings.x509_max_ttl
-        usual = min(max(entitlement.x509_ttl or self._settings.x509_ttl, low), high)
+    def _ttl(self, entitlement: Entitlement, wished: timedelta | None, written: str = "") -> tuple[timedelta, str]:
+        limits = self._settings.ttls
         if wished is None:
-            return usual, ""
-        # A policy's lifetime is a bound: its author decides how long a stolen SVID is good for.
-        granted = min(max(wished, low), min(high, entitlement.x509_ttl or high))
-        if granted == wished:
-            return granted, ""
-        return granted, f"ttl {durations.text(wished)} was asked for, {durations.text(granted)} is granted"
+            return ttls.usual(limits, entitlement), ""
+        return ttls.granted(limits, entitlement, wished, written)
 
 
 def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[timedelta, str]:

@@ -20,18 +20,20 @@ class Pod(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., uid: _Optional[str] = ...) -> None: ...
 
 class MintX509SVIDRequest(_message.Message):
-    __slots__ = ("pod", "pod_token", "csr", "ttl_seconds", "dns_names")
+    __slots__ = ("pod", "pod_token", "csr", "ttl_seconds", "dns_names", "ttl")
     POD_FIELD_NUMBER: _ClassVar[int]
     POD_TOKEN_FIELD_NUMBER: _ClassVar[int]
     CSR_FIELD_NUMBER: _ClassVar[int]
     TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DNS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
     pod: Pod
     pod_token: str
     csr: bytes
     ttl_seconds: int
     dns_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, pod: _Optional[_Union[Pod, _Mapping]] = ..., pod_token: _Optional[str] = ..., csr: _Optional[bytes] = ..., ttl_seconds: _Optional[int] = ..., dns_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    ttl: str
+    def __init__(self, pod: _Optional[_Union[Pod, _Mapping]] = ..., pod_token: _Optional[str] = ..., csr: _Optional[bytes] = ..., ttl_seconds: _Optional[int] = ..., dns_names: _Optional[_Iterable[str]] = ..., ttl: _Optional[str] = ...) -> None: ...
 
 class MintX509SVIDResponse(_message.Message):
     __slots__ = ("spiffe_id", "chain", "trust_sequence", "renew_from", "renew_until", "hint", "federates_with", "federates_with_all", "notice", "policy")

@@ -103,6 +103,7 @@ class Policy:
     dns_names: tuple[Template, ...] = ()
     dns_names_from_services: bool = False
     x509_ttl: timedelta | None = None
+    x509_ttl_text: str = ""
     jwt_ttl: timedelta | None = None
     key_algorithms: frozenset[KeyAlgorithm] = frozenset()
     hint: str = ""
@@ -202,6 +203,7 @@ def decide(
         policy=str(winner),
         dns_names=names,
         x509_ttl=winner.x509_ttl,
+        x509_ttl_text=winner.x509_ttl_text,
         jwt_ttl=winner.jwt_ttl,
         key_algorithms=winner.key_algorithms,
         hint=winner.hint,
@@ -363,6 +365,7 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
         "dns_names": tuple(dns_template(str(each)) for each in names),
         "dns_names_from_services": spec.get("dnsNamesFromServices") is True,
         "x509_ttl": _duration(spec, "x509TTL"),
+        "x509_ttl_text": str(spec.get("x509TTL") or ""),
         "jwt_ttl": _duration(spec, "jwtTTL"),
         "key_algorithms": frozenset(_key_algorithm(str(each)) for each in spec.get("keyAlgorithms") or []),
         "hint": hint,

@@ -27,6 +27,7 @@ EVERYTHING = (
     *(
         "tracing.endpoint=http://collector:4317",
         "ttl.x509=30m",
+        "ttl.podMax=1h30m",
         "ttl.jwt=1m",
         "agent.settings.sds_svid_name=mine",
         "agent.hostNetwork=true",
@@ -78,6 +79,8 @@ def test_the_plain_manifests_are_what_the_chart_renders() -> None:
         ("trustDomain=", "/trustDomain"),
         ("trustDomain=Upper", "/trustDomain"),
         ("ttl.x509=soon", "/ttl/x509"),
+        ("ttl.podMax=more", "/ttl/podMax"),
+        ("signer.settings.x509_pod_max_ttl=2h", "x509_pod_max_ttl"),
         ("agent.settings.unknown=1", "unknown"),
         ("agent.settings.trust_domain=x", "trust_domain"),
         ("signer.settings.kubeconfig=/x", "kubeconfig"),
@@ -225,6 +228,7 @@ def test_who_may_come(values: tuple[str, ...], signer: Object, agent: Object) ->
         (("networkPolicy.enabled=false",), "networkPolicy.enabled"),
         (("agent.hostNetwork=true",), "networkPolicy.agents"),
         (("admissionPolicy.enabled=false",), "admissionPolicy.enabled"),
+        (("ttl.podMax=2h",), "ttl.podMax"),
     ],
 )
 def test_profile_hostile_says_what_it_lacks(values: tuple[str, ...], said: str) -> None:
@@ -244,6 +248,7 @@ def test_profile_hostile_requires_policies_and_tightens_limits(tmp_path: Path) -
     signer, agent = rendered_settings("signer", *HOSTILE, "ttl.x509=30m"), rendered_settings("agent", *HOSTILE)
     assert signer["require_policy"] == "true"
     assert signer["x509_max_ttl"] == signer["x509_ttl"] == "30m"
+    assert "x509_pod_max_ttl" not in signer
     assert signer["jwt_max_ttl"] == signer["jwt_ttl"]
     assert "state_key_file" in signer
     defaults = [
@@ -254,6 +259,8 @@ def test_profile_hostile_requires_policies_and_tightens_limits(tmp_path: Path) -
         usual = {each.name: each.metadata["default"] for each in dataclasses.fields(model)}
         for name in names:
             assert int(settings[name]) < int(usual[name])
+    own = ("ttl.podMax=2h", "signer.settings.x509_max_ttl=4h")
+    assert rendered_settings("signer", *HOSTILE, *own)["x509_pod_max_ttl"] == "2h"
     # Who sets one says so, and has it.
     assert rendered_settings("signer", *HOSTILE, "signer.settings.node_rate=33")["node_rate"] == "33"
     assert "require_policy" not in rendered_settings("signer", "trustDomain=a")

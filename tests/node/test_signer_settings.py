@@ -204,7 +204,18 @@ def test_longer_lifetimes_are_recorded_before_they_are_signed() -> None:
         assert (await caller.jwt(claim, token))["exp"] - clock.at.timestamp() == 1800
         assert (state_of(caller.signer).longest("jwt"), written()) == (timedelta(minutes=30), before + 2)
 
-    flags = ("--x509-ttl", "20m", "--x509-max-ttl", "4h", "--jwt-ttl", "180s", "--jwt-max-ttl", "1h")
+    flags = (
+        "--x509-ttl",
+        "20m",
+        "--x509-pod-max-ttl",
+        "3h",
+        "--x509-max-ttl",
+        "4h",
+        "--jwt-ttl",
+        "180s",
+        "--jwt-max-ttl",
+        "1h",
+    )
     asked(test, *flags)
 
 
@@ -212,7 +223,7 @@ def test_lifetimes_names_and_what_is_in_a_jwt() -> None:
     async def test(caller: Caller, clock: StepClock) -> None:
         claim = caller.site.pod("web")
         token = caller.site.token(claim)
-        for seconds, minutes in ((0, 20), (10, 5), (720, 12), (86400, 30)):
+        for seconds, minutes in ((0, 20), (10, 5), (720, 12), (86400, 25)):
             answer = await caller.x509(claim, token, ttl_seconds=seconds)
             assert lifetime(answer, clock) == timedelta(minutes=minutes)
         assert (await caller.x509(claim, token, dns_names=["web.example.test"])).chain
@@ -230,7 +241,7 @@ def test_lifetimes_names_and_what_is_in_a_jwt() -> None:
 
     lives = ("--x509-ttl", "20m", "--x509-min-ttl", "5m", "--x509-max-ttl", "30m", "--jwt-ttl", "3m")
     tokens = ("--jwt-max-ttl", "7m", "--jwt-issuer", "https://issuer.test", "--jwt-jti", "true")
-    asked(test, *lives, *tokens, "--dns-names", "{pod}.example.test")
+    asked(test, *lives, "--x509-pod-max-ttl", "25m", *tokens, "--dns-names", "{pod}.example.test")
 
 
 def test_a_nodes_rate_burst_and_mints_in_flight_are_not_mixed_up() -> None:

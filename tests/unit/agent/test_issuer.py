@@ -64,10 +64,11 @@ def on_stage(play: Callable[[Scene], Awaitable[Any]]) -> None:
 
 def test_a_good_answer_is_handed_on_with_an_instant_from_its_window() -> None:
     async def play(at: Scene) -> None:
-        options = VolumeOptions(ttl=timedelta(minutes=30), dns_names=("web.default.svc",))
+        options = VolumeOptions((("ttl", "30m"),), ttl=timedelta(minutes=30), dns_names=("web.default.svc",))
         issued = await at.issuer.mint_x509(replace(VOLUME, options=options), TOKEN)
         (asked,) = at.authority.asked
         assert (asked.pod, asked.token, asked.ttl, asked.dns_names) == (POD, TOKEN, options.ttl, options.dns_names)
+        assert asked.ttl_text == "30m"
         svid = issued.identity.default
         assert svid.spiffe_id == SPIFFE_ID
         assert svid.private_key is asked.key

@@ -96,7 +96,18 @@ def test_a_wished_lifetime_is_brought_between_the_bounds_and_that_is_said(
         assert minted.chain[0].not_valid_after_utc == at.clock.at + granted
         assert minted.renewal == RenewalWindow.of(at.clock.at, at.clock.at + granted)
         assert bool(minted.notice) == (wish not in (None, granted))
+        assert ("(x509_max_ttl)" in minted.notice) == (wish is not None and wish > granted)
+        assert ("(x509_min_ttl)" in minted.notice) == (wish is not None and wish < granted)
         assert check_x509_svid(minted.chain, minted.trust.bundle, at.clock.at) == SPIFFE_ID == minted.spiffe_id
+
+    on_stage(play)
+
+
+def test_a_wish_that_is_clipped_is_said_as_it_was_written() -> None:
+    async def play(at: Scene) -> None:
+        request = MintRequest(POD, None, KeyAlgorithm.EC_P256.generate(), HOUR * 999, (), "999h")
+        notice = (await at.authority.mint_x509(request)).notice
+        assert notice == "ttl 999h was asked for, 2h is granted: no SVID lives longer (x509_max_ttl)"
 
     on_stage(play)
 

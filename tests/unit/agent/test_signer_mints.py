@@ -23,7 +23,7 @@ from tests.unit.agent.signer_scene import AGENT_TOKEN, AUDIENCE, GONE, POD, POD_
 def test_a_mint_proves_the_key_and_names_the_pod(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         at.signer.mint = Mint(hint="internal", notice="ttl was capped", federates_with=("partner.test",))
-        request = at.request(ttl=timedelta(minutes=30), dns_names=("web.default.svc",))
+        request = at.request(ttl=timedelta(minutes=30), ttl_text="30m", dns_names=("web.default.svc",))
         minted = await at.authority.mint_x509(request)
         assert minted.spiffe_id == SPIFFE_ID
         assert check_x509_svid(minted.chain, minted.trust.bundle, at.clock.now()) == SPIFFE_ID
@@ -37,6 +37,7 @@ def test_a_mint_proves_the_key_and_names_the_pod(tmp_path: Path) -> None:
         (sent,) = at.signer.mints
         assert (sent.pod.namespace, sent.pod.name, sent.pod.uid) == ("default", "web-1", UID)
         assert (sent.pod_token, sent.ttl_seconds, list(sent.dns_names)) == (POD_TOKEN, 1800, ["web.default.svc"])
+        assert sent.ttl == "30m"
         csr = x509.load_der_x509_csr(sent.csr)
         assert csr.is_signature_valid
         assert not list(csr.subject)

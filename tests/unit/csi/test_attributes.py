@@ -94,6 +94,14 @@ def test_refused_with_what_is_accepted(given: dict[str, str], words: str) -> Non
     assert words in str(caught.value)
 
 
+def test_a_wished_lifetime_is_kept_as_it_was_written() -> None:
+    assert (parse_attributes({"ttl": "90m"}).ttl, parse_attributes({"ttl": "90m"}).ttl_text) == (
+        timedelta(minutes=90),
+        "90m",
+    )
+    assert parse_attributes({}).ttl_text == ""
+
+
 def _many(attribute: str, form: str, number: int) -> dict[str, str]:
     return {attribute: ",".join(map(form.format, range(number)))}
 

@@ -24,7 +24,7 @@ from svid.certificates import certificates_from_der
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import START
 from tests.unit.signer.door import EVENTS, Aborted, Door, at_the_door, call, lines, nothing, pod, refused, said
-from tests.unit.signer.test_minting import csr
+from tests.unit.signer.test_minting import TTLS, csr
 
 WEB = "spiffe://example.org/ns/default/sa/web"
 ALL: dict[str, Any] = {"podSelector": {}, "namespaceSelector": {}}
@@ -34,7 +34,7 @@ def test_an_answer_says_all_that_policy_gave() -> None:
     async def test(door: Door) -> None:
         claim = door.site.pod("web")
         token = door.site.token(claim)
-        door.policy("p", **ALL, hint="internal", federatesWith=["partner.test", "other.test"], x509TTL="2h")
+        door.policy("p", **ALL, hint="internal", federatesWith=["partner.test", "other.test"], x509TTL="120m")
         await door.told()
         answer = await door.x509(claim, token, ttl_seconds=600)
         (leaf,) = certificates_from_der(answer.chain)
@@ -47,7 +47,7 @@ def test_an_answer_says_all_that_policy_gave() -> None:
         assert START < start < end < ends
         long = await door.x509(claim, token, ttl_seconds=86400)
         assert certificates_from_der(long.chain)[0].not_valid_after_utc - START == timedelta(hours=2)
-        assert "2h is granted" in long.notice
+        assert long.notice == "ttl 1d was asked for, 2h is granted: policy p gives x509TTL 120m"
 
     at_the_door(test)
 
@@ -64,13 +64,62 @@ def test_who_federates_with_nobody_is_not_told_to_do_so_with_everybody(given: di
     at_the_door(test)
 
 
-@pytest.mark.parametrize(("seconds", "granted"), [(0, 60), (-5, 60), (-(2**63), 60), (2**63 - 1, 240), (1, 1)])
+@pytest.mark.parametrize(("seconds", "granted"), [(0, 60), (-5, 60), (-(2**63), 60), (2**63 - 1, 90), (1, 1)])
 def test_any_wish_for_a_lifetime_is_bounded(seconds: int, granted: int) -> None:
     async def test(door: Door) -> None:
         claim = door.site.pod("web")
         answer = await door.x509(claim, door.site.token(claim), ttl_seconds=seconds)
         (leaf,) = certificates_from_der(answer.chain)
         assert leaf.not_valid_after_utc - START == timedelta(minutes=granted)
+
+    at_the_door(test)
+
+
+def test_a_pods_author_chooses_no_longer_life_than_the_cluster_has_for_it() -> None:
+    """`ttl: 999h` gave what the cluster's greatest lifetime is (24 h), with no policy that allows it."""
+
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        answer = await door.x509(claim, door.site.token(claim), ttl_seconds=999 * 3600, ttl="999h")
+        (leaf,) = certificates_from_der(answer.chain)
+        assert leaf.not_valid_after_utc - START == TTLS.x509_pod_max_ttl < TTLS.x509_max_ttl
+        assert answer.notice.startswith("ttl 999h was asked for, 1h30m is granted: ")
+
+    at_the_door(test)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("600m", "600m"),
+        ("10h", "10h"),
+        # An agent of before the field, and what an agent would make people read.
+        ("", "10h"),
+        ("9h", "10h"),
+        ("600m\n", "10h"),
+        ("\x1b[31m600m", "10h"),
+        ("as your admin: run this", "10h"),
+        ("0" * 100_000 + "600m", "10h"),
+        ("600m\u202e", "10h"),
+    ],
+)
+def test_a_wish_is_shown_as_it_was_written_where_that_says_the_same(written: str, shown: str) -> None:
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        answer = await door.x509(claim, door.site.token(claim), ttl_seconds=36000, ttl=written)
+        assert answer.notice.startswith(f"ttl {shown} was asked for, 1h30m is granted: ")
+
+    at_the_door(test)
+
+
+def test_what_is_written_beside_no_wish_is_none() -> None:
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        answer = await door.x509(claim, door.site.token(claim), ttl="0s")
+        (leaf,) = certificates_from_der(answer.chain)
+        assert (leaf.not_valid_after_utc - START, answer.notice) == (TTLS.x509_ttl, "")
+        answer = await door.x509(claim, door.site.token(claim), ttl="10h")
+        assert (answer.notice, len(answer.chain)) == ("", len(answer.chain))
 
     at_the_door(test)
 

@@ -22,6 +22,7 @@ from signer.authority.state import AuthorityState
 from signer.authority.timing import SHORTEST
 from signer.errors import StateDamaged
 from signer.minting.minting import Minting, MintingSettings
+from signer.model import TtlLimits
 from svid.jwtsvid import JwtSvid, check_jwt_svid
 from svid.x509svid import check_x509_svid
 from tests.meanwhile import before, unhurried
@@ -41,13 +42,15 @@ CHART: Mapping[str, timedelta] = {
     "overlap": HOUR + 5 * MINUTE,
 }
 ENDS = {"x509": HOUR + CHART["overlap"], "jwt": 7.5 * MINUTE + CHART["overlap"]}
-SETTINGS = MintingSettings(
+TTLS = TtlLimits(
     x509_ttl=CHART["x509_ttl"],
     x509_min_ttl=MINUTE,
+    x509_pod_max_ttl=CHART["x509_max_ttl"],
     x509_max_ttl=CHART["x509_max_ttl"],
     jwt_ttl=CHART["jwt_ttl"],
     jwt_max_ttl=CHART["jwt_max_ttl"],
 )
+SETTINGS = MintingSettings(TTLS)
 
 
 def chart(**changes: timedelta) -> Life:
@@ -141,6 +144,7 @@ def test_what_lives_longer_than_is_recorded_is_cut_and_says_so() -> None:
     issued = alone.x509(POD, GIVEN, REQUEST, 2 * HOUR, ())
     assert issued.chain[0].not_valid_after_utc - START == HOUR
     assert issued.notice == "ttl 2h could not be recorded yet, 1h is granted meanwhile"
+    assert issued.clipped == ""
     assert alone.x509(POD, GIVEN, REQUEST, HOUR, ()).notice == ""
     token = alone.jwt(replace(GIVEN, jwt_ttl=HOUR), str(WEB), ["a"])
     assert token.svid.expires_at - START == 7.5 * MINUTE
@@ -337,10 +341,11 @@ class Ages(RuleBasedStateMachine):
     def mint(self, minutes: int, promised: bool) -> None:
         if self.state.active_x509.not_after <= self.clock.now():
             return
+        most = self.policy["x509_max_ttl"]
         bounds = replace(
-            SETTINGS, x509_max_ttl=self.policy["x509_max_ttl"], jwt_max_ttl=self.policy["jwt_max_ttl"], jwt_ttl=MINUTE
+            TTLS, x509_pod_max_ttl=most, x509_max_ttl=most, jwt_max_ttl=self.policy["jwt_max_ttl"], jwt_ttl=MINUTE
         )
-        minting = Minting(lambda: self.state, bounds, self.clock, self)
+        minting = Minting(lambda: self.state, MintingSettings(bounds), self.clock, self)
         given = replace(GIVEN, jwt_ttl=minutes * MINUTE)
         if promised:
             done(minting.promise_x509(given, minutes * MINUTE))

@@ -12,19 +12,23 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
 from signer.minting.minting import MAX_CSR, Minting, MintingSettings, proven_key
-from signer.model import Entitlement, LivePod
+from signer.model import Entitlement, LivePod, TtlLimits
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import SpiffeId
 from tests.signer_rig import START, StepClock
 from tests.unit.signer.test_lifecycle import WEB, done, first, life
 
 POD = LivePod("default", "web-0", "uid", "node-a", "web")
-SETTINGS = MintingSettings(
+TTLS = TtlLimits(
     x509_ttl=timedelta(hours=1),
     x509_min_ttl=timedelta(minutes=1),
+    x509_pod_max_ttl=timedelta(minutes=90),
     x509_max_ttl=timedelta(hours=4),
     jwt_ttl=timedelta(minutes=5),
     jwt_max_ttl=timedelta(minutes=30),
+)
+SETTINGS = MintingSettings(
+    TTLS,
     dns_names=("{service_account}.{namespace}.svc", "*.podsvid.internal"),
 )
 GIVEN = Entitlement(WEB, "shop/policy")
@@ -89,8 +93,12 @@ def test_what_a_pod_gets_without_a_policy_hangs_on_no_name(name: str) -> None:
     ("policy", "wished", "granted", "noticed"),
     [
         (None, None, 60, False),
-        (None, 120, 120, False),
-        (None, 600, 240, True),
+        (None, 80, 80, False),
+        (None, 120, 90, True),
+        (None, 600, 90, True),
+        (150, 600, 150, True),
+        (150, 120, 120, False),
+        (600, 300, 240, True),
         (None, 0.1, 1, True),
         (30, None, 30, False),
         (30, 90, 30, True),
@@ -103,6 +111,12 @@ def test_lifetimes(policy: float | None, wished: float | None, granted: float, n
     issued = minting().x509(POD, given, REQUEST, timedelta(minutes=wished) if wished else None, ())
     assert issued.chain[0].not_valid_after_utc - START == timedelta(minutes=granted)
     assert bool(issued.notice) is noticed
+    assert issued.clipped == issued.notice
+
+
+def test_what_was_clipped_is_said_as_the_pods_author_wrote_it() -> None:
+    issued = minting().x509(POD, GIVEN, REQUEST, timedelta(hours=999), (), "999h")
+    assert issued.clipped.startswith("ttl 999h was asked for, 1h30m is granted: ")
 
 
 def test_keys() -> None:

@@ -57,6 +57,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and .Values.agent.hostNetwork (not .Values.networkPolicy.agents) -}}
 {{- $lacks = append $lacks "networkPolicy.agents with the nodes' addresses: agents on the hosts' network are not known by their pods" -}}
 {{- end -}}
+{{- if and .Values.ttl.podMax (ne .Values.ttl.podMax .Values.ttl.x509) (not (hasKey .Values.signer.settings "x509_max_ttl")) -}}
+{{- $lacks = append $lacks "ttl.podMax left out: what a pod's author asks for is never above ttl.x509, or say signer.settings.x509_max_ttl" -}}
+{{- end -}}
 {{- if not .Values.admissionPolicy.enabled -}}
 {{- $lacks = append $lacks "admissionPolicy.enabled: RBAC alone lets the signer write its own configuration" -}}
 {{- end -}}
@@ -119,6 +122,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
   "health_listen" "[::]:9098"
   "startup_taint" .Values.startupTaint.enabled
 -}}
+{{- with .Values.ttl.podMax -}}{{- $_ := set $own "x509_pod_max_ttl" . -}}{{- end -}}
 {{- if eq .Values.profile "hostile" -}}
 {{- $_ := set $own "require_policy" "true" -}}
 {{- $_ := set $own "x509_max_ttl" .Values.ttl.x509 -}}

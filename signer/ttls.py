@@ -1,0 +1,50 @@
+"""How long SVIDs live: what the cluster's settings, a policy and a pod's author each have to say, and what was clipped.
+
+The cluster's settings are the frame of all. In it a policy says how long; where none does, `x509_ttl` holds. A pod's
+author may ask for less, and for more only up to the policy's `x509TTL`, or to `x509_pod_max_ttl` where it has none:
+whoever may create a pod does not decide how long a stolen SVID is good for.
+"""
+
+from datetime import timedelta
+
+from runtime import durations
+from signer.model import Entitlement, TtlLimits
+
+
+def usual(limits: TtlLimits, given: Entitlement) -> timedelta:
+    """The lifetime of an X.509-SVID for which nobody asked."""
+    return min(max(given.x509_ttl or limits.x509_ttl, limits.x509_min_ttl), limits.x509_max_ttl)
+
+
+def longest(limits: TtlLimits, given: Entitlement) -> timedelta:
+    """The most that a pod's author gets."""
+    bound = limits.x509_pod_max_ttl if given.x509_ttl is None else given.x509_ttl
+    return min(max(bound, limits.x509_min_ttl), limits.x509_max_ttl)
+
+
+def granted(limits: TtlLimits, given: Entitlement, wish: timedelta, written: str = "") -> tuple[timedelta, str]:
+    """What a pod's author gets who asks for `wish`, and for people what of it was clipped; empty when nothing was.
+
+    `written` is the wish as it stands in the pod; empty when nobody said.
+    """
+    found = min(max(wish, limits.x509_min_ttl), longest(limits, given))
+    if found == wish:
+        return found, ""
+    asked, why = written or durations.text(wish), _why(limits, given, below=found > wish)
+    return found, f"ttl {asked} was asked for, {durations.text(found)} is granted: {why}"
+
+
+def jwt(limits: TtlLimits, given: Entitlement) -> timedelta:
+    """The lifetime of a JWT-SVID; no pod asks for one."""
+    return min(given.jwt_ttl or limits.jwt_ttl, limits.jwt_max_ttl)
+
+
+def _why(limits: TtlLimits, given: Entitlement, *, below: bool) -> str:
+    if below:
+        return "no SVID of this cluster lives shorter (x509_min_ttl)"
+    if given.x509_ttl is None and limits.x509_pod_max_ttl < limits.x509_max_ttl:
+        return "the cluster's limit for what a pod asks for (x509_pod_max_ttl); a policy with x509TTL may allow more"
+    if given.x509_ttl is not None and given.x509_ttl <= limits.x509_max_ttl:
+        said = given.x509_ttl_text or durations.text(given.x509_ttl)
+        return f"policy {given.decided_by} gives x509TTL {said}"
+    return "no SVID of this cluster lives longer (x509_max_ttl)"
