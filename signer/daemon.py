@@ -123,8 +123,8 @@ class Replica:
         )
         self._holders = Holders(frozenset(config.driver_names))
         self._pods.observers += [self._policies.pod_changed, self._holders.pod_changed]
-        self._offline = OfflineTokens(api, config.audience, clock)
-        reviews = TokenReviews(api, config.audience, self._offline, clock)
+        self._offline = OfflineTokens(api, config.audience, clock, self.metrics.keys_read)
+        reviews = TokenReviews(api, config.audience, self._offline, clock, told=self.metrics.token_checked)
         attestor = Attestor(
             AttestationSettings(
                 agent_namespace=config.agent_namespace,

@@ -33,6 +33,21 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self._tokens = Counter(
+            "podsvid_signer_token_reviews",
+            "What became of tokens whose review was not at hand, by result: accepted, refused or unanswered by the API "
+            "server; forged (refused by the cluster's keys alone); busy_stranger, busy_agent, busy_proven (not asked "
+            "about: too many that such a caller brought, or that were signed for the same pod, were refused).",
+            ["result"],
+            registry=self.registry,
+        )
+        self._keys_read = Counter(
+            "podsvid_signer_token_key_reads",
+            "Reads of the cluster's token keys by why (start, time, unknown_key: a token named one that was not read) "
+            "and result (ok, failed).",
+            ["why", "result"],
+            registry=self.registry,
+        )
         self._connections = Gauge(
             "podsvid_signer_connections",
             "Open connections: of agents, and of strangers, on which no agent has proven itself yet.",
@@ -96,6 +111,14 @@ class Metrics:
     def turned_away(self, kind: str) -> None:
         """Count a connection or call that was not taken, or that was ended."""
         self._turned_away.labels(kind).inc()
+
+    def token_checked(self, result: str) -> None:
+        """Count a token that was reviewed, or why it was not."""
+        self._tokens.labels(result).inc()
+
+    def keys_read(self, why: str, done: bool) -> None:
+        """Count a read of the cluster's token keys."""
+        self._keys_read.labels(why, "ok" if done else "failed").inc()
 
     def stepped(self, kind: str, step: str) -> None:
         """Count a step of an authority's life that this replica did."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 
 from signer.errors import Reason, Refused
 from svid.keys import KeyAlgorithm
@@ -37,6 +38,22 @@ class Agent:
     pod_name: str
     pod_uid: str
     token_expires_at: datetime
+
+
+class Standing(StrEnum):
+    """What is proven of who brings a token: an address only, an agent, or that the cluster signed the token."""
+
+    STRANGER = "stranger"
+    AGENT = "agent"
+    PROVEN = "proven"
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who brings a token. `name`: the address, the node's uid, or whom a signed token is of; empty when not known."""
+
+    standing: Standing
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 from runtime import durations
 from runtime.clock import Clock
 from signer.attestation.pods import MAX_DRIVERS, Pods
-from signer.attestation.tokens import OfflineTokens, TokenRefused, TokenReviews, claimed_pod
+from signer.attestation.tokens import NOBODY, OfflineTokens, TokenRefused, TokenReviews, claimed_pod, names_a_key
 from signer.cluster.objects import MAX_LABEL_CHARACTERS, MAX_LABELS
 from signer.errors import ApiUnavailable, Reason, Refused
-from signer.model import OUTAGE_RETRY, Agent, AttestedPod, BoundToken, LivePod, PodClaim
+from signer.model import OUTAGE_RETRY, Agent, AttestedPod, BoundToken, LivePod, PodClaim, Sender, Standing
 from svid.spiffeid import SpiffeId
 
 # Pods whose last mint this replica remembers, for an outage of the API server.
@@ -63,10 +63,10 @@ class Attestor:
         # Since when tokens are not reviewed, though pods may still be told of.
         self._unanswered_since: datetime | None = None
 
-    async def agent(self, token: str) -> Agent:
-        """The agent that a token proves. Raises Refused."""
+    async def agent(self, token: str, sender: Sender = NOBODY) -> Agent:
+        """The agent that a token proves, which `sender` brought. Raises Refused."""
         try:
-            proven, degraded = await self._verify(token)
+            proven, degraded = await self._verify(token, sender)
         except TokenRefused as error:
             raise Refused(_AGENT_FAULTS[error.fault], f"agent token refused: {error}") from None
         settings = self._settings
@@ -93,7 +93,7 @@ class Attestor:
                 "the call has no pod token; the CSIDriver object needs tokenRequests with the signer's audience",
             )
         try:
-            proven, degraded = await self._verify(token)
+            proven, degraded = await self._verify(token, Sender(Standing.AGENT, agent.node_uid))
         except TokenRefused as error:
             raise await self._pod_refusal(error, token) from None
         _check_claim(proven, claim)
@@ -122,11 +122,18 @@ class Attestor:
         while len(self._issued) > MAX_ISSUED:
             self._issued.popitem(last=False)
 
-    async def _verify(self, token: str) -> tuple[BoundToken, bool]:
+    async def _verify(self, token: str, sender: Sender) -> tuple[BoundToken, bool]:
         try:
-            proven = await self._reviews.verify(token)
-        except ApiUnavailable:
+            proven = await self._reviews.verify(token, sender)
+        except ApiUnavailable as error:
             self._unanswered_since = self._unanswered_since or self._clock.now()
+            if not self._offline.knows_key_of(token) and names_a_key(token):
+                # It may be a newer one, of which nobody can say anything now.
+                raise Refused(
+                    Reason.API_SERVER_UNAVAILABLE,
+                    f"the API server is away, and the token's key was not read from it yet ({error})",
+                    retry_after=OUTAGE_RETRY,
+                ) from None
             return self._offline.verify(token), True
         self._answered_at, self._unanswered_since = self._clock.now(), None
         return proven, False
@@ -134,7 +141,8 @@ class Attestor:
     async def _pod_refusal(self, error: TokenRefused, token: str) -> Refused:
         """Why: the API server refuses tokens of deleted pods without saying so, which a person wants to know."""
         namespace, name, uid = claimed_pod(token)
-        if error.fault == "INVALID" and namespace and name and uid:
+        # Looking costs the API server as much as a review, which is paid for.
+        if error.reviewed and error.fault == "INVALID" and namespace and name and uid:
             try:
                 await self._pods.look(PodClaim(namespace, name, uid))
             except Refused as found:

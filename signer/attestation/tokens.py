@@ -7,7 +7,8 @@ import json
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import jwt
 
 from runtime.clock import Clock
+from signer.attestation.doubt import Asked, Doubt
 from signer.cluster.kube import KubeApi, Object
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused, SignerError
-from signer.model import BoundToken
+from signer.model import BoundToken, Sender, Standing
 
 _log = logging.getLogger("podsvid.tokens")
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
@@ -25,27 +27,27 @@ JWKS = "/openid/v1/jwks"
 _ACCOUNT = "system:serviceaccount:"
 _EXTRA = "authentication.kubernetes.io/"
 ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
-# Seconds between reads of the cluster's keys.
-JWKS_SECONDS = 300.0
+# Seconds between reads of the cluster's keys; and after each, before a token of an unknown key makes for the next.
+JWKS_SECONDS, REFRESH_PAUSE = 300.0, 10.0
 _LEEWAY = timedelta(seconds=30)
 # Seconds. While the API server hangs, callers are told soon, and only now and then does one of them wait to find out.
 REVIEW_SECONDS = 5.0
 PAUSE = timedelta(seconds=2)
-# A refused review costs the API server what others do, and who asks for it has proven nothing: so many at once, and so
-# many a second, are asked for before only tokens that the cluster's keys signed are.
-DOUBTFUL, DOUBTFUL_A_SECOND = 100.0, 20.0
 DOUBTFUL_RETRY = timedelta(seconds=1)
+# A caller of whom nothing is known.
+NOBODY = Sender(Standing.STRANGER, "")
 _FORM = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 
 
 class TokenRefused(SignerError):
-    """The token does not prove what it should. `fault`: INVALID, EXPIRED or AUDIENCE."""
+    """The token does not prove what it should. `fault`: INVALID, EXPIRED or AUDIENCE. `reviewed`: by the API server."""
 
     reason = "TOKEN_REFUSED"
 
-    def __init__(self, fault: str, message: str) -> None:
+    def __init__(self, fault: str, message: str, reviewed: bool = False) -> None:
         super().__init__(message)
         self.fault = fault
+        self.reviewed = reviewed
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class TokenReviews:
     """Asks the API server (TokenReview), which also knows whether account and pod are still there.
 
     An answer counts for `seconds`, so that the agent's token is not reviewed with each mint; the cache holds hashes
-    and at most `limit` of them. Refusals are not kept, but while there are many of them `offline` goes first.
+    and at most `limit` of them. Refusals are not kept, but who brings many of them has `offline` go first. `told`
+    hears what became of each token that was not known: accepted, refused, unanswered, forged, or busy.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class TokenReviews:
         *,
         seconds: float = 10.0,
         limit: int = 20_000,
+        told: Callable[[str], None] = lambda result: None,
     ) -> None:
         self._api = api
         self._audience = audience
@@ -80,11 +84,11 @@ class TokenReviews:
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._away_until: datetime | None = None
         self._asking: dict[bytes, asyncio.Task[BoundToken]] = {}
-        self._credit = DOUBTFUL
-        self._credited_at = clock.now()
+        self._told = told
+        self._doubt = Doubt(clock)
 
-    async def verify(self, token: str) -> BoundToken:
-        """Raises TokenRefused, ApiUnavailable, Refused (BUSY)."""
+    async def verify(self, token: str, sender: Sender = NOBODY) -> BoundToken:
+        """What `token` proves, which `sender` brought. Raises TokenRefused, ApiUnavailable, Refused (BUSY)."""
         if not _FORM.fullmatch(token):
             raise TokenRefused("INVALID", "it is no service account token, which has three parts with dots between")
         key = hashlib.sha256(token.encode()).digest()
@@ -96,32 +100,39 @@ class TokenReviews:
             raise ApiUnavailable("the API server did not answer a moment ago")
         asking = self._asking.get(key)
         if asking is None:
-            spent = self._spend(token, now)
+            asked = self._doubted(token, sender)
             # Its own task: a caller that gives up must not fail the others that wait for the same answer.
             asking = self._asking[key] = asyncio.create_task(self._ask(token))
-            asking.add_done_callback(lambda task: self._answered(key, task, spent))
+            asking.add_done_callback(lambda task: self._answered(key, task, asked))
         return await asyncio.shield(asking)
 
-    def _spend(self, token: str, now: datetime) -> float:
-        """What asking about `token` costs until it is known to be good. Raises TokenRefused, Refused (BUSY)."""
-        passed = max((now - self._credited_at).total_seconds(), 0.0)
-        self._credit = min(DOUBTFUL, self._credit + passed * DOUBTFUL_A_SECOND)
-        self._credited_at = now
-        if self._credit >= 1.0:
-            self._credit -= 1.0
-            return 1.0
-        if not self._offline.knows_key_of(token):
+    def _doubted(self, token: str, sender: Sender) -> Asked:
+        """What asking about `token` is paid from while it may be bad. Raises TokenRefused, Refused (BUSY)."""
+        # First, as it also has the keys read anew.
+        known = self._offline.knows_key_of(token)
+        asked = self._doubt.ask(sender)
+        if asked is None and known:
+            try:
+                proven = self._offline.verify(token)
+            except TokenRefused:
+                self._told("forged")
+                raise
+            sender = Sender(Standing.PROVEN, f"{proven.service_account_uid}/{proven.pod_uid}")
+            asked = self._doubt.ask(sender)
+        if asked is None:
+            self._told(f"busy_{sender.standing}")
             raise Refused(
                 Reason.BUSY, "too many tokens are refused at present; this one waits", retry_after=DOUBTFUL_RETRY
             )
-        self._offline.verify(token)
-        return 0.0
+        return asked
 
-    def _answered(self, key: bytes, task: "asyncio.Task[BoundToken]", spent: float) -> None:
+    def _answered(self, key: bytes, task: "asyncio.Task[BoundToken]", asked: Asked) -> None:
         del self._asking[key]
-        if not task.cancelled() and not isinstance(task.exception(), TokenRefused):
-            self._credit = min(DOUBTFUL, self._credit + spent)
-        if task.cancelled() or task.exception() is not None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        refused = isinstance(error, TokenRefused)
+        self._doubt.answered(asked, refused)
+        self._told("refused" if refused else "unanswered" if error else "accepted")
+        if error is not None:
             self._known.pop(key, None)
             return
         proven = task.result()
@@ -166,30 +177,44 @@ class TokenReviews:
             return TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}")
         # The API server's text may quote parts of the token; only a known harmless kind of it is passed on.
         deleted = " (it is bound to an object that is gone)" if "has been deleted" in why or "not found" in why else ""
-        return TokenRefused("INVALID", f"the API server does not accept the token{deleted}")
+        return TokenRefused("INVALID", f"the API server does not accept the token{deleted}", reviewed=True)
 
 
 class OfflineTokens:
     """Verifies by the cluster's published keys, for the time in which the API server is away.
 
-    It says nothing of what was deleted since; the caller bounds that.
+    It says nothing of what was deleted since; the caller bounds that. `told` hears why keys were read (start, time,
+    unknown_key), and whether that succeeded.
     """
 
-    def __init__(self, api: KubeApi, audience: str, clock: Clock) -> None:
+    def __init__(
+        self, api: KubeApi, audience: str, clock: Clock, told: Callable[[str, bool], None] = lambda why, done: None
+    ) -> None:
         self._api = api
         self._audience = audience
         self._clock = clock
         self._keys: dict[str, Any] = {}
         self._failed = False
+        self._told = told
+        self._missed = asyncio.Event()
 
     async def run(self) -> None:
-        """Keep the keys fresh, for ever."""
+        """Keep the keys fresh, for ever: now and then, and soon after a token named one that was not read."""
+        why = "start"
         while True:
-            await self.refresh()
-            await asyncio.sleep(JWKS_SECONDS)
+            # Before: what is missed while they are read may be newer than what is read.
+            self._missed.clear()
+            self._told(why, await self.refresh())
+            # Anybody can make up names of keys: the API server is asked so often by each replica, and not more often.
+            await asyncio.sleep(REFRESH_PAUSE)
+            why = "time"
+            with suppress(TimeoutError):
+                async with asyncio.timeout(JWKS_SECONDS - REFRESH_PAUSE):
+                    await self._missed.wait()
+                    why = "unknown_key"
 
-    async def refresh(self) -> None:
-        """Read the keys; on failure the ones at hand stay."""
+    async def refresh(self) -> bool:
+        """Read the keys; on failure, which is told by False, the ones at hand stay."""
         try:
             found = await self._api.get(JWKS)
             keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
@@ -197,20 +222,24 @@ class OfflineTokens:
             if not self._failed:
                 _log.warning("the cluster's token keys cannot be read", extra={"error": str(error)})
             self._failed = True
-            return
+            return False
         self._keys, self._failed = dict(keys), False
+        return True
 
     def knows_key_of(self, token: str) -> bool:
-        """Whether the token names a key that was read: only then does a refusal say anything."""
-        try:
-            return str(jwt.get_unverified_header(token).get("kid")) in self._keys
-        except (jwt.PyJWTError, ValueError):
-            return False
+        """Whether the token names a key that was read: only then does a refusal say anything.
+
+        Where it names another one the keys are read anew soon.
+        """
+        name = _key_name(token)
+        if name and name not in self._keys:
+            self._missed.set()
+        return name in self._keys
 
     def verify(self, token: str) -> BoundToken:
         """Raises TokenRefused."""
         try:
-            key = self._keys.get(str(jwt.get_unverified_header(token).get("kid")))
+            key = self._keys.get(_key_name(token))
             if key is None:
                 raise TokenRefused("INVALID", "the token is signed with a key that this signer does not know")
             claims = jwt.decode(
@@ -235,15 +264,30 @@ class OfflineTokens:
         return proven
 
 
+def names_a_key(token: str) -> bool:
+    """Whether a token says which key it is signed with; all of the cluster's do."""
+    return bool(_key_name(token))
+
+
+def _key_name(token: str) -> str:
+    """The `kid` that a token says it is signed with; empty when it says none."""
+    name = _part_of(token, 0).get("kid")
+    return name if isinstance(name, str) else ""
+
+
 def unverified_claims(token: str) -> Mapping[str, Any]:
     """What a token says of itself, for choosing words only; empty when it is none."""
+    return _part_of(token, 1)
+
+
+def _part_of(token: str, number: int) -> Mapping[str, Any]:
     # By hand: a JWT library looks at each character of it, which took a tenth of a mint's time.
-    payload = token.split(".")[1:2]
+    part = token.split(".")[number : number + 1]
     try:
-        claims = json.loads(base64.urlsafe_b64decode(payload[0] + "=" * (-len(payload[0]) % 4)))
+        found = json.loads(base64.urlsafe_b64decode(part[0] + "=" * (-len(part[0]) % 4)))
     except (IndexError, ValueError, RecursionError):
         return {}
-    return claims if isinstance(claims, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def claimed_pod(token: str) -> tuple[str, str, str]:

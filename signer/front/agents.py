@@ -39,7 +39,7 @@ from signer.front.calls import (
 from signer.front.limits import NodeLimits, Slots
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
-from signer.model import Agent, AttestedPod, Entitlement, PodClaim
+from signer.model import Agent, AttestedPod, Entitlement, PodClaim, Sender
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
 from svid.certificates import to_der
@@ -98,6 +98,10 @@ class Gate(Protocol):
 
     def used(self, peer: str, size: int) -> None:
         """So many bytes of it were a message that is answered."""
+
+    def sender(self, peer: str) -> Sender:
+        """Who is at the other end, as far as that is proven."""
+        ...
 
 
 class SignerService:
@@ -266,7 +270,7 @@ class SignerService:
         """The agent that a call's headers prove. Raises Refused."""
         peer = context.peer()
         try:
-            agent = await self._attestor.agent(bearer(context))
+            agent = await self._attestor.agent(bearer(context), self._gate.sender(peer))
         except Refused as refusal:
             if refusal.reason in _NO_AGENT:
                 self._gate.strike(peer)

@@ -16,6 +16,7 @@ from runtime.listening import bound
 from signer.front.admission import Admission, Entry
 from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_BYTES, YOUNG_PORTION
 from signer.front.memory import trimmer
+from signer.model import Sender, Standing
 
 _log = logging.getLogger("podsvid.door")
 BACKLOG = 1024
@@ -92,6 +93,14 @@ class Door:
         passage = self._passages.get(peer)
         if passage is not None:
             self._admission.strike(passage.entry)
+
+    def sender(self, peer: str) -> Sender:
+        """Who is at the other end of that connection: a node's agent, or only an address."""
+        passage = self._passages.get(peer)
+        entry = None if passage is None else passage.entry
+        if entry is not None and entry.node:
+            return Sender(Standing.AGENT, entry.node)
+        return Sender(Standing.STRANGER, "" if entry is None else entry.address)
 
     def used(self, peer: str, size: int) -> None:
         """So many bytes that came on that connection were a mint that is answered: nothing of them is held any more."""

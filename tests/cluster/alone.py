@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,14 @@ class Alone:
     api: KubeApi
     layout: Layout
     progress: Progress
+    # Ends it and starts it anew with these flags beside its own: of one name the last counts, or each.
+    restart: Callable[..., None]
+    authority: ClusterAuthority
+
+    def rotate_tokens_key(self) -> None:
+        """Sign tokens with a new key, and take those of the old one too."""
+        key = self.authority.new_tokens_key("service-accounts-2.key")
+        self.restart(f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}")
 
     def kubeconfig(self, account: str) -> Path:
         """A file for that service account of podsvid's namespace."""
@@ -68,12 +76,22 @@ def api_server(folder: Path, progress: Progress) -> Iterator[Alone]:
     try:
         processes.start("etcd", control_plane.etcd(layout, authority, etcd_port, peer_port))
         command = control_plane.api_server(layout, authority, port, etcd_port)
-        processes.start("kube-apiserver", [*command, "--bind-address=127.0.0.1", *TRUST_BUNDLES])
+        command += ["--bind-address=127.0.0.1", *TRUST_BUNDLES]
+        processes.start("kube-apiserver", command)
         url, admin = f"https://127.0.0.1:{port}", authority.issue("admin", "admin", "system:masters")
         kubeconfig.write(layout.kubeconfig, url, authority.ca_cert, admin)
         api = KubeApi(url, str(authority.ca_cert), admin)
-        wait_for("the API server", lambda: _ready(api), progress=progress, alive=processes.check)
-        yield Alone(api, layout, progress)
+
+        def ready() -> None:
+            wait_for("the API server", lambda: _ready(api), progress=progress, alive=processes.check)
+
+        def restart(*flags: str) -> None:
+            processes.end(("kube-apiserver",))
+            processes.start("kube-apiserver", [*command, *flags])
+            ready()
+
+        ready()
+        yield Alone(api, layout, progress, restart, authority)
     finally:
         processes.end(("kube-apiserver", "etcd"))
 

@@ -54,8 +54,13 @@ class ClusterAuthority:
         self.ca_cert = folder / "ca.crt"
         self._write(self.ca_cert, _pem(builder.sign(self._key, hashes.SHA256())))
         # Signs service account tokens.
-        self.tokens_key = folder / "service-accounts.key"
-        self._write(self.tokens_key, _key_pem(ec.generate_private_key(ec.SECP256R1())))
+        self.tokens_key = self.new_tokens_key("service-accounts.key")
+
+    def new_tokens_key(self, file_name: str) -> Path:
+        """One more key that may sign service account tokens."""
+        path = self._folder / file_name
+        self._write(path, _key_pem(ec.generate_private_key(ec.SECP256R1())))
+        return path
 
     def issue(self, file_name: str, common_name: str, organization: str = "") -> Pair:
         """A certificate for both ends of a connection in this cluster."""

@@ -25,6 +25,7 @@ from signer.front import budget
 from signer.front import door as module
 from signer.front.admission import Admission
 from signer.front.door import Door
+from signer.model import Sender, Standing
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
@@ -131,6 +132,20 @@ def test_a_stranger_brings_in_so_much_and_an_agent_goes_on() -> None:
         assert len(rig.inside.got[0]) == budget.GREETING
         rig.door.proven(rig.peer, "a")
         await until(lambda: len(rig.inside.got[0]) == 200_000)
+
+    doored(test)
+
+
+def test_who_sends_is_an_address_until_an_agent_has_proven_itself() -> None:
+    async def test(rig: Rig) -> None:
+        _, writer = await rig.connect()
+        writer.write(b"x")
+        await until(lambda: bool(rig.door._passages))
+        assert rig.door.sender(rig.peer) == Sender(Standing.STRANGER, "127.0.0.1")
+        assert rig.door.proven(rig.peer, "a")
+        assert rig.door.sender(rig.peer) == Sender(Standing.AGENT, "a")
+        # One that has gone meanwhile.
+        assert rig.door.sender("unix-abstract:gone") == Sender(Standing.STRANGER, "")
 
     doored(test)
 
@@ -380,6 +395,10 @@ def test_bad_tokens_close_the_connection_and_are_counted() -> None:
             async for _ in frames(reader):
                 pass
         assert value(signer, "unauthenticated") == 1
+        metrics = signer.replica.metrics.registry.get_sample_value
+        assert metrics("podsvid_signer_token_reviews_total", {"result": "refused"})
+        # No keys are published here.
+        assert metrics("podsvid_signer_token_key_reads_total", {"why": "start", "result": "failed"}) == 1
 
     asked(test)
 

@@ -31,7 +31,7 @@ from signer.front.calls import Context
 from signer.front.limits import NodeLimits
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
-from signer.model import PodClaim
+from signer.model import PodClaim, Sender, Standing
 from signer.pb import signer_pb2
 from signer.policy.policies import CLUSTER, GROUP, Policies
 from signer.policy.policy import PolicySettings
@@ -96,6 +96,7 @@ class FakeGate:
         self.nodes: list[str] = []
         self.strikes = 0
         self.room = True
+        self.senders: dict[str, Sender] = {}
 
     def proven(self, peer: str, node: str) -> bool:
         self.nodes.append(node)
@@ -106,6 +107,9 @@ class FakeGate:
 
     def used(self, peer: str, size: int) -> None:
         pass
+
+    def sender(self, peer: str) -> Sender:
+        return self.senders.get(peer, Sender(Standing.STRANGER, "192.0.2.1"))
 
 
 class Spans:
@@ -150,10 +154,11 @@ class Door:
         self.state = state
         self.pods = Pods(kube, clock)
         self.policies = Policies(kube, PolicySettings(TrustDomain("example.org")), OUTAGE, clock)
-        self.offline = OfflineTokens(kube, AUDIENCE, clock)
+        self.metrics = Metrics()
+        self.offline = OfflineTokens(kube, AUDIENCE, clock, self.metrics.keys_read)
         self.attestor = Attestor(
             AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), OUTAGE),
-            TokenReviews(kube, AUDIENCE, self.offline, clock),
+            TokenReviews(kube, AUDIENCE, self.offline, clock, told=self.metrics.token_checked),
             self.offline,
             self.pods,
             clock,
@@ -163,7 +168,6 @@ class Door:
         self.trust.publish(Broadcast.of(self.state, ()))
         self.events = Events(kube, "one", clock)
         self.spans = Spans()
-        self.metrics = Metrics()
         self.limits = NodeLimits(rate, burst, concurrent, clock)
         self.gate = FakeGate()
         self.service = SignerService(

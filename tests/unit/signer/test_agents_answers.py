@@ -11,13 +11,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from signer.attestation.tokens import REVIEWS
+from signer.attestation.tokens import NOBODY, REVIEWS
 from signer.authority.trust import Broadcast
 from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
 from signer.front.budget import MAX_TOKEN
 from signer.front.calls import MINT_DEADLINE
 from signer.front.statuses import STATUS_CODES
-from signer.model import LivePod, PodClaim
+from signer.model import LivePod, PodClaim, Sender
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der
@@ -183,7 +183,7 @@ def test_each_reason_has_its_code() -> None:
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_refusal_ends_the_call_with_its_code_reason_and_text(reason: Reason) -> None:
     async def test(door: Door) -> None:
-        async def denied(token: str, address: str = "") -> Any:
+        async def denied(token: str, sender: Sender = NOBODY) -> Any:
             raise Refused(reason, "because", retry_after=timedelta(seconds=1.5))
 
         door.attestor.agent = denied  # type: ignore[method-assign]
@@ -296,7 +296,7 @@ def test_a_mint_that_takes_too_long_ends_and_may_be_tried_again(caplog: pytest.L
 
 def test_an_api_server_that_fails_on_the_way_is_no_bug_of_the_signer(caplog: pytest.LogCaptureFixture) -> None:
     async def test(door: Door) -> None:
-        async def away(token: str, address: str = "") -> Any:
+        async def away(token: str, sender: Sender = NOBODY) -> Any:
             raise ApiUnavailable("the API server is down")
 
         door.attestor.agent = away  # type: ignore[method-assign]

@@ -6,13 +6,14 @@ from typing import cast
 
 import pytest
 
+from signer.attestation.tokens import NOBODY
 from signer.errors import Reason, Refused
 from signer.front import agents as module
 from signer.front.agents import FULL_RETRY
 from signer.front.budget import HEADERS, MAX_REPORT
 from signer.front.calls import MESSAGE_SECONDS, Context
 from signer.front.limits import REPORTS, REPORTS_AT_ONCE
-from signer.model import Agent, AttestedPod, PodClaim
+from signer.model import Agent, AttestedPod, PodClaim, Sender
 from signer.pb import signer_pb2
 from tests.unit.signer.door import REQUEST, Call, Door, at_the_door, call, nothing, pod, refused, said
 
@@ -66,7 +67,7 @@ def test_an_agent_is_told_to_the_gate_and_has_one_message_read() -> None:
 
 def test_an_outage_is_no_fault_of_the_caller() -> None:
     async def test(door: Door) -> None:
-        async def away(token: str) -> Agent:
+        async def away(token: str, sender: Sender = NOBODY) -> Agent:
             raise Refused(Reason.API_SERVER_UNAVAILABLE, "the API server is away")
 
         door.attestor.agent = away  # type: ignore[method-assign]

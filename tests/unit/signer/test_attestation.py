@@ -14,10 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from signer.attestation.attestor import AttestationSettings, Attestor
+from signer.attestation.doubt import LIMITS
 from signer.attestation.pods import Pods
 from signer.attestation.tokens import (
-    DOUBTFUL,
-    DOUBTFUL_A_SECOND,
     JWKS,
     REVIEWS,
     OfflineTokens,
@@ -26,12 +25,13 @@ from signer.attestation.tokens import (
 )
 from signer.cluster.kube import Object
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
-from signer.model import AttestedPod, PodClaim
+from signer.model import AttestedPod, PodClaim, Standing
 from svid.spiffeid import SpiffeId
 from tests.signer_rig import AUDIENCE, DRIVER, Site
 
 WEB = SpiffeId.parse("spiffe://example.org/ns/default/sa/web")
 OTHER = SpiffeId.parse("spiffe://example.org/ns/default/sa/other")
+STRANGER = LIMITS[Standing.STRANGER].each
 SETTINGS = AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), timedelta(minutes=10))
 
 
@@ -282,8 +282,11 @@ def test_a_flood_of_bad_tokens_is_no_flood_at_the_api_server() -> None:
         forged = [jwt.encode({"n": number}, stranger, "ES256", {"kid": "k1"}) for number in range(500)]
         found = await asyncio.gather(*map(rig.attestor.agent, [*bad, *forged]), return_exceptions=True)
         reasons = Counter(each.reason for each in found if isinstance(each, Refused))
-        assert site.reviews == DOUBTFUL
-        assert reasons == {Reason.BUSY: 400, Reason.AGENT_TOKEN_INVALID: 600}
+        assert site.reviews == STRANGER.at_once
+        assert reasons == {
+            Reason.BUSY: 500 - STRANGER.at_once,
+            Reason.AGENT_TOKEN_INVALID: 500 + STRANGER.at_once,
+        }
         assert all(each.retry_after for each in found if isinstance(each, Refused) and each.reason is Reason.BUSY)
         # An honest agent, whose token the API server knows as well.
         agent = rig.signed(site.agent())
@@ -293,7 +296,7 @@ def test_a_flood_of_bad_tokens_is_no_flood_at_the_api_server() -> None:
         site.clock.pass_by(seconds=1)
         before = site.reviews
         await asyncio.gather(*(rig.attestor.agent(token) for token in bad), return_exceptions=True)
-        assert site.reviews - before == DOUBTFUL_A_SECOND
+        assert site.reviews - before == STRANGER.a_second
 
     rigged(test)
 
@@ -302,11 +305,11 @@ def test_good_tokens_cost_no_credit() -> None:
     async def test(rig: Rig) -> None:
         good = rig.site.pod("good")
         for _ in range(3):
-            await asyncio.gather(*(rig.reviews.verify(rig.site.token(good)) for _ in range(int(DOUBTFUL))))
+            await asyncio.gather(*(rig.reviews.verify(rig.site.token(good)) for _ in range(int(STRANGER.at_once))))
         # Nor does an API server that is away.
         rig.site.kube.down = True
         for _ in range(3):
-            asked = (rig.reviews.verify(rig.site.token(good)) for _ in range(int(DOUBTFUL)))
+            asked = (rig.reviews.verify(rig.site.token(good)) for _ in range(int(STRANGER.at_once)))
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert all(isinstance(each, ApiUnavailable) for each in found)
             rig.site.clock.pass_by(seconds=2)

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[3]
 SHORT = {
     "C": "tests/cluster/test_signer.py",
     "A": "tests/unit/signer/test_attestation.py",
+    "B": "tests/unit/signer/test_bad_tokens.py",
     "P": "tests/unit/signer/test_policy.py",
     "N": "tests/node/test_signer_authority.py",
     "O": "tests/cluster/test_outage.py",

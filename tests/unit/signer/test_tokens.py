@@ -11,11 +11,11 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from signer.attestation.tokens import DOUBTFUL, JWKS, PAUSE, REVIEWS, TokenRefused
+from signer.attestation.tokens import JWKS, PAUSE, REVIEWS, TokenRefused
 from signer.cluster.kube import Object
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
 from tests.signer_rig import AUDIENCE
-from tests.unit.signer.test_attestation import Rig, rigged, unsigned
+from tests.unit.signer.test_attestation import STRANGER, Rig, rigged, unsigned
 
 
 def forged(rig: Rig, token: str, key: ec.EllipticCurvePrivateKey | None = None, **changes: object) -> str:
@@ -153,20 +153,20 @@ def test_doubt_is_bounded_whatever_the_clock_does() -> None:
     async def test(rig: Rig) -> None:
         async def refusals() -> int:
             before = rig.site.reviews
-            bad = (rig.reviews.verify(unsigned({"n": number})) for number in range(int(DOUBTFUL) + 50))
+            bad = (rig.reviews.verify(unsigned({"n": number})) for number in range(int(STRANGER.at_once) + 50))
             found = await asyncio.gather(*bad, return_exceptions=True)
             busy = [each for each in found if isinstance(each, Refused)]
             assert all(each.reason is Reason.BUSY and each.retry_after for each in busy)
             return rig.site.reviews - before
 
-        assert await refusals() == DOUBTFUL
+        assert await refusals() == STRANGER.at_once
         # Set back, it takes nothing away; a long quiet time gives no more than what there was at first.
         rig.site.clock.pass_by(days=-1)
         assert await refusals() == 0
         rig.site.clock.pass_by(seconds=1)
-        assert await refusals() == 20
+        assert await refusals() == STRANGER.a_second
         rig.site.clock.pass_by(days=3)
-        assert await refusals() == DOUBTFUL
+        assert await refusals() == STRANGER.at_once
 
     rigged(test)
 
@@ -176,7 +176,8 @@ def test_in_doubt_a_token_of_the_clusters_keys_must_be_one_for_us() -> None:
         rig.publish_keys()
         await rig.offline.refresh()
         await asyncio.gather(
-            *(rig.reviews.verify(unsigned({"n": number})) for number in range(int(DOUBTFUL))), return_exceptions=True
+            *(rig.reviews.verify(unsigned({"n": number})) for number in range(int(STRANGER.at_once))),
+            return_exceptions=True,
         )
         reviews = rig.site.reviews
         token = rig.site.token(rig.site.pod("web"))
