@@ -23,6 +23,7 @@ from signer import gauges
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.pods import Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
+from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
 from signer.authority.knowledge import Sources
 from signer.authority.lifecycle import Life, LifecyclePolicy
@@ -152,6 +153,7 @@ class Replica:
         self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
         self._rotation = Rotation(
             self._store,
+            Abandonments(api, config.namespace, config.state_secret, config.trust_domain, clock),
             Life(_lifecycle(config), _upstream(config), config.trust_domain, lambda: self._holders.count),
             self._leader,
             self._agents,

@@ -95,7 +95,8 @@ class Metrics:
 
         self._rollbacks = Counter(
             "podsvid_signer_rollbacks_detected",
-            "Older Secrets that were noticed and mended, by how (restored: while no signer ran; replaced: under one).",
+            "Older Secrets that were noticed and mended, by how (restored: while no signer ran; replaced: under one; "
+            "abandoned: what was abandoned was in service again).",
             ["how"],
             registry=self.registry,
         )

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from signer.authority import recovery, succession
+from signer.authority.abandonments import Record
 from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState, Goal, sequence_at
@@ -164,6 +165,46 @@ class Life:
             return state, f"a forced rotation of the {named} authorities is under way already; nothing was made since"
         told = ", ".join(f"{each.kind} {each.authority_id}" for each in abandoned)
         return _changed(after), f"forced rotation of the {named} authorities started; abandoned: {told}"
+
+    async def freed(
+        self, state: AuthorityState, found: recovery.Returned, record: Record, now: datetime
+    ) -> AuthorityState:
+        """The state without what was abandoned and came back; what signs instead is new. Raises SignerError."""
+        for kind, ids in found.drop.items():
+            state = await self._freed(state, kind, ids, record, now)
+        kinds = tuple(kind for kind in found.declare if state.slots(kind))
+        if kinds:
+            state, _ = self.compromised(state, kinds, now)
+        return _changed(state)
+
+    async def _freed(
+        self, state: AuthorityState, kind: str, ids: frozenset[str], record: Record, now: datetime
+    ) -> AuthorityState:
+        ends = partial(succession.svids_end, policy=self.policy, now=now)
+        kept = [slot for slot in state.slots(kind) if slot.id not in ids]
+        goals = state.goals
+        if not any(slot.stage is Stage.ACTIVE for slot in kept):
+            # One that agents have is better than one that they have not; but it must not be stolen itself.
+            waiting = [slot for slot in kept if slot.stage is Stage.PREPARED and slot.id not in record.ids(kind)]
+            successor: Slot | None = waiting[0] if waiting else None
+            if successor is None and kind == "x509":
+                successor = await self._x509(now)
+            elif successor is None and self.policy.jwt_algorithm is not None:
+                successor = self._jwt(now)
+            kept = [slot for slot in kept if slot.stage is not Stage.PREPARED]
+            if successor is None:
+                kept = []
+            else:
+                kept.append(replace(successor, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual(kind)))
+            goals = frozenset(goal for goal in goals if goal.kind != kind)
+        return replace(
+            state,
+            x509=tuple(slot for slot in kept if isinstance(slot, X509Slot)) if kind == "x509" else state.x509,
+            jwt=tuple(slot for slot in kept if isinstance(slot, JwtSlot)) if kind == "jwt" else state.jwt,
+            directives=tuple(each for each in state.directives if each.authority_id not in ids),
+            goals=goals,
+            abandoned=recovery.dropped(state, kind, ids, record, ends, now),
+        )
 
     def promised(self, state: AuthorityState, kind: str, ttl: timedelta) -> AuthorityState:
         """The state that says that SVIDs of the active authority live as long as `ttl`; the same when it says so."""

@@ -6,15 +6,73 @@ has passed: running pods must get SVIDs of the new one. Then it is tainted, too,
 an SVID of them, or a second bound has passed. Nothing here waits, and nothing counts the state's changes.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from signer.authority.abandonments import Record
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState, Goal
 
 # Of what has left the trust bundle so many are remembered, for people.
 MAX_REMEMBERED = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a state has in service although it was abandoned, as an older Secret has it.
+
+    `drop`: by kind, what nobody trusts any more: it is never trusted again, not for a moment. `declare`: kinds of which
+    something is still trusted, so that SVIDs of it have to be replaced first.
+    """
+
+    drop: Mapping[str, frozenset[str]]
+    declare: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.drop or self.declare)
+
+
+def returned(state: AuthorityState, record: Record, known: AuthorityState | None) -> Returned:
+    """What of a stored state the record says was abandoned, and the state does not say so, or has not done yet.
+
+    `known` is what this replica goes by already: what is trusted there does not come back, whatever the record says.
+    None where it has just started: then it knows of nothing that is newer than the record.
+    """
+    drop: dict[str, frozenset[str]] = {}
+    declare: list[str] = []
+    for kind in KINDS:
+        ids = {slot.id for slot in state.slots(kind)}
+        trusted = {slot.id for slot in known.slots(kind)} if known is not None else set()
+        earlier = known is None and record.before_the_theft(state, kind)
+        gone = frozenset(ids if earlier and record.over(kind) else (ids - trusted) & record.left(kind))
+        if gone:
+            drop[kind] = gone
+        rest = ids - gone - state.abandoned_ids(kind)
+        if (rest and earlier) or rest & record.ids(kind):
+            declare.append(kind)
+    return Returned(drop, tuple(declare))
+
+
+def dropped(
+    state: AuthorityState,
+    kind: str,
+    ids: frozenset[str],
+    record: Record,
+    ends: Callable[[Slot], datetime],
+    now: datetime,
+) -> tuple[Abandoned, ...]:
+    """What is to be remembered of authorities of a kind that leave at once."""
+    abandoned: list[Abandoned] = []
+    for slot in state.slots(kind):
+        if slot.id in ids:
+            known = record.named(kind, slot.id)
+            unknown = replace(_abandoned(kind, slot, ends, now), svids_end=ends(slot))
+            found = known or unknown
+            abandoned.append(replace(found, left_at=found.left_at or now, certified_until=unknown.certified_until))
+    others = [each for each in state.abandoned if each.kind != kind or each.authority_id not in ids]
+    after = {each: tuple(slot for slot in state.slots(each) if each != kind or slot.id not in ids) for each in KINDS}
+    return _remembered((*others, *abandoned), after)
 
 
 def declared(

@@ -65,15 +65,26 @@ class Rollbacks:
             )
         return replace(state, sequence=max(state.sequence, number) + 1).dated(now)
 
-    def done(self, before: int, number: int, after: int) -> None:
-        """It was published anew."""
+    def done(self, before: int, number: int, after: int, *, in_the_cluster: bool) -> None:
+        """It was published anew. What is `in_the_cluster` was not restored with it, as far as can be told."""
         now = self._clock.now()
         self._times += 1
         self._last = now
         self._noted(
             f"sequence {number} was known in the cluster, the Secret had {before}, an older one; published again as "
-            f"{after}; if an authority was compromised since it was saved, force a rotation again"
+            f"{after}; "
+            + (
+                "what was abandoned since it was saved stays so, by ConfigMap …-abandoned; was that restored as well, "
+                "force a rotation again"
+                if in_the_cluster
+                else "agents know more than the ConfigMaps, which were restored as well: if an authority was "
+                "compromised since, force a rotation again"
+            )
         )
+
+    def abandoned_again(self, told: str) -> None:
+        """An older Secret had in service what was abandoned."""
+        self._noted(f"the Secret had {told} in service, which was abandoned; it was taken out of service again")
 
     def written_back(self, found: int, known: int) -> None:
         """An older Secret was replaced by what this replica knew."""

@@ -3,11 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
+from signer.authority import recovery
+from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents, Wanted
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, LifecyclePolicy, Step
@@ -36,6 +39,7 @@ class Rotation:
     def __init__(
         self,
         store: StateStore,
+        abandonments: Abandonments,
         life: Life,
         leader: Leader,
         agents: Agents,
@@ -44,6 +48,7 @@ class Rotation:
         clock: Clock,
     ) -> None:
         self._store = store
+        self._abandonments = abandonments
         self._life = life
         self._leader = leader
         self._agents = agents
@@ -75,9 +80,17 @@ class Rotation:
         return self._life.policy
 
     def see(self, state: AuthorityState) -> None:
-        """Take over a state that was read; the present one is no news, and an older one confirms nothing."""
+        """Take over a state that was read; the present one is no news, and an older one confirms nothing.
+
+        Nor is one taken that brings back what was abandoned: whoever reads it next mends it.
+        """
         present = self.states.current
         if present is not None and state.sequence < present.sequence:
+            return
+        if recovery.returned(state, self._abandonments.record, present).drop:
+            _log.error(
+                "what was abandoned is in the authorities' Secret again; not taken", extra={"sequence": state.sequence}
+            )
             return
         self.confirmed_at = self._clock.now()
         if present is None or state.sequence > present.sequence:
@@ -95,10 +108,21 @@ class Rotation:
     def next_steps(self, state: AuthorityState) -> list[str]:
         """For people: what happens next and what it waits for."""
         note = self._rollbacks.note
-        return [*([note] if note else []), *self._life.outlook(state, self.acks(state), self._clock.now())]
+        notes = [*([note] if note else []), *self._abandonments.notes]
+        return [*notes, *self._life.outlook(state, self.acks(state), self._clock.now())]
 
     async def open(self) -> None:
-        """Read the state, or as the first replica ever make it. Raises StateDamaged, SignerError."""
+        """Read the state, or as the first replica ever make it; nothing that was abandoned is in it afterwards.
+
+        Until then there is nothing to sign, serve or publish by. Raises StateDamaged, SignerError.
+        """
+        # Unknown blocks: without the record an older Secret looks like any other.
+        await self._abandonments.read()
+        try:
+            self._published = await self._sources.published()
+        except SignerError as error:
+            # What agents say shows it as well.
+            _log.info("published trust bundle not read", extra={"reason": error.reason, "error": str(error)})
         stored = await self._store.load()
         if stored is None:
             try:
@@ -108,12 +132,8 @@ class Rotation:
                 stored = await self._store.load()
         if stored is None:
             raise StateDamaged("the authorities' Secret was deleted while this signer started; start it again")
+        stored = await self._freed(stored)
         self.see(stored.state)
-        try:
-            self._published = await self._sources.published()
-        except SignerError as error:
-            # What agents say shows it as well.
-            _log.info("published trust bundle not read", extra={"reason": error.reason, "error": str(error)})
 
     async def run(self) -> None:
         """Take what steps are due while this replica leads, for ever."""
@@ -134,7 +154,10 @@ class Rotation:
         while True:
             await asyncio.sleep(every.total_seconds())
             try:
-                await self._loaded()
+                await self._abandonments.read()
+                stored = await self._loaded()
+                if self._leader.leading:
+                    await self._abandonments.keep(stored.state)
             except SignerError as error:
                 _log.warning(
                     "the authorities' state could not be confirmed",
@@ -202,7 +225,7 @@ class Rotation:
         after = self._rollbacks.above(stored.state, known)
         if await self._swap(stored, after, Step("publish again", "all", "an older Secret was restored")):
             self._metrics.rolled_back("restored")
-            self._rollbacks.done(stored.state.sequence, known, after.sequence)
+            self._rollbacks.done(stored.state.sequence, known, after.sequence, in_the_cluster=published >= known)
 
     async def _loaded(self) -> Stored:
         for _ in range(ATTEMPTS):
@@ -217,8 +240,41 @@ class Rotation:
                     stored = await self._put_back(stored, self.state)
                 except Conflict:
                     continue
+            stored = await self._freed(stored)
             self.see(stored.state)
             return stored
+        raise StateDamaged("the authorities' Secret is changed all the time by somebody else")
+
+    async def _freed(self, stored: Stored) -> Stored:
+        """What is stored, without what was abandoned and is in service again. Raises SignerError.
+
+        Any replica that starts does it, as it may not go on before; one that runs takes it for a leader's work to have
+        abandoned what is still trusted.
+        """
+        for _ in range(ATTEMPTS):
+            state, record = stored.state, self._abandonments.record
+            found = recovery.returned(state, record, self.state)
+            if not found.drop and (not found.declare or not (self.state is None or self._leader.leading)):
+                return stored
+            told = ", ".join(
+                [f"{kind} {each}" for kind, ids in found.drop.items() for each in sorted(ids)]
+                + [f"{kind} authorities" for kind in found.declare]
+            )
+            _log.error(
+                "the authorities' Secret has in service what was abandoned; abandoned again before anything is signed",
+                extra={"sequence": state.sequence, "authorities": told},
+            )
+            begun = state if self.state is not None else self._rollbacks.above(state, record.floor)
+            after = await self._life.freed(begun, found, record, self._clock.now())
+            written = await self._written(stored, after, Step("abandon again", BOTH, f"the Secret had {told}"))
+            if written is not None:
+                self._metrics.rolled_back("abandoned")
+                self._rollbacks.abandoned_again(told)
+                return written
+            again = await self._store.load()
+            if again is None:
+                raise StateDamaged("the authorities' Secret was deleted while it was mended; start again")
+            stored = again
         raise StateDamaged("the authorities' Secret is changed all the time by somebody else")
 
     async def _put_back(self, older: Stored, known: AuthorityState) -> Stored:
@@ -237,13 +293,20 @@ class Rotation:
         return written
 
     async def _swap(self, stored: Stored, after: AuthorityState, step: Step) -> bool:
-        if after is stored.state:
-            return True
+        return after is stored.state or await self._written(stored, after, step) is not None
+
+    async def _written(self, stored: Stored, after: AuthorityState, step: Step) -> Stored | None:
+        """What is stored now; None when another replica was faster. Raises SignerError."""
+        dated = after.dated(self._clock.now())
+        if dated.abandoned:
+            # First there: what a leader that dies between the two has begun, the next one ends.
+            await self._abandonments.keep(dated)
+        dated = replace(dated, sequence=max(dated.sequence, self._abandonments.record.floor))
         try:
-            written = await self._store.replace(stored, after.dated(self._clock.now()))
+            written = await self._store.replace(stored, dated)
         except Conflict:
             _log.info("another replica changed the authorities first", extra={"step": step.action, "kind": step.kind})
-            return False
+            return None
         _log.info(
             "authorities changed",
             extra={
@@ -258,4 +321,4 @@ class Rotation:
         self._metrics.stepped(step.kind, step.action)
         self.heard(stored.state, written.state)
         self.see(written.state)
-        return True
+        return written

@@ -183,7 +183,7 @@ class AuthorityState:
                 for each in self.directives
             ],
             "goals": [{"kind": goal.kind, "forced": goal.forced} for goal in sorted(self.goals)],
-            "abandoned": [_abandoned_entry(each) for each in self.abandoned],
+            "abandoned": [abandoned_entry(each) for each in self.abandoned],
         }
         return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -204,7 +204,7 @@ class AuthorityState:
             if isinstance(sequence, bool) or not isinstance(sequence, int) or not 1 <= sequence <= MAX_SEQUENCE:
                 raise _damaged("sequence is not a positive number that agents can be told")
             goals = frozenset(Goal(_kind(each["kind"]), bool(each["forced"])) for each in document["goals"])
-            abandoned = _read_abandoned(document, version)
+            abandoned = _all_abandoned(document, version)
             return cls(
                 trust_domain,
                 sequence,
@@ -263,7 +263,8 @@ def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Se
     return kept or vague or any(each.get("longest_seconds") is None for each in active)
 
 
-def _abandoned_entry(each: Abandoned) -> dict[str, Any]:
+def abandoned_entry(each: Abandoned) -> dict[str, Any]:
+    """Its entry, wherever it is written."""
     return {
         "kind": each.kind,
         "id": each.authority_id,
@@ -275,19 +276,21 @@ def _abandoned_entry(each: Abandoned) -> dict[str, Any]:
     }
 
 
-def _read_abandoned(document: dict[str, Any], version: int) -> tuple[Abandoned, ...]:
+def _all_abandoned(document: dict[str, Any], version: int) -> tuple[Abandoned, ...]:
     entries = document["abandoned"] if version == _VERSION else document.get("abandoned", [])
-    return tuple(
-        Abandoned(
-            _kind(each["kind"]),
-            _text(each["id"]),
-            instant(each["asked_at"]),
-            read(each["svids_end"]),
-            read(each["left_at"]),
-            bool(each["replaced"]),
-            read(each["certified_until"]),
-        )
-        for each in entries
+    return tuple(read_abandoned(each) for each in entries)
+
+
+def read_abandoned(each: dict[str, Any]) -> Abandoned:
+    """What `abandoned_entry` wrote. Raises ValueError, KeyError, TypeError, and what comes of an entry that is none."""
+    return Abandoned(
+        _kind(each["kind"]),
+        _text(each["id"]),
+        instant(each["asked_at"]),
+        read(each["svids_end"]),
+        read(each["left_at"]),
+        bool(each["replaced"]),
+        read(each["certified_until"]),
     )
 
 

@@ -81,6 +81,13 @@ def test_config_maps_that_are_the_signers(signer: KubeApi) -> None:
         made = signer.create(collection, config_map(name))
         signer.replace(f"{collection}/{name}", {**made, "data": {"a": "b"}})
         signer.delete(f"{collection}/{name}")
+    # What was abandoned is not to be forgotten, by nobody who has the signer's account.
+    record = f"{HOME}/podsvid-authority-abandoned"
+    made = signer.create(HOME, config_map("podsvid-authority-abandoned"))
+    signer.replace(record, {**made, "data": {"a": "b"}})
+    assert signer.get(record)["data"] == {"a": "b"}
+    refused(signer.delete, record)
+    refused(signer.create, ELSEWHERE, config_map("podsvid-authority-abandoned"))
     for collection, name in ((HOME, "other"), (ELSEWHERE, "other"), (ELSEWHERE, "podsvid-agents-a")):
         refused(signer.create, collection, config_map(name))
     generated = config_map("x")

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
+from runtime.clock import Clock
+from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents, Wanted
 from signer.authority.knowledge import Sources
+from svid.spiffeid import TrustDomain
+from tests.fake_kube import FakeKube
 
 DIGEST = bytes(range(32))
 AUTHORITIES = frozenset({"x", "y", "a1", "compromised", "fresh", "ab" * 20})
@@ -24,6 +28,11 @@ async def nothing_published() -> int:
 def sources(nodes: Callable[[], frozenset[str]] = frozenset) -> Sources:
     """All pods are read, and these nodes have agents."""
     return Sources(nodes, lambda: "", nothing_published)
+
+
+def abandonments(kube: FakeKube, clock: Clock) -> Abandonments:
+    """Beside the Secret `authority`."""
+    return Abandonments(kube, "podsvid", "authority", TrustDomain("example.org"), clock)
 
 
 async def all_read(agents: Agents) -> None:

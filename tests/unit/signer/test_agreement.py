@@ -337,7 +337,14 @@ class Restored:
 
         sources = Sources(lambda: self.cluster.live, lambda: "", read)
         one.rotation = Rotation(
-            one.rotation._store, life(), one.leader, one.agents, sources, one.metrics, self.cluster.clock
+            one.rotation._store,
+            one.rotation._abandonments,
+            life(),
+            one.leader,
+            one.agents,
+            sources,
+            one.metrics,
+            self.cluster.clock,
         )
         return one
 
@@ -454,7 +461,16 @@ def test_a_cluster_whose_published_bundle_cannot_be_read_starts_all_the_same() -
             raise ApiUnavailable("away")
 
         sources = Sources(frozenset, lambda: "", away)
-        rotation = Rotation(one.rotation._store, life(), one.leader, one.agents, sources, one.metrics, cluster.clock)
+        rotation = Rotation(
+            one.rotation._store,
+            one.rotation._abandonments,
+            life(),
+            one.leader,
+            one.agents,
+            sources,
+            one.metrics,
+            cluster.clock,
+        )
         await rotation.open()
         assert rotation.state is not None
 
@@ -513,7 +529,7 @@ def test_a_clock_that_was_set_back_lets_a_rollback_be_mended() -> None:
     clock = StepClock()
     rollbacks = Rollbacks(clock)
     assert rollbacks.due
-    rollbacks.done(1, 2, 3)
+    rollbacks.done(1, 2, 3, in_the_cluster=True)
     assert not rollbacks.due
     clock.pass_by(days=-1)
     assert rollbacks.due

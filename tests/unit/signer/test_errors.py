@@ -23,6 +23,7 @@ SHORT = {
     "L": "tests/unit/runtime/test_log.py",
     "F": "tests/unit/agent/test_proven_signer.py",
     "T": "tests/unit/agent/test_trust_stream.py",
+    "R": "tests/unit/signer/test_abandonments.py",
 }
 
 

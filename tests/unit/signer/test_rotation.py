@@ -22,7 +22,7 @@ from signer.model import Agent
 from tests.fake_kube import FakeKube
 from tests.meanwhile import after, before, unhurried
 from tests.signer_rig import START, StepClock
-from tests.unit.signer.said import all_read, sources
+from tests.unit.signer.said import abandonments, all_read, sources
 from tests.unit.signer.test_lifecycle import POLICY, TD, life, stages
 
 PATH = "/api/v1/namespaces/podsvid/secrets/authority"
@@ -64,6 +64,7 @@ class Replica:
         self.metrics = Metrics()
         self.rotation = Rotation(
             SecretStore(cluster.kube, "podsvid", "authority", TD),
+            abandonments(cluster.kube, cluster.clock),
             life(),
             self.leader,
             self.agents,

@@ -21,7 +21,7 @@ from signer.metrics import Metrics
 from tests.fake_kube import FakeKube
 from tests.racing import before
 from tests.signer_rig import StepClock
-from tests.unit.signer.said import all_read, sources
+from tests.unit.signer.said import abandonments, all_read, sources
 from tests.unit.signer.test_lifecycle import TD, life, stages
 
 SECRETS = "/api/v1/namespaces/podsvid/secrets"
@@ -50,6 +50,7 @@ class Replica:
         self.store = SecretStore(self.kube, "podsvid", "authority", TD)
         self.rotation = Rotation(
             self.store,
+            abandonments(self.kube, self.clock),
             self.by or life(),
             self.leader,
             self.agents,

@@ -25,7 +25,7 @@ from svid.keys import KeyAlgorithm, key_to_pem
 from svid.x509svid import check_x509_svid
 from tests.fake_kube import FakeKube
 from tests.signer_rig import START, StepClock
-from tests.unit.signer.said import sources
+from tests.unit.signer.said import abandonments, sources
 from tests.unit.signer.test_lifecycle import KEY, TD, TTL, WEB, done, first, life
 
 PATH = "/api/v1/namespaces/podsvid/secrets/authority"
@@ -100,7 +100,7 @@ def test_an_older_secret_is_not_gone_on_from() -> None:
         kept = store(kube)
         leader = Leader(kube, "podsvid", "lease", "one", timedelta(seconds=15), clock, random.Random(1))
         agents = Agents(kube, "podsvid", "one", clock)
-        rotation = Rotation(kept, life(), leader, agents, sources(), Metrics(), clock)
+        rotation = Rotation(kept, abandonments(kube, clock), life(), leader, agents, sources(), Metrics(), clock)
         await rotation.open()
         old = dict(kube.objects[PATH]["data"])
         await rotation.step("prepare", "x509", "", forced=False)
