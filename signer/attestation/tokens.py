@@ -170,11 +170,11 @@ class TokenReviews:
         claims = unverified_claims(token)
         expiry = _instant(claims.get("exp"))
         if expiry is not None and expiry <= self._clock.now():
-            return TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
+            return TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one", reviewed=True)
         audience = claims.get("aud")
         audiences = [audience] if isinstance(audience, str) else audience
         if isinstance(audiences, list) and audiences and self._audience not in audiences:
-            return TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}")
+            return TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}", reviewed=True)
         # The API server's text may quote parts of the token; only a known harmless kind of it is passed on.
         deleted = " (it is bound to an object that is gone)" if "has been deleted" in why or "not found" in why else ""
         return TokenRefused("INVALID", f"the API server does not accept the token{deleted}", reviewed=True)
