@@ -103,6 +103,10 @@ def explain(parsed: argparse.Namespace) -> int:
 def show_explained(pod: str, found: admin_pb2.ExplainResponse) -> None:
     """Print a signer's answer for a person."""
     lines = [f"pod {pod}: {found.spiffe_id or found.outcome}", f"policy: {found.policy}"]
+    if found.x509_ttl:
+        lines.append(f"X.509-SVIDs live {found.x509_ttl}; a volume's ttl gets {found.x509_ttl_most} at most")
+    if found.ttl_clipped:
+        lines.append(f"not granted: {found.ttl_clipped}")
     lines += [f"matches as well, and lost: {name}" for name in found.matched[1:]]
     lines += [f"does not match: {each.policy}: {each.because}" for each in found.not_matched]
     for line in lines:

@@ -118,6 +118,7 @@ class Replica:
                 cluster_domain=config.cluster_domain,
                 require_policy=config.require_policy,
                 max_per_namespace=config.policies_per_namespace,
+                ttls=config.ttls,
             ),
             config.outage_limit,
             clock,

@@ -39,6 +39,19 @@ def jwt(limits: TtlLimits, given: Entitlement) -> timedelta:
     return min(given.jwt_ttl or limits.jwt_ttl, limits.jwt_max_ttl)
 
 
+def clipped(limits: TtlLimits, x509_ttl: tuple[timedelta | None, str], jwt_ttl: tuple[timedelta | None, str]) -> str:
+    """What a policy says and no pod gets, for its author and as written there; empty when pods get all of it."""
+    said = []
+    for name, (ttl, text), below, least, above, most in (
+        ("x509TTL", x509_ttl, "x509_min_ttl", limits.x509_min_ttl, "x509_max_ttl", limits.x509_max_ttl),
+        ("jwtTTL", jwt_ttl, "", timedelta(0), "jwt_max_ttl", limits.jwt_max_ttl),
+    ):
+        if ttl is not None and not least <= ttl <= most:
+            bound, what = (least, f"below {below}") if ttl < least else (most, f"above {above}")
+            said.append(f"{name} {text or durations.text(ttl)} is {what}: {durations.text(bound)} is granted")
+    return "; ".join(said)
+
+
 def _why(limits: TtlLimits, given: Entitlement, *, below: bool) -> str:
     if below:
         return "no SVID of this cluster lives shorter (x509_min_ttl)"

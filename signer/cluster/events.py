@@ -16,6 +16,8 @@ _log = logging.getLogger("podsvid.events")
 # A reason to refuse a pod is said once in this time, as what an agent asks for may stand in its text. A surprise comes
 # with every renewal, and no SVID may cost a write: the same words are said once in a pod's usual life.
 REPEAT, SURPRISE_REPEAT = timedelta(minutes=5), timedelta(days=7)
+# An agent says what was asked for, and in which words: of one pod so many different ones are told.
+MAX_CLIPPED = 8
 QUEUE = 1000
 MAX_REMEMBERED = 20_000
 # Seconds between two events: five a second at most.
@@ -41,6 +43,7 @@ class Events:
         self._clock = clock
         self._queue: asyncio.Queue[_Event] = asyncio.Queue(QUEUE)
         self._said: OrderedDict[tuple[str, str], datetime] = OrderedDict()
+        self._clipped: OrderedDict[str, dict[int, datetime]] = OrderedDict()
         self._failing = False
 
     def refused(self, pod: PodClaim, reason: str, message: str) -> None:
@@ -50,6 +53,19 @@ class Events:
     def surprise(self, pod: PodClaim, reason: str, message: str) -> None:
         """Something about its policies that a person should look at."""
         self._say(pod, "Normal", reason, message, message, SURPRISE_REPEAT)
+
+    def clipped(self, pod: PodClaim, message: str) -> None:
+        """Less of a lifetime was granted than the pod's author asked for. It comes with every renewal."""
+        now = self._clock.now()
+        said = {text: at for text, at in self._clipped.get(pod.uid, {}).items() if now - at < SURPRISE_REPEAT}
+        text = hash(message)
+        if text in said or len(said) >= MAX_CLIPPED:
+            return
+        if self._queued(pod, "Normal", "TtlClipped", message, now):
+            self._clipped[pod.uid] = {**said, text: now}
+            self._clipped.move_to_end(pod.uid)
+            while len(self._clipped) > MAX_REMEMBERED:
+                self._clipped.popitem(last=False)
 
     async def run(self) -> None:
         """Write what is queued, for ever."""
@@ -70,14 +86,19 @@ class Events:
         said = self._said.get(key)
         if said is not None and now - said < repeat:
             return
-        try:
-            self._queue.put_nowait(_Event(pod, kind, reason, note[:_MAX_NOTE], now))
-        except asyncio.QueueFull:
+        if not self._queued(pod, kind, reason, note, now):
             return
         self._said[key] = now
         self._said.move_to_end(key)
         while len(self._said) > MAX_REMEMBERED:
             self._said.popitem(last=False)
+
+    def _queued(self, pod: PodClaim, kind: str, reason: str, note: str, now: datetime) -> bool:
+        try:
+            self._queue.put_nowait(_Event(pod, kind, reason, note[:_MAX_NOTE], now))
+        except asyncio.QueueFull:
+            return False
+        return True
 
     async def _write(self, event: _Event) -> None:
         pod = event.pod

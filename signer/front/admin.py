@@ -101,6 +101,9 @@ class AdminService:
             spiffe_id=found.spiffe_id,
             matched=found.matched,
             not_matched=[admin_pb2.NotMatched(policy=name, because=why) for name, why in found.not_matched],
+            x509_ttl=found.x509_ttl,
+            x509_ttl_most=found.x509_ttl_most,
+            ttl_clipped=found.clipped,
         )
 
     def status(self) -> admin_pb2.AuthorityStatus | None:

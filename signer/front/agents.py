@@ -190,6 +190,10 @@ class SignerService:
                 "not_before": leaf.not_valid_before_utc.isoformat(),
                 "not_after": leaf.not_valid_after_utc.isoformat(),
             }
+            if issued.clipped:
+                facts["ttl_clipped"] = issued.clipped
+                pod = attested.pod
+                self._events.clipped(PodClaim(pod.namespace, pod.name, pod.uid), issued.clipped)
             self._audit.allowed("x509", attested, entitlement, facts, time.perf_counter() - started)
             return answer
 

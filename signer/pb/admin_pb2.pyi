@@ -43,18 +43,24 @@ class ExplainRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched")
+    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
     MATCHED_FIELD_NUMBER: _ClassVar[int]
     NOT_MATCHED_FIELD_NUMBER: _ClassVar[int]
+    X509_TTL_FIELD_NUMBER: _ClassVar[int]
+    X509_TTL_MOST_FIELD_NUMBER: _ClassVar[int]
+    TTL_CLIPPED_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     policy: str
     spiffe_id: str
     matched: _containers.RepeatedScalarFieldContainer[str]
     not_matched: _containers.RepeatedCompositeFieldContainer[NotMatched]
-    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ...) -> None: ...
+    x509_ttl: str
+    x509_ttl_most: str
+    ttl_clipped: str
+    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ...) -> None: ...
 
 class NotMatched(_message.Message):
     __slots__ = ("policy", "because")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from runtime import durations
 from runtime.clock import Clock
+from signer import ttls
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import SLICE, Mirror
 from signer.cluster.objects import Named, PolicyObject, ServiceObject
@@ -19,7 +20,6 @@ from signer.errors import Conflict, NotFound, Reason, Refused, SignerError
 from signer.model import NO_POLICY, Entitlement, LivePod
 from signer.policy.index import Index
 from signer.policy.policy import (
-    Explanation,
     Policy,
     PolicySettings,
     Service,
@@ -65,6 +65,24 @@ class _Tally:
         self.lost += 1
         if len(self.named) < _NAMED:
             self.named.append(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """For `explain`: the entitlement or the refusal, what matched in the order of the rule, and why others did not.
+
+    `x509_ttl` is how long its X.509-SVIDs live, `x509_ttl_most` what a volume's ttl gets at most, `clipped` what of the
+    policy's lifetimes nobody gets; empty where unknown.
+    """
+
+    outcome: str
+    policy: str
+    matched: tuple[str, ...]
+    not_matched: tuple[tuple[str, str], ...]
+    spiffe_id: str = ""
+    x509_ttl: str = ""
+    x509_ttl_most: str = ""
+    clipped: str = ""
 
 
 class Policies:
@@ -148,7 +166,10 @@ class Policies:
         except Refused as error:
             winner = names[0] if names else NO_POLICY
             return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched)
-        return Explanation("allowed", found.decided_by, names, unmatched, str(found.spiffe_id))
+        limits, clipped = self._settings.ttls, self._clipped(matched[0]) if matched else ""
+        lives = durations.text(ttls.usual(limits, found)) if limits else ""
+        most = durations.text(ttls.longest(limits, found)) if limits else ""
+        return Explanation("allowed", found.decided_by, names, unmatched, str(found.spiffe_id), lives, most, clipped)
 
     def pod_changed(self, old: LivePod | None, new: LivePod | None) -> None:
         """To be told by whoever knows the pods."""
@@ -172,7 +193,8 @@ class Policies:
                 continue
             path = _path(policy)
             # To whom one would apply that is left out is not known.
-            status = _status(policy, _Tally() if policy.left_out else tallies.get(policy.uid, _Tally()))
+            tally = _Tally() if policy.left_out else tallies.get(policy.uid, _Tally())
+            status = _status(policy, tally, self._clipped(policy))
             digest = _digest(status)
             if self._statuses.get(policy.uid) == digest:
                 continue
@@ -277,6 +299,13 @@ class Policies:
         self._index.namespace(old, new)
         self._stale.update(each[0] for each in (old, new) if each is not None)
 
+    def _clipped(self, policy: Policy) -> str:
+        limits = self._settings.ttls
+        if limits is None or policy.deny or policy.problem:
+            return ""
+        x509_ttl, jwt_ttl = (policy.x509_ttl, policy.x509_ttl_text), (policy.jwt_ttl, policy.jwt_ttl_text)
+        return ttls.clipped(limits, x509_ttl, jwt_ttl)
+
     @property
     def _mirrors(self) -> "tuple[Mirror[Any, Any], ...]":
         return self._namespaced, self._cluster, self._namespaces, self._services
@@ -303,7 +332,7 @@ def _digest(status: Object) -> bytes:
     return hashlib.blake2b(json.dumps(status, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def _status(policy: Policy, tally: _Tally) -> Object:
+def _status(policy: Policy, tally: _Tally, clipped: str) -> Object:
     problem = policy.problem or tally.unusable
     reason = "TooManyPolicies" if policy.left_out else "Unusable" if problem else "InUse"
     conditions = [
@@ -316,6 +345,13 @@ def _status(policy: Policy, tally: _Tally) -> Object:
             f"{tally.lost} pods went to other policies: {', '.join(tally.named)}"
             if tally.lost
             else "no pod is disputed",
+        ),
+        _condition(
+            policy,
+            "TtlClipped",
+            bool(clipped),
+            "OutsideOfLimits" if clipped else "WithinLimits",
+            clipped or "pods get its lifetimes",
         ),
     ]
     return {"observedGeneration": policy.generation, "podsMatched": tally.matched, "conditions": conditions}

@@ -21,7 +21,7 @@ import msgspec
 from runtime import durations
 from signer.cluster.objects import Metadata, PolicyObject, PolicyRank, ServiceObject, few_labels
 from signer.errors import InvalidPolicy, Reason, Refused
-from signer.model import Entitlement, LivePod
+from signer.model import Entitlement, LivePod, TtlLimits
 from signer.policy.selector import Selector, read_selector
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
 from svid.authority import is_dns_name
@@ -58,13 +58,17 @@ _TYPES: Mapping[str, type] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """The signer's own part: trust domain, the path without a policy, whether a policy is needed."""
+    """The signer's own part: trust domain, the path without a policy, whether a policy is needed.
+
+    `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
+    """
 
     trust_domain: TrustDomain
     default_path: str = DEFAULT_PATH
     cluster_domain: str = "cluster.local"
     require_policy: bool = False
     max_per_namespace: int = 100
+    ttls: TtlLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,7 @@ class Policy:
     x509_ttl: timedelta | None = None
     x509_ttl_text: str = ""
     jwt_ttl: timedelta | None = None
+    jwt_ttl_text: str = ""
     key_algorithms: frozenset[KeyAlgorithm] = frozenset()
     hint: str = ""
     federates_with: tuple[TrustDomain, ...] | None = None
@@ -152,17 +157,6 @@ class Policy:
             problem=problem,
             left_out=True,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """For `explain`: the entitlement or the refusal, what matched in the order of the rule, and why others did not."""
-
-    outcome: str
-    policy: str
-    matched: tuple[str, ...]
-    not_matched: tuple[tuple[str, str], ...]
-    spiffe_id: str = ""
 
 
 def matching(policies: Iterable[Policy], pod: LivePod, namespace_labels: Mapping[str, str]) -> list[Policy]:
@@ -367,6 +361,7 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
         "x509_ttl": _duration(spec, "x509TTL"),
         "x509_ttl_text": str(spec.get("x509TTL") or ""),
         "jwt_ttl": _duration(spec, "jwtTTL"),
+        "jwt_ttl_text": str(spec.get("jwtTTL") or ""),
         "key_algorithms": frozenset(_key_algorithm(str(each)) for each in spec.get("keyAlgorithms") or []),
         "hint": hint,
         "federates_with": None if federates is None else tuple(_trust_domain(str(each)) for each in federates),

@@ -500,6 +500,7 @@ def test_explain_says_who_wins_and_why() -> None:
 
         code, found = await told("pod default/web: spiffe://example.org/ns/default/sa/web")
         assert (code, found.splitlines()[1]) == (0, "policy: (default)")
+        assert found.splitlines()[2] == "X.509-SVIDs live 1h; a volume's ttl gets 1h at most"
         other = {"podSelector": {"matchLabels": {"app": "other"}}}
         rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/mine", {"spec": {}})
         rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/other", {"spec": other})
@@ -512,7 +513,16 @@ def test_explain_says_who_wins_and_why() -> None:
         message = json.loads(text)
         assert (message["outcome"], message["matched"]) == ("allowed", ["default/mine", "wide"])
         assert message["not_matched"][0]["policy"] == "default/other"
-        rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/mine", {"spec": {"deny": True}})
+        mine = f"{GROUP}/namespaces/default/workloadidentities/mine"
+        rig.site.kube.put(mine, {"spec": {"x509TTL": "999h"}})
+        code, found = await told("not granted: x509TTL 999h is above x509_max_ttl: 1d is granted")
+        assert (code, found.splitlines()[2]) == (0, "X.509-SVIDs live 1d; a volume's ttl gets 1d at most")
+        async with asyncio.timeout(30):
+            while not (conditions := rig.site.kube.objects[mine].get("status", {}).get("conditions", [])):
+                await asyncio.sleep(0.01)
+        clipped = {each["type"]: each for each in conditions}["TtlClipped"]
+        assert (clipped["status"], clipped["message"]) == ("True", "x509TTL 999h is above x509_max_ttl: 1d is granted")
+        rig.site.kube.put(mine, {"spec": {"deny": True}})
         code, found = await told("refused: POLICY_DENIED")
         assert code == 3
         assert (await rig.explain("default/web", "json"))[0] == 3
@@ -533,10 +543,12 @@ def test_what_somebody_called_a_policy_cannot_draw_on_the_terminal() -> None:
         policy=hostile,
         matched=["x", hostile],
         not_matched=[admin_pb2.NotMatched(policy=hostile, because=hostile)],
+        x509_ttl=hostile,
+        ttl_clipped=hostile,
     )
     with redirect_stdout(StringIO()) as text:
         show_explained(f"default/{hostile}", found)
-    assert len(text.getvalue().splitlines()) == 4
+    assert len(text.getvalue().splitlines()) == 6
     assert "\x1b" not in text.getvalue()
 
 

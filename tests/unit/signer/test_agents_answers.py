@@ -88,6 +88,31 @@ def test_a_pods_author_chooses_no_longer_life_than_the_cluster_has_for_it() -> N
     at_the_door(test)
 
 
+def test_a_clipped_wish_is_told_to_the_pod_once_and_to_the_audit_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test(door: Door) -> None:
+        claim, other = door.site.pod("web"), door.site.pod("other")
+        for _ in range(3):
+            await door.x509(claim, door.site.token(claim), ttl_seconds=999 * 3600, ttl="999h")
+            await door.x509(other, door.site.token(other), ttl_seconds=3600, ttl="1h")
+        await asyncio.sleep(60)
+        (event,) = [body for path, body in door.site.kube.objects.items() if path.startswith(EVENTS)]
+        assert (event["type"], event["reason"], event["regarding"]["uid"]) == ("Normal", "TtlClipped", claim.uid)
+        assert event["note"].startswith("ttl 999h was asked for, 1h30m is granted: ")
+        told = [line.get("ttl_clipped") for line in lines(caplog)]
+        assert told == [event["note"], None] * 3
+        # It is a wish of another kind: the lifetime is the policy's now.
+        door.policy("p", **ALL, x509TTL="2h")
+        await door.told()
+        await door.x509(claim, door.site.token(claim), ttl_seconds=999 * 3600, ttl="999h")
+        await asyncio.sleep(60)
+        notes = [body["note"] for path, body in door.site.kube.objects.items() if path.startswith(EVENTS)]
+        assert notes == [event["note"], "ttl 999h was asked for, 2h is granted: policy p gives x509TTL 2h"]
+
+    at_the_door(test)
+
+
 @pytest.mark.parametrize(
     ("written", "shown"),
     [

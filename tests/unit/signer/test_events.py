@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from signer.cluster.events import QUEUE, REPEAT, SURPRISE_REPEAT, Events
+from signer.cluster.events import MAX_CLIPPED, QUEUE, REPEAT, SURPRISE_REPEAT, Events
 from signer.cluster.kube import Object
 from signer.model import PodClaim
 from tests.fake_kube import FakeKube
@@ -114,6 +114,53 @@ def test_a_surprise_is_said_again_after_days_or_with_other_words() -> None:
     rig.clock.at += SECOND
     rig.events.surprise(WEB, "PolicySurprise", "x won over y")
     assert rig.queued() == ["x won over y"]
+
+
+def test_what_was_clipped_is_said_once_of_each_pod_and_wish_and_again_after_days() -> None:
+    rig = Rig()
+    other = PodClaim("shop", "other", "uid-2")
+    for _ in range(3):
+        rig.events.clipped(WEB, "ttl 999h")
+        rig.events.clipped(WEB, "ttl 99h")
+        rig.events.clipped(other, "ttl 999h")
+    assert rig.queued() == ["ttl 999h", "ttl 99h", "ttl 999h"]
+    rig.clock.at += SURPRISE_REPEAT - SECOND
+    rig.events.clipped(WEB, "ttl 999h")
+    assert rig.queued() == []
+    rig.clock.at += SECOND
+    rig.events.clipped(WEB, "ttl 999h")
+    assert rig.queued() == ["ttl 999h"]
+
+
+def test_an_agent_that_asks_for_ever_other_lifetimes_makes_a_few_events() -> None:
+    """What it says of a wish is its own: the queue and its five events a second are everybody's."""
+    rig = Rig()
+    for number in range(1000):
+        rig.events.clipped(WEB, f"ttl {number}h")
+    assert rig.queued() == [f"ttl {number}h" for number in range(MAX_CLIPPED)]
+    rig.events.clipped(PodClaim("shop", "other", "uid-2"), "ttl 1h")
+    assert rig.queued() == ["ttl 1h"]
+
+
+def test_what_was_clipped_while_the_queue_was_full_is_said_later() -> None:
+    rig = Rig()
+    for number in range(QUEUE):
+        rig.events.refused(PodClaim("shop", f"p{number}", f"u{number}"), "POLICY_DENIED", "no")
+    rig.events.clipped(WEB, "ttl 999h")
+    rig.queued()
+    rig.events.clipped(WEB, "ttl 999h")
+    assert rig.queued() == ["ttl 999h"]
+
+
+def test_pods_whose_wishes_were_clipped_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.cluster.events.MAX_REMEMBERED", 3)
+    rig = Rig()
+    for uid in "abc":
+        rig.events.clipped(PodClaim("shop", uid, uid), "ttl 1h")
+    # Another wish of it: this one is the newest of them.
+    rig.events.clipped(PodClaim("shop", "a", "a"), "ttl 2h")
+    rig.events.clipped(PodClaim("shop", "d", "d"), "ttl 1h")
+    assert list(rig.events._clipped) == ["c", "a", "d"]
 
 
 def test_a_flood_is_cut_and_what_was_cut_can_be_said_later() -> None:

@@ -11,7 +11,7 @@ import pytest
 from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject
 from signer.errors import ApiUnavailable, Conflict, Reason, Refused
-from signer.model import LivePod
+from signer.model import LivePod, TtlLimits
 from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
 from signer.policy.policy import PolicySettings, Service, decide, matching, read_policy
 from svid.spiffeid import TrustDomain
@@ -21,6 +21,8 @@ from tests.signer_rig import StepClock
 from tests.typed import typed
 from tests.unit.signer.test_policy import POD, SETTINGS, body, given_to, policy, refused
 
+MINUTE = timedelta(minutes=1)
+LIMITS = TtlLimits(60 * MINUTE, MINUTE, 120 * MINUTE, 24 * 60 * MINUTE, 5 * MINUTE, 60 * MINUTE)
 HOME = f"{GROUP}/namespaces/shop/{NAMESPACED}"
 
 
@@ -29,7 +31,7 @@ class Rig:
         self.clock = StepClock()
         self.kube = FakeKube(self.clock)
         self.policies = Policies(
-            self.kube, PolicySettings(TrustDomain("example.org")), timedelta(minutes=10), self.clock
+            self.kube, PolicySettings(TrustDomain("example.org"), ttls=LIMITS), timedelta(minutes=10), self.clock
         )
 
     def put(self, path: str, **spec: Any) -> str:
@@ -102,6 +104,51 @@ def test_a_policy_that_cannot_be_carried_out_for_a_pod_says_why() -> None:
         _, conditions = await rig.status(path, pod(1, labels={"app": "web"}), pod(2))
         assert conditions["Ready"]["status"] == "False"
         assert "pod shop/web-2 has no label 'app'" in conditions["Ready"]["message"]
+
+    followed(test)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"x509TTL": "48h"}, "x509TTL 48h is above x509_max_ttl: 1d is granted"),
+        ({"jwtTTL": "90m"}, "jwtTTL 90m is above jwt_max_ttl: 1h is granted"),
+        ({"x509TTL": "30s"}, "x509TTL 30s is below x509_min_ttl: 1m is granted"),
+        ({"x509TTL": "24h", "jwtTTL": "60m"}, ""),
+        ({}, ""),
+        # Nobody gets a lifetime of it.
+        ({"x509TTL": "48h", "deny": True}, ""),
+        ({"x509TTL": "48h", "hint": "x" * 2000}, ""),
+    ],
+)
+def test_a_policys_lifetime_that_nobody_gets_stands_in_its_status_as_it_was_written(
+    spec: dict[str, Any], said: str
+) -> None:
+    async def test(rig: Rig) -> None:
+        _, conditions = await rig.status(rig.cluster("long", **spec), pod())
+        clipped, ready = conditions["TtlClipped"], conditions["Ready"]
+        assert (clipped["status"], clipped["reason"], clipped["message"]) == (
+            ("True", "OutsideOfLimits", said) if said else ("False", "WithinLimits", "pods get its lifetimes")
+        )
+        assert clipped["observedGeneration"] == 7
+        assert ready["status"] == ("False" if "hint" in spec else "True")
+        assert rig.policies.explain(pod()).clipped == said
+
+    followed(test)
+
+
+def test_explain_says_how_long_svids_live_and_what_can_be_asked_for() -> None:
+    async def test(rig: Rig) -> None:
+        await told()
+        found = rig.policies.explain(pod())
+        assert (found.x509_ttl, found.x509_ttl_most, found.clipped) == ("1h", "2h", "")
+        rig.cluster("p", x509TTL="90m")
+        await told()
+        found = rig.policies.explain(pod())
+        assert (found.x509_ttl, found.x509_ttl_most, found.clipped) == ("1h30m", "1h30m", "")
+        rig.cluster("no", deny=True)
+        await told()
+        assert rig.policies.explain(pod()).x509_ttl == ""
 
     followed(test)
 

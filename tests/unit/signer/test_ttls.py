@@ -129,3 +129,31 @@ def test_limits_are_not_mixed_up() -> None:
         if wrong != (2, 3, 4):
             with pytest.raises(InvalidSetting):
                 load("--x509-min-ttl", least, "--x509-ttl", usual, "--x509-max-ttl", most)
+
+
+@pytest.mark.parametrize(
+    ("x509", "jwt", "said"),
+    [
+        ((None, ""), (None, ""), ""),
+        ((24 * HOUR, "24h"), (HOUR, "60m"), ""),
+        ((MINUTE, "60s"), (timedelta(seconds=2), "2s"), ""),
+        ((48 * HOUR, "48h"), (None, ""), "x509TTL 48h is above x509_max_ttl: 1d is granted"),
+        ((timedelta(seconds=59), "59s"), (None, ""), "x509TTL 59s is below x509_min_ttl: 1m is granted"),
+        ((None, ""), (2 * HOUR, "120m"), "jwtTTL 120m is above jwt_max_ttl: 1h is granted"),
+        (
+            *((48 * HOUR, ""), (2 * HOUR, "")),
+            "x509TTL 2d is above x509_max_ttl: 1d is granted; jwtTTL 2h is above jwt_max_ttl: 1h is granted",
+        ),
+    ],
+)
+def test_what_of_a_policys_lifetimes_nobody_gets(
+    x509: tuple[timedelta | None, str], jwt: tuple[timedelta | None, str], said: str
+) -> None:
+    assert ttls.clipped(LIMITS, x509, jwt) == said
+
+
+@given(TTLS, TTLS)
+def test_a_policys_lifetime_is_said_to_be_clipped_where_it_is(x509: timedelta, jwt: timedelta) -> None:
+    entitlement = Entitlement(WEB, "shop/p", x509_ttl=x509, jwt_ttl=jwt)
+    granted = (ttls.usual(LIMITS, entitlement), ttls.jwt(LIMITS, entitlement))
+    assert bool(ttls.clipped(LIMITS, (x509, ""), (jwt, ""))) == (granted != (x509, jwt))
