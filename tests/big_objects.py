@@ -27,17 +27,21 @@ EVENTS = 20
 _CHUNK = 256 * 1024
 
 
-def big(kind: str, number: int, size: int, shape: str) -> bytes:
-    """One object as JSON, of `size` bytes in etcd."""
+# Stands for the number of an object in what a kind has in common: to make each anew takes longer than to read it.
+_NUMBER = "@@"
+
+
+def pattern(kind: str, size: int, shape: str) -> bytes:
+    """The objects of a kind as JSON, of `size` bytes in etcd."""
     metadata: dict[str, Any] = {
-        "name": "podsvid-bundle" if kind == "config map" else f"o{number}",
-        "namespace": f"evil-{number}",
-        "uid": f"{kind}-{number}",
+        "name": "podsvid-bundle" if kind == "config map" else f"o{_NUMBER}",
+        "namespace": f"evil-{_NUMBER}",
+        "uid": f"{kind}-{_NUMBER}",
         "creationTimestamp": "2030-01-01T00:00:00Z",
         "resourceVersion": "1",
     }
     fill = "a" * size
-    many = {f"label-{number}-{n}": "v" * 40 for n in range(size // 60)}
+    many = {f"label-{_NUMBER}-{n}": "v" * 40 for n in range(size // 60)}
     if shape == "labels":
         metadata["labels"] = many
     if shape == "annotations":
@@ -66,8 +70,14 @@ def big(kind: str, number: int, size: int, shape: str) -> bytes:
     return (text.replace("a" * size, "\\u003c" * size) if shape == "escaped" else text).encode()
 
 
+def numbered(text: bytes, number: int) -> bytes:
+    """One of a pattern: it shares no name, key or value of a label with another."""
+    return text.replace(_NUMBER.encode(), b"%d" % number)
+
+
 def application(number: int, size: int, shape: str) -> web.Application:
     """Lists in parts, and watches that tell of each object again."""
+    patterns = {kind: pattern(kind, size, shape) for kind in COLLECTIONS.values()}
 
     async def collection(request: web.Request) -> web.StreamResponse:
         kind = COLLECTIONS.get(request.path)
@@ -77,7 +87,7 @@ def application(number: int, size: int, shape: str) -> web.Application:
         if request.query.get("watch"):
             for each in range(min(total, EVENTS)):
                 assert kind is not None
-                await response.write(b'{"type":"MODIFIED","object":' + big(kind, each, size, shape) + b"}\n")
+                await response.write(b'{"type":"MODIFIED","object":' + numbered(patterns[kind], each) + b"}\n")
             await response.write(b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"99"}}}\n')
             await asyncio.sleep(3600)
         start = int(request.query.get("continue") or 0)
@@ -86,7 +96,7 @@ def application(number: int, size: int, shape: str) -> web.Application:
         await response.write(b'{"metadata":{"resourceVersion":"1","continue":"%s"},"items":[' % more.encode())
         for each in range(start, end):
             assert kind is not None
-            text = (b"," if each > start else b"") + big(kind, each, size, shape)
+            text = (b"," if each > start else b"") + numbered(patterns[kind], each)
             for at in range(0, len(text), _CHUNK):
                 await response.write(text[at : at + _CHUNK])
         await response.write(b"]}")
