@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+# How an older Secret came to be noticed.
+ROLLBACKS = ("restored", "replaced")
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -100,6 +102,9 @@ class Metrics:
             ["how"],
             registry=self.registry,
         )
+        for how in ROLLBACKS:
+            # There from the start: an increase from nothing is none to Prometheus.
+            self._rollbacks.labels(how)
 
     def lagged(self, seconds: float) -> None:
         """Count how long the event loop kept a task waiting."""

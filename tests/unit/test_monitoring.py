@@ -50,6 +50,14 @@ def test_every_metric_and_label_is_exported(expression: str) -> None:
         assert set(re.split(r",\s*", group)) <= everywhere
 
 
+def test_what_a_signer_counts_is_seen_by_somebody() -> None:
+    """On the dashboard or by an alert; what is for looking up only is named here."""
+    seen = " ".join(expressions())
+    looked_up = {"podsvid_signer_build_info", "podsvid_signer_authority_steps", "podsvid_signer_http_refused"}
+    families = {each.name for each in SignerMetrics().registry.collect()}
+    assert {each for each in families if each not in seen} == looked_up
+
+
 def test_every_alert_has_a_runbook() -> None:
     rules = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
     text = (FOLDER.parents[3] / "docs" / "operations.md").read_text()
