@@ -24,6 +24,9 @@ SHORT = {
     "F": "tests/unit/agent/test_proven_signer.py",
     "T": "tests/unit/agent/test_trust_stream.py",
     "R": "tests/unit/signer/test_abandonments.py",
+    "Q": "tests/unit/signer/test_policy_schema.py",
+    "W": "tests/unit/signer/test_policy_places.py",
+    "U": "tests/unit/signer/test_policy_cost.py",
 }
 
 
