@@ -212,10 +212,12 @@ def test_an_event_that_is_too_long_is_listed_over(monkeypatch: pytest.MonkeyPatc
             for number in range(5):
                 kube.put(f"{MAPS}/long{number}", {"data": {"k": "x" * 40_000}})
                 await all_know(f"long{number}")
+            listed = kube.reads.count(MAPS)
             path = f"{MAPS}/longer"
-            kube.put(path, {"data": {"k": "x" * 60_000}})
+            kube.put(path, {"data": {"k": "x" * 600_000}})
             kube.put(path, {"data": {"k": "x"}})
             await all_know("longer")
+            assert kube.reads.count(MAPS) > listed
             assert not [task for task in tasks if task.done()]
             for task in tasks:
                 task.cancel()

@@ -39,6 +39,7 @@ def indexed(policies: Iterable[Policy] = (), services: Iterable[Service] = (), m
 
 def test_a_decision_looks_at_no_policy_of_another_namespace_or_other_labels() -> None:
     own = [policy("own", "shop"), policy("wide"), policy("app", podSelector={"matchLabels": {"app": "web"}})]
+    own.append(policy("account", serviceAccounts=["web"]))
     alone = len(list(indexed(own).policies(POD)))
     others = [policy(f"p{n}", f"ns{n % 50}") for n in range(5000)]
     others += [policy(f"n{n}", namespaceSelector={"matchLabels": {"team": f"t{n}"}}) for n in range(500)]
@@ -46,7 +47,7 @@ def test_a_decision_looks_at_no_policy_of_another_namespace_or_other_labels() ->
     others += [policy(f"a{n}", serviceAccounts=[f"sa{n}"]) for n in range(500)]
     crowded = indexed([*own, *others])
     crowded.namespace(None, ("shop", {"team": "shop"}))
-    assert len(list(crowded.policies(POD))) == alone == 3
+    assert len(list(crowded.policies(POD))) == alone == 4
 
 
 def test_only_services_that_may_select_the_pod_are_looked_at_and_not_all_of_those() -> None:
