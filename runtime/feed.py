@@ -4,6 +4,8 @@ import asyncio
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
+# Subscribers that are woken in one turn of the event loop: others have theirs between, where there are thousands.
+AT_ONCE = 64
 
 
 class Feed(Generic[Value]):
@@ -12,7 +14,7 @@ class Feed(Generic[Value]):
     def __init__(self) -> None:
         self._value: Value | None = None
         self._version = 0
-        self._changed = asyncio.Event()
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     @property
     def current(self) -> Value | None:
@@ -24,14 +26,28 @@ class Feed(Generic[Value]):
         return self._version
 
     def publish(self, value: Value) -> None:
-        """Replace the value and wake every subscriber."""
+        """Replace the value and wake every subscriber, some at a time."""
         self._value = value
         self._version += 1
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        waiting, self._waiting = list(self._waiting), {}
+        _wake(waiting)
 
     async def wait_beyond(self, version: int) -> int:
         """Wait until the version is above `version`; return it."""
         while self._version <= version:
-            await self._changed.wait()
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting[waiter] = None
+            try:
+                await waiter
+            finally:
+                self._waiting.pop(waiter, None)
         return self._version
+
+
+def _wake(waiting: "list[asyncio.Future[None]]") -> None:
+    now, later = waiting[:AT_ONCE], waiting[AT_ONCE:]
+    for each in now:
+        if not each.done():
+            each.set_result(None)
+    if later:
+        later[0].get_loop().call_soon(_wake, later)

@@ -7,11 +7,11 @@ import random
 import resource
 import signal
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
-from runtime import pages
+from runtime import heap, pages
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
 from runtime.federation import FederatedBundles
@@ -213,6 +213,7 @@ class Replica:
             "leader election": self._leader.run,
             "pods": self._pods.run,
             "policies": self._policies.run,
+            "heap": lambda: heap.settle(self._pods.wait_synced, self._policies.wait_synced),
             "loop lag": lambda: gauges.measure_lag(self.metrics),
             "offline tokens": self._offline.run,
             "authority Secret": self._secret.run,
@@ -303,11 +304,9 @@ class Replica:
     async def _follow_state(self) -> None:
         version = 0
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_SECONDS):
                     version = await self._rotation.states.wait_beyond(version)
-            except TimeoutError:
-                pass
             await self._refresh()
 
     async def _refresh(self) -> None:

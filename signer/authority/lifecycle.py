@@ -7,6 +7,7 @@ minutes, of everything that was there when it was asked for (recovery.py): those
 agent holds an SVID of them, or a bound has passed.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -59,7 +60,7 @@ class Life:
         x509 = replace(await self._x509(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("x509"))
         jwt: tuple[JwtSlot, ...] = ()
         if self.policy.jwt_algorithm is not None:
-            jwt = (replace(self._jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
+            jwt = (replace(await self._jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
         return AuthorityState(self._trust_domain, sequence_at(now), (x509,), jwt)
 
     def due(self, state: AuthorityState, acks: Acks, now: datetime) -> Step | None:
@@ -97,7 +98,7 @@ class Life:
             return _changed(state, x509=(*state.x509, made)), f"prepared x509 authority {made.id}"
         if self.policy.jwt_algorithm is None:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
-        key = self._jwt(now)
+        key = await self._jwt(now)
         if not state.jwt:
             first = replace(key, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual(kind))
             return _changed(state, jwt=(first,)), f"made the first jwt authority {key.id}"
@@ -344,9 +345,13 @@ class Life:
         authority = await self._upstream.certify(self._trust_domain, key, self.policy.authority_ttl, now)
         return X509Slot(Stage.PREPARED, authority, now)
 
-    def _jwt(self, now: datetime) -> JwtSlot:
-        assert self.policy.jwt_algorithm is not None
-        return JwtSlot(Stage.PREPARED, JwtSigningKey.create(self.policy.jwt_algorithm), now)
+    async def _jwt(self, now: datetime) -> JwtSlot:
+        algorithm = self.policy.jwt_algorithm
+        assert algorithm is not None
+        # An RSA key takes up to a few hundred milliseconds.
+        create = JwtSigningKey.create
+        key = await asyncio.to_thread(create, algorithm) if algorithm.slow else create(algorithm)
+        return JwtSlot(Stage.PREPARED, key, now)
 
 
 def _raised(slot: _Slot, longest: timedelta) -> _Slot:

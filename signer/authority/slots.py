@@ -1,10 +1,11 @@
 """One authority: its stage, its key as long as it signs, and its entry in the stored state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from cryptography import x509
@@ -19,6 +20,9 @@ from svid.spiffeid import TrustDomain
 
 _Slot = TypeVar("_Slot", bound="X509Slot | JwtSlot")
 KINDS = ("x509", "jwt")
+# JWT keys that were checked already, by their PEM text: to check an RSA key takes some 30 ms, and holds everything up.
+KnownKeys: TypeAlias = Mapping[str, JwtSigningKey]
+NO_KEYS: KnownKeys = MappingProxyType({})
 # Of a step that is for all kinds at once.
 BOTH = "both"
 
@@ -146,11 +150,14 @@ def x509_slot(each: dict[str, Any], trust_domain: TrustDomain) -> X509Slot:
     return _timed(each, lambda *times: X509Slot(Stage(each["stage"]), authority, *times))
 
 
-def jwt_slot(each: dict[str, Any]) -> JwtSlot:
+def jwt_slot(each: dict[str, Any], known: KnownKeys = NO_KEYS) -> JwtSlot:
     """What `jwt_entry` wrote. Raises SvidError, and what comes of an entry that is none."""
     key: JwtSigningKey | JwtAuthority
     if "key" in each:
-        key = JwtSigningKey.from_pem(each["key"].encode(), JwtAlgorithm(each["algorithm"]))
+        algorithm, found = JwtAlgorithm(each["algorithm"]), known.get(str(each["key"]))
+        if found is None or found.algorithm is not algorithm:
+            found = JwtSigningKey.from_pem(each["key"].encode(), algorithm)
+        key = found
     else:
         key = public_from_pem(each["public"].encode())
     return _timed(each, lambda *times: JwtSlot(Stage(each["stage"]), key, *times))

@@ -14,8 +14,10 @@ from typing import Any
 
 from signer.authority.slots import (
     KINDS,
+    NO_KEYS,
     SIGNING,
     JwtSlot,
+    KnownKeys,
     Slot,
     Stage,
     X509Slot,
@@ -188,7 +190,7 @@ class AuthorityState:
         return json.dumps(document, indent=1).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, data: bytes, trust_domain: TrustDomain) -> "AuthorityState":
+    def from_json(cls, data: bytes, trust_domain: TrustDomain, known: KnownKeys = NO_KEYS) -> "AuthorityState":
         """What `to_json` wrote. Raises StateDamaged, which quotes nothing of it and says what to do."""
         try:
             document = json.loads(data.decode("utf-8"))
@@ -209,7 +211,7 @@ class AuthorityState:
                 trust_domain,
                 sequence,
                 tuple(x509_slot(each, trust_domain) for each in document["x509"]),
-                tuple(jwt_slot(each) for each in document["jwt"]),
+                tuple(jwt_slot(each, known) for each in document["jwt"]),
                 tuple(
                     Directive(str(each["authority_id"]), instant(each["start"]), instant(each["end"]))
                     for each in document["directives"]

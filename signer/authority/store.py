@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from signer.authority.state import AuthorityState
 from signer.cluster.kube import KubeApi, Object
 from signer.errors import NotFound, StateDamaged
+from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.store")
@@ -100,6 +101,8 @@ class SecretStore:
         self._namespace = namespace
         self._trust_domain = trust_domain
         self._cipher = cipher
+        # Of the state that was read or written last.
+        self._keys: dict[str, JwtSigningKey] = {}
 
     async def load(self) -> Stored | None:
         try:
@@ -140,11 +143,13 @@ class SecretStore:
             raise StateDamaged(f"Secret {self._name} is damaged; restore it from a backup") from None
         if self._cipher:
             content = self._cipher.decrypt(content, self._aad)
-        state = AuthorityState.from_json(content, self._trust_domain)
+        state = AuthorityState.from_json(content, self._trust_domain, self._keys)
+        self._keys = _jwt_keys(state)
         return Stored(state, str((body.get("metadata") or {}).get("resourceVersion", "")))
 
     def _body(self, state: AuthorityState, version: str | None) -> Object:
         content = state.to_json()
+        self._keys |= _jwt_keys(state)
         name = PLAIN
         if self._cipher:
             content, name = self._cipher.encrypt(content, self._aad), ENCRYPTED
@@ -166,3 +171,7 @@ class SecretStore:
     @property
     def _aad(self) -> str:
         return f"{self._trust_domain.name}/{self._namespace}/{self._name}"
+
+
+def _jwt_keys(state: AuthorityState) -> dict[str, JwtSigningKey]:
+    return {slot.key.to_pem().decode(): slot.key for slot in state.jwt if isinstance(slot.key, JwtSigningKey)}

@@ -1,13 +1,14 @@
 """What every agent is told: the bundles of all trust domains, and which SVIDs to renew early."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from signer.authority.state import AuthorityState, Directive
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Broadcast:
     """One answer of WatchTrust: `bundles` has the own trust domain's first."""
 
@@ -23,8 +24,9 @@ class Broadcast:
         bundles = (state.bundle, *federated)
         return cls(state.sequence, bundles, state.directives, state.active_jwt is not None, state.digest)
 
+    @cached_property
     def message(self) -> signer_pb2.WatchTrustResponse:
-        """For the wire."""
+        """For the wire: made once for all agents, and not to be changed."""
         answer = signer_pb2.WatchTrustResponse(sequence=self.sequence, issues_jwt=self.issues_jwt, digest=self.digest)
         for bundle in self.bundles:
             answer.bundles.add(trust_domain=bundle.trust_domain.name, jwks=bundle.to_jwks())

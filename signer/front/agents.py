@@ -319,7 +319,7 @@ class SignerService:
                     version = waiting.result()
                     found = self._trust.current
                     assert found is not None
-                    yield found.message()
+                    yield found.message
                     waiting = asyncio.ensure_future(self._trust.wait_beyond(version))
             await ended(reading, context)
         except TimeoutError:

@@ -133,6 +133,26 @@ def test_a_signer_that_is_busy_is_asked_again_when_it_said_so_and_not_before(tmp
     on_stage(tmp_path, play)
 
 
+def test_a_call_that_a_server_drops_as_it_is_replaced_is_made_again(tmp_path: Path) -> None:
+    """grpc cancels what is on its way to a server that ends; nobody has refused anything."""
+
+    async def play(at: Scene) -> None:
+        dropped = Refusal(grpc.StatusCode.CANCELLED, message="CANCELLED")
+        at.signer.mint.refusals = [dropped] * 3
+        at.signer.arrivals.clear()
+        assert (await at.authority.mint_x509(at.request())).chain
+        assert len(at.signer.arrivals) == 4
+        # And ever more slowly.
+        third, fourth = at.signer.arrivals[2:]
+        assert fourth - third >= 4 * calls.LEAST_WAIT
+        # One that the signer gives a reason for is not.
+        at.signer.mint.refusals = [Refusal(grpc.StatusCode.CANCELLED, "INTERNAL", "no")]
+        with pytest.raises(AuthorityUnavailable, match=r"^INTERNAL: no$"):
+            await at.authority.mint_x509(at.request())
+
+    on_stage(tmp_path, play)
+
+
 def test_a_signer_that_only_ever_says_later_is_the_reason_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

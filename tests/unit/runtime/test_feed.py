@@ -2,7 +2,7 @@
 
 import asyncio
 
-from runtime.feed import Feed
+from runtime.feed import AT_ONCE, Feed
 
 
 async def settle() -> None:
@@ -51,5 +51,29 @@ def test_one_who_stops_waiting_takes_nothing_from_the_others() -> None:
         assert leaves.cancelled()
         feed.publish("a")
         assert await asyncio.wait_for(stays, 30) == 1
+
+    asyncio.run(main())
+
+
+def test_thousands_are_woken_in_turns_that_leave_others_theirs() -> None:
+    async def main() -> None:
+        feed: Feed[str] = Feed()
+        waiting = [asyncio.create_task(feed.wait_beyond(0)) for _ in range(10 * AT_ONCE)]
+        await settle()
+        feed.publish("a")
+        woken = []
+        while not all(each.done() for each in waiting):
+            await asyncio.sleep(0)
+            woken.append(sum(each.done() for each in waiting))
+        steps = [after - before for before, after in zip([0, *woken], woken, strict=False)]
+        assert max(steps) <= AT_ONCE
+        assert sum(steps) == len(waiting)
+        # What is published meanwhile is seen by all, once.
+        waiting = [asyncio.create_task(feed.wait_beyond(1)) for _ in range(3 * AT_ONCE)]
+        await settle()
+        feed.publish("b")
+        feed.publish("c")
+        assert set(await asyncio.wait_for(asyncio.gather(*waiting), 30)) <= {2, 3}
+        assert not feed._waiting
 
     asyncio.run(main())

@@ -189,7 +189,7 @@ def test_a_text_whose_parts_do_not_fit_is_refused() -> None:
 def test_agents_are_told_all_bundles_and_what_to_renew() -> None:
     state = full()
     partner = TrustBundle(PARTNER, state.bundle.x509_authorities, sequence=3)
-    told = Broadcast.of(state, (partner,)).message()
+    told = Broadcast.of(state, (partner,)).message
     assert (told.sequence, told.issues_jwt) == (state.sequence, True)
     assert [each.trust_domain for each in told.bundles] == ["example.org", "partner.test"]
     assert TrustBundle.from_jwks(TD, told.bundles[0].jwks) == state.bundle
@@ -199,7 +199,7 @@ def test_agents_are_told_all_bundles_and_what_to_renew() -> None:
     assert renew.authority_id == directive.authority_id
     assert getattr(renew, "from").ToSeconds() == directive.start.timestamp()
     assert renew.until.ToSeconds() == directive.end.timestamp()
-    assert not Broadcast.of(replace(state, jwt=()), ()).message().issues_jwt
+    assert not Broadcast.of(replace(state, jwt=()), ()).message.issues_jwt
     assert b"PRIVATE" not in told.SerializeToString()
 
 

@@ -21,6 +21,8 @@ from signer.metrics import Metrics
 from signer.upstream.certify import FileUpstream, UpstreamUnusable
 from svid.authority import X509Authority
 from svid.certificates import extension, to_pem
+from svid.jwtauthority import JwtSigningKey
+from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm, key_to_pem
 from svid.x509svid import check_x509_svid
 from tests.fake_kube import FakeKube
@@ -199,3 +201,41 @@ def test_an_upstream_without_room_or_files_is_refused(tmp_path: Path) -> None:
 
 def test_states_do_not_print_keys() -> None:
     assert "PRIVATE" not in repr(first())
+
+
+@pytest.mark.parametrize("cipher", [None, CIPHER])
+def test_a_key_that_is_known_is_not_checked_again(cipher: Cipher | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That holds up everybody for as long as ten mints take, with RSA; and the Secret is read four times a minute."""
+    checked: list[bytes] = []
+    from_pem = JwtSigningKey.from_pem
+
+    def counted(data: bytes, algorithm: JwtAlgorithm) -> JwtSigningKey:
+        checked.append(data)
+        return from_pem(data, algorithm)
+
+    monkeypatch.setattr(JwtSigningKey, "from_pem", counted)
+
+    async def run() -> None:
+        kube = FakeKube(StepClock())
+        kept = store(kube, cipher)
+        stored = await kept.create(await life().first(START))
+        await kept.load()
+        prepared, _ = await life().prepare(stored.state, "jwt", START)
+        stored = await kept.replace(stored, prepared)
+        assert checked == []
+        loaded = await kept.load()
+        assert loaded is not None
+        assert loaded.state.to_json() == prepared.to_json()
+        # Whoever starts knows none, and one that was put in its place is checked.
+        other = store(kube, cipher)
+        await other.load()
+        assert len(checked) == 2
+        await other.load()
+        assert len(checked) == 2
+        await kept.replace(stored, await life().first(START))
+        await other.load()
+        assert len(checked) == 3
+        # A key that has left is not remembered.
+        assert len(other._keys) == len(kept._keys) == 1
+
+    asyncio.run(run())
