@@ -94,6 +94,8 @@ class Site:
     cluster: Cluster
     folder: Path
     flags: Sequence[str] = ()
+    # Where it is written what holds the signer's loop; None: nowhere.
+    watch: Path | None = None
     api_port: int = field(default_factory=free_port)
     port: int = field(default_factory=free_port)
     page_port: int = field(default_factory=free_port)
@@ -142,12 +144,11 @@ class Site:
             "metrics-listen": f"127.0.0.1:{self.page_port}",
             "admin-socket": str(self._admin),
             "kubeconfig": str(self.folder / f"{self.name}.kubeconfig"),
-            # Its agents have one address for all nodes.
-            "address-rate": "100000",
         }
         flags = [part for name, value in arguments.items() for part in (f"--{name}", value)]
         begun = time.time()
-        self.signer = signer = Child.start(self._log, "podsvid", "signer", *flags, *self.flags)
+        program = ("podsvid",) if self.watch is None else ("bench.scale.watch", str(self.watch))
+        self.signer = signer = Child.start(self._log, *program, "signer", *flags, *self.flags)
 
         async def ready() -> bool:
             return signer.check() and await self.probe()
@@ -166,6 +167,11 @@ class Site:
         self.stop_signer()
         if self.api is not None:
             self.api.stop()
+
+    def forget_peak(self) -> None:
+        """VmHWM begins anew."""
+        self.peak = max(self.peak, self.resident("VmHWM"))
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def resident(self, line: str) -> float:
         """The signer's memory in MB: VmRSS is now, VmHWM the most so far."""

@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 HEADINGS = ("what", "unit", "value", "empty cluster", "ratio", "goal", "")
 NOT_REPORTED = "not reported"
+# What the chart gives a replica, 1 GiB, in MB.
+REPLICA = 1073.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,13 @@ class Row:
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
         "ready": Row("start to ready", "s"),
-        "rss_peak": Row("resident memory, peak of the run", "MB"),
+        "rss_peak": Row("resident memory, peak of the run", "MB", Goal(REPLICA)),
+        "rss_start": Row("resident memory, most until all agents are connected", "MB", Goal(REPLICA)),
         "rss_steady": Row("resident memory, agents connected and pods changing", "MB"),
+        "rss_mints": Row("resident memory, most while mints are measured", "MB", Goal(REPLICA)),
+        "rss_rotation": Row("resident memory, most in a rotation", "MB", Goal(REPLICA)),
+        "rss_restart": Row("resident memory, most after a restart", "MB", Goal(REPLICA)),
+        "rss_reissue": Row("resident memory, most in a forced re-issue", "MB", Goal(REPLICA)),
         "background": Row("CPU while nothing is asked for", "% of a core"),
         "connected": Row("all agents connected for the first time", "s"),
         "mint_cpu": Row("CPU time of a mint", "ms", Goal(1.3, of_ratio=True)),
@@ -53,11 +60,17 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "restart_connections": Row("restart: connections accepted, most in one second", "1/s"),
         "restart_mints": Row("restart: mints, most in one second", "1/s"),
         "restart_last": Row("restart: ready to the last agent served", "s"),
+        "restart_failed": Row("restart: mints that failed and were tried again", ""),
         "reissue_peak": Row("forced re-issue: mints, most in one second", "1/s"),
         "reissue_mean": Row("forced re-issue: mints a second, from the first to the last", "1/s"),
         "reissue_asked": Row("forced re-issue: asked for to activated", "s"),
+        "reissue_window": Row("forced re-issue: over how long the signer has it spread", "s"),
         "reissue_last": Row("forced re-issue: activated to the last SVID replaced", "s"),
         "reissue_failed": Row("forced re-issue: mints that failed and were tried again", ""),
+        "lag_rotation": Row("longest lag of the event loop in a rotation, at most", "ms"),
+        "lag_restart": Row("longest lag of the event loop after a restart, at most", "ms"),
+        "lag_reissue": Row("longest lag of the event loop in a forced re-issue, at most", "ms"),
+        "lag_reissue_p99": Row("lag of the event loop in a forced re-issue, p99 at most", "ms", Goal(50)),
     }
 )
 
@@ -81,13 +94,17 @@ class Figures:
     """The rows of one run."""
 
     found: dict[str, Figure] = field(default_factory=dict)
-    # Why the run went no further.
+    # What did not come about in its time, or why the run went no further.
     failure: str = ""
 
     def add(self, key: str, value: float | None, empty: float | None = None, note: str = "") -> None:
         """Raises KeyError for what is no row."""
         assert ROWS[key]
         self.found[key] = Figure(value, empty, note)
+
+    def failed(self, what: str) -> None:
+        """Something more that did not come about."""
+        self.failure = "; ".join(filter(None, [self.failure, what]))
 
     def figure(self, key: str) -> Figure:
         """That row's."""

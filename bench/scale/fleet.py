@@ -5,6 +5,7 @@ told what to do by lines of JSON on stdin; each is answered by a line. Times are
 """
 
 import asyncio
+import contextvars
 import inspect
 import json
 import logging
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.authority.calls import SERVICE, explain
 from agent.authority.connection import SignerSettings
-from agent.authority.protocol import MintRequest
+from agent.authority.protocol import EarlyRenewal, MintRequest
 from agent.authority.signer import SignerAuthority
 from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.workload.rotation import RotationScheduler
 from bench.scale.population import TRUST_DOMAIN, Cluster, Tokens
 from csi.model import PodToken
 from runtime.clock import SystemClock
@@ -40,6 +42,19 @@ from tests.signer_rig import AUDIENCE
 # Seconds: between looks at who is connected; of a report of what is held, as the agent's; after a mint that failed.
 LOOK_SECONDS, REPORT_SECONDS, AGAIN_SECONDS = 0.05, 1.0, 2.0
 MINT_SECONDS = 60.0
+# An SVID that was re-issued is not due again in this run.
+RENEWED = timedelta(days=1)
+# Of whose task it is: what its connections come from.
+ADDRESS: contextvars.ContextVar[str] = contextvars.ContextVar("address", default="")
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Connections of an agent's tasks come from its own address."""
+
+    async def create_connection(self, *given: Any, **options: Any) -> Any:
+        if ADDRESS.get() and options.get("sock") is None:
+            options["local_addr"] = (ADDRESS.get(), 0)
+        return await super().create_connection(*given, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,12 @@ class Agent:
     def __init__(self, shared: Shared, node: int, settings: SignerSettings) -> None:
         self._shared = shared
         self._rng = random.Random(node)
+        self._place = contextvars.copy_context()
+        self._place.run(ADDRESS.set, shared.cluster.address(node))
+        self.scheduler = RotationScheduler(self._renew, SystemClock(), self._rng)
+        # The directives that were drawn for, by authority.
+        self._drawn: set[str] = set()
+        self.window = 0.0
         self.authority = SignerAuthority(settings, SystemClock(), random.Random(node))
         self.pods = shared.cluster.mounted(node)
         # By pod: of which authority its SVID is.
@@ -79,7 +100,8 @@ class Agent:
 
     def tasks(self) -> list["asyncio.Task[None]"]:
         """Follow the signer, and say so."""
-        return [asyncio.create_task(self.authority.run()), asyncio.create_task(self._acknowledge())]
+        found = (self.authority.run(), self._acknowledge())
+        return [asyncio.get_running_loop().create_task(each, context=self._place) for each in found]
 
     async def _acknowledge(self) -> None:
         version = 0
@@ -97,27 +119,30 @@ class Agent:
         self.authority.hold(trust, Counter(self.held.values()))
 
     async def reissue(self) -> None:
-        """Renew early what the signer says, each at an instant drawn from the window, for ever."""
-        reporting = asyncio.create_task(self._report_reissued())
-        version = 0
-        try:
+        """Renew early what the signer says, as the agent does: each at an instant drawn from the window, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._report_reissued())
+            group.create_task(self.scheduler.run())
+            version = 0
             while True:
                 version = await self.authority.early_renewals.wait_beyond(version)
-                await self._reissue_due()
-        finally:
-            reporting.cancel()
+                for early in self.authority.early_renewals.current or ():
+                    if early.authority_id not in self._drawn:
+                        self._drawn.add(early.authority_id)
+                        self._draw(early)
 
-    async def _reissue_due(self) -> None:
-        drawn = []
-        for early in self.authority.early_renewals.current or ():
-            begin, end = early.window.start.timestamp(), early.window.end.timestamp()
-            mine = [pod for pod, authority in self.held.items() if authority == early.authority_id]
-            drawn += [(self._rng.uniform(begin, end), pod) for pod in mine]
-        for at, pod in sorted(drawn):
-            await asyncio.sleep(max(at - time.time(), 0.0))
-            while not await self.mint(pod):
-                await asyncio.sleep(self._rng.uniform(0.5, 1.0) * AGAIN_SECONDS)
-            self.reissued_at.append(time.time())
+    def _draw(self, early: EarlyRenewal) -> None:
+        mine = [pod for pod, authority in self.held.items() if authority == early.authority_id]
+        if mine:
+            self.window = (early.window.end - early.window.start).total_seconds()
+        for pod in mine:
+            self.scheduler.schedule(str(pod), early.window.draw(self._rng))
+
+    async def _renew(self, key: str) -> datetime:
+        if not await self.mint(int(key)):
+            raise AuthorityUnavailable("to be tried again")
+        self.reissued_at.append(time.time())
+        return datetime.now(UTC) + RENEWED
 
     async def _report_reissued(self) -> None:
         told = len(self.reissued_at)
@@ -232,6 +257,10 @@ class Fleet:
         """When each SVID was re-issued."""
         return {"times": _rounded(at for each in self._agents for at in each.reissued_at)}
 
+    async def window(self) -> Mapping[str, Any]:
+        """Over how many seconds the signer had them re-issue, the longest of them."""
+        return {"seconds": max((each.window for each in self._agents), default=0.0)}
+
     async def failures(self) -> Mapping[str, Any]:
         """Mints that failed so far, by how the text begins; each was tried again."""
         return dict(sum((each.failures for each in self._agents), Counter()))
@@ -285,7 +314,7 @@ class Fleet:
         while agent.connected_at is None:
             await asyncio.sleep(LOOK_SECONDS)
         while not await agent.mint(agent.pods[0]):
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(AGAIN_SECONDS * random.uniform(0.5, 1.0))
         agent.served_at = time.time()
 
     async def end(self) -> Mapping[str, Any]:
@@ -320,4 +349,5 @@ if __name__ == "__main__":
     # Each of them would say that it lost its signer.
     logging.getLogger("podsvid").setLevel(logging.ERROR)
     folder, address, first, end, *sizes = sys.argv[1:]
-    asyncio.run(main(Path(folder), address, range(int(first), int(end)), Cluster(*map(int, sizes))))
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(main(Path(folder), address, range(int(first), int(end)), Cluster(*map(int, sizes))))

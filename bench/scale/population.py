@@ -99,6 +99,11 @@ class Cluster:
         """Where a pod runs."""
         return pod % self.nodes
 
+    @staticmethod
+    def address(node: int) -> str:
+        """What a node's agent connects from: all of 127/8 is this host's."""
+        return f"127.{1 + node // 50_000}.{node // 200 % 250}.{1 + node % 200}"
+
     def objects(self) -> Iterator[tuple[str, Object]]:
         """Everything, each with its path."""
         for name in (NAMESPACE, *(f"team-{number}" for number in range(self.namespaces))):

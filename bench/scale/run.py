@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,26 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds that each step may take; one that takes longer says how far it came, and the run goes on.
+
+    `reissue` is beyond the window that the signer gives.
+    """
+
+    start: float = 300.0
+    connect: float = 240.0
+    rotation: float = 180.0
+    restart: float = 240.0
+    reissue: float = 240.0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How large, and how long things may take. `changes`: the part of the pods that change a minute.
 
     `burst` mints, `at_once`, show what CPU time one takes; `paced` ones at `rate` a second how long one takes; each in
-    `rounds`, in turn with the empty cluster. `window`: of the forced re-issue, as the signer's own setting; of each
-    node at most `held` SVIDs are re-issued.
+    `rounds`, in turn with the empty cluster. `flags`: of the large cluster's signer. Of each node at most `held` SVIDs
+    are re-issued.
     """
 
     cluster: Cluster
@@ -36,11 +51,10 @@ class Plan:
     at_once: int = 16
     paced: int = 500
     rate: float = 50.0
-    window: float = 90.0
+    flags: Sequence[str] = ()
     held: int = 1000
-    connect_rate: float = 250.0
-    # Seconds for each step.
-    limit: float = 600.0
+    connect_rate: float = 150.0
+    limits: Limits = Limits()
 
 
 FULL = Plan(Cluster(5_000, 150_000, 2_000, 20_000, 500), fleets=2)
@@ -49,33 +63,32 @@ QUICK = Plan(
     fleets=1,
     quiet_seconds=2.0,
     rounds=3,
-    burst=300,
+    burst=200,
     paced=100,
     rate=100.0,
-    # As many a second are due as at full size.
-    window=3.0,
-    held=10,
-    limit=120.0,
+    # A part of the SVIDs in a window that is as much shorter: as many a second are due as at full size.
+    flags=("--forced-reissue-over", "3s", "--reissue-rate", "2000"),
+    held=4,
+    limits=Limits(start=60.0, connect=30.0, rotation=30.0, restart=30.0, reissue=30.0),
 )
 
 
 class Run:
     """One run in a folder of its own."""
 
-    def __init__(self, plan: Plan, folder: Path, say: Say) -> None:
+    def __init__(self, plan: Plan, folder: Path, say: Say, watch: Path | None = None) -> None:
         self._plan = plan
         self._say = say
         cluster = plan.cluster
         minters = min(MINTERS, cluster.nodes // 2)
-        flags = ("--forced-reissue-over", f"{plan.window:g}s")
-        self._large = Site("large", cluster, folder, flags)
+        self._large = Site("large", cluster, folder, plan.flags, watch)
         self._empty = Site("empty", Cluster(minters, minters * cluster.pods // cluster.nodes, 0, 0, 1), folder)
         self._minters = minters
         self._folder = folder
         self.figures = Figures()
 
     async def run(self) -> Figures:
-        """All steps; where one cannot be done, the rows after it say so."""
+        """All steps; where one does not come to its end, its rows say how far it came."""
         fleets: list[Fleets] = []
         try:
             # While trust changes an agent has two connections.
@@ -83,7 +96,7 @@ class Run:
             Tokens.write_key(self._folder / "cluster.key")
             await self._steps(fleets)
         except NotMeasured as error:
-            self.figures.failure = str(error)
+            self.figures.failed(str(error))
             self._say(f"stopped: {error}")
         finally:
             for each in fleets:
@@ -97,32 +110,68 @@ class Run:
     async def _steps(self, fleets: list[Fleets]) -> None:
         plan, large, empty = self._plan, self._large, self._empty
         self._say(f"making {plan.cluster}")
-        await empty.start_api(plan.limit)
-        await large.start_api(plan.limit)
+        # Both at once: one of them is nearly nothing.
+        await asyncio.gather(empty.start_api(plan.limits.start), large.start_api(plan.limits.start))
         self._say("the API servers serve; starting the signers")
-        begun = await empty.start_signer(plan.limit)
-        self._add("ready", await large.start_signer(plan.limit), begun)
+        begun = await empty.start_signer(plan.limits.start)
+        self._add("ready", await large.start_signer(plan.limits.start), begun)
         few, all_of_them = Fleets(empty, self._minters, 0), Fleets(large, self._minters, plan.fleets)
         fleets += [few, all_of_them]
-        await few.do("load", bundle=str(await empty.bundle(plan.limit)))
-        await all_of_them.do("load", bundle=str(await large.bundle(plan.limit)))
+        await few.do("load", bundle=str(await empty.bundle(plan.limits.start)))
+        await all_of_them.do("load", bundle=str(await large.bundle(plan.limits.start)))
         await few.do("connect", spread=0.0)
-        await self._connected(all_of_them)
-        await self._steady(all_of_them, few)
+        async with self._step("connecting", "rss_start"):
+            await self._connected(all_of_them)
+        async with self._step("mints", "rss_mints"):
+            await self._steady(all_of_them, few)
         few.stop()
         empty.stop()
-        await self._rotation(all_of_them)
-        await self._restart(all_of_them)
-        await self._reissue(all_of_them)
+        async with self._step("the rotation", "rss_rotation", "lag_rotation"):
+            await self._rotation(all_of_them)
+        # What begins anew has no peak to forget, and no lag.
+        async with self._step("the restart", "rss_restart", "lag_restart", anew=True):
+            await self._restart(all_of_them)
+        async with self._step("the forced re-issue", "rss_reissue", "lag_reissue", "lag_reissue_p99"):
+            await self._reissue(all_of_them)
+
+    @asynccontextmanager
+    async def _step(
+        self, what: str, rss: str, lag: str = "", lag_p99: str = "", *, anew: bool = False
+    ) -> AsyncIterator[None]:
+        """One that does not come to its end is told of; what the signer needed for it is a row in any case."""
+        large = self._large
+        large.forget_peak()
+        before = {} if anew else await large.lag()
+        try:
+            yield
+        except NotMeasured as error:
+            self.figures.failed(f"{what}: {error}")
+            self._say(f"{what}: {error}")
+        self._add(rss, large.resident("VmHWM"))
+        after = await large.lag()
+        for key, part in ((lag, 1.0), (lag_p99, 0.99)):
+            if key:
+                self._add_lag(key, before, after, part)
+
+    def _add_lag(
+        self, key: str, before: Mapping[float, float] | None, after: Mapping[float, float] | None, part: float
+    ) -> None:
+        found = histogram_quantile(before or {}, after, part) if after is not None else None
+        self._add(key, found * 1000 if found is not None else None, note="" if found is not None else NOT_REPORTED)
 
     async def _connected(self, fleets: Fleets) -> None:
         begun = time.time()
         self._say(f"connecting {fleets.agents} agents")
         await fleets.do("connect", spread=fleets.agents / self._plan.connect_rate / (self._plan.fleets + 1))
-        await self._until(fleets, "connected", fleets.agents)
-        self._add("connected", time.time() - begun)
-        active = await self._large.active()
-        await fleets.do("hold", authority=active, most=self._plan.held)
+        try:
+            await self._until(fleets, "connected", fleets.agents, self._plan.limits.connect)
+            self._add("connected", time.time() - begun)
+        except NotMeasured:
+            self._add("connected", None, note=await self._part(fleets, "connected", fleets.agents))
+            raise
+        finally:
+            active = await self._large.active()
+            await fleets.do("hold", authority=active, most=self._plan.held)
 
     async def _steady(self, fleets: Fleets, few: Fleets) -> None:
         """Pods change; then mints, here and at the empty cluster in turn."""
@@ -137,13 +186,11 @@ class Run:
                 (cpu_seconds(site.pid) - was) / passed * 100 for site, was in zip((large, empty), used, strict=True)
             ]
             self._add("background", shares[0], shares[1])
-            await self._mints(fleets, few)
             self._add("rss_steady", large.resident("VmRSS"), empty.resident("VmRSS"))
+            await self._mints(fleets, few)
         after = await large.lag()
         for key, part in (("lag_p99", 0.99), ("lag_most", 1.0)):
-            found = histogram_quantile(lag or {}, after, part) if after is not None else None
-            note = "" if found is not None else NOT_REPORTED
-            self._add(key, found * 1000 if found is not None else None, note=note)
+            self._add_lag(key, lag, after, part)
 
     async def _mints(self, fleets: Fleets, few: Fleets) -> None:
         plan = self._plan
@@ -170,7 +217,7 @@ class Run:
         self._add("mint_failed", failed)
 
     async def _rotation(self, fleets: Fleets) -> None:
-        large, limit = self._large, self._plan.limit
+        large, limit = self._large, self._plan.limits.rotation
         self._say("an ordinary rotation")
         since = large.logged()
         await large.rotate(forced=False)
@@ -182,60 +229,88 @@ class Run:
         async def acknowledged() -> bool:
             return len(await fleets.times("acknowledged", sequence=sequence)) == fleets.agents
 
-        await until(acknowledged, "acknowledgements of all agents", limit, every=0.5)
-        self._add("rotation_acknowledged", (await fleets.times("acknowledged", sequence=sequence))[-1] - at)
+        try:
+            await until(acknowledged, "acknowledgements of all agents", limit, every=0.5)
+            self._add("rotation_acknowledged", (await fleets.times("acknowledged", sequence=sequence))[-1] - at)
+        except NotMeasured:
+            found = len(await fleets.times("acknowledged", sequence=sequence))
+            self._add("rotation_acknowledged", None, note=f"{found} of {fleets.agents} within {limit:g} s")
+            raise
         await until(lambda: large.stepped(since, "activate"), "the activation", limit)
         activated = large.stepped(since, "activate")
         assert activated is not None
         self._add("rotation_activated", activated[0] - at)
-        # That they renew over the next minutes is left out: all hold SVIDs of the new one from now on, they say.
-        active = await large.active()
-        await fleets.do("hold", authority=active, most=self._plan.held)
 
     async def _restart(self, fleets: Fleets) -> None:
         large, plan = self._large, self._plan
         self._say("a restart")
+        failed = await self._failed(fleets)
         large.stop_signer()
         await fleets.do("restart")
         begun = time.time()
-        took = await large.start_signer(plan.limit)
+        took = await large.start_signer(plan.limits.start)
         self._add("restart_ready", took)
-        await self._until(fleets, "served", fleets.agents)
-        connected, served = await fleets.times("returned", "connected"), await fleets.times("returned", "served")
-        self._add("restart_connections", most_in_a_second(connected))
-        self._add("restart_mints", most_in_a_second(served))
-        self._add("restart_last", served[-1] - begun - took)
+        try:
+            await self._until(fleets, "served", fleets.agents, plan.limits.restart)
+            last = (await fleets.times("returned", "served"))[-1]
+            self._add("restart_last", last - begun - took)
+        except NotMeasured:
+            self._add("restart_last", None, note=await self._part(fleets, "served", fleets.agents))
+            raise
+        finally:
+            connected, served = await fleets.times("returned", "connected"), await fleets.times("returned", "served")
+            self._add("restart_connections", most_in_a_second(connected))
+            self._add("restart_mints", most_in_a_second(served))
+            self._add("restart_failed", await self._failed(fleets) - failed)
 
     async def _reissue(self, fleets: Fleets) -> None:
         large, plan = self._large, self._plan
         active = await large.active()
-        await fleets.do("hold", authority=active, most=self._plan.held)
+        # That they renew after the ordinary rotation is left out: all hold SVIDs of what signs now, they say.
+        await fleets.do("hold", authority=active, most=plan.held)
         failed = await self._failed(fleets)
         pods = sum(min(len(plan.cluster.mounted(node)), plan.held) for node in range(plan.cluster.nodes))
-        self._say(f"a forced rotation: {pods} SVIDs over {plan.window:g} s")
         await fleets.do("reissue")
         since, asked = large.logged(), time.time()
         await large.rotate(forced=True)
-        await until(lambda: large.stepped(since, "activate"), "the forced activation", plan.limit)
+        await until(lambda: large.stepped(since, "activate"), "the forced activation", plan.limits.reissue)
         activated = large.stepped(since, "activate")
         assert activated is not None
         self._add("reissue_asked", activated[0] - asked)
+        await until(lambda: self._window(fleets), "word of the re-issue at the agents", plan.limits.reissue)
+        window = await self._window(fleets)
+        self._add("reissue_window", window)
+        self._say(f"a forced rotation: {pods} SVIDs over {window:g} s")
+        times: list[float] = []
         try:
-            await self._until(fleets, "reissued", pods)
+            await self._until(fleets, "reissued", pods, window + plan.limits.reissue)
+            times = await fleets.times("reissued")
+            self._add("reissue_last", times[-1] - activated[0])
+        except NotMeasured:
+            self._add("reissue_last", None, note=await self._part(fleets, "reissued", pods))
+            raise
         finally:
             # As far as it came, where it did not come to its end.
-            times = await fleets.times("reissued")
+            times = times or await fleets.times("reissued")
             if times:
-                done = f"{len(times)} of {pods} SVIDs"
                 self._add("reissue_peak", most_in_a_second(times))
-                self._add("reissue_mean", len(times) / max(times[-1] - times[0], 1.0), note=done)
+                note = f"{len(times)} of {pods} SVIDs"
+                self._add("reissue_mean", len(times) / max(times[-1] - times[0], 1.0), note=note)
             self._add("reissue_failed", await self._failed(fleets) - failed)
-        self._add("reissue_last", times[-1] - activated[0], note=f"window {plan.window:g} s")
+
+    async def _window(self, fleets: Fleets) -> float:
+        return max(float(each["seconds"]) for each in await fleets.do("window"))
 
     async def _failed(self, fleets: Fleets) -> int:
-        return sum(sum(each.values()) for each in await fleets.do("failures"))
+        found = sum((Counter(each) for each in await fleets.do("failures")), Counter[str]())
+        for text, count in found.most_common(6):
+            self._say(f"failed so far: {count} times {text}")
+        return found.total()
 
-    async def _until(self, fleets: Fleets, name: str, wanted: int) -> None:
+    async def _part(self, fleets: Fleets, name: str, wanted: int) -> str:
+        return f"{await fleets.count(name)} of {wanted} in the time that it may take"
+
+    async def _until(self, fleets: Fleets, name: str, wanted: int, limit: float) -> None:
         """Wait until that number of their state is as wanted, and say how far it is."""
         said = time.monotonic()
 
@@ -248,7 +323,7 @@ class Run:
             return found >= wanted
 
         try:
-            await until(enough, f"{wanted} {name}", self._plan.limit, every=0.25)
+            await until(enough, f"{wanted} {name}", limit, every=0.25)
         except NotMeasured as error:
             raise NotMeasured(f"{error}; failed mints: {await fleets.do('failures')}") from None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bench.scale import children
 from bench.scale.figures import NOT_REPORTED, ROWS
 from bench.scale.population import Cluster
-from bench.scale.run import Plan, Run
+from bench.scale.run import Limits, Plan, Run
 
 TINY = Plan(
     Cluster(nodes=6, pods=60, policies=4, services=10, namespaces=2),
@@ -21,8 +22,8 @@ TINY = Plan(
     at_once=4,
     paced=40,
     rate=100.0,
-    window=2.0,
-    limit=60.0,
+    flags=("--forced-reissue-over", "2s"),
+    limits=Limits(start=60.0, connect=60.0, rotation=60.0, restart=60.0, reissue=60.0),
 )
 
 
@@ -42,7 +43,7 @@ def test_a_tiny_run_fills_every_row(base: Path, monkeypatch: pytest.MonkeyPatch)
     assert not figures.failure, said
     empty = {key for key in ROWS if figures.figure(key).value is None}
     assert all(figures.figure(key).note == NOT_REPORTED for key in empty)
-    assert empty <= {"lag_p99", "lag_most"}
+    assert empty <= {"lag_p99", "lag_most", "lag_rotation", "lag_restart", "lag_reissue", "lag_reissue_p99"}
     assert figures.figure("mint_failed").value == 0
     assert figures.figure("mint_cpu").ratio is not None
     assert len(said) > len(ROWS)
@@ -51,6 +52,26 @@ def test_a_tiny_run_fills_every_row(base: Path, monkeypatch: pytest.MonkeyPatch)
     for each in started:
         with pytest.raises(ProcessLookupError):
             os.kill(each, 0)
+
+
+def test_a_step_that_takes_too_long_says_how_far_it_came_and_the_others_go_on(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = children.Fleets.count
+
+    async def slow(fleets: children.Fleets, name: str) -> int:
+        found = await count(fleets, name)
+        return found - 1 if name == "served" else found
+
+    monkeypatch.setattr(children.Fleets, "count", slow)
+    plan = replace(TINY, limits=replace(TINY.limits, restart=6.0))
+    figures = asyncio.run(Run(plan, base, lambda text: None).run())
+    assert figures.failure.startswith("the restart: 6 served: not within 6 s")
+    assert figures.figure("restart_last").value is None
+    assert figures.figure("restart_last").note == "5 of 6 in the time that it may take"
+    assert figures.figure("restart_mints").value
+    assert figures.figure("reissue_last").value
+    assert figures.figure("rss_reissue").value
 
 
 def test_a_run_that_gets_nowhere_says_where_it_stopped(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bench.scale.api import Server, Store
 from bench.scale.figures import ROWS, Figures, histogram_quantile, most_in_a_second, quantile
 from bench.scale.population import NAMESPACE, Cluster, Tokens
 from bench.scale.run import FULL, QUICK
+from bench.scale.watch import Watch
 from runtime.clock import SystemClock
 from signer.attestation.pods import read_pod
 from signer.attestation.tokens import OfflineTokens, TokenReviews
@@ -214,3 +216,22 @@ def test_goals_are_marked_and_no_row_is_left_out() -> None:
     found = json.loads(figures.json({"cores": "2"}))
     assert [each["key"] for each in found["rows"]] == list(ROWS)
     assert found["failure"] == figures.failure
+
+
+def test_each_agent_has_an_address_of_its_own_and_all_are_of_this_host() -> None:
+    addresses = [Cluster.address(node) for node in range(60_000)]
+    assert len(set(addresses)) == len(addresses)
+    assert all(ip_address(each).is_loopback for each in addresses)
+    # Nobody else's: servers and other clients of a run have the usual one.
+    assert "127.0.0.1" not in addresses
+
+
+def test_what_holds_a_loop_is_written_down(tmp_path: Path) -> None:
+    file = tmp_path / "held"
+    watch = Watch(file)
+    watch.busy()
+    watch.idle()
+    watch.collected("start", {"generation": 2})
+    watch.collected("stop", {"generation": 2})
+    watch.write()
+    assert "{2: 1} times" in file.read_text()

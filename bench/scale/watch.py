@@ -1,0 +1,127 @@
+"""What holds a program's event loop: `python -m bench.scale.watch FILE COMMAND ...` is `podsvid COMMAND ...`, watched.
+
+A second thread looks at the loop's thread every few milliseconds. While one turn of the loop takes longer than it
+should it notes where that is; the collector's pauses are noted by themselves. At the end, and each half minute, FILE
+says how often which place was seen, and the longest turns.
+"""
+
+import asyncio
+import gc
+import heapq
+import selectors
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Seconds: a turn that takes longer is looked at; between two looks; between two reports.
+HELD, LOOK, REPORT = 0.05, 0.005, 30.0
+DEPTH, SHOWN = 6, 40
+
+
+class Watch:
+    """The loop's turns, told by its selector, and what was seen of the long ones."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._main = threading.get_ident()
+        self._since: float | None = None
+        self._places: Counter[str] = Counter()
+        self._longest: list[tuple[float, str]] = []
+        self._first = ""
+        self._collecting = 0.0
+        self._pauses: Counter[int] = Counter()
+        self._pause_micros: Counter[int] = Counter()
+        self._longest_pause = 0.0
+
+    def idle(self) -> None:
+        """A turn is over."""
+        since, self._since = self._since, None
+        if since is not None and time.monotonic() - since > HELD:
+            heapq.heappush(self._longest, (time.monotonic() - since, self._first))
+            del self._longest[:-SHOWN]
+        self._first = ""
+
+    def busy(self) -> None:
+        """The next one begins."""
+        self._since = time.monotonic()
+
+    def collected(self, phase: str, info: Mapping[str, Any]) -> None:
+        """For gc.callbacks."""
+        if phase == "start":
+            self._collecting = time.monotonic()
+            return
+        took, generation = time.monotonic() - self._collecting, int(info["generation"])
+        self._pauses[generation] += 1
+        self._pause_micros[generation] += round(took * 1e6)
+        self._longest_pause = max(self._longest_pause, took)
+
+    def look(self) -> None:
+        """For ever."""
+        told = time.monotonic()
+        while True:
+            time.sleep(LOOK)
+            since, now = self._since, time.monotonic()
+            if since is not None and now - since > HELD:
+                frame = sys._current_frames().get(self._main)
+                place = _place(frame)
+                self._places[place] += 1
+                self._first = self._first or place
+            if now - told > REPORT:
+                told = now
+                self.write()
+
+    def write(self) -> None:
+        """What is known so far."""
+        lines = [f"collector: {dict(self._pauses)} times, microseconds {dict(self._pause_micros)}"]
+        lines.append(f"collector's longest pause: {self._longest_pause * 1000:.0f} ms")
+        lines += [f"{took * 1000:.0f} ms: {place}" for took, place in sorted(self._longest, reverse=True)]
+        lines += [f"{count} times: {place}" for place, count in self._places.most_common(SHOWN)]
+        self._file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _place(frame: FrameType | None) -> str:
+    found = traceback.extract_stack(frame)[-DEPTH:] if frame else []
+    return " < ".join(f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in reversed(found))
+
+
+class Selector(selectors.DefaultSelector):
+    """Says when the loop waits."""
+
+    watch: Watch
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.watch.idle()
+        try:
+            return super().select(timeout)
+        finally:
+            self.watch.busy()
+
+
+class Policy(asyncio.DefaultEventLoopPolicy):
+    """Each loop is watched."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.SelectorEventLoop(Selector())
+
+
+def main() -> int:
+    from podsvid.cli import main as podsvid
+
+    Selector.watch = watch = Watch(Path(sys.argv.pop(1)))
+    gc.callbacks.append(watch.collected)
+    asyncio.set_event_loop_policy(Policy())
+    threading.Thread(target=watch.look, daemon=True).start()
+    try:
+        return podsvid()
+    finally:
+        watch.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
