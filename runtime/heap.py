@@ -16,10 +16,10 @@ async def settle(*known: Callable[[], Awaitable[None]]) -> None:
 
     What is left out still goes when nothing refers to it; only cycles in it stay, so they are collected before.
     """
+    youngest, middle, _ = gc.get_threshold()
+    gc.set_threshold(youngest, middle, OLDEST_AFTER)
     for each in known:
         await each()
     gc.collect()
     gc.freeze()
-    youngest, middle, _ = gc.get_threshold()
-    gc.set_threshold(youngest, middle, OLDEST_AFTER)
     await asyncio.Event().wait()

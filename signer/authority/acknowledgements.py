@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -89,6 +90,7 @@ class Agents:
         self._name = _name(identity)
         self._clock = clock
         self._open: dict[int, str] = {}
+        self._streams: Counter[str] = Counter()
         self._next = 0
         self._nodes: dict[str, Acknowledged] = {}
         self._newest = 0
@@ -100,7 +102,7 @@ class Agents:
         self._written: str | None = None
         self._written_at = clock.now()
         self._others: Mirror[DataObject, _Replica] = Mirror(
-            api, self._collection, DataObject, lambda each: _read_replica(plain(each)), clock, {"labelSelector": LABEL}
+            api, self._collection, DataObject, self._read, clock, {"labelSelector": LABEL}
         )
         # Whether somebody waits for acknowledgements: only then are they written at once.
         self.wanted = False
@@ -123,10 +125,11 @@ class Agents:
 
     def connect(self, agent: Agent) -> int:
         """An agent's stream began; the handle is for `disconnect`. Raises Refused (BUSY)."""
-        if sum(node == agent.node_name for node in self._open.values()) >= MAX_STREAMS:
+        if self._streams[agent.node_name] >= MAX_STREAMS:
             raise Refused(Reason.BUSY, f"node {agent.node_name} has {MAX_STREAMS} trust streams open already")
         self._next += 1
         self._open[self._next] = agent.node_name
+        self._streams[agent.node_name] += 1
         self._nodes.setdefault(agent.node_name, Acknowledged(0))
         return self._next
 
@@ -159,7 +162,9 @@ class Agents:
     def disconnect(self, handle: int) -> None:
         """The stream ended. Its node is forgotten here unless a newer stream is open."""
         node = self._open.pop(handle)
-        if node not in self._open.values():
+        self._streams[node] -= 1
+        if not self._streams[node]:
+            del self._streams[node]
             self._nodes.pop(node, None)
 
     def summary(self, wanted: Wanted, live: frozenset[str]) -> tuple[frozenset[str], Mapping[str, int] | None]:
@@ -181,7 +186,8 @@ class Agents:
     def newest(self, live: frozenset[str]) -> int:
         """The highest sequence that a live agent has, of those that can be believed; 0 without any."""
         now, known = self._clock.now(), self._known()
-        found = [known[node].sequence for node in live if node in known]
+        # Nearly all have the same.
+        found = {known[node].sequence for node in live if node in known}
         return max((each for each in found if believable(each, self._own, now)), default=0)
 
     async def run(self) -> None:
@@ -253,6 +259,10 @@ class Agents:
                     await self._api.delete(f"{self._collection}/{_name(each.identity)}")
                 except NotFound:
                     continue
+
+    def _read(self, found: DataObject) -> _Replica | None:
+        # What this replica wrote itself is no news to it, and with thousands of nodes takes long to read.
+        return None if found.metadata.name == self._name else _read_replica(plain(found))
 
     def _known(self) -> dict[str, Acknowledged]:
         known: dict[str, Acknowledged] = {}

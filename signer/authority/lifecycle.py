@@ -191,7 +191,7 @@ class Life:
             if successor is None and kind == "x509":
                 successor = await self._x509(now)
             elif successor is None and self.policy.jwt_algorithm is not None:
-                successor = self._jwt(now)
+                successor = await self._jwt(now)
             kept = [slot for slot in kept if slot.stage is not Stage.PREPARED]
             if successor is None:
                 kept = []

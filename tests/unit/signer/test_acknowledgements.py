@@ -359,3 +359,23 @@ def test_a_word_is_told_soon_while_it_is_newer_than_any_before(monkeypatch: pyte
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_a_replica_does_not_read_what_it_wrote_itself() -> None:
+    """With thousands of nodes that holds it up each time; what others wrote it reads."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        one = agents(kube, clock, "one")
+        put(kube, replica("one", {"node-a": [9, {"a": 1}]}))
+        put(kube, replica("two", {"node-b": [9, {"a": 1}]}))
+
+        async def test() -> None:
+            await until(lambda: bool(one._others.values))
+            assert [each.identity for each in one._others.values.values()] == ["two"]
+            assert one.summary(wanted(9), frozenset({"node-b"}))[0] == frozenset()
+
+        await following(one, test)
+
+    asyncio.run(run())
