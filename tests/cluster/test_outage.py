@@ -5,27 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 import time
 import urllib.request
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
-from signer.authority.slots import Stage
-from signer.authority.state import AuthorityState
+from signer.authority.slots import KINDS
 from signer.errors import SignerError
-from svid.certificates import certificates_from_der, certificates_from_pem
-from svid.x509svid import X509Svid, check_x509_svid
+from svid.certificates import certificates_from_pem
+from svid.x509svid import X509Svid
 from tests.go_tools import Progress
 
 from . import signing
-from .api import Object
 from .cluster import Cluster
-from .fleet import authority_of, fleet, forget, handshake
-from .signing import AUDIENCE, NAMESPACE, SECRET, Refusal, SignerClient, SignerProcess, stored_state
+from .fleet import authority_of, fleet, handshake
+from .signing import NAMESPACE, SECRET, SignerProcess, stored_state
 from .test_rotation import authority, eventually
+from .thefts import Watch, named
 from .waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.timeout(5400)
@@ -123,105 +124,185 @@ def test_signer_or_api_server_away(cluster: Cluster, progress: Progress) -> None
         asyncio.run(run(stack))
 
 
-class Minter:
-    """Mints from whichever replica answers, and keeps every chain with the state that was stored before it."""
+# `--forced` is of both kinds.
+ACTIONS = {
+    "rotation": ("rotate", "--no-wait"),
+    "theft": ("rotate", "--no-wait", "--forced"),
+    "theft of x509": ("rotate", "--no-wait", "--forced", "--kind", "x509"),
+    "theft of jwt": ("rotate", "--no-wait", "--forced", "--kind", "jwt"),
+}
+# What happens before a kill. A run of three has one of each.
+FIRST = ("theft", "all stopped, an older Secret restored", "an older Secret restored")
 
-    def __init__(self, cluster: Cluster, agent_token: str, pod: Object, pod_token: str) -> None:
+
+class Fates:
+    """Steps and kills of two signers, one seed each time."""
+
+    def __init__(self, cluster: Cluster, progress: Progress, stack: ExitStack) -> None:
         self._cluster = cluster
-        self._tokens = (agent_token, pod_token)
-        self._pod = pod
-        self.published: dict[str, int] = {}
+        self._progress = progress
+        self._stack = stack
+        self._rng = random.Random(4)
+        self._ports: dict[str, int] = {}
+        self._backups: list[dict[str, str]] = []
+        self.signers: dict[str, SignerProcess] = {}
         self.phases: set[str] = set()
-        self.issued: list[str] = []
+        self.leaders: set[str] = set()
+        self.done: Counter[str] = Counter()
+        self.kills = 0
+        self.longest = 0.0
 
-    def look(self) -> AuthorityState:
-        """The stored state: whole, whatever was killed. Remembers what it publishes."""
-        state = stored_state(self._cluster)
-        for slot in state.x509:
-            self.published.setdefault(slot.id, state.sequence)
-            self.phases.add(slot.stage.value)
-        return state
+    def start(self, name: str, *, wait: bool) -> None:
+        """The same address each time, as a Service has one."""
+        port = self._ports.setdefault(name, signing.free_port())
+        flags: tuple[str, ...] = (
+            "--x509-ttl",
+            "60s",
+            "--x509-min-ttl",
+            "10s",
+            "--x509-max-ttl",
+            "60s",
+            "--lease",
+            "3s",
+        )
+        flags += ("--acknowledge-within", "60s", "--outage-limit", "10s", "--retire-after", "0s")
+        flags += ("--authority-ttl", "1h", "--reissue-over", "5s", "--forced-reissue-over", "20s")
+        running = signing.signer_process(self._cluster, self._progress, name, *flags, wait=wait, port=port)
+        self.signers[name] = self._stack.enter_context(running)
 
-    def mint(self, signer: SignerProcess, roots: bytes) -> None:
-        client = SignerClient(signer.address, roots)
+    def kill(self, name: str) -> None:
+        self.phases |= {slot.stage.value for slot in stored_state(self._cluster).x509}
+        self.signers[name].process.kill()
+        self.signers[name].process.wait()
+        self.kills += 1
+
+    def step(self, number: int, watch: Watch) -> None:
+        """Something happens, and in the midst of it the leader is killed; both run again afterwards."""
+        kinds = [*ACTIONS, *FIRST[1:]]
+        what = FIRST[number] if number < len(FIRST) else self._rng.choice(kinds)
+        leader = _leader(self._cluster, self.signers, self._progress)
+        other = next(name for name in self.signers if name != leader)
+        self.leaders.add(leader)
+        self.done[what] += 1
+        # In any phase of what went before.
+        self._backups.append(dict(self._cluster.api.get(SECRET)["data"]))
+        # First the one of before all thefts.
+        backup = self._backups[0] if number < len(FIRST) else self._rng.choice(self._backups)
+        if what in ACTIONS:
+            self._asked(leader, other, ACTIONS[what])
+        elif what == "an older Secret restored":
+            with watch.restoring():
+                known = stored_state(self._cluster).sequence
+                self._restore(backup)
+                _eventually(lambda: stored_state(self._cluster).sequence >= known)
+            self.kill(leader)
+        else:
+            # In the midst of a theft, too, before it is over.
+            if number < len(FIRST) or self._rng.random() < 0.5:
+                self.over()
+            started = time.monotonic()
+            with watch.following():
+                with watch.restoring():
+                    for name in (leader, other):
+                        self.kill(name)
+                    self._restore(backup)
+                    for name in (leader, other):
+                        self.start(name, wait=False)
+                    for name in (leader, other):
+                        _wait_ready(self.signers[name], self._progress)
+                watch.settled()
+            self.longest = max(self.longest, time.monotonic() - started)
+        if self.signers[leader].process.poll() is not None:
+            assert _leader(self._cluster, self.signers, self._progress) == other
+            self.start(leader, wait=True)
+        watch.settled()
+        assert watch.broken == []
+
+    def over(self) -> None:
+        """Wait for the end of all thefts."""
+
+        def ended() -> bool:
+            state = stored_state(self._cluster)
+            return not state.goals and all(each.left_at for each in state.abandoned)
+
+        _eventually(ended)
+
+    def _asked(self, leader: str, other: str, arguments: tuple[str, ...]) -> None:
+        """By the one or the other, who may be killed while it does so: then a person asks again."""
+        asked = self._rng.choice([leader, other])
+        killed = threading.Timer(self._rng.uniform(0.5, 8.0), self.kill, [leader])
+        killed.start()
         try:
-            answer = client.mint(self._tokens[0], self._tokens[1], self._pod)
-        except Refusal:
-            return
+            authority(self.signers[asked], *arguments)
+        except AssertionError:
+            authority(self.signers[other], *arguments)
         finally:
-            client.close()
-        state = self.look()
-        chain = certificates_from_der(answer.chain)
-        check_x509_svid(chain, state.bundle, chain[0].not_valid_before_utc)
-        found = chain[0].extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-        self.issued.append((found.key_identifier or b"").hex())
+            killed.join()
+
+    def _restore(self, data: dict[str, str]) -> None:
+        self._cluster.api.replace(SECRET, {**self._cluster.api.get(SECRET), "data": data})
 
 
-def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress, request: pytest.FixtureRequest) -> None:
-    """kill -9, again and again: the next leader goes on from what is stored, which is never torn."""
+def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress) -> None:
+    """kill -9 among thefts and restored Secrets: nothing abandoned is trusted again, and nobody is cut off."""
     signing.install(cluster, progress)
     cluster.api.remove(SECRET)
-    signing.account(cluster, "killed")
-    signing.node(cluster, "kills")
-    agent = signing.pod(cluster, "agent-kills", "kills", "podsvid-agent", namespace=NAMESPACE, driver=None)
-    # Rotations of later tests would wait for it.
-    request.addfinalizer(lambda: forget(cluster, NAMESPACE, "agent-kills"))
-    pod = signing.pod(cluster, "killed", "kills", "killed")
-    request.addfinalizer(lambda: forget(cluster, "default", "killed"))
-    tokens = (
-        cluster.api.token("podsvid-agent", NAMESPACE, AUDIENCE, agent),
-        cluster.api.token("killed", "default", AUDIENCE, pod),
-    )
-    minter = Minter(cluster, tokens[0], pod, tokens[1])
-    # No agent acknowledges here, so the bound paces the phases: prepared for 2 s, old for about 12 s.
-    flags: tuple[str, ...] = ("--x509-ttl", "10s", "--x509-min-ttl", "5s", "--x509-max-ttl", "10s", "--lease", "3s")
-    flags += ("--acknowledge-within", "2s", "--outage-limit", "3s", "--retire-after", "0s", "--authority-ttl", "1h")
-    flags += ("--forced-reissue-over", "4s")
-    rng = random.Random(4)
+
+    async def run(stack: ExitStack) -> None:
+        fates = Fates(cluster, progress, stack)
+        for name in ("replica-0", "replica-1"):
+            await asyncio.to_thread(fates.start, name, wait=True)
+        nodes = ["kills-0", "kills-1"]
+        async with fleet(cluster, progress, fates.signers.values(), nodes, 2, "killed") as found:
+            watch = Watch(cluster, list(found.targets))
+            stack.callback(watch.stop)
+            watching = [asyncio.create_task(asyncio.to_thread(watch.run, each)) for each in (watch.look, watch.shake)]
+            mounting = [asyncio.create_task(mount(cluster, each.host.base)) for each in found.nodes.values()]
+            try:
+                for number in range(KILLS):
+                    await asyncio.to_thread(fates.step, number, watch)
+                    progress(f"step {number + 1}: {fates.kills} kills, {dict(fates.done)}, {len(watch.left)} left")
+                await asyncio.to_thread(fates.over)
+                await asyncio.to_thread(watch.settled)
+                await found.start_pod(found.nodes[nodes[0]], "killed-new")
+                usable(found.targets)
+                assert not [each for each in (*mounting, *watching) if each.done()], watch.broken
+            finally:
+                watch.stop()
+                for each in mounting:
+                    each.cancel()
+                await asyncio.gather(*watching)
+        assert watch.broken == []
+        assert watch.left
+        assert len(fates.leaders) == 2
+        assert KILLS < 50 or fates.phases == {"prepared", "active", "old", "tainted"}
+        progress(
+            f"{KILLS} steps {dict(fates.done)}, {fates.kills} kills, {fates.phases}; {len(watch.left)} abandoned "
+            f"authorities; {watch.looks} looks at 6 places, {watch.handshakes} handshakes, {watch.excused} of them "
+            f"failed while agents followed a restored Secret ({fates.longest:.0f} s at most)"
+        )
+
     with ExitStack() as stack:
-        replicas: dict[str, SignerProcess] = {}
+        asyncio.run(run(stack))
 
-        def start(name: str) -> None:
-            replicas[name] = stack.enter_context(
-                signing.signer_process(cluster, progress, name, *flags, wait=not replicas)
-            )
 
-        start("replica-0")
-        start("replica-1")
-        roots = signing.published_roots(cluster, progress)
-        leaders = []
-        for number in range(KILLS):
-            leader = _leader(cluster, replicas, progress)
-            leaders.append(leader)
-            other = next(name for name in replicas if name != leader)
-            _wait_ready(replicas[other], progress)
-            authority(replicas[other], "rotate", "--no-wait", *(["--forced"] if number % 3 == 2 else []))
-            until = time.monotonic() + rng.uniform(0.0, 8.0)
-            while time.monotonic() < until:
-                state = minter.look()
-                roots = state.bundle.to_pem()
-                minter.mint(replicas[rng.choice([leader, other])], roots)
-            replicas[leader].process.kill()
-            replicas[leader].process.wait()
-            before = minter.look()
-            minter.mint(replicas[other], before.bundle.to_pem())
-            assert _leader(cluster, replicas, progress) == other
-            start(leader)
-            if number % 10 == 9:
-                progress(f"{number + 1} kills, sequence {before.sequence}, {len(minter.issued)} SVIDs")
-        for name in replicas:
-            _wait_ready(replicas[name], progress)
-        # What was begun is finished by whoever leads now.
-        _settled(cluster, progress, minter)
-        for name in replicas:
-            minter.mint(replicas[name], stored_state(cluster).bundle.to_pem())
-    assert len(set(leaders)) == 2
-    assert {"prepared", "active", "old"} <= minter.phases
-    assert len(minter.issued) > KILLS
-    assert set(minter.issued) <= set(minter.published)
-    progress(
-        f"{KILLS} kills, {len(minter.issued)} SVIDs of {len(set(minter.issued))} authorities, phases {minter.phases}"
-    )
+async def mount(cluster: Cluster, base: Path) -> None:
+    """What kubelet does with the ConfigMap in the agent's pod."""
+    file = base / "bundle.json"
+    while True:
+        found = await asyncio.to_thread(cluster.api.find, signing.BUNDLE)
+        text = found["data"]["bundle.json"] if found else file.read_text()
+        if file.read_text() != text:
+            file.with_suffix(".new").write_text(text)
+            file.with_suffix(".new").replace(file)
+        await asyncio.sleep(1)
+
+
+def _eventually(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 def _leader(cluster: Cluster, replicas: dict[str, SignerProcess], progress: Progress) -> str:
@@ -250,16 +331,6 @@ def _wait_ready(signer: SignerProcess, progress: Progress) -> None:
         signer.check()
         assert time.monotonic() < until, signer.ready()
         time.sleep(0.2)
-
-
-def _settled(cluster: Cluster, progress: Progress, minter: Minter) -> None:
-    until = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        state = minter.look()
-        if [slot.stage for slot in state.x509] == [Stage.ACTIVE] and not state.goals:
-            return
-        assert time.monotonic() < until, [slot.stage for slot in state.x509]
-        time.sleep(0.5)
 
 
 def test_a_damaged_secret_stops_a_start_and_says_what_to_do(cluster: Cluster, progress: Progress) -> None:
@@ -295,16 +366,6 @@ def test_an_older_secret_is_restored(cluster: Cluster, progress: Progress) -> No
     def restore(data: dict[str, str]) -> None:
         cluster.api.replace(SECRET, {**cluster.api.get(SECRET), "data": data})
 
-    async def mount(file: Path) -> None:
-        """What kubelet does with the ConfigMap in the agent's pod."""
-        while True:
-            found = await asyncio.to_thread(cluster.api.find, signing.BUNDLE)
-            text = found["data"]["bundle.json"] if found else file.read_text()
-            if file.read_text() != text:
-                file.with_suffix(".new").write_text(text)
-                file.with_suffix(".new").replace(file)
-            await asyncio.sleep(1)
-
     async def run(stack: ExitStack) -> None:
         port = signing.free_port()
         flags = (*FLAGS, "--reissue-over", "5s", "--forced-reissue-over", "5s")
@@ -315,7 +376,7 @@ def test_an_older_secret_is_restored(cluster: Cluster, progress: Progress) -> No
         signer = start("signer-restore-1")
         async with fleet(cluster, progress, [signer], ["restore-0"], 3) as found:
             (node,) = found.nodes.values()
-            mounting = asyncio.create_task(mount(node.host.base / "bundle.json"))
+            mounting = asyncio.create_task(mount(cluster, node.host.base))
             stack.callback(mounting.cancel)
             running = list(found.targets)
             backup = dict(cluster.api.get(SECRET)["data"])
@@ -348,6 +409,11 @@ def test_an_older_secret_is_restored(cluster: Cluster, progress: Progress) -> No
             progress(f"an agent followed a restored Secret after {time.monotonic() - started:.0f} s")
             assert "rollback at " in await asyncio.to_thread(authority, signer, "show")
             renewed = await asyncio.to_thread(stored_state, cluster)
+            # The backup's authorities were stolen since: they do not come back, and are told in the new one.
+            gone = {slot.id for kind in KINDS for slot in before.slots(kind)}
+            assert not gone & {slot.id for kind in KINDS for slot in renewed.slots(kind)}
+            assert gone <= {each.authority_id for each in renewed.abandoned}
+            assert not gone & named(cluster.api.get(signing.BUNDLE)["data"]["bundle.json"].encode())
             await eventually(
                 "all to be renewed", {renewed.active_x509_id}, lambda: {authority_of(target) for target in running}
             )

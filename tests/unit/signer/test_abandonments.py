@@ -300,15 +300,23 @@ def test_the_running_leader_carries_it_out_as_well_and_others_do_not() -> None:
         def dead() -> None:
             raise ApiUnavailable("away")
 
+        cluster.clock.pass_by(hours=2)
         before(cluster.kube, "replace", dead, "secrets")
         with pytest.raises(ApiUnavailable):
             await two.rotation.step("rotate", "x509", "", forced=True)
+        # The one that died had a clock that was ahead.
+        cluster.clock.pass_by(hours=-1)
         for each in (two, one):
             assert cluster.stored.abandoned == ()
             await each.rotation._abandonments.read()
             await each.rotation._loaded()
         assert cluster.stored.goals == {Goal("x509", True)}
-        assert cluster.stored.sequence >= one.rotation._abandonments.record.floor
+        assert cluster.stored.sequence >= one.rotation._abandonments.record.floor > sequence_at(START)
+        # So that what is made now is not taken for what was there before, by the next one that starts.
+        await carried_on(one)
+        made = ids(cluster.stored)
+        await started(cluster, "three")
+        assert ids(cluster.stored) == made
 
     asyncio.run(run())
 
