@@ -52,6 +52,7 @@ SETTLING = 12.0
 PROGRESS = 10.0
 # As chart and docs have them.
 SETTINGS = ("--node-rate", "50", "--node-burst", "1000", "--node-concurrency", "64", "--address-rate", "5")
+BEHIND = ("chrt", "--other", "0", "nice", "-n", "19")
 WAYS = ("kept connection", "new connection")
 
 
@@ -63,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--addresses", type=int, default=250, help="that each kind of the mix comes from")
     parser.add_argument("--kinds", default="", help="some of them for the mix, with commas between")
     parser.add_argument("--json", action="store_true", help="the mix's figures as JSON on stdout")
-    parser.add_argument("--nice", type=int, default=-10, help="of the mix's signer and honest agents")
     parser.add_argument("--anywhere", action="store_true", help="the mix without a core for the signer, and no cgroup")
     parser.add_argument("--profile", type=Path, help="where cProfile writes what the signer did")
 
@@ -249,7 +249,7 @@ def attackers(site: Path, kinds: Sequence[str], seconds: float, addresses: int) 
             kind,
             str(site),
         ]
-        running[kind] = subprocess.Popen(["nice", "-n", "40", *command], stdout=subprocess.PIPE, text=True)
+        running[kind] = subprocess.Popen([*BEHIND, *command], stdout=subprocess.PIPE, text=True)
     try:
         for kind, each in running.items():
             assert each.stdout is not None
@@ -405,7 +405,9 @@ def main(arguments: argparse.Namespace, kinds: Sequence[str]) -> int:
                 return 2
             os.sched_setaffinity(0, {1})
             # Signer and honest agents go before whatever else the machine does; attackers after it.
-            os.nice(arguments.nice)
+            with suppress(PermissionError):
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+                about["scheduling"] = "real-time"
             about["cgroup"] = f"version {group.version}"
         figures = asyncio.run(_mix(arguments, chosen, group)).figures()
     if arguments.json:

@@ -5,22 +5,29 @@ Only bookkeeping, without sockets: `Door` asks before it takes a connection and 
 
 import ipaddress
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from signer.front.budget import AGENT_CONNECTIONS, NODE_CONNECTIONS, STRANGERS
+from signer.front.budget import AGENT_CONNECTIONS, NODE_CONNECTIONS, STRANGERS, WAITING
 
-# Addresses whose rate is remembered.
+# Addresses whose rate is remembered, and those from which agents came, of all nodes and of one.
 MAX_ADDRESSES = 20_000
+KNOWN_OF_NODE = 2
 # Calls that a connection may have refused for their token before it is closed: an agent reads its own anew at each.
 MAX_STRIKES = 4
 # Seconds that a stranger has for itself where there are more than places: agents prove themselves in a moment.
-HOLD_SECONDS = 1.0
+HOLD_SECONDS = 0.5
+# Strangers from unknown addresses that may come to nothing, a second and at once: TLS and calls of headers alone take
+# up to 11 ms of a core each. Who proves to be an agent does not count.
+VAIN, VAIN_AT_ONCE = 40.0, 192.0
 
 
 class Guest(Protocol):
     """A connection, as far as it is counted."""
+
+    def begin(self) -> None:
+        """It has a place: what it says may be listened to."""
 
     def close(self) -> None:
         """End it now. It is not left from here: `left` is told by whoever calls."""
@@ -28,25 +35,34 @@ class Guest(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One connection's place in the books. `node` is empty until an agent has proven itself on it."""
+    """One connection's place in the books. `node` is empty until an agent has proven itself on it.
+
+    `since` is when it came, `begun` when it got its place; it paid if its coming in vain would count.
+    """
 
     guest: Guest
     address: str
     since: float
     node: str = ""
     strikes: int = 0
+    begun: float = 0.0
+    paid: bool = False
 
 
 @dataclass(slots=True)
 class _Address:
     tokens: float
     counted_at: float
-    strangers: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
+    # Those that wait and those that have places, the oldest first; and how many have places.
+    all: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
+    placed: int = 0
 
 
 class Admission:
     """Counts connections. `rate`: new ones a second that one address gets, twice as many at once.
 
+    A new one waits until it speaks and there is a place among the strangers; it leaves that place as an agent's, or
+    ended. Those from addresses that agents came from before go first, then those of whose address there are fewest.
     `refused` is told the kind of each that is turned away or ended. Times are seconds of `now`, which only grows.
     """
 
@@ -57,6 +73,7 @@ class Admission:
         now: Callable[[], float],
         *,
         strangers: int = STRANGERS,
+        waiting: int = WAITING,
         agents: int = AGENT_CONNECTIONS,
         of_node: int = NODE_CONNECTIONS,
     ) -> None:
@@ -64,12 +81,21 @@ class Admission:
         self._refused = refused
         self._now = now
         self._most_strangers = strangers
-        # Half of them for one address at most: two attackers and an agent behind a third leave it room.
-        self._of_address = max(1, min(rate, strangers // 2))
+        self._most_waiting = waiting
+        # What its rate gives it at once: who raises that says that many share an address.
+        self._of_address = max(1, min(2 * rate, waiting))
         self._most_agents = agents
         self._of_node = of_node
+        self._waiting: OrderedDict[Entry, None] = OrderedDict()
+        # Of the waiting those that spoke: from addresses that are known, and others.
+        self._known_ready: OrderedDict[Entry, None] = OrderedDict()
+        self._ready: OrderedDict[Entry, None] = OrderedDict()
         self._strangers: OrderedDict[Entry, None] = OrderedDict()
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
+        # Addresses that agents came from, each with the node; and the other way round, the newest last.
+        self._known: OrderedDict[str, str] = OrderedDict()
+        self._homes: dict[str, deque[str]] = {}
+        self._vain, self._vain_at = VAIN_AT_ONCE, now()
         self._nodes: dict[str, deque[Entry]] = {}
         # Those of nodes that have more than one.
         self._spare: dict[str, deque[Entry]] = {}
@@ -77,38 +103,60 @@ class Admission:
 
     @property
     def strangers(self) -> int:
-        """Connections on which no agent has proven itself."""
-        return len(self._strangers)
+        """Connections on which no agent has proven itself: those that wait, and those that are listened to."""
+        return len(self._waiting) + len(self._strangers)
 
     @property
     def agents(self) -> int:
         """Connections of proven agents."""
         return self._agents
 
-    @property
-    def full(self) -> bool:
-        """Whether a new one had better wait where it is: all places are taken, each by another address, just now."""
-        if len(self._strangers) < self._most_strangers:
-            return False
-        found = self._least_welcome()
-        return len(self._addresses[found.address].strangers) == 1 and self._now() - found.since < HOLD_SECONDS
-
     def enter(self, guest: Guest, host: str) -> Entry | None:
-        """A place for a new connection; None: it is to be closed. Another one may be closed for it."""
+        """Let a new connection wait; None: it is to be closed. Another one may be closed for it."""
         name = group(host)
         address = self._address(name)
         if address.tokens < 1.0:
             self._refused("address")
             return None
         address.tokens -= 1.0
-        if len(address.strangers) >= self._of_address:
+        if len(address.all) >= self._of_address:
             # The oldest: agents prove themselves in a moment, and may share an address with who does not.
-            self._end(next(iter(address.strangers)), "address")
-        elif len(self._strangers) >= self._most_strangers:
-            self._end(self._least_welcome(), "strangers")
+            self._end(next(iter(address.all)), "address")
+        elif len(self._waiting) >= self._most_waiting:
+            self._end(self._least_welcome(self._waiting, lambda each: len(each.all)), "strangers")
         entry = Entry(guest, name, self._now())
-        self._strangers[entry] = address.strangers[entry] = None
+        self._waiting[entry] = address.all[entry] = None
         return entry
+
+    def spoke(self, entry: Entry) -> None:
+        """It said something: it gets a place when there is one."""
+        if entry in self._waiting:
+            (self._known_ready if entry.address in self._known else self._ready)[entry] = None
+            self.go_on()
+
+    @property
+    def ready(self) -> bool:
+        """Whether somebody spoke who waits for a place."""
+        return bool(self._known_ready or self._ready)
+
+    def go_on(self) -> None:
+        """Give out the places that there are."""
+        while self.ready:
+            known = bool(self._known_ready)
+            entry = next(iter(self._known_ready or self._ready))
+            if not known and self._vain_left() < 1.0:
+                return
+            if len(self._strangers) >= self._most_strangers:
+                given_up = self._gives_way(entry, known)
+                if given_up is None:
+                    return
+                self._end(given_up, "strangers")
+            self._forget_waiting(entry)
+            entry.begun, entry.paid = self._now(), not known
+            self._vain -= entry.paid
+            self._strangers[entry] = None
+            self._addresses[entry.address].placed += 1
+            entry.guest.begin()
 
     def proven(self, entry: Entry, node: str) -> bool:
         """The agent of `node` has proven itself on it; False when there is no place for one more agent."""
@@ -122,6 +170,8 @@ class Admission:
                 return False
             self._end(spare, "agents")
         self._forget_stranger(entry)
+        self._vain = min(self._vain + entry.paid, VAIN_AT_ONCE)
+        self._remember(entry.address, node)
         entry.node = node
         of_node = self._nodes.setdefault(node, deque())
         of_node.append(entry)
@@ -151,30 +201,69 @@ class Admission:
                     del self._nodes[entry.node]
         elif entry in self._strangers:
             self._forget_stranger(entry)
+        elif entry in self._waiting:
+            self._forget_waiting(entry)
+            del self._addresses[entry.address].all[entry]
 
     def overdue(self, seconds: float) -> None:
         """Close those on which nobody has proven to be an agent within so long."""
         before = self._now() - seconds
-        while self._strangers:
-            oldest = next(iter(self._strangers))
-            if oldest.since > before:
-                return
-            self._end(oldest, "silent")
+        for those in (self._waiting, self._strangers):
+            for entry in [each for each in those if each.since <= before]:
+                self._end(entry, "silent")
 
-    def _least_welcome(self) -> Entry:
+    def _least_welcome(self, those: Iterable[Entry], count: Callable[[_Address], int]) -> Entry:
         """The oldest of the address that has most of them; so an agent that comes alone is not the first to go."""
-        return max(self._strangers, key=lambda each: len(self._addresses[each.address].strangers))
+        return max(those, key=lambda each: (each.address not in self._known, count(self._addresses[each.address])))
+
+    def _gives_way(self, newcomer: Entry, known: bool) -> Entry | None:
+        """Who leaves its place to that one, where all are taken: who had its time, or has more than its share."""
+        found = self._least_welcome(self._strangers, lambda each: each.placed)
+        less, more = self._addresses[newcomer.address].placed, self._addresses[found.address].placed
+        stranger = found.address not in self._known
+        if (known and stranger) or ((known or stranger) and more > less + 1):
+            return found
+        oldest = next(iter(self._strangers))
+        return oldest if self._now() - oldest.begun >= HOLD_SECONDS else None
+
+    def _vain_left(self) -> float:
+        now = self._now()
+        self._vain = min(self._vain + (now - self._vain_at) * VAIN, VAIN_AT_ONCE)
+        self._vain_at = now
+        return self._vain
+
+    def _remember(self, address: str, node: str) -> None:
+        """An agent came from there. Who stole one node's token makes few addresses known."""
+        if self._known.get(address) is None:
+            homes = self._homes.setdefault(node, deque())
+            homes.append(address)
+            if len(homes) > KNOWN_OF_NODE:
+                del self._known[homes.popleft()]
+        else:
+            node = self._known[address]
+        self._known[address] = node
+        self._known.move_to_end(address)
+        if len(self._known) > MAX_ADDRESSES:
+            gone, its = self._known.popitem(last=False)
+            self._homes[its].remove(gone)
+            if not self._homes[its]:
+                del self._homes[its]
 
     def _end(self, entry: Entry, kind: str) -> None:
         self.left(entry)
         self._refused(kind)
         entry.guest.close()
 
+    def _forget_waiting(self, entry: Entry) -> None:
+        del self._waiting[entry]
+        self._known_ready.pop(entry, None)
+        self._ready.pop(entry, None)
+
     def _forget_stranger(self, entry: Entry) -> None:
         del self._strangers[entry]
-        address = self._addresses.get(entry.address)
-        if address is not None:
-            address.strangers.pop(entry, None)
+        address = self._addresses[entry.address]
+        del address.all[entry]
+        address.placed -= 1
 
     def _address(self, name: str) -> _Address:
         now = self._now()
@@ -186,7 +275,7 @@ class Admission:
         self._addresses.move_to_end(name)
         if len(self._addresses) > MAX_ADDRESSES:
             # The one that was quiet for longest.
-            idle = next((key for key, each in self._addresses.items() if not each.strangers and key != name), None)
+            idle = next((key for key, each in self._addresses.items() if not each.all and key != name), None)
             if idle is not None:
                 del self._addresses[idle]
         return found

@@ -22,6 +22,8 @@ SWOLLEN: Final = 160
 STRANGERS: Final = 96
 GREETING: Final = 8 * KIB
 GREETING_SECONDS: Final = 10.0
+# Those that wait for such a place, or say nothing: a socket each, of which nothing is read.
+WAITING: Final = 512
 # Connections of proven agents, in all and of one node. At a new root each agent has two for a while.
 AGENT_CONNECTIONS: Final = 6_144
 NODE_CONNECTIONS: Final = 8
@@ -36,7 +38,7 @@ WINDOW: Final = 2 * KIB
 # proven ones may have sent until then beyond their greeting, and beyond what mints have used up, is limited for all
 # together. They get it in portions, a node never more than is left for the others.
 SETTINGS_SECONDS: Final = 3.0
-YOUNG_BYTES: Final = 256 * KIB
+YOUNG_BYTES: Final = 128 * KIB
 YOUNG_PORTION: Final = 4 * KIB
 
 # A token is some 1.3 KiB. Bytes of a call's headers: refused above the first by chance, above the second always; each
@@ -61,6 +63,7 @@ def held_at_most() -> Mapping[str, int]:
         {
             "unread messages: connections x streams x window": (STRANGERS + AGENT_CONNECTIONS) * STREAMS * WINDOW,
             "what strangers send before they are known": STRANGERS * GREETING * SWOLLEN,
+            "what nobody has read yet: waiting connections x buffer": WAITING * SOCKET_BUFFER,
             "what agents send before they acknowledge limits": YOUNG_BYTES * SWOLLEN,
             "headers of calls that wait": PENDING * MOST_HEADERS // 33 * SWOLLEN,
             "mints under way": MINTS * (MAX_MINT + attested),

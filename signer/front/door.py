@@ -21,11 +21,12 @@ from signer.model import Sender, Standing
 _log = logging.getLogger("podsvid.door")
 BACKLOG = 1024
 # Taken at one go, so that the calls of those who are in have their turn.
-ACCEPTS = 32
+ACCEPTS = 16
 CHUNK = 16 * 1024
 # Seconds.
 SWEEP = 0.5
 PAUSE = 0.1
+TURN = 0.02
 # Memory is looked after each so many sweeps, if so many connections came meanwhile.
 SWEEPS, MANY = 6, 50
 _LINGER = struct.pack("ii", 1, 0)
@@ -44,6 +45,8 @@ class Door:
         self._rate = rate
         self._burst = burst
         self._passages: dict[str, Passage] = {}
+        self._waiting: set[Passage] = set()
+        self._turn: asyncio.TimerHandle | None = None
         self._listening: list[socket.socket] = []
         self._sweeping: asyncio.Task[None] | None = None
         self._young_left = YOUNG_BYTES
@@ -75,8 +78,10 @@ class Door:
             self._sweeping.cancel()
             with suppress(asyncio.CancelledError):
                 await self._sweeping
-        for passage in list(self._passages.values()):
+        for passage in [*self._passages.values(), *self._waiting]:
             passage.close()
+        if self._turn is not None:
+            self._turn.cancel()
 
     def proven(self, peer: str, node: str) -> bool:
         """The agent of `node` has proven itself on the connection that grpc calls `peer`; False: there is no room."""
@@ -130,13 +135,40 @@ class Door:
     def left(self, passage: "Passage") -> None:
         """It is closed."""
         self._passages.pop(passage.peer, None)
+        self._waiting.discard(passage)
         self._admission.left(passage.entry)
+        self._next()
+
+    def spoke(self, passage: "Passage") -> None:
+        """It said its first words."""
+        self._admission.spoke(passage.entry)
+        self._next()
+
+    def begin(self, passage: "Passage") -> None:
+        """Pass it on; or end it."""
+        self._waiting.discard(passage)
+        try:
+            if self.target is None:
+                raise OSError("there is no certificate yet")
+            passage.open(self.target)
+        except OSError as error:
+            _log.error("a connection cannot be passed on", extra={"error": str(error)})
+            passage.close()
+            return
+        self._passages[passage.peer] = passage
+
+    def _next(self) -> None:
+        """Where somebody waits for a place, look again soon."""
+        if self._turn is None and self._admission.ready:
+            self._turn = asyncio.get_running_loop().call_later(TURN, self._give_places)
+
+    def _give_places(self) -> None:
+        self._turn = None
+        self._admission.go_on()
+        self._next()
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS):
-            if self._admission.full:
-                self._rest(listening)
-                return
             try:
                 outside, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -165,15 +197,8 @@ class Door:
             _reset(outside)
             return
         passage.entry = entry
-        try:
-            if self.target is None:
-                raise OSError("there is no certificate yet")
-            passage.open(self.target)
-        except OSError as error:
-            _log.error("a connection cannot be passed on", extra={"error": str(error)})
-            passage.close()
-            return
-        self._passages[passage.peer] = passage
+        self._waiting.add(passage)
+        passage.wait()
 
     async def _sweep(self) -> None:
         trim, since = trimmer(), 0
@@ -206,17 +231,41 @@ class Passage:
         self._closed = False
         self.peer = ""
 
+    def wait(self) -> None:
+        """Until something comes, which is not read."""
+        self._sockets[0].setblocking(False)
+        self._loop.add_reader(self._sockets[0].fileno(), self._spoken)
+
+    def _spoken(self) -> None:
+        outside = self._sockets[0]
+        try:
+            found = outside.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            found = b""
+        if not found:
+            self.close()
+            return
+        self._loop.remove_reader(outside)
+        self._door.spoke(self)
+
+    def begin(self) -> None:
+        """See `Guest`."""
+        self._door.begin(self)
+
     def open(self, target: Path) -> None:
         """Connect inwards. Raises OSError."""
         inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._sockets.append(inside)
         outside = self._sockets[0]
-        outside.setblocking(False)
         outside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         inside.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         inside.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
         # The kernel gives it a name, by which grpc's calls tell whose they are.
         inside.bind("")
+        # grpc's time to have its limits acknowledged begins now.
+        self._since = self._loop.time()
         self.peer = _PEER + inside.getsockname()[1:].decode("ascii")
         inside.connect(str(target))
         self._inwards = _Way(self, outside, inside, GREETING)
@@ -235,7 +284,7 @@ class Passage:
             return
         self._closed = True
         for each in self._sockets:
-            # By its number: asyncio writes a text of a socket that it does not know, which takes four system calls.
+            # By its number, as in `wait`: asyncio writes down a socket that it does not know, by four system calls.
             self._loop.remove_reader(each.fileno())
             self._loop.remove_writer(each.fileno())
             each.close()

@@ -63,8 +63,11 @@ class Rig:
     def __init__(self, door: Door, admission: Admission, inside: Inside, port: int, refused: list[str]) -> None:
         self.door, self.admission, self.inside, self.port, self.refused = door, admission, inside, port, refused
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+    async def connect(self, first: bytes = b"hello") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Who says nothing waits outside."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(first)
+        return reader, writer
 
     @property
     def peer(self) -> str:
@@ -106,8 +109,7 @@ def test_bytes_pass_both_ways_unchanged_however_many() -> None:
     sent = random.Random(1).randbytes(3_000_000)
 
     async def test(rig: Rig) -> None:
-        reader, writer = await rig.connect()
-        writer.write(sent[:100])
+        reader, writer = await rig.connect(sent[:100])
         await until(lambda: bool(rig.inside.got) and len(rig.inside.got[0]) == 100)
         assert rig.door.proven(rig.peer, "a")
         # Who is inside reads nothing for a while: what comes waits outside.
@@ -124,8 +126,7 @@ def test_bytes_pass_both_ways_unchanged_however_many() -> None:
 
 def test_a_stranger_brings_in_so_much_and_an_agent_goes_on() -> None:
     async def test(rig: Rig) -> None:
-        _, writer = await rig.connect()
-        writer.write(bytes(200_000))
+        _, _writer = await rig.connect(bytes(200_000))
         await until(lambda: bool(rig.inside.got) and len(rig.inside.got[0]) >= budget.GREETING)
         for _ in range(50):
             await asyncio.sleep(0.001)
@@ -156,11 +157,11 @@ def test_what_young_connections_bring_in_is_bounded_for_all_together(monkeypatch
     monkeypatch.setattr(module, "YOUNG_BYTES", 80_000)
 
     async def test(rig: Rig) -> None:
-        wanted = 0
+        wanted, writers = 0, []
         # Each takes half of what is left.
         for number, share in enumerate((40_000, 20_000, 10_000)):
-            _, writer = await rig.connect()
-            writer.write(bytes(100_000))
+            _, writer = await rig.connect(bytes(100_000))
+            writers.append(writer)
             await until(lambda number=number: len(rig.door._passages) > number)  # type: ignore[misc]
             rig.door.proven(rig.peer, f"node-{number}")
             wanted += budget.GREETING + share
@@ -190,8 +191,7 @@ def test_a_young_connection_goes_on_with_what_its_answered_mints_have_used(monke
     monkeypatch.setattr(module, "YOUNG_BYTES", 20_000)
 
     async def test(rig: Rig) -> None:
-        _, writer = await rig.connect()
-        writer.write(bytes(100_000))
+        _, _writer = await rig.connect(bytes(100_000))
         await until(lambda: bool(rig.door._passages))
         rig.door.proven(rig.peer, "a")
         most = budget.GREETING + 10_000
@@ -242,7 +242,7 @@ def test_one_agents_bytes_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
         await until(lambda: bool(rig.door._passages))
         began = loop.time()
         rig.door.proven(rig.peer, "a")
-        writer.write(bytes(budget.GREETING + 20_000 + 40_000))
+        writer.write(bytes(budget.GREETING + 20_000 + 40_000 - len(b"hello")))
         await until(lambda: bool(rig.inside.got) and len(rig.inside.got[0]) == budget.GREETING + 60_000)
         # Beyond what comes at once: 40,000 bytes at 100,000 a second.
         assert loop.time() - began >= 0.39
@@ -255,26 +255,61 @@ def test_who_says_nothing_is_closed_and_told_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "SWEEP", 0.05)
 
     async def test(rig: Rig) -> None:
-        silent, _kept = await rig.connect()
-        await until(lambda: bool(rig.door._passages))
+        silent, _silent = await rig.connect(b"")
+        halting, _kept = await rig.connect()
+        await until(lambda: len(rig.door._passages) == 1)
         agent, _other = await rig.connect()
         await until(lambda: len(rig.door._passages) == 2)
         rig.door.proven(rig.peer, "a")
         assert await silent.read() == b""
-        assert (rig.refused, len(rig.door._passages), rig.admission.agents) == (["silent"], 1, 1)
+        assert await halting.read() == b""
+        assert (rig.refused, len(rig.door._passages), rig.admission.agents) == (["silent"] * 2, 1, 1)
+        assert (len(rig.inside.got), rig.admission.strangers) == (2, 0)
         assert not agent.at_eof()
+
+    doored(test)
+
+
+def test_who_says_nothing_costs_no_connection_inside() -> None:
+    async def test(rig: Rig) -> None:
+        _, silent = await rig.connect(b"")
+        _, gone = await rig.connect(b"")
+        await until(lambda: rig.admission.strangers == 2)
+        gone.close()
+        await until(lambda: rig.admission.strangers == 1)
+        assert not rig.inside.got
+        silent.write(b"hello")
+        await until(lambda: rig.inside.got == [b"hello"])
+
+    doored(test)
+
+
+def test_who_waits_for_a_place_gets_it_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.front.admission.HOLD_SECONDS", 0.1)
+
+    async def test(rig: Rig) -> None:
+        # One address has both: the one that came later waits until the first had its time.
+        rig.admission._most_strangers = 1
+        first, _writer = await rig.connect()
+        await until(lambda: len(rig.inside.got) == 1)
+        _, second = await rig.connect(b"me too")
+        await until(lambda: len(rig.inside.got) == 2)
+        assert rig.refused == ["strangers"]
+        assert await first.read() == b""
+        second.close()
 
     doored(test)
 
 
 def test_whoever_is_refused_costs_no_connection_inside() -> None:
     async def test(rig: Rig) -> None:
+        kept = []
         while not rig.refused.count("address") > 1:
             with suppress(ConnectionError):
-                await rig.connect()
-        # Two at once: the second took the first one's place, the third was reset.
+                kept.append(await rig.connect())
+        # Two at once: what came after them was reset.
         await until(lambda: len(rig.inside.got) == 2)
-        assert rig.admission.strangers == 1
+        assert rig.admission.strangers == 2
 
     doored(test, new=1)
 

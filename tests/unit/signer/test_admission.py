@@ -6,14 +6,26 @@ import pytest
 
 from signer.front import admission as module
 from signer.front import budget
-from signer.front.admission import HOLD_SECONDS, MAX_STRIKES, Admission, Entry, group
+from signer.front.admission import (
+    HOLD_SECONDS,
+    KNOWN_OF_NODE,
+    MAX_STRIKES,
+    VAIN,
+    VAIN_AT_ONCE,
+    Admission,
+    Entry,
+    group,
+)
 
 
 class Guest:
     """A connection."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self.begun = self.closed = False
+
+    def begin(self) -> None:
+        self.begun = True
 
     def close(self) -> None:
         self.closed = True
@@ -22,16 +34,31 @@ class Guest:
 class Rig:
     """Admission with few places and a clock that only tests move."""
 
-    def __init__(self, rate: int = 100, strangers: int = 8, agents: int = 4, of_node: int = 2) -> None:
+    def __init__(
+        self, rate: int = 100, strangers: int = 8, agents: int = 4, of_node: int = 2, waiting: int = 100
+    ) -> None:
         self.at = 100.0
         self.refused: list[str] = []
         self.admission = Admission(
-            rate, self.refused.append, lambda: self.at, strangers=strangers, agents=agents, of_node=of_node
+            rate,
+            self.refused.append,
+            lambda: self.at,
+            strangers=strangers,
+            waiting=waiting,
+            agents=agents,
+            of_node=of_node,
         )
 
-    def enter(self, host: str) -> tuple[Guest, Entry | None]:
+    def silent(self, host: str) -> tuple[Guest, Entry | None]:
         guest = Guest()
         return guest, self.admission.enter(guest, host)
+
+    def enter(self, host: str) -> tuple[Guest, Entry | None]:
+        """One that speaks at once."""
+        guest, entry = self.silent(host)
+        if entry is not None:
+            self.admission.spoke(entry)
+        return guest, entry
 
     def agent(self, node: str, host: str = "") -> tuple[Guest, Entry]:
         guest, entry = self.enter(host or f"host of {node}")
@@ -70,24 +97,69 @@ def test_one_address_gets_its_rate() -> None:
     assert rig.refused.count("address") >= 2
 
 
-def test_one_address_has_half_of_the_places_and_its_oldest_goes() -> None:
-    rig = Rig()
-    guests = [rig.enter("10.0.0.1")[0] for _ in range(5)]
+def test_one_address_has_what_its_rate_gives_and_its_oldest_goes() -> None:
+    rig = Rig(rate=2)
+    guests = [rig.silent("10.0.0.1")[0] for _ in range(4)]
+    rig.at += 1.0
+    guests.append(rig.silent("10.0.0.1")[0])
     assert [each.closed for each in guests] == [True, False, False, False, False]
     assert (rig.admission.strangers, rig.refused) == (4, ["address"])
+
+
+def test_where_many_share_an_address_it_has_more_than_there_are_places() -> None:
+    """As its rate says: they wait for each other."""
+    rig = Rig(rate=1000)
+    guests = [rig.enter("10.0.0.1")[0] for _ in range(50)]
+    assert [each.begun for each in guests] == [True] * 8 + [False] * 42
+    assert not any(each.closed for each in guests)
+    assert rig.admission.ready
+    rig.at += HOLD_SECONDS / 2
+    rig.admission.go_on()
+    assert sum(each.begun for each in guests) == 8
+    rig.at += HOLD_SECONDS / 2
+    rig.admission.go_on()
+    assert [each.closed for each in guests] == [True] * 8 + [False] * 42
+    assert sum(each.begun for each in guests) == 16
+
+
+def test_who_says_nothing_has_no_place() -> None:
+    rig = Rig(strangers=1)
+    silent, waits = rig.silent("10.0.0.1")
+    speaks, entry = rig.enter("10.0.0.2")
+    assert entry is not None
+    assert waits is not None
+    assert (silent.begun, speaks.begun, rig.admission.strangers) == (False, True, 2)
+    rig.admission.spoke(waits)
+    assert not silent.begun
+    rig.admission.left(entry)
+    rig.admission.go_on()
+    assert silent.begun
+    assert not rig.admission.ready
+
+
+def test_where_too_many_wait_who_has_most_gives_way() -> None:
+    rig = Rig(waiting=8)
+    alone = [rig.silent(f"10.0.1.{number}")[0] for number in range(5)]
+    many = [rig.silent("10.0.0.1")[0] for _ in range(3)]
+    newcomer, entry = rig.silent("10.0.2.1")
+    assert entry is not None
+    assert [each.closed for each in many] == [True, False, False]
+    assert not any(each.closed for each in (*alone, newcomer))
+    assert (rig.admission.strangers, rig.refused) == (8, ["strangers"])
 
 
 def test_where_all_places_are_taken_who_has_most_gives_way() -> None:
     rig = Rig()
     alone = [rig.enter(f"10.0.1.{number}")[0] for number in range(5)]
     many = [rig.enter("10.0.0.1")[0] for _ in range(3)]
-    assert not rig.admission.full
-    newcomer, entry = rig.enter("10.0.2.1")
-    assert entry is not None
-    assert not newcomer.closed
+    newcomer, _ = rig.enter("10.0.2.1")
+    assert newcomer.begun
     assert [each.closed for each in many] == [True, False, False]
     assert not any(each.closed for each in alone)
-    assert (rig.admission.strangers, rig.refused) == (8, ["strangers"])
+    assert rig.refused == ["strangers"]
+    # It would have as many as that other then.
+    second, _ = rig.enter("10.0.2.1")
+    assert not second.begun
 
 
 def test_where_each_has_one_place_the_next_waits_and_the_oldest_goes_after_a_while() -> None:
@@ -95,11 +167,62 @@ def test_where_each_has_one_place_the_next_waits_and_the_oldest_goes_after_a_whi
     first, _ = rig.enter("10.0.1.0")
     for number in range(1, 8):
         rig.enter(f"10.0.1.{number}")
-    assert rig.admission.full
-    rig.at += HOLD_SECONDS
-    assert not rig.admission.full
-    rig.enter("10.0.2.1")
-    assert first.closed
+    next_one, _ = rig.enter("10.0.2.1")
+    rig.at += HOLD_SECONDS * 0.9
+    rig.admission.go_on()
+    assert (next_one.begun, first.closed) == (False, False)
+    rig.at += HOLD_SECONDS * 0.2
+    rig.admission.go_on()
+    assert (next_one.begun, first.closed) == (True, True)
+
+
+def test_an_address_that_an_agent_came_from_goes_first() -> None:
+    rig = Rig()
+    _, agent = rig.agent("a", "10.0.9.1")
+    rig.admission.left(agent)
+    strangers = [rig.enter(f"10.0.1.{number}")[0] for number in range(8)]
+    waits, _ = rig.enter("10.0.2.1")
+    again, entry = rig.enter("10.0.9.1")
+    assert (waits.begun, again.begun) == (False, True)
+    assert [each.closed for each in strangers] == [True] + [False] * 7
+    # Nor does it give way to the next strangers at once.
+    for number in range(8):
+        rig.enter(f"10.0.3.{number}")
+    assert not again.closed
+    assert entry is not None
+    assert rig.admission.proven(entry, "a")
+
+
+def test_a_stolen_token_makes_few_addresses_known() -> None:
+    rig = Rig(strangers=1, agents=100, of_node=100)
+    for number in range(10):
+        rig.agent("thief", f"10.0.9.{number}")
+    rig.enter("10.0.1.1")
+    begun = [rig.enter(f"10.0.9.{number}")[0].begun for number in range(10)]
+    assert begun.count(True) == 1
+    assert begun.index(True) == 10 - KNOWN_OF_NODE
+
+
+def test_strangers_come_in_vain_at_a_rate_and_agents_are_not_among_them() -> None:
+    rig = Rig(rate=100_000, strangers=100_000, waiting=100_000, agents=100_000)
+    for number in range(3 * int(VAIN_AT_ONCE)):
+        rig.agent(f"node-{number}")
+    guests = [rig.enter(f"10.1.{number}.1")[0] for number in range(250)]
+    assert sum(each.begun for each in guests) == int(VAIN_AT_ONCE)
+    assert rig.enter("host of node-1")[0].begun
+    rig.at += 1.0
+    rig.admission.go_on()
+    assert sum(each.begun for each in guests) == int(VAIN_AT_ONCE + VAIN)
+
+
+def test_addresses_of_agents_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ADDRESSES", 3)
+    rig = Rig(strangers=1, agents=100)
+    entries = [rig.agent(f"n{number}", f"10.0.0.{number}")[1] for number in range(5)]
+    for each in entries:
+        rig.admission.left(each)
+    rig.enter("10.0.1.1")
+    assert [rig.enter(f"10.0.0.{number}")[0].begun for number in (0, 1, 2)] == [False, False, True]
 
 
 def test_who_proves_nothing_is_closed_and_agents_are_not() -> None:
