@@ -211,11 +211,16 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             await writer.drain()
 
 
-async def honest(site: dict[str, Any], folder: Path, seconds: float) -> Served:
-    """All honest agents mint for so long."""
+def signing_request() -> bytes:
+    """Of a new key, as DER."""
     key = KeyAlgorithm.EC_P256.generate()
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    csr = builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+    return builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+
+
+async def honest(site: dict[str, Any], folder: Path, seconds: float) -> Served:
+    """All honest agents mint for so long."""
+    csr = signing_request()
     served, until = Served(), asyncio.get_running_loop().time() + seconds
     async with AsyncExitStack() as opened:
         work = []
@@ -339,7 +344,7 @@ async def _mix(arguments: argparse.Namespace, kinds: Sequence[str], group: Limit
             last = seen[-1] if seen else before_vitals
             return Mix(before, mixed, Served(), before_vitals, last, last, {}, done, busy, False)
         # Those that were silent are closed meanwhile.
-        await asyncio.sleep(SETTLING)
+        await asyncio.sleep(min(SETTLING, quiet))
         after = await honest(site, folder, quiet)
         metrics = await asyncio.to_thread(told, running.pid, folder)
         most = Vitals(*(max(values) for values in zip(*(asdict(each).values() for each in seen), strict=True)))

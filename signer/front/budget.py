@@ -24,7 +24,8 @@ GREETING: Final = 8 * KIB
 GREETING_SECONDS: Final = 10.0
 # Those that wait for such a place, or say nothing: a socket each, of which nothing is read.
 WAITING: Final = 512
-# Connections of proven agents, in all and of one node. At a new root each agent has two for a while.
+# Connections of proven agents, in all and of one node. At a new root each agent has two for a while; there need not be
+# room for all of them: where there is none, a node's older one goes for another node's newer one.
 AGENT_CONNECTIONS: Final = 6_144
 NODE_CONNECTIONS: Final = 8
 # Bytes that both sockets of a connection keep in the kernel, each way.

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from runtime.listening import bound
 from signer.front.admission import Admission, Entry
-from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_BYTES, YOUNG_PORTION
+from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_PORTION
 from signer.front.memory import trimmer
+from signer.front.young import Young
 from signer.model import Sender, Standing
 
 _log = logging.getLogger("podsvid.door")
@@ -49,10 +50,9 @@ class Door:
         self._turn: asyncio.TimerHandle | None = None
         self._listening: list[socket.socket] = []
         self._sweeping: asyncio.Task[None] | None = None
-        self._young_left = YOUNG_BYTES
-        self._young_of: dict[str, int] = {}
         self._came = 0
         self.target: Path | None = None
+        self.young = Young()
 
     async def open(self, host: str, port: int) -> None:
         """Listen. Raises OSError."""
@@ -112,25 +112,6 @@ class Door:
         passage = self._passages.get(peer)
         if passage is not None:
             passage.used(size)
-
-    def borrow(self, node: str, wanted: int) -> int:
-        """Some of what connections may send before their client must have acknowledged grpc's limits.
-
-        Never more for one node than is left for the others after it: who takes all that there is gets half.
-        """
-        held = self._young_of.get(node, 0)
-        given = min(wanted, max(self._young_left - held, 0) // 2)
-        if given:
-            self._young_of[node] = held + given
-            self._young_left -= given
-        return given
-
-    def give_back(self, node: str, borrowed: int) -> None:
-        """What was borrowed."""
-        self._young_left += borrowed
-        held = self._young_of.pop(node, 0) - borrowed
-        if held > 0:
-            self._young_of[node] = held
 
     def left(self, passage: "Passage") -> None:
         """It is closed."""
@@ -306,7 +287,7 @@ class Passage:
             if not self._growing:
                 self._growing = True
                 self._timers.append(self._loop.call_at(grown, self._give_back))
-            found = self._door.borrow(self.entry.node, min(found, YOUNG_PORTION))
+            found = self._door.young.borrow(self.entry.node, min(found, YOUNG_PORTION))
             self._borrowed += found
         self._credit -= found
         if not found:
@@ -326,7 +307,7 @@ class Passage:
     def _give_back(self, most: int | None = None) -> None:
         given = self._borrowed if most is None else min(most, self._borrowed)
         self._borrowed -= given
-        self._door.give_back(self.entry.node, given)
+        self._door.young.give_back(self.entry.node, given)
 
 
 class _Way:

@@ -69,7 +69,7 @@ class AgentServer:
         self._made = 0
         self._identity = ServerIdentity(clock)
         self._server: grpc.aio.Server | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], grpc.aio.Server] = {}
 
     @property
     def serving(self) -> bool:
@@ -87,13 +87,12 @@ class AgentServer:
             await self._replace(credentials)
 
     async def close(self, grace: float) -> None:
-        """Stop listening; calls in flight get `grace` seconds."""
+        """Stop listening; calls in flight get `grace` seconds, those of older servers too."""
         self._door.close()
-        if self._server is not None:
-            await self._server.stop(grace)
-        for each in self._retiring:
-            each.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        retiring = dict(self._retiring)
+        servers = [*retiring.values(), *([self._server] if self._server is not None else [])]
+        await asyncio.gather(*(each.stop(grace) for each in servers))
+        await asyncio.gather(*retiring, return_exceptions=True)
         await self._door.end()
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
@@ -119,5 +118,5 @@ class AgentServer:
             await self._door.open(*self._address)
         if before is not None:
             retiring = asyncio.create_task(before.stop(STREAM_LIFE.total_seconds()), name="old server")
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            self._retiring[retiring] = before
+            retiring.add_done_callback(self._retiring.pop)

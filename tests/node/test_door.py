@@ -154,7 +154,7 @@ def test_who_sends_is_an_address_until_an_agent_has_proven_itself() -> None:
 def test_what_young_connections_bring_in_is_bounded_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until grpc's limits must have been acknowledged, since until then it does not hold anybody to them."""
     monkeypatch.setattr(module, "SETTINGS_SECONDS", 0.5)
-    monkeypatch.setattr(module, "YOUNG_BYTES", 80_000)
+    monkeypatch.setattr("signer.front.young.YOUNG_BYTES", 80_000)
 
     async def test(rig: Rig) -> None:
         wanted, writers = 0, []
@@ -169,26 +169,26 @@ def test_what_young_connections_bring_in_is_bounded_for_all_together(monkeypatch
             await until(lambda wanted=wanted: sum(map(len, rig.inside.got)) >= wanted - 3)  # type: ignore[misc]
         assert sum(map(len, rig.inside.got)) <= wanted
         await until(lambda: sum(map(len, rig.inside.got)) == 300_000)
-        assert rig.door.borrow("other", 1 << 30) == 40_000
+        assert rig.door.young.borrow("other", 1 << 30) == 40_000
 
     doored(test)
 
 
 def test_a_node_cannot_take_what_the_others_young_connections_need() -> None:
     async def test(rig: Rig) -> None:
-        taken = [rig.door.borrow("thief", 1 << 30) for _ in range(9)]
+        taken = [rig.door.young.borrow("thief", 1 << 30) for _ in range(9)]
         assert taken == [budget.YOUNG_BYTES // 2] + [0] * 8
-        assert rig.door.borrow("honest", 1 << 30) == budget.YOUNG_BYTES // 4
-        rig.door.give_back("thief", taken[0])
-        rig.door.give_back("honest", budget.YOUNG_BYTES // 4)
-        assert rig.door.borrow("honest", 1 << 30) == budget.YOUNG_BYTES // 2
+        assert rig.door.young.borrow("honest", 1 << 30) == budget.YOUNG_BYTES // 4
+        rig.door.young.give_back("thief", taken[0])
+        rig.door.young.give_back("honest", budget.YOUNG_BYTES // 4)
+        assert rig.door.young.borrow("honest", 1 << 30) == budget.YOUNG_BYTES // 2
 
     doored(test)
 
 
 def test_a_young_connection_goes_on_with_what_its_answered_mints_have_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTINGS_SECONDS", 60.0)
-    monkeypatch.setattr(module, "YOUNG_BYTES", 20_000)
+    monkeypatch.setattr("signer.front.young.YOUNG_BYTES", 20_000)
 
     async def test(rig: Rig) -> None:
         _, _writer = await rig.connect(bytes(100_000))
@@ -212,7 +212,7 @@ def test_a_young_connection_goes_on_with_what_its_answered_mints_have_used(monke
 def test_a_new_connections_mints_go_on_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than one node's young connections may bring in."""
     monkeypatch.setattr(module, "SETTINGS_SECONDS", 600.0)
-    monkeypatch.setattr(module, "YOUNG_BYTES", 65_536)
+    monkeypatch.setattr("signer.front.young.YOUNG_BYTES", 65_536)
 
     async def test(signer: Serving, site: Site, folder: Path) -> None:
         claim = site.pod("web-1")
@@ -547,3 +547,24 @@ def test_grpcs_own_sockets_are_for_nobody_else_and_go_with_it() -> None:
     folders: list[Path] = []
     asked(test)
     assert not folders[0].exists()
+
+
+def test_streams_of_servers_before_end_with_the_newest() -> None:
+    """They would end in their own time, which is half an hour."""
+
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        server, replica = signer.replica._server, signer.replica
+        state = replica._signing_state()
+        assert state is not None
+        async with channel(signer, folder) as found:
+            call: Any = found.stream_stream(
+                "/podsvid.signer.v1.Signer/WatchTrust", signer_pb2.WatchTrustRequest.SerializeToString
+            )(metadata=(("authorization", f"Bearer {site.agent(life=7200.0)}"),))
+            assert await call.read()
+            server._identity._renew_at = None
+            await server.renew(state)
+            assert replica._agents.connected == 1
+            await server.close(0.1)
+            assert replica._agents.connected == 0
+
+    asked(test)

@@ -275,6 +275,31 @@ def test_where_there_is_no_room_for_agents_a_second_connection_of_a_node_goes_fi
     assert rig.admission.strangers == 1
 
 
+def test_at_a_new_root_all_agents_change_over_without_room_for_two_each_and_none_is_ever_without() -> None:
+    rig = Rig(agents=7)
+    nodes = [f"node-{number}" for number in range(6)]
+    held = {node: [rig.agent(node)[0]] for node in nodes}
+    for node in nodes:
+        held[node].append(rig.agent(node)[0])
+        assert rig.admission.agents <= 7
+        for guests in held.values():
+            assert not guests[-1].closed
+    assert rig.refused == ["agents"] * 5
+
+
+def test_a_second_connection_without_room_is_refused_tries_again_and_the_first_stays() -> None:
+    rig = Rig()
+    agents = {node: rig.agent(node) for node in "abcd"}
+    guest, entry = rig.enter("host of a")
+    assert entry is not None
+    assert not rig.admission.proven(entry, "a")
+    assert not any(each.closed for each, _ in agents.values())
+    rig.admission.left(agents["d"][1])
+    assert rig.admission.proven(entry, "a")
+    assert not guest.closed
+    assert not agents["a"][0].closed
+
+
 def test_who_leaves_makes_room_and_may_be_told_of_twice() -> None:
     rig = Rig()
     entries = [rig.agent(name)[1] for name in "abcd"]
