@@ -32,6 +32,9 @@ ACCOUNT = "web"
 SPIFFE_ID = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/{ACCOUNT}"
 POD = "web"
 ROTATIONS = 3
+# Half of it is between two of them, and half is left then for a busy machine.
+TTL = "20s"
+LIFE = ("--x509-ttl", TTL, "--x509-min-ttl", "10s")
 
 # The container's first act is to look: kubelet starts it only after NodePublishVolume has returned, so an
 # identity that is not whole at that point is a failure and not something to wait for.
@@ -93,14 +96,14 @@ class Agent:
 def agent(request: pytest.FixtureRequest, cluster: Cluster, progress: Progress) -> Iterator[Agent]:
     """The agent as a process of the host, at the real kubelet's root; once with its own CA, once through a signer."""
     if request.param == "embedded":
-        with _agent(cluster, "agent", {"admin.sock"}, "--authority", "embedded", "--x509-ttl", "60s") as running:
+        with _agent(cluster, "agent", {"admin.sock"}, "--authority", "embedded", *LIFE) as running:
             yield running
         return
     signing.install(cluster, progress)
     cluster.api.remove(signing.SECRET)
     # An agent's pod on this node: what the projected token of the DaemonSet is bound to.
     body = signing.pod(cluster, "agent", NODE, "podsvid-agent", namespace=signing.NAMESPACE, driver=None)
-    ttls = ("--x509-ttl", "60s", "--x509-min-ttl", "10s", "--x509-max-ttl", "60s")
+    ttls = (*LIFE, "--x509-max-ttl", TTL)
     with signing.signer_process(cluster, progress, "signer-pods", *ttls) as signer:
         flags = signing.agent_flags(cluster, progress, signer, body)
         with _agent(cluster, "agent-signer", {"admin.sock", "to-signer.sock"}, *flags) as running:
