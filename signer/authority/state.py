@@ -42,8 +42,9 @@ from svid.spiffeid import TrustDomain
 _VERSION, _PLAIN_VERSION = 2, 1
 # Half of what the signer's API has room for: it goes on rising.
 MAX_SEQUENCE = 2**63
-# Milliseconds: how far above the time, or the signer's own number, what others say of sequences is believed. Clocks of
-# replicas differ, by a day at the very worst; and nobody can push the sequence further than this ahead of the time.
+# Milliseconds: how far above the time what others say of sequences is believed. Clocks of replicas differ, by a day at
+# the very worst. Nothing is added to the signer's own number: who is answered by one above it could push it on from
+# there, again and again, to where a signer that starts with an earlier Secret does not believe what all agents have.
 SEQUENCE_SLACK = 24 * 3600 * 1000
 _ADVICE = (
     "restore the Secret from a backup; or, if there is none, delete it and restart all signer pods: every workload "
@@ -233,7 +234,7 @@ def sequence_at(now: datetime) -> int:
 
 def believable(sequence: int, own: int, now: datetime) -> bool:
     """Whether there can have been a state of that sequence, for a signer whose newest is `own`."""
-    return 0 <= sequence <= max(own, sequence_at(now)) + SEQUENCE_SLACK
+    return 0 <= sequence <= max(own, sequence_at(now) + SEQUENCE_SLACK)
 
 
 def _check_slots(what: str, slots: Sequence[Slot], *, needed: bool) -> None:

@@ -277,8 +277,9 @@ def test_what_can_have_been() -> None:
     now = sequence_at(START)
     assert believable(now + SEQUENCE_SLACK, 5, START)
     assert not believable(now + SEQUENCE_SLACK + 1, 5, START)
-    # The clock was set back: the own number still counts.
+    # The clock was set back: the own number still counts, and nothing is counted from it.
     assert believable(now * 2, now * 2, START)
+    assert not believable(now * 2 + 1, now * 2, START)
     assert not believable(-1, 5, START)
 
 
@@ -521,6 +522,27 @@ def test_one_agent_that_lies_makes_no_storm_of_writes() -> None:
         assert max(pauses) == pauses[-1] == MAX_PAUSE
         top = sequence_at(at.cluster.clock.now()) + SEQUENCE_SLACK
         assert at.cluster.stored.sequence < top
+
+    restored(test)
+
+
+def test_whatever_one_agent_says_no_number_gets_further_ahead_than_is_believed_after_a_restore() -> None:
+    """It names a day more than the signer's own number, again and again: that was 28 days after one day."""
+
+    async def test(at: Restored) -> None:
+        await at.begin(0)
+        at.one.agents.connect(agent("a"))
+        earlier = at.cluster.stored.sequence
+        for _ in range(12 * 60):
+            for number in (at.cluster.stored.sequence + SEQUENCE_SLACK, at.cluster.stored.sequence + 1):
+                at.one.agents.acknowledged("a", number, {}, at.digest)
+                await at.one.rotation._go_above()
+            at.one.leader._led_until = float("inf")
+            at.cluster.clock.pass_by(minutes=1)
+        now = at.cluster.clock.now()
+        assert sequence_at(now) < at.cluster.stored.sequence <= sequence_at(now) + SEQUENCE_SLACK
+        # What agents truly have by then shows a Secret of before to be an old one.
+        assert believable(at.cluster.stored.sequence, earlier, now)
 
     restored(test)
 
