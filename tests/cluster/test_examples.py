@@ -38,7 +38,7 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
     empty(cluster)
     product_image.load(cluster, [images["now"], images["examples"]])
     release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
-            *settings(cluster, images["now"], TRUST_DOMAIN), "--set", "ttl.x509=1m",
+            *settings(cluster, images["now"], TRUST_DOMAIN), "--set", "ttl.x509=30s",
             "--set", "signer.settings.x509_min_ttl=10s")  # fmt: skip
     yield
     # A pod that a failed test left must not keep the next installation away.
