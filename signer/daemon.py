@@ -124,7 +124,7 @@ class Replica:
             clock,
         )
         self._holders = Holders(frozenset(config.driver_names))
-        self._pods.observers += [self._policies.pod_changed, self._holders.pod_changed]
+        self._pods.observers += [self._policies.statuses.pod_changed, self._holders.pod_changed]
         self._offline = OfflineTokens(api, config.audience, clock, self.metrics.keys_read)
         reviews = TokenReviews(api, config.audience, self._offline, clock, told=self.metrics.token_checked)
         attestor = Attestor(
@@ -333,9 +333,10 @@ class Replica:
         """What each policy matches, into its status, for ever; only while leading."""
         await self._policies.wait_synced()
         await self._pods.wait_synced()
+        self._policies.statuses.forget()
         while True:
             try:
-                await self._policies.write_status(self._pods)
+                await self._policies.statuses.write(self._pods)
             except SignerError as error:
                 _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
             await asyncio.sleep(REFRESH_SECONDS)

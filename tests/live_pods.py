@@ -7,7 +7,7 @@ from signer.policy.policies import Policies
 
 
 class Fixed:
-    """Implements signer.policy.policies.LivePods."""
+    """Implements signer.policy.statuses.LivePods."""
 
     def __init__(self, pods: Iterable[LivePod]) -> None:
         self._pods = list(pods)
@@ -23,5 +23,5 @@ class Fixed:
 
 async def write_status(policies: Policies, pods: Iterable[LivePod]) -> None:
     """As if all pods were changed to these."""
-    policies._all_stale = True
-    await policies.write_status(Fixed(pods))
+    policies.statuses.namespace_changed("")
+    await policies.statuses.write(Fixed(pods))

@@ -78,6 +78,8 @@ class Site:
             if found:
                 body["metadata"][key] = found
         body["status"].update(status)
+        if f"/api/v1/namespaces/{namespace}" not in self.kube.objects:
+            self.kube.put(f"/api/v1/namespaces/{namespace}", {})
         stored = self.kube.put(f"/api/v1/namespaces/{namespace}/pods/{name}", body)
         return PodClaim(namespace, name, stored["metadata"]["uid"])
 

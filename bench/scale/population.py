@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from csi.model import PodRef
 from signer.cluster.kube import Object
-from signer.policy.policies import CLUSTER, GROUP, NAMESPACED
+from signer.policy.policy import CLUSTER, GROUP, NAMESPACED
 from tests.signer_rig import AUDIENCE, DRIVER
 
 TRUST_DOMAIN = "example.org"

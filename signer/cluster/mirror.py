@@ -21,6 +21,8 @@ Value = TypeVar("Value")
 FIRST_RETRY, MAX_RETRY = 0.5, 30.0
 # Objects after which others get their turn on the event loop.
 SLICE = 64
+# Watches in a row that began too late; more are no accident, and a list that is too old before its end never is.
+MAX_GAPS = 3
 # Seconds; the API server ends a watch by itself then, so that a dead connection is noticed.
 WATCH_SECONDS = "290"
 # Seconds without a word of the API server, which ends each watch before: silent for longer, a connection is dead.
@@ -58,6 +60,8 @@ class Mirror(Generic[Kept, Value]):
         self._values: dict[str, Value] = {}
         self._first = asyncio.Event()
         self._failures = 0
+        # Since a watch brought anything: lists alone, of which none can be followed, are asked for ever more rarely.
+        self._tries = 0
         self._monotonic = monotonic
         self._heard_at = 0.0
         self.changed: Feed[None] = Feed()
@@ -101,17 +105,21 @@ class Mirror(Generic[Kept, Value]):
 
     async def run(self) -> None:
         """List and watch for ever."""
+        gaps = 0
         while True:
+            listed = False
             try:
                 version = await self._list()
+                listed = True
                 while True:
                     version = await self._watch(version)
                     # Ended by the API server in its time: it had nothing to say.
                     self._heard()
-                    self._failures = 0
-            except Gone:
-                continue
+                    self._failures = self._tries = gaps = 0
             except SignerError as error:
+                if isinstance(error, Gone) and listed and gaps < MAX_GAPS:
+                    gaps += 1
+                    continue
                 self._report(error)
                 await asyncio.sleep(self._delay())
 
@@ -157,6 +165,7 @@ class Mirror(Generic[Kept, Value]):
         number = 0
         async for event in self._api.watch(self._path, self._kind, query):
             self._heard()
+            self._tries = 0
             version = event.version or version
             if event.item is not None and event.kind in CHANGES:
                 value = None if event.kind == "DELETED" else self._read(event.item)
@@ -186,6 +195,7 @@ class Mirror(Generic[Kept, Value]):
 
     def _report(self, error: SignerError) -> None:
         self._failures += 1
+        self._tries += 1
         self.lost_since = self.lost_since or self._clock.now()
         if self._failures == 1 or isinstance(error, Forbidden):
             _log.warning(
@@ -194,7 +204,7 @@ class Mirror(Generic[Kept, Value]):
             )
 
     def _delay(self) -> float:
-        most: float = min(MAX_RETRY, FIRST_RETRY * 2 ** min(self._failures - 1, 10))
+        most: float = min(MAX_RETRY, FIRST_RETRY * 2 ** min(self._tries - 1, 10))
         return most * self._rng.uniform(0.5, 1.0)
 
 

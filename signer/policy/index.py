@@ -89,8 +89,12 @@ class Index:
         if new is not None:
             self._labels[new[0]] = new[1]
 
+    def knows(self, namespace: str) -> bool:
+        """Whether it was read."""
+        return namespace in self._labels
+
     def labels(self, namespace: str) -> Mapping[str, str]:
-        """Of a namespace."""
+        """Of a namespace; none of one that was not read."""
         return self._labels.get(namespace, {})
 
     def policies(self, pod: LivePod) -> Iterable[Policy]:

@@ -35,6 +35,8 @@ DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
 NAMESPACE_PREFIX = "/ns/{namespace}/"
 MAX_DNS_NAMES = 32
 # Bytes of a spec as JSON. What is kept of a policy is some three times that, and a tenant writes many.
+GROUP = "/apis/podsvid.io/v1alpha1"
+CLUSTER, NAMESPACED = "clusterworkloadidentities", "workloadidentities"
 MAX_SPEC, MAX_CLUSTER_SPEC = 16 * 1024, 256 * 1024
 # As the schema has them; what was stored before it had them is held to them here.
 MAX_ITEMS: Mapping[str, int] = MappingProxyType({"serviceAccounts": 64, "keyAlgorithms": 9, "federatesWith": 64})
@@ -121,6 +123,13 @@ class Policy:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @property
+    def object_path(self) -> str:
+        """Of its object at the API server."""
+        if self.namespace:
+            return f"{GROUP}/namespaces/{self.namespace}/{NAMESPACED}/{self.name}"
+        return f"{GROUP}/{CLUSTER}/{self.name}"
 
     @property
     def age(self) -> Age:

@@ -29,7 +29,7 @@ from signer.authority.state import Abandoned, AuthorityState
 from signer.front.admin import MAX_NODES, SERVICE, _abandoned, _reissuing, _rotating
 from signer.model import Agent
 from signer.pb import admin_pb2
-from signer.policy.policies import GROUP
+from signer.policy.policy import GROUP
 from tests.signer_rig import START, Serving, Site, serving
 from tests.unit.signer.test_lifecycle import TTL, advanced, done, first, life, stages
 

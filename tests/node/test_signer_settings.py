@@ -23,7 +23,7 @@ from signer.front.agents import SERVICE
 from signer.front.budget import MAX_MINT
 from signer.model import PodClaim
 from signer.pb import signer_pb2
-from signer.policy.policies import CLUSTER, GROUP
+from signer.policy.policy import CLUSTER, GROUP
 from svid.certificates import certificates_from_der
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm

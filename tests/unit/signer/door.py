@@ -33,8 +33,8 @@ from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.model import PodClaim, Sender, Standing
 from signer.pb import signer_pb2
-from signer.policy.policies import CLUSTER, GROUP, Policies
-from signer.policy.policy import PolicySettings
+from signer.policy.policies import Policies
+from signer.policy.policy import CLUSTER, GROUP, PolicySettings
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import AUDIENCE, DRIVER, Site

@@ -16,8 +16,8 @@ from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Named
 from signer.errors import Reason, Refused
 from signer.model import Agent, LivePod, PodClaim
-from signer.policy.policies import GROUP, Policies
-from signer.policy.policy import PolicySettings
+from signer.policy.policies import Policies
+from signer.policy.policy import GROUP, PolicySettings
 from signer.publishing.config_maps import Publisher
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain

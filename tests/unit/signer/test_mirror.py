@@ -14,7 +14,7 @@ import pytest
 from signer.cluster import decoding
 from signer.cluster.decoding import Event, Kept, Page
 from signer.cluster.kube import Object
-from signer.cluster.mirror import FIRST_RETRY, FRESH_SECONDS, MAX_RETRY, SLICE, WATCH_SECONDS, Mirror
+from signer.cluster.mirror import FIRST_RETRY, FRESH_SECONDS, MAX_GAPS, MAX_RETRY, SLICE, WATCH_SECONDS, Mirror
 from signer.cluster.objects import Item
 from signer.errors import ApiUnavailable, Forbidden, Gone, SignerError
 from tests.signer_rig import START, StepClock
@@ -269,12 +269,56 @@ def test_a_right_that_was_taken_away_is_said_each_time(caplog: pytest.LogCapture
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("no_delay")
+def test_a_list_that_is_too_old_before_its_end_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            rig.api.listed(7, thing("one", 1))
+            await rig.mirror.wait_synced()
+            rig.api.tell(Gone("too old"))
+            rig.api.listed(8, thing("one", 1), more="t1")
+            rig.api.fails(Gone("the continue parameter is too old"))
+            await until(lambda: said(caplog) == ["GONE"])
+            assert not rig.mirror.fresh
+            rig.clock.pass_by(hours=5)
+            assert rig.mirror.outdated(timedelta(hours=1))
+            rig.api.listed(9, thing("one", 1))
+            await until(lambda: rig.mirror.fresh)
+
+    caplog.set_level(logging.WARNING)
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("no_delay")
+def test_lists_that_nothing_can_be_watched_from_are_asked_for_ever_more_rarely(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            for number in range(MAX_GAPS + 4):
+                rig.api.listed(7 + number)
+                rig.api.tell(Gone("too old"))
+            await until(lambda: len(rig.api.watched) == MAX_GAPS + 4)
+            await until(lambda: len(said(caplog)) == 4)
+            assert rig.mirror._tries == 4
+            # One that brings something ends that.
+            rig.api.listed(20)
+            rig.api.tell(event("ADDED", "one", 21))
+            await until(lambda: rig.names == {"one"})
+            assert rig.mirror._tries == 0
+
+    caplog.set_level(logging.WARNING)
+    asyncio.run(run())
+
+
 def test_tries_slow_down_up_to_a_bound_and_apart() -> None:
     async def run() -> None:
         rig = Rig()
         delays = []
         for failures in range(1, 40):
-            rig.mirror._failures = failures
+            rig.mirror._tries = failures
             delays.append(rig.mirror._delay())
         for number, delay in enumerate(delays):
             most = min(MAX_RETRY, FIRST_RETRY * 2**number)

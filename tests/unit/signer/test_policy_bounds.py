@@ -12,11 +12,14 @@ from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject, ServiceObject
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import LivePod
-from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
+from signer.policy.policies import Policies
 from signer.policy.policy import (
+    CLUSTER,
+    GROUP,
     MAX_CLUSTER_SPEC,
     MAX_DNS_NAMES,
     MAX_SPEC,
+    NAMESPACED,
     PolicySettings,
     Service,
     decide,
@@ -156,6 +159,7 @@ def followed(test: Any, require_policy: bool = False) -> None:
     async def run() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
+        kube.put("/api/v1/namespaces/shop", {})
         settings = PolicySettings(TrustDomain("example.org"), require_policy=require_policy)
         policies = Policies(kube, settings, OUTAGE, clock)
         with pytest.raises(Refused) as caught:

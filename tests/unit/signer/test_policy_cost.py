@@ -15,10 +15,10 @@ from signer.cluster.mirror import SLICE
 from signer.errors import Reason, Refused
 from signer.metrics import Metrics
 from signer.model import LivePod
-from signer.policy import policies as module
+from signer.policy import statuses as module
 from signer.policy.index import MAX_SERVICES, Index
-from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
-from signer.policy.policy import Policy, PolicySettings, Service, matching
+from signer.policy.policies import Policies
+from signer.policy.policy import CLUSTER, GROUP, NAMESPACED, Policy, PolicySettings, Service, matching
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.live_pods import Fixed
@@ -116,6 +116,8 @@ def test_the_index_finds_what_going_through_all_finds(
 class Rig:
     def __init__(self, most: int = 100) -> None:
         self.kube = FakeKube(StepClock())
+        for namespace in ("shop", "other"):
+            self.kube.put(f"/api/v1/namespaces/{namespace}", {})
         settings = PolicySettings(TrustDomain("example.org"), max_per_namespace=most)
         self.policies = Policies(self.kube, settings, timedelta(minutes=10), self.kube._clock)
 
@@ -160,7 +162,7 @@ def test_the_oldest_of_a_namespace_count_and_the_others_say_that_they_do_not() -
             rig.policies.entitlement(POD)
         assert caught.value.reason is Reason.POLICY_DENIED
         assert rig.policies.entitlement(replace(POD, namespace="other")).policy == "other/third"
-        await rig.policies.write_status(Fixed([POD]))
+        await rig.policies.statuses.write(Fixed([POD]))
         assert [rig.ready(path) for path in (first, second, third, elsewhere)] == [
             ("True", "InUse"),
             ("True", "InUse"),
@@ -179,7 +181,7 @@ def test_the_oldest_of_a_namespace_count_and_the_others_say_that_they_do_not() -
         assert rig.policies.entitlement(POD).policy == "shop/first"
         with pytest.raises(Refused, match=r"third denies pod shop/web-0 an identity$"):
             rig.policies.entitlement(replace(POD, service_account="api"))
-        await rig.policies.write_status(Fixed([POD]))
+        await rig.policies.statuses.write(Fixed([POD]))
         assert rig.ready(third) == ("True", "InUse")
 
     followed(test, most=2)
@@ -191,19 +193,19 @@ def test_a_status_is_brought_up_to_date_by_what_changed() -> None:
         rig.put("own", "ns1")
         pods = Fixed([replace(POD, namespace=f"ns{n % 5}", uid=f"u{n}") for n in range(20)])
         await told()
-        await rig.policies.write_status(pods)
+        await rig.policies.statuses.write(pods)
         assert rig.kube.objects[wide]["status"]["podsMatched"] == 20
         await told()
 
         async def looked_at() -> list[str]:
             pods.looked_at.clear()
-            await rig.policies.write_status(pods)
+            await rig.policies.statuses.write(pods)
             return pods.looked_at
 
         assert await looked_at() == []
-        rig.policies.pod_changed(None, pods.of_namespace("ns3")[0])
+        rig.policies.statuses.pod_changed(None, pods.of_namespace("ns3")[0])
         assert await looked_at() == ["ns3"]
-        rig.policies.pod_changed(pods.of_namespace("ns2")[0], None)
+        rig.policies.statuses.pod_changed(pods.of_namespace("ns2")[0], None)
         assert await looked_at() == ["ns2"]
         rig.put("own", "ns1", deny=True)
         rig.kube.put("/api/v1/namespaces/ns4", {"metadata": {"labels": {"a": "b"}}})
@@ -233,14 +235,14 @@ def test_statuses_give_way_and_are_written_some_at_a_time(monkeypatch: pytest.Mo
                 await asyncio.sleep(0)
 
         beside = asyncio.create_task(others())
-        await rig.policies.write_status(pods)
+        await rig.policies.statuses.write(pods)
         beside.cancel()
         assert turns >= 50
         for written in (10, 20, 25):
             assert sum("status" in rig.kube.objects[path] for path in paths) == written
-            await rig.policies.write_status(pods)
+            await rig.policies.statuses.write(pods)
         writes = len(rig.kube.writes)
-        await rig.policies.write_status(pods)
+        await rig.policies.statuses.write(pods)
         assert len(rig.kube.writes) == writes == 25
 
     followed(test)

@@ -181,13 +181,13 @@ def test_one_that_gets_a_place_is_read_again_and_until_then_refuses(monkeypatch:
         with pytest.raises(Refused, match="second cannot be used"):
             rig.policies.entitlement(POD)
         # Its status is not told meanwhile: it is neither in use nor one too many.
-        await rig.policies.write_status(Fixed([]))
+        await rig.policies.statuses.write(Fixed([]))
         assert "status" not in rig.kube.objects[second]
         assert rig.ready(third) == ("False", "TooManyPolicies")
         rig.kube.denied.clear()
         await told()
         assert rig.policies.entitlement(POD).hint == "mine"
-        await rig.policies.write_status(Fixed([POD]))
+        await rig.policies.statuses.write(Fixed([POD]))
         assert rig.ready(second) == ("True", "InUse")
         # One that goes while it is due is none.
         rig.kube.denied.add(("get", third))
@@ -228,11 +228,11 @@ def test_a_status_is_written_for_the_object_and_not_for_its_name() -> None:
     async def test(rig: Rig) -> None:
         path = rig.put("own", "shop")
         await told()
-        await rig.policies.write_status(Fixed([]))
+        await rig.policies.statuses.write(Fixed([]))
         rig.kube.remove(path)
         rig.put("own", "shop")
         await told()
-        await rig.policies.write_status(Fixed([]))
+        await rig.policies.statuses.write(Fixed([]))
         assert rig.ready(path) == ("True", "InUse")
 
     followed(test)

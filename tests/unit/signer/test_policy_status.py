@@ -12,11 +12,12 @@ from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject
 from signer.errors import ApiUnavailable, Conflict, Reason, Refused
 from signer.model import LivePod, TtlLimits
-from signer.policy.policies import CLUSTER, GROUP, NAMESPACED, Policies
-from signer.policy.policy import PolicySettings, Service, decide, matching, read_policy
+from signer.policy.policies import Policies
+from signer.policy.policy import CLUSTER, GROUP, NAMESPACED, PolicySettings, Service, decide, matching, read_policy
+from signer.policy.statuses import MAX_REFUSED
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
-from tests.live_pods import write_status
+from tests.live_pods import Fixed, write_status
 from tests.signer_rig import StepClock
 from tests.typed import typed
 from tests.unit.signer.test_policy import POD, SETTINGS, body, given_to, policy, refused
@@ -30,6 +31,7 @@ class Rig:
     def __init__(self) -> None:
         self.clock = StepClock()
         self.kube = FakeKube(self.clock)
+        self.kube.put("/api/v1/namespaces/shop", {})
         self.policies = Policies(
             self.kube, PolicySettings(TrustDomain("example.org"), ttls=LIMITS), timedelta(minutes=10), self.clock
         )
@@ -285,6 +287,8 @@ def test_explain_names_who_wins_and_why_it_refuses() -> None:
             "refused: POLICY_UNUSABLE: policy shop/own: pod shop/web-0 has no label 'absent'"
         )
         assert found.not_matched == (("other", "podSelector: app In does not hold"),)
+        rig.kube.put("/api/v1/namespaces/elsewhere", {})
+        await told()
         elsewhere = rig.policies.explain(replace(pod(), namespace="elsewhere"))
         assert (elsewhere.outcome, elsewhere.policy, elsewhere.matched) == ("allowed", "wide", ("wide",))
         assert elsewhere.spiffe_id == "spiffe://example.org/ns/elsewhere/sa/web"
@@ -305,7 +309,108 @@ def test_labels_of_a_namespace_count_as_they_are_now() -> None:
         await told()
         rig.kube.remove(path)
         await told()
-        assert rig.policies.entitlement(pod()).policy is None
+        # What it is labelled with by now is not known.
+        with pytest.raises(Refused, match="namespace shop has not been read yet"):
+            rig.policies.entitlement(pod())
+
+    followed(test)
+
+
+def test_a_namespace_that_was_not_read_yet_is_none_without_labels() -> None:
+    async def test(rig: Rig) -> None:
+        rig.cluster("tenants", namespaceSelector={"matchLabels": {"tenant": "yes"}}, deny=True)
+        absent = {"matchExpressions": [{"key": "tenant", "operator": "DoesNotExist"}]}
+        rig.cluster("platform", namespaceSelector=absent, spiffeIDTemplate="/platform/{service_account}")
+        await told()
+        new = replace(pod(), namespace="new")
+        with pytest.raises(Refused) as caught:
+            rig.policies.entitlement(new)
+        assert caught.value.reason == "API_SERVER_UNAVAILABLE"
+        assert rig.policies.explain(new).outcome.startswith("refused: API_SERVER_UNAVAILABLE: namespace new")
+        rig.kube.put("/api/v1/namespaces/new", {"metadata": {"labels": {"tenant": "yes"}}})
+        await told()
+        with pytest.raises(Refused) as caught:
+            rig.policies.entitlement(new)
+        assert caught.value.reason == "POLICY_DENIED"
+
+    followed(test)
+
+
+class Refusing:
+    """Makes an API server refuse statuses: those of an object near its own limit, or by a webhook."""
+
+    def __init__(self, rig: Rig, *paths: str) -> None:
+        self.paths = {f"{each}/status" for each in paths}
+        self.asked: list[str] = []
+        self._replace = rig.kube.replace
+        rig.kube.replace = self.replace  # type: ignore[method-assign]
+
+    async def replace(self, path: str, body: Object) -> Object:
+        self.asked.append(path)
+        if path in self.paths:
+            raise ApiUnavailable("the API server answers 500: etcdserver: request is too large")
+        return await self._replace(path, body)
+
+
+def test_a_status_that_cannot_be_written_keeps_no_other_from_being_written() -> None:
+    async def test(rig: Rig) -> None:
+        bad = rig.put(f"{GROUP}/namespaces/evil/{NAMESPACED}/a")
+        good = [rig.put(f"{HOME}/b{n}") for n in range(5)] + [rig.cluster("c")]
+        await told()
+        Refusing(rig, bad)
+        with pytest.raises(ApiUnavailable):
+            await write_status(rig.policies, [pod()])
+        assert [each for each in good if "status" not in rig.kube.objects[each]] == []
+
+    followed(test)
+
+
+def test_statuses_that_nobody_takes_are_asked_for_a_few_at_a_time_and_in_turn() -> None:
+    async def test(rig: Rig) -> None:
+        paths = [rig.put(f"{HOME}/b{n}") for n in range(2 * MAX_REFUSED + 1)]
+        await told()
+        refusing = Refusing(rig, *paths)
+        for number in (1, 2):
+            with pytest.raises(ApiUnavailable):
+                await write_status(rig.policies, [pod()])
+            assert len(refusing.asked) == number * MAX_REFUSED
+        assert len(set(refusing.asked)) == 2 * MAX_REFUSED
+        refusing.paths.clear()
+        for _ in paths:
+            await write_status(rig.policies, [pod()])
+        assert all("status" in rig.kube.objects[each] for each in paths)
+
+    followed(test)
+
+
+def test_who_stops_to_count_half_way_counts_again() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("all")
+        await told()
+        pods = Fixed([pod(number) for number in range(200)])
+        writing = asyncio.ensure_future(rig.policies.statuses.write(pods))
+        while not pods.looked_at:
+            await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await rig.policies.statuses.write(pods)
+        assert rig.kube.objects[path]["status"]["podsMatched"] == 200
+
+    followed(test)
+
+
+def test_who_leads_again_looks_what_another_wrote_meanwhile() -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.cluster("all")
+        await told()
+        await write_status(rig.policies, [pod()])
+        rig.kube.put(path, {**rig.kube.objects[path], "status": {"podsMatched": 2}})
+        await told()
+        await write_status(rig.policies, [pod()])
+        assert rig.kube.objects[path]["status"]["podsMatched"] == 2
+        rig.policies.statuses.forget()
+        await write_status(rig.policies, [pod()])
+        assert rig.kube.objects[path]["status"]["podsMatched"] == 1
 
     followed(test)
 

@@ -1,0 +1,255 @@
+"""What became of each policy, in its status: how many pods it matches, whether it can be used, who else took them."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from runtime.clock import Clock
+from signer.cluster.kube import KubeApi, Object
+from signer.cluster.mirror import SLICE
+from signer.errors import Conflict, NotFound, SignerError
+from signer.model import LivePod
+from signer.policy.policy import Policy
+
+# Pods whose conflict is named in a policy's status.
+_NAMED = 3
+# Statuses that are read and written at one time.
+MAX_WRITES = 100
+# Of these that fail: more of them are the API server's affair, and each can take its whole deadline.
+MAX_REFUSED = 3
+
+
+class LivePods(Protocol):
+    """Whoever knows the pods."""
+
+    def namespaces(self) -> Iterable[str]:
+        """Those that have pods."""
+        ...
+
+    def of_namespace(self, namespace: str) -> Iterable[LivePod]:
+        """Its pods."""
+        ...
+
+
+class Known(Protocol):
+    """Whoever knows the policies."""
+
+    def all(self) -> list[Policy]:
+        """In an order that stays as it is."""
+        ...
+
+    def matching(self, pod: LivePod) -> list[Policy]:
+        """Those that match the pod; the first of them decides."""
+        ...
+
+    def is_due(self, policy: Policy) -> bool:
+        """Whether it is about to be read again."""
+        ...
+
+    def unusable(self, policy: Policy, pod: LivePod) -> str:
+        """Why the pod gets nothing by it that it should get by it; empty where it does."""
+        ...
+
+    def clipped(self, policy: Policy) -> str:
+        """What of its lifetimes nobody gets."""
+        ...
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of some pods under one policy; some of those that it lost are named."""
+
+    matched: int = 0
+    lost: int = 0
+    named: list[str] = field(default_factory=list)
+    unusable: str = ""
+
+    def lose(self, name: str) -> None:
+        self.lost += 1
+        if len(self.named) < _NAMED:
+            self.named.append(name)
+
+
+class Statuses:
+    """Brought up to date by what changed. Belongs to one event loop."""
+
+    def __init__(self, api: KubeApi, policies: Known, clock: Clock) -> None:
+        self._api = api
+        self._policies = policies
+        self._clock = clock
+        # Of what was written, by uid, the digest: a status is larger than what is kept of most policies.
+        self._written: dict[str, bytes] = {}
+        # What each namespace's pods add to the statuses, by policy, and the namespaces where that may be different now.
+        self._tallies: dict[str, dict[str, _Tally]] = {}
+        self._stale: set[str] = set()
+        self._all_stale = True
+        self._turn = 0
+
+    def namespace_changed(self, namespace: str) -> None:
+        """Its labels or policies are others now; empty for a policy of all namespaces."""
+        if namespace:
+            self._stale.add(namespace)
+        else:
+            self._all_stale = True
+
+    def pod_changed(self, old: LivePod | None, new: LivePod | None) -> None:
+        """To be told by whoever knows the pods."""
+        self._stale.update(each.namespace for each in (old, new) if each is not None)
+
+    def forget(self) -> None:
+        """Read them all again before the next is written: another leader may have written since."""
+        self._written.clear()
+
+    async def write(self, pods: LivePods) -> None:
+        """Write into each policy how many pods it matches and whether it can be used. Only the leader does.
+
+        Looks at the pods of those namespaces only where something changed, and gives way meanwhile. Nothing is written
+        where nothing changed, and no more than MAX_WRITES at one time: the next call goes on. Raises SignerError.
+        """
+        await self._count(pods)
+        tallies = await self._totals()
+        every = self._policies.all()
+        self._written = {each.uid: self._written[each.uid] for each in every if each.uid in self._written}
+        begin, writes = self._turn % max(1, len(every)), 0
+        refused: list[SignerError] = []
+        for number, policy in enumerate(every[begin:] + every[:begin], 1):
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+            if self._policies.is_due(policy):
+                continue
+            path = policy.object_path
+            # To whom one would apply that is left out is not known.
+            tally = _Tally() if policy.left_out else tallies.get(policy.uid, _Tally())
+            status = _status(policy, tally, self._policies.clipped(policy))
+            digest = _digest(status)
+            if self._written.get(policy.uid) == digest:
+                continue
+            if writes == MAX_WRITES:
+                self._turn = begin + number - 1
+                return
+            writes += 1
+            try:
+                await self._replace(path, status)
+                self._written[policy.uid] = digest
+            except (NotFound, Conflict):
+                continue
+            except SignerError as error:
+                # One whose status the API server does not take keeps no other's from being written.
+                refused.append(error)
+                if len(refused) == MAX_REFUSED:
+                    self._turn = begin + number
+                    break
+        else:
+            self._turn = 0
+        if refused:
+            raise refused[0]
+
+    async def _replace(self, path: str, status: Object) -> None:
+        present = await self._api.get(path)
+        merged = _keep_times(present.get("status") or {}, status, self._clock)
+        if merged != (present.get("status") or {}):
+            await self._api.replace(f"{path}/status", {**present, "status": merged})
+
+    async def _count(self, pods: LivePods) -> None:
+        """Bring what stale namespaces' pods add up to date."""
+        if self._all_stale:
+            self._all_stale = False
+            self._stale.update(pods.namespaces(), self._tallies)
+        for namespace in sorted(self._stale):
+            # Before it is looked at: what changes meanwhile makes it stale again.
+            self._stale.discard(namespace)
+            try:
+                tallies = await self._tally(pods.of_namespace(namespace))
+            except BaseException:
+                self._stale.add(namespace)
+                raise
+            self._tallies[namespace] = tallies
+            if not tallies:
+                del self._tallies[namespace]
+            await asyncio.sleep(0)
+
+    async def _tally(self, pods: Iterable[LivePod]) -> "dict[str, _Tally]":
+        tallies: dict[str, _Tally] = {}
+        for number, pod in enumerate(list(pods), 1):
+            self._add(pod, tallies)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+        return tallies
+
+    def _add(self, pod: LivePod, tallies: "dict[str, _Tally]") -> None:
+        if pod.finished or not pod.node_name:
+            return
+        found = self._policies.matching(pod)
+        for each in found:
+            tallies.setdefault(each.uid, _Tally()).matched += 1
+        for each in found[1:]:
+            tallies[each.uid].lose(f"{pod} (to {found[0]})")
+        if found:
+            winner = tallies[found[0].uid]
+            winner.unusable = winner.unusable or self._policies.unusable(found[0], pod)
+
+    async def _totals(self) -> "dict[str, _Tally]":
+        totals: dict[str, _Tally] = {}
+        for namespace in list(self._tallies):
+            for uid, each in self._tallies.get(namespace, {}).items():
+                total = totals.setdefault(uid, _Tally())
+                total.matched += each.matched
+                total.lost += each.lost
+                total.named += each.named[: _NAMED - len(total.named)]
+                total.unusable = total.unusable or each.unusable
+            await asyncio.sleep(0)
+        return totals
+
+
+def _digest(status: Object) -> bytes:
+    return hashlib.blake2b(json.dumps(status, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def _status(policy: Policy, tally: _Tally, clipped: str) -> Object:
+    problem = policy.problem or tally.unusable
+    reason = "TooManyPolicies" if policy.left_out else "Unusable" if problem else "InUse"
+    conditions = [
+        _condition(policy, "Ready", not problem, reason, problem or "it can be used"),
+        _condition(
+            policy,
+            "Conflicting",
+            tally.lost > 0,
+            "LostToOthers" if tally.lost else "NoConflict",
+            f"{tally.lost} pods went to other policies: {', '.join(tally.named)}"
+            if tally.lost
+            else "no pod is disputed",
+        ),
+        _condition(
+            policy,
+            "TtlClipped",
+            bool(clipped),
+            "OutsideOfLimits" if clipped else "WithinLimits",
+            clipped or "pods get its lifetimes",
+        ),
+    ]
+    return {"observedGeneration": policy.generation, "podsMatched": tally.matched, "conditions": conditions}
+
+
+def _condition(policy: Policy, kind: str, holds: bool, reason: str, message: str) -> Object:
+    return {
+        "type": kind,
+        "status": "True" if holds else "False",
+        "reason": reason,
+        "message": message[:1024],
+        "observedGeneration": policy.generation,
+    }
+
+
+def _keep_times(present: Object, status: Object, clock: Clock) -> Object:
+    """`status` with each condition's time: the old one while its status is the same."""
+    old = {each.get("type"): each for each in present.get("conditions") or []}
+    now = clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    conditions = []
+    for each in status["conditions"]:
+        before = old.get(each["type"]) or {}
+        since = before.get("lastTransitionTime") if before.get("status") == each["status"] else None
+        conditions.append({**each, "lastTransitionTime": since or now})
+    return {**status, "conditions": conditions}
