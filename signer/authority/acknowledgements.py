@@ -190,6 +190,12 @@ class Agents:
         found = {known[node].sequence for node in live if node in known}
         return max((each for each in found if believable(each, self._own, now)), default=0)
 
+    def ahead(self, live: frozenset[str]) -> frozenset[str]:
+        """The live nodes whose agents name, believably, a higher number than this replica has."""
+        now, known = self._clock.now(), self._known()
+        found = ((node, known[node].sequence) for node in live if node in known)
+        return frozenset(node for node, each in found if each > self._own and believable(each, self._own, now))
+
     async def run(self) -> None:
         """Follow the other replicas and tell them what this one knows, for ever."""
         async with asyncio.TaskGroup() as group:

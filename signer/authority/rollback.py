@@ -3,10 +3,11 @@
 Each step's sequence is at least the time in milliseconds. So a number above the signer's own, in the cluster or with an
 agent, is of a state that the Secret does not hold any more: agents would refuse all that this signer publishes. It is
 published anew above that number. One such publishing is above all that there was before it; who still names a higher
-one has a wrong clock or lies, and is listened to less and less often.
+one has a wrong clock or lies, and is listened to less and less often. What one agent alone says is answered by a higher
+number, as it would follow nothing else, and proves nothing: it can make up any.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -15,9 +16,26 @@ from signer.authority.slots import JwtSlot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 
 FIRST_PAUSE, MAX_PAUSE = timedelta(minutes=1), timedelta(hours=1)
+# How long an agent that alone names a higher number waits for an answer: others may be about to say so, too.
+OTHERS = timedelta(seconds=30)
+# Agents that say the same on so many nodes are believed: one that was taken over cannot make it up.
+WITNESSES = 2
 # How long people are told of it.
 NOTED = timedelta(hours=24)
 _Slot = TypeVar("_Slot", X509Slot, JwtSlot)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Who knows of a higher number: agents of these nodes; the bundle that is published `in_the_cluster`."""
+
+    nodes: frozenset[str]
+    in_the_cluster: bool = False
+
+    @property
+    def proven(self) -> bool:
+        """Whether more than one agent's word says so."""
+        return self.in_the_cluster or len(self.nodes) >= WITNESSES
 
 
 class Rollbacks:
@@ -26,6 +44,8 @@ class Rollbacks:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._times = 0
+        self._begun = False
+        self._named_at: datetime | None = None
         self._last: datetime | None = None
         self._note: tuple[datetime, str] | None = None
 
@@ -38,6 +58,17 @@ class Rollbacks:
         pause: timedelta = min(FIRST_PAUSE * 2 ** min(self._times - 1, 10), MAX_PAUSE)
         return passed < timedelta(0) or passed >= pause
 
+    def nobody(self) -> None:
+        """Nobody names a higher number now."""
+        self._named_at = None
+
+    def waits(self, shown: Shown, live: frozenset[str]) -> bool:
+        """Whether others may be about to say the same, and are to be waited for."""
+        now = self._clock.now()
+        if self._named_at is None or now < self._named_at:
+            self._named_at = now
+        return not shown.proven and bool(live - shown.nodes) and now - self._named_at < OTHERS
+
     @property
     def note(self) -> str:
         """The last one, for people; empty when there was none or it is long ago."""
@@ -45,38 +76,52 @@ class Rollbacks:
             return ""
         return self._note[1]
 
-    def above(self, state: AuthorityState, number: int) -> AuthorityState:
+    def above(self, state: AuthorityState, number: int, *, proven: bool) -> AuthorityState:
         """The same authorities above `number`, and above the time.
 
-        How long SVIDs live that were issued since it was saved, nobody knows now: as long as they may. The first time,
-        what waits for agents begins its time anew: it was measured before the backup was restored.
+        Where a restore is proven nobody knows how long SVIDs live that were issued since the backup was saved: as long
+        as they may. The first time, what waits for agents begins its time anew: it was measured before that.
         """
         now = self._clock.now()
+        return replace(self._doubted(state, now) if proven else state, sequence=max(state.sequence, number) + 1).dated(
+            now
+        )
+
+    def _doubted(self, state: AuthorityState, now: datetime) -> AuthorityState:
         state = replace(
             state,
             x509=tuple(_unrecorded(slot) for slot in state.x509),
             jwt=tuple(_unrecorded(slot) for slot in state.jwt),
         )
-        if self._times == 0:
+        if not self._begun:
             state = replace(
                 state,
                 x509=tuple(_begun(slot, now) for slot in state.x509),
                 jwt=tuple(_begun(slot, now) for slot in state.jwt),
             )
-        return replace(state, sequence=max(state.sequence, number) + 1).dated(now)
+        return state
 
-    def done(self, before: int, number: int, after: int, *, in_the_cluster: bool) -> None:
-        """It was published anew. What is `in_the_cluster` was not restored with it, as far as can be told."""
+    def done(self, before: int, number: int, after: int, shown: Shown) -> None:
+        """It was published anew. What is in the cluster was not restored with it, as far as can be told."""
         now = self._clock.now()
         self._times += 1
         self._last = now
+        if not shown.proven:
+            text = (
+                f"at {now:%Y-%m-%dT%H:%M:%SZ}: node {', '.join(shown.nodes)} alone named sequence {number}, above the "
+                f"Secret's {before}; published again as {after}; its agent lies, or it alone knows that an older "
+                "Secret was restored, with the ConfigMaps"
+            )
+            self._note = (now, text)
+            return
+        self._begun = True
         self._noted(
             f"sequence {number} was known in the cluster, the Secret had {before}, an older one; published again as "
             f"{after}; "
             + (
                 "what was abandoned since it was saved stays so, by ConfigMap …-abandoned; was that restored as well, "
                 "force a rotation again"
-                if in_the_cluster
+                if shown.in_the_cluster
                 else "agents know more than the ConfigMaps, which were restored as well: if an authority was "
                 "compromised since, force a rotation again"
             )

@@ -14,7 +14,7 @@ from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents, Wanted
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, LifecyclePolicy, Step
-from signer.authority.rollback import Rollbacks
+from signer.authority.rollback import Rollbacks, Shown
 from signer.authority.slots import BOTH, KINDS
 from signer.authority.state import AuthorityState, believable
 from signer.authority.store import StateStore, Stored
@@ -211,21 +211,34 @@ class Rotation:
         state, now = self.state, self._clock.now()
         assert state is not None
         published = self._published if believable(self._published, state.sequence, now) else 0
-        known = max(published, self._agents.newest(self.live_nodes()))
-        if known <= state.sequence or not self._rollbacks.due:
+        live = self.live_nodes()
+        known = max(published, self._agents.newest(live))
+        if known <= state.sequence:
+            self._rollbacks.nobody()
+            return
+        shown = Shown(self._agents.ahead(live), in_the_cluster=published > state.sequence)
+        if not self._rollbacks.due or self._rollbacks.waits(shown, live):
             return
         # Usually it is this replica that is late.
         stored = await self._loaded()
         if known <= stored.state.sequence or not self._leader.leading:
             return
-        _log.error(
-            "an older Secret was restored: the cluster knows a newer trust bundle; published anew, above it",
-            extra={"sequence": stored.state.sequence, "known": known, "in_the_cluster": published >= known},
-        )
-        after = self._rollbacks.above(stored.state, known)
-        if await self._swap(stored, after, Step("publish again", "all", "an older Secret was restored")):
-            self._metrics.rolled_back("restored")
-            self._rollbacks.done(stored.state.sequence, known, after.sequence, in_the_cluster=published >= known)
+        if shown.proven:
+            _log.error(
+                "an older Secret was restored: the cluster knows a newer trust bundle; published anew, above it",
+                extra={"sequence": stored.state.sequence, "known": known, "in_the_cluster": shown.in_the_cluster},
+            )
+        else:
+            _log.warning(
+                "one agent names a newer trust bundle than there is; published anew, above it",
+                extra={"sequence": stored.state.sequence, "known": known, "node": ", ".join(shown.nodes)},
+            )
+        after = self._rollbacks.above(stored.state, known, proven=shown.proven)
+        why = "an older Secret was restored" if shown.proven else "one agent named a higher number"
+        if await self._swap(stored, after, Step("publish again", "all", why)):
+            if shown.proven:
+                self._metrics.rolled_back("restored")
+            self._rollbacks.done(stored.state.sequence, known, after.sequence, shown)
 
     async def _loaded(self) -> Stored:
         for _ in range(ATTEMPTS):
@@ -264,7 +277,7 @@ class Rotation:
                 "the authorities' Secret has in service what was abandoned; abandoned again before anything is signed",
                 extra={"sequence": state.sequence, "authorities": told},
             )
-            begun = state if self.state is not None else self._rollbacks.above(state, record.floor)
+            begun = state if self.state is not None else self._rollbacks.above(state, record.floor, proven=True)
             after = await self._life.freed(begun, found, record, self._clock.now())
             written = await self._written(stored, after, Step("abandon again", BOTH, f"the Secret had {told}"))
             if written is not None:

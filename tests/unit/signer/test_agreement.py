@@ -10,9 +10,17 @@ from itertools import pairwise
 import pytest
 
 from signer.authority import acknowledgements
-from signer.authority.acknowledgements import MAX_AUTHORITIES, MAX_SVIDS, MAX_TOTAL, Agents, Wanted, _read_replica
+from signer.authority.acknowledgements import (
+    MAX_AUTHORITIES,
+    MAX_SVIDS,
+    MAX_TOTAL,
+    Acknowledged,
+    Agents,
+    Wanted,
+    _read_replica,
+)
 from signer.authority.knowledge import SETTLE, Acks, Knowledge, Sources
-from signer.authority.rollback import FIRST_PAUSE, MAX_PAUSE, NOTED, Rollbacks
+from signer.authority.rollback import FIRST_PAUSE, MAX_PAUSE, NOTED, OTHERS, Rollbacks, Shown
 from signer.authority.rotation import Rotation
 from signer.authority.slots import Stage
 from signer.authority.state import SEQUENCE_SLACK, AuthorityState, believable, sequence_at
@@ -349,9 +357,11 @@ class Restored:
         )
         return one
 
-    def connect(self, sequence: int | None = None) -> None:
-        self.one.agents.connect(agent("a"))
-        self.one.agents.acknowledged("a", self.held if sequence is None else sequence, {}, self.digest)
+    def connect(self, sequence: int | None = None, nodes: str = "a") -> None:
+        self.cluster.live |= frozenset(nodes)
+        for node in nodes:
+            self.one.agents.connect(agent(node))
+            self.one.agents.acknowledged(node, self.held if sequence is None else sequence, {}, self.digest)
 
     def detected(self) -> float:
         read = self.one.metrics.registry.get_sample_value
@@ -366,16 +376,17 @@ async def _awaited(work: Awaitable[None]) -> None:
     await work
 
 
-@pytest.mark.parametrize("shown_by", ["an agent", "the published bundle"])
+@pytest.mark.parametrize("shown_by", ["agents", "the published bundle"])
 def test_a_restored_older_secret_is_published_above_what_agents_hold(
     shown_by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(at: Restored) -> None:
-        await at.begin(0 if shown_by == "an agent" else None)
-        if shown_by == "an agent":
-            at.connect()
+        await at.begin(0 if shown_by == "agents" else None)
+        if shown_by == "agents":
+            at.connect(nodes="ab")
             assert at.one.rotation.state is not None
-            assert at.one.rotation.acks(at.one.rotation.state).waiting == A, "a higher number is no consent"
+            waiting = at.one.rotation.acks(at.one.rotation.state).waiting
+            assert waiting == at.cluster.live == frozenset("ab"), "a higher number is no consent"
         old = at.cluster.stored
         async with loop(at.one.rotation.run()):
             await until(lambda: at.cluster.stored.sequence > at.held)
@@ -398,18 +409,103 @@ def test_a_restored_older_secret_is_published_above_what_agents_hold(
     restored(test)
 
 
-def test_of_what_was_issued_since_the_backup_nobody_knows_how_long_it_lives() -> None:
+@pytest.mark.parametrize("shown_by", ["agents", "the published bundle"])
+def test_of_what_was_issued_since_the_backup_nobody_knows_how_long_it_lives(shown_by: str) -> None:
     """Longer SVIDs may have been promised since: trust ends after the longest that the settings allow."""
 
     async def test(at: Restored) -> None:
-        await at.begin(0)
-        at.connect()
+        await at.begin(0 if shown_by == "agents" else None)
+        if shown_by == "agents":
+            at.connect(nodes="ab")
         assert at.cluster.stored.longest("x509") is not None
         await at.one.rotation._go_above()
         assert (at.cluster.stored.longest("x509"), at.cluster.stored.longest("jwt")) == (None, None)
         await at.one.rotation._advance()
         assert at.cluster.stored.longest("x509") == POLICY.x509_max_ttl
         assert at.cluster.stored.longest("jwt") == POLICY.jwt_max_ttl
+
+    restored(test)
+
+
+@pytest.mark.parametrize("others", ["", "b"])
+def test_the_word_of_one_agent_is_answered_and_says_nothing_of_how_long_svids_live(
+    others: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may lie: its number is gone above; no lifetime is forgotten, no bound begins anew, and no restore is told."""
+
+    async def test(at: Restored) -> None:
+        await at.begin(0, action="prepare")
+        at.cluster.live |= frozenset(others)
+        at.connect(at.cluster.stored.sequence + 1)
+        before = at.cluster.stored
+        await at.one.rotation._go_above()
+        if others:
+            assert at.cluster.stored.sequence == before.sequence, "others may say so too"
+            at.cluster.clock.pass_by(seconds=OTHERS.total_seconds() - 1)
+            await at.one.rotation._go_above()
+            assert at.cluster.stored.sequence == before.sequence
+            at.cluster.clock.pass_by(seconds=1)
+            at.one.leader._led_until = float("inf")
+            await at.one.rotation._go_above()
+        after = at.cluster.stored
+        assert after.sequence > before.sequence + 1
+        assert replace(after, sequence=before.sequence).to_json() == before.to_json()
+        assert None not in (after.longest("x509"), after.longest("jwt"))
+        assert at.detected() == 0
+        (line,) = said(caplog, "one agent names a newer trust bundle than there is; published anew, above it")
+        assert (line.levelno, vars(line)["node"]) == (logging.WARNING, "a")
+        note = at.one.rotation.next_steps(after)[0]
+        assert note.startswith("at 2030-")
+        assert "node a alone named" in note
+        # Of a true restore everything is still forgotten, and begun anew, once.
+        at.cluster.clock.pass_by(seconds=FIRST_PAUSE.total_seconds())
+        at.connect(after.sequence + SEQUENCE_SLACK // 2, nodes="bc")
+        await at.one.rotation._go_above()
+        found = at.cluster.stored
+        begun = at.cluster.clock.now()
+        assert (found.longest("x509"), found.x509[1].prepared_at) == (None, begun)
+        assert at.detected() == 1
+        at.cluster.clock.pass_by(seconds=2 * FIRST_PAUSE.total_seconds())
+        at.connect(found.sequence + 1, nodes="bc")
+        await at.one.rotation._go_above()
+        assert at.detected() == 2
+        assert at.cluster.stored.x509[1].prepared_at == begun
+
+    restored(test)
+
+
+def test_who_is_ahead_of_a_signer() -> None:
+    """Neither who has what it has itself, nor who names what cannot be, whoever passed it on."""
+    clock = StepClock()
+    here = agents(FakeKube(clock), clock, "one")
+    top = sequence_at(clock.now()) + SEQUENCE_SLACK
+    for node, number in (("a", 9), ("b", 10), ("c", top), ("d", top + 1), ("e", 8), ("gone", 10)):
+        here.connect(agent(node))
+        here._nodes[node] = Acknowledged(number)
+    assert here.ahead(frozenset("abcdef")) == frozenset("bc")
+
+
+def test_each_lie_of_one_agent_waits_for_others_again() -> None:
+    async def test(at: Restored) -> None:
+        await at.begin(0)
+        at.cluster.live |= frozenset("b")
+        at.connect(at.cluster.stored.sequence + 1)
+        at.one.leader._led_until = float("inf")
+        await at.one.rotation._go_above()
+        at.cluster.clock.pass_by(seconds=OTHERS.total_seconds())
+        await at.one.rotation._go_above()
+        answered = at.cluster.stored.sequence
+        await at.one.rotation._go_above()
+        at.cluster.clock.pass_by(hours=2)
+        at.one.agents.acknowledged("a", answered + 1, {}, at.digest)
+        await at.one.rotation._go_above()
+        assert at.cluster.stored.sequence == answered
+        # A clock that was set back makes it wait no longer than that.
+        at.cluster.clock.pass_by(hours=-3)
+        await at.one.rotation._go_above()
+        at.cluster.clock.pass_by(seconds=OTHERS.total_seconds())
+        await at.one.rotation._go_above()
+        assert at.cluster.stored.sequence > answered
 
     restored(test)
 
@@ -551,7 +647,7 @@ def test_a_clock_that_was_set_back_lets_a_rollback_be_mended() -> None:
     clock = StepClock()
     rollbacks = Rollbacks(clock)
     assert rollbacks.due
-    rollbacks.done(1, 2, 3, in_the_cluster=True)
+    rollbacks.done(1, 2, 3, Shown(frozenset(), in_the_cluster=True))
     assert not rollbacks.due
     clock.pass_by(days=-1)
     assert rollbacks.due
