@@ -129,7 +129,12 @@ async def serve_private(server: grpc.aio.Server, socket: Path) -> None:
     """
     hidden = socket.with_name(f".{socket.name[-24:]}")
     hidden.unlink(missing_ok=True)
-    server.add_insecure_port(f"unix:{hidden}")
-    os.chmod(hidden, 0o600)
-    await server.start()
-    os.rename(hidden, socket)
+    try:
+        server.add_insecure_port(f"unix:{hidden}")
+        os.chmod(hidden, 0o600)
+        await server.start()
+        os.rename(hidden, socket)
+    except BaseException:
+        await server.stop(None)
+        hidden.unlink(missing_ok=True)
+        raise

@@ -15,10 +15,14 @@ MAX_HINT_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What an agent trusts at one moment: the own trust domain's bundle and those of federated ones."""
+    """What an agent trusts at one moment: the own trust domain's bundle and those of federated ones.
+
+    `proven`: the authority itself said so. What is not is for finding the authority, and no workload gets it.
+    """
 
     bundle: TrustBundle
     federated: tuple[TrustBundle, ...] = ()
+    proven: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,12 @@ class WorkloadIdentity:
         return Trust(trust.bundle, tuple(each for each in trust.federated if each.trust_domain in self.federates_with))
 
     def follows(self, trust: Trust) -> bool:
-        """Whether it has the bundles of `trust`, or newer ones: what was read from files may be ahead after a start."""
+        """Whether it has the bundles of `trust`, or newer ones: what was read from files may be ahead after a start.
+
+        There is nothing to follow in trust that is not proven.
+        """
+        if not trust.proven:
+            return True
         mine, given = self.bundle.sequence, trust.bundle.sequence
         return self.trust == self.part_of(trust) or (mine is not None and given is not None and given < mine)
 

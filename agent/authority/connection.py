@@ -13,15 +13,14 @@ import grpc
 import grpc.aio
 
 from agent.authority.contact import MAX_RETRY, Contact
+from agent.authority.held import HeldTrust
 from agent.authority.proven import CONNECT_SECONDS, ProvenSigner
 from agent.errors import AuthorityUnavailable
 from runtime.clock import Clock
 from runtime.federation import read_bundle
-from runtime.feed import Feed
 from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
 from svid.errors import InvalidBundle, SvidError
-from svid.identity import Trust
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.authority")
@@ -58,10 +57,10 @@ class Connection:
     """
 
     def __init__(
-        self, settings: SignerSettings, trust: Feed[Trust], contact: Contact, clock: Clock, rng: random.Random
+        self, settings: SignerSettings, held: HeldTrust, contact: Contact, clock: Clock, rng: random.Random
     ) -> None:
         self._settings = settings
-        self._trust = trust
+        self._trust = held
         self._contact = contact
         self._clock = clock
         self._rng = rng
@@ -86,8 +85,6 @@ class Connection:
         roots = self.newest_roots()
         if self._channel is not None and roots == self._roots:
             return self._channel
-        if self._channel is not None and self._channel not in self._held:
-            self._close(self._channel)
         first = int(self._rng.uniform(0.5, 3.0) * 1000)
         options = (
             ("grpc.default_authority", SIGNER_NAME),
@@ -109,6 +106,8 @@ class Connection:
             raise AuthorityUnavailable(
                 f"SIGNER_UNREACHABLE: no socket can be made in {self._settings.run_dir}: {error.strerror or error}"
             ) from None
+        if self._channel is not None and self._channel not in self._held:
+            self._close(self._channel)
         # Not insecure: what is behind that socket has proved itself over TLS.
         self._channel = grpc.aio.insecure_channel(target, options=options)
         self._roots = roots
@@ -157,7 +156,7 @@ class Connection:
 
     def newest_roots(self) -> bytes:
         """What the signer's certificate is verified against: PEM."""
-        trust = self._trust.current
+        trust = self._trust.feed.current
         assert trust is not None
         bundle, away = trust.bundle, self._contact.away_since
         if away is None or (self._contact.answered_once and self._clock.now() - away < FILE_AFTER):
@@ -167,8 +166,9 @@ class Connection:
             file = self.read_bundle_file()
         except (OSError, SvidError):
             return bundle.to_pem()
-        mine, theirs = bundle.sequence, file.sequence
-        if theirs is not None and mine is not None and theirs <= mine:
+        if not trust.proven:
+            return file.to_pem()
+        if not self._trust.is_news(file):
             return bundle.to_pem()
         if not self._contact.answered_once:
             return file.to_pem()
@@ -178,7 +178,7 @@ class Connection:
             self._by_file = True
             _log.error(
                 "no signer answers under the trust that the last one sent; the bundle file's authorities are tried too",
-                extra={"file": str(self._settings.bundle_file), "since": away.isoformat(), "sequence": theirs},
+                extra={"file": str(self._settings.bundle_file), "since": away.isoformat(), "sequence": file.sequence},
             )
         return replace(bundle, x509_authorities=(*bundle.x509_authorities, *added)).to_pem()
 

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,20 @@ class ProvenSigner:
         """The socket as grpc's target; listens from the first call on. Raises OSError."""
         if self._listening is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            (self._folder / SOCKET).unlink(missing_ok=True)
-            self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self._listening.bind(self._path())
-            os.chmod(self._path(), 0o600)
-            self._listening.listen(_BACKLOG)
-            self._start(self._accept(self._listening))
-        return f"unix:{self._path()}"
+            with ExitStack() as undo:
+                directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                undo.callback(os.close, directory)
+                (self._folder / SOCKET).unlink(missing_ok=True)
+                listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                undo.callback(listening.close)
+                listening.bind(_path(directory))
+                undo.callback((self._folder / SOCKET).unlink, missing_ok=True)
+                os.chmod(_path(directory), 0o600)
+                listening.listen(_BACKLOG)
+                undo.pop_all()
+            self._directory, self._listening = directory, listening
+            self._start(self._accept(listening))
+        return f"unix:{_path(self._directory)}"
 
     async def close(self) -> None:
         """End what is open; the socket is gone when this returns."""
@@ -76,14 +82,10 @@ class ProvenSigner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listening is not None:
-            self._listening.close()
-            (self._folder / SOCKET).unlink(missing_ok=True)
+            listening, self._listening = self._listening, None
+            listening.close()
             os.close(self._directory)
-            self._listening = None
-
-    def _path(self) -> str:
-        # A folder's own path may be longer than a socket's address can be.
-        return f"/proc/self/fd/{self._directory}/{SOCKET}"
+            (self._folder / SOCKET).unlink(missing_ok=True)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -169,6 +171,11 @@ class ProvenSigner:
             f"SIGNER_WRONG_IDENTITY: what answers at {self._address} proves to be {found}, not {self._wanted}; "
             "is signer_address the signer's, and trust_domain this cluster's?"
         )
+
+
+def _path(directory: int) -> str:
+    # A folder's own path may be longer than a socket's address can be.
+    return f"/proc/self/fd/{directory}/{SOCKET}"
 
 
 def _context(roots: bytes) -> ssl.SSLContext:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from agent.authority.calls import Calls
 from agent.authority.connection import Connection, SignerSettings, is_token
 from agent.authority.contact import Contact
+from agent.authority.held import HeldTrust
 from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.authority.trust_stream import TrustStream, instant
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
@@ -42,12 +43,16 @@ class SignerAuthority:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self.trust: Feed[Trust] = Feed()
+        self._held = HeldTrust(clock)
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.contact = Contact(settings.address, clock, rng)
-        self.connection = Connection(settings, self.trust, self.contact, clock, rng)
-        self._stream = TrustStream(settings, self.connection, self.contact, self.trust, self.early_renewals)
+        self.connection = Connection(settings, self._held, self.contact, clock, rng)
+        self._stream = TrustStream(settings, self.connection, self.contact, self._held, self.early_renewals)
         self._calls = Calls(settings.address, self.connection, self.contact, rng, tracing)
+
+    @property
+    def trust(self) -> Feed[Trust]:
+        return self._held.feed
 
     @property
     def issues_jwt(self) -> bool:
@@ -59,7 +64,7 @@ class SignerAuthority:
         Raises AuthorityDamaged.
         """
         try:
-            self.trust.publish(Trust(self.connection.read_bundle_file()))
+            self._held.begin(self.connection.read_bundle_file())
         except (OSError, SvidError) as error:
             why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
             raise AuthorityDamaged(
@@ -90,10 +95,11 @@ class SignerAuthority:
         answer: signer_pb2.MintX509SVIDResponse = await self._calls.call(
             "MintX509SVID", message, signer_pb2.MintX509SVIDResponse.FromString
         )
-        trust = await self._trust_of(answer.trust_sequence)
+        sequence = self._held.believed(answer.trust_sequence) or 0
+        trust = await self._trust_of(sequence)
         try:
             chain = certificates_from_der(answer.chain)
-            self._check_trust(chain, trust, answer.trust_sequence)
+            self._check_trust(chain, trust, sequence)
             federated = None if answer.federates_with_all else tuple(map(TrustDomain, answer.federates_with))
             return Minted(
                 SpiffeId.parse(answer.spiffe_id),
@@ -117,6 +123,8 @@ class SignerAuthority:
         answer: signer_pb2.MintJWTSVIDResponse = await self._calls.call(
             "MintJWTSVID", message, signer_pb2.MintJWTSVIDResponse.FromString
         )
+        # It is verified under the trust that is there.
+        await self._trust_of(0)
         try:
             svid = parse_jwt_svid_unverified(answer.token)
             window = self._window(answer, svid.expires_at)
@@ -125,12 +133,16 @@ class SignerAuthority:
         return MintedJwt(svid, window, answer.reusable)
 
     async def _trust_of(self, sequence: int) -> Trust:
-        """The newest trust, which is to be that of `sequence` or newer; soon at the latest."""
+        """The newest trust that the signer sent, which is to be that of `sequence` or newer; soon at the latest.
+
+        No workload gets the bundle file's. Raises AuthorityUnavailable.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(TRUST_SECONDS):
-                version = 0
-                while (self._trust().bundle.sequence or 0) < sequence:
-                    version = await self.trust.wait_beyond(max(version, self.trust.version))
+                while not self._trust().proven or (self._trust().bundle.sequence or 0) < sequence:
+                    await self.trust.wait_beyond(self.trust.version)
+        if not self._trust().proven:
+            raise AuthorityUnavailable("TRUST_BEHIND: the signer has not sent its trust bundle yet")
         return self._trust()
 
     def _check_trust(self, chain: tuple[x509.Certificate, ...], trust: Trust, sequence: int) -> None:

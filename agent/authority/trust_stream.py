@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agent.authority.calls import SERVICE, explain, is_cancelled
 from agent.authority.connection import Connection, SignerSettings
 from agent.authority.contact import Contact
+from agent.authority.held import HeldTrust
 from agent.authority.protocol import EarlyRenewal
 from agent.errors import AuthorityUnavailable
 from runtime.feed import Feed
@@ -37,7 +38,7 @@ class TrustStream:
         settings: SignerSettings,
         connection: Connection,
         contact: Contact,
-        trust: Feed[Trust],
+        trust: HeldTrust,
         early_renewals: Feed[tuple[EarlyRenewal, ...]],
     ) -> None:
         self._settings = settings
@@ -62,10 +63,14 @@ class TrustStream:
                 await self._answered.wait()
 
     def hold(self, trust: Trust, svids: Mapping[str, int]) -> None:
-        """Report from now on that all workloads have `trust`, and how many SVIDs they hold by authority."""
-        sequence = trust.bundle.sequence or 0
+        """Report from now on that all workloads have `trust`, and how many SVIDs they hold by authority.
+
+        Only what the signer sent can be acknowledged to it.
+        """
+        if not trust.proven:
+            return
         report = signer_pb2.WatchTrustRequest(
-            acknowledged_sequence=sequence,
+            acknowledged_sequence=self._trust.said(trust),
             in_use=[signer_pb2.AuthorityUse(authority_id=name, svids=count) for name, count in sorted(svids.items())],
             agent_version=self._settings.agent_version,
             digest=trust.bundle.digest(),
@@ -142,14 +147,10 @@ class TrustStream:
                 "the signer's trust bundle has more than this agent can take", extra={"sequence": answer.sequence}
             )
         self._contact.answered(answer.sequence)
-        self._issues_jwt = answer.issues_jwt
-        present = self._trust.current
-        older = present is not None and (trust.bundle.sequence or 0) < (present.bundle.sequence or 0)
-        # A replica that lags behind another has nothing to say.
-        if not older and trust != present:
-            self._trust.publish(trust)
-        if not older and renewals != (self._early_renewals.current or ()):
-            self._early_renewals.publish(renewals)
+        if self._trust.take(trust):
+            self._issues_jwt = answer.issues_jwt
+            if renewals != (self._early_renewals.current or ()):
+                self._early_renewals.publish(renewals)
         self._answered.set()
 
 

@@ -66,9 +66,9 @@ class Endpoint:
 
     async def open(self, address: str) -> None:
         """Listen at the Unix socket path `address`. Raises OSError."""
-        self._guard = _Guard(self._limits, self._metrics)
+        guard = _Guard(self._limits, self._metrics)
         server = grpc.aio.server(
-            interceptors=[self._guard],
+            interceptors=[guard],
             options=(
                 # Workload API streams are idle by nature: a client's keepalive pings are no abuse.
                 ("grpc.http2.max_ping_strikes", 0),
@@ -89,10 +89,13 @@ class Endpoint:
         server.add_generic_rpc_handlers(self._handlers)
         try:
             server.add_insecure_port(f"unix:{address}")
-        except RuntimeError as error:
-            raise OSError(None, f"cannot listen on the volume's socket: {error}") from None
-        await server.start()
-        self._server = server
+            await server.start()
+        except BaseException as error:
+            await server.stop(None)
+            if isinstance(error, RuntimeError):
+                raise OSError(None, f"cannot listen on the volume's socket: {error}") from None
+            raise
+        self._server, self._guard = server, guard
 
     async def close(self) -> None:
         """End all calls with UNAVAILABLE, so that clients reconnect, and remove the socket."""

@@ -12,6 +12,7 @@ from agent.metrics import Metrics
 from csi.model import Contents, Issued, JwtFile, PodToken, Volume
 from runtime.blocking import Blocking
 from runtime.clock import Clock
+from svid.bundle import TrustBundle
 from svid.errors import SvidError
 from svid.identity import Trust, WorkloadIdentity
 from svid.jwtsvid import JwtSvid, check_jwt_svid
@@ -88,7 +89,7 @@ class Issuer:
         """A JWT-SVID for just these audiences. Raises AuthorityRefused, AuthorityUnavailable."""
         minted = await _in_time(self._authority.mint_jwt(JwtRequest(volume.pod, token, spiffe_id, audiences)))
         try:
-            found = self._checked(minted.svid, audiences[0])
+            found = self._checked(minted.svid, audiences[0], self.trust.bundle)
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable JWT-SVID: {error}") from None
         if found.spiffe_id != spiffe_id or set(found.audiences) != set(audiences):
@@ -96,15 +97,17 @@ class Issuer:
         self._metrics.jwt_minted()
         return minted
 
-    def still_good(self, svid: JwtSvid, file: JwtFile) -> JwtSvid | None:
-        """`svid`, read from `file`, as it verifies now; None when it does not."""
+    def still_good(self, svid: JwtSvid, file: JwtFile, beside: TrustBundle) -> JwtSvid | None:
+        """`svid`, read from `file`, as it verifies now; None when it does not.
+
+        By the newest bundle, or `beside`, which it was read with, before the authority has sent any.
+        """
         try:
-            return self._checked(svid, file.audience)
+            return self._checked(svid, file.audience, self.trust.bundle if self.trust.proven else beside)
         except SvidError:
             return None
 
-    def _checked(self, svid: JwtSvid, audience: str) -> JwtSvid:
-        bundle = self.trust.bundle
+    def _checked(self, svid: JwtSvid, audience: str, bundle: TrustBundle) -> JwtSvid:
         return check_jwt_svid(svid.token, {bundle.trust_domain: bundle}, audience, self._clock.now())
 
 

@@ -183,7 +183,7 @@ class WorkloadRegistry:
             await self._held.wait()
             self._held.clear()
             trust = self._issuer.trust
-            svids = state.holdings(self._workloads.values(), trust)
+            svids = state.holdings(self._workloads.values(), trust) if trust.proven else None
             if svids is not None:
                 self._authority.hold(trust, svids)
             # A storm of renewals is one report, not one each.

@@ -2,9 +2,10 @@
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from agent.authority.held import numbered
 from agent.authority.protocol import EarlyRenewal
 from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
@@ -113,7 +114,7 @@ class Workload:
     async def resume(self, contents: Contents | None, renew_at: datetime | None) -> datetime:
         """Go on with what an earlier process wrote, if it is still good; answers when something is due."""
         now = self._means.clock.now()
-        identity = contents.identity.under(self._issuer.trust, now) if contents else None
+        identity = _numbered(contents.identity, now).under(self._issuer.trust, now) if contents else None
         if contents is not None and identity is not None and identity.is_valid(now):
             usual = RenewalWindow.of(identity.default.not_before, identity.expires_at)
             self.renew_at = renew_at or usual.draw(self._means.rng)
@@ -234,7 +235,7 @@ class Workload:
         """Take over JWT-SVIDs that are still good for the files the volume has."""
         for file in self.volume.options.jwt_files:
             held = contents.jwt_svids.get(file.name)
-            svid = self._issuer.still_good(held, file) if held else None
+            svid = self._issuer.still_good(held, file, contents.identity.bundle) if held else None
             if svid is not None:
                 issued_at = svid.issued_at or self._means.clock.now()
                 kept = KeptJwt(svid, RenewalWindow.of(issued_at, svid.expires_at).draw(self._means.rng))
@@ -310,3 +311,8 @@ class Workload:
         _log.warning("volume's socket disappeared; making it again", extra={"volume_id": self.volume.id})
         await self._endpoint.close()
         await self._open_socket()
+
+
+def _numbered(identity: WorkloadIdentity, now: datetime) -> WorkloadIdentity:
+    """Files outlive clocks and versions: a number that cannot be never keeps out what the authority says."""
+    return replace(identity, bundle=numbered(identity.bundle, now))

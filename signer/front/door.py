@@ -58,8 +58,13 @@ class Door:
         """Listen. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._listening += bound((host, port), (SOCKET_BUFFER, SOCKET_BUFFER))
+        try:
+            for each in self._listening:
+                each.listen(BACKLOG)
+        except BaseException:
+            self.close()
+            raise
         for each in self._listening:
-            each.listen(BACKLOG)
             loop.add_reader(each, self._accept, each)
         self._sweeping = loop.create_task(self._sweep(), name="door")
 

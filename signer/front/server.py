@@ -84,7 +84,11 @@ class AgentServer:
             _log.error("server certificate cannot be renewed", extra={"reason": error.reason, "error": str(error)})
             return
         if credentials is not None:
-            await self._replace(credentials)
+            try:
+                await self._replace(credentials)
+            except BaseException:
+                self._identity.unused()
+                raise
 
     async def close(self, grace: float) -> None:
         """Stop listening; calls in flight get `grace` seconds, those of older servers too."""
@@ -101,21 +105,25 @@ class AgentServer:
         """New connections meet a server with these; the streams of the one before end in their own time."""
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers((self._handlers,))
-        first = self._private is None
         if self._private is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._private = Path(tempfile.mkdtemp(prefix="door-", dir=self._folder))
         self._made += 1
         inside = self._private / str(self._made)
+        present = self._door.target
         try:
             server.add_secure_port(f"unix:{inside}", credentials)
-        except RuntimeError as error:
-            raise OSError(None, f"cannot listen below {self._folder}: {error}") from None
-        await server.start()
-        self._door.target = inside
+            await server.start()
+            self._door.target = inside
+            if self._server is None:
+                await self._door.open(*self._address)
+        except BaseException as error:
+            self._door.target = present
+            await server.stop(None)
+            if isinstance(error, RuntimeError):
+                raise OSError(None, f"cannot listen below {self._folder}: {error}") from None
+            raise
         before, self._server = self._server, server
-        if first:
-            await self._door.open(*self._address)
         if before is not None:
             retiring = asyncio.create_task(before.stop(STREAM_LIFE.total_seconds()), name="old server")
             self._retiring[retiring] = before

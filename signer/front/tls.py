@@ -28,6 +28,10 @@ class ServerIdentity:
         self._renew_at: datetime | None = None
         self._issuer = ""
 
+    def unused(self) -> None:
+        """The last ones could not be put in use: others are due now."""
+        self._renew_at = None
+
     def renewed(self, state: AuthorityState) -> grpc.ServerCredentials | None:
         """New credentials when there are none, half of their life has passed, or another authority is active.
 

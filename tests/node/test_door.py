@@ -105,6 +105,28 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+def test_a_door_that_could_not_be_opened_can_be_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time), 1, 1)
+        made: list[socket.socket] = []
+
+        class Failing(socket.socket):
+            def listen(self, *_: object) -> None:
+                made.append(self)
+                raise OSError(98, "Address already in use")
+
+        with monkeypatch.context() as taken:
+            taken.setattr(socket, "socket", Failing)
+            with pytest.raises(OSError, match="already in use"):
+                await door.open("127.0.0.1", 0)
+        assert [each.fileno() for each in made] == [-1], "a socket of the attempt is left"
+        await door.open("127.0.0.1", 0)
+        assert len(door._listening) == 1
+        await door.end()
+
+    asyncio.run(run())
+
+
 def test_bytes_pass_both_ways_unchanged_however_many() -> None:
     sent = random.Random(1).randbytes(3_000_000)
 

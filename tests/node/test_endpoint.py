@@ -421,3 +421,43 @@ def test_a_socket_file_that_an_ended_process_left_is_replaced() -> None:
             await endpoint.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("step", ["add_insecure_port", "start"])
+def test_a_socket_that_could_not_be_made_is_made_at_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
+            path, counts, stopped = Path(base, "socket"), Counts(), []
+            endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], DEFAULT, counts)
+            kind: Any = type(grpc.aio.server())
+            stop = kind.stop
+
+            async def noted(server: Any, grace: float | None) -> None:
+                stopped.append(server)
+                await stop(server, grace)
+
+            def fails(*_: object) -> Any:
+                raise RuntimeError("no room")
+
+            monkeypatch.setattr(kind, "stop", noted)
+            with monkeypatch.context() as full:
+                full.setattr(kind, step, fails)
+                with pytest.raises(OSError, match="cannot listen on the volume's socket: no room"):
+                    await endpoint.open(str(path))
+            assert len(stopped) == 1
+            assert endpoint.open_calls == []
+            await endpoint.close()
+            assert len(stopped) == 1
+            path.unlink(missing_ok=True)
+            await endpoint.open(str(path))
+            try:
+                served = Served(path, Methods(), counts, endpoint)
+                async with served.channel() as channel:
+                    call = channel.unary_unary("/SpiffeWorkloadAPI/Call")
+                    assert await call(b"x", metadata=GOOD, timeout=DEADLINE) == b"x"
+            finally:
+                await endpoint.close()
+
+    asyncio.run(run())

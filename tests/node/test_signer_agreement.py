@@ -8,7 +8,8 @@ import random
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from runtime.clock import SystemClock
 from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life
 from signer.authority.slots import Stage
-from signer.authority.state import AuthorityState
+from signer.authority.state import AuthorityState, sequence_at
 from signer.cluster.decoding import Kept, Page
 from signer.cluster.kube import Object
+from svid.identity import Trust
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from svid.x509svid import check_x509_svid
+from tests.fake_signer import authority
 from tests.signer_rig import AUDIENCE, Serving, Site, serving
 
 SECRET = "/api/v1/namespaces/podsvid/secrets/podsvid-authority"
@@ -242,6 +245,38 @@ async def following(node: Node) -> AsyncIterator[None]:
         for each in tasks:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(hours=20), timedelta(days=10**4)])
+def test_who_stood_in_the_signers_place_once_is_outdone_by_the_signer(ahead: timedelta) -> None:
+    """A thief of the CA key, for one stream and with any number: what agents say of it is answered from above."""
+    site = Site(datetime.now(UTC).replace(microsecond=0))
+    site.kube.put("/api/v1/namespaces/podsvid", {"metadata": {"name": "podsvid"}})
+    site.pod("agent-node-a", account="podsvid-agent", namespace="podsvid", uid="agent-uid-node-a", driver=None)
+
+    async def test(folder: Path) -> None:
+        for name in "an":
+            (folder / name).mkdir()
+        async with serving(site, folder / "a", SystemClock()) as first:
+            node = Node(site, first, folder / "n")
+            async with following(node):
+                await until(lambda: node.sequence == stored(site).sequence)
+                true = stored(site).bundle
+                false = authority(datetime.now(UTC)).chain
+                number = sequence_at(datetime.now(UTC) + ahead)
+                lie = replace(true, x509_authorities=(*true.x509_authorities, *false), sequence=number)
+                assert node.authority._held.take(Trust(lie))
+                if ahead > timedelta(days=1):
+                    # Nobody can publish above it: whatever is heard next replaces it.
+                    await first.replica._rotation.step("prepare", "jwt", "", forced=False)
+                await until(lambda: node.sequence == stored(site).sequence)
+                trust = node.authority.trust.current
+                assert trust is not None
+                assert set(trust.bundle.x509_authorities) == set(true.x509_authorities)
+                await until(lambda: not first.replica._rotation.acks(stored(site)).waiting)
+                await node.mint()
+
+    ran(test)
 
 
 @pytest.mark.parametrize("kind", ["jwt", "x509"])

@@ -234,11 +234,16 @@ def test_one_node_cannot_take_the_signer_from_the_others(caplog: pytest.LogCaptu
         file = rig.folder / "token-of-node-b"
         file.write_text(rig.site.agent("node-b"))
         other = rig.another(rig.site.agent(), token_file=file)
+        following = asyncio.create_task(other.run())
+        async with asyncio.timeout(60):
+            while not trust(other).proven:
+                await asyncio.sleep(0.01)
         flood = [asyncio.ensure_future(rig.authority.mint_x509(request(claim, token))) for _ in range(200)]
         # While the one floods, and as often as its own limits allow.
         for _ in range(20):
             assert (await other.mint_x509(request(there, elsewhere))).chain
         answers = await asyncio.gather(*flood, return_exceptions=True)
+        following.cancel()
         failures = [str(each) for each in answers if isinstance(each, BaseException)]
         assert {each.partition(": ")[0] for each in failures} <= {"RATE_LIMITED", "BUSY"}
         # The agent waits as it was told and is served in the end, as far as its deadline goes.

@@ -314,12 +314,14 @@ def test_an_authority_that_never_answers_is_unavailable_at_the_deadline(kind: st
 def test_a_token_read_from_a_file_is_good_for_its_audience_by_a_key_that_is_still_published() -> None:
     async def play(at: Scene) -> None:
         svid = (await at.mint_jwt("api")).svid
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api")) == svid
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "db")) is None
+        # It was read with that one; the newest counts.
+        bundle = bundle_of(at.authority.x509, at.authority.jwt_key)
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api"), bundle) == svid
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", "db"), bundle) is None
         at.clock.at += HOUR
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api")) is None
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api"), bundle) is None
         at.clock.at -= HOUR
         at.authority.trust.publish(Trust(bundle_of(at.authority.x509, JwtSigningKey.create(JwtAlgorithm.ES256))))
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api")) is None
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api"), bundle) is None
 
     on_stage(play)

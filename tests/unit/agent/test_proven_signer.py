@@ -1,11 +1,15 @@
 """Who is taken for the signer: by its SPIFFE ID under the trusted authorities, whatever else a certificate says."""
 
 import asyncio
+import errno
 import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -173,6 +177,53 @@ def test_a_socket_that_a_killed_agent_left_is_replaced(tmp_path: Path) -> None:
         await proven.close()
 
     lined(tmp_path, test)
+
+
+@pytest.mark.parametrize("step", ["open", "socket", "bind", "chmod", "listen"])
+def test_a_socket_that_could_not_be_made_is_made_at_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A full `/run`, or no descriptors left: whichever step it meets, nothing half is kept."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(*_: object, **__: object) -> Any:
+        raise full
+
+    class Failing(socket.socket):
+        bind = fails if step == "bind" else socket.socket.bind
+        listen = fails if step == "listen" else socket.socket.listen
+
+    async def test(line: Line) -> None:
+        proven = line.proven()
+        line.run_dir.mkdir(mode=0o700)
+        before = descriptors()
+        with monkeypatch.context() as broken:
+            if step in ("open", "chmod"):
+                broken.setattr(os, step, fails)
+            else:
+                broken.setattr(socket, "socket", fails if step == "socket" else Failing)
+            for _ in range(3):
+                with pytest.raises(OSError, match="No space left"):
+                    proven.open()
+        assert descriptors() == before
+        assert not list(line.run_dir.iterdir())
+        # Nothing to close, and nothing of others is closed.
+        await proven.close()
+        assert descriptors() == before
+        assert await line.through(proven, b"hello") == b"hello"
+        await proven.close()
+        assert not list(line.run_dir.iterdir())
+
+    lined(tmp_path, test)
+
+
+def descriptors() -> set[str]:
+    """Those of this process that are open, by number and what they are."""
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(f"{each.name} {each.readlink()}")
+    return found
 
 
 def test_each_connection_is_verified_by_the_roots_of_its_time(tmp_path: Path) -> None:

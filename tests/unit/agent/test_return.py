@@ -12,10 +12,10 @@ import pytest
 
 from agent.authority.connection import LOOK_SECONDS, Connection, SignerSettings
 from agent.authority.contact import MAX_RETRY, Contact
+from agent.authority.held import HeldTrust
 from agent.authority.proven import CONNECT_SECONDS
 from agent.authority.trust_stream import TrustStream
 from runtime.feed import Feed
-from svid.identity import Trust
 from tests.fake_authority import TRUST_DOMAIN, StepClock, bundle_of, root
 
 CUT_OFF, READY = grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.READY
@@ -34,7 +34,8 @@ class Channel:
 
 def connection(base: Path, channel: Channel | None) -> Connection:
     clock, settings = StepClock(), SignerSettings("signer:1", base / "b", base / "t", "aud", TRUST_DOMAIN, run_dir=base)
-    made = Connection(settings, Feed[Trust](), Contact("signer:1", clock, random.Random(1)), clock, random.Random(1))
+    held, contact = HeldTrust(clock), Contact("signer:1", clock, random.Random(1))
+    made = Connection(settings, held, contact, clock, random.Random(1))
     made._channel = cast(Any, channel)
     return made
 
@@ -95,11 +96,8 @@ def test_each_failed_stream_is_followed_by_such_a_pause(tmp_path: Path, monkeypa
             raise asyncio.CancelledError
 
     monkeypatch.setattr(made, "pause", pause)
-    clock = StepClock()
-    trust: Feed[Trust] = Feed()
-    trust.publish(Trust(bundle_of(root(clock.at))))
-    made._trust = trust
-    stream = TrustStream(made._settings, made, made._contact, trust, Feed())
+    made._trust.begin(bundle_of(root(StepClock().at)))
+    stream = TrustStream(made._settings, made, made._contact, made._trust, Feed())
 
     async def follow() -> None:
         with pytest.raises(asyncio.CancelledError):
@@ -116,7 +114,7 @@ def test_an_attempt_may_take_as_long_as_a_connection_may_at_a_busy_signer(
     """One that grpc gives up sooner was work for nothing: the signer's queue is long where all come at once."""
     made = connection(tmp_path, None)
     clock = StepClock()
-    made._trust.publish(Trust(bundle_of(root(clock.at))))
+    made._trust.begin(bundle_of(root(clock.at)))
     options: dict[str, Any] = {}
     monkeypatch.setattr(made._signer, "open", lambda: "unix:nowhere")
     monkeypatch.setattr("grpc.aio.insecure_channel", lambda target, options: given(options))

@@ -1,5 +1,6 @@
 """What the signer's client trusts and proves: roots, bundle files, tokens, settings."""
 
+import errno
 import json
 import logging
 import os
@@ -240,6 +241,36 @@ def test_clocks_that_differ_make_no_storm_of_renewals(tmp_path: Path, ahead: tim
         assert jwt.renewal.start >= now + left * 0.35
 
     on_stage(tmp_path, play)
+
+
+def test_a_channel_that_could_not_be_made_costs_nobody_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The roots changed while `/run` was full, and changed back, or room was made: mints go on by either."""
+
+    async def play(at: Scene) -> None:
+        connection = at.authority.connection
+        await at.authority.mint_x509(at.request())
+        old, new = at.signer.authority, authority(at.clock.now())
+        before = connection.channel()
+        with monkeypatch.context() as full:
+            full.setattr(connection._signer, "open", lambda: failing())
+            at.authority._held.take(Trust(at.signer.bundle(101, old, new)))
+            for _ in range(2):
+                with pytest.raises(AuthorityUnavailable, match="no socket can be made"):
+                    await at.authority.mint_x509(at.request())
+            at.authority._held.take(Trust(at.signer.bundle(102, old)))
+            assert connection.channel() is before
+            assert (await at.authority.mint_x509(at.request())).chain
+        at.authority._held.take(Trust(at.signer.bundle(103, old, new)))
+        assert (await at.authority.mint_x509(at.request())).chain
+        assert connection.channel() is not before
+
+    on_stage(tmp_path, play)
+
+
+def failing() -> str:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_an_agent_that_stops_refuses_mints_as_an_outage_and_opens_nothing(tmp_path: Path) -> None:

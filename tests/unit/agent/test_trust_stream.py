@@ -11,6 +11,7 @@ from cryptography import x509
 
 from agent.authority.connection import FILE_AFTER, Connection, SignerSettings
 from agent.authority.contact import FIRST_RETRY, MAX_RETRY, Contact
+from agent.authority.held import HeldTrust
 from agent.authority.protocol import EarlyRenewal
 from agent.authority.trust_stream import TrustStream
 from agent.errors import AuthorityUnavailable
@@ -34,11 +35,12 @@ class Scene:
         self.bundle_file = base / "bundle"
         self.token_file = base / "token"
         self.settings = SignerSettings("signer:1", self.bundle_file, self.token_file, "aud", TRUST_DOMAIN, run_dir=base)
-        self.trust: Feed[Trust] = Feed()
+        self.held = HeldTrust(self.clock)
+        self.trust = self.held.feed
         self.early: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.contact = Contact("signer:1", self.clock, random.Random(1))
-        self.connection = Connection(self.settings, self.trust, self.contact, self.clock, random.Random(1))
-        self.stream = TrustStream(self.settings, self.connection, self.contact, self.trust, self.early)
+        self.connection = Connection(self.settings, self.held, self.contact, self.clock, random.Random(1))
+        self.stream = TrustStream(self.settings, self.connection, self.contact, self.held, self.early)
         self.take(self.bundle(100), issues_jwt=True)
         assert self.trust.current == Trust(self.bundle(100))
 
@@ -199,7 +201,7 @@ def test_a_file_that_adds_nothing_is_nothing_to_say(at: Scene, caplog: pytest.Lo
 @pytest.mark.parametrize("sequence", [101, None])
 def test_before_the_signer_has_answered_once_the_file_is_what_there_is(at: Scene, sequence: int | None) -> None:
     contact = Contact("signer:1", at.clock, random.Random(1))
-    connection = Connection(at.settings, at.trust, contact, at.clock, random.Random(1))
+    connection = Connection(at.settings, at.held, contact, at.clock, random.Random(1))
     other = bundle_of(root(at.clock.at), sequence=sequence)
     at.bundle_file.write_bytes(other.to_jwks() if sequence else other.to_pem())
     assert connection.newest_roots() == other.to_pem()

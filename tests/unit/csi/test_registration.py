@@ -1,6 +1,7 @@
 """The registration socket over a real Unix socket, with a kubelet that refuses and a directory that is taken away."""
 
 import asyncio
+import errno
 import logging
 import os
 import stat
@@ -234,3 +235,24 @@ def test_a_socket_appears_when_it_answers_and_was_private_all_along(
         asyncio.run(run())
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("step", ["chmod", "rename"])
+def test_a_socket_that_could_not_be_put_in_place_leaves_nothing(
+    base: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def test() -> None:
+        def fails(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as full:
+            full.setattr(os, step, fails)
+            with pytest.raises(OSError, match="No space left"):
+                await serve_private(grpc.aio.server(), base / "csi.sock")
+        assert not list(base.iterdir())
+        server = grpc.aio.server()
+        await serve_private(server, base / "csi.sock")
+        assert [each.name for each in base.iterdir()] == ["csi.sock"]
+        await server.stop(None)
+
+    asyncio.run(test())
