@@ -180,6 +180,7 @@ async def _start(
         "trust": workloads.follow_trust,
         "early renewals": workloads.follow_early_renewals,
         "holdings": workloads.report_holdings,
+        "gauges": metrics.keep_fresh,
         "authority": lambda: following,
         **{f"registration of {driver.name}": each.run for driver, each in registrations.items()},
     }

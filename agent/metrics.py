@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from runtime.shown import Shown
+
 # A volume is in one of these; see agent.workload.state.
 STATES = ("ok", "waiting", "retrying", "overdue", "unwritten", "expired")
 _PUBLISH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -88,6 +90,10 @@ class Metrics:
         )
         for kind in ("x509", "jwt"):
             self._rotations.labels(kind, "ok")
+        # What is watched is asked on the event loop, by these.
+        self._shown = Shown()
+        self.refresh = self._shown.refresh
+        self.keep_fresh = self._shown.run
 
     def published(self, result: str, seconds: float) -> None:
         """Count a NodePublishVolume call."""
@@ -124,11 +130,11 @@ class Metrics:
 
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""
-        self._signer_away.set_function(away)
+        self._shown.add(self._signer_away, away)
 
     def watch_tasks(self, tasks: Callable[[], float]) -> None:
         """Ask this for the number of tasks."""
-        self._tasks.set_function(tasks)
+        self._shown.add(self._tasks, tasks)
 
     def http_refused(self, listener: str, why: str) -> None:
         """Count a connection that was cut off, or a page that was refused; from any thread."""
@@ -140,16 +146,15 @@ class Metrics:
 
     def watch_registration(self, driver: str, registered: Callable[[], bool]) -> None:
         """Ask this whether kubelet has the driver."""
-        self._registered.labels(driver).set_function(lambda: float(registered()))
+        self._shown.add(self._registered.labels(driver), lambda: float(registered()))
 
     def watch(
         self,
         volumes: Callable[[], float],
         earliest_expiry: Callable[[], float],
-        states: Callable[[], Mapping[str, int]] = dict,
+        states: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """Ask these for the values of the gauges at each scrape."""
-        self._volumes.set_function(volumes)
-        self._expiry.set_function(earliest_expiry)
-        for name in STATES:
-            self._states.labels(name).set_function(lambda name=name: float(states().get(name, 0)))  # type: ignore[misc]
+        """Ask these for the values of the gauges, every two seconds."""
+        self._shown.add(self._volumes, volumes)
+        self._shown.add(self._expiry, earliest_expiry)
+        self._shown.add_all({name: self._states.labels(name) for name in STATES}, states)

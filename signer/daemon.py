@@ -214,7 +214,7 @@ class Replica:
             "pods": self._pods.run,
             "policies": self._policies.run,
             "heap": lambda: heap.settle(self._pods.wait_synced, self._policies.wait_synced),
-            "loop lag": lambda: gauges.measure_lag(self.metrics),
+            "gauges": lambda: gauges.keep(self.metrics),
             "offline tokens": self._offline.run,
             "authority Secret": self._secret.run,
             "authority state": self._follow_secret,

@@ -1,4 +1,4 @@
-"""What the signer's gauges show: asked of the parts at each scrape, kept nowhere; and the event loop's lag."""
+"""What the signer's gauges show: asked of the parts on their event loop; and that loop's lag."""
 
 import asyncio
 import time
@@ -42,6 +42,13 @@ def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, 
         authority_life=authority_life,
         contact=lambda: (pods.last_contact or _NEVER).timestamp(),
     )
+
+
+async def keep(metrics: Metrics) -> None:
+    """Keep what `metrics` shows fresh, and measure the lag, for ever."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(metrics.keep_fresh())
+        group.create_task(measure_lag(metrics))
 
 
 async def measure_lag(

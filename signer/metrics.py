@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from runtime.shown import Shown
+
 # How an older Secret came to be noticed.
 ROLLBACKS = ("restored", "replaced")
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -105,6 +107,10 @@ class Metrics:
         for how in ROLLBACKS:
             # There from the start: an increase from nothing is none to Prometheus.
             self._rollbacks.labels(how)
+        # What is watched is asked on the event loop, by these.
+        self._shown = Shown()
+        self.refresh = self._shown.refresh
+        self.keep_fresh = self._shown.run
 
     def lagged(self, seconds: float) -> None:
         """Count how long the event loop kept a task waiting."""
@@ -143,9 +149,9 @@ class Metrics:
         self._build.labels(version).set(1)
 
     def watch_connections(self, agents: Callable[[], float], strangers: Callable[[], float]) -> None:
-        """Ask these for the numbers of connections at each scrape."""
-        self._connections.labels("agents").set_function(agents)
-        self._connections.labels("strangers").set_function(strangers)
+        """Ask these for the numbers of connections, every two seconds."""
+        self._shown.add(self._connections.labels("agents"), agents)
+        self._shown.add(self._connections.labels("strangers"), strangers)
 
     def watch(
         self,
@@ -157,10 +163,10 @@ class Metrics:
         authority_life: Callable[[], float],
         contact: Callable[[], float],
     ) -> None:
-        """Ask these for the values of the gauges at each scrape."""
-        self._agents.set_function(agents)
-        self._unacknowledged.set_function(unacknowledged)
-        self._leading.set_function(leading)
-        self._authority_ends.set_function(authority_ends)
-        self._authority_life.set_function(authority_life)
-        self._contact.set_function(contact)
+        """Ask these for the values of the gauges, every two seconds."""
+        self._shown.add(self._agents, agents)
+        self._shown.add(self._unacknowledged, unacknowledged)
+        self._shown.add(self._leading, leading)
+        self._shown.add(self._authority_ends, authority_ends)
+        self._shown.add(self._authority_life, authority_life)
+        self._shown.add(self._contact, contact)

@@ -77,6 +77,8 @@ class Fleet:
 
     def series(self) -> dict[str, float]:
         found: dict[str, float] = {}
+        for metrics in (self.agent, *self.signers):
+            metrics.refresh()
         for name, job, registry in (
             ("agent", "podsvid-agent", self.agent.registry),
             ("signer-0", "podsvid-signer", self.signers[0].registry),

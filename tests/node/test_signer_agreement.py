@@ -319,6 +319,8 @@ def test_agents_follow_an_older_secret_that_was_put_back_without_a_hand_on_any_n
             assert "an older one; published again" in rotation.next_steps(stored(site))[0]
             value = second.replica.metrics.registry.get_sample_value
             assert value("podsvid_signer_rollbacks_detected_total", {"how": "restored"}) == 1
+            # What the parts know is asked again and again.
+            await until(lambda: value("podsvid_signer_leader") == 1)
 
     ran(test)
 

@@ -250,6 +250,7 @@ def test_states_and_conditions_by_time(tmp_path: Path) -> None:
         at.clock.at = workload.feed.current.expires_at
         assert at.registry.state(workload) == "expired"
         assert "expired at" in at.registry.condition("csi-spiffe").message
+        at.metrics.refresh()
         sample = at.metrics.registry.get_sample_value
         assert sample("podsvid_volumes_by_state", {"state": "expired"}) == 1
         assert sample("podsvid_volumes_by_state", {"state": "ok"}) == 0
