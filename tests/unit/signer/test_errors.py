@@ -27,6 +27,7 @@ SHORT = {
     "Q": "tests/unit/signer/test_policy_schema.py",
     "W": "tests/unit/signer/test_policy_places.py",
     "U": "tests/unit/signer/test_policy_cost.py",
+    "Y": "tests/unit/agent/test_false_trust.py",
 }
 
 
