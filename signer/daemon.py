@@ -299,7 +299,7 @@ class Replica:
         while True:
             version = await self._secret.changed.wait_beyond(version)
             for state in self._secret.values.values():
-                self._rotation.see(state)
+                await self._rotation.follow(state)
 
     async def _follow_state(self) -> None:
         version = 0

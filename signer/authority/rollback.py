@@ -7,13 +7,14 @@ one has a wrong clock or lies, and is listened to less and less often. What one 
 number, as it would follow nothing else, and proves nothing: it can make up any.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from runtime.clock import Clock
 from signer.authority.slots import JwtSlot, Stage, X509Slot
-from signer.authority.state import AuthorityState
+from signer.authority.state import AuthorityState, believable
 
 FIRST_PAUSE, MAX_PAUSE = timedelta(minutes=1), timedelta(hours=1)
 # How long an agent that alone names a higher number waits for an answer: others may be about to say so, too.
@@ -36,6 +37,33 @@ class Shown:
     def proven(self) -> bool:
         """Whether more than one agent's word says so."""
         return self.in_the_cluster or len(self.nodes) >= WITNESSES
+
+
+class Published:
+    """The sequence of the trust bundle in the cluster: a Secret that is below it is not the newest that there was."""
+
+    def __init__(self, read: Callable[[], Awaitable[int]], clock: Clock) -> None:
+        self._read = read
+        self._clock = clock
+        self._sequence: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it could be read."""
+        return self._sequence is not None
+
+    async def read(self) -> None:
+        """Know it as it is now. Raises SignerError."""
+        self._sequence = await self._read()
+
+    def beside(self, state: AuthorityState) -> int:
+        """It, for who has this state; 0 where it is not known, or cannot be."""
+        found = self._sequence or 0
+        return found if believable(found, state.sequence, self._clock.now()) else 0
+
+    def newer_than(self, state: AuthorityState) -> bool:
+        """Whether there was a newer state."""
+        return state.sequence < self.beside(state)
 
 
 class Rollbacks:

@@ -14,9 +14,9 @@ from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents, Wanted
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, LifecyclePolicy, Step
-from signer.authority.rollback import Rollbacks, Shown
+from signer.authority.rollback import Published, Rollbacks, Shown
 from signer.authority.slots import BOTH, KINDS
-from signer.authority.state import AuthorityState, believable
+from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.cluster.leader import Leader
 from signer.errors import Conflict, SignerError, StateDamaged, TransitionRefused
@@ -25,6 +25,9 @@ from signer.metrics import Metrics
 _log = logging.getLogger("podsvid.authority")
 # Seconds between looks at the clock and at who has acknowledged.
 LOOK_SECONDS = 1.0
+# Looks that a replica that starts by an older Secret gives those that run to put the newer one back: they see it at
+# once, or when they read it the next time, within 15 seconds.
+HEALED_AFTER = 20
 # A step that another replica did at the same moment is looked at again, this often.
 ATTEMPTS = 5
 
@@ -52,11 +55,9 @@ class Rotation:
         self._life = life
         self._leader = leader
         self._agents = agents
-        self._sources = sources
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
         self._rollbacks = Rollbacks(clock)
-        # The sequence of what an earlier signer has published: a bundle in the cluster.
-        self._published = 0
+        self._published = Published(sources.published, clock)
         self._metrics = metrics
         self._clock = clock
         self.states: Feed[AuthorityState] = Feed()
@@ -119,7 +120,7 @@ class Rotation:
         # Unknown blocks: without the record an older Secret looks like any other.
         await self._abandonments.read()
         try:
-            self._published = await self._sources.published()
+            await self._published.read()
         except SignerError as error:
             # What agents say shows it as well.
             _log.info("published trust bundle not read", extra={"reason": error.reason, "error": str(error)})
@@ -130,10 +131,47 @@ class Rotation:
                 _log.info("authorities created", extra={"sequence": stored.state.sequence})
             except Conflict:
                 stored = await self._store.load()
-        if stored is None:
-            raise StateDamaged("the authorities' Secret was deleted while this signer started; start it again")
-        stored = await self._freed(stored)
+        stored = await self._freed(await self._healed(stored))
         self.see(stored.state)
+
+    async def _healed(self, stored: Stored | None) -> Stored:
+        """What is stored, when signers that run had time to put the newest back. Raises StateDamaged, SignerError.
+
+        Whatever was written on top of an older one would be the newest of all, and trust what was revoked since.
+        """
+        for look in range(HEALED_AFTER + 1):
+            if stored is None:
+                raise StateDamaged("the authorities' Secret was deleted while this signer started; start it again")
+            if look == HEALED_AFTER or not self._published.newer_than(stored.state):
+                break
+            if look == 0:
+                _log.warning(
+                    "the authorities' Secret is older than the published trust bundle; waiting for signers that know "
+                    "better",
+                    extra={"sequence": stored.state.sequence, "published": self._published.beside(stored.state)},
+                )
+            await asyncio.sleep(LOOK_SECONDS)
+            stored = await self._store.load()
+        assert stored is not None
+        return stored
+
+    async def follow(self, state: AuthorityState) -> None:
+        """Take over what was seen of the Secret; where that is an older one, put the newer one back at once.
+
+        Whoever puts an older one back again and again is answered once a look.
+        """
+        self.see(state)
+        known = self.state
+        if known is None or state.sequence >= known.sequence:
+            return
+        try:
+            await self._loaded()
+        except SignerError as error:
+            _log.warning(
+                "an older Secret could not be replaced yet; trying again",
+                extra={"reason": error.reason, "error": str(error)},
+            )
+        await asyncio.sleep(LOOK_SECONDS)
 
     async def run(self) -> None:
         """Take what steps are due while this replica leads, for ever."""
@@ -158,6 +196,8 @@ class Rotation:
                 stored = await self._loaded()
                 if self._leader.leading:
                     await self._abandonments.keep(stored.state)
+                if not self._published.known:
+                    await self._published.read()
             except SignerError as error:
                 _log.warning(
                     "the authorities' state could not be confirmed",
@@ -167,7 +207,7 @@ class Rotation:
     async def step(self, action: str, kind: str, authority_id: str, *, forced: bool) -> str:
         """Do what a person asked for; what was done, as text. Raises SignerError."""
         for _ in range(ATTEMPTS):
-            stored = await self._loaded()
+            stored = await self._to_change()
             state = stored.state
             now = self._clock.now()
             if action == "rotate" and kind == BOTH:
@@ -187,7 +227,7 @@ class Rotation:
     async def promise(self, kind: str, ttl: timedelta) -> None:
         """Record, before one does, that SVIDs of the active authority live as long as `ttl`. Raises SignerError."""
         for _ in range(ATTEMPTS):
-            stored = await self._loaded()
+            stored = await self._to_change()
             after = self._life.promised(stored.state, kind, ttl)
             if await self._swap(stored, after, Step("promise", kind, f"an SVID is to live {durations.text(ttl)}")):
                 return
@@ -199,7 +239,7 @@ class Rotation:
         assert state is not None
         if self._life.due(state, self.acks(state), self._clock.now()) is None:
             return
-        stored = await self._loaded()
+        stored = await self._to_change()
         now = self._clock.now()
         step = self._life.due(stored.state, self.acks(stored.state), now)
         # A leader that was held up (stopped, or away from the API server) must not act on what it once knew.
@@ -208,9 +248,9 @@ class Rotation:
 
     async def _go_above(self) -> None:
         """Publish anew, above a number that the cluster knows from a state that is not in the Secret any more."""
-        state, now = self.state, self._clock.now()
+        state = self.state
         assert state is not None
-        published = self._published if believable(self._published, state.sequence, now) else 0
+        published = self._published.beside(state)
         live = self.live_nodes()
         known = max(published, self._agents.newest(live))
         if known <= state.sequence:
@@ -239,6 +279,22 @@ class Rotation:
             if shown.proven:
                 self._metrics.rolled_back("restored")
             self._rollbacks.done(stored.state.sequence, known, after.sequence, shown)
+
+    async def _to_change(self) -> Stored:
+        """What is stored, to be changed by a step. Raises TransitionRefused, SignerError.
+
+        Of an older Secret the first step is the leader's, who looks at what else has to be doubted then.
+        """
+        stored = await self._loaded()
+        if self._published.newer_than(stored.state):
+            # It may have been a number that somebody made up and that is undone by now.
+            await self._published.read()
+            if self._published.newer_than(stored.state):
+                raise TransitionRefused(
+                    "the authorities' Secret is older than the published trust bundle; the signer that leads publishes "
+                    "it anew in a few seconds, then try again"
+                )
+        return stored
 
     async def _loaded(self) -> Stored:
         for _ in range(ATTEMPTS):
