@@ -24,7 +24,8 @@ WRITE_SECONDS = 2.0
 IDLE_SECONDS = 300.0
 # It matters while somebody waits for acknowledgements, and so long after an agent had something newer than any before.
 LIVELY = timedelta(minutes=1)
-# A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than this.
+# A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than this, nor by one that is
+# further ahead of the time: that one would never get old.
 STALE = timedelta(minutes=15)
 MAX_BYTES = 900_000
 # A node has one agent with one stream, and for a while those that it lost and the signer still takes for open.
@@ -260,7 +261,7 @@ class Agents:
     async def _forget_stale(self) -> None:
         """Remove what replicas that are gone left behind."""
         for each in list(self._others.values.values()):
-            if self._clock.now() - each.written_at > 4 * STALE and each.identity != self._identity:
+            if abs(self._clock.now() - each.written_at) > 4 * STALE and each.identity != self._identity:
                 try:
                     await self._api.delete(f"{self._collection}/{_name(each.identity)}")
                 except NotFound:
@@ -274,7 +275,7 @@ class Agents:
         known: dict[str, Acknowledged] = {}
         now = self._clock.now()
         for replica in self._others.values.values():
-            if replica.identity == self._identity or now - replica.written_at > STALE:
+            if replica.identity == self._identity or abs(now - replica.written_at) > STALE:
                 continue
             for node, each in replica.nodes.items():
                 # An agent that moved is with two replicas for a moment: the higher number is the newer word.

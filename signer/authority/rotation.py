@@ -61,7 +61,8 @@ class Rotation:
         self._metrics = metrics
         self._clock = clock
         self.states: Feed[AuthorityState] = Feed()
-        # Is told of each change that this replica made: the state before it and after it.
+        # Is told of each change that this replica made or saw: the state before it and after it. Of one whose answer
+        # was lost it knows by seeing it, and of one whose writer died the others do.
         self.heard: Callable[[AuthorityState, AuthorityState], None] = lambda before, after: None
         # When the stored state was last read, or seen to change.
         self.confirmed_at: datetime | None = None
@@ -80,8 +81,10 @@ class Rotation:
     def policy(self) -> LifecyclePolicy:
         return self._life.policy
 
-    def see(self, state: AuthorityState) -> None:
+    def see(self, state: AuthorityState, before: AuthorityState | None = None) -> None:
         """Take over a state that was read; the present one is no news, and an older one confirms nothing.
+
+        `before` is what it came from, where this replica has not seen any yet.
 
         Nor is one taken that brings back what was abandoned: whoever reads it next mends it.
         """
@@ -97,6 +100,9 @@ class Rotation:
         if present is None or state.sequence > present.sequence:
             self._agents.know(Wanted.of(state))
             self.states.publish(state)
+            known = present or before
+            if known is not None:
+                self.heard(known, state)
 
     def live_nodes(self) -> frozenset[str]:
         """Nodes with a living agent, as far as pods were read."""
@@ -388,6 +394,5 @@ class Rotation:
             },
         )
         self._metrics.stepped(step.kind, step.action)
-        self.heard(stored.state, written.state)
-        self.see(written.state)
+        self.see(written.state, stored.state)
         return written

@@ -141,6 +141,20 @@ def test_a_replica_counts_until_its_word_is_stale() -> None:
     seen(maps, check)
 
 
+def test_a_word_of_the_future_never_gets_old_and_does_not_count() -> None:
+    """Whoever writes such a ConfigMap would acknowledge for other replicas' nodes for ever."""
+
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        put(kube, replica("one", {"a": [9, {}]}, START + STALE))
+
+    def check(leader: Agents, clock: StepClock) -> None:
+        assert leader.summary(wanted(9), A) == (frozenset(), {}), "clocks of replicas differ"
+        clock.pass_by(seconds=-1)
+        assert_unknown(leader)
+
+    seen(maps, check)
+
+
 def test_only_live_nodes_count() -> None:
     """The SVIDs of a node that is gone are nobody's; and a node that nobody knows may hold some."""
 
@@ -282,6 +296,8 @@ def test_only_what_a_replica_left_behind_long_ago_is_removed() -> None:
         put(kube, replica("gone", {}, long_ago - timedelta(seconds=1)))
         put(kube, replica("vanished", {}, long_ago - timedelta(seconds=1)))
         put(kube, replica("late", {}, long_ago))
+        put(kube, replica("early", {}, START + 4 * STALE))
+        put(kube, replica("of-the-future", {}, START + 4 * STALE + timedelta(seconds=1)))
         put(kube, replica("leader", {}, long_ago - timedelta(days=1)))
         # Of somebody else, and an old copy of one that lives.
         foreign = {**replica("x", {}, long_ago - timedelta(days=1)), "metadata": {"name": "theirs", "labels": {}}}
@@ -295,7 +311,13 @@ def test_only_what_a_replica_left_behind_long_ago_is_removed() -> None:
             kube.objects.pop(f"{MAPS}/podsvid-agents-vanished")
             await leader._forget_stale()
             left = {path.rpartition("/")[2] for path in kube.objects}
-            assert left == {"podsvid-agents-late", "podsvid-agents-leader", "theirs", "copy"}
+            assert left == {
+                "podsvid-agents-late",
+                "podsvid-agents-early",
+                "podsvid-agents-leader",
+                "theirs",
+                "copy",
+            }
 
         await following(leader, test)
 
