@@ -119,7 +119,8 @@ class SecretStore:
     def read_event(self, body: Object) -> AuthorityState | None:
         """For a mirror: the state in a Secret that was seen to change; None, with a log line, when it is unusable.
 
-        What a running signer knows stays in force then: somebody has damaged the Secret, not the authorities.
+        What a running signer knows stays in force then, for as long as without the API server: what cannot be read may
+        be a newer state, which a signer of a later version or with another key wrote.
         """
         try:
             return self._stored(body).state

@@ -12,7 +12,7 @@ from signer.authority.knowledge import Sources
 from signer.authority.lifecycle import Step
 from signer.authority.rotation import HEALED_AFTER, Rotation
 from signer.authority.state import SEQUENCE_SLACK, sequence_at
-from signer.errors import ApiUnavailable, TransitionRefused
+from signer.errors import ApiUnavailable, StateDamaged, TransitionRefused
 from tests.unit.signer.test_lifecycle import POLICY, life, stages
 from tests.unit.signer.test_rotation import PATH, Cluster, Replica, loop, passes, said, until
 
@@ -214,6 +214,31 @@ def test_a_published_number_that_is_gone_or_cannot_be_holds_nobody_up() -> None:
         at.published = 0
         await one.rotation.step("prepare", "jwt", "", forced=False)
         assert stages(at.cluster.stored, "jwt") == ["active", "prepared"]
+
+    revoked(test)
+
+
+def test_a_damaged_secret_confirms_nothing_and_is_not_written_over() -> None:
+    """Signing stops when the last confirmation is `outage_limit` ago, and goes on when it is put right."""
+
+    async def test(at: Revoked) -> None:
+        await at.knows.rotation._loaded()
+        confirmed = at.knows.rotation.confirmed_at
+        good = dict(at.cluster.kube.objects[PATH]["data"])
+        damaged = {"data": {"state.json": "bm9uc2Vuc2U="}}
+        at.cluster.kube.put(PATH, damaged)
+        writes = at.cluster.writes()
+        at.cluster.clock.pass_by(hours=2)
+        async with loop(at.knows.rotation.confirm(timedelta(0))):
+            await passes()
+        with pytest.raises(StateDamaged):
+            await at.knows.rotation.step("rotate", "x509", "", forced=True)
+        assert at.cluster.writes() == writes
+        assert at.knows.rotation.state is not None
+        assert at.knows.rotation.confirmed_at == confirmed
+        at.cluster.kube.put(PATH, {"data": good})
+        await at.knows.rotation._loaded()
+        assert at.knows.rotation.confirmed_at == at.cluster.clock.now()
 
     revoked(test)
 
