@@ -126,7 +126,6 @@ class Attestor:
         try:
             proven = await self._reviews.verify(token, sender)
         except ApiUnavailable as error:
-            self._unanswered_since = self._unanswered_since or self._clock.now()
             if not self._offline.knows_key_of(token) and names_a_key(token):
                 # It may be a newer one, of which nobody can say anything now.
                 raise Refused(
@@ -134,7 +133,10 @@ class Attestor:
                     f"the API server is away, and the token's key was not read from it yet ({error})",
                     retry_after=OUTAGE_RETRY,
                 ) from None
-            return self._offline.verify(token), True
+            proven = self._offline.verify(token)
+            # After: what a stranger makes up says nothing of the API server.
+            self._unanswered_since = self._unanswered_since or self._clock.now()
+            return proven, True
         self._answered_at, self._unanswered_since = self._clock.now(), None
         return proven, False
 

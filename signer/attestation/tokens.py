@@ -17,6 +17,7 @@ import jwt
 
 from runtime.clock import Clock
 from signer.attestation.doubt import Asked, Doubt
+from signer.attestation.outage import Outage
 from signer.cluster.kube import KubeApi, Object
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused, SignerError
 from signer.model import BoundToken, Sender, Standing
@@ -30,9 +31,8 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
 # Seconds between reads of the cluster's keys; and after each, before a token of an unknown key makes for the next.
 JWKS_SECONDS, REFRESH_PAUSE = 300.0, 10.0
 _LEEWAY = timedelta(seconds=30)
-# Seconds. While the API server hangs, callers are told soon, and only now and then does one of them wait to find out.
+# While the API server hangs, callers are told soon, and only now and then does one of them wait to find out.
 REVIEW_SECONDS = 5.0
-PAUSE = timedelta(seconds=2)
 DOUBTFUL_RETRY = timedelta(seconds=1)
 # A caller of whom nothing is known.
 NOBODY = Sender(Standing.STRANGER, "")
@@ -82,7 +82,7 @@ class TokenReviews:
         self._seconds = timedelta(seconds=seconds)
         self._limit = limit
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._away_until: datetime | None = None
+        self._outage = Outage(clock)
         self._asking: dict[bytes, asyncio.Task[BoundToken]] = {}
         self._told = told
         self._doubt = Doubt(clock)
@@ -96,15 +96,23 @@ class TokenReviews:
         known = self._known.get(key)
         if known is not None and now < known.until:
             return known.proven
-        if self._away_until is not None and now < self._away_until:
+        node = sender.name if sender.standing is Standing.AGENT else ""
+        if self._outage.leaves(key, node, lambda: bool(self._node_of(token))):
             raise ApiUnavailable("the API server did not answer a moment ago")
         asking = self._asking.get(key)
         if asking is None:
             asked = self._doubted(token, sender)
             # Its own task: a caller that gives up must not fail the others that wait for the same answer.
-            asking = self._asking[key] = asyncio.create_task(self._ask(token))
+            asking = self._asking[key] = asyncio.create_task(self._ask(token, key))
             asking.add_done_callback(lambda task: self._answered(key, task, asked))
         return await asyncio.shield(asking)
+
+    def _node_of(self, token: str) -> str:
+        """Of which node the cluster signed it; empty where its keys do not prove that."""
+        try:
+            return self._offline.verify(token).node_uid
+        except TokenRefused:
+            return ""
 
     def _doubted(self, token: str, sender: Sender) -> Asked:
         """What asking about `token` is paid from while it may be bad. Raises TokenRefused, Refused (BUSY)."""
@@ -141,7 +149,7 @@ class TokenReviews:
         while len(self._known) > self._limit:
             self._known.popitem(last=False)
 
-    async def _ask(self, token: str) -> BoundToken:
+    async def _ask(self, token: str, key: bytes) -> BoundToken:
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -151,13 +159,14 @@ class TokenReviews:
             async with asyncio.timeout(REVIEW_SECONDS):
                 answer = await self._api.create(REVIEWS, body)
         except Forbidden as error:
+            self._outage.answered()
             text = _without(token, str(error))
             raise ApiUnavailable(f"the signer may not review tokens: {text}; apply its RBAC") from None
         except (ApiUnavailable, TimeoutError) as error:
-            self._away_until = self._clock.now() + PAUSE
+            self._outage.unanswered(key, self._node_of(token))
             text = _without(token, str(error))
             raise ApiUnavailable(text or f"no TokenReview within {REVIEW_SECONDS:g} s") from None
-        self._away_until = None
+        self._outage.answered()
         status = answer.get("status") or {}
         if not status.get("authenticated"):
             raise self._refused(token, str(status.get("error") or ""))

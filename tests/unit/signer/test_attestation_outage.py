@@ -44,6 +44,19 @@ def test_a_node_that_was_made_anew_under_its_name_is_another_node() -> None:
     rigged(test)
 
 
+def test_a_pod_alone_is_refused_beyond_the_outage_limit() -> None:
+    async def test(rig: Rig) -> None:
+        claim, token, agent = await ready(rig)
+        rig.site.kube.denied.add(("create", REVIEWS))
+        caller = await rig.attestor.agent(agent)
+        assert (await rig.attestor.pod(caller, token, claim)).degraded
+        rig.site.clock.pass_by(minutes=11)
+        with pytest.raises(Refused, match="away for longer than outage_limit"):
+            await rig.attestor.pod(caller, token, claim)
+
+    rigged(test)
+
+
 def test_an_agent_alone_is_refused_beyond_the_outage_limit() -> None:
     async def test(rig: Rig) -> None:
         _, _, agent = await ready(rig)
@@ -130,9 +143,10 @@ def test_a_review_without_an_answer_ends_and_the_next_one_does_not_wait_for_it()
         site.kube.create = never  # type: ignore[method-assign]
         reviews = TokenReviews(site.kube, AUDIENCE, OfflineTokens(site.kube, AUDIENCE, site.clock), site.clock)
         began = asyncio.get_running_loop().time()
+        token = site.agent()
         for most in (REVIEW_SECONDS, 0.0):
             with pytest.raises(ApiUnavailable):
-                await reviews.verify(site.agent())
+                await reviews.verify(token)
             assert asyncio.get_running_loop().time() - began <= most + 0.1
             began = asyncio.get_running_loop().time()
 

@@ -11,7 +11,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from signer.attestation.tokens import JWKS, PAUSE, REVIEWS, TokenRefused
+from signer.attestation.outage import PAUSE
+from signer.attestation.tokens import JWKS, REVIEWS, TokenRefused
 from signer.cluster.kube import Object
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
 from tests.signer_rig import AUDIENCE
