@@ -3,6 +3,7 @@
 python -m bench.cluster: brings a cluster up on this host (root, Go), prints a table and records it.
 """
 
+import argparse
 import asyncio
 import sys
 import time
@@ -48,6 +49,7 @@ async def measure(cluster: Cluster, signer: signing.SignerProcess, report: Repor
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__).parse_args()
     report, about = Report(), environment()
     with Cluster(progress=say) as cluster:
         signing.install(cluster, say)

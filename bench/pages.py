@@ -7,6 +7,7 @@ processes that ask for pages without end, at both ports and from 200 and more ad
 prober and a scraper ask as they always do. Records bench/results/pages.md.
 """
 
+import argparse
 import asyncio
 import os
 import statistics
@@ -148,7 +149,9 @@ def shown(seen: Seen) -> str:
 
 
 def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else CROWD
+    parser = argparse.ArgumentParser(prog="python -m bench.pages", description=__doc__)
+    parser.add_argument("connections", nargs="?", type=int, default=CROWD, help=f"of each crowd (default: {CROWD})")
+    count: int = parser.parse_args().connections
     facts = ", ".join(f"{name} {value}" for name, value in environment().items())
     heads = (
         *("load", "probe p50 / max, ms", f"probes missed of {ASKED}", "scrape p50 / max, ms"),
