@@ -116,7 +116,8 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Run it; the exit code. Raises CommandFailed."""
     _check_socket(parsed.socket, "authority show")
-    console = Console(highlight=False)
+    # Into a pipe, as kubectl exec is, an id stays in one piece: `revoke` takes it whole.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
         try:
             if parsed.action == "show":

@@ -85,7 +85,7 @@ class Metrics:
         )
         self._steps = Counter(
             "podsvid_signer_authority_steps",
-            "Steps in the authorities' life by kind (x509, jwt, all) and step.",
+            "Steps in the authorities' life by kind (x509, jwt, or both and all) and step.",
             ["kind", "step"],
             registry=self.registry,
         )

@@ -6,6 +6,8 @@ from podsvid.api.errors import InvalidAddress, shown
 
 # RFC 3986 section 3.3, one segment or more.
 _URI_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%(?!00)[0-9A-Fa-f]{2})+", re.ASCII)
+# Of a socket's address (sun_path), without the zero at its end.
+_LONGEST = 107
 _TCP = re.compile(r"//(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", re.ASCII)
 
 
@@ -15,12 +17,12 @@ def target(address: str) -> str:
     Parsed by hand: URL libraries strip and complete what the specification refuses.
     """
     if address.startswith("/"):
-        return f"unix:{_quoted(address)}"
+        return _socket(address, _quoted(address))
     scheme, _, rest = address.partition(":")
     if scheme.lower() == "unix":
         path = rest.removeprefix("//")
         if _URI_PATH.fullmatch(path):
-            return f"unix:{path}"
+            return _socket(address, path)
         raise InvalidAddress(f"{shown(address)} is not unix:///PATH: an absolute path, without host, query or fragment")
     if scheme.lower() == "tcp":
         found = _tcp(rest)
@@ -28,6 +30,12 @@ def target(address: str) -> str:
             return found
         raise InvalidAddress(f"{shown(address)} is not tcp://IP:PORT: an IP address, never a name, and nothing else")
     raise InvalidAddress(f"{shown(address)} is not unix:///PATH, tcp://IP:PORT or an absolute path")
+
+
+def _socket(address: str, path: str) -> str:
+    if len(re.sub("%..", "_", path)) > _LONGEST:
+        raise InvalidAddress(f"{shown(address)} is longer than a socket's {_LONGEST} bytes: make a symbolic link to it")
+    return f"unix:{path}"
 
 
 def _quoted(path: str) -> str:

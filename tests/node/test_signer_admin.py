@@ -105,6 +105,9 @@ def test_show_says_what_is_so(with_signer: Check, tmp_path: Path, capsys: pytest
         assert "PRIVATE" not in json.dumps(status)
         await say(tmp_path, "show")
         text = capsys.readouterr().out
+        authorities = status["authorities"]
+        assert isinstance(authorities, list)
+        assert all(f" {each['id']} " in text for each in authorities)
         assert "agents: 0 of 1 have acknowledged" in text
         assert "missing: node-a" in text
         assert "next: x509: prepare a new authority at" in text

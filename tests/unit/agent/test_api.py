@@ -84,6 +84,14 @@ def test_other_addresses_are_refused(address: str) -> None:
         target(address)
 
 
+def test_a_path_that_no_socket_can_have_is_refused_with_what_to_do() -> None:
+    longest = "/" + "x" * 105 + "%"
+    assert target(longest) == f"unix:{longest}25"
+    for address in (f"{longest}y", f"unix://{longest}25y"):
+        with pytest.raises(InvalidAddress, match="longer than a socket's 107 bytes: make a symbolic link to it"):
+            target(address)
+
+
 @given(st.text(), st.sampled_from(["", "unix:", "unix://", "unix:///", "tcp://", "tcp://127.0.0.1:", "tcp://[::1]:"]))
 def test_an_address_is_a_grpc_target_of_ours_or_refused(text: str, before: str) -> None:
     try:
