@@ -1,7 +1,6 @@
 """The live pods: a mirror of all of them, and a look at the API server for one that the mirror does not have yet."""
 
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 
@@ -11,7 +10,7 @@ from runtime.clock import Clock
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Pod as PodObject
-from signer.cluster.objects import PodSpec, few_labels
+from signer.cluster.objects import PodSpec, Texts, few_labels
 from signer.errors import ApiUnavailable, Forbidden, NotFound, Reason, Refused
 from signer.model import LivePod, PodClaim
 
@@ -26,8 +25,9 @@ class Pods:
     def __init__(self, api: KubeApi, clock: Clock) -> None:
         self._api = api
         self._by_name: dict[str, dict[str, LivePod]] = {}
+        texts = Texts()
         self._mirror: Mirror[PodObject, LivePod] = Mirror(
-            api, "/api/v1/pods", PodObject, read_pod, clock, observe=self._index
+            api, "/api/v1/pods", PodObject, lambda body: read_pod(body, texts.same), clock, observe=self._index
         )
         # Hear of each change as it is made: what was there, and what is there now.
         self.observers: list[Callable[[LivePod | None, LivePod | None], None]] = []
@@ -130,8 +130,8 @@ class Holders:
         return pod is not None and not pod.finished and bool(pod.drivers & self._drivers)
 
 
-def read_pod(pod: PodObject) -> LivePod | None:
-    """What attestation and policy look at; None for what is no pod."""
+def read_pod(pod: PodObject, same: Callable[[str], str] = str) -> LivePod | None:
+    """What attestation and policy look at; None for what is no pod. `same` answers with the first of equal texts."""
     metadata, spec = pod.metadata, pod.spec or PodSpec()
     if not metadata.uid or not metadata.name or not metadata.namespace:
         return None
@@ -142,14 +142,14 @@ def read_pod(pod: PodObject) -> LivePod | None:
     if oversized:
         labels, drivers = {}, set()
     return LivePod(
-        namespace=sys.intern(metadata.namespace),
+        namespace=same(metadata.namespace),
         name=metadata.name,
         uid=metadata.uid,
-        node_name=sys.intern(spec.node_name or ""),
-        service_account=sys.intern(spec.service_account_name or ""),
+        node_name=same(spec.node_name or ""),
+        service_account=same(spec.service_account_name or ""),
         # Most are those of others, too.
-        labels={sys.intern(key): sys.intern(value) for key, value in labels.items()},
-        drivers=frozenset(map(sys.intern, drivers)),
+        labels={same(key): same(value) for key, value in labels.items()},
+        drivers=frozenset(map(same, drivers)),
         finished=pod.status is not None and pod.status.phase in ("Succeeded", "Failed"),
         mirror=metadata.annotations is not None and metadata.annotations.mirror is not UNSET,
         oversized=oversized,

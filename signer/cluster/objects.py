@@ -12,6 +12,8 @@ import msgspec
 # Kubernetes bounds a label (317 and 63 characters), not how many an object has.
 MAX_LABELS = 128
 MAX_LABEL_CHARACTERS = 16 * 1024
+# Labels by which a Service selects, and their characters together.
+MAX_SELECTOR, MAX_SELECTOR_CHARACTERS = 16, 2048
 
 
 class Metadata(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -169,4 +171,30 @@ def plain(each: DataObject) -> dict[str, Any]:
 
 def few_labels(labels: Mapping[str, str]) -> bool:
     """Whether they are so few and short that they can be kept for every object of a kind."""
-    return len(labels) <= MAX_LABELS and sum(map(len, labels)) + sum(map(len, labels.values())) <= MAX_LABEL_CHARACTERS
+    return _few(labels, MAX_LABELS, MAX_LABEL_CHARACTERS)
+
+
+def few_selected(labels: Mapping[str, str]) -> bool:
+    """The same of the labels by which a Service selects, of which there is less need."""
+    return _few(labels, MAX_SELECTOR, MAX_SELECTOR_CHARACTERS)
+
+
+def _few(labels: Mapping[str, str], most: int, characters: int) -> bool:
+    return len(labels) <= most and sum(map(len, labels)) + sum(map(len, labels.values())) <= characters
+
+
+class Texts:
+    """Gives back the first one of equal texts: most labels are those of others, too. Holds `most` and then begins anew.
+
+    `sys.intern` would hold what nobody has any more until the process ends, on Python 3.12.
+    """
+
+    def __init__(self, most: int = 16 * 1024) -> None:
+        self._most = most
+        self._found: dict[str, str] = {}
+
+    def same(self, text: str) -> str:
+        """The text itself, as it was given first."""
+        if len(self._found) >= self._most:
+            self._found.clear()
+        return self._found.setdefault(text, text)

@@ -13,7 +13,7 @@ from runtime.clock import Clock
 from signer import ttls
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
-from signer.cluster.objects import Named, PolicyObject, ServiceObject
+from signer.cluster.objects import MAX_LABELS, Named, PolicyObject, ServiceObject, few_labels
 from signer.errors import NotFound, Reason, Refused, SignerError
 from signer.model import NO_POLICY, Entitlement, LivePod
 from signer.policy.index import Index
@@ -116,7 +116,8 @@ class Policies:
             # Its labels could be what a policy denies it by, and it may be newer than what was read last.
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
-                f"namespace {pod.namespace} has not been read yet, and its labels may decide; kubelet tries again",
+                f"namespace {pod.namespace} has not been read yet, and its labels may decide; kubelet tries again "
+                f"(one with more than {MAX_LABELS} labels is not read)",
             )
         return decide(self.matching(pod), pod, self._index.services(pod), self._settings)
 
@@ -220,5 +221,6 @@ class Policies:
 
 
 def _read_namespace(body: Named) -> tuple[str, Mapping[str, str]] | None:
-    name = body.metadata.name
-    return (name, body.metadata.labels or {}) if name else None
+    name, labels = body.metadata.name, body.metadata.labels or {}
+    # One with more is unknown, and nobody in it gets anything: what is left out could have decided.
+    return (name, labels) if name and few_labels(labels) else None

@@ -9,7 +9,6 @@ A pod has exactly one identity. No policy matches: the default one. A policy tha
 pod refuses: a wider policy never steps in for a narrower one that is broken.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +18,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from runtime import durations
-from signer.cluster.objects import Metadata, PolicyObject, PolicyRank, ServiceObject, few_labels
+from signer.cluster.objects import Metadata, PolicyObject, PolicyRank, ServiceObject, few_selected
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import Entitlement, LivePod, TtlLimits
 from signer.policy.selector import Selector, read_selector
@@ -34,7 +33,7 @@ Age: TypeAlias = tuple[str, str, str]
 DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
 NAMESPACE_PREFIX = "/ns/{namespace}/"
 MAX_DNS_NAMES = 32
-# Bytes of a spec as JSON. What is kept of a policy is some three times that, and a tenant writes many.
+# Bytes of a spec as JSON. What is kept of one is at most three times that (bench/results/tenants.md has the sum).
 GROUP = "/apis/podsvid.io/v1alpha1"
 CLUSTER, NAMESPACED = "clusterworkloadidentities", "workloadidentities"
 MAX_SPEC, MAX_CLUSTER_SPEC = 16 * 1024, 256 * 1024
@@ -248,14 +247,14 @@ def read_outline(body: PolicyObject, problem: str) -> Policy | None:
 
 
 def read_service(body: ServiceObject) -> Service | None:
-    """A Service's selector; None for one that selects no pods, or by more labels than a pod has."""
+    """A Service's selector; None for one that selects no pods, or by more labels than are kept."""
     spec = body.spec
     if not body.metadata.name or spec is None or spec.type == "ExternalName":
         return None
-    if not spec.selector or not few_labels(spec.selector):
+    if not spec.selector or not few_selected(spec.selector):
         return None
-    selector = sorted((sys.intern(key), sys.intern(value)) for key, value in spec.selector.items())
-    return Service(sys.intern(body.metadata.namespace or ""), body.metadata.name, tuple(selector))
+    selector = sorted(spec.selector.items())
+    return Service(body.metadata.namespace or "", body.metadata.name, tuple(selector))
 
 
 def _default(pod: LivePod, settings: PolicySettings) -> Entitlement:
@@ -307,7 +306,7 @@ def _base(metadata: Metadata) -> dict[str, Any]:
         return {}
     return {
         "name": metadata.name,
-        "namespace": sys.intern(metadata.namespace or ""),
+        "namespace": metadata.namespace or "",
         "uid": metadata.uid,
         "created": metadata.creation_timestamp or "",
         "generation": metadata.generation or 0,

@@ -1,32 +1,41 @@
 """What a policy says about labels: conditions that all must hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from signer.errors import InvalidPolicy
 
 _WITH_VALUES = ("In", "NotIn")
+_END = b"\0"
 _OPERATORS = (*_WITH_VALUES, "Exists", "DoesNotExist")
 MAX_MATCH_LABELS, MAX_EXPRESSIONS, MAX_VALUES = 64, 32, 256
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One condition on labels."""
+    """One condition on labels. `listed`: its values, each between two ends: as one text they cost what they have."""
 
     key: str
     operator: str
-    values: frozenset[str] = frozenset()
+    listed: bytes = b""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What it lists."""
+        return tuple(each.decode("utf-8", "surrogatepass") for each in self.listed.split(_END)[1:-1])
 
     def holds(self, labels: Mapping[str, str]) -> bool:
         """As Kubernetes reads it: NotIn also holds where the label is missing."""
         value = labels.get(self.key)
         if self.operator == "In":
-            return value in self.values
+            return self._lists(value)
         if self.operator == "NotIn":
-            return value not in self.values
+            return not self._lists(value)
         return (value is not None) == (self.operator == "Exists")
+
+    def _lists(self, value: str | None) -> bool:
+        return value is not None and "\0" not in value and _listed([value]) in self.listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ def read_selector(spec: Mapping[str, Any]) -> Selector:
     labels, expressions = spec.get("matchLabels") or {}, spec.get("matchExpressions") or []
     if len(labels) > MAX_MATCH_LABELS or len(expressions) > MAX_EXPRESSIONS:
         raise InvalidPolicy(f"a selector has more than {MAX_MATCH_LABELS} labels or {MAX_EXPRESSIONS} expressions")
-    found = [Requirement(str(key), "In", frozenset({str(value)})) for key, value in labels.items()]
+    found = [Requirement(str(key), "In", _listed([str(value)])) for key, value in labels.items()]
     for each in expressions:
         operator = str(each["operator"])
         if operator not in _OPERATORS:
@@ -60,5 +69,12 @@ def read_selector(spec: Mapping[str, Any]) -> Selector:
             raise InvalidPolicy(
                 f"{str(each['key'])[:80]!r}: In and NotIn need values, Exists and DoesNotExist have none"
             )
-        found.append(Requirement(str(each["key"]), operator, frozenset(map(str, values))))
+        found.append(Requirement(str(each["key"]), operator, _listed(list(map(str, values)))))
     return Selector(tuple(found))
+
+
+def _listed(values: Sequence[str]) -> bytes:
+    """Raises InvalidPolicy for one that would pass for two."""
+    if any("\0" in each for each in values):
+        raise InvalidPolicy("a value of a selector has a NUL, which no label has")
+    return _END.join([b"", *(each.encode("utf-8", "surrogatepass") for each in values), b""]) if values else b""

@@ -31,33 +31,20 @@ _FIELDS: Mapping[str, Callable[[LivePod], str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Parsed: texts and placeholders in turn. A placeholder is a field's name, or a label's key."""
+    """One that can be parsed. Only its text is kept: in parts it would be twenty times as large."""
 
     text: str
-    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Texts and placeholders in turn. A placeholder is a field's name, or a label's key."""
+        return _parts(self.text)
 
     @classmethod
     def parse(cls, text: str) -> "Template":
         """Raises InvalidPolicy."""
-        if not text or len(text) > MAX_TEMPLATE:
-            raise InvalidPolicy(f"a template has 1 to {MAX_TEMPLATE} characters")
-        parts: list[tuple[str, str]] = []
-        at = 0
-        for found in _PLACEHOLDER.finditer(text):
-            parts.append(("text", text[at : found.start()]))
-            name, key = found[1], found[2]
-            if name == "labels" and key is not None:
-                parts.append(("label", key))
-            elif name in _FIELDS and key is None:
-                parts.append(("field", name))
-            else:
-                known = ", ".join(f"{{{name}}}" for name in _FIELDS)
-                raise InvalidPolicy(f"{found[0][:80]!r} is no placeholder; there are {known} and {{labels['key']}}")
-            at = found.end()
-        parts.append(("text", text[at:]))
-        if any(kind == "text" and ("{" in value or "}" in value) for kind, value in parts):
-            raise InvalidPolicy(f"{text[:80]!r} has a brace that belongs to no placeholder")
-        return cls(text, tuple((kind, value) for kind, value in parts if value))
+        _parts(text)
+        return cls(text)
 
     def render(self, pod: LivePod, accepts: Callable[[str], bool], what: str) -> str:
         """With each placeholder's value, of which `accepts` must approve: `what` says what it should be.
@@ -107,3 +94,25 @@ def is_segment(value: str) -> bool:
 def is_dns_label(value: str) -> bool:
     """Whether it is one label of a DNS name: a dot in it would make two."""
     return len(value) <= 63 and _LABEL_VALUE.fullmatch(value) is not None
+
+
+def _parts(text: str) -> tuple[tuple[str, str], ...]:
+    if not text or len(text) > MAX_TEMPLATE:
+        raise InvalidPolicy(f"a template has 1 to {MAX_TEMPLATE} characters")
+    parts: list[tuple[str, str]] = []
+    at = 0
+    for found in _PLACEHOLDER.finditer(text):
+        parts.append(("text", text[at : found.start()]))
+        name, key = found[1], found[2]
+        if name == "labels" and key is not None:
+            parts.append(("label", key))
+        elif name in _FIELDS and key is None:
+            parts.append(("field", name))
+        else:
+            known = ", ".join(f"{{{name}}}" for name in _FIELDS)
+            raise InvalidPolicy(f"{found[0][:80]!r} is no placeholder; there are {known} and {{labels['key']}}")
+        at = found.end()
+    parts.append(("text", text[at:]))
+    if any(kind == "text" and ("{" in value or "}" in value) for kind, value in parts):
+        raise InvalidPolicy(f"{text[:80]!r} has a brace that belongs to no placeholder")
+    return tuple((kind, value) for kind, value in parts if value)

@@ -50,7 +50,7 @@ def test_probes_and_metrics() -> None:
                     async with asyncio.timeout(30):
                         while "podsvid_volumes 1.0" not in metrics:
                             metrics = (await get(here, "/metrics"))[1]
-                            await asyncio.sleep(0.1)
+                            await asyncio.sleep(0.5)
                 assert 'podsvid_api_open_calls{method="/SpiffeWorkloadAPI/FetchX509SVID"} 1.0' in metrics
                 assert 'podsvid_publish_duration_seconds_count{result="published"} 1.0' in metrics
                 assert 'podsvid_rotations_total{kind="x509",result="ok"} 0.0' in metrics

@@ -307,8 +307,8 @@ def as_kubernetes(selector: Any, labels: Any) -> bool:
     for each in (selector or {}).get("matchExpressions") or []:
         value, values = labels.get(each["key"]), each.get("values") or []
         holds = {
-            "In": value in values,
-            "NotIn": value not in values,
+            "In": value is not None and value in values,
+            "NotIn": value is None or value not in values,
             "Exists": value is not None,
             "DoesNotExist": value is None,
         }

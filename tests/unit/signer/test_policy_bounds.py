@@ -251,13 +251,15 @@ def test_a_spec_that_is_too_large_refuses_whom_it_could_be_for() -> None:
     assert given_to(stranger, policy("p", "shop", other="x" * most * 2)).policy is None
 
 
-def test_a_service_with_more_than_a_pods_labels_selects_none() -> None:
-    def service(labels: int) -> Service | None:
-        selector = {f"l{number}": "x" for number in range(labels)}
+def test_a_service_with_more_labels_than_are_kept_selects_none() -> None:
+    def service(labels: int, each: int = 1) -> Service | None:
+        selector = {f"l{number}": "x" * each for number in range(labels)}
         return read_service(
             typed(ServiceObject, {"metadata": {"name": "s", "namespace": "a"}, "spec": {"selector": selector}})
         )
 
-    assert service(128) is not None
-    assert service(129) is None
+    assert service(16) is not None
+    assert service(17) is None
+    assert service(8, 254) is not None
+    assert service(8, 255) is None
     assert service(0) is None

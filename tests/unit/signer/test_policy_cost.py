@@ -1,28 +1,47 @@
 """What a decision and a status cost follows what concerns a pod and what changed, not what there is."""
 
 import asyncio
+import gc
+import json
+import tracemalloc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from signer import gauges
+from signer.attestation.pods import read_pod
 from signer.cluster.mirror import SLICE
-from signer.errors import Reason, Refused
+from signer.cluster.objects import Pod as PodObject
+from signer.cluster.objects import PolicyObject, Texts
+from signer.errors import InvalidPolicy, Reason, Refused
 from signer.metrics import Metrics
 from signer.model import LivePod
 from signer.policy import statuses as module
 from signer.policy.index import MAX_SERVICES, Index
 from signer.policy.policies import Policies
-from signer.policy.policy import CLUSTER, GROUP, NAMESPACED, Policy, PolicySettings, Service, matching
+from signer.policy.policy import (
+    CLUSTER,
+    GROUP,
+    MAX_SPEC,
+    NAMESPACED,
+    Policy,
+    PolicySettings,
+    Service,
+    matching,
+    read_policy,
+)
+from signer.policy.selector import read_selector
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.live_pods import Fixed
 from tests.signer_rig import StepClock
+from tests.typed import typed
 from tests.unit.signer.test_policy import policy
 
 POD = LivePod("shop", "web-0", "uid-1", "node-a", "web", {"app": "web"})
@@ -269,3 +288,99 @@ def test_the_loops_lag_is_how_much_later_than_wanted_a_task_has_its_turn() -> No
     assert found["_count", None] == 4
     assert found["_sum", None] == pytest.approx(3.07)
     assert [found["_bucket", le] for le in ("0.05", "0.1", "2.5", "5.0")] == [2, 3, 3, 4]
+
+
+def test_what_is_kept_of_a_policy_is_not_much_more_than_its_json() -> None:
+    """A tenant writes a hundred that count: whatever each is full of, some three times its JSON is what is kept."""
+    listed = [
+        {"key": "k", "operator": "NotIn", "values": [f"{n:02}{each:03x}" for each in range(256)]} for n in range(6)
+    ]
+    conditions = [{"key": f"k{n}", "operator": "In", "values": ["v" * 50] * 4} for n in range(32)]
+    names = [f"{n}" + "{pod}.{node}" * 20 for n in range(32)]
+    federated = [f"{'t' * 200}{n}.test" for n in range(64)]
+    specs: list[dict[str, Any]] = [
+        {"podSelector": {"matchExpressions": listed}},
+        {"podSelector": {"matchExpressions": conditions}},
+        {"dnsNameTemplates": names},
+        {"federatesWith": federated},
+    ]
+    for spec in specs:
+        text = json.dumps(spec, separators=(",", ":")).encode()
+        assert 7_000 < len(text) < MAX_SPEC
+        bodies = [typed(PolicyObject, {"metadata": {"name": "p", "namespace": "a", "uid": f"u{n}"}}) for n in range(20)]
+        bodies = [msgspec.structs.replace(each, spec=msgspec.Raw(text)) for each in bodies]
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            kept = [read_policy(each) for each in bodies]
+            gc.collect()
+            cost = (tracemalloc.get_traced_memory()[0] - before) / len(kept)
+        finally:
+            tracemalloc.stop()
+        assert all(each is not None and not each.problem for each in kept)
+        assert cost < 3 * len(text) + 2048
+
+
+def test_a_value_matches_as_a_whole_and_never_as_a_part_of_the_list() -> None:
+    def matches(operator: str, values: list[str], label: str | None) -> bool:
+        found = read_selector({"matchExpressions": [{"key": "k", "operator": operator, "values": values}]})
+        return found.first_unmet({} if label is None else {"k": label}) is None
+
+    values = ["web", "web-2", "", "\u00e4", "\udc80"]
+    for value in values:
+        assert matches("In", values, value)
+        assert not matches("NotIn", values, value)
+    for other in ("we", "eb", "web\0web-2", "web-", "\0", "\u00c3", None):
+        assert not matches("In", values, other)
+        assert matches("NotIn", values, other)
+    assert not matches("In", ["web"], "")
+    found = read_selector({"matchExpressions": [{"key": "k", "operator": "In", "values": values}]})
+    assert found.requirements[0].values == tuple(values)
+    # It would pass for two, of which one could be somebody's.
+    with pytest.raises(InvalidPolicy, match="NUL"):
+        matches("In", ["web\0db"], "db")
+
+
+def test_a_namespace_with_more_labels_than_are_kept_is_unknown() -> None:
+    """Of a pod in it nobody could say what a policy by namespaceSelector does."""
+
+    async def test(rig: Rig) -> None:
+        pod = LivePod("big", "web-0", "uid-1", "node-a", "web")
+        rig.kube.put("/api/v1/namespaces/big", {"metadata": {"labels": {f"l{n}": "x" for n in range(128)}}})
+        await told()
+        assert rig.policies.entitlement(pod)
+        rig.kube.put("/api/v1/namespaces/big", {"metadata": {"labels": {f"l{n}": "x" for n in range(129)}}})
+        await told()
+        with pytest.raises(Refused, match="more than 128 labels is not read") as caught:
+            rig.policies.entitlement(pod)
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+
+    followed(test)
+
+
+def test_equal_texts_are_one_and_no_more_than_so_many_are_held() -> None:
+    texts = Texts(most=4)
+    first = "".join(["a", "b"])
+    assert texts.same(first) is first
+    assert texts.same("".join(["a", "b"])) is first
+    for number in range(3):
+        texts.same(f"x{number}")
+    again = "".join(["a", "b"])
+    # Full: it began anew.
+    assert texts.same(again) is again
+    assert len(texts._found) == 1
+
+
+def test_labels_of_pods_are_shared_while_they_are_many() -> None:
+    """Nothing is interned: Python 3.12 holds for ever what is."""
+    texts = Texts()
+    bodies = [
+        typed(PodObject, {"metadata": {"name": "p", "namespace": "a", "uid": f"u{n}", "labels": {"k y": "v w"}}})
+        for n in range(2)
+    ]
+    one, two = (read_pod(each, texts.same) for each in bodies)
+    assert one is not None
+    assert two is not None
+    (key, value), (other_key, other_value) = *one.labels.items(), *two.labels.items()
+    assert key is other_key
+    assert value is other_value
