@@ -1,10 +1,12 @@
 """Write docs/conformance.md, and say what the rows lack."""
 
+import argparse
 import sys
 
 from tests.checklist import document
 from tests.checklist.rows import ChecklistError
 
+argparse.ArgumentParser(prog="python -m tests.checklist", description=__doc__).parse_args()
 try:
     checklist, marks = document.current()
 except ChecklistError as error:
