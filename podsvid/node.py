@@ -53,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Run it; the exit code: 0, or 3 when a volume is not well. Raises NodeCommandFailed."""
     if not Path(parsed.socket).exists():
+        command = parsed.action if parsed.action == "ls" else f"{parsed.action} NAMESPACE/POD"
         raise NodeCommandFailed(
             f"no agent listens at {parsed.socket}; run this as root on the node or in the agent's pod, for example "
-            f"kubectl -n podsvid exec POD -- podsvid node {parsed.action}"
+            f"kubectl -n podsvid exec POD -- podsvid node {command}"
         )
     # Into a pipe or file lines are as long as they are.
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)

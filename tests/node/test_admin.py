@@ -216,11 +216,13 @@ def test_only_root_gets_through() -> None:
     asyncio.run(run())
 
 
-def test_without_an_agent_it_says_where_to_run(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "podsvid", "node", "ls", "--socket", str(tmp_path / "admin.sock")]
+@pytest.mark.parametrize(("asked", "told"), [(["ls"], "ls"), (["explain", "a/b"], "explain NAMESPACE/POD")])
+def test_without_an_agent_it_says_where_to_run(tmp_path: Path, asked: list[str], told: str) -> None:
+    line = [sys.executable, "-m", "podsvid", "node", *asked, "--socket", str(tmp_path / "admin.sock")]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "no agent listens at" in done.stderr
+    assert done.stderr.endswith(f"-- podsvid node {told}\n")
 
 
 def test_a_publish_that_is_refused_is_told_with_its_reason_until_it_succeeds() -> None:
