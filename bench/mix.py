@@ -34,7 +34,8 @@ from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, signature_hash
 from svid.spiffeid import TrustDomain
-from tests.signer_process import free_port, process
+from tests.ports import free_port
+from tests.signer_process import process
 
 LIMIT = 1 << 30
 MB = 1e6

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.report import RESULTS, environment
-from tests.signer_process import free_port, process
+from tests.ports import free_port
+from tests.signer_process import process
 
 CROWD = 2000
 ASKED = 100

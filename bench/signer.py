@@ -32,7 +32,8 @@ from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, signature_hash
 from svid.spiffeid import TrustDomain
-from tests.signer_process import START_SECONDS, free_port, process
+from tests.ports import free_port
+from tests.signer_process import START_SECONDS, process
 from tests.signer_rig import AUDIENCE
 
 TD = TrustDomain("example.org")

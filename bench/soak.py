@@ -28,7 +28,7 @@ from bench.report import environment
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod
 from svid.certificates import certificates_from_pem
-from tests.signer_process import free_port
+from tests.ports import free_port
 from tests.support import HEADER, VOLUME, Host, node, pod
 
 RESULTS = Path(__file__).parent / "results" / "soak.md"

@@ -7,7 +7,6 @@ who.
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,13 +32,6 @@ START_SECONDS = 90.0
 # Seconds: nobody brings newer ones.
 TOKEN_LIFE = 86_400.0
 SECRET = "/api/v1/namespaces/podsvid/secrets/podsvid-authority"
-
-
-def free_port() -> int:
-    """One that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import asyncio
 import base64
 import json
 import random
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from signer.daemon import Replica
 from signer.model import PodClaim
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
+from tests.ports import free_port
 
 AUDIENCE = "signer.podsvid.io"
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -170,9 +170,7 @@ async def serving(site: Site, folder: Path, clock: Clock, *flags: str, port: int
     parser = argparse.ArgumentParser()
     config.add_arguments(parser)
     if not port:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
     defaults = ("--trust-domain", "example.org", "--namespace", "podsvid", "--identity", "signer-1")
     addresses = ("--listen", f"127.0.0.1:{port}", "--metrics-listen", "off", "--admin-socket", str(folder / "a.sock"))
     # All of a test's agents come from one address.

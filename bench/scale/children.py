@@ -21,7 +21,7 @@ import grpc.aio
 from bench.scale.population import NAMESPACE, TRUST_DOMAIN, Cluster
 from signer.front.admin import SERVICE
 from signer.pb import admin_pb2
-from tests.signer_process import free_port
+from tests.ports import free_port
 
 # Seconds.
 STOP_SECONDS, PROBE_SECONDS, ANSWER_SECONDS, LOOK_SECONDS = 30.0, 10.0, 120.0, 0.1

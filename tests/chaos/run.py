@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.chaos.faults import FAULTS
 from tests.chaos.plan import Fault
 from tests.chaos.world import Embedded, Signer, Source, Violated, World
-from tests.signer_process import free_port
+from tests.ports import free_port
 from tests.support import Host, host
 
 Say = Callable[[str], None]

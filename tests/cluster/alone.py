@@ -10,13 +10,14 @@ from pathlib import Path
 
 from tests.go_tools import Progress
 from tests.permissions import Call
+from tests.ports import free_port
 
 from . import chart, control_plane, kubeconfig
 from .api import ApiError, KubeApi, Object
 from .layout import Layout
 from .pki import ClusterAuthority
 from .processes import Processes
-from .signing import NAMESPACE, free_port
+from .signing import NAMESPACE
 from .waiting import wait_for
 
 TRUST_DOMAIN = "alone.test"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -28,6 +27,7 @@ from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import TrustDomain
 from tests.go_tools import Progress
+from tests.ports import free_port
 
 from . import chart, kubeconfig
 from .api import ApiError, Object
@@ -259,13 +259,6 @@ class SignerProcess:
             return error.read().decode().strip()
         except OSError:
             return "not listening"
-
-
-def free_port() -> int:
-    """A port of the loopback that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def expired_token(cluster: Cluster, account: str, namespace: str, audience: str, pod: Object) -> str:

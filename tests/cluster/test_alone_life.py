@@ -26,12 +26,13 @@ from tests import permissions
 from tests.go_tools import Progress
 from tests.node.test_signer_authority import passed_on, request
 from tests.permissions import Call, Permission
+from tests.ports import free_port
 from tests.unit.signer.test_permissions import OLD, OURS, TAINT
 
 from . import chart
 from .alone import TRUST_DOMAIN, Alone, api_server, audited
 from .api import Object
-from .signing import AUDIENCE, DRIVER, NAMESPACE, free_port
+from .signing import AUDIENCE, DRIVER, NAMESPACE
 
 pytestmark = pytest.mark.timeout(600)
 VALUES = ("startupTaint.enabled=true", "signer.settings.bundle_namespaces=wanted=yes")

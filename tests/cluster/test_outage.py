@@ -20,6 +20,7 @@ from signer.errors import SignerError
 from svid.certificates import certificates_from_pem
 from svid.x509svid import X509Svid
 from tests.go_tools import Progress
+from tests.ports import free_port
 
 from . import signing
 from .cluster import Cluster
@@ -73,10 +74,10 @@ def readiness(address: str) -> str:
 def test_signer_or_api_server_away(cluster: Cluster, progress: Progress) -> None:
     signing.install(cluster, progress)
     cluster.api.remove(SECRET)
-    listen = f"127.0.0.1:{signing.free_port()}"
+    listen = f"127.0.0.1:{free_port()}"
 
     async def run(stack: ExitStack) -> None:
-        port = signing.free_port()
+        port = free_port()
 
         def start(name: str) -> SignerProcess:
             return stack.enter_context(signing.signer_process(cluster, progress, name, *FLAGS, port=port))
@@ -154,7 +155,7 @@ class Fates:
 
     def start(self, name: str, *, wait: bool) -> None:
         """The same address each time, as a Service has one."""
-        port = self._ports.setdefault(name, signing.free_port())
+        port = self._ports.setdefault(name, free_port())
         flags: tuple[str, ...] = (
             "--x509-ttl",
             "60s",
@@ -367,7 +368,7 @@ def test_an_older_secret_is_restored(cluster: Cluster, progress: Progress) -> No
         cluster.api.replace(SECRET, {**cluster.api.get(SECRET), "data": data})
 
     async def run(stack: ExitStack) -> None:
-        port = signing.free_port()
+        port = free_port()
         flags = (*FLAGS, "--reissue-over", "5s", "--forced-reissue-over", "5s")
 
         def start(name: str) -> SignerProcess:

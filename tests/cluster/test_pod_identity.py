@@ -16,6 +16,7 @@ import pytest
 
 from agent.pb import workload_pb2
 from tests.go_tools import Progress
+from tests.ports import free_port
 
 from . import chart, signing
 from .cluster import Cluster
@@ -115,7 +116,7 @@ def agent(request: pytest.FixtureRequest, cluster: Cluster, progress: Progress) 
 def _agent(cluster: Cluster, name: str, sockets: set[str], *flags: str) -> Iterator[Agent]:
     home = cluster.directory / name
     home.mkdir()
-    listen = f"127.0.0.1:{signing.free_port()}"
+    listen = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "podsvid", "agent", *flags]
     command += ["--trust-domain", TRUST_DOMAIN, "--node-name", NODE, "--kubelet-root", str(cluster.kubelet_root)]
     command += ["--state-dir", str(home / "state"), "--run-dir", str(home / "run")]

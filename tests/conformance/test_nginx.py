@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from podsvid.quickstart.pods import PodVolume
-from tests.conformance.envoy import free_port
+from tests.ports import free_port
 from tests.support import IS_ROOT, ROOT, node, pod, serial
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")

@@ -13,7 +13,8 @@ from typing import Any
 
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
-from tests.signer_process import free_port, process
+from tests.ports import free_port
+from tests.signer_process import process
 from tests.signer_rig import AUDIENCE
 from tests.support import DEADLINE, DRIVER, ROOT, Host, host
 

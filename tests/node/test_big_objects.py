@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.big_objects import SHAPES
-from tests.signer_process import free_port
+from tests.ports import free_port
 
 # MiB above an idle signer's mirrors: stated in docs/signer.md.
 BUDGET = 64

@@ -31,6 +31,7 @@ from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
+from tests.ports import free_port
 from tests.signer_rig import Serving, Site, serving
 from tests.unit.signer.test_minting import csr
 
@@ -83,9 +84,7 @@ def doored(test: Callable[[Rig], Awaitable[None]], rate: int = 1 << 20, burst: i
         admission = Admission(new, refused.append, asyncio.get_running_loop().time)
         door = Door(admission, rate, burst)
         door.target = folder / "inside"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         await door.open("127.0.0.1", port)
         try:
             async with asyncio.timeout(30):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.signer_process import free_port, process
+from tests.ports import free_port
+from tests.signer_process import process
 from tests.support import IS_ROOT, ROOT
 from tests.unit.runtime.test_listening import ipv6
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.signer_process import free_port
+from tests.ports import free_port
 from tests.signer_process import process as signer_process
 from tests.support import IS_ROOT, host
 

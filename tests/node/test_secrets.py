@@ -18,7 +18,8 @@ from agent.pb import node_admin_pb2, workload_pb2
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
-from tests.signer_process import free_port, process
+from tests.ports import free_port
+from tests.signer_process import process
 from tests.signer_rig import AUDIENCE
 from tests.support import DRIVER, HEADER, IS_ROOT, Host, host
 

@@ -27,7 +27,8 @@ from svid.jwtsvid import check_jwt_svid
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from svid.x509svid import check_x509_svid
-from tests.signer_process import free_port, process
+from tests.ports import free_port
+from tests.signer_process import process
 from tests.signer_rig import AUDIENCE, Serving, Site, serving
 
 

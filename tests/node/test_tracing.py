@@ -18,7 +18,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
-from tests.signer_process import free_port, process
+from tests.ports import free_port
+from tests.signer_process import process
 from tests.signer_rig import AUDIENCE
 from tests.support import DRIVER, IS_ROOT, ROOT, host
 

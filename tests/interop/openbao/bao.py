@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem
-from tests.signer_process import free_port
+from tests.ports import free_port
 
 _TOKEN = "root"
 START_SECONDS = 60.0

@@ -16,7 +16,7 @@ from svid.certificates import certificates_from_pem
 from svid.keys import KeyAlgorithm, key_to_pem
 from tests.interop.openbao.bao import Bao, BaoError, Files, intermediate, server, written
 from tests.interop.rig import authorities, cluster, openssl, registered, spiffe_ids, until
-from tests.signer_process import free_port
+from tests.ports import free_port
 from tests.support import DEADLINE, ROOT, VOLUME, host, node, pod, serial
 
 TRUST_DOMAIN = "spiffe://example.org"

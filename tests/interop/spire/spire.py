@@ -12,7 +12,7 @@ from pathlib import Path
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.interop.rig import LOOK_SECONDS, ended, ran
-from tests.signer_process import free_port
+from tests.ports import free_port
 from tests.support import DEADLINE
 
 OURS = TrustDomain("example.org")
