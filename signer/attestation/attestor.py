@@ -95,7 +95,7 @@ class Attestor:
         try:
             proven, degraded = await self._verify(token, Sender(Standing.AGENT, agent.node_uid))
         except TokenRefused as error:
-            raise await self._pod_refusal(error, token) from None
+            raise await self._pod_refusal(error, token, agent) from None
         _check_claim(proven, claim)
         if not proven.node_name or not proven.node_uid:
             raise Refused(Reason.POD_TOKEN_UNBOUND, "the pod token names no node; Kubernetes 1.30 or newer is needed")
@@ -140,11 +140,11 @@ class Attestor:
         self._answered_at, self._unanswered_since = self._clock.now(), None
         return proven, False
 
-    async def _pod_refusal(self, error: TokenRefused, token: str) -> Refused:
+    async def _pod_refusal(self, error: TokenRefused, token: str, agent: Agent) -> Refused:
         """Why: the API server refuses tokens of deleted pods without saying so, which a person wants to know."""
         namespace, name, uid = claimed_pod(token)
         # Looking costs the API server as much as a review, which is paid for.
-        if error.reviewed and error.fault == "INVALID" and namespace and name and uid:
+        if error.reviewed and error.fault == "INVALID" and namespace and name and uid and self._of_node(token, agent):
             try:
                 await self._pods.look(PodClaim(namespace, name, uid))
             except Refused as found:
@@ -152,6 +152,13 @@ class Attestor:
             except ApiUnavailable:
                 pass
         return Refused(_POD_FAULTS[error.fault], f"pod token refused: {error}")
+
+    def _of_node(self, token: str, agent: Agent) -> bool:
+        """Whether the cluster once signed it for a pod of that node: an agent hears of no pods that it makes up."""
+        try:
+            return self._offline.verify(token).node_uid == agent.node_uid
+        except TokenRefused:
+            return False
 
     def _check_live(self, pod: LivePod, proven: BoundToken) -> None:
         if pod.node_name != proven.node_name:

@@ -146,11 +146,40 @@ def test_a_pod_that_is_gone_or_another_one_by_now() -> None:
         site = rig.site
         gone = PodClaim("default", "gone", "gone-uid")
         assert await rig.refused(gone, site.token(gone)) is Reason.POD_NOT_FOUND
+        rig.publish_keys()
+        await rig.offline.refresh()
+
+        def refused(claim: PodClaim) -> str:
+            return rig.signed(site.token(claim, known=False))
+
         # The API server refuses the token of a deleted pod without saying so; the person is told.
-        assert await rig.refused(gone, site.token(gone, known=False)) is Reason.POD_NOT_FOUND
+        assert await rig.refused(gone, refused(gone)) is Reason.POD_NOT_FOUND
         again = site.pod("gone")
-        assert await rig.refused(gone, site.token(gone, known=False)) is Reason.POD_UID_MISMATCH
-        assert await rig.refused(again, site.token(again, known=False)) is Reason.POD_TOKEN_INVALID
+        assert await rig.refused(gone, refused(gone)) is Reason.POD_UID_MISMATCH
+        assert await rig.refused(again, refused(again)) is Reason.POD_TOKEN_INVALID
+
+    rigged(test)
+
+
+def test_an_agent_hears_of_no_pods_whose_tokens_it_made_up() -> None:
+    """Whether a pod is there is the same answer, for a token that nobody signed, or that is of another node's pod."""
+
+    async def test(rig: Rig) -> None:
+        site = rig.site
+        rig.publish_keys()
+        await rig.offline.refresh()
+        there, elsewhere = site.pod("there"), site.pod("elsewhere", node="node-b")
+        caller = await rig.attestor.agent(site.agent())
+        said = set()
+        for claim in (there, elsewhere, PodClaim("default", "there", "x"), PodClaim("nowhere", "none", "x")):
+            made_up = site.token(claim, known=False)
+            others = rig.signed(site.token(claim, node="node-b", known=False))
+            for token in (made_up, others):
+                with pytest.raises(Refused) as caught:
+                    await rig.attestor.pod(caller, token, claim)
+                said.add((caught.value.reason, str(caught.value)))
+        assert {reason for reason, _ in said} == {Reason.POD_TOKEN_INVALID}
+        assert len(said) == 1
 
     rigged(test)
 
