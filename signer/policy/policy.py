@@ -33,7 +33,7 @@ Age: TypeAlias = tuple[str, str, str]
 DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
 NAMESPACE_PREFIX = "/ns/{namespace}/"
 MAX_DNS_NAMES = 32
-# Bytes of a spec as JSON. What is kept of one is at most three times that (bench/results/tenants.md has the sum).
+# Bytes of a spec as JSON. What is kept of one is 90 KiB at most (bench/results/tenants.md).
 GROUP = "/apis/podsvid.io/v1alpha1"
 CLUSTER, NAMESPACED = "clusterworkloadidentities", "workloadidentities"
 MAX_SPEC, MAX_CLUSTER_SPEC = 16 * 1024, 256 * 1024
