@@ -123,12 +123,14 @@ def test_a_new_pod_that_cannot_be_looked_at_waits(error: type[Exception]) -> Non
 def test_the_words_of_a_refusal_cost_a_look_only_where_they_help() -> None:
     async def test(rig: Rig) -> None:
         site = rig.site
+        rig.publish_keys()
+        await rig.offline.refresh()
         gone = PodClaim("default", "gone", "gone-uid")
         reads = len(site.kube.reads)
         assert await rig.refused(gone, site.token(gone, life=-5)) is Reason.POD_TOKEN_EXPIRED
         assert await rig.refused(gone, site.token(gone, audience="x")) is Reason.POD_TOKEN_AUDIENCE
         nameless = PodClaim("default", "gone", "")
-        assert await rig.refused(gone, site.token(nameless, known=False)) is Reason.POD_TOKEN_INVALID
+        assert await rig.refused(gone, rig.signed(site.token(nameless, known=False))) is Reason.POD_TOKEN_INVALID
         assert len(site.kube.reads) == reads
 
     rigged(test)
