@@ -507,6 +507,9 @@ class Thefts(RuleBasedStateMachine):
             else:
                 last = self.state.slots(kind)[-1].id
                 self.store(life().revoke(self.state, kind, last, self.now, forced=False)[0])
+                if (kind, last) not in self.stolen:
+                    # Who takes away what was to replace the stolen ones waits for the next.
+                    self.stolen.update({each: self.now for each in self.stolen if each[0] == kind})
         except TransitionRefused:
             pass
 
