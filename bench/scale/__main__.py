@@ -32,12 +32,16 @@ def report(figures: Figures, plan: Plan, about: dict[str, str]) -> str:
 
 
 async def measured(run: Run) -> Figures:
-    """The run; whoever ends this process ends its children with it."""
+    """The run; whoever ends this process ends its children with it, and gets what was found until then."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
-    return await run.run()
+    try:
+        return await run.run()
+    except asyncio.CancelledError:
+        run.figures.failed("it was ended")
+        return run.figures
 
 
 def main() -> int:

@@ -284,6 +284,7 @@ class FleetProcess:
         sizes = map(str, astuple(site.cluster))
         command = ("bench.scale.fleet", str(site.folder), site.address, str(first), str(end), *sizes)
         self._child = Child.start(log, *command, piped=True)
+        self._reading: asyncio.Future[bytes] | None = None
 
     async def do(self, what: str, **arguments: Any) -> Any:
         """The answer. Raises NotMeasured when the process is gone."""
@@ -291,9 +292,14 @@ class FleetProcess:
         assert running.stdin is not None
         assert running.stdout is not None
         try:
+            if self._reading is not None:
+                # Of a command that nobody waits for any more.
+                await asyncio.shield(self._reading)
             running.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
             running.stdin.flush()
-            line = await asyncio.to_thread(running.stdout.readline)
+            self._reading = asyncio.ensure_future(asyncio.to_thread(running.stdout.readline))
+            line = await asyncio.shield(self._reading)
+            self._reading = None
         except OSError:
             line = b""
         if not line:
