@@ -46,7 +46,7 @@ class Plan:
     fleets: int
     changes: float = 0.01
     quiet_seconds: float = 20.0
-    rounds: int = 5
+    rounds: int = 3
     burst: int = 1000
     at_once: int = 16
     paced: int = 500
@@ -62,7 +62,6 @@ QUICK = Plan(
     Cluster(500, 15_000, 200, 2_000, 50),
     fleets=1,
     quiet_seconds=2.0,
-    rounds=3,
     burst=200,
     paced=100,
     rate=100.0,
