@@ -29,7 +29,7 @@ LIVELY = timedelta(minutes=1)
 STALE = timedelta(minutes=15)
 MAX_BYTES = 900_000
 # A node has one agent with one stream, and for a while those that it lost and the signer still takes for open.
-MAX_STREAMS = 16
+MAX_STREAMS = 8
 # What an agent may say of its SVIDs: more would let one node fill the ConfigMap that the others' words go through.
 MAX_AUTHORITIES = 64
 # SVIDs of one authority on one node: kubelet's usual limit is 110 pods, the highest in use below a thousand, and a pod

@@ -36,7 +36,7 @@ from signer.front.calls import (
     refused_by,
     still_wanted,
 )
-from signer.front.limits import NodeLimits, Slots
+from signer.front.limits import NodeLimits, Place, Slots
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim, Sender
@@ -133,7 +133,7 @@ class SignerService:
         self._minting = minting
         self._limits = limits
         self._gate = gate
-        self._mints = Slots(MINTS)
+        self._mints = Slots(MINTS, lambda: asyncio.get_running_loop().time())
         self._streams = Slots(TRUST_STREAMS)
         self._agents = agents
         self._trust = trust
@@ -235,8 +235,8 @@ class SignerService:
                 # Only who has proved to be an agent gets into traces.
                 with self._tracing.span("attest, decide, sign", facts, context.invocation_metadata() or ()) as span:
                     async with self._limits.slot(agent.node_uid):
-                        with self._slot(self._mints, "mints"):
-                            request = await only(form, messages)
+                        with self._slot(self._mints, "mints", agent.node_uid) as place:
+                            request = await only(form, messages, place)
                             claim = PodClaim(request.pod.namespace, request.pod.name, request.pod.uid)
                             with self._tracing.span("attest the pod"):
                                 attested = await self._attestor.pod(agent, bounded(request.pod_token), claim)
@@ -284,13 +284,13 @@ class SignerService:
         return agent
 
     @contextmanager
-    def _slot(self, slots: Slots, what: str) -> Iterator[None]:
+    def _slot(self, slots: Slots, what: str, holder: str = "") -> Iterator[Place]:
         """One of the replica's. Raises Refused (BUSY)."""
-        with slots.one() as free:
-            if not free:
+        with slots.one(holder) as place:
+            if place is None:
                 self._metrics.turned_away(what)
                 raise Refused(Reason.BUSY, f"this replica has its fill of {what}", retry_after=FULL_RETRY)
-            yield
+            yield place
 
     async def watch_trust(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.WatchTrustResponse]:
         agent: Agent | None = None

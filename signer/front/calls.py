@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
 from signer.front.budget import HEADERS, MAX_TOKEN
+from signer.front.limits import Place
 from signer.front.statuses import STATUS_CODES
 
 _log = logging.getLogger("podsvid.api")
@@ -27,14 +28,18 @@ Messages: TypeAlias = AsyncIterator[bytes]
 _Message = TypeVar("_Message", bound=Message)
 
 
-async def only(form: type[_Message], messages: Messages) -> _Message:
-    """The message of a call. Raises Refused."""
+async def only(form: type[_Message], messages: Messages, place: Place) -> _Message:
+    """The message of a call that has this place. Raises Refused."""
     try:
-        async with asyncio.timeout(MESSAGE_SECONDS):
-            message = await anext(aiter(messages))
+        async with asyncio.timeout(MESSAGE_SECONDS) as patience:
+            now = asyncio.get_running_loop().time()
+            with place.silent(now, lambda: patience.reschedule(now)):
+                message = await anext(aiter(messages))
     except StopAsyncIteration:
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
+        if place.lost:
+            raise Refused(Reason.BUSY, "others took the place of this call, which said nothing", LATE_RETRY) from None
         raise Refused(Reason.INVALID_REQUEST, f"no message of the call within {MESSAGE_SECONDS:g} s") from None
     return parsed(form, message)
 

@@ -9,10 +9,12 @@ import asyncio
 import logging
 import socket
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from runtime.listening import bound
+from runtime.seldom import Seldom
 from signer.front.admission import Admission, Entry
 from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_PORTION
 from signer.front.memory import trimmer
@@ -27,6 +29,7 @@ CHUNK = 16 * 1024
 # Seconds.
 SWEEP = 0.5
 PAUSE = 0.1
+COMPLAINT_SECONDS = 10.0
 TURN = 0.02
 # Memory is looked after each so many sweeps, if so many connections came meanwhile.
 SWEEPS, MANY = 6, 50
@@ -48,6 +51,7 @@ class Door:
         self._passages: dict[str, Passage] = {}
         self._waiting: set[Passage] = set()
         self._turn: asyncio.TimerHandle | None = None
+        self._complaint = Seldom(COMPLAINT_SECONDS, time.monotonic)
         self._listening: list[socket.socket] = []
         self._sweeping: asyncio.Task[None] | None = None
         self._came = 0
@@ -138,7 +142,8 @@ class Door:
                 raise OSError("there is no certificate yet")
             passage.open(self.target)
         except OSError as error:
-            _log.error("a connection cannot be passed on", extra={"error": str(error)})
+            if self._complaint.due:
+                _log.error("a connection cannot be passed on", extra={"error": str(error)})
             passage.close()
             return
         self._passages[passage.peer] = passage
@@ -161,7 +166,8 @@ class Door:
                 return
             except OSError as error:
                 # No descriptors are left, mostly; the queue waits, and those that are silent go meanwhile.
-                _log.error("a connection cannot be taken", extra={"error": str(error)})
+                if self._complaint.due:
+                    _log.error("a connection cannot be taken", extra={"error": str(error)})
                 self._rest(listening)
                 return
             self._take(outside, str(address[0]))

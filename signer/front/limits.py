@@ -1,8 +1,8 @@
 """How much one node may ask for: a node that asks without end gets its own pods into trouble and no others."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,26 +12,79 @@ from signer.errors import Reason, Refused
 
 MAX_NODES = 20_000
 BUSY_RETRY = timedelta(milliseconds=200)
+# An agent sends a mint's message with its headers, or as soon as it hears that it may.
+SILENT_SECONDS = 0.5
 # What a node says on its trust streams, a second and at once. Agents say what changed, the newest only.
 REPORTS, REPORTS_AT_ONCE = 10.0, 20.0
 
 
-class Slots:
-    """So many at once, whoever asks."""
+class Place:
+    """One of so many."""
 
-    def __init__(self, most: int) -> None:
-        self._free = most
+    def __init__(self, holder: str) -> None:
+        self.holder = holder
+        # Somebody else has it now.
+        self.lost = False
+        self.silent_since: float | None = None
+        self._end: Callable[[], None] = lambda: None
 
     @contextmanager
-    def one(self) -> Iterator[bool]:
-        """Take one; False: there is none."""
+    def silent(self, now: float, end: Callable[[], None]) -> Iterator[None]:
+        """Nothing is done with it yet: where places are wanting it is lost, and `end` called."""
+        self.silent_since, self._end = now, end
+        try:
+            yield
+        finally:
+            self.silent_since = None
+
+    def lose(self) -> None:
+        """Give it to another."""
+        self.lost, self.silent_since = True, None
+        self._end()
+
+
+class Slots:
+    """So many at once, whoever asks; but who holds them silently makes room for who does not.
+
+    `now` in seconds, of the clock that `Place.silent` is told of.
+    """
+
+    def __init__(self, most: int, now: Callable[[], float] = lambda: 0.0) -> None:
+        self._free = most
+        self._now = now
+        self._places: dict[Place, None] = {}
+
+    @contextmanager
+    def one(self, holder: str = "") -> Iterator[Place | None]:
+        """Take one; None: there is none."""
         if self._free < 1:
-            yield False
+            self._make_room(holder)
+        if self._free < 1:
+            yield None
             return
+        place = Place(holder)
+        self._places[place] = None
         self._free -= 1
         try:
-            yield True
+            yield place
         finally:
+            self._leave(place)
+
+    def _make_room(self, holder: str) -> None:
+        """End one that is silent, the oldest of whoever has most of those; never for one more of the same."""
+        latest = self._now() - SILENT_SECONDS
+        silent = [each for each in self._places if each.silent_since is not None and each.silent_since <= latest]
+        if not silent:
+            return
+        most, _ = Counter(each.holder for each in silent).most_common(1)[0]
+        if most != holder:
+            found = next(each for each in silent if each.holder == most)
+            found.lose()
+            self._leave(found)
+
+    def _leave(self, place: Place) -> None:
+        if place in self._places:
+            del self._places[place]
             self._free += 1
 
 

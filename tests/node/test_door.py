@@ -353,15 +353,21 @@ def test_when_one_side_ends_so_does_the_other() -> None:
     doored(test)
 
 
-def test_without_a_certificate_nobody_is_let_in() -> None:
+def test_without_a_certificate_nobody_is_let_in_and_the_log_is_not_filled_with_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def test(rig: Rig) -> None:
         rig.door.target = None
-        reader, _ = await rig.connect()
-        with suppress(ConnectionError):
-            assert await reader.read() == b""
-        await until(lambda: rig.admission.strangers == 0)
+        for _ in range(3):
+            reader, _ = await rig.connect()
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+            await until(lambda: rig.admission.strangers == 0)
 
     doored(test)
+    assert [each.message for each in caplog.records if each.name == "podsvid.door"] == [
+        "a connection cannot be passed on"
+    ]
 
 
 @asynccontextmanager

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from signer.attestation.tokens import NOBODY
 from signer.errors import Reason, Refused
 from signer.front import agents as module
+from signer.front import limits
 from signer.front.agents import FULL_RETRY
 from signer.front.budget import HEADERS, MAX_REPORT
 from signer.front.calls import MESSAGE_SECONDS, Context
@@ -141,6 +142,36 @@ def test_a_replica_reads_so_many_messages_at_once(monkeypatch: pytest.MonkeyPatc
         await asyncio.gather(*waiting, return_exceptions=True)
         claim = door.site.pod("web")
         assert (await door.x509(claim, door.site.token(claim))).chain
+
+    at_the_door(test)
+
+
+def test_calls_that_say_nothing_make_room_for_those_who_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MINTS", 4)
+    monkeypatch.setattr(limits, "SILENT_SECONDS", 0.0)
+
+    async def test(door: Door) -> None:
+        def silent(node: str) -> "asyncio.Future[Any]":
+            return asyncio.ensure_future(door.service.mint_x509(nothing(), call(door.site.agent(node))))
+
+        oldest, *others = [silent(node) for node in ("node-x", "node-y", "node-y", "node-y")]
+        await door.told()
+        claim = door.site.pod("web")
+        assert (await door.x509(claim, door.site.token(claim))).chain
+        # Of the one that has most of them, the oldest; the others wait as before.
+        with refused(Reason.BUSY) as caught:
+            await others[0]
+        assert caught[0].retry is not None
+        assert [each.done() for each in (oldest, *others)] == [False, True, False, False]
+        # None for one more of that node.
+        others.append(silent("node-y"))
+        await door.told()
+        with refused(Reason.BUSY):
+            await silent("node-y")
+        for each in (oldest, *others):
+            each.cancel()
+        await asyncio.gather(oldest, *others, return_exceptions=True)
+        assert door.service._mints._free == 4
 
     at_the_door(test)
 

@@ -9,7 +9,7 @@ import pytest
 
 from signer.errors import Reason, Refused
 from signer.front import limits as module
-from signer.front.limits import BUSY_RETRY, NodeLimits
+from signer.front.limits import BUSY_RETRY, SILENT_SECONDS, NodeLimits, Slots
 from tests.signer_rig import StepClock
 
 
@@ -128,3 +128,43 @@ def test_nodes_are_forgotten_when_there_are_too_many_the_quietest_first(monkeypa
                     pass
 
     limited(test, concurrent=1)
+
+
+def test_a_place_is_lost_only_where_nothing_was_said_for_a_while() -> None:
+    now, ended = 100.0, []
+    slots = Slots(1, lambda: now)
+    with slots.one("a") as first:
+        assert first is not None
+        with slots.one("b") as none:
+            assert none is None
+        with first.silent(now, lambda: ended.append("a")):
+            now += SILENT_SECONDS - 0.01
+            with slots.one("b") as none:
+                assert none is None
+            now += 0.01
+            with slots.one("a") as none:
+                assert none is None, "a holder ends its own call for one more"
+            with slots.one("b") as second:
+                assert second is not None
+                assert (ended, first.lost, second.lost) == (["a"], True, False)
+                with slots.one("c") as none:
+                    assert none is None
+            # The second left; what the first lost does not come back twice.
+            with slots.one("c") as third, slots.one("d") as none:
+                assert (third is not None, none) == (True, None)
+        assert ended == ["a"]
+    with slots.one("e") as last, slots.one("f") as none:
+        assert (last is not None, none) == (True, None)
+
+
+def test_a_call_that_has_spoken_keeps_its_place() -> None:
+    now = 100.0
+    slots = Slots(1, lambda: now)
+    with slots.one("a") as place:
+        assert place is not None
+        with place.silent(now, lambda: None):
+            pass
+        now += 100
+        with slots.one("b") as none:
+            assert none is None
+        assert not place.lost
