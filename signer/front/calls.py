@@ -33,7 +33,13 @@ async def only(form: type[_Message], messages: Messages, place: Place) -> _Messa
     try:
         async with asyncio.timeout(MESSAGE_SECONDS) as patience:
             now = asyncio.get_running_loop().time()
-            with place.silent(now, lambda: patience.reschedule(now)):
+
+            def end() -> None:
+                # One whose time is over cannot be ended again.
+                if not patience.expired():
+                    patience.reschedule(now)
+
+            with place.silent(now, end):
                 message = await anext(aiter(messages))
     except StopAsyncIteration:
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None

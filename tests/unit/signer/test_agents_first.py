@@ -9,7 +9,7 @@ import pytest
 from signer.attestation.tokens import NOBODY
 from signer.errors import Reason, Refused
 from signer.front import agents as module
-from signer.front import limits
+from signer.front import calls, limits
 from signer.front.agents import FULL_RETRY
 from signer.front.budget import HEADERS, MAX_REPORT
 from signer.front.calls import MESSAGE_SECONDS, Context
@@ -174,6 +174,23 @@ def test_calls_that_say_nothing_make_room_for_those_who_do(monkeypatch: pytest.M
         assert door.service._mints._free == 4
 
     at_the_door(test)
+
+
+def test_a_call_whose_time_is_over_can_lose_its_place_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "MESSAGE_SECONDS", 0.0)
+
+    async def run() -> None:
+        place = limits.Place("a")
+        waiting = asyncio.ensure_future(calls.only(signer_pb2.MintX509SVIDRequest, nothing(), place))
+        # Its timer has gone off, and it has not heard of that yet.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert place.silent_since is not None
+        place.lose()
+        with pytest.raises(Refused):
+            await waiting
+
+    asyncio.run(run())
 
 
 def test_a_replica_has_so_many_trust_streams(monkeypatch: pytest.MonkeyPatch) -> None:
