@@ -6,7 +6,6 @@ sends its request at once, so that a crowd of slow ones keeps nobody out.
 """
 
 import asyncio
-import ipaddress
 import logging
 import math
 import threading
@@ -25,8 +24,6 @@ _END = b"\r\n\r\n"
 TEXT = "text/plain; charset=utf-8"
 # Connections that the kernel keeps until they are taken.
 BACKLOG = 64
-# IPv6: a host has all addresses of its /64.
-_PREFIX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +99,7 @@ class _Connection(asyncio.BufferedProtocol):
         # Told of every byte that waits: an answer is over when none does.
         transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")
-        self.address = whose(str(peer[0])) if peer else ""
+        self.address = listening.whose(str(peer[0])) if peer else ""
         self._timer = asyncio.get_running_loop().call_later(self._limits.deadline, self.end, "deadline")
         self._server.enter(self)
 
@@ -273,16 +270,6 @@ class _Server:
 
     def _slowest(self, candidates: list[_Connection]) -> _Connection:
         return min(candidates, key=lambda each: each.stage)
-
-
-def whose(host: str) -> str:
-    """By whom an address is counted: the IPv4 address, also where IPv6 wraps it; the /64 of others."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, _PREFIX), strict=False))
 
 
 def parse(head: bytes) -> tuple[str, str, str] | None:

@@ -1,6 +1,7 @@
-"""Listening sockets: IPv4, IPv6, and both at once."""
+"""Listening sockets: IPv4, IPv6, and both at once; and who is at the other end, to be counted."""
 
 import errno
+import ipaddress
 import socket
 from collections.abc import Callable
 from typing import TypeAlias
@@ -34,6 +35,22 @@ def bound(address: tuple[str, int], kept: Kept = None, make: Make | None = None)
             each.close()
         raise
     return found
+
+
+def whose(host: str) -> str:
+    """By whom an address is counted: the IPv4 address, also where IPv6 wraps it; the /64 of others.
+
+    Whoever has one address of an IPv6 network has all of it. What is no address counts as it is.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _tcp(family: socket.AddressFamily) -> socket.socket:

@@ -3,12 +3,12 @@
 Only bookkeeping, without sockets: `Door` asks before it takes a connection and does what is said here.
 """
 
-import ipaddress
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from runtime.listening import whose
 from signer.front.budget import AGENT_CONNECTIONS, NODE_CONNECTIONS, STRANGERS, WAITING
 
 # Addresses whose rate is remembered, and those from which agents came, of all nodes and of one.
@@ -113,7 +113,7 @@ class Admission:
 
     def enter(self, guest: Guest, host: str) -> Entry | None:
         """Let a new connection wait; None: it is to be closed. Another one may be closed for it."""
-        name = group(host)
+        name = whose(host)
         address = self._address(name)
         if address.tokens < 1.0:
             self._refused("address")
@@ -279,16 +279,3 @@ class Admission:
             if idle is not None:
                 del self._addresses[idle]
         return found
-
-
-def group(host: str) -> str:
-    """What is counted as one address: an IPv4 address however it is written, and an IPv6 network of 64 bits."""
-    try:
-        found = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((found, 64), strict=False))
-    return str(found)

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from agent.metrics import Metrics as AgentMetrics
 from runtime import http, pages
-from runtime.http import Answer, Limits, whose
+from runtime.http import Answer, Limits
 from runtime.pages import HEALTH_LIMITS, METRICS_LIMITS, PAGE_BYTES
 from signer.errors import Reason
 from signer.metrics import Metrics as SignerMetrics
@@ -324,20 +324,6 @@ def test_a_check_is_asked_once_however_many_want_to_know() -> None:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-@pytest.mark.parametrize(
-    ("host", "counted"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_by_whom_an_address_is_counted(host: str, counted: str) -> None:
-    assert whose(host) == counted
 
 
 def test_the_budget_of_docs_is_what_the_limits_cost() -> None:

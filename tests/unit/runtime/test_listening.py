@@ -96,3 +96,20 @@ def test_an_address_that_is_taken_is_named() -> None:
 @pytest.mark.parametrize(("host", "text"), [("::", "[::]:1"), ("127.0.0.1", "127.0.0.1:1"), ("name", "name:1")])
 def test_shown_as_it_is_written(host: str, text: str) -> None:
     assert listening.shown(host, 1) == text
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("no address", "no address"),
+    ],
+)
+def test_by_whom_an_address_is_counted(host: str, counted: str) -> None:
+    assert listening.whose(host) == counted

@@ -14,7 +14,6 @@ from signer.front.admission import (
     VAIN_AT_ONCE,
     Admission,
     Entry,
-    group,
 )
 
 
@@ -322,22 +321,6 @@ def test_an_agent_that_proves_itself_again_is_counted_once() -> None:
     _, entry = rig.agent("a")
     assert rig.admission.proven(entry, "a")
     assert rig.admission.agents == 1
-
-
-@pytest.mark.parametrize(
-    ("host", "wanted"),
-    [
-        ("10.0.0.1", "10.0.0.1"),
-        ("::ffff:10.0.0.1", "10.0.0.1"),
-        ("2001:db8::1", "2001:db8::/64"),
-        ("2001:db8::ffff:1", "2001:db8::/64"),
-        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("no address", "no address"),
-    ],
-)
-def test_what_is_one_address(host: str, wanted: str) -> None:
-    assert group(host) == wanted
 
 
 def test_addresses_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
