@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,6 +130,11 @@ def refusals(metrics: dict[str, float]) -> dict[str, int]:
     return {name[len(prefix) : -2]: int(value) for name, value in metrics.items() if name.startswith(prefix)}
 
 
+def roots(site: Mapping[str, Any]) -> bytes:
+    """What the signer's certificate is verified against: PEM."""
+    return TrustBundle.from_jwks(TrustDomain("example.org"), Path(site["bundle"]).read_bytes()).to_pem()
+
+
 class Agent:
     """One node's agent at an address of its own. Belongs to an event loop; to be closed."""
 
@@ -141,8 +146,7 @@ class Agent:
         of = signer_pb2.Pod(namespace=namespace, name=name, uid=uid)
         self._request = signer_pb2.MintX509SVIDRequest(pod=of, pod_token=token, csr=csr)
         self._metadata = (("authorization", f"Bearer {site['agents'][node]}"),)
-        roots = TrustBundle.from_jwks(TrustDomain("example.org"), Path(site["bundle"]).read_bytes()).to_pem()
-        self._credentials = grpc.ssl_channel_credentials(roots)
+        self._credentials = grpc.ssl_channel_credentials(roots(site))
         self._server: asyncio.Server | None = None
 
     async def begin(self) -> None:

@@ -4,9 +4,9 @@
     python -m bench.strangers --seconds 5 [--from ADDRESS[/ADDRESSES]] KIND SITE
 
 The first: all kinds at once against a signer in 1 GiB, while honest agents mint (bench.mix). The second: one of them;
-SITE is what tests.signer_process wrote. Raw HTTP/2 over TLS, from one address after the other. Prints `attacking` when
-it begins and at its end a count of what it did. All kinds but the last two have no token; those have the token of one
-node's agent.
+SITE is what tests.signer_process wrote. Raw HTTP/2 over TLS, from one address after the other; `reports` by gRPC,
+from one. Prints `attacking` when it begins and at its end a count of what it did. All kinds but the last two have no
+token; those have the token of one node's agent.
 """
 
 import argparse
@@ -24,8 +24,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import grpc
+
 from bench import mix
 from bench.attacks import CONTINUATION, DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, literal
+from signer.pb import signer_pb2
+from svid.dnsnames import SIGNER_NAME
 
 ACK = 1
 SERVICE = b"/podsvid.signer.v1.Signer/"
@@ -33,6 +37,8 @@ MINT, WATCH = SERVICE + b"MintX509SVID", SERVICE + b"WatchTrust"
 MB: Final = 1 << 20
 # Connections that one attacker keeps open at once.
 KEPT = 200
+# How often one asks for eight streams on a connection that it has.
+ROUNDS = 20
 # Seconds that an attacker waits for the signer before it goes on elsewhere.
 PATIENCE = 2.0
 # Its last node is the attackers'; nobody measures what that one gets.
@@ -47,6 +53,7 @@ class Target:
     sources: Iterator[str]
     token: bytes
     seconds: float
+    roots: bytes
 
     def connect(self) -> socket.socket:
         """A TCP connection. Raises OSError."""
@@ -175,19 +182,36 @@ def tokens(target: Target) -> int:
 
 
 def reports(target: Target) -> int:
-    """An agent's trust streams, eight of them, with messages of 1 MB."""
-    block = head(WATCH, bearer(target.token))
-    body = b"\0" + MB.to_bytes(4, "big") + bytes(MB)
-    done = 0
+    """An agent's trust streams, eight of them, with messages of 1 MB, by a client that keeps to all rules of HTTP/2."""
+    uses = [signer_pb2.AuthorityUse(authority_id=f"{number:040x}", svids=1) for number in range(MB // 46)]
+    body = signer_pb2.WatchTrustRequest(acknowledged_sequence=1, in_use=uses).SerializeToString()
+    credentials = grpc.ssl_channel_credentials(target.roots)
+    options = (("grpc.default_authority", SIGNER_NAME), ("grpc.ssl_target_name_override", SIGNER_NAME))
+    metadata, done, ends = (("authorization", f"Bearer {target.token.decode()}"),), 0, time.monotonic() + target.seconds
+
+    def messages() -> Iterator[bytes]:
+        nonlocal done
+        while time.monotonic() < ends:
+            done += 1
+            yield body
+
+    def connected(channel: grpc.Channel) -> None:
+        watch = channel.stream_stream(WATCH.decode(), request_serializer=bytes, response_deserializer=bytes)
+        # Known by one call alone: what several bring at once is more than a stranger may send.
+        next(iter(watch(iter((b"",)), metadata=metadata, timeout=PATIENCE)))
+        for _ in range(ROUNDS):
+            streams = [watch(messages(), metadata=metadata, timeout=PATIENCE) for _ in range(8)]
+            for each in streams:
+                with suppress(grpc.RpcError):
+                    for _ in each:
+                        pass
+
     for _ in until(target.seconds):
-        with suppress(OSError):
-            found = target.speaking(acknowledge=True)
-            streams = range(1, 17, 2)
-            found.sendall(b"".join(frame(HEADERS, END_HEADERS, each, block) for each in streams))
-            for at in range(0, len(body), 16_000):
-                found.sendall(b"".join(frame(DATA, 0, each, body[at : at + 16_000]) for each in streams))
-                done += len(streams)
-            found.close()
+        with (
+            suppress(grpc.RpcError, StopIteration),
+            grpc.secure_channel("{}:{}".format(*target.address), credentials, options) as channel,
+        ):
+            connected(channel)
     return done
 
 
@@ -205,7 +229,8 @@ KINDS: Mapping[str, Callable[[Target], int]] = MappingProxyType(
 def target(site: Mapping[str, Any], source: str, seconds: float) -> Target:
     """As the signer's own file says."""
     host, _, port = site["address"].rpartition(":")
-    return Target((host, int(port)), itertools.cycle(addresses(source)), site["agents"][STOLEN].encode(), seconds)
+    token = site["agents"][STOLEN].encode()
+    return Target((host, int(port)), itertools.cycle(addresses(source)), token, seconds, mix.roots(site))
 
 
 def addresses(source: str) -> list[str]:
