@@ -40,7 +40,6 @@ from signer.cluster.mirror import Mirror
 from signer.cluster.objects import DataObject, plain
 from signer.cluster.taints import StartupTaint
 from signer.config import SignerConfig
-from signer.errors import SignerError
 from signer.front.admin import AdminService, serve_admin
 from signer.front.agents import SignerService
 from signer.front.audit import Audit
@@ -333,13 +332,7 @@ class Replica:
         """What each policy matches, into its status, for ever; only while leading."""
         await self._policies.wait_synced()
         await self._pods.wait_synced()
-        self._policies.statuses.forget()
-        while True:
-            try:
-                await self._policies.statuses.write(self._pods)
-            except SignerError as error:
-                _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
-            await asyncio.sleep(REFRESH_SECONDS)
+        await self._policies.statuses.lead(self._pods, REFRESH_SECONDS)
 
 
 def _minting(config: SignerConfig) -> MintingSettings:

@@ -3,23 +3,29 @@
 import asyncio
 import hashlib
 import json
+import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.clock import Clock
+from runtime.seldom import Seldom
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import SLICE
 from signer.errors import Conflict, NotFound, SignerError
 from signer.model import LivePod
 from signer.policy.policy import Policy
 
+_log = logging.getLogger("podsvid.policies")
 # Pods whose conflict is named in a policy's status.
 _NAMED = 3
 # Statuses that are read and written at one time.
 MAX_WRITES = 100
 # Of these that fail: more of them are the API server's affair, and each can take its whole deadline.
 MAX_REFUSED = 3
+# Seconds between two lines of log that say so.
+COMPLAINT_SECONDS = 60.0
 
 
 class LivePods(Protocol):
@@ -99,9 +105,19 @@ class Statuses:
         """To be told by whoever knows the pods."""
         self._stale.update(each.namespace for each in (old, new) if each is not None)
 
-    def forget(self) -> None:
-        """Read them all again before the next is written: another leader may have written since."""
+    async def lead(self, pods: LivePods, seconds: float) -> None:
+        """Keep all of them up to date, every so many seconds, for ever; only while leading."""
+        # Who led meanwhile may have written others.
         self._written.clear()
+        complaint = Seldom(COMPLAINT_SECONDS, time.monotonic)
+        while True:
+            try:
+                await self.write(pods)
+            except SignerError as error:
+                # Who may write policies can have one that the API server never takes.
+                if complaint.due:
+                    _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
+            await asyncio.sleep(seconds)
 
     async def write(self, pods: LivePods) -> None:
         """Write into each policy how many pods it matches and whether it can be used. Only the leader does.

@@ -383,6 +383,21 @@ def test_statuses_that_nobody_takes_are_asked_for_a_few_at_a_time_and_in_turn() 
     followed(test)
 
 
+def test_a_status_that_is_never_taken_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(rig: Rig) -> None:
+        bad = rig.put(f"{HOME}/a")
+        await told()
+        refusing = Refusing(rig, bad)
+        leading = asyncio.ensure_future(rig.policies.statuses.lead(Fixed([pod()]), 0.0))
+        while len(refusing.asked) < 3:
+            await asyncio.sleep(0)
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+
+    followed(test)
+    assert [each.message for each in caplog.records] == ["policy status not written"]
+
+
 def test_who_stops_to_count_half_way_counts_again() -> None:
     async def test(rig: Rig) -> None:
         path = rig.cluster("all")
@@ -408,8 +423,10 @@ def test_who_leads_again_looks_what_another_wrote_meanwhile() -> None:
         await told()
         await write_status(rig.policies, [pod()])
         assert rig.kube.objects[path]["status"]["podsMatched"] == 2
-        rig.policies.statuses.forget()
-        await write_status(rig.policies, [pod()])
+        leading = asyncio.ensure_future(rig.policies.statuses.lead(Fixed([pod()]), 0.0))
+        await told()
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
         assert rig.kube.objects[path]["status"]["podsMatched"] == 1
 
     followed(test)
