@@ -386,13 +386,18 @@ def test_metadata_that_no_setting_limits_is_refused_and_who_acknowledges_nothing
     """A client that does not acknowledge the server's SETTINGS is not held to what they say."""
 
     async def main(at: Served) -> None:
-        reader, writer = await asyncio.open_unix_connection(at.path)
         mute, quiet = await asyncio.open_unix_connection(at.path)
-        writer.write(attacks.PREFACE + attacks.frame(4, 0, 0) + attacks.call(1, (b"x", b"y" * 100_000)))
-        seen = b""
-        while b"grpc-status" not in seen:
-            kind, _, payload = await read_frame(reader)
-            seen = payload if kind == 1 else seen
+        for _ in range(5):
+            reader, writer = await asyncio.open_unix_connection(at.path)
+            writer.write(attacks.PREFACE + attacks.frame(4, 0, 0) + attacks.call(1, (b"x", b"y" * 100_000)))
+            seen = b""
+            while b"grpc-status" not in seen:
+                kind, _, payload = await read_frame(reader)
+                seen = payload if kind == 1 else seen
+            # Above its soft limit grpc refuses by chance: of such calls one in 200, before we see it.
+            if b"received metadata size" not in seen:
+                break
+            writer.close()
         assert b"metadata of more than" in seen
         assert not at.methods.tasks
         assert at.counts.open == 0
