@@ -261,7 +261,7 @@ class Agents:
     async def _forget_stale(self) -> None:
         """Remove what replicas that are gone left behind."""
         for each in list(self._others.values.values()):
-            if abs(self._clock.now() - each.written_at) > 4 * STALE and each.identity != self._identity:
+            if abs(self._clock.now() - each.written_at) > 4 * STALE:
                 try:
                     await self._api.delete(f"{self._collection}/{_name(each.identity)}")
                 except NotFound:
@@ -275,7 +275,7 @@ class Agents:
         known: dict[str, Acknowledged] = {}
         now = self._clock.now()
         for replica in self._others.values.values():
-            if replica.identity == self._identity or abs(now - replica.written_at) > STALE:
+            if abs(now - replica.written_at) > STALE:
                 continue
             for node, each in replica.nodes.items():
                 # An agent that moved is with two replicas for a moment: the higher number is the newer word.
