@@ -126,8 +126,7 @@ async def _start(
         return f"kubelet has not registered {', '.join(missing)} yet" if missing else None
 
     def away() -> float:
-        since = signer.contact.away_since if signer else None
-        return max((clock.now() - since).total_seconds(), 0.0) if since else 0.0
+        return signer.contact.away_for if signer else 0.0
 
     def notes() -> str:
         seconds, ends = away(), workloads.earliest_expiry()

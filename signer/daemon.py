@@ -269,10 +269,7 @@ class Replica:
 
     def _signing_state(self) -> AuthorityState | None:
         """The state, while it is fresh enough to sign by: another replica may have revoked since."""
-        seen = self._rotation.confirmed_at
-        if seen is None or self._clock.now() - seen > self._config.outage_limit:
-            return None
-        return self._rotation.state
+        return self._rotation.state if self._rotation.confirmed_within(self._config.outage_limit) else None
 
     def _live_nodes(self) -> frozenset[str]:
         config = self._config

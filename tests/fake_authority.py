@@ -32,6 +32,9 @@ class StepClock:
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
 
 def root(now: datetime, trust_domain: TrustDomain = TRUST_DOMAIN) -> X509Authority:
     """A root that began long ago and lasts."""

@@ -5,7 +5,7 @@ import asyncio
 import base64
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,16 +31,31 @@ DRIVER = "csi.podsvid.io"
 
 
 class StepClock:
-    """Stands still until told."""
+    """Stands still until told. `at` is the time that it is; the wall clock may be `wrong` by something."""
 
     def __init__(self, at: datetime = START) -> None:
-        self.at = at
+        self.at = self._begun = at
+        self.wrong = timedelta(0)
 
     def now(self) -> datetime:
-        return self.at
+        return self.at + self.wrong
+
+    def monotonic(self) -> float:
+        return 1000.0 + (self.at - self._begun).total_seconds()
 
     def pass_by(self, **passed: float) -> None:
         self.at += timedelta(**passed)
+
+    def set_by(self, **wrong: float) -> None:
+        """Somebody sets the wall clock: no time passes."""
+        self.wrong += timedelta(**wrong)
+
+
+class Apart:
+    """A clock whose seconds are another's."""
+
+    def __init__(self, clock: Clock, monotonic: Callable[[], float]) -> None:
+        self.now, self.monotonic = clock.now, monotonic
 
 
 class Site:

@@ -22,6 +22,7 @@ class Contact:
         self._answered_once = False
         self._failures = 0
         self._away_since: datetime | None = clock.now()
+        self._away_at = clock.monotonic()
         self._last_error = "not connected yet"
 
     @property
@@ -36,8 +37,13 @@ class Contact:
 
     @property
     def away_since(self) -> datetime | None:
-        """Since when the signer does not answer; None while it does."""
+        """Since when the signer does not answer, for people; None while it does."""
         return self._away_since
+
+    @property
+    def away_for(self) -> float:
+        """Seconds for which the signer has not answered; 0 while it does."""
+        return self._clock.monotonic() - self._away_at if self._away_since is not None else 0.0
 
     @property
     def failures(self) -> int:
@@ -69,7 +75,7 @@ class Contact:
         if self._connected or self._failures == 1:
             _log.warning("signer lost; SVIDs are kept", extra={"address": self._address, "error": why})
         if self._connected:
-            self._away_since = self._clock.now()
+            self._away_since, self._away_at = self._clock.now(), self._clock.monotonic()
         self._connected = False
 
     def delay(self) -> float:

@@ -6,7 +6,7 @@ node, of that account, running, and a client of the driver. Nothing that an agen
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from runtime import durations
 from runtime.clock import Clock
@@ -59,9 +59,10 @@ class Attestor:
         self._clock = clock
         # The node's uid and the identity by the pod's uid.
         self._issued: OrderedDict[str, tuple[str, SpiffeId]] = OrderedDict()
-        self._answered_at: datetime | None = None
+        # By the monotonic clock, as what is known gets no younger when the time of day is set back.
+        self._answered_at: float | None = None
         # Since when tokens are not reviewed, though pods may still be told of.
-        self._unanswered_since: datetime | None = None
+        self._unanswered_since: float | None = None
 
     async def agent(self, token: str, sender: Sender = NOBODY) -> Agent:
         """The agent that a token proves, which `sender` brought. Raises Refused."""
@@ -135,9 +136,10 @@ class Attestor:
                 ) from None
             proven = self._offline.verify(token)
             # After: what a stranger makes up says nothing of the API server.
-            self._unanswered_since = self._unanswered_since or self._clock.now()
+            if self._unanswered_since is None:
+                self._unanswered_since = self._clock.monotonic()
             return proven, True
-        self._answered_at, self._unanswered_since = self._clock.now(), None
+        self._answered_at, self._unanswered_since = self._clock.monotonic(), None
         return proven, False
 
     async def _pod_refusal(self, error: TokenRefused, token: str, agent: Agent) -> Refused:
@@ -213,10 +215,11 @@ class Attestor:
             )
 
     def _within_outage(self) -> None:
-        heard = [at for at in (self._answered_at, self._pods.last_contact) if at is not None]
-        now, limit = self._clock.now(), self._settings.outage_limit
+        heard = [at for at in (self._answered_at, self._pods.heard_at) if at is not None]
+        now, limit = self._clock.monotonic(), self._settings.outage_limit
         # An API server that tells of pods and reviews no tokens does not prolong it either.
-        if not heard or now - max(heard) > limit or now - (self._unanswered_since or now) > limit:
+        oldest = min(max(heard), self._unanswered_since or now) if heard else None
+        if oldest is None or now - oldest > limit.total_seconds():
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
                 f"the API server is away for longer than outage_limit ({durations.text(limit)})",

@@ -7,16 +7,17 @@ brought it; where they do not, as with a new key or without the right to read ke
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from types import MappingProxyType
 
+from runtime.bucket import Bucket
 from runtime.clock import Clock
 from signer.model import Sender, Standing
 
 # Senders that are remembered, of each standing.
 MAX_SENDERS = 20_000
-# Who had no token refused for so long, and waits for no answer, is asked about however many bad ones others bring.
-QUIET = timedelta(seconds=60)
+# Seconds. Who had no token refused for so long, and waits for no answer, is asked about however many bad ones others
+# bring.
+QUIET = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Limit:
 
     at_once: float
     a_second: float
+
+    def bucket(self, now: float) -> Bucket:
+        """A full one of it."""
+        return Bucket(self.a_second, self.at_once, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +52,17 @@ LIMITS: Mapping[Standing, Limits] = MappingProxyType(
 )
 
 
-class _Bucket:
-    def __init__(self, limit: Limit, now: datetime) -> None:
-        self._limit = limit
-        self._credit = limit.at_once
-        self._counted_at = now
-
-    def left(self, now: datetime) -> float:
-        """What there is now; a clock that was set back takes nothing away."""
-        passed = max((now - self._counted_at).total_seconds(), 0.0)
-        self._counted_at = now
-        self.give(passed * self._limit.a_second)
-        return self._credit
-
-    def take(self) -> None:
-        self._credit -= 1.0
-
-    def give(self, credit: float) -> None:
-        self._credit = min(self._limit.at_once, self._credit + credit)
-
-
 class _Known:
     """One sender: its own budget, and whether anything speaks against it."""
 
-    def __init__(self, limit: Limit, now: datetime) -> None:
-        self.own = _Bucket(limit, now)
+    def __init__(self, limit: Limit, now: float) -> None:
+        self.own = limit.bucket(now)
         self.under_way = 0
-        self.refused_at: datetime | None = None
+        self.refused_at: float | None = None
 
-    def quiet(self, now: datetime) -> bool:
+    def quiet(self, now: float) -> bool:
         at = self.refused_at
-        return not self.under_way and (at is None or not timedelta(0) <= now - at < QUIET)
+        return not self.under_way and (at is None or now - at >= QUIET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +70,7 @@ class Asked:
     """What one review was paid from, until its answer is there."""
 
     sender: _Known
-    common: _Bucket | None
+    common: Bucket | None
 
 
 class Doubt:
@@ -94,13 +79,13 @@ class Doubt:
     def __init__(self, clock: Clock, limits: Mapping[Standing, Limits] = LIMITS) -> None:
         self._clock = clock
         self._limits = limits
-        now = clock.now()
-        self._common = {kind: _Bucket(each.all, now) for kind, each in limits.items() if each.all is not None}
+        now = clock.monotonic()
+        self._common = {kind: each.all.bucket(now) for kind, each in limits.items() if each.all is not None}
         self._senders: dict[Standing, OrderedDict[str, _Known]] = {kind: OrderedDict() for kind in limits}
 
     def ask(self, sender: Sender) -> Asked | None:
         """Pay for one review of what `sender` brings, to be ended by `answered`; None: it has to wait."""
-        now = self._clock.now()
+        now = self._clock.monotonic()
         known = self._known(sender, now)
         if known.own.left(now) < 1.0:
             return None
@@ -108,8 +93,8 @@ class Doubt:
         if common is not None:
             if common.left(now) < 1.0:
                 return None
-            common.take()
-        known.own.take()
+            common.spend()
+        known.own.spend()
         known.under_way += 1
         return Asked(known, common)
 
@@ -117,13 +102,13 @@ class Doubt:
         """Its token was refused; or it was good, or nobody could tell: then it costs nothing."""
         asked.sender.under_way -= 1
         if refused:
-            asked.sender.refused_at = self._clock.now()
+            asked.sender.refused_at = self._clock.monotonic()
             return
         asked.sender.own.give(1.0)
         if asked.common is not None:
             asked.common.give(1.0)
 
-    def _known(self, sender: Sender, now: datetime) -> _Known:
+    def _known(self, sender: Sender, now: float) -> _Known:
         senders = self._senders[sender.standing]
         known = senders.get(sender.name)
         if known is None:

@@ -6,19 +6,19 @@ that the cluster signed is verified by the API server itself, and first.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import TypeVar
 
 from runtime.clock import Clock
 
 # Tokens of so many nodes, signed by the cluster, were not answered, and nobody's was meanwhile: then it is away.
 SEVERAL = 3
-# A token that was not answered is not asked about for so long, nor is what its node brings; nor any, while it is away.
-PAUSE = timedelta(seconds=2)
+# Seconds. A token that was not answered is not asked about for so long, nor is what its node brings; nor any, while it
+# is away.
+PAUSE = 2.0
 # Then one token finds out whether it is back, and the others go on without it for so long.
-TRIAL = timedelta(seconds=7)
+TRIAL = 7.0
 # Where none of a known key comes, another one finds out.
-NOBODY_CAME = timedelta(seconds=15)
+NOBODY_CAME = 15.0
 # Tokens and nodes that are remembered as not answered.
 MAX_REMEMBERED = 10_000
 _Key = TypeVar("_Key")
@@ -29,33 +29,31 @@ class Outage:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._tokens: OrderedDict[bytes, datetime] = OrderedDict()
-        self._nodes: OrderedDict[str, datetime] = OrderedDict()
+        self._tokens: OrderedDict[bytes, float] = OrderedDict()
+        self._nodes: OrderedDict[str, float] = OrderedDict()
         # Nodes since anything was answered.
         self._silent_to: set[str] = set()
-        # Since when, and until when nobody asks; None: it is not away.
-        self._away: tuple[datetime, datetime] | None = None
+        # Until when nobody asks; None: it is not away.
+        self._away: float | None = None
 
     def leaves(self, token: bytes, node: str, signed: Callable[[], bool]) -> bool:
         """Whether not to ask about that token now, which the agent of `node` brings (empty: nobody proven does).
 
         `signed` says whether the cluster signed it; it is asked only where that counts.
         """
-        now = self._clock.now()
+        now = self._clock.monotonic()
         if _lately(self._tokens.get(token), now) or (node and _lately(self._nodes.get(node), now)):
             return True
-        # A clock that was set back says nothing of how long it is.
-        if self._away is None or now < self._away[0]:
+        if self._away is None:
             return False
-        until = self._away[1]
-        if now < until or not (now - until >= NOBODY_CAME or signed()):
+        if now < self._away or not (now - self._away >= NOBODY_CAME or signed()):
             return True
-        self._away = now, now + TRIAL
+        self._away = now + TRIAL
         return False
 
     def unanswered(self, token: bytes, node: str) -> None:
         """That token's review was not answered. `node`: of which the cluster signed it; empty where nobody can say."""
-        now = self._clock.now()
+        now = self._clock.monotonic()
         _remember(self._tokens, token, now)
         if not node:
             return
@@ -63,7 +61,7 @@ class Outage:
         if len(self._silent_to) < SEVERAL:
             self._silent_to.add(node)
         if len(self._silent_to) >= SEVERAL:
-            self._away = now, now + PAUSE
+            self._away = now + PAUSE
 
     def answered(self) -> None:
         """Any review was."""
@@ -72,11 +70,11 @@ class Outage:
         self._away = None
 
 
-def _lately(at: datetime | None, now: datetime) -> bool:
-    return at is not None and timedelta(0) <= now - at < PAUSE
+def _lately(at: float | None, now: float) -> bool:
+    return at is not None and now - at < PAUSE
 
 
-def _remember(those: OrderedDict[_Key, datetime], key: _Key, now: datetime) -> None:
+def _remember(those: OrderedDict[_Key, float], key: _Key, now: float) -> None:
     those[key] = now
     those.move_to_end(key)
     if len(those) > MAX_REMEMBERED:

@@ -53,6 +53,11 @@ class Pods:
         """When the API server last said anything."""
         return self._mirror.last_contact
 
+    @property
+    def heard_at(self) -> float | None:
+        """The same by the monotonic clock."""
+        return self._mirror.heard_at
+
     def all(self) -> Iterable[LivePod]:
         """Every pod that is known."""
         return self._mirror.values.values()

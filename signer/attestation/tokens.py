@@ -53,7 +53,7 @@ class TokenRefused(SignerError):
 @dataclass(frozen=True, slots=True)
 class _Known:
     proven: BoundToken
-    until: datetime
+    asked_at: float
 
 
 class TokenReviews:
@@ -79,7 +79,7 @@ class TokenReviews:
         self._audience = audience
         self._offline = offline
         self._clock = clock
-        self._seconds = timedelta(seconds=seconds)
+        self._seconds = seconds
         self._limit = limit
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._outage = Outage(clock)
@@ -92,9 +92,8 @@ class TokenReviews:
         if not _FORM.fullmatch(token):
             raise TokenRefused("INVALID", "it is no service account token, which has three parts with dots between")
         key = hashlib.sha256(token.encode()).digest()
-        now = self._clock.now()
         known = self._known.get(key)
-        if known is not None and now < known.until:
+        if known is not None and self._counts(known):
             return known.proven
         node = sender.name if sender.standing is Standing.AGENT else ""
         if self._outage.leaves(key, node, lambda: bool(self._node_of(token))):
@@ -106,6 +105,10 @@ class TokenReviews:
             asking = self._asking[key] = asyncio.create_task(self._ask(token, key))
             asking.add_done_callback(lambda task: self._answered(key, task, asked))
         return await asyncio.shield(asking)
+
+    def _counts(self, known: _Known) -> bool:
+        old = self._clock.monotonic() - known.asked_at >= self._seconds
+        return not old and self._clock.now() < known.proven.expires_at
 
     def _node_of(self, token: str) -> str:
         """Of which node the cluster signed it; empty where its keys do not prove that."""
@@ -144,7 +147,7 @@ class TokenReviews:
             self._known.pop(key, None)
             return
         proven = task.result()
-        self._known[key] = _Known(proven, min(self._clock.now() + self._seconds, proven.expires_at))
+        self._known[key] = _Known(proven, self._clock.monotonic())
         self._known.move_to_end(key)
         while len(self._known) > self._limit:
             self._known.popitem(last=False)

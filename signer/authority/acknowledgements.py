@@ -6,10 +6,11 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from runtime.clock import Clock
+from runtime.seldom import Seldom
 from signer.authority.state import MAX_SEQUENCE, AuthorityState, believable
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
@@ -22,11 +23,13 @@ LABEL = "podsvid.io/agents-of"
 # Seconds: how often what agents acknowledged is told to the other replicas, while it matters and otherwise.
 WRITE_SECONDS = 2.0
 IDLE_SECONDS = 300.0
-# It matters while somebody waits for acknowledgements, and so long after an agent had something newer than any before.
-LIVELY = timedelta(minutes=1)
-# A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than this, nor by one that is
-# further ahead of the time: that one would never get old.
-STALE = timedelta(minutes=15)
+# It matters while somebody waits for acknowledgements, and so many seconds after an agent had something newer than any
+# before.
+LIVELY = 60.0
+# A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than so many seconds.
+STALE = 15 * 60.0
+# No clock is wrong by so much.
+WRONG = 24 * 3600.0
 MAX_BYTES = 900_000
 # A node has one agent with one stream, and for a while those that it lost and the signer still takes for open.
 MAX_STREAMS = 8
@@ -81,6 +84,25 @@ class _Replica:
     nodes: Mapping[str, Acknowledged]
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """When another replica's ConfigMap was seen to change, by this one's monotonic clock.
+
+    What was there already has the `first_age` that both clocks make of it: one that is ahead of the time is as old.
+    """
+
+    replica: _Replica
+    at: float
+    first_age: float
+
+    def age(self, now: float) -> float:
+        return now - self.at + self.first_age
+
+    def gone(self, now: float) -> bool:
+        """Whether nobody writes it any more: that of one whose clock is wrong looks old, too."""
+        return now - self.at > 4 * STALE or self.first_age > WRONG
+
+
 class Agents:
     """The agents that watch this replica, and what is known of those of the others. Nothing is written per SVID."""
 
@@ -98,12 +120,13 @@ class Agents:
         # What this replica's own state is: nothing else is waited for, and no other authority is counted.
         self._own = 0
         self._counted: frozenset[str] = frozenset()
-        self._doubted_at: datetime | None = None
-        self._lively_until = clock.now()
+        self._doubt = Seldom(LIVELY, clock.monotonic)
+        self._lively_until = clock.monotonic()
         self._written: str | None = None
-        self._written_at = clock.now()
+        self._written_at = clock.monotonic()
+        self._seen: dict[str, _Seen] = {}
         self._others: Mirror[DataObject, _Replica] = Mirror(
-            api, self._collection, DataObject, self._read, clock, {"labelSelector": LABEL}
+            api, self._collection, DataObject, self._read, clock, {"labelSelector": LABEL}, observe=self._see
         )
         # Whether somebody waits for acknowledgements: only then are they written at once.
         self.wanted = False
@@ -138,27 +161,22 @@ class Agents:
         """What the agent of `node` said. What cannot be is not counted, and said once in a while."""
         if node not in self._nodes:
             return
-        now = self._clock.now()
-        if not believable(sequence, self._own, now) or len(digest) not in (0, DIGEST_BYTES):
-            self._doubt(node, sequence)
+        if not believable(sequence, self._own, self._clock.now()) or len(digest) not in (0, DIGEST_BYTES):
+            if self._doubt.due:
+                _log.warning(
+                    "an agent acknowledges what was never there; not counted",
+                    extra={"node": node, "sequence": sequence},
+                )
             sequence, digest = 0, b""
         self._nodes[node] = Acknowledged(sequence, self._known_uses(in_use), digest.hex())
         # Only what is waited for makes it lively: of other numbers an agent could make up a new one every moment.
         if self._newest < sequence <= self._own:
             self._newest = sequence
-            self._lively_until = now + LIVELY
+            self._lively_until = self._clock.monotonic() + LIVELY
 
     def _known_uses(self, in_use: Mapping[str, int]) -> Mapping[str, int]:
         known = [(name, min(count, MAX_SVIDS)) for name, count in in_use.items() if name in self._counted]
         return dict(known[:MAX_AUTHORITIES])
-
-    def _doubt(self, node: str, sequence: int) -> None:
-        now = self._clock.now()
-        if self._doubted_at is None or not timedelta(0) <= now - self._doubted_at < LIVELY:
-            self._doubted_at = now
-            _log.warning(
-                "an agent acknowledges what was never there; not counted", extra={"node": node, "sequence": sequence}
-            )
 
     def disconnect(self, handle: int) -> None:
         """The stream ended. Its node is forgotten here unless a newer stream is open."""
@@ -208,7 +226,7 @@ class Agents:
         while True:
             await asyncio.sleep(WRITE_SECONDS)
             idle += WRITE_SECONDS
-            lively = self.wanted or self._clock.now() < self._lively_until
+            lively = self.wanted or self._clock.monotonic() < self._lively_until
             if not lively and idle < IDLE_SECONDS:
                 continue
             idle = 0.0
@@ -233,9 +251,8 @@ class Agents:
         if len(text) > MAX_BYTES:
             _log.error("too many agents to pass on", extra={"agents": len(nodes)})
             return
-        now = self._clock.now()
         # Unchanged it is still written now and then, where it says anything: the others count by nothing that is stale.
-        fresh = not nodes or now - self._written_at < STALE / 2
+        fresh = not nodes or self._clock.monotonic() - self._written_at < STALE / 2
         if text == self._written and not self.wanted and fresh:
             return
         body: Object = {
@@ -245,7 +262,7 @@ class Agents:
             "data": {
                 "version": str(_VERSION),
                 "identity": self._identity,
-                "written_at": now.isoformat(),
+                "written_at": self._clock.now().isoformat(),
                 "nodes": text,
             },
         }
@@ -256,12 +273,12 @@ class Agents:
                 await self._api.create(self._collection, body)
             except Conflict:
                 return
-        self._written, self._written_at = text, now
+        self._written, self._written_at = text, self._clock.monotonic()
 
     async def _forget_stale(self) -> None:
         """Remove what replicas that are gone left behind."""
         for each in list(self._others.values.values()):
-            if abs(self._clock.now() - each.written_at) > 4 * STALE:
+            if self._seen[each.identity].gone(self._clock.monotonic()):
                 try:
                     await self._api.delete(f"{self._collection}/{_name(each.identity)}")
                 except NotFound:
@@ -271,11 +288,19 @@ class Agents:
         # What this replica wrote itself is no news to it, and with thousands of nodes takes long to read.
         return None if found.metadata.name == self._name else _read_replica(plain(found))
 
+    def _see(self, old: "_Replica | None", new: "_Replica | None") -> None:
+        if new is not None:
+            age = abs((self._clock.now() - new.written_at).total_seconds()) if old is None else 0.0
+            self._seen[new.identity] = _Seen(new, self._clock.monotonic(), age)
+        # One that was made anew is read before the one that it replaced is found to be gone.
+        elif old is not None and self._seen[old.identity].replica is old:
+            del self._seen[old.identity]
+
     def _known(self) -> dict[str, Acknowledged]:
         known: dict[str, Acknowledged] = {}
-        now = self._clock.now()
+        now = self._clock.monotonic()
         for replica in self._others.values.values():
-            if abs(now - replica.written_at) > STALE:
+            if self._seen[replica.identity].age(now) > STALE:
                 continue
             for node, each in replica.nodes.items():
                 # An agent that moved is with two replicas for a moment: the higher number is the newer word.

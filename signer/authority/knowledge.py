@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from runtime.clock import Clock
 from signer.authority.acknowledgements import Agents, Wanted
@@ -60,8 +60,8 @@ class Knowledge:
         self._agents = agents
         self._sources = sources
         self._clock = clock
-        self._settle = min(SETTLE, patience)
-        self._since = clock.now()
+        self._settle = min(SETTLE, patience).total_seconds()
+        self._since = clock.monotonic()
         self._leads = False
 
     @property
@@ -71,19 +71,17 @@ class Knowledge:
 
     def leads(self, leading: bool) -> None:
         """To be told again and again: agents of the leader before have to find another replica first."""
-        now = self._clock.now()
         if leading and not self._leads:
-            self._since = now
+            self._since = self._clock.monotonic()
         self._leads = leading
-        # A clock that was set back must not make it wait for days.
-        self._since = min(self._since, now)
 
     def acks(self, state: AuthorityState) -> Acks:
         """Who lacks the state's trust, and how many SVIDs of each authority are held."""
         waiting, in_use = self._agents.summary(Wanted.of(state), self.live_nodes)
         unknown = self._sources.pods_unread() or self._agents.unread
-        if not unknown and (waiting or in_use is None) and self._clock.now() - self._since < self._settle:
-            until: datetime = self._since + self._settle
+        left = self._since + self._settle - self._clock.monotonic()
+        if not unknown and (waiting or in_use is None) and left > 0:
+            until = self._clock.now() + timedelta(seconds=left)
             unknown = (
                 f"agents have until {until:%H:%M:%SZ} to tell this replica, which has just started or begun to lead"
             )

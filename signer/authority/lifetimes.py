@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from runtime.clock import Clock
 from signer.authority.rotation import Rotation
@@ -11,8 +11,8 @@ from signer.errors import SignerError
 _log = logging.getLogger("podsvid.authority")
 # Seconds that a mint waits for the record, which is needed a handful of times in an authority's life.
 PATIENCE = 2.0
-# After a failure nobody waits again for so long: SVIDs live as long as is recorded meanwhile.
-PAUSE = timedelta(seconds=5)
+# Seconds. After a failure nobody waits again for so long: SVIDs live as long as is recorded meanwhile.
+PAUSE = 5.0
 
 
 class Lifetimes:
@@ -22,7 +22,7 @@ class Lifetimes:
         self._rotation = rotation
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._failed_at: datetime | None = None
+        self._failed_at: float | None = None
 
     async def promise(self, kind: str, ttl: timedelta) -> None:
         """See to it that the active authority may issue what lives as long as `ttl`, if that is possible now."""
@@ -33,7 +33,7 @@ class Lifetimes:
                 if not self._recorded(kind, ttl):
                     await self._rotation.promise(kind, ttl)
         except (SignerError, TimeoutError) as error:
-            self._failed_at = self._clock.now()
+            self._failed_at = self._clock.monotonic()
             _log.warning(
                 "a longer lifetime could not be recorded; SVIDs are shorter meanwhile",
                 extra={"kind": kind, "seconds": ttl.total_seconds(), "error": str(error) or "no answer in time"},
@@ -45,4 +45,4 @@ class Lifetimes:
         return longest is None or ttl <= longest
 
     def _pausing(self) -> bool:
-        return self._failed_at is not None and timedelta(0) <= self._clock.now() - self._failed_at < PAUSE
+        return self._failed_at is not None and self._clock.monotonic() - self._failed_at < PAUSE

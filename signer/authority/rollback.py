@@ -73,18 +73,18 @@ class Rollbacks:
         self._clock = clock
         self._times = 0
         self._begun = False
-        self._named_at: datetime | None = None
-        self._last: datetime | None = None
-        self._note: tuple[datetime, str] | None = None
+        # By the monotonic clock.
+        self._named_at: float | None = None
+        self._last: float | None = None
+        self._note: tuple[float, str] | None = None
 
     @property
     def due(self) -> bool:
         """Whether a higher number may be answered now."""
         if self._last is None:
             return True
-        passed = self._clock.now() - self._last
         pause: timedelta = min(FIRST_PAUSE * 2 ** min(self._times - 1, 10), MAX_PAUSE)
-        return passed < timedelta(0) or passed >= pause
+        return self._clock.monotonic() - self._last >= pause.total_seconds()
 
     def nobody(self) -> None:
         """Nobody names a higher number now."""
@@ -92,15 +92,15 @@ class Rollbacks:
 
     def waits(self, shown: Shown, live: frozenset[str]) -> bool:
         """Whether others may be about to say the same, and are to be waited for."""
-        now = self._clock.now()
-        if self._named_at is None or now < self._named_at:
+        now = self._clock.monotonic()
+        if self._named_at is None:
             self._named_at = now
-        return not shown.proven and bool(live - shown.nodes) and now - self._named_at < OTHERS
+        return not shown.proven and bool(live - shown.nodes) and now - self._named_at < OTHERS.total_seconds()
 
     @property
     def note(self) -> str:
         """The last one, for people; empty when there was none or it is long ago."""
-        if self._note is None or self._clock.now() - self._note[0] > NOTED:
+        if self._note is None or self._clock.monotonic() - self._note[0] > NOTED.total_seconds():
             return ""
         return self._note[1]
 
@@ -133,14 +133,14 @@ class Rollbacks:
         """It was published anew. What is in the cluster was not restored with it, as far as can be told."""
         now = self._clock.now()
         self._times += 1
-        self._last = now
+        self._last = self._clock.monotonic()
         if not shown.proven:
             text = (
                 f"at {now:%Y-%m-%dT%H:%M:%SZ}: node {', '.join(shown.nodes)} alone named sequence {number}, above the "
                 f"Secret's {before}; published again as {after}; its agent lies, or it alone knows that an older "
                 "Secret was restored, with the ConfigMaps"
             )
-            self._note = (now, text)
+            self._note = (self._clock.monotonic(), text)
             return
         self._begun = True
         self._noted(
@@ -165,7 +165,7 @@ class Rollbacks:
 
     def _noted(self, text: str) -> None:
         now = self._clock.now()
-        self._note = (now, f"rollback at {now:%Y-%m-%dT%H:%M:%SZ}: {text}")
+        self._note = (self._clock.monotonic(), f"rollback at {now:%Y-%m-%dT%H:%M:%SZ}: {text}")
 
 
 def _unrecorded(slot: _Slot) -> _Slot:

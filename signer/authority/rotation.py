@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from runtime import durations
 from runtime.clock import Clock
@@ -25,8 +25,7 @@ from signer.metrics import Metrics
 _log = logging.getLogger("podsvid.authority")
 # Seconds between looks at the clock and at who has acknowledged.
 LOOK_SECONDS = 1.0
-# Looks that a replica that starts by an older Secret gives those that run to put the newer one back: they see it at
-# once, or when they read it the next time, within 15 seconds.
+# Looks in which those that run put a newer Secret back, at once or at their next read, before one starts by an older.
 HEALED_AFTER = 20
 # A step that another replica did at the same moment is looked at again, this often.
 ATTEMPTS = 5
@@ -64,13 +63,18 @@ class Rotation:
         # Is told of each change that this replica made or saw: the state before it and after it. Of one whose answer
         # was lost it knows by seeing it, and of one whose writer died the others do.
         self.heard: Callable[[AuthorityState, AuthorityState], None] = lambda before, after: None
-        # When the stored state was last read, or seen to change.
-        self.confirmed_at: datetime | None = None
+        # When the stored state was last read, or seen to change, by the monotonic clock.
+        self.confirmed_at: float | None = None
 
     @property
     def state(self) -> AuthorityState | None:
         """The newest state that this replica has seen."""
         return self.states.current
+
+    def confirmed_within(self, limit: timedelta) -> bool:
+        """Whether the state was seen to be the stored one not longer ago than that."""
+        at = self.confirmed_at
+        return at is not None and self._clock.monotonic() - at <= limit.total_seconds()
 
     @property
     def leader_name(self) -> str:
@@ -84,9 +88,7 @@ class Rotation:
     def see(self, state: AuthorityState, before: AuthorityState | None = None) -> None:
         """Take over a state that was read; the present one is no news, and an older one confirms nothing.
 
-        `before` is what it came from, where this replica has not seen any yet.
-
-        Nor is one taken that brings back what was abandoned: whoever reads it next mends it.
+        `before`: what it came from, where none was seen yet. One with what was abandoned is mended by its next reader.
         """
         present = self.states.current
         if present is not None and state.sequence < present.sequence:
@@ -96,7 +98,7 @@ class Rotation:
                 "what was abandoned is in the authorities' Secret again; not taken", extra={"sequence": state.sequence}
             )
             return
-        self.confirmed_at = self._clock.now()
+        self.confirmed_at = self._clock.monotonic()
         if present is None or state.sequence > present.sequence:
             self._agents.know(Wanted.of(state))
             self.states.publish(state)

@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from runtime.clock import Clock
 from signer.cluster.kube import KubeApi
@@ -15,7 +15,8 @@ from signer.model import PodClaim
 _log = logging.getLogger("podsvid.events")
 # A reason to refuse a pod is said once in this time, as what an agent asks for may stand in its text. A surprise comes
 # with every renewal, and no SVID may cost a write: the same words are said once in a pod's usual life.
-REPEAT, SURPRISE_REPEAT = timedelta(minutes=5), timedelta(days=7)
+# Seconds.
+REPEAT, SURPRISE_REPEAT = 5 * 60.0, 7 * 24 * 3600.0
 # An agent says what was asked for, and in which words: of one pod so many different ones are told.
 MAX_CLIPPED = 8
 QUEUE = 1000
@@ -42,8 +43,8 @@ class Events:
         self._identity = identity
         self._clock = clock
         self._queue: asyncio.Queue[_Event] = asyncio.Queue(QUEUE)
-        self._said: OrderedDict[tuple[str, str], datetime] = OrderedDict()
-        self._clipped: OrderedDict[str, dict[int, datetime]] = OrderedDict()
+        self._said: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._clipped: OrderedDict[str, dict[int, float]] = OrderedDict()
         self._failing = False
 
     def refused(self, pod: PodClaim, reason: str, message: str) -> None:
@@ -56,12 +57,12 @@ class Events:
 
     def clipped(self, pod: PodClaim, message: str) -> None:
         """Less of a lifetime was granted than the pod's author asked for. It comes with every renewal."""
-        now = self._clock.now()
+        now = self._clock.monotonic()
         said = {text: at for text, at in self._clipped.get(pod.uid, {}).items() if now - at < SURPRISE_REPEAT}
         text = hash(message)
         if text in said or len(said) >= MAX_CLIPPED:
             return
-        if self._queued(pod, "Normal", "TtlClipped", message, now):
+        if self._queued(pod, "Normal", "TtlClipped", message):
             self._clipped[pod.uid] = {**said, text: now}
             self._clipped.move_to_end(pod.uid)
             while len(self._clipped) > MAX_REMEMBERED:
@@ -80,22 +81,22 @@ class Events:
                 self._failing = True
             await asyncio.sleep(SPACING)
 
-    def _say(self, pod: PodClaim, kind: str, reason: str, note: str, same: str, repeat: timedelta) -> None:
-        now = self._clock.now()
+    def _say(self, pod: PodClaim, kind: str, reason: str, note: str, same: str, repeat: float) -> None:
+        now = self._clock.monotonic()
         key = (pod.uid, f"{reason} {same}")
         said = self._said.get(key)
         if said is not None and now - said < repeat:
             return
-        if not self._queued(pod, kind, reason, note, now):
+        if not self._queued(pod, kind, reason, note):
             return
         self._said[key] = now
         self._said.move_to_end(key)
         while len(self._said) > MAX_REMEMBERED:
             self._said.popitem(last=False)
 
-    def _queued(self, pod: PodClaim, kind: str, reason: str, note: str, now: datetime) -> bool:
+    def _queued(self, pod: PodClaim, kind: str, reason: str, note: str) -> bool:
         try:
-            self._queue.put_nowait(_Event(pod, kind, reason, note[:_MAX_NOTE], now))
+            self._queue.put_nowait(_Event(pod, kind, reason, note[:_MAX_NOTE], self._clock.now()))
         except asyncio.QueueFull:
             return False
         return True

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -36,7 +35,6 @@ class Leader:
         duration: timedelta,
         clock: Clock,
         rng: random.Random,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
@@ -47,7 +45,7 @@ class Leader:
         self._duration = duration.total_seconds()
         self._clock = clock
         self._rng = rng
-        self._monotonic = monotonic
+        self._monotonic = clock.monotonic
         self._led_until = 0.0
         self._seen: tuple[str, float] = ("", 0.0)
         self._failing = False

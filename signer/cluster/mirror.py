@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
@@ -45,7 +44,6 @@ class Mirror(Generic[Kept, Value]):
         clock: Clock,
         query: Mapping[str, str] | None = None,
         rng: random.Random | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
         observe: Callable[[Value | None, Value | None], None] | None = None,
     ) -> None:
         self._api = api
@@ -62,13 +60,12 @@ class Mirror(Generic[Kept, Value]):
         self._failures = 0
         # Since a watch brought anything: lists alone, of which none can be followed, are asked for ever more rarely.
         self._tries = 0
-        self._monotonic = monotonic
-        self._heard_at = 0.0
         self.changed: Feed[None] = Feed()
-        # When the API server last said anything about this collection.
+        # When the API server last said anything about this collection: for people, and by the monotonic clock.
         self.last_contact: datetime | None = None
-        # Since when it can be neither listed nor watched; None while it is followed.
-        self.lost_since: datetime | None = None
+        self.heard_at: float | None = None
+        # Since when, by the monotonic clock, it can be neither listed nor watched; None while it is followed.
+        self.lost_since: float | None = None
 
     @property
     def synced(self) -> bool:
@@ -78,12 +75,15 @@ class Mirror(Generic[Kept, Value]):
     @property
     def fresh(self) -> bool:
         """Whether it is complete, followed now, and not silent for longer than a watch that hangs can be."""
-        followed = self.synced and self.lost_since is None
-        return followed and self._monotonic() - self._heard_at <= FRESH_SECONDS
+        if not self.synced or self.lost_since is not None or self.heard_at is None:
+            return False
+        return self._clock.monotonic() - self.heard_at <= FRESH_SECONDS
 
     def outdated(self, limit: timedelta) -> bool:
         """Whether it could be followed no more for longer than that; a silent watch is ended, and lost, before."""
-        return self.lost_since is not None and self._clock.now() - self.lost_since > limit
+        if self.lost_since is None:
+            return False
+        return self._clock.monotonic() - self.lost_since > limit.total_seconds()
 
     @property
     def values(self) -> Mapping[str, Value]:
@@ -190,13 +190,13 @@ class Mirror(Generic[Kept, Value]):
         return True
 
     def _heard(self) -> None:
-        self._heard_at = self._monotonic()
-        self.last_contact = self._clock.now()
+        self.last_contact, self.heard_at = self._clock.now(), self._clock.monotonic()
 
     def _report(self, error: SignerError) -> None:
         self._failures += 1
         self._tries += 1
-        self.lost_since = self.lost_since or self._clock.now()
+        if self.lost_since is None:
+            self.lost_since = self._clock.monotonic()
         if self._failures == 1 or isinstance(error, Forbidden):
             _log.warning(
                 "watch interrupted; trying again",

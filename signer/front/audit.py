@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from runtime.clock import Clock
@@ -16,14 +16,14 @@ _log = logging.getLogger("podsvid.audit")
 _MAX_TEXT = 253
 
 
-# So many refusals for one reason, of one node or of all callers that are no agent, are written within this time.
-MAX_REFUSALS, REFUSAL_WINDOW = 120, timedelta(minutes=1)
+# So many refusals for one reason, of one node or of all callers that are no agent, are written within so many seconds.
+MAX_REFUSALS, REFUSAL_WINDOW = 120, 60.0
 _MAX_WINDOWS = 20_000
 
 
 @dataclass(slots=True)
 class _Window:
-    ends_at: datetime
+    ends_at: float
     written: int = 0
     counted: int = 0
 
@@ -78,7 +78,7 @@ class Audit:
             if window.counted == 1:
                 _log.warning(
                     "mint refusals are only counted",
-                    extra={"node": node, "reason": reason.value, "until": window.ends_at.isoformat()},
+                    extra={"node": node, "reason": reason.value, "until": self._shown(window.ends_at)},
                 )
             return
         window.written += 1
@@ -119,11 +119,13 @@ class Audit:
                     },
                 )
 
+    def _shown(self, at: float) -> str:
+        return (self._clock.now() + timedelta(seconds=at - self._clock.monotonic())).isoformat()
+
     def _window(self, node: str, reason: Reason) -> _Window:
-        now = self._clock.now()
+        now = self._clock.monotonic()
         window = self._windows.get((node, reason))
-        # A clock that was set back must not hold a window open.
-        if window is not None and window.ends_at - REFUSAL_WINDOW <= now < window.ends_at:
+        if window is not None and now < window.ends_at:
             return window
         if window is not None and window.counted:
             _log.warning(

@@ -5,8 +5,9 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
+from runtime.bucket import Bucket
 from runtime.clock import Clock
 from signer.errors import Reason, Refused
 
@@ -90,11 +91,10 @@ class Slots:
 
 @dataclass(slots=True)
 class _Node:
-    tokens: float
-    counted_at: datetime
-    running: int = 0
+    mints: Bucket
     # Below zero: what was said already that others of the node wait for.
-    reports: float = REPORTS_AT_ONCE
+    reports: Bucket
+    running: int = 0
 
 
 class NodeLimits:
@@ -115,12 +115,13 @@ class NodeLimits:
             raise Refused(
                 Reason.BUSY, f"this node has {self._concurrent} mints in flight already", retry_after=BUSY_RETRY
             )
-        if node.tokens < 1.0:
-            wait = timedelta(seconds=(1.0 - node.tokens) / self._rate)
+        now = self._clock.monotonic()
+        if not node.mints.take(now):
             raise Refused(
-                Reason.RATE_LIMITED, f"this node asks for more than {self._rate} mints a second", retry_after=wait
+                Reason.RATE_LIMITED,
+                f"this node asks for more than {self._rate} mints a second",
+                retry_after=timedelta(seconds=node.mints.wait(now)),
             )
-        node.tokens -= 1.0
         node.running += 1
         try:
             yield
@@ -129,20 +130,18 @@ class NodeLimits:
 
     async def heard(self, node_uid: str) -> None:
         """Wait until the node may say one more thing on its trust streams."""
-        node = self._node(node_uid)
-        node.reports -= 1.0
-        if node.reports < 0.0:
-            await asyncio.sleep(-node.reports / REPORTS)
+        reports, now = self._node(node_uid).reports, self._clock.monotonic()
+        wait = reports.wait(now)
+        reports.spend()
+        if wait > 0.0:
+            await asyncio.sleep(wait)
 
     def _node(self, uid: str) -> _Node:
-        now = self._clock.now()
         node = self._nodes.get(uid)
         if node is None:
-            node = self._nodes[uid] = _Node(float(self._burst), now)
-        passed = max((now - node.counted_at).total_seconds(), 0.0)
-        node.tokens = min(float(self._burst), node.tokens + passed * self._rate)
-        node.reports = min(REPORTS_AT_ONCE, node.reports + passed * REPORTS)
-        node.counted_at = now
+            now = self._clock.monotonic()
+            mints, reports = Bucket(self._rate, self._burst, now), Bucket(REPORTS, REPORTS_AT_ONCE, now)
+            node = self._nodes[uid] = _Node(mints, reports)
         self._nodes.move_to_end(uid)
         if len(self._nodes) > MAX_NODES:
             # The one that was quiet for longest; its bucket is full again, so nothing is forgotten.

@@ -64,7 +64,6 @@ class Policies:
         self._api = api
         self._settings = settings
         self._outage_limit = outage_limit
-        self._clock = clock
         self._index = Index(settings.max_per_namespace)
         self._namespaced: Mirror[PolicyObject, Policy] = Mirror(
             api, f"{GROUP}/{NAMESPACED}", PolicyObject, self._index.read, clock, observe=self._policy_changed
@@ -104,8 +103,7 @@ class Policies:
         if not self.synced:
             # A policy that is not read yet could deny, or be narrower.
             raise Refused(Reason.API_SERVER_UNAVAILABLE, "the policies have not been read yet")
-        lost = [mirror.lost_since for mirror in self._mirrors if mirror.lost_since is not None]
-        if lost and self._clock.now() - min(lost) > self._outage_limit:
+        if any(mirror.outdated(self._outage_limit) for mirror in self._mirrors):
             # One that denies the pod by now would not be known.
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,

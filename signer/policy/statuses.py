@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -109,7 +108,7 @@ class Statuses:
         """Keep all of them up to date, every so many seconds, for ever; only while leading."""
         # Who led meanwhile may have written others.
         self._written.clear()
-        complaint = Seldom(COMPLAINT_SECONDS, time.monotonic)
+        complaint = Seldom(COMPLAINT_SECONDS, self._clock.monotonic)
         while True:
             try:
                 await self.write(pods)

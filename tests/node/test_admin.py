@@ -51,6 +51,9 @@ class StepClock:
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
 
 class Switchable:
     """A real authority that can be away, or slow."""

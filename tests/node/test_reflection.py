@@ -50,6 +50,9 @@ class StepClock:
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
 
 def served(main: Callable[[Any, Feed[WorkloadIdentity], StepClock], Awaitable[Any]]) -> None:
     async def run() -> None:

@@ -42,6 +42,9 @@ class StepClock:
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
 
 def authority(domain: TrustDomain) -> X509Authority:
     return X509Authority.create(domain, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=NOW)

@@ -53,6 +53,9 @@ class StepClock:
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
 
 class World:
     """Two trust domains, a workload of the first with its socket, and a client for it."""

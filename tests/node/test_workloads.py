@@ -36,6 +36,9 @@ class StepClock:
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
 
 class Switchable:
     """A real authority behind a switch."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,9 @@ class StepClock:
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.step
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.step.total_seconds()
 
 
 class Least(random.Random):

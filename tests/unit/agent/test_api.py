@@ -37,6 +37,9 @@ class FixedClock:
     def now(self) -> datetime:
         return self._at
 
+    def monotonic(self) -> float:
+        return 0.0
+
 
 def parse(data: bytes, at: datetime | None = None) -> X509State:
     return WorkloadApiClient("unix:/unused", FixedClock(at or datetime.now(UTC))).parse_x509(data)

@@ -27,6 +27,9 @@ class StepClock:
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
 
 class CountingAuthority:
     """Mints tokens that are numbers, unless told to be away or to refuse; can be held up."""

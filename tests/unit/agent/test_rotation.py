@@ -24,6 +24,9 @@ class LoopClock:
     def now(self) -> datetime:
         return START + timedelta(seconds=asyncio.get_running_loop().time()) + self.step
 
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
 
 class Middle(random.Random):
     def uniform(self, a: float, b: float) -> float:

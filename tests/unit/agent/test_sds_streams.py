@@ -41,6 +41,9 @@ class FixedClock:
     def now(self) -> datetime:
         return NOW
 
+    def monotonic(self) -> float:
+        return 0.0
+
 
 class Details:
     invocation_metadata = ()

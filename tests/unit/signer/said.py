@@ -36,5 +36,6 @@ def abandonments(kube: FakeKube, clock: Clock) -> Abandonments:
 
 
 async def all_read(agents: Agents) -> None:
-    """It has read what the other replicas' agents said, and follows it."""
+    """It has read what the other replicas' agents said, and follows it, however long nothing comes."""
     await agents._others._list()
+    agents._others.heard_at = float("inf")

@@ -305,7 +305,7 @@ def test_the_running_leader_carries_it_out_as_well_and_others_do_not() -> None:
         with pytest.raises(ApiUnavailable):
             await two.rotation.step("rotate", "x509", "", forced=True)
         # The one that died had a clock that was ahead.
-        cluster.clock.pass_by(hours=-1)
+        cluster.clock.set_by(hours=-1)
         for each in (two, one):
             assert cluster.stored.abandoned == ()
             await each.rotation._abandonments.read()

@@ -133,7 +133,7 @@ def test_a_replica_counts_until_its_word_is_stale() -> None:
         put(kube, replica("one", {"a": [9, {}]}))
 
     def check(leader: Agents, clock: StepClock) -> None:
-        clock.at = START + STALE
+        clock.pass_by(seconds=STALE)
         assert leader.summary(wanted(9), A) == (frozenset(), {})
         clock.pass_by(seconds=1)
         assert_unknown(leader)
@@ -144,15 +144,16 @@ def test_a_replica_counts_until_its_word_is_stale() -> None:
 def test_a_word_of_the_future_never_gets_old_and_does_not_count() -> None:
     """Whoever writes such a ConfigMap would acknowledge for other replicas' nodes for ever."""
 
-    def maps(kube: FakeKube, _: StepClock) -> None:
-        put(kube, replica("one", {"a": [9, {}]}, START + STALE))
+    def ahead(seconds: float) -> Callable[[FakeKube, StepClock], None]:
+        return lambda kube, _: put(kube, replica("one", {"a": [9, {}]}, START + timedelta(seconds=seconds)))
 
-    def check(leader: Agents, clock: StepClock) -> None:
+    def differs(leader: Agents, clock: StepClock) -> None:
         assert leader.summary(wanted(9), A) == (frozenset(), {}), "clocks of replicas differ"
-        clock.pass_by(seconds=-1)
+        clock.pass_by(seconds=1)
         assert_unknown(leader)
 
-    seen(maps, check)
+    seen(ahead(STALE), differs)
+    seen(ahead(STALE + 1), lambda leader, _: assert_unknown(leader))
 
 
 def test_only_live_nodes_count() -> None:
@@ -292,12 +293,12 @@ def test_only_what_a_replica_left_behind_long_ago_is_removed() -> None:
     async def run() -> None:
         clock = StepClock()
         kube = FakeKube(clock)
-        long_ago = START - 4 * STALE
-        put(kube, replica("gone", {}, long_ago - timedelta(seconds=1)))
-        put(kube, replica("vanished", {}, long_ago - timedelta(seconds=1)))
-        put(kube, replica("late", {}, long_ago))
-        put(kube, replica("early", {}, START + 4 * STALE))
-        put(kube, replica("of-the-future", {}, START + 4 * STALE + timedelta(seconds=1)))
+        long_ago = START - timedelta(days=1)
+        put(kube, replica("gone", {}, long_ago))
+        put(kube, replica("vanished", {}, long_ago))
+        put(kube, replica("ancient", {}, START - timedelta(days=2)))
+        put(kube, replica("late", {}, START))
+        put(kube, replica("of-the-future", {}, START + timedelta(days=1)))
         put(kube, replica("leader", {}, long_ago - timedelta(days=1)))
         # Of somebody else, and an old copy of one that lives.
         foreign = {**replica("x", {}, long_ago - timedelta(days=1)), "metadata": {"name": "theirs", "labels": {}}}
@@ -307,17 +308,20 @@ def test_only_what_a_replica_left_behind_long_ago_is_removed() -> None:
         leader = agents(kube, clock, "leader")
 
         async def test() -> None:
+            before = set(kube.objects) - {f"{MAPS}/podsvid-agents-ancient"}
+            await leader._forget_stale()
+            assert set(kube.objects) == before, "no clock is wrong by days"
+            clock.pass_by(seconds=4 * STALE)
+            await leader._forget_stale()
+            assert set(kube.objects) == before, "whose clock is wrong is not gone: its word has to be seen to get old"
+            put(kube, replica("late", {}, START + timedelta(seconds=1)))
+            await until(lambda: leader._seen["late"].at == clock.monotonic())
+            clock.pass_by(seconds=1)
             # The watch has not told of it yet.
             kube.objects.pop(f"{MAPS}/podsvid-agents-vanished")
             await leader._forget_stale()
             left = {path.rpartition("/")[2] for path in kube.objects}
-            assert left == {
-                "podsvid-agents-late",
-                "podsvid-agents-early",
-                "podsvid-agents-leader",
-                "theirs",
-                "copy",
-            }
+            assert left == {"podsvid-agents-late", "podsvid-agents-leader", "theirs", "copy"}
 
         await following(leader, test)
 

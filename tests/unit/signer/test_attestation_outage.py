@@ -159,7 +159,7 @@ def test_a_review_without_an_answer_ends_and_the_next_one_does_not_wait_for_it()
 
 def lost(rig: Rig) -> None:
     """Pods cannot be followed any more, and all else is answered."""
-    rig.pods._mirror.lost_since = rig.site.clock.now()
+    rig.pods._mirror.lost_since = rig.site.clock.monotonic()
 
 
 def test_pods_that_cannot_be_followed_are_not_served_for_ever_by_what_they_were() -> None:

@@ -1,6 +1,7 @@
 """The audit log: every SVID has its line, and refusals without end do not fill a disk."""
 
 import logging
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_clock_that_is_set_back_holds_no_window_open(caplog: pytest.LogCapture
     audit = Audit(clock)
     for _ in range(MAX_REFUSALS):
         audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
-    clock.pass_by(days=-1)
+    clock.set_by(days=-1)
+    clock.pass_by(seconds=REFUSAL_WINDOW)
     audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
     assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 1
 
@@ -73,7 +75,7 @@ def test_a_line_ends_its_window_and_not_one_moment_later(caplog: pytest.LogCaptu
     audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
     assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS
     (told,) = _lines(caplog, "mint refusals are only counted")
-    assert told["until"] == (START + REFUSAL_WINDOW).isoformat()
+    assert told["until"] == (START + timedelta(seconds=REFUSAL_WINDOW)).isoformat()
     clock.pass_by(seconds=0.001)
     audit.refused("x509", NODE, None, Reason.POLICY_DENIED, "denied", 0.0)
     assert len(_lines(caplog, "mint refused")) == MAX_REFUSALS + 1

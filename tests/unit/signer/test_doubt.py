@@ -1,7 +1,5 @@
 """Reviews that may be wasted: who brings bad tokens waits, and nobody else does."""
 
-from datetime import timedelta
-
 import pytest
 
 from signer.attestation import doubt as module
@@ -48,8 +46,6 @@ def test_each_sender_has_so_many_and_more_with_time() -> None:
     assert rig.refused(of("a")) == 2
     rig.clock.pass_by(days=1)
     assert rig.refused(of("a")) == 3
-    rig.clock.pass_by(days=-2)
-    assert rig.refused(of("a")) == 0
     rig.clock.pass_by(seconds=1)
     assert rig.refused(of("a")) == 1
 
@@ -81,7 +77,7 @@ def test_who_is_quiet_is_asked_about_though_others_have_taken_everything() -> No
 def test_who_had_one_refused_is_quiet_again_after_a_while() -> None:
     rig = Rig()
     assert [rig.refused(of(name)) for name in "abc"] == [3, 3, 1]
-    for _ in range(int(QUIET.total_seconds()) - 1):
+    for _ in range(int(QUIET) - 1):
         rig.clock.pass_by(seconds=1)
         rig.refused(of("a")), rig.refused(of("b"))
     assert rig.doubt.ask(of("c")) is None
@@ -89,14 +85,15 @@ def test_who_had_one_refused_is_quiet_again_after_a_while() -> None:
     rig.refused(of("a")), rig.refused(of("b"))
     assert rig.doubt.ask(of("c")) is not None
     # A clock that was set back keeps nobody from being quiet.
-    rig.clock.pass_by(days=-1)
+    rig.clock.set_by(days=-1)
     assert rig.doubt.ask(of("a", Standing.AGENT)) is not None
 
 
 def test_a_clock_that_was_set_back_leaves_nobody_suspect_for_ever() -> None:
     rig = Rig()
     assert [rig.refused(of(name)) for name in "abc"] == [3, 3, 1]
-    rig.clock.pass_by(days=-1)
+    rig.clock.set_by(days=-1)
+    rig.clock.pass_by(seconds=QUIET)
     assert rig.doubt.ask(of("c")) is not None
 
 
@@ -153,4 +150,4 @@ def test_the_limits_leave_others_room() -> None:
         assert each.all is not None
         assert each.each.at_once <= each.all.at_once / 2
         assert each.each.a_second <= each.all.a_second / 2
-    assert timedelta(seconds=10) < QUIET
+    assert QUIET > 10

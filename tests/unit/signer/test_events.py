@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
 
 WEB = PodClaim("shop", "web", "uid-1")
-SECOND = timedelta(seconds=1)
+SECOND = 1.0
 
 
 class Rig:
@@ -92,10 +91,10 @@ def test_a_surprise_is_no_warning() -> None:
 def test_a_reason_is_said_again_after_its_time() -> None:
     rig = Rig()
     rig.events.refused(WEB, "POLICY_DENIED", "one")
-    rig.clock.at += REPEAT - SECOND
+    rig.clock.pass_by(seconds=REPEAT - SECOND)
     rig.events.refused(WEB, "POLICY_DENIED", "two")
     assert rig.queued() == ["POLICY_DENIED: one"]
-    rig.clock.at += SECOND
+    rig.clock.pass_by(seconds=SECOND)
     rig.events.refused(WEB, "POLICY_DENIED", "three")
     # It is another reason, another pod, or a pod of the name after the one before.
     rig.events.refused(WEB, "KEY_WEAK", "three")
@@ -107,11 +106,11 @@ def test_a_reason_is_said_again_after_its_time() -> None:
 def test_a_surprise_is_said_again_after_days_or_with_other_words() -> None:
     rig = Rig()
     rig.events.surprise(WEB, "PolicySurprise", "x won over y")
-    rig.clock.at += SURPRISE_REPEAT - SECOND
+    rig.clock.pass_by(seconds=SURPRISE_REPEAT - SECOND)
     rig.events.surprise(WEB, "PolicySurprise", "x won over y")
     rig.events.surprise(WEB, "PolicySurprise", "x won over z")
     assert rig.queued() == ["x won over y", "x won over z"]
-    rig.clock.at += SECOND
+    rig.clock.pass_by(seconds=SECOND)
     rig.events.surprise(WEB, "PolicySurprise", "x won over y")
     assert rig.queued() == ["x won over y"]
 
@@ -124,10 +123,10 @@ def test_what_was_clipped_is_said_once_of_each_pod_and_wish_and_again_after_days
         rig.events.clipped(WEB, "ttl 99h")
         rig.events.clipped(other, "ttl 999h")
     assert rig.queued() == ["ttl 999h", "ttl 99h", "ttl 999h"]
-    rig.clock.at += SURPRISE_REPEAT - SECOND
+    rig.clock.pass_by(seconds=SURPRISE_REPEAT - SECOND)
     rig.events.clipped(WEB, "ttl 999h")
     assert rig.queued() == []
-    rig.clock.at += SECOND
+    rig.clock.pass_by(seconds=SECOND)
     rig.events.clipped(WEB, "ttl 999h")
     assert rig.queued() == ["ttl 999h"]
 
@@ -181,7 +180,7 @@ def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(monkeypatch: py
     rig = Rig()
     for uid in "abc":
         rig.events.refused(PodClaim("shop", uid, uid), "POLICY_DENIED", "no")
-    rig.clock.at += REPEAT
+    rig.clock.pass_by(seconds=REPEAT)
     # Said again, this one is the newest of them.
     rig.events.refused(PodClaim("shop", "a", "a"), "POLICY_DENIED", "no")
     rig.events.refused(PodClaim("shop", "d", "d"), "POLICY_DENIED", "no")

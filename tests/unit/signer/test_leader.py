@@ -17,7 +17,7 @@ from signer.cluster.leader import Leader
 from signer.errors import ApiUnavailable, Conflict
 from tests.fake_kube import FakeKube
 from tests.meanwhile import after, before, unhurried
-from tests.signer_rig import StepClock
+from tests.signer_rig import Apart, StepClock
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/podsvid/leases"
 LEASE = f"{LEASES}/lease"
@@ -35,7 +35,7 @@ class Time:
 
 
 def leader(kube: Any, name: str, time: Time) -> Leader:
-    return Leader(kube, "podsvid", "lease", name, DURATION, StepClock(), random.Random(1), lambda: time.now)
+    return Leader(kube, "podsvid", "lease", name, DURATION, Apart(StepClock(), lambda: time.now), random.Random(1))
 
 
 def taken_by(kube: FakeKube, name: str) -> None:
@@ -285,7 +285,9 @@ def test_the_duration_in_the_lease_is_what_counts() -> None:
 
     async def run() -> None:
         kube, time = FakeKube(StepClock()), Time()
-        long = Leader(kube, "podsvid", "lease", "long", 4 * DURATION, StepClock(), random.Random(1), lambda: time.now)
+        long = Leader(
+            kube, "podsvid", "lease", "long", 4 * DURATION, Apart(StepClock(), lambda: time.now), random.Random(1)
+        )
         short = leader(kube, "short", time)
         await long.attempt()
         await short.attempt()
@@ -300,7 +302,7 @@ def test_what_is_written_in_the_lease() -> None:
     async def run() -> None:
         kube, time = FakeKube(StepClock()), Time()
         clock = StepClock()
-        one = Leader(kube, "podsvid", "lease", "one", DURATION, clock, random.Random(1), lambda: time.now)
+        one = Leader(kube, "podsvid", "lease", "one", DURATION, Apart(clock, lambda: time.now), random.Random(1))
         await one.attempt()
         clock.pass_by(seconds=5)
         await one.attempt()
@@ -313,7 +315,7 @@ def test_what_is_written_in_the_lease() -> None:
         }
         time.now += 20
         clock.pass_by(seconds=20)
-        two = Leader(kube, "podsvid", "lease", "two", DURATION, clock, random.Random(1), lambda: time.now)
+        two = Leader(kube, "podsvid", "lease", "two", DURATION, Apart(clock, lambda: time.now), random.Random(1))
         await two.attempt()
         time.now += 15
         await two.attempt()

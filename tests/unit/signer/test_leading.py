@@ -11,7 +11,7 @@ import pytest
 
 from signer.cluster.leader import Leader
 from tests.fake_kube import FakeKube
-from tests.signer_rig import StepClock
+from tests.signer_rig import Apart, StepClock
 
 DURATION = timedelta(seconds=15)
 
@@ -28,7 +28,7 @@ def leader() -> Leader:
     """One whose monotonic clock is the loop's."""
     clock = StepClock()
     loop = asyncio.get_running_loop()
-    return Leader(FakeKube(clock), "podsvid", "lease", "one", DURATION, clock, random.Random(1), loop.time)
+    return Leader(FakeKube(clock), "podsvid", "lease", "one", DURATION, Apart(clock, loop.time), random.Random(1))
 
 
 def test_a_loop_runs_while_its_replica_leads_and_again_when_it_leads_again() -> None:

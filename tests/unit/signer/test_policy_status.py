@@ -539,9 +539,9 @@ def test_the_collection_that_was_lost_first_counts() -> None:
         for mirror in mirrors:
             await mirror._list()
         assert rig.policies.entitlement(pod()).policy is None
-        mirrors[1].lost_since = rig.clock.now()
+        mirrors[1].lost_since = rig.clock.monotonic()
         rig.clock.pass_by(minutes=6)
-        mirrors[3].lost_since = rig.clock.now()
+        mirrors[3].lost_since = rig.clock.monotonic()
         rig.clock.pass_by(minutes=4)
         assert rig.policies.entitlement(pod()).policy is None
         rig.clock.pass_by(seconds=1)

@@ -21,10 +21,11 @@ from signer.metrics import Metrics
 from signer.model import Agent
 from tests.fake_kube import FakeKube
 from tests.meanwhile import after, before, unhurried
-from tests.signer_rig import START, StepClock
+from tests.signer_rig import START, Apart, StepClock
 from tests.unit.signer.said import abandonments, all_read, sources
 from tests.unit.signer.test_lifecycle import POLICY, TD, life, stages
 
+BEGUN = StepClock().monotonic()
 PATH = "/api/v1/namespaces/podsvid/secrets/authority"
 
 
@@ -56,9 +57,8 @@ class Replica:
             "lease",
             name,
             timedelta(seconds=15),
-            cluster.clock,
+            Apart(cluster.clock, lambda: cluster.monotonic),
             random.Random(1),
-            lambda: cluster.monotonic,
         )
         self.agents = Agents(cluster.kube, "podsvid", name, cluster.clock)
         self.metrics = Metrics()
@@ -129,11 +129,11 @@ def test_an_older_state_is_neither_news_nor_a_confirmation() -> None:
         assert newest is not None
         cluster.clock.pass_by(minutes=1)
         one.see(older)
-        assert (one.state, one.states.version, one.confirmed_at) == (newest, version, START)
+        assert (one.state, one.states.version, one.confirmed_at) == (newest, version, BEGUN)
         # The same again is a confirmation and no news.
         one.see(AuthorityState.from_json(newest.to_json(), TD))
         assert (one.state, one.states.version) == (newest, version)
-        assert one.confirmed_at == cluster.clock.now()
+        assert one.confirmed_at == cluster.clock.monotonic()
         later, _ = life().activate(newest, "x509", one.acks(newest), START, forced=True)
         one.see(later)
         assert (one.state, one.states.version) == (later, version + 1)
@@ -150,7 +150,7 @@ def test_of_two_first_replicas_one_makes_the_authorities() -> None:
         assert one.state is not None
         assert two.state is not None
         assert one.state.to_json() == two.state.to_json() == cluster.stored.to_json()
-        assert one.confirmed_at == two.confirmed_at == START
+        assert one.confirmed_at == two.confirmed_at == BEGUN
 
     asyncio.run(run())
 
@@ -203,7 +203,7 @@ def test_a_secret_that_is_gone_is_not_made_anew_under_running_workloads(caplog: 
             await until(lambda: bool(said(caplog, "step failed; trying again")))
         assert PATH not in cluster.kube.objects
         assert one.state is known
-        assert one.confirmed_at == START
+        assert one.confirmed_at == BEGUN
         assert cluster.writes() == ["create"]
 
     asyncio.run(run())
@@ -466,16 +466,16 @@ def test_the_state_is_read_again_and_again_though_no_watch_says_anything(caplog:
             await each.open()
         async with loop(one.confirm(timedelta(0))):
             cluster.clock.pass_by(minutes=1)
-            await until(lambda: one.confirmed_at == cluster.clock.now())
+            await until(lambda: one.confirmed_at == cluster.clock.monotonic())
             await two.step("prepare", "x509", "", forced=False)
             await until(lambda: one.state is not None and len(one.state.x509) == 2)
             # Cut off, it knows no more than it did; and it goes on trying.
             cluster.kube.down = True
-            confirmed = cluster.clock.now()
+            confirmed = cluster.clock.monotonic()
             cluster.clock.pass_by(minutes=1)
             await until(lambda: len(said(caplog, "the authorities' state could not be confirmed")) > 1)
             assert one.confirmed_at == confirmed
             cluster.kube.down = False
-            await until(lambda: one.confirmed_at == cluster.clock.now())
+            await until(lambda: one.confirmed_at == cluster.clock.monotonic())
 
     asyncio.run(run())

@@ -20,7 +20,7 @@ from signer.errors import StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 from tests.fake_kube import FakeKube
 from tests.racing import before
-from tests.signer_rig import StepClock
+from tests.signer_rig import Apart, StepClock
 from tests.unit.signer.said import abandonments, all_read, sources
 from tests.unit.signer.test_lifecycle import TD, life, stages
 
@@ -43,7 +43,7 @@ class Replica:
     def __post_init__(self) -> None:
         lease = timedelta(seconds=15)
         self.leader = Leader(
-            self.kube, "podsvid", "lease", self.name, lease, self.clock, random.Random(1), lambda: self.monotonic
+            self.kube, "podsvid", "lease", self.name, lease, Apart(self.clock, lambda: self.monotonic), random.Random(1)
         )
         self.agents = Agents(self.kube, "podsvid", self.name, self.clock)
         self.metrics = Metrics()

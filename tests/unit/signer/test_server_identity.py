@@ -83,5 +83,5 @@ def test_an_authority_that_is_over_signs_none_and_the_next_one_is_tried(made: Ma
         with pytest.raises(SvidError):
             identity.renewed(state)
     assert made.pairs == []
-    clock.pass_by(days=-11)
+    clock.set_by(days=-11)
     assert identity.renewed(state) is not None

@@ -17,7 +17,7 @@ from signer.cluster.leader import Leader
 from signer.errors import ApiUnavailable
 from tests.fake_kube import FakeKube
 from tests.racing import before
-from tests.signer_rig import StepClock
+from tests.signer_rig import Apart, StepClock
 
 COLLECTION = "/apis/coordination.k8s.io/v1/namespaces/podsvid/leases"
 LEASE = f"{COLLECTION}/lease"
@@ -35,7 +35,7 @@ class Time:
 
 
 def replica(kube: Any, name: str, monotonic: Callable[[], float], seed: int = 1) -> Leader:
-    return Leader(kube, "podsvid", "lease", name, DURATION, StepClock(), random.Random(seed), monotonic)
+    return Leader(kube, "podsvid", "lease", name, DURATION, Apart(StepClock(), monotonic), random.Random(seed))
 
 
 def spec(kube: FakeKube) -> dict[str, Any]:
