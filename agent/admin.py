@@ -43,6 +43,10 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "WRITE_FAILED": "it is tried again by itself, and the files hold the SVID before; look at the space and inodes "
         "of the volume's directory (df, df -i)",
         "IDENTITY_UNAVAILABLE": "kubelet tries again by itself; look at the signer",
+        "POD_FULL": "one volume can be mounted by all containers of a pod; the agent's setting pod_volumes says how "
+        "many a pod may have",
+        "NODE_FULL": "kubelet tries again by itself; the agent's settings volumes and volumes_memory, and its memory "
+        "limit, say how much fits (docs: operations, Bounds of a node)",
         "UNDO_FAILED": "kubelet tries again by itself; look at the mounts below the pod's directory",
         "VOLUME_FAILED": "look at the agent's log and at kubelet's directory on the node",
     }

@@ -157,6 +157,16 @@ class AgentConfig:
     )
     socket_rate: int = setting(settings.number(1, 100000), "new calls a second on one volume's socket", "500")
     socket_burst: int = setting(settings.number(1, 100000), "new calls at once on one volume's socket", "2000")
+    volumes: int = setting(settings.number(1, 65536), "volumes of the node; a publish beyond is refused", "1000")
+    pod_volumes: int = setting(settings.number(1, 65536), "volumes of one pod; a publish beyond is refused", "16")
+    volumes_memory: int = setting(
+        settings.number(1, 1048576), "MiB of all volumes' files; a publish that would exceed it is refused", "160"
+    )
+    memory_headroom: int = setting(
+        settings.number(0, 1048576),
+        "MiB below the agent's memory limit that stay free: a publish that would need them is refused",
+        "32",
+    )
     metrics_listen: tuple[str, int] | None = setting(
         settings.listen, "address of /metrics, and of /healthz and /readyz, or off", "127.0.0.1:9099"
     )

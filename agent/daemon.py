@@ -30,12 +30,15 @@ from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
 from csi.node import NodeService, NodeSettings
 from csi.profile import PROFILES
 from csi.registration import Registration
+from csi.room import MIB, Bounds, Room
 from csi.server import serve_driver
 from runtime import pages
 from runtime.blocking import Blocking
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
 from runtime.federation import FederatedBundles
+from runtime.memory import own_memory, trimmer
+from runtime.seldom import now_and_then
 from runtime.tracing import Tracing
 from runtime.version import own_version
 from svid.authority import X509Authority
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("podsvid.agent")
 THREADS = 4
+# Seconds from one attempt to give free memory back to the next.
+TRIM_SECONDS = 10.0
 # Seconds that calls in flight get at a stop; the DaemonSet's grace period is 30.
 STOP_GRACE = 5.0
 # Other clusters and clouds look at a bundle every few minutes to hours; all of them know a key before it signs.
@@ -99,6 +104,7 @@ async def _start(
         await signer.wait_answered()
     journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
     workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, _serving(config), spans)
+    room = Room(bounds_of(config), own_memory, now_and_then(trimmer(), TRIM_SECONDS, loop.time))
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
         NodeSettings(config.node_name, str(config.kubelet_root)),
@@ -108,7 +114,9 @@ async def _start(
         blocking,
         metrics.published,
         spans,
+        room,
     )
+    metrics.watch_memory(room.figures)
     # Undone from the last to the first: the sockets close while the directories that they are named by are still open.
     services.callback(node.close)
     services.push_async_callback(workloads.stop)
@@ -203,6 +211,11 @@ def _leave_clean(config: AgentConfig) -> None:
 
 def _csi_socket(config: AgentConfig, driver: DriverName) -> Path:
     return config.kubelet_root / "plugins" / driver.name / "csi.sock"
+
+
+def bounds_of(config: AgentConfig) -> Bounds:
+    """What the settings say a node may hold."""
+    return Bounds(config.volumes, config.pod_volumes, config.volumes_memory * MIB, config.memory_headroom * MIB)
 
 
 def _policy(config: AgentConfig) -> IssuePolicy:

@@ -8,6 +8,8 @@ from runtime.shown import Shown
 
 # A volume is in one of these; see agent.workload.state.
 STATES = ("ok", "waiting", "retrying", "overdue", "unwritten", "expired")
+# See csi.room.Room.figures.
+MEMORY = ("limit", "used", "volumes", "volumes_grown")
 _PUBLISH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -50,6 +52,13 @@ class Metrics:
         )
         self._jwt_svids = Counter("podsvid_jwt_svids_minted", "JWT-SVIDs minted.", registry=self.registry)
         self._volumes = Gauge("podsvid_volumes", "Published volumes.", registry=self.registry)
+        self._memory = Gauge(
+            "podsvid_memory_bytes",
+            "The agent's memory limit (0 without one), what of it is used, what volumes take of that, and what they "
+            "take once they hold all generations of their files.",
+            ["of"],
+            registry=self.registry,
+        )
         self._states = Gauge(
             "podsvid_volumes_by_state",
             "Published volumes by state: ok, waiting (no SVID yet), retrying (a renewal failed), overdue, unwritten "
@@ -131,6 +140,10 @@ class Metrics:
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""
         self._shown.add(self._signer_away, away)
+
+    def watch_memory(self, figures: Callable[[], Mapping[str, float]]) -> None:
+        """Ask this for bytes by MEMORY."""
+        self._shown.add_all({name: self._memory.labels(name) for name in MEMORY}, figures)
 
     def watch_tasks(self, tasks: Callable[[], float]) -> None:
         """Ask this for the number of tasks."""

@@ -60,6 +60,18 @@ class VolumeFailed(CsiError):
     reason = "VOLUME_FAILED"
 
 
+class PodFull(CsiError):
+    """The pod has as many volumes as one may have."""
+
+    reason = "POD_FULL"
+
+
+class NodeFull(CsiError):
+    """One more volume does not fit on this node; when others have gone it may."""
+
+    reason = "NODE_FULL"
+
+
 class UndoFailed(CsiError):
     """Something was left at the target, so kubelet has to come back and unpublish."""
 

@@ -122,6 +122,14 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True)
+class Weight:
+    """Bytes of memory that a volume takes `now`, and once it is `grown`: with as many generations as are kept."""
+
+    now: int
+    grown: int
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """A volume's health in CSI's words."""
 

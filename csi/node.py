@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from csi.pb import csi_pb2, csi_pb2_grpc
 from csi.ports import Workloads
 from csi.profile import Profile
 from csi.request import PublishRequest, check_target, parse_publish
+from csi.room import INODE, MOUNT, Room, expected
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
 from runtime.tracing import Tracing
@@ -115,6 +116,7 @@ class NodeService:
         blocking: Blocking,
         observe_publish: Observe,
         tracing: Tracing,
+        room: Room,
     ) -> None:
         self._settings = settings
         self._targets = targets
@@ -123,6 +125,7 @@ class NodeService:
         self._blocking = blocking
         self._observe_publish = observe_publish
         self._tracing = tracing
+        self._room = room
         self._published: dict[str, Published] = {}
         self._busy: set[str] = set()
         self._operations: set[asyncio.Task[Any]] = set()
@@ -171,6 +174,7 @@ class NodeService:
         published = self._published.get(request.volume_id)
         if published is None or published.volume.target != request.volume_path:
             raise VolumeNotFound(f"volume {shown(request.volume_id)} is not published at {shown(request.volume_path)}")
+        self._weigh(published.volume, published.directory)
         condition = self._workloads.condition(request.volume_id)
         return csi_pb2.NodeGetVolumeStatsResponse(
             usage=published.directory.usage(),
@@ -188,6 +192,7 @@ class NodeService:
             try:
                 await self._adopt(entry)
             except (CsiError, OSError) as error:
+                self._room.hold(entry.volume, expected(entry.volume.options))
                 _log.error(
                     "volume could not be picked up; kubelet's next publish will",
                     extra={"volume_id": entry.volume.id, "pod": str(entry.volume.pod), "error": str(error)},
@@ -215,7 +220,14 @@ class NodeService:
                     return "republished"
                 _log.warning("volume was unmounted behind podsvid; mounting again", extra={"volume_id": volume.id})
                 await self._forget(volume.id)
-            await self._publish_new(request)
+            self._room.admit(volume)
+            try:
+                await self._publish_new(request)
+            except UndoFailed:
+                raise  # something is there still; kubelet comes back and unpublishes it
+            except BaseException:
+                self._room.release(volume.id)
+                raise
             return "published"
 
     async def _publish_new(self, request: PublishRequest) -> None:
@@ -251,6 +263,7 @@ class NodeService:
                 raise VolumeFailed(f"the volume could not be made: {error.strerror or error}") from error
             raise
         self._published[volume.id] = Published(volume, directory)
+        self._weigh(volume, directory)
         # The first renewal may come before kubelet's next publish brings a newer token.
         self._workloads.republished(volume.id, request.token)
         _log.info(
@@ -283,12 +296,18 @@ class NodeService:
                 await self._blocking(lambda: self._targets.remove(below))
             except OSError as error:
                 raise UndoFailed(f"the volume could not be removed: {error.strerror or error}") from error
+            self._room.release(volume_id)
             if known is not None:
                 _log.info("volume unpublished", extra={"volume_id": volume_id, "pod": str(known.volume.pod)})
 
     async def _forget(self, volume_id: str) -> None:
         await self._workloads.close(volume_id)
         self._published.pop(volume_id).directory.close()
+
+    def _weigh(self, volume: Volume, directory: VolumeDirectory) -> None:
+        # What it weighed before is near enough where something is just written or taken away in it.
+        with suppress(OSError):
+            self._room.hold(volume, directory.weight(MOUNT, INODE))
 
     async def _forget_unknown(self, volume_id: str) -> None:
         try:
@@ -320,6 +339,7 @@ class NodeService:
             directory.close()
             raise
         self._published[volume.id] = Published(volume, directory)
+        self._weigh(volume, directory)
 
     @asynccontextmanager
     async def _exclusively(self, volume_id: str) -> AsyncIterator[None]:

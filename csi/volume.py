@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from io import FileIO
 
 from csi import layout, state
-from csi.model import Contents, Volume
+from csi.model import Contents, Volume, Weight
 from csi.pb import csi_pb2
 
 _DATA = "..data"
 # A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
-_GENERATIONS_KEPT = 3
+GENERATIONS_KEPT = 3
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -161,6 +161,13 @@ class VolumeDirectory:
             ),
         ]
 
+    def weight(self, mount: int, inode: int) -> Weight:
+        """What it takes of memory, where the kernel takes so many bytes for a mount and an inode. Raises OSError."""
+        own, below = _weigh(self._fd, ".", inode)
+        held = [_weigh(self._fd, name, inode)[0] for name in below]
+        now = mount + own + sum(held)
+        return Weight(now, max(now, mount + own + max(held, default=0) * GENERATIONS_KEPT))
+
     def close(self) -> None:
         """Let go of the directory, so that it can be unmounted. Idempotent."""
         if not self._closed:
@@ -211,8 +218,24 @@ class VolumeDirectory:
             for entry in os.scandir(self._fd)
             if entry.name.startswith("..2") and entry.name != current and entry.is_dir(follow_symlinks=False)
         ]
-        for _, name in sorted(stamps, reverse=True)[_GENERATIONS_KEPT - 1 :]:
+        for _, name in sorted(stamps, reverse=True)[GENERATIONS_KEPT - 1 :]:
             shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
+
+
+def _weigh(parent: int, name: str, inode: int) -> tuple[int, list[str]]:
+    """Bytes of what is in that directory beside other directories, itself included, and the names of those."""
+    found, below = inode, list[str]()
+    # Opened anew: whoever reads the same open directory at the same time would get the other half.
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.name)
+            else:
+                found += inode + entry.stat(follow_symlinks=False).st_blocks * 512
+    finally:
+        os.close(directory)
+    return found, below
 
 
 @contextmanager

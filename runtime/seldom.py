@@ -19,3 +19,14 @@ class Seldom:
             return False
         self._next = now + self._seconds
         return True
+
+
+def now_and_then(call: Callable[[], object], seconds: float, now: Callable[[], float]) -> Callable[[], None]:
+    """`call`, but not again for so many seconds of `now`."""
+    seldom = Seldom(seconds, now)
+
+    def maybe() -> None:
+        if seldom.due:
+            call()
+
+    return maybe

@@ -20,8 +20,10 @@ from csi.node import NodeService, NodeSettings
 from csi.pb import csi_pb2
 from csi.profile import PROFILES
 from csi.request import parse_publish
+from csi.room import Bounds, Room
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
+from runtime.memory import MemoryUse
 from runtime.tracing import NO_FACTS, Headers
 from svid.authority import X509Authority
 from svid.identity import WorkloadIdentity
@@ -250,6 +252,7 @@ class Rig:
     journal: Journal
     tracer: Tracer
     observed: list[str]
+    room: Room
 
     def made(self) -> list[str]:
         """What is in the pod's directory of CSI volumes, and in the one target."""
@@ -263,12 +266,18 @@ class Rig:
         await self.node.unpublish(unpublish_request(self.root, **changes))
 
 
+USUAL = Bounds()
+
+
 @asynccontextmanager
-async def rig(base: Path, mint_deadline: float = 30.0) -> AsyncIterator[Rig]:
+async def rig(
+    base: Path, mint_deadline: float = 30.0, bounds: Bounds = USUAL, memory: MemoryUse | None = None
+) -> AsyncIterator[Rig]:
     """A Rig below `base`; kubelet has made the directories of two pods."""
     root = base / "kubelet"
     for uid in (UID, OTHER_UID):
         Path(target(root, uid)).parent.mkdir(parents=True, exist_ok=True)
+    room = Room(bounds, lambda: memory)
     steps, tracer, observed = Steps(), Tracer(), list[str]()
     mounts, workloads, journal = FakeMounts(steps), FakeWorkloads(steps), Journal(base / "journal", str(root))
     with ThreadPoolExecutor(2) as executor:
@@ -280,8 +289,9 @@ async def rig(base: Path, mint_deadline: float = 30.0) -> AsyncIterator[Rig]:
             Blocking(executor),
             lambda result, seconds: observed.append(result),
             tracer,
+            room,
         )
         try:
-            yield Rig(root, node, steps, mounts, workloads, journal, tracer, observed)
+            yield Rig(root, node, steps, mounts, workloads, journal, tracer, observed, room)
         finally:
             node.close()

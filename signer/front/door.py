@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from runtime.listening import bound
+from runtime.memory import trimmer
 from runtime.seldom import Seldom
 from signer.front.admission import Admission, Entry
 from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_PORTION
-from signer.front.memory import trimmer
 from signer.front.young import Young
 from signer.model import Sender, Standing
 

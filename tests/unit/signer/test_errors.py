@@ -28,6 +28,7 @@ SHORT = {
     "W": "tests/unit/signer/test_policy_places.py",
     "U": "tests/unit/signer/test_policy_cost.py",
     "Y": "tests/unit/agent/test_false_trust.py",
+    "Z": "tests/unit/csi/test_node_full.py",
 }
 
 

@@ -1,0 +1,32 @@
+"""What a node's agent can come to need, from its settings. The chart's memory limit follows; a test adds it up."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from csi.room import MIB, OWN, Bounds
+
+# The agent at rest, with all that it loads, and what it takes to mint and write for a while. bench/results/volumes.md.
+PROCESS: Final = 48 * MIB
+# What answers on the pods' sockets, whatever they send.
+SOCKETS: Final = 256 * MIB
+# Probes and scrapers, docs/metrics.md; and the chart's /tmp, which is memory.
+PAGES: Final = 9 * MIB
+TMP: Final = 8 * MIB
+# resources.limits.memory of the chart's agent.
+LIMIT: Final = 576 * MIB
+
+
+def needed(bounds: Bounds) -> Mapping[str, int]:
+    """Bytes at most, by what they are for."""
+    return MappingProxyType(
+        {
+            "the agent itself": PROCESS,
+            "its own part of volumes: `volumes` x 64 KiB": bounds.volumes * OWN,
+            "the volumes: `volumes_memory`": bounds.memory,
+            "the pods' sockets": SOCKETS,
+            "probes and scrapers": PAGES,
+            "`/tmp` of the container": TMP,
+            "kept free: `memory_headroom`": bounds.headroom,
+        }
+    )
