@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from agent.pb import node_admin_pb2 as pb
-from agent.socket.peers import peers_of
+from agent.servers.protocol import Use
 from agent.workload.problems import Problem
 from agent.workload.registry import WorkloadRegistry
 from agent.workload.workload import Workload
@@ -78,7 +78,8 @@ class NodeAdmin:
 
     async def volumes(self, request: pb.ListRequest, context: _Context) -> pb.ListResponse:
         found = sorted(self._workloads.by_volume.values(), key=lambda workload: str(workload.volume.pod))
-        return pb.ListResponse(volumes=[self._volume(each) for each in found])
+        uses = await asyncio.gather(*(each.use(peers=False) for each in found))
+        return pb.ListResponse(volumes=[self._volume(each, use) for each, use in zip(found, uses, strict=True)])
 
     async def explain(self, request: pb.ExplainRequest, context: _Context) -> pb.ExplainResponse:
         volumes = self._of(request.namespace, request.pod)
@@ -110,7 +111,8 @@ class NodeAdmin:
         failed = [each for each in results if each]
         if failed:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "; ".join(failed))
-        return pb.RotateResponse(volumes=[self._volume(each) for each in volumes])
+        uses = await asyncio.gather(*(each.use(peers=False) for each in volumes))
+        return pb.RotateResponse(volumes=[self._volume(each, use) for each, use in zip(volumes, uses, strict=True)])
 
     async def _renew(self, workload: Workload) -> str:
         """Renew through the scheduler, as always; why that failed, or nothing."""
@@ -133,7 +135,7 @@ class NodeAdmin:
             if (workload.volume.pod.namespace, workload.volume.pod.name) == (namespace, name)
         ]
 
-    def _volume(self, workload: Workload) -> pb.Volume:
+    def _volume(self, workload: Workload, use: Use) -> pb.Volume:
         volume, identity = workload.volume, workload.feed.current
         failures = self._workloads.scheduler.failures(volume.id)
         answer = pb.Volume(
@@ -145,7 +147,7 @@ class NodeAdmin:
             driver=volume.driver,
             layout=volume.options.layout,
             failures=failures,
-            open_streams=len(workload.open_calls),
+            open_streams=len(use.calls),
             notice=workload.notice,
         )
         answer.state = self._workloads.state(workload)
@@ -165,7 +167,8 @@ class NodeAdmin:
         return answer
 
     async def _detailed(self, workload: Workload) -> pb.Volume:
-        answer = self._volume(workload)
+        use = await workload.use(peers=True)
+        answer = self._volume(workload, use)
         answer.renew_because = self._because(workload)
         answer.directory = workload.volume.target
         answer.files.extend(workload.directory.file_names())
@@ -175,13 +178,9 @@ class NodeAdmin:
             written = workload.written.identity.default
             answer.files_serial = written.serial
             answer.files_not_after.FromDatetime(written.not_after)
-        answer.streams.extend(
-            pb.Stream(method=method, open_seconds=int(seconds)) for method, seconds in workload.open_calls
-        )
-        # In a thread: a node has thousands of descriptors, and all pods wait for this loop.
+        answer.streams.extend(pb.Stream(method=method, open_seconds=int(seconds)) for method, seconds in use.calls)
         answer.peers.extend(
-            pb.Peer(uid=each.uid, gid=each.gid, pid=max(each.pid, 0), command=each.command)
-            for each in await self._blocking(lambda: peers_of(workload.directory.socket_path))
+            pb.Peer(uid=each.uid, gid=each.gid, pid=each.pid, command=each.command) for each in use.peers
         )
         for name, kept in sorted(workload.jwt_files.items()):
             file = answer.jwt_files.add(name=name, audiences=kept.svid.audiences)

@@ -8,7 +8,7 @@ from csi.room import MIB, OWN, Bounds
 
 # The agent at rest, with all that it loads, and what it takes to mint and write for a while. bench/results/volumes.md.
 PROCESS: Final = 48 * MIB
-# What answers on the pods' sockets, whatever they send.
+# What the process that answers on pods' sockets may have (the default of `socket_memory`), whatever they send.
 SOCKETS: Final = 256 * MIB
 # Probes and scrapers, docs/metrics.md; and the chart's /tmp, which is memory.
 PAGES: Final = 9 * MIB
@@ -24,7 +24,7 @@ def needed(bounds: Bounds) -> Mapping[str, int]:
             "the agent itself": PROCESS,
             "its own part of volumes: `volumes` x 64 KiB": bounds.volumes * OWN,
             "the volumes: `volumes_memory`": bounds.memory,
-            "the pods' sockets": SOCKETS,
+            "the pods' sockets: `socket_memory`": SOCKETS,
             "probes and scrapers": PAGES,
             "`/tmp` of the container": TMP,
             "kept free: `memory_headroom`": bounds.headroom,

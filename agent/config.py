@@ -157,6 +157,14 @@ class AgentConfig:
     )
     socket_rate: int = setting(settings.number(1, 100000), "new calls a second on one volume's socket", "500")
     socket_burst: int = setting(settings.number(1, 100000), "new calls at once on one volume's socket", "2000")
+    socket_user: int = setting(
+        settings.number(1, 2**31 - 1),
+        "user and group id of the process that serves pods' sockets; nothing else on the node may have it",
+        "2100000000",
+    )
+    socket_memory: int = setting(
+        settings.number(64, 65536), "MiB of data that the process that serves pods' sockets may have", "256"
+    )
     volumes: int = setting(settings.number(1, 65536), "volumes of the node; a publish beyond is refused", "1000")
     pod_volumes: int = setting(settings.number(1, 65536), "volumes of one pod; a publish beyond is refused", "16")
     volumes_memory: int = setting(

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 from agent import admin
 from agent.authority.jwt_keys import JwtKeys, open_given, open_kept
 from agent.authority.local import IssuePolicy, LocalAuthority, open_embedded, open_files
+from agent.channel.messages import Begin
 from agent.config import AgentConfig, DriverName
 from agent.errors import AlreadyRunning, AuthorityDamaged
 from agent.metrics import Metrics
-from agent.socket import reflection
-from agent.socket.endpoint import Limits
-from agent.socket.sds_secrets import SdsNames
-from agent.socket.serving import Serving
+from agent.servers.process import Confinement
+from agent.servers.served import Servers, Settings
 from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal
 from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
@@ -95,6 +94,11 @@ async def _start(
     rng = random.SystemRandom()
     facts = {"k8s.node.name": config.node_name, "service.version": own_version()}
     spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-agent", facts))
+    # Started before all else, since it loads meanwhile.
+    servers = Servers(_serving(config), metrics)
+    serving_sockets = asyncio.create_task(servers.run(), name="servers")
+    services.push_async_callback(_end, serving_sockets)
+    await asyncio.sleep(0)
     signer = await _signer_authority(config, clock, rng, spans) if config.authority == "signer" else None
     authority = signer or _local_authority(config, clock, blocking)
     # It runs from here on: what it knows is needed before the first volume is served.
@@ -103,7 +107,7 @@ async def _start(
     if signer is not None:
         await signer.wait_answered()
     journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
-    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, _serving(config), spans)
+    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, servers, spans)
     room = Room(bounds_of(config), own_memory, now_and_then(trimmer(), TRIM_SECONDS, loop.time))
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
@@ -122,6 +126,7 @@ async def _start(
     services.push_async_callback(workloads.stop)
     services.push_async_callback(node.settle)
     await node.adopt()
+    await servers.settled()
 
     serving = False
 
@@ -189,6 +194,7 @@ async def _start(
         "holdings": workloads.report_holdings,
         "gauges": metrics.keep_fresh,
         "authority": lambda: following,
+        "servers": lambda: serving_sockets,
         **{f"registration of {driver.name}": each.run for driver, each in registrations.items()},
     }
 
@@ -243,14 +249,19 @@ def _jwt_keys(config: AgentConfig, clock: Clock) -> JwtKeys:
     return open_kept(config.state_dir, policy, clock)
 
 
-def _serving(config: AgentConfig) -> Serving:
-    return Serving(
-        limits=Limits(config.socket_connections, config.socket_calls, config.socket_rate, config.socket_burst),
-        sds=SdsNames(
-            config.sds_svid_name, config.sds_bundle_name, config.sds_all_bundles_name, config.sds_spiffe_validator
-        ),
-        shared=reflection.handlers(),
+def _serving(config: AgentConfig) -> Settings:
+    begin = Begin(
+        connections=config.socket_connections,
+        calls=config.socket_calls,
+        rate=config.socket_rate,
+        burst=config.socket_burst,
+        svid_name=config.sds_svid_name,
+        bundle_name=config.sds_bundle_name,
+        all_bundles_name=config.sds_all_bundles_name,
+        spiffe_validator=config.sds_spiffe_validator,
+        log_level=logging.getLogger().getEffectiveLevel(),
     )
+    return Settings(Confinement(config.socket_user, config.socket_memory * 1024 * 1024), begin)
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

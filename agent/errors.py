@@ -35,3 +35,9 @@ class WorkloadApiError(AgentError):
     """A Workload API call of the command line failed."""
 
     reason = "WORKLOAD_API_ERROR"
+
+
+class SocketUnavailable(AgentError):
+    """A pod's socket cannot be served now."""
+
+    reason = "SOCKET_UNAVAILABLE"

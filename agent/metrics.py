@@ -50,6 +50,11 @@ class Metrics:
         self._sds_rejections = Counter(
             "podsvid_sds_rejections", "Responses that Envoys rejected (NACK).", registry=self.registry
         )
+        self._server_starts = Counter(
+            "podsvid_socket_server_starts",
+            "Starts of the process that serves pods' sockets; more than one since the agent started: it ended.",
+            registry=self.registry,
+        )
         self._jwt_svids = Counter("podsvid_jwt_svids_minted", "JWT-SVIDs minted.", registry=self.registry)
         self._volumes = Gauge("podsvid_volumes", "Published volumes.", registry=self.registry)
         self._memory = Gauge(
@@ -136,6 +141,27 @@ class Metrics:
     def call_refused(self, why: str) -> None:
         """Count a call above a limit."""
         self._refused_calls.labels(why).inc()
+
+    def calls_taken(self, method: str, number: int) -> None:
+        """Count calls that sockets took."""
+        self._calls.labels(method).inc(number)
+
+    def calls_open(self, method: str, number: int) -> None:
+        """How many calls are open now."""
+        self._open_calls.labels(method).set(number)
+
+    def calls_refused(self, why: str, number: int) -> None:
+        """Count calls above a limit."""
+        self._refused_calls.labels(why).inc(number)
+
+    def sds_answers(self, pushed: int, rejected: int) -> None:
+        """Count responses to Envoys, and those that they rejected."""
+        self._sds_pushes.inc(pushed)
+        self._sds_rejections.inc(rejected)
+
+    def server_started(self) -> None:
+        """Count a start of the process that serves pods' sockets."""
+        self._server_starts.inc()
 
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""

@@ -191,8 +191,9 @@ class Hostile:
         assert self._here.process is not None
         while True:
             seen.resident.append(self.status("VmRSS") * 1024)
-            with suppress(FileNotFoundError):
-                seen.descriptors = max(seen.descriptors, len(os.listdir(f"/proc/{self._here.process.pid}/fd")))
+            with suppress(FileNotFoundError, ProcessLookupError):
+                open_now = sum(len(os.listdir(f"/proc/{each}/fd")) for each in self._here.processes())
+                seen.descriptors = max(seen.descriptors, open_now)
             await asyncio.sleep(0.1)
 
     async def _recovered(self, sockets: Iterable[Path]) -> None:
@@ -207,10 +208,13 @@ class Hostile:
                         await asyncio.sleep(0.1)
 
     def status(self, name: str) -> int:
-        """A line of the agent's /proc/PID/status."""
-        assert self._here.process is not None
-        lines = Path(f"/proc/{self._here.process.pid}/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+        """A line of /proc/PID/status, of the agent and the process that serves sockets together."""
+        found = 0
+        for process in self._here.processes():
+            with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
+                lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+                found += next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
+        return found
 
 
 async def run(kinds: Sequence[tuple[str, int]], rounds: int, seconds: float) -> list[Seen]:

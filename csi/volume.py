@@ -4,6 +4,7 @@ Written the way kubelet writes Secrets: a new timestamped directory, one rename 
 A reader that opens `..data` once and reads through that handle never sees a key that does not fit its chain.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -19,6 +20,8 @@ from csi.model import Contents, Volume, Weight
 from csi.pb import csi_pb2
 
 _DATA = "..data"
+# Where a socket is bound before it is the volume's.
+_PLACE = "..socket"
 # A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
 GENERATIONS_KEPT = 3
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -134,18 +137,56 @@ class VolumeDirectory:
         with suppress(FileNotFoundError):
             os.unlink(layout.SOCKET, dir_fd=self._fd)
 
+    @contextmanager
+    def socket_place(self, owner: int | None) -> Iterator[int]:
+        """An empty open directory in the volume, to bind in, that only `owner` can use; None is this process's user.
+
+        No pod can reach it, and it is gone afterwards with all that is in it. Raises OSError.
+        """
+        try:
+            os.mkdir(_PLACE, 0o700, dir_fd=self._fd)
+        except FileExistsError:
+            self._clear_place()
+            os.mkdir(_PLACE, 0o700, dir_fd=self._fd)
+        try:
+            place = os.open(_PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                if owner is not None:
+                    os.fchown(place, owner, owner)
+                # A group's directory hands its group and setgid bit down.
+                os.fchmod(place, 0o700)
+                yield place
+            finally:
+                os.close(place)
+        finally:
+            self._clear_place()
+
+    def take_socket(self, name: str) -> None:
+        """Make what was bound as `name` in the place the volume's socket, instead of one that is there.
+
+        Whoever could bind there could leave anything there. Raises OSError for what is no socket.
+        """
+        path = f"{_PLACE}/{name}"
+        if not self._is_socket(path):
+            raise OSError(errno.EINVAL, "no socket was bound")
+        os.rename(path, layout.SOCKET, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        # Where it is now nobody else can replace it.
+        if not self.has_socket():
+            os.unlink(layout.SOCKET, dir_fd=self._fd)
+            raise OSError(errno.EINVAL, "no socket was bound")
+        self.open_socket()
+
     def open_socket(self) -> None:
-        """Give the bound socket its mode and group: connect(2) needs write permission on it."""
+        """Give the bound socket its owner, mode and group: connect(2) needs write permission on it."""
+        owner = os.geteuid(), os.getegid() if self._group is None else self._group
+        found = os.stat(layout.SOCKET, dir_fd=self._fd, follow_symlinks=False)
+        if (found.st_uid, found.st_gid) != owner:
+            os.chown(layout.SOCKET, *owner, dir_fd=self._fd)
         os.chmod(layout.SOCKET, self._modes.socket, dir_fd=self._fd)
-        if self._group is not None:
-            os.chown(layout.SOCKET, -1, self._group, dir_fd=self._fd)
 
     def has_socket(self) -> bool:
         """Whether a socket is there."""
-        try:
-            return stat.S_ISSOCK(os.stat(layout.SOCKET, dir_fd=self._fd, follow_symlinks=False).st_mode)
-        except OSError:
-            return False
+        return self._is_socket(layout.SOCKET)
 
     def usage(self) -> list[csi_pb2.VolumeUsage]:
         """Bytes and inodes of the volume's own file system."""
@@ -173,6 +214,19 @@ class VolumeDirectory:
         if not self._closed:
             self._closed = True
             os.close(self._fd)
+
+    def _is_socket(self, path: str) -> bool:
+        try:
+            return stat.S_ISSOCK(os.stat(path, dir_fd=self._fd, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
+
+    def _clear_place(self) -> None:
+        try:
+            os.rmdir(_PLACE, dir_fd=self._fd)
+        except OSError:
+            # Whoever could bind in it left something.
+            shutil.rmtree(_PLACE, dir_fd=self._fd)
 
     def _fill(self, stamp: str, files: Mapping[str, layout.File], kept: bytes) -> None:
         directory = os.open(stamp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)

@@ -49,6 +49,13 @@ class Host:
             environment = {**os.environ, **self.environment}
             self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log, env=environment)
 
+    def processes(self) -> list[int]:
+        """The agent, and what it started: the process that serves pods' sockets."""
+        assert self.process is not None
+        agent = self.process.pid
+        children = Path(f"/proc/{agent}/task/{agent}/children").read_text(encoding="ascii")
+        return [agent, *(int(each) for each in children.split())]
+
     @property
     def log(self) -> Path:
         return self.base / "agent.log"

@@ -13,8 +13,6 @@ import grpc.aio
 
 from agent.metrics import Metrics
 from agent.pb import workload_pb2
-from agent.socket.endpoint import Endpoint
-from agent.socket.serving import USUAL
 from agent.workload.registry import WorkloadRegistry
 from agent.workload.workload import Workload
 from csi.journal import Entry, Journal
@@ -23,6 +21,7 @@ from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from svid.spiffeid import TrustDomain
 from tests.fake_authority import FakeAuthority, StepClock
+from tests.here_sockets import HereSockets
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
 POD = PodRef("default", "web-1", UID, "web")
@@ -30,17 +29,6 @@ TOKEN = PodToken("the pod's token")
 HEADER = (("workload.spiffe.io", "true"),)
 GIVEN = (("jwtAudiences", "api"),)
 PARTNER = TrustDomain("partner.test")
-
-
-class Sockets:
-    """As agent.socket.serving.Serving, and keeps what it made: a socket that was forgotten is closed all the same."""
-
-    def __init__(self) -> None:
-        self.made: list[Endpoint] = []
-
-    def endpoint(self, *given: Any) -> Endpoint:
-        self.made.append(USUAL.endpoint(*given))
-        return self.made[-1]
 
 
 class Rig:
@@ -53,10 +41,9 @@ class Rig:
         self.metrics = Metrics()
         self.journal = Journal(base / "journal", str(base))
         blocking = Blocking(executor)
-        self._sockets = Sockets()
-        serving: Any = self._sockets
+        self._sockets = HereSockets(clock, self.metrics)
         self.registry = WorkloadRegistry(
-            authority, self.journal, blocking, clock, random.Random(1), self.metrics, serving
+            authority, self.journal, blocking, clock, random.Random(1), self.metrics, self._sockets
         )
         self._directories: list[VolumeDirectory] = []
 

@@ -5,36 +5,28 @@ import socket
 import stat
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-
-from runtime.terminal import printable
 
 _CREDENTIALS = struct.Struct("iII")
-_DESCRIPTORS = Path("/proc/self/fd")
+# The kernel gives out the lowest number that is free: behind so many that are not open there are no others.
+_GAP = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """One connection's other end when it connected. `pid` is 0 for a process outside of this PID namespace."""
+def credentials_of(address: str) -> list[tuple[int, int, int]]:
+    """User, group and process of the connections that this process took on the Unix socket which it bound at `address`.
 
-    uid: int
-    gid: int
-    pid: int
-    command: str
-
-
-def peers_of(address: str) -> list[Peer]:
-    """The connections that this process took on the Unix socket which it bound at `address`.
-
-    Looks at every descriptor of the process: for a person who asks, not for a call's path.
+    As they were when each connected; the process is 0 for one outside of this PID namespace. Looks at every descriptor
+    of the process, and needs no /proc for that: for a person who asks, not for a call's path.
     """
     found = []
-    for name in os.listdir(_DESCRIPTORS):
+    number = missing = 0
+    while missing < _GAP:
+        descriptor, number = number, number + 1
+        missing += 1
         # Others come and go while this looks.
         with suppress(OSError):
-            descriptor = int(name)
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            kind = os.fstat(descriptor).st_mode
+            missing = 0
+            if not stat.S_ISSOCK(kind):
                 continue
             with socket.socket(fileno=os.dup(descriptor)) as each:
                 if each.family != socket.AF_UNIX or each.getsockname() != address or _listens(each):
@@ -42,20 +34,9 @@ def peers_of(address: str) -> list[Peer]:
                 pid, uid, gid = _CREDENTIALS.unpack(
                     each.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 )
-            found.append(Peer(uid, gid, pid, _command(pid)))
-    return sorted(found, key=lambda peer: (peer.uid, peer.pid))
+            found.append((uid, gid, max(pid, 0)))
+    return sorted(found)
 
 
 def _listens(each: socket.socket) -> bool:
     return bool(each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _command(pid: int) -> str:
-    """The program's name; empty for one that is not seen from here or is gone."""
-    if pid <= 0:
-        return ""
-    try:
-        # Whatever runs in a pod chooses it.
-        return printable(Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").removesuffix("\n"))
-    except OSError:
-        return ""

@@ -1,18 +1,22 @@
 """All that one volume's socket answers, put together: Workload API, SDS and health behind one endpoint."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
-from agent.metrics import Metrics
-from agent.socket.endpoint import Endpoint, Limits
+from agent.socket.endpoint import CallMetrics, Endpoint, Limits
 from agent.socket.health import Health
-from agent.socket.sds import SecretDiscovery
+from agent.socket.sds import SdsMetrics, SecretDiscovery
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.workload_api import JwtSource, WorkloadApi
 from runtime.clock import Clock
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
+
+
+class SocketMetrics(CallMetrics, SdsMetrics, Protocol):
+    """What all of it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Serving:
     shared: tuple[grpc.GenericRpcHandler, ...] = ()
 
     def endpoint(
-        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, clock: Clock, metrics: Metrics, pod: str
+        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, clock: Clock, metrics: SocketMetrics, pod: str
     ) -> Endpoint:
         """An endpoint that is not open yet; without `jwt_svids` the JWT profile is not served."""
         api = WorkloadApi(feed, jwt_svids, clock)

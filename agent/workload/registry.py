@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from agent.authority.protocol import Authority
-from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.errors import AuthorityRefused, AuthorityUnavailable, SocketUnavailable
 from agent.metrics import Metrics
-from agent.socket.serving import USUAL, Serving
+from agent.servers.protocol import PodSockets
 from agent.workload import state
 from agent.workload.issuer import Issuer
 from agent.workload.problems import Problem, Problems
@@ -42,7 +42,7 @@ class WorkloadRegistry:
         clock: Clock,
         rng: random.Random,
         metrics: Metrics,
-        serving: Serving = USUAL,
+        sockets: PodSockets,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self._authority = authority
@@ -50,7 +50,7 @@ class WorkloadRegistry:
         self._blocking = blocking
         self._clock = clock
         self._issuer = Issuer(authority, blocking, clock, rng, metrics)
-        self._means = Means(self._issuer, journal, blocking, clock, rng, metrics, serving, tracing)
+        self._means = Means(self._issuer, journal, blocking, clock, rng, metrics, sockets, tracing)
         self._workloads: dict[str, Workload] = {}
         # Set when what workloads hold may have changed.
         self._held = asyncio.Event()
@@ -82,7 +82,10 @@ class WorkloadRegistry:
 
     async def open(self, volume: Volume, directory: VolumeDirectory, issued: Issued) -> None:
         workload = Workload(volume, directory, self._means)
-        await workload.begin(issued)
+        try:
+            await workload.begin(issued)
+        except SocketUnavailable as error:
+            raise IdentityUnavailable(f"{error.reason}: {error}") from None
         self._hold(workload, workload.next_due())
         # What changed while it was begun was handed to those that were held already.
         await self._hand_trust(workload)

@@ -1,5 +1,6 @@
 """One workload's life, from the SVID that its pod starts with to the end of its volume."""
 
+import asyncio
 import logging
 import random
 from dataclasses import dataclass, replace
@@ -7,9 +8,9 @@ from datetime import datetime, timedelta
 
 from agent.authority.held import numbered
 from agent.authority.protocol import EarlyRenewal
-from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable
+from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable, SocketUnavailable
 from agent.metrics import Metrics
-from agent.socket.serving import Serving
+from agent.servers.protocol import PodSockets, Use
 from agent.workload.issuer import Issuer
 from agent.workload.jwt_svids import JwtSvids, KeptJwt
 from agent.workload.problems import Problem, Problems
@@ -39,7 +40,7 @@ class Means:
     clock: Clock
     rng: random.Random
     metrics: Metrics
-    serving: Serving
+    sockets: PodSockets
     tracing: Tracing
 
 
@@ -76,7 +77,7 @@ class Workload:
             means.rng,
         )
         jwt_svids = self._jwt_svids if self._issuer.issues_jwt else None
-        self._endpoint = means.serving.endpoint(self.feed, jwt_svids, means.clock, means.metrics, str(volume.pod))
+        self._socket = means.sockets.socket(self.feed, jwt_svids, str(volume.pod), directory)
 
     @property
     def contents(self) -> Contents | None:
@@ -84,10 +85,9 @@ class Workload:
         identity = self.feed.current
         return Contents(identity, {name: kept.svid for name, kept in self.jwt_files.items()}) if identity else None
 
-    @property
-    def open_calls(self) -> list[tuple[str, float]]:
-        """The calls under way on its socket: method, and for how many seconds; the oldest first."""
-        return self._endpoint.open_calls
+    async def use(self, *, peers: bool) -> Use:
+        """The calls under way on its socket, and who is connected where `peers` are asked for."""
+        return await self._socket.use(peers=peers)
 
     def next_due(self) -> datetime:
         """When the first of its SVIDs is to be renewed, or what is missing to be made."""
@@ -102,11 +102,16 @@ class Workload:
         self._take(issued)
         self._take_jwt_files(issued.contents)
         self._publish(issued.identity)
+        # Bound while the files are written, and in the volume after them: the loop is busy with them until then.
+        opening = asyncio.ensure_future(self._socket.open())
         try:
+            await asyncio.sleep(0)
             await self._write()
-            await self._open_socket()
+            await opening
         except BaseException:
-            await self._endpoint.close()
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            await self._socket.close()
             await self._means.blocking(lambda: self._means.journal.forget(self.volume.id))
             raise
         self.renew_early()
@@ -124,11 +129,8 @@ class Workload:
             self.written = contents if self.directory.holds(contents) else None
             self.written_at = self.directory.written_at()
         due = self.next_due() if self.contents == self.written else now
-        try:
-            await self._open_socket()
-        except BaseException:
-            await self._endpoint.close()
-            raise
+        # A restart waits for no socket: it is there as soon as it is served.
+        await self._socket.reopen()
         return due
 
     def take_token(self, token: PodToken | None) -> None:
@@ -217,7 +219,7 @@ class Workload:
 
     async def end(self) -> None:
         """Close its socket and end what runs for it. Its files stay as they are."""
-        await self._endpoint.close()
+        await self._socket.close()
         await self._jwt_svids.close()
 
     def _is_early(self, now: datetime) -> bool:
@@ -301,16 +303,14 @@ class Workload:
             return False
         return True
 
-    async def _open_socket(self) -> None:
-        # A few microseconds on a tmpfs: less than a trip to another thread.
-        self.directory.prepare_socket()
-        await self._endpoint.open(self.directory.socket_path)
-        self.directory.open_socket()
-
     async def _reopen(self) -> None:
         _log.warning("volume's socket disappeared; making it again", extra={"volume_id": self.volume.id})
-        await self._endpoint.close()
-        await self._open_socket()
+        await self._socket.close()
+        try:
+            await self._socket.open()
+        except SocketUnavailable as error:
+            # It will be opened when it can be; nothing of the SVID has to be done again for that.
+            self.remember(error.reason, str(error))
 
 
 def _numbered(identity: WorkloadIdentity, now: datetime) -> WorkloadIdentity:

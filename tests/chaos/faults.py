@@ -66,6 +66,25 @@ async def kill_renewing(world: World) -> None:
     await _agent_again(world)
 
 
+async def kill_server(world: World) -> None:
+    """The process that serves sockets, while volumes are renewed, published and taken away."""
+    rotating = await world.within(0.1, world.rotate(world.pick(6)))
+    new = world.source.next_pod()
+    publishing = asyncio.create_task(world.kubelet.publish_until(*new, timeout=BOUND))
+    (going,) = world.pick(1)
+    for _ in range(world.rng.choice((1, 1, 3))):
+        world.kill_server()
+        await asyncio.sleep(world.rng.uniform(0.0, 1.5))
+    await world.remove(going)
+    world.published(*new, await publishing)
+    await rotating
+
+
+async def pause_server(world: World) -> None:
+    with world.stopped(world.server):
+        await asyncio.sleep(world.rng.uniform(0.2, 3.0))
+
+
 async def stop(world: World) -> None:
     code = await asyncio.to_thread(world.host.stop)
     assert code == 0, f"the agent ended with {code} at SIGTERM"
@@ -344,6 +363,8 @@ FAULTS: Mapping[str, Callable[[World], Awaitable[Any]]] = MappingProxyType(
             kill_publishing,
             kill_unpublishing,
             kill_renewing,
+            kill_server,
+            pause_server,
             stop,
             pause,
             restart_kubelet,

@@ -12,6 +12,8 @@ AGENT_FAULTS: Mapping[str, int] = MappingProxyType(
         "kill_publishing": 8,
         "kill_unpublishing": 6,
         "kill_renewing": 8,
+        "kill_server": 8,
+        "pause_server": 3,
         "stop": 3,
         "pause": 4,
         "restart_kubelet": 3,

@@ -264,6 +264,18 @@ class World:
     def kill_agent(self) -> None:
         self.host.kill()
 
+    @property
+    def server(self) -> int:
+        """The process that serves sockets; the agent itself while there is none."""
+        return self.host.processes()[-1]
+
+    def kill_server(self) -> None:
+        """kill -9, where there is one now."""
+        found = self.server
+        if found != self.agent:
+            with suppress(ProcessLookupError):
+                os.kill(found, signal.SIGKILL)
+
     def set_clock(self, offset: float) -> None:
         """The node's clock from now on, in seconds ahead of the true one; everybody on the node has the same."""
         self.offset = offset

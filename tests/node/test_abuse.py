@@ -34,11 +34,13 @@ class Pods:
         self.other = other
 
     def rss(self) -> int:
-        assert self.host.process is not None
-        status = Path(f"/proc/{self.host.process.pid}/status").read_text(encoding="utf-8")
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found
-        return int(found[1]) * 1024
+        found = 0
+        for process in self.host.processes():
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+            resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+            assert resident
+            found += int(resident[1]) * 1024
+        return found
 
     async def other_answers(self) -> None:
         assert (await first(self.other)).svids

@@ -38,6 +38,7 @@ from svid.identity import Trust
 from svid.keys import KeyAlgorithm
 from svid.renewal import RenewalWindow
 from svid.spiffeid import TrustDomain
+from tests.here_sockets import HereSockets
 from tests.support import DEADLINE, IS_ROOT, ROOT, VOLUME, Host, node, pod, serial, svid_stream
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
@@ -377,7 +378,8 @@ async def without_signer(base: Path) -> AsyncIterator[tuple[Switchable, Workload
     with ThreadPoolExecutor(1) as executor:
         blocking = Blocking(executor)
         authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
-        registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), Metrics())
+        sockets = HereSockets(clock, metrics := Metrics())
+        registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), metrics, sockets)
         directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
         await registry.open(volume, directory, await registry.issue(volume, None))
         loops = [asyncio.ensure_future(each()) for each in (registry.scheduler.run, registry.follow_early_renewals)]
@@ -469,8 +471,8 @@ def test_a_trust_bundle_that_comes_meanwhile_is_not_taken_for_the_renewal(tmp_pa
 
 @pytest.mark.skipif(not IS_ROOT, reason="makes a PID namespace")
 def test_a_process_outside_of_the_agents_pid_namespace_has_a_user_and_no_pid(tmp_path: Path) -> None:
-    listening = "import socket,sys; from agent.socket.peers import peers_of; s = socket.socket(socket.AF_UNIX); \
-        s.bind(sys.argv[1]); s.listen(); print('on', flush=True); c, _ = s.accept(); print(peers_of(sys.argv[1]))"
+    listening = "import socket,sys; from agent.socket.peers import credentials_of; s = socket.socket(socket.AF_UNIX); \
+        s.bind(sys.argv[1]); s.listen(); print('on', flush=True); c, _ = s.accept(); print(credentials_of(sys.argv[1]))"
     path = str(tmp_path / "socket")
     line = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", listening, path]
     with (
@@ -480,7 +482,7 @@ def test_a_process_outside_of_the_agents_pid_namespace_has_a_user_and_no_pid(tmp
         assert agent.stdout is not None
         assert agent.stdout.readline() == "on\n"
         client.connect(path)
-        assert agent.stdout.readline() == f"[Peer(uid={os.getuid()}, gid={os.getgid()}, pid=0, command='')]\n"
+        assert agent.stdout.readline() == f"[({os.getuid()}, {os.getgid()}, 0)]\n"
 
 
 def test_the_same_peers_and_streams_many_times_are_one_entry() -> None:

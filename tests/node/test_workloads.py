@@ -25,6 +25,7 @@ from svid.authority import X509Authority
 from svid.identity import Trust
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
+from tests.here_sockets import HereSockets
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
 
@@ -96,7 +97,8 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
             hour = timedelta(hours=1)
             blocking = Blocking(executor)
             authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
-            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), Metrics())
+            sockets = HereSockets(clock, metrics := Metrics())
+            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), metrics, sockets)
             directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
             issued = await registry.issue(volume, None)
             await registry.open(volume, directory, issued)
@@ -147,7 +149,8 @@ def test_a_clock_that_was_set_back_has_svids_of_the_future_replaced() -> None:
             hour, blocking = timedelta(hours=1), Blocking(executor)
             authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
             journal = Journal(base / "journal", str(base))
-            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), Metrics())
+            sockets = HereSockets(clock, metrics := Metrics())
+            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), metrics, sockets)
             directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
             issued = await registry.issue(volume, None)
             await registry.open(volume, directory, issued)

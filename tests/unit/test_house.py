@@ -30,6 +30,8 @@ PLANTED = {
     "the agent's processes": ("csi/mount.py", "kubernetes"),
     "agent/authority": ("agent/authority/local.py", "csi.volume"),
     "agent/socket": ("agent/socket/sds.py", "csi.mount"),
+    "the process that mounts": ("agent/servers/link.py", "agent.socket.endpoint"),
+    "the exposed process": ("agent/exposed/server.py", "csi.volume"),
     "agent/workload": ("agent/workload/issuer.py", "agent.authority.local"),
     "signer/cluster": ("signer/cluster/mirror.py", "svid.identity"),
     "signer/upstream": ("signer/upstream/certify.py", "signer.model"),

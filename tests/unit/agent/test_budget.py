@@ -22,6 +22,7 @@ def defaults() -> config.AgentConfig:
 
 def test_the_settings_are_the_bounds() -> None:
     assert bounds_of(defaults()) == Bounds()
+    assert defaults().socket_memory * MIB == budget.SOCKETS
 
 
 def test_the_sum_fits_the_charts_limit() -> None:

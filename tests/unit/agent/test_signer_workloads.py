@@ -27,6 +27,7 @@ from runtime.settings import InvalidSetting
 from signer.pb import signer_pb2
 from svid.identity import Trust
 from tests.fake_signer import authority, key_identifier
+from tests.here_sockets import HereSockets
 from tests.unit.agent.signer_scene import AUDIENCE, POD, UID, Scene, on_stage
 
 
@@ -39,7 +40,9 @@ async def registry(at: Scene) -> AsyncIterator[tuple[WorkloadRegistry, Volume, V
     directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
     with ThreadPoolExecutor(1) as executor:
         journal = Journal(at.base / "journal", str(at.base))
-        found = WorkloadRegistry(at.authority, journal, Blocking(executor), at.clock, random.Random(1), Metrics())
+        metrics, blocking = Metrics(), Blocking(executor)
+        sockets = HereSockets(at.clock, metrics)
+        found = WorkloadRegistry(at.authority, journal, blocking, at.clock, random.Random(1), metrics, sockets)
         loops = [
             asyncio.create_task(each())
             for each in (

@@ -220,6 +220,75 @@ def test_a_socket_takes_its_mode_and_one_that_was_left_is_taken_away(tmp_path: P
         assert not directory.has_socket()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user: run as root")
+@pytest.mark.parametrize("group", [None, 2000])
+def test_the_place_where_a_socket_is_bound_is_its_owners_alone_and_what_is_taken_is_nobodys(
+    tmp_path: Path, group: int | None
+) -> None:
+    with plain_directory(tmp_path, {}, group) as directory:
+        tmp_path.chmod(modes(group).directory)
+        with directory.socket_place(1234) as place:
+            found = os.fstat(place)
+            assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 1234, 0o700)
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(f"/proc/self/fd/{place}/s1")
+                os.chown(f"/proc/self/fd/{place}/s1", 1234, 1234)
+                directory.take_socket("s1")
+                with socket.socket(socket.AF_UNIX) as again:
+                    again.bind(f"/proc/self/fd/{place}/s2")
+                    directory.take_socket("s2")
+        taken = (tmp_path / "socket").stat()
+        assert (taken.st_uid, taken.st_gid) == (0, group or 0)
+        assert stat.S_IMODE(taken.st_mode) == modes(group).socket
+        assert os.listdir(tmp_path) == ["socket"]
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "directory", "nothing"])
+def test_only_a_socket_is_taken_and_the_place_is_emptied_of_all_else(tmp_path: Path, kind: str) -> None:
+    outside = tmp_path / "outside"
+    outside.touch(0o600)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    with plain_directory(volume) as directory:
+        with directory.socket_place(None) as place, pytest.raises(OSError, match="no socket was bound"):
+            if kind == "link":
+                os.symlink(outside, "s1", dir_fd=place)
+            elif kind == "file":
+                os.close(os.open("s1", os.O_CREAT, dir_fd=place))
+            elif kind == "directory":
+                os.mkdir("s1", dir_fd=place)
+            directory.take_socket("s1")
+        assert os.listdir(volume) == []
+        assert mode(outside) == 0o600
+
+
+def test_what_was_replaced_while_it_was_taken_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.rename
+
+    def rename(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        os.unlink(source, dir_fd=src_dir_fd)
+        os.symlink("/etc/passwd", source, dir_fd=src_dir_fd)
+        real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    with plain_directory(tmp_path) as directory, directory.socket_place(None) as place:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(f"/proc/self/fd/{place}/s1")
+        monkeypatch.setattr(os, "rename", rename)
+        with pytest.raises(OSError, match="no socket was bound"):
+            directory.take_socket("s1")
+        monkeypatch.undo()
+        assert not os.path.lexists(tmp_path / "socket")
+
+
+def test_a_place_that_an_ended_process_left_is_made_anew(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        (tmp_path / "..socket").mkdir()
+        (tmp_path / "..socket" / "left").touch()
+        with directory.socket_place(None) as place:
+            assert os.listdir(place) == []
+        assert os.listdir(tmp_path) == []
+
+
 def _without_a_file(base: Path) -> None:
     (base / "..data" / "tls.crt").unlink()
 

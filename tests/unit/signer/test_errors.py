@@ -28,6 +28,8 @@ SHORT = {
     "W": "tests/unit/signer/test_policy_places.py",
     "U": "tests/unit/signer/test_policy_cost.py",
     "Y": "tests/unit/agent/test_false_trust.py",
+    "X": "tests/node/test_exposed.py",
+    "V": "tests/unit/agent/test_servers.py",
     "Z": "tests/unit/csi/test_node_full.py",
 }
 

@@ -1,0 +1,203 @@
+"""Frames on a socket pair: four bytes of length, then a message. Bounded: what is longer is refused unread."""
+
+import array
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+LENGTH = 4
+_CHUNK = 128 * 1024
+# Descriptors that may come with what is read at one go.
+_DESCRIPTORS = 64
+_SPACE = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+Message = TypeVar("Message")
+
+
+class BadFrame(Exception):
+    """What came is no message, or too long."""
+
+
+class Frames(Generic[Message]):
+    """Puts messages together from bytes. A message of more than `most` bytes, or of another kind, is refused."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Message], most: int) -> None:
+        self._decoder = decoder
+        self._most = most
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are whole now. Raises BadFrame, after which nothing more may be fed."""
+        self._rest += data
+        found = []
+        at = 0
+        while len(self._rest) - at >= LENGTH:
+            length = int.from_bytes(self._rest[at : at + LENGTH], "big")
+            if length > self._most:
+                raise BadFrame(f"a frame of {length} bytes, {self._most} are possible")
+            end = at + LENGTH + length
+            if len(self._rest) < end:
+                break
+            try:
+                found.append(self._decoder.decode(self._rest[at + LENGTH : end]))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+                # Its text could quote what came.
+                raise BadFrame(f"a frame that is no message ({type(error).__name__})") from None
+            at = end
+        del self._rest[:at]
+        return found
+
+
+@dataclass(slots=True)
+class _Piece:
+    """What is left of a message to be sent, with a descriptor of its own to go with it."""
+
+    rest: memoryview
+    descriptor: int | None
+    sent: asyncio.Future[None]
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def end(self, error: OSError | None) -> None:
+        if self.sent.done():
+            return  # the sender does not wait any more
+        if error is None:
+            self.sent.set_result(None)
+        else:
+            self.sent.set_exception(error)
+
+
+class Wire(Generic[Message]):
+    """One end of the channel, which owns `end`. What is `received` is what `decoder` takes. Belongs to one event loop.
+
+    Descriptors that come are kept where `descriptors` says so, first come first; else the kernel drops them.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        decoder: msgspec.msgpack.Decoder[Message],
+        most: int,
+        *,
+        descriptors: bool = False,
+    ) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._frames: Frames[Message] = Frames(decoder, most)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._takes = descriptors
+        self._came: deque[int] = deque()
+        self._waiting: deque[_Piece] = deque()
+
+    async def send(self, message: msgspec.Struct, descriptor: int | None = None) -> None:
+        """Send it, after those before it; returns when the kernel has it. Raises OSError.
+
+        It is sent whole, whether the caller waits for that or is cancelled.
+        """
+        body = self._encoder.encode(message)
+        rest = memoryview(len(body).to_bytes(LENGTH, "big") + body)
+        if not self._waiting:
+            rest, descriptor = self._write(rest, descriptor)
+            if not rest:
+                return
+        loop = asyncio.get_running_loop()
+        sent: asyncio.Future[None] = loop.create_future()
+        kept = None if descriptor is None else os.dup(descriptor)
+        self._waiting.append(_Piece(rest, kept, sent))
+        if len(self._waiting) == 1:
+            loop.add_writer(self._end, self._flush)
+        await sent
+
+    async def received(self) -> AsyncGenerator[Message, None]:
+        """Each message that comes, until the other end is closed. Raises BadFrame, OSError."""
+        while True:
+            try:
+                data = self._read()
+            except BlockingIOError:
+                await _readable(self._end)
+                continue
+            if not data:
+                return
+            for message in self._frames.feed(data):
+                yield message
+            # Whatever the other end sends, others have their turn.
+            await asyncio.sleep(0)
+
+    def descriptor(self) -> int:
+        """The oldest descriptor that came; the caller's to close. Raises BadFrame when there is none."""
+        if not self._came:
+            raise BadFrame("a descriptor is missing")
+        return self._came.popleft()
+
+    def close(self) -> None:
+        """Close this end, and what came and was not taken. Whoever still sends is told."""
+        self._give_up(ConnectionResetError("the channel is closed"))
+        self._end.close()
+        while self._came:
+            os.close(self._came.popleft())
+
+    def _write(self, rest: memoryview, descriptor: int | None) -> tuple[memoryview, int | None]:
+        """What could not be written now of both. Raises OSError."""
+        try:
+            while rest:
+                if descriptor is None:
+                    rest = rest[self._end.send(rest) :]
+                else:
+                    rest = rest[socket.send_fds(self._end, [rest], [descriptor]) :]
+                    descriptor = None
+        except BlockingIOError:
+            pass
+        return rest, descriptor
+
+    def _flush(self) -> None:
+        try:
+            while self._waiting:
+                piece = self._waiting[0]
+                piece.rest, left = self._write(piece.rest, piece.descriptor)
+                if left is None:
+                    piece.close()
+                if piece.rest:
+                    return
+                self._waiting.popleft()
+                piece.end(None)
+        except OSError as error:
+            self._give_up(error)
+        else:
+            asyncio.get_running_loop().remove_writer(self._end)
+
+    def _give_up(self, error: OSError) -> None:
+        if self._waiting:
+            asyncio.get_running_loop().remove_writer(self._end)
+        while self._waiting:
+            piece = self._waiting.popleft()
+            piece.close()
+            piece.end(error)
+
+    def _read(self) -> bytes:
+        if not self._takes:
+            return self._end.recv(_CHUNK)
+        data, ancillary, _, _ = self._end.recvmsg(_CHUNK, _SPACE, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                each = array.array("i")
+                each.frombytes(content[: len(content) - len(content) % each.itemsize])
+                self._came.extend(each)
+        return data
+
+
+async def _readable(end: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    able: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(end, lambda: None if able.done() else able.set_result(None))
+    try:
+        await able
+    finally:
+        loop.remove_reader(end)

@@ -1,0 +1,60 @@
+"""Snapshots of identities: made in one process, read in the other. Bundles are the same for most, and are kept."""
+
+from collections import OrderedDict
+
+from agent.channel.messages import Bundle, Snapshot, Svid
+from svid.bundle import TrustBundle
+from svid.identity import WorkloadIdentity
+from svid.spiffeid import TrustDomain
+from svid.x509svid import X509Svid
+
+# Own and federated bundles of a moment, and those of the moment before.
+KEPT = 256
+
+
+class Writer:
+    """Makes snapshots; a bundle that it wrote already is not written again."""
+
+    def __init__(self) -> None:
+        # By the object's identity, which the bundle kept beside it holds.
+        self._written: OrderedDict[int, tuple[TrustBundle, Bundle]] = OrderedDict()
+
+    def snapshot(self, identity: WorkloadIdentity) -> Snapshot:
+        """All of it, keys included."""
+        return Snapshot(
+            tuple(Svid(svid.chain_der(), svid.key_der(), svid.hint) for svid in identity.svids),
+            self._bundle(identity.bundle),
+            tuple(self._bundle(each) for each in identity.federated),
+        )
+
+    def _bundle(self, bundle: TrustBundle) -> Bundle:
+        kept = self._written.get(id(bundle))
+        if kept is None:
+            kept = (bundle, Bundle(bundle.trust_domain.name, bundle.to_jwks()))
+            self._written[id(bundle)] = kept
+            if len(self._written) > KEPT:
+                self._written.popitem(last=False)
+        return kept[1]
+
+
+class Reader:
+    """Reads snapshots; workloads with the same bundle have one object."""
+
+    def __init__(self) -> None:
+        self._read: OrderedDict[Bundle, TrustBundle] = OrderedDict()
+
+    def identity(self, snapshot: Snapshot) -> WorkloadIdentity:
+        """What was written. Raises SvidError."""
+        return WorkloadIdentity(
+            tuple(X509Svid.from_der(each.chain, each.key, each.hint) for each in snapshot.svids),
+            self._bundle(snapshot.bundle),
+            tuple(self._bundle(each) for each in snapshot.federated),
+        )
+
+    def _bundle(self, bundle: Bundle) -> TrustBundle:
+        found = self._read.get(bundle)
+        if found is None:
+            found = self._read[bundle] = TrustBundle.from_jwks(TrustDomain(bundle.trust_domain), bundle.jwks)
+            if len(self._read) > KEPT:
+                self._read.popitem(last=False)
+        return found

@@ -1,0 +1,37 @@
+"""`python -m agent.exposed`: started by the agent only (agent.servers.process), which hands it everything."""
+
+import concurrent.futures.thread
+import encodings.idna
+import linecache
+import sys
+import traceback
+
+import google.protobuf.descriptor_pb2
+from cryptography.hazmat.backends.openssl import backend
+
+# All that it needs is loaded while it may still read files; nothing that a pod sent has been read.
+from agent.exposed import confinement, server
+
+# What others load only when they come to it.
+LATE = (
+    concurrent.futures.thread,
+    encodings.idna,
+    linecache,
+    traceback,
+    google.protobuf.descriptor_pb2,
+    backend,
+)
+
+
+def main() -> None:
+    """Arguments: descriptor of the channel, the agent's process id, user, bytes of memory, `strict` or `lenient`."""
+    channel, parent, user, memory = (int(each) for each in sys.argv[1:5])
+    try:
+        lacking = confinement.confine(confinement.Bounds(user, memory, parent, sys.argv[5] == "strict"))
+    except confinement.Refused as error:
+        sys.exit(f"cannot be confined: {error}")
+    server.run(channel, lacking)
+
+
+if __name__ == "__main__":
+    main()

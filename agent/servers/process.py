@@ -1,0 +1,142 @@
+"""The exposed process: started with nothing but its end of the channel, and looked at before it is told anything."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.servers.reports import Allowance
+
+_log = logging.getLogger("podsvid.servers")
+# Of what it writes to stderr, which is crashes: bytes of a line, lines a second and at once.
+_LINE, _LINES_RATE, _LINES_BURST = 2048, 5, 50
+# glibc's arenas: one for each thread would reserve more than it uses.
+_ARENAS = "2"
+
+
+class NotConfined(Exception):
+    """The process has more than it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """`user`: uid and gid of its own; `memory`: bytes that it may have."""
+
+    user: int
+    memory: int
+
+    @property
+    def strict(self) -> bool:
+        """Whether nothing may be left to it: this process is root, and the user exists for it."""
+        return os.geteuid() == 0 and _is_mapped(self.user)
+
+    @property
+    def owner(self) -> int | None:
+        """Who owns what it is to write into; None: the same user as this process."""
+        return self.user if self.strict else None
+
+
+class Exposed:
+    """One exposed process. `start` makes it; `end` may be called at any time."""
+
+    def __init__(self, process: asyncio.subprocess.Process, end: socket.socket, confinement: Confinement) -> None:
+        self._process = process
+        self._confinement = confinement
+        self._listening = asyncio.create_task(self._listen(), name="exposed process's stderr")
+        self.channel = end
+
+    @classmethod
+    async def start(cls, confinement: Confinement) -> "Exposed":
+        """Start it. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            descriptor = theirs.fileno()
+            strict = "strict" if confinement.strict else "lenient"
+            arguments = (descriptor, os.getpid(), confinement.user, confinement.memory, strict)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-P", "-m", "agent.exposed"),
+                *(str(each) for each in arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(descriptor,),
+                env=_environment(),
+                cwd="/",
+                process_group=0,
+                limit=_LINE,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(process, ours, confinement)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def check(self) -> None:
+        """Look whether it has given up what it said. Raises NotConfined, OSError."""
+        check_status(Path(f"/proc/{self.pid}/status").read_text(encoding="ascii"), self._confinement)
+        if self._confinement.strict and os.readlink(f"/proc/{self.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+            raise NotConfined("it has this process's network")
+
+    async def end(self) -> str:
+        """Kill it, if it is there, and answer how it ended."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        code = await self._process.wait()
+        await asyncio.wait([self._listening], timeout=1)
+        self._listening.cancel()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    async def _listen(self) -> None:
+        assert self._process.stderr is not None
+        allowance = Allowance(_LINES_RATE, _LINES_BURST)
+        while True:
+            try:
+                line = await self._process.stderr.readuntil(b"\n")
+            except asyncio.IncompleteReadError as rest:
+                line = rest.partial
+                if not line:
+                    return
+            except asyncio.LimitOverrunError:
+                line = await self._process.stderr.read(_LINE)
+            if allowance.take():
+                text = line[:_LINE].decode(errors="replace").rstrip()
+                _log.warning("the exposed process wrote", extra={"line": text, "said_by": "exposed"})
+
+
+def check_status(status: str, confinement: Confinement) -> None:
+    """Whether /proc/PID/status is that of a confined process. Raises NotConfined."""
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    wanted: dict[str, str] = {"CapEff": "0" * 16, "CapPrm": "0" * 16, "NoNewPrivs": "1", "Seccomp": "2"}
+    if confinement.strict:
+        four = "\t".join([str(confinement.user)] * 4)
+        wanted |= {"CapBnd": "0" * 16, "CapAmb": "0" * 16, "CapInh": "0" * 16, "Uid": four, "Gid": four, "Groups": ""}
+    for name, value in wanted.items():
+        if fields.get(name, "").strip() != value:
+            raise NotConfined(f"{name} of the exposed process is {fields.get(name, 'not there')!r}, not {value!r}")
+
+
+def _is_mapped(user: int) -> bool:
+    """Whether the user and the group of this number exist in this process's user namespace."""
+    for name in ("uid_map", "gid_map"):
+        lines = Path(f"/proc/self/{name}").read_text(encoding="ascii").splitlines()
+        ranges = [(int(line.split()[0]), int(line.split()[2])) for line in lines]
+        if not any(first <= user < first + length for first, length in ranges):
+            return False
+    return True
+
+
+def _environment() -> Mapping[str, str]:
+    """Nothing of this process's own, in which settings and paths could be, but where Python finds its modules."""
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": _ARENAS, "LC_ALL": "C.UTF-8"}

@@ -1,0 +1,48 @@
+"""Pods' sockets served in this process, for tests of workloads: what the exposed process does, without one."""
+
+from agent.metrics import Metrics
+from agent.servers.protocol import JwtSource, Use
+from agent.socket.endpoint import Endpoint
+from agent.socket.serving import USUAL
+from csi.volume import VolumeDirectory
+from runtime.clock import Clock
+from runtime.feed import Feed
+from svid.identity import WorkloadIdentity
+
+
+class HereSocket:
+    """A volume's socket, bound in its place."""
+
+    def __init__(self, endpoint: Endpoint, directory: VolumeDirectory) -> None:
+        self._endpoint = endpoint
+        self._directory = directory
+
+    async def open(self) -> None:
+        self._directory.prepare_socket()
+        await self._endpoint.open(self._directory.socket_path)
+        self._directory.open_socket()
+
+    async def reopen(self) -> None:
+        await self.open()
+
+    async def close(self) -> None:
+        await self._endpoint.close()
+
+    async def use(self, *, peers: bool) -> Use:
+        return Use(tuple(self._endpoint.open_calls))
+
+
+class HereSockets:
+    """Keeps what it made: a socket that was forgotten is closed all the same."""
+
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self.made: list[HereSocket] = []
+
+    def socket(
+        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: str, directory: VolumeDirectory
+    ) -> HereSocket:
+        endpoint = USUAL.endpoint(feed, jwt_svids, self._clock, self._metrics, pod)
+        self.made.append(HereSocket(endpoint, directory))
+        return self.made[-1]

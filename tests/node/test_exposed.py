@@ -1,0 +1,317 @@
+"""The process that serves pods' sockets: what the kernel says of it, what it can do when somebody else runs in it, and
+what its end costs the pods."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from podsvid.quickstart.errors import PublishFailed
+from podsvid.quickstart.kubelet import StandInKubelet
+from tests.support import DEADLINE, DRIVER, IS_ROOT, ROOT, VOLUME, Host, first, host, node, pod, svid_stream
+
+pytestmark = pytest.mark.skipif(not IS_ROOT, reason="only root has something to give up")
+USER = "2100000000"
+# Runs in the exposed process before it serves anything, as whoever took it over would: by itself, and all of it.
+PLANTED = """
+import sys
+if "agent.exposed" in sys.orig_argv:
+    import asyncio, ctypes, json, os, signal, socket
+    serve = asyncio.run
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name, *arguments):
+        if getattr(libc, name)(*arguments) < 0:
+            raise OSError(ctypes.get_errno(), name)
+
+    def dial(family, address, kind=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as end:
+            end.settimeout(2)
+            end.connect(address)
+
+    def write(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
+
+    def forked():
+        if os.fork() == 0:
+            os._exit(0)
+
+    places = json.loads(PLACES)
+    parent = os.getppid()
+    tries = {
+        **{f"read {path}": lambda path=path: open(path, "rb").read() for path in places["files"]},
+        **{f"list {path}": lambda path=path: os.listdir(path) for path in places["folders"]},
+        **{f"connect {path}": lambda path=path: dial(socket.AF_UNIX, path) for path in places["sockets"]},
+        "write a file": lambda: write("/tmp/planted"),
+        "write into a volume": lambda: write(places["folders"][0] + "/planted"),
+        "mount": lambda: call("mount", b"x", b"/tmp", b"tmpfs", 0, None),
+        "unmount": lambda: call("umount2", places["folders"][0].encode(), 2),
+        "a namespace": lambda: call("unshare", 0x10000000),
+        "join a namespace": lambda: call("setns", 0, 0x40000000),
+        "trace the agent": lambda: call("ptrace", 16, parent, 0, 0),
+        "the agent's memory": lambda: open(f"/proc/{parent}/mem", "rb").close(),
+        "the agent's descriptors": lambda: os.listdir(f"/proc/{parent}/fd"),
+        "signal the agent": lambda: os.kill(parent, 0),
+        "connect out": lambda: dial(socket.AF_INET, ("127.0.0.1", places["port"])),
+        "connect out, IPv6": lambda: dial(socket.AF_INET6, ("::1", places["port"])),
+        "a datagram": lambda: dial(socket.AF_UNIX, "/dev/log", socket.SOCK_DGRAM),
+        "a raw socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+        "a process": forked,
+        "a program": lambda: os.execv("/bin/true", ["true"]),
+        "be root": lambda: os.setuid(0),
+        "a device": lambda: os.mknod("/tmp/planted", 0o20666, os.makedev(1, 1)),
+        "a keyring": lambda: call("syscall", 250, 0, -3, 1),
+        "bpf": lambda: call("syscall", 321, 0, 0, 0),
+        "io_uring": lambda: call("syscall", 425, 1, 0),
+    }
+
+    def planted(main):
+        # Confined by now, and nothing was served yet.
+        for name, attempt in tries.items():
+            try:
+                attempt()
+                done = "DONE"
+            except OSError as error:
+                done = os.strerror(error.errno or 0)
+            os.write(2, f"{done}: {name}\\n".encode())
+        return serve(main)
+
+    asyncio.run = planted
+"""
+
+
+def on_node(main: Callable[[Host, StandInKubelet], Awaitable[None]], *flags: str) -> None:
+    async def run() -> None:
+        async with node(*flags) as (here, kubelet):
+            await main(here, kubelet)
+
+    asyncio.run(run())
+
+
+def exposed(here: Host) -> int:
+    (_, found) = here.processes()
+    return found
+
+
+async def replaced(here: Host, before: int) -> int:
+    """The process that came for `before`."""
+    async with asyncio.timeout(DEADLINE):
+        while len(found := here.processes()) != 2 or found[1] == before:
+            await asyncio.sleep(0.01)
+    return found[1]
+
+
+async def answered(socket: Path) -> str:
+    """The SPIFFE ID that the socket answers with, as soon as it does."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            try:
+                return str((await first(socket)).svids[0].spiffe_id)
+            except grpc.aio.AioRpcError as error:
+                assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+                await asyncio.sleep(0.02)
+
+
+def status(process: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    return {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        await kubelet.publish(pod(), VOLUME)
+        process = exposed(here)
+        found = status(process)
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert found[name] == ["0" * 16], name
+        assert found["Uid"] == found["Gid"] == [USER] * 4
+        assert found["Groups"] == []
+        assert (found["NoNewPrivs"], found["Seccomp"]) == (["1"], ["2"])
+        for namespace in ("net", "ipc"):
+            own, agents = (os.readlink(f"/proc/{each}/ns/{namespace}") for each in (process, here.processes()[0]))
+            assert own != agents, namespace
+        limits = Path(f"/proc/{process}/limits").read_text(encoding="ascii")
+        rows = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
+        assert rows["Max core file size"] == rows["Max file size"] == ["0", "0"]
+        assert rows["Max data size"] == [str(96 * 1024 * 1024)] * 2
+        assert Path(f"/proc/{process}/environ").stat().st_uid == 0, "others of its user may look into it"
+        environment = {line.partition(b"=")[0] for line in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")}
+        assert environment - {b"LC_CTYPE"} == {
+            b"PYTHONPATH",
+            b"PYTHONDONTWRITEBYTECODE",
+            b"MALLOC_ARENA_MAX",
+            b"LC_ALL",
+            b"",
+        }
+        kinds = {
+            os.readlink(f"/proc/{process}/fd/{each}").partition(":")[0] for each in os.listdir(f"/proc/{process}/fd")
+        }
+        assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null"}, kinds
+
+    on_node(main, "--socket-memory", "96")
+
+
+def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:
+    (tmp_path / "planted").mkdir()
+
+    async def attack(here: Host, kubelet: StandInKubelet) -> list[str]:
+        target = await kubelet.publish(pod("one"), VOLUME)
+        await kubelet.publish(pod("two", "other"), VOLUME)
+        token = here.base / "token"
+        token.write_text("the signer's token", encoding="ascii")
+        token.chmod(0o444)
+        places = {
+            "files": [str(target / "tls.key"), str(target / "tls.crt"), str(token), "/etc/passwd", "/proc/self/status"]
+            + [str(path) for path in (here.base / "s").iterdir()]
+            + [str(path) for path in (here.base / "r" / "journal").iterdir()],
+            "folders": [str(target), str(here.kubelet_root), str(here.base / "r"), "/", "/proc", "/tmp"],
+            "sockets": [str(here.base / "r" / "admin.sock"), str(target / "socket")],
+            "port": 9,
+        }
+        program = PLANTED.replace("PLACES", repr(json.dumps(places)))
+        (tmp_path / "planted" / "sitecustomize.py").write_text(program, encoding="utf-8")
+        before = exposed(here)
+        os.kill(before, signal.SIGKILL)
+        await replaced(here, before)
+        assert await answered(here.short(target) / "socket") == "spiffe://example.org/ns/default/sa/web"
+        return [each["line"] for each in here.events() if each["event"] == "the exposed process wrote"]
+
+    async def run() -> None:
+        # The files of a host are below a folder that others may enter: nothing but the process itself is in the way.
+        async with planted_node(tmp_path / "planted") as (here, kubelet):
+            here.base.chmod(0o755)
+            tries = await attack(here, kubelet)
+        assert len(tries) > 30, tries
+        done = [each for each in tries if each.startswith("DONE")]
+        assert done == [], "\n".join(tries)
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def planted_node(folder: Path) -> AsyncIterator[tuple[Host, StandInKubelet]]:
+    """As tests.support.node, with `folder` before all that Python finds modules in."""
+    with host() as found:
+        found.environment = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+        found.start()
+        async with StandInKubelet(found.kubelet_root) as kubelet:
+            await kubelet.wait_registered(DRIVER)
+            yield found, kubelet
+
+
+def held(targets: Sequence[Path], here: Host) -> Any:
+    """What may not change when the process ends: files, and when they are renewed."""
+    return [(target / "tls.crt").read_bytes() for target in targets], here.renewals()
+
+
+def test_its_end_mints_nothing_and_its_sockets_come_back(tmp_path: Path) -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        targets = [await kubelet.publish(pod(f"p{each}", f"sa{each}"), VOLUME) for each in range(12)]
+        sockets = [here.short(target) / "socket" for target in targets]
+        before, agent = held(targets, here), here.processes()[0]
+        async with svid_stream(sockets[0]) as stream:
+            streamed = aiter(stream)
+            serial_before = (await anext(streamed)).svids[0].x509_svid
+            for _ in range(3):
+                process = exposed(here)
+                os.kill(process, signal.SIGKILL)
+                await replaced(here, process)
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await anext(streamed)
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        ids = [await answered(each) for each in sockets]
+        assert ids == [f"spiffe://example.org/ns/default/sa/sa{each}" for each in range(12)]
+        assert (await first(sockets[0])).svids[0].x509_svid == serial_before
+        assert held(targets, here) == before
+        assert here.processes()[0] == agent
+        for target in targets:
+            assert sorted(path.name for path in target.iterdir() if path.name.startswith("..so")) == []
+
+    on_node(main)
+
+
+def test_kubelets_calls_go_on_while_it_is_away(tmp_path: Path) -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        staying, leaving = pod("staying", "staying"), pod("leaving", "leaving")
+        target = await kubelet.publish(staying, VOLUME)
+        await kubelet.publish(leaving, VOLUME)
+        process = exposed(here)
+        os.kill(process, signal.SIGKILL)
+        # At once: a repeated publish, an unpublish, and one that needs a socket.
+        await kubelet.publish(staying, VOLUME)
+        await kubelet.unpublish(leaving, VOLUME)
+        fresh = await kubelet.publish(pod("fresh", "fresh"), VOLUME)
+        assert await answered(here.short(fresh) / "socket") == "spiffe://example.org/ns/default/sa/fresh"
+        assert await answered(here.short(target) / "socket") == "spiffe://example.org/ns/default/sa/staying"
+        assert len(here.journal()) == 2
+
+    on_node(main)
+
+
+def test_one_that_hangs_is_replaced_while_a_publish_waits(tmp_path: Path) -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        await kubelet.publish(pod("first"), VOLUME)
+        process = exposed(here)
+        os.kill(process, signal.SIGSTOP)
+        target = await kubelet.publish(pod("fresh", "fresh"), VOLUME)
+        assert exposed(here) != process
+        assert await answered(here.short(target) / "socket") == "spiffe://example.org/ns/default/sa/fresh"
+        assert len(here.journal()) == 2
+
+    on_node(main)
+
+
+def test_it_ends_with_the_agent_however_that_ends(tmp_path: Path) -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        process = exposed(here)
+        # It cannot see that the channel has ended.
+        os.kill(process, signal.SIGSTOP)
+        here.kill()
+        async with asyncio.timeout(DEADLINE):
+            while Path(f"/proc/{process}").exists() and status(process)["State"][0] != "Z":
+                await asyncio.sleep(0.01)
+        here.start()
+        async with asyncio.timeout(DEADLINE):
+            while len(here.processes()) != 2:
+                await asyncio.sleep(0.01)
+        process = exposed(here)
+        assert here.stop() == 0
+        assert not Path(f"/proc/{process}").exists()
+
+    on_node(main)
+
+
+def test_while_none_lives_publishes_are_unavailable_and_starts_pause(tmp_path: Path) -> None:
+    (tmp_path / "planted").mkdir()
+
+    async def run() -> None:
+        async with planted_node(tmp_path / "planted") as (here, kubelet):
+            target = await kubelet.publish(pod(), VOLUME)
+            broken = tmp_path / "planted" / "sitecustomize.py"
+            broken.write_text("import os, sys\nif 'agent.exposed' in sys.orig_argv: os._exit(3)\n", encoding="utf-8")
+            os.kill(exposed(here), signal.SIGKILL)
+            event = "the process that serves pods' sockets ended; it is started again"
+            async with asyncio.timeout(DEADLINE):
+                while len(ends := [each for each in here.events() if each["event"] == event]) < 5:
+                    await asyncio.sleep(0.05)
+            before = here.journal(), here.mounts()
+            with pytest.raises(PublishFailed) as refused:
+                await kubelet.publish(pod("other"), VOLUME)
+            assert "UNAVAILABLE" in str(refused.value)
+            assert "SOCKET_UNAVAILABLE" in str(refused.value)
+            assert (here.journal(), here.mounts()) == before, "something is left of what was refused"
+            pauses = [each["pause_seconds"] for each in ends[1:5]]
+            assert pauses == sorted(pauses)
+            assert pauses[-1] > pauses[0] > 0
+            broken.unlink()
+            assert await answered(here.short(target) / "socket") == "spiffe://example.org/ns/default/sa/web"
+
+    asyncio.run(run())

@@ -1,0 +1,223 @@
+"""The channel between agent and exposed process: whatever comes is a message within its bounds, or ends it."""
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.channel import messages
+from agent.channel.frames import LENGTH, BadFrame, Frames, Wire
+from agent.channel.snapshots import Reader, Writer
+from agent.metrics import Metrics
+from agent.socket import reflection
+from agent.socket.serving import USUAL
+from runtime.feed import Feed
+from svid.identity import WorkloadIdentity
+from tests.fake_authority import FakeAuthority, StepClock
+from tests.unit.agent.test_issuer import POD
+
+
+def framed(message: msgspec.Struct) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(LENGTH, "big") + body
+
+
+REPORTS = (
+    messages.Ready(("no files",)),
+    messages.Opened(3, ""),
+    messages.Closed(3),
+    messages.Wanted(1, 3, "spiffe://example.org/a", ("api",)),
+    messages.Seen(2, (("/A", 1.5),), ((1, 2, 3),)),
+    messages.Counted({"/A": 1}, {"/A": 0}, {}, 0, 0),
+    messages.Said(30, "podsvid.sds", "rejected", {"why": "no"}),
+    messages.Pong(),
+)
+
+
+@given(st.data())
+def test_messages_are_the_same_however_they_are_cut(data: st.DataObject) -> None:
+    whole = b"".join(framed(each) for each in REPORTS)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=12)))
+    frames: Frames[Any] = Frames(messages.reports(), messages.MAX_REPORT)
+    found = []
+    for first, last in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+        found += frames.feed(whole[first:last])
+    assert found == list(REPORTS)
+
+
+@given(st.lists(st.binary(max_size=64), max_size=8), st.booleans())
+def test_rubbish_is_refused_and_nothing_else_happens(parts: list[bytes], framed_too: bool) -> None:
+    for decoder in (messages.reports(), messages.orders()):
+        frames: Frames[Any] = Frames(decoder, 1024)
+        try:
+            for part in parts:
+                head = len(part).to_bytes(LENGTH, "big") if framed_too else b""
+                for message in frames.feed(head + part):
+                    assert isinstance(message, msgspec.Struct)
+        except BadFrame as error:
+            assert len(str(error)) < 80
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=8), st.lists))
+def test_a_message_of_another_shape_is_refused(value: object) -> None:
+    for tag in ("wanted", "said", "counted", "seen", "opened"):
+        body = msgspec.msgpack.encode({"type": tag, "request": value, "volume": value, "fields": value, "calls": value})
+        with pytest.raises(BadFrame):
+            Frames(messages.reports(), messages.MAX_REPORT).feed(len(body).to_bytes(LENGTH, "big") + body)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Wanted(1, 1, "", ("a",)),
+        messages.Wanted(1, 1, "s" * 2049, ("a",)),
+        messages.Wanted(1, 1, "s", ()),
+        messages.Wanted(1, 1, "s", ("",)),
+        messages.Wanted(1, 1, "s", ("a" * 513,)),
+        messages.Wanted(1, 1, "s", ("a",) * 33),
+        messages.Wanted(-1, 1, "s", ("a",)),
+        messages.Wanted(1, 2**53, "s", ("a",)),
+        messages.Said(51, "l", "e", {}),
+        messages.Said(10, "l" * 129, "e", {}),
+        messages.Said(10, "l", "e" * 513, {}),
+        messages.Said(10, "l", "e", {str(number): "" for number in range(17)}),
+        messages.Said(10, "l", "e", {"a": "x" * (16 * 1024 + 1)}),
+        messages.Counted({str(number): 1 for number in range(65)}, {}, {}, 0, 0),
+        messages.Counted({"/A": -1}, {}, {}, 0, 0),
+        messages.Counted({}, {}, {}, -1, 0),
+        messages.Seen(1, (("/A", 1.0),) * 1025, ()),
+        messages.Seen(1, (("/A", float("nan")),), ()),
+        messages.Seen(1, (), ((0, 0, -1),)),
+        messages.Seen(1, (), ((0, 2**32, 1),)),
+        messages.Ready(("x",) * 17),
+        messages.Begin(1, 1, 1.0, 1, "", "", "", True, 10),
+    ],
+    ids=str,
+)
+def test_what_is_beyond_its_bounds_is_refused(message: msgspec.Struct) -> None:
+    with pytest.raises(BadFrame):
+        Frames(messages.reports(), messages.MAX_REPORT).feed(framed(message))
+
+
+def test_a_long_frame_is_refused_by_its_length_alone() -> None:
+    with pytest.raises(BadFrame, match="1025 bytes, 1024 are possible"):
+        Frames(messages.reports(), 1024).feed((1025).to_bytes(LENGTH, "big"))
+
+
+def test_every_method_that_is_served_is_a_label_and_nothing_else() -> None:
+    clock = StepClock()
+    feed: Feed[WorkloadIdentity] = Feed()
+
+    class Never:
+        async def get(self, *_: object) -> Any:
+            raise AssertionError
+
+    endpoint = USUAL.endpoint(feed, Never(), clock, Metrics(), "default/web")
+    served: set[str] = set()
+    for handler in (*endpoint._handlers, *reflection.handlers()):
+        served |= set(handler._method_handlers)  # type: ignore[attr-defined]
+    assert served == set(messages.METHODS)
+
+
+def test_a_snapshot_is_what_it_was_made_of_and_bundles_are_shared() -> None:
+    async def identity() -> WorkloadIdentity:
+        from agent.authority.protocol import MintRequest
+        from svid.keys import KeyAlgorithm
+        from svid.x509svid import X509Svid
+
+        authority = FakeAuthority(StepClock())
+        key = KeyAlgorithm.EC_P256.generate()
+        minted = await authority.mint_x509(MintRequest(POD, None, key, None, ()))
+        svid = X509Svid(minted.spiffe_id, minted.chain, key, "hint")
+        return WorkloadIdentity((svid,), minted.trust.bundle).with_trust(minted.trust)
+
+    given = asyncio.run(identity())
+    writer, reader = Writer(), Reader()
+    first = reader.identity(
+        msgspec.msgpack.decode(msgspec.msgpack.encode(writer.snapshot(given)), type=messages.Snapshot)
+    )
+    second = reader.identity(writer.snapshot(given))
+    assert (first.svids[0].chain, first.svids[0].hint) == (given.svids[0].chain, "hint")
+    assert first.svids[0].key_der() == given.svids[0].key_der()
+    assert (first.bundle, first.federated) == (given.bundle, given.federated)
+    assert first.bundle is second.bundle
+
+
+def test_a_descriptor_comes_with_its_message_and_more_are_closed() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        sender: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        receiver: Wire[Any] = Wire(theirs, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
+        reading, writing = os.pipe()
+        await sender.send(messages.Open(1, "default/web", True, None), writing)
+        os.close(writing)
+        await sender.send(messages.Ping())
+        found = []
+        async for message in receiver.received():
+            found.append(message)
+            if isinstance(message, messages.Open):
+                passed = receiver.descriptor()
+                os.write(passed, b"here")
+                os.close(passed)
+                with pytest.raises(BadFrame, match="a descriptor is missing"):
+                    receiver.descriptor()
+            if len(found) == 2:
+                break
+        assert os.read(reading, 16) == b"here"
+        assert os.read(reading, 16) == b"", "somebody still holds the other end"
+        os.close(reading)
+        sender.close()
+        receiver.close()
+
+    asyncio.run(main())
+
+
+def test_a_descriptor_that_the_exposed_process_sends_is_never_taken() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        agent: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        reading, writing = os.pipe()
+        socket.send_fds(theirs, [framed(messages.Pong())], [writing])
+        os.close(writing)
+        async for message in agent.received():
+            assert message == messages.Pong()
+            break
+        assert os.read(reading, 1) == b""
+        os.close(reading)
+        agent.close()
+        theirs.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_sent_while_nobody_reads_waits_and_comes_whole_though_its_sender_left() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        sender: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        receiver: Wire[Any] = Wire(theirs, messages.reports(), messages.MAX_REPORT)
+        lines = [messages.Said(20, "podsvid.sds", str(number), {"a": "x" * 16_000}) for number in range(100)]
+        sending = [asyncio.ensure_future(sender.send(each)) for each in lines]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not all(each.done() for each in sending), "the kernel took all of it at once: the test shows nothing"
+        for each in sending[::2]:
+            each.cancel()
+        found = []
+        async for message in receiver.received():
+            found.append(message)
+            if len(found) == len(lines):
+                break
+        assert found == lines
+        await asyncio.gather(*sending, return_exceptions=True)
+        receiver.close()
+        with pytest.raises(OSError):
+            for _ in range(2):
+                await sender.send(messages.Pong())
+        sender.close()
+
+    asyncio.run(main())

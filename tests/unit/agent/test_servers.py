@@ -1,0 +1,573 @@
+"""The privileged side of pods' sockets, over an exposed process that a test plays: it is believed within bounds."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.authority.protocol import MintRequest
+from agent.channel import messages
+from agent.channel.frames import Wire
+from agent.errors import AuthorityRefused, SocketUnavailable
+from agent.metrics import Metrics
+from agent.servers import link as link_module
+from agent.servers import served as served_module
+from agent.servers.process import Confinement, Exposed, NotConfined, check_status
+from agent.servers.protocol import Use
+from agent.servers.reports import Allowance, Log, Tally
+from agent.servers.served import Servers, Settings
+from csi.model import Volume
+from csi.volume import VolumeDirectory
+from runtime.feed import Feed
+from svid.identity import WorkloadIdentity
+from svid.jwtsvid import JwtSvid
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import SpiffeId
+from svid.x509svid import X509Svid
+from tests.fake_authority import SPIFFE_ID, FakeAuthority, StepClock
+from tests.unit.agent.test_issuer import POD
+
+BEGIN = messages.Begin(8, 4, 2.0, 3, "default", "ROOTCA", "ALL", True, 20)
+
+
+@dataclass(frozen=True)
+class Kept:
+    svid: JwtSvid
+
+
+class Tokens:
+    """What the workload's JWT-SVIDs are asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[SpiffeId, tuple[str, ...]]] = []
+        self.error: Exception | None = None
+
+    async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> Kept:
+        self.asked.append((spiffe_id, tuple(audiences)))
+        if self.error is not None:
+            raise self.error
+        return Kept(JwtSvid(spiffe_id, ("a",), datetime(2026, 6, 1, tzinfo=UTC), None, "a.token", {}))
+
+
+class Played:
+    """An exposed process: binds what it is told to bind, and says what a test has it say."""
+
+    running: asyncio.Future[None]
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.channel = theirs
+        self.raw = ours
+        self.wire: Wire[Any] = Wire(ours, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
+        self.told: list[Any] = []
+        self.bound: list[socket.socket] = []
+        self.came = asyncio.Event()
+        self.bind = self.honest
+        self.unconfined = False
+        self.ended = False
+
+    def check(self) -> None:
+        if self.unconfined:
+            raise NotConfined("CapEff")
+
+    async def end(self) -> str:
+        self.ended = True
+        await self.close()
+        return "signal 9"
+
+    async def close(self) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        self.wire.close()
+        for each in self.bound:
+            each.close()
+
+    def honest(self, place: int, name: str) -> None:
+        self.bound.append(socket.socket(socket.AF_UNIX))
+        self.bound[-1].bind(f"/proc/self/fd/{place}/{name}")
+        self.bound[-1].listen()
+
+    async def run(self, *first: Any) -> None:
+        for each in first or (messages.Ready(()),):
+            await self.wire.send(each)
+        async for order in self.wire.received():
+            self.told.append(order)
+            self.came.set()
+            if isinstance(order, messages.Open):
+                place = self.wire.descriptor()
+                self.bind(place, messages.name(order.volume))
+                os.close(place)
+                await self.wire.send(messages.Opened(order.volume, ""))
+            elif isinstance(order, messages.Close):
+                await self.wire.send(messages.Closed(order.volume))
+            elif isinstance(order, messages.Look):
+                calls = ((messages.METHODS[0], 2.0), ("/made/up", 3.0))
+                await self.wire.send(messages.Seen(order.request, calls, ((7, 8, os.getpid()),) if order.peers else ()))
+
+    async def heard(self, kind: type, number: int = 1) -> Any:
+        """The `number`th order of this kind."""
+        async with asyncio.timeout(20):
+            while len(found := [each for each in self.told if isinstance(each, kind)]) < number:
+                self.came.clear()
+                await self.came.wait()
+        return found[number - 1]
+
+
+class Scene:
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.metrics = Metrics()
+        self.servers = Servers(Settings(Confinement(os.geteuid(), 1), BEGIN), self.metrics)
+        self.authority = FakeAuthority(StepClock())
+        self.played: list[Played] = []
+        self.next = asyncio.Event()
+        self.tokens = Tokens()
+        self.prepare: Callable[[Played], None] = lambda played: None
+        self.first: tuple[Any, ...] = ()
+        self._directories: list[VolumeDirectory] = []
+
+    async def start(self, *_: object) -> Played:
+        played = Played()
+        self.prepare(played)
+        self.played.append(played)
+        played.running = asyncio.ensure_future(played.run(*self.first))
+        self.next.set()
+        return played
+
+    async def life(self, number: int) -> Played:
+        """The `number`th process."""
+        async with asyncio.timeout(20):
+            while len(self.played) < number:
+                self.next.clear()
+                await self.next.wait()
+        return self.played[number - 1]
+
+    async def identity(self) -> WorkloadIdentity:
+        key = KeyAlgorithm.EC_P256.generate()
+        minted = await self.authority.mint_x509(MintRequest(POD, None, key, None, ()))
+        return WorkloadIdentity((X509Svid(SPIFFE_ID, minted.chain, key),), minted.trust.bundle)
+
+    async def socket(self, name: str = "v") -> tuple[Any, Feed[WorkloadIdentity], VolumeDirectory]:
+        target = self.base / name
+        target.mkdir()
+        volume = Volume(name, str(target), (name,), POD, None)
+        directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
+        self._directories.append(directory)
+        feed: Feed[WorkloadIdentity] = Feed()
+        feed.publish(await self.identity())
+        return self.servers.socket(feed, self.tokens, f"default/{name}", directory), feed, directory
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def end(self) -> None:
+        for played in self.played:
+            await played.close()
+        for directory in self._directories:
+            directory.close()
+
+
+def play(base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Scene], Awaitable[None]]) -> None:
+    async def run() -> None:
+        scene = Scene(base)
+        monkeypatch.setattr(Exposed, "start", scene.start)
+        running = asyncio.ensure_future(scene.servers.run())
+        try:
+            await main(scene)
+            assert not running.done()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await scene.end()
+
+    monkeypatch.setattr(served_module, "PAUSE", 0.001)
+    asyncio.run(run())
+
+
+async def asked(played: Played, *wanted: messages.Wanted) -> list[Any]:
+    """The answers to these, in their order."""
+    for each in wanted:
+        await played.wire.send(each)
+    async with asyncio.timeout(20):
+        while True:
+            found = {each.request: each for each in played.told if isinstance(each, messages.Token | messages.NoToken)}
+            if all(each.request in found for each in wanted):
+                return [found[each.request] for each in wanted]
+            played.came.clear()
+            await played.came.wait()
+
+
+def test_a_socket_is_taken_into_the_volume_and_what_is_new_follows(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        served, feed, directory = await at.socket()
+        await served.open()
+        played = await at.life(1)
+        assert isinstance(played.told[0], messages.Begin)
+        order = await played.heard(messages.Open)
+        assert order.snapshot is not None
+        assert directory.has_socket()
+        assert directory.file_names() == ["socket"]
+        assert os.listdir(tmp_path / "v") == ["socket"], "the place where it was bound is left"
+        feed.publish(await at.identity())
+        changed = await played.heard(messages.Changed)
+        current = feed.current
+        assert current is not None
+        assert changed.snapshot.svids[0].key == current.default.key_der()
+        use = await served.use(peers=True)
+        assert [call[0] for call in use.calls] == [messages.METHODS[0]], "a method that nobody serves is shown"
+        assert [(each.uid, each.gid, each.pid) for each in use.peers] == [(7, 8, os.getpid())]
+        assert use.peers[0].command
+        assert not (await served.use(peers=False)).peers
+        await served.close()
+        assert not directory.has_socket()
+        assert (await played.heard(messages.Close)).volume == order.volume
+        assert await served.use(peers=True) == Use()
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_tokens_are_for_open_volumes_own_ids_and_within_the_rate(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        served, _, _ = await at.socket()
+        await served.open()
+        played = await at.life(1)
+        volume = (await played.heard(messages.Open)).volume
+        own = str(SPIFFE_ID)
+        answers = await asked(
+            played,
+            messages.Wanted(1, volume + 1, own, ("a",)),
+            messages.Wanted(2, volume, "spiffe://example.org/ns/other", ("a",)),
+            messages.Wanted(3, volume, "no id", ("a",)),
+        )
+        assert [type(each) for each in answers] == [messages.NoToken] * 3
+        assert [each.refused for each in answers] == [False, True, True]
+        assert at.tokens.asked == []
+        served.allowance = Allowance(1.0, 3, lambda: 0.0)
+        answers = await asked(played, *(messages.Wanted(10 + each, volume, own, ("a", "b")) for each in range(5)))
+        assert [type(each) for each in answers] == [messages.Token] * 3 + [messages.NoToken] * 2
+        assert at.tokens.asked == [(SPIFFE_ID, ("a", "b"))] * 3
+        served.allowance = Allowance(1.0, 100, lambda: 0.0)
+        at.tokens.error = AuthorityRefused("POD_GONE: no")
+        (answer,) = await asked(played, messages.Wanted(20, volume, own, ("a",)))
+        assert (answer.refused, answer.why) == (True, "POD_GONE: no")
+        await served.close()
+        (answer,) = await asked(played, messages.Wanted(21, volume, own, ("a",)))
+        assert not answer.refused
+        assert len(at.tokens.asked) == 4
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_only_so_many_tokens_of_a_volume_are_asked_for_at_once(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        held = asyncio.Event()
+
+        class Slow(Tokens):
+            async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> Kept:
+                await held.wait()
+                return await super().get(spiffe_id, audiences)
+
+        at.tokens = Slow()
+        served, _, _ = await at.socket()
+        served.allowance = Allowance(1.0, 100, lambda: 0.0)
+        await served.open()
+        played = await at.life(1)
+        volume = (await played.heard(messages.Open)).volume
+        for number in range(BEGIN.calls):
+            await played.wire.send(messages.Wanted(number, volume, str(SPIFFE_ID), ("a",)))
+        (answer,) = await asked(played, messages.Wanted(99, volume, str(SPIFFE_ID), ("a",)))
+        assert isinstance(answer, messages.NoToken)
+        held.set()
+        await played.heard(messages.Token, BEGIN.calls)
+
+    play(tmp_path, monkeypatch, main)
+
+
+@pytest.mark.parametrize("rubbish", [b"\xff" * 8, b"\0\0\0\1\xc1", b""], ids=["length", "frame", "end"])
+def test_one_that_sends_rubbish_or_ends_is_replaced_and_all_sockets_are_opened_again(
+    tmp_path: Path, monkeypatch: Any, rubbish: bytes
+) -> None:
+    async def main(at: Scene) -> None:
+        kept, feed, directory = await at.socket("kept")
+        left, _, _ = await at.socket("left")
+        await kept.open()
+        await left.open()
+        await left.close()
+        first = await at.life(1)
+        feed.publish(await at.identity())
+        await first.heard(messages.Changed)
+        if rubbish:
+            first.raw.send(rubbish)
+        else:
+            first.raw.shutdown(socket.SHUT_RDWR)
+        second = await at.life(2)
+        order = await second.heard(messages.Open)
+        assert first.ended
+        current = feed.current
+        assert current is not None
+        assert order.snapshot.svids[0].key == current.default.key_der(), "the newest is served at once"
+        await at.servers.settled()
+        assert directory.has_socket()
+        assert len([each for each in second.told if isinstance(each, messages.Open)]) == 1
+        assert at.value("podsvid_socket_server_starts_total") == 2
+        assert at.tokens.asked == []
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_sends_rubbish_before_it_is_ready_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        def prepare(played: Played) -> None:
+            if not at.played:
+                played.raw.send(b"\xff" * 8)
+
+        at.prepare = prepare
+        served, _, _ = await at.socket()
+        await served.open()
+        assert len(at.played) == 2
+        assert at.played[0].told == []
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_asks_without_end_is_replaced_before_its_questions_fill_the_agent(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    async def main(at: Scene) -> None:
+        held = asyncio.Event()
+
+        class Slow(Tokens):
+            async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> Kept:
+                await held.wait()
+                return await super().get(spiffe_id, audiences)
+
+        at.tokens = Slow()
+        served, _, _ = await at.socket()
+        served.allowance = Allowance(1.0, 100, lambda: 0.0)
+        await served.open()
+        first = await at.life(1)
+        volume = (await first.heard(messages.Open)).volume
+        for number in range(4):
+            await first.wire.send(messages.Wanted(number, volume, str(SPIFFE_ID), ("a",)))
+        await at.life(2)
+        assert first.ended
+        held.set()
+
+    monkeypatch.setattr(served_module, "MOST_ANSWERS", 3)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_a_bug_behind_a_token_is_an_answer_all_the_same(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        at.tokens.error = ValueError("a secret")
+        served, _, _ = await at.socket()
+        await served.open()
+        played = await at.life(1)
+        volume = (await played.heard(messages.Open)).volume
+        (answer,) = await asked(played, messages.Wanted(1, volume, str(SPIFFE_ID), ("a",)))
+        assert not answer.refused
+        assert "secret" not in answer.why
+
+    play(tmp_path, monkeypatch, main)
+
+
+@pytest.mark.parametrize("what", ["nothing", "link", "file"])
+def test_what_is_no_socket_is_not_taken(tmp_path: Path, monkeypatch: Any, what: str) -> None:
+    async def main(at: Scene) -> None:
+        def bind(place: int, name: str) -> None:
+            if what == "link":
+                os.symlink("/etc/passwd", name, dir_fd=place)
+            elif what == "file":
+                os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=place))
+
+        def prepare(played: Played) -> None:
+            played.bind = bind
+
+        at.prepare = prepare
+        served, _, directory = await at.socket()
+        with pytest.raises(OSError, match="no socket was bound"):
+            await served.open()
+        played = await at.life(1)
+        await played.heard(messages.Close)
+        assert directory.file_names() == []
+        assert os.listdir(tmp_path / "v") == []
+
+    play(tmp_path, monkeypatch, main)
+
+
+@pytest.mark.parametrize("how", ["not ready", "unconfined"])
+def test_one_that_is_not_what_it_should_be_is_told_nothing(tmp_path: Path, monkeypatch: Any, how: str) -> None:
+    async def main(at: Scene) -> None:
+        def prepare(played: Played) -> None:
+            played.unconfined = how == "unconfined"
+
+        at.prepare = prepare
+        at.first = (messages.Pong(),) if how == "not ready" else ()
+        served, _, _ = await at.socket()
+        await served.reopen()
+        await at.life(3)
+        assert [played.told for played in at.played[:2]] == [[], []]
+        assert all(played.ended for played in at.played[:2])
+        at.prepare = lambda played: None
+        at.first = ()
+        await served.open()
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_an_agent_waits_for_what_it_picked_up(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        served, _, directory = await at.socket()
+        await served.reopen()
+        await at.servers.settled()
+        assert directory.has_socket()
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_an_agent_waits_a_bounded_time_only(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        at.first = (messages.Pong(),)
+        served, _, directory = await at.socket()
+        await served.reopen()
+        await at.servers.settled()
+        assert not directory.has_socket()
+
+    monkeypatch.setattr(served_module, "SETTLING", 0.05)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_a_publish_waits_a_bounded_time_for_its_socket(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        at.first = (messages.Pong(),)
+        served, _, directory = await at.socket()
+        with pytest.raises(SocketUnavailable):
+            await served.open()
+        await served.close()
+        assert not directory.has_socket()
+
+    monkeypatch.setattr(served_module, "OPENING", 0.05)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_does_not_answer_an_order_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        served, _, directory = await at.socket()
+        await served.open()
+        first = await at.life(1)
+        monkeypatch.setattr(link_module, "ANSWER", 0.05)
+
+        async def stuck(message: Any, descriptor: int | None = None) -> None:
+            return
+
+        monkeypatch.setattr(first.wire, "send", stuck)
+        await served.close()
+        assert not directory.has_socket()
+        monkeypatch.setattr(link_module, "ANSWER", 10.0)
+        await at.life(2)
+        assert first.ended
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        first = await at.life(1)
+        await first.heard(messages.Ping)
+        await at.life(2)
+        assert first.ended
+
+    monkeypatch.setattr(link_module, "PING", 0.01)
+    monkeypatch.setattr(link_module, "SILENCE", 0.05)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_counts_are_believed_within_bounds_and_under_known_labels() -> None:
+    metrics = Metrics()
+    tally = Tally(metrics)
+    method = messages.METHODS[0]
+
+    def value(name: str, **labels: str) -> float:
+        return metrics.registry.get_sample_value(name, labels) or 0.0
+
+    tally.take(messages.Counted({method: 5, "/made/up": 9}, {method: 2}, {"open calls": 1, "other": 4}, 3, 1))
+    tally.take(messages.Counted({method: 3}, {method: 1}, {"open calls": 0}, 2, 0))
+    tally.take(messages.Counted({method: 4}, {method: 1}, {"open calls": 1}, 2, 0))
+    assert value("podsvid_api_calls_total", method=method) == 6
+    assert value("podsvid_api_open_calls", method=method) == 1
+    assert value("podsvid_api_refused_calls_total", limit="open calls") == 2
+    assert (value("podsvid_sds_pushes_total"), value("podsvid_sds_rejections_total")) == (3, 1)
+    tally.take(messages.Counted({method: 2**52}, {method: 2**52}, {}, 2**52, 0))
+    assert value("podsvid_api_calls_total", method=method) < 2**24
+    assert value("podsvid_api_open_calls", method=method) < 2**24
+    tally.end()
+    assert value("podsvid_api_open_calls", method=method) == 0
+    labels = {sample.labels.get("method") for family in metrics.registry.collect() for sample in family.samples}
+    assert labels <= {None, *messages.METHODS}
+
+
+def test_its_log_is_marked_bounded_and_speaks_for_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    log = Log(Allowance(1.0, 2, lambda: now))
+    with caplog.at_level(logging.DEBUG):
+        log.take(messages.Said(50, "podsvid.csi", "volume %s published", {"name": "x", "pod": "a\nb", "said_by": "c"}))
+        log.take(messages.Said(0, "podsvid.sds", "rejected", {}))
+        log.take(messages.Said(20, "podsvid.sds", "lost", {}))
+        now = 5.0
+        log.take(messages.Said(20, "podsvid.endpoint", "again", {}))
+    found = [(each.name, each.levelname, each.getMessage()) for each in caplog.records]
+    assert found == [
+        ("podsvid.exposed", "ERROR", "volume %s published"),
+        ("podsvid.sds", "DEBUG", "rejected"),
+        ("podsvid.endpoint", "INFO", "again"),
+    ]
+    assert {getattr(each, "said_by", None) for each in caplog.records} == {"exposed"}
+    assert getattr(caplog.records[0], "pod", None) == "a\nb"
+    assert getattr(caplog.records[2], "lines_lost", None) == "1"
+
+
+CONFINED = """Name:\tpython
+Uid:\t7\t7\t7\t7
+Gid:\t7\t7\t7\t7
+Groups:\t\x20
+CapInh:\t0000000000000000
+CapPrm:\t0000000000000000
+CapEff:\t0000000000000000
+CapBnd:\t0000000000000000
+CapAmb:\t0000000000000000
+NoNewPrivs:\t1
+Seccomp:\t2
+"""
+
+
+class Strict(Confinement):
+    strict = True
+
+
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ("Uid:\t7\t7\t7\t7", "Uid:\t7\t7\t0\t7"),
+        ("Gid:\t7\t7\t7\t7", "Gid:\t0\t7\t7\t7"),
+        ("Groups:\t ", "Groups:\t0 "),
+        ("CapPrm:\t0", "CapPrm:\t1"),
+        ("CapEff:\t0", "CapEff:\t1"),
+        ("CapBnd:\t0", "CapBnd:\t1"),
+        ("CapAmb:\t0", "CapAmb:\t1"),
+        ("CapInh:\t0", "CapInh:\t1"),
+        ("NoNewPrivs:\t1", "NoNewPrivs:\t0"),
+        ("Seccomp:\t2", "Seccomp:\t0"),
+        ("Seccomp:\t2\n", ""),
+    ],
+)
+def test_a_process_that_has_more_than_it_should_is_seen(line: str, other: str) -> None:
+    check_status(CONFINED, Strict(7, 1))
+    with pytest.raises(NotConfined, match=line.partition(":")[0]):
+        check_status(CONFINED.replace(line, other), Strict(7, 1))
