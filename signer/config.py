@@ -121,6 +121,9 @@ class SignerConfig:
     policies_per_namespace: int = setting(
         settings.number(1, 100000), "WorkloadIdentities of one namespace that count, the oldest first", "100"
     )
+    services_per_namespace: int = setting(
+        settings.number(1, 100000), "Services of one namespace that give their pods DNS names, the oldest first", "5000"
+    )
     dns_names: tuple[str, ...] = setting(
         settings.listed(_dns_pattern), "DNS names that pods without a policy may ask for", ""
     )

@@ -117,6 +117,7 @@ class Replica:
                 cluster_domain=config.cluster_domain,
                 require_policy=config.require_policy,
                 max_per_namespace=config.policies_per_namespace,
+                max_services=config.services_per_namespace,
                 ttls=config.ttls,
             ),
             config.outage_limit,
@@ -196,7 +197,7 @@ class Replica:
         self._server = AgentServer(
             service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock
         )
-        gauges.watch(self.metrics, self._rotation, self._leader, self._agents, self._pods)
+        gauges.watch(self.metrics, self._rotation, self._leader, self._agents, self._pods, self._policies)
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
         """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""

@@ -10,13 +10,14 @@ from signer.authority.acknowledgements import Agents
 from signer.authority.rotation import Rotation
 from signer.cluster.leader import Leader
 from signer.metrics import Metrics
+from signer.policy.policies import Policies
 
 # Seconds between looks at the event loop.
 LAG_SECONDS = 0.1
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
-def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, pods: Pods) -> None:
+def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, pods: Pods, policies: Policies) -> None:
     """Have `metrics` ask these."""
 
     def authority_ends() -> float:
@@ -41,6 +42,7 @@ def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, 
         authority_ends=authority_ends,
         authority_life=authority_life,
         contact=lambda: (pods.last_contact or _NEVER).timestamp(),
+        services_left_out=lambda: float(policies.services_left_out),
     )
 
 

@@ -83,6 +83,11 @@ class Metrics:
             "When the API server last answered, as Unix time.",
             registry=self.registry,
         )
+        self._services_left_out = Gauge(
+            "podsvid_signer_services_left_out",
+            "Services that give their pods no DNS names: beyond services_per_namespace, or with too large a selector.",
+            registry=self.registry,
+        )
         self._steps = Counter(
             "podsvid_signer_authority_steps",
             "Steps in the authorities' life by kind (x509, jwt, or both and all) and step.",
@@ -162,6 +167,7 @@ class Metrics:
         authority_ends: Callable[[], float],
         authority_life: Callable[[], float],
         contact: Callable[[], float],
+        services_left_out: Callable[[], float],
     ) -> None:
         """Ask these for the values of the gauges, every two seconds."""
         self._shown.add(self._agents, agents)
@@ -170,3 +176,4 @@ class Metrics:
         self._shown.add(self._authority_ends, authority_ends)
         self._shown.add(self._authority_life, authority_life)
         self._shown.add(self._contact, contact)
+        self._shown.add(self._services_left_out, services_left_out)

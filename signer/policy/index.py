@@ -1,18 +1,15 @@
-"""Where to look: the policies and Services that can concern a pod, without going through all there are."""
+"""Where to look: the policies that can concern a pod, without going through all there are."""
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TypeAlias
 
 from signer.cluster.objects import PolicyObject
 from signer.model import LivePod
-from signer.policy.places import Places
-from signer.policy.policy import Age, Policy, Service, read_outline, read_policy
+from signer.policy.places import Age, Places
+from signer.policy.policy import Policy, read_outline, read_policy
 from signer.policy.selector import Selector
 
-# Services of one pod that are looked at; a certificate has room for the names of ten.
-MAX_SERVICES = 256
 Key: TypeAlias = tuple[str, str, str]
 _ANY: Key = ("any", "", "")
 
@@ -27,11 +24,10 @@ class Index:
             f"its namespace has more than {most} WorkloadIdentities (policies_per_namespace), and only the oldest are "
             "read: this one is taken to be for all pods of the namespace, and refuses those that it wins; delete some"
         )
-        self._namespaced: dict[str, Places] = {}
+        self._namespaced: dict[str, Places[Policy]] = {}
         # Namespaces with a place for one that is still an outline.
         self._free: set[str] = set()
         self._cluster: dict[Key, dict[str, Policy]] = {}
-        self._services: dict[Key, list[Service]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
 
     def read(self, body: PolicyObject) -> Policy | None:
@@ -52,7 +48,7 @@ class Index:
         if new is None:
             return None
         if new.namespace:
-            places = self._namespaced.setdefault(new.namespace, Places(self._most))
+            places = self._namespaced.setdefault(new.namespace, Places(self._most, _rank))
             places.add(new)
             self._note_free(new.namespace, places)
             return places.over
@@ -68,18 +64,6 @@ class Index:
         """Whether it is one of those, or behind one."""
         places = self._namespaced.get(policy.namespace)
         return policy.left_out and places is not None and places.room(policy.age)
-
-    def service(self, old: Service | None, new: Service | None) -> None:
-        """A Service came, changed or went."""
-        if old is not None:
-            bucket = self._services.get(_key(old), [])
-            at = bisect_left(bucket, old.name, key=_name)
-            if bucket[at : at + 1] == [old]:
-                del bucket[at]
-            if not bucket:
-                self._services.pop(_key(old), None)
-        if new is not None:
-            insort(self._services.setdefault(_key(new), []), new, key=_name)
 
     def namespace(self, old: tuple[str, Mapping[str, str]] | None, new: tuple[str, Mapping[str, str]] | None) -> None:
         """A namespace came, changed or went: its name and labels."""
@@ -109,12 +93,7 @@ class Index:
         places = self._namespaced.get(pod.namespace)
         return chain(places.deciding if places is not None else (), *found)
 
-    def services(self, pod: LivePod) -> Iterator[Service]:
-        """All that select the pod are among them, up to a bound: by label, then by name."""
-        keys = ((pod.namespace, key, value) for key, value in pod.labels.items())
-        return islice(chain.from_iterable(self._services[key] for key in keys if key in self._services), MAX_SERVICES)
-
-    def _note_free(self, namespace: str, places: Places) -> None:
+    def _note_free(self, namespace: str, places: Places[Policy]) -> None:
         if places.due is not None:
             self._free.add(namespace)
         else:
@@ -156,10 +135,5 @@ def _age(body: PolicyObject) -> Age:
     return (body.metadata.creation_timestamp or "", body.metadata.name or "", body.metadata.uid or "")
 
 
-def _key(service: Service) -> Key:
-    # Any of its labels will do: the pod must have all.
-    return (service.namespace, *service.selector[0]) if service.selector else (service.namespace, "", "")
-
-
-def _name(service: Service) -> str:
-    return service.name
+def _rank(policy: Policy) -> tuple[tuple[bool, int, bool, str, str], str]:
+    return (policy.rank, policy.uid)

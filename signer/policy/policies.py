@@ -10,6 +10,7 @@ from typing import Any
 
 from runtime import durations
 from runtime.clock import Clock
+from runtime.seldom import Seldom
 from signer import ttls
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
@@ -23,17 +24,19 @@ from signer.policy.policy import (
     NAMESPACED,
     Policy,
     PolicySettings,
-    Service,
     decide,
     matching,
     read_policy,
-    read_service,
 )
+from signer.policy.services import Service, ServiceIndex
 from signer.policy.statuses import Statuses
 
 _log = logging.getLogger("podsvid.policies")
 # After which one is asked for again that could not be read.
 READ_AGAIN_SECONDS = 5.0
+# Seconds between two lines of log about what is left out.
+COMPLAINT_SECONDS = 60.0
+SERVICES = "/api/v1/services"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Policies:
         self._settings = settings
         self._outage_limit = outage_limit
         self._index = Index(settings.max_per_namespace)
+        self._service_index = ServiceIndex(settings.max_services)
         self._namespaced: Mirror[PolicyObject, Policy] = Mirror(
             api, f"{GROUP}/{NAMESPACED}", PolicyObject, self._index.read, clock, observe=self._policy_changed
         )
@@ -75,8 +79,9 @@ class Policies:
             api, "/api/v1/namespaces", Named, _read_namespace, clock, observe=self._namespace_changed
         )
         self._services: Mirror[ServiceObject, Service] = Mirror(
-            api, "/api/v1/services", ServiceObject, read_service, clock, observe=self._index.service
+            api, SERVICES, ServiceObject, self._service_index.read, clock, observe=self._service_changed
         )
+        self._complaint = Seldom(COMPLAINT_SECONDS, clock.monotonic)
         # Something may be due to be read again.
         self._freed = asyncio.Event()
         self.statuses = Statuses(api, self, clock)
@@ -117,7 +122,13 @@ class Policies:
                 f"namespace {pod.namespace} has not been read yet, and its labels may decide; kubelet tries again "
                 f"(one with more than {MAX_LABELS} labels is not read)",
             )
-        return decide(self.matching(pod), pod, self._index.services(pod), self._settings)
+        found, unread = self._service_index, self._service_index.unread(pod.namespace)
+        return decide(self.matching(pod), pod, found.of(pod), self._settings, unread)
+
+    @property
+    def services_left_out(self) -> int:
+        """How many Services give no DNS names, as they are too many or select by too much."""
+        return self._service_index.left_out
 
     def explain(self, pod: LivePod) -> Explanation:
         """Which policies match, which do not and why, and what comes of it."""
@@ -174,6 +185,7 @@ class Policies:
         while True:
             self._freed.clear()
             read = [await self._read_again(each) for each in self._index.due()]
+            read += [await self._read_service_again(each) for each in self._service_index.due()]
             if any(read):
                 continue
             with suppress(TimeoutError):
@@ -195,6 +207,42 @@ class Policies:
             return False
         self._namespaced.swap(outline.uid, outline, found)
         return True
+
+    async def _read_service_again(self, outline: Service) -> bool:
+        """Whether it could be read."""
+        # Not by its path: reading one needs a right of its own, which listing does not.
+        path = f"/api/v1/namespaces/{outline.namespace}/services"
+        try:
+            found = await self._api.list(path, ServiceObject, {"fieldSelector": f"metadata.name={outline.name}"})
+        except SignerError as error:
+            _log.warning(
+                "a Service cannot be read; trying again",
+                extra={
+                    "namespace": outline.namespace,
+                    "service": outline.name,
+                    "reason": error.reason,
+                    "error": str(error),
+                },
+            )
+            return False
+        read = (self._service_index.read(each) for each in found.items if each.metadata.uid == outline.uid)
+        new = next(read, None)
+        if new is None or new == outline:
+            return False
+        self._services.swap(outline.uid, outline, new)
+        return True
+
+    def _service_changed(self, old: Service | None, new: Service | None) -> None:
+        over = self._service_index.changed(old, new)
+        if over is not None:
+            self._services.swap(over.uid, over, over.outline())
+        if new is not None and (new.large or new.left_out) and self._complaint.due:
+            _log.warning(
+                "Services give no DNS names: too many in their namespace, or too large a selector",
+                extra={"namespace": new.namespace, "service": new.name, "services": self.services_left_out},
+            )
+        if old is not None:
+            self._freed.set()
 
     def _policy_changed(self, old: Policy | None, new: Policy | None) -> None:
         over = self._index.policy(old, new)

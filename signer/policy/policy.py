@@ -13,15 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from runtime import durations
-from signer.cluster.objects import Metadata, PolicyObject, PolicyRank, ServiceObject, few_selected
+from signer.cluster.objects import Metadata, PolicyObject, PolicyRank
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import Entitlement, LivePod, TtlLimits
+from signer.policy.places import Age
 from signer.policy.selector import Selector, read_selector
+from signer.policy.services import MAX_SERVICES, Service
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
 from svid.authority import is_dns_name
 from svid.errors import InvalidSpiffeId
@@ -29,7 +31,6 @@ from svid.identity import MAX_HINT_BYTES
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 
-Age: TypeAlias = tuple[str, str, str]
 DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
 NAMESPACE_PREFIX = "/ns/{namespace}/"
 MAX_DNS_NAMES = 32
@@ -61,6 +62,8 @@ _TYPES: Mapping[str, type] = MappingProxyType(
 class PolicySettings:
     """The signer's own part: trust domain, the path without a policy, whether a policy is needed.
 
+    `max_per_namespace`: policies of a namespace that count; `max_services`: its Services.
+
     `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
     """
 
@@ -69,24 +72,8 @@ class PolicySettings:
     cluster_domain: str = "cluster.local"
     require_policy: bool = False
     max_per_namespace: int = 100
+    max_services: int = 5000
     ttls: TtlLimits | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A Service's selector, for DNS names."""
-
-    namespace: str
-    name: str
-    selector: tuple[tuple[str, str], ...]
-
-    def selects(self, pod: LivePod) -> bool:
-        """Whether the pod is behind it; one without a selector has no pods of its own."""
-        return (
-            bool(self.selector)
-            and pod.namespace == self.namespace
-            and all(pod.labels.get(key) == value for key, value in self.selector)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +160,16 @@ def matching(policies: Iterable[Policy], pod: LivePod, namespace_labels: Mapping
 
 
 def decide(
-    matched: Sequence[Policy], pod: LivePod, services: Iterable[Service], settings: PolicySettings
+    matched: Sequence[Policy],
+    pod: LivePod,
+    services: Iterable[Service],
+    settings: PolicySettings,
+    unread: Sequence[str] = (),
 ) -> Entitlement:
-    """The entitlement by `matched`, the winner first. Raises Refused (POLICY_DENIED, POLICY_UNUSABLE)."""
+    """The entitlement by `matched`, the winner first. Raises Refused (POLICY_DENIED, POLICY_UNUSABLE).
+
+    `services`: all that may select the pod, but those that are `unread`, for people.
+    """
     if not matched:
         if settings.require_policy:
             raise Refused(
@@ -196,7 +190,8 @@ def decide(
         names, left_out = _dns_names(winner, pod, services, settings)
     except InvalidPolicy as error:
         raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner}: {error}") from None
-    surprises = [f"DNS names of Services were left out: {left_out}"] if left_out else []
+    left_out += unread if winner.dns_names_from_services else ()
+    surprises = [f"DNS names of Services were left out: {'; '.join(left_out)}"] if left_out else []
     others = ", ".join(str(each) for each in matched[1:6] if not each.left_out)
     if others:
         surprises.append(f"policy {winner} won over {others}, which match this pod as well")
@@ -246,17 +241,6 @@ def read_outline(body: PolicyObject, problem: str) -> Policy | None:
     return Policy(**base, **_rank(body.spec)).outline(problem) if base else None
 
 
-def read_service(body: ServiceObject) -> Service | None:
-    """A Service's selector; None for one that selects no pods, or by more labels than are kept."""
-    spec = body.spec
-    if not body.metadata.name or spec is None or spec.type == "ExternalName":
-        return None
-    if not spec.selector or not few_selected(spec.selector):
-        return None
-    selector = sorted(spec.selector.items())
-    return Service(body.metadata.namespace or "", body.metadata.name, tuple(selector))
-
-
 def _default(pod: LivePod, settings: PolicySettings) -> Entitlement:
     try:
         return Entitlement(_render_id(settings.trust_domain, path_template(settings.default_path), pod))
@@ -274,7 +258,7 @@ def _render_id(trust_domain: TrustDomain, path: Template, pod: LivePod) -> Spiff
 
 def _dns_names(
     policy: Policy, pod: LivePod, services: Iterable[Service], settings: PolicySettings
-) -> tuple[tuple[str, ...], str]:
+) -> tuple[tuple[str, ...], list[str]]:
     names = [each.render(pod, is_dns_label, "one label of a DNS name") for each in policy.dns_names]
     for name in names:
         if not is_dns_name(name):
@@ -282,8 +266,11 @@ def _dns_names(
         if policy.namespace and not _inside(name, pod.namespace, settings.cluster_domain):
             # Else whoever may write policies in one namespace could answer for the Services of another.
             raise InvalidPolicy(f"DNS name {name} is not one of namespace {pod.namespace} (<name>.{pod.namespace}.svc)")
-    left_out = 0
-    for service in services if policy.dns_names_from_services else ():
+    left_out, others = 0, []
+    for number, service in enumerate(services if policy.dns_names_from_services else ()):
+        if number == MAX_SERVICES:
+            others.append(f"all but {MAX_SERVICES} of those with a label of the pod in their selector")
+            break
         if not service.selects(pod):
             continue
         base = f"{service.name}.{service.namespace}"
@@ -292,7 +279,7 @@ def _dns_names(
             left_out += 1
             continue
         names += more
-    return tuple(dict.fromkeys(names)), f"{left_out} Services" if left_out else ""
+    return tuple(dict.fromkeys(names)), [*([f"{left_out} Services"] if left_out else []), *others]
 
 
 def _inside(name: str, namespace: str, cluster_domain: str) -> bool:

@@ -65,6 +65,7 @@ class Fleet:
                 authority_ends=lambda: self.now + self.authority_left,
                 authority_life=lambda: 30 * 86400.0,
                 contact=lambda: self.now if self.contact_lost_at is None else self.contact_lost_at,
+                services_left_out=lambda: 0.0,
             )
 
     def step(self) -> None:

@@ -92,7 +92,15 @@ def _agent(ask: Callable[[], float]) -> AgentMetrics:
 
 def _signer(ask: Callable[[], float]) -> SignerMetrics:
     metrics = SignerMetrics()
-    metrics.watch(agents=ask, unacknowledged=ask, leading=ask, authority_ends=ask, authority_life=ask, contact=ask)
+    metrics.watch(
+        agents=ask,
+        unacknowledged=ask,
+        leading=ask,
+        authority_ends=ask,
+        authority_life=ask,
+        contact=ask,
+        services_left_out=ask,
+    )
     metrics.watch_connections(ask, ask)
     return metrics
 

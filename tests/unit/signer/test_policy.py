@@ -16,7 +16,8 @@ from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject, ServiceObject
 from signer.errors import ApiUnavailable, InvalidPolicy, Reason, Refused
 from signer.model import Entitlement, LivePod
-from signer.policy.policy import Policy, PolicySettings, Service, decide, matching, read_policy, read_service
+from signer.policy.policy import Policy, PolicySettings, decide, matching, read_policy
+from signer.policy.services import Service, read_service
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.typed import typed

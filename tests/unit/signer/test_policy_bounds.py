@@ -21,11 +21,10 @@ from signer.policy.policy import (
     MAX_SPEC,
     NAMESPACED,
     PolicySettings,
-    Service,
     decide,
     read_policy,
-    read_service,
 )
+from signer.policy.services import Service, read_service
 from signer.policy.template import Template, dns_template, path_template
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
@@ -258,8 +257,10 @@ def test_a_service_with_more_labels_than_are_kept_selects_none() -> None:
             typed(ServiceObject, {"metadata": {"name": "s", "namespace": "a"}, "spec": {"selector": selector}})
         )
 
-    assert service(16) is not None
-    assert service(17) is None
-    assert service(8, 254) is not None
-    assert service(8, 255) is None
+    assert [few.large for few in (service(16), service(8, 254)) if few] == [False, False]
+    for many in (service(17), service(8, 255)):
+        # It is not forgotten: people are told of it.
+        assert many is not None
+        assert (many.large, many.selector) == (True, ())
+        assert not many.selects(POD)
     assert service(0) is None

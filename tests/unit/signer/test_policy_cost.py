@@ -4,7 +4,7 @@ import asyncio
 import gc
 import json
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from signer.errors import InvalidPolicy, Reason, Refused
 from signer.metrics import Metrics
 from signer.model import LivePod
 from signer.policy import statuses as module
-from signer.policy.index import MAX_SERVICES, Index
+from signer.policy.index import Index
 from signer.policy.policies import Policies
 from signer.policy.policy import (
     CLUSTER,
@@ -32,11 +32,12 @@ from signer.policy.policy import (
     NAMESPACED,
     Policy,
     PolicySettings,
-    Service,
+    decide,
     matching,
     read_policy,
 )
 from signer.policy.selector import read_selector
+from signer.policy.services import MAX_SERVICES, Service, ServiceIndex
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.live_pods import Fixed
@@ -47,12 +48,10 @@ from tests.unit.signer.test_policy import policy
 POD = LivePod("shop", "web-0", "uid-1", "node-a", "web", {"app": "web"})
 
 
-def indexed(policies: Iterable[Policy] = (), services: Iterable[Service] = (), most: int = 100) -> Index:
+def indexed(policies: Iterable[Policy] = (), most: int = 100) -> Index:
     found = Index(most)
     for each in policies:
         found.policy(None, each)
-    for service in services:
-        found.service(None, service)
     return found
 
 
@@ -73,15 +72,32 @@ def test_only_services_that_may_select_the_pod_are_looked_at_and_not_all_of_thos
     services = [Service(f"ns{n % 50}", f"s{n}", (("app", "web"),)) for n in range(5000)]
     services += [Service("shop", f"x{n}", (("app", f"a{n}"),)) for n in range(5000)]
     front = Service("shop", "front", (("app", "web"),))
-    found = indexed(services=[*services, front])
-    assert list(found.services(POD)) == [front]
+    found = ServiceIndex(10_000)
+    for each in [*services, front]:
+        found.changed(None, each)
+    assert list(found.of(POD)) == [front]
     for number in range(1000):
-        found.service(None, Service("shop", f"t{number:04}", (("app", "web"),)))
-    assert len(list(found.services(POD))) == MAX_SERVICES
+        found.changed(None, Service("shop", f"t{number:04}", (("app", "web"),)))
+    looked_at = 0
+
+    def counted() -> Iterator[Service]:
+        nonlocal looked_at
+        for each in found.of(POD):
+            looked_at += 1
+            yield each
+
+    wide = policy("wide", dnsNamesFromServices=True)
+    given = decide([wide], POD, counted(), PolicySettings(TrustDomain("example.org")))
+    assert looked_at == MAX_SERVICES + 1
+    (surprise,) = given.surprises
+    assert surprise == (
+        "DNS names of Services were left out: 246 Services; "
+        "all but 256 of those with a label of the pod in their selector"
+    )
     # Each replica sees the same ones.
-    assert [each.name for each in found.services(POD)][:3] == ["front", "t0000", "t0001"]
-    found.service(front, None)
-    assert next(found.services(POD)).name == "t0000"
+    assert [each.name for each in found.of(POD)][:3] == ["front", "t0000", "t0001"]
+    found.changed(front, None)
+    assert next(found.of(POD)).name == "t0000"
 
 
 LABELS = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz"), max_size=2)
@@ -137,7 +153,7 @@ class Rig:
         self.kube = FakeKube(StepClock())
         for namespace in ("shop", "other"):
             self.kube.put(f"/api/v1/namespaces/{namespace}", {})
-        settings = PolicySettings(TrustDomain("example.org"), max_per_namespace=most)
+        settings = PolicySettings(TrustDomain("example.org"), max_per_namespace=most, max_services=most)
         self.policies = Policies(self.kube, settings, timedelta(minutes=10), self.kube._clock)
 
     def put(self, name: str, namespace: str = "", created: str = "2030-01-01T00:00:00Z", **spec: Any) -> str:

@@ -202,7 +202,7 @@ def test_one_that_gets_a_place_is_read_again_and_until_then_refuses(monkeypatch:
 
 def test_so_many_decide_whoever_comes() -> None:
     """Also before the one that lost its place was made an outline; and outlines decide as one."""
-    places = Places(2)
+    places: Places[Policy] = Places(2, lambda each: each.rank)
     for name in ("c", "a", "d", "b"):
         places.add(policy(name, "shop"))
     assert [each.name for each in places.deciding] == ["a", "b"]

@@ -13,7 +13,8 @@ from signer.cluster.objects import PolicyObject
 from signer.errors import ApiUnavailable, Conflict, Reason, Refused
 from signer.model import LivePod, TtlLimits
 from signer.policy.policies import Policies
-from signer.policy.policy import CLUSTER, GROUP, NAMESPACED, PolicySettings, Service, decide, matching, read_policy
+from signer.policy.policy import CLUSTER, GROUP, NAMESPACED, PolicySettings, decide, matching, read_policy
+from signer.policy.services import Service
 from signer.policy.statuses import MAX_REFUSED
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
