@@ -21,7 +21,7 @@ from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
 from signer import gauges
 from signer.attestation.attestor import AttestationSettings, Attestor
-from signer.attestation.pods import Holders, Pods
+from signer.attestation.pods import AgentAddresses, Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
@@ -108,7 +108,7 @@ class Replica:
         self._rng = rng
         self.metrics = Metrics()
         self.metrics.built(own_version())
-        self._pods = Pods(api, clock)
+        self._pods = Pods(api, clock, (config.agent_namespace, config.agent_service_account))
         self._policies = Policies(
             api,
             PolicySettings(
@@ -124,7 +124,9 @@ class Replica:
             clock,
         )
         self._holders = Holders(frozenset(config.driver_names))
-        self._pods.observers += [self._policies.statuses.pod_changed, self._holders.pod_changed]
+        places = AgentAddresses()
+        hear = self._policies.statuses.pod_changed, self._holders.pod_changed, places.pod_changed
+        self._pods.observers += hear
         self._offline = OfflineTokens(api, config.audience, clock, self.metrics.keys_read)
         reviews = TokenReviews(api, config.audience, self._offline, clock, told=self.metrics.token_checked)
         attestor = Attestor(
@@ -178,7 +180,7 @@ class Replica:
         self._rotation.heard = audit.authorities
         minting = Minting(self._signing_state, _minting(config), clock, Lifetimes(self._rotation, clock))
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
-        door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst)
+        door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst, places)
         service = SignerService(
             attestor,
             self._policies,
@@ -223,6 +225,7 @@ class Replica:
             "rotation": self._rotation.run,
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
             "trust": self._follow_state,
+            "port": self._serve_agents,
             "publishing": lambda: self._leader.lead(self._publish),
             "policy status": lambda: self._leader.lead(self._write_policy_statuses),
         }
@@ -238,20 +241,24 @@ class Replica:
             AdminService(self._rotation, self._policies, self._pods, self._clock), config.admin_socket
         )
         services.push_async_callback(admin.stop, STOP_GRACE)
+        await _until(stopping, tasks)
+
+    async def _serve_agents(self) -> None:
+        await self._server.open(self._pods.wait_synced, self._policies.wait_synced)
         state = self._rotation.state
         assert state is not None
         _log.info(
             "signer serving",
             extra={
-                "address": shown(*config.listen or ("", 0)),
-                "trust_domain": str(config.trust_domain),
+                "address": shown(*self._config.listen or ("", 0)),
+                "trust_domain": str(self._config.trust_domain),
                 "sequence": state.sequence,
                 "authority": state.active_x509_id,
                 "authority_ends": state.active_x509.not_after.isoformat(),
                 "jwt_svids": state.active_jwt is not None,
             },
         )
-        await _until(stopping, tasks)
+        await asyncio.Event().wait()  # the stop
 
     async def not_ready(self) -> str | None:
         """What keeps this replica from signing; None when nothing does."""

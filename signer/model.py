@@ -73,7 +73,8 @@ class LivePod:
     """A pod as the API server has it: all that attestation and policy look at.
 
     `drivers` are the CSI drivers that its volumes name (inline ones only). `oversized`: it has more labels or drivers
-    than are kept, so that nobody may decide by them; it gets nothing.
+    than are kept, so that nobody may decide by them; it gets nothing. `addresses` are an agent's, its host's among
+    them, as `runtime.listening.whose` counts them; they tell who may wait longer for a place, never who somebody is.
     """
 
     namespace: str
@@ -86,6 +87,7 @@ class LivePod:
     finished: bool = False
     mirror: bool = False
     oversized: bool = False
+    addresses: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

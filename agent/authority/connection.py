@@ -64,26 +64,29 @@ class Connection:
         self._contact = contact
         self._clock = clock
         self._rng = rng
-        self._signer = ProvenSigner(settings.address, settings.trust_domain, settings.run_dir, self.newest_roots)
+        self._signer = ProvenSigner(settings.address, settings.trust_domain, settings.run_dir, self._roots_to_prove_by)
         self._channel: grpc.aio.Channel | None = None
         # Those that streams hold on to: they outlive a newer channel until their stream ends.
         self._held: set[grpc.aio.Channel] = set()
+        # What it was made with, all that its connections may have been proven by, and whether it has served its time.
         self._roots = b""
+        self._proven_by: set[bytes] = set()
+        self._old = False
         self._file_roots: tuple[tuple[int, int], TrustBundle] | None = None
         self._by_file = False
         self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._closed = False
 
     def channel(self) -> grpc.aio.Channel:
-        """The channel, made anew when what it is to trust has changed.
+        """The channel, made anew where a server that is trusted no more may be at its other end.
 
-        The signer's next certificate may be of an authority that the old connection's roots do not have. Agents come to
-        this at their next mint, each in its own time. Raises AuthorityUnavailable once it was closed.
+        That there are more authorities than before changes nothing for a connection that is there: in a rotation all
+        agents would come anew at once. Raises AuthorityUnavailable once it was closed.
         """
         if self._closed:
             raise AuthorityUnavailable("SIGNER_UNREACHABLE: this agent is stopping")
         roots = self.newest_roots()
-        if self._channel is not None and roots == self._roots:
+        if self._channel is not None and not self._old and self._is_good(self._channel, roots):
             return self._channel
         first = int(self._rng.uniform(0.5, 3.0) * 1000)
         options = (
@@ -110,8 +113,23 @@ class Connection:
             self._close(self._channel)
         # Not insecure: what is behind that socket has proved itself over TLS.
         self._channel = grpc.aio.insecure_channel(target, options=options)
-        self._roots = roots
+        self._roots, self._old, self._proven_by = roots, False, set()
         return self._channel
+
+    def renew(self) -> None:
+        """Make a new channel for what comes next: a signer with a newer certificate, or another replica, may answer."""
+        self._old = True
+
+    def _is_good(self, channel: grpc.aio.Channel, roots: bytes) -> bool:
+        if not self._proven_by <= _certificates(roots):
+            return False
+        # One that does not come about is tried anew with what is trusted newly, at once and not in grpc's own time.
+        return roots == self._roots or channel.get_state() is grpc.ChannelConnectivity.READY
+
+    def _roots_to_prove_by(self) -> bytes:
+        roots = self.newest_roots()
+        self._proven_by |= _certificates(roots)
+        return roots
 
     @contextmanager
     def held(self) -> Iterator[grpc.aio.Channel]:
@@ -217,6 +235,10 @@ class Connection:
         leaving = asyncio.get_running_loop().create_task(channel.close(CLOSE_SECONDS))
         self._leaving[leaving] = channel
         leaving.add_done_callback(self._leaving.pop)
+
+
+def _certificates(pem: bytes) -> set[bytes]:
+    return {each.strip() for each in pem.split(b"-----END CERTIFICATE-----")}
 
 
 def is_token(text: str) -> bool:

@@ -89,7 +89,12 @@ class TrustStream:
                 except grpc.aio.AioRpcError as error:
                     reason, text, _ = explain(error)
                     why = text if reason else self._connection.why(text)
-                    (self._contact.ended if reason == _RECONNECT else self._contact.lost)(why)
+                    if reason == _RECONNECT:
+                        # Each agent's stream ends at another time: so they come anew one after the other.
+                        self._connection.renew()
+                        self._contact.ended(why)
+                    else:
+                        self._contact.lost(why)
                 except (OSError, AuthorityUnavailable) as error:
                     self._contact.lost(str(error))
                 except asyncio.CancelledError:

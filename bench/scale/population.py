@@ -143,6 +143,8 @@ class Cluster:
             },
             "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": _CONDITIONS},
         }
+        if number < self.nodes:
+            body["status"]["podIPs"] = [{"ip": self.address(number)}]
         return f"/api/v1/namespaces/{named.namespace}/pods/{named.name}", body
 
     def _app(self, pod: int) -> int:

@@ -1,33 +1,37 @@
 """The live pods: a mirror of all of them, and a look at the API server for one that the mirror does not have yet."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 
 from msgspec import UNSET
 
 from runtime.clock import Clock
+from runtime.listening import whose
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Pod as PodObject
-from signer.cluster.objects import PodSpec, Texts, few_labels
+from signer.cluster.objects import PodSpec, PodState, Texts, few_labels
 from signer.errors import ApiUnavailable, Forbidden, NotFound, Reason, Refused
 from signer.model import LivePod, PodClaim
 
 # Different CSI drivers of one pod's inline volumes.
 MAX_DRIVERS = 16
+# Of an agent's pod and of its host: one of each family.
+MAX_ADDRESSES = 2
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 
 class Pods:
-    """All pods, by uid."""
+    """All pods, by uid. Those of `agents` (namespace, service account) with their addresses."""
 
-    def __init__(self, api: KubeApi, clock: Clock) -> None:
+    def __init__(self, api: KubeApi, clock: Clock, agents: tuple[str, str] | None = None) -> None:
         self._api = api
         self._by_name: dict[str, dict[str, LivePod]] = {}
         texts = Texts()
         self._mirror: Mirror[PodObject, LivePod] = Mirror(
-            api, "/api/v1/pods", PodObject, lambda body: read_pod(body, texts.same), clock, observe=self._index
+            api, "/api/v1/pods", PodObject, lambda body: read_pod(body, texts.same, agents), clock, observe=self._index
         )
         # Hear of each change as it is made: what was there, and what is there now.
         self.observers: list[Callable[[LivePod | None, LivePod | None], None]] = []
@@ -135,8 +139,32 @@ class Holders:
         return pod is not None and not pod.finished and bool(pod.drivers & self._drivers)
 
 
-def read_pod(pod: PodObject, same: Callable[[str], str] = str) -> LivePod | None:
-    """What attestation and policy look at; None for what is no pod. `same` answers with the first of equal texts."""
+class AgentAddresses:
+    """Where agents run, as the API server has it. In it or not is all that is asked."""
+
+    def __init__(self) -> None:
+        self._pods: Counter[str] = Counter()
+
+    def __contains__(self, address: object) -> bool:
+        return address in self._pods
+
+    def pod_changed(self, old: LivePod | None, new: LivePod | None) -> None:
+        """To be told of each change."""
+        before = frozenset() if old is None else old.addresses
+        after = frozenset() if new is None else new.addresses
+        for address in after - before:
+            self._pods[address] += 1
+        for address in before - after:
+            self._pods[address] -= 1
+            if not self._pods[address]:
+                del self._pods[address]
+
+
+def read_pod(pod: PodObject, same: Callable[[str], str] = str, agents: tuple[str, str] | None = None) -> LivePod | None:
+    """What attestation and policy look at; None for what is no pod. `same` answers with the first of equal texts.
+
+    `agents`: of whose pods (namespace, service account) addresses are kept, as long as they run.
+    """
     metadata, spec = pod.metadata, pod.spec or PodSpec()
     if not metadata.uid or not metadata.name or not metadata.namespace:
         return None
@@ -146,6 +174,8 @@ def read_pod(pod: PodObject, same: Callable[[str], str] = str) -> LivePod | None
     oversized = not few_labels(labels) or len(drivers) > MAX_DRIVERS
     if oversized:
         labels, drivers = {}, set()
+    finished = pod.status is not None and pod.status.phase in ("Succeeded", "Failed")
+    is_agent = agents is not None and (metadata.namespace, spec.service_account_name) == agents
     return LivePod(
         namespace=same(metadata.namespace),
         name=metadata.name,
@@ -155,7 +185,15 @@ def read_pod(pod: PodObject, same: Callable[[str], str] = str) -> LivePod | None
         # Most are those of others, too.
         labels={same(key): same(value) for key, value in labels.items()},
         drivers=frozenset(map(same, drivers)),
-        finished=pod.status is not None and pod.status.phase in ("Succeeded", "Failed"),
+        finished=finished,
         mirror=metadata.annotations is not None and metadata.annotations.mirror is not UNSET,
         oversized=oversized,
+        addresses=_addresses(pod.status) if is_agent and not finished else frozenset(),
     )
+
+
+def _addresses(state: PodState | None) -> frozenset[str]:
+    if state is None:
+        return frozenset()
+    found = [*(state.pod_ips or ())[:MAX_ADDRESSES], *(state.host_ips or ())[:MAX_ADDRESSES]]
+    return frozenset(whose(each.ip) for each in found if each.ip)

@@ -74,10 +74,18 @@ class PodSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     volumes: list[Volume] | None = None
 
 
+class Address(msgspec.Struct, frozen=True, gc=False):
+    """Of a pod or its host."""
+
+    ip: str | None = None
+
+
 class PodState(msgspec.Struct, frozen=True, gc=False):
     """The `status` of a pod."""
 
     phase: str | None = None
+    pod_ips: list[Address] | None = msgspec.field(name="podIPs", default=None)
+    host_ips: list[Address] | None = msgspec.field(name="hostIPs", default=None)
 
 
 class Pod(Item, frozen=True, gc=False):

@@ -4,7 +4,7 @@ Only bookkeeping, without sockets: `Door` asks before it takes a connection and 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,8 +16,10 @@ MAX_ADDRESSES = 20_000
 KNOWN_OF_NODE = 2
 # Calls that a connection may have refused for their token before it is closed: an agent reads its own anew at each.
 MAX_STRIKES = 4
-# Seconds that a stranger has for itself where there are more than places: agents prove themselves in a moment.
-HOLD_SECONDS = 0.5
+# Seconds that a stranger has for itself where there are more than places: agents prove themselves in a moment. One
+# from an agent's address has longer: where a replica lacks processor time, or all agents come at once, that moment is
+# longer, and who is sent away in the middle of it comes again: then nobody would ever be done.
+HOLD_SECONDS, KNOWN_HOLD_SECONDS = 0.5, 4.0
 # Strangers from unknown addresses that may come to nothing, a second and at once: TLS and calls of headers alone take
 # up to 11 ms of a core each. Who proves to be an agent does not count.
 VAIN, VAIN_AT_ONCE = 40.0, 192.0
@@ -62,8 +64,9 @@ class Admission:
     """Counts connections. `rate`: new ones a second that one address gets, twice as many at once.
 
     A new one waits until it speaks and there is a place among the strangers; it leaves that place as an agent's, or
-    ended. Those from addresses that agents came from before go first, then those of whose address there are fewest.
-    `refused` is told the kind of each that is turned away or ended. Times are seconds of `now`, which only grows.
+    ended. Those from addresses that agents came from before, or are in `expected` (where the API server says that
+    agents run), go first; then those of whose address there are fewest. `refused` is told the kind of each that is
+    turned away or ended. Times are seconds of `now`, which only grows.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Admission:
         refused: Callable[[str], None],
         now: Callable[[], float],
         *,
+        expected: Container[str] = frozenset(),
         strangers: int = STRANGERS,
         waiting: int = WAITING,
         agents: int = AGENT_CONNECTIONS,
@@ -80,6 +84,7 @@ class Admission:
         self._rate = float(rate)
         self._refused = refused
         self._now = now
+        self._expected = expected
         self._most_strangers = strangers
         self._most_waiting = waiting
         # What its rate gives it at once: who raises that says that many share an address.
@@ -123,7 +128,12 @@ class Admission:
             # The oldest: agents prove themselves in a moment, and may share an address with who does not.
             self._end(next(iter(address.all)), "address")
         elif len(self._waiting) >= self._most_waiting:
-            self._end(self._least_welcome(self._waiting, lambda each: len(each.all)), "strangers")
+            found = self._least_welcome(self._waiting, lambda each: len(each.all))
+            if self._is_known(found.address) and len(self._addresses[found.address].all) <= len(address.all) + 1:
+                # Where agents wait for their turn the next one comes again later: else those who are nearly there go.
+                self._refused("strangers")
+                return None
+            self._end(found, "strangers")
         entry = Entry(guest, name, self._now())
         self._waiting[entry] = address.all[entry] = None
         return entry
@@ -131,7 +141,7 @@ class Admission:
     def spoke(self, entry: Entry) -> None:
         """It said something: it gets a place when there is one."""
         if entry in self._waiting:
-            (self._known_ready if entry.address in self._known else self._ready)[entry] = None
+            (self._known_ready if self._is_known(entry.address) else self._ready)[entry] = None
             self.go_on()
 
     @property
@@ -206,25 +216,31 @@ class Admission:
             del self._addresses[entry.address].all[entry]
 
     def overdue(self, seconds: float) -> None:
-        """Close those on which nobody has proven to be an agent within so long."""
+        """Close those who had no place, or had one and have not proven to be an agent, for so long."""
         before = self._now() - seconds
-        for those in (self._waiting, self._strangers):
-            for entry in [each for each in those if each.since <= before]:
-                self._end(entry, "silent")
+        waited = [each for each in self._waiting if each.since <= before]
+        for entry in (*waited, *(each for each in self._strangers if each.begun <= before)):
+            self._end(entry, "silent")
+
+    def _is_known(self, address: str) -> bool:
+        return address in self._known or address in self._expected
 
     def _least_welcome(self, those: Iterable[Entry], count: Callable[[_Address], int]) -> Entry:
         """The oldest of the address that has most of them; so an agent that comes alone is not the first to go."""
-        return max(those, key=lambda each: (each.address not in self._known, count(self._addresses[each.address])))
+        return max(those, key=lambda each: (not self._is_known(each.address), count(self._addresses[each.address])))
 
     def _gives_way(self, newcomer: Entry, known: bool) -> Entry | None:
         """Who leaves its place to that one, where all are taken: who had its time, or has more than its share."""
         found = self._least_welcome(self._strangers, lambda each: each.placed)
         less, more = self._addresses[newcomer.address].placed, self._addresses[found.address].placed
-        stranger = found.address not in self._known
+        stranger = not self._is_known(found.address)
         if (known and stranger) or ((known or stranger) and more > less + 1):
             return found
-        oldest = next(iter(self._strangers))
-        return oldest if self._now() - oldest.begun >= HOLD_SECONDS else None
+        now = self._now()
+        return next((each for each in self._strangers if now - each.begun >= self._hold(each)), None)
+
+    def _hold(self, entry: Entry) -> float:
+        return KNOWN_HOLD_SECONDS if self._is_known(entry.address) else HOLD_SECONDS
 
     def _vain_left(self) -> float:
         now = self._now()

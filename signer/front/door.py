@@ -58,16 +58,15 @@ class Door:
         self.target: Path | None = None
         self.young = Young()
 
-    async def open(self, host: str, port: int) -> None:
+    def bind(self, host: str, port: int) -> None:
+        """Take the address, at which nobody is let in yet. Raises OSError."""
+        self._listening += bound((host, port), (SOCKET_BUFFER, SOCKET_BUFFER))
+
+    def open(self) -> None:
         """Listen. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._listening += bound((host, port), (SOCKET_BUFFER, SOCKET_BUFFER))
-        try:
-            for each in self._listening:
-                each.listen(BACKLOG)
-        except BaseException:
-            self.close()
-            raise
+        for each in self._listening:
+            each.listen(BACKLOG)
         for each in self._listening:
             loop.add_reader(each, self._accept, each)
         self._sweeping = loop.create_task(self._sweep(), name="door")

@@ -5,6 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Awaitable, Callable, Container
 from pathlib import Path
 
 import grpc.aio
@@ -45,15 +46,18 @@ _OPTIONS = (
 )
 
 
-def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int) -> Door:
-    """A door with its books, which `metrics` shows. The numbers are the settings of these names."""
-    admission = Admission(address_rate, metrics.turned_away, time.monotonic)
+def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int, agents_at: Container[str]) -> Door:
+    """A door with its books, which `metrics` shows. The numbers are the settings of these names.
+
+    `agents_at`: the addresses where agents run.
+    """
+    admission = Admission(address_rate, metrics.turned_away, time.monotonic, expected=agents_at)
     metrics.watch_connections(lambda: float(admission.agents), lambda: float(admission.strangers))
     return Door(admission, *budget.bytes_of_node(node_rate, node_burst))
 
 
 class AgentServer:
-    """Serves `handlers` through `door` at `address` (host, port) once `renew` has given it a certificate.
+    """Serves `handlers` through `door` at `address` (host, port) once `renew` gave it a certificate and it is opened.
 
     grpc's own sockets are in a new folder below `folder`, which nobody else can open.
     """
@@ -69,12 +73,24 @@ class AgentServer:
         self._made = 0
         self._identity = ServerIdentity(clock)
         self._server: grpc.aio.Server | None = None
+        self._certified = asyncio.Event()
+        self._opened = False
         self._retiring: dict[asyncio.Task[None], grpc.aio.Server] = {}
 
     @property
     def serving(self) -> bool:
         """Whether it has a certificate and listens."""
-        return self._server is not None
+        return self._server is not None and self._opened
+
+    async def open(self, *first: Callable[[], Awaitable[object]]) -> None:
+        """Listen, once all that is to come `first` has come about and there is a certificate. Raises OSError.
+
+        Whoever came before could only be told to come again: that is work for nothing when all agents come at once.
+        """
+        for known in (*first, self._certified.wait):
+            await known()
+        self._door.open()
+        self._opened = True
 
     async def renew(self, state: AuthorityState) -> None:
         """Take a new certificate of `state` where one is due. Raises OSError when the address cannot be bound."""
@@ -94,15 +110,17 @@ class AgentServer:
         """Stop listening; calls in flight get `grace` seconds, those of older servers too."""
         self._door.close()
         retiring = dict(self._retiring)
+        for task in retiring:
+            task.cancel()
         servers = [*retiring.values(), *([self._server] if self._server is not None else [])]
-        await asyncio.gather(*(each.stop(grace) for each in servers))
         await asyncio.gather(*retiring, return_exceptions=True)
+        await asyncio.gather(*(each.stop(grace) for each in servers))
         await self._door.end()
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
 
     async def _replace(self, credentials: grpc.ServerCredentials) -> None:
-        """New connections meet a server with these; the streams of the one before end in their own time."""
+        """New connections meet a server with these; those of the one before go on, and end in their own time."""
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers((self._handlers,))
         if self._private is None:
@@ -116,7 +134,7 @@ class AgentServer:
             await server.start()
             self._door.target = inside
             if self._server is None:
-                await self._door.open(*self._address)
+                self._door.bind(*self._address)
         except BaseException as error:
             self._door.target = present
             await server.stop(None)
@@ -124,7 +142,17 @@ class AgentServer:
                 raise OSError(None, f"cannot listen below {self._folder}: {error}") from None
             raise
         before, self._server = self._server, server
+        self._certified.set()
         if before is not None:
-            retiring = asyncio.create_task(before.stop(STREAM_LIFE.total_seconds()), name="old server")
+            retiring = asyncio.create_task(_retire(before), name="old server")
             self._retiring[retiring] = before
             retiring.add_done_callback(self._retiring.pop)
+
+
+async def _retire(server: grpc.aio.Server) -> None:
+    """Let it go on for a while: one that is told to stop takes no more calls, so that all agents would come at once.
+
+    An agent makes a new connection when its stream has ended, and by then each one has.
+    """
+    await asyncio.sleep(STREAM_LIFE.total_seconds())
+    await server.stop(STREAM_LIFE.total_seconds())

@@ -85,7 +85,8 @@ def doored(test: Callable[[Rig], Awaitable[None]], rate: int = 1 << 20, burst: i
         door = Door(admission, rate, burst)
         door.target = folder / "inside"
         port = free_port()
-        await door.open("127.0.0.1", port)
+        door.bind("127.0.0.1", port)
+        door.open()
         try:
             async with asyncio.timeout(30):
                 await test(Rig(door, admission, inside, port, refused))
@@ -104,22 +105,22 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_a_door_that_could_not_be_opened_can_be_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_could_not_be_taken_can_be_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time), 1, 1)
         made: list[socket.socket] = []
 
         class Failing(socket.socket):
-            def listen(self, *_: object) -> None:
+            def bind(self, *_: object) -> None:
                 made.append(self)
                 raise OSError(98, "Address already in use")
 
         with monkeypatch.context() as taken:
             taken.setattr(socket, "socket", Failing)
             with pytest.raises(OSError, match="already in use"):
-                await door.open("127.0.0.1", 0)
+                door.bind("127.0.0.1", 0)
         assert [each.fileno() for each in made] == [-1], "a socket of the attempt is left"
-        await door.open("127.0.0.1", 0)
+        door.bind("127.0.0.1", 0)
         assert len(door._listening) == 1
         await door.end()
 

@@ -23,7 +23,17 @@ from svid.bundle import TrustBundle
 from svid.identity import Trust
 from svid.keys import KeyAlgorithm
 from tests.fake_signer import TRUST_DOMAIN, Refusal, authority
-from tests.unit.agent.signer_scene import AGENT_TOKEN, AUDIENCE, POD, POD_TOKEN, SPIFFE_ID, Scene, StepClock, on_stage
+from tests.unit.agent.signer_scene import (
+    AGENT_TOKEN,
+    AUDIENCE,
+    GONE,
+    POD,
+    POD_TOKEN,
+    SPIFFE_ID,
+    Scene,
+    StepClock,
+    on_stage,
+)
 
 
 def test_the_signers_next_certificate_is_trusted_by_what_it_sent(tmp_path: Path) -> None:
@@ -243,6 +253,70 @@ def test_clocks_that_differ_make_no_storm_of_renewals(tmp_path: Path, ahead: tim
     on_stage(tmp_path, play)
 
 
+def test_a_connection_is_kept_until_what_it_was_proven_by_is_gone(tmp_path: Path) -> None:
+    """That a rotation adds an authority makes no agent come anew: they would all come at once."""
+
+    async def play(at: Scene) -> None:
+        connection = at.authority.connection
+        await at.authority.mint_x509(at.request())
+        old, new, other = at.signer.authority, *(authority(at.clock.now()) for _ in range(2))
+        before = connection.channel()
+        for sequence, authorities in enumerate([(old, new), (old,), (new, old, other)], 101):
+            at.authority._held.take(Trust(at.signer.bundle(sequence, *authorities)))
+            assert connection.channel() is before
+        at.authority._held.take(Trust(at.signer.bundle(110, new, other)))
+        assert connection.channel() is not before
+
+    on_stage(tmp_path, play)
+
+
+def test_what_proved_a_later_connection_of_a_channel_counts_as_well(tmp_path: Path) -> None:
+    """grpc connects again by itself: under what is trusted then."""
+
+    async def play(at: Scene) -> None:
+        connection = at.authority.connection
+        await at.authority.mint_x509(at.request())
+        old, new = at.signer.authority, authority(at.clock.now())
+        before = connection.channel()
+        at.authority._held.take(Trust(at.signer.bundle(101, old, new)))
+        connection._signer._roots()
+        assert connection.channel() is before
+        at.authority._held.take(Trust(at.signer.bundle(102, old)))
+        assert connection.channel() is not before
+
+    on_stage(tmp_path, play)
+
+
+def test_without_a_connection_what_is_trusted_newly_is_tried_at_once(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        connection = at.authority.connection
+        before = connection.channel()
+        await at.signer.stop()
+        await at.until(lambda: before.get_state() is not grpc.ChannelConnectivity.READY)
+        assert connection.channel() is before
+        at.authority._held.take(Trust(at.signer.bundle(101, at.signer.authority, authority(at.clock.now()))))
+        assert connection.channel() is not before
+
+    on_stage(tmp_path, play)
+
+
+def test_a_stream_that_has_served_its_time_brings_a_new_connection(tmp_path: Path) -> None:
+    """A signer with a newer certificate goes on with the connections that there are, for as long as that."""
+
+    async def play(at: Scene) -> None:
+        connection = at.authority.connection
+        before, streams = connection.channel(), at.signer.streams
+        at.signer.end_streams(GONE)
+        await at.until(lambda: at.signer.streams > streams)
+        assert connection.channel() is not before
+        now = connection.channel()
+        at.signer.end_streams(Refusal(grpc.StatusCode.UNAVAILABLE, "BUSY", "later"))
+        await at.until(lambda: at.signer.streams > streams + 1)
+        assert connection.channel() is now
+
+    on_stage(tmp_path, play)
+
+
 def test_a_channel_that_could_not_be_made_costs_nobody_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,14 +329,14 @@ def test_a_channel_that_could_not_be_made_costs_nobody_the_one_before(
         before = connection.channel()
         with monkeypatch.context() as full:
             full.setattr(connection._signer, "open", lambda: failing())
-            at.authority._held.take(Trust(at.signer.bundle(101, old, new)))
+            at.authority._held.take(Trust(at.signer.bundle(101, new)))
             for _ in range(2):
                 with pytest.raises(AuthorityUnavailable, match="no socket can be made"):
                     await at.authority.mint_x509(at.request())
             at.authority._held.take(Trust(at.signer.bundle(102, old)))
             assert connection.channel() is before
             assert (await at.authority.mint_x509(at.request())).chain
-        at.authority._held.take(Trust(at.signer.bundle(103, old, new)))
+        connection.renew()
         assert (await at.authority.mint_x509(at.request())).chain
         assert connection.channel() is not before
 

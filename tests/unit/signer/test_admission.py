@@ -1,5 +1,6 @@
 """Who may hold a connection: strangers are few and go soon, one address cannot take the places of others."""
 
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from signer.front import admission as module
 from signer.front import budget
 from signer.front.admission import (
     HOLD_SECONDS,
+    KNOWN_HOLD_SECONDS,
     KNOWN_OF_NODE,
     MAX_STRIKES,
     VAIN,
@@ -34,7 +36,13 @@ class Rig:
     """Admission with few places and a clock that only tests move."""
 
     def __init__(
-        self, rate: int = 100, strangers: int = 8, agents: int = 4, of_node: int = 2, waiting: int = 100
+        self,
+        rate: int = 100,
+        strangers: int = 8,
+        agents: int = 4,
+        of_node: int = 2,
+        waiting: int = 100,
+        expected: Container[str] = (),
     ) -> None:
         self.at = 100.0
         self.refused: list[str] = []
@@ -42,6 +50,7 @@ class Rig:
             rate,
             self.refused.append,
             lambda: self.at,
+            expected=expected,
             strangers=strangers,
             waiting=waiting,
             agents=agents,
@@ -192,6 +201,64 @@ def test_an_address_that_an_agent_came_from_goes_first() -> None:
     assert rig.admission.proven(entry, "a")
 
 
+def test_where_agents_run_is_known_before_any_came_from_there() -> None:
+    """After a restart: all come at once, and from everywhere at once comes somebody else as well."""
+    places = [f"10.0.9.{number}" for number in range(20)]
+    rig = Rig(agents=100, expected=places)
+    strangers = [rig.enter(f"10.0.1.{number}")[0] for number in range(20)]
+    agents = [rig.enter(place) for place in places]
+    assert [each.begun for each, _ in agents] == [True] * 8 + [False] * 12
+    assert [each.closed for each in strangers[:8]] == [True] * 8
+    for number, (guest, entry) in enumerate(agents):
+        assert entry is not None
+        assert guest.begun
+        assert rig.admission.proven(entry, f"node-{number}")
+        rig.admission.go_on()
+    assert not any(each.closed for each, _ in agents)
+    # Nor was one of them counted among those that came in vain.
+    rig = Rig(rate=1000, strangers=1000, waiting=1000, expected=places)
+    assert all(rig.enter(places[number % 20])[0].begun for number in range(3 * int(VAIN_AT_ONCE)))
+
+
+def test_who_comes_from_where_agents_run_has_longer_than_others() -> None:
+    rig = Rig(strangers=2, expected=("10.0.9.1", "10.0.9.2", "10.0.9.3"))
+    first, second, third = (rig.enter(f"10.0.9.{number}")[0] for number in (1, 2, 3))
+    rig.at += KNOWN_HOLD_SECONDS * 0.9
+    rig.admission.go_on()
+    assert (first.closed, second.closed, third.begun) == (False, False, False)
+    rig.at += KNOWN_HOLD_SECONDS * 0.2
+    rig.admission.go_on()
+    assert (first.closed, second.closed, third.begun) == (True, False, True)
+
+
+def test_a_stranger_waits_for_the_first_that_had_its_time() -> None:
+    rig = Rig(strangers=2, expected=("10.0.9.1",))
+    known, _ = rig.enter("10.0.9.1")
+    stranger, _ = rig.enter("10.0.1.1")
+    waits, _ = rig.enter("10.0.1.2")
+    rig.at += HOLD_SECONDS
+    rig.admission.go_on()
+    assert (known.closed, stranger.closed, waits.begun) == (False, True, True)
+
+
+def test_where_agents_wait_who_comes_later_comes_again() -> None:
+    """Else those who have waited longest would go for them, all the while."""
+    places = [f"10.0.9.{number}" for number in range(6)]
+    rig = Rig(strangers=1, waiting=4, expected=places)
+    guests = [rig.enter(place) for place in places]
+    assert [entry is not None for _, entry in guests] == [True] * 5 + [False]
+    assert not any(guest.closed for guest, _ in guests)
+    assert rig.refused == ["strangers"]
+    # Nor do they go for a stranger; but who has more than one there makes room for one that has none.
+    assert rig.silent("10.0.1.1")[1] is None
+    rig = Rig(strangers=1, waiting=4, expected=places)
+    rig.enter(places[0])
+    many = [rig.silent(places[1])[0] for _ in range(3)]
+    rig.silent(places[2])
+    assert rig.silent(places[3])[1] is not None
+    assert [each.closed for each in many] == [True, False, False]
+
+
 def test_a_stolen_token_makes_few_addresses_known() -> None:
     rig = Rig(strangers=1, agents=100, of_node=100)
     for number in range(10):
@@ -236,6 +303,25 @@ def test_who_proves_nothing_is_closed_and_agents_are_not() -> None:
     assert (silent.closed, later.closed, agent.closed) == (True, False, False)
     assert rig.refused == ["silent"]
     assert (rig.admission.strangers, rig.admission.agents) == (1, 1)
+
+
+def test_who_got_its_place_late_has_its_time_too() -> None:
+    rig = Rig(strangers=1)
+    _, first = rig.enter("10.0.0.1")
+    waits, entry = rig.enter("10.0.0.2")
+    rig.at += HOLD_SECONDS * 0.9
+    assert first is not None
+    rig.admission.left(first)
+    rig.admission.go_on()
+    assert waits.begun
+    rig.at += 0.9
+    rig.admission.overdue(1.0)
+    assert not waits.closed
+    rig.at += 0.1
+    rig.admission.overdue(1.0)
+    assert waits.closed
+    assert entry is not None
+    assert rig.refused == ["silent"]
 
 
 def test_who_goes_on_with_bad_tokens_is_closed_and_a_proven_agent_is_not() -> None:

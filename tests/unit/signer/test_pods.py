@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signer.attestation.pods import Pods, read_pod
+from signer.attestation.pods import AgentAddresses, Pods, read_pod
 from signer.cluster.kube import Object
 from signer.cluster.objects import Pod as PodObject
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
@@ -236,3 +236,43 @@ def test_pods_are_found_by_name_as_they_come_and_go() -> None:
         assert ("default/web", "None") in heard
 
     followed(test)
+
+
+AGENTS = ("podsvid", "podsvid-agent")
+
+
+def agent_pod(*, phase: str = "Running", account: str = "podsvid-agent", **status: Any) -> LivePod:
+    body = {
+        "metadata": {"name": "agent-1", "namespace": "podsvid", "uid": "1"},
+        "spec": {"nodeName": "node-a", "serviceAccountName": account},
+        "status": {"phase": phase, **status},
+    }
+    found = read_pod(typed(PodObject, body), agents=AGENTS)
+    assert found is not None
+    return found
+
+
+def test_of_agents_it_is_kept_where_they_run() -> None:
+    ips: Any = {"podIPs": [{"ip": "10.1.0.7"}, {"ip": "fd00:1:2:3::7"}], "hostIPs": [{"ip": "192.0.2.9"}]}
+    assert agent_pod(**ips).addresses == {"10.1.0.7", "fd00:1:2:3::/64", "192.0.2.9"}
+    assert agent_pod().addresses == frozenset()
+    assert agent_pod(podIPs=[{}], hostIPs=None).addresses == frozenset()
+    # Whoever writes a status writes as many as it likes.
+    many = [{"ip": f"10.1.0.{number}"} for number in range(100)]
+    assert agent_pod(podIPs=many, hostIPs=many).addresses == {"10.1.0.0", "10.1.0.1"}
+    for other in (agent_pod(phase="Failed", **ips), agent_pod(account="other", **ips)):
+        assert other.addresses == frozenset()
+
+
+def test_an_address_is_an_agents_until_the_last_one_there_has_gone() -> None:
+    places = AgentAddresses()
+    host = [{"ip": "192.0.2.9"}]
+    old = agent_pod(podIPs=[{"ip": "10.1.0.7"}], hostIPs=host)
+    new = agent_pod(podIPs=[{"ip": "10.1.0.8"}], hostIPs=host)
+    places.pod_changed(None, old)
+    places.pod_changed(None, new)
+    assert all(each in places for each in ("10.1.0.7", "10.1.0.8", "192.0.2.9"))
+    places.pod_changed(old, None)
+    assert [each in places for each in ("10.1.0.7", "10.1.0.8", "192.0.2.9")] == [False, True, True]
+    places.pod_changed(new, agent_pod(podIPs=[{"ip": "10.1.0.9"}]))
+    assert [each in places for each in ("10.1.0.8", "10.1.0.9", "192.0.2.9")] == [False, True, False]
