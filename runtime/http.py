@@ -17,6 +17,7 @@ from enum import IntEnum
 from http import HTTPStatus
 
 from runtime import listening
+from runtime.bucket import Bucket
 
 _log = logging.getLogger("podsvid.http")
 # What a head ends with.
@@ -173,24 +174,6 @@ class _Connection(asyncio.BufferedProtocol):
         self._server.leave(self)
 
 
-class _Bucket:
-    """So many pages a second, and so many at once."""
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens, self._filled_at = burst, now
-
-    def take(self, now: float) -> bool:
-        """Take one; False when none is left."""
-        self._tokens = min(self._tokens + (now - self._filled_at) * self._rate, self._burst)
-        self._filled_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class _Server:
     """The connections of one listener. Belongs to the loop of its thread."""
 
@@ -202,8 +185,8 @@ class _Server:
         self._connections: dict[_Connection, None] = {}
         self._addresses: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._all: _Bucket | None = None
-        self._shares: OrderedDict[str, _Bucket] = OrderedDict()
+        self._all: Bucket | None = None
+        self._shares: OrderedDict[str, Bucket] = OrderedDict()
 
     def enter(self, new: _Connection) -> None:
         """Give it a place; somebody else's, when there is none."""
@@ -261,8 +244,8 @@ class _Server:
         rate, burst, now = self.limits.rate, self.limits.burst, asyncio.get_running_loop().time()
         if rate == math.inf:
             return True
-        self._all = self._all or _Bucket(rate, burst, now)
-        share = self._shares.setdefault(address, _Bucket(rate * SHARE, burst * SHARE, now))
+        self._all = self._all or Bucket(rate, burst, now)
+        share = self._shares.setdefault(address, Bucket(rate * SHARE, burst * SHARE, now))
         self._shares.move_to_end(address)
         if len(self._shares) > MAX_ADDRESSES:
             self._shares.popitem(last=False)

@@ -261,13 +261,6 @@ def test_pages_above_the_rate_come_later_and_one_address_leaves_some_for_others(
         assert at.refused.count("rate") == 4
 
 
-def test_the_rate_comes_back_and_no_more_than_it() -> None:
-    bucket = http._Bucket(2.0, 3.0, 100.0)
-    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
-    assert [bucket.take(100.5), bucket.take(100.5)] == [True, False]
-    assert [bucket.take(200.0) for _ in range(4)] == [True, True, True, False]
-
-
 def test_shares_are_remembered_of_so_many_addresses() -> None:
     async def run() -> None:
         server = http._Server({}, dataclasses.replace(LOOSE, rate=1.0, burst=10_000.0), lambda why: None)
