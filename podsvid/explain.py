@@ -25,7 +25,7 @@ from signer.errors import SignerError
 from signer.pb import admin_pb2
 
 if TYPE_CHECKING:
-    from signer.cluster.by_kubeconfig import KubeconfigCluster, SeenPod
+    from podsvid.by_kubeconfig import KubeconfigCluster, SeenPod
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(parsed: argparse.Namespace) -> int:
         parsed.socket = parsed.socket or DEFAULT_SOCKET
         return authority_command.explain(parsed)
     # The kubernetes package takes as long to load as everything else.
-    from signer.cluster.by_kubeconfig import KubeconfigCluster
+    from podsvid.by_kubeconfig import KubeconfigCluster
 
     cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace)
     found = _explain(cluster, namespace, name)

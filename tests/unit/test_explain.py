@@ -10,8 +10,8 @@ import pytest
 
 from podsvid import explain
 from podsvid.authority import CommandFailed
+from podsvid.by_kubeconfig import NotTold, SeenPod
 from podsvid.explain import _explain, _Explained
-from signer.cluster.by_kubeconfig import NotTold, SeenPod
 
 WEB, OLD = "spiffe://example.org/web", "spiffe://example.org/old"
 POD = SeenPod("shop", "cart-0", "u", "n1", "Running", ("csi.podsvid.io",))
@@ -178,7 +178,7 @@ def test_the_exit_code_says_whether_all_is_well(
     cluster.the_events = [EVENT | {"message": "\x1b[2J\rall is well"}]
     if not well:
         cluster.answers["agent"] = NotTold("\x1b]0;title\x07")
-    monkeypatch.setattr("signer.cluster.by_kubeconfig.KubeconfigCluster", lambda *_: cluster)
+    monkeypatch.setattr("podsvid.by_kubeconfig.KubeconfigCluster", lambda *_: cluster)
     assert explain.run(parsed("shop/cart-0", output)) == (0 if well else 3)
     told = capsys.readouterr().out
     assert WEB in told

@@ -15,7 +15,7 @@ from kubernetes.stream import stream
 from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException
 
-from signer.errors import SignerError
+from podsvid.authority import CommandFailed
 
 # Seconds for one command in a pod, and for one answer of the API server.
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
@@ -23,11 +23,8 @@ NOT_FOUND, FORBIDDEN, UNAUTHORIZED = 404, 403, 401
 MAX_EVENTS = 10
 
 
-class NotTold(SignerError):
+class NotTold(CommandFailed):
     """The cluster does not say; the text says why, and what may be missing."""
-
-    # What scripts know `podsvid explain` by.
-    reason = "AUTHORITY_COMMAND_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
