@@ -16,6 +16,8 @@ class HereSocket:
     def __init__(self, endpoint: Endpoint, directory: VolumeDirectory) -> None:
         self._endpoint = endpoint
         self._directory = directory
+        # How often tokens that were given were to be forgotten; it keeps none.
+        self.forgot = 0
 
     async def open(self) -> None:
         self._directory.prepare_socket()
@@ -27,6 +29,9 @@ class HereSocket:
 
     async def close(self) -> None:
         await self._endpoint.close()
+
+    def forget_tokens(self) -> None:
+        self.forgot += 1
 
     async def use(self, *, peers: bool) -> Use:
         return Use(tuple(self._endpoint.open_calls))

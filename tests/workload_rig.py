@@ -41,9 +41,9 @@ class Rig:
         self.metrics = Metrics()
         self.journal = Journal(base / "journal", str(base))
         blocking = Blocking(executor)
-        self._sockets = HereSockets(clock, self.metrics)
+        self.sockets = HereSockets(clock, self.metrics)
         self.registry = WorkloadRegistry(
-            authority, self.journal, blocking, clock, random.Random(1), self.metrics, self._sockets
+            authority, self.journal, blocking, clock, random.Random(1), self.metrics, self.sockets
         )
         self._directories: list[VolumeDirectory] = []
 
@@ -105,7 +105,7 @@ class Rig:
     async def end(self) -> None:
         """As the process ends: files and journal stay."""
         await self.registry.stop()
-        for socket in self._sockets.made:
+        for socket in self.sockets.made:
             await socket.close()
         for each in self._directories:
             each.close()

@@ -98,10 +98,11 @@ class Close(Struct, frozen=True, tag="close"):
 
 
 class Token(Struct, frozen=True, tag="token"):
-    """The JWT-SVID that was asked for."""
+    """The JWT-SVID that was asked for. `until`: Unix time until which it may be handed out again; 0: it may not."""
 
     request: int
     token: str
+    until: float
 
 
 class NoToken(Struct, frozen=True, tag="no token"):
@@ -110,6 +111,12 @@ class NoToken(Struct, frozen=True, tag="no token"):
     request: int
     refused: bool
     why: str
+
+
+class Forget(Struct, frozen=True, tag="forget"):
+    """No JWT-SVID that was given for the volume before this is handed out again."""
+
+    volume: int
 
 
 class Look(Struct, frozen=True, tag="look"):
@@ -124,7 +131,7 @@ class Ping(Struct, frozen=True, tag="ping"):
     """Are you there?"""
 
 
-Order: TypeAlias = Begin | Open | Changed | Close | Token | NoToken | Look | Ping
+Order: TypeAlias = Begin | Open | Changed | Close | Token | NoToken | Forget | Look | Ping
 
 
 # From the exposed process.

@@ -60,7 +60,7 @@ class Served:
         self.counts = Counts()
         self._serving = Serving()
         self._shared = reflection.handlers()
-        self._tokens = Tokens(wire)
+        self._tokens = Tokens(wire, self._clock)
         self._feeds: dict[int, Feed[WorkloadIdentity]] = {}
         self._endpoints: dict[int, Endpoint] = {}
 
@@ -84,6 +84,8 @@ class Served:
                 self._later(self._close(order.volume))
             case messages.Token() | messages.NoToken():
                 self._tokens.answered(order)
+            case messages.Forget():
+                self._tokens.forget(order.volume)
             case messages.Look():
                 self._later(self._look(order))
             case messages.Ping():
@@ -120,6 +122,7 @@ class Served:
         except OSError as failure:
             error = failure.strerror or type(failure).__name__
             await endpoint.close()
+            self._tokens.closed(number)
             del self._feeds[number]
         else:
             self._endpoints[number] = endpoint
@@ -138,6 +141,7 @@ class Served:
         endpoint = self._endpoints.pop(number, None)
         if endpoint is not None:
             await endpoint.close()
+        self._tokens.closed(number)
         self._feeds.pop(number, None)
         await self._wire.send(messages.Closed(number))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from csi.volume import VolumeDirectory
@@ -30,10 +31,16 @@ class Use:
 
 
 class KeptJwtSvid(Protocol):
-    """A JWT-SVID that may be handed out more than once."""
+    """A JWT-SVID that may be handed out more than once until `renew_at`, where it is `reusable`."""
 
     @property
     def svid(self) -> JwtSvid: ...
+
+    @property
+    def renew_at(self) -> datetime: ...
+
+    @property
+    def reusable(self) -> bool: ...
 
 
 class JwtSource(Protocol):
@@ -57,6 +64,10 @@ class PodSocket(Protocol):
 
     async def close(self) -> None:
         """End all calls with UNAVAILABLE, so that clients reconnect, and remove the socket."""
+        ...
+
+    def forget_tokens(self) -> None:
+        """Have no JWT-SVID that was given before this handed out again."""
         ...
 
     async def use(self, *, peers: bool) -> Use:

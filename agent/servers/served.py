@@ -141,6 +141,10 @@ class Servers:
         socket.at = At(link, number, following)
         self._open[number] = socket
 
+    def tell(self, link: Link, order: messages.Order) -> None:
+        """Have it told; nobody waits."""
+        self._later(self._tell(link, order))
+
     def left(self, number: int) -> None:
         """The socket of this number is served no longer."""
         self._open.pop(number, None)
@@ -163,6 +167,10 @@ class Servers:
                 identity = socket.feed.current
                 assert identity is not None
                 await link.send(messages.Changed(number, self._writer.snapshot(identity)))
+
+    async def _tell(self, link: Link, order: messages.Order) -> None:
+        with suppress(LinkLost):
+            await link.send(order)
 
     async def _forget(self, link: Link, number: int) -> None:
         with suppress(LinkLost):
@@ -229,8 +237,7 @@ class Servers:
 
     async def _answer(self, link: Link, wanted: messages.Wanted, socket: "ServedSocket | None") -> None:
         try:
-            token = await self._token(wanted, socket)
-            answer: messages.Token | messages.NoToken = messages.Token(wanted.request, token)
+            answer: messages.Token | messages.NoToken = await self._token(wanted, socket)
         except (AuthorityRefused, AuthorityUnavailable) as error:
             answer = messages.NoToken(wanted.request, isinstance(error, AuthorityRefused), str(error))
         except Exception as error:
@@ -240,7 +247,7 @@ class Servers:
         with suppress(LinkLost):
             await link.send(answer)
 
-    async def _token(self, wanted: messages.Wanted, socket: "ServedSocket | None") -> str:
+    async def _token(self, wanted: messages.Wanted, socket: "ServedSocket | None") -> messages.Token:
         identity = socket.feed.current if socket else None
         if socket is None or identity is None or socket.jwt_svids is None:
             raise AuthorityUnavailable("the volume is not served")
@@ -252,11 +259,14 @@ class Servers:
             raise AuthorityRefused("that is no SPIFFE ID") from None
         if spiffe_id not in [svid.spiffe_id for svid in identity.svids]:
             raise AuthorityRefused("the workload does not have that SPIFFE ID")
+        forgotten = socket.forgotten
         socket.asking += 1
         try:
-            return (await socket.jwt_svids.get(spiffe_id, wanted.audiences)).svid.token
+            kept = await socket.jwt_svids.get(spiffe_id, wanted.audiences)
         finally:
             socket.asking -= 1
+        again = kept.reusable and forgotten == socket.forgotten
+        return messages.Token(wanted.request, kept.svid.token, kept.renew_at.timestamp() if again else 0.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -288,6 +298,8 @@ class ServedSocket:
         self.allowance = allowance
         # JWT-SVIDs that are asked for now.
         self.asking = 0
+        # How often those that were given were to be forgotten.
+        self.forgotten = 0
         self.at: At | None = None
         self._one = asyncio.Lock()
 
@@ -330,6 +342,11 @@ class ServedSocket:
                 "volume's socket cannot be opened",
                 extra={"pod": self.pod, "error": error.strerror or type(error).__name__},
             )
+
+    def forget_tokens(self) -> None:
+        self.forgotten += 1
+        if self.at is not None:
+            self._servers.tell(self.at.link, messages.Forget(self.at.number))
 
     def lose(self) -> None:
         """The process is gone."""

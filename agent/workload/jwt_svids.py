@@ -26,10 +26,11 @@ _Key: TypeAlias = tuple[SpiffeId, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class KeptJwt:
-    """A JWT-SVID and the instant drawn, once, for its renewal."""
+    """A JWT-SVID and the instant drawn, once, for its renewal. One that is not `reusable` is for who asked only."""
 
     svid: JwtSvid
     renew_at: datetime
+    reusable: bool = True
 
 
 class JwtSvids:
@@ -91,7 +92,7 @@ class JwtSvids:
             later = KeptJwt(kept.svid, min(now + RETRY, kept.svid.expires_at))
             self._keep(key, later)
             return later
-        fresh = KeptJwt(minted.svid, minted.renewal.draw(self._rng))
+        fresh = KeptJwt(minted.svid, minted.renewal.draw(self._rng), minted.reusable)
         if minted.reusable:
             self._keep(key, fresh)
         return fresh

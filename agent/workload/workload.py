@@ -174,6 +174,7 @@ class Workload:
         now = self._means.clock.now()
         if any(authority not in trust.bundle.jwt_authorities for authority in identity.bundle.jwt_authorities):
             self._jwt_svids.forget()
+            self._socket.forget_tokens()
             self.jwt_files = {name: KeptJwt(kept.svid, now) for name, kept in self.jwt_files.items()}
         renewed = identity.under(trust, now)
         if renewed is identity:

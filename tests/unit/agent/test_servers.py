@@ -34,12 +34,15 @@ from svid.x509svid import X509Svid
 from tests.fake_authority import SPIFFE_ID, FakeAuthority, StepClock
 from tests.unit.agent.test_issuer import POD
 
+RENEW_AT = datetime(2026, 5, 31, tzinfo=UTC)
 BEGIN = messages.Begin(8, 4, 2.0, 3, "default", "ROOTCA", "ALL", True, 20)
 
 
 @dataclass(frozen=True)
 class Kept:
     svid: JwtSvid
+    renew_at: datetime
+    reusable: bool
 
 
 class Tokens:
@@ -48,12 +51,14 @@ class Tokens:
     def __init__(self) -> None:
         self.asked: list[tuple[SpiffeId, tuple[str, ...]]] = []
         self.error: Exception | None = None
+        self.reusable = True
 
     async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> Kept:
         self.asked.append((spiffe_id, tuple(audiences)))
         if self.error is not None:
             raise self.error
-        return Kept(JwtSvid(spiffe_id, ("a",), datetime(2026, 6, 1, tzinfo=UTC), None, "a.token", {}))
+        svid = JwtSvid(spiffe_id, ("a",), datetime(2026, 6, 1, tzinfo=UTC), None, "a.token", {})
+        return Kept(svid, RENEW_AT, self.reusable)
 
 
 class Played:
@@ -261,6 +266,49 @@ def test_tokens_are_for_open_volumes_own_ids_and_within_the_rate(tmp_path: Path,
         (answer,) = await asked(played, messages.Wanted(21, volume, own, ("a",)))
         assert not answer.refused
         assert len(at.tokens.asked) == 4
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_a_token_says_until_when_it_may_be_handed_out_again(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        served, _, _ = await at.socket()
+        await served.open()
+        played = await at.life(1)
+        volume = (await played.heard(messages.Open)).volume
+        (answer,) = await asked(played, messages.Wanted(1, volume, str(SPIFFE_ID), ("a",)))
+        assert answer.until == RENEW_AT.timestamp()
+        at.tokens.reusable = False
+        (answer,) = await asked(played, messages.Wanted(2, volume, str(SPIFFE_ID), ("a",)))
+        assert answer.until == 0
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_what_is_forgotten_is_told_and_what_is_minted_meanwhile_is_not_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        started, held = asyncio.Event(), asyncio.Event()
+
+        class Slow(Tokens):
+            async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> Kept:
+                started.set()
+                await held.wait()
+                return await super().get(spiffe_id, audiences)
+
+        at.tokens = Slow()
+        served, _, _ = await at.socket()
+        served.forget_tokens()
+        await served.open()
+        played = await at.life(1)
+        volume = (await played.heard(messages.Open)).volume
+        await played.wire.send(messages.Wanted(1, volume, str(SPIFFE_ID), ("a",)))
+        await started.wait()
+        served.forget_tokens()
+        held.set()
+        assert (await played.heard(messages.Forget)).volume == volume
+        assert (await played.heard(messages.Token)).until == 0
+        (answer,) = await asked(played, messages.Wanted(2, volume, str(SPIFFE_ID), ("a",)))
+        assert answer.until > 0
 
     play(tmp_path, monkeypatch, main)
 

@@ -47,6 +47,7 @@ def test_tokens_of_a_withdrawn_key_are_handed_out_no_more(tmp_path: Path) -> Non
         assert after != before
         verifies(at, after)
         assert len(at.authority.asked_jwt) == 2
+        assert [each.forgot for each in at.sockets.made] == [1], "whoever serves the socket hands the old one out"
 
     on_rig(tmp_path, play)
 
@@ -125,6 +126,7 @@ def test_a_key_that_is_added_costs_no_token(tmp_path: Path) -> None:
         await workload.renew()
         assert await fetch_jwt(workload, "api") == token
         assert len(at.authority.asked_jwt) == minted
+        assert [each.forgot for each in at.sockets.made] == [0]
 
     on_rig(tmp_path, play)
 

@@ -1,0 +1,133 @@
+"""What the exposed process does with orders, in this process: a pod's calls are answered from what it was told."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from agent.authority.protocol import MintRequest
+from agent.channel import messages
+from agent.channel.frames import Wire
+from agent.channel.snapshots import Writer
+from agent.exposed.server import Served
+from agent.pb import workload_pb2
+from runtime.clock import SystemClock
+from svid.identity import WorkloadIdentity
+from svid.keys import KeyAlgorithm
+from svid.x509svid import X509Svid
+from tests.fake_authority import SPIFFE_ID, FakeAuthority
+from tests.support import HEADER
+from tests.unit.agent.test_exposed_parts import token
+from tests.unit.agent.test_issuer import POD
+
+BEGIN = messages.Begin(8, 16, 1000.0, 1000, "default", "ROOTCA", "ALL", True, 30)
+
+
+class Agent:
+    """The other end: it gives orders, and answers what it is asked for."""
+
+    def __init__(self, end: socket.socket, base: Path) -> None:
+        self.wire: Wire[Any] = Wire(end, messages.reports(), messages.MAX_REPORT)
+        self.base = base
+        self.wanted: list[messages.Wanted] = []
+        self.reports: list[Any] = []
+        self._came = asyncio.Event()
+
+    async def run(self) -> None:
+        async for report in self.wire.received():
+            self.reports.append(report)
+            self._came.set()
+            if isinstance(report, messages.Wanted):
+                self.wanted.append(report)
+                await self.wire.send(messages.Token(report.request, token(len(self.wanted)), 4e9))
+
+    async def heard(self, kind: Any, volume: int) -> Any:
+        async with asyncio.timeout(20):
+            while not (found := [each for each in self.reports if isinstance(each, kind) and each.volume == volume]):
+                self._came.clear()
+                await self._came.wait()
+        return found[-1]
+
+    async def open(self, volume: int) -> None:
+        key = KeyAlgorithm.EC_P256.generate()
+        minted = await FakeAuthority(SystemClock()).mint_x509(MintRequest(POD, None, key, None, ()))
+        identity = WorkloadIdentity((X509Svid(SPIFFE_ID, minted.chain, key),), minted.trust.bundle)
+        place = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            await self.wire.send(messages.Open(volume, "default/web", True, Writer().snapshot(identity)), place)
+        finally:
+            os.close(place)
+        assert (await self.heard(messages.Opened, volume)).error == ""
+
+    async def fetch(self, volume: int) -> str:
+        """A JWT-SVID, as the pod asks for it."""
+        request = workload_pb2.JWTSVIDRequest(audience=["api"]).SerializeToString()
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        address = f"unix:{self.base / messages.name(volume)}"
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            ask: Any = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID", request_serializer=bytes)
+            answer = workload_pb2.JWTSVIDResponse.FromString(await ask(request, metadata=HEADER, timeout=20))
+        return str(answer.svids[0].svid)
+
+
+def served(base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Agent], Awaitable[None]]) -> None:
+    # It goes to where it binds.
+    monkeypatch.chdir(base)
+
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        wire: Wire[Any] = Wire(theirs, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
+        at = Agent(ours, base)
+        running = [asyncio.ensure_future(Served(wire).run()), asyncio.ensure_future(at.run())]
+        await at.wire.send(BEGIN)
+        try:
+            await main(at)
+        finally:
+            at.wire.close()
+            await asyncio.wait(running[:1], timeout=20)
+            running[1].cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            wire.close()
+
+    asyncio.run(run())
+
+
+def test_a_token_that_is_kept_is_answered_without_asking_until_it_is_to_be_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(at: Agent) -> None:
+        await at.open(7)
+        await at.open(8)
+        first = await at.fetch(7)
+        assert await at.fetch(7) == first
+        assert [each.volume for each in at.wanted] == [7]
+        other = await at.fetch(8)
+        assert other != first
+        await at.wire.send(messages.Forget(7))
+        assert await at.fetch(7) not in (first, other)
+        assert await at.fetch(8) == other
+        assert [each.volume for each in at.wanted] == [7, 8, 7]
+
+    served(tmp_path, monkeypatch, main)
+
+
+def test_what_is_closed_has_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(at: Agent) -> None:
+        await at.open(7)
+        await at.fetch(7)
+        await at.wire.send(messages.Close(7))
+        await at.heard(messages.Closed, 7)
+        with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+            await at.fetch(7)
+        at.reports.clear()
+        await at.open(7)
+        await at.fetch(7)
+        assert len(at.wanted) == 2
+
+    served(tmp_path, monkeypatch, main)
