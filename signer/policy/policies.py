@@ -91,6 +91,11 @@ class Policies:
         """Whether everything was read completely once."""
         return all(mirror.synced for mirror in self._mirrors)
 
+    @property
+    def followed(self) -> bool:
+        """Whether the API server tells of policies, as far as can be told."""
+        return all(mirror.lost_since is None for mirror in (self._namespaced, self._cluster))
+
     async def wait_synced(self) -> None:
         """Wait for that."""
         for mirror in self._mirrors:

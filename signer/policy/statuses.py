@@ -23,6 +23,9 @@ _NAMED = 3
 MAX_WRITES = 100
 # Of these that fail: more of them are the API server's affair, and each can take its whole deadline.
 MAX_REFUSED = 3
+# Seconds until one that was not taken is tried again, at first and at most: who may write policies can have any number
+# that the API server never takes.
+FIRST_WAIT, MAX_WAIT = 10.0, 1800.0
 # Seconds between two lines of log that say so.
 COMPLAINT_SECONDS = 60.0
 
@@ -41,6 +44,11 @@ class LivePods(Protocol):
 
 class Known(Protocol):
     """Whoever knows the policies."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether the API server tells of them."""
+        ...
 
     def all(self) -> list[Policy]:
         """In an order that stays as it is."""
@@ -61,6 +69,15 @@ class Known(Protocol):
     def clipped(self, policy: Policy) -> str:
         """What of its lifetimes nobody gets."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """So many times in a row the status of a policy, as it was in that generation, was not taken."""
+
+    generation: int
+    times: int
+    until: float
 
 
 @dataclass(slots=True)
@@ -92,6 +109,8 @@ class Statuses:
         self._stale: set[str] = set()
         self._all_stale = True
         self._turn = 0
+        self._refused: dict[str, _Refused] = {}
+        self._complaint = Seldom(COMPLAINT_SECONDS, clock.monotonic)
 
     def namespace_changed(self, namespace: str) -> None:
         """Its labels or policies are others now; empty for a policy of all namespaces."""
@@ -108,32 +127,28 @@ class Statuses:
         """Keep all of them up to date, every so many seconds, for ever; only while leading."""
         # Who led meanwhile may have written others.
         self._written.clear()
-        complaint = Seldom(COMPLAINT_SECONDS, self._clock.monotonic)
+        self._refused.clear()
         while True:
-            try:
-                await self.write(pods)
-            except SignerError as error:
-                # Who may write policies can have one that the API server never takes.
-                if complaint.due:
-                    _log.warning("policy status not written", extra={"reason": error.reason, "error": str(error)})
+            await self.write(pods)
             await asyncio.sleep(seconds)
 
     async def write(self, pods: LivePods) -> None:
         """Write into each policy how many pods it matches and whether it can be used. Only the leader does.
 
         Looks at the pods of those namespaces only where something changed, and gives way meanwhile. Nothing is written
-        where nothing changed, and no more than MAX_WRITES at one time: the next call goes on. Raises SignerError.
+        where nothing changed, and no more than MAX_WRITES at one time: the next call goes on. One that is not taken
+        keeps no other's from being written, and is tried ever more rarely, until its policy is another one.
         """
         await self._count(pods)
         tallies = await self._totals()
         every = self._policies.all()
         self._written = {each.uid: self._written[each.uid] for each in every if each.uid in self._written}
-        begin, writes = self._turn % max(1, len(every)), 0
-        refused: list[SignerError] = []
+        self._refused = {each.uid: self._refused[each.uid] for each in every if each.uid in self._refused}
+        begin, writes, refused = self._turn % max(1, len(every)), 0, 0
         for number, policy in enumerate(every[begin:] + every[:begin], 1):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
-            if self._policies.is_due(policy):
+            if self._policies.is_due(policy) or self._waits(policy):
                 continue
             path = policy.object_path
             # To whom one would apply that is left out is not known.
@@ -149,18 +164,35 @@ class Statuses:
             try:
                 await self._replace(path, status)
                 self._written[policy.uid] = digest
+                self._refused.pop(policy.uid, None)
             except (NotFound, Conflict):
                 continue
             except SignerError as error:
-                # One whose status the API server does not take keeps no other's from being written.
-                refused.append(error)
-                if len(refused) == MAX_REFUSED:
+                self._not_taken(policy, error)
+                refused += 1
+                if refused == MAX_REFUSED:
                     self._turn = begin + number
-                    break
-        else:
-            self._turn = 0
-        if refused:
-            raise refused[0]
+                    return
+        self._turn = 0
+
+    def _waits(self, policy: Policy) -> bool:
+        found = self._refused.get(policy.uid)
+        same = found is not None and found.generation == policy.generation
+        return found is not None and same and self._clock.monotonic() < found.until
+
+    def _not_taken(self, policy: Policy, error: SignerError) -> None:
+        before = self._refused.get(policy.uid)
+        times = before.times if before is not None and before.generation == policy.generation else 0
+        wait = 0.0
+        # While the API server tells of no policies it is no policy's fault.
+        if self._policies.followed:
+            wait = min(FIRST_WAIT * 2 ** min(times, 20), MAX_WAIT)
+            self._refused[policy.uid] = _Refused(policy.generation, times + 1, self._clock.monotonic() + wait)
+        if self._complaint.due:
+            _log.warning(
+                "policy status not written",
+                extra={"policy": str(policy), "again_in": wait, "reason": error.reason, "error": str(error)},
+            )
 
     async def _replace(self, path: str, status: Object) -> None:
         present = await self._api.get(path)

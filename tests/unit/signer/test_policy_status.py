@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from signer.model import LivePod, TtlLimits
 from signer.policy.policies import Policies
 from signer.policy.policy import CLUSTER, GROUP, NAMESPACED, PolicySettings, decide, matching, read_policy
 from signer.policy.services import Service
-from signer.policy.statuses import MAX_REFUSED
+from signer.policy.statuses import FIRST_WAIT, MAX_REFUSED, MAX_WAIT
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.live_pods import Fixed, write_status
@@ -265,13 +266,18 @@ def test_one_policy_that_changed_meanwhile_holds_up_no_other() -> None:
     followed(test)
 
 
-def test_an_api_server_that_is_away_is_for_the_caller_to_hear() -> None:
+def test_an_api_server_that_is_away_ends_no_writing_of_statuses(caplog: pytest.LogCaptureFixture) -> None:
     async def test(rig: Rig) -> None:
-        rig.cluster("a")
+        path = rig.cluster("a")
         await told()
         rig.kube.down = True
-        with pytest.raises(ApiUnavailable):
-            await write_status(rig.policies, [pod()])
+        await write_status(rig.policies, [pod()])
+        assert "policy status not written" in [each.message for each in caplog.records]
+        rig.kube.down = False
+        await told()
+        rig.clock.pass_by(seconds=FIRST_WAIT)
+        await write_status(rig.policies, [pod()])
+        assert "status" in rig.kube.objects[path]
 
     followed(test)
 
@@ -359,8 +365,7 @@ def test_a_status_that_cannot_be_written_keeps_no_other_from_being_written() -> 
         good = [rig.put(f"{HOME}/b{n}") for n in range(5)] + [rig.cluster("c")]
         await told()
         Refusing(rig, bad)
-        with pytest.raises(ApiUnavailable):
-            await write_status(rig.policies, [pod()])
+        await write_status(rig.policies, [pod()])
         assert [each for each in good if "status" not in rig.kube.objects[each]] == []
 
     followed(test)
@@ -372,14 +377,77 @@ def test_statuses_that_nobody_takes_are_asked_for_a_few_at_a_time_and_in_turn() 
         await told()
         refusing = Refusing(rig, *paths)
         for number in (1, 2):
-            with pytest.raises(ApiUnavailable):
-                await write_status(rig.policies, [pod()])
+            await write_status(rig.policies, [pod()])
             assert len(refusing.asked) == number * MAX_REFUSED
         assert len(set(refusing.asked)) == 2 * MAX_REFUSED
         refusing.paths.clear()
+        rig.clock.pass_by(seconds=FIRST_WAIT)
         for _ in paths:
             await write_status(rig.policies, [pod()])
         assert all("status" in rig.kube.objects[each] for each in paths)
+
+    followed(test)
+
+
+def test_a_status_that_is_never_taken_is_tried_ever_more_rarely() -> None:
+    async def test(rig: Rig) -> None:
+        bad = rig.put(f"{HOME}/a")
+        await told()
+        refusing = Refusing(rig, bad)
+        begun, at = rig.clock.monotonic(), []
+
+        async def watched(seconds: float) -> None:
+            until = rig.clock.monotonic() + seconds
+            while rig.clock.monotonic() < until:
+                before = len(refusing.asked)
+                await write_status(rig.policies, [pod()])
+                if len(refusing.asked) > before:
+                    at.append(rig.clock.monotonic() - begun)
+                rig.clock.pass_by(seconds=5)
+
+        await watched(8 * MAX_WAIT)
+        waits = [two - one for one, two in pairwise(at)]
+        assert waits[:4] == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT, 8 * FIRST_WAIT]
+        assert waits[-2:] == [MAX_WAIT, MAX_WAIT]
+        # Others are written at once meanwhile, and so is this one when it is another one.
+        other = rig.put(f"{HOME}/b")
+        await told()
+        await write_status(rig.policies, [pod()])
+        assert "status" in rig.kube.objects[other]
+        asked = len(refusing.asked)
+        rig.kube.put(bad, {**rig.kube.objects[bad], "metadata": {**rig.kube.objects[bad]["metadata"], "generation": 2}})
+        await told()
+        await write_status(rig.policies, [pod()])
+        assert len(refusing.asked) == asked + 1
+        rig.clock.pass_by(seconds=FIRST_WAIT)
+        refusing.paths.clear()
+        await write_status(rig.policies, [pod()])
+        assert "status" in rig.kube.objects[bad]
+        assert rig.policies.statuses._refused == {}
+        # Nor is anything remembered of one that is gone.
+        refusing.paths.add(f"{other}/status")
+        rig.kube.put(other, {**rig.kube.objects[other], "spec": {"deny": True}})
+        await told()
+        await write_status(rig.policies, [pod()])
+        assert len(rig.policies.statuses._refused) == 1
+        rig.kube.remove(other)
+        await told()
+        await write_status(rig.policies, [pod()])
+        assert rig.policies.statuses._refused == {}
+
+    followed(test)
+
+
+def test_an_outage_is_no_policys_fault() -> None:
+    async def test(rig: Rig) -> None:
+        bad = rig.put(f"{HOME}/a")
+        await told()
+        refusing = Refusing(rig, bad)
+        rig.policies._namespaced.lost_since = rig.clock.monotonic()
+        for number in range(1, 4):
+            await write_status(rig.policies, [pod()])
+            assert len(refusing.asked) == number
+        assert rig.policies.statuses._refused == {}
 
     followed(test)
 
@@ -390,13 +458,16 @@ def test_a_status_that_is_never_taken_does_not_fill_the_log(caplog: pytest.LogCa
         await told()
         refusing = Refusing(rig, bad)
         leading = asyncio.ensure_future(rig.policies.statuses.lead(Fixed([pod()]), 0.0))
-        while len(refusing.asked) < 3:
-            await asyncio.sleep(0)
+        for number, wait in enumerate((0.0, FIRST_WAIT, 2 * FIRST_WAIT), 1):
+            rig.clock.pass_by(seconds=wait)
+            while len(refusing.asked) < number:
+                await asyncio.sleep(0)
         leading.cancel()
         await asyncio.gather(leading, return_exceptions=True)
 
     followed(test)
-    assert [each.message for each in caplog.records] == ["policy status not written"]
+    (line,) = (vars(each) for each in caplog.records)
+    assert (line["message"], line["policy"], line["again_in"]) == ("policy status not written", "shop/a", FIRST_WAIT)
 
 
 def test_who_stops_to_count_half_way_counts_again() -> None:
