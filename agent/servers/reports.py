@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from agent.channel.messages import METHODS, REFUSALS, Counted, Said
+from runtime.bucket import Bucket
 
 _log = logging.getLogger("podsvid.servers")
 # Who may speak there; everything else is the process's own.
@@ -31,21 +32,12 @@ class Allowance:
     """So many a second for ever, `burst` of them at once. `now`: a clock in seconds that only rises."""
 
     def __init__(self, rate: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
-        self._burst = burst
+        self._bucket = Bucket(rate, burst, now())
         self._now = now
-        self._left = float(burst)
-        self._at = now()
 
     def take(self) -> bool:
         """Whether there was one left."""
-        now = self._now()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
+        return self._bucket.take(self._now())
 
 
 class Tally:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 import grpc.aio
 
+from runtime.bucket import Bucket
+
 _log = logging.getLogger("podsvid.endpoint")
 WORKLOAD_API = "SpiffeWorkloadAPI"
 HEADER = ("workload.spiffe.io", "true")
@@ -111,8 +113,7 @@ class _Guard(grpc.aio.ServerInterceptor):
         self._limits = limits
         self._metrics = metrics
         self._open: dict[object, tuple[str, float]] = {}
-        self._allowance = float(limits.burst)
-        self._at = asyncio.get_running_loop().time()
+        self._allowance = Bucket(limits.rate, limits.burst, asyncio.get_running_loop().time())
         # Of all streams whose next request has to wait, one looks whether it may.
         self._turn = asyncio.Lock()
 
@@ -154,12 +155,7 @@ class _Guard(grpc.aio.ServerInterceptor):
     def _take(self) -> float:
         """Take one call from the allowance; or the seconds until there will be one."""
         now = asyncio.get_running_loop().time()
-        self._allowance = min(self._limits.burst, self._allowance + (now - self._at) * self._limits.rate)
-        self._at = now
-        if self._allowance < 1:
-            return (1 - self._allowance) / self._limits.rate
-        self._allowance -= 1
-        return 0.0
+        return 0.0 if self._allowance.take(now) else self._allowance.wait(now)
 
     async def _paced(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for request in requests:
