@@ -28,9 +28,9 @@ class Bucket:
         """Seconds until there is one to take."""
         return max(1.0 - self.left(now), 0.0) / self._rate
 
-    def spend(self) -> None:
-        """Take one, though it be owed then."""
-        self._left -= 1.0
+    def spend(self, some: float = 1.0) -> None:
+        """Take some, though they be owed then."""
+        self._left -= some
 
     def give(self, some: float) -> None:
         """Some come, or come back."""

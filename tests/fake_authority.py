@@ -24,13 +24,14 @@ HOUR = timedelta(hours=1)
 
 
 class StepClock:
-    """Stands still until a test moves `at`."""
+    """Stands still until a test moves `at`, the time that it is; the wall clock may be `wrong` by something."""
 
     def __init__(self) -> None:
         self.at = datetime(2026, 6, 1, 12, tzinfo=UTC)
+        self.wrong = timedelta(0)
 
     def now(self) -> datetime:
-        return self.at
+        return self.at + self.wrong
 
     def monotonic(self) -> float:
         return self.at.timestamp()

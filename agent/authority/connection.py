@@ -16,7 +16,6 @@ from agent.authority.contact import MAX_RETRY, Contact
 from agent.authority.held import HeldTrust
 from agent.authority.proven import CONNECT_SECONDS, ProvenSigner
 from agent.errors import AuthorityUnavailable
-from runtime.clock import Clock
 from runtime.federation import read_bundle
 from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
@@ -56,13 +55,10 @@ class Connection:
     Later it only helps an agent that was cut off for longer than the authorities it knew were in use.
     """
 
-    def __init__(
-        self, settings: SignerSettings, held: HeldTrust, contact: Contact, clock: Clock, rng: random.Random
-    ) -> None:
+    def __init__(self, settings: SignerSettings, held: HeldTrust, contact: Contact, rng: random.Random) -> None:
         self._settings = settings
         self._trust = held
         self._contact = contact
-        self._clock = clock
         self._rng = rng
         self._signer = ProvenSigner(settings.address, settings.trust_domain, settings.run_dir, self._roots_to_prove_by)
         self._channel: grpc.aio.Channel | None = None
@@ -177,7 +173,7 @@ class Connection:
         trust = self._trust.feed.current
         assert trust is not None
         bundle, away = trust.bundle, self._contact.away_since
-        if away is None or (self._contact.answered_once and self._clock.now() - away < FILE_AFTER):
+        if away is None or (self._contact.answered_once and self._contact.away_for < FILE_AFTER.total_seconds()):
             self._by_file = False
             return bundle.to_pem()
         try:

@@ -46,7 +46,7 @@ class SignerAuthority:
         self._held = HeldTrust(clock)
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.contact = Contact(settings.address, clock, rng)
-        self.connection = Connection(settings, self._held, self.contact, clock, rng)
+        self.connection = Connection(settings, self._held, self.contact, rng)
         self._stream = TrustStream(settings, self.connection, self.contact, self._held, self.early_renewals)
         self._calls = Calls(settings.address, self.connection, self.contact, rng, tracing)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from runtime.bucket import Bucket
 from runtime.listening import whose
 from signer.front.budget import AGENT_CONNECTIONS, NODE_CONNECTIONS, STRANGERS, WAITING
 
@@ -53,8 +54,7 @@ class Entry:
 
 @dataclass(slots=True)
 class _Address:
-    tokens: float
-    counted_at: float
+    comes: Bucket
     # Those that wait and those that have places, the oldest first; and how many have places.
     all: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
     placed: int = 0
@@ -100,7 +100,7 @@ class Admission:
         # Addresses that agents came from, each with the node; and the other way round, the newest last.
         self._known: OrderedDict[str, str] = OrderedDict()
         self._homes: dict[str, deque[str]] = {}
-        self._vain, self._vain_at = VAIN_AT_ONCE, now()
+        self._vain = Bucket(VAIN, VAIN_AT_ONCE, now())
         self._nodes: dict[str, deque[Entry]] = {}
         # Those of nodes that have more than one.
         self._spare: dict[str, deque[Entry]] = {}
@@ -120,10 +120,9 @@ class Admission:
         """Let a new connection wait; None: it is to be closed. Another one may be closed for it."""
         name = whose(host)
         address = self._address(name)
-        if address.tokens < 1.0:
+        if not address.comes.take(self._now()):
             self._refused("address")
             return None
-        address.tokens -= 1.0
         if len(address.all) >= self._of_address:
             # The oldest: agents prove themselves in a moment, and may share an address with who does not.
             self._end(next(iter(address.all)), "address")
@@ -154,7 +153,7 @@ class Admission:
         while self.ready:
             known = bool(self._known_ready)
             entry = next(iter(self._known_ready or self._ready))
-            if not known and self._vain_left() < 1.0:
+            if not known and self._vain.left(self._now()) < 1.0:
                 return
             if len(self._strangers) >= self._most_strangers:
                 given_up = self._gives_way(entry, known)
@@ -163,7 +162,7 @@ class Admission:
                 self._end(given_up, "strangers")
             self._forget_waiting(entry)
             entry.begun, entry.paid = self._now(), not known
-            self._vain -= entry.paid
+            self._vain.spend(entry.paid)
             self._strangers[entry] = None
             self._addresses[entry.address].placed += 1
             entry.guest.begin()
@@ -180,7 +179,7 @@ class Admission:
                 return False
             self._end(spare, "agents")
         self._forget_stranger(entry)
-        self._vain = min(self._vain + entry.paid, VAIN_AT_ONCE)
+        self._vain.give(entry.paid)
         self._remember(entry.address, node)
         entry.node = node
         of_node = self._nodes.setdefault(node, deque())
@@ -242,12 +241,6 @@ class Admission:
     def _hold(self, entry: Entry) -> float:
         return KNOWN_HOLD_SECONDS if self._is_known(entry.address) else HOLD_SECONDS
 
-    def _vain_left(self) -> float:
-        now = self._now()
-        self._vain = min(self._vain + (now - self._vain_at) * VAIN, VAIN_AT_ONCE)
-        self._vain_at = now
-        return self._vain
-
     def _remember(self, address: str, node: str) -> None:
         """An agent came from there. Who stole one node's token makes few addresses known."""
         if self._known.get(address) is None:
@@ -282,12 +275,9 @@ class Admission:
         address.placed -= 1
 
     def _address(self, name: str) -> _Address:
-        now = self._now()
         found = self._addresses.get(name)
         if found is None:
-            found = self._addresses[name] = _Address(2 * self._rate, now)
-        found.tokens = min(2 * self._rate, found.tokens + (now - found.counted_at) * self._rate)
-        found.counted_at = now
+            found = self._addresses[name] = _Address(Bucket(self._rate, 2 * self._rate, self._now()))
         self._addresses.move_to_end(name)
         if len(self._addresses) > MAX_ADDRESSES:
             # The one that was quiet for longest.

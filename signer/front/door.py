@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from runtime.bucket import Bucket
 from runtime.listening import bound
 from runtime.memory import trimmer
 from runtime.seldom import Seldom
@@ -213,9 +214,9 @@ class Passage:
         self._sockets = [outside]
         self._inwards: _Way | None = None
         self._loop = asyncio.get_running_loop()
-        self._since = self._counted_at = self._loop.time()
-        self._rate = 0
-        self._burst = self._credit = 0.0
+        self._since = self._loop.time()
+        # Bytes; none before it is trusted.
+        self._credit: Bucket | None = None
         self._borrowed = 0
         self._growing = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -265,8 +266,7 @@ class Passage:
 
     def trust(self, rate: int, burst: int) -> None:
         """From now on `rate` bytes a second may come in, `burst` at once."""
-        self._rate, self._burst, self._credit = rate, float(burst), float(burst)
-        self._counted_at = self._loop.time()
+        self._credit = Bucket(rate, burst, self._loop.time())
         self._again()
 
     def close(self) -> None:
@@ -286,12 +286,10 @@ class Passage:
 
     def more(self) -> int:
         """Bytes that may come in beyond those that came; 0: not now, and `_Way.again` is called in time."""
-        if self._closed or not self._rate:
+        if self._closed or self._credit is None:
             return 0
         now = self._loop.time()
-        self._credit = min(self._burst, self._credit + (now - self._counted_at) * self._rate)
-        self._counted_at = now
-        found = min(int(self._credit), CHUNK)
+        found = min(int(self._credit.left(now)), CHUNK)
         grown = self._since + SETTINGS_SECONDS
         if now < grown and found:
             if not self._growing:
@@ -299,7 +297,7 @@ class Passage:
                 self._timers.append(self._loop.call_at(grown, self._give_back))
             found = self._door.young.borrow(self.entry.node, min(found, YOUNG_PORTION))
             self._borrowed += found
-        self._credit -= found
+        self._credit.spend(found)
         if not found:
             self._timers[:] = [each for each in self._timers if each.when() > now]
             self._timers.append(self._loop.call_at(now + PAUSE, self._again))

@@ -35,7 +35,7 @@ class Channel:
 def connection(base: Path, channel: Channel | None) -> Connection:
     clock, settings = StepClock(), SignerSettings("signer:1", base / "b", base / "t", "aud", TRUST_DOMAIN, run_dir=base)
     held, contact = HeldTrust(clock), Contact("signer:1", clock, random.Random(1))
-    made = Connection(settings, held, contact, clock, random.Random(1))
+    made = Connection(settings, held, contact, random.Random(1))
     made._channel = cast(Any, channel)
     return made
 

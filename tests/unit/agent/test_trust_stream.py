@@ -39,7 +39,7 @@ class Scene:
         self.trust = self.held.feed
         self.early: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.contact = Contact("signer:1", self.clock, random.Random(1))
-        self.connection = Connection(self.settings, self.held, self.contact, self.clock, random.Random(1))
+        self.connection = Connection(self.settings, self.held, self.contact, random.Random(1))
         self.stream = TrustStream(self.settings, self.connection, self.contact, self.held, self.early)
         self.take(self.bundle(100), issues_jwt=True)
         assert self.trust.current == Trust(self.bundle(100))
@@ -148,6 +148,17 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.levelname for each in caplog.records if each.message.startswith("no signer answers under the trust")]
 
 
+@pytest.mark.parametrize("wrong", [timedelta(hours=-1), timedelta(hours=1)], ids=["back", "forward"])
+def test_whoever_sets_the_nodes_clock_does_not_choose_when_the_file_counts(at: Scene, wrong: timedelta) -> None:
+    other = bundle_of(root(at.clock.at), sequence=101)
+    at.bundle_file.write_bytes(other.to_jwks())
+    at.contact.lost("gone")
+    at.clock.wrong = wrong
+    assert at.connection.newest_roots() == at.bundle(100).to_pem()
+    at.clock.at += AWAY
+    assert at.connection.newest_roots() != at.bundle(100).to_pem()
+
+
 @pytest.mark.parametrize("sequence", [99, 100, 101, 10**12, None])
 def test_a_changed_file_changes_no_trust_while_the_stream_answers(at: Scene, sequence: int | None) -> None:
     other = bundle_of(root(at.clock.at), sequence=sequence)
@@ -201,7 +212,7 @@ def test_a_file_that_adds_nothing_is_nothing_to_say(at: Scene, caplog: pytest.Lo
 @pytest.mark.parametrize("sequence", [101, None])
 def test_before_the_signer_has_answered_once_the_file_is_what_there_is(at: Scene, sequence: int | None) -> None:
     contact = Contact("signer:1", at.clock, random.Random(1))
-    connection = Connection(at.settings, at.held, contact, at.clock, random.Random(1))
+    connection = Connection(at.settings, at.held, contact, random.Random(1))
     other = bundle_of(root(at.clock.at), sequence=sequence)
     at.bundle_file.write_bytes(other.to_jwks() if sequence else other.to_pem())
     assert connection.newest_roots() == other.to_pem()
