@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from runtime.shown import Shown
 
 # How an older Secret came to be noticed.
-ROLLBACKS = ("restored", "replaced")
+ROLLBACKS = ("restored", "replaced", "abandoned")
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -146,7 +146,7 @@ class Metrics:
         self._http_refused.labels(listener, why).inc()
 
     def rolled_back(self, how: str) -> None:
-        """Count an older Secret that was mended: restored, or replaced."""
+        """Count an older Secret that was mended, by one of ROLLBACKS."""
         self._rollbacks.labels(how).inc()
 
     def built(self, version: str) -> None:

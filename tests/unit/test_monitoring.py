@@ -58,6 +58,15 @@ def test_what_a_signer_counts_is_seen_by_somebody() -> None:
     assert {each for each in families if each not in seen} == looked_up
 
 
+def test_each_way_back_of_an_older_secret_is_counted_from_the_start() -> None:
+    """An increase from nothing is none to Prometheus, and its alert would not be raised."""
+    rotation = (FOLDER.parents[3] / "signer" / "authority" / "rotation.py").read_text(encoding="utf-8")
+    families = {each.name: each.samples for each in SignerMetrics().registry.collect()}
+    samples = families["podsvid_signer_rollbacks_detected"]
+    shown = {each.labels["how"] for each in samples if each.name.endswith("_total")}
+    assert shown == set(re.findall(r'rolled_back\("(\w+)"\)', rotation)) != set()
+
+
 def test_every_alert_has_a_runbook() -> None:
     rules = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
     text = (FOLDER.parents[3] / "docs" / "operations.md").read_text()
