@@ -26,11 +26,12 @@ from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
 from signer.authority.knowledge import Sources
-from signer.authority.lifecycle import Life, LifecyclePolicy
+from signer.authority.lifecycle import Life
 from signer.authority.lifetimes import Lifetimes
 from signer.authority.rotation import Rotation
 from signer.authority.state import AuthorityState
 from signer.authority.store import SecretStore, read_cipher
+from signer.authority.timing import LifecyclePolicy
 from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
 from signer.cluster.kube import KubeApi

@@ -19,8 +19,7 @@ from signer.authority.abandonments import Record
 from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState, Goal, sequence_at
-from signer.authority.timing import FORCED_GRACE as FORCED_GRACE
-from signer.authority.timing import LifecyclePolicy as LifecyclePolicy
+from signer.authority.timing import LifecyclePolicy
 from signer.errors import TransitionRefused
 from signer.upstream.certify import Upstream
 from svid.jwtauthority import JwtSigningKey

@@ -13,7 +13,7 @@ from signer.authority import recovery
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents, Wanted
 from signer.authority.knowledge import Acks, Knowledge, Sources
-from signer.authority.lifecycle import Life, LifecyclePolicy, Step
+from signer.authority.lifecycle import Life, Step
 from signer.authority.rollback import Published, Rollbacks, Shown
 from signer.authority.slots import BOTH, KINDS
 from signer.authority.state import AuthorityState
@@ -80,10 +80,6 @@ class Rotation:
     def leader_name(self) -> str:
         """Who leads, as far as this replica knows; may be empty."""
         return self._leader.holder
-
-    @property
-    def policy(self) -> LifecyclePolicy:
-        return self._life.policy
 
     def see(self, state: AuthorityState, before: AuthorityState | None = None) -> None:
         """Take over a state that was read; the present one is no news, and an older one confirms nothing.

@@ -15,10 +15,10 @@ from runtime.clock import Clock
 from signer.attestation.pods import Pods
 from signer.authority.advice import to_do
 from signer.authority.knowledge import Acks
-from signer.authority.lifecycle import FORCED_GRACE
 from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState
+from signer.authority.timing import FORCED_GRACE
 from signer.errors import SignerError
 from signer.pb import admin_pb2
 from signer.policy.policies import Policies

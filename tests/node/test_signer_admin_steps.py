@@ -22,10 +22,10 @@ from podsvid import authority as authority_command
 from podsvid.authority import CommandFailed, show_explained
 from signer.authority.advice import to_do
 from signer.authority.knowledge import Acks
-from signer.authority.lifecycle import FORCED_GRACE
 from signer.authority.rotation import Rotation
 from signer.authority.slots import KINDS
 from signer.authority.state import Abandoned, AuthorityState
+from signer.authority.timing import FORCED_GRACE
 from signer.front.admin import MAX_NODES, SERVICE, _abandoned, _reissuing, _rotating
 from signer.model import Agent
 from signer.pb import admin_pb2

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from signer.authority.knowledge import Acks
-from signer.authority.lifecycle import FORCED_GRACE, Life
+from signer.authority.lifecycle import Life
 from signer.authority.recovery import MAX_REMEMBERED
 from signer.authority.slots import KINDS, Stage
 from signer.authority.state import Abandoned, AuthorityState, Goal
+from signer.authority.timing import FORCED_GRACE
 from signer.errors import StateDamaged, TransitionRefused
 from svid.authority import X509Authority
 from svid.errors import InvalidSvid

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from signer.authority.knowledge import Acks
-from signer.authority.lifecycle import FORCED_GRACE, Life, LifecyclePolicy
+from signer.authority.lifecycle import Life
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState, Goal
+from signer.authority.timing import FORCED_GRACE, LifecyclePolicy
 from signer.errors import StateDamaged, TransitionRefused
 from signer.upstream.certify import SelfSigned
 from svid.jwtsvid import JwtAlgorithm, JwtSvid, check_jwt_svid

@@ -5,9 +5,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from signer.authority.knowledge import Acks
-from signer.authority.lifecycle import FORCED_GRACE, Step
+from signer.authority.lifecycle import Step
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState, Goal
+from signer.authority.timing import FORCED_GRACE
 from signer.errors import TransitionRefused
 from svid.jwtsvid import JwtAlgorithm
 from tests.signer_rig import START

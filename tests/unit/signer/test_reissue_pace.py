@@ -6,9 +6,10 @@ import pytest
 
 from signer.attestation.pods import Holders
 from signer.authority.knowledge import Acks
-from signer.authority.lifecycle import FORCED_GRACE, Life
+from signer.authority.lifecycle import Life
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState
+from signer.authority.timing import FORCED_GRACE
 from signer.model import LivePod
 from signer.upstream.certify import SelfSigned
 from tests.signer_rig import DRIVER, START
