@@ -9,8 +9,8 @@ from signer.errors import Reason, Refused
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 
-# When to ask again during an outage of the API server.
-OUTAGE_RETRY = timedelta(seconds=5)
+# When to ask again: during an outage of the API server, and where it is a matter of moments.
+OUTAGE_RETRY, SOON = timedelta(seconds=5), timedelta(seconds=2)
 # What is shown in place of a policy's name where none matched. No object can be called that.
 NO_POLICY = "(default)"
 

@@ -10,11 +10,18 @@ _PATTERN = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*", re.ASCII)
 # What the signer's own certificate is known by; no workload ever gets it, or it could stand in for the signer.
 SIGNER_NAME = "signer.podsvid.internal"
 _RESERVED = "podsvid.internal"
+# Below this first segment of a path are podsvid's own identities.
+_OWN = "podsvid"
 
 
 def signer_id(trust_domain: TrustDomain) -> SpiffeId:
     """The identity of the signer's own server certificate; no policy gives it to a pod."""
-    return SpiffeId.from_segments(trust_domain, "podsvid", "signer")
+    return SpiffeId.from_segments(trust_domain, _OWN, "signer")
+
+
+def is_own_id(spiffe_id: SpiffeId) -> bool:
+    """Whether it is one of podsvid's own, which no workload may have, whatever a policy says."""
+    return f"{spiffe_id.path}/".startswith(f"/{_OWN}/")
 
 
 def is_pattern(text: str) -> bool:

@@ -21,7 +21,7 @@ from signer.authority.state import (
     read_abandoned,
     sequence_at,
 )
-from signer.cluster.kube import KubeApi, Object
+from signer.cluster.kube import OWN_LABELS, KubeApi, Object
 from signer.errors import Conflict, Forbidden, NotFound, SignerError
 from svid.spiffeid import TrustDomain
 
@@ -234,7 +234,7 @@ class Abandonments:
     def _body(self, record: Record) -> Object:
         metadata: Object = {
             "name": self._name,
-            "labels": {"app.kubernetes.io/name": "podsvid", "app.kubernetes.io/managed-by": "podsvid"},
+            "labels": dict(OWN_LABELS),
         }
         if self._version is not None:
             metadata["resourceVersion"] = self._version

@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from signer.authority.state import AuthorityState
-from signer.cluster.kube import KubeApi, Object
+from signer.cluster.kube import OWN_LABELS, KubeApi, Object
 from signer.errors import NotFound, StateDamaged
 from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
@@ -157,7 +157,7 @@ class SecretStore:
         metadata: Object = {
             "name": self._name,
             "namespace": self._namespace,
-            "labels": {"app.kubernetes.io/name": "podsvid", "app.kubernetes.io/managed-by": "podsvid"},
+            "labels": dict(OWN_LABELS),
         }
         if version is not None:
             metadata["resourceVersion"] = version

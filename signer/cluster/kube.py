@@ -1,11 +1,15 @@
 """The Kubernetes API as the signer uses it: at plain paths, objects to write, and what is kept of those it follows."""
 
 from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 from signer.cluster.decoding import Event, Kept, Page
 
 Object: TypeAlias = dict[str, Any]
+# Of what is podsvid's own.
+MANAGED: Mapping[str, str] = MappingProxyType({"app.kubernetes.io/managed-by": "podsvid"})
+OWN_LABELS: Mapping[str, str] = MappingProxyType({"app.kubernetes.io/name": "podsvid", **MANAGED})
 
 
 class KubeApi(Protocol):

@@ -39,14 +39,13 @@ from signer.front.calls import (
 from signer.front.limits import NodeLimits, Place, Slots
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
-from signer.model import Agent, AttestedPod, Entitlement, PodClaim, Sender
+from signer.model import SOON, Agent, AttestedPod, Entitlement, PodClaim, Sender
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
 from svid.certificates import to_der
 
 _log = logging.getLogger("podsvid.api")
 SERVICE = "podsvid.signer.v1.Signer"
-FULL_RETRY = timedelta(seconds=2)
 # A stream ends while its agent's token is good still, and not later than this: agents spread over replicas again.
 STREAM_LIFE = timedelta(minutes=30)
 TOKEN_MARGIN = timedelta(seconds=60)
@@ -280,7 +279,7 @@ class SignerService:
                 self._gate.strike(peer)
             raise
         if not self._gate.proven(peer, agent.node_uid):
-            raise Refused(Reason.BUSY, "this replica has as many agents as it has memory for", retry_after=FULL_RETRY)
+            raise Refused(Reason.BUSY, "this replica has as many agents as it has memory for", retry_after=SOON)
         return agent
 
     @contextmanager
@@ -289,7 +288,7 @@ class SignerService:
         with slots.one(holder) as place:
             if place is None:
                 self._metrics.turned_away(what)
-                raise Refused(Reason.BUSY, f"this replica has its fill of {what}", retry_after=FULL_RETRY)
+                raise Refused(Reason.BUSY, f"this replica has its fill of {what}", retry_after=SOON)
             yield place
 
     async def watch_trust(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.WatchTrustResponse]:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
-from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -17,12 +16,12 @@ from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
 from signer.front.budget import HEADERS, MAX_TOKEN
 from signer.front.limits import Place
 from signer.front.statuses import STATUS_CODES
+from signer.model import SOON
 
 _log = logging.getLogger("podsvid.api")
 # Seconds. The second: until the message of a call has come, once its agent is proven.
 MINT_DEADLINE = 30.0
 MESSAGE_SECONDS = 5.0
-LATE_RETRY = timedelta(seconds=2)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Messages: TypeAlias = AsyncIterator[bytes]
 _Message = TypeVar("_Message", bound=Message)
@@ -45,7 +44,7 @@ async def only(form: type[_Message], messages: Messages, place: Place) -> _Messa
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
         if place.lost:
-            raise Refused(Reason.BUSY, "others took the place of this call, which said nothing", LATE_RETRY) from None
+            raise Refused(Reason.BUSY, "others took the place of this call, which said nothing", SOON) from None
         raise Refused(Reason.INVALID_REQUEST, f"no message of the call within {MESSAGE_SECONDS:g} s") from None
     return parsed(form, message)
 
@@ -69,7 +68,7 @@ def still_wanted(context: Context) -> None:
     """Raises Refused (BUSY) where nobody waits for the answer any more: work for it takes the time of those who do."""
     left = context.time_remaining()
     if left is not None and left <= 0.0:
-        raise Refused(Reason.BUSY, "the call came to its turn after its caller's deadline", retry_after=LATE_RETRY)
+        raise Refused(Reason.BUSY, "the call came to its turn after its caller's deadline", retry_after=SOON)
 
 
 def bearer(context: Context) -> str:
@@ -97,11 +96,9 @@ def refused_by(error: Exception) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, ApiUnavailable):
-        return Refused(Reason.API_SERVER_UNAVAILABLE, str(error), retry_after=timedelta(seconds=2))
+        return Refused(Reason.API_SERVER_UNAVAILABLE, str(error), retry_after=SOON)
     if isinstance(error, TimeoutError):
-        return Refused(
-            Reason.API_SERVER_UNAVAILABLE, f"not attested within {MINT_DEADLINE:g} s", retry_after=timedelta(seconds=2)
-        )
+        return Refused(Reason.API_SERVER_UNAVAILABLE, f"not attested within {MINT_DEADLINE:g} s", retry_after=SOON)
     # The traceback's frames hold tokens only as values, which are not printed.
     _log.error("bug: a call failed unexpectedly", exc_info=error)
     return Refused(Reason.INTERNAL, "the signer failed; its log says more")

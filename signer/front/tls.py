@@ -7,9 +7,8 @@ import grpc
 
 from runtime.clock import Clock
 from signer.authority.state import AuthorityState
-from signer.minting.minting import own_svid_id
 from svid.certificates import to_pem
-from svid.dnsnames import SIGNER_NAME
+from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.keys import KeyAlgorithm, key_to_pem
 
 _log = logging.getLogger("podsvid.tls")
@@ -44,7 +43,7 @@ class ServerIdentity:
             return None
         key = KeyAlgorithm.EC_P256.generate()
         chain = state.active_x509.issue(
-            key.public_key(), own_svid_id(state), ttl=LIFETIME, now=now, dns_names=[SIGNER_NAME]
+            key.public_key(), signer_id(state.trust_domain), ttl=LIFETIME, now=now, dns_names=[SIGNER_NAME]
         )
         not_after = chain[0].not_valid_after_utc
         self._renew_at, self._issuer = now + (not_after - now) / 2, issuer

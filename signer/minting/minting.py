@@ -15,8 +15,8 @@ from runtime.clock import Clock
 from signer import ttls
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
-from signer.model import Entitlement, LivePod, TtlLimits
-from svid.dnsnames import allows, is_reserved, signer_id
+from signer.model import SOON, Entitlement, LivePod, TtlLimits
+from svid.dnsnames import allows, is_own_id, is_reserved
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
 from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
@@ -26,8 +26,6 @@ from svid.spiffeid import SpiffeId
 MAX_CSR = 16 * 1024
 MAX_DNS_NAMES = 32
 RSA_EXPONENT = 65537
-# Below this path are podsvid's own identities; no policy gives one to a pod.
-OWN_PATH = "/podsvid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +160,7 @@ class Minting:
             raise Refused(
                 Reason.AUTHORITY_UNAVAILABLE,
                 "this replica does not know the authorities' present state; it signs again once it has read it",
-                retry_after=timedelta(seconds=2),
+                retry_after=SOON,
             )
         return state
 
@@ -226,10 +224,5 @@ def proven_key(csr: bytes) -> PublicKey:
 
 
 def _check_id(spiffe_id: SpiffeId) -> None:
-    if spiffe_id.path == OWN_PATH or spiffe_id.path.startswith(f"{OWN_PATH}/"):
+    if is_own_id(spiffe_id):
         raise Refused(Reason.POLICY_UNUSABLE, f"{spiffe_id} is one of podsvid's own identities; no pod can have it")
-
-
-def own_svid_id(state: AuthorityState) -> SpiffeId:
-    """The identity of the signer's own server certificate."""
-    return signer_id(state.trust_domain)

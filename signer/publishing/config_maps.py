@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.clock import Clock
-from signer.cluster.kube import KubeApi, Object
+from signer.cluster.kube import MANAGED, KubeApi, Object
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import DataObject, Item, Named, TrustBundleObject
 from signer.cluster.paging import Paging
@@ -22,7 +22,6 @@ from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.publish")
 PEM, JWKS = "ca.crt", "bundle.json"
-MANAGED = {"app.kubernetes.io/managed-by": "podsvid"}
 TRUST_DOMAIN_LABEL = "podsvid.io/trust-domain"
 VERSIONS = ("v1", "v1beta1", "v1alpha1")
 _GROUP = "/apis/certificates.k8s.io"

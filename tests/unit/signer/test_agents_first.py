@@ -10,11 +10,10 @@ from signer.attestation.tokens import NOBODY
 from signer.errors import Reason, Refused
 from signer.front import agents as module
 from signer.front import calls, limits
-from signer.front.agents import FULL_RETRY
 from signer.front.budget import HEADERS, MAX_REPORT
 from signer.front.calls import MESSAGE_SECONDS, Context
 from signer.front.limits import REPORTS, REPORTS_AT_ONCE
-from signer.model import Agent, AttestedPod, PodClaim, Sender
+from signer.model import SOON, Agent, AttestedPod, PodClaim, Sender
 from signer.pb import signer_pb2
 from tests.unit.signer.door import REQUEST, Call, Door, at_the_door, call, nothing, pod, refused, said
 
@@ -85,7 +84,7 @@ def test_where_there_is_no_room_for_an_agent_it_is_told_when_to_come_again() -> 
         messages = Messages(b"x")
         with refused(Reason.BUSY) as caught:
             await door.service.mint_x509(messages, call(door.site.agent()))
-        assert (caught[0].retry, messages.read) == (FULL_RETRY, 0)
+        assert (caught[0].retry, messages.read) == (SOON, 0)
         with refused(Reason.BUSY):
             await anext(aiter(door.service.watch_trust(nothing(), call(door.site.agent()))))
         assert door.agents.connected == 0
@@ -136,7 +135,7 @@ def test_a_replica_reads_so_many_messages_at_once(monkeypatch: pytest.MonkeyPatc
         messages = Messages(b"x")
         with refused(Reason.BUSY) as caught:
             await door.service.mint_x509(messages, call(door.site.agent("node-c")))
-        assert (caught[0].retry, messages.read, away(door, "mints")) == (FULL_RETRY, 0, 1)
+        assert (caught[0].retry, messages.read, away(door, "mints")) == (SOON, 0, 1)
         for each in waiting:
             each.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -201,7 +200,7 @@ def test_a_replica_has_so_many_trust_streams(monkeypatch: pytest.MonkeyPatch) ->
         await anext(aiter(first))
         with refused(Reason.BUSY) as caught:
             await anext(aiter(door.service.watch_trust(nothing(), call(door.site.agent("node-b")))))
-        assert (caught[0].retry, away(door, "streams"), door.agents.connected) == (FULL_RETRY, 1, 1)
+        assert (caught[0].retry, away(door, "streams"), door.agents.connected) == (SOON, 1, 1)
         await first.aclose()  # type: ignore[attr-defined]
         second = door.service.watch_trust(nothing(), call(door.site.agent("node-b")))
         await anext(aiter(second))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from signer.cluster.kube import Object
-from signer.publishing.config_maps import MANAGED, TRUST_DOMAIN_LABEL, Publisher, _digest
+from signer.cluster.kube import MANAGED, Object
+from signer.publishing.config_maps import TRUST_DOMAIN_LABEL, Publisher, _digest
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
