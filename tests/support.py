@@ -27,6 +27,14 @@ HEADER = (("workload.spiffe.io", "true"),)
 DEADLINE = 60.0
 
 
+def _has_ended(process: str) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return status.rpartition(")")[2].split()[0] in "ZX"
+
+
 class Host:
     """A node's directories below one short path, and the agent on it."""
 
@@ -50,11 +58,11 @@ class Host:
             self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log, env=environment)
 
     def processes(self) -> list[int]:
-        """The agent, and what it started: the process that serves pods' sockets."""
+        """The agent, the process that serves pods' sockets, and the one that waits, as far as there are these."""
         assert self.process is not None
         agent = self.process.pid
-        children = Path(f"/proc/{agent}/task/{agent}/children").read_text(encoding="ascii")
-        return [agent, *(int(each) for each in children.split())]
+        children = Path(f"/proc/{agent}/task/{agent}/children").read_text(encoding="ascii").split()
+        return [agent, *(int(each) for each in children if not _has_ended(each))]
 
     @property
     def log(self) -> Path:

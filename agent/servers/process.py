@@ -82,6 +82,11 @@ class Exposed:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it was not seen to end."""
+        return self._process.returncode is None
+
     def check(self) -> None:
         """Look whether it has given up what it said. Raises NotConfined, OSError."""
         check_status(Path(f"/proc/{self.pid}/status").read_text(encoding="ascii"), self._confinement)

@@ -17,6 +17,7 @@ from agent.servers.link import Link, LinkLost
 from agent.servers.process import Confinement, Exposed, NotConfined
 from agent.servers.protocol import JwtSource, Peer, PodSocket, Use
 from agent.servers.reports import Allowance, Log, SocketMetrics, Tally
+from agent.servers.spare import Spare
 from csi.volume import VolumeDirectory
 from runtime.feed import Feed
 from runtime.processes import command_of
@@ -29,7 +30,7 @@ _log = logging.getLogger("podsvid.servers")
 # those of the volumes that were picked up.
 READY, OPENING, SETTLING = 15.0, 20.0, 8.0
 # A process that lived for so long is started again at once; others after a pause that doubles.
-LIVED, PAUSE, MOST_PAUSE = 10.0, 0.1, 4.0
+LIVED, PAUSE, MOST_PAUSE = 2.0, 0.1, 4.0
 # Lines of the log that the exposed process may write in a second, and at once.
 LINES, LINES_BURST = 50, 1000
 # JWT-SVIDs that all pods together may wait for.
@@ -59,6 +60,7 @@ class Servers:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._spare = Spare(settings.confinement)
         self._log = Log(Allowance(LINES, LINES_BURST))
         self._writer = Writer()
         self._numbers = itertools.count(1)
@@ -83,7 +85,13 @@ class Servers:
         return ServedSocket(self, feed, jwt_svids, pod, directory, allowance)
 
     async def run(self) -> None:
-        """Keep a process running, for ever; cancelled, it ends with this."""
+        """Keep a process running, and another waiting, for ever; cancelled, they end with this."""
+        try:
+            await self._run()
+        finally:
+            await self._spare.end()
+
+    async def _run(self) -> None:
         pause = 0.0
         while True:
             began = time.monotonic()
@@ -107,6 +115,9 @@ class Servers:
     def hold(self, socket: "ServedSocket") -> None:
         """Open it with every process that is started, from now on."""
         self._sockets.add(socket)
+        if self._link.current is not None:
+            # Without a socket nobody would miss it, and it costs memory.
+            self._spare.soon()
 
     def drop(self, socket: "ServedSocket") -> None:
         """No longer."""
@@ -184,7 +195,7 @@ class Servers:
 
     async def _live(self) -> str:
         """One life of the process; answers why it ended."""
-        exposed = await Exposed.start(self._settings.confinement)
+        exposed = await self._spare.take()
         how = ""
         tally = Tally(self._metrics)
         wire: Wire[messages.Report] = Wire(exposed.channel, messages.reports(), messages.MAX_REPORT)
@@ -196,6 +207,8 @@ class Servers:
             self._link.publish(link)
             for each in self._sockets:
                 self.bring_soon(each)
+            if self._sockets:
+                self._spare.soon()
             how = await link.run()
         finally:
             self._link.publish(None)

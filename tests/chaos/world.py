@@ -267,7 +267,7 @@ class World:
     @property
     def server(self) -> int:
         """The process that serves sockets; the agent itself while there is none."""
-        return self.host.processes()[-1]
+        return self.host.processes()[:2][-1]
 
     def kill_server(self) -> None:
         """kill -9, where there is one now."""

@@ -35,7 +35,8 @@ class Pods:
 
     def rss(self) -> int:
         found = 0
-        for process in self.host.processes():
+        # Without the one that waits: it comes in the middle of a measurement.
+        for process in self.host.processes()[:2]:
             status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
             resident = re.search(r"VmRSS:\s+(\d+) kB", status)
             assert resident

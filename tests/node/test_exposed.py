@@ -97,16 +97,23 @@ def on_node(main: Callable[[Host, StandInKubelet], Awaitable[None]], *flags: str
 
 
 def exposed(here: Host) -> int:
-    (_, found) = here.processes()
-    return found
+    return here.processes()[1]
 
 
 async def replaced(here: Host, before: int) -> int:
     """The process that came for `before`."""
     async with asyncio.timeout(DEADLINE):
-        while len(found := here.processes()) != 2 or found[1] == before:
+        while len(found := here.processes()) < 2 or found[1] == before:
             await asyncio.sleep(0.01)
     return found[1]
+
+
+async def waiting(here: Host) -> int:
+    """The process that comes next."""
+    async with asyncio.timeout(DEADLINE):
+        while len(found := here.processes()) < 3:
+            await asyncio.sleep(0.01)
+    return found[2]
 
 
 async def answered(socket: Path) -> str:
@@ -238,6 +245,25 @@ def test_its_end_mints_nothing_and_its_sockets_come_back(tmp_path: Path) -> None
     on_node(main)
 
 
+def test_one_that_waits_takes_over_and_has_as_little(tmp_path: Path) -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        target = await kubelet.publish(pod("staying", "staying"), VOLUME)
+        socket = here.short(target) / "socket"
+        process, next_one = exposed(here), await waiting(here)
+        async with asyncio.timeout(DEADLINE):
+            while "Seccomp" not in (found := status(next_one)) or found["Seccomp"] != ["2"]:
+                await asyncio.sleep(0.01)
+        assert (found["CapEff"], found["Uid"], found["NoNewPrivs"]) == (["0" * 16], [USER] * 4, ["1"])
+        os.kill(process, signal.SIGKILL)
+        assert await replaced(here, process) == next_one
+        assert await answered(socket) == "spiffe://example.org/ns/default/sa/staying"
+        after = await waiting(here)
+        assert here.stop() == 0
+        assert not any(Path(f"/proc/{each}").exists() for each in (next_one, after))
+
+    on_node(main)
+
+
 def test_kubelets_calls_go_on_while_it_is_away(tmp_path: Path) -> None:
     async def main(here: Host, kubelet: StandInKubelet) -> None:
         staying, leaving = pod("staying", "staying"), pod("leaving", "leaving")
@@ -280,7 +306,7 @@ def test_it_ends_with_the_agent_however_that_ends(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         here.start()
         async with asyncio.timeout(DEADLINE):
-            while len(here.processes()) != 2:
+            while len(here.processes()) < 2:
                 await asyncio.sleep(0.01)
         process = exposed(here)
         assert here.stop() == 0
@@ -297,7 +323,8 @@ def test_while_none_lives_publishes_are_unavailable_and_starts_pause(tmp_path: P
             target = await kubelet.publish(pod(), VOLUME)
             broken = tmp_path / "planted" / "sitecustomize.py"
             broken.write_text("import os, sys\nif 'agent.exposed' in sys.orig_argv: os._exit(3)\n", encoding="utf-8")
-            os.kill(exposed(here), signal.SIGKILL)
+            for each in here.processes()[1:]:
+                os.kill(each, signal.SIGKILL)
             event = "the process that serves pods' sockets ended; it is started again"
             async with asyncio.timeout(DEADLINE):
                 while len(ends := [each for each in here.events() if each["event"] == event]) < 5:

@@ -99,8 +99,9 @@ async def live(site: Mapping[str, Any], here: Host, seen: Gathering) -> None:
         seen.token("JWT-SVID", answer.svids[0].svid)
         await rotate(here, namespace, name)
         seen.secrets["second key"] = scalars((target / "tls.key").read_bytes())
-        for what, process_id in zip(("agent", "exposed process"), here.processes(), strict=True):
-            seen.process(what, process_id)
+        agent, exposed, *_ = here.processes()
+        seen.process("agent", agent)
+        seen.process("exposed process", exposed)
         for path in (here.base / "r").rglob("*"):
             if path.is_file():
                 seen.places[f"run directory: {path.name}"] = path.read_bytes()

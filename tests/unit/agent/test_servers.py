@@ -19,6 +19,7 @@ from agent.errors import AuthorityRefused, SocketUnavailable
 from agent.metrics import Metrics
 from agent.servers import link as link_module
 from agent.servers import served as served_module
+from agent.servers import spare as spare_module
 from agent.servers.process import Confinement, Exposed, NotConfined, check_status
 from agent.servers.protocol import Use
 from agent.servers.reports import Allowance, Log, Tally
@@ -76,6 +77,7 @@ class Played:
         self.came = asyncio.Event()
         self.bind = self.honest
         self.unconfined = False
+        self.alive = True
         self.ended = False
 
     def check(self) -> None:
@@ -179,7 +181,9 @@ class Scene:
             directory.close()
 
 
-def play(base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Scene], Awaitable[None]]) -> None:
+def play(
+    base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Scene], Awaitable[None]], *, spare: bool = False
+) -> None:
     async def run() -> None:
         scene = Scene(base)
         monkeypatch.setattr(Exposed, "start", scene.start)
@@ -190,9 +194,11 @@ def play(base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Scene], Aw
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+            assert all(played.ended for played in scene.played)
             await scene.end()
 
     monkeypatch.setattr(served_module, "PAUSE", 0.001)
+    monkeypatch.setattr(spare_module, "AFTER", 0.0 if spare else 3600.0)
     asyncio.run(run())
 
 
@@ -424,6 +430,68 @@ def test_a_bug_behind_a_token_is_an_answer_all_the_same(tmp_path: Path, monkeypa
         assert "secret" not in answer.why
 
     play(tmp_path, monkeypatch, main)
+
+
+def test_one_waits_and_serves_when_the_one_before_it_has_ended(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        served, _, directory = await at.socket()
+        first = await at.life(1)
+        await first.heard(messages.Begin)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(at.played) == 1, "one waits while there is nothing to serve"
+        await served.open()
+        waiting = await at.life(2)
+        assert waiting.told == [], "what waits knows something"
+        assert at.value("podsvid_socket_server_starts_total") == 1
+        first.raw.shutdown(socket.SHUT_RDWR)
+        await waiting.heard(messages.Open)
+        assert first.ended
+        assert at.value("podsvid_socket_server_starts_total") == 2
+        next_one = await at.life(3)
+        waiting.raw.shutdown(socket.SHUT_RDWR)
+        await next_one.heard(messages.Open)
+        await at.servers.settled()
+        assert directory.has_socket()
+
+    play(tmp_path, monkeypatch, main, spare=True)
+
+
+@pytest.mark.parametrize("how", ["ended", "unconfined"])
+def test_one_that_waited_and_is_no_good_is_not_taken(tmp_path: Path, monkeypatch: Any, how: str) -> None:
+    async def main(at: Scene) -> None:
+        served, _, _ = await at.socket()
+        await served.open()
+        first, waiting = await at.life(1), await at.life(2)
+        waiting.alive, waiting.unconfined = how != "ended", how == "unconfined"
+        first.raw.shutdown(socket.SHUT_RDWR)
+        await (await at.life(3)).heard(messages.Open)
+        assert waiting.ended
+        assert waiting.told == []
+
+    play(tmp_path, monkeypatch, main, spare=True)
+
+
+def test_one_that_cannot_be_started_ahead_is_started_when_it_is_needed(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(at: Scene) -> None:
+        async def fail(*_: object) -> Any:
+            monkeypatch.setattr(Exposed, "start", at.start)
+            failed.set()
+            raise OSError(12, "no memory")
+
+        failed = asyncio.Event()
+        first = await at.life(1)
+        monkeypatch.setattr(Exposed, "start", fail)
+        served, _, _ = await at.socket()
+        await served.open()
+        await failed.wait()
+        first.raw.shutdown(socket.SHUT_RDWR)
+        await (await at.life(2)).heard(messages.Open)
+        assert "no memory" in "".join(str(vars(each).get("error")) for each in caplog.records)
+
+    play(tmp_path, monkeypatch, main, spare=True)
 
 
 @pytest.mark.parametrize("what", ["nothing", "link", "file"])
