@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("podsvid.agent")
 THREADS = 4
+# Seconds that kubelet waits at most for volumes of an earlier agent to be picked up.
+ADOPT_SECONDS = 2.0
 # Seconds from one attempt to give free memory back to the next.
 TRIM_SECONDS = 10.0
 # Seconds that calls in flight get at a stop; the DaemonSet's grace period is 30.
@@ -121,11 +123,16 @@ async def _start(
         room,
     )
     metrics.watch_memory(room.figures)
+    metrics.watch_waiting(lambda: node.waiting)
     # Undone from the last to the first: the sockets close while the directories that they are named by are still open.
     services.callback(node.close)
     services.push_async_callback(workloads.stop)
     services.push_async_callback(node.settle)
-    await node.adopt()
+    await node.look()
+    adopting = asyncio.create_task(node.adopt(), name="adoption")
+    services.push_async_callback(_end, adopting)
+    # kubelet finds the volumes of a usual node picked up; what takes longer does not keep it from unpublishing.
+    await asyncio.wait([adopting], timeout=ADOPT_SECONDS)
     await servers.settled()
 
     serving = False
@@ -136,7 +143,9 @@ async def _start(
 
     async def ready() -> str | None:
         missing = [driver.name for driver, each in registrations.items() if not each.registered]
-        return f"kubelet has not registered {', '.join(missing)} yet" if missing else None
+        if missing:
+            return f"kubelet has not registered {', '.join(missing)} yet"
+        return f"{node.waiting} volumes of an earlier agent are not picked up yet" if node.waiting else None
 
     def away() -> float:
         return signer.contact.away_for if signer else 0.0
@@ -185,12 +194,14 @@ async def _start(
             "authority": config.authority,
             "jwt_svids": authority.issues_jwt,
             "volumes": node.volumes,
+            "waiting": node.waiting,
         },
     )
     return {
         "rotation": workloads.scheduler.run,
         "trust": workloads.follow_trust,
         "early renewals": workloads.follow_early_renewals,
+        "adoption": lambda: _for_ever(adopting),
         "holdings": workloads.report_holdings,
         "gauges": metrics.keep_fresh,
         "authority": lambda: following,
@@ -262,6 +273,12 @@ def _serving(config: AgentConfig) -> Settings:
         log_level=logging.getLogger().getEffectiveLevel(),
     )
     return Settings(Confinement(config.socket_user, config.socket_memory * 1024 * 1024), begin)
+
+
+async def _for_ever(task: "asyncio.Task[None]") -> None:
+    """It may end, though not by an error. Raises what it raises."""
+    await asyncio.shield(task)
+    await asyncio.Event().wait()
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

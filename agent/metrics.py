@@ -57,6 +57,11 @@ class Metrics:
         )
         self._jwt_svids = Counter("podsvid_jwt_svids_minted", "JWT-SVIDs minted.", registry=self.registry)
         self._volumes = Gauge("podsvid_volumes", "Published volumes.", registry=self.registry)
+        self._waiting = Gauge(
+            "podsvid_volumes_waiting",
+            "Volumes of an earlier agent that are not picked up yet.",
+            registry=self.registry,
+        )
         self._memory = Gauge(
             "podsvid_memory_bytes",
             "The agent's memory limit (0 without one), what of it is used, what volumes take of that, and what they "
@@ -166,6 +171,10 @@ class Metrics:
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""
         self._shown.add(self._signer_away, away)
+
+    def watch_waiting(self, waiting: Callable[[], float]) -> None:
+        """Ask this for the number of volumes that are not picked up."""
+        self._shown.add(self._waiting, waiting)
 
     def watch_memory(self, figures: Callable[[], Mapping[str, float]]) -> None:
         """Ask this for bytes by MEMORY."""

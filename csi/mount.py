@@ -8,7 +8,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,8 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 TMPFS_MAGIC = 0x01021994
 SOURCE = "podsvid"
+# What mountinfo shows of a volume.
+_OWN = ("/", "tmpfs", SOURCE)
 # Three generations of files with ML-DSA-87 chains and a few sockets and links fit many times over.
 # Four generations (one is being written) of a volume with every kind of file and a hundred federated authorities
 # take some 2 MiB; only what is written is used.
@@ -36,8 +38,15 @@ class Mounts(Protocol):
         """Mount over the open `directory`. Raises OSError."""
         ...
 
-    def attached(self, directory: int, parent: int) -> bool:
-        """Whether the open `directory` is such a mount: neither a plain directory of `parent` nor another's mount."""
+    def attached(self, directory: int, parent: int, own: Container[int] | None = None) -> bool:
+        """Whether the open `directory` is such a mount: neither a plain directory of `parent` nor another's mount.
+
+        `own` is what `own` answered just now; whoever asks about many of them reads all mounts once, not for each.
+        """
+        ...
+
+    def own(self) -> Container[int] | None:
+        """The ids of all such mounts; None where they have none."""
         ...
 
     def verify(self, directory: int, parent: int) -> None:
@@ -71,9 +80,14 @@ class TmpfsMounts:
                 raise
             self._mount(directory, options)
 
-    def attached(self, directory: int, parent: int) -> bool:
-        own = mount_id(directory)
-        return own != mount_id(parent) and _mounted(own) == ("/", "tmpfs", SOURCE)
+    def attached(self, directory: int, parent: int, own: Container[int] | None = None) -> bool:
+        mounted = mount_id(directory)
+        if mounted == mount_id(parent):
+            return False
+        return (own is not None and mounted in own) or _mounted(mounted) == _OWN
+
+    def own(self) -> Container[int] | None:
+        return {number for number, shown in _mounts() if shown == _OWN}
 
     def _is_tmpfs(self, directory: int) -> bool:
         answer = (ctypes.c_long * 64)()
@@ -114,8 +128,11 @@ class PlainDirectories:
         if group is not None:
             os.fchown(directory, -1, group)
 
-    def attached(self, directory: int, parent: int) -> bool:
+    def attached(self, directory: int, parent: int, own: Container[int] | None = None) -> bool:
         return bool(os.listdir(directory))
+
+    def own(self) -> Container[int] | None:
+        return None
 
     def verify(self, directory: int, parent: int) -> None:
         return
@@ -180,12 +197,16 @@ class Targets:
             raise
         return mounted
 
-    def find(self, below: tuple[str, ...]) -> int | None:
+    def own(self) -> Container[int] | None:
+        """For `find` of many targets: what is mounted just now."""
+        return self._mounts.own()
+
+    def find(self, below: tuple[str, ...], own: Container[int] | None = None) -> int | None:
         """The mounted target as an open directory, or None where nothing is mounted."""
         try:
             with self._parent(below) as parent:
                 directory = os.open(below[-1], _DIR, dir_fd=parent)
-                if self._mounts.attached(directory, parent):
+                if self._mounts.attached(directory, parent, own):
                     return directory
                 os.close(directory)
         except (OSError, InvalidRequest):
@@ -272,14 +293,21 @@ def _refusing_links(below: tuple[str, ...]) -> Iterator[None]:
 def _mounted(mount: int) -> tuple[str, str, str] | None:
     """What a mount of this namespace shows: the directory of its file system, the file system's type and its source."""
     for _ in range(_MOUNTINFO_READS):
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                number, _, rest = line.partition(" ")
-                if int(number) == mount:
-                    fields = rest.split(" ")
-                    kind = fields.index("-") + 1
-                    return fields[2], fields[kind], fields[kind + 1]
+        for number, shown in _mounts(mount):
+            if number == mount:
+                return shown
     return None
+
+
+def _mounts(only: int | None = None) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """The mounts of this namespace by their number, or only one of them."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            number, _, rest = line.partition(" ")
+            if only is None or int(number) == only:
+                fields = rest.split(" ")
+                kind = fields.index("-") + 1
+                yield int(number), (fields[2], fields[kind], fields[kind + 1])
 
 
 def _empty(directory: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
+from csi.adoption import Adoption
 from csi.attributes import shown
 from csi.errors import (
     CsiError,
@@ -21,18 +22,17 @@ from csi.errors import (
     VolumeFailed,
     VolumeNotFound,
 )
-from csi.journal import Damaged, Entry, Journal
+from csi.journal import Journal
 from csi.model import Volume
 from csi.mount import Targets
 from csi.pb import csi_pb2, csi_pb2_grpc
 from csi.ports import Workloads
 from csi.profile import Profile
 from csi.request import PublishRequest, check_target, parse_publish
-from csi.room import INODE, MOUNT, Room, expected
+from csi.room import INODE, MOUNT, Room
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
 from runtime.tracing import Tracing
-from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.csi")
 _Result = TypeVar("_Result")
@@ -129,11 +129,17 @@ class NodeService:
         self._published: dict[str, Published] = {}
         self._busy: set[str] = set()
         self._operations: set[asyncio.Task[Any]] = set()
+        self._adoption = Adoption(targets, workloads, journal, blocking, room, self._picked_up)
 
     @property
     def volumes(self) -> int:
         """How many volumes are published."""
         return len(self._published)
+
+    @property
+    def waiting(self) -> int:
+        """How many that an earlier process published are not picked up yet."""
+        return self._adoption.waiting
 
     @property
     def name(self) -> str:
@@ -163,7 +169,8 @@ class NodeService:
         if not request.target_path:
             raise InvalidRequest("target_path is missing")
         below = check_target(request.target_path, self._settings.kubelet_root)
-        await self._uninterrupted(self._unpublish(request.volume_id, below))
+        with self._adoption.unpublishing():
+            await self._uninterrupted(self._unpublish(request.volume_id, below))
 
     def stats(self, request: csi_pb2.NodeGetVolumeStatsRequest) -> csi_pb2.NodeGetVolumeStatsResponse:
         """Usage and condition of a published volume. Raises CsiError."""
@@ -181,37 +188,32 @@ class NodeService:
             volume_condition=csi_pb2.VolumeCondition(abnormal=condition.abnormal, message=condition.message),
         )
 
+    async def look(self) -> None:
+        """Find what an earlier process published and make room where memory is short, before kubelet may call."""
+        await self._adoption.look()
+
     async def adopt(self) -> None:
-        """Take over what an earlier process published, as its journal says; forget what is gone."""
-        for entry in await self._blocking(lambda: list(self._journal.entries())):
-            if isinstance(entry, Damaged):
-                _log.error(
-                    "journal entry is damaged and was set aside", extra={"file": entry.path.name, "error": entry.why}
-                )
-                continue
-            try:
-                await self._adopt(entry)
-            except (CsiError, OSError) as error:
-                self._room.hold(entry.volume, expected(entry.volume.options))
-                _log.error(
-                    "volume could not be picked up; kubelet's next publish will",
-                    extra={"volume_id": entry.volume.id, "pod": str(entry.volume.pod), "error": str(error)},
-                )
+        """Take over what `look` found, one volume after the other, beside kubelet's calls."""
+        await self._adoption.run()
+        self._workloads.complete()
 
     async def settle(self) -> None:
         """Wait for the operations that still run."""
         while self._operations:
             await asyncio.wait(self._operations)
+        await self._adoption.settle()
 
     def close(self) -> None:
         """Let go of the volumes' directories. They stay mounted: a stop is not an unpublish."""
         for published in self._published.values():
             published.directory.close()
         self._published.clear()
+        self._adoption.close()
 
     async def _publish(self, request: PublishRequest) -> str:
         volume = request.volume
         async with self._exclusively(volume.id):
+            await self._adoption.before_publish(volume.id)
             published = self._published.get(volume.id)
             if published is not None:
                 _check_same(published.volume, volume)
@@ -248,7 +250,7 @@ class NodeService:
                 )
         except OSError as error:
             raise VolumeFailed(f"the volume could not be mounted: {error.strerror or error}") from error
-        directory = VolumeDirectory(mounted.descriptor, volume)
+        directory = VolumeDirectory(mounted.descriptor, volume, self._room.generations)
         try:
             with self._tracing.span("write and serve"):
                 await self._workloads.open(volume, directory, issued)
@@ -285,6 +287,7 @@ class NodeService:
 
     async def _unpublish(self, volume_id: str, below: tuple[str, ...]) -> None:
         async with self._exclusively(volume_id):
+            await self._adoption.before_unpublish(volume_id, below)
             known = self._published.get(volume_id)
             if known is not None and known.volume.below_pods != below:
                 raise TargetConflict(f"volume is published at {known.volume.target}, not at this target_path")
@@ -316,28 +319,7 @@ class NodeService:
             # No volume of ours was ever called that, so there is nothing to forget.
             return
 
-    async def _adopt(self, entry: Entry) -> None:
-        volume = entry.volume
-        descriptor = await self._blocking(lambda: self._targets.find(volume.below_pods))
-        if descriptor is None:
-            _log.info("volume is gone since the last run", extra={"volume_id": volume.id, "pod": str(volume.pod)})
-            await self._blocking(lambda: self._journal.forget(volume.id))
-            return
-        directory = VolumeDirectory(descriptor, volume)
-        try:
-            contents = await self._blocking(directory.read)
-        except (OSError, SvidError) as error:
-            _log.warning(
-                "volume's files are unusable; a new SVID is due",
-                extra={"volume_id": volume.id, "pod": str(volume.pod), "error": str(error)},
-            )
-            contents = None
-        same = contents is not None and contents.identity.default.serial == entry.serial
-        try:
-            await self._workloads.adopt(volume, directory, contents, entry.renew_at if same else None)
-        except BaseException:
-            directory.close()
-            raise
+    def _picked_up(self, volume: Volume, directory: VolumeDirectory) -> None:
         self._published[volume.id] = Published(volume, directory)
         self._weigh(volume, directory)
 

@@ -34,6 +34,10 @@ class Workloads(Protocol):
         """Take over a volume that an earlier process published. No contents means: mint now."""
         ...
 
+    def complete(self) -> None:
+        """All that an earlier process published was picked up, or cannot be."""
+        ...
+
     async def close(self, volume_id: str) -> None:
         """Stop rotation and socket and forget the journal entry; nothing runs when it returns. Idempotent."""
         ...

@@ -62,6 +62,7 @@ class Room:
         self._held: dict[str, _Held] = {}
         self._pods: Counter[str] = Counter()
         self._now = self._grown = 0
+        self._lean = False
 
     @property
     def bounds(self) -> Bounds:
@@ -74,6 +75,7 @@ class Room:
 
     def figures(self) -> dict[str, float]:
         """Bytes by what they are, for whoever watches."""
+        self.is_tight()
         use = self._memory()
         limit, used = (use.limit, self._committed(use)) if use else (0, 0)
         return {"limit": limit, "used": used, "volumes": self._now, "volumes_grown": self._grown}
@@ -112,8 +114,24 @@ class Room:
 
     def can_adopt(self) -> bool:
         """Whether there is memory to serve one more volume that is there already; half of the headroom is for that."""
+        if not self.is_tight(1, self._bounds.headroom // 2):
+            return True
+        self._relieve()
+        return not self.is_tight(1, self._bounds.headroom // 2)
+
+    def is_tight(self, volumes: int = 0, headroom: int | None = None) -> bool:
+        """Whether so many volumes that are there cannot be served beside what is used, with the headroom left free."""
         use = self._memory()
-        return use is None or self._committed(use) + OWN <= use.limit - self._bounds.headroom // 2
+        if use is None:
+            return False
+        committed, limit = self._committed(use), use.limit
+        self._lean = committed > limit - self._bounds.headroom
+        left = self._bounds.headroom if headroom is None else headroom
+        return committed + volumes * OWN > limit - left
+
+    def generations(self) -> int:
+        """How many generations of a volume's files are kept: no older ones while memory is short, by the last look."""
+        return 1 if self._lean else GENERATIONS_KEPT
 
     def hold(self, volume: Volume, weight: Weight) -> None:
         """Count a volume that is there, with what it weighs now."""

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -44,8 +44,10 @@ def modes(group: int | None) -> Modes:
 class VolumeDirectory:
     """An open, mounted volume. Owns the descriptor until `close`. Its calls block on the file system."""
 
-    def __init__(self, descriptor: int, volume: Volume) -> None:
+    def __init__(self, descriptor: int, volume: Volume, kept: Callable[[], int] = lambda: GENERATIONS_KEPT) -> None:
         self._fd = descriptor
+        # How many generations of files are kept just now.
+        self._kept = kept
         self._target = volume.target
         self._group = volume.group
         self._options = volume.options
@@ -83,7 +85,7 @@ class VolumeDirectory:
             self._link(name, f"{_DATA}/{name}")
         for name in layout.SOCKET_LINKS:
             self._link(name, layout.SOCKET)
-        self._prune(stamp)
+        self._prune(stamp, self._kept())
 
     def read(self) -> Contents:
         """What an earlier process wrote. Raises OSError, SvidError."""
@@ -209,6 +211,11 @@ class VolumeDirectory:
         now = mount + own + sum(held)
         return Weight(now, max(now, mount + own + max(held, default=0) * GENERATIONS_KEPT))
 
+    def prune(self) -> None:
+        """Remove older files at once, also those that a slow reader may still hold. Nothing where it cannot be told."""
+        with suppress(OSError):
+            self._prune(os.readlink(_DATA, dir_fd=self._fd), kept=1)
+
     def close(self) -> None:
         """Let go of the directory, so that it can be unmounted. Idempotent."""
         if not self._closed:
@@ -266,13 +273,13 @@ class VolumeDirectory:
             os.unlink(name, dir_fd=self._fd)
         os.symlink(target, name, dir_fd=self._fd)
 
-    def _prune(self, current: str) -> None:
+    def _prune(self, current: str, kept: int) -> None:
         stamps = [
             (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
             for entry in os.scandir(self._fd)
             if entry.name.startswith("..2") and entry.name != current and entry.is_dir(follow_symlinks=False)
         ]
-        for _, name in sorted(stamps, reverse=True)[GENERATIONS_KEPT - 1 :]:
+        for _, name in sorted(stamps, reverse=True)[kept - 1 :]:
             shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
 
 

@@ -5,7 +5,7 @@ import os
 import stat
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -155,7 +155,10 @@ class FakeMounts:
         self._steps.take("attach")
         self.mounted.add(os.fstat(directory).st_ino)
 
-    def attached(self, directory: int, parent: int) -> bool:
+    def own(self) -> None:
+        return None
+
+    def attached(self, directory: int, parent: int, own: Container[int] | None = None) -> bool:
         return os.fstat(directory).st_ino in self.mounted
 
     def verify(self, directory: int, parent: int) -> None:
@@ -198,6 +201,9 @@ class FakeWorkloads:
         self.directories.append(directory)
         await self._steps.take_async(f"adopt {volume.id}")
         self.adopted.append((volume.id, contents, renew_at))
+
+    def complete(self) -> None:
+        self._steps.taken.append("complete")
 
     async def close(self, volume_id: str) -> None:
         await self._steps.take_async("close")
@@ -259,6 +265,11 @@ class Rig:
         base = self.root / "pods" / UID / "volumes" / "kubernetes.io~csi" / "spiffe"
         return sorted(str(path.relative_to(base)) for path in base.rglob("*"))
 
+    async def adopt(self) -> None:
+        """As a new process does, all of it before kubelet calls."""
+        await self.node.look()
+        await self.node.adopt()
+
     async def publish(self, request: csi_pb2.NodePublishVolumeRequest | None = None) -> None:
         await self.node.publish(request or publish_request(self.root), DRIVER, PROFILES["podsvid"])
 
@@ -271,13 +282,16 @@ USUAL = Bounds()
 
 @asynccontextmanager
 async def rig(
-    base: Path, mint_deadline: float = 30.0, bounds: Bounds = USUAL, memory: MemoryUse | None = None
+    base: Path,
+    mint_deadline: float = 30.0,
+    bounds: Bounds = USUAL,
+    memory: Callable[[], MemoryUse | None] = lambda: None,
 ) -> AsyncIterator[Rig]:
     """A Rig below `base`; kubelet has made the directories of two pods."""
     root = base / "kubelet"
     for uid in (UID, OTHER_UID):
         Path(target(root, uid)).parent.mkdir(parents=True, exist_ok=True)
-    room = Room(bounds, lambda: memory)
+    room = Room(bounds, memory)
     steps, tracer, observed = Steps(), Tracer(), list[str]()
     mounts, workloads, journal = FakeMounts(steps), FakeWorkloads(steps), Journal(base / "journal", str(root))
     with ThreadPoolExecutor(2) as executor:

@@ -92,7 +92,8 @@ class Rig:
 
     @asynccontextmanager
     async def looping(self, *loops: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
-        """With these loops of the registry running."""
+        """With these loops of the registry running, all that was left picked up."""
+        self.registry.complete()
         running = [asyncio.ensure_future(each()) for each in loops]
         try:
             yield

@@ -54,6 +54,8 @@ class WorkloadRegistry:
         self._workloads: dict[str, Workload] = {}
         # Set when what workloads hold may have changed.
         self._held = asyncio.Event()
+        # Set when those of an earlier process are among them.
+        self._complete = asyncio.Event()
         # Of volumes that could not be published: there is no workload to keep them.
         self.publish_problems = Problems(MAX_PUBLISH_PROBLEMS)
         self.scheduler = RotationScheduler(self._renew, clock, rng)
@@ -105,10 +107,18 @@ class WorkloadRegistry:
         workload = Workload(volume, directory, self._means)
         due = await workload.resume(contents, renew_at)
         self._hold(workload, due)
+        # The loops that hand these on run already.
+        await self._hand_trust(workload)
+        if workload.renew_early():
+            self.scheduler.hasten(volume.id, workload.next_due())
         _log.info(
             "volume picked up",
             extra={"volume_id": volume.id, "pod": str(volume.pod), "renew_at": due.isoformat()},
         )
+
+    def complete(self) -> None:
+        self._complete.set()
+        self._held.set()
 
     async def close(self, volume_id: str) -> None:
         await self.scheduler.forget(volume_id)
@@ -181,7 +191,11 @@ class WorkloadRegistry:
                     self.scheduler.hasten(volume_id, workload.next_due())
 
     async def report_holdings(self) -> None:
-        """Tell the authority what all workloads have, files included, after each change, for ever."""
+        """Tell the authority what all workloads have, files included, after each change, for ever.
+
+        What is not picked up yet is held all the same: to leave it out would say that an old authority is not needed.
+        """
+        await self._complete.wait()
         while True:
             await self._held.wait()
             self._held.clear()

@@ -119,7 +119,10 @@ class Workload:
     async def resume(self, contents: Contents | None, renew_at: datetime | None) -> datetime:
         """Go on with what an earlier process wrote, if it is still good; answers when something is due."""
         now = self._means.clock.now()
-        identity = _numbered(contents.identity, now).under(self._issuer.trust, now) if contents else None
+        trust = self._issuer.trust
+        identity = _numbered(contents.identity, now).under(trust, now) if contents else None
+        if identity is not None and trust.proven and identity.trust == identity.part_of(trust):
+            identity = identity.with_trust(trust)
         if contents is not None and identity is not None and identity.is_valid(now):
             usual = RenewalWindow.of(identity.default.not_before, identity.expires_at)
             self.renew_at = renew_at or usual.draw(self._means.rng)
@@ -127,6 +130,9 @@ class Workload:
             self.feed.publish(identity)
             # Files that are damaged, or hold another trust than the present one, are written again.
             self.written = contents if self.directory.holds(contents) else None
+            if self.written == self.contents:
+                # One copy of what is equal: a start needs no more memory than the run before.
+                self.written = self.contents
             self.written_at = self.directory.written_at()
         due = self.next_due() if self.contents == self.written else now
         # A restart waits for no socket: it is there as soon as it is served.

@@ -43,6 +43,7 @@ async def registry(at: Scene) -> AsyncIterator[tuple[WorkloadRegistry, Volume, V
         metrics, blocking = Metrics(), Blocking(executor)
         sockets = HereSockets(at.clock, metrics)
         found = WorkloadRegistry(at.authority, journal, blocking, at.clock, random.Random(1), metrics, sockets)
+        found.complete()
         loops = [
             asyncio.create_task(each())
             for each in (

@@ -1,16 +1,23 @@
 """What a change of trust does to a workload: nothing that the newest bundle does not verify is kept, none goes back."""
 
 import asyncio
+import os
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from agent.authority.protocol import EarlyRenewal
 from agent.errors import AuthorityUnavailable
-from csi.model import JwtFile
+from agent.workload.workload import Workload
+from csi.model import Contents, JwtFile
+from csi.volume import VolumeDirectory
 from svid.identity import Trust
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
+from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, TRUST_DOMAIN, bundle_of, root
 from tests.workload_rig import PARTNER, TOKEN, Rig, fetch_jwt, on_rig, rig
 
@@ -186,6 +193,87 @@ def test_after_a_restart_a_newer_bundle_is_in_feed_and_files_at_once(tmp_path: P
             await workload.renew()
             assert workload.directory.read().identity.trust == newer
             assert len(second.authority.asked) == 1
+
+    asyncio.run(main())
+
+
+class Overtaken(VolumeDirectory):
+    """A volume that is picked up while something changes."""
+
+    meanwhile: Callable[[], object]
+
+    def holds(self, contents: Contents) -> bool:
+        self.meanwhile()
+        return super().holds(contents)
+
+
+async def adopted_while(at: Rig, meanwhile: Callable[[], object]) -> Workload:
+    volume = at.volume()
+    directory = Overtaken(os.open(volume.target, os.O_RDONLY | os.O_DIRECTORY), volume)
+    directory.meanwhile = meanwhile
+    await at.registry.adopt(volume, directory, directory.read(), at.entries()[0].renew_at)
+    return at.registry.by_volume[volume.id]
+
+
+def test_what_changes_while_a_volume_is_picked_up_reaches_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            await first.open(first.volume())
+        async with rig(tmp_path, first) as second:
+            workload = await adopted_while(second, lambda: publish(second, bundle_sequence=9))
+            assert workload.feed.current is not None
+            assert workload.feed.current.trust == second.authority.trust.current
+            assert workload.directory.read().identity.bundle.sequence == 9
+
+    asyncio.run(main())
+
+
+def test_nothing_is_said_of_what_is_held_before_all_is_picked_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            await first.open(first.volume())
+        async with rig(tmp_path, first) as second:
+            second.authority.held.clear()
+            reporting = asyncio.create_task(second.registry.report_holdings())
+            await second.adopt(second.volume())
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert second.authority.held == []
+            second.registry.complete()
+            await second.until(lambda: second.authority.held)
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_volume_that_is_picked_up_later_is_renewed_as_early_as_all_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            await first.open(first.volume())
+        async with rig(tmp_path, first) as second:
+            (entry,) = second.entries()
+            with_svid = second.directory(entry.volume).read().identity.default
+            window = RenewalWindow(second.clock.at, second.clock.at + timedelta(seconds=1))
+            second.authority.early_renewals.publish((EarlyRenewal(with_svid.authority_id, window),))
+            await second.adopt(second.volume())
+            due = second.registry.scheduler.due("csi-spiffe")
+            assert due is not None
+            assert due <= window.end
+
+    asyncio.run(main())
+
+
+def test_what_is_equal_is_in_memory_once_after_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as first:
+            await first.open(first.volume("spiffe", API))
+        async with rig(tmp_path, first) as second:
+            workload = await second.adopt(second.volume("spiffe", API))
+            assert workload.written is not None
+            assert workload.written.identity is workload.feed.current
+            assert second.authority.trust.current is not None
+            assert workload.written.identity.bundle is second.authority.trust.current.bundle
 
     asyncio.run(main())
 

@@ -36,7 +36,7 @@ def events(caplog: pytest.LogCaptureFixture, level: int = logging.ERROR) -> list
 def test_a_volume_is_picked_up_with_its_svid_and_its_drawn_instant(tmp_path: Path) -> None:
     async def main(here: Rig) -> None:
         _, written = left_behind(here)
-        await here.node.adopt()
+        await here.adopt()
         ((volume_id, found, renew_at),) = here.workloads.adopted
         assert (volume_id, renew_at) == ("csi-1", RENEW_AT)
         assert found is not None
@@ -56,7 +56,7 @@ def test_an_instant_that_was_drawn_for_another_svid_is_not_used(tmp_path: Path) 
     async def main(here: Rig) -> None:
         found, _ = left_behind(here)
         here.journal.record(Entry(found, "another", RENEW_AT))
-        await here.node.adopt()
+        await here.adopt()
         ((_, contents, renew_at),) = here.workloads.adopted
         assert contents is not None
         assert renew_at is None
@@ -76,7 +76,7 @@ def test_a_volume_whose_files_are_unusable_is_picked_up_without(
         else:
             (data / ".state.json").chmod(0o600)
             (data / ".state.json").write_bytes(b"{")
-        await here.node.adopt()
+        await here.adopt()
         assert here.workloads.adopted == [("csi-1", None, None)]
         assert events(caplog, logging.WARNING) == ["volume's files are unusable; a new SVID is due"]
         assert here.node.volumes == 1
@@ -88,7 +88,7 @@ def test_a_volume_that_is_gone_is_forgotten(tmp_path: Path) -> None:
     async def main(here: Rig) -> None:
         left_behind(here)
         here.mounts.mounted.clear()
-        await here.node.adopt()
+        await here.adopt()
         assert here.workloads.adopted == []
         assert here.node.volumes == 0
         assert list(here.journal.entries()) == []
@@ -104,7 +104,7 @@ def test_a_volume_that_cannot_be_picked_up_keeps_none_of_the_others_from_it(
         left_behind(here)
         left_behind(here, OTHER_UID, "csi-2")
         here.steps.failing["adopt csi-1"] = error
-        await here.node.adopt()
+        await here.adopt()
         assert [each for each, *_ in here.workloads.adopted] == ["csi-2"]
         assert here.node.volumes == 1
         assert events(caplog) == ["volume could not be picked up; kubelet's next publish will"]
@@ -122,7 +122,7 @@ def test_a_directory_that_nobody_took_over_is_closed(tmp_path: Path) -> None:
     async def main(here: Rig) -> None:
         left_behind(here)
         here.steps.failing["adopt csi-1"] = OSError(24, "Too many open files")
-        await here.node.adopt()
+        await here.adopt()
         assert closed(here)
 
     on_a_node(main, tmp_path)
@@ -153,7 +153,7 @@ def test_a_journal_entry_that_is_not_to_be_believed_is_reported_and_gives_nobody
         change(document)
         path.write_text(json.dumps(document), encoding="utf-8")
         left_behind(here, OTHER_UID, "csi-2")
-        await here.node.adopt()
+        await here.adopt()
         assert [each for each, *_ in here.workloads.adopted] == ["csi-2"]
         assert events(caplog) == ["journal entry is damaged and was set aside"]
         assert here.node.volumes == 1

@@ -18,7 +18,7 @@ def on_a_full_node(
     main: Callable[[Rig], Awaitable[None]], base: Path, bounds: Bounds, memory: MemoryUse | None = None
 ) -> None:
     async def run() -> None:
-        async with rig(base, bounds=bounds, memory=memory) as here:
+        async with rig(base, bounds=bounds, memory=lambda: memory) as here:
             await main(here)
 
     asyncio.run(run())

@@ -31,6 +31,7 @@ SHORT = {
     "X": "tests/node/test_exposed.py",
     "V": "tests/unit/agent/test_servers.py",
     "Z": "tests/unit/csi/test_node_full.py",
+    "H": "tests/unit/csi/test_adoption.py",
 }
 
 
