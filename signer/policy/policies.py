@@ -177,6 +177,11 @@ class Policies:
             return str(error)
         return ""
 
+    def unread_services(self, policy: Policy, pod: LivePod) -> str:
+        """Which Services of its namespace give the pod no DNS names by it that might; empty where all do."""
+        unread = self._service_index.unread(pod.namespace) if policy.dns_names_from_services else ()
+        return f"in namespace {pod.namespace}: {'; '.join(unread)}" if unread else ""
+
     def clipped(self, policy: Policy) -> str:
         """What of its lifetimes nobody gets; empty where they are kept."""
         limits = self._settings.ttls
@@ -238,6 +243,8 @@ class Policies:
         return True
 
     def _service_changed(self, old: Service | None, new: Service | None) -> None:
+        namespaces = {each.namespace for each in (old, new) if each is not None}
+        before = {each: self._service_index.unread(each) for each in namespaces}
         over = self._service_index.changed(old, new)
         if over is not None:
             self._services.swap(over.uid, over, over.outline())
@@ -248,6 +255,9 @@ class Policies:
             )
         if old is not None:
             self._freed.set()
+        for namespace in namespaces:
+            if self._service_index.unread(namespace) != before[namespace]:
+                self.statuses.namespace_changed(namespace)
 
     def _policy_changed(self, old: Policy | None, new: Policy | None) -> None:
         over = self._index.policy(old, new)

@@ -66,6 +66,10 @@ class Known(Protocol):
         """Why the pod gets nothing by it that it should get by it; empty where it does."""
         ...
 
+    def unread_services(self, policy: Policy, pod: LivePod) -> str:
+        """Which Services give the pod no DNS names by it that might; empty where all do."""
+        ...
+
     def clipped(self, policy: Policy) -> str:
         """What of its lifetimes nobody gets."""
         ...
@@ -88,6 +92,7 @@ class _Tally:
     lost: int = 0
     named: list[str] = field(default_factory=list)
     unusable: str = ""
+    unread: str = ""
 
     def lose(self, name: str) -> None:
         self.lost += 1
@@ -237,6 +242,7 @@ class Statuses:
         if found:
             winner = tallies[found[0].uid]
             winner.unusable = winner.unusable or self._policies.unusable(found[0], pod)
+            winner.unread = winner.unread or self._policies.unread_services(found[0], pod)
 
     async def _totals(self) -> "dict[str, _Tally]":
         totals: dict[str, _Tally] = {}
@@ -247,6 +253,7 @@ class Statuses:
                 total.lost += each.lost
                 total.named += each.named[: _NAMED - len(total.named)]
                 total.unusable = total.unusable or each.unusable
+                total.unread = total.unread or each.unread
             await asyncio.sleep(0)
         return totals
 
@@ -277,6 +284,10 @@ def _status(policy: Policy, tally: _Tally, clipped: str) -> Object:
             clipped or "pods get its lifetimes",
         ),
     ]
+    if policy.dns_names_from_services:
+        reason = "TooManyOrTooLarge" if tally.unread else "AllRead"
+        message = tally.unread or "all Services of its pods are read"
+        conditions.append(_condition(policy, "ServicesLeftOut", bool(tally.unread), reason, message))
     return {"observedGeneration": policy.generation, "podsMatched": tally.matched, "conditions": conditions}
 
 

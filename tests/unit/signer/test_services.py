@@ -16,6 +16,7 @@ from signer.model import LivePod
 from signer.policy import policies
 from signer.policy.policy import CLUSTER, GROUP
 from signer.policy.services import Service, ServiceIndex, read_service
+from tests.live_pods import Fixed
 from tests.signer_rig import StepClock
 from tests.typed import typed
 from tests.unit.signer.test_policy_cost import Rig, followed, told
@@ -161,6 +162,45 @@ def test_what_is_left_out_is_said_and_comes_back_when_there_is_room(caplog: pyte
         assert rig.policies.services_left_out == 0
 
     followed(test, most=2)
+
+
+def test_the_policys_status_says_so_where_its_pods_lack_names_by_it() -> None:
+    async def test(rig: Rig) -> None:
+        names, plain = rig.put("names", "shop", dnsNamesFromServices=True), rig.put("plain", "other")
+
+        def condition(path: str) -> tuple[str, str, str] | None:
+            found = {each["type"]: each for each in rig.kube.objects[path]["status"]["conditions"]}.get(
+                "ServicesLeftOut"
+            )
+            return (found["status"], found["reason"], found["message"]) if found else None
+
+        pods = Fixed([POD, replace(POD, namespace="other", name="api-0", uid="uid-2")])
+
+        async def written() -> None:
+            await told()
+            await rig.policies.statuses.write(pods)
+
+        await written()
+        assert condition(names) == ("False", "AllRead", "all Services of its pods are read")
+        assert condition(plain) is None
+        for namespace in ("shop", "other"):
+            put(rig, "s1", "2030-01-01T00:00:00Z", {"app": "web"}, namespace)
+            put(rig, "s2", "2030-01-02T00:00:00Z", {"app": "web"}, namespace)
+        await written()
+        most = "all but the oldest 1 of the namespace (services_per_namespace)"
+        assert condition(names) == ("True", "TooManyOrTooLarge", f"in namespace shop: {most}")
+        assert condition(plain) is None
+        # Which others come matters to nobody who is told already.
+        looked_at = len(pods.looked_at)
+        put(rig, "s3", "2030-01-03T00:00:00Z", {"app": "web"})
+        await written()
+        assert len(pods.looked_at) == looked_at
+        for number in (2, 3):
+            rig.kube.remove(f"/api/v1/namespaces/shop/services/s{number}")
+        await written()
+        assert condition(names) == ("False", "AllRead", "all Services of its pods are read")
+
+    followed(test, most=1)
 
 
 def test_one_that_cannot_be_read_again_is_tried_again(
