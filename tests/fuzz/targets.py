@@ -27,6 +27,7 @@ from signer.policy.template import is_segment, path_template
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSpiffeId, SvidError
 from svid.spiffeid import SpiffeId, TrustDomain
+from tests.fuzz.channel import orders, reports
 from tests.typed import typed
 
 OWN = TrustDomain("example.org")
@@ -194,7 +195,10 @@ _POD: Mapping[str, str] = MappingProxyType(
     }
 )
 TARGETS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
-    {each.__name__: each for each in (spiffe_ids, attributes, templates, policies, bundles, journals, requests)}
+    {
+        each.__name__: each
+        for each in (spiffe_ids, attributes, templates, policies, bundles, journals, requests, reports, orders)
+    }
 )
 
 

@@ -23,3 +23,6 @@ def test_deep_nesting_breaks_no_reader() -> None:
     for name in ("bundles", "journals", "policies"):
         for data in (b"[" * 100_000, b'{"a":' * 100_000, b'"\\ud800"', b"1" * 10_000):
             TARGETS[name](data)
+    for name in ("reports", "orders"):
+        for body in (b"\x91" * 100_000, b"\x81\xa1a" * 50_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
+            TARGETS[name](len(body).to_bytes(4, "big") + body)

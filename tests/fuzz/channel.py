@@ -1,0 +1,94 @@
+"""The private channel's two ends, as functions of bytes: what came is refused whole, or is within its bounds."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from agent.channel import messages
+from agent.channel.frames import BadFrame, Frames
+from agent.channel.snapshots import Reader
+from agent.metrics import Metrics
+from agent.servers.reports import LOGGERS, Allowance, Log, Tally
+from svid.errors import SvidError
+from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
+
+# The longest of a report's parts that becomes a line of the log, in characters.
+_LINE = 512 + 16 * (128 + 16 * 1024)
+
+
+def reports(data: bytes) -> None:
+    """What the exposed process sends: the same however it is cut; labels and loggers stay those that there are."""
+    found = _cut(lambda: Frames(messages.reports(), messages.MAX_REPORT), data)
+    metrics, lines = Metrics(), _Lines()
+    tally, log = Tally(metrics), Log(Allowance(1.0, 1000, lambda: 0.0))
+    root = logging.getLogger("podsvid")
+    root.addHandler(lines)
+    try:
+        for report in found:
+            match report:
+                case messages.Counted():
+                    tally.take(report)
+                case messages.Said():
+                    log.take(report)
+                case messages.Wanted():
+                    assert 0 < len(report.audiences) <= MAX_AUDIENCES
+                    assert all(0 < len(each) <= MAX_AUDIENCE_BYTES for each in report.audiences)
+                    assert 0 < len(report.spiffe_id) <= messages.MAX_ID_BYTES
+                case messages.Seen():
+                    assert len(report.calls) <= 1024
+                    assert len(report.peers) <= 1024
+                case messages.Ready():
+                    assert len(report.lacking) <= 16
+    finally:
+        root.removeHandler(lines)
+    for line in lines.found:
+        assert line.name in (*LOGGERS, "podsvid.exposed")
+        assert logging.DEBUG <= line.levelno <= logging.ERROR
+        assert vars(line)["said_by"] == "exposed"
+        assert sum(len(value) for value in vars(line).values() if isinstance(value, str)) <= _LINE + 4096
+    labels = {sample.labels.get("method") for each in metrics.registry.collect() for sample in each.samples}
+    assert labels <= {None, *messages.METHODS}
+
+
+def orders(data: bytes) -> None:
+    """What the exposed process is told: the same however it is cut; a snapshot is refused as an SVID is, or read."""
+    reader = Reader()
+    for order in _cut(lambda: Frames(messages.orders(), messages.MAX_SNAPSHOT), data):
+        snapshot = order.snapshot if isinstance(order, messages.Open | messages.Changed) else None
+        if snapshot is not None:
+            try:
+                identity = reader.identity(snapshot)
+            except SvidError as error:
+                assert len(str(error)) < 4096
+                continue
+            assert len(identity.svids) == len(snapshot.svids)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record)
+
+
+def _cut(make: Any, data: bytes) -> list[Any]:
+    """The messages in `data`, which are the same whether it comes at once or byte by byte."""
+    whole, ended = _fed(make(), [data])
+    pieces, ended_too = _fed(make(), (data[at : at + 1] for at in range(len(data))))
+    # Of what comes at once nothing is taken when a part of it is bad.
+    assert ended == ended_too
+    assert whole == pieces or (ended and whole == [])
+    return pieces
+
+
+def _fed(frames: Frames[Any], parts: Iterable[bytes]) -> tuple[list[Any], bool]:
+    found = []
+    for part in parts:
+        try:
+            found += frames.feed(part)
+        except BadFrame as error:
+            assert len(str(error)) < 4096
+            return found, True
+    return found, False
