@@ -11,6 +11,8 @@ from svid.spiffeid import SpiffeId, TrustDomain
 
 # When to ask again: during an outage of the API server, and where it is a matter of moments.
 OUTAGE_RETRY, SOON = timedelta(seconds=5), timedelta(seconds=2)
+# Of one pod: what policy gives it, and what it asks for beside.
+MAX_DNS_NAMES = 32
 # What is shown in place of a policy's name where none matched. No object can be called that.
 NO_POLICY = "(default)"
 

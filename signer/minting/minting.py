@@ -15,7 +15,7 @@ from runtime.clock import Clock
 from signer import ttls
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
-from signer.model import SOON, Entitlement, LivePod, TtlLimits
+from signer.model import MAX_DNS_NAMES, SOON, Entitlement, LivePod, TtlLimits
 from svid.dnsnames import allows, is_own_id, is_reserved
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
@@ -24,7 +24,6 @@ from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId
 
 MAX_CSR = 16 * 1024
-MAX_DNS_NAMES = 32
 RSA_EXPONENT = 65537
 
 

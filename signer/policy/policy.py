@@ -20,7 +20,7 @@ import msgspec
 from runtime import durations
 from signer.cluster.objects import Metadata, PolicyObject, PolicyRank
 from signer.errors import InvalidPolicy, Reason, Refused
-from signer.model import Entitlement, LivePod, TtlLimits
+from signer.model import MAX_DNS_NAMES, Entitlement, LivePod, TtlLimits
 from signer.policy.places import Age
 from signer.policy.selector import Selector, read_selector
 from signer.policy.services import MAX_SERVICES, Service
@@ -33,7 +33,6 @@ from svid.spiffeid import SpiffeId, TrustDomain
 
 DEFAULT_PATH = "/ns/{namespace}/sa/{service_account}"
 NAMESPACE_PREFIX = "/ns/{namespace}/"
-MAX_DNS_NAMES = 32
 # Bytes of a spec as JSON. What is kept of one is 90 KiB at most (bench/results/tenants.md).
 GROUP = "/apis/podsvid.io/v1alpha1"
 CLUSTER, NAMESPACED = "clusterworkloadidentities", "workloadidentities"

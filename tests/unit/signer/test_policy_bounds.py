@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject, ServiceObject
 from signer.errors import InvalidPolicy, Reason, Refused
-from signer.model import LivePod
+from signer.model import MAX_DNS_NAMES, LivePod
 from signer.policy.policies import Policies
 from signer.policy.policy import (
     CLUSTER,
     GROUP,
     MAX_CLUSTER_SPEC,
-    MAX_DNS_NAMES,
     MAX_SPEC,
     NAMESPACED,
     PolicySettings,
