@@ -47,6 +47,10 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "many a pod may have",
         "NODE_FULL": "kubelet tries again by itself; the agent's settings volumes and volumes_memory, and its memory "
         "limit, say how much fits (docs: operations, Bounds of a node)",
+        "NODE_BUSY": "kubelet tries again by itself; podsvid_queue_length says for what, and pods' events who asks "
+        "for so much",
+        "KEYS_BUSY": "it is tried again by itself; take ec-p256, or an RSA key in fewer volumes, or raise key_threads "
+        "where the node has cores for it",
         "UNDO_FAILED": "kubelet tries again by itself; look at the mounts below the pod's directory",
         "VOLUME_FAILED": "look at the agent's log and at kubelet's directory on the node",
     }

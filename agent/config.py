@@ -175,6 +175,13 @@ class AgentConfig:
         "MiB below the agent's memory limit that stay free: a publish that would need them is refused",
         "32",
     )
+    publishes: int = setting(
+        settings.number(1, 1024), "new volumes made at once; one namespace's are at most half of them", "8"
+    )
+    key_threads: int = setting(
+        settings.number(1, 64), "RSA keys made at once; each takes a core for up to a second or two", "1"
+    )
+    key_queue: int = setting(settings.number(1, 4096), "RSA keys of new volumes that one pod may have waiting", "16")
     metrics_listen: tuple[str, int] | None = setting(
         settings.listen, "address of /metrics, and of /healthz and /readyz, or off", "127.0.0.1:9099"
     )

@@ -8,13 +8,12 @@ import random
 import resource
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import admin
+from agent import admin, fairness
 from agent.authority.jwt_keys import JwtKeys, open_given, open_kept
 from agent.authority.local import IssuePolicy, LocalAuthority, open_embedded, open_files
 from agent.channel.messages import Begin
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from agent.authority.signer import SignerAuthority
 
 _log = logging.getLogger("podsvid.agent")
-THREADS = 4
 # Seconds that kubelet waits at most for volumes of an earlier agent to be picked up.
 ADOPT_SECONDS = 2.0
 # Seconds from one attempt to give free memory back to the next.
@@ -68,9 +66,9 @@ async def run_agent(config: AgentConfig) -> None:
     clock: Clock = SystemClock()
     with ExitStack() as stack:
         stack.enter_context(_only_one(config.run_dir))
-        executor = stack.enter_context(ThreadPoolExecutor(THREADS, "blocking"))
+        threads = stack.enter_context(fairness.threads(config))
         async with AsyncExitStack() as services:
-            loops = await _start(config, clock, Blocking(executor), services)
+            loops = await _start(config, clock, threads, services)
             await _run_until(stopping, loops)
             _log.info("agent stopping", extra={"grace_seconds": STOP_GRACE})
         _leave_clean(config)
@@ -78,8 +76,9 @@ async def run_agent(config: AgentConfig) -> None:
 
 
 async def _start(
-    config: AgentConfig, clock: Clock, blocking: Blocking, services: AsyncExitStack
+    config: AgentConfig, clock: Clock, threads: fairness.Threads, services: AsyncExitStack
 ) -> dict[str, Callable[[], Awaitable[None]]]:
+    blocking = threads.blocking
     registrations = {
         driver: Registration(driver.name, _csi_socket(config, driver), config.kubelet_root / "plugins_registry")
         for driver in config.driver_names
@@ -109,7 +108,8 @@ async def _start(
     if signer is not None:
         await signer.wait_answered()
     journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
-    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, servers, spans)
+    slow = fairness.slow_work(config, threads, metrics)
+    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, slow, servers, spans)
     room = Room(bounds_of(config), own_memory, now_and_then(trimmer(), TRIM_SECONDS, loop.time))
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
@@ -121,6 +121,7 @@ async def _start(
         metrics.published,
         spans,
         room,
+        fairness.publish_turns(config, metrics),
     )
     metrics.watch_memory(room.figures)
     metrics.watch_waiting(lambda: node.waiting)

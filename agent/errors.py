@@ -25,6 +25,12 @@ class AuthorityRefused(AgentError):
     reason = "AUTHORITY_REFUSED"
 
 
+class KeysBusy(AgentError):
+    """No key was made for a pod: others wait for theirs on this node, or too many of its own do."""
+
+    reason = "KEYS_BUSY"
+
+
 class AlreadyRunning(AgentError):
     """Another agent holds the run directory."""
 

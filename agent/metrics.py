@@ -1,6 +1,7 @@
 """What the agent counts, in one registry that is made and handed in. Labels name outcomes, never volumes or pods."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -11,6 +12,22 @@ STATES = ("ok", "waiting", "retrying", "overdue", "unwritten", "expired")
 # See csi.room.Room.figures.
 MEMORY = ("limit", "used", "volumes", "volumes_grown")
 _PUBLISH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Implements runtime.turns.Seen."""
+
+    wait: Histogram
+    refusals: Callable[[str], None]
+
+    def waited(self, seconds: float) -> None:
+        """Count a turn that came after so long."""
+        self.wait.observe(seconds)
+
+    def refused(self, why: str) -> None:
+        """Count one that did not come."""
+        self.refusals(why)
 
 
 class Metrics:
@@ -100,6 +117,25 @@ class Metrics:
             "Tasks of the event loop: calls, streams and renewals; it goes back when they end.",
             registry=self.registry,
         )
+        self._queue_length = Gauge(
+            "podsvid_queue_length",
+            "What waits for its turn, by queue: publish (new volumes), key (RSA keys), keystore.",
+            ["queue"],
+            registry=self.registry,
+        )
+        self._queue_wait = Histogram(
+            "podsvid_queue_wait_seconds",
+            "How long what got its turn had waited, by queue.",
+            ["queue"],
+            buckets=_PUBLISH_BUCKETS,
+            registry=self.registry,
+        )
+        self._queue_refusals = Counter(
+            "podsvid_queue_refusals",
+            "What got no turn, by queue and why: full (too many of the pod's own wait), late (not in time).",
+            ["queue", "why"],
+            registry=self.registry,
+        )
         self._http_refused = Counter(
             "podsvid_http_refused",
             "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
@@ -179,6 +215,14 @@ class Metrics:
     def watch_memory(self, figures: Callable[[], Mapping[str, float]]) -> None:
         """Ask this for bytes by MEMORY."""
         self._shown.add_all({name: self._memory.labels(name) for name in MEMORY}, figures)
+
+    def queue(self, name: str) -> "Queue":
+        """Counts for the queue of that name."""
+        return Queue(self._queue_wait.labels(name), lambda why: self._queue_refusals.labels(name, why).inc())
+
+    def watch_queue(self, name: str, waiting: Callable[[], float]) -> None:
+        """Ask this for what waits there."""
+        self._shown.add(self._queue_length.labels(name), waiting)
 
     def watch_tasks(self, tasks: Callable[[], float]) -> None:
         """Ask this for the number of tasks."""

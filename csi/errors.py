@@ -54,6 +54,12 @@ class IdentityUnavailable(CsiError):
     reason = "IDENTITY_UNAVAILABLE"
 
 
+class NodeBusy(CsiError):
+    """The node has too much of this under way, for this pod or for all; nothing was begun, and kubelet tries again."""
+
+    reason = "NODE_BUSY"
+
+
 class VolumeFailed(CsiError):
     """The node could not make the volume; everything done so far was undone."""
 

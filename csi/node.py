@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
 
@@ -15,7 +15,6 @@ from csi.errors import (
     CsiError,
     IdentityUnavailable,
     InvalidRequest,
-    OperationPending,
     TargetConflict,
     UndoFailed,
     VolumeConflict,
@@ -23,19 +22,21 @@ from csi.errors import (
     VolumeNotFound,
 )
 from csi.journal import Journal
-from csi.model import Volume
+from csi.model import Issued, Volume
 from csi.mount import Targets
+from csi.operations import Operations
 from csi.pb import csi_pb2, csi_pb2_grpc
 from csi.ports import Workloads
 from csi.profile import Profile
 from csi.request import PublishRequest, check_target, parse_publish
 from csi.room import INODE, MOUNT, Room
+from csi.turns import PublishTurns
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
 from runtime.tracing import Tracing
+from svid.keys import PrivateKey
 
 _log = logging.getLogger("podsvid.csi")
-_Result = TypeVar("_Result")
 AnyContext = grpc.aio.ServicerContext[Any, Any]
 CAPABILITIES = (
     csi_pb2.NodeServiceCapability.RPC.VOLUME_MOUNT_GROUP,
@@ -117,6 +118,7 @@ class NodeService:
         observe_publish: Observe,
         tracing: Tracing,
         room: Room,
+        turns: PublishTurns,
     ) -> None:
         self._settings = settings
         self._targets = targets
@@ -126,9 +128,9 @@ class NodeService:
         self._observe_publish = observe_publish
         self._tracing = tracing
         self._room = room
+        self._turns = turns
         self._published: dict[str, Published] = {}
-        self._busy: set[str] = set()
-        self._operations: set[asyncio.Task[Any]] = set()
+        self._operations = Operations()
         self._adoption = Adoption(targets, workloads, journal, blocking, room, self._picked_up)
 
     @property
@@ -154,7 +156,7 @@ class NodeService:
             parsed = parse_publish(request, self._settings.kubelet_root, driver, profile)
             facts = {**parsed.volume.pod.trace_facts, "podsvid.volume_id": parsed.volume.id}
             with self._tracing.span("NodePublishVolume", facts) as span:
-                result = await self._uninterrupted(self._publish(parsed))
+                result = await self._operations.run(self._publish(parsed))
                 span.note({"podsvid.result": result})
         except CsiError as error:
             result = error.reason.lower()
@@ -170,7 +172,7 @@ class NodeService:
             raise InvalidRequest("target_path is missing")
         below = check_target(request.target_path, self._settings.kubelet_root)
         with self._adoption.unpublishing():
-            await self._uninterrupted(self._unpublish(request.volume_id, below))
+            await self._operations.run(self._unpublish(request.volume_id, below))
 
     def stats(self, request: csi_pb2.NodeGetVolumeStatsRequest) -> csi_pb2.NodeGetVolumeStatsResponse:
         """Usage and condition of a published volume. Raises CsiError."""
@@ -199,8 +201,7 @@ class NodeService:
 
     async def settle(self) -> None:
         """Wait for the operations that still run."""
-        while self._operations:
-            await asyncio.wait(self._operations)
+        await self._operations.settle()
         await self._adoption.settle()
 
     def close(self) -> None:
@@ -212,7 +213,7 @@ class NodeService:
 
     async def _publish(self, request: PublishRequest) -> str:
         volume = request.volume
-        async with self._exclusively(volume.id):
+        with self._operations.exclusively(volume.id):
             await self._adoption.before_publish(volume.id)
             published = self._published.get(volume.id)
             if published is not None:
@@ -224,7 +225,12 @@ class NodeService:
                 await self._forget(volume.id)
             self._room.admit(volume)
             try:
-                await self._publish_new(request)
+                async with AsyncExitStack() as turn:
+                    with self._operations.waiting():
+                        # Before the turn: whoever waits for a slow key keeps nobody from taking one.
+                        key = await self._workloads.key(volume)
+                        await turn.enter_async_context(self._turns.whole(volume))
+                    await self._publish_new(request, key)
             except UndoFailed:
                 raise  # something is there still; kubelet comes back and unpublishes it
             except BaseException:
@@ -232,16 +238,21 @@ class NodeService:
                 raise
             return "published"
 
-    async def _publish_new(self, request: PublishRequest) -> None:
+    async def _publish_new(self, request: PublishRequest, key: PrivateKey) -> None:
         volume = request.volume
         try:
             async with asyncio.timeout(self._settings.mint_deadline):
                 with self._tracing.span("mint"):
-                    issued = await self._workloads.issue(volume, request.token)
+                    issued = await self._workloads.issue(volume, request.token, key)
         except TimeoutError:
             raise IdentityUnavailable(
                 f"no SVID within {self._settings.mint_deadline:g} s; is the authority reachable?"
             ) from None
+        async with self._turns.making(volume):
+            await self._make(request, issued)
+
+    async def _make(self, request: PublishRequest, issued: Issued) -> None:
+        volume = request.volume
         wanted = modes(volume.group).directory
         try:
             with self._tracing.span("mount"):
@@ -286,7 +297,7 @@ class NodeService:
             raise UndoFailed(f"a failed publish could not be undone: {error.strerror or error}") from error
 
     async def _unpublish(self, volume_id: str, below: tuple[str, ...]) -> None:
-        async with self._exclusively(volume_id):
+        with self._operations.exclusively(volume_id):
             await self._adoption.before_unpublish(volume_id, below)
             known = self._published.get(volume_id)
             if known is not None and known.volume.below_pods != below:
@@ -323,27 +334,6 @@ class NodeService:
         self._published[volume.id] = Published(volume, directory)
         self._weigh(volume, directory)
 
-    @asynccontextmanager
-    async def _exclusively(self, volume_id: str) -> AsyncIterator[None]:
-        if volume_id in self._busy:
-            raise OperationPending("another call for this volume is still running; try again")
-        self._busy.add(volume_id)
-        try:
-            yield
-        finally:
-            self._busy.discard(volume_id)
-
-    async def _uninterrupted(self, operation: Coroutine[Any, Any, _Result]) -> _Result:
-        # kubelet's deadline cancels the handler; a half-done mount must still be finished or undone.
-        task = asyncio.get_running_loop().create_task(operation, name="csi operation")
-        self._operations.add(task)
-        task.add_done_callback(self._operations.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_log_unseen)
-            raise
-
 
 def _check_same(published: Volume, wanted: Volume) -> None:
     if published.target != wanted.target:
@@ -357,9 +347,3 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error) if isinstance(error, CsiError) else f"{type(error).__name__}; see the agent's log"
-
-
-def _log_unseen(task: asyncio.Task[Any]) -> None:
-    # The boundary logs what a call answers, but here nobody waits for the answer any more.
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("operation failed after its caller went away", extra={"error": str(error)}, exc_info=error)

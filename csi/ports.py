@@ -5,13 +5,21 @@ from typing import Protocol
 
 from csi.model import Condition, Contents, Issued, PodToken, Volume
 from csi.volume import VolumeDirectory
+from svid.keys import PrivateKey
 
 
 class Workloads(Protocol):
     """The identities behind the published volumes."""
 
-    async def issue(self, volume: Volume, token: PodToken | None) -> Issued:
-        """Mint the first identity of `volume`'s pod.
+    async def key(self, volume: Volume) -> PrivateKey:
+        """A new key for the first identity of `volume`'s pod. Some kinds take long, and the pod's turn has to come.
+
+        Raises NodeBusy; changes nothing, and may be cancelled.
+        """
+        ...
+
+    async def issue(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
+        """Mint the first identity of `volume`'s pod, for that key.
 
         Raises IdentityDenied or IdentityUnavailable; changes nothing.
         """

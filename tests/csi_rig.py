@@ -21,13 +21,15 @@ from csi.pb import csi_pb2
 from csi.profile import PROFILES
 from csi.request import parse_publish
 from csi.room import Bounds, Room
+from csi.turns import PublishTurns
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.memory import MemoryUse
 from runtime.tracing import NO_FACTS, Headers
+from runtime.turns import Turns
 from svid.authority import X509Authority
 from svid.identity import WorkloadIdentity
-from svid.keys import KeyAlgorithm
+from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
 
@@ -41,6 +43,9 @@ WEB = SpiffeId.parse("spiffe://example.org/ns/default/sa/web")
 ISSUER = X509Authority.create(
     TrustDomain("example.org"), algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=NOW
 )
+
+# What a pod's key is here.
+KEY = KeyAlgorithm.EC_P256.generate()
 
 
 def contents() -> Contents:
@@ -134,6 +139,11 @@ class Steps:
             await asyncio.sleep(0)
         self._fail(name)
 
+    async def passed(self, name: str) -> None:
+        """As `take_async`, of what no test counts among the steps unless it is held or fails."""
+        if name in self._held or name in self.failing:
+            await self.take_async(name)
+
     def _began(self, name: str) -> threading.Event | None:
         self.taken.append(name)
         self._reached[name].set()
@@ -180,7 +190,12 @@ class FakeWorkloads:
         self.directories: list[VolumeDirectory] = []
         self.health = Condition(False, "fine")
 
-    async def issue(self, volume: Volume, token: PodToken | None) -> Issued:
+    async def key(self, volume: Volume) -> PrivateKey:
+        await self._steps.passed("key")
+        return KEY
+
+    async def issue(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
+        assert key is KEY
         self.tokens.append((volume.id, token))
         await self._steps.take_async("issue")
         return issued()
@@ -286,6 +301,9 @@ async def rig(
     mint_deadline: float = 30.0,
     bounds: Bounds = USUAL,
     memory: Callable[[], MemoryUse | None] = lambda: None,
+    turns: Turns | None = None,
+    turn_deadline: float = 30.0,
+    making: Turns | None = None,
 ) -> AsyncIterator[Rig]:
     """A Rig below `base`; kubelet has made the directories of two pods."""
     root = base / "kubelet"
@@ -304,6 +322,7 @@ async def rig(
             lambda result, seconds: observed.append(result),
             tracer,
             room,
+            PublishTurns(turns or Turns(1000), making or Turns(1000), turn_deadline),
         )
         try:
             yield Rig(root, node, steps, mounts, workloads, journal, tracer, observed, room)

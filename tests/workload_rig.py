@@ -14,11 +14,14 @@ import grpc.aio
 from agent.metrics import Metrics
 from agent.pb import workload_pb2
 from agent.workload.registry import WorkloadRegistry
+from agent.workload.slow import Lane, SlowWork
 from agent.workload.workload import Workload
 from csi.journal import Entry, Journal
-from csi.model import JwtFile, PodRef, PodToken, Volume, VolumeOptions
+from csi.model import Issued, JwtFile, PodRef, PodToken, Volume, VolumeOptions
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
+from runtime.turns import Turns
+from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import TrustDomain
 from tests.fake_authority import FakeAuthority, StepClock
 from tests.here_sockets import HereSockets
@@ -31,10 +34,31 @@ GIVEN = (("jwtAudiences", "api"),)
 PARTNER = TrustDomain("partner.test")
 
 
+def slow_work(
+    threads: Blocking,
+    make: Callable[[KeyAlgorithm], PrivateKey] = KeyAlgorithm.generate,
+    most_waiting: int | None = None,
+) -> SlowWork:
+    """Keys and keystores on these threads, one of each at a time."""
+    return SlowWork(Lane(Turns(1, most_waiting=most_waiting), threads), Lane(Turns(1), threads), make)
+
+
+async def issue(registry: WorkloadRegistry, volume: Volume, token: PodToken | None) -> Issued:
+    """What is minted before a volume is made."""
+    return await registry.issue(volume, token, await registry.key(volume))
+
+
 class Rig:
     """A registry; what an agent's restart keeps is below `base`, the rest is in here."""
 
-    def __init__(self, base: Path, authority: FakeAuthority, clock: StepClock, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        base: Path,
+        authority: FakeAuthority,
+        clock: StepClock,
+        executor: ThreadPoolExecutor,
+        slow: SlowWork | None = None,
+    ) -> None:
         self.base = base
         self.authority = authority
         self.clock = clock
@@ -43,7 +67,14 @@ class Rig:
         blocking = Blocking(executor)
         self.sockets = HereSockets(clock, self.metrics)
         self.registry = WorkloadRegistry(
-            authority, self.journal, blocking, clock, random.Random(1), self.metrics, self.sockets
+            authority,
+            self.journal,
+            blocking,
+            clock,
+            random.Random(1),
+            self.metrics,
+            slow or slow_work(blocking),
+            self.sockets,
         )
         self._directories: list[VolumeDirectory] = []
 
@@ -61,7 +92,7 @@ class Rig:
 
     async def open(self, volume: Volume) -> Workload:
         """Publish it, as kubelet would have it."""
-        await self.registry.open(volume, self.directory(volume), await self.registry.issue(volume, TOKEN))
+        await self.registry.open(volume, self.directory(volume), await issue(self.registry, volume, TOKEN))
         workload = self.registry.by_volume[volume.id]
         workload.take_token(TOKEN)
         return workload
@@ -113,12 +144,12 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(base: Path, before: Rig | None = None) -> AsyncIterator[Rig]:
+async def rig(base: Path, before: Rig | None = None, slow: SlowWork | None = None) -> AsyncIterator[Rig]:
     """A rig; `before` is the process before, whose authority and clock go on."""
     clock = before.clock if before else StepClock()
     authority = before.authority if before else FakeAuthority(clock)
     with ThreadPoolExecutor(1) as executor:
-        found = Rig(base, authority, clock, executor)
+        found = Rig(base, authority, clock, executor, slow)
         try:
             yield found
         finally:

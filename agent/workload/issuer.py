@@ -9,13 +9,14 @@ from typing import TypeVar
 from agent.authority.protocol import Authority, EarlyRenewal, JwtRequest, MintedJwt, MintRequest
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
+from agent.workload.slow import SlowWork
 from csi.model import Contents, Issued, JwtFile, PodToken, Volume
-from runtime.blocking import Blocking
 from runtime.clock import Clock
 from svid.bundle import TrustBundle
 from svid.errors import SvidError
 from svid.identity import Trust, WorkloadIdentity
 from svid.jwtsvid import JwtSvid, check_jwt_svid
+from svid.keys import PrivateKey
 from svid.spiffeid import SpiffeId
 from svid.x509svid import X509Svid
 
@@ -25,13 +26,13 @@ _Answer = TypeVar("_Answer")
 
 
 class Issuer:
-    """Makes the key, asks the authority, checks its answer, and draws the instant of renewal: once for each SVID."""
+    """Has the key made, asks the authority, checks its answer, and draws the instant of renewal: once for each SVID."""
 
     def __init__(
-        self, authority: Authority, blocking: Blocking, clock: Clock, rng: random.Random, metrics: Metrics
+        self, authority: Authority, slow: SlowWork, clock: Clock, rng: random.Random, metrics: Metrics
     ) -> None:
         self._authority = authority
-        self._blocking = blocking
+        self._slow = slow
         self._clock = clock
         self._rng = rng
         self._metrics = metrics
@@ -55,23 +56,25 @@ class Issuer:
             (each for each in self._authority.early_renewals.current or () if each.authority_id == wanted), None
         )
 
-    async def mint_all(self, volume: Volume, token: PodToken | None) -> Issued:
+    async def key(self, volume: Volume, *, renewal: bool) -> PrivateKey:
+        """A new key for an SVID of the volume, in its pod's turn where that takes long. Raises KeysBusy."""
+        return await self._slow.key(volume, renewal=renewal)
+
+    async def mint_all(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
         """An X.509-SVID, and the JWT-SVIDs that `volume` has as files.
 
         Raises AuthorityRefused, AuthorityUnavailable.
         """
-        issued = await self.mint_x509(volume, token)
+        issued = await self.mint_x509(volume, token, key)
         jwt_svids = {}
         for file in volume.options.jwt_files:
             minted = await self.mint_jwt(volume, token, issued.identity.default.spiffe_id, (file.audience,))
             jwt_svids[file.name] = minted.svid
         return replace(issued, contents=Contents(issued.identity, jwt_svids))
 
-    async def mint_x509(self, volume: Volume, token: PodToken | None) -> Issued:
-        """An X.509-SVID for a new key. Raises AuthorityRefused, AuthorityUnavailable."""
+    async def mint_x509(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
+        """An X.509-SVID for a key that `key` made. Raises AuthorityRefused, AuthorityUnavailable."""
         options = volume.options
-        algorithm = options.key_algorithm
-        key = await self._blocking(algorithm.generate) if algorithm.slow else algorithm.generate()
         request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names, options.ttl_text)
         minted = await _in_time(self._authority.mint_x509(request))
         try:

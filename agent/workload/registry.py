@@ -8,21 +8,23 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from agent.authority.protocol import Authority
-from agent.errors import AuthorityRefused, AuthorityUnavailable, SocketUnavailable
+from agent.errors import AuthorityRefused, AuthorityUnavailable, KeysBusy, SocketUnavailable
 from agent.metrics import Metrics
 from agent.servers.protocol import PodSockets
 from agent.workload import state
 from agent.workload.issuer import Issuer
 from agent.workload.problems import Problem, Problems
 from agent.workload.rotation import RotationScheduler
+from agent.workload.slow import SlowWork
 from agent.workload.workload import Means, Workload
-from csi.errors import IdentityDenied, IdentityUnavailable
+from csi.errors import IdentityDenied, IdentityUnavailable, NodeBusy
 from csi.journal import Journal
 from csi.model import Condition, Contents, Issued, PodRef, PodToken, Volume
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.clock import Clock
 from runtime.tracing import NO_TRACING, Tracing
+from svid.keys import PrivateKey
 
 _log = logging.getLogger("podsvid.workloads")
 # Seconds from one report of what workloads hold to the next.
@@ -42,6 +44,7 @@ class WorkloadRegistry:
         clock: Clock,
         rng: random.Random,
         metrics: Metrics,
+        slow: SlowWork,
         sockets: PodSockets,
         tracing: Tracing = NO_TRACING,
     ) -> None:
@@ -49,8 +52,8 @@ class WorkloadRegistry:
         self._journal = journal
         self._blocking = blocking
         self._clock = clock
-        self._issuer = Issuer(authority, blocking, clock, rng, metrics)
-        self._means = Means(self._issuer, journal, blocking, clock, rng, metrics, sockets, tracing)
+        self._issuer = Issuer(authority, slow, clock, rng, metrics)
+        self._means = Means(self._issuer, journal, blocking, slow, clock, rng, metrics, sockets, tracing)
         self._workloads: dict[str, Workload] = {}
         # Set when what workloads hold may have changed.
         self._held = asyncio.Event()
@@ -58,7 +61,7 @@ class WorkloadRegistry:
         self._complete = asyncio.Event()
         # Of volumes that could not be published: there is no workload to keep them.
         self.publish_problems = Problems(MAX_PUBLISH_PROBLEMS)
-        self.scheduler = RotationScheduler(self._renew, clock, rng)
+        self.scheduler = RotationScheduler(self._renew, clock, rng, prepare=self._prepare)
         metrics.watch(lambda: len(self._workloads), self.earliest_expiry, self._states)
 
     @property
@@ -75,9 +78,15 @@ class WorkloadRegistry:
         identities = [workload.feed.current for workload in list(self._workloads.values())]
         return min((each.expires_at.timestamp() for each in identities if each), default=0.0)
 
-    async def issue(self, volume: Volume, token: PodToken | None) -> Issued:
+    async def key(self, volume: Volume) -> PrivateKey:
         try:
-            return await self._issuer.mint_all(volume, token)
+            return await self._issuer.key(volume, renewal=False)
+        except KeysBusy as error:
+            raise NodeBusy(str(error)) from None
+
+    async def issue(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
+        try:
+            return await self._issuer.mint_all(volume, token, key)
         except (AuthorityRefused, AuthorityUnavailable) as error:
             kind = IdentityDenied if isinstance(error, AuthorityRefused) else IdentityUnavailable
             raise kind(str(error)) from None
@@ -223,6 +232,9 @@ class WorkloadRegistry:
                 self.scheduler.hasten(volume_id, workload.next_due())
             else:
                 self.scheduler.schedule(volume_id, self._clock.now())
+
+    async def _prepare(self, volume_id: str) -> None:
+        await self._workloads[volume_id].prepare()
 
     async def _renew(self, volume_id: str) -> datetime:
         workload = self._workloads[volume_id]

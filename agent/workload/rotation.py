@@ -15,16 +15,21 @@ MAX_NAP = 30.0
 SET_BACK = timedelta(seconds=5)
 FIRST_RETRY, MAX_RETRY = timedelta(seconds=1), timedelta(seconds=60)
 Rotate = Callable[[str], Awaitable[datetime]]
+Prepare = Callable[[str], Awaitable[None]]
 
 
 class RotationScheduler:
     """Calls `rotate(key)` when `key` is due; it answers the next due instant or raises to be tried again.
 
-    A key is never rotated twice at once. Belongs to one event loop.
+    A key is never rotated twice at once. What takes long beforehand and needs nothing of the others is `prepare`'s:
+    who waits there takes no place among those at once. Belongs to one event loop.
     """
 
-    def __init__(self, rotate: Rotate, clock: Clock, rng: random.Random, *, at_once: int = 16) -> None:
+    def __init__(
+        self, rotate: Rotate, clock: Clock, rng: random.Random, *, prepare: Prepare | None = None, at_once: int = 16
+    ) -> None:
         self._rotate = rotate
+        self._prepare = prepare
         self._clock = clock
         self._rng = rng
         self._slots = asyncio.Semaphore(at_once)
@@ -111,6 +116,8 @@ class RotationScheduler:
 
     async def _attempt(self, key: str) -> None:
         try:
+            if self._prepare is not None:
+                await self._prepare(key)
             async with self._slots:
                 due = await self._rotate(key)
         except Exception as error:

@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 
 from agent.authority.held import numbered
 from agent.authority.protocol import EarlyRenewal
-from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable, SocketUnavailable
+from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable, KeysBusy, SocketUnavailable
 from agent.metrics import Metrics
 from agent.servers.protocol import PodSockets, Use
 from agent.workload.issuer import Issuer
 from agent.workload.jwt_svids import JwtSvids, KeptJwt
 from agent.workload.problems import Problem, Problems
+from agent.workload.slow import SlowWork
 from csi.journal import Entry, Journal
 from csi.model import Contents, Issued, PodToken, Volume
 from csi.volume import VolumeDirectory
@@ -22,6 +23,7 @@ from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.tracing import Tracing
 from svid.identity import Trust, WorkloadIdentity
+from svid.keys import PrivateKey
 from svid.renewal import RenewalWindow
 
 _log = logging.getLogger("podsvid.workloads")
@@ -37,6 +39,7 @@ class Means:
     issuer: Issuer
     journal: Journal
     blocking: Blocking
+    slow: SlowWork
     clock: Clock
     rng: random.Random
     metrics: Metrics
@@ -69,6 +72,8 @@ class Workload:
         self.problems = Problems(MAX_PROBLEMS)
         # Somebody asked for the renewal that is due, or was tried last.
         self.asked_for = False
+        # For the renewal that is due: made, or why it was not. It is kept until there is an SVID for it.
+        self._key: PrivateKey | KeysBusy | None = None
         self._means = means
         self._issuer = means.issuer
         self._jwt_svids = JwtSvids(
@@ -190,10 +195,19 @@ class Workload:
         self.feed.publish(renewed)
         return await self._wrote_now()
 
+    async def prepare(self) -> None:
+        """Have the key of a renewal that is due made, where that takes long: others are renewed meanwhile."""
+        slow = self.volume.options.key_algorithm.slow
+        if slow and self._is_due() and not isinstance(self._key, PrivateKey):
+            try:
+                self._key = await self._issuer.key(self.volume, renewal=True)
+            except KeysBusy as error:
+                self._key = error
+
     async def renew(self) -> datetime:
         """Level-triggered: bring feed and files to fresh SVIDs, and the socket back; answers when it is due next.
 
-        Raises AuthorityRefused, AuthorityUnavailable, OSError; what could be done is done then.
+        Raises AuthorityRefused, AuthorityUnavailable, KeysBusy, OSError; what could be done is done then.
         """
         metrics = self._means.metrics
         failure: AgentError | None = None
@@ -202,7 +216,7 @@ class Workload:
             try:
                 if await renew():
                     metrics.rotated(kind, "ok")
-            except (AuthorityRefused, AuthorityUnavailable) as error:
+            except (AuthorityRefused, AuthorityUnavailable, KeysBusy) as error:
                 metrics.rotated(kind, error.reason.lower())
                 self.remember(error.reason, str(error))
                 failure = failure or error
@@ -234,6 +248,11 @@ class Workload:
         identity = self.feed.current
         return identity is not None and identity.default.not_before > now
 
+    def _is_due(self) -> bool:
+        """Whether its X.509-SVID is."""
+        now = self._means.clock.now()
+        return self.renew_at is None or self.renew_at <= now or self._is_early(now)
+
     def _take(self, issued: Issued) -> None:
         self.renew_at, self.window, self.notice = issued.renew_at, issued.window, issued.notice
 
@@ -252,12 +271,19 @@ class Workload:
                 self._jwt_svids.adopt(svid.spiffe_id, svid.audiences, kept)
 
     async def _renew_x509(self) -> bool:
-        now = self._means.clock.now()
-        if self.renew_at is not None and self.renew_at > now and not self._is_early(now):
+        if not self._is_due():
             return False
+        if self._key is None:
+            if self.volume.options.key_algorithm.slow:
+                return False  # due since it was prepared: it is prepared again at once
+            self._key = await self._issuer.key(self.volume, renewal=True)
+        if isinstance(self._key, KeysBusy):
+            busy, self._key = self._key, None
+            raise busy
         with self._means.tracing.span("renew X.509-SVID", self.volume.pod.trace_facts) as span:
-            issued = await self._issuer.mint_x509(self.volume, self.token)
+            issued = await self._issuer.mint_x509(self.volume, self.token, self._key)
             span.note({"podsvid.serial": issued.identity.default.serial})
+        self._key = None
         self._take(issued)
         self.asked_for = False
         self._publish(issued.identity)
@@ -294,7 +320,11 @@ class Workload:
         # On the loop: a few small files on a tmpfs take less time than contending with a thread for the interpreter
         # does (500 due at once: 1.6 s, with threads 2.1 s), and nothing can be cancelled half-way.
         if self.volume.options.has_keystores:
-            await self._means.blocking(lambda: self.directory.write(contents, clock.now()))
+            await self._means.slow.keystore(
+                self.volume.pod,
+                lambda: self.directory.write(contents, clock.now()),
+                renewal=self.written is not None,
+            )
         else:
             self.directory.write(contents, clock.now())
         self._means.journal.record(entry)

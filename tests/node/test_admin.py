@@ -40,6 +40,7 @@ from svid.renewal import RenewalWindow
 from svid.spiffeid import TrustDomain
 from tests.here_sockets import HereSockets
 from tests.support import DEADLINE, IS_ROOT, ROOT, VOLUME, Host, node, pod, serial, svid_stream
+from tests.workload_rig import issue, slow_work
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
 FETCH = "/SpiffeWorkloadAPI/FetchX509SVID"
@@ -379,9 +380,11 @@ async def without_signer(base: Path) -> AsyncIterator[tuple[Switchable, Workload
         blocking = Blocking(executor)
         authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
         sockets = HereSockets(clock, metrics := Metrics())
-        registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), metrics, sockets)
+        registry = WorkloadRegistry(
+            authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
+        )
         directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
-        await registry.open(volume, directory, await registry.issue(volume, None))
+        await registry.open(volume, directory, await issue(registry, volume, None))
         loops = [asyncio.ensure_future(each()) for each in (registry.scheduler.run, registry.follow_early_renewals)]
         service = NodeAdmin(registry, lambda: "a switch", blocking)
         server = await serve_admin(service.handlers(), base / "admin.sock")

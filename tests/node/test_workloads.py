@@ -26,6 +26,7 @@ from svid.identity import Trust
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.here_sockets import HereSockets
+from tests.workload_rig import issue, slow_work
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
 
@@ -98,9 +99,11 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
             blocking = Blocking(executor)
             authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
             sockets = HereSockets(clock, metrics := Metrics())
-            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), metrics, sockets)
+            registry = WorkloadRegistry(
+                authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
+            )
             directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
-            issued = await registry.issue(volume, None)
+            issued = await issue(registry, volume, None)
             await registry.open(volume, directory, issued)
             loop = asyncio.ensure_future(registry.scheduler.run())
             try:
@@ -150,9 +153,11 @@ def test_a_clock_that_was_set_back_has_svids_of_the_future_replaced() -> None:
             authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
             journal = Journal(base / "journal", str(base))
             sockets = HereSockets(clock, metrics := Metrics())
-            registry = WorkloadRegistry(authority, journal, blocking, clock, random.Random(1), metrics, sockets)
+            registry = WorkloadRegistry(
+                authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
+            )
             directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
-            issued = await registry.issue(volume, None)
+            issued = await issue(registry, volume, None)
             await registry.open(volume, directory, issued)
             loop = asyncio.ensure_future(registry.scheduler.run())
             try:

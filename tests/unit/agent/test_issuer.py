@@ -15,7 +15,7 @@ from agent.authority.protocol import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
 from agent.workload.issuer import MINT_DEADLINE, Issuer
-from csi.model import JwtFile, PodRef, PodToken, Volume, VolumeOptions
+from csi.model import Issued, JwtFile, PodRef, PodToken, Volume, VolumeOptions
 from runtime.blocking import Blocking
 from svid.bundle import TrustBundle
 from svid.identity import MAX_HINT_BYTES, Trust
@@ -25,6 +25,7 @@ from svid.keys import KeyAlgorithm, public_bytes
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.fake_authority import HOUR, SPIFFE_ID, TRUST_DOMAIN, FakeAuthority, StepClock, bundle_of, root
+from tests.workload_rig import slow_work
 
 POD = PodRef("default", "web-1", "0b6a9a4e-6a8e-4c1c-9f3c-111111111111", "web")
 TOKEN = PodToken("the pod's token")
@@ -40,11 +41,17 @@ class Scene:
         self.clock = StepClock()
         self.authority = FakeAuthority(self.clock)
         self.metrics = Metrics()
-        self.issuer = Issuer(self.authority, Blocking(executor), self.clock, random.Random(1), self.metrics)
+        self.issuer = Issuer(self.authority, slow_work(Blocking(executor)), self.clock, random.Random(1), self.metrics)
 
     @property
     def minted_jwts(self) -> float | None:
         return self.metrics.registry.get_sample_value("podsvid_jwt_svids_minted_total")
+
+    async def mint_x509(self, volume: Volume, token: PodToken) -> Issued:
+        return await self.issuer.mint_x509(volume, token, await self.issuer.key(volume, renewal=False))
+
+    async def mint_all(self, volume: Volume, token: PodToken) -> Issued:
+        return await self.issuer.mint_all(volume, token, await self.issuer.key(volume, renewal=False))
 
     async def mint_jwt(self, *audiences: str) -> MintedJwt:
         return await self.issuer.mint_jwt(VOLUME, TOKEN, SPIFFE_ID, audiences or ("api",))
@@ -65,7 +72,7 @@ def on_stage(play: Callable[[Scene], Awaitable[Any]]) -> None:
 def test_a_good_answer_is_handed_on_with_an_instant_from_its_window() -> None:
     async def play(at: Scene) -> None:
         options = VolumeOptions((("ttl", "30m"),), ttl=timedelta(minutes=30), dns_names=("web.default.svc",))
-        issued = await at.issuer.mint_x509(replace(VOLUME, options=options), TOKEN)
+        issued = await at.mint_x509(replace(VOLUME, options=options), TOKEN)
         (asked,) = at.authority.asked
         assert (asked.pod, asked.token, asked.ttl, asked.dns_names) == (POD, TOKEN, options.ttl, options.dns_names)
         assert asked.ttl_text == "30m"
@@ -77,7 +84,7 @@ def test_a_good_answer_is_handed_on_with_an_instant_from_its_window() -> None:
         assert issued.window == RenewalWindow.of(at.clock.at, at.clock.at + HOUR)
         assert issued.window.start <= issued.renew_at <= issued.window.end
         # One instant each, or all volumes of a node come back together.
-        others = {(await at.issuer.mint_x509(VOLUME, TOKEN)).renew_at for _ in range(8)}
+        others = {(await at.mint_x509(VOLUME, TOKEN)).renew_at for _ in range(8)}
         assert len(others | {issued.renew_at}) == 9
 
     on_stage(play)
@@ -87,7 +94,7 @@ def test_a_good_answer_is_handed_on_with_an_instant_from_its_window() -> None:
 def test_each_svid_has_a_new_key_of_the_kind_that_was_asked_for(algorithm: KeyAlgorithm) -> None:
     async def play(at: Scene) -> None:
         volume = replace(VOLUME, options=VolumeOptions(key_algorithm=algorithm))
-        identities = [(await at.issuer.mint_x509(volume, TOKEN)).identity for _ in range(2)]
+        identities = [(await at.mint_x509(volume, TOKEN)).identity for _ in range(2)]
         first, second = (public_bytes(each.default.private_key.public_key()) for each in identities)
         assert first != second
         assert isinstance(identities[0].default.private_key, type(algorithm.generate()))
@@ -176,10 +183,10 @@ def test_an_x509_svid_is_refused(bent: Callable[[Scene, MintRequest, Minted], Mi
     async def play(at: Scene) -> None:
         at.authority.bend = lambda asked, minted: bent(at, asked, minted)
         with pytest.raises(AuthorityRefused, match=f"answered with an unusable SVID: .*{why}"):
-            await at.issuer.mint_x509(VOLUME, TOKEN)
+            await at.mint_x509(VOLUME, TOKEN)
         # Nor does the volume's first mint take another way.
         with pytest.raises(AuthorityRefused, match=why):
-            await at.issuer.mint_all(VOLUME, TOKEN)
+            await at.mint_all(VOLUME, TOKEN)
 
     on_stage(play)
 
@@ -195,7 +202,7 @@ def test_a_pod_gets_the_bundles_of_those_it_federates_with_and_no_others(
         at.authority.bend = lambda _, minted: replace(
             minted, federates_with=granted, trust=replace(minted.trust, federated=foreign)
         )
-        identity = (await at.issuer.mint_x509(VOLUME, TOKEN)).identity
+        identity = (await at.mint_x509(VOLUME, TOKEN)).identity
         assert {each.trust_domain for each in identity.federated} == wanted
         assert identity.federates_with == granted
 
@@ -271,7 +278,7 @@ def test_a_jwt_svid_is_refused(bent: Callable[[Scene, JwtRequest], Any], why: st
         files = (JwtFile("a.jwt", "api"), JwtFile("b.jwt", "db"))
         if bent is not jwt_for_fewer:  # for one audience that is what was asked for
             with pytest.raises(AuthorityRefused, match=why):
-                await at.issuer.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=files)), TOKEN)
+                await at.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=files)), TOKEN)
 
     on_stage(play)
 
@@ -292,7 +299,7 @@ def test_what_a_jwt_svid_says_of_itself_is_not_believed_its_token_is_read() -> N
 def test_a_volumes_tokens_are_each_for_their_files_audience_and_its_identity() -> None:
     async def play(at: Scene) -> None:
         files = (JwtFile("a.jwt", "api"), JwtFile("b.jwt", "db"))
-        issued = await at.issuer.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=files)), TOKEN)
+        issued = await at.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=files)), TOKEN)
         found = {name: (each.spiffe_id, each.audiences) for name, each in issued.contents.jwt_svids.items()}
         assert found == {"a.jwt": (SPIFFE_ID, ("api",)), "b.jwt": (SPIFFE_ID, ("db",))}
         assert issued.notice == "noticed"
@@ -305,7 +312,7 @@ def test_an_authority_that_never_answers_is_unavailable_at_the_deadline(kind: st
     async def play(at: Scene) -> None:
         at.authority.go_on.clear()
         with pytest.raises(AuthorityUnavailable, match=f"no SVID within {MINT_DEADLINE:g} s"):
-            await (at.issuer.mint_x509(VOLUME, TOKEN) if kind == "x509" else at.mint_jwt())
+            await (at.mint_x509(VOLUME, TOKEN) if kind == "x509" else at.mint_jwt())
         assert asyncio.get_running_loop().time() == pytest.approx(MINT_DEADLINE)
 
     on_stage(play)

@@ -29,6 +29,7 @@ from svid.identity import Trust
 from tests.fake_signer import authority, key_identifier
 from tests.here_sockets import HereSockets
 from tests.unit.agent.signer_scene import AUDIENCE, POD, UID, Scene, on_stage
+from tests.workload_rig import issue, slow_work
 
 
 @asynccontextmanager
@@ -42,7 +43,9 @@ async def registry(at: Scene) -> AsyncIterator[tuple[WorkloadRegistry, Volume, V
         journal = Journal(at.base / "journal", str(at.base))
         metrics, blocking = Metrics(), Blocking(executor)
         sockets = HereSockets(at.clock, metrics)
-        found = WorkloadRegistry(at.authority, journal, blocking, at.clock, random.Random(1), metrics, sockets)
+        found = WorkloadRegistry(
+            at.authority, journal, blocking, at.clock, random.Random(1), metrics, slow_work(blocking), sockets
+        )
         found.complete()
         loops = [
             asyncio.create_task(each())
@@ -69,7 +72,7 @@ def test_a_bundle_is_acknowledged_when_the_files_hold_it(tmp_path: Path, monkeyp
 
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):
-            await workloads.open(volume, directory, await workloads.issue(volume, at.token()))
+            await workloads.open(volume, directory, await issue(workloads, volume, at.token()))
             first = at.signer.authority
             await at.until(lambda: acknowledged(at) == (100, {key_identifier(first): 1}))
             second = authority(at.clock.now())
@@ -118,7 +121,7 @@ def test_a_bundle_is_acknowledged_when_the_files_hold_it(tmp_path: Path, monkeyp
 def test_an_early_renewal_is_drawn_once_in_its_window_and_done(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):
-            issued = await workloads.issue(volume, at.token())
+            issued = await issue(workloads, volume, at.token())
             await workloads.open(volume, directory, issued)
             workloads.republished(volume.id, at.token())
             old, new = at.signer.authority, authority(at.clock.now())
@@ -157,7 +160,7 @@ def test_an_early_renewal_is_drawn_once_in_its_window_and_done(tmp_path: Path) -
 def test_files_hold_a_trust_bundle_at_once_though_directives_came_with_it(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):
-            issued = await workloads.issue(volume, at.token())
+            issued = await issue(workloads, volume, at.token())
             await workloads.open(volume, directory, issued)
             old, new = at.signer.authority, authority(at.clock.now())
             bundle = at.signer.bundle(101, old, new)
@@ -173,7 +176,7 @@ def test_files_hold_a_trust_bundle_at_once_though_directives_came_with_it(tmp_pa
 def test_files_hold_a_trust_bundle_at_once_though_a_mint_is_under_way(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):
-            issued = await workloads.issue(volume, at.token())
+            issued = await issue(workloads, volume, at.token())
             await workloads.open(volume, directory, issued)
             at.signer.mint.gate = asyncio.Event()
             at.clock.step = issued.renew_at - at.clock.now() + timedelta(seconds=1)
@@ -192,7 +195,7 @@ def test_files_hold_a_trust_bundle_at_once_though_a_mint_is_under_way(tmp_path: 
 def test_a_renewal_that_failed_for_want_of_a_token_is_tried_again_when_kubelet_brings_it(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):
-            issued = await workloads.issue(volume, at.token())
+            issued = await issue(workloads, volume, at.token())
             await workloads.open(volume, directory, issued)
             at.clock.step = timedelta(minutes=31)
             workloads.scheduler.schedule(volume.id, at.clock.now())
@@ -213,7 +216,7 @@ def test_running_pods_keep_what_they_have_while_the_signer_is_away(
 
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):
-            issued = await workloads.issue(volume, at.token())
+            issued = await issue(workloads, volume, at.token())
             await workloads.open(volume, directory, issued)
             await at.signer.stop()
             at.clock.step = timedelta(minutes=31)

@@ -19,7 +19,7 @@ from csi.model import JwtFile
 from csi.volume import VolumeDirectory
 from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, root
-from tests.workload_rig import TOKEN, Rig, fetch_jwt, on_rig, rig
+from tests.workload_rig import TOKEN, Rig, fetch_jwt, issue, on_rig, rig
 
 API = JwtFile("api.jwt", "api")
 REFUSED, AWAY = AuthorityRefused("POLICY_DENIED: no"), AuthorityUnavailable("SIGNER_UNREACHABLE: away")
@@ -44,7 +44,7 @@ def test_a_first_mint_that_fails_keeps_its_kind_and_its_reason(
         else:
             at.authority.jwt_error = error
         with pytest.raises(kind, match=str(error)):
-            await at.registry.issue(at.volume("spiffe", API), TOKEN)
+            await issue(at.registry, at.volume("spiffe", API), TOKEN)
         assert not at.registry.by_volume
 
     on_rig(tmp_path, play)
@@ -64,7 +64,7 @@ def test_a_volume_that_cannot_be_begun_leaves_nothing_running_journalled_or_plan
 ) -> None:
     async def play(at: Rig) -> None:
         volume = at.volume()
-        directory, issued = at.directory(volume), await at.registry.issue(volume, TOKEN)
+        directory, issued = at.directory(volume), await issue(at.registry, volume, TOKEN)
         with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
             broken.setattr(part, method, failing)
             await at.registry.open(volume, directory, issued)
@@ -85,7 +85,7 @@ def test_a_call_that_is_cancelled_while_the_socket_opens_leaves_nothing_either(
 ) -> None:
     async def play(at: Rig) -> None:
         volume = at.volume()
-        directory, issued = at.directory(volume), await at.registry.issue(volume, TOKEN)
+        directory, issued = at.directory(volume), await issue(at.registry, volume, TOKEN)
         entered = asyncio.Event()
 
         async def hanging(*_: object) -> None:

@@ -1,0 +1,41 @@
+"""Turns of new volumes: namespaces take them one after the other, and in a namespace its pods."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from csi.errors import NodeBusy
+from csi.model import Volume
+from runtime.turns import Crowded, Turns, Who
+
+
+class PublishTurns:
+    """`whole` is for all of a publish: most of that is waiting for whoever signs. `making` is for what the node itself
+    does then: few at once, since a call that comes meanwhile is taken only between two steps of them.
+
+    Seconds: `patience` is how long a volume waits; kubelet waits for 120, and the mint may take 30 of them.
+    """
+
+    def __init__(self, whole: Turns, making: Turns, patience: float = 30.0) -> None:
+        self._whole = whole
+        self._making = making
+        self._patience = patience
+
+    @asynccontextmanager
+    async def whole(self, volume: Volume) -> AsyncIterator[None]:
+        """The volume's turn, over the block. Raises NodeBusy when it does not come."""
+        try:
+            async with self._whole.turn(_who(volume), patience=self._patience):
+                yield
+        except Crowded as crowded:
+            raise NodeBusy(
+                f"no turn for this volume within {self._patience:g} s: {crowded.waiting} others wait on this node; "
+                "kubelet tries again"
+            ) from None
+
+    def making(self, volume: Volume) -> AbstractAsyncContextManager[None]:
+        """Within its turn, the block that is the node's own part."""
+        return self._making.turn(_who(volume))
+
+
+def _who(volume: Volume) -> Who:
+    return Who(volume.pod.namespace, volume.pod.uid)

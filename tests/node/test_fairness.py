@@ -1,0 +1,130 @@
+"""What one pod or namespace has much of keeps no other pod from starting: real mounts, real keys, one agent.
+
+Nothing here is a duration: what is counted is how many of the offender's were done before another's one was.
+"""
+
+import asyncio
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+
+import pytest
+
+from podsvid.quickstart.errors import PublishFailed
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod, PodVolume
+from tests.ports import free_port
+from tests.support import IS_ROOT, VOLUME, node, pod, serial
+
+pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts need root")
+
+
+class Offender:
+    """Publishes that go on while others start: how many are done, and what the others were told."""
+
+    def __init__(self, kubelet: StandInKubelet, wanted: Sequence[tuple[Pod, PodVolume]]) -> None:
+        self.done = 0
+        self.told: list[str] = []
+        self._kubelet = kubelet
+        self._tasks = [asyncio.create_task(self._publish(*each)) for each in wanted]
+
+    @property
+    def waiting(self) -> int:
+        return sum(not each.done() for each in self._tasks)
+
+    async def end(self) -> None:
+        """Go away, as kubelet does at its deadline."""
+        for each in self._tasks:
+            each.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def all(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+    async def _publish(self, of: Pod, volume: PodVolume) -> None:
+        try:
+            await self._kubelet.publish(of, volume)
+            self.done += 1
+        except PublishFailed as error:
+            self.told.append(str(error))
+
+
+async def counted(address: str) -> dict[str, float]:
+    """The agent's metrics."""
+
+    def page() -> str:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+            return str(answer.read().decode())
+
+    lines = (await asyncio.to_thread(page)).splitlines()
+    return {
+        name: float(value) for name, _, value in (each.rpartition(" ") for each in lines) if not name.startswith("#")
+    }
+
+
+def test_a_pod_with_a_hundred_rsa_4096_volumes_keeps_nobody_from_starting() -> None:
+    async def main() -> None:
+        metrics = f"127.0.0.1:{free_port()}"
+        async with node("--metrics-listen", metrics, "--pod-volumes", "200") as (_, kubelet):
+            evil = pod("evil", "evil", "evil")
+            volumes = [PodVolume(name=f"v{n}", attributes={"keyAlgorithm": "rsa-4096"}) for n in range(100)]
+            offender = Offender(kubelet, [(evil, volume) for volume in volumes])
+            # As many as may wait do, and the others have their reason in the pod's event.
+            while offender.waiting > 17:
+                await asyncio.sleep(0.01)
+            before = offender.done
+            for number in range(5):
+                target = await kubelet.publish(pod(f"other-{number}", "other"), VOLUME)
+                assert serial(target)
+            # Keys of the offender's that were made meanwhile: not all that it asked for.
+            assert offender.done - before < 10
+            assert offender.waiting
+            assert len(offender.told) > 50
+            assert all(
+                "RESOURCE_EXHAUSTED" in each and "KEYS_BUSY: pod evil/evil has as many" in each
+                for each in offender.told
+            )
+            # And whoever runs the node sees it.
+            numbers = await counted(metrics)
+            assert numbers['podsvid_queue_refusals_total{queue="key",why="full"}'] == len(offender.told)
+            assert numbers['podsvid_queue_wait_seconds_count{queue="publish"}'] >= 5
+            await offender.end()
+            # Whoever went away waits no more.
+            while (await counted(metrics))['podsvid_queue_length{queue="key"}']:
+                await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+
+
+def test_another_pods_rsa_key_is_made_between_two_of_the_offenders() -> None:
+    async def main() -> None:
+        async with node("--pod-volumes", "200") as (_, kubelet):
+            evil = pod("evil", "evil", "evil")
+            volumes = [PodVolume(name=f"v{n}", attributes={"keyAlgorithm": "rsa-4096"}) for n in range(40)]
+            offender = Offender(kubelet, [(evil, volume) for volume in volumes])
+            while offender.waiting > 17:
+                await asyncio.sleep(0.01)
+            before = offender.done
+            await kubelet.publish(pod("other", "other"), PodVolume(attributes={"keyAlgorithm": "rsa-2048"}))
+            assert offender.done - before <= 3
+            await offender.end()
+            # Whoever went away has left the line: its next is made at once.
+            with suppress(PublishFailed):
+                await kubelet.publish(evil, PodVolume(name="again", attributes={"keyAlgorithm": "rsa-2048"}))
+
+    asyncio.run(main())
+
+
+def test_a_namespace_that_starts_two_hundred_pods_keeps_no_other_from_starting_one() -> None:
+    async def main() -> None:
+        async with node() as (_, kubelet):
+            offender = Offender(kubelet, [(pod(f"evil-{n}", "evil", "evil"), VOLUME) for n in range(200)])
+            while not offender.done:
+                await asyncio.sleep(0.001)
+            for number in range(3):
+                await kubelet.publish(pod(f"other-{number}", "other"), VOLUME)
+            assert offender.done < 150
+            await offender.all()
+            assert offender.told == []
+
+    asyncio.run(main())
