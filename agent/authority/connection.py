@@ -14,7 +14,7 @@ import grpc.aio
 
 from agent.authority.contact import MAX_RETRY, Contact
 from agent.authority.held import HeldTrust
-from agent.authority.proven import CONNECT_SECONDS, ProvenSigner
+from agent.authority.proven import CONNECT_SECONDS, ProvenSigner, certificates
 from agent.errors import AuthorityUnavailable
 from runtime.federation import read_bundle
 from svid.bundle import TrustBundle
@@ -60,13 +60,12 @@ class Connection:
         self._trust = held
         self._contact = contact
         self._rng = rng
-        self._signer = ProvenSigner(settings.address, settings.trust_domain, settings.run_dir, self._roots_to_prove_by)
+        self._signer = ProvenSigner(settings.address, settings.trust_domain, settings.run_dir, self.newest_roots)
         self._channel: grpc.aio.Channel | None = None
         # Those that streams hold on to: they outlive a newer channel until their stream ends.
         self._held: set[grpc.aio.Channel] = set()
-        # What it was made with, all that its connections may have been proven by, and whether it has served its time.
+        # What it was made with, and whether it has served its time.
         self._roots = b""
-        self._proven_by: set[bytes] = set()
         self._old = False
         self._file_roots: tuple[tuple[int, int], TrustBundle] | None = None
         self._by_file = False
@@ -109,7 +108,8 @@ class Connection:
             self._close(self._channel)
         # Not insecure: what is behind that socket has proved itself over TLS.
         self._channel = grpc.aio.insecure_channel(target, options=options)
-        self._roots, self._old, self._proven_by = roots, False, set()
+        self._roots, self._old = roots, False
+        self._signer.proven_by.clear()
         return self._channel
 
     def renew(self) -> None:
@@ -117,15 +117,10 @@ class Connection:
         self._old = True
 
     def _is_good(self, channel: grpc.aio.Channel, roots: bytes) -> bool:
-        if not self._proven_by <= _certificates(roots):
+        if not self._signer.proven_by <= certificates(roots):
             return False
         # One that does not come about is tried anew with what is trusted newly, at once and not in grpc's own time.
         return roots == self._roots or channel.get_state() is grpc.ChannelConnectivity.READY
-
-    def _roots_to_prove_by(self) -> bytes:
-        roots = self.newest_roots()
-        self._proven_by |= _certificates(roots)
-        return roots
 
     @contextmanager
     def held(self) -> Iterator[grpc.aio.Channel]:
@@ -231,10 +226,6 @@ class Connection:
         leaving = asyncio.get_running_loop().create_task(channel.close(CLOSE_SECONDS))
         self._leaving[leaving] = channel
         leaving.add_done_callback(self._leaving.pop)
-
-
-def _certificates(pem: bytes) -> set[bytes]:
-    return {each.strip() for each in pem.split(b"-----END CERTIFICATE-----")}
 
 
 def is_token(text: str) -> bool:

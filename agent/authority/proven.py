@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.errors import InvalidSvid
@@ -29,6 +30,7 @@ ACCEPT_AGAIN_SECONDS = 1.0
 # record would wait there until they are given up.
 _FROM_SIGNER, _TO_SIGNER = 64 * 1024, 1024
 _BACKLOG = 16
+_END = b"-----END CERTIFICATE-----"
 
 
 class NotProven(Exception):
@@ -51,6 +53,8 @@ class ProvenSigner:
         self._listening: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure = ""
+        # Of the roots those (PEM) that proved a connection; whoever looks after the connections clears it.
+        self.proven_by: set[bytes] = set()
 
     @property
     def failure(self) -> str:
@@ -128,12 +132,13 @@ class ProvenSigner:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, _, port = self._address.rpartition(":")
+        roots = self._roots()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 far, far_out = await asyncio.open_connection(
                     host.strip("[]"),
                     int(port),
-                    ssl=_context(self._roots()),
+                    ssl=_context(roots),
                     server_hostname=SIGNER_NAME,
                     happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
                     ssl_shutdown_timeout=GOODBYE_SECONDS,
@@ -150,27 +155,49 @@ class ProvenSigner:
         except OSError as error:
             raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}") from None
         try:
-            self._check(far_out.get_extra_info("ssl_object").getpeercert(binary_form=True))
+            leaf = self._check(far_out.get_extra_info("ssl_object").getpeercert(binary_form=True))
         except BaseException:
             far_out.transport.abort()
             raise
+        self.proven_by |= _signers(leaf, certificates(roots))
         self._failure = ""
         return far, far_out
 
-    def _check(self, certificate: bytes) -> None:
+    def _check(self, certificate: bytes) -> x509.Certificate:
         """OpenSSL has verified the chain and the DNS name; this is whose it is. Raises NotProven."""
         try:
-            found = leaf_spiffe_id(x509.load_der_x509_certificate(certificate))
+            leaf = x509.load_der_x509_certificate(certificate)
+            found = leaf_spiffe_id(leaf)
         except (InvalidSvid, ValueError) as error:
             raise NotProven(self._stranger(f"no X.509-SVID: {error}")) from None
         if found != self._wanted:
             raise NotProven(self._stranger(str(found)))
+        return leaf
 
     def _stranger(self, found: str) -> str:
         return (
             f"SIGNER_WRONG_IDENTITY: what answers at {self._address} proves to be {found}, not {self._wanted}; "
             "is signer_address the signer's, and trust_domain this cluster's?"
         )
+
+
+def certificates(pem: bytes) -> frozenset[bytes]:
+    """Each certificate of `pem`, as PEM of its own."""
+    parts = pem.split(_END)
+    return frozenset(each.strip() + _END for each in parts[:-1])
+
+
+def _signers(leaf: x509.Certificate, roots: frozenset[bytes]) -> frozenset[bytes]:
+    """Those that signed it; all of them where none did itself: which one a chain led to cannot be asked for."""
+    return frozenset(each for each in roots if _signed(leaf, x509.load_pem_x509_certificate(each))) or roots
+
+
+def _signed(leaf: x509.Certificate, root: x509.Certificate) -> bool:
+    try:
+        leaf.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError):  # another's, of another name, or of a kind that signs nothing
+        return False
+    return True
 
 
 def _path(directory: int) -> str:

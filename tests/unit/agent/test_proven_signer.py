@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from agent.authority.proven import SOCKET, ProvenSigner
+from agent.authority.proven import SOCKET, ProvenSigner, _signers, certificates
 from agent.errors import AuthorityUnavailable
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -239,6 +239,34 @@ def test_each_connection_is_verified_by_the_roots_of_its_time(tmp_path: Path) ->
         await proven.close()
 
     lined(tmp_path, test)
+
+
+def test_it_is_known_which_roots_proved_the_connections(tmp_path: Path) -> None:
+    """Of those that were trusted then; when one of them is trusted no more, what it proved has to be proven again."""
+
+    async def test(line: Line) -> None:
+        first, second, other = line.above, *(authority(datetime.now(UTC)) for _ in range(2))
+        line.roots = TrustBundle(TRUST_DOMAIN, (*first.chain, *second.chain, *other.chain))
+        proven = line.proven()
+        assert proven.proven_by == set()
+        assert await line.through(proven, b"x") == b"x"
+        assert proven.proven_by == certificates(to_pem(first.chain))
+        await stopped(line)
+        line.above = second
+        await line.serve()
+        assert await line.through(proven, b"x") == b"x"
+        assert proven.proven_by == certificates(to_pem((*first.chain, *second.chain)))
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_where_another_authority_stands_between_any_root_may_have_proved_it() -> None:
+    now = datetime.now(UTC)
+    roots = certificates(to_pem((*authority(now).chain, *authority(now).chain)))
+    assert len(roots) == 2
+    leaf = certified(authority(now), KeyAlgorithm.EC_P256.generate().public_key(), now, "x")[0]
+    assert _signers(leaf, roots) == roots
 
 
 def test_the_dns_name_must_be_the_signers_too(tmp_path: Path) -> None:

@@ -261,27 +261,11 @@ def test_a_connection_is_kept_until_what_it_was_proven_by_is_gone(tmp_path: Path
         await at.authority.mint_x509(at.request())
         old, new, other = at.signer.authority, *(authority(at.clock.now()) for _ in range(2))
         before = connection.channel()
+        # What else was trusted when it was proven counts for nothing.
         for sequence, authorities in enumerate([(old, new), (old,), (new, old, other)], 101):
             at.authority._held.take(Trust(at.signer.bundle(sequence, *authorities)))
             assert connection.channel() is before
         at.authority._held.take(Trust(at.signer.bundle(110, new, other)))
-        assert connection.channel() is not before
-
-    on_stage(tmp_path, play)
-
-
-def test_what_proved_a_later_connection_of_a_channel_counts_as_well(tmp_path: Path) -> None:
-    """grpc connects again by itself: under what is trusted then."""
-
-    async def play(at: Scene) -> None:
-        connection = at.authority.connection
-        await at.authority.mint_x509(at.request())
-        old, new = at.signer.authority, authority(at.clock.now())
-        before = connection.channel()
-        at.authority._held.take(Trust(at.signer.bundle(101, old, new)))
-        connection._signer._roots()
-        assert connection.channel() is before
-        at.authority._held.take(Trust(at.signer.bundle(102, old)))
         assert connection.channel() is not before
 
     on_stage(tmp_path, play)
