@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from runtime.clock import Clock
+from runtime.pace import Pace
 from runtime.seldom import Seldom
 from signer.authority.state import MAX_SEQUENCE, AuthorityState, believable
 from signer.cluster.kube import KubeApi, Object
@@ -222,14 +223,13 @@ class Agents:
             group.create_task(self._tell())
 
     async def _tell(self) -> None:
-        idle = 0.0
+        now = self._clock.monotonic
+        pace, next_at = Pace(now), now() + IDLE_SECONDS
         while True:
-            await asyncio.sleep(WRITE_SECONDS)
-            idle += WRITE_SECONDS
-            lively = self.wanted or self._clock.monotonic() < self._lively_until
-            if not lively and idle < IDLE_SECONDS:
+            await pace.rest(WRITE_SECONDS)
+            if not self.wanted and now() >= self._lively_until and now() < next_at:
                 continue
-            idle = 0.0
+            next_at = now() + IDLE_SECONDS
             try:
                 await self.write()
                 if not self.wanted:

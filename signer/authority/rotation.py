@@ -9,6 +9,7 @@ from datetime import timedelta
 from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.pace import Pace
 from signer.authority import recovery
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents, Wanted
@@ -112,8 +113,7 @@ class Rotation:
 
     def next_steps(self, state: AuthorityState) -> list[str]:
         """For people: what happens next and what it waits for."""
-        note = self._rollbacks.note
-        notes = [*([note] if note else []), *self._abandonments.notes]
+        notes = [*filter(None, [self._rollbacks.note]), *self._abandonments.notes]
         return [*notes, *self._life.outlook(state, self.acks(state), self._clock.now())]
 
     async def open(self) -> None:
@@ -179,6 +179,7 @@ class Rotation:
 
     async def run(self) -> None:
         """Take what steps are due while this replica leads, for ever."""
+        pace = Pace(self._clock.monotonic)
         while True:
             state = self.state
             self._agents.wanted = state is not None and self._life.waits_for_agents(state)
@@ -189,7 +190,7 @@ class Rotation:
                     await self._advance()
                 except SignerError as error:
                     _log.warning("step failed; trying again", extra={"reason": error.reason, "error": str(error)})
-            await asyncio.sleep(LOOK_SECONDS)
+            await pace.rest(LOOK_SECONDS)
 
     async def confirm(self, every: timedelta) -> None:
         """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""
@@ -254,8 +255,7 @@ class Rotation:
         """Publish anew, above a number that the cluster knows from a state that is not in the Secret any more."""
         state = self.state
         assert state is not None
-        published = self._published.beside(state)
-        live = self.live_nodes()
+        published, live = self._published.beside(state), self.live_nodes()
         known = max(published, self._agents.newest(live))
         if known <= state.sequence:
             self._rollbacks.nobody()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.clock import Clock
+from runtime.pace import Pace
 from runtime.seldom import Seldom
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import SLICE
@@ -129,13 +130,14 @@ class Statuses:
         self._stale.update(each.namespace for each in (old, new) if each is not None)
 
     async def lead(self, pods: LivePods, seconds: float) -> None:
-        """Keep all of them up to date, every so many seconds, for ever; only while leading."""
+        """Keep all of them up to date, every so many seconds (or less often), for ever; only while leading."""
         # Who led meanwhile may have written others.
         self._written.clear()
         self._refused.clear()
+        pace = Pace(self._clock.monotonic)
         while True:
             await self.write(pods)
-            await asyncio.sleep(seconds)
+            await pace.rest(seconds)
 
     async def write(self, pods: LivePods) -> None:
         """Write into each policy how many pods it matches and whether it can be used. Only the leader does.
