@@ -51,7 +51,7 @@ def load(data: bytes) -> State:
         if document["version"] != _VERSION:
             raise InvalidSvid("the volume's state is of another version")
         svids = tuple(
-            X509Svid.from_pem(each["chain"].encode(), each["key"].encode(), _text(each["hint"]))
+            X509Svid.from_pem(each["chain"].encode(), each["key"].encode(), _text(each["hint"]), own=True)
             for each in document["svids"]
         )
         bundle = _bundle(document["trust_domain"], document["bundle"])

@@ -31,22 +31,22 @@ class X509Svid:
     hint: str = ""
 
     @classmethod
-    def from_pem(cls, chain: bytes, key: bytes, hint: str = "") -> Self:
-        """From a PEM chain (leaf first) and a PEM PKCS#8 key. Raises InvalidSvid, InvalidKey."""
+    def from_pem(cls, chain: bytes, key: bytes, hint: str = "", *, own: bool = False) -> Self:
+        """From a PEM chain (leaf first) and a PEM PKCS#8 key; `own` as of keys. Raises InvalidSvid, InvalidKey."""
         try:
             certificates = certificates_from_pem(chain)
         except ValueError as error:
             raise InvalidSvid(f"not a PEM chain: {error}") from None
-        return cls(spiffe_id_of(certificates[0]), certificates, key_from_pem(key), hint)
+        return cls(spiffe_id_of(certificates[0]), certificates, key_from_pem(key, own=own), hint)
 
     @classmethod
-    def from_der(cls, chain: bytes, key: bytes, hint: str = "") -> Self:
-        """From concatenated DER (leaf first) and a DER PKCS#8 key. Raises InvalidSvid, InvalidKey."""
+    def from_der(cls, chain: bytes, key: bytes, hint: str = "", *, own: bool = False) -> Self:
+        """From concatenated DER (leaf first) and a DER PKCS#8 key; `own` as of keys. Raises InvalidSvid, InvalidKey."""
         try:
             certificates = certificates_from_der(chain)
         except ValueError as error:
             raise InvalidSvid(f"not a DER chain: {error}") from None
-        return cls(spiffe_id_of(certificates[0]), certificates, key_from_der(key), hint)
+        return cls(spiffe_id_of(certificates[0]), certificates, key_from_der(key, own=own), hint)
 
     @property
     def leaf(self) -> x509.Certificate:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import rsa
+
 from csi.attributes import parse_attributes
 from csi.journal import Journal
 from csi.model import Condition, Contents, Issued, PodRef, PodToken, Volume
@@ -53,6 +55,16 @@ def contents() -> Contents:
     key = KeyAlgorithm.EC_P256.generate()
     chain = ISSUER.issue(key.public_key(), WEB, ttl=timedelta(hours=1), now=NOW)
     return Contents(WorkloadIdentity((X509Svid(WEB, chain, key),), ISSUER.bundle))
+
+
+def unchecked() -> X509Svid:
+    """An SVID whose RSA key is found wanting by who looks at its numbers, which takes long for a large one."""
+    numbers = rsa.generate_private_key(65537, 2048).private_numbers()
+    odd = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, numbers.d, numbers.dmp1, numbers.dmq1, numbers.iqmp + 2, numbers.public_numbers
+    )
+    key = odd.private_key(unsafe_skip_rsa_key_validation=True)
+    return X509Svid(WEB, ISSUER.issue(key.public_key(), WEB, ttl=timedelta(hours=1), now=NOW), key)
 
 
 def issued() -> Issued:

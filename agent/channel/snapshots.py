@@ -46,7 +46,7 @@ class Reader:
     def identity(self, snapshot: Snapshot) -> WorkloadIdentity:
         """What was written. Raises SvidError."""
         return WorkloadIdentity(
-            tuple(X509Svid.from_der(each.chain, each.key, each.hint) for each in snapshot.svids),
+            tuple(X509Svid.from_der(each.chain, each.key, each.hint, own=True) for each in snapshot.svids),
             self._bundle(snapshot.bundle),
             tuple(self._bundle(each) for each in snapshot.federated),
         )

@@ -18,6 +18,7 @@ from agent.socket import reflection
 from agent.socket.serving import USUAL
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
+from tests.csi_rig import ISSUER, unchecked
 from tests.fake_authority import FakeAuthority, StepClock
 from tests.unit.agent.test_issuer import POD
 
@@ -122,6 +123,13 @@ def test_every_method_that_is_served_is_a_label_and_nothing_else() -> None:
     for handler in (*endpoint._handlers, *reflection.handlers()):
         served |= set(handler._method_handlers)  # type: ignore[attr-defined]
     assert served == set(messages.METHODS)
+
+
+def test_the_numbers_of_an_rsa_key_are_not_looked_at_again_by_who_serves() -> None:
+    # Whatever else it serves would wait for as long as that takes.
+    given = WorkloadIdentity((unchecked(),), ISSUER.bundle)
+    found = Reader().identity(Writer().snapshot(given))
+    assert found.svids[0].serial == given.svids[0].serial
 
 
 def test_a_snapshot_is_what_it_was_made_of_and_bundles_are_shared() -> None:

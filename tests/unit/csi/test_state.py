@@ -9,9 +9,11 @@ import pytest
 
 from csi.model import Contents
 from csi.state import State, dump, load
-from svid.errors import InvalidSvid, SvidError
+from svid.errors import InvalidKey, InvalidSvid, SvidError
+from svid.identity import WorkloadIdentity
 from svid.spiffeid import TrustDomain
-from tests.csi_rig import contents
+from svid.x509svid import X509Svid
+from tests.csi_rig import contents, unchecked
 
 Document = dict[str, Any]
 
@@ -33,6 +35,17 @@ def test_a_state_of_an_agent_that_knew_no_limit_has_none() -> None:
     document = json.loads(dump(limited(())))
     del document["federates_with"]
     assert load(json.dumps(document).encode()).contents.identity.federates_with is None
+
+
+def test_the_numbers_of_an_rsa_key_that_podsvid_made_are_not_looked_at_again() -> None:
+    # For a node with many of them that would take longer than a start may.
+    given = State(Contents(WorkloadIdentity((unchecked(),), contents().identity.bundle)), "")
+    assert load(dump(given)).contents.identity.default.serial == given.contents.identity.default.serial
+    svid = given.contents.identity.default
+    with pytest.raises(InvalidKey):
+        X509Svid.from_pem(svid.chain_pem(), svid.key_pem())
+    with pytest.raises(InvalidKey):
+        X509Svid.from_der(svid.chain_der(), svid.key_der())
 
 
 def test_a_password_comes_back_and_is_not_printed() -> None:

@@ -1,0 +1,226 @@
+"""One tenant has kubelet start, stop or renew very much at once: what do the others notice?
+
+    python -m bench.fair
+
+A real agent. A process of its own (bench/storms.py) does what one namespace can have kubelet do; another namespace's
+pods start meanwhile, one after the other, as often as the storm lasts. In the same run, in turn: quiet; the storm; a
+floor, in which a process burns the CPU time that the storm's own process burnt and asks the agent for nothing. Records
+bench/results/fair.md.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.report import RESULTS, Row, environment, record_values
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import PodVolume
+from tests.support import VOLUME, Host, node, pod
+
+# What is done at once, how many of it, and what a pod of the others has.
+STORMS: Mapping[str, tuple[int, PodVolume]] = {
+    "start": (500, VOLUME),
+    "stop": (500, VOLUME),
+    "keystores": (500, VOLUME),
+    "rsa": (100, VOLUME),
+    "rsa, beside rsa-2048": (100, PodVolume(name="spiffe", attributes={"keyAlgorithm": "rsa-2048"})),
+}
+WHAT = {
+    "start": "500 pods of one namespace start",
+    "stop": "500 pods of one namespace go",
+    "keystores": "500 pods of one namespace start, each with keystores",
+    "rsa": "100 volumes of one pod with RSA-4096 keys",
+    "rsa, beside rsa-2048": "the same, where the others have RSA-2048 keys",
+}
+LOADS = ("quiet", "floor", "storm")
+# Seconds that a storm of keys is looked at; quiet and floor are a fifth of that.
+SECONDS = 8.0
+ROUNDS = 5
+PAUSE = 0.02
+LIMIT = 1200.0
+
+
+@dataclass
+class Seen:
+    """What one kind of storm did: milliseconds by load; what it made, and how often it was put off."""
+
+    kind: str
+    values: dict[str, list[float]] = field(default_factory=dict)
+    failed: int = 0
+    made: int = 0
+    put_off: int = 0
+    seconds: float = 0.0
+
+
+class Others:
+    """Pods of another namespace, started one after the other."""
+
+    def __init__(self, kubelet: StandInKubelet) -> None:
+        self._kubelet = kubelet
+        self._number = 0
+
+    async def start(self, seen: Seen, load: str, volume: PodVolume, until: "asyncio.Future[Any]") -> None:
+        """Until that is done, and once more at least."""
+        values = seen.values.setdefault(load, [])
+        while True:
+            self._number += 1
+            each = pod(f"other-{self._number}", "other", "other")
+            began = time.perf_counter()
+            await self._kubelet.publish(each, volume)
+            values.append((time.perf_counter() - began) * 1e3)
+            await self._kubelet.unpublish(each, volume)
+            if until.done():
+                return
+            await asyncio.sleep(PAUSE)
+
+
+async def storm(here: Host, others: Others, seen: Seen, many: int, volume: PodVolume, seconds: float) -> float:
+    """One storm beside the others; the share of a core that its own process took."""
+    kind = seen.kind.partition(",")[0]
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bench.storms",
+        kind,
+        str(here.kubelet_root),
+        str(many),
+        str(seconds),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"ready\n"
+    before = cpu(child.pid)
+    child.stdin.write(b"\n")
+    answer = asyncio.ensure_future(child.stdout.readline())
+    await others.start(seen, "storm", volume, answer)
+    done = json.loads(await answer)
+    share = (cpu(child.pid) - before) / max(done["seconds"], 0.1)
+    seen.made += done["made"]
+    seen.put_off += done["put_off"]
+    seen.seconds += done["seconds"]
+    child.stdin.write(b"\n")
+    child.stdin.close()
+    assert await child.wait() == 0
+    return float(share)
+
+
+async def calm(others: Others, seen: Seen, load: str, volume: PodVolume, seconds: float, share: float = 0.0) -> None:
+    """The others alone, or beside a process that takes that share of a core."""
+    burning = None
+    if share:
+        options = ("--seconds", str(seconds + 1), "--share", f"{min(share, 1.0):.3f}", "burn")
+        burning = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.attacks", *options, stdout=asyncio.subprocess.DEVNULL
+        )
+        await asyncio.sleep(1)
+    await others.start(seen, load, volume, asyncio.ensure_future(asyncio.sleep(seconds)))
+    if burning is not None:
+        await burning.wait()
+
+
+def cpu(process: int) -> float:
+    """Seconds that a process has used."""
+    with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def run(kinds: Sequence[str], rounds: int, seconds: float) -> list[Seen]:
+    """Each kind in an agent of its own. Raises TimeoutError."""
+    found = []
+    for kind in kinds:
+        many, volume = STORMS[kind]
+        seen = Seen(kind)
+        async with (
+            asyncio.timeout(LIMIT),
+            node("--pod-volumes", "1000", "--volumes", "5000", ttl="1h") as (here, kubelet),
+        ):
+            others = Others(kubelet)
+            for _ in range(rounds):
+                await calm(others, seen, "quiet", volume, seconds / 5)
+                # Keys do not come to an end; the other storms do.
+                share = await storm(here, others, seen, many, volume, seconds if kind.startswith("rsa") else 60.0)
+                await calm(others, seen, "floor", volume, seconds / 5, share)
+        found.append(seen)
+        print(line(seen), file=sys.stderr, flush=True)
+    return found
+
+
+def rows(seen: Seen) -> dict[str, Row]:
+    """Its latencies by load."""
+    return {
+        load: Row(f"{WHAT[seen.kind]}: another's pod starts, {load}", "ms", tuple(values))
+        for load, values in seen.values.items()
+    }
+
+
+def line(seen: Seen) -> str:
+    """A line of the table: quiet / floor / storm in each cell of latencies."""
+    by = rows(seen)
+
+    def cell(statistic: str) -> str:
+        values = [by[load].statistic(statistic) for load in LOADS]
+        return " / ".join("-" if value is None else f"{value:.3g}" for value in values)
+
+    counts = " / ".join(str(len(seen.values[load])) for load in LOADS)
+    cells = [WHAT[seen.kind], f"{seen.seconds:.1f}", str(seen.made), str(seen.put_off), counts]
+    return "| " + " | ".join([*cells, cell("p50"), cell("p99"), cell("max")]) + " |"
+
+
+def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
+    """What is recorded."""
+    headings: tuple[str, ...] = (
+        "what one namespace does",
+        "seconds",
+        "volumes made",
+        "put off",
+        "others' starts",
+        "p50, ms",
+        "p99, ms",
+    )
+    headings += ("most, ms",)
+    lines = [
+        "# What one namespace's storms are to others",
+        "",
+        ", ".join(f"{key} {each}" for key, each in about.items()),
+    ]
+    lines += [
+        "",
+        "`python -m bench.fair`: NodePublishVolume of another namespace's pods, one after the other, in the cells of",
+        "latencies quiet / floor / storm; the floor burns the CPU time of the process that asks for the storm, and",
+        "asks for nothing. A p99 needs a hundred starts. What is put off is asked for again as kubelet does.",
+        "",
+        "| " + " | ".join(headings) + " |",
+        "|" + "---|" * len(headings),
+        *map(line, found),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.fair", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="each once, for a second or two; records nothing")
+    parser.add_argument("--kinds", default=";".join(STORMS), help="some of them, with semicolons between")
+    arguments = parser.parse_args()
+    about = environment()
+    rounds, seconds = (1, 2.0) if arguments.quick else (ROUNDS, SECONDS)
+    found = asyncio.run(run(arguments.kinds.split(";"), rounds, seconds))
+    text = report(found, about)
+    print(text)
+    if not arguments.quick:
+        (RESULTS / "fair.md").write_text(text, encoding="utf-8")
+        record_values([row for seen in found for row in rows(seen).values()], about, "-fair")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
