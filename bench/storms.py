@@ -49,9 +49,19 @@ class Storm:
 
     async def stop(self) -> None:
         """None of them any more."""
-        await asyncio.gather(
-            *(self._call("NodeUnpublishVolume", each, csi_pb2.NodeUnpublishVolumeResponse) for _, each in self._wanted)
-        )
+        await asyncio.gather(*(self._unpublish(unpublish) for _, unpublish in self._wanted))
+
+    async def _unpublish(self, request: csi_pb2.NodeUnpublishVolumeRequest) -> None:
+        while True:
+            try:
+                await self._call("NodeUnpublishVolume", request, csi_pb2.NodeUnpublishVolumeResponse)
+            except grpc.aio.AioRpcError as error:
+                # A key that is being made when its publish is given up is made to its end.
+                if error.code() is not grpc.StatusCode.ABORTED:
+                    raise
+                await asyncio.sleep(FIRST_WAIT)
+            else:
+                return
 
     async def _publish(self, request: csi_pb2.NodePublishVolumeRequest) -> None:
         wait = FIRST_WAIT
