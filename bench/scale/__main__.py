@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from bench.report import RESULTS, environment
@@ -47,10 +48,13 @@ async def measured(run: Run) -> Figures:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of it; records nothing")
+    held = "re-issue so many SVIDs of each node, where the agents have too few cores for all (default: all)"
+    parser.add_argument("--held", type=int, metavar="N", help=held)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     parser.add_argument("--watch", type=Path, metavar="FILE", help="write there what holds the signer's event loop")
     given = parser.parse_args()
     plan, about, begun = QUICK if given.quick else FULL, environment(), time.monotonic()
+    plan = replace(plan, held=given.held or plan.held)
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - begun:6.1f} s  {text}", file=sys.stderr, flush=True)
