@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from runtime import durations
 from runtime.clock import Clock
+from runtime.newest import keep
 from signer.attestation.pods import MAX_DRIVERS, Pods
 from signer.attestation.tokens import NOBODY, OfflineTokens, TokenRefused, TokenReviews, claimed_pod, names_a_key
 from signer.cluster.objects import MAX_LABEL_CHARACTERS, MAX_LABELS
@@ -117,11 +118,7 @@ class Attestor:
 
     def issued(self, attested: AttestedPod, spiffe_id: SpiffeId) -> None:
         """Remember that this pod has that identity: it can be renewed while the API server is away."""
-        uid = attested.pod.uid
-        self._issued[uid] = attested.agent.node_uid, spiffe_id
-        self._issued.move_to_end(uid)
-        while len(self._issued) > MAX_ISSUED:
-            self._issued.popitem(last=False)
+        keep(self._issued, attested.pod.uid, (attested.agent.node_uid, spiffe_id), MAX_ISSUED)
 
     async def _verify(self, token: str, sender: Sender) -> tuple[BoundToken, bool]:
         try:

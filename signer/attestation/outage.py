@@ -6,9 +6,9 @@ that the cluster signed is verified by the API server itself, and first.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
 
 from runtime.clock import Clock
+from runtime.newest import keep
 
 # Tokens of so many nodes, signed by the cluster, were not answered, and nobody's was meanwhile: then it is away.
 SEVERAL = 3
@@ -21,7 +21,6 @@ TRIAL = 7.0
 NOBODY_CAME = 15.0
 # Tokens and nodes that are remembered as not answered.
 MAX_REMEMBERED = 10_000
-_Key = TypeVar("_Key")
 
 
 class Outage:
@@ -54,10 +53,10 @@ class Outage:
     def unanswered(self, token: bytes, node: str) -> None:
         """That token's review was not answered. `node`: of which the cluster signed it; empty where nobody can say."""
         now = self._clock.monotonic()
-        _remember(self._tokens, token, now)
+        keep(self._tokens, token, now, MAX_REMEMBERED)
         if not node:
             return
-        _remember(self._nodes, node, now)
+        keep(self._nodes, node, now, MAX_REMEMBERED)
         if len(self._silent_to) < SEVERAL:
             self._silent_to.add(node)
         if len(self._silent_to) >= SEVERAL:
@@ -72,10 +71,3 @@ class Outage:
 
 def _lately(at: float | None, now: float) -> bool:
     return at is not None and now - at < PAUSE
-
-
-def _remember(those: OrderedDict[_Key, float], key: _Key, now: float) -> None:
-    those[key] = now
-    those.move_to_end(key)
-    if len(those) > MAX_REMEMBERED:
-        those.popitem(last=False)

@@ -16,6 +16,7 @@ from typing import Any
 import jwt
 
 from runtime.clock import Clock
+from runtime.newest import keep
 from signer.attestation.doubt import Asked, Doubt
 from signer.attestation.outage import Outage
 from signer.cluster.kube import KubeApi, Object
@@ -53,7 +54,7 @@ class TokenRefused(SignerError):
 @dataclass(frozen=True, slots=True)
 class _Known:
     proven: BoundToken
-    asked_at: float
+    answered_at: float
 
 
 class TokenReviews:
@@ -107,7 +108,7 @@ class TokenReviews:
         return await asyncio.shield(asking)
 
     def _counts(self, known: _Known) -> bool:
-        old = self._clock.monotonic() - known.asked_at >= self._seconds
+        old = self._clock.monotonic() - known.answered_at >= self._seconds
         return not old and self._clock.now() < known.proven.expires_at
 
     def _node_of(self, token: str) -> str:
@@ -147,10 +148,7 @@ class TokenReviews:
             self._known.pop(key, None)
             return
         proven = task.result()
-        self._known[key] = _Known(proven, self._clock.monotonic())
-        self._known.move_to_end(key)
-        while len(self._known) > self._limit:
-            self._known.popitem(last=False)
+        keep(self._known, key, _Known(proven, self._clock.monotonic()), self._limit)
 
     async def _ask(self, token: str, key: bytes) -> BoundToken:
         body = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from runtime.clock import Clock
+from runtime.newest import keep
 from signer.cluster.kube import KubeApi
 from signer.errors import SignerError
 from signer.model import PodClaim
@@ -63,10 +64,7 @@ class Events:
         if text in said or len(said) >= MAX_CLIPPED:
             return
         if self._queued(pod, "Normal", "TtlClipped", message):
-            self._clipped[pod.uid] = {**said, text: now}
-            self._clipped.move_to_end(pod.uid)
-            while len(self._clipped) > MAX_REMEMBERED:
-                self._clipped.popitem(last=False)
+            keep(self._clipped, pod.uid, {**said, text: now}, MAX_REMEMBERED)
 
     async def run(self) -> None:
         """Write what is queued, for ever."""
@@ -87,12 +85,8 @@ class Events:
         said = self._said.get(key)
         if said is not None and now - said < repeat:
             return
-        if not self._queued(pod, kind, reason, note):
-            return
-        self._said[key] = now
-        self._said.move_to_end(key)
-        while len(self._said) > MAX_REMEMBERED:
-            self._said.popitem(last=False)
+        if self._queued(pod, kind, reason, note):
+            keep(self._said, key, now, MAX_REMEMBERED)
 
     def _queued(self, pod: PodClaim, kind: str, reason: str, note: str) -> bool:
         try:
