@@ -1,5 +1,7 @@
 """Pods' sockets served in this process, for tests of workloads: what the exposed process does, without one."""
 
+import asyncio
+
 from agent.metrics import Metrics
 from agent.servers.protocol import JwtSource, Use
 from agent.socket.endpoint import Endpoint
@@ -29,6 +31,10 @@ class HereSocket:
 
     async def close(self) -> None:
         await self._endpoint.close()
+        # grpc takes the socket away from a thread of its own, some time later: the next one must not be that one.
+        async with asyncio.timeout(10):
+            while self._directory.has_socket():
+                await asyncio.sleep(0.001)
 
     def forget_tokens(self) -> None:
         self.forgot += 1
