@@ -58,6 +58,11 @@ class Metrics:
             ["of"],
             registry=self.registry,
         )
+        self._shut = Gauge(
+            "podsvid_signer_addresses_shut",
+            "Addresses that connected far too often, so that the kernel drops what comes from them for some seconds.",
+            registry=self.registry,
+        )
         self._agents = Gauge("podsvid_signer_agents", "Agents that watch this replica.", registry=self.registry)
         self._unacknowledged = Gauge(
             "podsvid_signer_agents_unacknowledged",
@@ -153,8 +158,11 @@ class Metrics:
         """Say which version runs."""
         self._build.labels(version).set(1)
 
-    def watch_connections(self, agents: Callable[[], float], strangers: Callable[[], float]) -> None:
-        """Ask these for the numbers of connections, every two seconds."""
+    def watch_connections(
+        self, agents: Callable[[], float], strangers: Callable[[], float], shut: Callable[[], float]
+    ) -> None:
+        """Ask these for the numbers of connections and of addresses shut out, every two seconds."""
+        self._shown.add(self._shut, shut)
         self._shown.add(self._connections.labels("agents"), agents)
         self._shown.add(self._connections.labels("strangers"), strangers)
 

@@ -23,7 +23,9 @@ MAX_STRIKES = 4
 HOLD_SECONDS, KNOWN_HOLD_SECONDS = 0.5, 4.0
 # Strangers from unknown addresses that may come to nothing, a second and at once: TLS and calls of headers alone take
 # up to 11 ms of a core each. Who proves to be an agent does not count.
-VAIN, VAIN_AT_ONCE = 40.0, 192.0
+VAIN, VAIN_AT_ONCE = 10.0, 96.0
+# An address that is turned away as often as this times its rate in a second is no agent's that tries again too soon.
+FLOOD_TIMES, FLOOD_SECONDS = 4, 1.0
 
 
 class Guest(Protocol):
@@ -101,6 +103,9 @@ class Admission:
         self._known: OrderedDict[str, str] = OrderedDict()
         self._homes: dict[str, deque[str]] = {}
         self._vain = Bucket(VAIN, VAIN_AT_ONCE, now())
+        # How often an address was turned away since then.
+        self._turned: dict[str, int] = {}
+        self._turned_since = now()
         self._nodes: dict[str, deque[Entry]] = {}
         # Those of nodes that have more than one.
         self._spare: dict[str, deque[Entry]] = {}
@@ -116,12 +121,22 @@ class Admission:
         """Connections of proven agents."""
         return self._agents
 
+    def floods(self) -> list[str]:
+        """The addresses that were turned away for their rate far too often in this second; each is told once."""
+        found = [address for address, count in self._turned.items() if count >= FLOOD_TIMES * self._rate]
+        for each in found:
+            del self._turned[each]
+        if self._now() - self._turned_since >= FLOOD_SECONDS:
+            self._turned, self._turned_since = {}, self._now()
+        return found
+
     def enter(self, guest: Guest, host: str) -> Entry | None:
         """Let a new connection wait; None: it is to be closed. Another one may be closed for it."""
         name = whose(host)
         address = self._address(name)
         if not address.comes.take(self._now()):
             self._refused("address")
+            self._turned[name] = self._turned.get(name, 0) + 1
             return None
         if len(address.all) >= self._of_address:
             # The oldest: agents prove themselves in a moment, and may share an address with who does not.

@@ -19,6 +19,7 @@ from runtime.memory import trimmer
 from runtime.seldom import Seldom
 from signer.front.admission import Admission, Entry
 from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_PORTION
+from signer.front.shut import Shut
 from signer.front.young import Young
 from signer.model import Sender, Standing
 
@@ -28,12 +29,12 @@ BACKLOG = 1024
 ACCEPTS = 16
 CHUNK = 16 * 1024
 # Seconds.
-SWEEP = 0.5
+SWEEP = 0.1
 PAUSE = 0.1
 COMPLAINT_SECONDS = 10.0
 TURN = 0.02
 # Memory is looked after each so many sweeps, if so many connections came meanwhile.
-SWEEPS, MANY = 6, 50
+SWEEPS, MANY = 30, 50
 _LINGER = struct.pack("ii", 1, 0)
 # How grpc calls a client on a Unix socket whose own name is an abstract one.
 _PEER = "unix-abstract:"
@@ -58,6 +59,7 @@ class Door:
         self._came = 0
         self.target: Path | None = None
         self.young = Young()
+        self.shut = Shut(time.monotonic)
 
     def bind(self, host: str, port: int) -> None:
         """Take the address, at which nobody is let in yet. Raises OSError."""
@@ -182,12 +184,12 @@ class Door:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _take(self, outside: socket.socket, host: str) -> None:
-        self._came += 1
         passage = Passage(self, outside)
-        entry = self._admission.enter(passage, host)
-        if entry is None:
+        if (entry := self._admission.enter(passage, host)) is None:
             _reset(outside)
             return
+        self._came += 1
+        self.shut.taken(outside)
         passage.entry = entry
         self._waiting.add(passage)
         passage.wait()
@@ -198,6 +200,7 @@ class Door:
             for _ in range(SWEEPS):
                 await asyncio.sleep(SWEEP)
                 self._admission.overdue(GREETING_SECONDS)
+                self.shut.look(self._admission.floods(), self._listening)
             # Where many came and went the allocator is left with holes.
             if self._came - since > MANY:
                 await asyncio.to_thread(trim)

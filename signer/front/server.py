@@ -52,8 +52,11 @@ def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int
     `agents_at`: the addresses where agents run.
     """
     admission = Admission(address_rate, metrics.turned_away, time.monotonic, expected=agents_at)
-    metrics.watch_connections(lambda: float(admission.agents), lambda: float(admission.strangers))
-    return Door(admission, *budget.bytes_of_node(node_rate, node_burst))
+    door = Door(admission, *budget.bytes_of_node(node_rate, node_burst))
+    metrics.watch_connections(
+        lambda: float(admission.agents), lambda: float(admission.strangers), lambda: float(door.shut.count)
+    )
+    return door
 
 
 class AgentServer:

@@ -6,7 +6,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -596,3 +596,32 @@ def test_streams_of_servers_before_end_with_the_newest() -> None:
             assert replica._agents.connected == 0
 
     asked(test)
+
+
+def test_who_comes_far_too_often_is_not_heard_of_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs this process nothing then; others come in as ever."""
+    monkeypatch.setattr(module, "SWEEP", 0.01)
+
+    async def test(rig: Rig) -> None:
+        def comes(source: str) -> None:
+            with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as client:
+                client.bind((source, 0))
+                client.connect_ex(("127.0.0.1", rig.port))
+
+        while not rig.door.shut.count:
+            for _ in range(100):
+                comes("127.0.0.9")
+            await asyncio.sleep(0.001)
+        # Whoever came before it stands before it in the kernel's queue.
+        _, first = await rig.connect(b"x")
+        await until(lambda: len(rig.inside.got) == 1)
+        before = rig.refused.count("address")
+        for _ in range(50):
+            comes("127.0.0.9")
+        _, second = await rig.connect(b"x")
+        await until(lambda: len(rig.inside.got) == 2)
+        assert rig.refused.count("address") == before
+        for each in (first, second):
+            each.close()
+
+    doored(test, new=1)

@@ -101,7 +101,7 @@ def _signer(ask: Callable[[], float]) -> SignerMetrics:
         contact=ask,
         services_left_out=ask,
     )
-    metrics.watch_connections(ask, ask)
+    metrics.watch_connections(ask, ask, ask)
     return metrics
 
 

@@ -8,6 +8,8 @@ import pytest
 from signer.front import admission as module
 from signer.front import budget
 from signer.front.admission import (
+    FLOOD_SECONDS,
+    FLOOD_TIMES,
     HOLD_SECONDS,
     KNOWN_HOLD_SECONDS,
     KNOWN_OF_NODE,
@@ -103,6 +105,24 @@ def test_one_address_gets_its_rate() -> None:
     rig.at += 1.0
     assert [rig.enter("10.0.0.1")[1] is not None for _ in range(4)] == [True] * 3 + [False]
     assert rig.refused.count("address") >= 2
+
+
+def test_who_is_turned_away_again_and_again_floods() -> None:
+    rig = Rig(rate=2, strangers=100)
+
+    def comes(host: str, turned: int) -> None:
+        for _ in range(4 + turned):
+            rig.enter(host)
+
+    comes("10.0.0.1", 2 * FLOOD_TIMES)
+    comes("10.0.0.2", 2 * FLOOD_TIMES - 1)
+    assert rig.admission.floods() == ["10.0.0.1"]
+    assert rig.admission.floods() == []
+    rig.at += FLOOD_SECONDS
+    # Of an earlier second nothing is counted.
+    assert rig.admission.floods() == []
+    comes("10.0.0.2", 1)
+    assert rig.admission.floods() == []
 
 
 def test_one_address_has_what_its_rate_gives_and_its_oldest_goes() -> None:
