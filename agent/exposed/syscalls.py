@@ -105,10 +105,11 @@ def program(machine: Machine, pid: int) -> bytes:
             _no(_EPERM),
         ],
     )
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    # Landlock lets everybody have a handle of any place (O_PATH); whoever is sent it could walk on from there.
+    unneeded = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_PATH
     for name, flags in (("open", 1), ("openat", 2)):
         if name in special:
-            code += _looked_into(special[name], [*_when(_argument(flags), _SET, writing, 0, 1), _no(_EACCES)])
+            code += _looked_into(special[name], [*_when(_argument(flags), _SET, unneeded, 0, 1), _no(_EACCES)])
     code.append(_do(_RETURN, _ALLOW))
     return b"".join(code)
 

@@ -49,6 +49,8 @@ if "agent.exposed" in sys.orig_argv:
     tries = {
         **{f"read {path}": lambda path=path: open(path, "rb").read() for path in places["files"]},
         **{f"list {path}": lambda path=path: os.listdir(path) for path in places["folders"]},
+        **{f"a handle of {path}": lambda path=path: os.open(path, os.O_PATH) for path in places["folders"]},
+        "a handle, by openat2": lambda: call("syscall", 437, -100, b"/", (ctypes.c_uint64 * 3)(os.O_PATH), 24),
         **{f"connect {path}": lambda path=path: dial(socket.AF_UNIX, path) for path in places["sockets"]},
         "write a file": lambda: write("/tmp/planted"),
         "write into a volume": lambda: write(places["folders"][0] + "/planted"),

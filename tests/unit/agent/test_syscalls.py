@@ -112,6 +112,7 @@ def test_another_machines_numbers_end_the_process(name: str) -> None:
         ((257, 56), (0, 0, os.O_RDWR), errno.EACCES),
         ((257, 56), (0, 0, os.O_CREAT), errno.EACCES),
         ((257, 56), (0, 0, os.O_TRUNC), errno.EACCES),
+        ((257, 56), (0, 0, os.O_PATH | os.O_CLOEXEC), errno.EACCES),
         ((234, 131), (PID, PID, 6), ALLOW),
         ((234, 131), (PID + 1, PID + 1, 9), errno.EPERM),
     ],
@@ -130,3 +131,4 @@ def test_open_of_x86_is_looked_into_as_openat_is() -> None:
     machine = MACHINES["x86_64"]
     assert verdict(machine, 2, 0, os.O_RDONLY) == ALLOW
     assert verdict(machine, 2, 0, os.O_WRONLY) == errno.EACCES
+    assert verdict(machine, 2, 0, os.O_PATH) == errno.EACCES
