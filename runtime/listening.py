@@ -37,20 +37,29 @@ def bound(address: tuple[str, int], kept: Kept = None, make: Make | None = None)
     return found
 
 
+def exact(host: str) -> str:
+    """An address in its one spelling: IPv4 also where IPv6 wraps it, without a zone. What is none stays as it is."""
+    found = _address(host)
+    return host if found is None else str(found)
+
+
 def whose(host: str) -> str:
     """By whom an address is counted: the IPv4 address, also where IPv6 wraps it; the /64 of others.
 
     Whoever has one address of an IPv6 network has all of it. What is no address counts as it is.
     """
+    found = _address(host)
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return host if found is None else str(found)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+        return None
+    return found.ipv4_mapped or found if isinstance(found, ipaddress.IPv6Address) else found
 
 
 def _tcp(family: socket.AddressFamily) -> socket.socket:

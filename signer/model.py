@@ -76,7 +76,7 @@ class LivePod:
 
     `drivers` are the CSI drivers that its volumes name (inline ones only). `oversized`: it has more labels or drivers
     than are kept, so that nobody may decide by them; it gets nothing. `addresses` are an agent's, its host's among
-    them, as `runtime.listening.whose` counts them; they tell who may wait longer for a place, never who somebody is.
+    them, as `runtime.listening.exact` spells them; they tell who may wait longer for a place, never who somebody is.
     """
 
     namespace: str

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from msgspec import UNSET
 
 from runtime.clock import Clock
-from runtime.listening import whose
+from runtime.listening import exact, whose
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Pod as PodObject
@@ -140,24 +140,35 @@ class Holders:
 
 
 class AgentAddresses:
-    """Where agents run, as the API server has it. In it or not is all that is asked."""
+    """Where agents run, as the API server has it."""
 
     def __init__(self) -> None:
         self._pods: Counter[str] = Counter()
+        self._networks: Counter[str] = Counter()
 
     def __contains__(self, address: object) -> bool:
+        """Whether an agent runs at that address, as `runtime.listening.exact` spells it."""
         return address in self._pods
+
+    def beside(self, network: str) -> bool:
+        """Whether an agent runs in that IPv6 network, as `runtime.listening.whose` counts it: pods of its node do."""
+        return network in self._networks
 
     def pod_changed(self, old: LivePod | None, new: LivePod | None) -> None:
         """To be told of each change."""
         before = frozenset() if old is None else old.addresses
         after = frozenset() if new is None else new.addresses
         for address in after - before:
-            self._pods[address] += 1
+            self._count(address, 1)
         for address in before - after:
-            self._pods[address] -= 1
-            if not self._pods[address]:
-                del self._pods[address]
+            self._count(address, -1)
+
+    def _count(self, address: str, more: int) -> None:
+        network = whose(address)
+        for of, name in ((self._pods, address), *([(self._networks, network)] if network != address else [])):
+            of[name] += more
+            if not of[name]:
+                del of[name]
 
 
 def read_pod(pod: PodObject, same: Callable[[str], str] = str, agents: tuple[str, str] | None = None) -> LivePod | None:
@@ -196,4 +207,4 @@ def _addresses(state: PodState | None) -> frozenset[str]:
     if state is None:
         return frozenset()
     found = [*(state.pod_ips or ())[:MAX_ADDRESSES], *(state.host_ips or ())[:MAX_ADDRESSES]]
-    return frozenset(whose(each.ip) for each in found if each.ip)
+    return frozenset(exact(each.ip) for each in found if each.ip)

@@ -4,12 +4,12 @@ Only bookkeeping, without sockets: `Door` asks before it takes a connection and 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.bucket import Bucket
-from runtime.listening import whose
+from runtime.listening import exact, whose
 from signer.front.budget import AGENT_CONNECTIONS, NODE_CONNECTIONS, STRANGERS, WAITING
 
 # Addresses whose rate is remembered, and those from which agents came, of all nodes and of one.
@@ -26,6 +26,16 @@ HOLD_SECONDS, KNOWN_HOLD_SECONDS = 0.5, 4.0
 VAIN, VAIN_AT_ONCE = 10.0, 96.0
 # An address that is turned away as often as this times its rate in a second is no agent's that tries again too soon.
 FLOOD_TIMES, FLOOD_SECONDS = 4, 1.0
+
+
+class Places(Protocol):
+    """Where agents run."""
+
+    def __contains__(self, address: object) -> bool:
+        """Whether one runs at that address."""
+
+    def beside(self, network: str) -> bool:
+        """Whether one runs in that IPv6 network: it has it in common with other pods of its node."""
 
 
 class Guest(Protocol):
@@ -77,7 +87,7 @@ class Admission:
         refused: Callable[[str], None],
         now: Callable[[], float],
         *,
-        expected: Container[str] = frozenset(),
+        expected: Places,
         strangers: int = STRANGERS,
         waiting: int = WAITING,
         agents: int = AGENT_CONNECTIONS,
@@ -122,17 +132,22 @@ class Admission:
         return self._agents
 
     def floods(self) -> list[str]:
-        """The addresses that were turned away for their rate far too often in this second; each is told once."""
+        """The addresses that were turned away for their rate far too often in this second; each is told once.
+
+        A network in which an agent runs is none of them, since who shuts it out shuts the agent out.
+        """
         found = [address for address, count in self._turned.items() if count >= FLOOD_TIMES * self._rate]
         for each in found:
             del self._turned[each]
         if self._now() - self._turned_since >= FLOOD_SECONDS:
             self._turned, self._turned_since = {}, self._now()
-        return found
+        return [each for each in found if not self._expected.beside(each)]
 
     def enter(self, guest: Guest, host: str) -> Entry | None:
         """Let a new connection wait; None: it is to be closed. Another one may be closed for it."""
-        name = whose(host)
+        # Pods of an agent's node may be in its IPv6 network: it is not counted with them, nor they with it.
+        name = exact(host)
+        name = name if name in self._expected else whose(host)
         address = self._address(name)
         if not address.comes.take(self._now()):
             self._refused("address")

@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc.aio
@@ -13,7 +13,7 @@ import grpc.aio
 from runtime.clock import Clock
 from signer.authority.state import AuthorityState
 from signer.front import budget
-from signer.front.admission import Admission
+from signer.front.admission import Admission, Places
 from signer.front.agents import STREAM_LIFE
 from signer.front.door import Door
 from signer.front.tls import ServerIdentity
@@ -46,7 +46,7 @@ _OPTIONS = (
 )
 
 
-def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int, agents_at: Container[str]) -> Door:
+def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int, agents_at: Places) -> Door:
     """A door with its books, which `metrics` shows. The numbers are the settings of these names.
 
     `agents_at`: the addresses where agents run.

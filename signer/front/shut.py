@@ -32,6 +32,7 @@ _ATTACH, _DETACH = 26, 27
 _LOAD_BYTE, _LOAD_WORD, _SHIFT, _EQUAL, _JUMP, _ANSWER = 0x30, 0x20, 0x74, 0x15, 0x05, 0x06
 _KEEP, _KEPT = 0x02, 0x60
 _IP = 0xFFF00000
+_NETWORK = 64
 _SOURCE_4, _SOURCE_6 = _IP + 12, _IP + 8
 _DROP, _TAKE = 0, 0xFFFFFFFF
 Instruction = tuple[int, int, int, int]
@@ -148,8 +149,9 @@ def _attach(listening: socket.socket, steps: Sequence[Instruction]) -> None:
 
 
 def _cost(address: str) -> int:
-    """Instructions that it needs; 0: it is no address."""
+    """Instructions that it needs; 0: it is no address, or an agent's own of IPv6, whose network is others', too."""
     try:
-        return STEPS_4 if ipaddress.ip_network(address).version == 4 else STEPS_6
+        found = ipaddress.ip_network(address)
     except ValueError:
         return 0
+    return STEPS_4 if found.version == 4 else STEPS_6 if found.prefixlen == _NETWORK else 0

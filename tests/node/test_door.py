@@ -20,6 +20,7 @@ from agent.authority.proven import ProvenSigner
 from bench.attacks import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame
 from bench.strangers import MINT, WATCH, bearer, head
 from runtime.clock import SystemClock
+from signer.attestation.pods import AgentAddresses
 from signer.errors import Reason
 from signer.front import budget
 from signer.front import door as module
@@ -81,7 +82,7 @@ def doored(test: Callable[[Rig], Awaitable[None]], rate: int = 1 << 20, burst: i
         inside = Inside()
         refused: list[str] = []
         server = await asyncio.start_unix_server(inside.connected, folder / "inside")
-        admission = Admission(new, refused.append, asyncio.get_running_loop().time)
+        admission = Admission(new, refused.append, asyncio.get_running_loop().time, expected=AgentAddresses())
         door = Door(admission, rate, burst)
         door.target = folder / "inside"
         port = free_port()
@@ -107,7 +108,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 def test_an_address_that_could_not_be_taken_can_be_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time), 1, 1)
+        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
         made: list[socket.socket] = []
 
         class Failing(socket.socket):

@@ -112,9 +112,9 @@ def test_they_are_as_many_as_the_kernel_takes() -> None:
         for number in (0, 249, 250, 251, 1777, MOST_STEPS - 1):
             assert not rig.comes(addresses[number])
         assert rig.comes(addresses[-1])
-        # What is no address cannot be shut out.
+        # What is no address cannot be shut out, nor one of a network without the others.
         rig.at += MOST_SECONDS
-        rig.look("somewhere", "")
+        rig.look("somewhere", "", "fd00::7")
         assert rig.shut.count == 0
 
 

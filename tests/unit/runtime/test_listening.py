@@ -113,3 +113,16 @@ def test_shown_as_it_is_written(host: str, text: str) -> None:
 )
 def test_by_whom_an_address_is_counted(host: str, counted: str) -> None:
     assert listening.whose(host) == counted
+
+
+@pytest.mark.parametrize(
+    ("host", "spelt"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("FE80:0::0:7%eth0", "fe80::7"),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_an_address_has_one_spelling(host: str, spelt: str) -> None:
+    assert listening.exact(host) == spelt

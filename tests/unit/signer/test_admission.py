@@ -1,10 +1,11 @@
 """Who may hold a connection: strangers are few and go soon, one address cannot take the places of others."""
 
-from collections.abc import Container
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from signer.attestation.pods import AgentAddresses
 from signer.front import admission as module
 from signer.front import budget
 from signer.front.admission import (
@@ -19,6 +20,7 @@ from signer.front.admission import (
     Admission,
     Entry,
 )
+from signer.model import LivePod
 
 
 class Guest:
@@ -34,6 +36,15 @@ class Guest:
         self.closed = True
 
 
+def running(*addresses: str) -> AgentAddresses:
+    """Where agents run."""
+    found = AgentAddresses()
+    for number, each in enumerate(addresses):
+        pod = LivePod("podsvid", f"agent-{number}", str(number), "node", "podsvid-agent", addresses=frozenset({each}))
+        found.pod_changed(None, pod)
+    return found
+
+
 class Rig:
     """Admission with few places and a clock that only tests move."""
 
@@ -44,7 +55,7 @@ class Rig:
         agents: int = 4,
         of_node: int = 2,
         waiting: int = 100,
-        expected: Container[str] = (),
+        expected: Sequence[str] = (),
     ) -> None:
         self.at = 100.0
         self.refused: list[str] = []
@@ -52,7 +63,7 @@ class Rig:
             rate,
             self.refused.append,
             lambda: self.at,
-            expected=expected,
+            expected=running(*expected),
             strangers=strangers,
             waiting=waiting,
             agents=agents,
@@ -123,6 +134,25 @@ def test_who_is_turned_away_again_and_again_floods() -> None:
     assert rig.admission.floods() == []
     comes("10.0.0.2", 1)
     assert rig.admission.floods() == []
+
+
+def test_an_agents_ipv6_address_is_not_its_nodes_pods() -> None:
+    """They are in its network of 64 bits, mostly: nobody of them goes before others, or takes what is the agent's."""
+    rig = Rig(rate=2, strangers=2, expected=["fd00:0:0:1::a", "10.0.9.1"])
+    pods = [rig.enter(f"fd00:0:0:1::{number:x}")[0] for number in (1, 2, 3, 4)]
+    assert [each.begun for each in pods] == [True, True, False, False]
+    for number in range(100):
+        rig.enter(f"fd00:0:0:1::{number:x}")
+    # Nor are they shut out: the kernel could not tell it from them. Its own address is no network, and others' are.
+    assert rig.admission.floods() == []
+    agent, entry = rig.enter("fd00:0:0:1::a")
+    assert agent.begun
+    assert entry is not None
+    assert rig.admission.proven(entry, "node")
+    for number in range(100):
+        rig.enter(f"fd00:0:0:2::{number:x}")
+        rig.enter("10.0.9.1")
+    assert rig.admission.floods() == ["fd00:0:0:2::/64", "10.0.9.1"]
 
 
 def test_one_address_has_what_its_rate_gives_and_its_oldest_goes() -> None:

@@ -254,7 +254,7 @@ def agent_pod(*, phase: str = "Running", account: str = "podsvid-agent", **statu
 
 def test_of_agents_it_is_kept_where_they_run() -> None:
     ips: Any = {"podIPs": [{"ip": "10.1.0.7"}, {"ip": "fd00:1:2:3::7"}], "hostIPs": [{"ip": "192.0.2.9"}]}
-    assert agent_pod(**ips).addresses == {"10.1.0.7", "fd00:1:2:3::/64", "192.0.2.9"}
+    assert agent_pod(**ips).addresses == {"10.1.0.7", "fd00:1:2:3::7", "192.0.2.9"}
     assert agent_pod().addresses == frozenset()
     assert agent_pod(podIPs=[{}], hostIPs=None).addresses == frozenset()
     # Whoever writes a status writes as many as it likes.
@@ -276,3 +276,16 @@ def test_an_address_is_an_agents_until_the_last_one_there_has_gone() -> None:
     assert [each in places for each in ("10.1.0.7", "10.1.0.8", "192.0.2.9")] == [False, True, True]
     places.pod_changed(new, agent_pod(podIPs=[{"ip": "10.1.0.9"}]))
     assert [each in places for each in ("10.1.0.8", "10.1.0.9", "192.0.2.9")] == [False, True, False]
+
+
+def test_in_an_agents_ipv6_network_are_other_pods() -> None:
+    places = AgentAddresses()
+    one, two = (agent_pod(podIPs=[{"ip": ip}]) for ip in ("fd00:1:2:3::7", "FD00:1:2:3:0::8"))
+    for each in (one, two):
+        places.pod_changed(None, each)
+    assert ("fd00:1:2:3::8" in places, "fd00:1:2:3::9" in places) == (True, False)
+    assert [places.beside(each) for each in ("fd00:1:2:3::/64", "fd00:1:2:4::/64", "10.0.0.1")] == [True, False, False]
+    places.pod_changed(one, None)
+    assert ("fd00:1:2:3::7" in places, places.beside("fd00:1:2:3::/64")) == (False, True)
+    places.pod_changed(two, agent_pod(podIPs=[{"ip": "10.0.0.1"}]))
+    assert (places.beside("fd00:1:2:3::/64"), places.beside("10.0.0.1")) == (False, False)

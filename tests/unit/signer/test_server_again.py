@@ -10,6 +10,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from signer.attestation.pods import AgentAddresses
 from signer.front.admission import Admission
 from signer.front.door import Door
 from signer.front.server import AgentServer
@@ -38,7 +39,7 @@ def test_what_failed_midway_is_made_again(monkeypatch: pytest.MonkeyPatch, step:
         raise RuntimeError("no room")
 
     async def run(folder: Path) -> None:
-        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time), 1, 1)
+        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
         server = AgentServer(NOTHING, door, ("127.0.0.1", 0), folder / "run", clock)
         if serves:
             await server.renew(state)
@@ -80,7 +81,7 @@ def test_with_a_new_certificate_old_connections_are_served_on_and_new_ones_see_i
     clock, state = StepClock(begin), done(life().first(begin))
 
     async def run(folder: Path) -> None:
-        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time), 1, 1)
+        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
         port = free_port()
         server = AgentServer(handlers(), door, ("127.0.0.1", port), folder / "run", clock)
         await server.renew(state)
@@ -115,7 +116,7 @@ def test_nobody_is_let_in_before_all_is_known() -> None:
     clock, state = StepClock(), first()
 
     async def run(folder: Path) -> None:
-        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time), 1, 1)
+        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
         port = free_port()
         server = AgentServer(NOTHING, door, ("127.0.0.1", port), folder / "run", clock)
         pods, policies = asyncio.Event(), asyncio.Event()
