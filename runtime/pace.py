@@ -11,16 +11,17 @@ class Pace:
     """Waits between the rounds of a loop: as long as is said, longer where the last round took long.
 
     A round that gives way takes longer where others have much to do, so it comes less often then. `now`: seconds that
-    only grow.
+    only grow; `most`: what it waits for what took long, at most.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], most: float = MOST) -> None:
         self._now = now
+        self._most = most
         self._begun = now()
 
     def due(self, least: float) -> float:
         """Seconds to wait after the round that ends now, `least` or more."""
-        return max(least, min((self._now() - self._begun) * (1 / SHARE - 1), MOST))
+        return max(least, min((self._now() - self._begun) * (1 / SHARE - 1), self._most))
 
     async def rest(self, least: float) -> None:
         """Wait so long; then the next round begins."""

@@ -23,6 +23,8 @@ _log = logging.getLogger("podsvid.agents")
 LABEL = "podsvid.io/agents-of"
 # Seconds: how often what agents acknowledged is told to the other replicas, while it matters and otherwise.
 WRITE_SECONDS = 2.0
+# Between two at most, however long one takes: a rotation waits for them.
+PACE_SECONDS = 4.0
 IDLE_SECONDS = 300.0
 # It matters while somebody waits for acknowledgements, and so many seconds after an agent had something newer than any
 # before.
@@ -224,7 +226,7 @@ class Agents:
 
     async def _tell(self) -> None:
         now = self._clock.monotonic
-        pace, next_at = Pace(now), now() + IDLE_SECONDS
+        pace, next_at = Pace(now, PACE_SECONDS), now() + IDLE_SECONDS
         while True:
             await pace.rest(WRITE_SECONDS)
             if not self.wanted and now() >= self._lively_until and now() < next_at:
@@ -278,7 +280,9 @@ class Agents:
     async def _forget_stale(self) -> None:
         """Remove what replicas that are gone left behind."""
         for each in list(self._others.values.values()):
-            if self._seen[each.identity].gone(self._clock.monotonic()):
+            # Another one may have removed it while this one was at the one before.
+            seen = self._seen.get(each.identity)
+            if seen is not None and seen.gone(self._clock.monotonic()):
                 try:
                     await self._api.delete(f"{self._collection}/{_name(each.identity)}")
                 except NotFound:

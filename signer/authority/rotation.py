@@ -24,8 +24,8 @@ from signer.errors import Conflict, SignerError, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 
 _log = logging.getLogger("podsvid.authority")
-# Seconds between looks at the clock and at who has acknowledged.
-LOOK_SECONDS = 1.0
+# Seconds between looks at the clock and at who has acknowledged; at most, where one takes long.
+LOOK_SECONDS, MOST_SECONDS = 1.0, 3.0
 # Looks in which those that run put a newer Secret back, at once or at their next read, before one starts by an older.
 HEALED_AFTER = 20
 # A step that another replica did at the same moment is looked at again, this often.
@@ -179,7 +179,7 @@ class Rotation:
 
     async def run(self) -> None:
         """Take what steps are due while this replica leads, for ever."""
-        pace = Pace(self._clock.monotonic)
+        pace = Pace(self._clock.monotonic, MOST_SECONDS)
         while True:
             state = self.state
             self._agents.wanted = state is not None and self._life.waits_for_agents(state)

@@ -134,14 +134,15 @@ class Admission:
     def floods(self) -> list[str]:
         """The addresses that were turned away for their rate far too often in this second; each is told once.
 
-        A network in which an agent runs is none of them, since who shuts it out shuts the agent out.
+        Where agents come from, or in an IPv6 network in which one runs, is none of them: who shares that with an agent
+        would have it shut out, too.
         """
         found = [address for address, count in self._turned.items() if count >= FLOOD_TIMES * self._rate]
         for each in found:
             del self._turned[each]
         if self._now() - self._turned_since >= FLOOD_SECONDS:
             self._turned, self._turned_since = {}, self._now()
-        return [each for each in found if not self._expected.beside(each)]
+        return [each for each in found if not self._is_known(each) and not self._expected.beside(each)]
 
     def enter(self, guest: Guest, host: str) -> Entry | None:
         """Let a new connection wait; None: it is to be closed. Another one may be closed for it."""
@@ -182,7 +183,7 @@ class Admission:
         """Give out the places that there are."""
         while self.ready:
             known = bool(self._known_ready)
-            entry = next(iter(self._known_ready or self._ready))
+            entry = next(iter(self._known_ready)) if known else self._rarest()
             if not known and self._vain.left(self._now()) < 1.0:
                 return
             if len(self._strangers) >= self._most_strangers:
@@ -267,6 +268,10 @@ class Admission:
             return found
         now = self._now()
         return next((each for each in self._strangers if now - each.begun >= self._hold(each)), None)
+
+    def _rarest(self) -> Entry:
+        """Of the strangers that spoke the oldest of an address that has fewest: so one that comes alone goes first."""
+        return min(self._ready, key=lambda each: len(self._addresses[each.address].all))
 
     def _hold(self, entry: Entry) -> float:
         return KNOWN_HOLD_SECONDS if self._is_known(entry.address) else HOLD_SECONDS

@@ -78,7 +78,7 @@ class Shut:
         # Those that are shut out, and those that were and would be for longer now.
         self._shut: dict[str, _Offence] = {}
         self._past: dict[str, _Offence] = {}
-        self._attached = False
+        self._ever = False
         self._complaint = Seldom(_COMPLAINT_SECONDS, now)
 
     @property
@@ -86,7 +86,7 @@ class Shut:
         """How many they are."""
         return len(self._shut)
 
-    def look(self, floods: Iterable[str], listening: Iterable[socket.socket]) -> None:
+    def look(self, floods: Iterable[str], listening: Sequence[socket.socket]) -> None:
         """Shut these out from now on, and let in those whose time is over."""
         now = self._now()
         over = {address: each for address, each in self._shut.items() if each.until <= now}
@@ -105,30 +105,36 @@ class Shut:
             self._filter(listening)
 
     def taken(self, connection: socket.socket) -> None:
-        """A connection has the filter of the socket that took it, which nobody needs there."""
-        if self._attached:
+        """A connection has the filter that there was when it came, which nobody needs there."""
+        if self._ever:
             with suppress(OSError):
                 connection.setsockopt(socket.SOL_SOCKET, _DETACH, 0)
 
-    def _filter(self, listening: Iterable[socket.socket]) -> None:
+    def _filter(self, listening: Sequence[socket.socket]) -> None:
         try:
+            # First: the kernel has room for one of that size.
+            self._detach(listening)
             for each in listening:
-                if self._attached:
-                    # The kernel has room for one of that size.
-                    each.setsockopt(socket.SOL_SOCKET, _DETACH, 0)
                 self._attach(each)
         except OSError as error:
             # Then they are taken and closed one by one, as without any filter.
-            self._shut, self._attached = {}, False
+            self._detach(listening)
+            self._shut = {}
             if self._complaint.due:
                 _log.warning("addresses cannot be shut out", extra={"error": str(error)})
             return
-        self._attached = bool(self._shut)
+        self._ever = self._ever or bool(self._shut)
         if self._shut and self._complaint.due:
             _log.warning(
                 "addresses that connect far too often are shut out for a while",
                 extra={"addresses": len(self._shut), "one": next(iter(self._shut))},
             )
+
+    def _detach(self, listening: Sequence[socket.socket]) -> None:
+        for each in listening:
+            # Where there is none.
+            with suppress(OSError):
+                each.setsockopt(socket.SOL_SOCKET, _DETACH, 0)
 
     def _attach(self, listening: socket.socket) -> None:
         """As many of them as the kernel has memory for (net.core.optmem_max), the oldest first. Raises OSError."""

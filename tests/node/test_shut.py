@@ -118,6 +118,20 @@ def test_they_are_as_many_as_the_kernel_takes() -> None:
         assert rig.shut.count == 0
 
 
+def test_where_one_of_several_sockets_takes_no_filter_none_keeps_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    attach = module._attach
+    with rigged() as rig, rigged() as other:
+
+        def one(listening: socket.socket, steps: Sequence[Instruction]) -> None:
+            if listening is other.listening:
+                raise OSError(errno.EPERM, "Operation not permitted")
+            attach(listening, steps)
+
+        monkeypatch.setattr(module, "_attach", one)
+        rig.shut.look(["127.0.0.9"], [rig.listening, other.listening])
+        assert (rig.comes("127.0.0.9"), other.comes("127.0.0.9"), rig.shut.count) == (True, True, 0)
+
+
 def test_where_the_kernel_has_less_memory_fewer_are_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:
     attach = module._attach
 

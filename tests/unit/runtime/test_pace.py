@@ -34,3 +34,10 @@ def test_what_is_waited_is_no_part_of_the_next_round() -> None:
 
 def test_what_is_asked_for_may_be_longer_than_the_most() -> None:
     assert Pace(lambda: 0.0).due(60.0) == 60.0
+
+
+def test_whoever_is_waited_for_waits_less() -> None:
+    at = [100.0]
+    pace = Pace(lambda: at[0], most=3.0)
+    at[0] += 60.0
+    assert pace.due(1.0) == 3.0

@@ -328,6 +328,33 @@ def test_only_what_a_replica_left_behind_long_ago_is_removed() -> None:
     asyncio.run(run())
 
 
+def test_what_another_one_removes_at_the_same_time_ends_nothing() -> None:
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        leader = agents(kube, clock, "leader")
+        for name in ("gone-1", "gone-2", "gone-3"):
+            put(kube, replica(name, {"node-a": [9, {"a": 1}]}))
+
+        async def test() -> None:
+            await until(lambda: len(leader._others.values) == 3)
+            clock.pass_by(hours=30)
+            delete, left = kube.delete, [f"{MAPS}/podsvid-agents-gone-{number}" for number in (1, 2, 3)]
+
+            async def slow(path: str, body: Object | None = None) -> None:
+                while left:
+                    kube.remove(left.pop())
+                await until(lambda: not leader._others.values)
+                await delete(path, body)
+
+            kube.delete = slow  # type: ignore[method-assign]
+            await leader._forget_stale()
+
+        await following(leader, test)
+
+    asyncio.run(run())
+
+
 def test_telling_outlives_refusals(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("signer.authority.acknowledgements.WRITE_SECONDS", 0.0)
     caplog.set_level(logging.WARNING)

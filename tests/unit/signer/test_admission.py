@@ -143,7 +143,7 @@ def test_an_agents_ipv6_address_is_not_its_nodes_pods() -> None:
     assert [each.begun for each in pods] == [True, True, False, False]
     for number in range(100):
         rig.enter(f"fd00:0:0:1::{number:x}")
-    # Nor are they shut out: the kernel could not tell it from them. Its own address is no network, and others' are.
+    # Nor are they shut out: the kernel could not tell it from them.
     assert rig.admission.floods() == []
     agent, entry = rig.enter("fd00:0:0:1::a")
     assert agent.begun
@@ -151,8 +151,29 @@ def test_an_agents_ipv6_address_is_not_its_nodes_pods() -> None:
     assert rig.admission.proven(entry, "node")
     for number in range(100):
         rig.enter(f"fd00:0:0:2::{number:x}")
-        rig.enter("10.0.9.1")
-    assert rig.admission.floods() == ["fd00:0:0:2::/64", "10.0.9.1"]
+    assert rig.admission.floods() == ["fd00:0:0:2::/64"]
+
+
+def test_where_agents_come_from_is_never_shut_out() -> None:
+    """Whoever shares the address would keep the agent out, by forty connections now and then."""
+    rig = Rig(rate=2, strangers=20, expected=["10.0.9.1"])
+    _, seen = rig.agent("node", "10.0.9.2")
+    rig.admission.left(seen)
+    for _ in range(100):
+        for host in ("10.0.9.1", "10.0.9.2", "10.0.9.3"):
+            rig.enter(host)
+    assert rig.admission.floods() == ["10.0.9.3"]
+
+
+def test_a_stranger_that_comes_alone_goes_before_those_of_whose_address_there_are_many() -> None:
+    rig = Rig(strangers=1)
+    _, first = rig.enter("10.0.0.1")
+    many = [rig.enter("10.0.0.2")[0] for _ in range(5)]
+    alone, _ = rig.enter("10.0.0.3")
+    assert first is not None
+    rig.admission.left(first)
+    rig.admission.go_on()
+    assert (alone.begun, [each.begun for each in many]) == (True, [False] * 5)
 
 
 def test_one_address_has_what_its_rate_gives_and_its_oldest_goes() -> None:
