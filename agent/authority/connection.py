@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,8 @@ _log = logging.getLogger("podsvid.authority")
 CLOSE_SECONDS = 20.0
 # Between looks whether a connection has come about.
 LOOK_SECONDS = 0.25
+# Seconds that a channel serves at least before another one takes its place for its age.
+LEAST_AGE = 300.0
 MAX_MESSAGE = 8 * 1024 * 1024
 # How long no signer answers under the present trust until the bundle file's authorities are tried as well.
 FILE_AFTER = timedelta(seconds=30)
@@ -64,9 +67,12 @@ class Connection:
         self._channel: grpc.aio.Channel | None = None
         # Those that streams hold on to: they outlive a newer channel until their stream ends.
         self._held: set[grpc.aio.Channel] = set()
-        # What it was made with, and whether it has served its time.
+        # What it was made with, and when.
         self._roots = b""
-        self._old = False
+        self._made_at = 0.0
+        # The one that takes its place once it is connected, and how many connections had been proven before it.
+        self._next: grpc.aio.Channel | None = None
+        self._proven_before = 0
         self._file_roots: tuple[tuple[int, int], TrustBundle] | None = None
         self._by_file = False
         self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
@@ -81,8 +87,36 @@ class Connection:
         if self._closed:
             raise AuthorityUnavailable("SIGNER_UNREACHABLE: this agent is stopping")
         roots = self.newest_roots()
-        if self._channel is not None and not self._old and self._is_good(self._channel, roots):
-            return self._channel
+        if self._channel is not None and self._is_good(self._channel, roots):
+            if self._next is None or self._next.get_state() is not grpc.ChannelConnectivity.READY:
+                return self._channel
+            made, self._next = self._next, None
+            self._signer.forget(self._proven_before)
+        else:
+            made = self._make()
+            if self._next is not None:
+                self._close(self._next)
+                self._next = None
+            self._signer.forget(self._signer.proven)
+        if self._channel is not None and self._channel not in self._held:
+            self._close(self._channel)
+        self._channel, self._roots, self._made_at = made, roots, time.monotonic()
+        return made
+
+    def renew(self) -> None:
+        """Go over to a new connection once there is one: to a signer with a newer certificate, or another replica.
+
+        What was made a short while ago is new enough.
+        """
+        young = time.monotonic() - self._made_at < LEAST_AGE
+        if self._closed or self._channel is None or self._next is not None or young:
+            return
+        with suppress(AuthorityUnavailable):  # the next stream's end comes to it again
+            self._next = self._make()
+            self._proven_before = self._signer.proven
+            self._next.get_state(try_to_connect=True)
+
+    def _make(self) -> grpc.aio.Channel:
         first = int(self._rng.uniform(0.5, 3.0) * 1000)
         options = (
             ("grpc.default_authority", SIGNER_NAME),
@@ -104,17 +138,8 @@ class Connection:
             raise AuthorityUnavailable(
                 f"SIGNER_UNREACHABLE: no socket can be made in {self._settings.run_dir}: {error.strerror or error}"
             ) from None
-        if self._channel is not None and self._channel not in self._held:
-            self._close(self._channel)
         # Not insecure: what is behind that socket has proved itself over TLS.
-        self._channel = grpc.aio.insecure_channel(target, options=options)
-        self._roots, self._old = roots, False
-        self._signer.proven_by.clear()
-        return self._channel
-
-    def renew(self) -> None:
-        """Make a new channel for what comes next: a signer with a newer certificate, or another replica, may answer."""
-        self._old = True
+        return grpc.aio.insecure_channel(target, options=options)
 
     def _is_good(self, channel: grpc.aio.Channel, roots: bytes) -> bool:
         if not self._signer.proven_by <= certificates(roots):
@@ -151,7 +176,7 @@ class Connection:
     async def close(self) -> None:
         """Nothing is open when this returns, and nothing is opened any more."""
         self._closed = True
-        left = [*self._leaving.values(), *([self._channel] if self._channel else [])]
+        left = [*self._leaving.values(), *(each for each in (self._channel, self._next) if each is not None)]
         for leaving in list(self._leaving):
             leaving.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)

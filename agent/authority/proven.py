@@ -53,8 +53,18 @@ class ProvenSigner:
         self._listening: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure = ""
-        # Of the roots those (PEM) that proved a connection; whoever looks after the connections clears it.
-        self.proven_by: set[bytes] = set()
+        # Connections that were proven; and of the roots those (PEM) that proved one, each with the number of the last.
+        self.proven = 0
+        self._proven_by: dict[bytes, int] = {}
+
+    @property
+    def proven_by(self) -> frozenset[bytes]:
+        """The roots (PEM) that proved connections, but for those that were forgotten."""
+        return frozenset(self._proven_by)
+
+    def forget(self, number: int) -> None:
+        """Nothing of the connections up to that number is in use any more."""
+        self._proven_by = {root: last for root, last in self._proven_by.items() if last > number}
 
     @property
     def failure(self) -> str:
@@ -159,7 +169,8 @@ class ProvenSigner:
         except BaseException:
             far_out.transport.abort()
             raise
-        self.proven_by |= _signers(leaf, certificates(roots))
+        self.proven += 1
+        self._proven_by |= dict.fromkeys(_signers(leaf, certificates(roots)), self.proven)
         self._failure = ""
         return far, far_out
 

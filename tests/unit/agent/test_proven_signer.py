@@ -248,14 +248,18 @@ def test_it_is_known_which_roots_proved_the_connections(tmp_path: Path) -> None:
         first, second, other = line.above, *(authority(datetime.now(UTC)) for _ in range(2))
         line.roots = TrustBundle(TRUST_DOMAIN, (*first.chain, *second.chain, *other.chain))
         proven = line.proven()
-        assert proven.proven_by == set()
+        assert not proven.proven_by
         assert await line.through(proven, b"x") == b"x"
         assert proven.proven_by == certificates(to_pem(first.chain))
         await stopped(line)
         line.above = second
         await line.serve()
         assert await line.through(proven, b"x") == b"x"
-        assert proven.proven_by == certificates(to_pem((*first.chain, *second.chain)))
+        assert (proven.proven, proven.proven_by) == (2, certificates(to_pem((*first.chain, *second.chain))))
+        proven.forget(1)
+        assert proven.proven_by == certificates(to_pem(second.chain))
+        proven.forget(2)
+        assert not proven.proven_by
         await proven.close()
 
     lined(tmp_path, test)

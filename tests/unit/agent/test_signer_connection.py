@@ -1,5 +1,6 @@
 """What the signer's client trusts and proves: roots, bundle files, tokens, settings."""
 
+import asyncio
 import errno
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import random
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -284,19 +286,78 @@ def test_without_a_connection_what_is_trusted_newly_is_tried_at_once(tmp_path: P
     on_stage(tmp_path, play)
 
 
-def test_a_stream_that_has_served_its_time_brings_a_new_connection(tmp_path: Path) -> None:
+def test_a_stream_that_has_served_its_time_brings_a_new_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A signer with a newer certificate goes on with the connections that there are, for as long as that."""
+    monkeypatch.setattr("agent.authority.connection.LEAST_AGE", 0.0)
 
     async def play(at: Scene) -> None:
         connection = at.authority.connection
         before, streams = connection.channel(), at.signer.streams
         at.signer.end_streams(GONE)
         await at.until(lambda: at.signer.streams > streams)
-        assert connection.channel() is not before
-        now = connection.channel()
+        await at.until(lambda: connection.channel() is not before)
+        assert connection._signer.proven == 2
+        now, streams = connection.channel(), at.signer.streams
         at.signer.end_streams(Refusal(grpc.StatusCode.UNAVAILABLE, "BUSY", "later"))
-        await at.until(lambda: at.signer.streams > streams + 1)
-        assert connection.channel() is now
+        await at.until(lambda: at.signer.streams > streams)
+        assert (connection.channel(), connection._next) == (now, None)
+
+    on_stage(tmp_path, play)
+
+
+def test_until_the_new_connection_is_there_the_one_before_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not come about for long: where a replica is full, or somebody keeps this agent's address busy."""
+
+    async def play(at: Scene) -> None:
+        connection = at.authority.connection
+        before = connection.channel()
+        connection.renew()
+        assert connection._next is None, "it is as good as new"
+        monkeypatch.setattr("agent.authority.connection.LEAST_AGE", 0.0)
+        # As if another authority had proved the connection that there is.
+        connection._signer._proven_by[b"another"] = 1
+        at.authority._held.take(Trust(at.signer.bundle(101)))
+        monkeypatch.setattr(connection, "_is_good", lambda *_: True)
+        answers = asyncio.Event()
+        connect = connection._signer._connect
+
+        async def late() -> Any:
+            await answers.wait()
+            return await connect()
+
+        monkeypatch.setattr(connection._signer, "_connect", late)
+        for _ in range(2):
+            connection.renew()
+            assert (await at.authority.mint_x509(at.request())).chain
+            assert connection.channel() is before
+        answers.set()
+        await at.until(lambda: connection.channel() is not before)
+        assert (await at.authority.mint_x509(at.request())).chain
+        # What proved the one before counts no more.
+        assert len(connection._signer.proven_by) == 1
+        assert b"another" not in connection._signer.proven_by
+
+    on_stage(tmp_path, play)
+
+
+def test_what_is_not_trusted_any_more_is_left_at_once_whatever_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.authority.connection.LEAST_AGE", 0.0)
+
+    async def play(at: Scene) -> None:
+        connection = at.authority.connection
+        await at.authority.mint_x509(at.request())
+        before = connection.channel()
+        connection.renew()
+        coming = connection._next
+        at.authority._held.take(Trust(at.signer.bundle(101, authority(at.clock.now()))))
+        assert connection.channel() not in (before, coming)
+        assert connection._next is None
 
     on_stage(tmp_path, play)
 
@@ -320,8 +381,7 @@ def test_a_channel_that_could_not_be_made_costs_nobody_the_one_before(
             at.authority._held.take(Trust(at.signer.bundle(102, old)))
             assert connection.channel() is before
             assert (await at.authority.mint_x509(at.request())).chain
-        connection.renew()
-        assert (await at.authority.mint_x509(at.request())).chain
+        at.authority._held.take(Trust(at.signer.bundle(103, new)))
         assert connection.channel() is not before
 
     on_stage(tmp_path, play)
