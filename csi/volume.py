@@ -4,6 +4,7 @@ Written the way kubelet writes Secrets: a new timestamped directory, one rename 
 A reader that opens `..data` once and reads through that handle never sees a key that does not fit its chain.
 """
 
+import ctypes
 import errno
 import os
 import secrets
@@ -24,6 +25,8 @@ _DATA = "..data"
 _PLACE = "..socket"
 # A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
 GENERATIONS_KEPT = 3
+# open_tree(2) has one number on all machines.
+_OPEN_TREE, _CLONE, _CLOEXEC, _EMPTY_PATH = 428, 1, os.O_CLOEXEC, 0x1000
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -143,7 +146,8 @@ class VolumeDirectory:
     def socket_place(self, owner: int | None) -> Iterator[int]:
         """An empty open directory in the volume, to bind in, that only `owner` can use; None is this process's user.
 
-        No pod can reach it, and it is gone afterwards with all that is in it. Raises OSError.
+        No pod can reach it, and it is gone afterwards with all that is in it. What is handed to another user has
+        nothing above it, whoever gets it in the end. Raises OSError.
         """
         try:
             os.mkdir(_PLACE, 0o700, dir_fd=self._fd)
@@ -157,7 +161,11 @@ class VolumeDirectory:
                     os.fchown(place, owner, owner)
                 # A group's directory hands its group and setgid bit down.
                 os.fchmod(place, 0o700)
-                yield place
+                if owner is None:
+                    yield place
+                else:
+                    with _rooted(place) as alone:
+                        yield alone
             finally:
                 os.close(place)
         finally:
@@ -281,6 +289,27 @@ class VolumeDirectory:
         ]
         for _, name in sorted(stamps, reverse=True)[kept - 1 :]:
             shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
+
+
+@contextmanager
+def _rooted(directory: int) -> Iterator[int]:
+    """The same directory in a mount of its own that is nowhere: its parent is itself. Raises OSError.
+
+    Only kernels before 5.2 cannot; there it is the directory as it is.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _CLONE | _CLOEXEC | _EMPTY_PATH
+    found = libc.syscall(_OPEN_TREE, ctypes.c_int(directory), b"", ctypes.c_uint(flags))
+    if found < 0:
+        number = ctypes.get_errno()
+        if number != errno.ENOSYS:
+            raise OSError(number, os.strerror(number))
+        yield directory
+        return
+    try:
+        yield found
+    finally:
+        os.close(found)
 
 
 def _weigh(parent: int, name: str, inode: int) -> tuple[int, list[str]]:

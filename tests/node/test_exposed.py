@@ -86,7 +86,13 @@ if "agent.exposed" in sys.orig_argv:
             os.write(2, f"{done}: {name}\\n".encode())
         return serve(main)
 
-    asyncio.run = planted
+    move = os.fchdir
+
+    def kept(directory):
+        os.write(2, f"kept {os.getpid()} {os.dup(directory)}\\n".encode())
+        move(directory)
+
+    asyncio.run, os.fchdir = planted, kept
 """
 
 
@@ -191,7 +197,15 @@ def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:
         os.kill(before, signal.SIGKILL)
         await replaced(here, before)
         assert await answered(here.short(target) / "socket") == "spiffe://example.org/ns/default/sa/web"
-        return [each["line"] for each in here.events() if each["event"] == "the exposed process wrote"]
+        fresh = await kubelet.publish(pod("fresh", "third"), VOLUME)
+        assert await answered(here.short(fresh) / "socket") == "spiffe://example.org/ns/default/sa/third"
+        lines = [each["line"] for each in here.events() if each["event"] == "the exposed process wrote"]
+        places_kept = [line.split()[1:] for line in lines if line.startswith("kept")]
+        assert len(places_kept) >= 3, lines
+        for process, number in places_kept:
+            # What whoever is sent this descriptor finds above it.
+            assert os.listdir(f"/proc/{process}/fd/{number}/..") == []
+        return [line for line in lines if not line.startswith("kept")]
 
     async def run() -> None:
         # The files of a host are below a folder that others may enter: nothing but the process itself is in the way.

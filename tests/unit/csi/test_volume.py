@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from csi import volume as volume_module
 from csi.errors import InvalidRequest
 from csi.model import Contents
 from csi.volume import modes
@@ -241,6 +242,36 @@ def test_the_place_where_a_socket_is_bound_is_its_owners_alone_and_what_is_taken
         assert (taken.st_uid, taken.st_gid) == (0, group or 0)
         assert stat.S_IMODE(taken.st_mode) == modes(group).socket
         assert os.listdir(tmp_path) == ["socket"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount: run as root")
+def test_nothing_of_the_volume_is_above_the_place_that_another_user_is_handed(tmp_path: Path) -> None:
+    (tmp_path / "tls.key").write_bytes(b"secret")
+
+    def above(place: int) -> list[str]:
+        return os.listdir(f"/proc/self/fd/{place}/..")
+
+    with plain_directory(tmp_path) as directory:
+        with directory.socket_place(1234) as place:
+            assert above(place) == []
+            kept = os.dup(place)
+        # It was removed meanwhile.
+        assert above(kept) == []
+        os.close(kept)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user: run as root")
+def test_a_place_that_cannot_be_cut_off_is_not_handed_out_but_by_old_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume_module, "_CLONE", 1 << 30)  # no such flag
+    with plain_directory(tmp_path) as directory:
+        with pytest.raises(OSError, match="Invalid argument"), directory.socket_place(1234):
+            raise AssertionError("it was handed out")
+        assert os.listdir(tmp_path) == []
+        monkeypatch.setattr(volume_module, "_OPEN_TREE", 100000)  # no such call
+        with directory.socket_place(1234) as place:
+            assert os.listdir(place) == []
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "directory", "nothing"])
