@@ -150,7 +150,7 @@ class AgentConfig:
         settings.boolean, "SDS trust bundles are for Envoy's SPIFFE validator; false: plain trusted_ca", "true"
     )
     socket_connections: int = setting(
-        settings.number(1, 65536), "connections open at once on one volume's socket", "256"
+        settings.number(1, 65536), "connections open at once on one volume's socket", "64"
     )
     socket_calls: int = setting(
         settings.number(1, 65536), "calls (streams) open at once on one volume's socket", "1024"
@@ -163,7 +163,7 @@ class AgentConfig:
         "2100000000",
     )
     socket_memory: int = setting(
-        settings.number(64, 65536), "MiB of data that the process that serves pods' sockets may have", "224"
+        settings.number(64, 65536), "MiB of data that the process that serves pods' sockets may have", "192"
     )
     volumes: int = setting(settings.number(1, 65536), "volumes of the node; a publish beyond is refused", "1000")
     pod_volumes: int = setting(settings.number(1, 65536), "volumes of one pod; a publish beyond is refused", "16")

@@ -15,6 +15,7 @@ from agent.exposed.counts import Counts
 from agent.exposed.saying import Saying
 from agent.exposed.tokens import Tokens
 from agent.socket import reflection
+from agent.socket.connections import Connections, Mutator
 from agent.socket.endpoint import Endpoint, Limits
 from agent.socket.peers import credentials_of
 from agent.socket.sds_secrets import SdsNames
@@ -58,6 +59,8 @@ class Served:
         self._clock = SystemClock()
         self._reader = Reader()
         self.counts = Counts()
+        self._connections = Connections()
+        self._mutator = Mutator(self._connections)
         self._serving = Serving()
         self._shared = reflection.handlers()
         self._tokens = Tokens(wire, self._clock)
@@ -100,7 +103,7 @@ class Served:
         logging.getLogger().setLevel(order.log_level)
         names = SdsNames(order.svid_name, order.bundle_name, order.all_bundles_name, order.spiffe_validator)
         limits = Limits(order.connections, order.calls, order.rate, order.burst)
-        self._serving = Serving(limits, names, self._shared)
+        self._serving = Serving(limits, names, self._shared, self._mutator)
 
     async def _open(self, order: messages.Open, directory: int) -> None:
         number = order.volume
@@ -111,6 +114,7 @@ class Served:
         tokens = self._tokens.of(number) if order.jwt else None
         endpoint = self._serving.endpoint(feed, tokens, self._clock, self.counts, order.pod)
         error = ""
+        self._connections.begin(messages.name(number), order.pod)
         try:
             try:
                 # A path from here: it is short, and needs no view of /proc. Orders are followed one after the other.
@@ -123,6 +127,7 @@ class Served:
             error = failure.strerror or type(failure).__name__
             await endpoint.close()
             self._tokens.closed(number)
+            self._connections.end(messages.name(number))
             del self._feeds[number]
         else:
             self._endpoints[number] = endpoint
@@ -141,6 +146,7 @@ class Served:
         endpoint = self._endpoints.pop(number, None)
         if endpoint is not None:
             await endpoint.close()
+        self._connections.end(messages.name(number))
         self._tokens.closed(number)
         self._feeds.pop(number, None)
         await self._wire.send(messages.Closed(number))

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 import grpc.aio
 
+from agent.socket.connections import MUTATOR, Mutator
 from runtime.bucket import Bucket
 
 _log = logging.getLogger("podsvid.endpoint")
@@ -34,7 +35,7 @@ class Limits:
     clients try again later. A request on an open stream waits.
     """
 
-    connections: int = 256
+    connections: int = 64
     calls: int = 1024
     # Programs that do not keep JWT-SVIDs ask for one with each request that they send.
     rate: float = 500.0
@@ -54,10 +55,17 @@ class CallMetrics(Protocol):
 class Endpoint:
     """Serves `handlers` on one Unix socket. `open` and `close` bracket it, and may be repeated."""
 
-    def __init__(self, handlers: Sequence[grpc.GenericRpcHandler], limits: Limits, metrics: CallMetrics) -> None:
+    def __init__(
+        self,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        limits: Limits,
+        metrics: CallMetrics,
+        mutator: Mutator | None = None,
+    ) -> None:
         self._handlers = tuple(handlers)
         self._limits = limits
         self._metrics = metrics
+        self._mutator = mutator
         self._server: grpc.aio.Server | None = None
         self._guard: _Guard | None = None
 
@@ -86,6 +94,7 @@ class Endpoint:
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.http2.settings_timeout", 10_000),
                 ("grpc.so_reuseport", 0),
+                *([(MUTATOR, self._mutator)] if self._mutator else []),
             ),
         )
         server.add_generic_rpc_handlers(self._handlers)

@@ -17,16 +17,16 @@ def credentials_of(address: str) -> list[tuple[int, int, int]]:
     As they were when each connected; the process is 0 for one outside of this PID namespace. Looks at every descriptor
     of the process, and needs no /proc for that: for a person who asks, not for a call's path.
     """
-    found = []
+    found: dict[int, tuple[int, int, int]] = {}
     number = missing = 0
     while missing < _GAP:
         descriptor, number = number, number + 1
         missing += 1
         # Others come and go while this looks.
         with suppress(OSError):
-            kind = os.fstat(descriptor).st_mode
+            status = os.fstat(descriptor)
             missing = 0
-            if not stat.S_ISSOCK(kind):
+            if not stat.S_ISSOCK(status.st_mode):
                 continue
             with socket.socket(fileno=os.dup(descriptor)) as each:
                 if each.family != socket.AF_UNIX or each.getsockname() != address or _listens(each):
@@ -34,8 +34,9 @@ def credentials_of(address: str) -> list[tuple[int, int, int]]:
                 pid, uid, gid = _CREDENTIALS.unpack(
                     each.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 )
-            found.append((uid, gid, max(pid, 0)))
-    return sorted(found)
+            # More than one descriptor may be of one connection.
+            found[status.st_ino] = (uid, gid, max(pid, 0))
+    return sorted(found.values())
 
 
 def _listens(each: socket.socket) -> bool:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import grpc
 
+from agent.socket.connections import Mutator
 from agent.socket.endpoint import CallMetrics, Endpoint, Limits
 from agent.socket.health import Health
 from agent.socket.sds import SdsMetrics, SecretDiscovery
@@ -21,11 +22,13 @@ class SocketMetrics(CallMetrics, SdsMetrics, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How the volumes' sockets are served: limits, Envoy's names, and handlers that are the same for all of them."""
+    """How the volumes' sockets are served: limits, Envoy's names, and what is the same for all of them: handlers, and
+    who sees the connections."""
 
     limits: Limits = Limits()
     sds: SdsNames = SdsNames()
     shared: tuple[grpc.GenericRpcHandler, ...] = ()
+    mutator: Mutator | None = None
 
     def endpoint(
         self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, clock: Clock, metrics: SocketMetrics, pod: str
@@ -34,7 +37,8 @@ class Serving:
         api = WorkloadApi(feed, jwt_svids, clock)
         sds = SecretDiscovery(feed, self.sds, clock, metrics, pod)
         health = Health(feed, clock)
-        return Endpoint((api.handlers(), sds.handlers(), health.handlers(), *self.shared), self.limits, metrics)
+        handlers = (api.handlers(), sds.handlers(), health.handlers(), *self.shared)
+        return Endpoint(handlers, self.limits, metrics, self.mutator)
 
 
 USUAL = Serving()

@@ -2,11 +2,16 @@
 what its end costs the pods."""
 
 import asyncio
+import fcntl
 import json
 import os
+import select
 import signal
+import socket
+import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from agent.socket.connections import POD, UNREAD
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from tests.support import DEADLINE, DRIVER, IS_ROOT, ROOT, VOLUME, Host, first, host, node, pod, svid_stream
@@ -172,6 +178,65 @@ def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null"}, kinds
 
     on_node(main, "--socket-memory", "96")
+
+
+def flood(path: Path, pings: int) -> socket.socket:
+    """A connection that sends pings and reads no answer."""
+    end = socket.socket(socket.AF_UNIX)
+    end.settimeout(DEADLINE)
+    end.connect(str(path))
+    settings, ping = b"\0\0\0\4\0\0\0\0\0", b"\0\0\x08\6\0\0\0\0\0" + b"x" * 8
+    with suppress(OSError):
+        end.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + b"\0\0\0\4\1\0\0\0\0" + pings * ping)
+    return end
+
+
+def test_what_a_pod_does_not_read_stays_small() -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        path = here.short(await kubelet.publish(pod(), VOLUME)) / "socket"
+        with flood(path, 6000) as end:
+            for _ in range(20):
+                await answered(path)
+            await began(end)
+            assert unread(end) <= UNREAD
+
+    on_node(main)
+
+
+def test_what_a_pod_does_not_read_counts_when_its_connections_are_closed() -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        path = here.short(await kubelet.publish(pod(), VOLUME)) / "socket"
+        other = here.short(await kubelet.publish(pod("two", "other"), VOLUME)) / "socket"
+        ends = []
+        for _ in range(POD + 8):
+            end = flood(path, 10)
+            with suppress(OSError):
+                end.sendall(b"\xff" * 64)  # no frame: it is closed
+            await asyncio.to_thread(hung_up, end)
+            ends.append(end)
+        assert [unread(each) > 0 for each in ends].count(False) >= 8
+        await answered(other)
+        for each in ends:
+            each.close()
+        await answered(path)
+
+    on_node(main)
+
+
+def unread(end: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(end, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+
+
+async def began(end: socket.socket) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not unread(end):
+            await asyncio.sleep(0.01)
+
+
+def hung_up(end: socket.socket) -> None:
+    watch = select.poll()
+    watch.register(end, select.POLLRDHUP)
+    assert watch.poll(DEADLINE * 1000)
 
 
 def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import yaml
 
 from agent import budget, config
 from agent.daemon import bounds_of
+from agent.socket import connections
 from csi.room import MIB, Bounds
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,6 +24,7 @@ def defaults() -> config.AgentConfig:
 def test_the_settings_are_the_bounds() -> None:
     assert bounds_of(defaults()) == Bounds()
     assert defaults().socket_memory * MIB == budget.SOCKETS
+    assert connections.ALL * connections.UNREAD == budget.LEFT_UNREAD
 
 
 def test_the_sum_fits_the_charts_limit() -> None:

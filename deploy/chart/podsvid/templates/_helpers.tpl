@@ -102,7 +102,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 -}}
 {{- with .Values.tracing.endpoint -}}{{- $_ := set $own "tracing_endpoint" . -}}{{- end -}}
 {{- if eq .Values.profile "hostile" -}}
-{{- $_ := set $own "socket_connections" "64" -}}
+{{- $_ := set $own "socket_connections" "32" -}}
 {{- $_ := set $own "socket_calls" "256" -}}
 {{- $_ := set $own "socket_rate" "100" -}}
 {{- $_ := set $own "socket_burst" "400" -}}

@@ -1,0 +1,153 @@
+"""The connections of pods' sockets: how many, and how much of what was sent on them may stay unread.
+
+What a peer does not read is memory of the kernel that counts as this process's, until the peer reads it or goes, also
+after this end was closed. gRPC has no setting for it; its socket mutator sees each connection before gRPC uses it.
+"""
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+# gRPC's argument, and struct grpc_mutate_socket_info's number for a connection that was taken.
+MUTATOR: Final = "grpc.socket_mutator"
+_TAKEN = 2
+# Of one pod, whatever its volumes are, and of all: open, or closed with something unread.
+POD, ALL = 256, 3072
+# Bytes of the kernel at most for each: the smallest send buffer, and one more message of half of it in its own page.
+UNREAD: Final = 10 * 1024
+# Looked at with each new one. ALL / LOOKS < POD - 64: what a pod has left is seen before it keeps that pod out.
+_LOOKS = 17
+_SMALLEST = 1
+_SIOCOUTQ = 0x5411
+_Mutate = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_int, ctypes.c_void_p)
+_MutateInfo = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(ctypes.c_int * 2), ctypes.c_void_p)
+_Compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_Destroy = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """`own`: a descriptor of it that gRPC does not close; `theirs`: gRPC's, for as long as `inode` is behind it."""
+
+    pod: str
+    own: int
+    theirs: int
+    inode: int
+
+    def is_over(self) -> bool:
+        """Whether gRPC has closed it and nothing is unread."""
+        with suppress(OSError):
+            if os.fstat(self.theirs).st_ino == self.inode:
+                return False
+        return unread(self.own) == 0
+
+
+class Connections:
+    """The books of them. Threads of gRPC call `taken`."""
+
+    def __init__(self, pod: int = POD, most: int = ALL) -> None:
+        self._pod = pod
+        self._most = most
+        self._pods: dict[str, str] = {}
+        self._held: deque[_Held] = deque()
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def begin(self, address: str, pod: str) -> None:
+        """What is taken at this address from now on is the pod's."""
+        self._pods[address] = pod
+
+    def end(self, address: str) -> None:
+        """Nothing more is taken there."""
+        self._pods.pop(address, None)
+
+    def held(self, pod: str) -> int:
+        """How many are the pod's."""
+        return self._counts[pod]
+
+    def taken(self, descriptor: int) -> None:
+        """A connection that was just taken; it is shut where there are too many. Raises OSError."""
+        own = os.dup(descriptor)
+        try:
+            with socket.socket(fileno=own) as each:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALLEST)
+                address = str(each.getsockname())
+                each.detach()
+            pod = self._pods.get(address, address)
+            with self._lock:
+                self._look()
+                if self._counts[pod] < self._pod and len(self._held) < self._most:
+                    self._counts[pod] += 1
+                    self._held.append(_Held(pod, own, descriptor, os.fstat(own).st_ino))
+                    return
+        except BaseException:
+            _shut(own)
+            raise
+        _shut(own)
+
+    def _look(self) -> None:
+        """Let go of those that are over, of the ones that were looked at the longest ago."""
+        for _ in range(min(_LOOKS, len(self._held))):
+            held = self._held.popleft()
+            if held.is_over():
+                os.close(held.own)
+                self._counts[held.pod] -= 1
+                if not self._counts[held.pod]:
+                    del self._counts[held.pod]
+            else:
+                self._held.append(held)
+
+
+class _Table(ctypes.Structure):
+    """struct grpc_socket_mutator_vtable."""
+
+    _fields_ = (("mutate", _Mutate), ("compare", _Compare), ("destroy", _Destroy), ("mutate_info", _MutateInfo))
+
+
+class _Struct(ctypes.Structure):
+    """struct grpc_socket_mutator."""
+
+    _fields_ = (("table", ctypes.POINTER(_Table)), ("references", ctypes.c_ssize_t))
+
+
+class Mutator:
+    """What gRPC takes as its argument `MUTATOR`: hands what it takes to `connections`. Must outlive its servers."""
+
+    def __init__(self, connections: Connections) -> None:
+        def mutate(info: "ctypes._Pointer[ctypes.Array[ctypes.c_int]]", _: object) -> bool:
+            descriptor, usage = info.contents
+            if usage == _TAKEN:
+                # A refusal would end the listening: what could not be entered was shut.
+                with suppress(OSError):
+                    connections.taken(descriptor)
+            return True
+
+        self._table = _Table(
+            _Mutate(lambda descriptor, this: True),
+            _Compare(lambda one, other: (one or 0) - (other or 0) and 1),
+            _Destroy(lambda this: None),
+            _MutateInfo(mutate),
+        )
+        # The first reference is this object's: gRPC never destroys it.
+        self._struct = _Struct(ctypes.pointer(self._table), 1)
+
+    def __int__(self) -> int:
+        return ctypes.addressof(self._struct)
+
+
+def unread(descriptor: int) -> int:
+    """Bytes of the kernel for what the other end has not read. Raises OSError."""
+    found: int = struct.unpack("i", fcntl.ioctl(descriptor, _SIOCOUTQ, b"\0" * 4))[0]
+    return found
+
+
+def _shut(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as each, suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
