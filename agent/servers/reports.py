@@ -7,11 +7,14 @@ from typing import Protocol
 
 from agent.channel.messages import METHODS, REFUSALS, Counted, Said
 from runtime.bucket import Bucket
+from runtime.terminal import printable
 
 _log = logging.getLogger("podsvid.servers")
 # Who may speak there; everything else is the process's own.
 LOGGERS = ("podsvid.endpoint", "podsvid.sds", "podsvid.exposed")
-_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "time", "event", "process_"}
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "lines_lost", "said_by"}
+# What a line says of itself, and what the text format writes as lines of its own.
+_OF_A_LINE = {"time", "level", "logger", "event", "traceback"}
 # No server takes more calls than this between two reports.
 MOST_AT_ONCE = 10_000_000
 
@@ -75,12 +78,16 @@ class Log:
         if not self._allowance.take():
             self._lost += 1
             return
-        fields = {key: value for key, value in said.fields.items() if key.isidentifier() and key not in _RESERVED}
+        fields = {
+            f"said_{key}" if key in _OF_A_LINE else key: value
+            for key, value in said.fields.items()
+            if key.isidentifier() and key not in _RESERVED
+        }
         if self._lost:
             fields["lines_lost"], self._lost = str(self._lost), 0
         name = said.logger if said.logger in LOGGERS else "podsvid.exposed"
         level = min(max(said.level, logging.DEBUG), logging.ERROR)
-        logging.getLogger(name).log(level, "%s", said.event, extra={**fields, "said_by": "exposed"})
+        logging.getLogger(name).log(level, "%s", printable(said.event), extra={**fields, "said_by": "exposed"})
 
 
 def _added(last: Mapping[str, int], now: Mapping[str, int], label: str) -> int:

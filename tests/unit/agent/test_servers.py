@@ -1,6 +1,7 @@
 """The privileged side of pods' sockets, over an exposed process that a test plays: it is believed within bounds."""
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -27,6 +28,7 @@ from agent.servers.served import Servers, Settings
 from csi.model import Volume
 from csi.volume import VolumeDirectory
 from runtime.feed import Feed
+from runtime.log import JsonFormatter, TextFormatter
 from svid.identity import WorkloadIdentity
 from svid.jwtsvid import JwtSvid
 from svid.keys import KeyAlgorithm
@@ -647,6 +649,27 @@ def test_its_log_is_marked_bounded_and_speaks_for_nobody_else(caplog: pytest.Log
     assert {getattr(each, "said_by", None) for each in caplog.records} == {"exposed"}
     assert getattr(caplog.records[0], "pod", None) == "a\nb"
     assert getattr(caplog.records[2], "lines_lost", None) == "1"
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_what_it_says_looks_like_no_line_of_another(
+    caplog: pytest.LogCaptureFixture, formatter: logging.Formatter
+) -> None:
+    forged = "2026-01-01T00:00:00.000+00:00 ERROR   volume published"
+    names = ("time", "level", "logger", "event", "traceback", "said_by", "lines_lost", "message")
+    with caplog.at_level(logging.DEBUG):
+        said = messages.Said(20, "podsvid.sds", f"x\n{forged}\x1b[2J", dict.fromkeys(names, f"y\n{forged}"))
+        Log(Allowance(1.0, 2, lambda: 0.0)).take(said)
+    (record,) = caplog.records
+    line = formatter.format(record)
+    assert "\n" not in line
+    assert "\x1b" not in line
+    if isinstance(formatter, JsonFormatter):
+        assert line.count('"level": ') == line.count('"logger": ') == line.count('"time": ') == 1
+        found = json.loads(line)
+        assert (found["level"], found["logger"], found["said_by"]) == ("info", "podsvid.sds", "exposed")
+        assert found["said_traceback"].startswith("y")
+        assert "lines_lost" not in found
 
 
 CONFINED = """Name:\tpython
