@@ -216,6 +216,7 @@ class NodeService:
         with self._operations.exclusively(volume.id):
             await self._adoption.before_publish(volume.id)
             published = self._published.get(volume.id)
+            gone = False
             if published is not None:
                 _check_same(published.volume, volume)
                 if await self._blocking(lambda: self._targets.is_at(published.directory.descriptor, volume.below_pods)):
@@ -223,7 +224,8 @@ class NodeService:
                     return "republished"
                 _log.warning("volume was unmounted behind podsvid; mounting again", extra={"volume_id": volume.id})
                 await self._forget(volume.id)
-            self._room.admit(volume)
+                gone = True
+            taken = self._room.admit(volume)
             try:
                 async with AsyncExitStack() as turn:
                     with self._operations.waiting():
@@ -234,7 +236,9 @@ class NodeService:
             except UndoFailed:
                 raise  # something is there still; kubelet comes back and unpublishes it
             except BaseException:
-                self._room.release(volume.id)
+                # One that an earlier publish or agent left is there as before.
+                if taken or gone:
+                    self._room.release(volume.id)
                 raise
             return "published"
 

@@ -80,13 +80,13 @@ class Room:
         limit, used = (use.limit, self._committed(use)) if use else (0, 0)
         return {"limit": limit, "used": used, "volumes": self._now, "volumes_grown": self._grown}
 
-    def admit(self, volume: Volume) -> None:
-        """Take room for a new volume. Raises PodFull, NodeFull and takes none then.
+    def admit(self, volume: Volume) -> bool:
+        """Take room for a new volume; answers whether it had none yet. Raises PodFull, NodeFull and takes none then.
 
         A volume that has room keeps it: it is on the node whatever is answered.
         """
         if volume.id in self._held:
-            return
+            return False
         bounds, pod, weight = self._bounds, volume.pod, expected(volume.options)
         own = self._pods[pod.uid]
         if own >= bounds.pod_volumes:
@@ -111,6 +111,7 @@ class Room:
                     f"{kept}; {_AGAIN}"
                 )
         self.hold(volume, weight)
+        return True
 
     def can_adopt(self) -> bool:
         """Whether there is memory to serve one more volume that is there already; half of the headroom is for that."""

@@ -12,6 +12,7 @@ from csi.pb import csi_pb2
 from csi.room import MIB, Bounds, expected
 from runtime.memory import MemoryUse
 from tests.csi_rig import OTHER_UID, UID, Rig, publish_request, rig, target, volume
+from tests.unit.csi.test_node_adopt import left_behind
 
 
 def on_a_full_node(
@@ -96,6 +97,51 @@ def test_one_that_could_not_be_undone_keeps_its_room_until_it_is_unpublished(tmp
         with pytest.raises(NodeFull):
             await here.publish(second(here))
         await here.unpublish()
+        assert here.room.weight == Weight(0, 0)
+
+    on_a_full_node(main, tmp_path, ONE)
+
+
+@pytest.mark.parametrize("step", ["issue", "open"])
+def test_one_that_could_not_be_undone_counts_whatever_fails_next(tmp_path: Path, step: str) -> None:
+    async def main(here: Rig) -> None:
+        here.steps.failing |= {"open": IdentityUnavailable("not now"), "detach": OSError(16, "busy")}
+        with pytest.raises(UndoFailed):
+            await here.publish()
+        weight = here.room.weight
+        here.steps.failing = {step: IdentityUnavailable("not now")}
+        with pytest.raises((IdentityUnavailable, UndoFailed)):
+            await here.publish()
+        assert here.room.weight == weight
+        with pytest.raises(NodeFull):
+            await here.publish(second(here))
+
+    on_a_full_node(main, tmp_path, ONE)
+
+
+def test_one_that_could_not_be_picked_up_counts_whatever_fails_next(tmp_path: Path) -> None:
+    async def main(here: Rig) -> None:
+        left_behind(here)
+        here.steps.failing["adopt csi-1"] = OSError(5, "unreadable")
+        await here.adopt()
+        weight = here.room.weight
+        assert weight.now > 0
+        here.steps.failing = {"issue": IdentityUnavailable("not now")}
+        with pytest.raises(IdentityUnavailable):
+            await here.publish()
+        assert here.room.weight == weight
+
+    on_a_full_node(main, tmp_path, ONE)
+
+
+def test_one_that_was_unmounted_and_cannot_be_made_again_gives_its_room_back(tmp_path: Path) -> None:
+    async def main(here: Rig) -> None:
+        await here.publish()
+        mount = Path(target(here.root))
+        mount.rename(mount.with_name("moved"))
+        here.steps.failing["issue"] = IdentityUnavailable("not now")
+        with pytest.raises(IdentityUnavailable):
+            await here.publish()
         assert here.room.weight == Weight(0, 0)
 
     on_a_full_node(main, tmp_path, ONE)
