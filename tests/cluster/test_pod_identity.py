@@ -234,7 +234,8 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
     assert _files(agent.run_dir / "journal") == []
     assert {path.name for path in agent.run_dir.rglob("*") if path.is_socket()} == agent.sockets
     assert [path for path in (cluster.kubelet_root / "pods").rglob("*") if path.is_socket()] == []
-    assert agent.volumes() == 0.0
+    # Gauges are read every two seconds.
+    wait_for("no volume in the metrics", lambda: agent.volumes() == 0.0, progress=progress, alive=agent.check)
 
 
 def _phase(cluster: Cluster) -> str:
