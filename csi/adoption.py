@@ -17,7 +17,7 @@ from csi.journal import Damaged, Entry, Journal
 from csi.model import Contents, Volume, Weight
 from csi.mount import Targets
 from csi.ports import Workloads
-from csi.room import INODE, MOUNT, Room
+from csi.room import INODE, MOUNT, Room, expected
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from svid.errors import SvidError
@@ -84,7 +84,7 @@ class Adoption:
                 await self._wait_for_room()
                 continue
             for volume_id in list(self._left)[:1]:
-                with suppress(CsiError, OSError):  # it was said why, and kubelet's next publish tries again
+                with suppress(Exception):  # it was said why, and kubelet's next publish tries again
                     await self._pick_up(volume_id)
 
     async def before_publish(self, volume_id: str) -> None:
@@ -94,7 +94,7 @@ class Adoption:
                 "the agent on this node has too little memory left to serve this volume of an earlier agent; its files "
                 "stay, and it is tried again by itself"
             )
-        with suppress(CsiError, OSError):
+        with suppress(Exception):
             await self._pick_up(volume_id)
 
     async def before_unpublish(self, volume_id: str, below: tuple[str, ...]) -> None:
@@ -152,7 +152,7 @@ class Adoption:
 
     async def _weigh(self) -> None:
         def weighed() -> list[tuple[Volume, Weight]]:
-            return [(each.entry.volume, each.directory.weight(MOUNT, INODE)) for each in self._left.values()]
+            return [(each.entry.volume, _weight(each)) for each in self._left.values()]
 
         for volume, weight in await self._blocking(weighed):
             self._room.hold(volume, weight)
@@ -202,6 +202,11 @@ class Adoption:
                     "volume could not be picked up; kubelet's next publish will",
                     extra={"volume_id": volume.id, "pod": str(volume.pod), "error": str(error)},
                 )
+            elif isinstance(error, Exception):
+                _log.exception(
+                    "bug: volume could not be picked up; kubelet's next publish will",
+                    extra={"volume_id": volume.id, "pod": str(volume.pod), "error": type(error).__name__},
+                )
             raise
         self._published(volume, directory)
 
@@ -214,6 +219,20 @@ class Adoption:
                 extra={"volume_id": volume.id, "pod": str(volume.pod), "error": str(error)},
             )
             return None
+
+
+def _weight(left: Left) -> Weight:
+    """What it weighs; where its files cannot be looked at, what one like it is taken for."""
+    try:
+        return left.directory.weight(MOUNT, INODE)
+    except OSError as error:
+        volume = left.entry.volume
+        _log.warning(
+            "volume cannot be weighed",
+            extra={"volume_id": volume.id, "pod": str(volume.pod), "error": error.strerror or type(error).__name__},
+        )
+        guess = expected(volume.options)
+        return Weight(guess.grown, guess.grown)
 
 
 def in_turn(found: Iterable[Left]) -> list[Left]:

@@ -11,6 +11,8 @@ import pytest
 from csi.errors import IdentityUnavailable
 from csi.journal import Entry
 from csi.model import Contents, Volume
+from csi.room import expected
+from csi.volume import VolumeDirectory
 from tests.csi_rig import NOW, OTHER_UID, UID, Rig, contents, plain_directory, target, volume
 from tests.unit.csi.test_node_publish import closed, on_a_node
 
@@ -96,7 +98,10 @@ def test_a_volume_that_is_gone_is_forgotten(tmp_path: Path) -> None:
     on_a_node(main, tmp_path)
 
 
-@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), IdentityUnavailable("not now")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(24, "Too many open files"), IdentityUnavailable("not now"), RuntimeError("a bug"), KeyError("another")],
+)
 def test_a_volume_that_cannot_be_picked_up_keeps_none_of_the_others_from_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
@@ -107,13 +112,45 @@ def test_a_volume_that_cannot_be_picked_up_keeps_none_of_the_others_from_it(
         await here.adopt()
         assert [each for each, *_ in here.workloads.adopted] == ["csi-2"]
         assert here.node.volumes == 1
-        assert events(caplog) == ["volume could not be picked up; kubelet's next publish will"]
+        bug = "" if isinstance(error, OSError | IdentityUnavailable) else "bug: "
+        assert events(caplog) == [f"{bug}volume could not be picked up; kubelet's next publish will"]
         # Its mount and its journal stay for that.
         assert Path(target(here.root)).stat().st_ino in here.mounts.mounted
         assert {each.volume.id for each in here.journal.entries() if isinstance(each, Entry)} == {"csi-1", "csi-2"}
         await here.publish()
         assert here.observed == ["published"]
         assert "attach" not in here.steps.taken
+
+    on_a_node(main, tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("a bug")])
+def test_a_publish_that_cannot_pick_its_volume_up_makes_it_anew(tmp_path: Path, error: Exception) -> None:
+    async def main(here: Rig) -> None:
+        left_behind(here)
+        await here.node.look()
+        here.steps.failing["adopt csi-1"] = error
+        await here.publish()
+        assert here.observed == ["published"]
+        assert "attach" not in here.steps.taken
+
+    on_a_node(main, tmp_path)
+
+
+def test_a_volume_that_cannot_be_weighed_counts_and_keeps_no_agent_from_its_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weight(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    async def main(here: Rig) -> None:
+        left_behind(here)
+        left_behind(here, OTHER_UID, "csi-2")
+        monkeypatch.setattr(VolumeDirectory, "weight", weight)
+        await here.adopt()
+        assert here.node.volumes == 2
+        assert here.room.weight.now == 2 * expected(volume(here.root).options).grown
+        assert events(caplog, logging.WARNING) == ["volume cannot be weighed"] * 2
 
     on_a_node(main, tmp_path)
 
