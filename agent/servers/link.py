@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 
 from agent.channel import messages
 from agent.channel.frames import BadFrame, Wire
+from runtime.terminal import printable
 
 _log = logging.getLogger("podsvid.servers")
 # Seconds: an answer to an order; from one sign of life to the next; without one.
 ANSWER, PING, SILENCE = 10.0, 5.0, 20.0
+# Characters of what it says of an order that failed: kubelet shows them in the pod's event.
+MOST_TOLD = 256
 _Answer = TypeVar("_Answer")
 
 
@@ -47,7 +50,7 @@ class Link:
         order = messages.Open(number, pod, jwt, snapshot)
         error = await self._answered(self._opening, number, order, place)
         if error:
-            raise OSError(None, f"the server of the socket: {error}")
+            raise OSError(None, f"the server of the socket: {printable(error[:MOST_TOLD])}")
 
     async def close(self, number: int) -> None:
         """Have all that is open of it ended. Raises LinkLost."""

@@ -78,6 +78,7 @@ class Played:
         self.bound: list[socket.socket] = []
         self.came = asyncio.Event()
         self.bind = self.honest
+        self.error = ""
         self.unconfined = False
         self.alive = True
         self.ended = False
@@ -113,7 +114,7 @@ class Played:
                 place = self.wire.descriptor()
                 self.bind(place, messages.name(order.volume))
                 os.close(place)
-                await self.wire.send(messages.Opened(order.volume, ""))
+                await self.wire.send(messages.Opened(order.volume, self.error))
             elif isinstance(order, messages.Close):
                 await self.wire.send(messages.Closed(order.volume))
             elif isinstance(order, messages.Look):
@@ -572,6 +573,19 @@ def test_a_publish_waits_a_bounded_time_for_its_socket(tmp_path: Path, monkeypat
         assert not directory.has_socket()
 
     monkeypatch.setattr(served_module, "OPENING", 0.05)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_what_it_says_of_an_open_that_failed_is_short_and_one_line(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        (await at.life(1)).error = "no\n\x1b[2J" + "x" * 10_000
+        served, _, _ = await at.socket()
+        with pytest.raises(OSError, match="the server of the socket: no") as caught:
+            await served.open()
+        told = caught.value.strerror or ""
+        assert told.isprintable()
+        assert len(told) < 300
+
     play(tmp_path, monkeypatch, main)
 
 
