@@ -3,6 +3,7 @@
 A list of what is refused and not of what is allowed: a newer libc or interpreter keeps working.
 """
 
+import mmap
 import os
 import platform
 import socket
@@ -17,6 +18,7 @@ _EPERM, _ENOSYS, _EACCES, _EAFNOSUPPORT = 1, 38, 13, 97
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _CLONE_THREAD = 0x00010000
 _SOCK_TYPE_MASK = 0xF
+_MAP_GROWSDOWN = 0x100
 _X32 = 0x40000000
 
 # Name, number on x86_64, number on aarch64. All are refused with EPERM.
@@ -38,6 +40,8 @@ bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, io_uring_setup 425 42
 io_uring_register 427 427, add_key 248 217, request_key 249 218, keyctl 250 219, memfd_create 319 279, memfd_secret
 447 447, name_to_handle_at 303 264, open_by_handle_at 304 265, fanotify_init 300 262, mbind 237 235, set_mempolicy
 238 237, migrate_pages 256 238, move_pages 279 239
+# memory that its limit does not count
+shmget 29 194, shmat 30 196, msgget 68 186, semget 64 190, mq_open 240 180
 # change files
 creat 85 -, link 86 -, linkat 265 37, symlink 88 -, symlinkat 266 36, mknod 133 -, mknodat 259 33, mkdir 83 -,
 mkdirat 258 34, rename 82 -, renameat 264 38, renameat2 316 276, truncate 76 45, ftruncate 77 46, chmod 90 -, fchmod
@@ -50,7 +54,10 @@ reboot 169 142, swapon 167 224, swapoff 168 225, acct 163 89, quotactl 179 60, q
 syslog 103 116, vhangup 153 58
 """
 # Looked into, or refused in another way.
-_SPECIAL = "clone 56 220, clone3 435 435, socket 41 198, open 2 -, openat 257 56, openat2 437 437, tgkill 234 131"
+_SPECIAL = """
+clone 56 220, clone3 435 435, socket 41 198, socketpair 53 199, open 2 -, openat 257 56, openat2 437 437,
+tgkill 234 131, mmap 9 222
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +101,10 @@ def program(machine: Machine, pid: int) -> bytes:
         code += [_jump(_EQUAL, special[name], 0, 1), _do(_RETURN, _ERRNO | _ENOSYS)]
     code += _looked_into(special["clone"], [*_when(_argument(0), _SET, _CLONE_THREAD, 1, 0), _no(_EPERM)])
     code += _looked_into(special["tgkill"], [*_when(_argument(0), _EQUAL, pid, 1, 0), _no(_EPERM)])
-    code += _looked_into(
-        special["socket"],
-        [
-            *_when(_argument(0), _EQUAL, int(socket.AF_UNIX), 1, 0),
-            _no(_EAFNOSUPPORT),
-            _do(_LOAD, _argument(1)),
-            _do(_AND, _SOCK_TYPE_MASK),
-            _jump(_EQUAL, int(socket.SOCK_STREAM), 1, 0),
-            _no(_EPERM),
-        ],
-    )
+    # Of two that are connected already one could still send to whatever path it names, were they of datagrams.
+    for name in ("socket", "socketpair"):
+        code += _looked_into(special[name], _streams_only())
+    code += _looked_into(special["mmap"], _counted_only())
     # Landlock lets everybody have a handle of any place (O_PATH); whoever is sent it could walk on from there.
     unneeded = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_PATH
     for name, flags in (("open", 1), ("openat", 2)):
@@ -112,6 +112,27 @@ def program(machine: Machine, pid: int) -> bytes:
             code += _looked_into(special[name], [*_when(_argument(flags), _SET, unneeded, 0, 1), _no(_EACCES)])
     code.append(_do(_RETURN, _ALLOW))
     return b"".join(code)
+
+
+def _streams_only() -> list[bytes]:
+    return [
+        *_when(_argument(0), _EQUAL, int(socket.AF_UNIX), 1, 0),
+        _no(_EAFNOSUPPORT),
+        _do(_LOAD, _argument(1)),
+        _do(_AND, _SOCK_TYPE_MASK),
+        _jump(_EQUAL, int(socket.SOCK_STREAM), 1, 0),
+        _no(_EPERM),
+    ]
+
+
+def _counted_only() -> list[bytes]:
+    # RLIMIT_DATA counts neither memory that could be shared nor what grows as a stack does.
+    return [
+        *_when(_argument(3), _SET, _MAP_GROWSDOWN, 2, 0),
+        _jump(_SET, mmap.MAP_ANONYMOUS, 0, 2),
+        _jump(_SET, mmap.MAP_SHARED, 0, 1),
+        _no(_EPERM),
+    ]
 
 
 def here() -> Machine | None:

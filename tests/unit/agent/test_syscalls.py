@@ -1,6 +1,7 @@
 """The filter of system calls, run by hand for both machines: what it refuses, and that it refuses nothing needed."""
 
 import errno
+import mmap
 import os
 import socket
 import struct
@@ -12,6 +13,7 @@ from agent.exposed.syscalls import MACHINES, Machine, program, refused
 
 ALLOW, KILL = "allow", "kill"
 PID = 4711
+MAP_SHARED_VALIDATE, MAP_GROWSDOWN, MAP_STACK = 0x3, 0x100, 0x20000
 CLONE_THREAD, CLONE_NEWUSER = 0x00010000, 0x10000000
 HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
@@ -74,9 +76,18 @@ def test_the_numbers_are_the_kernels(name: str) -> None:
 def test_all_on_the_list_are_refused_and_what_serving_takes_is_not(name: str) -> None:
     machine = MACHINES[name]
     numbers = refused(machine)
-    assert {"ptrace", "mount", "setns", "unshare", "connect", "execve", "bpf", "keyctl", "io_uring_setup"} <= set(
-        numbers
-    )
+    assert {
+        "ptrace",
+        "mount",
+        "setns",
+        "unshare",
+        "connect",
+        "execve",
+        "bpf",
+        "keyctl",
+        "io_uring_setup",
+        "shmget",
+    } <= set(numbers)
     for call, number in numbers.items():
         assert verdict(machine, number) == errno.EPERM, call
     for call, number in NEEDED[name].items():
@@ -107,6 +118,16 @@ def test_another_machines_numbers_end_the_process(name: str) -> None:
         ((41, 198), (socket.AF_INET, socket.SOCK_STREAM), errno.EAFNOSUPPORT),
         ((41, 198), (socket.AF_INET6, socket.SOCK_STREAM), errno.EAFNOSUPPORT),
         ((41, 198), (socket.AF_NETLINK, socket.SOCK_RAW), errno.EAFNOSUPPORT),
+        ((53, 199), (socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC), ALLOW),
+        ((53, 199), (socket.AF_UNIX, socket.SOCK_DGRAM), errno.EPERM),
+        ((53, 199), (socket.AF_UNIX, socket.SOCK_SEQPACKET), errno.EPERM),
+        ((53, 199), (socket.AF_INET, socket.SOCK_STREAM), errno.EAFNOSUPPORT),
+        ((9, 222), (0, 4096, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), ALLOW),
+        ((9, 222), (0, 4096, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_STACK), ALLOW),
+        ((9, 222), (0, 4096, 1, mmap.MAP_SHARED), ALLOW),
+        ((9, 222), (0, 4096, 3, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS), errno.EPERM),
+        ((9, 222), (0, 4096, 3, MAP_SHARED_VALIDATE | mmap.MAP_ANONYMOUS), errno.EPERM),
+        ((9, 222), (0, 4096, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_GROWSDOWN), errno.EPERM),
         ((257, 56), (0, 0, os.O_RDONLY | os.O_CLOEXEC), ALLOW),
         ((257, 56), (0, 0, os.O_WRONLY), errno.EACCES),
         ((257, 56), (0, 0, os.O_RDWR), errno.EACCES),
