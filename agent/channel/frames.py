@@ -13,6 +13,8 @@ import msgspec
 
 LENGTH = 4
 _CHUNK = 128 * 1024
+# Messages of one read that are handled before others have their turn.
+_AT_ONCE = 50
 # Descriptors that may come with what is read at one go.
 _DESCRIPTORS = 64
 _SPACE = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
@@ -126,8 +128,10 @@ class Wire(Generic[Message]):
                 continue
             if not data:
                 return
-            for message in self._frames.feed(data):
+            for number, message in enumerate(self._frames.feed(data), 1):
                 yield message
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
             # Whatever the other end sends, others have their turn.
             await asyncio.sleep(0)
 

@@ -15,6 +15,8 @@ from agent.servers.reports import Allowance
 _log = logging.getLogger("podsvid.servers")
 # Of what it writes to stderr, which is crashes: bytes of a line, lines a second and at once.
 _LINE, _LINES_RATE, _LINES_BURST = 2048, 5, 50
+# What is beyond them is read so many bytes at a time, unlooked at, and so many seconds apart.
+_SKIPPED, _SKIPPING = 64 * 1024, 0.02
 # glibc's arenas: one for each thread would reserve more than it uses.
 _ARENAS = "2"
 
@@ -104,8 +106,15 @@ class Exposed:
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
-        allowance = Allowance(_LINES_RATE, _LINES_BURST)
+        allowance, lost = Allowance(_LINES_RATE, _LINES_BURST), 0
         while True:
+            if not allowance.take():
+                skipped = await self._process.stderr.read(_SKIPPED)
+                if not skipped:
+                    return
+                lost += len(skipped)
+                await asyncio.sleep(_SKIPPING)
+                continue
             try:
                 line = await self._process.stderr.readuntil(b"\n")
             except asyncio.IncompleteReadError as rest:
@@ -114,9 +123,10 @@ class Exposed:
                     return
             except asyncio.LimitOverrunError:
                 line = await self._process.stderr.read(_LINE)
-            if allowance.take():
-                text = line[:_LINE].decode(errors="replace").rstrip()
-                _log.warning("the exposed process wrote", extra={"line": text, "said_by": "exposed"})
+            text = line[:_LINE].decode(errors="replace").rstrip()
+            more = {"bytes_lost": lost} if lost else {}
+            lost = 0
+            _log.warning("the exposed process wrote", extra={"line": text, "said_by": "exposed", **more})
 
 
 def check_status(status: str, confinement: Confinement) -> None:

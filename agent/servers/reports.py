@@ -44,14 +44,20 @@ class Allowance:
 
 
 class Tally:
-    """Counts of one exposed process, of which the metrics get what was added. Unknown labels are nobody's."""
+    """Counts of one exposed process, of which the metrics get what was added. Unknown labels are nobody's.
 
-    def __init__(self, metrics: SocketMetrics) -> None:
+    A report beyond the rate is passed over: the next one counts what it did.
+    """
+
+    def __init__(self, metrics: SocketMetrics, allowance: Allowance) -> None:
         self._metrics = metrics
+        self._allowance = allowance
         self._last = Counted({}, {}, {}, 0, 0)
 
     def take(self, counted: Counted) -> None:
         """The newest report."""
+        if not self._allowance.take():
+            return
         last, self._last = self._last, counted
         for method in METHODS:
             self._metrics.calls_taken(method, _added(last.calls, counted.calls, method))

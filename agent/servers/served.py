@@ -33,6 +33,8 @@ READY, OPENING, SETTLING = 15.0, 20.0, 8.0
 LIVED, PAUSE, MOST_PAUSE = 2.0, 0.1, 4.0
 # Lines of the log that the exposed process may write in a second, and at once.
 LINES, LINES_BURST = 50, 1000
+# Reports of counts in a second, and at once; it sends ten.
+COUNTS, COUNTS_BURST = 30, 60
 # JWT-SVIDs that all pods together may wait for.
 MOST_ANSWERS = 16 * 1024
 # Sockets that are opened at once after a start.
@@ -197,7 +199,7 @@ class Servers:
         """One life of the process; answers why it ended."""
         exposed = await self._spare.take()
         how = ""
-        tally = Tally(self._metrics)
+        tally = Tally(self._metrics, Allowance(COUNTS, COUNTS_BURST))
         wire: Wire[messages.Report] = Wire(exposed.channel, messages.reports(), messages.MAX_REPORT)
         reports = wire.received()
         try:

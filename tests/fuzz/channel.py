@@ -20,7 +20,7 @@ def reports(data: bytes) -> None:
     """What the exposed process sends: the same however it is cut; labels and loggers stay those that there are."""
     found = _cut(lambda: Frames(messages.reports(), messages.MAX_REPORT), data)
     metrics, lines = Metrics(), _Lines()
-    tally, log = Tally(metrics), Log(Allowance(1.0, 1000, lambda: 0.0))
+    tally, log = Tally(metrics, Allowance(1.0, 1000, lambda: 0.0)), Log(Allowance(1.0, 1000, lambda: 0.0))
     root = logging.getLogger("podsvid")
     root.addHandler(lines)
     try:

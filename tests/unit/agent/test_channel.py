@@ -110,6 +110,33 @@ def test_a_long_frame_is_refused_by_its_length_alone() -> None:
         Frames(messages.reports(), 1024).feed((1025).to_bytes(LENGTH, "big"))
 
 
+def test_who_sends_very_much_at_once_leaves_others_their_turn() -> None:
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        wire = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)
+        theirs.sendall(framed(messages.Counted({}, {}, {}, 0, 0)) * 1000)
+        theirs.close()
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        other = asyncio.ensure_future(others())
+        got = 0
+        async for _ in wire.received():
+            got += 1
+            assert got <= 50 * (turns + 2)
+        assert got == 1000
+        other.cancel()
+        wire.close()
+
+    asyncio.run(run())
+
+
 def test_every_method_that_is_served_is_a_label_and_nothing_else() -> None:
     clock = StepClock()
     feed: Feed[WorkloadIdentity] = Feed()

@@ -19,6 +19,7 @@ from agent.channel.frames import Wire
 from agent.errors import AuthorityRefused, SocketUnavailable
 from agent.metrics import Metrics
 from agent.servers import link as link_module
+from agent.servers import process as process_module
 from agent.servers import served as served_module
 from agent.servers import spare as spare_module
 from agent.servers.process import Confinement, Exposed, NotConfined, check_status
@@ -623,7 +624,8 @@ def test_one_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeypatch:
 
 def test_counts_are_believed_within_bounds_and_under_known_labels() -> None:
     metrics = Metrics()
-    tally = Tally(metrics)
+    now = 0.0
+    tally = Tally(metrics, Allowance(1.0, 4, lambda: now))
     method = messages.METHODS[0]
 
     def value(name: str, **labels: str) -> float:
@@ -639,6 +641,12 @@ def test_counts_are_believed_within_bounds_and_under_known_labels() -> None:
     tally.take(messages.Counted({method: 2**52}, {method: 2**52}, {}, 2**52, 0))
     assert value("podsvid_api_calls_total", method=method) < 2**24
     assert value("podsvid_api_open_calls", method=method) < 2**24
+    before = value("podsvid_api_calls_total", method=method)
+    tally.take(messages.Counted({method: 2**52 + 5}, {method: 7}, {}, 2**52, 0))
+    assert value("podsvid_api_calls_total", method=method) == before
+    now = 1.0
+    tally.take(messages.Counted({method: 2**52 + 6}, {method: 7}, {}, 2**52, 0))
+    assert value("podsvid_api_calls_total", method=method) == before + 6
     tally.end()
     assert value("podsvid_api_open_calls", method=method) == 0
     labels = {sample.labels.get("method") for family in metrics.registry.collect() for sample in family.samples}
@@ -684,6 +692,44 @@ def test_what_it_says_looks_like_no_line_of_another(
         assert (found["level"], found["logger"], found["said_by"]) == ("info", "podsvid.sds", "exposed")
         assert found["said_traceback"].startswith("y")
         assert "lines_lost" not in found
+
+
+@pytest.mark.parametrize("written", [b"\n" * 256 * 1024, b"x" * 256 * 1024, b"a line\n" * 40_000])
+def test_whatever_it_writes_is_few_lines_and_few_reads(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, written: bytes
+) -> None:
+    class Stderr(asyncio.StreamReader):
+        reads = 0
+
+        async def readuntil(self, separator: Any = b"\n") -> bytes:
+            self.reads += 1
+            return await super().readuntil(separator)
+
+        async def read(self, n: int = -1) -> bytes:
+            self.reads += 1
+            return await super().read(n)
+
+    class Process:
+        returncode = None
+
+        def __init__(self) -> None:
+            self.stderr = Stderr(limit=2048)
+
+    async def run() -> int:
+        process = Process()
+        process.stderr.feed_data(written)
+        process.stderr.feed_eof()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            found = Exposed(process, ours, Confinement(os.geteuid(), 1))  # type: ignore[arg-type]
+            await found._listening
+        return process.stderr.reads
+
+    monkeypatch.setattr(process_module, "_SKIPPING", 0.0)
+    monkeypatch.setattr(process_module, "_LINES_RATE", 0.001)
+    reads = asyncio.run(run())
+    assert len(caplog.records) == 50
+    assert reads < 130
 
 
 CONFINED = """Name:\tpython
