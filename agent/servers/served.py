@@ -13,6 +13,7 @@ from agent.channel import messages
 from agent.channel.frames import BadFrame, Wire
 from agent.channel.snapshots import Writer
 from agent.errors import AuthorityRefused, AuthorityUnavailable, SocketUnavailable
+from agent.servers import asked
 from agent.servers.link import Link, LinkLost
 from agent.servers.process import Confinement, Exposed, NotConfined
 from agent.servers.protocol import JwtSource, Peer, PodSocket, Use
@@ -74,6 +75,7 @@ class Servers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._bringing: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Task[None]] = set()
+        self._asked = asked.Asked(MOST_ANSWERS, asked.MOST)
 
     @property
     def owner(self) -> int | None:
@@ -84,7 +86,8 @@ class Servers:
         self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: str, directory: VolumeDirectory
     ) -> PodSocket:
         allowance = Allowance(self._settings.begin.rate, self._settings.begin.burst)
-        return ServedSocket(self, feed, jwt_svids, pod, directory, allowance)
+        own = asked.Asked(self._settings.begin.calls, asked.MOST_EACH, self._asked)
+        return ServedSocket(self, feed, jwt_svids, pod, directory, allowance, own)
 
     async def run(self) -> None:
         """Keep a process running, and another waiting, for ever; cancelled, they end with this."""
@@ -246,11 +249,19 @@ class Servers:
             # Each costs memory here until it is taken there.
             link.lost.set()
             return
-        task = self._later(self._answer(link, wanted, self._open.get(wanted.volume)))
+        socket, taken = self._open.get(wanted.volume), asked.size(wanted)
+        if socket is None or not socket.allowance.take() or not socket.asked.take(taken):
+            # It keeps nothing of what came while it waits.
+            why = "too many JWT-SVIDs are asked for on this socket; try again later" if socket else "it is not served"
+            task = self._later(self._tell(link, messages.NoToken(wanted.request, False, why)))
+        else:
+            task = self._later(self._answer(link, wanted, socket))
+            given = socket.asked
+            task.add_done_callback(lambda _: given.give(taken))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, link: Link, wanted: messages.Wanted, socket: "ServedSocket | None") -> None:
+    async def _answer(self, link: Link, wanted: messages.Wanted, socket: "ServedSocket") -> None:
         try:
             answer: messages.Token | messages.NoToken = await self._token(wanted, socket)
         except (AuthorityRefused, AuthorityUnavailable) as error:
@@ -262,12 +273,10 @@ class Servers:
         with suppress(LinkLost):
             await link.send(answer)
 
-    async def _token(self, wanted: messages.Wanted, socket: "ServedSocket | None") -> messages.Token:
-        identity = socket.feed.current if socket else None
-        if socket is None or identity is None or socket.jwt_svids is None:
+    async def _token(self, wanted: messages.Wanted, socket: "ServedSocket") -> messages.Token:
+        identity = socket.feed.current
+        if identity is None or socket.jwt_svids is None:
             raise AuthorityUnavailable("the volume is not served")
-        if not socket.allowance.take() or socket.asking >= self._settings.begin.calls:
-            raise AuthorityUnavailable("too many JWT-SVIDs are asked for on this socket; try again later")
         try:
             spiffe_id = SpiffeId.parse(wanted.spiffe_id)
         except InvalidSpiffeId:
@@ -275,11 +284,7 @@ class Servers:
         if spiffe_id not in [svid.spiffe_id for svid in identity.svids]:
             raise AuthorityRefused("the workload does not have that SPIFFE ID")
         forgotten = socket.forgotten
-        socket.asking += 1
-        try:
-            kept = await socket.jwt_svids.get(spiffe_id, wanted.audiences)
-        finally:
-            socket.asking -= 1
+        kept = await socket.jwt_svids.get(spiffe_id, wanted.audiences)
         again = kept.reusable and forgotten == socket.forgotten
         return messages.Token(wanted.request, kept.svid.token, kept.renew_at.timestamp() if again else 0.0)
 
@@ -304,6 +309,7 @@ class ServedSocket:
         pod: str,
         directory: VolumeDirectory,
         allowance: Allowance,
+        own: asked.Asked,
     ) -> None:
         self._servers = servers
         self.feed = feed
@@ -311,8 +317,7 @@ class ServedSocket:
         self.pod = pod
         self.directory = directory
         self.allowance = allowance
-        # JWT-SVIDs that are asked for now.
-        self.asking = 0
+        self.asked = own
         # How often those that were given were to be forgotten.
         self.forgotten = 0
         self.at: At | None = None

@@ -18,6 +18,7 @@ from agent.channel import messages
 from agent.channel.frames import Wire
 from agent.errors import AuthorityRefused, SocketUnavailable
 from agent.metrics import Metrics
+from agent.servers import asked as asked_module
 from agent.servers import link as link_module
 from agent.servers import process as process_module
 from agent.servers import served as served_module
@@ -419,6 +420,39 @@ def test_one_that_asks_without_end_is_replaced_before_its_questions_fill_the_age
         held.set()
 
     monkeypatch.setattr(served_module, "MOST_ANSWERS", 3)
+    play(tmp_path, monkeypatch, main)
+
+
+@pytest.mark.parametrize("bound", ["MOST", "MOST_EACH"])
+def test_what_is_asked_for_and_not_answered_is_bounded_in_bytes(tmp_path: Path, monkeypatch: Any, bound: str) -> None:
+    async def main(at: Scene) -> None:
+        held = asyncio.Event()
+
+        class Slow(Tokens):
+            async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> Kept:
+                await held.wait()
+                return await super().get(spiffe_id, audiences)
+
+        at.tokens = Slow()
+        served, _, _ = await at.socket()
+        served.allowance = Allowance(1.0, 100, lambda: 0.0)
+        await served.open()
+        played = await at.life(1)
+        volume = (await played.heard(messages.Open)).volume
+        large = tuple("\U0001f600" * 100 + str(number) for number in range(32))  # 15 KB
+        await played.wire.send(messages.Wanted(1, volume, str(SPIFFE_ID), large))
+        (refused,) = await asked(played, messages.Wanted(2, volume, str(SPIFFE_ID), large))
+        assert isinstance(refused, messages.NoToken)
+        await played.wire.send(messages.Wanted(3, volume, str(SPIFFE_ID), ("a",)))
+        held.set()
+        await played.heard(messages.Token, 2)
+        # What was answered makes room, every time.
+        for number in range(4, 10):
+            (answer,) = await asked(played, messages.Wanted(number, volume, str(SPIFFE_ID), large))
+            assert isinstance(answer, messages.Token)
+        assert (served.asked.number, served.asked.bytes) == (0, 0)
+
+    monkeypatch.setattr(asked_module, bound, 20_000)
     play(tmp_path, monkeypatch, main)
 
 
