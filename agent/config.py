@@ -163,7 +163,7 @@ class AgentConfig:
         "2100000000",
     )
     socket_memory: int = setting(
-        settings.number(64, 65536), "MiB of data that the process that serves pods' sockets may have", "192"
+        settings.number(64, 65536), "MiB of data that the process that serves pods' sockets may have", "224"
     )
     volumes: int = setting(settings.number(1, 65536), "volumes of the node; a publish beyond is refused", "1000")
     pod_volumes: int = setting(settings.number(1, 65536), "volumes of one pod; a publish beyond is refused", "16")
