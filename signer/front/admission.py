@@ -183,9 +183,9 @@ class Admission:
         """Give out the places that there are."""
         while self.ready:
             known = bool(self._known_ready)
-            entry = next(iter(self._known_ready)) if known else self._rarest()
             if not known and self._vain.left(self._now()) < 1.0:
                 return
+            entry = next(iter(self._known_ready)) if known else self._rarest()
             if len(self._strangers) >= self._most_strangers:
                 given_up = self._gives_way(entry, known)
                 if given_up is None:
