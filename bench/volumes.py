@@ -42,20 +42,11 @@ UNBOUND = ("--volumes", "9999", "--pod-volumes", "9999", "--volumes-memory", "99
 PATIENCE = 120.0
 
 
-def start(here: Host, group: Limited, *flags: str) -> None:
-    """Start the agent in the group."""
-    command = [sys.executable, "-m", "podsvid", "agent", "--trust-domain", "example.org", "--node-name", "node-1"]
-    command += ["--kubelet-root", str(here.kubelet_root), "--state-dir", str(here.base / "s")]
-    command += ["--run-dir", str(here.base / "r"), "--metrics-listen", "off", *flags]
-    with open(here.log, "ab") as log:
-        here.process = subprocess.Popen(group.command(*command), cwd=ROOT, stderr=log, stdout=log)
-
-
 @asynccontextmanager
 async def a_node(*flags: str, limit: int = LIMIT) -> AsyncIterator[tuple[Host, StandInKubelet, Limited]]:
     """A node whose agent has so much memory."""
     with limited(limit) as group, host() as here:
-        start(here, group, *flags)
+        here.start(*flags, within=group.command)
         async with StandInKubelet(here.kubelet_root, registry_interval=0.01) as kubelet:
             await kubelet.wait_registered()
             yield here, kubelet, group
@@ -184,7 +175,7 @@ async def starts(how: str, volume: PodVolume, number: int, *, spare: int | None 
         limit = LIMIT if spare is None else left + spare
         (group.folder / ("memory.limit_in_bytes" if group.version == 1 else "memory.max")).write_text(str(limit))
         began, logged = time.perf_counter(), here.log.stat().st_size
-        start(here, group, *flags)
+        here.start(*flags, within=group.command)
         samples: list[int] = []
         watching = asyncio.create_task(_watch(group, samples))
         async with asyncio.timeout(PATIENCE):

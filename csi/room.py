@@ -65,10 +65,6 @@ class Room:
         self._lean = False
 
     @property
-    def bounds(self) -> Bounds:
-        return self._bounds
-
-    @property
     def weight(self) -> Weight:
         """Of all volumes together."""
         return Weight(self._now, self._grown)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from csi.errors import NodeBusy
-from csi.model import Volume
+from csi.model import PodRef, Volume
 from runtime.turns import Crowded, Turns, Who
 
 
@@ -24,7 +24,7 @@ class PublishTurns:
     async def whole(self, volume: Volume) -> AsyncIterator[None]:
         """The volume's turn, over the block. Raises NodeBusy when it does not come."""
         try:
-            async with self._whole.turn(_who(volume), patience=self._patience):
+            async with self._whole.turn(turn_of(volume.pod), patience=self._patience):
                 yield
         except Crowded as crowded:
             raise NodeBusy(
@@ -34,8 +34,9 @@ class PublishTurns:
 
     def making(self, volume: Volume) -> AbstractAsyncContextManager[None]:
         """Within its turn, the block that is the node's own part."""
-        return self._making.turn(_who(volume))
+        return self._making.turn(turn_of(volume.pod))
 
 
-def _who(volume: Volume) -> Who:
-    return Who(volume.pod.namespace, volume.pod.uid)
+def turn_of(pod: PodRef) -> Who:
+    """Whose turn it is when it is the pod's."""
+    return Who(pod.namespace, pod.uid)

@@ -63,11 +63,6 @@ class VolumeDirectory:
     def descriptor(self) -> int:
         return self._fd
 
-    @property
-    def socket_path(self) -> str:
-        """Short enough for sun_path whatever kubelet's directories are called; good while the volume is open."""
-        return f"/proc/self/fd/{self._fd}/{layout.SOCKET}"
-
     def write(self, contents: Contents, now: datetime) -> None:
         """Replace the files with those of `contents`, all at once.
 

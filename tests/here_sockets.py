@@ -6,10 +6,16 @@ from agent.metrics import Metrics
 from agent.servers.protocol import JwtSource, Use
 from agent.socket.endpoint import Endpoint
 from agent.socket.serving import USUAL
+from csi.layout import SOCKET
 from csi.volume import VolumeDirectory
 from runtime.clock import Clock
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
+
+
+def socket_path(directory: VolumeDirectory) -> str:
+    """Short enough for sun_path whatever kubelet's directories are called; good while the volume is open."""
+    return f"/proc/self/fd/{directory.descriptor}/{SOCKET}"
 
 
 class HereSocket:
@@ -23,7 +29,7 @@ class HereSocket:
 
     async def open(self) -> None:
         self._directory.prepare_socket()
-        await self._endpoint.open(self._directory.socket_path)
+        await self._endpoint.open(socket_path(self._directory))
         self._directory.open_socket()
 
     async def reopen(self) -> None:

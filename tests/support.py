@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,14 @@ class Host:
         self.environment: Mapping[str, str] = {}
         self._links = 0
 
-    def start(self, *flags: str, ttl: str = "1h") -> None:
-        """Start the agent; registration says when it serves."""
+    def start(
+        self, *flags: str, ttl: str = "1h", within: Callable[..., list[str]] = lambda *command: [*command]
+    ) -> None:
+        """Start the agent, where `within` says; registration says when it serves."""
         command = [sys.executable, "-m", "podsvid", "agent", "--trust-domain", "example.org", "--node-name", "node-1"]
         command += ["--kubelet-root", str(self.kubelet_root), "--state-dir", str(self.base / "s")]
         command += ["--run-dir", str(self.base / "r"), "--x509-ttl", ttl, "--metrics-listen", "off", *flags]
+        command = command if within is None else within(*command)
         with open(self.log, "ab") as log:
             environment = {**os.environ, **self.environment}
             self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log, env=environment)

@@ -24,7 +24,7 @@ from runtime.turns import Turns
 from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import TrustDomain
 from tests.fake_authority import FakeAuthority, StepClock
-from tests.here_sockets import HereSockets
+from tests.here_sockets import HereSockets, socket_path
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
 POD = PodRef("default", "web-1", UID, "web")
@@ -169,7 +169,7 @@ def on_rig(base: Path, play: Callable[[Rig], Awaitable[Any]]) -> None:
 async def fetch_jwt(workload: Workload, *audiences: str) -> str:
     """The token that the workload's socket answers with."""
     options = (("grpc.use_local_subchannel_pool", 1),)
-    async with grpc.aio.insecure_channel(f"unix:{workload.directory.socket_path}", options=options) as channel:
+    async with grpc.aio.insecure_channel(f"unix:{socket_path(workload.directory)}", options=options) as channel:
         call = channel.unary_unary(
             "/SpiffeWorkloadAPI/FetchJWTSVID",
             request_serializer=workload_pb2.JWTSVIDRequest.SerializeToString,

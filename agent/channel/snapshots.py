@@ -3,6 +3,7 @@
 from collections import OrderedDict
 
 from agent.channel.messages import Bundle, Snapshot, Svid
+from runtime.newest import keep
 from svid.bundle import TrustBundle
 from svid.identity import WorkloadIdentity
 from svid.spiffeid import TrustDomain
@@ -31,9 +32,7 @@ class Writer:
         kept = self._written.get(id(bundle))
         if kept is None:
             kept = (bundle, Bundle(bundle.trust_domain.name, bundle.to_jwks()))
-            self._written[id(bundle)] = kept
-            if len(self._written) > KEPT:
-                self._written.popitem(last=False)
+            keep(self._written, id(bundle), kept, KEPT)
         return kept[1]
 
 
@@ -54,7 +53,6 @@ class Reader:
     def _bundle(self, bundle: Bundle) -> TrustBundle:
         found = self._read.get(bundle)
         if found is None:
-            found = self._read[bundle] = TrustBundle.from_jwks(TrustDomain(bundle.trust_domain), bundle.jwks)
-            if len(self._read) > KEPT:
-                self._read.popitem(last=False)
+            found = TrustBundle.from_jwks(TrustDomain(bundle.trust_domain), bundle.jwks)
+            keep(self._read, bundle, found, KEPT)
         return found

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from agent.authority.protocol import MintedJwt
 from agent.errors import AuthorityUnavailable
 from runtime.clock import Clock
+from runtime.newest import keep
 from svid.jwtsvid import JwtSvid
 from svid.spiffeid import SpiffeId
 
@@ -63,7 +64,7 @@ class JwtSvids:
 
     def adopt(self, spiffe_id: SpiffeId, audiences: Iterable[str], kept: KeptJwt) -> None:
         """Keep one that an earlier process got."""
-        self._keep((spiffe_id, tuple(sorted(set(audiences)))), kept)
+        keep(self._kept, (spiffe_id, tuple(sorted(set(audiences)))), kept, KEPT)
 
     def forget(self) -> None:
         """Drop them all: the trust bundle no longer verifies what it did."""
@@ -90,18 +91,12 @@ class JwtSvids:
                 extra={"spiffe_id": str(key[0]), "error": str(error), "not_after": kept.svid.expires_at.isoformat()},
             )
             later = KeptJwt(kept.svid, min(now + RETRY, kept.svid.expires_at))
-            self._keep(key, later)
+            keep(self._kept, key, later, KEPT)
             return later
         fresh = KeptJwt(minted.svid, minted.renewal.draw(self._rng), minted.reusable)
         if minted.reusable:
-            self._keep(key, fresh)
+            keep(self._kept, key, fresh, KEPT)
         return fresh
-
-    def _keep(self, key: _Key, kept: KeptJwt) -> None:
-        self._kept[key] = kept
-        self._kept.move_to_end(key)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
 
     def _minted(self, key: _Key, task: asyncio.Task[KeptJwt]) -> None:
         self._minting.pop(key, None)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from agent.errors import KeysBusy
 from csi.model import PodRef, Volume
+from csi.turns import turn_of
 from runtime.blocking import Blocking
-from runtime.turns import Crowded, Turns, Who
+from runtime.turns import Crowded, Turns
 from svid.keys import KeyAlgorithm, PrivateKey
 
 # Seconds that a first SVID waits for its key: kubelet gives a publish 120, the mint takes up to 30 of them.
@@ -48,19 +49,15 @@ class SlowWork:
             return self._make(algorithm)
         patience = RENEWAL_SECONDS if renewal else FIRST_SECONDS
         try:
-            async with self._keys.turns.turn(_who(volume.pod), patience=patience, later=renewal):
+            async with self._keys.turns.turn(turn_of(volume.pod), patience=patience, later=renewal):
                 return await self._keys.threads(lambda: self._make(algorithm))
         except Crowded as crowded:
             raise _busy(volume.pod, algorithm, crowded, patience) from None
 
     async def keystore(self, pod: PodRef, write: Callable[[], None], *, renewal: bool) -> None:
         """Run `write`, which encodes keystores, in the pod's turn."""
-        async with self._keystores.turns.turn(_who(pod), later=renewal):
+        async with self._keystores.turns.turn(turn_of(pod), later=renewal):
             await self._keystores.threads(write)
-
-
-def _who(pod: PodRef) -> Who:
-    return Who(pod.namespace, pod.uid)
 
 
 def _busy(pod: PodRef, algorithm: KeyAlgorithm, crowded: Crowded, patience: float) -> KeysBusy:

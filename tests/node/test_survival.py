@@ -3,8 +3,6 @@
 import asyncio
 import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,27 +15,18 @@ from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod
 from tests.ports import free_port
-from tests.support import DEADLINE, IS_ROOT, ROOT, VOLUME, Host, first, host, pod, serial
+from tests.support import DEADLINE, IS_ROOT, VOLUME, Host, first, host, pod, serial
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts and a memory cgroup on this host: run as root")
 MIB = 1024 * 1024
 PODS = 12
 
 
-def start(here: Host, group: Limited, *flags: str) -> None:
-    """Start the agent in that group."""
-    command = [sys.executable, "-m", "podsvid", "agent", "--trust-domain", "example.org", "--node-name", "node-1"]
-    command += ["--kubelet-root", str(here.kubelet_root), "--state-dir", str(here.base / "s")]
-    command += ["--run-dir", str(here.base / "r"), "--metrics-listen", "off", *flags]
-    with open(here.log, "ab") as log:
-        here.process = subprocess.Popen(group.command(*command), cwd=ROOT, stderr=log, stdout=log)
-
-
 @asynccontextmanager
 async def left_behind(group: Limited) -> AsyncIterator[tuple[Host, StandInKubelet, list[Pod], list[Path]]]:
     """A node whose agent was killed, with the volumes of some pods."""
     with host() as here:
-        start(here, group)
+        here.start(within=group.command)
         kubelet = StandInKubelet(here.kubelet_root)
         await kubelet.start()
         try:
@@ -84,7 +73,7 @@ def test_without_memory_to_serve_what_is_left_kubelet_takes_it_away_and_the_rest
                 older_files.mkdir()
                 (older_files / "tls.key").write_bytes(bytes(MIB))
                 port = free_port()
-                start(here, group, "--memory-headroom", "600", "--metrics-listen", f"127.0.0.1:{port}")
+                here.start("--memory-headroom", "600", "--metrics-listen", f"127.0.0.1:{port}", within=group.command)
                 await kubelet.wait_deregistered()
                 await kubelet.wait_registered()
                 # Room was made before anything else.
@@ -127,7 +116,7 @@ def test_without_memory_to_serve_what_is_left_kubelet_takes_it_away_and_the_rest
 def test_a_start_needs_no_more_memory_than_the_run_before() -> None:
     async def main() -> None:
         with limited(512 * MIB) as group, host() as here:
-            start(here, group)
+            here.start(within=group.command)
             async with StandInKubelet(here.kubelet_root) as kubelet:
                 await kubelet.wait_registered()
                 for number in range(150):
@@ -136,7 +125,7 @@ def test_a_start_needs_no_more_memory_than_the_run_before() -> None:
                 if not before:
                     pytest.skip("this kernel does not tell the peak of a cgroup (memory.peak is of Linux 5.19)")
                 here.kill()
-                start(here, group)
+                here.start(within=group.command)
                 await kubelet.wait_deregistered()
                 await kubelet.wait_registered()
                 # A tenth for what the allocator happens to do.

@@ -20,6 +20,7 @@ from svid.errors import InvalidSvid
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
 from tests.csi_rig import NOW, WEB, contents, plain_directory
+from tests.here_sockets import socket_path
 
 FILES = ["ca.crt", "tls.crt", "tls.key", "credential-bundle.private-key.pem", "bundle.json"]
 # As the design has it, and as its readers' fsGroup needs it.
@@ -171,7 +172,7 @@ def test_files_directory_and_socket_are_given_to_the_pods_group(tmp_path: Path) 
         state = (tmp_path / "..data" / ".state.json").stat()
         assert (state.st_uid, state.st_gid, stat.S_IMODE(state.st_mode)) == (0, 0, 0o400)
         with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind(directory.socket_path)
+            bound.bind(socket_path(directory))
             directory.open_socket()
         found = (tmp_path / "socket").stat()
         assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (2000, 0o660)
@@ -209,7 +210,7 @@ def test_a_socket_takes_its_mode_and_one_that_was_left_is_taken_away(tmp_path: P
         directory.prepare_socket()
         for _ in range(2):
             with socket.socket(socket.AF_UNIX) as bound:
-                bound.bind(directory.socket_path)
+                bound.bind(socket_path(directory))
                 directory.open_socket()
             assert directory.has_socket()
             assert mode(tmp_path / "socket") == 0o666
@@ -452,5 +453,5 @@ def test_the_sockets_path_fits_whatever_the_directory_is_called(tmp_path: Path) 
     deep = tmp_path.joinpath(*["a" * 50] * 4)
     deep.mkdir(parents=True)
     with plain_directory(deep) as directory, socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(directory.socket_path)
+        bound.bind(socket_path(directory))
         assert (deep / "socket").is_socket()
