@@ -24,6 +24,7 @@ from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume, volume_id_of
 from tests.chaos.link import Link
 from tests.chaos.reader import Expected, look
+from tests.processes import end
 from tests.signer_process import process as signer_process
 from tests.signer_rig import AUDIENCE
 from tests.support import DRIVER, HEADER, ROOT, Host, first, pod
@@ -233,7 +234,7 @@ class World:
         self._reader = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.reader", str(self._expected), str(self._findings)], cwd=ROOT
         )
-        self._services.callback(_end, self._reader)
+        self._services.callback(end, self._reader)
         for _ in range(self._wanted):
             await self.add()
         republishing = asyncio.create_task(self._republish())
@@ -488,11 +489,6 @@ Action = Callable[[World], Awaitable[None]]
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    process.wait()
 
 
 async def _cancelled(task: "asyncio.Task[None]") -> None:

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from tests.go_tools import path_of
+from tests.processes import STOP_SECONDS, end
 
 from .host import SEARCH_PATH, ClusterError
 from .layout import MARK, Layout
 from .programs import PROGRAMS
-
-_STOP_SECONDS = 20.0
 
 
 class Processes:
@@ -79,16 +78,11 @@ class Processes:
         for name in names:
             process = self._running.pop(name, None)
             if process is not None:
-                process.terminate()
-                try:
-                    process.wait(timeout=_STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                end(process)
 
     def forget(self, *, dead: bool) -> None:
         """Give all of them up: they run on, or are dead and only waited for."""
         for process in self._running.values() if dead else ():
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=_STOP_SECONDS)
+                process.wait(timeout=STOP_SECONDS)
         self._running.clear()

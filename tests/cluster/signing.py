@@ -28,6 +28,7 @@ from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import TrustDomain
 from tests.go_tools import Progress
 from tests.ports import free_port
+from tests.processes import end
 
 from . import chart, kubeconfig
 from .api import ApiError, Object
@@ -302,13 +303,7 @@ def signer_process(
             wait_for(f"{name} to sign", running.ready, progress=progress, alive=running.check)
         yield running
     finally:
-        if process.poll() is None:
-            process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def agent_flags(

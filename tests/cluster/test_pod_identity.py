@@ -17,6 +17,7 @@ import pytest
 from agent.pb import workload_pb2
 from tests.go_tools import Progress
 from tests.ports import free_port
+from tests.processes import end
 
 from . import chart, signing
 from .cluster import Cluster
@@ -135,12 +136,7 @@ def _agent(cluster: Cluster, name: str, sockets: set[str], *flags: str) -> Itera
     try:
         yield Agent(process, home / "run", log, f"http://{listen}", frozenset(sockets))
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ports import free_port
+from tests.processes import end
 
 TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 
@@ -176,5 +177,4 @@ async def running(folder: Path, number: int, config: dict[str, Any]) -> AsyncIte
         print(log.read_text(encoding="utf-8")[-3000:])
         raise
     finally:
-        process.terminate()
-        process.wait(20)
+        end(process)

@@ -11,6 +11,7 @@ import pytest
 
 from podsvid.quickstart.pods import PodVolume
 from tests.ports import free_port
+from tests.processes import end
 from tests.support import IS_ROOT, ROOT, node, pod, serial
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
@@ -85,8 +86,7 @@ def test_mutual_tls_over_rotations_without_a_failed_request(tmp_path: Path) -> N
             finally:
                 for process in (watch, nginx):
                     if process is not None:
-                        process.terminate()
-                        process.wait(20)
+                        end(process)
 
     asyncio.run(run())
 

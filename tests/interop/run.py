@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.processes import end
+
 from .suites import HERE, Suite, SuiteError
 from .table import PAGE, Row
 
@@ -54,8 +56,7 @@ def _ended(command: Sequence[str]) -> int:
         return process.wait()
     except BaseException:
         # As from a terminal: it then ends the servers that its tests started.
-        process.send_signal(signal.SIGINT)
-        process.wait()
+        end(process, signal.SIGINT)
         raise
 
 

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem
 from tests.ports import free_port
+from tests.processes import end
 
 _TOKEN = "root"
 START_SECONDS = 60.0
@@ -126,8 +127,7 @@ def server(program: Path, folder: Path) -> Iterator[Bao]:
             time.sleep(0.1)
         yield bao
     finally:
-        process.terminate()
-        process.wait()
+        end(process)
 
 
 def _answers(bao: Bao) -> bool:

@@ -13,6 +13,7 @@ from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.interop.rig import LOOK_SECONDS, ended, ran
 from tests.ports import free_port
+from tests.processes import end
 from tests.support import DEADLINE
 
 OURS = TrustDomain("example.org")
@@ -114,8 +115,7 @@ def _process(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes
     try:
         yield process
     finally:
-        process.terminate()
-        process.wait()
+        end(process)
 
 
 async def _healthy(process: subprocess.Popen[bytes], log: Path, program: Path, socket: Path) -> None:

@@ -1,7 +1,6 @@
 """What people who come from SPIRE type: `spire-agent api ...` and `healthcheck`, at the socket of a volume."""
 
 import asyncio
-import os
 import re
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from tests.interop.rig import ended, openssl, ran, until
+from tests.processes import end
 from tests.support import VOLUME, Host, node, pod
 
 WEB = "spiffe://example.org/ns/default/sa/web"
@@ -88,8 +88,7 @@ def test_watch_prints_each_renewal(programs: Mapping[str, Path], tmp_path: Path)
         try:
             await until(lambda: log.read_text().count("Received 1 svid") >= 4)
         finally:
-            os.kill(process.pid, signal.SIGINT)
-            process.wait()
+            end(process, signal.SIGINT)
         said = log.read_text()
         assert set(re.findall(r"SPIFFE ID:\s+(.*)", said)) == {WEB}
         ends = re.findall(r"SVID Valid Until:\s+(.*)", said)
