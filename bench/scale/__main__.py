@@ -50,11 +50,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of it; records nothing")
     held = "re-issue so many SVIDs of each node, where the agents have too few cores for all (default: all)"
     parser.add_argument("--held", type=int, metavar="N", help=held)
+    rate = "the signer's --reissue-rate, where the cores that agents have are too few for its default"
+    parser.add_argument("--reissue-rate", type=float, metavar="N", help=rate)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     parser.add_argument("--watch", type=Path, metavar="FILE", help="write there what holds the signer's event loop")
     given = parser.parse_args()
     plan, about, begun = QUICK if given.quick else FULL, environment(), time.monotonic()
     plan = replace(plan, held=given.held or plan.held)
+    if given.reissue_rate:
+        plan = replace(plan, flags=(*plan.flags, "--reissue-rate", f"{given.reissue_rate:g}"))
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - begun:6.1f} s  {text}", file=sys.stderr, flush=True)
