@@ -61,7 +61,8 @@ if "agent.exposed" in sys.orig_argv:
         **{f"connect {path}": lambda path=path: dial(socket.AF_UNIX, path) for path in places["sockets"]},
         "write a file": lambda: write("/tmp/planted"),
         "write into a volume": lambda: write(places["folders"][0] + "/planted"),
-        "mount": lambda: call("mount", b"x", b"/tmp", b"tmpfs", 0, None),
+        # Where it would harm nobody, should it succeed.
+        "mount": lambda: call("mount", b"x", places["folders"][2].encode(), b"tmpfs", 0, None),
         "unmount": lambda: call("umount2", places["folders"][0].encode(), 2),
         "a namespace": lambda: call("unshare", 0x10000000),
         "join a namespace": lambda: call("setns", 0, 0x40000000),
