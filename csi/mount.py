@@ -20,7 +20,7 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 TMPFS_MAGIC = 0x01021994
 SOURCE = "podsvid"
 # What mountinfo shows of a volume.
-_OWN = ("/", "tmpfs", SOURCE)
+_OWN = (b"/", b"tmpfs", SOURCE.encode())
 # Three generations of files with ML-DSA-87 chains and a few sockets and links fit many times over.
 # Four generations (one is being written) of a volume with every kind of file and a hundred federated authorities
 # take some 2 MiB; only what is written is used.
@@ -290,7 +290,7 @@ def _refusing_links(below: tuple[str, ...]) -> Iterator[None]:
         raise
 
 
-def _mounted(mount: int) -> tuple[str, str, str] | None:
+def _mounted(mount: int) -> tuple[bytes, bytes, bytes] | None:
     """What a mount of this namespace shows: the directory of its file system, the file system's type and its source."""
     for _ in range(_MOUNTINFO_READS):
         for number, shown in _mounts(mount):
@@ -299,14 +299,16 @@ def _mounted(mount: int) -> tuple[str, str, str] | None:
     return None
 
 
-def _mounts(only: int | None = None) -> Iterator[tuple[int, tuple[str, str, str]]]:
+def _mounts(only: int | None = None) -> Iterator[tuple[int, tuple[bytes, bytes, bytes]]]:
     """The mounts of this namespace by their number, or only one of them."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    # Not as text, which has more line ends than the kernel escapes: kubelet mounts a volume's subPath below the pods'
+    # directory, and a pod's author may have a carriage return in it.
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            number, _, rest = line.partition(" ")
+            number, _, rest = line.partition(b" ")
             if only is None or int(number) == only:
-                fields = rest.split(" ")
-                kind = fields.index("-") + 1
+                fields = rest.split(b" ")
+                kind = fields.index(b"-") + 1
                 yield int(number), (fields[2], fields[kind], fields[kind + 1])
 
 

@@ -82,9 +82,9 @@ def mount_points_below(directory: Path) -> tuple[Path, ...]:
     Read from mountinfo: comparing device numbers would miss a bind mount from the same filesystem.
     """
     root = os.path.realpath(directory)
-    # surrogateescape: a path on Linux is bytes, and other people's mounts are listed here too.
-    table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    points = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4]) for line in table.splitlines())
+    # A path on Linux is bytes, other people's mounts are listed here too, and a line ends as the kernel says only.
+    table = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
+    points = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4]) for line in table)
     return tuple(Path(point) for point in points if point == root or point.startswith(root.rstrip("/") + "/"))
 
 

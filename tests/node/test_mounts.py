@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.mount import Targets, TmpfsMounts
+from csi.mount import Targets, TmpfsMounts, mount_id
+from podsvid.quickstart.disk import mount_points_below
 from tests.csi_rig import UID, target
 from tests.support import IS_ROOT
 
@@ -32,8 +33,9 @@ def place() -> Iterator[Path]:
 
 def listed(base: Path) -> list[list[str]]:
     """The kernel's lines about what is mounted at `base` or below, oldest first."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    return [line.split() for line in lines if Path(line.split()[4]).is_relative_to(base)]
+    lines = [line.split(b" ") for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n")]
+    found = [[os.fsdecode(field) for field in line] for line in lines]
+    return [line for line in found if Path(line[4]).is_relative_to(base)]
 
 
 def targets(place: Path) -> Targets:
@@ -126,6 +128,28 @@ def test_our_own_mount_is_found_and_kept(place: Path) -> None:
         assert os.path.sameopenfile(first.descriptor, each)
         os.close(each)
     os.close(first.descriptor)
+
+
+def test_a_name_that_a_pod_chose_is_no_line_of_the_kernels_list(place: Path) -> None:
+    # kubelet binds a volume's subPath below the pods' directory; a pod's author calls it as he likes.
+    chosen = place.parent / "sub\rpath"
+    chosen.mkdir()
+    mount(chosen, "--bind", str(chosen))
+    first = targets(place).mount(BELOW, mode=0o755, group=None)
+    again = targets(place).mount(BELOW, mode=0o755, group=None)
+    own = targets(place).own()
+    found = targets(place).find(BELOW, own)
+    try:
+        assert found is not None
+        assert own is not None
+        assert mount_id(found) in own
+        assert (first.made, again.made) == (True, False)
+        assert place in mount_points_below(place.parents[5])
+        assert chosen in mount_points_below(place.parents[5])
+    finally:
+        for each in (first.descriptor, again.descriptor, found):
+            if each is not None:
+                os.close(each)
 
 
 def test_a_mount_without_room_for_more_does_not_hold_a_cut_file(place: Path) -> None:
