@@ -34,6 +34,10 @@ KEYSTORE_ALGORITHMS = (
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 # Of a wish; what is granted of it is the authority's to say.
 _MIN_TTL, _MAX_TTL = timedelta(seconds=1), timedelta(days=366)
+# Characters of a value, which is kept as long as the volume, also in the journal: twice what the longest list needs.
+MAX_LENGTH = 8192
+# What may stand around a part of a list, as YAML folds lines.
+_BLANK = " \t\r\n"
 _PASSWORD = re.compile(r"[!-~]{6,128}", re.ASCII)
 _SHOWN = 80
 
@@ -64,6 +68,10 @@ def parse_attributes(given: Mapping[str, str], profile: Profile = PROFILES["pods
     for name in sorted(given, key=lambda name: (name in profile.attributes, name)):
         if name not in accepted:
             raise InvalidRequest(f"volumeAttributes has unknown {shown(name)}; accepted: {', '.join(accepted)}")
+        if len(given[name]) > MAX_LENGTH:
+            raise InvalidRequest(
+                f"volumeAttributes {name} has {len(given[name])} characters; at most {MAX_LENGTH} are accepted"
+            )
         try:
             found = accepted[name].parse(given[name])
         except ValueError:
@@ -114,7 +122,7 @@ def _ttl(text: str) -> dict[str, Any]:
 
 
 def _dns_names(text: str) -> dict[str, Any]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",", MAX_DNS_NAMES)))
+    names = tuple(dict.fromkeys(name.strip(_BLANK) for name in text.split(",", MAX_DNS_NAMES)))
     if len(names) > MAX_DNS_NAMES or not all(map(is_dns_name, names)):
         raise ValueError
     return {"dns_names": names}
@@ -123,7 +131,7 @@ def _dns_names(text: str) -> dict[str, Any]:
 def _jwt_audiences(text: str) -> dict[str, Any]:
     files = []
     for part in text.split(",", MAX_JWT_FILES):
-        part = part.strip()
+        part = part.strip(_BLANK)
         name, equals, audience = part.partition("=")
         if not (equals and _FILE_NAME.fullmatch(name)):
             # Only what could be a file name is split off: an audience may hold a `=` of its own.

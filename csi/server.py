@@ -12,6 +12,10 @@ from csi.pb import csi_pb2_grpc
 from csi.profile import Profile
 from csi.registration import serve_private
 
+# Bytes of a call's message. kubelet sends the pod's attributes, its tokens, and a Secret that the pod's author may name
+# and podsvid does not read: gRPC's own bound are 4 MiB, kept for as long as each of a node's publishes waits.
+MAX_MESSAGE = 128 * 1024
+
 
 async def serve_driver(
     driver: str,
@@ -23,7 +27,9 @@ async def serve_driver(
     watcher: grpc.aio.ServerInterceptor,
 ) -> grpc.aio.Server:
     """Serve one driver name at `endpoint`; `watcher` sees each call behind the error boundary. Raises OSError."""
-    server = grpc.aio.server(interceptors=[ErrorBoundary(), watcher])
+    server = grpc.aio.server(
+        interceptors=[ErrorBoundary(), watcher], options=(("grpc.max_receive_message_length", MAX_MESSAGE),)
+    )
     csi_pb2_grpc.add_IdentityServicer_to_server(IdentityService(driver, version, ready), server)
     csi_pb2_grpc.add_NodeServicer_to_server(DriverNode(node, driver, profile), server)
     endpoint.parent.mkdir(parents=True, exist_ok=True, mode=0o750)

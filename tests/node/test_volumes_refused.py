@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from csi.pb import csi_pb2
+from csi.server import MAX_MESSAGE
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import PodVolume
@@ -106,6 +107,25 @@ def test_malformed_requests_get_a_clear_error_and_change_nothing() -> None:
             assert here.mounts() == []
             assert here.journal() == []
             assert list(here.kubelet_root.glob("pods/*/volumes/*/*/*")) == []
+
+    asyncio.run(run())
+
+
+def test_a_call_longer_than_kubelets_is_refused_unread() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            request = kubelet.publish_request(pod(), VOLUME)
+            Path(request.target_path).parent.mkdir(parents=True)
+            # Of a Secret that the pod's author names; kubelet sends it along.
+            request.secrets["unread"] = "x" * MAX_MESSAGE
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
+                await kubelet.call("NodePublishVolume", request)
+            # Not final: kubelet tries again, and unpublishes.
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert here.mounts() == []
+            request.secrets["unread"] = "x" * (MAX_MESSAGE - 2048)
+            await kubelet.call("NodePublishVolume", request)
+            assert len(here.mounts()) == 1
 
     asyncio.run(run())
 

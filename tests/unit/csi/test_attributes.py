@@ -116,6 +116,10 @@ def _many(attribute: str, form: str, number: int) -> dict[str, str]:
         ({"jwt-audiences": "a=" + "ä" * 256}, {"jwt-audiences": "a=" + "ä" * 256 + "a"}),
         ({"jwt-audiences": "a=b c"}, {"jwt-audiences": "a=b\nc"}),
         ({"jwt-audiences": "a=b"}, {"jwt-audiences": "a=\N{NO-BREAK SPACE}"}),
+        # What is around a part is kept with the volume, and in the journal it is longer than here.
+        ({"jwt-audiences": "a=b" + " " * 8189}, {"jwt-audiences": "a=b" + " " * 8190}),
+        ({"dnsNames": "a.test,\n b.test "}, {"dnsNames": "a.test,\x1fb.test"}),
+        ({"jwt-audiences": "a,\r\n\tb"}, {"jwt-audiences": "a,\u2003b"}),
         ({"keyFile": "a" * 63}, {"keyFile": "a" * 64}),
         ({"keyFile": "a"}, {"keyFile": "a\n"}),
         ({"fileOwner": str(2**31 - 1)}, {"fileOwner": str(2**31)}),
@@ -133,6 +137,15 @@ def test_accepted_to_the_bound_and_not_beyond(fits: dict[str, str], too_much: di
     assert dict(parse_attributes(fits).given) == fits
     with pytest.raises(InvalidRequest):
         parse_attributes(too_much)
+
+
+def test_the_longest_lists_fit() -> None:
+    names = [letter * 63 for letter in "abcdefgh"]
+    files = parse_attributes({"jwt-audiences": ", ".join(f"{name}={name[0] * 512}" for name in names)}).jwt_files
+    assert [file.name for file in files] == names
+    domain = ".".join(["a" * 63] * 3 + ["a" * 58])
+    hosts = tuple(f"{number:x}.{domain}" for number in range(16))
+    assert parse_attributes({"dnsNames": ", ".join(hosts)}).dns_names == hosts
 
 
 def test_a_modes_set_bits_and_others_writes_are_never_accepted() -> None:
