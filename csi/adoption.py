@@ -67,7 +67,10 @@ class Adoption:
     async def look(self) -> None:
         """Find what is left, forget what is gone, and make room where memory is short. Nothing is picked up yet."""
         found = await self._blocking(lambda: list(self._found()))
-        self._left = {each.entry.volume.id: each for each in in_turn(found)}
+        self._left = {each.entry.volume.id: each for each in in_turn(each for each in found if isinstance(each, Left))}
+        for each in found:
+            if isinstance(each, Volume):
+                self._room.hold(each, _guess(each))
         await self._weigh()
         if self._room.is_tight(self.waiting):
             freed = self._room.weight.now
@@ -130,7 +133,8 @@ class Adoption:
             left.directory.close()
         self._left.clear()
 
-    def _found(self) -> Iterator[Left]:
+    def _found(self) -> Iterator[Left | Volume]:
+        """What is left, or the volume alone where it cannot be told whether it is there."""
         own = self._targets.own()
         for entry in self._journal.entries():
             if isinstance(entry, Damaged):
@@ -139,7 +143,15 @@ class Adoption:
                 )
                 continue
             volume = entry.volume
-            descriptor = self._targets.find(volume.below_pods, own)
+            try:
+                descriptor = self._targets.find(volume.below_pods, own)
+            except OSError as error:
+                _log.error(
+                    "volume cannot be looked at; kubelet's next publish will pick it up",
+                    extra={"volume_id": volume.id, "pod": str(volume.pod), "error": error.strerror or str(error)},
+                )
+                yield volume
+                continue
             if descriptor is None:
                 _log.info("volume is gone since the last run", extra={"volume_id": volume.id, "pod": str(volume.pod)})
                 self._journal.forget(volume.id)
@@ -222,7 +234,7 @@ class Adoption:
 
 
 def _weight(left: Left) -> Weight:
-    """What it weighs; where its files cannot be looked at, what one like it is taken for."""
+    """What it weighs, or is taken for where its files cannot be looked at."""
     try:
         return left.directory.weight(MOUNT, INODE)
     except OSError as error:
@@ -231,8 +243,13 @@ def _weight(left: Left) -> Weight:
             "volume cannot be weighed",
             extra={"volume_id": volume.id, "pod": str(volume.pod), "error": error.strerror or type(error).__name__},
         )
-        guess = expected(volume.options)
-        return Weight(guess.grown, guess.grown)
+        return _guess(volume)
+
+
+def _guess(volume: Volume) -> Weight:
+    """What one like it is taken for."""
+    grown = expected(volume.options).grown
+    return Weight(grown, grown)
 
 
 def in_turn(found: Iterable[Left]) -> list[Left]:

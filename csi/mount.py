@@ -202,24 +202,37 @@ class Targets:
         return self._mounts.own()
 
     def find(self, below: tuple[str, ...], own: Container[int] | None = None) -> int | None:
-        """The mounted target as an open directory, or None where nothing is mounted."""
+        """The mounted target as an open directory, or None where nothing is mounted.
+
+        Raises OSError where that cannot be told, as without descriptors or memory: it is no answer then.
+        """
         try:
             with self._parent(below) as parent:
-                directory = os.open(below[-1], _DIR, dir_fd=parent)
-                if self._mounts.attached(directory, parent, own):
-                    return directory
+                with _refusing_links(below):
+                    directory = os.open(below[-1], _DIR, dir_fd=parent)
+                try:
+                    if self._mounts.attached(directory, parent, own):
+                        return directory
+                except BaseException:
+                    os.close(directory)
+                    raise
                 os.close(directory)
-        except (OSError, InvalidRequest):
+        except (FileNotFoundError, InvalidRequest):
             return None
         return None
 
     def is_at(self, directory: int, below: tuple[str, ...]) -> bool:
-        """Whether the open `directory` is still what one finds at the target."""
+        """Whether the open `directory` is still what one finds at the target, or that cannot be told.
+
+        A pod that runs loses what it has by a no.
+        """
         try:
-            with self._parent(below) as parent, opened(below[-1], parent) as found:
+            with self._parent(below) as parent, _refusing_links(below), opened(below[-1], parent) as found:
                 return os.path.sameopenfile(directory, found)
-        except (OSError, InvalidRequest):
+        except (FileNotFoundError, InvalidRequest):
             return False
+        except OSError:
+            return True
 
     def remove(self, below: tuple[str, ...]) -> None:
         """Unmount all that is stacked at the target and remove it. Nothing there is fine. Raises OSError."""

@@ -57,7 +57,6 @@ class VolumeDirectory:
         self._modes = modes(volume.group)
         # The same over the volume's life: a program that read it once opens the next keystore with it.
         self._password = volume.options.keystore_password or ""
-        self._closed = False
 
     @property
     def descriptor(self) -> int:
@@ -221,9 +220,10 @@ class VolumeDirectory:
 
     def close(self) -> None:
         """Let go of the directory, so that it can be unmounted. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._fd)
+        # Its number may be another volume's next: who comes too late is told that there is no such descriptor.
+        closing, self._fd = self._fd, -1
+        if closing >= 0:
+            os.close(closing)
 
     def _is_socket(self, path: str) -> bool:
         try:

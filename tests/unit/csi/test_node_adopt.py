@@ -1,7 +1,9 @@
 """What a new process makes of the volumes that an earlier one published: all it can, and none at another's cost."""
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -94,6 +96,37 @@ def test_a_volume_that_is_gone_is_forgotten(tmp_path: Path) -> None:
         assert here.workloads.adopted == []
         assert here.node.volumes == 0
         assert list(here.journal.entries()) == []
+
+    on_a_node(main, tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_volume_that_cannot_be_looked_at_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    async def main(here: Rig) -> None:
+        left_behind(here)
+        left_behind(here, OTHER_UID, "csi-2")
+        real = os.open
+
+        def short(path: str, *arguments: object, **named: object) -> int:
+            if path == UID:
+                raise OSError(number, os.strerror(number))
+            return real(path, *arguments, **named)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", short)
+            await here.adopt()
+        assert [each for each, *_ in here.workloads.adopted] == ["csi-2"]
+        assert events(caplog) == ["volume cannot be looked at; kubelet's next publish will pick it up"]
+        # It may well be mounted: it counts, and a new agent finds it again.
+        assert {each.volume.id for each in here.journal.entries() if isinstance(each, Entry)} == {"csi-1", "csi-2"}
+        before = here.room.weight
+        assert not here.room.admit(volume(here.root))
+        await here.publish()
+        assert "attach" not in here.steps.taken
+        await here.unpublish()
+        assert here.room.weight.grown < before.grown
 
     on_a_node(main, tmp_path)
 

@@ -1,6 +1,7 @@
 """Publishing with what can fail on the way: what kubelet is told, and that a final answer leaves nothing behind."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -213,6 +214,26 @@ def test_a_republish_mints_and_mounts_nothing_and_brings_the_new_token(tmp_path:
         assert here.workloads.republications[1:] == [("csi-1", PodToken("second"))]
         assert here.observed == ["published", "republished"]
         assert here.node.volumes == 1
+
+    on_a_node(main, tmp_path)
+
+
+def test_a_republish_that_cannot_look_takes_nothing_from_a_pod_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(here: Rig) -> None:
+        await here.publish(with_token(here, "first"))
+        before = here.steps.taken.copy()
+
+        def none(*_: object, **__: object) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", none)
+            await here.publish(with_token(here, "second"))
+        assert here.steps.taken == before
+        assert here.workloads.republications[1:] == [("csi-1", PodToken("second"))]
+        assert here.observed == ["published", "republished"]
 
     on_a_node(main, tmp_path)
 

@@ -400,6 +400,24 @@ def test_a_closed_volume_is_closed_once_and_its_number_is_left_to_others(tmp_pat
             os.close(reused)
 
 
+def test_who_comes_to_a_closed_volume_touches_no_other(tmp_path: Path) -> None:
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    mine.mkdir()
+    others.mkdir()
+    with plain_directory(mine) as directory:
+        directory.write(contents(), NOW)
+        number = directory.descriptor
+        directory.close()
+        with plain_directory(others) as other:
+            assert other.descriptor == number
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                directory.write(contents(), NOW)
+            with pytest.raises(OSError, match="Bad file descriptor"), directory.socket_place(None):
+                pass
+            directory.prune()
+            assert list(others.iterdir()) == []
+
+
 def test_in_place_tells_a_directory_that_was_replaced(tmp_path: Path) -> None:
     inside = tmp_path / "volume"
     inside.mkdir()
