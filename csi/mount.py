@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from csi.errors import InvalidRequest, UndoFailed
+from csi.volume import INODES, SIZE
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
@@ -21,10 +22,6 @@ TMPFS_MAGIC = 0x01021994
 SOURCE = "podsvid"
 # What mountinfo shows of a volume.
 _OWN = (b"/", b"tmpfs", SOURCE.encode())
-# Three generations of files with ML-DSA-87 chains and a few sockets and links fit many times over.
-# Four generations (one is being written) of a volume with every kind of file and a hundred federated authorities
-# take some 2 MiB; only what is written is used.
-SIZE, INODES = "4m", 256
 _MAX_STACKED = 16
 # Kernels before 5.8 can skip a line of mountinfo while other mounts come and go.
 _MOUNTINFO_READS = 3

@@ -25,8 +25,13 @@ _DATA = "..data"
 _PLACE = "..socket"
 # A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
 GENERATIONS_KEPT = 3
+# Its file system. Three generations of files with ML-DSA-87 chains and a few sockets and links fit many times over.
+# Four generations (one is being written) of a volume with every kind of file and a hundred federated authorities
+# take some 2 MiB; only what is written is used.
+SIZE, INODES = "4m", 256
 # open_tree(2) has one number on all machines.
 _OPEN_TREE, _CLONE, _CLOEXEC, _EMPTY_PATH = 428, 1, os.O_CLOEXEC, 0x1000
+_EMPTY = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -76,7 +81,7 @@ class VolumeDirectory:
             self._fill(stamp, files, state.dump(state.State(contents, self._password)))
             self._switch(stamp)
         except BaseException:
-            shutil.rmtree(stamp, dir_fd=self._fd, ignore_errors=True)
+            self._discard(stamp)
             raise
         for name in files:
             self._link(name, f"{_DATA}/{name}")
@@ -210,7 +215,7 @@ class VolumeDirectory:
         """What it takes of memory, where the kernel takes so many bytes for a mount and an inode. Raises OSError."""
         own, below = _weigh(self._fd, ".", inode)
         held = [_weigh(self._fd, name, inode)[0] for name in below]
-        now = mount + own + sum(held)
+        now = mount + max(own + sum(held), self._used(inode))
         return Weight(now, max(now, mount + own + max(held, default=0) * GENERATIONS_KEPT))
 
     def prune(self) -> None:
@@ -224,6 +229,13 @@ class VolumeDirectory:
         closing, self._fd = self._fd, -1
         if closing >= 0:
             os.close(closing)
+
+    def _used(self, inode: int) -> int:
+        """Bytes of its own file system, those included that have no name any more and are open in a pod."""
+        found = os.fstatvfs(self._fd)
+        if found.f_files != INODES:
+            return 0  # a directory of another one
+        return (found.f_blocks - found.f_bfree) * found.f_frsize + (found.f_files - found.f_ffree) * inode
 
     def _is_socket(self, path: str) -> bool:
         try:
@@ -239,12 +251,11 @@ class VolumeDirectory:
             shutil.rmtree(_PLACE, dir_fd=self._fd)
 
     def _fill(self, stamp: str, files: Mapping[str, layout.File], kept: bytes) -> None:
-        directory = os.open(stamp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
         options = self._options
         public, secret = (self._modes.file if mode is None else mode for mode in (options.file_mode, options.key_mode))
         owner = -1 if options.owner is None else options.owner
         group = -1 if self._group is None else self._group
-        try:
+        with _opened(stamp, self._fd) as directory:
             with _created(directory, state.NAME, kept) as file:
                 os.fchmod(file, 0o400)
             for name, content in files.items():
@@ -255,8 +266,6 @@ class VolumeDirectory:
             if group != -1:
                 os.fchown(directory, -1, group)
             os.fchmod(directory, self._modes.directory)
-        finally:
-            os.close(directory)
 
     def _switch(self, stamp: str) -> None:
         temporary = f"{_DATA}_tmp"
@@ -283,7 +292,18 @@ class VolumeDirectory:
             if entry.name.startswith("..2") and entry.name != current and entry.is_dir(follow_symlinks=False)
         ]
         for _, name in sorted(stamps, reverse=True)[kept - 1 :]:
-            shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
+            self._discard(name)
+
+    def _discard(self, name: str) -> None:
+        """Remove a directory of files, and what is in them also for whoever has one open.
+
+        A pod that opened all and closed none would keep them, in memory that is the agent's, until the volume is full.
+        """
+        with suppress(OSError), _opened(name, self._fd) as directory:
+            for file in os.listdir(directory):
+                with suppress(OSError):
+                    os.close(os.open(file, _EMPTY, dir_fd=directory))
+        shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
 
 
 @contextmanager
@@ -307,19 +327,25 @@ def _rooted(directory: int) -> Iterator[int]:
         os.close(found)
 
 
+@contextmanager
+def _opened(name: str, parent: int) -> Iterator[int]:
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
 def _weigh(parent: int, name: str, inode: int) -> tuple[int, list[str]]:
     """Bytes of what is in that directory beside other directories, itself included, and the names of those."""
     found, below = inode, list[str]()
     # Opened anew: whoever reads the same open directory at the same time would get the other half.
-    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
+    with _opened(name, parent) as directory:
         for entry in os.scandir(directory):
             if entry.is_dir(follow_symlinks=False):
                 below.append(entry.name)
             else:
                 found += inode + entry.stat(follow_symlinks=False).st_blocks * 512
-    finally:
-        os.close(directory)
     return found, below
 
 

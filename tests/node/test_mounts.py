@@ -5,13 +5,14 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from csi.mount import Targets, TmpfsMounts, mount_id
 from podsvid.quickstart.disk import mount_points_below
-from tests.csi_rig import UID, target
+from tests.csi_rig import NOW, UID, contents, plain_directory, target
 from tests.support import IS_ROOT
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root")
@@ -159,6 +160,25 @@ def test_a_mount_without_room_for_more_does_not_hold_a_cut_file(place: Path) -> 
         while file.write(b"x" * 1024 * 1024):
             pass
     assert (place / "big").stat().st_size == 4 * 1024 * 1024
+
+
+def test_files_that_a_pod_never_closes_keep_no_pages_and_are_weighed(place: Path) -> None:
+    os.close(targets(place).mount(BELOW, mode=0o755, group=None).descriptor)
+    held: list[int] = []
+    with plain_directory(place) as directory:
+        for number in range(10):
+            directory.write(contents(), NOW + timedelta(seconds=number))
+            held += [os.open(path, os.O_RDONLY) for path in (place / "..data").iterdir()]
+        try:
+            names = sum(len(names) + len(folders) for _, folders, names in os.walk(place))
+            (pages, inodes) = (usage.used for usage in directory.usage())
+            assert inodes > names + 30
+            assert pages <= 3 * 8 * 2 * os.sysconf("SC_PAGE_SIZE")
+            assert directory.weight(0, 1024).now >= pages + inodes * 1024
+        finally:
+            for each in held:
+                os.close(each)
+        assert directory.weight(0, 1024).now < pages + inodes * 1024
 
 
 def test_of_a_busy_volume_the_secrets_go_at_once_and_of_a_foreign_one_nothing_does(place: Path) -> None:

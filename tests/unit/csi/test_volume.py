@@ -138,6 +138,39 @@ def test_a_reader_keeps_the_two_generations_before(tmp_path: Path) -> None:
         assert (tmp_path / "2000").is_dir()
 
 
+def test_what_a_pod_has_open_of_files_that_are_removed_is_empty(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        directory.write(contents(), NOW)
+        held = [os.open(tmp_path / "..data" / name, os.O_RDONLY) for name in (*FILES, ".state.json")]
+        try:
+            for number in range(1, 3):
+                directory.write(contents(), NOW + timedelta(seconds=number))
+                assert all(os.fstat(file).st_size for file in held)
+            directory.write(contents(), NOW + timedelta(seconds=3))
+            assert [os.fstat(file).st_size for file in held] == [0] * len(held)
+        finally:
+            for file in held:
+                os.close(file)
+
+
+def test_what_a_pod_has_open_of_files_that_never_came_about_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def open_and_fail(*_: object, **__: object) -> None:
+        # Whoever is root in the pod reads what is not there for anybody yet.
+        held.append(os.open(next(tmp_path.glob("..2*/tls.key")), os.O_RDONLY))
+        raise OSError(28, "No space left on device")
+
+    with plain_directory(tmp_path) as directory:
+        monkeypatch.setattr(os, "symlink", open_and_fail)
+        with pytest.raises(OSError, match="No space"):
+            directory.write(contents(), NOW)
+        assert os.fstat(held[0]).st_size == 0
+        os.close(held[0])
+
+
 def test_what_stands_in_a_links_place_is_replaced(tmp_path: Path) -> None:
     with plain_directory(tmp_path) as directory:
         (tmp_path / "tls.key").write_bytes(b"not a link")
