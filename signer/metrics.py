@@ -58,9 +58,9 @@ class Metrics:
             ["of"],
             registry=self.registry,
         )
-        self._shut = Gauge(
-            "podsvid_signer_addresses_shut",
-            "Addresses that connected far too often, so that the kernel drops what comes from them for some seconds.",
+        self._aside = Gauge(
+            "podsvid_signer_addresses_aside",
+            "Addresses that connected far too often: they have a queue of their own, of which little is taken.",
             registry=self.registry,
         )
         self._agents = Gauge("podsvid_signer_agents", "Agents that watch this replica.", registry=self.registry)
@@ -159,10 +159,10 @@ class Metrics:
         self._build.labels(version).set(1)
 
     def watch_connections(
-        self, agents: Callable[[], float], strangers: Callable[[], float], shut: Callable[[], float]
+        self, agents: Callable[[], float], strangers: Callable[[], float], aside: Callable[[], float]
     ) -> None:
-        """Ask these for the numbers of connections and of addresses shut out, every two seconds."""
-        self._shown.add(self._shut, shut)
+        """Ask these for the numbers of connections and of addresses put aside, every two seconds."""
+        self._shown.add(self._aside, aside)
         self._shown.add(self._connections.labels("agents"), agents)
         self._shown.add(self._connections.labels("strangers"), strangers)
 

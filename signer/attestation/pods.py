@@ -144,15 +144,15 @@ class AgentAddresses:
 
     def __init__(self) -> None:
         self._pods: Counter[str] = Counter()
-        self._networks: Counter[str] = Counter()
+        self._networks: dict[str, set[str]] = {}
 
     def __contains__(self, address: object) -> bool:
         """Whether an agent runs at that address, as `runtime.listening.exact` spells it."""
         return address in self._pods
 
-    def beside(self, network: str) -> bool:
-        """Whether an agent runs in that IPv6 network, as `runtime.listening.whose` counts it: pods of its node do."""
-        return network in self._networks
+    def within(self, network: str) -> Collection[str]:
+        """Where agents run in that IPv6 network, as `runtime.listening.whose` counts it; their nodes' pods do, too."""
+        return self._networks.get(network, ())
 
     def pod_changed(self, old: LivePod | None, new: LivePod | None) -> None:
         """To be told of each change."""
@@ -164,11 +164,15 @@ class AgentAddresses:
             self._count(address, -1)
 
     def _count(self, address: str, more: int) -> None:
+        self._pods[address] += more
         network = whose(address)
-        for of, name in ((self._pods, address), *([(self._networks, network)] if network != address else [])):
-            of[name] += more
-            if not of[name]:
-                del of[name]
+        there = self._networks.setdefault(network, set()) if network != address else set()
+        there.add(address)
+        if not self._pods[address]:
+            del self._pods[address]
+            there.remove(address)
+        if network != address and not there:
+            del self._networks[network]
 
 
 def read_pod(pod: PodObject, same: Callable[[str], str] = str, agents: tuple[str, str] | None = None) -> LivePod | None:

@@ -4,7 +4,7 @@ Only bookkeeping, without sockets: `Door` asks before it takes a connection and 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,8 +34,8 @@ class Places(Protocol):
     def __contains__(self, address: object) -> bool:
         """Whether one runs at that address."""
 
-    def beside(self, network: str) -> bool:
-        """Whether one runs in that IPv6 network: it has it in common with other pods of its node."""
+    def within(self, network: str) -> Collection[str]:
+        """The addresses at which one runs in that IPv6 network, which it has in common with other pods of its node."""
 
 
 class Guest(Protocol):
@@ -131,18 +131,15 @@ class Admission:
         """Connections of proven agents."""
         return self._agents
 
-    def floods(self) -> list[str]:
-        """The addresses that were turned away for their rate far too often in this second; each is told once.
-
-        Where agents come from, or in an IPv6 network in which one runs, is none of them: who shares that with an agent
-        would have it shut out, too.
-        """
+    def floods(self) -> Mapping[str, Collection[str]]:
+        """The addresses that were turned away for their rate far too often in this second, each with those of agents in
+        its network, which are counted by themselves. Each is told once."""
         found = [address for address, count in self._turned.items() if count >= FLOOD_TIMES * self._rate]
         for each in found:
             del self._turned[each]
         if self._now() - self._turned_since >= FLOOD_SECONDS:
             self._turned, self._turned_since = {}, self._now()
-        return [each for each in found if not self._is_known(each) and not self._expected.beside(each)]
+        return {each: self._expected.within(each) for each in found}
 
     def enter(self, guest: Guest, host: str) -> Entry | None:
         """Let a new connection wait; None: it is to be closed. Another one may be closed for it."""

@@ -18,8 +18,9 @@ from runtime.listening import bound
 from runtime.memory import trimmer
 from runtime.seldom import Seldom
 from signer.front.admission import Admission, Entry
+from signer.front.aside import Aside
 from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_PORTION
-from signer.front.shut import Shut
+from signer.front.way import CHUNK, Way
 from signer.front.young import Young
 from signer.model import Sender, Standing
 
@@ -27,7 +28,6 @@ _log = logging.getLogger("podsvid.door")
 BACKLOG = 1024
 # Taken at one go, so that the calls of those who are in have their turn.
 ACCEPTS = 16
-CHUNK = 16 * 1024
 # Seconds.
 SWEEP = 0.1
 PAUSE = 0.1
@@ -59,7 +59,7 @@ class Door:
         self._came = 0
         self.target: Path | None = None
         self.young = Young()
-        self.shut = Shut(time.monotonic)
+        self.aside = Aside(time.monotonic)
 
     def bind(self, host: str, port: int) -> None:
         """Take the address, at which nobody is let in yet. Raises OSError."""
@@ -68,8 +68,7 @@ class Door:
     def open(self) -> None:
         """Listen. Raises OSError."""
         loop = asyncio.get_running_loop()
-        for each in self._listening:
-            each.listen(BACKLOG)
+        self.aside.listen(self._listening, BACKLOG)
         for each in self._listening:
             loop.add_reader(each, self._accept, each)
         self._sweeping = loop.create_task(self._sweep(), name="door")
@@ -81,6 +80,7 @@ class Door:
             loop.remove_reader(each)
             each.close()
         self._listening.clear()
+        self.aside.close()
 
     async def end(self) -> None:
         """Close everything that is left."""
@@ -183,16 +183,25 @@ class Door:
         if listening in self._listening:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
-    def _take(self, outside: socket.socket, host: str) -> None:
+    def _accept_aside(self) -> None:
+        """A few of those who come far too often; the others wait, or are dropped."""
+        for each in self.aside.sockets:
+            with suppress(OSError):
+                for _ in range(ACCEPTS):
+                    outside, address = each.accept()
+                    if not self._take(outside, str(address[0])):
+                        self.aside.turned_away(str(address[0]))
+
+    def _take(self, outside: socket.socket, host: str) -> bool:
         passage = Passage(self, outside)
         if (entry := self._admission.enter(passage, host)) is None:
             _reset(outside)
-            return
+            return False
         self._came += 1
-        self.shut.taken(outside)
         passage.entry = entry
         self._waiting.add(passage)
         passage.wait()
+        return True
 
     async def _sweep(self) -> None:
         trim, since = trimmer(), 0
@@ -200,7 +209,8 @@ class Door:
             for _ in range(SWEEPS):
                 await asyncio.sleep(SWEEP)
                 self._admission.overdue(GREETING_SECONDS)
-                self.shut.look(self._admission.floods(), self._listening)
+                self.aside.look(self._admission.floods())
+                self._accept_aside()
             # Where many came and went the allocator is left with holes.
             if self._came - since > MANY:
                 await asyncio.to_thread(trim)
@@ -215,7 +225,7 @@ class Passage:
     def __init__(self, door: Door, outside: socket.socket) -> None:
         self._door = door
         self._sockets = [outside]
-        self._inwards: _Way | None = None
+        self._inwards: Way | None = None
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         # Bytes; none before it is trusted.
@@ -263,9 +273,9 @@ class Passage:
         self._since = self._loop.time()
         self.peer = _PEER + inside.getsockname()[1:].decode("ascii")
         inside.connect(str(target))
-        self._inwards = _Way(self, outside, inside, GREETING)
+        self._inwards = Way(self, outside, inside, GREETING)
         self._inwards.begin()
-        _Way(self, inside, outside, None).begin()
+        Way(self, inside, outside, None).begin()
 
     def trust(self, rate: int, burst: int) -> None:
         """From now on `rate` bytes a second may come in, `burst` at once."""
@@ -319,78 +329,6 @@ class Passage:
         given = self._borrowed if most is None else min(most, self._borrowed)
         self._borrowed -= given
         self._door.young.give_back(self.entry.node, given)
-
-
-class _Way:
-    """One direction of a passage. `allowance`: bytes that may pass until `Passage.more` is asked; None: all."""
-
-    def __init__(self, passage: Passage, source: socket.socket, sink: socket.socket, allowance: int | None) -> None:
-        self._passage = passage
-        self._source = source
-        self._sink = sink
-        self._loop = asyncio.get_running_loop()
-        self._allowance = allowance
-        self._waiting = b""
-        self._paused = False
-
-    def begin(self) -> None:
-        self._loop.add_reader(self._source, self._readable)
-
-    def again(self) -> None:
-        """There may be more to allow."""
-        if self._paused:
-            self._paused = False
-            self._go_on()
-
-    def _readable(self) -> None:
-        left = self._allowance
-        try:
-            found = self._source.recv(CHUNK if left is None else min(CHUNK, left))
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            found = b""
-        if not found:
-            self._passage.close()
-            return
-        if left is not None:
-            self._allowance = left = left - len(found)
-        try:
-            sent = self._sink.send(found)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self._passage.close()
-            return
-        if sent < len(found):
-            self._waiting = found[sent:]
-            self._loop.remove_reader(self._source)
-            self._loop.add_writer(self._sink, self._writable)
-        elif left == 0:
-            self._loop.remove_reader(self._source)
-            self._go_on()
-
-    def _writable(self) -> None:
-        try:
-            sent = self._sink.send(self._waiting)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._passage.close()
-            return
-        self._waiting = self._waiting[sent:]
-        if not self._waiting:
-            self._loop.remove_writer(self._sink)
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """Read again, if there is something to allow. The reader is not set."""
-        if self._allowance == 0:
-            self._allowance = self._passage.more()
-            if self._allowance == 0:
-                self._paused = True
-                return
-        self._loop.add_reader(self._source, self._readable)
 
 
 def _reset(taken: socket.socket) -> None:

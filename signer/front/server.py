@@ -54,7 +54,7 @@ def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int
     admission = Admission(address_rate, metrics.turned_away, time.monotonic, expected=agents_at)
     door = Door(admission, *budget.bytes_of_node(node_rate, node_burst))
     metrics.watch_connections(
-        lambda: float(admission.agents), lambda: float(admission.strangers), lambda: float(door.shut.count)
+        lambda: float(admission.agents), lambda: float(admission.strangers), lambda: float(door.aside.count)
     )
     return door
 

@@ -599,30 +599,58 @@ def test_streams_of_servers_before_end_with_the_newest() -> None:
     asked(test)
 
 
-def test_who_comes_far_too_often_is_not_heard_of_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs this process nothing then; others come in as ever."""
+async def flood(rig: Rig, aside: Callable[[], object]) -> None:
+    """From 127.0.0.9, until it is put aside."""
+    while not aside():
+        for _ in range(100):
+            with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as client:
+                client.bind(("127.0.0.9", 0))
+                client.connect_ex(("127.0.0.1", rig.port))
+        await asyncio.sleep(0.001)
+
+
+def test_before_who_comes_far_too_often_others_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SWEEP", 0.01)
 
     async def test(rig: Rig) -> None:
-        def comes(source: str) -> None:
-            with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)) as client:
-                client.bind((source, 0))
-                client.connect_ex(("127.0.0.1", rig.port))
-
-        while not rig.door.shut.count:
-            for _ in range(100):
-                comes("127.0.0.9")
-            await asyncio.sleep(0.001)
+        await flood(rig, lambda: rig.door.aside.count)
         # Whoever came before it stands before it in the kernel's queue.
         _, first = await rig.connect(b"x")
         await until(lambda: len(rig.inside.got) == 1)
+        # Whoever goes on stays there for longer.
+        until_then = rig.door.aside._floods["127.0.0.9"].until
+        await flood(rig, lambda: rig.door.aside._floods["127.0.0.9"].until > until_then)
+        # Nothing is taken from the other queue any more.
+        assert rig.door._sweeping is not None
+        rig.door._sweeping.cancel()
         before = rig.refused.count("address")
-        for _ in range(50):
-            comes("127.0.0.9")
+        waiting = [socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(50)]
+        for each in waiting:
+            each.bind(("127.0.0.9", 0))
+            each.connect_ex(("127.0.0.1", rig.port))
         _, second = await rig.connect(b"x")
         await until(lambda: len(rig.inside.got) == 2)
         assert rig.refused.count("address") == before
-        for each in (first, second):
+        for writer in (first, second):
+            writer.close()
+        for each in waiting:
             each.close()
 
     doored(test, new=1)
+
+
+def test_who_came_far_too_often_comes_in_when_it_does_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SWEEP", 0.01)
+
+    async def test(rig: Rig) -> None:
+        await flood(rig, lambda: rig.door.aside.count)
+        while not rig.inside.got:
+            # One that is turned away ends.
+            with suppress(OSError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, local_addr=("127.0.0.9", 0))
+                writer.write(b"x")
+                await asyncio.wait([asyncio.ensure_future(reader.read(1))], timeout=0.2)
+                writer.close()
+        assert rig.door.aside.count == 1
+
+    doored(test, new=5)

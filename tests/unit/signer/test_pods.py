@@ -284,8 +284,9 @@ def test_in_an_agents_ipv6_network_are_other_pods() -> None:
     for each in (one, two):
         places.pod_changed(None, each)
     assert ("fd00:1:2:3::8" in places, "fd00:1:2:3::9" in places) == (True, False)
-    assert [places.beside(each) for each in ("fd00:1:2:3::/64", "fd00:1:2:4::/64", "10.0.0.1")] == [True, False, False]
+    assert sorted(places.within("fd00:1:2:3::/64")) == ["fd00:1:2:3::7", "fd00:1:2:3::8"]
+    assert [list(places.within(each)) for each in ("fd00:1:2:4::/64", "10.0.0.1")] == [[], []]
     places.pod_changed(one, None)
-    assert ("fd00:1:2:3::7" in places, places.beside("fd00:1:2:3::/64")) == (False, True)
+    assert ("fd00:1:2:3::7" in places, list(places.within("fd00:1:2:3::/64"))) == (False, ["fd00:1:2:3::8"])
     places.pod_changed(two, agent_pod(podIPs=[{"ip": "10.0.0.1"}]))
-    assert (places.beside("fd00:1:2:3::/64"), places.beside("10.0.0.1")) == (False, False)
+    assert (list(places.within("fd00:1:2:3::/64")), list(places.within("10.0.0.1"))) == ([], [])
