@@ -182,6 +182,7 @@ class AgentConfig:
         settings.number(1, 64), "RSA keys made at once; each takes a core for up to a second or two", "1"
     )
     key_queue: int = setting(settings.number(1, 4096), "RSA keys of new volumes that one pod may have waiting", "16")
+    jwt_queue: int = setting(settings.number(1, 65536), "JWT-SVIDs that one pod may have waiting to be minted", "128")
     metrics_listen: tuple[str, int] | None = setting(
         settings.listen, "address of /metrics, and of /healthz and /readyz, or off", "127.0.0.1:9099"
     )

@@ -100,7 +100,7 @@ async def _start(
     serving_sockets = asyncio.create_task(servers.run(), name="servers")
     services.push_async_callback(_end, serving_sockets)
     await asyncio.sleep(0)
-    signer = await _signer_authority(config, clock, rng, spans) if config.authority == "signer" else None
+    signer = await _signer_authority(config, clock, rng, spans, metrics) if config.authority == "signer" else None
     authority = signer or _local_authority(config, clock, blocking)
     # It runs from here on: what it knows is needed before the first volume is served.
     following = asyncio.create_task(authority.run(), name="authority")
@@ -298,7 +298,9 @@ def _local_authority(config: AgentConfig, clock: Clock, blocking: Blocking) -> L
     )
 
 
-async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Random, spans: Tracing) -> "SignerAuthority":
+async def _signer_authority(
+    config: AgentConfig, clock: Clock, rng: random.Random, spans: Tracing, metrics: Metrics
+) -> "SignerAuthority":
     # grpc's client, its status messages and the signer's API: only agents of a signer pay for them.
     from agent.authority.connection import SignerSettings
     from agent.authority.signer import SignerAuthority
@@ -315,7 +317,8 @@ async def _signer_authority(config: AgentConfig, clock: Clock, rng: random.Rando
         own_version(),
         run_dir=config.run_dir,
     )
-    authority = SignerAuthority(settings, clock, rng, spans)
+    authority = SignerAuthority(settings, clock, rng, spans, metrics.queue("mint"))
+    metrics.watch_queue("mint", lambda: authority.waiting)
     authority.load()
     return authority
 

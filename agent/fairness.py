@@ -18,6 +18,9 @@ THREADS = 4
 KEYSTORE_THREADS = 1
 # New volumes that are mounted and written at once; half of them are one namespace's at most.
 MAKINGS = 2
+# JWT-SVIDs that pods ask for, minted at once: of 12 calls at the signer, the others are for X.509-SVIDs. One that signs
+# on this node does it between two steps of everything else.
+SIGNER_JWTS, LOCAL_JWTS = 8, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,12 @@ def publish_turns(config: AgentConfig, metrics: Metrics) -> PublishTurns:
 
 
 def slow_work(config: AgentConfig, on: Threads, metrics: Metrics) -> SlowWork:
-    """Keys and keystores, each in turn on threads of its own."""
+    """Keys and keystores, each in turn on threads of its own, and the JWT-SVIDs that pods ask for."""
     keys = Turns(config.key_threads, most_waiting=config.key_queue, seen=metrics.queue("key"))
     keystores = Turns(KEYSTORE_THREADS, seen=metrics.queue("keystore"))
+    at_once = SIGNER_JWTS if config.authority == "signer" else LOCAL_JWTS
+    jwt = Turns(at_once, of_group=max(at_once // 2, 1), most_waiting=config.jwt_queue, seen=metrics.queue("jwt"))
     metrics.watch_queue("key", lambda: keys.waiting)
     metrics.watch_queue("keystore", lambda: keystores.waiting)
-    return SlowWork(Lane(keys, on.keys), Lane(keystores, on.keystores))
+    metrics.watch_queue("jwt", lambda: jwt.waiting)
+    return SlowWork(Lane(keys, on.keys), Lane(keystores, on.keystores), jwt)

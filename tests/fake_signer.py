@@ -70,6 +70,8 @@ class Mint:
     refusals: list[Refusal] = field(default_factory=list)
     # Calls that are not refused go on only when this is set.
     gate: asyncio.Event | None = None
+    # As many calls go on as it was released: a signer that is slow.
+    turnstile: asyncio.Semaphore | None = None
 
 
 def authority(now: datetime, trust_domain: TrustDomain = TRUST_DOMAIN) -> X509Authority:
@@ -219,6 +221,8 @@ class FakeSigner:
             await self.mint.refusals.pop(0).abort(context)
         if self.mint.gate is not None:
             await self.mint.gate.wait()
+        if self.mint.turnstile is not None:
+            await self.mint.turnstile.acquire()
 
     async def _mint_x509(
         self, request: signer_pb2.MintX509SVIDRequest, context: _Context

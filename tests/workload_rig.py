@@ -38,9 +38,11 @@ def slow_work(
     threads: Blocking,
     make: Callable[[KeyAlgorithm], PrivateKey] = KeyAlgorithm.generate,
     most_waiting: int | None = None,
+    jwt: Turns | None = None,
 ) -> SlowWork:
-    """Keys and keystores on these threads, one of each at a time."""
-    return SlowWork(Lane(Turns(1, most_waiting=most_waiting), threads), Lane(Turns(1), threads), make)
+    """Keys and keystores on these threads, one of each at a time; JWT-SVIDs eight at a time."""
+    keys, keystores = Turns(1, most_waiting=most_waiting), Turns(1)
+    return SlowWork(Lane(keys, threads), Lane(keystores, threads), jwt or Turns(8), make)
 
 
 async def issue(registry: WorkloadRegistry, volume: Volume, token: PodToken | None) -> Issued:

@@ -15,14 +15,18 @@ from agent.authority.connection import Connection
 from agent.authority.contact import Contact
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from runtime.tracing import Tracing
+from runtime.turns import Crowded, Seen, Turns, Who
 
 SERVICE = "/podsvid.signer.v1.Signer/"
 # Seconds. The workloads give a mint 30; this one must be over before, to say why.
 CALL_SECONDS = 20.0
 # A call that the signer puts off is repeated when it said; under lasting pressure these grow beyond that.
 LEAST_WAIT, MOST_LEAST_WAIT = 0.05, 1.0
-# At once: the signer takes 16 calls on a connection, the trust streams among them, and refuses what is beyond.
-AT_ONCE = 12
+# What can wait for others is asked again more rarely: the node's rate at the signer is for both.
+LEAST_WAIT_LATER = 0.2
+# At once: the signer takes 16 calls on a connection, the trust streams among them, and refuses what is beyond. One
+# namespace has so many of them at most.
+AT_ONCE, OF_ONE = 12, 8
 # Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
 _TRY_AGAIN = frozenset(
     {
@@ -40,25 +44,45 @@ _Answer = TypeVar("_Answer")
 
 
 class Calls:
-    """Unary calls over the connection. Belongs to one event loop."""
+    """Unary calls over the connection, in turn. Belongs to one event loop."""
 
     def __init__(
-        self, address: str, connection: Connection, contact: Contact, rng: random.Random, tracing: Tracing
+        self,
+        address: str,
+        connection: Connection,
+        contact: Contact,
+        rng: random.Random,
+        tracing: Tracing,
+        seen: Seen | None = None,
     ) -> None:
         self._address = address
         self._connection = connection
         self._contact = contact
         self._rng = rng
         self._tracing = tracing
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._turns = Turns(AT_ONCE, of_group=OF_ONE, seen=seen)
 
-    async def call(self, method: str, message: Any, parse: Callable[[bytes], _Answer]) -> _Answer:
-        """The answer. Raises AuthorityUnavailable (try again) or AuthorityRefused (do not)."""
+    @property
+    def waiting(self) -> int:
+        """How many wait to be made."""
+        return self._turns.waiting
+
+    async def call(
+        self, method: str, message: Any, parse: Callable[[bytes], _Answer], who: Who, *, later: bool = False
+    ) -> _Answer:
+        """The answer, in the turn of `who`; what comes `later` can wait for what does not.
+
+        Raises AuthorityUnavailable (try again) or AuthorityRefused (do not).
+        """
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
-        least, put_off = LEAST_WAIT, None
+        least, put_off = LEAST_WAIT_LATER if later else LEAST_WAIT, None
         while True:
             try:
-                return await self._ask(method, message, parse, deadline)
+                left = max(deadline - asyncio.get_running_loop().time(), 0.0)
+                async with self._turns.turn(who, patience=left, later=later):
+                    return await self._ask(method, message, parse, deadline)
+            except Crowded as crowded:
+                raise put_off or self._late(crowded) from None
             except grpc.aio.AioRpcError as error:
                 if is_cancelled():
                     raise asyncio.CancelledError from None
@@ -80,17 +104,22 @@ class Calls:
             await asyncio.sleep(wait)
 
     async def _ask(self, method: str, message: Any, parse: Callable[[bytes], _Answer], deadline: float) -> _Answer:
-        # Who had to wait longer than it may is told so by grpc.
-        async with self._places:
-            call = self._connection.channel().unary_unary(SERVICE + method, type(message).SerializeToString, parse)
-            # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
-            answering: Awaitable[_Answer] = call(
-                message,
-                metadata=(*self._connection.credentials(), *self._tracing.headers()),
-                timeout=max(deadline - asyncio.get_running_loop().time(), 0.0),
-                wait_for_ready=True,
-            )
-            return await answering
+        call = self._connection.channel().unary_unary(SERVICE + method, type(message).SerializeToString, parse)
+        # Waits for the connection: a signer that restarts costs a pod's start a moment and not a failure.
+        answering: Awaitable[_Answer] = call(
+            message,
+            metadata=(*self._connection.credentials(), *self._tracing.headers()),
+            timeout=max(deadline - asyncio.get_running_loop().time(), 0.0),
+            wait_for_ready=True,
+        )
+        return await answering
+
+    def _late(self, crowded: Crowded) -> AuthorityUnavailable:
+        return AuthorityUnavailable(
+            f"SIGNER_UNREACHABLE: no turn to ask the signer at {self._address} within {CALL_SECONDS:g} s: "
+            f"{crowded.waiting} other calls of this node wait"
+            + (f" ({self._contact.last_error})" if not self._contact.connected else "")
+        )
 
     def _failed(self, code: grpc.StatusCode, reason: str, text: str) -> AuthorityUnavailable | AuthorityRefused:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:

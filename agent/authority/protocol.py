@@ -65,12 +65,16 @@ class EarlyRenewal:
 
 @dataclass(frozen=True, slots=True)
 class JwtRequest:
-    """A JWT-SVID for the pod that this token proves: `spiffe_id` is one of its own, `audiences` become `aud`."""
+    """A JWT-SVID for the pod that this token proves: `spiffe_id` is one of its own, `audiences` become `aud`.
+
+    `for_file`: a publish or a renewal waits for it; else the pod asked.
+    """
 
     pod: PodRef
     token: PodToken | None
     spiffe_id: SpiffeId
     audiences: tuple[str, ...]
+    for_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,11 @@ from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt
 from agent.authority.trust_stream import TrustStream, instant
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
 from csi.model import PodRef, PodToken
+from csi.turns import turn_of
 from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.tracing import NO_TRACING, Tracing
+from runtime.turns import Seen
 from signer.pb import signer_pb2
 from svid.certificates import certificates_from_der
 from svid.errors import InvalidSvid, SvidError
@@ -39,7 +41,12 @@ class SignerAuthority:
     """Implements agent.authority.protocol.Authority by calls to a signer. Belongs to one event loop."""
 
     def __init__(
-        self, settings: SignerSettings, clock: Clock, rng: random.Random, tracing: Tracing = NO_TRACING
+        self,
+        settings: SignerSettings,
+        clock: Clock,
+        rng: random.Random,
+        tracing: Tracing = NO_TRACING,
+        seen: Seen | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -48,7 +55,7 @@ class SignerAuthority:
         self.contact = Contact(settings.address, clock, rng)
         self.connection = Connection(settings, self._held, self.contact, rng)
         self._stream = TrustStream(settings, self.connection, self.contact, self._held, self.early_renewals)
-        self._calls = Calls(settings.address, self.connection, self.contact, rng, tracing)
+        self._calls = Calls(settings.address, self.connection, self.contact, rng, tracing, seen)
 
     @property
     def trust(self) -> Feed[Trust]:
@@ -57,6 +64,11 @@ class SignerAuthority:
     @property
     def issues_jwt(self) -> bool:
         return self._stream.issues_jwt
+
+    @property
+    def waiting(self) -> int:
+        """How many mints wait for their turn at the signer."""
+        return self._calls.waiting
 
     def load(self) -> None:
         """Take the bundle file as the first trust, so that there is one before anything is served.
@@ -93,7 +105,7 @@ class SignerAuthority:
             ttl=request.ttl_text,
         )
         answer: signer_pb2.MintX509SVIDResponse = await self._calls.call(
-            "MintX509SVID", message, signer_pb2.MintX509SVIDResponse.FromString
+            "MintX509SVID", message, signer_pb2.MintX509SVIDResponse.FromString, turn_of(request.pod)
         )
         sequence = self._held.believed(answer.trust_sequence) or 0
         trust = await self._trust_of(sequence)
@@ -121,7 +133,11 @@ class SignerAuthority:
             audiences=request.audiences,
         )
         answer: signer_pb2.MintJWTSVIDResponse = await self._calls.call(
-            "MintJWTSVID", message, signer_pb2.MintJWTSVIDResponse.FromString
+            "MintJWTSVID",
+            message,
+            signer_pb2.MintJWTSVIDResponse.FromString,
+            turn_of(request.pod),
+            later=not request.for_file,
         )
         # It is verified under the trust that is there.
         await self._trust_of(0)

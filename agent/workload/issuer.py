@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
@@ -68,7 +69,8 @@ class Issuer:
         issued = await self.mint_x509(volume, token, key)
         jwt_svids = {}
         for file in volume.options.jwt_files:
-            minted = await self.mint_jwt(volume, token, issued.identity.default.spiffe_id, (file.audience,))
+            spiffe_id = issued.identity.default.spiffe_id
+            minted = await self.mint_jwt(volume, token, spiffe_id, (file.audience,), for_file=True)
             jwt_svids[file.name] = minted.svid
         return replace(issued, contents=Contents(issued.identity, jwt_svids))
 
@@ -87,10 +89,21 @@ class Issuer:
         return Issued(Contents(identity), minted.renewal.draw(self._rng), minted.notice, minted.renewal)
 
     async def mint_jwt(
-        self, volume: Volume, token: PodToken | None, spiffe_id: SpiffeId, audiences: tuple[str, ...]
+        self,
+        volume: Volume,
+        token: PodToken | None,
+        spiffe_id: SpiffeId,
+        audiences: tuple[str, ...],
+        *,
+        for_file: bool,
     ) -> MintedJwt:
-        """A JWT-SVID for just these audiences. Raises AuthorityRefused, AuthorityUnavailable."""
-        minted = await _in_time(self._authority.mint_jwt(JwtRequest(volume.pod, token, spiffe_id, audiences)))
+        """A JWT-SVID for just these audiences. Raises AuthorityRefused, AuthorityUnavailable.
+
+        One that is not for a file is minted in the pod's turn: pods ask for as many as they like.
+        """
+        request = JwtRequest(volume.pod, token, spiffe_id, audiences, for_file)
+        async with nullcontext() if for_file else self._slow.jwt(volume.pod):
+            minted = await _in_time(self._authority.mint_jwt(request))
         try:
             found = self._checked(minted.svid, audiences[0], self.trust.bundle)
         except SvidError as error:

@@ -21,7 +21,8 @@ _log = logging.getLogger("podsvid.jwt")
 KEPT = 64
 # During an outage each caller would wait for its own failure: look again only this often.
 RETRY = timedelta(seconds=5)
-Mint: TypeAlias = Callable[[SpiffeId, tuple[str, ...]], Awaitable[MintedJwt]]
+# The third says whether it is for a file.
+Mint: TypeAlias = Callable[[SpiffeId, tuple[str, ...], bool], Awaitable[MintedJwt]]
 _Key: TypeAlias = tuple[SpiffeId, tuple[str, ...]]
 
 
@@ -42,11 +43,12 @@ class JwtSvids:
         self._clock = clock
         self._rng = rng
         self._kept: OrderedDict[_Key, KeptJwt] = OrderedDict()
-        self._minting: dict[_Key, asyncio.Task[KeptJwt]] = {}
+        self._minting: dict[tuple[_Key, bool], asyncio.Task[KeptJwt]] = {}
 
-    async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str]) -> KeptJwt:
+    async def get(self, spiffe_id: SpiffeId, audiences: Iterable[str], *, for_file: bool = False) -> KeptJwt:
         """One that is not past its renewal, or during an outage of the authority one that is still valid.
 
+        One `for_file` never waits for what the pod itself asked for: others' renewals would wait with it.
         Raises AuthorityUnavailable, AuthorityRefused.
         """
         key = (spiffe_id, tuple(sorted(set(audiences))))
@@ -54,11 +56,11 @@ class JwtSvids:
         if kept is not None and self._clock.now() < kept.renew_at:
             self._kept.move_to_end(key)
             return kept
-        task = self._minting.get(key)
+        task = self._minting.get((key, for_file))
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._renew(key), name="mint JWT-SVID")
-            self._minting[key] = task
-            task.add_done_callback(lambda done: self._minted(key, done))
+            task = asyncio.get_running_loop().create_task(self._renew(key, for_file), name="mint JWT-SVID")
+            self._minting[key, for_file] = task
+            task.add_done_callback(lambda done: self._minted((key, for_file), done))
         # A caller that goes away must not take the token from the others that wait for it.
         return await asyncio.shield(task)
 
@@ -78,9 +80,9 @@ class JwtSvids:
         await asyncio.gather(*running, return_exceptions=True)
         self._kept.clear()
 
-    async def _renew(self, key: _Key) -> KeptJwt:
+    async def _renew(self, key: _Key, for_file: bool) -> KeptJwt:
         try:
-            minted = await self._mint(*key)
+            minted = await self._mint(*key, for_file)
         except AuthorityUnavailable as error:
             kept = self._kept.get(key)
             now = self._clock.now()
@@ -98,7 +100,7 @@ class JwtSvids:
             keep(self._kept, key, fresh, KEPT)
         return fresh
 
-    def _minted(self, key: _Key, task: asyncio.Task[KeptJwt]) -> None:
+    def _minted(self, key: tuple[_Key, bool], task: asyncio.Task[KeptJwt]) -> None:
         self._minting.pop(key, None)
         if not task.cancelled():
             task.exception()  # seen, though every caller may have gone

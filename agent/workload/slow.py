@@ -1,9 +1,10 @@
-"""What takes a processor long for one pod: its RSA keys and keystores, each in a lane where pods take turns."""
+"""What others would wait for: a pod's RSA keys, keystores and JWT-SVIDs, each in a line where pods take turns."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from agent.errors import KeysBusy
+from agent.errors import AuthorityUnavailable, KeysBusy
 from csi.model import PodRef, Volume
 from csi.turns import turn_of
 from runtime.blocking import Blocking
@@ -14,6 +15,8 @@ from svid.keys import KeyAlgorithm, PrivateKey
 FIRST_SECONDS = 20.0
 # Seconds that a renewal waits; beyond them what else the volume needs goes on, and the key is asked for again.
 RENEWAL_SECONDS = 60.0
+# Seconds that a JWT-SVID that a pod asks for waits to be minted: its caller waits as well.
+JWT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +31,19 @@ class SlowWork:
     """Makes keys and runs what encodes keystores. Both release the interpreter's lock, so threads are enough.
 
     There are two lanes since a keystore takes milliseconds, and nobody's waits for another's RSA-4096 key of seconds.
-    Belongs to one event loop.
+    `jwt` is for JWT-SVIDs, which the authority makes: so many at once are asked of it. Belongs to one event loop.
     """
 
     def __init__(
-        self, keys: Lane, keystores: Lane, make: Callable[[KeyAlgorithm], PrivateKey] = KeyAlgorithm.generate
+        self,
+        keys: Lane,
+        keystores: Lane,
+        jwt: Turns,
+        make: Callable[[KeyAlgorithm], PrivateKey] = KeyAlgorithm.generate,
     ) -> None:
         self._keys = keys
         self._keystores = keystores
+        self._jwt = jwt
         self._make = make
 
     async def key(self, volume: Volume, *, renewal: bool) -> PrivateKey:
@@ -58,6 +66,21 @@ class SlowWork:
         """Run `write`, which encodes keystores, in the pod's turn."""
         async with self._keystores.turns.turn(turn_of(pod), later=renewal):
             await self._keystores.threads(write)
+
+    @asynccontextmanager
+    async def jwt(self, pod: PodRef) -> AsyncIterator[None]:
+        """The pod's turn, over the block, for a JWT-SVID that it asked for. Raises AuthorityUnavailable."""
+        try:
+            async with self._jwt.turn(turn_of(pod), patience=JWT_SECONDS):
+                yield
+        except Crowded as crowded:
+            raise AuthorityUnavailable(
+                f"JWT_BUSY: pod {pod} has as many JWT-SVIDs waiting to be minted as one pod may have (jwt_queue); "
+                "one that was given for the same audiences is given again until it is due"
+                if crowded.why == "full"
+                else f"JWT_BUSY: no turn for a JWT-SVID within {JWT_SECONDS:g} s: {crowded.waiting} others wait on "
+                "this node; is the authority reachable?"
+            ) from None
 
 
 def _busy(pod: PodRef, algorithm: KeyAlgorithm, crowded: Crowded, patience: float) -> KeysBusy:

@@ -77,7 +77,9 @@ class Workload:
         self._means = means
         self._issuer = means.issuer
         self._jwt_svids = JwtSvids(
-            lambda spiffe_id, audiences: self._issuer.mint_jwt(volume, self.token, spiffe_id, audiences),
+            lambda spiffe_id, audiences, for_file: self._issuer.mint_jwt(
+                volume, self.token, spiffe_id, audiences, for_file=for_file
+            ),
             means.clock,
             means.rng,
         )
@@ -308,7 +310,7 @@ class Workload:
             kept = self.jwt_files.get(file.name)
             subject = identity.default.spiffe_id
             if kept is None or kept.renew_at <= self._means.clock.now() or kept.svid.spiffe_id != subject:
-                self.jwt_files[file.name] = await self._jwt_svids.get(subject, (file.audience,))
+                self.jwt_files[file.name] = await self._jwt_svids.get(subject, (file.audience,), for_file=True)
                 renewed = True
         return renewed
 

@@ -4,17 +4,24 @@ Nothing here is a duration: what is counted is how many of the offender's were d
 """
 
 import asyncio
+import tempfile
 import urllib.request
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
+from agent.pb import workload_pb2
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
+from runtime.clock import SystemClock
+from tests.fake_signer import FakeSigner
 from tests.ports import free_port
-from tests.support import IS_ROOT, VOLUME, node, pod, serial
+from tests.support import HEADER, IS_ROOT, VOLUME, Host, node, pod, serial
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts need root")
 
@@ -126,5 +133,106 @@ def test_a_namespace_that_starts_two_hundred_pods_keeps_no_other_from_starting_o
             assert offender.done < 150
             await offender.all()
             assert offender.told == []
+
+    asyncio.run(main())
+
+
+class SlowSigner:
+    """A signer that answers as many calls as it is let, and an agent that asks it."""
+
+    def __init__(self, signer: FakeSigner, here: Host, kubelet: StandInKubelet) -> None:
+        self.signer = signer
+        self.kubelet = kubelet
+        self._here = here
+        self.turnstile = asyncio.Semaphore(0)
+
+    def asked_by(self, of: Pod) -> int:
+        """How many JWT-SVIDs of the pod the signer was asked for."""
+        return sum(each.pod.name == of.name for each in self.signer.jwts)
+
+    async def start(self, of: Pod) -> Path:
+        """A pod's volume."""
+        token = {"token": "the-pods-token", "expirationTimestamp": "2099-01-01T00:00:00Z"}
+        return await self.kubelet.publish(of, PodVolume(name="spiffe", tokens={"signer.podsvid.io": token}))
+
+    @asynccontextmanager
+    async def asking(self, target: Path, times: int = 1) -> AsyncIterator["list[asyncio.Task[str]]"]:
+        """What its socket answers who asks for JWT-SVIDs for so many audiences: the status."""
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        async with grpc.aio.insecure_channel(f"unix:{self._here.short(target)}/socket", options=options) as channel:
+            fetch = channel.unary_unary(
+                "/SpiffeWorkloadAPI/FetchJWTSVID",
+                request_serializer=workload_pb2.JWTSVIDRequest.SerializeToString,
+                response_deserializer=workload_pb2.JWTSVIDResponse.FromString,
+            )
+
+            async def one(number: int) -> str:
+                try:
+                    await fetch(workload_pb2.JWTSVIDRequest(audience=[f"audience-{number}"]), metadata=HEADER)
+                except grpc.aio.AioRpcError as error:
+                    return f"{error.code().name}: {error.details()}"
+                return ""
+
+            tasks = [asyncio.create_task(one(number)) for number in range(times)]
+            try:
+                yield tasks
+            finally:
+                for each in tasks:
+                    each.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def files(signer: FakeSigner) -> Iterator[tuple[str, str]]:
+    """The trust bundle and the token that an agent starts with."""
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
+        bundle, token = Path(name, "bundle.json"), Path(name, "token")
+        bundle.write_bytes(signer.bundle(100).to_jwks())
+        token.write_text("the-agents-token", encoding="ascii")
+        yield str(bundle), str(token)
+
+
+@asynccontextmanager
+async def slow_signer(*flags: str) -> AsyncIterator[SlowSigner]:
+    signer = FakeSigner(SystemClock())
+    signer.publish(signer.bundle(100))
+    await signer.start()
+    try:
+        with files(signer) as (bundle, token):
+            origin = ("--authority", "signer", "--signer-address", signer.address)
+            async with node(*origin, "--signer-bundle", bundle, "--agent-token-file", token, *flags) as (here, kubelet):
+                yield SlowSigner(signer, here, kubelet)
+    finally:
+        await signer.stop()
+
+
+def test_a_pod_that_asks_for_a_thousand_audiences_keeps_no_other_from_its_own() -> None:
+    async def main() -> None:
+        metrics = f"127.0.0.1:{free_port()}"
+        async with slow_signer("--metrics-listen", metrics) as at:
+            evil, other, new = pod("evil", namespace="evil"), pod("other", namespace="other"), pod("new", "new", "new")
+            evil_target, other_target = await at.start(evil), await at.start(other)
+            at.signer.mint.turnstile = at.turnstile
+            async with at.asking(evil_target, 1000) as asked:
+                # As many as may wait do.
+                while sum(each.done() for each in asked) < 1000 - 128 - 4:
+                    await asyncio.sleep(0.01)
+                before = at.asked_by(evil)
+                async with at.asking(other_target) as fetching:
+                    starting = asyncio.create_task(at.start(new))
+                    # The signer hears of them before it has answered anything.
+                    while not at.asked_by(other) or len(at.signer.mints) < 3:
+                        await asyncio.sleep(0.01)
+                    assert at.asked_by(evil) == before == 4
+                    for _ in range(before + 2):
+                        at.turnstile.release()
+                    assert await fetching[0] == ""
+                    assert serial(await starting)
+                assert at.asked_by(evil) == 2 * before
+                told = [each.result() for each in asked if each.done() and each.result()]
+                assert len(told) == 1000 - 128 - 4
+                assert all("UNAVAILABLE: no JWT-SVID now: JWT_BUSY: pod evil/evil has as many" in each for each in told)
+                numbers = await counted(metrics)
+                assert numbers['podsvid_queue_refusals_total{queue="jwt",why="full"}'] == len(told)
 
     asyncio.run(main())

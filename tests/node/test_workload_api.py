@@ -82,7 +82,7 @@ class World:
             domain, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=self.clock.at
         )
 
-    async def mint(self, spiffe_id: SpiffeId, audiences: tuple[str, ...]) -> MintedJwt:
+    async def mint(self, spiffe_id: SpiffeId, audiences: tuple[str, ...], for_file: bool = False) -> MintedJwt:
         if self.mint_error is not None:
             raise self.mint_error
         now = self.clock.now()

@@ -54,7 +54,7 @@ class Scene:
         return await self.issuer.mint_all(volume, token, await self.issuer.key(volume, renewal=False))
 
     async def mint_jwt(self, *audiences: str) -> MintedJwt:
-        return await self.issuer.mint_jwt(VOLUME, TOKEN, SPIFFE_ID, audiences or ("api",))
+        return await self.issuer.mint_jwt(VOLUME, TOKEN, SPIFFE_ID, audiences or ("api",), for_file=False)
 
 
 def on_stage(play: Callable[[Scene], Awaitable[Any]]) -> None:

@@ -37,13 +37,15 @@ class CountingAuthority:
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
         self.calls: list[tuple[SpiffeId, tuple[str, ...]]] = []
+        self.for_files: list[bool] = []
         self.error: Exception | None = None
         self.reusable = True
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def mint(self, spiffe_id: SpiffeId, audiences: tuple[str, ...]) -> MintedJwt:
+    async def mint(self, spiffe_id: SpiffeId, audiences: tuple[str, ...], for_file: bool) -> MintedJwt:
         self.calls.append((spiffe_id, audiences))
+        self.for_files.append(for_file)
         number = len(self.calls)
         await self.go_on.wait()
         if self.error is not None:
@@ -155,5 +157,26 @@ def test_forgotten_tokens_are_minted_anew() -> None:
         await svids.get(WEB, ["a"])
         svids.forget()
         assert (await svids.get(WEB, ["a"])).svid.token == "token 2"
+
+    case(main)
+
+
+def test_one_for_a_file_does_not_wait_for_what_the_pod_asked_for() -> None:
+    """What a pod asks for waits in that pod's line; who renews files would wait with it, and others' renewals."""
+
+    async def main(clock: StepClock, authority: CountingAuthority, svids: JwtSvids) -> None:
+        authority.go_on.clear()
+        asked = asyncio.create_task(svids.get(WEB, ["a"]))
+        files = [asyncio.create_task(svids.get(WEB, ["a"], for_file=True)) for _ in range(2)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        # One each: those for files wait for each other.
+        assert authority.for_files == [False, True]
+        authority.go_on.set()
+        await asyncio.gather(asked, *files)
+        # What came last is kept, for both.
+        kept = await svids.get(WEB, ["a"])
+        assert kept is await svids.get(WEB, ["a"], for_file=True)
+        assert len(authority.calls) == 2
 
     case(main)

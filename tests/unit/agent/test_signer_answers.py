@@ -36,7 +36,7 @@ class CannedCalls:
         self.answer: Any = None
         self.asked: list[tuple[str, Any]] = []
 
-    async def call(self, method: str, message: Any, parse: Callable[[bytes], Any]) -> Any:
+    async def call(self, method: str, message: Any, parse: Callable[[bytes], Any], *_: Any, later: bool = False) -> Any:
         self.asked.append((method, message))
         return parse(self.answer.SerializeToString())
 

@@ -69,7 +69,7 @@ def on_threads(play: Callable[[SlowWork, Maker, Turns], Awaitable[Any]], most_wa
     async def main() -> None:
         make, keys = Maker(), Turns(1, most_waiting=most_waiting)
         with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-            work = SlowWork(Lane(keys, Blocking(one)), Lane(Turns(1), Blocking(other)), make)
+            work = SlowWork(Lane(keys, Blocking(one)), Lane(Turns(1), Blocking(other)), Turns(1), make)
             try:
                 await play(work, make, keys)
             finally:
