@@ -121,7 +121,7 @@ async def _start(
         metrics.published,
         spans,
         room,
-        fairness.publish_turns(config, metrics),
+        fairness.volume_turns(config, metrics),
     )
     metrics.watch_memory(room.figures)
     metrics.watch_waiting(lambda: node.waiting)

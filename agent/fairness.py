@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent.config import AgentConfig
 from agent.metrics import Metrics
 from agent.workload.slow import Lane, SlowWork
-from csi.turns import PublishTurns
+from csi.turns import VolumeTurns
 from runtime.blocking import Blocking
 from runtime.turns import Turns
 
@@ -18,6 +18,9 @@ THREADS = 4
 KEYSTORE_THREADS = 1
 # New volumes that are mounted and written at once; half of them are one namespace's at most.
 MAKINGS = 2
+# Volumes that are taken away at once; half of them are one namespace's at most. Much of it is waiting: for a renewal
+# that is ended, and for the process that serves the socket.
+ENDINGS = 16
 # JWT-SVIDs that pods ask for, minted at once: of 12 calls at the signer, the others are for X.509-SVIDs. One that signs
 # on this node does it between two steps of everything else.
 SIGNER_JWTS, LOCAL_JWTS = 8, 1
@@ -43,11 +46,13 @@ def threads(config: AgentConfig) -> Iterator[Threads]:
         )
 
 
-def publish_turns(config: AgentConfig, metrics: Metrics) -> PublishTurns:
-    """The turns of new volumes: no namespace has all of them."""
+def volume_turns(config: AgentConfig, metrics: Metrics) -> VolumeTurns:
+    """The turns of volumes that come and go: no namespace has all of them."""
     whole = Turns(config.publishes, of_group=max(config.publishes // 2, 1), seen=metrics.queue("publish"))
     metrics.watch_queue("publish", lambda: whole.waiting)
-    return PublishTurns(whole, Turns(MAKINGS, of_group=MAKINGS // 2))
+    ending = Turns(ENDINGS, of_group=ENDINGS // 2, seen=metrics.queue("unpublish"))
+    metrics.watch_queue("unpublish", lambda: ending.waiting)
+    return VolumeTurns(whole, Turns(MAKINGS, of_group=MAKINGS // 2), ending)
 
 
 def slow_work(config: AgentConfig, on: Threads, metrics: Metrics) -> SlowWork:

@@ -119,7 +119,7 @@ class Metrics:
         )
         self._queue_length = Gauge(
             "podsvid_queue_length",
-            "What waits for its turn, by queue: publish (new volumes), key (RSA keys), keystore, jwt "
+            "What waits for its turn, by queue: publish (new volumes), unpublish, key (RSA keys), keystore, jwt "
             "(JWT-SVIDs that pods ask for), mint (calls to the signer).",
             ["queue"],
             registry=self.registry,

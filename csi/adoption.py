@@ -14,7 +14,7 @@ from typing import Any
 
 from csi.errors import CsiError, NodeFull, TargetConflict
 from csi.journal import Damaged, Entry, Journal
-from csi.model import Contents, Volume, Weight
+from csi.model import Contents, PodRef, Volume, Weight
 from csi.mount import Targets
 from csi.ports import Workloads
 from csi.room import INODE, MOUNT, Room, expected
@@ -89,6 +89,11 @@ class Adoption:
             for volume_id in list(self._left)[:1]:
                 with suppress(Exception):  # it was said why, and kubelet's next publish tries again
                     await self._pick_up(volume_id)
+
+    def pod_of(self, volume_id: str) -> PodRef | None:
+        """Whose volume it is, if it is left."""
+        left = self._left.get(volume_id)
+        return left.entry.volume.pod if left else None
 
     async def before_publish(self, volume_id: str) -> None:
         """Have the volume picked up, if it is left. Raises NodeFull where there is no memory for it."""
@@ -253,10 +258,17 @@ def _guess(volume: Volume) -> Weight:
 
 
 def in_turn(found: Iterable[Left]) -> list[Left]:
-    """The first volume of each pod comes before the second of any; of as many, the one that is due first."""
-    many: Counter[str] = Counter()
-    turns: list[tuple[int, Left]] = []
+    """The first volume of each pod comes before the second of any, and of as many those of each namespace in turn.
+
+    A namespace's own are in the order in which they are due.
+    """
+    pods: Counter[str] = Counter()
+    namespaces: Counter[tuple[int, str]] = Counter()
+    turns: list[tuple[int, int, Left]] = []
     for each in sorted(found, key=lambda left: left.entry.renew_at):
-        many[each.entry.volume.pod.uid] += 1
-        turns.append((many[each.entry.volume.pod.uid], each))
-    return [each for _, each in sorted(turns, key=lambda turn: turn[0])]
+        pod = each.entry.volume.pod
+        pods[pod.uid] += 1
+        beside = pods[pod.uid], pod.namespace
+        namespaces[beside] += 1
+        turns.append((pods[pod.uid], namespaces[beside], each))
+    return [each for *_, each in sorted(turns, key=lambda turn: turn[:2])]

@@ -30,7 +30,7 @@ from csi.ports import Workloads
 from csi.profile import Profile
 from csi.request import PublishRequest, check_target, parse_publish
 from csi.room import INODE, MOUNT, Room
-from csi.turns import PublishTurns
+from csi.turns import VolumeTurns
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
 from runtime.tracing import Tracing
@@ -118,7 +118,7 @@ class NodeService:
         observe_publish: Observe,
         tracing: Tracing,
         room: Room,
-        turns: PublishTurns,
+        turns: VolumeTurns,
     ) -> None:
         self._settings = settings
         self._targets = targets
@@ -302,21 +302,29 @@ class NodeService:
 
     async def _unpublish(self, volume_id: str, below: tuple[str, ...]) -> None:
         with self._operations.exclusively(volume_id):
-            await self._adoption.before_unpublish(volume_id, below)
-            known = self._published.get(volume_id)
-            if known is not None and known.volume.below_pods != below:
-                raise TargetConflict(f"volume is published at {known.volume.target}, not at this target_path")
-            if known is not None:
-                await self._forget(volume_id)
-            else:
-                await self._forget_unknown(volume_id)
-            try:
-                await self._blocking(lambda: self._targets.remove(below))
-            except OSError as error:
-                raise UndoFailed(f"the volume could not be removed: {error.strerror or error}") from error
-            self._room.release(volume_id)
-            if known is not None:
-                _log.info("volume unpublished", extra={"volume_id": volume_id, "pod": str(known.volume.pod)})
+            published = self._published.get(volume_id)
+            pod = published.volume.pod if published else self._adoption.pod_of(volume_id)
+            async with AsyncExitStack() as turn:
+                with self._operations.waiting():
+                    await turn.enter_async_context(self._turns.ending(volume_id, pod))
+                await self._take_away(volume_id, below)
+
+    async def _take_away(self, volume_id: str, below: tuple[str, ...]) -> None:
+        await self._adoption.before_unpublish(volume_id, below)
+        known = self._published.get(volume_id)
+        if known is not None and known.volume.below_pods != below:
+            raise TargetConflict(f"volume is published at {known.volume.target}, not at this target_path")
+        if known is not None:
+            await self._forget(volume_id)
+        else:
+            await self._forget_unknown(volume_id)
+        try:
+            await self._blocking(lambda: self._targets.remove(below))
+        except OSError as error:
+            raise UndoFailed(f"the volume could not be removed: {error.strerror or error}") from error
+        self._room.release(volume_id)
+        if known is not None:
+            _log.info("volume unpublished", extra={"volume_id": volume_id, "pod": str(known.volume.pod)})
 
     async def _forget(self, volume_id: str) -> None:
         await self._workloads.close(volume_id)

@@ -23,7 +23,7 @@ from csi.pb import csi_pb2
 from csi.profile import PROFILES
 from csi.request import parse_publish
 from csi.room import Bounds, Room
-from csi.turns import PublishTurns
+from csi.turns import VolumeTurns
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.memory import MemoryUse
@@ -316,6 +316,7 @@ async def rig(
     turns: Turns | None = None,
     turn_deadline: float = 30.0,
     making: Turns | None = None,
+    ending: Turns | None = None,
 ) -> AsyncIterator[Rig]:
     """A Rig below `base`; kubelet has made the directories of two pods."""
     root = base / "kubelet"
@@ -334,7 +335,7 @@ async def rig(
             lambda result, seconds: observed.append(result),
             tracer,
             room,
-            PublishTurns(turns or Turns(1000), making or Turns(1000), turn_deadline),
+            VolumeTurns(turns or Turns(1000), making or Turns(1000), ending or Turns(1000), turn_deadline),
         )
         try:
             yield Rig(root, node, steps, mounts, workloads, journal, tracer, observed, room)

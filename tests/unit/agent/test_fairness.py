@@ -44,7 +44,7 @@ def number(metrics: Metrics, name: str, **labels: str) -> float:
 def test_one_namespace_has_half_of_the_places_for_new_volumes(flags: tuple[str, ...], places: int, of_one: int) -> None:
     async def main() -> None:
         metrics, begun, go = Metrics(), list[str](), asyncio.Event()
-        turns = fairness.publish_turns(settings(*flags), metrics)
+        turns = fairness.volume_turns(settings(*flags), metrics)
 
         async def one(namespace: str) -> None:
             async with turns.whole(volume(PodRef(namespace, "pod", "uid", "web"))):
@@ -66,7 +66,7 @@ def test_one_namespace_has_half_of_the_places_for_new_volumes(flags: tuple[str, 
 
 def test_the_nodes_own_part_is_done_for_one_volume_of_a_namespace_and_one_of_another() -> None:
     async def main() -> None:
-        turns, begun = fairness.publish_turns(settings(), Metrics()), list[str]()
+        turns, begun = fairness.volume_turns(settings(), Metrics()), list[str]()
 
         async def one(namespace: str) -> None:
             async with turns.making(volume(PodRef(namespace, "pod", "uid", "web"))):
@@ -80,6 +80,32 @@ def test_the_nodes_own_part_is_done_for_one_volume_of_a_namespace_and_one_of_ano
         for each in tasks:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_one_namespace_has_half_of_the_places_for_volumes_that_go() -> None:
+    async def main() -> None:
+        metrics, begun, go = Metrics(), list[str](), asyncio.Event()
+        turns = fairness.volume_turns(settings(), metrics)
+
+        async def one(number: int, namespace: str) -> None:
+            pod = PodRef(namespace, "pod", "uid", "web") if namespace else None
+            async with turns.ending(f"csi-{number}", pod):
+                begun.append(namespace)
+                await go.wait()
+
+        namespaces = ("evil", "other", "third", "")
+        tasks = [asyncio.create_task(one(number, each)) for each in namespaces for number in range(20)]
+        await until(lambda: len(begun) >= fairness.ENDINGS)
+        assert sorted(begun) == ["evil"] * 8 + ["other"] * 8
+        assert number(metrics, "podsvid_queue_length", queue="unpublish") == 80 - fairness.ENDINGS
+        # None of them waits for a volume that comes, nor that for them.
+        async with turns.whole(volume(EVIL)), turns.making(volume(EVIL)):
+            go.set()
+            await asyncio.gather(*tasks)
+        assert number(metrics, "podsvid_queue_wait_seconds_count", queue="unpublish") == 80
+        assert begun.count("") == 20
 
     asyncio.run(main())
 

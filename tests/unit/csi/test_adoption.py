@@ -16,6 +16,7 @@ from csi.journal import Entry
 from csi.model import Volume, Weight
 from csi.room import MIB, OWN, Bounds
 from runtime.memory import MemoryUse
+from runtime.turns import Turns, Who
 from tests.csi_rig import NOW, OTHER_UID, UID, Rig, contents, plain_directory, publish_request, rig, target, volume
 from tests.csi_rig import unpublish_request as unpublishing
 from tests.unit.csi.test_node_publish import closed
@@ -44,7 +45,9 @@ def on_a_node(main: Callable[[Rig, Memory], Awaitable[None]], base: Path, use: M
     asyncio.run(run())
 
 
-def left_behind(here: Rig, uid: str = UID, name: str = "spiffe", generations: int = 1, due: int = 40) -> Volume:
+def left_behind(
+    here: Rig, uid: str = UID, name: str = "spiffe", generations: int = 1, due: int = 40, namespace: str = "default"
+) -> Volume:
     """A volume as an earlier process left it, called `csi-` and its name."""
     place = Path(target(here.root, uid, name))
     place.mkdir(parents=True)
@@ -55,7 +58,8 @@ def left_behind(here: Rig, uid: str = UID, name: str = "spiffe", generations: in
             os.utime(place / os.readlink(place / "..data"), (number, number))
     here.mounts.mounted.add(place.stat().st_ino)
     usual = volume(here.root, uid, f"csi-{name}")
-    found = replace(usual, target=str(place), below_pods=(*usual.below_pods[:3], name, "mount"))
+    pod = replace(usual.pod, namespace=namespace)
+    found = replace(usual, pod=pod, target=str(place), below_pods=(*usual.below_pods[:3], name, "mount"))
     here.journal.record(Entry(found, written.identity.default.serial, NOW + timedelta(minutes=due)))
     return found
 
@@ -98,6 +102,47 @@ def test_each_pods_first_volume_comes_before_any_second_one(tmp_path: Path) -> N
         assert adopted(here) == ["csi-greedy0", "csi-late", "csi-greedy1", "csi-greedy2"]
 
     on_a_node(main, tmp_path)
+
+
+def test_of_as_many_volumes_of_a_pod_those_of_each_namespace_come_in_turn(tmp_path: Path) -> None:
+    async def main(here: Rig, memory: Memory) -> None:
+        for number in range(3):
+            left_behind(here, f"{UID[:-1]}{number}", f"evil{number}", due=number, namespace="evil")
+        left_behind(here, f"{UID[:-1]}0", "second", due=1, namespace="evil")
+        for number in range(2):
+            left_behind(here, f"{OTHER_UID[:-1]}{number}", f"other{number}", due=30 + number, namespace="other")
+        await here.adopt()
+        assert adopted(here) == ["csi-evil0", "csi-other0", "csi-evil1", "csi-other1", "csi-evil2", "csi-second"]
+
+    on_a_node(main, tmp_path)
+
+
+def test_a_volume_that_waits_to_be_picked_up_goes_in_its_pods_turn(tmp_path: Path) -> None:
+    async def run() -> None:
+        ending = Turns(1)
+        async with rig(tmp_path, ending=ending) as here:
+            left, unknown = left_behind(here), left_behind(here, OTHER_UID, "unknown")
+            await here.node.look()
+            order: list[str] = []
+
+            async def goes(name: str, uid: str, volume_id: str) -> None:
+                request = unpublishing(here.root, uid, volume_id)
+                request.target_path = left.target if name == "left" else unknown.target
+                await here.node.unpublish(request)
+                order.append(name)
+
+            async with ending.turn(Who("x", "y")):
+                crowd = [asyncio.create_task(goes(f"stray{n}", OTHER_UID, f"csi-stray{n}")) for n in range(5)]
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                one = asyncio.create_task(goes("left", UID, left.id))
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            await asyncio.gather(one, *crowd)
+            # What nobody knows is one namespace among others.
+            assert order.index("left") == 1
+
+    asyncio.run(run())
 
 
 def test_what_is_left_counts_before_it_is_picked_up(tmp_path: Path) -> None:

@@ -171,3 +171,97 @@ def test_what_the_node_itself_does_for_one_namespace_leaves_room_for_another(tmp
             assert here.node.volumes == 21
 
     asyncio.run(run())
+
+
+async def published(here: Rig, many: int) -> None:
+    """Volumes of the one namespace, and the one after them of another."""
+    await asyncio.gather(*(here.publish(request(here, number)) for number in range(many)))
+    await here.publish(request(here, many, "other", OTHER_UID))
+
+
+def going(here: Rig, number: int, uid: str = UID) -> csi_pb2.NodeUnpublishVolumeRequest:
+    target = request(here, number, uid=uid).target_path
+    return csi_pb2.NodeUnpublishVolumeRequest(volume_id=f"csi-{number}", target_path=target)
+
+
+def test_four_hundred_unpublishes_of_one_namespace_and_one_of_another(tmp_path: Path) -> None:
+    async def run() -> None:
+        ending = Turns(4, of_group=2)
+        async with rig(tmp_path, bounds=MANY, ending=ending) as here:
+            await published(here, 400)
+            order: list[str] = []
+
+            async def unpublish(number: int, namespace: str, uid: str) -> None:
+                await here.node.unpublish(going(here, number, uid))
+                order.append(namespace)
+
+            here.steps.hold("close")
+            storm = [asyncio.create_task(unpublish(number, "evil", UID)) for number in range(400)]
+            await until(lambda: here.steps.taken.count("close") == 2)
+            assert ending.waiting == 398
+            one = asyncio.create_task(unpublish(400, "other", OTHER_UID))
+            # It has begun; so has what kubelet wants taken away that nobody knows, as after a crash.
+            await until(lambda: here.steps.taken.count("close") == 3)
+            await here.node.unpublish(going(here, 999))
+            # A pod that starts waits for none of them either.
+            await here.publish(request(here, 401, "third", OTHER_UID))
+            assert not order
+            here.steps.release("close")
+            await one
+            assert order.index("other") <= 2 * 2
+            await asyncio.gather(*storm)
+            assert (here.node.volumes, ending.waiting) == (1, 0)
+
+    asyncio.run(run())
+
+
+def test_an_unpublish_that_waits_ends_with_its_caller_and_takes_nothing_away(tmp_path: Path) -> None:
+    async def run() -> None:
+        ending = Turns(1)
+        async with rig(tmp_path, ending=ending) as here:
+            await here.publish()
+            async with ending.turn(Who("evil", "pod")):
+                call = asyncio.create_task(here.unpublish())
+                await until(lambda: ending.waiting == 1)
+                # It is the volume's one operation while it waits.
+                with pytest.raises(OperationPending):
+                    await here.publish()
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+                await here.node.settle()
+                assert ending.waiting == 0
+            assert "close" not in here.steps.taken
+            await here.publish()
+            assert here.observed[-1] == "republished"
+            await here.unpublish()
+            assert here.node.volumes == 0
+
+    asyncio.run(run())
+
+
+def test_an_unpublish_that_has_begun_outlives_its_caller_and_gives_its_turn_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        ending = Turns(1)
+        async with rig(tmp_path, ending=ending) as here:
+            await here.publish()
+            here.steps.hold("close")
+            call = asyncio.create_task(here.unpublish())
+            await here.steps.reached("close")
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            here.steps.release("close")
+            await here.node.settle()
+            assert here.node.volumes == 0
+            # One that fails gives it back as well.
+            await here.publish()
+            here.steps.failing["close"] = OSError(5, "Input/output error")
+            with pytest.raises(OSError, match="Input/output"):
+                await here.unpublish()
+            here.steps.failing.clear()
+            async with asyncio.timeout(30):
+                await here.unpublish()
+            assert here.node.volumes == 0
+
+    asyncio.run(run())
