@@ -16,10 +16,11 @@ KEYSTORE_FILES = (KEYSTORE, TRUSTSTORE, PASSWORD)
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file's content; `secret` when it lets its reader act as the pod."""
+    """A file's content; `secret` when it lets its reader act as the pod, `lasting` when few renewals change it."""
 
     content: bytes
     secret: bool = False
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,18 @@ def _bundle_map(identity: WorkloadIdentity) -> bytes:
 class _Role:
     secret: bool
     render: Callable[[WorkloadIdentity], bytes]
+    lasting: bool = False
 
 
 _ROLES: Mapping[str, _Role] = MappingProxyType(
     {
         "certificate": _Role(False, lambda identity: identity.default.chain_pem()),
         "key": _Role(True, lambda identity: identity.default.key_pem()),
-        "bundle": _Role(False, lambda identity: identity.bundle.to_pem()),
+        "bundle": _Role(False, lambda identity: identity.bundle.to_pem(), lasting=True),
         "combined": _Role(True, lambda identity: identity.default.key_pem() + identity.default.chain_pem()),
-        "jwks": _Role(False, lambda identity: identity.bundle.to_jwks()),
-        "bundle map": _Role(False, _bundle_map),
-        "jwt jwks": _Role(False, lambda identity: identity.bundle.to_jwt_jwks()),
+        "jwks": _Role(False, lambda identity: identity.bundle.to_jwks(), lasting=True),
+        "bundle map": _Role(False, _bundle_map, lasting=True),
+        "jwt jwks": _Role(False, lambda identity: identity.bundle.to_jwt_jwks(), lasting=True),
     }
 )
 ROLES: Mapping[str, str] = MappingProxyType(
@@ -137,12 +139,19 @@ def file_names(options: VolumeOptions) -> list[str]:
     return [*names, SOCKET, *SOCKET_LINKS]
 
 
+def lasting(options: VolumeOptions) -> frozenset[str]:
+    """The names of the files that most renewals do not change."""
+    chosen, roles = dict(options.file_names), LAYOUTS[options.layout].roles
+    names = {chosen.get(role, name) for role, name in roles.items() if _ROLES[role].lasting}
+    return frozenset(names | {TRUSTSTORE, PASSWORD} if options.has_keystores else names)
+
+
 def render(options: VolumeOptions, contents: Contents, password: str) -> Mapping[str, File]:
     """File name to content. `password` is that of the keystores. Raises InvalidKey for a key no keystore holds."""
     identity = contents.identity
     chosen = dict(options.file_names)
     files = {
-        chosen.get(role, name): File(_ROLES[role].render(identity), _ROLES[role].secret)
+        chosen.get(role, name): File(_ROLES[role].render(identity), _ROLES[role].secret, _ROLES[role].lasting)
         for role, name in LAYOUTS[options.layout].roles.items()
     }
     for file in options.jwt_files:
@@ -150,6 +159,6 @@ def render(options: VolumeOptions, contents: Contents, password: str) -> Mapping
             files[file.name] = File(contents.jwt_svids[file.name].token.encode(), secret=True)
     if options.has_keystores:
         files[KEYSTORE] = File(keystore(identity.default, password), secret=True)
-        files[TRUSTSTORE] = File(truststore(identity.bundle, password))
-        files[PASSWORD] = File(password.encode(), secret=True)
+        files[TRUSTSTORE] = File(truststore(identity.bundle, password), lasting=True)
+        files[PASSWORD] = File(password.encode(), secret=True, lasting=True)
     return files

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from csi.errors import InvalidRequest, UndoFailed
+from csi.files import opened
 from csi.volume import INODES, SIZE
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
@@ -276,16 +277,6 @@ def mount_id(directory: int) -> int:
     """The id of the mount that the open `directory` lies in: unlike device numbers it tells bind mounts apart."""
     with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
-
-
-@contextmanager
-def opened(name: str, parent: int) -> Iterator[int]:
-    """The directory `name` of `parent`, opened without following a symlink, closed afterwards."""
-    directory = os.open(name, _DIR, dir_fd=parent)
-    try:
-        yield directory
-    finally:
-        os.close(directory)
 
 
 @contextmanager

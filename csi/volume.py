@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from io import FileIO
 
 from csi import layout, state
+from csi.files import EMPTY, READ, created, opened, read, weigh, whole
 from csi.model import Contents, Volume, Weight
 from csi.pb import csi_pb2
+from svid.identity import Trust
 
 _DATA = "..data"
 # Where a socket is bound before it is the volume's.
@@ -31,8 +32,6 @@ GENERATIONS_KEPT = 3
 SIZE, INODES = "4m", 256
 # open_tree(2) has one number on all machines.
 _OPEN_TREE, _CLONE, _CLOEXEC, _EMPTY_PATH = 428, 1, os.O_CLOEXEC, 0x1000
-_EMPTY = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,8 @@ class VolumeDirectory:
         self._modes = modes(volume.group)
         # The same over the volume's life: a program that read it once opens the next keystore with it.
         self._password = volume.options.keystore_password or ""
+        # What the files say of whom to trust.
+        self._trust: Trust | None = None
 
     @property
     def descriptor(self) -> int:
@@ -75,14 +76,16 @@ class VolumeDirectory:
         if self._options.has_keystores and not self._password:
             self._password = secrets.token_urlsafe(24)
         files = layout.render(self._options, contents, self._password)
+        trust = contents.identity.trust
         stamp = f"..{now.astimezone(UTC):%Y_%m_%d_%H_%M_%S}.{secrets.token_hex(4)}"
         os.mkdir(stamp, 0o700, dir_fd=self._fd)
         try:
-            self._fill(stamp, files, state.dump(state.State(contents, self._password)))
+            self._fill(stamp, files, state.dump(state.State(contents, self._password)), self._trust == trust)
             self._switch(stamp)
         except BaseException:
             self._discard(stamp)
             raise
+        self._trust = trust
         for name in files:
             self._link(name, f"{_DATA}/{name}")
         for name in layout.SOCKET_LINKS:
@@ -93,10 +96,11 @@ class VolumeDirectory:
         """What an earlier process wrote. Raises OSError, SvidError."""
         directory = os.open(_DATA, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
         try:
-            found = state.load(_read(directory, state.NAME))
+            found = state.load(read(directory, state.NAME))
         finally:
             os.close(directory)
         self._password = self._password or found.password
+        self._trust = found.contents.identity.trust
         return found.contents
 
     def holds(self, contents: Contents) -> bool:
@@ -109,7 +113,7 @@ class VolumeDirectory:
         try:
             present = set(os.listdir(directory))
             return present >= set(layout.file_names(self._options)) - {layout.SOCKET, *layout.SOCKET_LINKS} and all(
-                _read(directory, name) == file.content
+                read(directory, name) == file.content
                 for name, file in files.items()
                 if name not in layout.KEYSTORE_FILES
             )
@@ -213,8 +217,8 @@ class VolumeDirectory:
 
     def weight(self, mount: int, inode: int) -> Weight:
         """What it takes of memory, where the kernel takes so many bytes for a mount and an inode. Raises OSError."""
-        own, below = _weigh(self._fd, ".", inode)
-        held = [_weigh(self._fd, name, inode)[0] for name in below]
+        own, below = weigh(self._fd, ".", inode)
+        held = [weigh(self._fd, name, inode)[0] for name in below]
         now = mount + max(own + sum(held), self._used(inode))
         return Weight(now, max(now, mount + own + max(held, default=0) * GENERATIONS_KEPT))
 
@@ -250,22 +254,52 @@ class VolumeDirectory:
             # Whoever could bind in it left something.
             shutil.rmtree(_PLACE, dir_fd=self._fd)
 
-    def _fill(self, stamp: str, files: Mapping[str, layout.File], kept: bytes) -> None:
+    def _fill(self, stamp: str, files: Mapping[str, layout.File], kept: bytes, same_trust: bool) -> None:
         options = self._options
         public, secret = (self._modes.file if mode is None else mode for mode in (options.file_mode, options.key_mode))
         owner = -1 if options.owner is None else options.owner
         group = -1 if self._group is None else self._group
-        with _opened(stamp, self._fd) as directory:
-            with _created(directory, state.NAME, kept) as file:
+        with opened(stamp, self._fd) as directory:
+            with created(directory, state.NAME, kept) as file:
                 os.fchmod(file, 0o400)
             for name, content in files.items():
-                with _created(directory, name, content.content) as file:
+                with self._made(directory, name, content, same_trust) as file:
                     if (owner, group) != (-1, -1):
                         os.fchown(file, owner, group)
                     os.fchmod(file, secret if content.secret else public)
             if group != -1:
                 os.fchown(directory, -1, group)
             os.fchmod(directory, self._modes.directory)
+
+    @contextmanager
+    def _made(self, directory: int, name: str, file: layout.File, same_trust: bool) -> Iterator[int]:
+        """The file, open for who may read it to be set: the present one again where that says the same.
+
+        Then it takes no more memory, and who has a mount of it alone (subPath) goes on having what is current.
+        """
+        found = self._linked(directory, name) if file.lasting else None
+        if found is not None:
+            try:
+                # A trust store is never the same twice.
+                if (name == layout.TRUSTSTORE and same_trust) or whole(found) == file.content:
+                    yield found
+                    return
+            finally:
+                os.close(found)
+            os.unlink(name, dir_fd=directory)
+        with created(directory, name, file.content) as new:
+            yield new
+
+    def _linked(self, directory: int, name: str) -> int | None:
+        try:
+            os.link(f"{_DATA}/{name}", name, src_dir_fd=self._fd, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return None
+        try:
+            return os.open(name, READ, dir_fd=directory)
+        except OSError:
+            os.unlink(name, dir_fd=directory)
+            return None
 
     def _switch(self, stamp: str) -> None:
         temporary = f"{_DATA}_tmp"
@@ -298,11 +332,13 @@ class VolumeDirectory:
         """Remove a directory of files, and what is in them also for whoever has one open.
 
         A pod that opened all and closed none would keep them, in memory that is the agent's, until the volume is full.
+        What most renewals do not change is left to it: a program may have a mount of that alone (subPath).
         """
-        with suppress(OSError), _opened(name, self._fd) as directory:
-            for file in os.listdir(directory):
+        lasting = layout.lasting(self._options)
+        with suppress(OSError), opened(name, self._fd) as directory:
+            for file in set(os.listdir(directory)) - lasting:
                 with suppress(OSError):
-                    os.close(os.open(file, _EMPTY, dir_fd=directory))
+                    os.close(os.open(file, EMPTY, dir_fd=directory))
         shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
 
 
@@ -325,41 +361,3 @@ def _rooted(directory: int) -> Iterator[int]:
         yield found
     finally:
         os.close(found)
-
-
-@contextmanager
-def _opened(name: str, parent: int) -> Iterator[int]:
-    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        yield directory
-    finally:
-        os.close(directory)
-
-
-def _weigh(parent: int, name: str, inode: int) -> tuple[int, list[str]]:
-    """Bytes of what is in that directory beside other directories, itself included, and the names of those."""
-    found, below = inode, list[str]()
-    # Opened anew: whoever reads the same open directory at the same time would get the other half.
-    with _opened(name, parent) as directory:
-        for entry in os.scandir(directory):
-            if entry.is_dir(follow_symlinks=False):
-                below.append(entry.name)
-            else:
-                found += inode + entry.stat(follow_symlinks=False).st_blocks * 512
-    return found, below
-
-
-@contextmanager
-def _created(directory: int, name: str, content: bytes) -> Iterator[int]:
-    """A new file that holds all of `content`, open for who may read it to be set. Raises OSError."""
-    with FileIO(os.open(name, _CREATE, 0o600, dir_fd=directory), "wb") as file:
-        rest = memoryview(content)
-        while rest:
-            # Of what does not fit any more write(2) takes a part, and complains at the next call only.
-            rest = rest[file.write(rest) :]
-        yield file.fileno()
-
-
-def _read(directory: int, name: str) -> bytes:
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
-        return file.read()

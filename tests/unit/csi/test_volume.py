@@ -16,9 +16,13 @@ from csi import volume as volume_module
 from csi.errors import InvalidRequest
 from csi.model import Contents
 from csi.volume import modes
+from svid.authority import X509Authority
+from svid.bundle import TrustBundle
 from svid.errors import InvalidSvid
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import TrustDomain
 from tests.csi_rig import NOW, WEB, contents, plain_directory
 from tests.here_sockets import socket_path
 
@@ -141,7 +145,8 @@ def test_a_reader_keeps_the_two_generations_before(tmp_path: Path) -> None:
 def test_what_a_pod_has_open_of_files_that_are_removed_is_empty(tmp_path: Path) -> None:
     with plain_directory(tmp_path) as directory:
         directory.write(contents(), NOW)
-        held = [os.open(tmp_path / "..data" / name, os.O_RDONLY) for name in (*FILES, ".state.json")]
+        names = [".state.json", "tls.crt", *SECRET]
+        held = [os.open(tmp_path / "..data" / name, os.O_RDONLY) for name in names]
         try:
             for number in range(1, 3):
                 directory.write(contents(), NOW + timedelta(seconds=number))
@@ -151,6 +156,56 @@ def test_what_a_pod_has_open_of_files_that_are_removed_is_empty(tmp_path: Path) 
         finally:
             for file in held:
                 os.close(file)
+
+
+def also_trusting(given: Contents, more: TrustBundle) -> Contents:
+    own = given.identity.bundle
+    both = replace(own, x509_authorities=(*own.x509_authorities, *more.x509_authorities))
+    return replace(given, identity=replace(given.identity, bundle=both))
+
+
+def test_files_that_say_the_same_again_are_one_and_stay_readable_for_who_mounted_one_alone(tmp_path: Path) -> None:
+    attributes = {"keystores": "pkcs12"}
+    lasting = ["ca.crt", "bundle.json", "truststore.p12", "keystore.password"]
+    with plain_directory(tmp_path, attributes) as directory:
+        directory.write(contents(), NOW)
+        first = {path.name: path.stat().st_ino for path in (tmp_path / "..data").iterdir()}
+        before = {name: (tmp_path / name).read_bytes() for name in lasting}
+        held = [os.open(tmp_path / name, os.O_RDONLY) for name in lasting]
+        for number in range(1, 6):
+            directory.write(contents(), NOW + timedelta(seconds=number))
+        now = {path.name: path.stat().st_ino for path in (tmp_path / "..data").iterdir()}
+        assert {name for name in now if now[name] == first[name]} == set(lasting)
+        assert {stat.S_IMODE((tmp_path / "..data" / name).stat().st_mode) for name in lasting} == {0o444}
+        # What they weigh is not counted once for each generation.
+        assert directory.weight(0, 0).now < sum(path.stat().st_blocks * 512 for path in tmp_path.glob("..2*/*"))
+        # Other authorities are other files, and whoever has the old ones keeps them.
+        domain, day = TrustDomain("example.org"), timedelta(days=1)
+        another = X509Authority.create(domain, algorithm=KeyAlgorithm.EC_P256, lifetime=day, now=NOW)
+        changed = also_trusting(contents(), another.bundle)
+        for number in range(6, 10):
+            directory.write(changed, NOW + timedelta(seconds=number))
+        after = {name: (tmp_path / name).read_bytes() for name in lasting}
+        assert {name for name in lasting if after[name] != before[name]} == {"ca.crt", "bundle.json", "truststore.p12"}
+        assert [os.pread(file, 1 << 20, 0) for file in held] == [before[name] for name in lasting]
+        for file in held:
+            os.close(file)
+
+
+@pytest.mark.parametrize("damage", ["link", "other content", "gone"])
+def test_a_file_that_somebody_damaged_is_not_kept_because_it_lasts(tmp_path: Path, damage: str) -> None:
+    with plain_directory(tmp_path) as directory:
+        directory.write(contents(), NOW)
+        own = (tmp_path / "ca.crt").read_bytes()
+        path = (tmp_path / "..data").resolve() / "ca.crt"
+        path.unlink()
+        if damage == "link":
+            path.symlink_to("/etc/hostname")
+        if damage == "other content":
+            path.write_bytes(own[:-1])
+        directory.write(contents(), NOW + timedelta(seconds=1))
+        assert (tmp_path / "ca.crt").read_bytes() == own
+        assert not (tmp_path / "..data" / "ca.crt").is_symlink()
 
 
 def test_what_a_pod_has_open_of_files_that_never_came_about_is_empty(
