@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import admin, fairness
+from agent import admin, budget, fairness
 from agent.authority.jwt_keys import JwtKeys, open_given, open_kept
 from agent.authority.local import IssuePolicy, LocalAuthority, open_embedded, open_files
 from agent.channel.messages import Begin
@@ -273,7 +273,8 @@ def _serving(config: AgentConfig) -> Settings:
         spiffe_validator=config.sds_spiffe_validator,
         log_level=logging.getLogger().getEffectiveLevel(),
     )
-    return Settings(Confinement(config.socket_user, config.socket_memory * 1024 * 1024), begin)
+    limits = (config.socket_memory * MIB, budget.descriptors(config.volumes))
+    return Settings(Confinement(config.socket_user, *limits), begin)
 
 
 async def _for_ever(task: "asyncio.Task[None]") -> None:

@@ -1,13 +1,15 @@
-"""Frames on a socket pair: four bytes of length, then a message. Bounded: what is longer is refused unread."""
+"""Frames on a socket pair: four bytes of length, then a message. Bounded: what is longer is refused unread, and of what
+waits to be sent one message at a time is bytes."""
 
 import array
 import asyncio
+import errno
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -15,10 +17,16 @@ LENGTH = 4
 _CHUNK = 128 * 1024
 # Messages of one read that are handled before others have their turn.
 _AT_ONCE = 50
+# Bytes that are sent before others have their turn.
+_TURN = 1024 * 1024
 # Descriptors that may come with what is read at one go.
 _DESCRIPTORS = 64
+# In the place of one that the kernel had to drop.
+_LOST = -1
 _SPACE = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
 Message = TypeVar("Message")
+# A message, or what makes it when its turn has come: nothing is kept of it before, and it is the newest then.
+Sent: TypeAlias = msgspec.Struct | Callable[[], msgspec.Struct]
 
 
 class BadFrame(Exception):
@@ -57,9 +65,11 @@ class Frames(Generic[Message]):
 
 @dataclass(slots=True)
 class _Piece:
-    """What is left of a message to be sent, with a descriptor of its own to go with it."""
+    """A message to be sent, with a descriptor of its own to go with it. `rest`: its bytes that are left, once there are
+    any: the first one's only."""
 
-    rest: memoryview
+    message: Sent
+    rest: memoryview | None
     descriptor: int | None
     sent: asyncio.Future[None]
 
@@ -68,7 +78,7 @@ class _Piece:
             os.close(self.descriptor)
             self.descriptor = None
 
-    def end(self, error: OSError | None) -> None:
+    def end(self, error: Exception | None) -> None:
         if self.sent.done():
             return  # the sender does not wait any more
         if error is None:
@@ -98,25 +108,38 @@ class Wire(Generic[Message]):
         self._takes = descriptors
         self._came: deque[int] = deque()
         self._waiting: deque[_Piece] = deque()
+        # Bytes that the kernel has taken so far.
+        self.taken = 0
 
-    async def send(self, message: msgspec.Struct, descriptor: int | None = None) -> None:
+    @property
+    def held(self) -> int:
+        """Bytes that wait."""
+        first = self._waiting[0].rest if self._waiting else None
+        return len(first) if first is not None else 0
+
+    async def send(self, message: Sent, descriptor: int | None = None) -> None:
         """Send it, after those before it; returns when the kernel has it. Raises OSError.
 
         It is sent whole, whether the caller waits for that or is cancelled.
         """
-        body = self._encoder.encode(message)
-        rest = memoryview(len(body).to_bytes(LENGTH, "big") + body)
+        waiting = self.post(message, descriptor)
+        if waiting is not None:
+            await waiting
+
+    def post(self, message: Sent, descriptor: int | None = None) -> "asyncio.Future[None] | None":
+        """As `send`, for who waits otherwise: until this is done, or not at all where it is None. Raises OSError."""
+        rest: memoryview | None = None
         if not self._waiting:
-            rest, descriptor = self._write(rest, descriptor)
+            rest, descriptor = self._write(self._encoded(message), descriptor)
             if not rest:
-                return
+                return None
         loop = asyncio.get_running_loop()
         sent: asyncio.Future[None] = loop.create_future()
         kept = None if descriptor is None else os.dup(descriptor)
-        self._waiting.append(_Piece(rest, kept, sent))
+        self._waiting.append(_Piece(message, rest, kept, sent))
         if len(self._waiting) == 1:
             loop.add_writer(self._end, self._flush)
-        await sent
+        return sent
 
     async def received(self) -> AsyncGenerator[Message, None]:
         """Each message that comes, until the other end is closed. Raises BadFrame, OSError."""
@@ -136,36 +159,62 @@ class Wire(Generic[Message]):
             await asyncio.sleep(0)
 
     def descriptor(self) -> int:
-        """The oldest descriptor that came; the caller's to close. Raises BadFrame when there is none."""
+        """The oldest descriptor that came; the caller's to close. Raises OSError where this process could have no more,
+        BadFrame when none was sent."""
         if not self._came:
             raise BadFrame("a descriptor is missing")
-        return self._came.popleft()
+        found = self._came.popleft()
+        if found == _LOST:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return found
 
     def close(self) -> None:
         """Close this end, and what came and was not taken. Whoever still sends is told."""
         self._give_up(ConnectionResetError("the channel is closed"))
         self._end.close()
         while self._came:
-            os.close(self._came.popleft())
+            if (each := self._came.popleft()) != _LOST:
+                os.close(each)
+
+    def _encoded(self, message: Sent) -> memoryview:
+        made = message if isinstance(message, msgspec.Struct) else message()
+        # In one piece: a large one is not copied for the sake of its length.
+        frame = bytearray(LENGTH)
+        self._encoder.encode_into(made, frame, LENGTH)
+        frame[:LENGTH] = (len(frame) - LENGTH).to_bytes(LENGTH, "big")
+        return memoryview(frame)
 
     def _write(self, rest: memoryview, descriptor: int | None) -> tuple[memoryview, int | None]:
         """What could not be written now of both. Raises OSError."""
         try:
             while rest:
                 if descriptor is None:
-                    rest = rest[self._end.send(rest) :]
+                    sent = self._end.send(rest)
                 else:
-                    rest = rest[socket.send_fds(self._end, [rest], [descriptor]) :]
+                    sent = socket.send_fds(self._end, [rest], [descriptor])
                     descriptor = None
+                self.taken += sent
+                rest = rest[sent:]
         except BlockingIOError:
             pass
         return rest, descriptor
 
     def _flush(self) -> None:
+        turn = self.taken + _TURN
         try:
             while self._waiting:
+                if self.taken >= turn:
+                    return
                 piece = self._waiting[0]
-                piece.rest, left = self._write(piece.rest, piece.descriptor)
+                try:
+                    rest = self._encoded(piece.message) if piece.rest is None else piece.rest
+                except Exception as error:
+                    # Nothing of it was sent: it is its sender's affair, and no other's.
+                    self._waiting.popleft()
+                    piece.close()
+                    piece.end(error)
+                    continue
+                piece.rest, left = self._write(rest, piece.descriptor)
                 if left is None:
                     piece.close()
                 if piece.rest:
@@ -188,7 +237,10 @@ class Wire(Generic[Message]):
     def _read(self) -> bytes:
         if not self._takes:
             return self._end.recv(_CHUNK)
-        data, ancillary, _, _ = self._end.recvmsg(_CHUNK, _SPACE, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self._end.recvmsg(_CHUNK, _SPACE, socket.MSG_CMSG_CLOEXEC)
+        if flags & socket.MSG_CTRUNC and not ancillary:
+            # The kernel hands over what came with one message at a time: it is this one's.
+            self._came.append(_LOST)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 each = array.array("i")

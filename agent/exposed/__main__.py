@@ -24,10 +24,12 @@ LATE = (
 
 
 def main() -> None:
-    """Arguments: descriptor of the channel, the agent's process id, user, bytes of memory, `strict` or `lenient`."""
-    channel, parent, user, memory = (int(each) for each in sys.argv[1:5])
+    """Arguments: descriptor of the channel, the agent's process id, user, bytes of memory, descriptors, `strict` or
+    `lenient`."""
+    channel, parent, user, memory, descriptors = (int(each) for each in sys.argv[1:6])
+    bounds = confinement.Bounds(user, memory, descriptors, parent, sys.argv[6] == "strict")
     try:
-        lacking = confinement.confine(confinement.Bounds(user, memory, parent, sys.argv[5] == "strict"))
+        lacking = confinement.confine(bounds)
     except confinement.Refused as error:
         sys.exit(f"cannot be confined: {error}")
     server.run(channel, lacking)

@@ -40,10 +40,12 @@ _OOM_SCORE = "500"
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """`user`: uid and gid to become. `memory`: bytes. `strict`: every step must succeed that the kernel knows."""
+    """`user`: uid and gid to become. `memory`: bytes. `descriptors`: how many may be open. `parent`: the agent.
+    `strict`: every step must succeed that the kernel knows."""
 
     user: int
     memory: int
+    descriptors: int
     parent: int
     strict: bool
 
@@ -103,6 +105,9 @@ def _limit(bounds: Bounds) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (bounds.memory, bounds.memory))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = bounds.descriptors if most == resource.RLIM_INFINITY else min(bounds.descriptors, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (found, found))
     # Not RLIMIT_NPROC: it counts all processes of the user on the whole node, and a pod may run as any user.
     os.umask(0o077)
 

@@ -79,7 +79,12 @@ class Served:
             case messages.Begin():
                 self._begin(order)
             case messages.Open():
-                await self._open(order, self._wire.descriptor())
+                try:
+                    directory = self._wire.descriptor()
+                except OSError as error:
+                    await self._wire.send(messages.Opened(order.volume, str(error)))
+                else:
+                    await self._open(order, directory)
             case messages.Changed():
                 self._change(order.volume, order.snapshot)
             case messages.Close():

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from runtime.terminal import printable
 _log = logging.getLogger("podsvid.servers")
 # Seconds: an answer to an order; from one sign of life to the next; without one.
 ANSWER, PING, SILENCE = 10.0, 5.0, 20.0
+# Bytes a second that it takes at least of what waits for it, beyond ANSWER.
+PACE = 1024 * 1024
 # Characters of what it says of an order that failed: kubelet shows them in the pod's event.
 MOST_TOLD = 256
 _Answer = TypeVar("_Answer")
@@ -61,11 +64,10 @@ class Link:
         request = next(self._requests)
         return await self._answered(self._looking, request, messages.Look(request, number, peers))
 
-    async def send(self, order: messages.Order) -> None:
-        """Tell it. Raises LinkLost."""
+    async def send(self, order: messages.Order | Callable[[], messages.Order]) -> None:
+        """Tell it, after what it was told before. Raises LinkLost."""
         try:
-            async with asyncio.timeout(ANSWER):
-                await self._wire.send(order)
+            await self._taken(order)
         except (OSError, TimeoutError):
             self.lost.set()
             raise LinkLost from None
@@ -120,13 +122,29 @@ class Link:
             await asyncio.sleep(PING)
             self._heard.clear()
             try:
+                await self._taken(messages.Ping())
                 async with asyncio.timeout(SILENCE):
-                    await self._wire.send(messages.Ping())
                     await self._heard.wait()
-            except TimeoutError:
-                return f"it was silent for {SILENCE:g} s"
+            except TimeoutError as error:
+                return str(error) or f"it was silent for {SILENCE:g} s"
             except OSError as error:
                 return error.strerror or type(error).__name__
+
+    async def _taken(self, order: messages.Order | Callable[[], messages.Order], place: int | None = None) -> None:
+        """Wait until it has it: ANSWER, and longer for what it takes meanwhile. Raises OSError, TimeoutError."""
+        waiting = self._wire.post(order, place)
+        if waiting is None:
+            return
+        began, before = time.monotonic(), self._wire.taken
+        try:
+            while not waiting.done():
+                left = began + ANSWER + (self._wire.taken - before) / PACE - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("it took nothing")
+                await asyncio.wait([waiting], timeout=left)
+            waiting.result()
+        finally:
+            waiting.cancel()
 
     async def _answered(
         self, waiting: dict[int, asyncio.Future[_Answer]], key: int, order: messages.Order, place: int | None = None
@@ -136,8 +154,8 @@ class Link:
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         waiting[key] = answer
         try:
+            await self._taken(order, place)
             async with asyncio.timeout(ANSWER):
-                await self._wire.send(order, place)
                 return await answer
         except (OSError, TimeoutError):
             # One that does not do as it is told is started again: a socket that stays open keeps its volume.

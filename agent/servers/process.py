@@ -27,10 +27,11 @@ class NotConfined(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """`user`: uid and gid of its own; `memory`: bytes that it may have."""
+    """`user`: uid and gid of its own; `memory`: bytes, and `descriptors`: open files, that it may have."""
 
     user: int
     memory: int
+    descriptors: int
 
     @property
     def strict(self) -> bool:
@@ -59,7 +60,8 @@ class Exposed:
         try:
             descriptor = theirs.fileno()
             strict = "strict" if confinement.strict else "lenient"
-            arguments = (descriptor, os.getpid(), confinement.user, confinement.memory, strict)
+            limits = (confinement.memory, confinement.descriptors)
+            arguments = (descriptor, os.getpid(), confinement.user, *limits, strict)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-P", "-m", "agent.exposed"),

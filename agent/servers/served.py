@@ -14,6 +14,7 @@ from agent.channel.frames import BadFrame, Wire
 from agent.channel.snapshots import Writer
 from agent.errors import AuthorityRefused, AuthorityUnavailable, SocketUnavailable
 from agent.servers import asked
+from agent.servers.following import follow
 from agent.servers.link import Link, LinkLost
 from agent.servers.process import Confinement, Exposed, NotConfined
 from agent.servers.protocol import JwtSource, Peer, PodSocket, Use
@@ -153,7 +154,7 @@ class Servers:
             # What was opened there would keep the volume, whoever gave up waiting for it.
             self._later(self._forget(link, number))
             raise
-        following = asyncio.create_task(self._follow(socket, link, number, version), name="snapshots")
+        following = asyncio.create_task(follow(link, number, socket.feed, version, self._writer), name="snapshots")
         socket.at = At(link, number, following)
         self._open[number] = socket
 
@@ -175,14 +176,6 @@ class Servers:
         link = await self.link()
         async with self._slots:
             await socket.bring(link)
-
-    async def _follow(self, socket: "ServedSocket", link: Link, number: int, version: int) -> None:
-        with suppress(LinkLost):
-            while True:
-                version = await socket.feed.wait_beyond(version)
-                identity = socket.feed.current
-                assert identity is not None
-                await link.send(messages.Changed(number, self._writer.snapshot(identity)))
 
     async def _tell(self, link: Link, order: messages.Order) -> None:
         with suppress(LinkLost):

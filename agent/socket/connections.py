@@ -11,7 +11,8 @@ import socket
 import struct
 import threading
 from collections import Counter, deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,23 +75,27 @@ class Connections:
 
     def taken(self, descriptor: int) -> None:
         """A connection that was just taken; it is shut where there are too many. Raises OSError."""
-        own = os.dup(descriptor)
-        try:
-            with socket.socket(fileno=own) as each:
+        entered = False
+        with _borrowed(descriptor) as each:
+            try:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALLEST)
                 address = str(each.getsockname())
-                each.detach()
-            pod = self._pods.get(address, address)
-            with self._lock:
-                self._look()
-                if self._counts[pod] < self._pod and len(self._held) < self._most:
-                    self._counts[pod] += 1
-                    self._held.append(_Held(pod, own, descriptor, os.fstat(own).st_ino))
-                    return
-        except BaseException:
-            _shut(own)
-            raise
-        _shut(own)
+                entered = self._enter(self._pods.get(address, address), descriptor)
+            finally:
+                if not entered:
+                    # It takes no descriptor: there may be none left.
+                    with suppress(OSError):
+                        each.shutdown(socket.SHUT_RDWR)
+
+    def _enter(self, pod: str, descriptor: int) -> bool:
+        """Whether there was room for it in the books. Raises OSError."""
+        with self._lock:
+            self._look()
+            if self._counts[pod] >= self._pod or len(self._held) >= self._most:
+                return False
+            self._held.append(_Held(pod, os.dup(descriptor), descriptor, os.fstat(descriptor).st_ino))
+            self._counts[pod] += 1
+            return True
 
     def _look(self) -> None:
         """Let go of those that are over, of the ones that were looked at the longest ago."""
@@ -148,6 +153,11 @@ def unread(descriptor: int) -> int:
     return found
 
 
-def _shut(descriptor: int) -> None:
-    with socket.socket(fileno=descriptor) as each, suppress(OSError):
-        each.shutdown(socket.SHUT_RDWR)
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor that stays open."""
+    found = socket.socket(fileno=descriptor)
+    try:
+        yield found
+    finally:
+        found.detach()

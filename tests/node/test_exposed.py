@@ -5,6 +5,7 @@ import asyncio
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,6 +20,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from agent import budget
 from agent.socket.connections import POD, UNREAD
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
@@ -176,8 +178,11 @@ def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         rows = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
         assert rows["Max core file size"] == rows["Max file size"] == ["0", "0"]
         assert rows["Max data size"] == [str(96 * 1024 * 1024)] * 2
+        assert rows["Max open files"] == [str(budget.descriptors(100))] * 2
         # A pod that runs as the same user would have its share of those.
         agents = Path(f"/proc/{here.processes()[0]}/limits").read_text(encoding="ascii")
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert f"Max open files            {most:<20} {most:<20}" in agents
         assert rows["Max processes"] == next(
             line[26:].split()[:2] for line in agents.splitlines() if line.startswith("Max processes")
         )
@@ -195,7 +200,7 @@ def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         }
         assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null"}, kinds
 
-    on_node(main, "--socket-memory", "96")
+    on_node(main, "--socket-memory", "96", "--volumes", "100")
 
 
 def flood(path: Path, pings: int) -> socket.socket:

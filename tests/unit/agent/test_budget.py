@@ -25,6 +25,7 @@ def test_the_settings_are_the_bounds() -> None:
     assert bounds_of(defaults()) == Bounds()
     assert defaults().socket_memory * MIB == budget.SOCKETS
     assert connections.ALL * connections.UNREAD == budget.LEFT_UNREAD
+    assert connections.ALL == budget.CONNECTIONS
 
 
 def test_the_sum_fits_the_charts_limit() -> None:
@@ -36,6 +37,14 @@ def test_the_sum_fits_the_charts_limit() -> None:
 @pytest.mark.parametrize("what", budget.needed(Bounds()))
 def test_the_page_says_so(what: str) -> None:
     assert f"| {what} | {budget.needed(Bounds())[what] / MIB:.0f} |" in PAGE
+
+
+def test_the_pages_say_how_many_files_the_sockets_process_may_open() -> None:
+    most = budget.descriptors(Bounds().volumes)
+    assert f"| open files of the process that serves all pods' sockets | {most}: two for each" in PAGE
+    for name in ("configuration.md", "threat-model.md"):
+        assert f"({most:,} with {Bounds().volumes:,} volumes" in (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert (budget.EACH, budget.OF_A_VOLUME, budget.REFUSED, budget.REST) == (2, 1, 1024, 200)
 
 
 def test_the_page_adds_up() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import resource
 import socket
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -254,5 +256,111 @@ def test_what_is_sent_while_nobody_reads_waits_and_comes_whole_though_its_sender
             for _ in range(2):
                 await sender.send(messages.Pong())
         sender.close()
+
+    asyncio.run(main())
+
+
+def test_a_descriptor_that_there_is_no_room_for_is_said_and_the_next_ones_are_their_own() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        sender: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        receiver: Wire[Any] = Wire(theirs, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
+        pipes = [os.pipe() for _ in range(2)]
+        for number, (_, writing) in enumerate(pipes):
+            await sender.send(messages.Open(number, "default/web", True, None), writing)
+        coming = receiver.received()
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # As where all are taken.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(pipes[0]), before[1]))
+        try:
+            first = await anext(coming)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert first.volume == 0
+        with pytest.raises(OSError, match="Too many open files"):
+            receiver.descriptor()
+        assert (await anext(coming)).volume == 1
+        os.write(receiver.descriptor(), b"second")
+        assert os.read(pipes[1][0], 16) == b"second"
+        await coming.aclose()
+        sender.close()
+        receiver.close()
+
+    asyncio.run(main())
+
+
+class Receiver:
+    """The other end, which takes bytes when it is told to."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._frames: Frames[Any] = Frames(messages.orders(), messages.MAX_SNAPSHOT)
+        self.found: list[Any] = []
+
+    def take(self, most: int) -> int:
+        try:
+            data = self._end.recv(most)
+        except BlockingIOError:
+            return 0
+        self.found += self._frames.feed(data)
+        return len(data)
+
+
+SIZES = st.sampled_from([1, 1000, 60_000, 300_000])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), SIZES),
+            st.tuples(st.just("newest"), SIZES),
+            st.tuples(st.just("left"), SIZES),
+            st.tuples(st.just("take"), st.integers(1, 400_000)),
+        ),
+        max_size=40,
+    )
+)
+def test_of_what_waits_one_message_is_bytes_and_all_come_in_their_order(steps: list[tuple[str, int]]) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        wire: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        other = Receiver(theirs)
+        made: list[int] = []
+        sent: list[int] = []
+        ends = [0]
+        waiting: list[asyncio.Future[None]] = []
+
+        def message(number: int, size: int) -> messages.NoToken:
+            return messages.NoToken(number, True, "x" * size)
+
+        def late(number: int, size: int) -> messages.NoToken:
+            made.append(number)
+            return message(number, size)
+
+        for number, (what, size) in enumerate(steps):
+            if what == "take":
+                other.take(size)
+            else:
+                one = wire.post(message(number, size) if what == "send" else partial(late, number, size))
+                sent.append(number)
+                ends.append(ends[-1] + len(framed(message(number, size))))
+                if one is not None:
+                    waiting.append(one)
+                    if what == "left":
+                        one.cancel()
+            await asyncio.sleep(0)
+            whole = sum(end <= wire.taken for end in ends[1:])
+            assert set(made) <= set(sent[: whole + 1]), "it was made before its turn"
+            assert wire.held <= (ends[whole + 1] - ends[whole] if whole < len(sent) else 0)
+        while len(other.found) < len(sent):
+            if not other.take(400_000):
+                await asyncio.sleep(0.001)
+        assert [each.request for each in other.found] == sent
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert wire.held == 0
+        assert wire.taken == sum(len(framed(each)) for each in other.found)
+        wire.close()
+        theirs.close()
 
     asyncio.run(main())

@@ -1,5 +1,6 @@
 """The books of the connections of pods' sockets."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -90,6 +91,31 @@ def test_all_pods_have_one(listeners: list[Listener]) -> None:
     for _, ours in kept:
         taken.taken(ours)
     assert [is_shut(theirs) for theirs, _ in kept] == [False, False, True]
+
+
+def test_one_that_cannot_be_entered_is_shut(listeners: list[Listener], monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    taken = books(listeners)
+    theirs, ours = listeners[0].connect()
+    with monkeypatch.context() as full:
+        full.setattr(os, "dup", none_left)
+        with pytest.raises(OSError, match="too many open files"):
+            taken.taken(ours)
+    assert is_shut(theirs)
+    assert taken.held("one") == 0
+    able, second = listeners[0].connect()
+    taken.taken(second)
+    assert not is_shut(able)
+
+
+def test_one_that_is_refused_takes_no_descriptor(listeners: list[Listener], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = books(listeners, most=0)
+    theirs, ours = listeners[0].connect()
+    monkeypatch.setattr(os, "dup", lambda _: pytest.fail("a descriptor was taken"))
+    taken.taken(ours)
+    assert is_shut(theirs)
 
 
 def test_one_that_was_closed_counts_until_it_is_read(listeners: list[Listener]) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from agent.authority.protocol import MintRequest
 from agent.channel import messages
 from agent.channel.frames import Wire
+from agent.channel.snapshots import Writer
 from agent.errors import AuthorityRefused, SocketUnavailable
 from agent.metrics import Metrics
 from agent.servers import asked as asked_module
@@ -23,6 +25,7 @@ from agent.servers import link as link_module
 from agent.servers import process as process_module
 from agent.servers import served as served_module
 from agent.servers import spare as spare_module
+from agent.servers.link import LinkLost
 from agent.servers.process import Confinement, Exposed, NotConfined, check_status
 from agent.servers.protocol import Use
 from agent.servers.reports import Allowance, Log, Tally
@@ -123,6 +126,12 @@ class Played:
                 calls = ((messages.METHODS[0], 2.0), ("/made/up", 3.0))
                 await self.wire.send(messages.Seen(order.request, calls, ((7, 8, os.getpid()),) if order.peers else ()))
 
+    async def resume(self) -> None:
+        """Read on after one that ran was cancelled."""
+        async for order in self.wire.received():
+            self.told.append(order)
+            self.came.set()
+
     async def heard(self, kind: type, number: int = 1) -> Any:
         """The `number`th order of this kind."""
         async with asyncio.timeout(20):
@@ -136,7 +145,7 @@ class Scene:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.metrics = Metrics()
-        self.servers = Servers(Settings(Confinement(os.geteuid(), 1), BEGIN), self.metrics)
+        self.servers = Servers(Settings(Confinement(os.geteuid(), 1, 1), BEGIN), self.metrics)
         self.authority = FakeAuthority(StepClock())
         self.played: list[Played] = []
         self.next = asyncio.Event()
@@ -644,6 +653,74 @@ def test_one_that_does_not_answer_an_order_is_replaced(tmp_path: Path, monkeypat
     play(tmp_path, monkeypatch, main)
 
 
+def test_what_waits_for_a_process_that_reads_nothing_is_no_bytes_and_the_newest_of_each_volume(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    async def main(at: Scene) -> None:
+        volumes = [await at.socket(f"v{number}") for number in range(4)]
+        for served, _, _ in volumes:
+            await served.open()
+        played = await at.life(1)
+        held: list[int] = []
+        writes = Writer.snapshot
+
+        def counted(writer: Writer, identity: WorkloadIdentity) -> messages.Snapshot:
+            held.append(1)
+            return writes(writer, identity)
+
+        monkeypatch.setattr(Writer, "snapshot", counted)
+        # It reads nothing, and the kernel has no room for more.
+        played.running.cancel()
+        await asyncio.gather(played.running, return_exceptions=True)
+        link = await at.servers.link()
+        filling = [asyncio.ensure_future(link.send(messages.NoToken(1, True, "x" * 100_000))) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert not all(each.done() for each in filling)
+        newest = [await at.identity() for _ in volumes]
+        for number, (_, feed, _) in enumerate(volumes):
+            for _ in range(5):
+                feed.publish(await at.identity())
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            feed.publish(newest[number])
+        assert held == [], "something was written down before its turn"
+        played.told.clear()
+        played.running = asyncio.ensure_future(played.resume())
+        await played.heard(messages.Changed, len(volumes))
+        await asyncio.gather(*filling)
+        changes = [each for each in played.told if isinstance(each, messages.Changed)]
+        assert [each.snapshot.svids[0].key for each in changes] == [each.default.key_der() for each in newest]
+        assert len(held) == len(volumes)
+
+    play(tmp_path, monkeypatch, main)
+
+
+@pytest.mark.parametrize(("pace", "ended"), [(1.0, False), (1e9, True)], ids=["fast enough", "a drop now and then"])
+def test_one_that_takes_what_it_is_told_slowly_is_waited_for(
+    tmp_path: Path, monkeypatch: Any, pace: float, ended: bool
+) -> None:
+    async def main(at: Scene) -> None:
+        played = await at.life(1)
+        await played.heard(messages.Begin)
+        link = await at.servers.link()
+        played.running.cancel()
+        await asyncio.gather(played.running, return_exceptions=True)
+        sending = [asyncio.ensure_future(link.send(messages.NoToken(1, True, "x" * 50_000))) for _ in range(30)]
+        taken = 0
+        while not (all(each.done() for each in sending) or link.lost.is_set()):
+            with suppress(BlockingIOError):
+                taken += len(played.raw.recv(8_000))
+            # The kernel has room for more when most of what it has was taken.
+            await asyncio.sleep(0.01 if ended or taken > 400_000 else 0)
+        done = await asyncio.gather(*sending, return_exceptions=True)
+        assert any(isinstance(each, LinkLost) for each in done) == ended
+        assert taken > 0
+
+    monkeypatch.setattr(link_module, "ANSWER", 0.5)
+    monkeypatch.setattr(link_module, "PACE", pace)
+    play(tmp_path, monkeypatch, main)
+
+
 def test_one_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
     async def main(at: Scene) -> None:
         first = await at.life(1)
@@ -755,7 +832,7 @@ def test_whatever_it_writes_is_few_lines_and_few_reads(
         process.stderr.feed_eof()
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            found = Exposed(process, ours, Confinement(os.geteuid(), 1))  # type: ignore[arg-type]
+            found = Exposed(process, ours, Confinement(os.geteuid(), 1, 1))  # type: ignore[arg-type]
             await found._listening
         return process.stderr.reads
 
@@ -801,6 +878,6 @@ class Strict(Confinement):
     ],
 )
 def test_a_process_that_has_more_than_it_should_is_seen(line: str, other: str) -> None:
-    check_status(CONFINED, Strict(7, 1))
+    check_status(CONFINED, Strict(7, 1, 1))
     with pytest.raises(NotConfined, match=line.partition(":")[0]):
-        check_status(CONFINED.replace(line, other), Strict(7, 1))
+        check_status(CONFINED.replace(line, other), Strict(7, 1, 1))

@@ -1,0 +1,27 @@
+"""What a socket's process is told of its workload after it was opened."""
+
+from contextlib import suppress
+
+from agent.channel import messages
+from agent.channel.snapshots import Writer
+from agent.servers.link import Link, LinkLost
+from runtime.feed import Feed
+from svid.identity import WorkloadIdentity
+
+
+async def follow(link: Link, number: int, feed: Feed[WorkloadIdentity], version: int, writer: Writer) -> None:
+    """Tell it what is newer than `version`, until it is lost.
+
+    What waits for its turn is written when that has come: the newest there is then, and nothing is kept before.
+    """
+
+    def newest() -> messages.Changed:
+        nonlocal version
+        identity, version = feed.current, feed.version
+        assert identity is not None
+        return messages.Changed(number, writer.snapshot(identity))
+
+    with suppress(LinkLost):
+        while True:
+            await feed.wait_beyond(version)
+            await link.send(newest)
