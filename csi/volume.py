@@ -234,6 +234,15 @@ class VolumeDirectory:
         if closing >= 0:
             os.close(closing)
 
+    def is_kept_full(self) -> bool:
+        """Whether most of its inodes have no name any more, so that nothing fits: a pod has open what was removed."""
+        try:
+            found = os.fstatvfs(self._fd)
+            named = 1 + sum(len(folders) + len(files) for _, folders, files, _ in os.fwalk(dir_fd=self._fd))
+        except OSError:
+            return False
+        return found.f_files == INODES and found.f_files - found.f_ffree - named > INODES // 2
+
     def _used(self, inode: int) -> int:
         """Bytes of its own file system, those included that have no name any more and are open in a pod."""
         found = os.fstatvfs(self._fd)

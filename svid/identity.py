@@ -80,14 +80,17 @@ class WorkloadIdentity:
         return self.trust == self.part_of(trust) or (mine is not None and given is not None and given < mine)
 
     def under(self, trust: Trust, now: datetime) -> Self:
-        """With the newest bundles; as it is when these are older than its own, or do not verify its SVIDs."""
+        """With the newest bundles; as it is when these are older than its own, or do not verify its SVIDs.
+
+        SVIDs that have ended keep none away: a pod that is refused another would have the cluster wait for its files.
+        """
         if self.follows(trust):
             return self
         try:
             renewed = self.with_trust(trust)
         except InvalidSvid:
             return self
-        return renewed if renewed.is_valid(now) else self
+        return renewed if self.expires_at <= now or renewed.is_valid(now) else self
 
     @property
     def default(self) -> X509Svid:

@@ -43,13 +43,17 @@ def condition(workload: Workload | None, failures: int, now: datetime) -> Condit
 
 
 def holdings(workloads: Iterable[Workload], trust: Trust) -> Counter[str] | None:
-    """How many SVIDs there are by X.509 authority; None while files of one of them do not hold `trust` yet."""
+    """How many SVIDs there are by X.509 authority; None while files of one of them do not hold `trust` yet.
+
+    Nobody waits for files that their own pod keeps from being written.
+    """
     svids: Counter[str] = Counter()
     for workload in workloads:
         identity = workload.feed.current
         if identity is None:
             continue
-        if workload.written is None or workload.written.identity.trust != identity.part_of(trust):
+        behind = workload.written is None or workload.written.identity.trust != identity.part_of(trust)
+        if behind and not workload.directory.is_kept_full():
             return None
         svids[identity.default.authority_id] += 1
     return svids

@@ -181,6 +181,28 @@ def test_files_that_a_pod_never_closes_keep_no_pages_and_are_weighed(place: Path
         assert directory.weight(0, 1024).now < pages + inodes * 1024
 
 
+def test_a_volume_that_its_pod_keeps_full_is_told_from_one_that_is_full(place: Path) -> None:
+    os.close(targets(place).mount(BELOW, mode=0o755, group=None).descriptor)
+    held: list[int] = []
+    with plain_directory(place) as directory:
+        try:
+            with pytest.raises(OSError, match="No space left"):
+                for number in range(100):
+                    directory.write(contents(), NOW + timedelta(seconds=number))
+                    held += [os.open(path, os.O_RDONLY) for path in (place / "..data").iterdir()]
+            assert directory.is_kept_full()
+        finally:
+            for each in held:
+                os.close(each)
+        assert not directory.is_kept_full()
+        directory.write(contents(), NOW + timedelta(seconds=200))
+        for number in range(directory.usage()[1].available):
+            (place / f"file{number}").touch()
+        with pytest.raises(OSError, match="No space left"):
+            directory.write(contents(), NOW + timedelta(seconds=201))
+        assert not directory.is_kept_full()
+
+
 def test_of_a_busy_volume_the_secrets_go_at_once_and_of_a_foreign_one_nothing_does(place: Path) -> None:
     found = targets(place).mount(BELOW, mode=0o755, group=None)
     (place / "..1").mkdir()

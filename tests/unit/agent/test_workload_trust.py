@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent.authority.protocol import EarlyRenewal
-from agent.errors import AuthorityUnavailable
+from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.workload.state import holdings
 from agent.workload.workload import Workload
-from csi.model import Contents, JwtFile
+from csi.model import Contents, JwtFile, VolumeOptions
 from csi.volume import VolumeDirectory
 from svid.identity import Trust
 from svid.jwtauthority import JwtSigningKey
@@ -149,6 +150,40 @@ def test_new_bundles_are_in_files_and_feed_without_a_mint(tmp_path: Path) -> Non
         assert workload.feed.current is not None
         assert workload.feed.current.trust == trust
         assert len(at.authority.asked) == 1
+
+    on_rig(tmp_path, play)
+
+
+@pytest.mark.parametrize("stores", ["none", "pkcs12"])
+def test_a_pod_that_is_refused_until_its_svid_ends_has_nobody_wait_for_its_files(tmp_path: Path, stores: str) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume(options=VolumeOptions(keystores=stores)))
+        # As by an account or a Service that the pod's author takes away.
+        at.authority.error = AuthorityRefused("SERVICE_ACCOUNT_GONE: make it again")
+        at.clock.at += 2 * HOUR
+        at.authority.x509 = root(at.clock.at)
+        async with at.looping(at.registry.follow_trust), at.looping(at.registry.scheduler.run):
+            trust = publish(at, at.authority.jwt_key, bundle_sequence=2)
+            await at.until(lambda: workload.directory.read().identity.trust == trust)
+            await at.until(lambda: holdings([workload], trust) is not None)
+
+    on_rig(tmp_path, play)
+
+
+@pytest.mark.parametrize("kept_full", [True, False])
+def test_nobody_waits_for_files_that_their_own_pod_keeps_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_full: bool
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume())
+        monkeypatch.setattr(VolumeDirectory, "write", full)
+        monkeypatch.setattr(VolumeDirectory, "is_kept_full", lambda _: kept_full)
+        trust = publish(at, at.authority.jwt_key, bundle_sequence=2)
+        assert not await workload.take_trust(trust)
+        assert (holdings([workload], trust) is not None) is kept_full
 
     on_rig(tmp_path, play)
 

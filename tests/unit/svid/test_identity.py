@@ -92,6 +92,15 @@ def test_trust_that_does_not_verify_its_svids_is_not_taken() -> None:
     assert not identity.is_valid(NOW + timedelta(hours=1, seconds=1))
 
 
+def test_svids_that_have_ended_keep_no_trust_away() -> None:
+    identity = WorkloadIdentity((svid(),), ISSUER.bundle)
+    stranger = X509Authority.create(OWN, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=NOW)
+    newest = Trust(replace(stranger.bundle, sequence=9))
+    assert identity.under(newest, identity.expires_at - timedelta(seconds=1)) is identity
+    assert identity.under(newest, identity.expires_at).trust == newest
+    assert identity.under(Trust(TrustBundle(PARTNER)), identity.expires_at) is identity
+
+
 def test_every_svid_counts_not_the_default_one_only() -> None:
     key, half = KeyAlgorithm.EC_P256.generate(), timedelta(minutes=30)
     web = SpiffeId.parse("spiffe://example.org/web")
