@@ -31,6 +31,9 @@ LOOK_SECONDS = 0.25
 # Seconds that a channel serves at least before another one takes its place for its age.
 LEAST_AGE = 300.0
 MAX_MESSAGE = 8 * 1024 * 1024
+# Seconds within which streams end whose connection an authority proved that is trusted no more: all agents hear of that
+# at once, and must not come anew at once.
+LEAVE_SECONDS = 90.0
 # How long no signer answers under the present trust until the bundle file's authorities are tried as well.
 FILE_AFTER = timedelta(seconds=30)
 
@@ -67,6 +70,8 @@ class Connection:
         self._channel: grpc.aio.Channel | None = None
         # Those that streams hold on to: they outlive a newer channel until their stream ends.
         self._held: set[grpc.aio.Channel] = set()
+        # Of those that a newer one has replaced: the roots that may have proved them.
+        self._proved: dict[grpc.aio.Channel, frozenset[bytes]] = {}
         # What it was made with, and when.
         self._roots = b""
         self._made_at = 0.0
@@ -86,7 +91,7 @@ class Connection:
         """
         if self._closed:
             raise AuthorityUnavailable("SIGNER_UNREACHABLE: this agent is stopping")
-        roots = self.newest_roots()
+        roots, proved = self.newest_roots(), self._signer.proven_by
         if self._channel is not None and self._is_good(self._channel, roots):
             if self._next is None or self._next.get_state() is not grpc.ChannelConnectivity.READY:
                 return self._channel
@@ -98,7 +103,9 @@ class Connection:
                 self._close(self._next)
                 self._next = None
             self._signer.forget(self._signer.proven)
-        if self._channel is not None and self._channel not in self._held:
+        if self._channel is not None and self._channel in self._held:
+            self._proved[self._channel] = proved
+        elif self._channel is not None:
             self._close(self._channel)
         self._channel, self._roots, self._made_at = made, roots, time.monotonic()
         return made
@@ -156,8 +163,18 @@ class Connection:
             yield channel
         finally:
             self._held.discard(channel)
+            self._proved.pop(channel, None)
             if channel is not self._channel:
                 self._close(channel)
+
+    def leave_in(self, channel: grpc.aio.Channel) -> float | None:
+        """Seconds after which a stream that holds that channel is to be ended: what proved it is trusted no more.
+
+        None while it is. Whoever has the key of an abandoned authority may be at its other end, and would be asked what
+        to trust for as long as it likes.
+        """
+        proved = self._signer.proven_by if channel is self._channel else self._proved.get(channel, frozenset())
+        return None if proved <= certificates(self.newest_roots()) else self._rng.uniform(0.0, LEAVE_SECONDS)
 
     async def pause(self, seconds: float) -> None:
         """Sleep so long; less where grpc, which tries again in its own time, has meanwhile reached a signer.

@@ -84,8 +84,7 @@ class TrustStream:
         try:
             while True:
                 try:
-                    await self._watch()
-                    self._contact.ended("the signer ended the stream")
+                    self._contact.ended(await self._watch())
                 except grpc.aio.AioRpcError as error:
                     reason, text, _ = explain(error)
                     why = text if reason else self._connection.why(text)
@@ -106,7 +105,9 @@ class TrustStream:
         finally:
             await self._connection.close()
 
-    async def _watch(self) -> None:
+    async def _watch(self) -> str:
+        """Follow one stream; why it ended, if that is no failure."""
+        leaving: asyncio.TimerHandle | None = None
         with self._connection.held() as channel:
             call = channel.stream_stream(
                 SERVICE + "WatchTrust",
@@ -119,10 +120,20 @@ class TrustStream:
             try:
                 async for answer in call:
                     self._take(answer)
+                    seconds = self._connection.leave_in(channel) if leaving is None else None
+                    if seconds is not None:
+                        leaving = asyncio.get_running_loop().call_later(seconds, call.cancel)
+            except asyncio.CancelledError:
+                if leaving is None or is_cancelled():
+                    raise
+                return "what proved the signer's connection is trusted no more"
             finally:
+                if leaving is not None:
+                    leaving.cancel()
                 reporting.cancel()
                 await asyncio.gather(reporting, return_exceptions=True)
                 call.cancel()
+        return "the signer ended the stream"
 
     async def _send_reports(self, call: Any) -> None:
         """What the workloads hold, first as it is now and then after each change. Ends with the stream, by an error."""

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.authority.connection import FILE_AFTER, SignerSettings
+from agent.authority.connection import FILE_AFTER, LEAVE_SECONDS, SignerSettings
 from agent.authority.protocol import JwtRequest, MintRequest
 from agent.authority.signer import SignerAuthority
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
@@ -360,6 +360,38 @@ def test_what_is_not_trusted_any_more_is_left_at_once_whatever_is_on_its_way(
         assert connection._next is None
 
     on_stage(tmp_path, play)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_stream_ends_soon_after_the_authority_that_proved_its_connection_is_trusted_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """Who has a stolen key may be at the other end, and would go on saying what to trust when all is over."""
+    monkeypatch.setattr("agent.authority.connection.LEAST_AGE", 0.0)
+
+    async def play(at: Scene) -> None:
+        connection, old, new = at.authority.connection, at.signer.authority, authority(at.clock.now())
+        held = connection.channel()
+        at.signer.publish(at.signer.bundle(101, old, new))
+        await at.until(lambda: sequence(at) == 101)
+        if replaced:
+            # As by a stream's end in its time; this one's stream goes on.
+            connection.renew()
+            await at.until(lambda: connection.channel() is not held)
+        streams = at.signer.streams
+        assert connection.leave_in(held) is None
+        at.rng.ranges.clear()
+        at.signer.publish(at.signer.bundle(102, new))
+        await at.until(lambda: "SIGNER_NOT_TRUSTED" in at.authority.contact.last_error)
+        assert (0.0, LEAVE_SECONDS) in at.rng.ranges
+        assert at.signer.streams == streams
+
+    on_stage(tmp_path, play)
+
+
+def sequence(at: Scene) -> int | None:
+    trust = at.authority.trust.current
+    return None if trust is None else trust.bundle.sequence
 
 
 def test_a_channel_that_could_not_be_made_costs_nobody_the_one_before(
