@@ -33,7 +33,8 @@ class Metrics:
         self._turned_away = Counter(
             "podsvid_signer_turned_away",
             "What the front did not take or ended, by kind: connections (address, strangers, agents, node, silent, "
-            "unauthenticated), mints (mints, message) and trust streams (streams, report).",
+            "unauthenticated), mints (mints, message) and trust streams (streams, report); and calls after which a "
+            "connection is not read for a while, as its node calls too often (calls).",
             ["kind"],
             registry=self.registry,
         )

@@ -26,6 +26,10 @@ HOLD_SECONDS, KNOWN_HOLD_SECONDS = 0.5, 4.0
 VAIN, VAIN_AT_ONCE = 10.0, 96.0
 # An address that is turned away as often as this times its rate in a second is no agent's that tries again too soon.
 FLOOD_TIMES, FLOOD_SECONDS = 4, 1.0
+# Unknown addresses may come as often as this times the rate of one, all together: who is closed costs a moment, who
+# waits several. While they come more often, one that is turned away for it three times in a second floods, or half as
+# often as its rate allows: many addresses, each within its rate, would take the time of all.
+CROWD_TIMES, CROWD_TURNS = 40, 3
 
 
 class Places(Protocol):
@@ -113,8 +117,10 @@ class Admission:
         self._known: OrderedDict[str, str] = OrderedDict()
         self._homes: dict[str, deque[str]] = {}
         self._vain = Bucket(VAIN, VAIN_AT_ONCE, now())
-        # How often an address was turned away since then.
-        self._turned: dict[str, int] = {}
+        self._crowd = Bucket(CROWD_TIMES * rate, max(CROWD_TIMES * rate, 2 * waiting), now())
+        # How often an address was turned away since then, as counts for its rate's sake.
+        self._turned: dict[str, float] = {}
+        self._crowding = FLOOD_TIMES * rate / max(CROWD_TURNS, rate / 2)
         self._turned_since = now()
         self._nodes: dict[str, deque[Entry]] = {}
         # Those of nodes that have more than one.
@@ -146,10 +152,12 @@ class Admission:
         # Pods of an agent's node may be in its IPv6 network: it is not counted with them, nor they with it.
         name = exact(host)
         name = name if name in self._expected else whose(host)
-        address = self._address(name)
-        if not address.comes.take(self._now()):
-            self._refused("address")
-            self._turned[name] = self._turned.get(name, 0) + 1
+        address, now = self._address(name), self._now()
+        if not address.comes.take(now):
+            self._turn_away(name, "address", 1.0)
+            return None
+        if not self._is_known(name) and not self._crowd.take(now):
+            self._turn_away(name, "strangers", self._crowding)
             return None
         if len(address.all) >= self._of_address:
             # The oldest: agents prove themselves in a moment, and may share an address with who does not.
@@ -161,9 +169,13 @@ class Admission:
                 self._refused("strangers")
                 return None
             self._end(found, "strangers")
-        entry = Entry(guest, name, self._now())
+        entry = Entry(guest, name, now)
         self._waiting[entry] = address.all[entry] = None
         return entry
+
+    def _turn_away(self, name: str, kind: str, counts: float) -> None:
+        self._refused(kind)
+        self._turned[name] = self._turned.get(name, 0.0) + counts
 
     def spoke(self, entry: Entry) -> None:
         """It said something: it gets a place when there is one."""

@@ -98,6 +98,9 @@ class Gate(Protocol):
     def used(self, peer: str, size: int) -> None:
         """So many bytes of it were a message that is answered."""
 
+    def rest(self, peer: str, seconds: float) -> None:
+        """Nothing more of it is wanted for so long."""
+
     def sender(self, peer: str) -> Sender:
         """Who is at the other end, as far as that is proven."""
         ...
@@ -280,6 +283,10 @@ class SignerService:
             raise
         if not self._gate.proven(peer, agent.node_uid):
             raise Refused(Reason.BUSY, "this replica has as many agents as it has memory for", retry_after=SOON)
+        wait = self._limits.called(agent.node_uid)
+        if wait > 0.0:
+            self._metrics.turned_away("calls")
+            self._gate.rest(peer, wait)
         return agent
 
     @contextmanager

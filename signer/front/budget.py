@@ -22,6 +22,10 @@ SWOLLEN: Final = 160
 STRANGERS: Final = 96
 GREETING: Final = 8 * KIB
 GREETING_SECONDS: Final = 10.0
+# How often a connection is read: each time takes a turn of the loop, were it for one byte. A stranger's at once, and a
+# second beyond that; an agent's once for so many of the bytes that it may bring in.
+GREETING_READS, GREETING_READS_A_SECOND = 64, 20
+AGENT_READ: Final = KIB
 # Those that wait for such a place, or say nothing: a socket each, of which nothing is read.
 WAITING: Final = 512
 # Connections of proven agents, in all and of one node. At a new root each agent has two for a while; there need not be

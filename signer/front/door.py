@@ -19,7 +19,16 @@ from runtime.memory import trimmer
 from runtime.seldom import Seldom
 from signer.front.admission import Admission, Entry
 from signer.front.aside import Aside
-from signer.front.budget import GREETING, GREETING_SECONDS, SETTINGS_SECONDS, SOCKET_BUFFER, YOUNG_PORTION
+from signer.front.budget import (
+    AGENT_READ,
+    GREETING,
+    GREETING_READS,
+    GREETING_READS_A_SECOND,
+    GREETING_SECONDS,
+    SETTINGS_SECONDS,
+    SOCKET_BUFFER,
+    YOUNG_PORTION,
+)
 from signer.front.way import CHUNK, Way
 from signer.front.young import Young
 from signer.model import Sender, Standing
@@ -123,6 +132,12 @@ class Door:
         passage = self._passages.get(peer)
         if passage is not None:
             passage.used(size)
+
+    def rest(self, peer: str, seconds: float) -> None:
+        """Read nothing of that connection for so long."""
+        passage = self._passages.get(peer)
+        if passage is not None:
+            passage.rest(seconds)
 
     def left(self, passage: "Passage") -> None:
         """It is closed."""
@@ -233,7 +248,7 @@ class Passage:
         self._borrowed = 0
         self._growing = False
         self._timers: list[asyncio.TimerHandle] = []
-        self._closed = False
+        self.closed = False
         self.peer = ""
 
     def wait(self) -> None:
@@ -273,20 +288,29 @@ class Passage:
         self._since = self._loop.time()
         self.peer = _PEER + inside.getsockname()[1:].decode("ascii")
         inside.connect(str(target))
-        self._inwards = Way(self, outside, inside, GREETING)
+        reads = Bucket(GREETING_READS_A_SECOND, GREETING_READS, self._since)
+        self._inwards = Way(self, outside, inside, GREETING, reads)
         self._inwards.begin()
-        Way(self, inside, outside, None).begin()
+        Way(self, inside, outside).begin()
 
     def trust(self, rate: int, burst: int) -> None:
         """From now on `rate` bytes a second may come in, `burst` at once."""
-        self._credit = Bucket(rate, burst, self._loop.time())
+        now = self._loop.time()
+        self._credit = Bucket(rate, burst, now)
+        if self._inwards is not None:
+            self._inwards.reads = Bucket(rate / AGENT_READ, burst / AGENT_READ, now)
         self._again()
+
+    def rest(self, seconds: float) -> None:
+        """Bring in nothing for so long."""
+        if self._inwards is not None:
+            self._inwards.rest(seconds)
 
     def close(self) -> None:
         """End it. May be repeated."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         for each in self._sockets:
             # By its number, as in `wait`: asyncio writes down a socket that it does not know, by four system calls.
             self._loop.remove_reader(each.fileno())
@@ -299,7 +323,7 @@ class Passage:
 
     def more(self) -> int:
         """Bytes that may come in beyond those that came; 0: not now, and `_Way.again` is called in time."""
-        if self._closed or self._credit is None:
+        if self.closed or self._credit is None:
             return 0
         now = self._loop.time()
         found = min(int(self._credit.left(now)), CHUNK)

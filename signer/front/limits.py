@@ -17,6 +17,10 @@ BUSY_RETRY = timedelta(milliseconds=200)
 SILENT_SECONDS = 0.5
 # What a node says on its trust streams, a second and at once. Agents say what changed, the newest only.
 REPORTS, REPORTS_AT_ONCE = 10.0, 20.0
+# Calls of a node beside its mints, those that are refused too: so many times its mints a second, and at once. To refuse
+# one takes a third of what a mint takes, so who goes on is not read for a while: seconds at most, each time.
+CALLS, CALLS_AT_ONCE = 4, 2
+MOST_REST = 5.0
 
 
 class Place:
@@ -94,6 +98,8 @@ class _Node:
     mints: Bucket
     # Below zero: what was said already that others of the node wait for.
     reports: Bucket
+    # The same of its calls, which were begun.
+    calls: Bucket
     running: int = 0
 
 
@@ -128,6 +134,13 @@ class NodeLimits:
         finally:
             node.running -= 1
 
+    def called(self, node_uid: str) -> float:
+        """Count a call of the node; seconds for which no other of its connection should come, 0 for most."""
+        calls, now = self._node(node_uid).calls, self._clock.monotonic()
+        wait = calls.wait(now)
+        calls.spend()
+        return min(wait, MOST_REST)
+
     async def heard(self, node_uid: str) -> None:
         """Wait until the node may say one more thing on its trust streams."""
         reports, now = self._node(node_uid).reports, self._clock.monotonic()
@@ -140,8 +153,11 @@ class NodeLimits:
         node = self._nodes.get(uid)
         if node is None:
             now = self._clock.monotonic()
-            mints, reports = Bucket(self._rate, self._burst, now), Bucket(REPORTS, REPORTS_AT_ONCE, now)
-            node = self._nodes[uid] = _Node(mints, reports)
+            node = self._nodes[uid] = _Node(
+                mints=Bucket(self._rate, self._burst, now),
+                reports=Bucket(REPORTS, REPORTS_AT_ONCE, now),
+                calls=Bucket(CALLS * self._rate, CALLS_AT_ONCE * self._burst, now),
+            )
         self._nodes.move_to_end(uid)
         if len(self._nodes) > MAX_NODES:
             # The one that was quiet for longest; its bucket is full again, so nothing is forgotten.

@@ -4,12 +4,21 @@ import asyncio
 import socket
 from typing import Protocol
 
+from runtime.bucket import Bucket
+
 # Bytes at one go.
 CHUNK = 16 * 1024
+# Seconds that one waits who comes in so many pieces that each would cost a turn of the loop: some come together then.
+GATHER = 0.05
 
 
 class Passing(Protocol):
     """The connection that it is a direction of."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        ...
 
     def more(self) -> int:
         """Bytes that may come beyond those that came; 0: not now, and `Way.again` is called in time."""
@@ -19,16 +28,28 @@ class Passing(Protocol):
 
 
 class Way:
-    """One direction of a passage. `allowance`: bytes that may pass until `Passing.more` is asked; None: all."""
+    """One direction of a passage. `allowance`: bytes that may pass until `Passing.more` is asked; None: all.
 
-    def __init__(self, passage: Passing, source: socket.socket, sink: socket.socket, allowance: int | None) -> None:
+    `reads`: how often may be read from `source`; None: at any time.
+    """
+
+    def __init__(
+        self,
+        passage: Passing,
+        source: socket.socket,
+        sink: socket.socket,
+        allowance: int | None = None,
+        reads: Bucket | None = None,
+    ) -> None:
         self._passage = passage
         self._source = source
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         self._allowance = allowance
+        self.reads = reads
         self._waiting = b""
         self._paused = False
+        self._rests_until = 0.0
 
     def begin(self) -> None:
         self._loop.add_reader(self._source, self._readable)
@@ -39,7 +60,28 @@ class Way:
             self._paused = False
             self._go_on()
 
+    def rest(self, seconds: float) -> None:
+        """Nothing is read for so long."""
+        self._rests_until = max(self._rests_until, self._loop.time() + seconds)
+
     def _readable(self) -> None:
+        now = self._loop.time()
+        wait = self._rests_until - now
+        if wait <= 0.0 and self.reads is not None and not self.reads.take(now):
+            wait = GATHER
+        if wait > 0.0:
+            self._loop.remove_reader(self._source)
+            self._loop.call_later(wait, self._gathered)
+            return
+        self._pass_on()
+
+    def _gathered(self) -> None:
+        if not self._passage.closed:
+            self._loop.add_reader(self._source, self._readable)
+            if self._loop.time() >= self._rests_until:
+                self._pass_on()
+
+    def _pass_on(self) -> None:
         left = self._allowance
         try:
             found = self._source.recv(CHUNK if left is None else min(CHUNK, left))

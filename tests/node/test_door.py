@@ -26,6 +26,7 @@ from signer.front import budget
 from signer.front import door as module
 from signer.front.admission import Admission
 from signer.front.door import Door
+from signer.front.way import Way
 from signer.model import Sender, Standing
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
@@ -271,6 +272,78 @@ def test_one_agents_bytes_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
         assert loop.time() - began >= 0.39
 
     doored(test, rate=100_000, burst=20_000)
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_who_speaks_in_single_bytes_takes_few_turns_of_the_loop(proven: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is read by itself at first; then some come together. Nothing is lost by it."""
+    monkeypatch.setattr(module, "SETTINGS_SECONDS", 0.0)
+    reads = 0
+    pass_on = Way._pass_on
+
+    def counted(way: Way) -> None:
+        nonlocal reads
+        reads += 1
+        pass_on(way)
+
+    monkeypatch.setattr(Way, "_pass_on", counted)
+
+    async def test(rig: Rig) -> None:
+        _, writer = await rig.connect(b"x")
+        await until(lambda: bool(rig.door._passages))
+        if proven:
+            rig.door.proven(rig.peer, "a")
+        for _ in range(1000):
+            writer.write(b"x")
+            for _ in range(4):
+                await asyncio.sleep(0)
+        await until(lambda: len(rig.inside.got[0]) == 1001)
+        assert reads < 200
+
+    most = 32 * budget.AGENT_READ
+    doored(test, rate=most, burst=most)
+
+
+def test_who_is_to_rest_is_not_read_and_others_are() -> None:
+    async def test(rig: Rig) -> None:
+        loop = asyncio.get_running_loop()
+        _, one = await rig.connect()
+        await until(lambda: len(rig.inside.got) == 1 and rig.inside.got[0] == b"hello")
+        rig.door.proven(rig.peer, "a")
+        rig.door.rest(rig.peer, 0.2)
+        began = loop.time()
+        one.write(b"more")
+        _, other = await rig.connect()
+        await until(lambda: len(rig.inside.got) == 2 and rig.inside.got[1] == b"hello")
+        other.write(b"more")
+        await until(lambda: rig.inside.got[1] == b"hellomore")
+        assert rig.inside.got[0] == b"hello"
+        # However often it is told: the longest counts, from when it was said.
+        rig.door.rest(next(iter(rig.door._passages)), 0.0)
+        await until(lambda: rig.inside.got[0] == b"hellomore")
+        assert loop.time() - began >= 0.19
+        rig.door.rest("unix-abstract:gone", 1.0)
+
+    doored(test)
+
+
+def test_an_agent_that_calls_without_end_gets_its_answers_no_faster_than_it_may_call() -> None:
+    """Each is refused for its node's rate of mints, in a moment; it was asked as fast as it was answered."""
+
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        loop = asyncio.get_running_loop()
+        token = (("authorization", f"Bearer {site.agent()}"),)
+        async with channel(signer, folder) as found:
+            call: Any = found.unary_unary("/podsvid.signer.v1.Signer/MintX509SVID")
+            began = loop.time()
+            for _ in range(2 + 2 * 5):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call(b"", metadata=token, timeout=20)
+        # Two at once, and four a second.
+        assert loop.time() - began >= 2.0
+        assert value(signer, "calls") >= 5
+
+    asked(test, "--node-rate", "1", "--node-burst", "1")
 
 
 def test_who_says_nothing_is_closed_and_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,7 @@ class FakeGate:
         self.nodes: list[str] = []
         self.strikes = 0
         self.room = True
+        self.rests: list[float] = []
         self.senders: dict[str, Sender] = {}
 
     def proven(self, peer: str, node: str) -> bool:
@@ -107,6 +108,9 @@ class FakeGate:
 
     def used(self, peer: str, size: int) -> None:
         pass
+
+    def rest(self, peer: str, seconds: float) -> None:
+        self.rests.append(seconds)
 
     def sender(self, peer: str) -> Sender:
         return self.senders.get(peer, Sender(Standing.STRANGER, "192.0.2.1"))

@@ -9,6 +9,8 @@ from signer.attestation.pods import AgentAddresses
 from signer.front import admission as module
 from signer.front import budget
 from signer.front.admission import (
+    CROWD_TIMES,
+    CROWD_TURNS,
     FLOOD_SECONDS,
     FLOOD_TIMES,
     HOLD_SECONDS,
@@ -165,6 +167,38 @@ def test_where_agents_come_from_can_flood_as_any_address() -> None:
         for host in ("10.0.9.1", "10.0.9.2", "10.0.9.3"):
             rig.enter(host)
     assert sorted(rig.admission.floods()) == ["10.0.9.1", "10.0.9.2", "10.0.9.3"]
+
+
+def test_many_addresses_each_within_its_rate_are_a_crowd_and_agents_are_not_among_them() -> None:
+    """To look for who gives way to each of them took the replica's time: no address of theirs floods by itself."""
+    rig = Rig(rate=5, waiting=50, expected=["10.0.9.1"])
+    _, seen = rig.agent("node", "10.0.9.2")
+    rig.admission.left(seen)
+    crowd = [rig.silent(f"10.1.{number // 250}.{number % 250}")[1] for number in range(2 * CROWD_TIMES * 5)]
+    assert sum(each is not None for each in crowd) in (CROWD_TIMES * 5, CROWD_TIMES * 5 - 1)
+    assert crowd[-1] is None
+    assert all(rig.enter(host)[1] for host in ("10.0.9.1", "10.0.9.2"))
+    rig.at += 1.0
+    more = [rig.silent(f"10.2.{number // 250}.{number % 250}")[1] for number in range(2 * CROWD_TIMES * 5)]
+    assert sum(each is not None for each in more) == CROWD_TIMES * 5
+
+
+def test_who_comes_again_and_again_in_a_crowd_floods_though_it_keeps_to_its_rate() -> None:
+    rig = Rig(rate=5, waiting=50, expected=["10.0.9.1"])
+    for number in range(CROWD_TIMES * 5):
+        rig.silent(f"10.1.{number // 250}.{number % 250}")
+    for host, times in (("10.0.0.1", CROWD_TURNS), ("10.0.0.2", CROWD_TURNS - 1), ("10.0.9.1", 10)):
+        for _ in range(times):
+            rig.silent(host)
+    assert set(rig.admission.floods()) == {"10.0.0.1"}
+    # Where many share an address, and somebody said so, it comes more often by itself.
+    rig = Rig(rate=100, waiting=50)
+    for number in range(CROWD_TIMES * 100):
+        rig.silent(f"10.{number // 62500}.{number // 250 % 250}.{number % 250}")
+    for host, times in (("11.0.0.1", 50), ("11.0.0.2", 49)):
+        for _ in range(times):
+            rig.silent(host)
+    assert set(rig.admission.floods()) == {"11.0.0.1"}
 
 
 def test_a_stranger_that_comes_alone_goes_before_those_of_whose_address_there_are_many() -> None:

@@ -65,6 +65,25 @@ def test_an_agent_is_told_to_the_gate_and_has_one_message_read() -> None:
     at_the_door(test)
 
 
+def test_whoever_calls_too_often_is_not_read_for_a_while_and_is_answered_all_the_same() -> None:
+    """To refuse takes time as well: a node that goes on would have all of it."""
+
+    async def test(door: Door) -> None:
+        agent = door.site.agent()
+        claim = door.site.pod("web")
+        request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=door.site.token(claim), csr=REQUEST)
+        assert (await door.service.mint_x509(Messages(request.SerializeToString()), call(agent))).chain
+        for _ in range(limits.CALLS_AT_ONCE):
+            assert (door.gate.rests, away(door, "calls")) == ([], 0)
+            stream = door.service.watch_trust(nothing(), call(agent))
+            assert (await anext(aiter(stream))).bundles
+        with refused(Reason.RATE_LIMITED):
+            await door.service.mint_x509(Messages(request.SerializeToString()), call(agent))
+        assert (door.gate.rests, away(door, "calls")) == ([1 / limits.CALLS, 2 / limits.CALLS], 2)
+
+    at_the_door(test, lambda state: Door(state, rate=1, burst=1))
+
+
 def test_an_outage_is_no_fault_of_the_caller() -> None:
     async def test(door: Door) -> None:
         async def away(token: str, sender: Sender = NOBODY) -> Agent:

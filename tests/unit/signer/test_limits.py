@@ -9,7 +9,7 @@ import pytest
 
 from signer.errors import Reason, Refused
 from signer.front import limits as module
-from signer.front.limits import BUSY_RETRY, SILENT_SECONDS, NodeLimits, Slots
+from signer.front.limits import BUSY_RETRY, CALLS, CALLS_AT_ONCE, MOST_REST, SILENT_SECONDS, NodeLimits, Slots
 from tests.signer_rig import StepClock
 
 
@@ -48,6 +48,23 @@ def test_a_node_gets_its_burst_and_then_its_rate() -> None:
         clock.pass_by(seconds=0.25)
         assert await served(limits) == 0
         assert await served(limits, "b") == 3
+
+    limited(test)
+
+
+def test_a_node_that_calls_too_often_is_to_be_silent_until_it_has_called_as_often_as_it_may() -> None:
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        assert [limits.called("a") for _ in range(3 * CALLS_AT_ONCE)] == [0.0] * 3 * CALLS_AT_ONCE
+        rate = 2 * CALLS
+        assert [limits.called("a") for _ in range(3)] == [pytest.approx(number / rate) for number in (1, 2, 3)]
+        assert limits.called("b") == 0.0
+        clock.pass_by(seconds=5 / rate)
+        assert limits.called("a") == 0.0
+        for _ in range(100 * rate):
+            limits.called("a")
+        assert limits.called("a") == MOST_REST
+        # Its mints are another matter.
+        assert await served(limits) == 3
 
     limited(test)
 
