@@ -187,31 +187,36 @@ class Run:
             ]
             self._add("background", shares[0], shares[1])
             self._add("rss_steady", large.resident("VmRSS"), empty.resident("VmRSS"))
-            await self._mints(fleets, few)
+            await self._mints(fleets, few, dict(zip((large.name, empty.name), shares, strict=True)))
         after = await large.lag()
         for key, part in (("lag_p99", 0.99), ("lag_most", 1.0)):
             self._add_lag(key, lag, after, part)
 
-    async def _mints(self, fleets: Fleets, few: Fleets) -> None:
+    async def _mints(self, fleets: Fleets, few: Fleets, background: Mapping[str, float]) -> None:
+        """`background`: by site, % of a core that goes on beside mints."""
         plan = self._plan
         sites = ((self._empty, few), (self._large, fleets))
         cpu: dict[str, list[float]] = {site.name: [] for site, _ in sites}
+        alone: dict[str, list[float]] = {site.name: [] for site, _ in sites}
         seconds: dict[str, list[float]] = {site.name: [] for site, _ in sites}
         failed = 0
         for number in range(plan.rounds):
             for site, minting in sites:
-                used = cpu_seconds(site.pid)
+                used, begun = cpu_seconds(site.pid), time.perf_counter()
                 found = await minting.mint(plan.burst, plan.at_once)
                 done = len(found["seconds"])
                 if done:
-                    cpu[site.name].append((cpu_seconds(site.pid) - used) / done * 1000)
+                    used, passed = cpu_seconds(site.pid) - used, time.perf_counter() - begun
+                    cpu[site.name].append(used / done * 1000)
+                    alone[site.name].append((used - passed * background[site.name] / 100) / done * 1000)
                 paced = await minting.mint(plan.paced, rate=plan.rate)
                 seconds[site.name] += paced["seconds"]
                 failed += sum(found["failed"].values()) + sum(paced["failed"].values())
             self._say(f"mints, round {number + 1} of {plan.rounds}: CPU {cpu} ms")
         if not all(cpu.values()) or not all(seconds.values()):
             raise NotMeasured("no mint was answered")
-        self._add("mint_cpu", middle(cpu["large"]), middle(cpu["empty"]))
+        self._add("mint_cpu", middle(alone["large"]), middle(alone["empty"]))
+        self._add("mint_cpu_all", middle(cpu["large"]), middle(cpu["empty"]))
         for key, part in (("mint_p50", 0.5), ("mint_p99", 0.99)):
             self._add(key, quantile(seconds["large"], part) * 1000, quantile(seconds["empty"], part) * 1000)
         self._add("mint_failed", failed)
