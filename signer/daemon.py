@@ -40,6 +40,7 @@ from signer.cluster.leader import Leader
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import DataObject, plain
 from signer.cluster.taints import StartupTaint
+from signer.cluster.witness import Witness
 from signer.config import SignerConfig
 from signer.front.admin import AdminService, serve_admin
 from signer.front.agents import SignerService
@@ -78,6 +79,7 @@ async def run_signer(config: SignerConfig) -> None:
         facts = {"service.instance.id": config.identity, "service.version": own_version()}
         spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-signer", facts))
         replica = Replica(config, client, SystemClock(), random.SystemRandom(), spans)
+        client.dated = replica.witness.heard
         await replica.run(stopping, services)
         _log.info("signer stopping", extra={"grace_seconds": STOP_GRACE})
     _log.info("signer stopped")
@@ -109,6 +111,7 @@ class Replica:
         self._rng = rng
         self.metrics = Metrics()
         self.metrics.built(own_version())
+        self.witness = Witness(clock)
         self._pods = Pods(api, clock, (config.agent_namespace, config.agent_service_account))
         self._policies = Policies(
             api,
@@ -126,8 +129,7 @@ class Replica:
         )
         self._holders = Holders(frozenset(config.driver_names))
         places = AgentAddresses()
-        hear = self._policies.statuses.pod_changed, self._holders.pod_changed, places.pod_changed
-        self._pods.observers += hear
+        self._pods.observers += self._policies.statuses.pod_changed, self._holders.pod_changed, places.pod_changed
         self._offline = OfflineTokens(api, config.audience, clock, self.metrics.keys_read)
         reviews = TokenReviews(api, config.audience, self._offline, clock, told=self.metrics.token_checked)
         attestor = Attestor(
@@ -161,7 +163,7 @@ class Replica:
             Life(_lifecycle(config), _upstream(config), config.trust_domain, lambda: self._holders.count),
             self._leader,
             self._agents,
-            Sources(self._live_nodes, self._pods_unread, self._published_sequence),
+            Sources(self._live_nodes, self._pods_unread, self._published_sequence, lambda: self.witness.doubt),
             self.metrics,
             clock,
         )
@@ -200,7 +202,8 @@ class Replica:
         self._server = AgentServer(
             service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock
         )
-        gauges.watch(self.metrics, self._rotation, self._leader, self._agents, self._pods, self._policies)
+        known = self._rotation, self._leader, self._agents, self._pods, self._policies, self.witness
+        gauges.watch(self.metrics, *known)
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
         """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""
@@ -294,10 +297,8 @@ class Replica:
         return "" if self._pods.fresh else "pods cannot be read now"
 
     async def _published_sequence(self) -> int:
-        config = self._config
-        return await published_sequence(
-            self._api, config.agent_namespace, config.bundle_config_map, config.trust_domain
-        )
+        by = self._config
+        return await published_sequence(self._api, by.agent_namespace, by.bundle_config_map, by.trust_domain)
 
     async def _follow_secret(self) -> None:
         version = 0

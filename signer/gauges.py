@@ -9,6 +9,7 @@ from signer.attestation.pods import Pods
 from signer.authority.acknowledgements import Agents
 from signer.authority.rotation import Rotation
 from signer.cluster.leader import Leader
+from signer.cluster.witness import Witness
 from signer.metrics import Metrics
 from signer.policy.policies import Policies
 
@@ -17,7 +18,15 @@ LAG_SECONDS = 0.1
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
-def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, pods: Pods, policies: Policies) -> None:
+def watch(
+    metrics: Metrics,
+    rotation: Rotation,
+    leader: Leader,
+    agents: Agents,
+    pods: Pods,
+    policies: Policies,
+    witness: Witness,
+) -> None:
     """Have `metrics` ask these."""
 
     def authority_ends() -> float:
@@ -43,6 +52,7 @@ def watch(metrics: Metrics, rotation: Rotation, leader: Leader, agents: Agents, 
         authority_life=authority_life,
         contact=lambda: (pods.last_contact or _NEVER).timestamp(),
         services_left_out=lambda: float(policies.services_left_out),
+        clock_ahead=lambda: witness.ahead.total_seconds(),
     )
 
 

@@ -94,6 +94,12 @@ class Metrics:
             "Services that give their pods no DNS names: beyond services_per_namespace, or with too large a selector.",
             registry=self.registry,
         )
+        self._clock_ahead = Gauge(
+            "podsvid_signer_clock_ahead_seconds",
+            "By how much this replica's clock is ahead of the API server's; beyond a minute, either way, the "
+            "authorities are held as they are.",
+            registry=self.registry,
+        )
         self._steps = Counter(
             "podsvid_signer_authority_steps",
             "Steps in the authorities' life by kind (x509, jwt, or both and all) and step.",
@@ -177,6 +183,7 @@ class Metrics:
         authority_life: Callable[[], float],
         contact: Callable[[], float],
         services_left_out: Callable[[], float],
+        clock_ahead: Callable[[], float],
     ) -> None:
         """Ask these for the values of the gauges, every two seconds."""
         self._shown.add(self._agents, agents)
@@ -186,3 +193,4 @@ class Metrics:
         self._shown.add(self._authority_life, authority_life)
         self._shown.add(self._contact, contact)
         self._shown.add(self._services_left_out, services_left_out)
+        self._shown.add(self._clock_ahead, clock_ahead)

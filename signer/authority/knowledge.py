@@ -17,11 +17,13 @@ _NAMED = 5
 @dataclass(frozen=True, slots=True)
 class Acks:
     """`waiting`: nodes of live agents that lack the present trust. `in_use`: SVIDs held, by X.509 authority; None
-    while not every live agent has said so. `unknown`: why neither is known; nothing is done by an absence then."""
+    while not every live agent has said so. `unknown`: why neither is known; nothing is done by an absence then.
+    `untimely`: why nobody can say how late it is; nothing is done by itself then."""
 
     waiting: frozenset[str]
     in_use: Mapping[str, int] | None
     unknown: str = ""
+    untimely: str = ""
 
     @property
     def all_have_it(self) -> bool:
@@ -46,11 +48,13 @@ class Sources:
 
     `live_nodes`: nodes with a living agent, as far as pods were read. `pods_unread`: why they are not known as they are
     now; empty when they are. `published`: the sequence of the bundle in the cluster, 0 without one; raises SignerError.
+    `untimely`: why the time of day is not to be believed; empty when it is.
     """
 
     live_nodes: Callable[[], frozenset[str]]
     pods_unread: Callable[[], str]
     published: Callable[[], Awaitable[int]]
+    untimely: Callable[[], str] = lambda: ""
 
 
 class Knowledge:
@@ -85,4 +89,4 @@ class Knowledge:
             unknown = (
                 f"agents have until {until:%H:%M:%SZ} to tell this replica, which has just started or begun to lead"
             )
-        return Acks(waiting, in_use, unknown)
+        return Acks(waiting, in_use, unknown, self._sources.untimely())

@@ -63,7 +63,13 @@ class Life:
         return AuthorityState(self._trust_domain, sequence_at(now), (x509,), jwt)
 
     def due(self, state: AuthorityState, acks: Acks, now: datetime) -> Step | None:
-        """The first step that is due; None while there is nothing but to wait."""
+        """The first step that is due; None while there is nothing but to wait, or nobody knows for how long.
+
+        A clock that was set ahead would end trust in what is in use, one that was set back would record an end that
+        has passed once it is right: where it is doubted no step is taken, whatever it is decided by.
+        """
+        if acks.untimely:
+            return None
         if state.outdated:
             return Step("rewrite", "x509", "an earlier version wrote the state")
         for kind in KINDS:
@@ -223,7 +229,8 @@ class Life:
 
     def outlook(self, state: AuthorityState, acks: Acks, now: datetime) -> list[str]:
         """What happens next, for people."""
-        lines = [f"unknown: {acks.unknown}"] if acks.unknown else []
+        lines = [f"held: {acks.untimely}"] if acks.untimely else []
+        lines += [f"unknown: {acks.unknown}"] if acks.unknown else []
         for kind in KINDS:
             if not state.slots(kind):
                 continue

@@ -214,7 +214,9 @@ class Rotation:
         for _ in range(ATTEMPTS):
             stored = await self._to_change()
             state = stored.state
-            now = self._clock.now()
+            now, acks = self._clock.now(), self.acks(state)
+            if acks.untimely and not forced:
+                raise TransitionRefused(acks.untimely)
             if action == "rotate" and kind == BOTH:
                 after, message = self._life.compromised(state, KINDS, now)
             elif action == "rotate":
@@ -222,7 +224,7 @@ class Rotation:
             elif action == "prepare":
                 after, message = await self._life.prepare(state, kind, now)
             elif action == "activate":
-                after, message = self._life.activate(state, kind, self.acks(state), now, forced=forced)
+                after, message = self._life.activate(state, kind, acks, now, forced=forced)
             else:
                 after, message = self._life.revoke(state, kind, authority_id, now, forced=forced)
             if await self._swap(stored, after, Step(action, kind, message)):

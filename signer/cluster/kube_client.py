@@ -5,8 +5,10 @@ What comes is read in pieces, up to a number of bytes, and never unpacked: an ob
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -51,6 +53,8 @@ class KubeClient:
         self._pages = asyncio.Semaphore(PAGES)
         self._large = asyncio.Semaphore(LARGE_EVENTS)
         self._client = client.ApiClient(configuration)
+        # Is told what time it is by the API server, with each answer.
+        self.dated: Callable[[datetime], None] = lambda at: None
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None) -> "KubeClient":
@@ -161,6 +165,8 @@ class KubeClient:
             method, f"{self._configuration.host}{path}", headers=headers, body=body, _request_timeout=timeout
         )
         response: aiohttp.ClientResponse = answer.response
+        with suppress(KeyError, ValueError, OverflowError):
+            self.dated(parsedate_to_datetime(response.headers["Date"]).astimezone(UTC))
         return response
 
 

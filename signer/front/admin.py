@@ -127,7 +127,7 @@ class AdminService:
             reissuing_jwt=_reissuing(state, "jwt", acks, self._clock.now()),
             abandoned=[_abandoned(each) for each in state.abandoned],
             to_do=to_do(state, self._clock.now()),
-            unknown=acks.unknown,
+            unknown=acks.untimely or acks.unknown,
         )
         for slot in state.x509:
             added = self._slot(answer, admin_pb2.KIND_X509, slot)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import pytest
@@ -222,5 +223,39 @@ def test_an_event_that_is_too_long_is_listed_over(monkeypatch: pytest.MonkeyPatc
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_the_api_servers_time_is_told_with_each_answer() -> None:
+    async def run() -> None:
+        kube = FakeKube(StepClock())
+        async with kube_server.served(kube_server.application(kube, [])) as url, connected(url) as api:
+            told: list[datetime] = []
+            api.dated = told.append
+            await api.create(MAPS, {"metadata": {"name": "x"}})
+            with pytest.raises(NotFound):
+                await api.get(f"{MAPS}/y")
+            await api.list(MAPS, DataObject)
+            assert len(told) == 3
+            now = datetime.now(UTC)
+            assert all(abs(now - each) < timedelta(minutes=1) and each.utcoffset() == timedelta(0) for each in told)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("date", ["yesterday", "", "Fri, 32 Nov 2026 10:00:00 GMT", "Fri, 27 Nov 99999 10:00:00 GMT"])
+def test_a_time_that_is_none_is_passed_over(date: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"name": "x"}}, headers={"Date": date})
+
+    async def run() -> None:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", answer)
+        async with kube_server.served(application) as url, connected(url) as api:
+            told: list[datetime] = []
+            api.dated = told.append
+            assert (await api.get(f"{MAPS}/x"))["metadata"]["name"] == "x"
+            assert told == []
 
     asyncio.run(run())

@@ -25,9 +25,9 @@ async def nothing_published() -> int:
     return 0
 
 
-def sources(nodes: Callable[[], frozenset[str]] = frozenset) -> Sources:
+def sources(nodes: Callable[[], frozenset[str]] = frozenset, untimely: Callable[[], str] = lambda: "") -> Sources:
     """All pods are read, and these nodes have agents."""
-    return Sources(nodes, lambda: "", nothing_published)
+    return Sources(nodes, lambda: "", nothing_published, untimely)
 
 
 def abandonments(kube: FakeKube, clock: Clock) -> Abandonments:

@@ -16,6 +16,7 @@ from signer.authority.state import AuthorityState
 from signer.authority.store import SecretStore
 from signer.cluster.kube import Object
 from signer.cluster.leader import Leader
+from signer.cluster.witness import Witness
 from signer.errors import Conflict, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 from signer.model import Agent
@@ -61,6 +62,7 @@ class Replica:
             random.Random(1),
         )
         self.agents = Agents(cluster.kube, "podsvid", name, cluster.clock)
+        self.witness = Witness(cluster.clock)
         self.metrics = Metrics()
         self.rotation = Rotation(
             SecretStore(cluster.kube, "podsvid", "authority", TD),
@@ -68,7 +70,7 @@ class Replica:
             life(),
             self.leader,
             self.agents,
-            sources(lambda: cluster.live),
+            sources(lambda: cluster.live, lambda: self.witness.doubt),
             self.metrics,
             cluster.clock,
         )

@@ -1,0 +1,41 @@
+"""Whether this replica's time of day can be believed: the API server tells its own with each answer."""
+
+from datetime import datetime, timedelta
+
+from runtime.clock import Clock
+
+# NTP keeps clocks far closer; and an old authority stays trusted for longer than this after its last SVID.
+TOLERANCE = timedelta(minutes=1)
+
+
+class Witness:
+    """Compares both. Whichever of the two is wrong: by them nobody can say whether an hour has passed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # What it said, and when by the clock that nobody sets: this replica's may be set between two answers.
+        self._heard: tuple[datetime, float] | None = None
+
+    def heard(self, at: datetime) -> None:
+        """The API server's time of day is `at`, which is aware."""
+        self._heard = at, self._clock.monotonic()
+
+    @property
+    def ahead(self) -> timedelta:
+        """By how much this replica's clock is ahead; nothing while the API server has not said."""
+        if self._heard is None:
+            return timedelta(0)
+        at, heard_at = self._heard
+        return self._clock.now() - at - timedelta(seconds=self._clock.monotonic() - heard_at)
+
+    @property
+    def doubt(self) -> str:
+        """For people: by how much they differ; empty where they agree."""
+        ahead = self.ahead
+        if abs(ahead) <= TOLERANCE:
+            return ""
+        by = timedelta(seconds=round(abs(ahead).total_seconds()))
+        return (
+            f"this signer's clock is {by} {'ahead of' if ahead > timedelta(0) else 'behind'} the API server's: nothing "
+            "is done by the time until both agree; set them right, or delete this signer's pod where its node is wrong"
+        )
