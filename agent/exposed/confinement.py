@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.exposed import syscalls
+from agent.exposed import root, syscalls
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
@@ -32,7 +32,7 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ_FILE = 1 << 2
 _MAKE_SOCK = 1 << 9
 # Rights that exist from each version on.
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16, 9: 17}
 _TCP_RIGHTS, _SCOPES = 0b11, 0b11
 # How likely the kernel is to end this process and not the agent when memory is short.
 _OOM_SCORE = "500"
@@ -74,6 +74,7 @@ def confine(bounds: Bounds) -> tuple[str, ...]:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
     step("no network", lambda: _call(libc.unshare, _CLONE_NEWNET | _CLONE_NEWIPC), needed=bounds.strict)
+    step("own root", lambda: _enter(libc), needed=bounds.strict)
     step("limits", lambda: _limit(bounds), needed=True)
     step("no bounding set", lambda: _empty_bounding_set(libc), needed=bounds.strict)
     step("own user", lambda: _become(bounds.user), needed=bounds.strict)
@@ -99,6 +100,13 @@ def _call(function: Callable[..., int], *arguments: object) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return answer
+
+
+def _enter(libc: ctypes.CDLL) -> None:
+    try:
+        root.enter(libc, _call, _named())
+    except root.Stranded as error:
+        raise Refused(f"own root: {error}") from None
 
 
 def _limit(bounds: Bounds) -> None:
@@ -158,14 +166,19 @@ def _ruleset(libc: ctypes.CDLL) -> int | None:
 
 def readable() -> Sequence[str]:
     """Where the program and its libraries are: all that may be read. Not sys.path, in which any folder could be."""
+    return list(dict.fromkeys(os.path.realpath(path) for path in _named()))
+
+
+def _named() -> Sequence[str]:
+    """The same by the names that they are found by, which may lead through links."""
     own = [_folder(name) for name in ("agent", "csi", "runtime", "svid")]
     # Of a module of the standard library, and beside a package that was installed.
     installed = [os.path.dirname(os.__file__), os.path.dirname(_folder("grpc") or os.__file__)]
-    libraries = [os.path.join(root, name) for root in ("/", "/usr") for name in ("lib", "lib64")]
+    libraries = [os.path.join(top, name) for top in ("/", "/usr") for name in ("lib", "lib64")]
     # gRPC seeds itself from there.
     devices = ["/dev/urandom", "/dev/random", "/dev/null"]
     found = [*installed, *(each for each in own if each), *libraries, *devices]
-    return [each for each in dict.fromkeys(os.path.realpath(path) for path in found) if os.path.exists(each)]
+    return [each for each in dict.fromkeys(found) if os.path.exists(each)]
 
 
 def _folder(package: str) -> str:

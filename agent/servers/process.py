@@ -94,8 +94,11 @@ class Exposed:
     def check(self) -> None:
         """Look whether it has given up what it said. Raises NotConfined, OSError."""
         check_status(Path(f"/proc/{self.pid}/status").read_text(encoding="ascii"), self._confinement)
-        if self._confinement.strict and os.readlink(f"/proc/{self.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
-            raise NotConfined("it has this process's network")
+        if not self._confinement.strict:
+            return
+        for name, what in (("net", "network"), ("mnt", "mounts")):
+            if os.readlink(f"/proc/{self.pid}/ns/{name}") == os.readlink(f"/proc/self/ns/{name}"):
+                raise NotConfined(f"it has this process's {what}")
 
     async def end(self) -> str:
         """Kill it, if it is there, and answer how it ended."""

@@ -21,6 +21,7 @@ import grpc.aio
 import pytest
 
 from agent import budget
+from agent.exposed.confinement import readable
 from agent.socket.connections import POD, UNREAD
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
@@ -45,6 +46,10 @@ if "agent.exposed" in sys.orig_argv:
             end.settimeout(2)
             end.connect(address)
 
+    def bind(path):
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(path)
+
     def write(path):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
 
@@ -61,6 +66,9 @@ if "agent.exposed" in sys.orig_argv:
         "a handle, by openat2": lambda: call("syscall", 437, -100, b"/", (ctypes.c_uint64 * 3)(os.O_PATH), 24),
         **{f"a library folder {path}": lambda path=path: os.open(path, os.O_RDONLY) for path in places["libraries"]},
         **{f"connect {path}": lambda path=path: dial(socket.AF_UNIX, path) for path in places["sockets"]},
+        **{f"see {path}": lambda path=path: os.stat(path) for path in places["files"] + places["processes"]},
+        **{f"go to {path}": lambda path=path: os.chdir(path) for path in places["open"]},
+        **{f"leave a socket in {path}": lambda path=path: bind(path + "/planted") for path in places["open"]},
         "write a file": lambda: write("/tmp/planted"),
         "write into a volume": lambda: write(places["folders"][0] + "/planted"),
         # Where it would harm nobody, should it succeed.
@@ -94,6 +102,9 @@ if "agent.exposed" in sys.orig_argv:
     told = []
 
     def planted(main):
+        if os.getuid() != USER:
+            # Not confined: it could do all of this, to this host.
+            return serve(main)
         # Confined by now, and nothing was served yet.
         for name, attempt in tries.items():
             try:
@@ -171,7 +182,7 @@ def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         assert found["Uid"] == found["Gid"] == [USER] * 4
         assert found["Groups"] == []
         assert (found["NoNewPrivs"], found["Seccomp"]) == (["1"], ["2"])
-        for namespace in ("net", "ipc"):
+        for namespace in ("net", "ipc", "mnt"):
             own, agents = (os.readlink(f"/proc/{each}/ns/{namespace}") for each in (process, here.processes()[0]))
             assert own != agents, namespace
         limits = Path(f"/proc/{process}/limits").read_text(encoding="ascii")
@@ -201,6 +212,61 @@ def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null"}, kinds
 
     on_node(main, "--socket-memory", "96", "--volumes", "100")
+
+
+def test_there_is_nothing_in_its_root_but_its_program_and_nothing_to_write() -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        target = await kubelet.publish(pod(), VOLUME)
+        own = [*readable(), *(str(ROOT / name) for name in ("agent", "csi", "runtime", "svid"))]
+        # And links.
+        first_of = {each.split("/")[1] for each in (*own, "/lib", "/lib64", sys.prefix, os.__file__)}
+        for process in (exposed(here), await waiting(here)):
+            await confined(process)
+            assert set(os.listdir(f"/proc/{process}/root")) <= first_of
+            lines = Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8").splitlines()
+            places = [line.split()[4] for line in lines]
+            assert "/" in places
+            assert set(places) <= {"/", *own}, places
+            assert [line for line in lines if "ro" not in line.split()[5].split(",")] == []
+            # One that was shared would take what the agent mounts next, and give it what is taken away here.
+            assert [line for line in lines if "shared:" in line or "master:" in line] == []
+        # No copy of it keeps the volume.
+        assert str(target) in here.mounts()
+        assert await answered(here.short(target) / "socket")
+
+    on_node(main)
+
+
+def test_what_it_takes_away_from_itself_stays_with_the_agent_where_mounts_are_shared() -> None:
+    async def run() -> None:
+        with host() as here:
+            # As on a node, where the agent's mounts are to reach the pods.
+            here.start(within=lambda *command: ["unshare", "--mount", "--propagation", "shared", *command])
+            agent = here.processes()[0]
+            async with StandInKubelet(here.kubelet_root) as kubelet:
+                await kubelet.wait_registered(DRIVER)
+                before = mounted(agent)
+                target = await kubelet.publish(pod(), VOLUME)
+                for _ in range(2):
+                    process = exposed(here)
+                    os.kill(process, signal.SIGKILL)
+                    await confined(await replaced(here, process))
+                    assert mounted(agent) == [*before, str(target)]
+                assert await answered(here.short(Path(f"/proc/{agent}/root{target}")) / "socket")
+                assert str(target) not in mounted(exposed(here))
+
+    asyncio.run(run())
+
+
+def mounted(process: int) -> list[str]:
+    lines = Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8").splitlines()
+    return [line.split()[4] for line in lines]
+
+
+async def confined(process: int) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while status(process).get("Seccomp") != ["2"]:
+            await asyncio.sleep(0.01)
 
 
 def flood(path: Path, pings: int) -> socket.socket:
@@ -277,14 +343,18 @@ def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:
             + [str(path) for path in (here.base / "r" / "journal").iterdir()],
             "folders": [str(target), str(here.kubelet_root), str(here.base / "r"), "/", "/proc", "/tmp"],
             "sockets": [str(here.base / "r" / "admin.sock"), str(target / "socket")],
+            "open": [str(here.base / "open"), *(each for each in ("/tmp", "/run", "/dev/shm") if os.path.isdir(each))],
+            "processes": ["/proc/1", "/proc/self", f"/proc/{here.processes()[0]}"],
             "libraries": ["/usr/lib", os.path.dirname(os.__file__), os.path.join(ROOT, "agent")],
             "datagrams": str(here.base / "log"),
             "port": 9,
         }
+        (here.base / "open").mkdir()
+        (here.base / "open").chmod(0o1777)
         log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         log.bind(str(here.base / "log"))
         (here.base / "log").chmod(0o666)
-        program = PLANTED.replace("PLACES", repr(json.dumps(places)))
+        program = PLANTED.replace("PLACES", repr(json.dumps(places))).replace("USER", USER)
         (tmp_path / "planted" / "sitecustomize.py").write_text(program, encoding="utf-8")
         before = exposed(here)
         os.kill(before, signal.SIGKILL)
@@ -361,9 +431,8 @@ def test_one_that_waits_takes_over_and_has_as_little(tmp_path: Path) -> None:
         target = await kubelet.publish(pod("staying", "staying"), VOLUME)
         socket = here.short(target) / "socket"
         process, next_one = exposed(here), await waiting(here)
-        async with asyncio.timeout(DEADLINE):
-            while "Seccomp" not in (found := status(next_one)) or found["Seccomp"] != ["2"]:
-                await asyncio.sleep(0.01)
+        await confined(next_one)
+        found = status(next_one)
         assert (found["CapEff"], found["Uid"], found["NoNewPrivs"]) == (["0" * 16], [USER] * 4, ["1"])
         os.kill(process, signal.SIGKILL)
         assert await replaced(here, process) == next_one

@@ -881,3 +881,24 @@ def test_a_process_that_has_more_than_it_should_is_seen(line: str, other: str) -
     check_status(CONFINED, Strict(7, 1, 1))
     with pytest.raises(NotConfined, match=line.partition(":")[0]):
         check_status(CONFINED.replace(line, other), Strict(7, 1, 1))
+
+
+@pytest.mark.parametrize("shared", ["net", "mnt", ""])
+def test_a_process_that_has_the_agents_network_or_mounts_is_seen(shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        pid = os.getpid()
+
+    def namespace(path: str) -> str:
+        name = path.rpartition("/")[2]
+        return name if name == shared else path
+
+    found = Exposed.__new__(Exposed)
+    found._process = Process()  # type: ignore[assignment]
+    found._confinement = Strict(7, 1, 1)
+    monkeypatch.setattr(process_module, "check_status", lambda *_: None)
+    monkeypatch.setattr(os, "readlink", namespace)
+    if shared:
+        with pytest.raises(NotConfined, match="it has this process's"):
+            found.check()
+    else:
+        found.check()
