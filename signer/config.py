@@ -124,6 +124,11 @@ class SignerConfig:
     services_per_namespace: int = setting(
         settings.number(1, 100000), "Services of one namespace that give their pods DNS names, the oldest first", "5000"
     )
+    pods_per_namespace: int = setting(
+        settings.number(1, 1000000),
+        "pods of one namespace that get SVIDs, the oldest first, beside agents",
+        "10000",
+    )
     dns_names: tuple[str, ...] = setting(
         settings.listed(_dns_pattern), "DNS names that pods without a policy may ask for", ""
     )

@@ -112,7 +112,7 @@ class Replica:
         self.metrics = Metrics()
         self.metrics.built(own_version())
         self.witness = Witness(clock)
-        self._pods = Pods(api, clock, (config.agent_namespace, config.agent_service_account))
+        self._pods = Pods(api, clock, (config.agent_namespace, config.agent_service_account), config.pods_per_namespace)
         self._policies = Policies(
             api,
             PolicySettings(

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     POD_FINISHED = "POD_FINISHED"
     POD_IS_MIRROR = "POD_IS_MIRROR"
     POD_OVERSIZED = "POD_OVERSIZED"
+    NAMESPACE_FULL = "NAMESPACE_FULL"
     POD_WITHOUT_DRIVER = "POD_WITHOUT_DRIVER"
     SERVICE_ACCOUNT_MISMATCH = "SERVICE_ACCOUNT_MISMATCH"
     CSR_INVALID = "CSR_INVALID"
@@ -142,6 +143,7 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.POD_FINISHED: "the pod has succeeded or failed",
         Reason.POD_IS_MIRROR: "static pods get no identity: nothing but the node speaks for them",
         Reason.POD_OVERSIZED: "the pod has more labels or drivers than anybody needs, and none of them is looked at",
+        Reason.NAMESPACE_FULL: "the pod's namespace has more than `pods_per_namespace` pods, and older ones go first",
         Reason.POD_WITHOUT_DRIVER: "the pod has no inline csi volume of `driver_names`",
         Reason.SERVICE_ACCOUNT_MISMATCH: "token and pod name different service accounts: look at that node",
         Reason.CSR_INVALID: "the certificate request cannot be read",

@@ -52,6 +52,7 @@ def watch(
         authority_life=authority_life,
         contact=lambda: (pods.last_contact or _NEVER).timestamp(),
         services_left_out=lambda: float(policies.services_left_out),
+        pods_left_out=lambda: float(pods.left_out),
         clock_ahead=lambda: witness.ahead.total_seconds(),
     )
 

@@ -94,6 +94,11 @@ class Metrics:
             "Services that give their pods no DNS names: beyond services_per_namespace, or with too large a selector.",
             registry=self.registry,
         )
+        self._pods_left_out = Gauge(
+            "podsvid_signer_pods_left_out",
+            "Pods that get no SVIDs since their namespace has more than pods_per_namespace.",
+            registry=self.registry,
+        )
         self._clock_ahead = Gauge(
             "podsvid_signer_clock_ahead_seconds",
             "By how much this replica's clock is ahead of the API server's; beyond a minute, either way, the "
@@ -183,6 +188,7 @@ class Metrics:
         authority_life: Callable[[], float],
         contact: Callable[[], float],
         services_left_out: Callable[[], float],
+        pods_left_out: Callable[[], float],
         clock_ahead: Callable[[], float],
     ) -> None:
         """Ask these for the values of the gauges, every two seconds."""
@@ -193,4 +199,5 @@ class Metrics:
         self._shown.add(self._authority_life, authority_life)
         self._shown.add(self._contact, contact)
         self._shown.add(self._services_left_out, services_left_out)
+        self._shown.add(self._pods_left_out, pods_left_out)
         self._shown.add(self._clock_ahead, clock_ahead)

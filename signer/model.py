@@ -1,7 +1,7 @@
 """The values that carry a call from the agent's request to the signature: made once, never changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -77,6 +77,7 @@ class LivePod:
     `drivers` are the CSI drivers that its volumes name (inline ones only). `oversized`: it has more labels or drivers
     than are kept, so that nobody may decide by them; it gets nothing. `addresses` are an agent's, its host's among
     them, as `runtime.listening.exact` spells them; they tell who may wait longer for a place, never who somebody is.
+    `left_out`: its namespace has more pods than count, and this is an outline that nobody may decide by.
     """
 
     namespace: str
@@ -90,6 +91,17 @@ class LivePod:
     mirror: bool = False
     oversized: bool = False
     addresses: frozenset[str] = frozenset()
+    created: str = ""
+    left_out: bool = False
+
+    @property
+    def age(self) -> tuple[str, str, str]:
+        """The oldest of a namespace count. Its author chooses the name, which decides among those of one second."""
+        return (self.created, self.name, self.uid)
+
+    def outline(self) -> "LivePod":
+        """Of one that does not count."""
+        return replace(self, labels={}, drivers=frozenset(), left_out=True)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

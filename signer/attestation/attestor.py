@@ -173,6 +173,12 @@ class Attestor:
             raise Refused(Reason.POD_IS_MIRROR, f"pod {pod} is a static pod: its identity would be the node's word")
         if pod.finished:
             raise Refused(Reason.POD_FINISHED, f"pod {pod} has finished")
+        if pod.left_out:
+            raise Refused(
+                Reason.NAMESPACE_FULL,
+                f"namespace {pod.namespace} has more pods than count (the signer's pods_per_namespace), finished ones "
+                f"too; the oldest do, and pod {pod} is none of them: delete others, and it is tried again",
+            )
         if pod.oversized:
             raise Refused(
                 Reason.POD_OVERSIZED,

@@ -13,9 +13,12 @@ from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Pod as PodObject
 from signer.cluster.objects import PodSpec, PodState, Texts, few_labels
+from signer.cluster.places import Age, Places
 from signer.errors import ApiUnavailable, Forbidden, NotFound, Reason, Refused
 from signer.model import LivePod, PodClaim
 
+# Pods of one namespace that count; Kubernetes is tried with some thousands of them.
+MOST_OF_NAMESPACE = 10_000
 # Different CSI drivers of one pod's inline volumes.
 MAX_DRIVERS = 16
 # Of an agent's pod and of its host: one of each family.
@@ -24,15 +27,25 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 
 class Pods:
-    """All pods, by uid. Those of `agents` (namespace, service account) with their addresses."""
+    """All pods, by uid. Those of `agents` (namespace, service account) with their addresses.
 
-    def __init__(self, api: KubeApi, clock: Clock, agents: tuple[str, str] | None = None) -> None:
+    Of a namespace's pods the oldest `most` count, agents aside; of the others an outline is kept. So who starts very
+    many pushes out none that was there, and none that is left out takes anything but its few bytes.
+    """
+
+    def __init__(
+        self, api: KubeApi, clock: Clock, agents: tuple[str, str] | None = None, most: int = MOST_OF_NAMESPACE
+    ) -> None:
         self._api = api
+        self._agents = agents
+        self._most = most
         self._by_name: dict[str, dict[str, LivePod]] = {}
-        texts = Texts()
+        self._places: dict[str, Places[LivePod]] = {}
+        self._same = Texts().same
         self._mirror: Mirror[PodObject, LivePod] = Mirror(
-            api, "/api/v1/pods", PodObject, lambda body: read_pod(body, texts.same, agents), clock, observe=self._index
+            api, "/api/v1/pods", PodObject, self._read, clock, observe=self._index
         )
+        self.left_out = 0
         # Hear of each change as it is made: what was there, and what is there now.
         self.observers: list[Callable[[LivePod | None, LivePod | None], None]] = []
         self.run = self._mirror.run
@@ -85,7 +98,8 @@ class Pods:
     async def find(self, claim: PodClaim) -> LivePod:
         """The pod of that uid and name. Raises Refused (POD_NOT_FOUND, POD_UID_MISMATCH), ApiUnavailable."""
         known = self.known(claim.uid)
-        if known is not None and known.node_name:
+        # One that was left out may have a place by now.
+        if known is not None and known.node_name and not (known.left_out and self._counts(known)):
             if (known.namespace, known.name) != (claim.namespace, claim.name):
                 raise Refused(Reason.POD_UID_MISMATCH, f"pod uid and name do not belong together: {claim}")
             return known
@@ -108,7 +122,40 @@ class Pods:
             raise ApiUnavailable(f"the API server's answer for pod {claim} is not a pod")
         if pod.uid != claim.uid:
             raise Refused(Reason.POD_UID_MISMATCH, f"pod {claim} is another one of the same name by now")
+        pod, known = self._kept(pod), self.known(pod.uid)
+        if known is not None and known.left_out:
+            self._mirror.swap(pod.uid, known, pod)
         return pod
+
+    def _read(self, body: PodObject) -> LivePod | None:
+        pod = read_pod(body, self._same, self._agents)
+        return pod and self._kept(pod)
+
+    def _kept(self, pod: LivePod) -> LivePod:
+        return pod if self._counts(pod) else pod.outline()
+
+    def _counts(self, pod: LivePod) -> bool:
+        """Whether it has a place in its namespace, or would have one."""
+        places = self._places.get(pod.namespace)
+        return self._is_agent(pod) or places is None or places.room(pod.age)
+
+    def _is_agent(self, pod: LivePod) -> bool:
+        return (pod.namespace, pod.service_account) == self._agents
+
+    def _place(self, old: LivePod | None, new: LivePod | None) -> None:
+        if old is not None and not self._is_agent(old):
+            self.left_out -= old.left_out
+            places = self._places[old.namespace]
+            places.remove(old)
+            if places.empty:
+                del self._places[old.namespace]
+        if new is not None and not self._is_agent(new):
+            self.left_out += new.left_out
+            places = self._places.setdefault(new.namespace, Places(self._most, _age))
+            places.add(new)
+            over = places.over
+            if over is not None:
+                self._mirror.swap(over.uid, over, over.outline())
 
     def _index(self, old: LivePod | None, new: LivePod | None) -> None:
         if old is not None:
@@ -120,6 +167,7 @@ class Pods:
                 self._by_name.pop(old.namespace, None)
         if new is not None:
             self._by_name.setdefault(new.namespace, {})[new.name] = new
+        self._place(old, new)
         for observe in self.observers:
             observe(old, new)
 
@@ -203,8 +251,13 @@ def read_pod(pod: PodObject, same: Callable[[str], str] = str, agents: tuple[str
         finished=finished,
         mirror=metadata.annotations is not None and metadata.annotations.mirror is not UNSET,
         oversized=oversized,
+        created=same(metadata.creation_timestamp or ""),
         addresses=_addresses(pod.status) if is_agent and not finished else frozenset(),
     )
+
+
+def _age(pod: LivePod) -> Age:
+    return pod.age
 
 
 def _addresses(state: PodState | None) -> frozenset[str]:

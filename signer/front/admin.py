@@ -19,7 +19,7 @@ from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.timing import FORCED_GRACE
-from signer.errors import SignerError
+from signer.errors import Reason, SignerError
 from signer.pb import admin_pb2
 from signer.policy.policies import Policies
 
@@ -94,6 +94,9 @@ class AdminService:
         if pod is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
         assert pod is not None
+        if pod.left_out:
+            text = f"{Reason.NAMESPACE_FULL}: pod {pod} is beyond the oldest pods_per_namespace of its namespace"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         found = self._policies.explain(pod)
         return admin_pb2.ExplainResponse(
             outcome=found.outcome,

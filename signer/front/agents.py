@@ -58,6 +58,7 @@ _TELL_POD = frozenset(
         Reason.KEY_WEAK,
         Reason.DNS_NAME_DENIED,
         Reason.POD_WITHOUT_DRIVER,
+        Reason.NAMESPACE_FULL,
     }
 )
 # What was said about the caller's own token: a stranger who goes on like this is sent away.

@@ -5,8 +5,8 @@ from itertools import chain
 from typing import TypeAlias
 
 from signer.cluster.objects import PolicyObject
+from signer.cluster.places import Age, Places
 from signer.model import LivePod
-from signer.policy.places import Age, Places
 from signer.policy.policy import Policy, read_outline, read_policy
 from signer.policy.selector import Selector
 

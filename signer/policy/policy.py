@@ -19,9 +19,9 @@ import msgspec
 
 from runtime import durations
 from signer.cluster.objects import Metadata, PolicyObject, PolicyRank
+from signer.cluster.places import Age
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import MAX_DNS_NAMES, Entitlement, LivePod, TtlLimits
-from signer.policy.places import Age
 from signer.policy.selector import Selector, read_selector
 from signer.policy.services import MAX_SERVICES, Service
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template

@@ -8,8 +8,8 @@ from itertools import chain
 from typing import TypeAlias
 
 from signer.cluster.objects import MAX_SELECTOR, MAX_SELECTOR_CHARACTERS, ServiceObject, few_selected
+from signer.cluster.places import Age, Places
 from signer.model import LivePod
-from signer.policy.places import Age, Places
 
 # Services of one pod that are looked at; a certificate has room for the names of ten.
 MAX_SERVICES = 256

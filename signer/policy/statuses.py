@@ -234,7 +234,7 @@ class Statuses:
         return tallies
 
     def _add(self, pod: LivePod, tallies: "dict[str, _Tally]") -> None:
-        if pod.finished or not pod.node_name:
+        if pod.finished or pod.left_out or not pod.node_name:
             return
         found = self._policies.matching(pod)
         for each in found:

@@ -66,6 +66,7 @@ class Fleet:
                 authority_life=lambda: 30 * 86400.0,
                 contact=lambda: self.now if self.contact_lost_at is None else self.contact_lost_at,
                 services_left_out=lambda: 0.0,
+                pods_left_out=lambda: 0.0,
                 clock_ahead=lambda: 0.0,
             )
 

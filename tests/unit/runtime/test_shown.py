@@ -100,6 +100,7 @@ def _signer(ask: Callable[[], float]) -> SignerMetrics:
         authority_life=ask,
         contact=ask,
         services_left_out=ask,
+        pods_left_out=ask,
         clock_ahead=ask,
     )
     metrics.watch_connections(ask, ask, ask)

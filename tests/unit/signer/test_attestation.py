@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.doubt import LIMITS
-from signer.attestation.pods import Pods
+from signer.attestation.pods import MOST_OF_NAMESPACE, Pods
 from signer.attestation.tokens import (
     JWKS,
     REVIEWS,
@@ -36,10 +36,10 @@ SETTINGS = AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), 
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_OF_NAMESPACE) -> None:
         self.site = Site()
         clock = self.site.clock
-        self.pods = Pods(self.site.kube, clock)
+        self.pods = Pods(self.site.kube, clock, ("podsvid", "podsvid-agent"), most)
         self.offline = OfflineTokens(self.site.kube, AUDIENCE, clock)
         self.reviews = TokenReviews(self.site.kube, AUDIENCE, self.offline, clock)
         self.attestor = Attestor(SETTINGS, self.reviews, self.offline, self.pods, clock)
@@ -65,9 +65,9 @@ class Rig:
         return jwt.encode(claims, self.key, algorithm="ES256", headers={"kid": "k1"})
 
 
-def rigged(test: Callable[[Rig], Awaitable[None]]) -> None:
+def rigged(test: Callable[[Rig], Awaitable[None]], most: int = MOST_OF_NAMESPACE) -> None:
     async def run() -> None:
-        rig = Rig()
+        rig = Rig(most)
         following = asyncio.create_task(rig.pods.run())
         await rig.pods.wait_synced()
         try:

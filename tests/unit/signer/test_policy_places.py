@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.cluster.objects import Metadata, PolicyObject
+from signer.cluster.places import Places
 from signer.errors import Reason, Refused
 from signer.model import LivePod
 from signer.policy import policies as module
 from signer.policy.index import Index
-from signer.policy.places import Places
 from signer.policy.policy import (
     MAX_CLUSTER_SPEC,
     MAX_SPEC,

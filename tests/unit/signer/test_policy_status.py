@@ -80,7 +80,8 @@ def pod(number: int = 0, **changes: Any) -> LivePod:
 def test_pods_that_get_no_svid_are_not_counted() -> None:
     async def test(rig: Rig) -> None:
         path = rig.cluster("all")
-        found, conditions = await rig.status(path, pod(1), pod(2), pod(3, finished=True), pod(4, node_name=""))
+        none = pod(3, finished=True), pod(4, node_name=""), pod(5).outline()
+        found, conditions = await rig.status(path, pod(1), pod(2), *none)
         assert (found["podsMatched"], found["observedGeneration"]) == (2, 7)
         assert {each["observedGeneration"] for each in conditions.values()} == {7}
         assert (conditions["Ready"]["status"], conditions["Ready"]["reason"]) == ("True", "InUse")
