@@ -62,8 +62,8 @@ class Life:
             jwt = (replace(await self._jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
         return AuthorityState(self._trust_domain, sequence_at(now), (x509,), jwt)
 
-    def due(self, state: AuthorityState, acks: Acks, now: datetime) -> Step | None:
-        """The first step that is due; None while there is nothing but to wait, or nobody knows for how long.
+    def due(self, state: AuthorityState, acks: Acks, now: datetime, kinds: Sequence[str] = KINDS) -> Step | None:
+        """The first step of these kinds that is due; None while there is but to wait, or nobody knows for how long.
 
         A clock that was set ahead would end trust in what is in use, one that was set back would record an end that
         has passed once it is right: where it is doubted no step is taken, whatever it is decided by.
@@ -72,7 +72,7 @@ class Life:
             return None
         if state.outdated:
             return Step("rewrite", "x509", "an earlier version wrote the state")
-        for kind in KINDS:
+        for kind in kinds:
             step = self._due(state, kind, acks, now)
             if step is not None:
                 return step

@@ -13,6 +13,7 @@ from runtime.pace import Pace
 from signer.authority import recovery
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents, Wanted
+from signer.authority.attempts import Attempts
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, Step
 from signer.authority.rollback import Published, Rollbacks, Shown
@@ -53,6 +54,7 @@ class Rotation:
         self._store = store
         self._abandonments = abandonments
         self._life = life
+        self._attempts = Attempts(life)
         self._leader = leader
         self._agents = agents
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
@@ -113,7 +115,8 @@ class Rotation:
 
     def next_steps(self, state: AuthorityState) -> list[str]:
         """For people: what happens next and what it waits for."""
-        notes = [*filter(None, [self._rollbacks.note]), *self._abandonments.notes]
+        failed = self._attempts.notes if self._leader.leading else []
+        notes = [*filter(None, [self._rollbacks.note]), *self._abandonments.notes, *failed]
         return [*notes, *self._life.outlook(state, self.acks(state), self._clock.now())]
 
     async def open(self) -> None:
@@ -213,8 +216,7 @@ class Rotation:
         """Do what a person asked for; what was done, as text. Raises SignerError."""
         for _ in range(ATTEMPTS):
             stored = await self._to_change()
-            state = stored.state
-            now, acks = self._clock.now(), self.acks(state)
+            state, now, acks = stored.state, self._clock.now(), self.acks(stored.state)
             if acks.untimely and not forced:
                 raise TransitionRefused(acks.untimely)
             if action == "rotate" and kind == BOTH:
@@ -248,10 +250,10 @@ class Rotation:
             return
         stored = await self._to_change()
         now = self._clock.now()
-        step = self._life.due(stored.state, self.acks(stored.state), now)
         # A leader that was held up (stopped, or away from the API server) must not act on what it once knew.
-        if step is not None and self._leader.leading:
-            await self._swap(stored, await self._life.do(stored.state, step, now), step)
+        taken = await self._attempts.next(stored.state, self.acks(stored.state), now) if self._leader.leading else None
+        if taken is not None:
+            await self._swap(stored, taken[1], taken[0])
 
     async def _go_above(self) -> None:
         """Publish anew, above a number that the cluster knows from a state that is not in the Secret any more."""

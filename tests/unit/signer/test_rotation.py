@@ -5,13 +5,14 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from signer.authority.acknowledgements import Agents
 from signer.authority.rotation import ATTEMPTS, Rotation
+from signer.authority.slots import BOTH
 from signer.authority.state import AuthorityState
 from signer.authority.store import SecretStore
 from signer.cluster.kube import Object
@@ -20,6 +21,10 @@ from signer.cluster.witness import Witness
 from signer.errors import Conflict, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 from signer.model import Agent
+from signer.upstream.certify import SelfSigned, UpstreamUnusable
+from svid.authority import X509Authority
+from svid.keys import PrivateKey
+from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 from tests.meanwhile import after, before, unhurried
 from tests.signer_rig import START, Apart, StepClock
@@ -432,6 +437,39 @@ def test_a_rotation_outlives_outages_and_conflicts_of_its_steps(caplog: pytest.L
             assert stages(cluster.stored) == ["active"]
             cluster.kube.denied.clear()
             await until(lambda: stages(cluster.stored) == ["old", "active"])
+
+    asyncio.run(run())
+
+
+def test_where_a_ca_above_certifies_nothing_jwt_keys_are_replaced_all_the_same() -> None:
+    """A stolen JWT key would be trusted for as long as the CA above is out of order; `show` says why X.509 waits."""
+
+    class OutOfOrder:
+        async def certify(
+            self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
+        ) -> X509Authority:
+            raise UpstreamUnusable("upstream CA: it has ended")
+
+    async def run() -> None:
+        cluster = Cluster()
+        one = Replica(cluster, "one")
+        await one.open()
+        begun = cluster.stored
+        one.rotation._life._upstream = OutOfOrder()
+        await one.rotation.step("rotate", BOTH, "", forced=True)
+        await one.leader.attempt()
+        async with loop(one.rotation.run()):
+            await until(lambda: [each.id for each in cluster.stored.jwt] not in ([], [begun.jwt[0].id]))
+            await until(lambda: stages(cluster.stored, "jwt") == ["active"])
+            await until(lambda: "UPSTREAM_UNUSABLE" in " ".join(one.rotation.next_steps(cluster.stored)))
+            assert stages(cluster.stored) == ["active"]
+            told = one.rotation.next_steps(cluster.stored)
+            assert "x509: prepare now, a rotation was asked for" in told
+            assert "x509: it failed to prepare: UPSTREAM_UNUSABLE: upstream CA: it has ended" in told
+            assert not any(each.startswith("jwt") and "failed" in each for each in told)
+            one.rotation._life._upstream = SelfSigned()
+            await until(lambda: cluster.stored.active_x509_id != begun.active_x509_id)
+            assert "failed" not in " ".join(one.rotation.next_steps(cluster.stored))
 
     asyncio.run(run())
 
