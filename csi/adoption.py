@@ -115,6 +115,7 @@ class Adoption:
             if left.entry.volume.below_pods != below:
                 raise TargetConflict(f"volume is published at {left.entry.volume.target}, not at this target_path")
             del self._left[volume_id]
+            await self._blocking(left.directory.empty)
             left.directory.close()
 
     @contextmanager

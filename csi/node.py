@@ -315,7 +315,7 @@ class NodeService:
         if known is not None and known.volume.below_pods != below:
             raise TargetConflict(f"volume is published at {known.volume.target}, not at this target_path")
         if known is not None:
-            await self._forget(volume_id)
+            await self._forget(volume_id, for_good=True)
         else:
             await self._forget_unknown(volume_id)
         try:
@@ -326,9 +326,12 @@ class NodeService:
         if known is not None:
             _log.info("volume unpublished", extra={"volume_id": volume_id, "pod": str(known.volume.pod)})
 
-    async def _forget(self, volume_id: str) -> None:
+    async def _forget(self, volume_id: str, *, for_good: bool = False) -> None:
         await self._workloads.close(volume_id)
-        self._published.pop(volume_id).directory.close()
+        directory = self._published.pop(volume_id).directory
+        if for_good:
+            await self._blocking(directory.empty)
+        directory.close()
 
     def _weigh(self, volume: Volume, directory: VolumeDirectory) -> None:
         # What it weighed before is near enough where something is just written or taken away in it.

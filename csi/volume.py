@@ -83,7 +83,7 @@ class VolumeDirectory:
             self._fill(stamp, files, state.dump(state.State(contents, self._password)), self._trust == trust)
             self._switch(stamp)
         except BaseException:
-            self._discard(stamp)
+            self._discard(stamp, layout.lasting(self._options))
             raise
         self._trust = trust
         for name in files:
@@ -227,6 +227,19 @@ class VolumeDirectory:
         with suppress(OSError):
             self._prune(os.readlink(_DATA, dir_fd=self._fd), kept=1)
 
+    def empty(self) -> None:
+        """Take away what is in it, before it is unmounted for good; what cannot be goes with the mount.
+
+        Whoever has anything of it open, or a socket that was bound here, keeps the file system for as long as it lives:
+        with the pod's keys, and as memory of the agent.
+        """
+        with suppress(OSError), opened(".", self._fd) as inside:
+            for name in os.listdir(inside):
+                if stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode):
+                    self._discard(name)
+                else:
+                    os.unlink(name, dir_fd=inside)
+
     def close(self) -> None:
         """Let go of the directory, so that it can be unmounted. Idempotent."""
         # Its number may be another volume's next: who comes too late is told that there is no such descriptor.
@@ -335,17 +348,17 @@ class VolumeDirectory:
             if entry.name.startswith("..2") and entry.name != current and entry.is_dir(follow_symlinks=False)
         ]
         for _, name in sorted(stamps, reverse=True)[kept - 1 :]:
-            self._discard(name)
+            # A program may have a mount of a lasting one alone (subPath).
+            self._discard(name, layout.lasting(self._options))
 
-    def _discard(self, name: str) -> None:
+    def _discard(self, name: str, kept: frozenset[str] = frozenset()) -> None:
         """Remove a directory of files, and what is in them also for whoever has one open.
 
         A pod that opened all and closed none would keep them, in memory that is the agent's, until the volume is full.
-        What most renewals do not change is left to it: a program may have a mount of that alone (subPath).
+        Those in `kept` are left to it.
         """
-        lasting = layout.lasting(self._options)
         with suppress(OSError), opened(name, self._fd) as directory:
-            for file in set(os.listdir(directory)) - lasting:
+            for file in set(os.listdir(directory)) - kept:
                 with suppress(OSError):
                     os.close(os.open(file, EMPTY, dir_fd=directory))
         shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)

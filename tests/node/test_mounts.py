@@ -1,6 +1,7 @@
 """The mount calls on this host's own kernel: what it lists, what counts as ours, and what is left to others."""
 
 import os
+import socket
 import stat
 import subprocess
 import tempfile
@@ -201,6 +202,35 @@ def test_a_volume_that_its_pod_keeps_full_is_told_from_one_that_is_full(place: P
         with pytest.raises(OSError, match="No space left"):
             directory.write(contents(), NOW + timedelta(seconds=201))
         assert not directory.is_kept_full()
+
+
+def test_who_has_something_open_of_a_volume_that_went_has_no_secrets(place: Path) -> None:
+    os.close(targets(place).mount(BELOW, mode=0o755, group=None).descriptor)
+    kept: list[int] = []
+    with plain_directory(place, {"keystores": "pkcs12"}) as directory:
+        for number in range(2):
+            directory.write(contents(), NOW + timedelta(seconds=number))
+        with directory.socket_place(None), socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(f"/proc/self/fd/{directory.descriptor}/..socket/1")
+            directory.take_socket("1")
+        try:
+            # As the process that serves the sockets, or a container with the host's directories, in mounts of its own.
+            command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 600"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+                assert other.stdout is not None
+                other.stdout.readline()
+                seen = Path(f"/proc/{other.pid}/root{place}")
+                kept = [os.open(seen / name, os.O_RDONLY) for name in (".", "tls.key", "ca.crt", "keystore.password")]
+                other.kill()
+            directory.empty()
+            directory.close()
+            targets(place).remove(BELOW)
+            assert not place.exists()
+            assert os.listdir(kept[0]) == []
+            assert [os.pread(each, 10, 0) for each in kept[1:]] == [b"", b"", b""]
+        finally:
+            for each in kept:
+                os.close(each)
 
 
 def test_of_a_busy_volume_the_secrets_go_at_once_and_of_a_foreign_one_nothing_does(place: Path) -> None:

@@ -174,6 +174,20 @@ def test_an_unpublish_takes_a_volume_away_that_nobody_picked_up(tmp_path: Path) 
     on_a_node(main, tmp_path)
 
 
+def test_what_nobody_picked_up_is_emptied_before_it_is_unmounted(tmp_path: Path) -> None:
+    async def main(here: Rig, memory: Memory) -> None:
+        left = left_behind(here, generations=2)
+        await here.node.look()
+        here.steps.hold("detach")
+        going = asyncio.create_task(gone(here, left))
+        await here.steps.reached("detach")
+        assert os.listdir(left.target) == []
+        here.steps.release("detach")
+        await going
+
+    on_a_node(main, tmp_path)
+
+
 def test_an_unpublish_at_another_target_takes_nothing_away(tmp_path: Path) -> None:
     async def main(here: Rig, memory: Memory) -> None:
         left = left_behind(here)
