@@ -153,10 +153,10 @@ class AgentConfig:
         settings.number(1, 65536), "connections open at once on one volume's socket", "64"
     )
     socket_calls: int = setting(
-        settings.number(1, 65536), "calls (streams) open at once on one volume's socket", "1024"
+        settings.number(1, 65536), "calls (streams) of one pod open at once, on all its volumes' sockets", "1024"
     )
-    socket_rate: int = setting(settings.number(1, 100000), "new calls a second on one volume's socket", "500")
-    socket_burst: int = setting(settings.number(1, 100000), "new calls at once on one volume's socket", "2000")
+    socket_rate: int = setting(settings.number(1, 100000), "new calls a second of one pod", "500")
+    socket_burst: int = setting(settings.number(1, 100000), "new calls of one pod at once", "2000")
     socket_user: int = setting(
         settings.number(1, 2**31 - 1),
         "user and group id of the process that serves pods' sockets; nothing else on the node may have it",

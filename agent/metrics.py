@@ -59,7 +59,7 @@ class Metrics:
         )
         self._refused_calls = Counter(
             "podsvid_api_refused_calls",
-            "Calls refused because a socket's limit was reached, by limit.",
+            "Calls refused because a limit of their pod was reached, by limit.",
             ["limit"],
             registry=self.registry,
         )

@@ -28,7 +28,7 @@ SECRETS = b"/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
 # Seconds that an attacker waits for the agent before it goes on elsewhere.
 PATIENCE = 1.0
 # An agent that closes connections as fast as they come must still let them be counted.
-CONNECTIONS, STREAMS, CHILDREN = 10_000, 1_000, 16
+CONNECTIONS, STREAMS, CHILDREN, HOLDERS = 10_000, 1_000, 16, 30
 Attack = Callable[[Sequence[str], Callable[[], bool]], int]
 
 
@@ -254,6 +254,44 @@ def unread(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
     return done
 
 
+def _held_calls(requests: Callable[[int], bytes], before: bytes = b"") -> Attack:
+    """30 connections to each path with 1,000 calls each, settings acknowledged, held; made again where they close."""
+
+    def attack(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
+        held: dict[tuple[str, int], socket.socket] = {}
+        done = 0
+        while going_on():
+            for place in itertools.product(paths, range(HOLDERS)):
+                try:
+                    if place not in held:
+                        held[place] = connect(place[0])
+                        held[place].sendall(PREFACE + frame(SETTINGS, 0, 0, before) + frame(SETTINGS, 1, 0))
+                        held[place].sendall(b"".join(requests(2 * number + 1) for number in range(STREAMS)))
+                        done += STREAMS
+                    drain(held[place])
+                except OSError:
+                    held.pop(place, None)
+            time.sleep(0.01)
+        return done
+
+    return attack
+
+
+def _unfinished(stream: int) -> bytes:
+    return frame(HEADERS, END_HEADERS, stream, headers(FETCH))
+
+
+def _half(stream: int) -> bytes:
+    # Half of a message that is never whole, as long as one may be.
+    body = b"\0" + (60_000).to_bytes(4, "big") + b"x" * 29_995
+    parts = [frame(DATA, 0, stream, body[at : at + 15_000]) for at in (0, 15_000)]
+    return frame(HEADERS, END_HEADERS, stream, headers(TOKEN)) + b"".join(parts)
+
+
+def _asked_for_nothing(stream: int) -> bytes:
+    return frame(HEADERS, END_HEADERS | END_STREAM, stream, headers(FETCH))
+
+
 def asking(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
     """One SDS stream to each path with one request after the other, each for other names than the one before."""
     held: dict[str, socket.socket] = {}
@@ -312,6 +350,11 @@ KINDS: Mapping[str, Attack] = MappingProxyType(
         "slow": slow,
         "connections": flood,
         "streams": streams,
+        "unfinished": _held_calls(_unfinished),
+        "half": _held_calls(_half),
+        "empty": _held_calls(_asked_for_nothing),
+        # A window of nothing: no answer can be sent.
+        "shut": _held_calls(call, struct.pack(">HI", 4, 0)),
         "reset": calls_of(_reset, 50),
         "calls": calls_of(call, 50),
         "tokens": calls_of(_token, 20),

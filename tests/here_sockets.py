@@ -1,16 +1,26 @@
 """Pods' sockets served in this process, for tests of workloads: what the exposed process does, without one."""
 
 import asyncio
+import time
 
 from agent.metrics import Metrics
 from agent.servers.protocol import JwtSource, Use
+from agent.socket.accounts import Account, Accounts, Limits
 from agent.socket.endpoint import Endpoint
 from agent.socket.serving import USUAL
 from csi.layout import SOCKET
+from csi.model import PodRef
 from csi.volume import VolumeDirectory
 from runtime.clock import Clock
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
+
+USUAL_LIMITS = Limits()
+
+
+def alone(limits: Limits = USUAL_LIMITS) -> Account:
+    """The account of a pod with one socket."""
+    return Accounts(limits, lambda pod: None, time.monotonic).begin(1, "pod")
 
 
 def socket_path(directory: VolumeDirectory) -> str:
@@ -55,11 +65,13 @@ class HereSockets:
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
+        self._accounts = Accounts(Limits(), lambda pod: None, time.monotonic)
         self.made: list[HereSocket] = []
 
     def socket(
-        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: str, directory: VolumeDirectory
+        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: PodRef, directory: VolumeDirectory
     ) -> HereSocket:
-        endpoint = USUAL.endpoint(feed, jwt_svids, self._clock, self._metrics, pod)
+        account = self._accounts.begin(len(self.made), pod.uid)
+        endpoint = USUAL.endpoint(feed, jwt_svids, self._clock, self._metrics, str(pod), account)
         self.made.append(HereSocket(endpoint, directory))
         return self.made[-1]

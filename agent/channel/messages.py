@@ -26,8 +26,8 @@ METHODS = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
-# Why a call is refused; see agent.socket.endpoint.
-REFUSALS = ("open calls", "calls a second")
+# Why a call is refused; see agent.socket.guard.
+REFUSALS = ("open calls", "calls a second", "unread answers")
 
 Number: TypeAlias = Annotated[int, Meta(ge=0, lt=2**53)]
 Pid: TypeAlias = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -76,10 +76,12 @@ class Begin(Struct, frozen=True, tag="begin"):
 
 
 class Open(Struct, frozen=True, tag="open"):
-    """Bind a socket called `name(volume)` in the directory whose descriptor comes with this, and serve it."""
+    """Bind a socket called `name(volume)` in the directory whose descriptor comes with this, and serve it. `pod` names
+    the pod in logs; the sockets of one `uid` share its limits."""
 
     volume: int
     pod: str
+    uid: str
     jwt: bool
     snapshot: Snapshot | None
 

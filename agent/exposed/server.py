@@ -15,8 +15,9 @@ from agent.exposed.counts import Counts
 from agent.exposed.saying import Saying
 from agent.exposed.tokens import Tokens
 from agent.socket import reflection
+from agent.socket.accounts import Accounts, Limits
 from agent.socket.connections import Connections, Mutator
-from agent.socket.endpoint import Endpoint, Limits
+from agent.socket.endpoint import Endpoint
 from agent.socket.peers import credentials_of
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.serving import Serving
@@ -62,6 +63,7 @@ class Served:
         self._connections = Connections()
         self._mutator = Mutator(self._connections)
         self._serving = Serving()
+        self._accounts = self._accounts_within(Limits())
         self._shared = reflection.handlers()
         self._tokens = Tokens(wire, self._clock)
         self._feeds: dict[int, Feed[WorkloadIdentity]] = {}
@@ -107,8 +109,11 @@ class Served:
     def _begin(self, order: messages.Begin) -> None:
         logging.getLogger().setLevel(order.log_level)
         names = SdsNames(order.svid_name, order.bundle_name, order.all_bundles_name, order.spiffe_validator)
-        limits = Limits(order.connections, order.calls, order.rate, order.burst)
-        self._serving = Serving(limits, names, self._shared, self._mutator)
+        self._accounts = self._accounts_within(Limits(order.connections, order.calls, order.rate, order.burst))
+        self._serving = Serving(names, self._shared, self._mutator)
+
+    def _accounts_within(self, limits: Limits) -> Accounts:
+        return Accounts(limits, self._connections.shut, asyncio.get_running_loop().time)
 
     async def _open(self, order: messages.Open, directory: int) -> None:
         number = order.volume
@@ -117,9 +122,11 @@ class Served:
         if order.snapshot is not None:
             self._change(number, order.snapshot)
         tokens = self._tokens.of(number) if order.jwt else None
-        endpoint = self._serving.endpoint(feed, tokens, self._clock, self.counts, order.pod)
+        # By its uid: a pod that is made anew under the same name is another one, and both may be there.
+        account = self._accounts.begin(number, order.uid)
+        endpoint = self._serving.endpoint(feed, tokens, self._clock, self.counts, order.pod, account)
         error = ""
-        self._connections.begin(messages.name(number), order.pod)
+        self._connections.begin(messages.name(number), account.connections)
         try:
             try:
                 # A path from here: it is short, and needs no view of /proc. Orders are followed one after the other.
@@ -131,9 +138,7 @@ class Served:
         except OSError as failure:
             error = failure.strerror or type(failure).__name__
             await endpoint.close()
-            self._tokens.closed(number)
-            self._connections.end(messages.name(number))
-            del self._feeds[number]
+            self._forget(number)
         else:
             self._endpoints[number] = endpoint
         await self._wire.send(messages.Opened(number, error))
@@ -151,10 +156,14 @@ class Served:
         endpoint = self._endpoints.pop(number, None)
         if endpoint is not None:
             await endpoint.close()
+        self._forget(number)
+        await self._wire.send(messages.Closed(number))
+
+    def _forget(self, number: int) -> None:
         self._connections.end(messages.name(number))
+        self._accounts.end(number)
         self._tokens.closed(number)
         self._feeds.pop(number, None)
-        await self._wire.send(messages.Closed(number))
 
     async def _look(self, order: messages.Look) -> None:
         endpoint = self._endpoints.get(order.volume)

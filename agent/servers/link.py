@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from agent.channel import messages
 from agent.channel.frames import BadFrame, Wire
+from csi.model import PodRef
 from runtime.terminal import printable
 
 _log = logging.getLogger("podsvid.servers")
@@ -48,9 +49,9 @@ class Link:
         self._heard = asyncio.Event()
         self.lost = asyncio.Event()
 
-    async def open(self, number: int, pod: str, jwt: bool, snapshot: messages.Snapshot | None, place: int) -> None:
+    async def open(self, number: int, pod: PodRef, jwt: bool, snapshot: messages.Snapshot | None, place: int) -> None:
         """Have a socket bound in the open directory `place` and served. Raises OSError, LinkLost."""
-        order = messages.Open(number, pod, jwt, snapshot)
+        order = messages.Open(number, str(pod), pod.uid, jwt, snapshot)
         error = await self._answered(self._opening, number, order, place)
         if error:
             raise OSError(None, f"the server of the socket: {printable(error[:MOST_TOLD])}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from csi.model import PodRef
 from csi.volume import VolumeDirectory
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
@@ -79,7 +80,7 @@ class PodSockets(Protocol):
     """Serves the sockets of all volumes."""
 
     def socket(
-        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: str, directory: VolumeDirectory
+        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: PodRef, directory: VolumeDirectory
     ) -> PodSocket:
         """A socket that is not open yet; without `jwt_svids` the JWT profile is not served."""
         ...

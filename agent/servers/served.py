@@ -20,6 +20,7 @@ from agent.servers.process import Confinement, Exposed, NotConfined
 from agent.servers.protocol import JwtSource, Peer, PodSocket, Use
 from agent.servers.reports import Allowance, Log, SocketMetrics, Tally
 from agent.servers.spare import Spare
+from csi.model import PodRef
 from csi.volume import VolumeDirectory
 from runtime.feed import Feed
 from runtime.processes import command_of
@@ -84,7 +85,7 @@ class Servers:
         return self._settings.confinement.owner
 
     def socket(
-        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: str, directory: VolumeDirectory
+        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: PodRef, directory: VolumeDirectory
     ) -> PodSocket:
         allowance = Allowance(self._settings.begin.rate, self._settings.begin.burst)
         own = asked.Asked(self._settings.begin.calls, asked.MOST_EACH, self._asked)
@@ -299,7 +300,7 @@ class ServedSocket:
         servers: Servers,
         feed: Feed[WorkloadIdentity],
         jwt_svids: JwtSource | None,
-        pod: str,
+        pod: PodRef,
         directory: VolumeDirectory,
         allowance: Allowance,
         own: asked.Asked,
@@ -351,10 +352,8 @@ class ServedSocket:
             # What is not there is made again by the next renewal or publish.
             with suppress(OSError):
                 self.directory.prepare_socket()
-            _log.error(
-                "volume's socket cannot be opened",
-                extra={"pod": self.pod, "error": error.strerror or type(error).__name__},
-            )
+            why = error.strerror or type(error).__name__
+            _log.error("volume's socket cannot be opened", extra={"pod": str(self.pod), "error": why})
 
     def forget_tokens(self) -> None:
         self.forgotten += 1

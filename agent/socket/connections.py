@@ -25,6 +25,8 @@ POD, ALL = 256, 3072
 UNREAD: Final = 10 * 1024
 # Looked at with each new one. ALL / LOOKS < POD - 64: what a pod has left is seen before it keeps that pod out.
 _LOOKS = 17
+# And whenever somebody asks what is open.
+_SOME = 256
 _SMALLEST = 1
 _SIOCOUTQ = 0x5411
 _Mutate = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_int, ctypes.c_void_p)
@@ -33,11 +35,21 @@ _Compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _Destroy = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+class Holder:
+    """One socket, whose connections count as its pod's. `taken` so far, refused ones too; `open` as far as is known."""
+
+    __slots__ = ("open", "pod", "taken")
+
+    def __init__(self, pod: str) -> None:
+        self.pod = pod
+        self.taken = self.open = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """`own`: a descriptor of it that gRPC does not close; `theirs`: gRPC's, for as long as `inode` is behind it."""
 
-    pod: str
+    holder: Holder
     own: int
     theirs: int
     inode: int
@@ -56,18 +68,18 @@ class Connections:
     def __init__(self, pod: int = POD, most: int = ALL) -> None:
         self._pod = pod
         self._most = most
-        self._pods: dict[str, str] = {}
+        self._holders: dict[str, Holder] = {}
         self._held: deque[_Held] = deque()
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def begin(self, address: str, pod: str) -> None:
-        """What is taken at this address from now on is the pod's."""
-        self._pods[address] = pod
+    def begin(self, address: str, holder: Holder) -> None:
+        """What is taken at this address from now on is the holder's."""
+        self._holders[address] = holder
 
     def end(self, address: str) -> None:
         """Nothing more is taken there."""
-        self._pods.pop(address, None)
+        self._holders.pop(address, None)
 
     def held(self, pod: str) -> int:
         """How many are the pod's."""
@@ -80,32 +92,48 @@ class Connections:
             try:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALLEST)
                 address = str(each.getsockname())
-                entered = self._enter(self._pods.get(address, address), descriptor)
+                entered = self._enter(self._holders.get(address) or Holder(address), descriptor)
             finally:
                 if not entered:
                     # It takes no descriptor: there may be none left.
                     with suppress(OSError):
                         each.shutdown(socket.SHUT_RDWR)
 
-    def _enter(self, pod: str, descriptor: int) -> bool:
+    def _enter(self, holder: Holder, descriptor: int) -> bool:
         """Whether there was room for it in the books. Raises OSError."""
         with self._lock:
-            self._look()
-            if self._counts[pod] >= self._pod or len(self._held) >= self._most:
+            holder.taken += 1
+            self._look(_LOOKS)
+            if self._counts[holder.pod] >= self._pod or len(self._held) >= self._most:
                 return False
-            self._held.append(_Held(pod, os.dup(descriptor), descriptor, os.fstat(descriptor).st_ino))
-            self._counts[pod] += 1
+            self._held.append(_Held(holder, os.dup(descriptor), descriptor, os.fstat(descriptor).st_ino))
+            self._counts[holder.pod] += 1
+            holder.open += 1
             return True
 
-    def _look(self) -> None:
+    def shut(self, pod: str) -> None:
+        """End all of the pod's: what it has not read yet is the last that it gets."""
+        with self._lock:
+            for held in self._held:
+                if held.holder.pod == pod:
+                    with _borrowed(held.own) as each, suppress(OSError):
+                        each.shutdown(socket.SHUT_RDWR)
+
+    def look(self) -> None:
+        """Let go of some that are over, where no new ones come."""
+        with self._lock:
+            self._look(_SOME)
+
+    def _look(self, number: int) -> None:
         """Let go of those that are over, of the ones that were looked at the longest ago."""
-        for _ in range(min(_LOOKS, len(self._held))):
+        for _ in range(min(number, len(self._held))):
             held = self._held.popleft()
             if held.is_over():
                 os.close(held.own)
-                self._counts[held.pod] -= 1
-                if not self._counts[held.pod]:
-                    del self._counts[held.pod]
+                held.holder.open -= 1
+                self._counts[held.holder.pod] -= 1
+                if not self._counts[held.holder.pod]:
+                    del self._counts[held.holder.pod]
             else:
                 self._held.append(held)
 

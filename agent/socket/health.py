@@ -7,7 +7,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from agent.socket.endpoint import WORKLOAD_API, AnyContext
+from agent.socket.guard import WORKLOAD_API, AnyContext
 from runtime.clock import Clock
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
 from agent.pb import workload_pb2
-from agent.socket.endpoint import WORKLOAD_API
+from agent.socket.guard import WORKLOAD_API
 
 FILE = "workloadapi.proto"
 # Method to message name stem and whether it streams.

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from agent.pb import sds_pb2
-from agent.socket.endpoint import AnyContext
+from agent.socket.guard import AnyContext
 from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, SdsNames, Secrets, any_of
 from csi.attributes import shown
 from runtime.clock import Clock

@@ -5,8 +5,10 @@ from typing import Protocol
 
 import grpc
 
+from agent.socket.accounts import Account
 from agent.socket.connections import Mutator
-from agent.socket.endpoint import CallMetrics, Endpoint, Limits
+from agent.socket.endpoint import Endpoint
+from agent.socket.guard import CallMetrics
 from agent.socket.health import Health
 from agent.socket.sds import SdsMetrics, SecretDiscovery
 from agent.socket.sds_secrets import SdsNames
@@ -22,23 +24,29 @@ class SocketMetrics(CallMetrics, SdsMetrics, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How the volumes' sockets are served: limits, Envoy's names, and what is the same for all of them: handlers, and
-    who sees the connections."""
+    """How the volumes' sockets are served: Envoy's names, and what is the same for all of them: handlers, and who sees
+    the connections."""
 
-    limits: Limits = Limits()
     sds: SdsNames = SdsNames()
     shared: tuple[grpc.GenericRpcHandler, ...] = ()
     mutator: Mutator | None = None
 
     def endpoint(
-        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, clock: Clock, metrics: SocketMetrics, pod: str
+        self,
+        feed: Feed[WorkloadIdentity],
+        jwt_svids: JwtSource | None,
+        clock: Clock,
+        metrics: SocketMetrics,
+        pod: str,
+        account: Account,
     ) -> Endpoint:
-        """An endpoint that is not open yet; without `jwt_svids` the JWT profile is not served."""
+        """An endpoint that is not open yet; without `jwt_svids` the JWT profile is not served. `pod` names it in logs,
+        `account` bounds it."""
         api = WorkloadApi(feed, jwt_svids, clock)
         sds = SecretDiscovery(feed, self.sds, clock, metrics, pod)
         health = Health(feed, clock)
         handlers = (api.handlers(), sds.handlers(), health.handlers(), *self.shared)
-        return Endpoint(handlers, self.limits, metrics, self.mutator)
+        return Endpoint(handlers, account, metrics, self.mutator)
 
 
 USUAL = Serving()

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.pb import workload_pb2
-from agent.socket.endpoint import WORKLOAD_API, AnyContext
+from agent.socket.guard import WORKLOAD_API, AnyContext
 from csi.attributes import shown
 from runtime.clock import Clock
 from runtime.feed import Feed

@@ -84,7 +84,7 @@ class Workload:
             means.rng,
         )
         jwt_svids = self._jwt_svids if self._issuer.issues_jwt else None
-        self._socket = means.sockets.socket(self.feed, jwt_svids, str(volume.pod), directory)
+        self._socket = means.sockets.socket(self.feed, jwt_svids, volume.pod, directory)
 
     @property
     def contents(self) -> Contents | None:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from agent.errors import WorkloadApiError
 from agent.pb import workload_pb2
-from agent.socket.endpoint import HEADER, WORKLOAD_API
+from agent.socket.guard import HEADER, WORKLOAD_API
 from podsvid.api import answers
 from podsvid.api.answers import ValidToken, X509State
 from podsvid.api.errors import NoIdentity, NotServed, RequestRefused, Unreachable, shown

@@ -196,6 +196,8 @@ def test_many_short_connections_one_after_the_other() -> None:
 
 # Calls with half a megabyte of metadata, from clients that acknowledge no setting: as many as are on their way at once.
 ALLOWED_OF = {"metadata": 192 * MB}
+# Sixty thousand calls at once, of which a thousand are open and some wait to be refused.
+ALLOWED_OF_HELD = 80 * MB
 
 
 @pytest.mark.spec("C-14")
@@ -210,6 +212,21 @@ def test_processes_that_do_one_thing_for_ever(kind: str) -> None:
                 await pods.other_answers()
 
     under_attack(main, allowed=ALLOWED_OF.get(kind, ALLOWED))
+
+
+@pytest.mark.spec("C-14")
+@pytest.mark.parametrize("kind", ["unfinished", "half", "empty", "shut"])
+def test_sixty_thousand_calls_that_are_held(kind: str) -> None:
+    """They ask for nothing, or take no answer. No fetch of others fails, and the process that serves them stays."""
+
+    async def main(pods: Pods) -> None:
+        before = pods.host.processes()[1]
+        with attacked(kind, [pods.attacked]):
+            for _ in range(30):
+                await pods.other_answers()
+        assert pods.host.processes()[1] == before
+
+    under_attack(main, allowed=ALLOWED_OF_HELD)
 
 
 @pytest.mark.parametrize("kind", ["connections", "calls"])

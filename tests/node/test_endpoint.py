@@ -13,8 +13,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from agent.socket.endpoint import HEADER, Endpoint, Limits
+from agent.socket.accounts import Account, Limits
+from agent.socket.endpoint import Endpoint
+from agent.socket.guard import HEADER
 from bench import attacks
+from tests.here_sockets import alone
 
 GOOD = (HEADER,)
 SDS = "/envoy.service.secret.v3.SecretDiscoveryService/Call"
@@ -96,7 +99,8 @@ class Methods:
 
 
 class Served:
-    def __init__(self, path: Path, methods: Methods, counts: Counts, endpoint: Endpoint) -> None:
+    def __init__(self, path: Path, methods: Methods, counts: Counts, endpoint: Endpoint, account: Account) -> None:
+        self.account = account
         self.path = path
         self.methods = methods
         self.counts = counts
@@ -115,12 +119,13 @@ def served(main: Callable[[Served], Awaitable[Any]], limits: Limits = DEFAULT) -
         with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
             methods, counts = Methods(), Counts()
             handlers = [methods.handlers(name) for name in ("SpiffeWorkloadAPI", SDS.split("/")[1])]
-            endpoint = Endpoint(handlers, limits, counts)
+            account = alone(limits)
+            endpoint = Endpoint(handlers, account, counts)
             path = Path(base, "socket")
             await endpoint.open(str(path))
             try:
                 async with asyncio.timeout(DEADLINE):
-                    await main(Served(path, methods, counts, endpoint))
+                    await main(Served(path, methods, counts, endpoint, account))
             finally:
                 await endpoint.close()
 
@@ -418,7 +423,7 @@ def test_a_socket_file_that_an_ended_process_left_is_replaced() -> None:
             path = Path(base, "socket")
             with socket.socket(socket.AF_UNIX) as stale:
                 stale.bind(str(path))
-            endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], Limits(), Counts())
+            endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], alone(), Counts())
             await endpoint.open(str(path))
             async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
                 call: Any = channel.unary_unary("/SpiffeWorkloadAPI/Call")
@@ -434,8 +439,8 @@ def test_a_socket_that_could_not_be_made_is_made_at_the_next_attempt(
 ) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
-            path, counts, stopped = Path(base, "socket"), Counts(), []
-            endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], DEFAULT, counts)
+            path, counts, stopped, account = Path(base, "socket"), Counts(), [], alone()
+            endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], account, counts)
             kind: Any = type(grpc.aio.server())
             stop = kind.stop
 
@@ -458,7 +463,7 @@ def test_a_socket_that_could_not_be_made_is_made_at_the_next_attempt(
             path.unlink(missing_ok=True)
             await endpoint.open(str(path))
             try:
-                served = Served(path, Methods(), counts, endpoint)
+                served = Served(path, Methods(), counts, endpoint, account)
                 async with served.channel() as channel:
                     call = channel.unary_unary("/SpiffeWorkloadAPI/Call")
                     assert await call(b"x", metadata=GOOD, timeout=DEADLINE) == b"x"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from agent import budget
+from agent.socket.accounts import Limits
 from agent.socket.connections import POD
-from agent.socket.endpoint import Limits
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import PodVolume
 from tests.node.test_exposed import answered, exposed, flood

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from agent.metrics import Metrics
 from agent.socket import reflection
-from agent.socket.endpoint import Endpoint, Limits
+from agent.socket.endpoint import Endpoint
 from agent.socket.health import Health
 from runtime.feed import Feed
 from svid.authority import X509Authority
@@ -24,6 +24,7 @@ from svid.identity import WorkloadIdentity
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
+from tests.here_sockets import alone
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 # The service and its messages as the specification's file has them: name, number, type, repeated.
@@ -60,7 +61,7 @@ def served(main: Callable[[Any, Feed[WorkloadIdentity], StepClock], Awaitable[An
             feed: Feed[WorkloadIdentity] = Feed()
             clock = StepClock()
             handlers = [Health(feed, clock).handlers(), *reflection.handlers()]
-            endpoint = Endpoint(handlers, Limits(), Metrics())
+            endpoint = Endpoint(handlers, alone(), Metrics())
             await endpoint.open(str(Path(base, "socket")))
             try:
                 async with grpc.aio.insecure_channel(f"unix:{base}/socket") as channel, asyncio.timeout(30):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from agent.metrics import Metrics
 from agent.pb import sds_pb2
-from agent.socket.endpoint import Endpoint, Limits
+from agent.socket.endpoint import Endpoint
 from agent.socket.sds import SERVICE, SecretDiscovery
 from agent.socket.sds_secrets import TYPE_URL, SdsNames
 from runtime.feed import Feed
@@ -28,6 +28,7 @@ from svid.identity import Trust, WorkloadIdentity
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
+from tests.here_sockets import alone
 
 OWN, PARTNER = TrustDomain("example.org"), TrustDomain("partner.test")
 WEB = SpiffeId.parse("spiffe://example.org/ns/default/sa/web")
@@ -115,7 +116,7 @@ class World:
         self.feed: Feed[WorkloadIdentity] = Feed()
         self.metrics = Metrics()
         sds = SecretDiscovery(self.feed, names, self.clock, self.metrics, "default/web")
-        self.endpoint = Endpoint([sds.handlers()], Limits(), self.metrics)
+        self.endpoint = Endpoint([sds.handlers()], alone(), self.metrics)
         self.channel: Any = None
 
     def publish(self, *svids: X509Svid, trust: Trust = TRUST) -> WorkloadIdentity:

@@ -25,7 +25,8 @@ from agent.authority.protocol import MintedJwt
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
 from agent.pb import workload_pb2
-from agent.socket.endpoint import HEADER, Endpoint, Limits
+from agent.socket.endpoint import Endpoint
+from agent.socket.guard import HEADER
 from agent.socket.workload_api import WorkloadApi
 from agent.workload.jwt_svids import JwtSvids
 from runtime.feed import Feed
@@ -38,6 +39,7 @@ from svid.keys import KeyAlgorithm
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
+from tests.here_sockets import alone
 
 OWN, PARTNER = TrustDomain("example.org"), TrustDomain("partner.test")
 WEB = SpiffeId.parse("spiffe://example.org/ns/default/sa/web")
@@ -74,7 +76,7 @@ class World:
         self.mint_error: Exception | None = None
         self.svids = JwtSvids(self.mint, self.clock, random.Random(1))
         self.api = WorkloadApi(self.feed, self.svids if jwt_profile else None, self.clock)
-        self.endpoint = Endpoint([self.api.handlers()], Limits(), Metrics())
+        self.endpoint = Endpoint([self.api.handlers()], alone(), Metrics())
         self.channel: Any = None
 
     def authority(self, domain: TrustDomain) -> X509Authority:

@@ -22,6 +22,7 @@ from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
 from tests.csi_rig import ISSUER, unchecked
 from tests.fake_authority import FakeAuthority, StepClock
+from tests.here_sockets import alone
 from tests.unit.agent.test_issuer import POD
 
 
@@ -147,7 +148,7 @@ def test_every_method_that_is_served_is_a_label_and_nothing_else() -> None:
         async def get(self, *_: object) -> Any:
             raise AssertionError
 
-    endpoint = USUAL.endpoint(feed, Never(), clock, Metrics(), "default/web")
+    endpoint = USUAL.endpoint(feed, Never(), clock, Metrics(), "default/web", alone())
     served: set[str] = set()
     for handler in (*endpoint._handlers, *reflection.handlers()):
         served |= set(handler._method_handlers)  # type: ignore[attr-defined]
@@ -191,7 +192,7 @@ def test_a_descriptor_comes_with_its_message_and_more_are_closed() -> None:
         sender: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
         receiver: Wire[Any] = Wire(theirs, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
         reading, writing = os.pipe()
-        await sender.send(messages.Open(1, "default/web", True, None), writing)
+        await sender.send(messages.Open(1, "default/web", "uid", True, None), writing)
         os.close(writing)
         await sender.send(messages.Ping())
         found = []
@@ -267,7 +268,7 @@ def test_a_descriptor_that_there_is_no_room_for_is_said_and_the_next_ones_are_th
         receiver: Wire[Any] = Wire(theirs, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
         pipes = [os.pipe() for _ in range(2)]
         for number, (_, writing) in enumerate(pipes):
-            await sender.send(messages.Open(number, "default/web", True, None), writing)
+            await sender.send(messages.Open(number, "default/web", "uid", True, None), writing)
         coming = receiver.received()
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         # As where all are taken.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.socket import connections
-from agent.socket.connections import Connections, unread
-from agent.socket.endpoint import Limits
+from agent.socket.accounts import Limits
+from agent.socket.connections import Connections, Holder, unread
 
 
 class Listener:
@@ -44,7 +44,7 @@ def listeners(tmp_path: Path) -> Iterator[list[Listener]]:
 def books(listeners: list[Listener], pod: int = 3, most: int = 100) -> Connections:
     made = Connections(pod, most)
     for listener, name in zip(listeners, ("one", "one", "two"), strict=True):
-        made.begin(listener.path, name)
+        made.begin(listener.path, Holder(name))
     return made
 
 
@@ -157,3 +157,32 @@ def test_pods_that_went_are_forgotten(listeners: list[Listener]) -> None:
 def test_what_a_pod_has_left_is_seen_in_time() -> None:
     looks = connections._LOOKS
     assert connections.ALL / looks < connections.POD - Limits().connections
+
+
+def test_each_socket_knows_what_it_took_and_what_is_open(listeners: list[Listener]) -> None:
+    taken, one, two = Connections(pod=3), Holder("pod"), Holder("pod")
+    taken.begin(listeners[0].path, one)
+    taken.begin(listeners[1].path, two)
+    kept = [each.connect() for each in (listeners[0], listeners[0], listeners[1], listeners[1])]
+    for _, ours in kept:
+        taken.taken(ours)
+    assert is_shut(kept[3][0])
+    assert [(each.taken, each.open) for each in (one, two)] == [(2, 2), (2, 1)]
+    os.close(kept[0][1])
+    taken.look()
+    assert [(each.taken, each.open) for each in (one, two)] == [(2, 1), (2, 1)]
+
+
+def test_a_pods_connections_are_shut_at_once_and_nobody_elses(listeners: list[Listener]) -> None:
+    taken = books(listeners)
+    kept = [each.connect() for each in listeners]
+    for _, ours in kept:
+        taken.taken(ours)
+    taken.shut("one")
+    assert [is_shut(theirs) for theirs, _ in kept] == [True, True, False]
+    # They are gRPC's to close, and count until it does.
+    assert taken.held("one") == 2
+    for _, ours in kept:
+        os.close(ours)
+    taken.look()
+    assert (taken.held("one"), taken.held("two")) == (0, 0)

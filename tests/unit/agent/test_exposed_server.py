@@ -1,6 +1,7 @@
 """What the exposed process does with orders, in this process: a pod's calls are answered from what it was told."""
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -38,6 +39,7 @@ class Agent:
         self.wanted: list[messages.Wanted] = []
         self.reports: list[Any] = []
         self._came = asyncio.Event()
+        self.served: Any = None
 
     async def run(self) -> None:
         async for report in self.wire.received():
@@ -54,23 +56,26 @@ class Agent:
                 await self._came.wait()
         return found[-1]
 
-    async def open(self, volume: int) -> None:
+    async def open(self, volume: int, uid: str = "uid") -> None:
         key = KeyAlgorithm.EC_P256.generate()
         minted = await FakeAuthority(SystemClock()).mint_x509(MintRequest(POD, None, key, None, ()))
         identity = WorkloadIdentity((X509Svid(SPIFFE_ID, minted.chain, key),), minted.trust.bundle)
         place = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            await self.wire.send(messages.Open(volume, "default/web", True, Writer().snapshot(identity)), place)
+            await self.wire.send(messages.Open(volume, "default/web", uid, True, Writer().snapshot(identity)), place)
         finally:
             os.close(place)
         assert (await self.heard(messages.Opened, volume)).error == ""
 
+    def channel(self, volume: int) -> Any:
+        """One with a connection of its own."""
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        return grpc.aio.insecure_channel(f"unix:{self.base / messages.name(volume)}", options=options)
+
     async def fetch(self, volume: int) -> str:
         """A JWT-SVID, as the pod asks for it."""
         request = workload_pb2.JWTSVIDRequest(audience=["api"]).SerializeToString()
-        options = (("grpc.use_local_subchannel_pool", 1),)
-        address = f"unix:{self.base / messages.name(volume)}"
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
+        async with self.channel(volume) as channel:
             ask: Any = channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID", request_serializer=bytes)
             answer = workload_pb2.JWTSVIDResponse.FromString(await ask(request, metadata=HEADER, timeout=20))
         return str(answer.svids[0].svid)
@@ -84,7 +89,8 @@ def served(base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Agent], 
         ours, theirs = socket.socketpair()
         wire: Wire[Any] = Wire(theirs, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
         at = Agent(ours, base)
-        running = [asyncio.ensure_future(Served(wire).run()), asyncio.ensure_future(at.run())]
+        at.served = Served(wire)
+        running = [asyncio.ensure_future(at.served.run()), asyncio.ensure_future(at.run())]
         await at.wire.send(BEGIN)
         try:
             await main(at)
@@ -129,5 +135,43 @@ def test_what_is_closed_has_nothing_left(tmp_path: Path, monkeypatch: pytest.Mon
         await at.open(7)
         await at.fetch(7)
         assert len(at.wanted) == 2
+
+    served(tmp_path, monkeypatch, main)
+
+
+def test_volumes_of_a_pod_share_its_limits_by_its_uid_and_closed_ones_weigh_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(at: Agent) -> None:
+        # The same name each time: a pod that was made anew is another one.
+        for volume, uid in ((1, "a"), (2, "a"), (3, "b")):
+            await at.open(volume, uid)
+        accounts = at.served._accounts
+        async with contextlib.AsyncExitStack() as stack:
+            held = []
+            for volume in (1, 2):
+                channel = await stack.enter_async_context(at.channel(volume))
+                for _ in range(8):
+                    held.append(channel.stream_stream("/SpiffeWorkloadAPI/FetchX509SVID")(metadata=HEADER))
+            async with asyncio.timeout(20):
+                while sum(each.open_calls for each in accounts.weights().values()) < 16:
+                    await asyncio.sleep(0.005)
+                for volume in (1, 2):
+                    with pytest.raises(grpc.aio.AioRpcError, match="too many open calls on this pod's sockets"):
+                        await at.fetch(volume)
+                assert await at.fetch(3)
+            weights = accounts.weights()
+            assert {volume: (each.pod, each.calls, each.refused) for volume, each in weights.items()} == {
+                1: ("a", 9, 1),
+                2: ("a", 9, 1),
+                3: ("b", 1, 0),
+            }
+            assert [each.connections for each in weights.values()] == [2, 2, 1]
+            await at.wire.send(messages.Close(1))
+            await at.heard(messages.Closed, 1)
+            assert sorted(accounts.weights()) == [2, 3]
+            assert await at.fetch(2)
+            for call in held:
+                call.cancel()
 
     served(tmp_path, monkeypatch, main)

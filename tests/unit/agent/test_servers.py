@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,7 @@ class Scene:
         self._directories.append(directory)
         feed: Feed[WorkloadIdentity] = Feed()
         feed.publish(await self.identity())
-        return self.servers.socket(feed, self.tokens, f"default/{name}", directory), feed, directory
+        return self.servers.socket(feed, self.tokens, replace(POD, name=name), directory), feed, directory
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0

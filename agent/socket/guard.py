@@ -1,0 +1,210 @@
+"""What stands before every method of a socket: the security header, limits, one request in time, a status at its end.
+
+Handlers begin when a call's headers are there and read what is asked by themselves: a call counts before anything else
+of it has come, and one that is refused is answered without.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from typing import Any, Protocol, TypeAlias, cast
+
+import grpc
+import grpc.aio
+
+from agent.socket.accounts import Account
+
+_log = logging.getLogger("podsvid.endpoint")
+WORKLOAD_API = "SpiffeWorkloadAPI"
+HEADER = ("workload.spiffe.io", "true")
+# These are no part of the Workload API: Envoy, probes and grpcurl send no SPIFFE header.
+WITHOUT_HEADER = ("/envoy.service.secret.v3.SecretDiscoveryService/", "/grpc.health.v1.Health/", "/grpc.reflection.")
+# Bytes of one call's metadata, names and values; the header above and what tracing adds are some hundred.
+MAX_METADATA = 16 * 1024
+# Seconds from a call's headers until its request has come, the first one where there are many.
+REQUEST = 10.0
+# Seconds that a call without a request, or without any more, may take to turn out as one whose client is gone.
+GONE = 0.05
+# Why a call is refused where the pod lets answers lie.
+UNREAD = "unread answers"
+AnyContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_Handler: TypeAlias = Any  # grpc.RpcMethodHandler's fields are not typed
+
+
+class CallMetrics(Protocol):
+    """What the endpoints count."""
+
+    def call_started(self, method: str) -> None: ...
+
+    def call_ended(self, method: str) -> None: ...
+
+    def call_refused(self, why: str) -> None: ...
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """One socket's."""
+
+    def __init__(self, account: Account, metrics: CallMetrics) -> None:
+        self._account = account
+        self._metrics = metrics
+        self._open: dict[object, tuple[str, float]] = {}
+        self._guarded: dict[str, _Handler] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        method = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        metadata = handler_call_details.invocation_metadata or ()
+        if sum(len(key) + len(value) for key, value in metadata) > MAX_METADATA:
+            # grpc's own limit holds for clients that acknowledge it; a call of others keeps megabytes while it is open.
+            text = f"metadata of more than {MAX_METADATA} bytes"
+            return self._refusal(handler, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        name, wanted = HEADER
+        if not method.startswith(WITHOUT_HEADER):
+            values = [value for key, value in metadata if key == name]
+            if values != [wanted]:
+                # Before the method is known: a call without it is refused whatever it asks for.
+                text = f"security header missing: {name}: {wanted}"
+                return self._refusal(handler, grpc.StatusCode.INVALID_ARGUMENT, text)
+        if handler is None:
+            return self._refusal(handler, grpc.StatusCode.UNIMPLEMENTED, "no such method here")
+        why = self._account.pod.excess()
+        if why:
+            self._metrics.call_refused(why)
+            text = f"too many {why} on this pod's sockets; try again later"
+            return self._refusal(handler, grpc.StatusCode.UNAVAILABLE, text)
+        found = self._guarded.get(method)
+        if found is None:
+            found = self._guarded[method] = self._guard(method, handler)
+        return found
+
+    def calls(self) -> list[tuple[str, float]]:
+        """The calls under way: method, and for how many seconds; the oldest first."""
+        now = asyncio.get_running_loop().time()
+        return [(method, now - began) for method, began in self._open.values()]
+
+    def _guard(self, method: str, handler: _Handler) -> _Handler:
+        behaviour = _behaviour(handler)
+        streams = inspect.isasyncgenfunction(inspect.unwrap(behaviour))
+
+        async def call(_: Any, context: AnyContext) -> Any:
+            async with self._call(method, context):
+                return await behaviour(await self._asked(handler, context), context)
+
+        async def stream(_: Any, context: AnyContext) -> None:
+            # Written here and not by grpc: what is cancelled while it waits for a reader ends here, at once.
+            async with self._call(method, context):
+                answers = behaviour(await self._asked(handler, context), context)
+                async with aclosing(answers):
+                    async for answer in answers:
+                        await context.write(answer)
+
+        make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else _stream_unary
+        return make(stream if streams else call, handler.request_deserializer, handler.response_serializer)
+
+    def _refusal(self, handler: _Handler, code: grpc.StatusCode, text: str) -> _Handler:
+        """A method that only says no, whatever is asked."""
+
+        async def refuse(_: Any, context: AnyContext) -> None:
+            taken = self._account.refuse()
+            context.add_done_callback(cast(Any, lambda _: self._account.answered()))
+            if not taken:
+                self._metrics.call_refused(UNREAD)
+            await context.abort(code, text)
+
+        streams = handler is not None and handler.response_streaming
+        return (grpc.stream_stream_rpc_method_handler if streams else _stream_unary)(refuse)
+
+    async def _asked(self, handler: _Handler, context: AnyContext) -> Any:
+        """The call's request, or an iterator of them where a client may stream some.
+
+        A call whose client has gone reads as if all had been said, and is cancelled in the loop's next turn.
+        """
+        if handler.request_streaming:
+            return self._requests(context)
+        with self._in_time(context):
+            request = await context.read()
+            if request is not grpc.aio.EOF and await context.read() is grpc.aio.EOF:
+                await asyncio.sleep(0)
+                return request
+        await asyncio.sleep(GONE)
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this method takes one request, no less and no more")
+        raise AssertionError("abort raises")
+
+    async def _requests(self, context: AnyContext) -> AsyncIterator[Any]:
+        """What a client streams, as fast as its pod may ask."""
+        with self._in_time(context):
+            request = await context.read()
+        while request is not grpc.aio.EOF:
+            await self._account.pod.turn()
+            yield request
+            request = await context.read()
+        await asyncio.sleep(GONE)
+
+    @contextmanager
+    def _in_time(self, context: AnyContext) -> Iterator[None]:
+        """What is read meanwhile comes in time, or the call ends with a status."""
+        overdue = asyncio.get_running_loop().call_later(REQUEST, self._end, context)
+        try:
+            yield
+        finally:
+            overdue.cancel()
+
+    def _end(self, context: AnyContext) -> None:
+        task = asyncio.get_running_loop().create_task(_abort(context), name="end a call that asks nothing")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: AnyContext) -> AsyncIterator[None]:
+        this = object()
+
+        def ended(_: object) -> None:
+            del self._open[this]
+            self._account.ended()
+            self._metrics.call_ended(method)
+
+        self._open[this] = (method, asyncio.get_running_loop().time())
+        self._account.take()
+        self._metrics.call_started(method)
+        # Not when the handler is done: what it answered last may wait for a reader for ever.
+        context.add_done_callback(cast(Any, ended))
+        try:
+            yield
+        except (grpc.aio.AbortError, grpc.aio.InternalError):
+            # It has its status; or nothing more can be sent to its client.
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                # Only grpc cancels a handler's task: the client has gone, or the server ends all calls itself. A status
+                # for such a call fails, and each that fails keeps some hundred bytes for ever (grpc/grpc#43360).
+                raise
+            # What the handler waited for was cancelled by us. Without a status the client would wait for ever.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the agent ended this call; try again")
+        except Exception as error:
+            # Its text could hold anything, and a client could do nothing with it.
+            _log.exception("call failed", extra={"method": method, "error": type(error).__name__})
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error; the agent's log says more")
+
+
+async def _abort(context: AnyContext) -> None:
+    # Beside the handler, whose read ends with it: one that is cancelled instead keeps some bytes (grpc/grpc#43360).
+    with suppress(grpc.aio.AbortError, grpc.aio.InternalError):
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no request within {REQUEST:g} s")
+
+
+def _behaviour(handler: _Handler) -> Callable[[Any, AnyContext], Any]:
+    found: Callable[[Any, AnyContext], Any] = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    return found
+
+
+_stream_unary = grpc.stream_unary_rpc_method_handler
