@@ -5,6 +5,7 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from runtime.clock import Clock
@@ -24,6 +25,8 @@ class Leader:
 
     Time is measured on this replica's monotonic clock only: what another wrote counts as fresh from when it was seen to
     change, as clocks of two hosts need not agree. Whoever acts as leader still writes by compare and swap.
+
+    One that is `unfit` gives the lease up once, and takes it only when nobody else did: where all are, it goes on.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Leader:
         self._led_until = 0.0
         self._seen: tuple[str, float] = ("", 0.0)
         self._failing = False
+        self.unfit: Callable[[], bool] = lambda: False
+        self._gave_way = False
         self.holder = ""
 
     @property
@@ -112,7 +117,15 @@ class Leader:
         self.holder = holder
         mine = holder == self._identity
         duration = float(spec.get("leaseDurationSeconds") or self._duration)
-        if holder and not mine and asked - self._seen[1] < duration:
+        unfit = self.unfit()
+        if mine and unfit and not self._gave_way:
+            self._gave_way, self._led_until = True, 0.0
+            _log.warning("unfit to lead; another one may", extra={"identity": self._identity})
+            with suppress(Conflict):
+                await self._give_up(lease)
+            return
+        self._gave_way = self._gave_way and unfit
+        if (holder or unfit) and not mine and asked - self._seen[1] < duration:
             self._led_until = 0.0
             return
         changes = int(spec.get("leaseTransitions") or 0) + (not mine)
@@ -131,11 +144,14 @@ class Leader:
         try:
             lease = await self._api.get(self._path)
             if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
-                body = self._body(lease, int((lease.get("spec") or {}).get("leaseTransitions") or 0))
-                body["spec"]["holderIdentity"] = ""
-                await self._api.replace(self._path, body)
+                await self._give_up(lease)
         except SignerError as error:
             _log.info("lease not released; it ends by itself", extra={"error": str(error)})
+
+    async def _give_up(self, lease: Object) -> None:
+        body = self._body(lease, int((lease.get("spec") or {}).get("leaseTransitions") or 0))
+        body["spec"]["holderIdentity"] = ""
+        await self._api.replace(self._path, body)
 
     def _won(self, asked: float) -> None:
         # Counted from before the call: it may have taken long.

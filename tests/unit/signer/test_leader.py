@@ -154,6 +154,48 @@ def test_the_next_leader_takes_over_when_the_lease_ran_out_or_was_given_up() -> 
     asyncio.run(run())
 
 
+def test_one_that_is_unfit_lets_another_lead_and_goes_on_where_there_is_none() -> None:
+    """A leader whose clock is wrong takes no step: not even what was asked for after a theft would go on."""
+
+    async def run() -> None:
+        kube, time = FakeKube(StepClock()), Time()
+        one, two = (leader(kube, name, time) for name in ("one", "two"))
+
+        async def turns(*replicas: Leader, seconds: float = 5.0) -> list[bool]:
+            time.now += seconds
+            for each in replicas:
+                await each.attempt()
+            return [each.leading for each in replicas]
+
+        wrong = {"one"}
+        one.unfit, two.unfit = lambda: "one" in wrong, lambda: "two" in wrong
+        assert await turns(one, two) == [True, False], "there was none before"
+        assert await turns(one) == [False], "it gives way"
+        assert kube.objects[LEASE]["spec"]["holderIdentity"] == ""
+        assert await turns(one) == [False], "it waits for others"
+        assert await turns(two, one) == [True, False]
+        assert await turns(two, one) == [True, False]
+        # Both are, or the API server's clock is wrong: somebody publishes and tells people why nothing goes on.
+        wrong.add("two")
+        assert await turns(two, one) == [False, False]
+        assert await turns(two, one, seconds=10.0) == [False, False]
+        assert True in await turns(two, one, seconds=6.0)
+        await turns(two, one)
+        for _ in range(4):
+            await turns(two, one, seconds=6.0)
+        for _ in range(10):
+            assert True in await turns(two, one), "the lead goes to and fro"
+        # Right again, and wrong again later.
+        wrong.clear()
+        await turns(two, one)
+        first, second = (one, two) if one.leading else (two, one)
+        wrong.add("one" if first is one else "two")
+        assert await turns(first) == [False]
+        assert await turns(second) == [True]
+
+    asyncio.run(run())
+
+
 def test_a_lost_swap_ends_the_lead_at_once() -> None:
     """Another wrote the lease between this replica's read and its write: it may believe to lead, too."""
 

@@ -223,6 +223,10 @@ def test_a_signer_asks_the_api_server_what_time_it_is_and_says_how_far_off_it_is
     client.dated(replica._clock.now() - DAY)
     assert replica.witness.doubt
     assert replica._rotation._knowledge._sources.untimely() == replica.witness.doubt
+    assert replica._leader.unfit()
+    client.dated(replica._clock.now())
+    assert not replica._leader.unfit()
+    client.dated(replica._clock.now() - DAY)
     replica.metrics.refresh()
     ahead = replica.metrics.registry.get_sample_value("podsvid_signer_clock_ahead_seconds")
     assert ahead == pytest.approx(DAY.total_seconds(), abs=60)
