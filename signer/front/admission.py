@@ -24,6 +24,9 @@ HOLD_SECONDS, KNOWN_HOLD_SECONDS = 0.5, 4.0
 # Strangers from unknown addresses that may come to nothing, a second and at once: TLS and calls of headers alone take
 # up to 11 ms of a core each. Who proves to be an agent does not count.
 VAIN, VAIN_AT_ONCE = 10.0, 96.0
+# The same of one known address, twice its rate at once: who comes to nothing more often waits with unknown ones, as
+# pods may share it with their node's agent.
+KNOWN_VAIN, KNOWN_VAIN_AT_ONCE = 1 / 6, 10
 # An address that is turned away as often as this times its rate in a second is no agent's that tries again too soon.
 FLOOD_TIMES, FLOOD_SECONDS = 4, 1.0
 # Unknown addresses may come as often as this times the rate of one, all together: who is closed costs a moment, who
@@ -71,6 +74,7 @@ class Entry:
 @dataclass(slots=True)
 class _Address:
     comes: Bucket
+    vain: Bucket
     # Those that wait and those that have places, the oldest first; and how many have places.
     all: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
     placed: int = 0
@@ -180,7 +184,9 @@ class Admission:
     def spoke(self, entry: Entry) -> None:
         """It said something: it gets a place when there is one."""
         if entry in self._waiting:
-            (self._known_ready if self._is_known(entry.address) else self._ready)[entry] = None
+            address = self._addresses[entry.address]
+            first = self._is_known(entry.address) and address.vain.left(self._now()) >= 1.0
+            (self._known_ready if first else self._ready)[entry] = None
             self.go_on()
 
     @property
@@ -201,10 +207,11 @@ class Admission:
                     return
                 self._end(given_up, "strangers")
             self._forget_waiting(entry)
+            address = self._addresses[entry.address]
             entry.begun, entry.paid = self._now(), not known
-            self._vain.spend(entry.paid)
+            (address.vain if known else self._vain).spend()
             self._strangers[entry] = None
-            self._addresses[entry.address].placed += 1
+            address.placed += 1
             entry.guest.begin()
 
     def proven(self, entry: Entry, node: str) -> bool:
@@ -219,7 +226,7 @@ class Admission:
                 return False
             self._end(spare, "agents")
         self._forget_stranger(entry)
-        self._vain.give(entry.paid)
+        (self._vain if entry.paid else self._addresses[entry.address].vain).give(1.0)
         self._remember(entry.address, node)
         entry.node = node
         of_node = self._nodes.setdefault(node, deque())
@@ -321,7 +328,9 @@ class Admission:
     def _address(self, name: str) -> _Address:
         found = self._addresses.get(name)
         if found is None:
-            found = self._addresses[name] = _Address(Bucket(self._rate, 2 * self._rate, self._now()))
+            now, at_once = self._now(), 2 * self._rate
+            vain = Bucket(KNOWN_VAIN, max(KNOWN_VAIN_AT_ONCE, at_once), now)
+            found = self._addresses[name] = _Address(Bucket(self._rate, at_once, now), vain)
         self._addresses.move_to_end(name)
         if len(self._addresses) > MAX_ADDRESSES:
             # The one that was quiet for longest.

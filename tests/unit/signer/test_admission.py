@@ -16,6 +16,8 @@ from signer.front.admission import (
     HOLD_SECONDS,
     KNOWN_HOLD_SECONDS,
     KNOWN_OF_NODE,
+    KNOWN_VAIN,
+    KNOWN_VAIN_AT_ONCE,
     MAX_STRIKES,
     VAIN,
     VAIN_AT_ONCE,
@@ -374,6 +376,37 @@ def test_a_stolen_token_makes_few_addresses_known() -> None:
     begun = [rig.enter(f"10.0.9.{number}")[0].begun for number in range(10)]
     assert begun.count(True) == 1
     assert begun.index(True) == 10 - KNOWN_OF_NODE
+
+
+def test_who_comes_to_nothing_again_and_again_from_where_an_agent_runs_waits_with_the_others() -> None:
+    """Pods that leave their node by its address, or have it: they would have TLS's time of every node without end."""
+    rig = Rig(rate=5, strangers=1000, waiting=1000, agents=1000, expected=["10.0.9.1", "10.0.9.2"])
+    for number in range(int(VAIN_AT_ONCE)):
+        assert rig.enter(f"10.1.0.{number}")[0].begun
+
+    def comes(host: str) -> bool:
+        rig.at += 0.2
+        guest, entry = rig.enter(host)
+        assert entry is not None
+        begun = guest.begun
+        rig.admission.left(entry)
+        return begun
+
+    # Meanwhile nobody unknown gets a place.
+    rig.admission._vain.spend(1e6)
+    begun = [comes("10.0.9.1") for _ in range(2 * KNOWN_VAIN_AT_ONCE)]
+    assert begun == [True] * KNOWN_VAIN_AT_ONCE + [False] * KNOWN_VAIN_AT_ONCE
+    # The other one's agent is none of it; nor does one pay that proves itself.
+    for _ in range(3 * KNOWN_VAIN_AT_ONCE):
+        rig.at += 0.2
+        guest, entry = rig.enter("10.0.9.2")
+        assert entry is not None
+        assert guest.begun
+        assert rig.admission.proven(entry, "node-2")
+        rig.admission.left(entry)
+    # It may again as time passes, up to as often as at first.
+    rig.at += 2 * KNOWN_VAIN_AT_ONCE / KNOWN_VAIN
+    assert [comes("10.0.9.1") for _ in range(KNOWN_VAIN_AT_ONCE + 1)] == [True] * KNOWN_VAIN_AT_ONCE + [False]
 
 
 def test_strangers_come_in_vain_at_a_rate_and_agents_are_not_among_them() -> None:
