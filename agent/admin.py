@@ -52,6 +52,10 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "KEYS_BUSY": "it is tried again by itself; take ec-p256, or an RSA key in fewer volumes, or raise key_threads "
         "where the node has cores for it",
         "UNDO_FAILED": "kubelet tries again by itself; look at the mounts below the pod's directory",
+        "SOCKET_QUARANTINED": "its clients reconnected once, and SVIDs are served and renewed; look at what the pod "
+        "does on its socket (podsvid node explain has its streams); it goes back after ten quiet minutes",
+        "SOCKET_CLOSED": "SVIDs in files are renewed; it is opened again by itself, later each time; look at what the "
+        "pod does on its socket: a client library that calls in a loop, or a program that was taken over",
         "VOLUME_FAILED": "look at the agent's log and at kubelet's directory on the node",
     }
 )
@@ -152,11 +156,14 @@ class NodeAdmin:
             layout=volume.options.layout,
             failures=failures,
             open_streams=len(use.calls),
-            notice=workload.notice,
         )
         answer.state = self._workloads.state(workload)
-        newest = workload.problems.newest
-        if answer.state != "ok" and newest is not None:
+        newest, kept = workload.problems.newest, workload.kept_apart
+        apart = f"{kept.reason}: {kept.message}" if kept is not None else ""
+        answer.notice = "; ".join(each for each in (workload.notice, apart) if each)
+        if answer.state == "closed" and kept is not None:
+            answer.state_reason = kept.reason
+        elif answer.state != "ok" and newest is not None:
             answer.state_reason = newest.code
         due = self._workloads.scheduler.due(volume.id)
         if failures and due is not None:
@@ -256,7 +263,7 @@ def _next_publish(workload: Workload) -> str:
         return "mounts the volume again and mints a new SVID, because it was unmounted behind podsvid"
     if workload.feed.current is None:
         return "answers OK and takes the pod's token; the SVID that is missing is being minted"
-    if not workload.directory.has_socket():
+    if workload.lacks_socket:
         return "answers OK and takes the pod's token; the socket, which disappeared, is made again"
     return "answers OK and takes the pod's newest token for the next renewal; SVID and files stay as they are"
 

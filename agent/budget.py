@@ -12,6 +12,11 @@ PROCESS: Final = 48 * MIB
 SOCKETS: Final = 224 * MIB
 # What pods do not read of what that process sends them: of the kernel, and counted as its own.
 LEFT_UNREAD: Final = 30 * MIB
+# What the process for pods that cost too much may have, which is there while there are such pods; and all that is left
+# unread of what it sends them.
+QUARANTINE: Final = 96 * MIB
+QUARANTINE_CONNECTIONS: Final = 1024
+QUARANTINE_UNREAD: Final = 10 * MIB
 # One more such process, which is loaded and waits until that one ends: 25 MiB are its own.
 WAITING: Final = 32 * MIB
 # Connections of all pods together (agent/socket/connections.py has them), and descriptors of each: gRPC's, and one by
@@ -23,7 +28,7 @@ EACH, OF_A_VOLUME, REFUSED, REST = 2, 1, 1024, 200
 PAGES: Final = 9 * MIB
 TMP: Final = 8 * MIB
 # resources.limits.memory of the chart's agent.
-LIMIT: Final = 608 * MIB
+LIMIT: Final = 712 * MIB
 
 
 def descriptors(volumes: int) -> int:
@@ -41,6 +46,8 @@ def needed(bounds: Bounds) -> Mapping[str, int]:
             "the pods' sockets: `socket_memory`": SOCKETS,
             "what pods leave unread: 3072 connections x 10 KiB": LEFT_UNREAD,
             "another process for them, which waits": WAITING,
+            "the one for pods that cost too much": QUARANTINE,
+            "what those leave unread: 1024 connections x 10 KiB": QUARANTINE_UNREAD,
             "probes and scrapers": PAGES,
             "`/tmp` of the container": TMP,
             "kept free: `memory_headroom`": bounds.headroom,

@@ -272,6 +272,7 @@ def _serving(config: AgentConfig) -> Settings:
         all_bundles_name=config.sds_all_bundles_name,
         spiffe_validator=config.sds_spiffe_validator,
         log_level=logging.getLogger().getEffectiveLevel(),
+        all_connections=budget.CONNECTIONS,
     )
     limits = (config.socket_memory * MIB, budget.descriptors(config.volumes))
     return Settings(Confinement(config.socket_user, *limits), begin)

@@ -8,7 +8,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from runtime.shown import Shown
 
 # A volume is in one of these; see agent.workload.state.
-STATES = ("ok", "waiting", "retrying", "overdue", "unwritten", "expired")
+STATES = ("ok", "waiting", "retrying", "overdue", "unwritten", "closed", "expired")
+# Where a socket is that is not served with all others; see agent.servers.quarantine.
+APART = ("quarantine", "closed")
+# Every way of a pod's sockets: to, why.
+MOVES = (
+    *((to, why) for to in APART for why in ("memory", "cpu", "ended")),
+    ("quarantine", "over"),
+    *(("shared", why) for why in ("innocent", "quiet")),
+)
 # See csi.room.Room.figures.
 MEMORY = ("limit", "used", "volumes", "volumes_grown")
 _PUBLISH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -72,6 +80,19 @@ class Metrics:
             "Starts of the process that serves pods' sockets; more than one since the agent started: it ended.",
             registry=self.registry,
         )
+        self._sockets_apart = Gauge(
+            "podsvid_sockets_apart",
+            "Pods' sockets that are not served with all others, by where: quarantine (a process of their own), closed.",
+            ["where"],
+            registry=self.registry,
+        )
+        self._socket_moves = Counter(
+            "podsvid_socket_moves",
+            "Pods whose sockets were moved, by where to (shared, quarantine, closed) and why (memory, cpu, ended: what "
+            "was wrong with the process that served them; innocent, quiet, over: they are served again).",
+            ["to", "why"],
+            registry=self.registry,
+        )
         self._jwt_svids = Counter("podsvid_jwt_svids_minted", "JWT-SVIDs minted.", registry=self.registry)
         self._volumes = Gauge("podsvid_volumes", "Published volumes.", registry=self.registry)
         self._waiting = Gauge(
@@ -89,7 +110,7 @@ class Metrics:
         self._states = Gauge(
             "podsvid_volumes_by_state",
             "Published volumes by state: ok, waiting (no SVID yet), retrying (a renewal failed), overdue, unwritten "
-            "(the files hold an older SVID), expired.",
+            "(the files hold an older SVID), closed (its socket, for a while), expired.",
             ["state"],
             registry=self.registry,
         )
@@ -146,6 +167,8 @@ class Metrics:
         )
         for kind in ("x509", "jwt"):
             self._rotations.labels(kind, "ok")
+        for to, why in MOVES:
+            self._socket_moves.labels(to, why)
         # What is watched is asked on the event loop, by these.
         self._shown = Shown()
         self.refresh = self._shown.refresh
@@ -188,9 +211,9 @@ class Metrics:
         """Count calls that sockets took."""
         self._calls.labels(method).inc(number)
 
-    def calls_open(self, method: str, number: int) -> None:
-        """How many calls are open now."""
-        self._open_calls.labels(method).set(number)
+    def calls_opened(self, method: str, number: int) -> None:
+        """So many more calls are open now, or fewer."""
+        self._open_calls.labels(method).inc(number)
 
     def calls_refused(self, why: str, number: int) -> None:
         """Count calls above a limit."""
@@ -204,6 +227,14 @@ class Metrics:
     def server_started(self) -> None:
         """Count a start of the process that serves pods' sockets."""
         self._server_starts.inc()
+
+    def socket_moved(self, to: str, why: str) -> None:
+        """Count a pod whose sockets are served elsewhere from now on."""
+        self._socket_moves.labels(to, why).inc()
+
+    def watch_sockets(self, apart: Callable[[], Mapping[str, float]]) -> None:
+        """Ask this for the sockets that are not served with all others, by APART."""
+        self._shown.add_all({name: self._sockets_apart.labels(name) for name in APART}, apart)
 
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""

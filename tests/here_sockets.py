@@ -2,9 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from agent.metrics import Metrics
-from agent.servers.protocol import JwtSource, Use
+from agent.servers.protocol import JwtSource, Kept, Use
 from agent.socket.accounts import Account, Accounts, Limits
 from agent.socket.endpoint import Endpoint
 from agent.socket.serving import USUAL
@@ -36,6 +37,8 @@ class HereSocket:
         self._directory = directory
         # How often tokens that were given were to be forgotten; it keeps none.
         self.forgot = 0
+        # What a test says of it.
+        self.kept: Kept | None = None
 
     async def open(self) -> None:
         self._directory.prepare_socket()
@@ -55,6 +58,9 @@ class HereSocket:
     def forget_tokens(self) -> None:
         self.forgot += 1
 
+    def kept_apart(self) -> Kept | None:
+        return self.kept
+
     async def use(self, *, peers: bool) -> Use:
         return Use(tuple(self._endpoint.open_calls))
 
@@ -69,7 +75,12 @@ class HereSockets:
         self.made: list[HereSocket] = []
 
     def socket(
-        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: PodRef, directory: VolumeDirectory
+        self,
+        feed: Feed[WorkloadIdentity],
+        jwt_svids: JwtSource | None,
+        pod: PodRef,
+        directory: VolumeDirectory,
+        trouble: Callable[[str, str], None],
     ) -> HereSocket:
         account = self._accounts.begin(len(self.made), pod.uid)
         endpoint = USUAL.endpoint(feed, jwt_svids, self._clock, self._metrics, str(pod), account)

@@ -35,6 +35,8 @@ User: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]
 Word: TypeAlias = Annotated[str, Meta(max_length=128)]
 Text: TypeAlias = Annotated[str, Meta(max_length=16 * 1024)]
 Counts: TypeAlias = Annotated[dict[Word, Number], Meta(max_length=64)]
+# Volumes of one report of weights.
+MOST_WEIGHED = 1024
 
 
 class Svid(Struct, frozen=True, array_like=True):
@@ -73,6 +75,7 @@ class Begin(Struct, frozen=True, tag="begin"):
     all_bundles_name: str
     spiffe_validator: bool
     log_level: int
+    all_connections: int
 
 
 class Open(Struct, frozen=True, tag="open"):
@@ -186,6 +189,24 @@ class Counted(Struct, frozen=True, tag="counted"):
     rejected: Number
 
 
+class Weight(Struct, frozen=True, array_like=True):
+    """What a volume's socket has cost since it was opened: connections, calls, those of them that were refused, and
+    connections that were seen with something to be read; and connections and calls that are open."""
+
+    connections: Number = 0
+    calls: Number = 0
+    refused: Number = 0
+    busy: Number = 0
+    open_connections: Number = 0
+    open_calls: Number = 0
+
+
+class Weighed(Struct, frozen=True, tag="weighed"):
+    """The weights of volumes that changed, by their number."""
+
+    volumes: Annotated[dict[Number, Weight], Meta(max_length=MOST_WEIGHED)]
+
+
 class Said(Struct, frozen=True, tag="said"):
     """A line for the log."""
 
@@ -199,7 +220,7 @@ class Pong(Struct, frozen=True, tag="pong"):
     """It is there."""
 
 
-Report: TypeAlias = Ready | Opened | Closed | Wanted | Seen | Counted | Said | Pong
+Report: TypeAlias = Ready | Opened | Closed | Wanted | Seen | Counted | Weighed | Said | Pong
 
 
 def orders() -> msgspec.msgpack.Decoder[Order]:

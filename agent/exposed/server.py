@@ -14,6 +14,7 @@ from agent.channel.snapshots import Reader
 from agent.exposed.counts import Counts
 from agent.exposed.saying import Saying
 from agent.exposed.tokens import Tokens
+from agent.exposed.weighing import Weighing
 from agent.socket import reflection
 from agent.socket.accounts import Accounts, Limits
 from agent.socket.connections import Connections, Mutator
@@ -43,7 +44,10 @@ async def _serve(channel: int, lacking: tuple[str, ...]) -> None:
     await wire.send(messages.Ready(lacking))
     with suppress(OSError, BadFrame):
         served = Served(wire)
-        loops = [asyncio.ensure_future(each) for each in (saying.run(), served.counts.run(wire), served.run())]
+        loops = [
+            asyncio.ensure_future(each)
+            for each in (saying.run(), served.counts.run(wire), served.weighing.run(wire), served.run())
+        ]
         # Each ends with the channel.
         await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         for each in loops:
@@ -61,6 +65,7 @@ class Served:
         self._reader = Reader()
         self.counts = Counts()
         self._connections = Connections()
+        self.weighing = Weighing(self._connections)
         self._mutator = Mutator(self._connections)
         self._serving = Serving()
         self._accounts = self._accounts_within(Limits())
@@ -99,6 +104,7 @@ class Served:
             case messages.Look():
                 self._later(self._look(order))
             case messages.Ping():
+                await self._wire.send(self.weighing.look())
                 await self._wire.send(messages.Pong())
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -111,9 +117,12 @@ class Served:
         names = SdsNames(order.svid_name, order.bundle_name, order.all_bundles_name, order.spiffe_validator)
         self._accounts = self._accounts_within(Limits(order.connections, order.calls, order.rate, order.burst))
         self._serving = Serving(names, self._shared, self._mutator)
+        self._connections.allow(order.all_connections)
 
     def _accounts_within(self, limits: Limits) -> Accounts:
-        return Accounts(limits, self._connections.shut, asyncio.get_running_loop().time)
+        now = asyncio.get_running_loop().time
+        self.weighing.accounts = Accounts(limits, self._connections.shut, now, self.weighing.changed)
+        return self.weighing.accounts
 
     async def _open(self, order: messages.Open, directory: int) -> None:
         number = order.volume

@@ -13,8 +13,8 @@ from csi.model import PodRef
 from runtime.terminal import printable
 
 _log = logging.getLogger("podsvid.servers")
-# Seconds: an answer to an order; from one sign of life to the next; without one.
-ANSWER, PING, SILENCE = 10.0, 5.0, 20.0
+# Seconds: an answer to an order; without a sign of life.
+ANSWER, SILENCE = 10.0, 20.0
 # Bytes a second that it takes at least of what waits for it, beyond ANSWER.
 PACE = 1024 * 1024
 # Characters of what it says of an order that failed: kubelet shows them in the pod's event.
@@ -27,7 +27,8 @@ class LinkLost(Exception):
 
 
 class Link:
-    """Belongs to one event loop. `wanted`, `counted` and `said` get what the process sends by itself."""
+    """Belongs to one event loop. `wanted`, `counted`, `weighed` and `said` get what the process sends by itself; `beat`
+    says after how many seconds the next sign of life is asked for."""
 
     def __init__(
         self,
@@ -35,13 +36,17 @@ class Link:
         reports: AsyncIterator[messages.Report],
         wanted: Callable[["Link", messages.Wanted], None],
         counted: Callable[[messages.Counted], None],
+        weighed: Callable[[messages.Weighed], None],
         said: Callable[[messages.Said], None],
+        beat: Callable[[], float],
     ) -> None:
         self._wire = wire
         self._reports = reports
         self._wanted = wanted
         self._counted = counted
+        self._weighed = weighed
         self._said = said
+        self._beat = beat
         self._requests = itertools.count(1)
         self._opening: dict[int, asyncio.Future[str]] = {}
         self._closing: dict[int, asyncio.Future[None]] = {}
@@ -112,6 +117,8 @@ class Link:
                 self._wanted(self, report)
             case messages.Counted():
                 self._counted(report)
+            case messages.Weighed():
+                self._weighed(report)
             case messages.Said():
                 self._said(report)
             case messages.Ready() | messages.Pong():
@@ -120,7 +127,7 @@ class Link:
     async def _watch(self) -> str:
         """Ask for a sign of life now and then; ends when there is none."""
         while True:
-            await asyncio.sleep(PING)
+            await asyncio.sleep(self._beat())
             self._heard.clear()
             try:
                 await self._taken(messages.Ping())

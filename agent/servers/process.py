@@ -27,11 +27,13 @@ class NotConfined(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """`user`: uid and gid of its own; `memory`: bytes, and `descriptors`: open files, that it may have."""
+    """`user`: uid and gid of its own; `memory`: bytes, and `descriptors`: open files, that it may have; `nice`: by how
+    much it gives way to the agent."""
 
     user: int
     memory: int
     descriptors: int
+    nice: int = 0
 
     @property
     def strict(self) -> bool:
@@ -80,6 +82,10 @@ class Exposed:
             raise
         finally:
             theirs.close()
+        if confinement.nice:
+            # Of its first thread, before there are others: they take it over. It may have ended already.
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + confinement.nice)
         return cls(process, ours, confinement)
 
     @property

@@ -1,6 +1,6 @@
 """What a workload asks of whoever serves its socket."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -29,6 +29,15 @@ class Use:
 
     calls: tuple[tuple[str, float], ...] = ()
     peers: tuple[Peer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Why a socket is not served with all others: a reason code, and a text. `closed`: it is not served at all."""
+
+    reason: str
+    message: str
+    closed: bool
 
 
 class KeptJwtSvid(Protocol):
@@ -71,6 +80,10 @@ class PodSocket(Protocol):
         """Have no JWT-SVID that was given before this handed out again."""
         ...
 
+    def kept_apart(self) -> Kept | None:
+        """Why it is not served as all others are; None where it is."""
+        ...
+
     async def use(self, *, peers: bool) -> Use:
         """Who uses it now, as far as that can be told."""
         ...
@@ -80,7 +93,13 @@ class PodSockets(Protocol):
     """Serves the sockets of all volumes."""
 
     def socket(
-        self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, pod: PodRef, directory: VolumeDirectory
+        self,
+        feed: Feed[WorkloadIdentity],
+        jwt_svids: JwtSource | None,
+        pod: PodRef,
+        directory: VolumeDirectory,
+        trouble: Callable[[str, str], None],
     ) -> PodSocket:
-        """A socket that is not open yet; without `jwt_svids` the JWT profile is not served."""
+        """A socket that is not open yet; without `jwt_svids` the JWT profile is not served. `trouble` is told, by a
+        reason and a text, when it is served worse than others."""
         ...

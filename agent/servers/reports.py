@@ -24,7 +24,7 @@ class SocketMetrics(Protocol):
 
     def calls_taken(self, method: str, number: int) -> None: ...
 
-    def calls_open(self, method: str, number: int) -> None: ...
+    def calls_opened(self, method: str, number: int) -> None: ...
 
     def calls_refused(self, why: str, number: int) -> None: ...
 
@@ -61,7 +61,7 @@ class Tally:
         last, self._last = self._last, counted
         for method in METHODS:
             self._metrics.calls_taken(method, _added(last.calls, counted.calls, method))
-            self._metrics.calls_open(method, min(counted.open.get(method, 0), MOST_AT_ONCE))
+            self._metrics.calls_opened(method, _open(counted, method) - _open(last, method))
         for why in REFUSALS:
             self._metrics.calls_refused(why, _added(last.refused, counted.refused, why))
         self._metrics.sds_answers(_bounded(counted.pushed - last.pushed), _bounded(counted.rejected - last.rejected))
@@ -69,7 +69,7 @@ class Tally:
     def end(self) -> None:
         """The process is gone, and so are its calls."""
         for method in METHODS:
-            self._metrics.calls_open(method, 0)
+            self._metrics.calls_opened(method, -_open(self._last, method))
 
 
 class Log:
@@ -98,6 +98,10 @@ class Log:
 
 def _added(last: Mapping[str, int], now: Mapping[str, int], label: str) -> int:
     return _bounded(now.get(label, 0) - last.get(label, 0))
+
+
+def _open(counted: Counted, method: str) -> int:
+    return min(counted.open.get(method, 0), MOST_AT_ONCE)
 
 
 def _bounded(number: int) -> int:

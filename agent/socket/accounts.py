@@ -27,13 +27,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What one socket has cost since it was opened: connections, calls, those of them that were refused; and what is
-    open now, a refused call until its answer is taken. `pod`: whose it is."""
+    """What one socket has cost since it was opened: connections, calls, those of them that were refused, connections
+    that were seen busy; and what is open now, a refused call until its answer is taken. `pod`: whose it is."""
 
     pod: str
     connections: int
     calls: int
     refused: int
+    busy: int
     open_connections: int
     open_calls: int
 
@@ -76,15 +77,17 @@ class Pod:
 
 
 class Account:
-    """One socket's, in its pod's name."""
+    """One socket's, in its pod's name; `changed` is called when it costs more."""
 
-    def __init__(self, pod: Pod) -> None:
+    def __init__(self, pod: Pod, changed: Callable[[], None]) -> None:
         self.pod = pod
+        self._changed = changed
         self.connections = Holder(pod.key)
         self._calls = self._refused = self._open = 0
 
     def take(self) -> None:
         """A call is open, until it has `ended`."""
+        self._changed()
         self._calls += 1
         self._open += 1
         self.pod.open += 1
@@ -96,6 +99,7 @@ class Account:
 
     def refuse(self) -> bool:
         """A call is refused, and counts until its answer is `answered`. False: see Pod.refuse."""
+        self._changed()
         self._calls += 1
         self._refused += 1
         self._open += 1
@@ -109,17 +113,25 @@ class Account:
     def weight(self) -> Weight:
         """What it costs."""
         held = self.connections
-        return Weight(self.pod.key, held.taken, self._calls, self._refused, held.open, self._open)
+        return Weight(self.pod.key, held.taken, self._calls, self._refused, held.busy, held.open, self._open)
 
 
 class Accounts:
     """Those of all sockets that are open, by the volume's number. Belongs to one event loop.
 
-    `shut` closes the connections of one pod; `now`: seconds of a clock that only grows.
+    `shut` closes the connections of one pod; `now`: seconds of a clock that only grows; `changed` is called with the
+    volume of one that costs more.
     """
 
-    def __init__(self, limits: Limits, shut: Callable[[str], None], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        shut: Callable[[str], None],
+        now: Callable[[], float],
+        changed: Callable[[int], None] = lambda volume: None,
+    ) -> None:
         self._limits = limits
+        self._changed = changed
         self._shut = shut
         self._now = now
         self._pods: dict[str, Pod] = {}
@@ -131,7 +143,7 @@ class Accounts:
         if found is None:
             found = self._pods[pod] = Pod(pod, self._limits, self._now, lambda: self._shut(pod))
         found.sockets += 1
-        self._accounts[volume] = account = Account(found)
+        self._accounts[volume] = account = Account(found, lambda: self._changed(volume))
         return account
 
     def end(self, volume: int) -> None:
@@ -141,6 +153,11 @@ class Accounts:
             account.pod.sockets -= 1
             if not account.pod.sockets:
                 del self._pods[account.pod.key]
+
+    def weight(self, volume: int) -> Weight | None:
+        """What the volume's socket costs, where it is open."""
+        account = self._accounts.get(volume)
+        return account.weight() if account else None
 
     def weights(self) -> Mapping[int, Weight]:
         """What each socket costs."""

@@ -28,7 +28,7 @@ _LOOKS = 17
 # And whenever somebody asks what is open.
 _SOME = 256
 _SMALLEST = 1
-_SIOCOUTQ = 0x5411
+_SIOCOUTQ, _SIOCINQ = 0x5411, 0x541B
 _Mutate = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_int, ctypes.c_void_p)
 _MutateInfo = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(ctypes.c_int * 2), ctypes.c_void_p)
 _Compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -36,13 +36,14 @@ _Destroy = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Holder:
-    """One socket, whose connections count as its pod's. `taken` so far, refused ones too; `open` as far as is known."""
+    """One socket, whose connections count as its pod's. `taken` so far, refused ones too; `open` as far as is known;
+    `busy`: how often one was seen with something to be read."""
 
-    __slots__ = ("open", "pod", "taken")
+    __slots__ = ("busy", "open", "pod", "taken")
 
     def __init__(self, pod: str) -> None:
         self.pod = pod
-        self.taken = self.open = 0
+        self.taken = self.open = self.busy = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,15 @@ class _Held:
     theirs: int
     inode: int
 
+    def is_open(self) -> bool:
+        """Whether gRPC has not closed it."""
+        with suppress(OSError):
+            return os.fstat(self.theirs).st_ino == self.inode
+        return False
+
     def is_over(self) -> bool:
         """Whether gRPC has closed it and nothing is unread."""
-        with suppress(OSError):
-            if os.fstat(self.theirs).st_ino == self.inode:
-                return False
-        return unread(self.own) == 0
+        return not self.is_open() and unread(self.own) == 0
 
 
 class Connections:
@@ -111,6 +115,10 @@ class Connections:
             holder.open += 1
             return True
 
+    def allow(self, most: int) -> None:
+        """So many of all pods from now on."""
+        self._most = most
+
     def shut(self, pod: str) -> None:
         """End all of the pod's: what it has not read yet is the last that it gets."""
         with self._lock:
@@ -123,6 +131,12 @@ class Connections:
         """Let go of some that are over, where no new ones come."""
         with self._lock:
             self._look(_SOME)
+
+    def look_busy(self) -> None:
+        """Count those with something to be read: a connection that keeps this process busy has that always."""
+        with self._lock:
+            for held in self._held:
+                held.holder.busy += held.is_open() and unheard(held.own) > 0
 
     def _look(self, number: int) -> None:
         """Let go of those that are over, of the ones that were looked at the longest ago."""
@@ -179,6 +193,14 @@ def unread(descriptor: int) -> int:
     """Bytes of the kernel for what the other end has not read. Raises OSError."""
     found: int = struct.unpack("i", fcntl.ioctl(descriptor, _SIOCOUTQ, b"\0" * 4))[0]
     return found
+
+
+def unheard(descriptor: int) -> int:
+    """Bytes of the other end that this process has not read; 0 where that cannot be said."""
+    with suppress(OSError):
+        found: int = struct.unpack("i", fcntl.ioctl(descriptor, _SIOCINQ, b"\0" * 4))[0]
+        return found
+    return 0
 
 
 @contextmanager

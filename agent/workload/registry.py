@@ -144,7 +144,7 @@ class WorkloadRegistry:
         # A restarted agent has no tokens: what failed for want of one need not wait for its next attempt.
         awaited = token is not None and workload.token is None and self.scheduler.failures(volume_id) > 0
         workload.take_token(token)
-        if awaited or not workload.directory.has_socket():
+        if awaited or workload.lacks_socket:
             self.scheduler.schedule(volume_id, self._clock.now())
 
     def condition(self, volume_id: str) -> Condition:

@@ -19,6 +19,8 @@ def state(workload: Workload, failures: int, now: datetime) -> str:
         return "waiting"
     if identity.expires_at <= now:
         return "expired"
+    if _closed(workload):
+        return "closed"
     if _unwritten(workload):
         return "unwritten"
     if failures:
@@ -34,11 +36,16 @@ def condition(workload: Workload | None, failures: int, now: datetime) -> Condit
     left = f"valid until {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}"
     if identity.expires_at <= now:
         return Condition(True, f"the SVID expired at {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}")
+    kept = workload.kept_apart
+    if kept is not None and kept.closed:
+        return Condition(True, f"{kept.reason}: {kept.message}; the files hold an SVID {left}")
     if _unwritten(workload):
         return Condition(True, f"the newest SVID could not be written; the files hold an older one, {left}")
     if failures or _overdue(workload, now):
         return Condition(True, f"the SVID is past its renewal window after {failures} failed attempts; {left}")
     notice = f"; {workload.notice}" if workload.notice else ""
+    if kept is not None:
+        notice += f"; {kept.reason}: {kept.message}"
     return Condition(False, f"SVID {identity.default.serial} {left}{notice}")
 
 
@@ -57,6 +64,11 @@ def holdings(workloads: Iterable[Workload], trust: Trust) -> Counter[str] | None
             return None
         svids[identity.default.authority_id] += 1
     return svids
+
+
+def _closed(workload: Workload) -> bool:
+    kept = workload.kept_apart
+    return kept is not None and kept.closed
 
 
 def _unwritten(workload: Workload) -> bool:

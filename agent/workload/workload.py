@@ -10,7 +10,7 @@ from agent.authority.held import numbered
 from agent.authority.protocol import EarlyRenewal
 from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable, KeysBusy, SocketUnavailable
 from agent.metrics import Metrics
-from agent.servers.protocol import PodSockets, Use
+from agent.servers.protocol import Kept, PodSockets, Use
 from agent.workload.issuer import Issuer
 from agent.workload.jwt_svids import JwtSvids, KeptJwt
 from agent.workload.problems import Problem, Problems
@@ -84,13 +84,24 @@ class Workload:
             means.rng,
         )
         jwt_svids = self._jwt_svids if self._issuer.issues_jwt else None
-        self._socket = means.sockets.socket(self.feed, jwt_svids, volume.pod, directory)
+        self._socket = means.sockets.socket(self.feed, jwt_svids, volume.pod, directory, self.remember)
 
     @property
     def contents(self) -> Contents | None:
         """What the files should hold; None before the first identity."""
         identity = self.feed.current
         return Contents(identity, {name: kept.svid for name, kept in self.jwt_files.items()}) if identity else None
+
+    @property
+    def kept_apart(self) -> Kept | None:
+        """Why its socket is not served as those of others are, where that is so."""
+        return self._socket.kept_apart()
+
+    @property
+    def lacks_socket(self) -> bool:
+        """Whether its socket is not there and is to be."""
+        kept = self.kept_apart
+        return not self.directory.has_socket() and not (kept and kept.closed)
 
     async def use(self, *, peers: bool) -> Use:
         """The calls under way on its socket, and who is connected where `peers` are asked for."""
@@ -225,7 +236,7 @@ class Workload:
         try:
             if self.written != self.contents:
                 await self._write()
-            if not self.directory.has_socket():
+            if self.lacks_socket:
                 await self._reopen()
         except OSError as error:
             metrics.rotated("x509", "write_failed")

@@ -43,6 +43,7 @@ class Fleet:
     states: dict[str, int] = field(default_factory=lambda: {"ok": 20})
     registered: bool = True
     away: float = 0.0
+    apart: int = 0
     leading: list[bool] = field(default_factory=lambda: [True, False])
     unacknowledged: int = 0
     lag: float = 0.002
@@ -56,6 +57,7 @@ class Fleet:
         self.agent.watch(lambda: 20.0, lambda: self.now + 1800, lambda: self.states)
         self.agent.watch_registration("csi.podsvid.io", lambda: self.registered)
         self.agent.watch_signer(lambda: self.away)
+        self.agent.watch_sockets(lambda: {"quarantine": float(self.apart), "closed": 0.0})
         for number, signer in enumerate(self.signers):
             signer.built("test")
             signer.watch(
@@ -208,6 +210,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidSignerSlow": _set(lag=0.5),
     "PodsvidStrangersAtSigner": _strangers,
     "PodsvidMintsRefused": _refusals,
+    "PodsvidPodsApart": _set(apart=1),
 }
 
 
@@ -249,7 +252,17 @@ def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str
         if 3000 <= now < 3060:
             ever(fleet, now)
         else:
-            for name in ("states", "registered", "away", "leading", "unacknowledged", "lag", "contact_lost_at", "up"):
+            for name in (
+                "states",
+                "registered",
+                "away",
+                "apart",
+                "leading",
+                "unacknowledged",
+                "lag",
+                "contact_lost_at",
+                "up",
+            ):
                 setattr(fleet, name, getattr(fresh, name))
             fleet.authority_left = fresh.authority_left
 

@@ -103,7 +103,8 @@ def test_a_weight_says_whose_it_is_and_what_it_costs() -> None:
     account.refuse()
     account.connections.taken = 5
     account.connections.open = 3
-    assert books.accounts.weights() == {7: Weight("a-uid", 5, 3, 1, 3, 2)}
+    account.connections.busy = 4
+    assert books.accounts.weights() == {7: Weight("a-uid", 5, 3, 1, 4, 3, 2)}
 
 
 STEPS: dict[str, tuple[Callable[[Account], object], Callable[[Account], object]]] = {

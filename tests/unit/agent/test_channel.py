@@ -99,7 +99,7 @@ def test_a_message_of_another_shape_is_refused(value: object) -> None:
         messages.Seen(1, (), ((0, 0, -1),)),
         messages.Seen(1, (), ((0, 2**32, 1),)),
         messages.Ready(("x",) * 17),
-        messages.Begin(1, 1, 1.0, 1, "", "", "", True, 10),
+        messages.Begin(1, 1, 1.0, 1, "", "", "", True, 10, 1),
     ],
     ids=str,
 )

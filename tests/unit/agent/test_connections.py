@@ -186,3 +186,28 @@ def test_a_pods_connections_are_shut_at_once_and_nobody_elses(listeners: list[Li
         os.close(ours)
     taken.look()
     assert (taken.held("one"), taken.held("two")) == (0, 0)
+
+
+def test_connections_with_something_to_be_read_are_busy(listeners: list[Listener]) -> None:
+    at = Connections()
+    holders = [Holder("one"), Holder("two")]
+    for listener, holder in zip(listeners, holders, strict=False):
+        at.begin(listener.path, holder)
+    pairs = [listener.connect() for listener in listeners[:2]]
+    for _, ours in pairs:
+        at.taken(ours)
+    pairs[0][0].send(b"x")
+    at.look_busy()
+    at.look_busy()
+    assert [each.busy for each in holders] == [2, 0]
+    os.read(pairs[0][1], 1)
+    at.look_busy()
+    assert [each.busy for each in holders] == [2, 0]
+    # What its process has closed keeps nobody busy, whatever was left in it.
+    pairs[0][0].send(b"x")
+    os.close(pairs[0][1])
+    at.look_busy()
+    assert [each.busy for each in holders] == [2, 0]
+    for theirs, _ in pairs:
+        theirs.close()
+    os.close(pairs[1][1])

@@ -10,14 +10,17 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 import pytest
 
 from agent.authority.protocol import MintRequest
 from agent.channel import messages
 from agent.channel.frames import Wire
 from agent.channel.snapshots import Writer
+from agent.exposed import weighing
 from agent.exposed.server import Served
 from agent.pb import workload_pb2
+from agent.socket import connections
 from runtime.clock import SystemClock
 from svid.identity import WorkloadIdentity
 from svid.keys import KeyAlgorithm
@@ -27,7 +30,7 @@ from tests.support import HEADER
 from tests.unit.agent.test_exposed_parts import token
 from tests.unit.agent.test_issuer import POD
 
-BEGIN = messages.Begin(8, 16, 1000.0, 1000, "default", "ROOTCA", "ALL", True, 30)
+BEGIN = messages.Begin(8, 16, 1000.0, 1000, "default", "ROOTCA", "ALL", True, 30, 3072)
 
 
 class Agent:
@@ -56,6 +59,18 @@ class Agent:
                 await self._came.wait()
         return found[-1]
 
+    async def weighed(self, until: Callable[[dict[int, messages.Weight]], bool]) -> dict[int, messages.Weight]:
+        """What the volumes are said to weigh, once that is so."""
+        async with asyncio.timeout(20):
+            while True:
+                found: dict[int, messages.Weight] = {}
+                for each in self.reports:
+                    found |= each.volumes if isinstance(each, messages.Weighed) else {}
+                if until(found):
+                    return found
+                self._came.clear()
+                await self._came.wait()
+
     async def open(self, volume: int, uid: str = "uid") -> None:
         key = KeyAlgorithm.EC_P256.generate()
         minted = await FakeAuthority(SystemClock()).mint_x509(MintRequest(POD, None, key, None, ()))
@@ -81,7 +96,12 @@ class Agent:
         return str(answer.svids[0].svid)
 
 
-def served(base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Agent], Awaitable[None]]) -> None:
+def served(
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    main: Callable[[Agent], Awaitable[None]],
+    begin: messages.Begin = BEGIN,
+) -> None:
     # It goes to where it binds.
     monkeypatch.chdir(base)
 
@@ -90,14 +110,16 @@ def served(base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Agent], 
         wire: Wire[Any] = Wire(theirs, messages.orders(), messages.MAX_SNAPSHOT, descriptors=True)
         at = Agent(ours, base)
         at.served = Served(wire)
-        running = [asyncio.ensure_future(at.served.run()), asyncio.ensure_future(at.run())]
-        await at.wire.send(BEGIN)
+        weighing = at.served.weighing
+        running = [asyncio.ensure_future(each) for each in (at.served.run(), at.run(), weighing.run(wire))]
+        await at.wire.send(begin)
         try:
             await main(at)
         finally:
             at.wire.close()
             await asyncio.wait(running[:1], timeout=20)
-            running[1].cancel()
+            for each in running[1:]:
+                each.cancel()
             await asyncio.gather(*running, return_exceptions=True)
             wire.close()
 
@@ -175,3 +197,81 @@ def test_volumes_of_a_pod_share_its_limits_by_its_uid_and_closed_ones_weigh_noth
                 call.cancel()
 
     served(tmp_path, monkeypatch, main)
+
+
+def test_what_each_volume_costs_is_told_after_each_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(at: Agent) -> None:
+        await at.open(7)
+        await at.open(8)
+        for _ in range(3):
+            await at.fetch(7)
+        found = await at.weighed(lambda found: 7 in found and found[7].calls == 3)
+        assert found[7].connections == 3
+        assert 8 not in found or found[8].calls == 0
+        await at.fetch(8)
+        found = await at.weighed(lambda found: 8 in found and found[8].calls == 1)
+        assert found[7].calls == 3
+        # What is closed weighs nothing, and its number begins anew.
+        await at.wire.send(messages.Close(7))
+        await at.heard(messages.Closed, 7)
+        at.reports.clear()
+        await at.open(7)
+        await at.fetch(7)
+        assert (await at.weighed(lambda found: 7 in found and found[7].calls > 0))[7].calls == 1
+
+    served(tmp_path, monkeypatch, main)
+
+
+def test_who_is_asked_whether_it_is_there_says_what_volumes_cost_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(at: Agent) -> None:
+        await at.open(7)
+        before = len(at.reports)
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(at.base / messages.name(7)))
+            # Connections alone are no calls: they, and who is busy, are seen by whoever asks.
+            async with asyncio.timeout(20):
+                while not (found := (await asked(at)).get(7, messages.Weight())).open_connections or not found.busy:
+                    await asyncio.sleep(0.01)
+        kinds = [type(each) for each in at.reports[before:] if isinstance(each, messages.Weighed | messages.Pong)]
+        assert kinds[:2] == [messages.Weighed, messages.Pong]
+
+    async def asked(at: Agent) -> dict[int, messages.Weight]:
+        pongs = sum(isinstance(each, messages.Pong) for each in at.reports)
+        await at.wire.send(messages.Ping())
+        return await at.weighed(lambda _: sum(isinstance(each, messages.Pong) for each in at.reports) > pongs)
+
+    monkeypatch.setattr(connections, "unheard", lambda descriptor: 1)
+    served(tmp_path, monkeypatch, main)
+
+
+def test_a_report_names_so_many_volumes_and_the_others_are_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(at: Agent) -> None:
+        for volume in range(5):
+            await at.open(volume)
+            await at.fetch(volume)
+        await at.weighed(lambda found: sum(each.calls for each in found.values()) == 5)
+        reports = [each for each in at.reports if isinstance(each, messages.Weighed)]
+        assert all(len(each.volumes) <= 2 for each in reports)
+
+    monkeypatch.setattr(weighing, "MOST_WEIGHED", 2)
+    served(tmp_path, monkeypatch, main)
+
+
+def test_all_connections_are_as_many_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(at: Agent) -> None:
+        await at.open(7, "one")
+        await at.open(8, "two")
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            first.connect(str(at.base / messages.name(7)))
+            second.connect(str(at.base / messages.name(8)))
+            second.settimeout(20)
+            first.settimeout(20)
+            heard = await asyncio.gather(*(asyncio.to_thread(each.recv, 1) for each in (first, second)))
+        # One is shut, whichever came last; the other hears of HTTP/2.
+        assert sorted(bool(each) for each in heard) == [False, True]
+
+    served(tmp_path, monkeypatch, main, msgspec.structs.replace(BEGIN, all_connections=1))

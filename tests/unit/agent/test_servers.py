@@ -20,14 +20,19 @@ from agent.channel.frames import Wire
 from agent.channel.snapshots import Writer
 from agent.errors import AuthorityRefused, SocketUnavailable
 from agent.metrics import Metrics
+from agent.servers import answers as answers_module
 from agent.servers import asked as asked_module
 from agent.servers import link as link_module
 from agent.servers import process as process_module
 from agent.servers import served as served_module
+from agent.servers import server as server_module
 from agent.servers import spare as spare_module
+from agent.servers import warden as warden_module
 from agent.servers.link import LinkLost
+from agent.servers.load import Usage
 from agent.servers.process import Confinement, Exposed, NotConfined, check_status
 from agent.servers.protocol import Use
+from agent.servers.quarantine import Place, Times
 from agent.servers.reports import Allowance, Log, Tally
 from agent.servers.served import Servers, Settings
 from csi.model import Volume
@@ -42,8 +47,9 @@ from svid.x509svid import X509Svid
 from tests.fake_authority import SPIFFE_ID, FakeAuthority, StepClock
 from tests.unit.agent.test_issuer import POD
 
+MEMORY = 1000
 RENEW_AT = datetime(2026, 5, 31, tzinfo=UTC)
-BEGIN = messages.Begin(8, 4, 2.0, 3, "default", "ROOTCA", "ALL", True, 20)
+BEGIN = messages.Begin(8, 4, 2.0, 3, "default", "ROOTCA", "ALL", True, 20, 100)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,9 @@ class Played:
         self.unconfined = False
         self.alive = True
         self.ended = False
+        self.pid = 1
+        # It closes nothing; it answers when it is asked for a sign of life.
+        self.deaf = self.lively = False
 
     def check(self) -> None:
         if self.unconfined:
@@ -120,8 +129,10 @@ class Played:
                 self.bind(place, messages.name(order.volume))
                 os.close(place)
                 await self.wire.send(messages.Opened(order.volume, self.error))
-            elif isinstance(order, messages.Close):
+            elif isinstance(order, messages.Close) and not self.deaf:
                 await self.wire.send(messages.Closed(order.volume))
+            elif isinstance(order, messages.Ping) and self.lively:
+                await self.wire.send(messages.Pong())
             elif isinstance(order, messages.Look):
                 calls = ((messages.METHODS[0], 2.0), ("/made/up", 3.0))
                 await self.wire.send(messages.Seen(order.request, calls, ((7, 8, os.getpid()),) if order.peers else ()))
@@ -142,10 +153,14 @@ class Played:
 
 
 class Scene:
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, times: Times) -> None:
         self.base = base
         self.metrics = Metrics()
-        self.servers = Servers(Settings(Confinement(os.geteuid(), 1, 1), BEGIN), self.metrics)
+        self.now = 0.0
+        self.usage = Usage(0.0, 0.0)
+        self.told: list[tuple[str, str]] = []
+        settings = Settings(Confinement(os.geteuid(), MEMORY, 1), BEGIN, times)
+        self.servers = Servers(settings, self.metrics, lambda: self.now, lambda pid: self.usage)
         self.authority = FakeAuthority(StepClock())
         self.played: list[Played] = []
         self.next = asyncio.Event()
@@ -175,15 +190,20 @@ class Scene:
         minted = await self.authority.mint_x509(MintRequest(POD, None, key, None, ()))
         return WorkloadIdentity((X509Svid(SPIFFE_ID, minted.chain, key),), minted.trust.bundle)
 
-    async def socket(self, name: str = "v") -> tuple[Any, Feed[WorkloadIdentity], VolumeDirectory]:
-        target = self.base / name
+    async def socket(self, name: str = "v", volume: str = "") -> tuple[Any, Feed[WorkloadIdentity], VolumeDirectory]:
+        target = self.base / (volume or name)
         target.mkdir()
-        volume = Volume(name, str(target), (name,), POD, None)
-        directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
+        made = Volume(target.name, str(target), (target.name,), POD, None)
+        directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), made)
         self._directories.append(directory)
         feed: Feed[WorkloadIdentity] = Feed()
         feed.publish(await self.identity())
-        return self.servers.socket(feed, self.tokens, replace(POD, name=name), directory), feed, directory
+        pod = replace(POD, name=name)
+
+        def told(reason: str, message: str) -> None:
+            self.told.append((pod.name, reason))
+
+        return self.servers.socket(feed, self.tokens, pod, directory, told), feed, directory
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -196,10 +216,15 @@ class Scene:
 
 
 def play(
-    base: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[Scene], Awaitable[None]], *, spare: bool = False
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    main: Callable[[Scene], Awaitable[None]],
+    *,
+    spare: bool = False,
+    times: Times | None = None,
 ) -> None:
     async def run() -> None:
-        scene = Scene(base)
+        scene = Scene(base, times or Times())
         monkeypatch.setattr(Exposed, "start", scene.start)
         running = asyncio.ensure_future(scene.servers.run())
         try:
@@ -211,7 +236,7 @@ def play(
             assert all(played.ended for played in scene.played)
             await scene.end()
 
-    monkeypatch.setattr(served_module, "PAUSE", 0.001)
+    monkeypatch.setattr(server_module, "PAUSE", 0.001)
     monkeypatch.setattr(spare_module, "AFTER", 0.0 if spare else 3600.0)
     asyncio.run(run())
 
@@ -428,7 +453,7 @@ def test_one_that_asks_without_end_is_replaced_before_its_questions_fill_the_age
         assert first.ended
         held.set()
 
-    monkeypatch.setattr(served_module, "MOST_ANSWERS", 3)
+    monkeypatch.setattr(answers_module, "MOST_ANSWERS", 3)
     play(tmp_path, monkeypatch, main)
 
 
@@ -672,7 +697,7 @@ def test_what_waits_for_a_process_that_reads_nothing_is_no_bytes_and_the_newest_
         # It reads nothing, and the kernel has no room for more.
         played.running.cancel()
         await asyncio.gather(played.running, return_exceptions=True)
-        link = await at.servers.link()
+        link = await at.servers.of(Place.SHARED).link()
         filling = [asyncio.ensure_future(link.send(messages.NoToken(1, True, "x" * 100_000))) for _ in range(20)]
         await asyncio.sleep(0)
         assert not all(each.done() for each in filling)
@@ -702,7 +727,7 @@ def test_one_that_takes_what_it_is_told_slowly_is_waited_for(
     async def main(at: Scene) -> None:
         played = await at.life(1)
         await played.heard(messages.Begin)
-        link = await at.servers.link()
+        link = await at.servers.of(Place.SHARED).link()
         played.running.cancel()
         await asyncio.gather(played.running, return_exceptions=True)
         sending = [asyncio.ensure_future(link.send(messages.NoToken(1, True, "x" * 50_000))) for _ in range(30)]
@@ -728,7 +753,7 @@ def test_one_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeypatch:
         await at.life(2)
         assert first.ended
 
-    monkeypatch.setattr(link_module, "PING", 0.01)
+    monkeypatch.setattr(warden_module, "CALM", 0.01)
     monkeypatch.setattr(link_module, "SILENCE", 0.05)
     play(tmp_path, monkeypatch, main)
 

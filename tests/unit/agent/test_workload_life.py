@@ -12,6 +12,7 @@ import pytest
 
 from agent.authority.protocol import EarlyRenewal, Minted, MintRequest
 from agent.errors import AgentError, AuthorityRefused, AuthorityUnavailable
+from agent.servers.protocol import Kept
 from agent.workload.workload import LATE_RENEWAL, MAX_PROBLEMS
 from csi.errors import IdentityDenied, IdentityUnavailable
 from csi.journal import Journal
@@ -226,6 +227,37 @@ def test_a_socket_that_disappeared_is_made_again(tmp_path: Path) -> None:
         await workload.renew()
         assert workload.directory.has_socket()
         await fetch_jwt(workload, "api")
+
+    on_rig(tmp_path, play)
+
+
+def test_a_socket_that_is_closed_for_what_it_costs_is_not_made_again_and_said_to_be(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        workload = await at.open(at.volume())
+        (socket,) = at.sockets.made
+        workload.directory.prepare_socket()
+        socket.kept = Kept("SOCKET_CLOSED", "closed for 30 s more", closed=True)
+        serial = workload.feed.current and workload.feed.current.default.serial
+        due(at)
+        await workload.renew()
+        assert workload.feed.current
+        assert workload.feed.current.default.serial != serial, "files wait for the socket"
+        planned = at.registry.scheduler.due(workload.volume.id)
+        at.registry.republished(workload.volume.id, TOKEN)
+        assert at.registry.scheduler.due(workload.volume.id) == planned, "a publish has it made again"
+        assert not workload.directory.has_socket()
+        assert at.registry.state(workload) == "closed"
+        condition = at.registry.condition(workload.volume.id)
+        assert condition.abnormal
+        assert condition.message.startswith("SOCKET_CLOSED: closed for 30 s more")
+        # Served again, apart: what is missing is made again as ever.
+        socket.kept = Kept("SOCKET_QUARANTINED", "served apart", closed=False)
+        await workload.renew()
+        assert workload.directory.has_socket()
+        assert at.registry.state(workload) == "ok"
+        condition = at.registry.condition(workload.volume.id)
+        assert not condition.abnormal
+        assert condition.message.endswith("SOCKET_QUARANTINED: served apart")
 
     on_rig(tmp_path, play)
 

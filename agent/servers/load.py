@@ -1,0 +1,80 @@
+"""What an exposed process takes of the node, as the kernel says, and when that is too much."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agent.servers.quarantine import Why
+
+# Seconds of a look at the processor's time at least; the share of a core that is too much, for so many seconds.
+LOOK: Final = 1.0
+SHARE: Final = 0.5
+SECONDS: Final = 3.0
+# Of its memory: too much; and so much more than that, the next time.
+PART: Final = 0.6
+MORE: Final = 1.1
+_TICKS = os.sysconf("SC_CLK_TCK")
+_MEMORY = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Seconds of processor time since it began, and bytes of memory as its limit counts them."""
+
+    cpu: float
+    memory: float
+
+
+def usage(pid: int) -> Usage:
+    """Of a process. Raises OSError where there is none."""
+    # The command's name, in which anything could be, is in the last parentheses.
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    memory = _MEMORY.search(Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace"))
+    # User and system time are fields 14 and 15; the first after the name is the third. An ended one has no memory.
+    return Usage((int(stat[11]) + int(stat[12])) / _TICKS, int(memory[1]) * 1024 if memory else 0)
+
+
+class Watch:
+    """Over one process's life. `memory`: bytes that it may have; `share`: of a core, what is too much."""
+
+    def __init__(self, memory: int, share: float = SHARE) -> None:
+        self._memory = memory
+        self._share = share
+        self._mark: tuple[float, float] | None = None
+        self._hot = 0.0
+        self._level = 0.0
+        self._latest = 0.0
+        # Whether it is worth looking again soon.
+        self.suspicious = False
+
+    def look(self, usage: Usage, now: float) -> Why | None:
+        """What is wrong now. `now`: seconds that only rise."""
+        much = PART * self._memory
+        self._latest = usage.memory
+        hot = self._heat(usage, now)
+        # What was done something about, and is not given back, is as it is.
+        self.suspicious = hot or usage.memory >= max(much, self._level + 1)
+        if usage.memory < 0.8 * much:
+            self._level = 0.0
+        if usage.memory >= max(much, MORE * self._level):
+            return Why.MEMORY
+        return Why.CPU if self._hot >= SECONDS else None
+
+    def acted(self) -> None:
+        """Something was done about it: it has some time to be felt, and what was taken comes back slowly or never."""
+        self._hot = 0.0
+        self._level = self._latest if self._latest >= PART * self._memory else 0.0
+
+    def _heat(self, usage: Usage, now: float) -> bool:
+        """Whether it took too much of a core at the last look that was long enough."""
+        if self._mark is None:
+            self._mark = (now, usage.cpu)
+            return False
+        seconds = now - self._mark[0]
+        if seconds >= LOOK:
+            took = (usage.cpu - self._mark[1]) / seconds
+            self._hot = self._hot + seconds if took >= self._share else 0.0
+            self._mark = (now, usage.cpu)
+        return self._hot > 0

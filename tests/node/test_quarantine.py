@@ -1,0 +1,209 @@
+"""A pod whose socket costs the process of all sockets too much: the others' calls go on, it is served apart, closed
+when it goes on there, and comes back. A real agent; nothing here asserts a time."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from podsvid.quickstart.kubelet import StandInKubelet
+from podsvid.quickstart.pods import Pod
+from tests.node.test_abuse import attacked
+from tests.node.test_exposed import answered, held, planted_node
+from tests.support import DRIVER, IS_ROOT, ROOT, VOLUME, Host, first, node, pod
+
+pytestmark = [
+    pytest.mark.xdist_group("crowd"),  # thousands of connections, once at a time
+    pytest.mark.skipif(not IS_ROOT, reason="another process of another user"),
+]
+# Seconds: a flood on a busy machine; what was closed is served again.
+LONG = 100
+MOVED = "a pod's sockets are moved"
+# In the agent: on a machine that is busy a flood gets less than half a core, and what is closed is closed for a moment.
+EARLY = """
+import sys
+if "podsvid" in sys.orig_argv:
+    from agent.servers import load, warden
+    load.Watch.__init__.__defaults__ = (0.05,)
+    warden.SHARE_IN_QUARANTINE = 0.05
+"""
+
+
+class Pods:
+    """The agent, the socket that is attacked, and those that must not notice."""
+
+    def __init__(self, here: Host, kubelet: StandInKubelet) -> None:
+        self.here = here
+        self.kubelet = kubelet
+        self.pods: dict[str, Pod] = {}
+        self.targets: dict[str, Path] = {}
+        self.sockets: dict[str, Path] = {}
+
+    async def publish(self, *names: str) -> None:
+        for name in names:
+            self.pods[name] = pod(name, name)
+            self.targets[name] = await self.kubelet.publish(self.pods[name], VOLUME)
+            self.sockets[name] = self.here.short(self.targets[name]) / "socket"
+            assert await answered(self.sockets[name])
+
+    def moves(self) -> list[tuple[str, str]]:
+        return [(each["pod"].partition("/")[2], each["to"]) for each in self.here.events() if each["event"] == MOVED]
+
+    def ends(self, which: str = "shared") -> int:
+        ended = "the process that serves pods' sockets ended; it is started again"
+        return len([each for each in self.here.events() if each["event"] == ended and each["which"] == which])
+
+    def kill(self, *, apart: bool) -> int:
+        """The processes for those that cost too much, or all others; how many there were."""
+        agent, *others = self.here.processes()
+        own = os.getpriority(os.PRIO_PROCESS, agent)
+        killed = 0
+        for each in others:
+            with suppress(ProcessLookupError):
+                if (os.getpriority(os.PRIO_PROCESS, each) > own) == apart:
+                    os.kill(each, signal.SIGKILL)
+                    killed += 1
+        return killed
+
+    async def fetching(self, names: Sequence[str], until: Callable[[], object]) -> list[str]:
+        """The statuses of what failed while these pods fetched, one call after the other, until that is so.
+
+        A client waits a second after a call that failed, as they do."""
+        failed: list[str] = []
+
+        async def fetch(name: str) -> None:
+            while not until():
+                try:
+                    assert (await first(self.sockets[name])).svids
+                    await asyncio.sleep(0.02)
+                except grpc.aio.AioRpcError as error:
+                    failed.append(error.code().name)
+                    await asyncio.sleep(1)
+
+        async with asyncio.timeout(LONG):
+            await asyncio.gather(*(fetch(each) for each in names))
+        return failed
+
+    def explained(self, name: str) -> Any:
+        command = [sys.executable, "-m", "podsvid", "node", "explain", f"default/{name}", "--output", "json"]
+        socket = ["--socket", str(self.here.base / "r" / "admin.sock")]
+        done = subprocess.run([*command, *socket], cwd=ROOT, capture_output=True, text=True, check=False)
+        (volume,) = json.loads(done.stdout)["volumes"]
+        return volume
+
+    async def until(self, true: Callable[[], object]) -> None:
+        async with asyncio.timeout(LONG):
+            while not true():
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def early(folder: Path) -> AsyncIterator[tuple[Host, StandInKubelet]]:
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(EARLY, encoding="utf-8")
+    async with planted_node(folder) as found:
+        yield found
+
+
+def on_node(main: Callable[[Pods], Awaitable[None]], folder: Path | None = None) -> None:
+    async def run() -> None:
+        async with node() if folder is None else early(folder) as (here, kubelet):
+            await main(Pods(here, kubelet))
+
+    asyncio.run(run())
+
+
+# Unfinished calls, large headers, many short connections, many fast calls.
+KINDS = ("unfinished", "metadata", "connections", "garbage", "forks", "calls")
+GOOD = ("g1", "g2", "g3")
+
+
+@pytest.mark.timeout(300)
+def test_large_headers_without_end_end_in_quarantine_and_then_closed_and_all_others_are_served() -> None:
+    async def main(at: Pods) -> None:
+        await at.publish("bad", *GOOD)
+        before = held([at.targets["bad"]], at.here)
+        with attacked("metadata", [at.sockets["bad"]]):
+            failed = await at.fetching(GOOD, lambda: ("bad", "closed") in at.moves())
+            assert at.moves()[:2] == [("bad", "quarantine"), ("bad", "closed")]
+            volume = at.explained("bad")
+            assert (volume["state"], volume["state_reason"]) == ("closed", "SOCKET_CLOSED")
+            assert "closed for" in volume["notice"]
+            assert {each["reason"] for each in volume["problems"]} == {"SOCKET_QUARANTINED", "SOCKET_CLOSED"}
+            assert all(each["advice"] for each in volume["problems"])
+            assert at.explained("g1")["state"] == "ok"
+            # Nobody else waits for anything now, new pods neither.
+            reference = asyncio.get_running_loop().time()
+            assert await at.fetching(GOOD, lambda: asyncio.get_running_loop().time() > reference + 3) == []
+            await at.publish("fresh")
+        # Of each death at most what was under way; without one, nothing.
+        assert len(failed) <= len(GOOD) * at.ends()
+        assert set(failed) <= {"UNAVAILABLE"}
+        assert {each for each, _ in at.moves()} == {"bad"}
+        # It has stopped, and is served again, in quarantine.
+        await at.until(lambda: at.moves()[-1] == ("bad", "quarantine"))
+        assert await answered(at.sockets["bad"]) == "spiffe://example.org/ns/default/sa/bad"
+        assert at.explained("bad")["state"] == "ok"
+        assert "SOCKET_QUARANTINED" in at.explained("bad")["notice"]
+        assert held([at.targets["bad"]], at.here)[0] == before[0], "something was minted"
+
+    on_node(main)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_flood_is_moved_away_and_closed(kind: str, tmp_path: Path) -> None:
+    async def main(at: Pods) -> None:
+        await at.publish("bad", *GOOD)
+        with attacked(kind, [at.sockets["bad"]]):
+            failed = await at.fetching(GOOD, lambda: ("bad", "closed") in at.moves())
+        assert len(failed) <= len(GOOD) * at.ends()
+        assert at.moves()[:2] == [("bad", "quarantine"), ("bad", "closed")]
+        assert {each for each, _ in at.moves()} == {"bad"}
+
+    on_node(main, tmp_path / "planted")
+
+
+@pytest.mark.timeout(300)
+def test_each_process_and_the_agent_are_killed_while_a_pod_is_moved(tmp_path: Path) -> None:
+    async def main(at: Pods) -> None:
+        await at.publish("bad", *GOOD)
+        await at.publish("leaving")
+        targets = [at.targets[each] for each in ("bad", *GOOD)]
+        before = [(each / "tls.crt").read_bytes() for each in targets]
+        with attacked("calls", [at.sockets["bad"]]):
+            await at.until(lambda: ("bad", "quarantine") in at.moves())
+            # On its way: nobody has it yet.
+            assert at.kill(apart=False)
+            await at.kubelet.unpublish(at.pods["leaving"], VOLUME)
+            await at.publish("fresh")
+            for each in GOOD:
+                assert await answered(at.sockets[each])
+            # There, until it is closed for what it does.
+            await at.until(lambda: at.kill(apart=True) or ("bad", "closed") in at.moves())
+            await at.until(lambda: ("bad", "closed") in at.moves())
+            at.kill(apart=False)
+            for each in (*GOOD, "fresh"):
+                assert await answered(at.sockets[each])
+            at.here.kill()
+        at.here.start()
+        await at.kubelet.wait_registered(DRIVER)
+        # A new agent knows nothing of it: all are served together.
+        for each in ("bad", *GOOD):
+            assert await answered(at.sockets[each]) == f"spiffe://example.org/ns/default/sa/{each}"
+        assert [(each / "tls.crt").read_bytes() for each in targets] == before, "something was minted"
+        assert len(at.here.journal()) == 5
+        for name in ("bad", *GOOD):
+            assert [each.name for each in at.targets[name].iterdir() if each.name.startswith("..so")] == []
+
+    on_node(main, tmp_path / "planted")
