@@ -28,7 +28,7 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
 _MAX_PATH = 4096
-_MAX_TOKENS = 64 * 1024
+_MAX_TOKENS = 24 * 1024
 
 
 @dataclass(frozen=True, slots=True)

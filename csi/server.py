@@ -13,8 +13,8 @@ from csi.profile import Profile
 from csi.registration import serve_private
 
 # Bytes of a call's message. kubelet sends the pod's attributes, its tokens, and a Secret that the pod's author may name
-# and podsvid does not read: gRPC's own bound are 4 MiB, kept for as long as each of a node's publishes waits.
-MAX_MESSAGE = 128 * 1024
+# and podsvid does not read. gRPC's own bound are 4 MiB, of which three times as much is kept while a publish waits.
+MAX_MESSAGE = 48 * 1024
 
 
 async def serve_driver(

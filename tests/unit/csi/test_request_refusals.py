@@ -97,8 +97,8 @@ REFUSED: list[tuple[Change, str]] = [
     (group_of(" 1"), "is not a group id"),
     (lambda r: r.volume_context.update({"spiffeId": "x"}), "unknown 'spiffeId'"),
     (lambda r: r.volume_context.update({FS_GROUP_OF_CERT_MANAGER: "1"}), "unknown"),
-    (lambda r: r.secrets.update({TOKENS: "a" * (64 * 1024 + 1)}), "is longer than 65536 characters"),
-    (lambda r: r.volume_context.update({TOKENS: "a" * (64 * 1024 + 1)}), "is longer than 65536 characters"),
+    (lambda r: r.secrets.update({TOKENS: "a" * (24 * 1024 + 1)}), "is longer than 24576 characters"),
+    (lambda r: r.volume_context.update({TOKENS: "a" * (24 * 1024 + 1)}), "is longer than 24576 characters"),
 ]
 
 
@@ -125,7 +125,7 @@ ACCEPTED: list[Change] = [
     group_of("0"),
     group_of("2147483647"),
     group_of("0000000001"),
-    lambda r: r.secrets.update({TOKENS: "a" * (64 * 1024)}),
+    lambda r: r.secrets.update({TOKENS: "a" * (24 * 1024)}),
 ]
 
 
