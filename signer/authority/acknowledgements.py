@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -43,9 +43,10 @@ MAX_AUTHORITIES = 64
 MAX_SVIDS = 2**16 - 1
 MAX_TOTAL = 2**32 - 1
 DIGEST_BYTES = 32
-_VERSION = 2
-# Without digests: what replicas from before them write, while they are replaced one by one.
-_OLD_VERSION = 1
+_VERSION = 3
+# With each authority's name at each node, and without digests too: what replicas from before write, while they are
+# replaced one by one.
+_NAMED_VERSION, _OLD_VERSION = 2, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +245,15 @@ class Agents:
 
     async def write(self) -> None:
         """Write this replica's ConfigMap if it changed or gets old. Raises SignerError."""
-        # Nearly all have the same trust: its digest is written once.
-        digests = {digest: index for index, digest in enumerate(sorted({each.digest for each in self._nodes.values()}))}
+        # Nearly all have the same trust, and SVIDs of the same authorities: what names these is written once.
+        digests = _places({each.digest for each in self._nodes.values()})
+        names = _places({name for each in self._nodes.values() for name in each.in_use})
         nodes = {
-            node: [each.sequence, dict(each.in_use), digests[each.digest]] for node, each in sorted(self._nodes.items())
+            node: [each.sequence, {names[name]: count for name, count in each.in_use.items()}, digests[each.digest]]
+            for node, each in sorted(self._nodes.items())
         }
-        text = json.dumps({"digests": list(digests), "nodes": nodes}, separators=(",", ":"))
+        told = {"digests": list(digests), "authorities": list(names), "nodes": nodes}
+        text = json.dumps(told, separators=(",", ":"))
         if len(text) > MAX_BYTES:
             _log.error("too many agents to pass on", extra={"agents": len(nodes)})
             return
@@ -325,10 +329,11 @@ def _read_replica(body: Object) -> _Replica | None:
         if body["metadata"]["name"] != _name(str(data["identity"])):
             return None
         told = json.loads(data["nodes"])
-        if data["version"] == str(_VERSION):
+        if data["version"] in (str(_VERSION), str(_NAMED_VERSION)):
             digests = [_digest(each) for each in told["digests"]]
+            names = [str(each) for each in told["authorities"]] if data["version"] == str(_VERSION) else None
             nodes = {
-                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use), digests[_number(index)])
+                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use, names), digests[_number(index)])
                 for node, (sequence, in_use, index) in told["nodes"].items()
             }
         elif data["version"] == str(_OLD_VERSION):
@@ -346,8 +351,15 @@ def _read_replica(body: Object) -> _Replica | None:
         return None
 
 
-def _uses(in_use: Mapping[str, Any]) -> Mapping[str, int]:
-    return {str(key): min(_number(count), MAX_SVIDS) for key, count in list(in_use.items())[:MAX_AUTHORITIES]}
+def _places(those: set[str]) -> dict[str, int]:
+    return {each: index for index, each in enumerate(sorted(those))}
+
+
+def _uses(in_use: Mapping[str, Any], names: Sequence[str] | None = None) -> Mapping[str, int]:
+    """By authority, whose place in `names` is what stands there; without any it is its name. Raises ValueError."""
+    told = list(in_use.items())[:MAX_AUTHORITIES]
+    found = [(str(key) if names is None else names[_number(int(key))], _number(count)) for key, count in told]
+    return {name: min(count, MAX_SVIDS) for name, count in found}
 
 
 def _digest(text: Any) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from signer.authority.acknowledgements import LABEL, MAX_BYTES, STALE, Agents, _read_replica
+from signer.authority.acknowledgements import LABEL, MAX_BYTES, STALE, Agents, Wanted, _read_replica
+from signer.authority.state import sequence_at
 from signer.cluster.kube import Object
 from signer.model import Agent
 from tests.fake_kube import FakeKube
@@ -234,10 +235,11 @@ def test_a_config_map_that_could_not_be_made_is_tried_again() -> None:
         await here.write()
         await here.write()
         stored = kube.objects[f"{MAPS}/podsvid-agents-one"]
-        assert json.loads(stored["data"]["nodes"]) == {"digests": [DIGEST.hex()], "nodes": {"a": [7, {"x": 1}, 0]}}
+        told = {"digests": [DIGEST.hex()], "authorities": ["x"], "nodes": {"a": [7, {"0": 1}, 0]}}
+        assert json.loads(stored["data"]["nodes"]) == told
         found = _read_replica(stored)
         assert found is not None
-        assert found.written_at == START
+        assert (found.written_at, found.nodes["a"].in_use) == (START, {"x": 1})
         assert stored["metadata"]["labels"] == {LABEL: "one"}
 
     asyncio.run(run())
@@ -269,6 +271,30 @@ def test_while_somebody_waits_each_look_is_told() -> None:
         clock.pass_by(seconds=2)
         await here.write()
         assert kube.objects[f"{MAPS}/podsvid-agents-one"]["data"]["written_at"] == clock.now().isoformat()
+
+    asyncio.run(run())
+
+
+def test_the_agents_of_five_thousand_nodes_are_passed_on_in_any_phase(caplog: pytest.LogCaptureFixture) -> None:
+    """All of them are this replica's, which does not lead: after a restart of the other one. A theft, an hour after a
+    rotation: three authorities."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        authorities = [f"{number:040x}" for number in range(4)]
+        here.know(Wanted(sequence_at(clock.now()), DIGEST.hex(), frozenset(authorities)))
+        nodes = [f"ip-10-{n // 2500}-{n // 250 % 250}-{n % 250}.eu-central-1.compute.internal" for n in range(5000)]
+        for node in nodes:
+            here.connect(agent(node))
+            here.acknowledged(node, sequence_at(clock.now()), dict.fromkeys(authorities, 110), DIGEST)
+        await here.write()
+        assert not caplog.records
+        found = _read_replica(kube.objects[f"{MAPS}/podsvid-agents-one"])
+        assert found is not None
+        assert {tuple(each.in_use.items()) for each in found.nodes.values()} == {tuple((a, 110) for a in authorities)}
+        assert len(found.nodes) == 5000
 
     asyncio.run(run())
 

@@ -233,10 +233,19 @@ def test_what_other_replicas_write_has_the_trust_too() -> None:
     ],
 )
 def test_numbers_that_cannot_be_are_nobodys_word(nodes: str) -> None:
-    data = {"version": "2", "identity": "one", "written_at": START.isoformat(), "nodes": nodes}
+    for version, more in (("2", ""), ("3", '"authorities":["x"],')):
+        told = nodes.replace('{"digests"', f'{{{more}"digests"').replace('"x":', '"0":' if more else '"x":')
+        data = {"version": version, "identity": "one", "written_at": START.isoformat(), "nodes": told}
+        assert _read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": data}) is None
+        fine = {**data, "nodes": f'{{{more}"digests":[""],"nodes":{{"a":[7,{{}},0]}}}}'}
+        assert _read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": fine}) is not None
+
+
+@pytest.mark.parametrize("place", ["1", "-1", "x", "0.0", ""])
+def test_an_authority_that_is_nowhere_is_nobodys_word(place: str) -> None:
+    nodes = f'{{"digests":[""],"authorities":["x"],"nodes":{{"a":[7,{{"{place}":1}},0]}}}}'
+    data = {"version": "3", "identity": "one", "written_at": START.isoformat(), "nodes": nodes}
     assert _read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": data}) is None
-    fine = {**data, "nodes": '{"digests":[""],"nodes":{"a":[7,{},0]}}'}
-    assert _read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": fine}) is not None
 
 
 def test_an_absurd_word_of_one_agent_is_bounded_where_it_comes_in(caplog: pytest.LogCaptureFixture) -> None:
