@@ -93,6 +93,11 @@ class Metrics:
             ["to", "why"],
             registry=self.registry,
         )
+        self._server_lacks = Gauge(
+            "podsvid_socket_server_lacks",
+            "What the process that serves pods' sockets could not give up, or bound: the log says what.",
+            registry=self.registry,
+        )
         self._jwt_svids = Counter("podsvid_jwt_svids_minted", "JWT-SVIDs minted.", registry=self.registry)
         self._volumes = Gauge("podsvid_volumes", "Published volumes.", registry=self.registry)
         self._waiting = Gauge(
@@ -235,6 +240,10 @@ class Metrics:
     def watch_sockets(self, apart: Callable[[], Mapping[str, float]]) -> None:
         """Ask this for the sockets that are not served with all others, by APART."""
         self._shown.add_all({name: self._sockets_apart.labels(name) for name in APART}, apart)
+
+    def server_lacks(self, number: int) -> None:
+        """Show how much of its confinement that process lacks."""
+        self._server_lacks.set(number)
 
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""

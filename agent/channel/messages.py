@@ -29,6 +29,9 @@ METHODS = (
 # Why a call is refused; see agent.socket.guard.
 REFUSALS = ("open calls", "calls a second", "unread answers")
 
+# What a process lacks whose gRPC does not show its connections; see agent.socket.proof.
+UNCOUNTED = "a count of connections"
+
 Number: TypeAlias = Annotated[int, Meta(ge=0, lt=2**53)]
 Pid: TypeAlias = Annotated[int, Meta(ge=0, lt=2**31)]
 User: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]

@@ -10,7 +10,9 @@ import google.protobuf.descriptor_pb2
 from cryptography.hazmat.backends.openssl import backend
 
 # All that it needs is loaded while it may still read files; nothing that a pod sent has been read.
+from agent.channel.messages import UNCOUNTED
 from agent.exposed import confinement, server
+from agent.socket import proof
 
 # What others load only when they come to it.
 LATE = (
@@ -28,11 +30,13 @@ def main() -> None:
     `lenient`."""
     channel, parent, user, memory, descriptors = (int(each) for each in sys.argv[1:6])
     bounds = confinement.Bounds(user, memory, descriptors, parent, sys.argv[6] == "strict")
+    trial = proof.begin()
     try:
         lacking = confinement.confine(bounds)
     except confinement.Refused as error:
         sys.exit(f"cannot be confined: {error}")
-    server.run(channel, lacking)
+    counted = trial.passed()
+    server.run(channel, lacking if counted else (*lacking, UNCOUNTED), counted=counted)
 
 
 if __name__ == "__main__":

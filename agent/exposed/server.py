@@ -30,12 +30,16 @@ from svid.identity import WorkloadIdentity
 _log = logging.getLogger("podsvid.exposed")
 
 
-def run(channel: int, lacking: tuple[str, ...]) -> None:
-    """Serve until the channel ends. `lacking`: what could not be given up."""
-    asyncio.run(_serve(channel, lacking))
+# Connections of one socket where nobody counts those of a pod and of all: each may keep 213 KB of the kernel.
+UNCOUNTED_CONNECTIONS = 8
 
 
-async def _serve(channel: int, lacking: tuple[str, ...]) -> None:
+def run(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
+    """Serve until the channel ends. `lacking`: what could not be given up. `counted`: whether connections can be."""
+    asyncio.run(_serve(channel, lacking, counted=counted))
+
+
+async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
     wire: Wire[messages.Order] = Wire(
         socket.socket(fileno=channel), messages.orders(), messages.MAX_SNAPSHOT, descriptors=True
     )
@@ -43,7 +47,7 @@ async def _serve(channel: int, lacking: tuple[str, ...]) -> None:
     logging.getLogger().handlers[:] = [saying]
     await wire.send(messages.Ready(lacking))
     with suppress(OSError, BadFrame):
-        served = Served(wire)
+        served = Served(wire, counted=counted)
         loops = [
             asyncio.ensure_future(each)
             for each in (saying.run(), served.counts.run(wire), served.weighing.run(wire), served.run())
@@ -58,7 +62,7 @@ async def _serve(channel: int, lacking: tuple[str, ...]) -> None:
 class Served:
     """The sockets that are open, by the volume's number."""
 
-    def __init__(self, wire: Wire[messages.Order]) -> None:
+    def __init__(self, wire: Wire[messages.Order], *, counted: bool = True) -> None:
         self._wire = wire
         self._tasks: set[asyncio.Task[None]] = set()
         self._clock = SystemClock()
@@ -66,7 +70,7 @@ class Served:
         self.counts = Counts()
         self._connections = Connections()
         self.weighing = Weighing(self._connections)
-        self._mutator = Mutator(self._connections)
+        self._mutator = Mutator(self._connections) if counted else None
         self._serving = Serving()
         self._accounts = self._accounts_within(Limits())
         self._shared = reflection.handlers()
@@ -115,7 +119,8 @@ class Served:
     def _begin(self, order: messages.Begin) -> None:
         logging.getLogger().setLevel(order.log_level)
         names = SdsNames(order.svid_name, order.bundle_name, order.all_bundles_name, order.spiffe_validator)
-        self._accounts = self._accounts_within(Limits(order.connections, order.calls, order.rate, order.burst))
+        connections = order.connections if self._mutator else min(order.connections, UNCOUNTED_CONNECTIONS)
+        self._accounts = self._accounts_within(Limits(connections, order.calls, order.rate, order.burst))
         self._serving = Serving(names, self._shared, self._mutator)
         self._connections.allow(order.all_connections)
 

@@ -41,6 +41,8 @@ class Metrics(SocketMetrics, Protocol):
 
     def server_started(self) -> None: ...
 
+    def server_lacks(self, number: int) -> None: ...
+
 
 class Served(Asking, Protocol):
     """A socket, for whoever serves it. `key` says which pod it is of; `lose` is called when the process is gone."""
@@ -248,6 +250,12 @@ class Server:
         if not isinstance(report, messages.Ready):
             raise ConnectionResetError("it was not ready")
         exposed.check()
+        self._metrics.server_lacks(len(report.lacking))
+        if messages.UNCOUNTED in report.lacking:
+            _log.error(
+                "this version of gRPC does not show its connections: pods' sockets have lower limits, and what pods "
+                "leave unread is not bounded; use a version that podsvid was tested with"
+            )
         if report.lacking and not self._told_lacking:
             self._told_lacking = True
             _log.warning(

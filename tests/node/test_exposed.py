@@ -22,6 +22,7 @@ import pytest
 
 from agent import budget
 from agent.exposed.confinement import readable
+from agent.exposed.server import UNCOUNTED_CONNECTIONS
 from agent.socket.connections import POD, UNREAD
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
@@ -380,6 +381,42 @@ def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:
         assert len(tries) > 50, tries
         done = [each for each in tries if each.startswith("DONE")]
         assert done == [], "\n".join(tries)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["_TAKEN = 7", "Mutator.__int__ = lambda self: connections.ctypes.addressof(self._struct) + 8"],
+    ids=["another number", "another layout"],
+)
+def test_with_a_grpc_that_does_not_show_its_connections_it_goes_on_with_fewer(tmp_path: Path, change: str) -> None:
+    program = f"""
+import sys
+if "agent.exposed" in sys.orig_argv:
+    from agent.socket import connections
+    connections.{change}
+"""
+    (tmp_path / "sitecustomize.py").write_text(program, encoding="utf-8")
+
+    async def run() -> None:
+        async with planted_node(tmp_path) as (here, kubelet):
+            path = here.short(await kubelet.publish(pod(), VOLUME)) / "socket"
+            process = exposed(here)
+            assert await answered(path) == "spiffe://example.org/ns/default/sa/web"
+            watch = select.poll()
+            ends = [flood(path, 0) for _ in range(30)]
+            for end in ends:
+                watch.register(end, select.POLLRDHUP)
+            async with asyncio.timeout(DEADLINE):
+                while len(watch.poll(0)) < len(ends) - UNCOUNTED_CONNECTIONS:
+                    await asyncio.sleep(0.01)
+            for end in ends:
+                end.close()
+            await answered(path)
+            assert exposed(here) == process
+            assert status(process)["Seccomp"] == ["2"]
+            assert any(each["level"] == "error" and "does not show" in each["event"] for each in here.events())
 
     asyncio.run(run())
 

@@ -610,6 +610,22 @@ def test_one_that_is_not_what_it_should_be_is_told_nothing(tmp_path: Path, monke
     play(tmp_path, monkeypatch, main)
 
 
+def test_what_one_lacks_is_shown_and_said(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def main(at: Scene) -> None:
+        at.first = (messages.Ready(("own root", messages.UNCOUNTED)),)
+        first = await at.life(1)
+        await first.heard(messages.Begin)
+        assert at.value("podsvid_socket_server_lacks") == 2
+        said = [(each.levelname, getattr(each, "lacking", None)) for each in caplog.records]
+        assert said == [("ERROR", None), ("WARNING", ["own root", messages.UNCOUNTED])]
+        at.first = ()
+        first.raw.shutdown(socket.SHUT_RDWR)
+        await (await at.life(2)).heard(messages.Begin)
+        assert at.value("podsvid_socket_server_lacks") == 0
+
+    play(tmp_path, monkeypatch, main)
+
+
 def test_an_agent_waits_for_what_it_picked_up(tmp_path: Path, monkeypatch: Any) -> None:
     async def main(at: Scene) -> None:
         served, _, directory = await at.socket()
