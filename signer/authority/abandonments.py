@@ -6,7 +6,7 @@ It is written before the Secret is: what the Secret says was abandoned is here, 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -278,8 +278,11 @@ def _read(body: Object, trust_domain: TrustDomain, now: datetime) -> tuple[Recor
 def _entry(each: Any, now: datetime) -> Entry | None:
     try:
         found = Entry(read_abandoned(each), read(each["ends"]))
-        known = 0 < len(found.abandoned.authority_id) <= _MAX_ID
-        return found if known and _can_be(sequence_at(found.abandoned.asked_at), now) else None
+        if not 0 < len(found.abandoned.authority_id) <= _MAX_ID:
+            return None
+        # A person may have asked for it where the clock was wrong: it is abandoned all the same.
+        believed = _can_be(sequence_at(found.abandoned.asked_at), now)
+        return found if believed else replace(found, abandoned=replace(found.abandoned, asked_at=now))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
