@@ -13,15 +13,25 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
+
+from agent.pb import workload_pb2
+from bench.fair_signer import signer
 from bench.report import RESULTS, Row, environment, record_values
+from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
-from podsvid.quickstart.pods import PodVolume
-from tests.support import VOLUME, Host, node, pod
+from podsvid.quickstart.pods import Pod, PodVolume
+from tests.signer_rig import AUDIENCE
+from tests.support import HEADER, VOLUME, node, pod
 
 # What is done at once, how many of it, and what a pod of the others has.
 STORMS: Mapping[str, tuple[int, PodVolume]] = {
@@ -30,6 +40,8 @@ STORMS: Mapping[str, tuple[int, PodVolume]] = {
     "keystores": (500, VOLUME),
     "rsa": (100, VOLUME),
     "rsa, beside rsa-2048": (100, PodVolume(name="spiffe", attributes={"keyAlgorithm": "rsa-2048"})),
+    "jwt": (1000, VOLUME),
+    "jwt, beside jwt": (1000, VOLUME),
 }
 WHAT = {
     "start": "500 pods of one namespace start",
@@ -37,6 +49,8 @@ WHAT = {
     "keystores": "500 pods of one namespace start, each with keystores",
     "rsa": "100 volumes of one pod with RSA-4096 keys",
     "rsa, beside rsa-2048": "the same, where the others have RSA-2048 keys",
+    "jwt": "a pod's 1,000 callers ask for JWT-SVIDs of ever new audiences; the signer allows the node 50 a second",
+    "jwt, beside jwt": "the same, where another pod asks for JWT-SVIDs of ever new audiences, one after the other",
 }
 LOADS = ("quiet", "floor", "storm")
 # Seconds that a storm of keys is looked at; quiet and floor are a fifth of that.
@@ -44,6 +58,8 @@ SECONDS = 8.0
 ROUNDS = 5
 PAUSE = 0.02
 LIMIT = 1200.0
+# That the signer knows; each starts once.
+PODS = 4000
 
 
 @dataclass
@@ -70,25 +86,71 @@ class Others:
         values = seen.values.setdefault(load, [])
         while True:
             self._number += 1
-            each = pod(f"other-{self._number}", "other", "other")
-            began = time.perf_counter()
-            await self._kubelet.publish(each, volume)
-            values.append((time.perf_counter() - began) * 1e3)
-            await self._kubelet.unpublish(each, volume)
+            try:
+                values.append(await self._one(self._number, volume) * 1e3)
+            except (PublishFailed, grpc.aio.AioRpcError):
+                seen.failed += 1
             if until.done():
                 return
             await asyncio.sleep(PAUSE)
 
+    async def _one(self, number: int, volume: PodVolume) -> float:
+        """Seconds of one start."""
+        each = pod(f"other-{number}", "other", "other")
+        began = time.perf_counter()
+        await self._kubelet.publish(each, volume)
+        took = time.perf_counter() - began
+        await self._kubelet.unpublish(each, volume)
+        return took
 
-async def storm(here: Host, others: Others, seen: Seen, many: int, volume: PodVolume, seconds: float) -> float:
-    """One storm beside the others; the share of a core that its own process took."""
+
+class OthersOfSigner(Others):
+    """The same, of pods that a signer knows; each starts once."""
+
+    def __init__(self, kubelet: StandInKubelet, pods: Sequence[Sequence[str]]) -> None:
+        super().__init__(kubelet)
+        self._pods = iter(pods)
+
+    async def next(self) -> tuple[Pod, PodVolume]:
+        """One that did not start yet, and its volume."""
+        namespace, name, uid, token = next(self._pods)
+        tokens = {AUDIENCE: {"token": token, "expirationTimestamp": "2099-01-01T00:00:00Z"}}
+        return Pod(namespace, name, uid, "web"), PodVolume(name="spiffe", tokens=tokens)
+
+    async def _one(self, number: int, volume: PodVolume) -> float:
+        each, own = await self.next()
+        began = time.perf_counter()
+        await self._kubelet.publish(each, own)
+        took = time.perf_counter() - began
+        await self._kubelet.unpublish(each, own)
+        return took
+
+
+class Fetching(OthersOfSigner):
+    """One pod that asks for a JWT-SVID, and again."""
+
+    socket = Path()
+
+    async def _one(self, number: int, volume: PodVolume) -> float:
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.default_authority", "localhost"))
+        async with grpc.aio.insecure_channel(f"unix:{self.socket}", options=options) as channel:
+            fetch = channel.unary_unary(
+                "/SpiffeWorkloadAPI/FetchJWTSVID", workload_pb2.JWTSVIDRequest.SerializeToString, lambda data: data
+            )
+            began = time.perf_counter()
+            await fetch(workload_pb2.JWTSVIDRequest(audience=[f"own-{number}"]), metadata=HEADER, timeout=60.0)
+            return time.perf_counter() - began
+
+
+async def storm(of: Path, others: Others, seen: Seen, many: int, volume: PodVolume, seconds: float) -> float:
+    """One storm at kubelet's directory or a socket, beside the others; the share of a core that its process took."""
     kind = seen.kind.partition(",")[0]
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "bench.storms",
         kind,
-        str(here.kubelet_root),
+        str(of),
         str(many),
         str(seconds),
         stdin=asyncio.subprocess.PIPE,
@@ -133,21 +195,37 @@ def cpu(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@asynccontextmanager
+async def placed(kind: str) -> AsyncIterator[tuple[Path, Others]]:
+    """An agent of its own for that kind: where the storm goes on, and who starts beside it."""
+    if not kind.startswith("jwt"):
+        async with node("--pod-volumes", "1000", "--volumes", "5000", ttl="1h") as (here, kubelet):
+            yield here.kubelet_root, Others(kubelet)
+        return
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name, signer(Path(name), PODS) as site:
+        token = Path(name, "token")
+        token.write_text(site["agent"], encoding="ascii")
+        flags = ("--authority", "signer", "--signer-address", site["address"], "--signer-bundle", site["bundle"])
+        async with node(*flags, "--agent-token-file", str(token), ttl="1h") as (here, kubelet):
+            others = (Fetching if "beside" in kind else OthersOfSigner)(kubelet, site["pods"])
+            offender = here.short(await kubelet.publish(*await others.next())) / "socket"
+            if isinstance(others, Fetching):
+                others.socket = here.short(await kubelet.publish(*await others.next())) / "socket"
+            yield offender, others
+
+
 async def run(kinds: Sequence[str], rounds: int, seconds: float) -> list[Seen]:
     """Each kind in an agent of its own. Raises TimeoutError."""
     found = []
     for kind in kinds:
         many, volume = STORMS[kind]
         seen = Seen(kind)
-        async with (
-            asyncio.timeout(LIMIT),
-            node("--pod-volumes", "1000", "--volumes", "5000", ttl="1h") as (here, kubelet),
-        ):
-            others = Others(kubelet)
+        # Keys and questions do not come to an end; the other storms do.
+        long = seconds if kind.startswith(("rsa", "jwt")) else 60.0
+        async with asyncio.timeout(LIMIT), placed(kind) as (of, others):
             for _ in range(rounds):
                 await calm(others, seen, "quiet", volume, seconds / 5)
-                # Keys do not come to an end; the other storms do.
-                share = await storm(here, others, seen, many, volume, seconds if kind.startswith("rsa") else 60.0)
+                share = await storm(of, others, seen, many, volume, long)
                 await calm(others, seen, "floor", volume, seconds / 5, share)
         found.append(seen)
         print(line(seen), file=sys.stderr, flush=True)
@@ -171,6 +249,7 @@ def line(seen: Seen) -> str:
         return " / ".join("-" if value is None else f"{value:.3g}" for value in values)
 
     counts = " / ".join(str(len(seen.values[load])) for load in LOADS)
+    counts += f"; {seen.failed} failed" if seen.failed else ""
     cells = [WHAT[seen.kind], f"{seen.seconds:.1f}", str(seen.made), str(seen.put_off), counts]
     return "| " + " | ".join([*cells, cell("p50"), cell("p99"), cell("max")]) + " |"
 

@@ -1,12 +1,15 @@
 """What one tenant has kubelet do, all at once: a process of its own that bench.fair starts, beside which others start.
 
     python -m bench.storms KIND KUBELET_ROOT MANY SECONDS
+    python -m bench.storms jwt SOCKET MANY SECONDS
 
 Each call is on a connection of its own, as kubelet's are; what is put off is asked for again after half a second, a
-second, and so on. Says `ready`, waits for a line, and says as JSON how many volumes were made and calls put off.
+second, and so on. Says `ready`, waits for a line, and says as JSON how many volumes were made and calls put off. With
+`jwt` so many callers ask a pod's socket for JWT-SVIDs, each time for an audience that nobody asked for before.
 """
 
 import asyncio
+import itertools
 import json
 import sys
 import uuid
@@ -15,12 +18,16 @@ from pathlib import Path
 
 import grpc.aio
 
+from agent.pb import workload_pb2
 from csi.pb import csi_pb2
 from tests.csi_rig import DRIVER, publish_request, unpublish_request
+from tests.support import HEADER
 
-KINDS = ("start", "stop", "keystores", "rsa", "burn")
+KINDS = ("start", "stop", "keystores", "rsa", "jwt")
 ATTRIBUTES = {"keystores": {"layout": "keystore"}, "rsa": {"keyAlgorithm": "rsa-4096"}}
 FIRST_WAIT = 0.5
+# Of who was refused a JWT-SVID.
+JWT_WAIT = 0.1
 
 
 class Storm:
@@ -55,10 +62,8 @@ class Storm:
         while True:
             try:
                 await self._call("NodeUnpublishVolume", request, csi_pb2.NodeUnpublishVolumeResponse)
-            except grpc.aio.AioRpcError as error:
-                # A key that is being made when its publish is given up is made to its end.
-                if error.code() is not grpc.StatusCode.ABORTED:
-                    raise
+            except grpc.aio.AioRpcError:
+                # As kubelet does; a key that is being made when its publish is given up is made to its end.
                 await asyncio.sleep(FIRST_WAIT)
             else:
                 return
@@ -87,8 +92,40 @@ class Storm:
             await call(request, timeout=120.0)
 
 
+class Askers:
+    """Who asks for JWT-SVIDs of one pod."""
+
+    def __init__(self, socket: Path, many: int) -> None:
+        self._socket = socket
+        self._many = many
+        self._run = uuid.uuid4().hex
+        self.made, self.put_off = 0, 0
+
+    async def start(self) -> None:
+        """For ever."""
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.default_authority", "localhost"))
+        async with grpc.aio.insecure_channel(f"unix:{self._socket}", options=options) as channel:
+            await asyncio.gather(*(self._ask(channel, number) for number in range(self._many)))
+
+    async def stop(self) -> None:
+        """Nothing is left of it."""
+
+    async def _ask(self, channel: grpc.aio.Channel, caller: int) -> None:
+        fetch = channel.unary_unary(
+            "/SpiffeWorkloadAPI/FetchJWTSVID", workload_pb2.JWTSVIDRequest.SerializeToString, lambda data: data
+        )
+        for number in itertools.count():
+            try:
+                request = workload_pb2.JWTSVIDRequest(audience=[f"{self._run}-{caller}-{number}"])
+                await fetch(request, metadata=HEADER, timeout=60.0)
+                self.made += 1
+            except grpc.aio.AioRpcError:
+                self.put_off += 1
+                await asyncio.sleep(JWT_WAIT)
+
+
 async def run(kind: str, root: Path, many: int, seconds: float) -> None:
-    storm = Storm(root, kind, many)
+    storm = Askers(root, many) if kind == "jwt" else Storm(root, kind, many)
     if kind == "stop":
         await storm.start()
     print("ready", flush=True)
