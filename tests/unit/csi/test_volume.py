@@ -169,13 +169,15 @@ def test_files_that_say_the_same_again_are_one_and_stay_readable_for_who_mounted
     lasting = ["ca.crt", "bundle.json", "truststore.p12", "keystore.password"]
     with plain_directory(tmp_path, attributes) as directory:
         directory.write(contents(), NOW)
-        first = {path.name: path.stat().st_ino for path in (tmp_path / "..data").iterdir()}
+        # Kept open, so that no later file gets the number of one of them.
+        first = {path.name: os.open(path, os.O_RDONLY) for path in (tmp_path / "..data").iterdir()}
         before = {name: (tmp_path / name).read_bytes() for name in lasting}
-        held = [os.open(tmp_path / name, os.O_RDONLY) for name in lasting]
         for number in range(1, 6):
             directory.write(contents(), NOW + timedelta(seconds=number))
-        now = {path.name: path.stat().st_ino for path in (tmp_path / "..data").iterdir()}
-        assert {name for name in now if now[name] == first[name]} == set(lasting)
+        now = [
+            path for path in (tmp_path / "..data").iterdir() if path.stat().st_ino == os.fstat(first[path.name]).st_ino
+        ]
+        assert {path.name for path in now} == set(lasting)
         assert {stat.S_IMODE((tmp_path / "..data" / name).stat().st_mode) for name in lasting} == {0o444}
         # What they weigh is not counted once for each generation.
         assert directory.weight(0, 0).now < sum(path.stat().st_blocks * 512 for path in tmp_path.glob("..2*/*"))
@@ -187,8 +189,8 @@ def test_files_that_say_the_same_again_are_one_and_stay_readable_for_who_mounted
             directory.write(changed, NOW + timedelta(seconds=number))
         after = {name: (tmp_path / name).read_bytes() for name in lasting}
         assert {name for name in lasting if after[name] != before[name]} == {"ca.crt", "bundle.json", "truststore.p12"}
-        assert [os.pread(file, 1 << 20, 0) for file in held] == [before[name] for name in lasting]
-        for file in held:
+        assert {name: os.pread(first[name], 1 << 20, 0) for name in lasting} == before
+        for file in first.values():
             os.close(file)
 
 
