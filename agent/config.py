@@ -165,6 +165,11 @@ class AgentConfig:
     socket_memory: int = setting(
         settings.number(64, 65536), "MiB of data that the process that serves pods' sockets may have", "224"
     )
+    socket_quarantine: bool = setting(
+        settings.boolean,
+        "pods whose sockets cost the process of all sockets too much are served by another one, or closed for a while",
+        "true",
+    )
     volumes: int = setting(settings.number(1, 65536), "volumes of the node; a publish beyond is refused", "1000")
     pod_volumes: int = setting(settings.number(1, 65536), "volumes of one pod; a publish beyond is refused", "16")
     volumes_memory: int = setting(

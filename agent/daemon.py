@@ -275,7 +275,7 @@ def _serving(config: AgentConfig) -> Settings:
         all_connections=budget.CONNECTIONS,
     )
     limits = (config.socket_memory * MIB, budget.descriptors(config.volumes))
-    return Settings(Confinement(config.socket_user, *limits), begin)
+    return Settings(Confinement(config.socket_user, *limits), begin, quarantine=config.socket_quarantine)
 
 
 async def _for_ever(task: "asyncio.Task[None]") -> None:

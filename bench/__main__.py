@@ -44,7 +44,7 @@ async def registered(here: Host) -> AsyncIterator[StandInKubelet]:
     """An agent that is started on `here` and registered; it looks for sockets often enough not to be measured."""
     kubelet = StandInKubelet(here.kubelet_root, registry_interval=0.01)
     # A socket's limits would be what is measured.
-    here.start("--socket-rate", "100000", "--socket-burst", "100000")
+    here.start("--socket-rate", "100000", "--socket-burst", "100000", "--socket-quarantine", "false")
     await kubelet.start()
     try:
         await kubelet.wait_registered(DRIVER)

@@ -61,6 +61,8 @@ class Settings:
     confinement: Confinement
     begin: messages.Begin
     times: Times = Times()
+    # Whether pods that cost too much are served elsewhere.
+    quarantine: bool = True
 
 
 class Servers:
@@ -80,7 +82,7 @@ class Servers:
         apart = replace(confined, memory=min(budget.QUARANTINE, confined.memory), nice=NICE)
         begin_apart = msgspec.structs.replace(settings.begin, all_connections=budget.QUARANTINE_CONNECTIONS)
         self._spare = Spare(confined)
-        self._warden = Warden(settings.times, self._moved, usage, now)
+        self._warden = Warden(settings.times, self._moved, usage, now, active=settings.quarantine)
         self._answers = Answers(settings.begin.calls)
         kinds = (
             Kind(Place.SHARED, self._spare.take, settings.begin, confined.memory, confined.owner),

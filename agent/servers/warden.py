@@ -36,7 +36,8 @@ class _Life:
 
 
 class Warden:
-    """`moved` is told what is decided; `usage` is what the kernel says of a process; `now`: seconds that only rise."""
+    """`moved` is told what is decided, by one that is `active`; `usage` is what the kernel says of a process; `now`:
+    seconds of a clock that only rises."""
 
     def __init__(
         self,
@@ -44,7 +45,10 @@ class Warden:
         moved: Callable[[tuple[Move, ...]], None],
         usage: Callable[[int], Usage],
         now: Callable[[], float],
+        *,
+        active: bool = True,
     ) -> None:
+        self._active = active
         self._state = Quarantine(times)
         self._moved = moved
         self._usage = usage
@@ -79,7 +83,7 @@ class Warden:
     def weighed(self, place: Place, report: Weighed) -> None:
         """What the process says; something happens there."""
         life = self._lives.get(place)
-        if life is None or not life.allowance.take():
+        if life is None or not self._active or not life.allowance.take():
             return
         life.weights.take(report)
         if self._now() - life.looked >= LEAST:
@@ -88,7 +92,7 @@ class Warden:
     def look(self, place: Place) -> float:
         """Look at the process; answers in how many seconds to look again, whatever happens."""
         life = self._lives.get(place)
-        if life is None:
+        if life is None or not self._active:
             return CALM
         self._look(place, life)
         return SOON if life.watch.suspicious else CALM

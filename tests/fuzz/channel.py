@@ -9,6 +9,7 @@ from agent.channel.frames import BadFrame, Frames
 from agent.channel.snapshots import Reader
 from agent.metrics import Metrics
 from agent.servers.reports import LOGGERS, Allowance, Log, Tally
+from agent.servers.weights import Weights
 from svid.errors import SvidError
 from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
 
@@ -21,6 +22,7 @@ def reports(data: bytes) -> None:
     found = _cut(lambda: Frames(messages.reports(), messages.MAX_REPORT), data)
     metrics, lines = Metrics(), _Lines()
     tally, log = Tally(metrics, Allowance(1.0, 1000, lambda: 0.0)), Log(Allowance(1.0, 1000, lambda: 0.0))
+    weights = Weights({0: "a", 1: "b"}.get, lambda: 0.0)
     root = logging.getLogger("podsvid")
     root.addHandler(lines)
     try:
@@ -39,6 +41,11 @@ def reports(data: bytes) -> None:
                     assert len(report.peers) <= 1024
                 case messages.Ready():
                     assert len(report.lacking) <= 16
+                case messages.Weighed():
+                    assert len(report.volumes) <= messages.MOST_WEIGHED
+                    weights.take(report)
+                    assert set(weights.by_pod()) <= {"a", "b"}
+                    assert all(0 <= weight < 1e12 for weight in weights.by_pod().values())
     finally:
         root.removeHandler(lines)
     for line in lines.found:

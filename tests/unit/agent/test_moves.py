@@ -16,6 +16,7 @@ from agent.channel.messages import Weighed, Weight
 from agent.errors import SocketUnavailable
 from agent.servers import link as link_module
 from agent.servers import served as served_module
+from agent.servers import server as server_module
 from agent.servers import warden as warden_module
 from agent.servers.load import PART, Usage
 from agent.servers.process import Exposed
@@ -288,6 +289,24 @@ def test_an_unpublish_during_a_move_leaves_nothing_open(tmp_path: Path, monkeypa
         assert not at.place.has_socket()
         assert at.bad.at is None
 
+    on(tmp_path, monkeypatch, main)
+
+
+def test_what_is_unpublished_while_it_waits_for_its_turn_is_not_opened(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Pods) -> None:
+        first = await at.open()
+        at.scene.prepare = lambda played: played.held.clear()
+        first.raw.shutdown(socket.SHUT_RDWR)
+        second = await at.scene.life(2)
+        await second.heard(messages.Open)
+        (waiting,) = {"bad", "good"} - set(at.pods(second))
+        await getattr(at, waiting).close()
+        second.held.set()
+        await at.scene.servers.settled()
+        assert waiting not in at.pods(second)
+        assert getattr(at, waiting).at is None
+
+    monkeypatch.setattr(server_module, "SLICE", 1)
     on(tmp_path, monkeypatch, main)
 
 

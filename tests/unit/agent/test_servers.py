@@ -94,6 +94,9 @@ class Played:
         self.alive = True
         self.ended = False
         self.pid = 1
+        # Until when it opens nothing.
+        self.held = asyncio.Event()
+        self.held.set()
         # It closes nothing; it answers when it is asked for a sign of life.
         self.deaf = self.lively = False
 
@@ -126,6 +129,7 @@ class Played:
             self.came.set()
             if isinstance(order, messages.Open):
                 place = self.wire.descriptor()
+                await self.held.wait()
                 self.bind(place, messages.name(order.volume))
                 os.close(place)
                 await self.wire.send(messages.Opened(order.volume, self.error))

@@ -16,14 +16,14 @@ PODS = {1: "bad", 2: "good"}
 
 
 class Scene:
-    def __init__(self) -> None:
+    def __init__(self, *, active: bool = True) -> None:
         self.now = 100.0
         self.cpu = 0.0
         self.memory = 1.0
         self.looks: list[int] = []
         self.moves: list[Move] = []
         self.gone = False
-        self.warden = Warden(Times(600.0, 30.0, 600.0), self.moves.extend, self.usage, lambda: self.now)
+        self.warden = Warden(Times(600.0, 30.0, 600.0), self.moves.extend, self.usage, lambda: self.now, active=active)
 
     def usage(self, pid: int) -> Usage:
         self.looks.append(pid)
@@ -177,6 +177,33 @@ def test_that_something_is_wrong_is_said_once(caplog: pytest.LogCaptureFixture) 
     at.now += 1
     at.flood(calls=1)
     assert len(caplog.records) == 2
+
+
+def test_where_it_is_switched_off_nobody_is_looked_at_or_moved() -> None:
+    at = Scene(active=False)
+    at.begin()
+    at.memory = PART * MEMORY
+    at.now += 1
+    at.flood()
+    assert at.warden.look(Place.SHARED) == CALM
+    at.warden.ended(Place.SHARED, asked=False)
+    assert (at.moved(), at.looks) == ([], [])
+
+
+def test_who_goes_on_in_quarantine_where_it_hurts_nobody_stays_there() -> None:
+    at = Scene()
+    at.begin()
+    at.flood()
+    at.warden.ended(Place.SHARED, asked=False)
+    at.begin(Place.QUARANTINE)
+    at.now += 500
+    at.flood(Place.QUARANTINE)
+    held = at.warden.held("bad")
+    assert held is not None
+    assert held.since == at.now, "its ten minutes have not begun anew"
+    at.now += 500
+    at.flood(Place.QUARANTINE, calls=10_001)
+    assert at.warden.held("bad") == held
 
 
 def test_what_is_left_of_a_flood_is_nobodys_who_comes_later() -> None:
