@@ -197,7 +197,7 @@ def test_each_reason_has_its_code() -> None:
             Reason.AUTHORITY_UNAVAILABLE,
             Reason.RECONNECT,
         },
-        grpc.StatusCode.RESOURCE_EXHAUSTED: {Reason.RATE_LIMITED, Reason.BUSY},
+        grpc.StatusCode.RESOURCE_EXHAUSTED: {Reason.RATE_LIMITED, Reason.BUSY, Reason.NAMESPACE_FULL},
         grpc.StatusCode.UNIMPLEMENTED: {Reason.JWT_DISABLED},
         grpc.StatusCode.INTERNAL: {Reason.INTERNAL},
     }
