@@ -135,8 +135,9 @@ def test_no_request_or_more_than_one_is_what_grpc_calls_a_violation_of_cardinali
     served(main)
 
 
-@pytest.mark.parametrize("method", ["Call", "WaitStream", "Echo"])
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    ("method", "asked"), [("Call", False), ("WaitStream", False), ("Echo", False), ("Wait", True), ("Echo", True)]
+)
 def test_a_client_that_leaves_before_it_is_answered_gets_no_status(
     method: str, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
