@@ -50,6 +50,9 @@ _log = logging.getLogger("podsvid.agent")
 ADOPT_SECONDS = 2.0
 # Seconds from one attempt to give free memory back to the next.
 TRIM_SECONDS = 10.0
+# How much the process that serves pods' sockets gives way to this one, which mounts, mints and writes for all: whoever
+# floods it has a third of this one's share of a busy core.
+GIVES_WAY = 5
 # Seconds that calls in flight get at a stop; the DaemonSet's grace period is 30.
 STOP_GRACE = 5.0
 # Other clusters and clouds look at a bundle every few minutes to hours; all of them know a key before it signs.
@@ -275,7 +278,8 @@ def _serving(config: AgentConfig) -> Settings:
         all_connections=budget.CONNECTIONS,
     )
     limits = (config.socket_memory * MIB, budget.descriptors(config.volumes))
-    return Settings(Confinement(config.socket_user, *limits), begin, quarantine=config.socket_quarantine)
+    confined = Confinement(config.socket_user, *limits, nice=GIVES_WAY)
+    return Settings(confined, begin, quarantine=config.socket_quarantine)
 
 
 async def _for_ever(task: "asyncio.Task[None]") -> None:

@@ -21,6 +21,7 @@ import grpc.aio
 import pytest
 
 from agent import budget
+from agent.daemon import GIVES_WAY
 from agent.exposed.confinement import readable
 from agent.exposed.server import UNCOUNTED_CONNECTIONS
 from agent.socket.connections import POD, UNREAD
@@ -213,6 +214,26 @@ def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null"}, kinds
 
     on_node(main, "--socket-memory", "96", "--volumes", "100")
+
+
+def test_the_agent_goes_before_it_on_a_busy_node_and_is_ended_after_it() -> None:
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        await kubelet.publish(pod(), VOLUME)
+        agent = here.processes()[0]
+        own, scores = priorities(agent), []
+        assert len(own) == 1
+        for process in (exposed(here), await waiting(here)):
+            await confined(process)
+            # Of all its threads.
+            assert priorities(process) == {own.copy().pop() + GIVES_WAY}
+            scores.append(int(Path(f"/proc/{process}/oom_score_adj").read_text(encoding="ascii")))
+        assert min(scores) > int(Path(f"/proc/{agent}/oom_score_adj").read_text(encoding="ascii"))
+
+    on_node(main)
+
+
+def priorities(process: int) -> set[int]:
+    return {os.getpriority(os.PRIO_PROCESS, int(each)) for each in os.listdir(f"/proc/{process}/task")}
 
 
 def test_there_is_nothing_in_its_root_but_its_program_and_nothing_to_write() -> None:
