@@ -198,7 +198,7 @@ def test_x509_svids_come_before_jwt_svids_and_no_namespace_has_all_of_the_places
         assert at.authority.waiting == 40 - calls.AT_ONCE
         later = jwt(OTHER)
         await at.until(lambda: at.authority.waiting == 28 + 1)
-        file, new = jwt(NEW, for_file=True), x509(NEW)
+        new, file = x509(NEW), jwt(pod_of("file"), for_file=True)
         await at.until(lambda: at.authority.waiting == 28 + 3)
         reached: list[str] = []
         for count in range(1, 6):
@@ -208,8 +208,9 @@ def test_x509_svids_come_before_jwt_svids_and_no_namespace_has_all_of_the_places
             reached = x509s + [each.pod.namespace for each in at.signer.jwts]
             # Every fourth turn is of those that come later: they come.
             assert ("other" in reached) is (count >= 4)
-            # Those that came before are two namespaces.
-            assert "new" in reached or count < 3
+            # Those that came before are two namespaces; a file waits for no more than an X.509-SVID does.
+            assert ("new" in reached) is (count >= 3)
+            assert ("file" in reached) is (count >= 5)
         at.signer.mint.turnstile = None
         for _ in range(60):
             turnstile.release()
