@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from agent.socket.connections import Holder
 from runtime.bucket import Bucket
 
+# Refusals of one pod that may be on their way where its limit of calls is lower.
+UNTAKEN = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -70,7 +73,7 @@ class Pod:
     def refuse(self) -> bool:
         """One more refusal is on its way. False: so many are not taken that the pod's connections were closed."""
         self.refusing += 1
-        if self.refusing <= self.limits.calls:
+        if self.refusing <= max(self.limits.calls, UNTAKEN):
             return True
         self._shut()
         return False

@@ -27,6 +27,8 @@ MAX_METADATA = 16 * 1024
 REQUEST = 10.0
 # Seconds that a call without a request, or without any more, may take to turn out as one whose client is gone.
 GONE = 0.05
+# And that a refusal waits: what is opened and reset in one breath gets no status, which would fail and keep its memory.
+REFUSAL = 0.01
 # Why a call is refused where the pod lets answers lie.
 UNREAD = "unread answers"
 AnyContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -116,6 +118,7 @@ class Guard(grpc.aio.ServerInterceptor):
             context.add_done_callback(cast(Any, lambda _: self._account.answered()))
             if not taken:
                 self._metrics.call_refused(UNREAD)
+            await asyncio.sleep(REFUSAL)
             await context.abort(code, text)
 
         streams = handler is not None and handler.response_streaming

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent.socket import accounts as accounts_module
 from agent.socket import guard
 from agent.socket.accounts import Account, Accounts, Limits
 from agent.socket.connections import Connections, Mutator
@@ -166,6 +167,34 @@ def test_a_client_that_leaves_before_it_is_answered_gets_no_status(
     served(main)
 
 
+def test_what_is_refused_and_reset_in_one_breath_gets_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a client likes, and each would keep some hundred bytes for ever (grpc/grpc#43360)."""
+    contexts: list[Any] = []
+    make = guard._stream_unary
+
+    def noting(behaviour: Any) -> Any:
+        async def noted(requests: Any, context: Any) -> Any:
+            contexts.append(context)
+            return await behaviour(requests, context)
+
+        return make(noted)
+
+    monkeypatch.setattr(guard, "_stream_unary", noting)
+    # However long that takes here.
+    monkeypatch.setattr(guard, "REFUSAL", 1.0)
+
+    async def main(at: Served) -> None:
+        raw = await Raw.connect(at.path)
+        for stream in range(1, 101, 2):
+            raw.writer.write(frame(HEADERS, END_HEADERS, stream, headers(b"/SpiffeWorkloadAPI/Unknown")))
+            raw.writer.write(frame(RESET, 0, stream, struct.pack(">I", 8)))
+        await until(lambda: len(contexts) == 50 and at.account.pod.refusing == 0)
+        assert not any(context.done() for context in contexts)
+        raw.writer.close()
+
+    served(main)
+
+
 def test_a_request_that_is_longer_than_may_be_is_grpcs_to_refuse() -> None:
     async def main(at: Served) -> None:
         async with at.channel() as channel:
@@ -272,8 +301,9 @@ def test_an_answer_that_cannot_be_sent_counts_until_its_client_is_gone(method: s
     served(main, Limits(calls=3))
 
 
-def test_who_lets_refusals_lie_loses_the_pods_connections(tmp_path: Path) -> None:
+def test_who_lets_refusals_lie_loses_the_pods_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They cannot be written to one who does not read, and would be kept without a bound."""
+    monkeypatch.setattr(accounts_module, "UNTAKEN", 8)
 
     async def run() -> None:
         connections = Connections()

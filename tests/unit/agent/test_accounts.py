@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.socket import accounts as accounts_module
 from agent.socket.accounts import Account, Accounts, Limits, Weight
 
 
@@ -59,7 +61,8 @@ def test_a_request_on_a_stream_waits_for_its_turn_and_takes_from_the_same() -> N
     asyncio.run(run())
 
 
-def test_refusals_that_nobody_takes_close_the_pods_connections_and_only_those() -> None:
+def test_refusals_that_nobody_takes_close_the_pods_connections_and_only_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts_module, "UNTAKEN", 1)
     books = Books(Limits(calls=2))
     one, two, other = (books.accounts.begin(n, pod) for n, pod in enumerate(("a", "a", "b")))
     assert [each.refuse() for each in (one, two, other, other)] == [True] * 4
@@ -71,6 +74,13 @@ def test_refusals_that_nobody_takes_close_the_pods_connections_and_only_those() 
     two.answered()
     assert one.refuse() is True
     assert books.held() == [(2, 2, 1), (2, 2, 1), (2, 2, 2)]
+
+
+def test_a_low_limit_of_calls_leaves_some_refusals_time() -> None:
+    books = Books(Limits(calls=1))
+    account = books.accounts.begin(1, "a")
+    assert all(account.refuse() for _ in range(256))
+    assert not account.refuse()
 
 
 def test_a_pod_without_sockets_is_forgotten_and_one_that_comes_back_begins_anew() -> None:
