@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -13,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
+from signer.front.aborting import aborted
 from signer.front.budget import HEADERS, MAX_TOKEN
 from signer.front.limits import Place
 from signer.front.statuses import STATUS_CODES
@@ -23,7 +25,7 @@ _log = logging.getLogger("podsvid.api")
 MINT_DEADLINE = 30.0
 MESSAGE_SECONDS = 5.0
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Messages: TypeAlias = AsyncIterator[bytes]
+Messages: TypeAlias = AsyncIterable[bytes]
 _Message = TypeVar("_Message", bound=Message)
 
 
@@ -38,8 +40,11 @@ async def only(form: type[_Message], messages: Messages, place: Place) -> _Messa
                 if not patience.expired():
                     patience.reschedule(now)
 
+            # Closed: gRPC's iterator holds itself and the call for as long as it is not.
+            asked: AsyncGenerator[bytes, None] = cast(Any, aiter(messages))
             with place.silent(now, end):
-                message = await anext(aiter(messages))
+                async with aclosing(asked):
+                    message = await anext(asked)
     except StopAsyncIteration:
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
@@ -104,7 +109,7 @@ def refused_by(error: Exception) -> Refused:
     return Refused(Reason.INTERNAL, "the signer failed; its log says more")
 
 
-def abort(context: Context, refusal: Refused) -> Awaitable[None]:
+async def abort(context: Context, refusal: Refused) -> NoReturn:
     details = any_pb2.Any()
     details.Pack(error_details_pb2.ErrorInfo(reason=refusal.reason.value, domain=ERROR_DOMAIN))
     code: Any = STATUS_CODES[refusal.reason]
@@ -113,4 +118,4 @@ def abort(context: Context, refusal: Refused) -> Awaitable[None]:
         seconds = refusal.retry_after.total_seconds()
         delay = duration_pb2.Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return context.abort_with_status(rpc_status.to_status(status))
+    await aborted(context.abort_with_status(rpc_status.to_status(status)), refusal)

@@ -1,6 +1,7 @@
 """The signer's port: what passes it, who is closed, how much comes in, and what gRPC keeps to behind it."""
 
 import asyncio
+import gc
 import random
 import socket
 import ssl
@@ -511,6 +512,30 @@ def test_a_call_without_a_token_is_refused_before_its_message_comes() -> None:
                 pytest.fail("it was closed, not answered")
 
     asked(test)
+
+
+def test_a_refused_call_leaves_nothing_for_the_collector() -> None:
+    """A flood of them, each with thousands of headers, held the loop for a tenth of a second when it found them."""
+
+    def kept() -> int:
+        return sum(type(each).__name__ == "_ServicerContext" for each in gc.get_objects())
+
+    async def test(signer: Serving, site: Site, folder: Path) -> None:
+        token = site.agent(life=7200.0)
+        for method, sent in (("MintX509SVID", ""), ("WatchTrust", ""), ("MintX509SVID", token), ("Mint", "")):
+            async with channel(signer, folder) as found:
+                call: Any = found.stream_stream(f"/podsvid.signer.v1.Signer/{method}")
+                for _ in range(3):
+                    one = call(iter([b"no message"]), metadata=(("authorization", f"Bearer {sent}"),))
+                    assert await one.code() is not grpc.StatusCode.OK
+                await until(lambda: kept() == 0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asked(test)
+    finally:
+        gc.enable()
 
 
 def test_who_does_not_acknowledge_grpcs_limits_is_closed() -> None:

@@ -19,20 +19,18 @@ from tests.unit.signer.door import REQUEST, Call, Door, at_the_door, call, nothi
 
 
 class Messages:
-    """A call's messages, and how many were asked for."""
+    """A call's messages as gRPC gives them, and how many were asked for."""
 
     def __init__(self, *messages: bytes) -> None:
         self._left = list(messages)
         self.read = 0
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        self.read += 1
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop(0)
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            self.read += 1
+            if not self._left:
+                return
+            yield self._left.pop(0)
 
 
 def away(door: Door, kind: str) -> float:
