@@ -46,8 +46,8 @@ class Watch:
         self._hot = 0.0
         self._level = 0.0
         self._latest = 0.0
-        # Whether it is worth looking again soon.
-        self.suspicious = False
+        # Whether it is worth looking again soon; whether its memory was too much at the last look.
+        self.suspicious = self.full = False
 
     def look(self, usage: Usage, now: float) -> Why | None:
         """What is wrong now. `now`: seconds that only rise."""
@@ -55,7 +55,8 @@ class Watch:
         self._latest = usage.memory
         hot = self._heat(usage, now)
         # What was done something about, and is not given back, is as it is.
-        self.suspicious = hot or usage.memory >= max(much, self._level + 1)
+        self.full = usage.memory >= max(much, self._level + 1)
+        self.suspicious = hot or self.full
         if usage.memory < 0.8 * much:
             self._level = 0.0
         if usage.memory >= max(much, MORE * self._level):

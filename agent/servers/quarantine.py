@@ -12,6 +12,10 @@ from typing import Final, Self, TypeAlias
 # Up to LIGHT a pod is not to blame for anything; from HEAVY on it stands out whatever the others do.
 LIGHT: Final = 20.0
 HEAVY: Final = 200.0
+# A large part of all weight is one of so many.
+PARTS: Final = 8
+# Seconds in quarantine after which a pod without weight is innocent.
+SHOWN: Final = 10.0
 Weights: TypeAlias = Mapping[str, float]
 
 
@@ -85,8 +89,10 @@ class Quarantine:
         here = {pod: weight for pod, weight in weights.items() if self.place(pod) is place}
         if place is Place.QUARANTINE:
             return self._trouble_in_quarantine(why, here, now)
-        heavy = {pod: weight for pod, weight in here.items() if weight >= HEAVY}
-        moves = [Move(pod, Place.QUARANTINE, why) for pod in suspects(heavy, sum(here.values()))]
+        total = sum(here.values())
+        floor = _floor(why, total)
+        heavy = {pod: weight for pod, weight in here.items() if weight >= floor}
+        moves = [Move(pod, Place.QUARANTINE, why) for pod in suspects(heavy, total)]
         return self._after(moves, now), tuple(moves)
 
     def looked(self, weights: Weights, now: float) -> Self:
@@ -118,16 +124,19 @@ class Quarantine:
         if not weighty:
             # Nobody is to blame: it was ended by somebody else.
             return self, ()
-        innocent = [pod for pod in self.pods(Place.QUARANTINE) if pod not in weighty]
+        present, total = self.pods(Place.QUARANTINE), sum(weighty.values())
+        # Who has just come has not shown there what it costs.
+        innocent = [pod for pod in present if pod not in weighty and now - self.held[pod].since >= SHOWN]
         moves = [Move(pod, Place.SHARED, Why.INNOCENT) for pod in innocent]
+        floor = _floor(why, total)
         if len(weighty) == 1:
             # Who has it alone costs what it costs. With others, what they cost was a part of it until now.
             (pod,) = weighty
-            if not innocent or weighty[pod] >= HEAVY:
+            if present == [pod] or weighty[pod] >= floor:
                 moves.append(Move(pod, Place.CLOSED, why))
         else:
-            found = suspects(weighty, sum(weighty.values()))
-            heavy = [pod for pod in found if weighty[pod] >= HEAVY]
+            found = suspects(weighty, total)
+            heavy = [pod for pod in found if weighty[pod] >= floor]
             moves += [Move(pod, Place.CLOSED, why) for pod in heavy]
             if not heavy:
                 moves += [Move(pod, Place.SHARED, Why.INNOCENT) for pod in weighty if pod not in found]
@@ -155,6 +164,12 @@ class Quarantine:
 
     def _with(self, changed: Mapping[str, Held]) -> Mapping[str, Held]:
         return MappingProxyType({**self.held, **changed})
+
+
+def _floor(why: Why, total: float) -> float:
+    """From which weight on a pod stands out."""
+    # Few calls can fill a memory: who has a large part of the weight is to blame for that, however little it is.
+    return min(HEAVY, max(total / PARTS, LIGHT + 1)) if why is Why.MEMORY else HEAVY
 
 
 def suspects(weights: Weights, total: float) -> list[str]:

@@ -101,7 +101,8 @@ class Warden:
         """The process there has ended, because it was `asked` to or not."""
         life = self._lives.pop(place, None)
         if life is not None and not asked:
-            self._decide(self._state.trouble(place, Why.ENDED, life.weights.by_pod(), self._now()))
+            why = Why.MEMORY if life.watch.full else Why.ENDED
+            self._decide(self._state.trouble(place, why, life.weights.by_pod(), self._now()))
 
     async def run(self) -> None:
         """Bring pods back in time, for ever."""

@@ -9,7 +9,7 @@ from agent.channel.messages import Weighed, Weight
 # brought; a connection with something to be read, each time that somebody looks; a connection and a call that are open.
 CONNECTION: Final = 1.0
 CALL: Final = 0.3
-REFUSED: Final = 1.0
+REFUSED: Final = 5.0
 BUSY: Final = 80.0
 OPEN_CONNECTION: Final = 0.5
 OPEN_CALL: Final = 0.1

@@ -121,6 +121,16 @@ def test_an_end_without_a_heavy_pod_moves_nobody() -> None:
     assert at.moved() == []
 
 
+def test_an_end_with_its_memory_full_is_blamed_on_who_has_a_large_part_of_the_weight() -> None:
+    at = Scene()
+    at.begin()
+    at.warden.weighed(Place.SHARED, Weighed({1: Weight(1, 200, 0, 0, 1, 1), 2: Weight(1, 1, 0, 0, 1, 1)}))
+    at.memory = PART * MEMORY
+    at.warden._lives[Place.SHARED].watch.look(Usage(0.0, at.memory), at.now)
+    at.warden.ended(Place.SHARED, asked=False)
+    assert at.moved() == [("bad", "quarantine", "memory")]
+
+
 def test_looks_are_seldom_soon_when_something_is_suspicious_and_never_more_often_than_that() -> None:
     at = Scene()
     assert at.warden.look(Place.SHARED) == CALM
