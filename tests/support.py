@@ -85,8 +85,9 @@ class Host:
 
     def mounts(self) -> list[str]:
         """Mount points below this host's kubelet root, as the kernel lists them."""
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-        return [line.split()[4] for line in lines if line.split()[4].startswith(f"{self.kubelet_root}/")]
+        # Any host's are there, and what is mounted elsewhere may have a carriage return in it.
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
+        return [line.split(" ")[4] for line in lines if line.split(" ")[4].startswith(f"{self.kubelet_root}/")]
 
     def events(self) -> list[dict[str, Any]]:
         """The agent's log so far, its JSON lines."""

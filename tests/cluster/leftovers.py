@@ -83,7 +83,9 @@ def remove_mounts(directory: Path) -> None:
 def mounts_below(directory: Path, mountinfo: str | None = None) -> list[Path]:
     """The mounts at and below a folder, in the order in which they were made."""
     found = []
-    for line in (mountinfo if mountinfo is not None else Path("/proc/self/mountinfo").read_text()).splitlines():
+    # Bytes: a carriage return in a path ends no line.
+    table = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()) if mountinfo is None else mountinfo
+    for line in table.rstrip("\n").split("\n"):
         # The kernel writes blanks and backslashes of a path as octal escapes, and the bytes of other letters as they
         # are.
         path = Path(os.fsdecode(os.fsencode(line.split(" ")[4]).decode("unicode_escape").encode("latin-1")))
