@@ -238,25 +238,34 @@ def test_several_pods_run_wild_at_once_and_new_pods_start(kind: str) -> None:
         async with node() as (here, kubelet):
             targets = [await kubelet.publish(pod(f"p{number}", "web"), VOLUME) for number in range(6)]
             *wild, other = [here.short(target) / "socket" for target in targets]
-            failed = 0
+            interrupted = 0
             with attacked(kind, wild):
                 for number in range(10):
                     await kubelet.publish(pod(f"new{number}", "web"), VOLUME)
-                    try:
-                        assert (await first(other)).svids
-                    except grpc.aio.AioRpcError as error:
-                        assert error.code() is grpc.StatusCode.UNAVAILABLE
-                        failed += 1
-                        # As clients do, who come again then.
-                        await asyncio.sleep(1)
+                    interrupted += await was_interrupted(other)
             assert len(here.mounts()) == 16
             ended = "the process that serves pods' sockets ended; it is started again"
             ends = [each for each in here.events() if each["event"] == ended and each["which"] == "shared"]
-            assert failed <= len(ends)
+            assert interrupted <= len(ends)
             moved = {each["pod"] for each in here.events() if each["event"] == "a pod's sockets are moved"}
             assert moved <= {f"default/p{number}" for number in range(5)}
 
     asyncio.run(run())
+
+
+async def was_interrupted(socket: Path) -> bool:
+    """Whether it had to be asked more than once until it answered; how long another process takes is the machine's."""
+    failed = False
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                assert (await first(socket)).svids
+                return failed
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+                failed = True
+                # As clients do, who come again then.
+                await asyncio.sleep(1)
 
 
 @contextlib.contextmanager

@@ -29,13 +29,18 @@ pytestmark = [
 # Seconds: a flood on a busy machine; what was closed is served again.
 LONG = 100
 MOVED = "a pod's sockets are moved"
-# In the agent: on a machine that is busy a flood gets less than half a core, and what is closed is closed for a moment.
+# Seconds from one call of a pod that does no harm to its next: three of them take less of a core than is planted below.
+OFTEN = 0.5
+# In the agent: on a machine that is busy a flood gets less than half a core, and next to nothing where it gives way to
+# all others; who was moved for what others did goes back while a test can wait for it.
 EARLY = """
 import sys
 if "podsvid" in sys.orig_argv:
-    from agent.servers import load, warden
+    from agent.servers import load, served, warden
     load.Watch.__init__.__defaults__ = (0.05,)
-    warden.SHARE_IN_QUARANTINE = 0.05
+    warden.SHARE_IN_QUARANTINE = 0.02
+    (times,) = (each for each in served.Settings.__init__.__defaults__ if hasattr(each, "quiet"))
+    object.__setattr__(times, "quiet", 30.0)
 """
 
 
@@ -63,6 +68,19 @@ class Pods:
         ended = "the process that serves pods' sockets ended; it is started again"
         return len([each for each in self.here.events() if each["event"] == ended and each["which"] == which])
 
+    def moves_of(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        return [each for each in self.moves() if each[0] in names]
+
+    def apart(self, names: Sequence[str]) -> set[str]:
+        """Those that are not served with all others now."""
+        return {name for name, to in dict(self.moves_of(names)).items() if to != "shared"}
+
+    def moments(self, names: Sequence[str]) -> int:
+        """How often something happened that each of them may lose calls by: a pod left, a process that serves them
+        ended, they were moved themselves."""
+        own = self.moves_of(names)
+        return 1 + self.ends() + (len(own) + self.ends("quarantine") if own else 0)
+
     def kill(self, *, apart: bool) -> int:
         """The processes for those that cost too much, or all others; how many there were."""
         agent, *others = self.here.processes()
@@ -75,24 +93,30 @@ class Pods:
                     killed += 1
         return killed
 
-    async def fetching(self, names: Sequence[str], until: Callable[[], object]) -> list[str]:
-        """The statuses of what failed while these pods fetched, one call after the other, until that is so.
+    async def fetching(self, names: Sequence[str], until: Callable[[], object]) -> int:
+        """How often one of these pods, which fetched one call after the other until that was so, was served no longer.
 
-        A client waits a second after a call that failed, as they do."""
-        failed: list[str] = []
+        A client waits a second after a call that failed, as they do; where it takes longer until it is served again,
+        that is once. Each is served at the end."""
+        interrupted = 0
 
         async def fetch(name: str) -> None:
-            while not until():
+            nonlocal interrupted
+            served = True
+            while not (served and until()):
                 try:
                     assert (await first(self.sockets[name])).svids
-                    await asyncio.sleep(0.02)
+                    served = True
+                    await asyncio.sleep(OFTEN)
                 except grpc.aio.AioRpcError as error:
-                    failed.append(error.code().name)
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                    interrupted += served
+                    served = False
                     await asyncio.sleep(1)
 
         async with asyncio.timeout(LONG):
             await asyncio.gather(*(fetch(each) for each in names))
-        return failed
+        return interrupted
 
     def explained(self, name: str) -> Any:
         command = [sys.executable, "-m", "podsvid", "node", "explain", f"default/{name}", "--output", "json"]
@@ -134,7 +158,7 @@ def test_large_headers_without_end_end_in_quarantine_and_then_closed_and_all_oth
         await at.publish("bad", *GOOD)
         before = held([at.targets["bad"]], at.here)
         with attacked("metadata", [at.sockets["bad"]]):
-            failed = await at.fetching(GOOD, lambda: ("bad", "closed") in at.moves())
+            interrupted = await at.fetching(GOOD, lambda: ("bad", "closed") in at.moves())
             assert at.moves()[:2] == [("bad", "quarantine"), ("bad", "closed")]
             volume = at.explained("bad")
             assert (volume["state"], volume["state_reason"]) == ("closed", "SOCKET_CLOSED")
@@ -144,11 +168,10 @@ def test_large_headers_without_end_end_in_quarantine_and_then_closed_and_all_oth
             assert at.explained("g1")["state"] == "ok"
             # Nobody else waits for anything now, new pods neither.
             reference = asyncio.get_running_loop().time()
-            assert await at.fetching(GOOD, lambda: asyncio.get_running_loop().time() > reference + 3) == []
+            assert await at.fetching(GOOD, lambda: asyncio.get_running_loop().time() > reference + 3) == 0
             await at.publish("fresh")
         # Of each death at most what was under way; without one, nothing.
-        assert len(failed) <= len(GOOD) * at.ends()
-        assert set(failed) <= {"UNAVAILABLE"}
+        assert interrupted <= len(GOOD) * at.ends()
         assert {each for each, _ in at.moves()} == {"bad"}
         # It has stopped, and is served again, in quarantine.
         await at.until(lambda: at.moves()[-1] == ("bad", "quarantine"))
@@ -166,12 +189,15 @@ def test_each_kind_of_flood_is_moved_away_and_closed(kind: str, tmp_path: Path) 
     async def main(at: Pods) -> None:
         await at.publish("bad", *GOOD)
         with attacked(kind, [at.sockets["bad"]]):
-            failed = await at.fetching(GOOD, lambda: ("bad", "closed") in at.moves())
-        # The calls of one moment, and of each death.
-        assert len(failed) <= len(GOOD) * (1 + at.ends())
-        assert set(failed) <= {"UNAVAILABLE"}
-        assert at.moves()[:2] == [("bad", "quarantine"), ("bad", "closed")]
-        assert {each for each, _ in at.moves()} == {"bad"}
+            interrupted = await at.fetching(GOOD, lambda: ("bad", "closed") in at.moves())
+            assert at.moves()[0] == ("bad", "quarantine")
+            for each in GOOD:
+                assert await answered(at.sockets[each]) == f"spiffe://example.org/ns/default/sa/{each}"
+        assert interrupted <= len(GOOD) * at.moments(GOOD)
+        # Where a machine is slow, an innocent one may stand out as well; it is served all the same, and goes back.
+        await at.until(lambda: not at.apart(GOOD))
+        assert {to for _, to in at.moves_of(GOOD)} <= {"quarantine", "shared"}
+        assert {each for each, _ in at.moves()} <= {"bad", *GOOD}
 
     on_node(main, tmp_path / "planted")
 
