@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EBUSY
 from io import FileIO
 
-# To read a file, to make it empty, and to make one that is not there.
+# To read a file, to write to it, and to make one that is not there.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-EMPTY = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Directories in one another that are looked into: whoever makes more of them keeps them until the unmount.
+DEPTH = 32
 
 
 @contextmanager
@@ -51,6 +54,56 @@ def read(directory: int, name: str) -> bytes:
     """What is in the file `name` of `directory`. Raises OSError."""
     with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
         return file.read()
+
+
+def mount_id(file: int) -> int:
+    """The id of the mount that an open file lies in: unlike device numbers it tells bind mounts apart."""
+    with open(f"/proc/self/fdinfo/{file}", encoding="ascii") as info:
+        return next(int(line.split()[1]) for line in info if line.startswith("mnt_id:"))
+
+
+def clear(directory: int, *, wiped: bool = False, kept: frozenset[str] = frozenset(), depth: int = DEPTH) -> bool:
+    """Remove what is in the open `directory`; False if something is mounted in there, which is left as it is.
+
+    `wiped`: files are empty for who has them open, but those called as in `kept`. Raises OSError.
+    """
+    mount, whole = mount_id(directory), True
+    for entry in list(os.scandir(directory)):
+        if entry.is_dir(follow_symlinks=False):
+            whole = remove(entry.name, directory, wiped=wiped, kept=kept, depth=depth - 1) and whole
+            continue
+        if wiped and entry.name not in kept and entry.is_file(follow_symlinks=False):
+            _wipe(entry.name, directory, mount)
+        try:
+            os.unlink(entry.name, dir_fd=directory)
+        except OSError as error:
+            # Something is mounted on it.
+            if error.errno != EBUSY:
+                raise
+            whole = False
+    return whole
+
+
+def remove(
+    name: str, parent: int, *, wiped: bool = True, kept: frozenset[str] = frozenset(), depth: int = DEPTH
+) -> bool:
+    """The same of the directory `name` of `parent`, and of itself. Raises OSError."""
+    with opened(name, parent) as directory:
+        if not depth or mount_id(directory) != mount_id(parent):
+            return False
+        whole = clear(directory, wiped=wiped, kept=kept, depth=depth)
+    if whole:
+        os.rmdir(name, dir_fd=parent)
+    return whole
+
+
+def _wipe(name: str, directory: int, mount: int) -> None:
+    file = os.open(name, _WRITE, dir_fd=directory)
+    try:
+        if mount_id(file) == mount:
+            os.ftruncate(file, 0)
+    finally:
+        os.close(file)
 
 
 def whole(file: int) -> bytes:

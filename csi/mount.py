@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from csi.errors import InvalidRequest, UndoFailed
-from csi.files import opened
+from csi.files import clear, mount_id, opened
 from csi.volume import INODES, SIZE
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
@@ -107,7 +107,7 @@ class TmpfsMounts:
         # nothing is touched: another driver may show every pod of the node the same directory.
         with opened(name, parent) as directory:
             if self.attached(directory, parent):
-                _empty(directory)
+                clear(directory)
         if self._libc.umount2(path, UMOUNT_NOFOLLOW | MNT_DETACH) != 0:
             raise _os_error("umount2")
 
@@ -137,7 +137,7 @@ class PlainDirectories:
 
     def detach(self, parent: int, name: str) -> None:
         with opened(name, parent) as directory:
-            _empty(directory)
+            clear(directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ class Targets:
                 # Whatever is mounted here has to go, but only the plain directory below all mounts is emptied.
                 mounted = mount_id(directory) != mount_id(parent) or self._mounts.attached(directory, parent)
                 # Written while nothing was mounted; kubelet could never remove it.
-                if not mounted and not _empty(directory):
+                if not mounted and not clear(directory):
                     raise OSError(errno.EBUSY, "something is mounted below the target path")
             if not mounted:
                 os.rmdir(name, dir_fd=parent)
@@ -271,12 +271,6 @@ class Targets:
             yield current
         finally:
             os.close(current)
-
-
-def mount_id(directory: int) -> int:
-    """The id of the mount that the open `directory` lies in: unlike device numbers it tells bind mounts apart."""
-    with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
 
 
 @contextmanager
@@ -311,21 +305,6 @@ def _mounts(only: int | None = None) -> Iterator[tuple[int, tuple[bytes, bytes, 
                 fields = rest.split(b" ")
                 kind = fields.index(b"-") + 1
                 yield int(number), (fields[2], fields[kind], fields[kind + 1])
-
-
-def _empty(directory: int) -> bool:
-    """Remove what is in the open `directory`; False if something is mounted in there, which is left as it is."""
-    whole = True
-    for entry in os.scandir(directory):
-        if not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.name, dir_fd=directory)
-            continue
-        with opened(entry.name, directory) as below:
-            emptied = mount_id(below) == mount_id(directory) and _empty(below)
-        if emptied:
-            os.rmdir(entry.name, dir_fd=directory)
-        whole = whole and emptied
-    return whole
 
 
 def _os_error(call: str) -> OSError:

@@ -8,7 +8,6 @@ import ctypes
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from csi import layout, state
-from csi.files import EMPTY, READ, created, opened, read, weigh, whole
+from csi.files import READ, clear, created, opened, read, remove, weigh, whole
 from csi.model import Contents, Volume, Weight
 from csi.pb import csi_pb2
 from svid.identity import Trust
@@ -83,7 +82,8 @@ class VolumeDirectory:
             self._fill(stamp, files, state.dump(state.State(contents, self._password)), self._trust == trust)
             self._switch(stamp)
         except BaseException:
-            self._discard(stamp, layout.lasting(self._options))
+            with suppress(OSError):
+                remove(stamp, self._fd, kept=layout.lasting(self._options))
             raise
         self._trust = trust
         for name in files:
@@ -234,11 +234,7 @@ class VolumeDirectory:
         with the pod's keys, and as memory of the agent.
         """
         with suppress(OSError), opened(".", self._fd) as inside:
-            for name in os.listdir(inside):
-                if stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode):
-                    self._discard(name)
-                else:
-                    os.unlink(name, dir_fd=inside)
+            clear(inside, wiped=True)
 
     def close(self) -> None:
         """Let go of the directory, so that it can be unmounted. Idempotent."""
@@ -274,7 +270,7 @@ class VolumeDirectory:
             os.rmdir(_PLACE, dir_fd=self._fd)
         except OSError:
             # Whoever could bind in it left something.
-            shutil.rmtree(_PLACE, dir_fd=self._fd)
+            remove(_PLACE, self._fd)
 
     def _fill(self, stamp: str, files: Mapping[str, layout.File], kept: bytes, same_trust: bool) -> None:
         options = self._options
@@ -348,20 +344,10 @@ class VolumeDirectory:
             if entry.name.startswith("..2") and entry.name != current and entry.is_dir(follow_symlinks=False)
         ]
         for _, name in sorted(stamps, reverse=True)[kept - 1 :]:
-            # A program may have a mount of a lasting one alone (subPath).
-            self._discard(name, layout.lasting(self._options))
-
-    def _discard(self, name: str, kept: frozenset[str] = frozenset()) -> None:
-        """Remove a directory of files, and what is in them also for whoever has one open.
-
-        A pod that opened all and closed none would keep them, in memory that is the agent's, until the volume is full.
-        Those in `kept` are left to it.
-        """
-        with suppress(OSError), opened(name, self._fd) as directory:
-            for file in set(os.listdir(directory)) - kept:
-                with suppress(OSError):
-                    os.close(os.open(file, EMPTY, dir_fd=directory))
-        shutil.rmtree(name, dir_fd=self._fd, ignore_errors=True)
+            # A pod that opened all and closed none would keep them, in memory that is the agent's, until the volume is
+            # full. What most renewals do not change is left to it: a program may have a mount of that alone (subPath).
+            with suppress(OSError):
+                remove(name, self._fd, kept=layout.lasting(self._options))
 
 
 @contextmanager

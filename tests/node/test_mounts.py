@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.mount import Targets, TmpfsMounts, mount_id
+from csi.files import mount_id
+from csi.mount import Targets, TmpfsMounts
 from podsvid.quickstart.disk import mount_points_below
 from tests.csi_rig import NOW, UID, contents, plain_directory, target
 from tests.support import IS_ROOT

@@ -121,9 +121,9 @@ class Looks:
         self.number = 0
         due = Life.due
 
-        def counted(life: Life, state: AuthorityState, acks: Acks, now: datetime) -> Any:
+        def counted(life: Life, state: AuthorityState, acks: Acks, now: datetime, *more: Any) -> Any:
             self.number += 1
-            return due(life, state, acks, now)
+            return due(life, state, acks, now, *more)
 
         monkeypatch.setattr(Life, "due", counted)
 
