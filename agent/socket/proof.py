@@ -49,8 +49,8 @@ def begin() -> Trial:
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent or not _alone(libc):
             code = _UNTRIED
-        elif asyncio.run(_is_shown()):
-            code = _SHOWN
+        else:
+            asyncio.run(_tell())
     finally:
         # Whatever it was, nothing else happens in this process.
         os._exit(code)
@@ -61,8 +61,8 @@ def _alone(libc: ctypes.CDLL) -> bool:
     return any(libc.unshare(flags) == 0 for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET))
 
 
-async def _is_shown() -> bool:
-    """Whether a connection that gRPC takes is seen, and is what it is taken for."""
+async def _tell() -> None:
+    """End the process by whether a connection that gRPC takes is seen, and is what it is taken for."""
     connections = Connections()
     mutator = Mutator(connections)
     server = grpc.aio.server(options=((MUTATOR, mutator), ("grpc.so_reuseport", 0)))
@@ -73,4 +73,5 @@ async def _is_shown() -> bool:
     writer.write(_PREFACE)
     # It answers what it has taken.
     await reader.readexactly(1)
-    return connections.held(str(writer.get_extra_info("peername"))) == 1
+    # Here: at the end of a loop gRPC may wait for its own thread, and that for the server.
+    os._exit(_SHOWN if connections.held(str(writer.get_extra_info("peername"))) == 1 else _NOT_SHOWN)

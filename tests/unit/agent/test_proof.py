@@ -54,4 +54,4 @@ def test_another_one_is_noticed_and_hurts_nobody(what: str) -> None:
 
 def test_where_it_cannot_be_alone_nothing_is_tried() -> None:
     # Somebody else could connect to a process that has given up nothing.
-    assert tried("proof._alone = lambda libc: False; proof._is_shown = None") == "True\n"
+    assert tried("proof._alone = lambda libc: False; proof._tell = None") == "True\n"
