@@ -543,6 +543,7 @@ def test_one_that_hangs_is_replaced_while_a_publish_waits(tmp_path: Path) -> Non
 def test_it_ends_with_the_agent_however_that_ends(tmp_path: Path) -> None:
     async def main(here: Host, kubelet: StandInKubelet) -> None:
         process = exposed(here)
+        await confined(process)
         # It cannot see that the channel has ended.
         os.kill(process, signal.SIGSTOP)
         here.kill()
