@@ -26,6 +26,8 @@ from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.authority")
 FIRST_ANSWER_SECONDS = 5.0
+# Seconds in which a stream that is to be ended is read to its end.
+LAST_SECONDS = 1.0
 # How the signer ends a stream that it wants opened again.
 _RECONNECT = "RECONNECT"
 
@@ -108,13 +110,20 @@ class TrustStream:
     async def _watch(self) -> str:
         """Follow one stream; why it ended, if that is no failure."""
         leaving: asyncio.TimerHandle | None = None
+        loop = asyncio.get_running_loop()
+
+        def leave() -> None:
+            nonlocal leaving
+            # By what came while this process did not run the next connection may have to be proven: it is read first.
+            leaving = loop.call_later(LAST_SECONDS, call.cancel)
+
         with self._connection.held() as channel:
             call = channel.stream_stream(
                 SERVICE + "WatchTrust",
                 signer_pb2.WatchTrustRequest.SerializeToString,
                 signer_pb2.WatchTrustResponse.FromString,
             )(metadata=self._connection.credentials(), wait_for_ready=False)
-            reporting = asyncio.get_running_loop().create_task(self._send_reports(call), name="report to signer")
+            reporting = loop.create_task(self._send_reports(call), name="report to signer")
             # Without reports the signer would wait for this agent: rather a new stream than half of one.
             reporting.add_done_callback(lambda _: call.cancel())
             try:
@@ -122,7 +131,7 @@ class TrustStream:
                     self._take(answer)
                     seconds = self._connection.leave_in(channel) if leaving is None else None
                     if seconds is not None:
-                        leaving = asyncio.get_running_loop().call_later(seconds, call.cancel)
+                        leaving = loop.call_later(seconds, leave)
             except asyncio.CancelledError:
                 if leaving is None or is_cancelled():
                     raise

@@ -322,7 +322,7 @@ class Passage:
         self._door.left(self)
 
     def more(self) -> int:
-        """Bytes that may come in beyond those that came; 0: not now, and `_Way.again` is called in time."""
+        """Bytes that may come in beyond those that came; 0: not now, and `Way.again` is called in time."""
         if self.closed or self._credit is None:
             return 0
         now = self._loop.time()

@@ -389,6 +389,25 @@ def test_a_stream_ends_soon_after_the_authority_that_proved_its_connection_is_tr
     on_stage(tmp_path, play)
 
 
+def test_what_is_there_is_read_before_a_stream_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was stopped over the next rotation as well would know nobody's certificate any more."""
+    monkeypatch.setattr("agent.authority.trust_stream.LAST_SECONDS", 30.0)
+
+    async def play(at: Scene) -> None:
+        old, new = at.signer.authority, authority(at.clock.now())
+        at.signer.publish(at.signer.bundle(101, old, new))
+        await at.until(lambda: sequence(at) == 101)
+        at.rng.ranges.clear()
+        at.signer.publish(at.signer.bundle(102, new))
+        await at.until(lambda: (0.0, LEAVE_SECONDS) in at.rng.ranges)
+        # The time to leave has come.
+        await asyncio.sleep(0)
+        at.signer.publish(at.signer.bundle(103, new, authority(at.clock.now())))
+        await at.until(lambda: sequence(at) == 103)
+
+    on_stage(tmp_path, play)
+
+
 def sequence(at: Scene) -> int | None:
     trust = at.authority.trust.current
     return None if trust is None else trust.bundle.sequence
