@@ -19,7 +19,7 @@ from tests.go_tools import Progress
 from . import signing
 from .cluster import Cluster
 from .fleet import Fleet, authority_of, fleet
-from .signing import BUNDLE, ROOT, SECRET, SignerProcess, stored_state
+from .signing import ROOT, SECRET, SignerProcess, stored_state
 from .traffic import Traffic
 from .waiting import PATIENCE_SECONDS
 
@@ -144,11 +144,6 @@ def test_rotations_under_load(cluster: Cluster, progress: Progress, signer: Sign
             assert "TRANSITION_REFUSED" in refused.stderr
             assert cut.name in refused.stderr
             await eventually("activation at the bound", False, lambda: stored_state(cluster).active_x509_id == before)
-            # As kubelet does meanwhile: the stream may end before the agent has read what came on it, since the forced
-            # rotation abandoned what proved its connection.
-            new = cut.host.base / "bundle.new"
-            new.write_text(cluster.api.get(BUNDLE)["data"]["bundle.json"])
-            new.rename(cut.host.base / "bundle.json")
         finally:
             cut.host.process.send_signal(18)
         state = stored_state(cluster)
