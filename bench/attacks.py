@@ -357,6 +357,7 @@ KINDS: Mapping[str, Attack] = MappingProxyType(
         "shut": _held_calls(call, struct.pack(">HI", 4, 0)),
         "reset": calls_of(_reset, 50),
         "calls": calls_of(call, 50),
+        "begun": calls_of(_unfinished, 50),
         "tokens": calls_of(_token, 20),
         "metadata": calls_of(_much_metadata, 2),
         "requests": asking,
