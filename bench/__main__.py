@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -91,7 +92,7 @@ class Bench:
         with host() as here, floor.server(here.base / "floor.sock"):
             async with registered(here) as kubelet:
                 targets = await self._publishes(here, kubelet)
-                await self._fetches(here, here.short(targets[0]) / "socket")
+                await self._fetches(here, [here.short(target) / "socket" for target in targets])
                 await self._tokens(here, here.short(targets[1]) / "socket")
                 await self._secrets(here, here.short(targets[2]) / "socket")
 
@@ -143,11 +144,13 @@ class Bench:
             self.report.add("NodePublishVolume, 110 at once, until the last", "ms", whole, floor=whole_floors)
             return [Path(request.target_path) for request in requests]
 
-    async def _fetches(self, here: Host, socket: Path) -> None:
+    async def _fetches(self, here: Host, sockets: Sequence[Path]) -> None:
+        """Of all pods in turn: one that fetches so often by itself is set apart for it."""
         empty = here.base / "floor.sock"
+        turn = itertools.cycle(sockets)
 
         async def fetch() -> None:
-            await first(socket)
+            await first(next(turn))
 
         async def fetch_empty() -> None:
             await floor.fetch(empty)

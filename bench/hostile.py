@@ -2,11 +2,12 @@
 
     python -m bench.hostile
 
-A real agent with 20 pods; the first of them is attacked (the first ten in the last two rows) by two processes. Each
-kind of attack takes turns, in the same run, with quiet and with a floor: processes that attack nobody and burn the CPU
-time that the attackers burnt, since here no cgroup keeps a pod from the cores that all share; for the fork bomb, as
-many processes that do nothing. Meanwhile other pods connect and fetch their first SVID, new volumes are published, and
-SVIDs come due. Records bench/results/hostile.md.
+As root, on a machine with a memory cgroup that can be written; a quarter of an hour. For each kind of attack twice: an
+agent in a group of the chart's memory limit, with 40 pods; the first of them is attacked (the first ten in the last two
+rows) by two processes. Quiet comes before it, a floor after it: processes that attack nobody and burn the CPU time that
+the attackers burnt, since here no cgroup keeps a pod from the cores that all share; for the fork bomb, as many
+processes that do nothing. Meanwhile the thirty pods that are never attacked connect and fetch their first SVID, new
+pods start, and SVIDs come due. Records bench/results/hostile.md.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,12 +27,16 @@ from pathlib import Path
 
 import grpc.aio
 
+from agent.budget import LIMIT as MEMORY
 from bench.attacks import ATTACKERS, KINDS
 from bench.report import RESULTS, Row, environment, record_values
+from bench.volumes import a_node
+from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
-from tests.support import VOLUME, Host, first, node, pod
+from tests.support import VOLUME, Host, first, pod
 
-PODS, MANY = 20, 10
+# Of all pods, those that are attacked in the last rows.
+PODS, MANY = 40, 10
 TTL = "10s"
 MB = 1e6
 LOADS = ("quiet", "floor", "attack")
@@ -40,25 +46,38 @@ WHAT = {
     "late": "an SVID is in its files after it was due",
 }
 # A run that takes longer hangs.
-LIMIT = 1800.0
+LIMIT = 2400.0
+# What a client waits before it asks again.
+AGAIN = 1.0
+MOVED = "a pod's sockets are moved"
+ENDED = "the process that serves pods' sockets ended; it is started again"
 
 
 @dataclass
 class Seen:
-    """What one kind of attack did: milliseconds by what and load, bytes and counts of the agent, the attackers' own."""
+    """What one kind of attack did: milliseconds by what and load, how many calls failed under attack, bytes of the
+    whole group at most, processes killed by its limit, how often the process of all pods' sockets ended, where those
+    that were attacked and others were moved, and the attackers' own."""
 
     kind: str
     values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    resident: list[float] = field(default_factory=list)
-    before: float = 0.0
-    after: float = 0.0
-    descriptors: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    memory: int = 0
+    killed: int = 0
+    ended: int = 0
+    offenders: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
     done: int = 0
     seconds: float = 0.0
     busy: list[float] = field(default_factory=list)
 
     def add(self, what: str, load: str, milliseconds: float) -> None:
         self.values.setdefault((what, load), []).append(milliseconds)
+
+    def failure(self, what: str, load: str) -> None:
+        """A call of a pod that is never attacked failed."""
+        assert load == "attack", f"a {what} failed without an attack"
+        self.failed[what] += 1
 
 
 class Attackers:
@@ -107,19 +126,16 @@ class Hostile:
         for socket in self._sockets:
             await first(socket)
 
-    async def attack(self, kind: str, rounds: int, sockets: int = 1) -> Seen:
-        """Quiet, attack and floor in turn, `rounds` times."""
-        seen = Seen(kind if sockets == 1 else f"{kind}, {sockets} pods")
-        seen.before = self.status("VmRSS") * 1024
-        attacked = self._sockets[:sockets]
-        for _ in range(rounds):
-            await self._measured(seen, "quiet", None)
-            attackers = Attackers(kind, self._seconds, attacked)
-            await self._measured(seen, "attack", attackers)
-            await self._measured(seen, "floor", self._floor(kind, seen))
-            await self._recovered(attacked)
-        seen.after = self.status("VmRSS") * 1024
-        return seen
+    async def attack(self, seen: Seen, kind: str, sockets: int) -> None:
+        """Quiet, attack and floor in turn."""
+        await self._measured(seen, "quiet", None)
+        await self._measured(seen, "attack", Attackers(kind, self._seconds, self._sockets[:sockets]))
+        await self._measured(seen, "floor", self._floor(kind, seen))
+        offenders = {f"default/p{number}" for number in range(sockets)}
+        for event in self._here.events():
+            if event["event"] == MOVED:
+                (seen.offenders if event["pod"] in offenders else seen.others)[event["to"]] += 1
+            seen.ended += event["event"] == ENDED and event["which"] == "shared"
 
     def _floor(self, kind: str, seen: Seen) -> Attackers:
         """The CPU time of the last attack, or as many processes as it made, aimed at nobody."""
@@ -138,10 +154,7 @@ class Hostile:
                 self._late(seen, load, until),
             )
         ]
-        watching = asyncio.create_task(self._watch(seen)) if load == "attack" else None
         await asyncio.gather(*tasks)
-        if watching is not None:
-            watching.cancel()
         if attackers is not None:
             done, busy = await attackers.ended()
             if load == "attack":
@@ -152,7 +165,12 @@ class Hostile:
     async def _fetch(self, seen: Seen, load: str, until: float) -> None:
         while time.monotonic() < until:
             started = time.perf_counter()
-            await first(self._rng.choice(self._sockets[MANY:]))
+            try:
+                await first(self._rng.choice(self._sockets[MANY:]))
+            except grpc.aio.AioRpcError:
+                seen.failure("fetch", load)
+                await asyncio.sleep(AGAIN)
+                continue
             seen.add("fetch", load, (time.perf_counter() - started) * 1e3)
             await asyncio.sleep(0.01)
 
@@ -161,7 +179,12 @@ class Hostile:
             each = pod(f"new{self._published}", "new")
             self._published += 1
             started = time.perf_counter()
-            await self._kubelet.publish(each, VOLUME)
+            try:
+                await self._kubelet.publish(each, VOLUME)
+            except PublishFailed:
+                seen.failure("publish", load)
+                await asyncio.sleep(AGAIN)
+                continue
             seen.add("publish", load, (time.perf_counter() - started) * 1e3)
             await self._kubelet.unpublish(each, VOLUME)
             await asyncio.sleep(0.1)
@@ -187,45 +210,23 @@ class Hostile:
                 found[entry["target"]] = datetime.fromisoformat(entry["renew_at"]).timestamp()
         return found
 
-    async def _watch(self, seen: Seen) -> None:
-        assert self._here.process is not None
-        while True:
-            seen.resident.append(self.status("VmRSS") * 1024)
-            with suppress(FileNotFoundError, ProcessLookupError):
-                open_now = sum(len(os.listdir(f"/proc/{each}/fd")) for each in self._here.processes())
-                seen.descriptors = max(seen.descriptors, open_now)
-            await asyncio.sleep(0.1)
-
-    async def _recovered(self, sockets: Iterable[Path]) -> None:
-        """The attacked sockets answer again: what is measured next is not what was left of this."""
-        async with asyncio.timeout(60):
-            for socket in sockets:
-                while True:
-                    try:
-                        await first(socket)
-                        break
-                    except grpc.aio.AioRpcError:
-                        await asyncio.sleep(0.1)
-
-    def status(self, name: str) -> int:
-        """A line of /proc/PID/status, of the agent and the process that serves sockets together."""
-        found = 0
-        for process in self._here.processes():
-            with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
-                lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-                found += next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
-        return found
-
 
 async def run(kinds: Sequence[tuple[str, int]], rounds: int, seconds: float) -> list[Seen]:
-    """One after the other, in one agent. Raises TimeoutError."""
+    """One after the other, each time with another agent: who was set apart before is not. Raises TimeoutError."""
     found = []
-    async with asyncio.timeout(LIMIT), node(ttl=TTL) as (here, kubelet):
-        hostile = Hostile(here, kubelet, random.Random(1), seconds)
-        await hostile.begin()
+    rng = random.Random(1)
+    async with asyncio.timeout(LIMIT):
         for kind, sockets in kinds:
-            found.append(await hostile.attack(kind, rounds, sockets))
-            print(line(found[-1]), file=sys.stderr, flush=True)
+            seen = Seen(kind if sockets == 1 else f"{kind}, {sockets} pods")
+            for _ in range(rounds):
+                async with a_node(ttl=TTL, limit=MEMORY) as (here, kubelet, group):
+                    hostile = Hostile(here, kubelet, rng, seconds)
+                    await hostile.begin()
+                    await hostile.attack(seen, kind, sockets)
+                    seen.memory = max(seen.memory, group.peak())
+                    seen.killed += group.killed()
+            found.append(seen)
+            print(line(seen), file=sys.stderr, flush=True)
     return found
 
 
@@ -245,10 +246,28 @@ def line(seen: Seen) -> str:
         found = [by[what, load].statistic(statistic) if (what, load) in by else None for load in LOADS]
         return " / ".join("-" if value is None else f"{value:.3g}" for value in found)
 
+    def counted(found: Counter[str]) -> str:
+        return ", ".join(f"{to} {number}" for to, number in sorted(found.items())) or "-"
+
+    def failed(what: str) -> str:
+        return f"{seen.failed[what]} of {len(seen.values.get((what, 'attack'), ())) + seen.failed[what]}"
+
     cells = [seen.kind, f"{seen.done / seen.seconds:.0f}", f"{sum(seen.busy) / seen.seconds * ATTACKERS:.2f}"]
-    cells += [cell("fetch", "p50"), cell("fetch", "p99"), cell("publish", "p50"), cell("late", "p50")]
-    resident = (seen.before, max(seen.resident), seen.after)
-    cells += [" / ".join(f"{value / MB:.0f}" for value in resident), str(seen.descriptors)]
+    cells += [failed("fetch"), cell("fetch", "p50"), cell("fetch", "p99")]
+    cells += [
+        failed("publish"),
+        cell("publish", "p50"),
+        cell("publish", "max"),
+        cell("late", "p50"),
+        cell("late", "p99"),
+    ]
+    cells += [
+        f"{seen.memory / MB:.0f}",
+        str(seen.killed),
+        str(seen.ended),
+        counted(seen.offenders),
+        counted(seen.others),
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -258,16 +277,25 @@ def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
         "attack",
         "done, 1/s",
         "cores used by it",
+        "fetches failed",
         "fetch p50, ms",
         "fetch p99, ms",
-        "publish p50, ms",
     )
-    headings += ("due to written p50, ms", "agent's RSS before / peak / after, MB", "descriptors, peak")
+    headings += ("publishes failed", "publish p50, ms", "publish max, ms", "due to written p50, ms", "p99, ms")
+    headings += (
+        "memory at most, MB",
+        "killed by the limit",
+        "shared process ended",
+        "attacked moved to",
+        "others moved to",
+    )
     lines = ["# Pods that run wild", "", ", ".join(f"{key} {value}" for key, value in about.items()), ""]
     lines += [
         f"`python -m bench.hostile`: {PODS} pods, SVIDs of {TTL}; what is done to one of them is in bench/attacks.py.",
-        "Latencies are of other pods: quiet / floor / attack, in turn; the floor burns the attackers' CPU time and",
-        "attacks nobody (for forks: it makes as many processes, which do nothing).",
+        f"Latencies are of the {PODS - MANY} pods that are never attacked: quiet / floor / attack, in turn; the floor",
+        "burns the attackers' CPU time and attacks nobody (for forks: it makes as many processes, which do nothing).",
+        "Failed are calls under the attack. Memory is the whole group's, the kernel's own too, of the chart's limit of",
+        f"{MEMORY / MB:.0f} MB.",
         "",
     ]
     lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *map(line, found), ""]
@@ -282,7 +310,7 @@ def main() -> int:
     about = environment()
     kinds = [(kind, 1) for kind in arguments.kinds.split(",")]
     kinds += [(kind, MANY) for kind in ("connections", "calls") if (kind, 1) in kinds]
-    found = asyncio.run(run(kinds, 1 if arguments.quick else 3, 1.0 if arguments.quick else 4.0))
+    found = asyncio.run(run(kinds, 1 if arguments.quick else 2, 1.0 if arguments.quick else 7.0))
     text = report(found, about)
     print(text)
     if not arguments.quick:

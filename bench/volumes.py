@@ -43,10 +43,12 @@ PATIENCE = 120.0
 
 
 @asynccontextmanager
-async def a_node(*flags: str, limit: int = LIMIT) -> AsyncIterator[tuple[Host, StandInKubelet, Limited]]:
+async def a_node(
+    *flags: str, limit: int = LIMIT, ttl: str = "1h"
+) -> AsyncIterator[tuple[Host, StandInKubelet, Limited]]:
     """A node whose agent has so much memory."""
     with limited(limit) as group, host() as here:
-        here.start(*flags, within=group.command)
+        here.start(*flags, ttl=ttl, within=group.command)
         async with StandInKubelet(here.kubelet_root, registry_interval=0.01) as kubelet:
             await kubelet.wait_registered()
             yield here, kubelet, group
