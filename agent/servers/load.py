@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,8 @@ from agent.servers.quarantine import Why
 LOOK: Final = 1.0
 SHARE: Final = 0.5
 SECONDS: Final = 3.0
+# Too much as well, where it is kept waiting: its own work and that wait together are all of a core.
+KEPT_WAITING: Final = 0.125
 # Of its memory: too much; and so much more than that, the next time.
 PART: Final = 0.6
 MORE: Final = 1.1
@@ -21,10 +24,12 @@ _MEMORY = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Seconds of processor time since it began, and bytes of memory as its limit counts them."""
+    """Seconds of processor time since it began, and bytes of memory as its limit counts them; `waited`: seconds that
+    those of its threads that it has now were ready and had no processor."""
 
     cpu: float
     memory: float
+    waited: float = 0.0
 
 
 def usage(pid: int) -> Usage:
@@ -33,16 +38,28 @@ def usage(pid: int) -> Usage:
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     memory = _MEMORY.search(Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace"))
     # User and system time are fields 14 and 15; the first after the name is the third. An ended one has no memory.
-    return Usage((int(stat[11]) + int(stat[12])) / _TICKS, int(memory[1]) * 1024 if memory else 0)
+    used = (int(stat[11]) + int(stat[12])) / _TICKS
+    return Usage(used, int(memory[1]) * 1024 if memory else 0, _waited(pid))
+
+
+def _waited(pid: int) -> float:
+    """0 where the kernel does not tell (proc.rst, schedstat's second number)."""
+    found = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # one that has ended
+            found += int((task / "schedstat").read_text(encoding="ascii").split()[1])
+    return found / 1e9
 
 
 class Watch:
-    """Over one process's life. `memory`: bytes that it may have; `share`: of a core, what is too much."""
+    """Over one process's life. `memory`: bytes that it may have; `share`: of a core, what is too much; `kept_waiting`:
+    what is where it gets no more of the core that it wants."""
 
-    def __init__(self, memory: int, share: float = SHARE) -> None:
+    def __init__(self, memory: int, share: float = SHARE, kept_waiting: float = KEPT_WAITING) -> None:
         self._memory = memory
         self._share = share
-        self._mark: tuple[float, float] | None = None
+        self._kept_waiting = kept_waiting
+        self._mark: tuple[float, Usage] | None = None
         self._hot = 0.0
         self._level = 0.0
         self._latest = 0.0
@@ -71,11 +88,13 @@ class Watch:
     def _heat(self, usage: Usage, now: float) -> bool:
         """Whether it took too much of a core at the last look that was long enough."""
         if self._mark is None:
-            self._mark = (now, usage.cpu)
+            self._mark = (now, usage)
             return False
         seconds = now - self._mark[0]
         if seconds >= LOOK:
-            took = (usage.cpu - self._mark[1]) / seconds
-            self._hot = self._hot + seconds if took >= self._share else 0.0
-            self._mark = (now, usage.cpu)
+            took = (usage.cpu - self._mark[1].cpu) / seconds
+            wanted = took + (usage.waited - self._mark[1].waited) / seconds
+            hot = took >= self._share or (took >= self._kept_waiting and wanted >= 1.0)
+            self._hot = self._hot + seconds if hot else 0.0
+            self._mark = (now, usage)
         return self._hot > 0

@@ -71,7 +71,9 @@ class Warden:
 
     def began(self, place: Place, pid: int, memory: int, pod: Callable[[int], str | None]) -> None:
         """Another process serves there, with so many bytes of memory; `pod` says whose a volume's number is."""
-        watch = Watch(memory, SHARE_IN_QUARANTINE) if place is Place.QUARANTINE else Watch(memory)
+        # In quarantine it is kept waiting on purpose.
+        apart = place is Place.QUARANTINE
+        watch = Watch(memory, SHARE_IN_QUARANTINE, SHARE_IN_QUARANTINE) if apart else Watch(memory)
         allowance = Allowance(REPORTS, REPORTS_BURST, self._now)
         self._lives[place] = _Life(pid, watch, Weights(pod, self._now), allowance, self._now())
 

@@ -37,7 +37,7 @@ EARLY = """
 import sys
 if "podsvid" in sys.orig_argv:
     from agent.servers import load, served, warden
-    load.Watch.__init__.__defaults__ = (0.05,)
+    load.Watch.__init__.__defaults__ = (0.05, 0.05)
     warden.SHARE_IN_QUARANTINE = 0.02
     (times,) = (each for each in served.Settings.__init__.__defaults__ if hasattr(each, "quiet"))
     object.__setattr__(times, "quiet", 30.0)
@@ -147,8 +147,8 @@ def on_node(main: Callable[[Pods], Awaitable[None]], folder: Path | None = None)
     asyncio.run(run())
 
 
-# Calls without an end, large headers, many short connections, many fast calls: each goes on for as long as it is served.
-# (Calls that are held, "unfinished", come to rest once they are refused, and who is at rest is to blame for nothing.)
+# Calls without an end, large headers, many short connections, many fast calls: each goes on while it is served. (Calls
+# that are held, "unfinished", come to rest once they are refused, and who is at rest is to blame for nothing.)
 KINDS = ("begun", "metadata", "connections", "garbage", "forks", "calls")
 GOOD = ("g1", "g2", "g3")
 

@@ -22,6 +22,7 @@ class Clock:
 
 def test_the_kernel_is_asked_for_time_and_memory() -> None:
     before = usage(os.getpid())
+    assert before.waited > 0
     kept = bytearray(os.urandom(32 * 1024 * 1024))
     for _ in range(200):
         sum(range(100_000))
@@ -48,6 +49,21 @@ def test_time_is_too_much_when_it_is_for_seconds() -> None:
     assert not watch.suspicious
     for more in (1.0, 2.0):
         assert watch.look(Usage(cpu + 0.7 + 0.6 * more, 1), 6.0 + more) is None, "what was before counts"
+
+
+def test_time_that_it_waits_for_is_too_much_where_it_works_too() -> None:
+    """A flood that has the cores itself leaves little to the process that it is aimed at."""
+    watch = Watch(int(MEMORY))
+    assert watch.look(Usage(0.0, 1, 0.0), 0.0) is None
+    found = [watch.look(Usage(0.2 * second, 1, 0.9 * second), float(second)) for second in range(1, 4)]
+    assert found == [None, None, Why.CPU]
+    for cpu, waited, why in ((0.1, 5.0, "who does next to nothing"), (0.2, 0.7, "who is kept waiting a little")):
+        watch = Watch(int(MEMORY))
+        for second in range(10):
+            assert watch.look(Usage(cpu * second, 1, waited * second), float(second)) is None, why
+    watch = Watch(int(MEMORY), 0.8, 0.8)
+    for second in range(10):
+        assert watch.look(Usage(0.7 * second, 1, 5.0 * second), float(second)) is None, "quarantine waits on purpose"
 
 
 def test_looks_that_follow_each_other_are_one() -> None:

@@ -18,7 +18,7 @@ PODS = {1: "bad", 2: "good"}
 class Scene:
     def __init__(self, *, active: bool = True) -> None:
         self.now = 100.0
-        self.cpu = 0.0
+        self.cpu = self.waited = 0.0
         self.memory = 1.0
         self.looks: list[int] = []
         self.moves: list[Move] = []
@@ -29,7 +29,7 @@ class Scene:
         self.looks.append(pid)
         if self.gone:
             raise FileNotFoundError
-        return Usage(self.cpu, self.memory)
+        return Usage(self.cpu, self.memory, self.waited)
 
     def begin(self, place: Place = Place.SHARED, pid: int = 7) -> None:
         self.warden.began(place, pid, MEMORY, PODS.get)
@@ -85,6 +85,19 @@ def test_time_of_a_core_moves_who_takes_it() -> None:
     assert found == [("bad", "quarantine", "cpu")]
 
 
+def test_a_core_that_it_waits_for_moves_who_it_is_wanted_for() -> None:
+    at = Scene()
+    at.begin()
+    found = []
+    for second in range(10):
+        at.now += 1
+        at.cpu += 0.2
+        at.waited += 2.0
+        at.flood(calls=2_000 * (second + 1))
+        found += at.moved()
+    assert found == [("bad", "quarantine", "cpu")]
+
+
 @pytest.mark.parametrize(("share", "closed"), [(0.7, False), (0.9, True)])
 def test_what_limits_allow_is_no_reason_to_be_closed(share: float, closed: bool) -> None:
     at = Scene()
@@ -97,6 +110,7 @@ def test_what_limits_allow_is_no_reason_to_be_closed(share: float, closed: bool)
     for second in range(8):
         at.now += 1
         at.cpu += share
+        at.waited += 5.0
         at.flood(Place.QUARANTINE, calls=2_000 * (second + 1))
         found += at.moved()
     assert bool(found) == closed
