@@ -51,13 +51,15 @@ YOUNG_PORTION: Final = 4 * KIB
 MAX_TOKEN: Final = 4 * KIB
 MAX_HEADERS, MOST_HEADERS = 6 * KIB, 8 * KIB
 HEADERS: Final = 32
-# Two tokens' worth and DNS names; what an agent says of its SVIDs.
-MAX_MINT: Final = 64 * KIB
+# 16 KiB each of a token and a CSR, and 8 of DNS names, or a token and 16 of audiences; what an agent says of its SVIDs.
+MAX_MINT: Final = 48 * KIB
 MAX_REPORT: Final = 16 * KIB
-# Mints of all nodes at once, trust streams, and calls that wait in grpc for this process to take them up.
+# Mints of all nodes at once, trust streams, and calls that wait in one of grpc's servers for this process to take them
+# up: there are two for a while once the certificate is renewed, as the old one's connections go on.
 MINTS: Final = 512
 TRUST_STREAMS: Final = AGENT_CONNECTIONS
-PENDING: Final = 512
+PENDING: Final = 384
+SERVERS: Final = 2
 
 
 def held_at_most() -> Mapping[str, int]:
@@ -70,7 +72,7 @@ def held_at_most() -> Mapping[str, int]:
             "what strangers send before they are known": STRANGERS * GREETING * SWOLLEN,
             "what nobody has read yet: waiting connections x buffer": WAITING * SOCKET_BUFFER,
             "what agents send before they acknowledge limits": YOUNG_BYTES * SWOLLEN,
-            "headers of calls that wait": PENDING * MOST_HEADERS // 33 * SWOLLEN,
+            "headers of calls that wait": SERVERS * PENDING * MOST_HEADERS // 33 * SWOLLEN,
             "mints under way": MINTS * (MAX_MINT + attested),
             "trust streams": TRUST_STREAMS * attested,
         }

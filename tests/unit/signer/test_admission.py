@@ -24,7 +24,9 @@ from signer.front.admission import (
     Admission,
     Entry,
 )
-from signer.model import LivePod
+from signer.model import MAX_DNS_NAMES, LivePod
+from signer.pb import signer_pb2
+from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
 
 
 class Guest:
@@ -559,3 +561,13 @@ def test_addresses_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatc
         rig.enter(f"10.0.0.{number}")
     # The first was forgotten: it has its whole rate again.
     assert [rig.enter("10.0.0.0")[1] is not None for _ in range(3)] == [True, True, False]
+
+
+def test_the_largest_mints_that_the_protocol_allows_are_taken() -> None:
+    pod = signer_pb2.Pod(namespace="n" * 63, name="p" * 253, uid="u" * 36)
+    token, csr = "t" * 16 * budget.KIB, b"c" * 16 * budget.KIB
+    names = ["d" * 253] * MAX_DNS_NAMES
+    x509 = signer_pb2.MintX509SVIDRequest(pod=pod, pod_token=token, csr=csr, ttl_seconds=1, dns_names=names, ttl="9h")
+    audiences = ["a" * MAX_AUDIENCE_BYTES] * MAX_AUDIENCES
+    jwt = signer_pb2.MintJWTSVIDRequest(pod=pod, pod_token=token, spiffe_id="i" * 2048, audiences=audiences)
+    assert max(x509.ByteSize(), jwt.ByteSize()) <= budget.MAX_MINT
