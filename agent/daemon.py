@@ -203,6 +203,7 @@ async def _start(
     )
     return {
         "rotation": workloads.scheduler.run,
+        "replaced files": workloads.sweeps.run,
         "trust": workloads.follow_trust,
         "early renewals": workloads.follow_early_renewals,
         "adoption": lambda: _for_ever(adopting),

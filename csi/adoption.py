@@ -166,7 +166,8 @@ class Adoption:
 
     def _prune(self) -> None:
         for each in self._left.values():
-            each.directory.prune()
+            with suppress(OSError):
+                each.directory.prune()
 
     async def _weigh(self) -> None:
         def weighed() -> list[tuple[Volume, Weight]]:

@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -62,6 +63,8 @@ class VolumeDirectory:
         self._password = volume.options.keystore_password or ""
         # What the files say of whom to trust.
         self._trust: Trust | None = None
+        # Keystores are written in a thread: what is written there is nobody's to prune.
+        self._writing = threading.Lock()
 
     @property
     def descriptor(self) -> int:
@@ -75,8 +78,12 @@ class VolumeDirectory:
         if self._options.has_keystores and not self._password:
             self._password = secrets.token_urlsafe(24)
         files = layout.render(self._options, contents, self._password)
-        trust = contents.identity.trust
         stamp = f"..{now.astimezone(UTC):%Y_%m_%d_%H_%M_%S}.{secrets.token_hex(4)}"
+        with self._writing:
+            self._replace(stamp, contents, files)
+
+    def _replace(self, stamp: str, contents: Contents, files: Mapping[str, layout.File]) -> None:
+        trust = contents.identity.trust
         os.mkdir(stamp, 0o700, dir_fd=self._fd)
         try:
             self._fill(stamp, files, state.dump(state.State(contents, self._password)), self._trust == trust)
@@ -90,7 +97,9 @@ class VolumeDirectory:
             self._link(name, f"{_DATA}/{name}")
         for name in layout.SOCKET_LINKS:
             self._link(name, layout.SOCKET)
-        self._prune(stamp, self._kept())
+        # One that cannot go is the next sweep's, and no reason to say that nothing was written.
+        with suppress(OSError):
+            self._prune(stamp, self._kept())
 
     def read(self) -> Contents:
         """What an earlier process wrote. Raises OSError, SvidError."""
@@ -222,10 +231,18 @@ class VolumeDirectory:
         now = mount + max(own + sum(held), self._used(inode))
         return Weight(now, max(now, mount + own + max(held, default=0) * GENERATIONS_KEPT))
 
-    def prune(self) -> None:
-        """Remove older files at once, also those that a slow reader may still hold. Nothing where it cannot be told."""
-        with suppress(OSError):
+    def prune(self) -> bool:
+        """Remove older files at once, also those that a slow reader may still hold; False while others are written.
+
+        Raises OSError where one of them cannot go, or it cannot be told which is the present one.
+        """
+        if not self._writing.acquire(blocking=False):
+            return False
+        try:
             self._prune(os.readlink(_DATA, dir_fd=self._fd), kept=1)
+        finally:
+            self._writing.release()
+        return True
 
     def empty(self) -> None:
         """Take away what is in it, before it is unmounted for good; what cannot be goes with the mount.
@@ -343,11 +360,17 @@ class VolumeDirectory:
             for entry in os.scandir(self._fd)
             if entry.name.startswith("..2") and entry.name != current and entry.is_dir(follow_symlinks=False)
         ]
+        failed: OSError | None = None
         for _, name in sorted(stamps, reverse=True)[kept - 1 :]:
             # A pod that opened all and closed none would keep them, in memory that is the agent's, until the volume is
             # full. What most renewals do not change is left to it: a program may have a mount of that alone (subPath).
-            with suppress(OSError):
-                remove(name, self._fd, kept=layout.lasting(self._options))
+            try:
+                if not remove(name, self._fd, kept=layout.lasting(self._options)):
+                    failed = OSError(errno.EBUSY, "something is mounted in them")
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from agent.workload.issuer import Issuer
 from agent.workload.problems import Problem, Problems
 from agent.workload.rotation import RotationScheduler
 from agent.workload.slow import SlowWork
-from agent.workload.workload import Means, Workload
+from agent.workload.workload import SUPERSEDED, Means, Workload
 from csi.errors import IdentityDenied, IdentityUnavailable, NodeBusy
 from csi.journal import Journal
 from csi.model import Condition, Contents, Issued, PodRef, PodToken, Volume
@@ -53,7 +53,9 @@ class WorkloadRegistry:
         self._blocking = blocking
         self._clock = clock
         self._issuer = Issuer(authority, slow, clock, rng, metrics)
-        self._means = Means(self._issuer, journal, blocking, slow, clock, rng, metrics, sockets, tracing)
+        # Files that were replaced go by a scheduler of their own: no mint that takes its time keeps them.
+        self.sweeps = RotationScheduler(self._sweep, clock, rng, sweeps=True)
+        self._means = Means(self._issuer, journal, blocking, slow, clock, rng, metrics, sockets, tracing, self.sweeps)
         self._workloads: dict[str, Workload] = {}
         # Set when what workloads hold may have changed.
         self._held = asyncio.Event()
@@ -131,6 +133,7 @@ class WorkloadRegistry:
 
     async def close(self, volume_id: str) -> None:
         await self.scheduler.forget(volume_id)
+        await self.sweeps.forget(volume_id)
         workload = self._workloads.pop(volume_id, None)
         self._held.set()
         if workload is not None:
@@ -223,6 +226,8 @@ class WorkloadRegistry:
     def _hold(self, workload: Workload, due: datetime) -> None:
         self._workloads[workload.volume.id] = workload
         self.scheduler.schedule(workload.volume.id, due)
+        # Also what a process left that ended between a switch and its sweep.
+        self.sweeps.schedule(workload.volume.id, self._clock.now() + SUPERSEDED)
         self._held.set()
 
     async def _hand_trust(self, workload: Workload) -> None:
@@ -242,6 +247,10 @@ class WorkloadRegistry:
             return await workload.renew()
         finally:
             self._held.set()
+
+    async def _sweep(self, volume_id: str) -> datetime | None:
+        workload = self._workloads.get(volume_id)
+        return workload.sweep() if workload is not None else None
 
     def _states(self) -> Mapping[str, int]:
         return Counter(self.state(workload) for workload in list(self._workloads.values()))

@@ -1,4 +1,4 @@
-"""One scheduler for all renewals: what is due next, at most so many at once, back-off for each that fails."""
+"""What is due next, at most so many at once, back-off for each that fails: for renewals, and for what they leave."""
 
 import asyncio
 import logging
@@ -14,21 +14,29 @@ MAX_NAP = 30.0
 # A wall clock that lost more than this against the monotonic one was set back: adjustments are smaller.
 SET_BACK = timedelta(seconds=5)
 FIRST_RETRY, MAX_RETRY = timedelta(seconds=1), timedelta(seconds=60)
-Rotate = Callable[[str], Awaitable[datetime]]
+Rotate = Callable[[str], Awaitable[datetime | None]]
 Prepare = Callable[[str], Awaitable[None]]
 
 
 class RotationScheduler:
-    """Calls `rotate(key)` when `key` is due; it answers the next due instant or raises to be tried again.
+    """Calls `rotate(key)` when `key` is due; it answers the next due instant, if any, or raises to be tried again.
 
-    A key is never rotated twice at once. What takes long beforehand and needs nothing of the others is `prepare`'s:
-    who waits there takes no place among those at once. Belongs to one event loop.
+    `sweeps` says what that is in the log. A key is never rotated twice at once. What takes long beforehand and needs
+    nothing of the others is `prepare`'s: who waits there takes no place among those at once. Belongs to one event loop.
     """
 
     def __init__(
-        self, rotate: Rotate, clock: Clock, rng: random.Random, *, prepare: Prepare | None = None, at_once: int = 16
+        self,
+        rotate: Rotate,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        prepare: Prepare | None = None,
+        at_once: int = 16,
+        sweeps: bool = False,
     ) -> None:
         self._rotate = rotate
+        self._sweeps = sweeps
         self._prepare = prepare
         self._clock = clock
         self._rng = rng
@@ -92,7 +100,7 @@ class RotationScheduler:
             while True:
                 self._changed.clear()
                 now, at = self._clock.now(), loop.time()
-                if now < seen + timedelta(seconds=at - seen_at) - SET_BACK:
+                if self._due and now < seen + timedelta(seconds=at - seen_at) - SET_BACK:
                     _log.warning("the clock was set back; looking at every volume", extra={"now": now.isoformat()})
                     # What was planned by a clock that was ahead may come days too late by this one.
                     self._due = dict.fromkeys(self._due, now)
@@ -124,13 +132,14 @@ class RotationScheduler:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             due = self._clock.now() + self._delay(failures)
             _log.warning(
-                "rotation failed; trying again",
+                "replaced files cannot be removed; trying again" if self._sweeps else "rotation failed; trying again",
                 extra={"volume_id": key, "error": str(error), "failures": failures, "retry_at": due.isoformat()},
             )
         else:
             self._failures.pop(key, None)
         # A request that arrived meanwhile stands.
-        self._due.setdefault(key, due)
+        if due is not None:
+            self._due.setdefault(key, due)
 
     def _delay(self, failures: int) -> timedelta:
         doublings: int = 2 ** min(failures - 1, 16)

@@ -14,6 +14,7 @@ from agent.servers.protocol import Kept, PodSockets, Use
 from agent.workload.issuer import Issuer
 from agent.workload.jwt_svids import JwtSvids, KeptJwt
 from agent.workload.problems import Problem, Problems
+from agent.workload.rotation import RotationScheduler
 from agent.workload.slow import SlowWork
 from csi.journal import Entry, Journal
 from csi.model import Contents, Issued, PodToken, Volume
@@ -28,6 +29,9 @@ from svid.renewal import RenewalWindow
 
 _log = logging.getLogger("podsvid.workloads")
 LATE_RENEWAL = timedelta(seconds=5)
+# How long files stay that were replaced: for who began to read them, and no longer, since they hold a private key, and
+# who watches a file of theirs hears of the new one when it goes.
+SUPERSEDED = timedelta(seconds=3)
 # How many problems are remembered of a volume.
 MAX_PROBLEMS = 8
 
@@ -45,6 +49,8 @@ class Means:
     metrics: Metrics
     sockets: PodSockets
     tracing: Tracing
+    # When whose replaced files go.
+    sweeps: RotationScheduler
 
 
 class Workload:
@@ -246,6 +252,13 @@ class Workload:
             raise failure
         return self.next_due()
 
+    def sweep(self) -> datetime | None:
+        """Take away the files that were replaced; answers when to come back, for another write is under way.
+
+        Raises OSError where they cannot go.
+        """
+        return None if self.directory.prune() else self._means.clock.now() + SUPERSEDED
+
     def remember(self, reason: str, message: str) -> None:
         """Keep what went wrong for whoever asks."""
         now = self._means.clock.now()
@@ -340,6 +353,8 @@ class Workload:
             )
         else:
             self.directory.write(contents, clock.now())
+        # Whatever becomes of the journal.
+        self._means.sweeps.schedule(self.volume.id, clock.now() + SUPERSEDED)
         self._means.journal.record(entry)
         self.written, self.written_at = contents, clock.now()
 

@@ -9,5 +9,6 @@ _HERE = Path(__file__).parent
 PROGRAMS = (
     Program("promtool", _HERE / "prometheus", "github.com/prometheus/prometheus/cmd/promtool"),
     Program("csi-sanity", _HERE / "go", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"),
+    Program("watchers", _HERE / "watchers", "."),
     Program("go-client", _HERE / "go", "./client"),
 )
