@@ -22,6 +22,8 @@ from svid.keys import KeyAlgorithm
 _Parse: TypeAlias = Callable[[str], dict[str, Any]]
 MAX_ID = 2**31 - 1
 MAX_JWT_FILES = 8
+# Of all of them together: a token for many lets each of these act as the pod towards the others.
+MAX_JWT_AUDIENCES = 12
 MAX_DNS_NAMES = 16
 MODES = ("0400", "0440", "0444", "0600", "0640", "0644")
 KEYSTORE_ALGORITHMS = (
@@ -129,8 +131,11 @@ def _dns_names(text: str) -> dict[str, Any]:
 
 
 def _jwt_audiences(text: str) -> dict[str, Any]:
-    files = []
-    for part in text.split(",", MAX_JWT_FILES):
+    files: dict[str, list[str]] = {}
+    parts = text.split(",", MAX_JWT_AUDIENCES)
+    if len(parts) > MAX_JWT_AUDIENCES:
+        raise ValueError
+    for part in parts:
         part = part.strip(_BLANK)
         name, equals, audience = part.partition("=")
         if not (equals and _FILE_NAME.fullmatch(name)):
@@ -141,10 +146,13 @@ def _jwt_audiences(text: str) -> dict[str, Any]:
             raise ValueError
         if not _FILE_NAME.fullmatch(name):
             raise ValueError
-        files.append(JwtFile(name, audience))
+        audiences = files.setdefault(name, [])
+        if audience in audiences:
+            raise ValueError
+        audiences.append(audience)
     if len(files) > MAX_JWT_FILES:
         raise ValueError
-    return {"jwt_files": tuple(files)}
+    return {"jwt_files": tuple(JwtFile(name, tuple(sorted(audiences))) for name, audiences in files.items())}
 
 
 def _file_name(role: str) -> _Parse:
@@ -219,9 +227,9 @@ ATTRIBUTES = (
     ),
     Attribute(
         "jwt-audiences",
-        "JWT-SVIDs to keep as files, one for each audience",
-        f"at most {MAX_JWT_FILES} of AUDIENCE (file AUDIENCE.jwt, when that is a file name) or FILE=AUDIENCE, "
-        "comma-separated",
+        "JWT-SVIDs to keep as files, one for each audience, or one for all audiences that name the same file",
+        f"at most {MAX_JWT_AUDIENCES} of AUDIENCE (file AUDIENCE.jwt, when that is a file name) or FILE=AUDIENCE, "
+        f"comma-separated, in at most {MAX_JWT_FILES} files, none twice in one",
         "none",
         _jwt_audiences,
     ),

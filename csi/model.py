@@ -37,10 +37,10 @@ class PodToken:
 
 @dataclass(frozen=True, slots=True)
 class JwtFile:
-    """A JWT-SVID to be kept as a file of that name in the volume."""
+    """A JWT-SVID for all of `audiences`, which are in order, to be kept as a file of that name in the volume."""
 
     name: str
-    audience: str
+    audiences: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

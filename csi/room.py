@@ -37,8 +37,8 @@ class Bounds:
 def expected(options: VolumeOptions) -> Weight:
     """What a volume will weigh, before it is written: at most, but for federated bundles, which come on top."""
     heavy = options.key_algorithm not in (KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384, KeyAlgorithm.ED25519)
-    tokens = len(options.jwt_files)
-    pages = 24 + 12 * heavy + 12 * options.has_keystores + 6 * tokens
+    tokens, audiences = len(options.jwt_files), sum(len(file.audiences) for file in options.jwt_files)
+    pages = 24 + 12 * heavy + 12 * options.has_keystores + 6 * tokens + 4 * (audiences - tokens)
     inodes = 31 + 12 * options.has_keystores + 4 * tokens
     return Weight(0, MOUNT + GENERATIONS_KEPT * pages * KIB + inodes * INODE)
 

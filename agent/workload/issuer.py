@@ -70,7 +70,7 @@ class Issuer:
         jwt_svids = {}
         for file in volume.options.jwt_files:
             spiffe_id = issued.identity.default.spiffe_id
-            minted = await self.mint_jwt(volume, token, spiffe_id, (file.audience,), for_file=True)
+            minted = await self.mint_jwt(volume, token, spiffe_id, file.audiences, for_file=True)
             jwt_svids[file.name] = minted.svid
         return replace(issued, contents=Contents(issued.identity, jwt_svids))
 
@@ -119,9 +119,10 @@ class Issuer:
         By the newest bundle, or `beside`, which it was read with, before the authority has sent any.
         """
         try:
-            return self._checked(svid, file.audience, self.trust.bundle if self.trust.proven else beside)
+            found = self._checked(svid, file.audiences[0], self.trust.bundle if self.trust.proven else beside)
         except SvidError:
             return None
+        return found if set(found.audiences) == set(file.audiences) else None
 
     def _checked(self, svid: JwtSvid, audience: str, bundle: TrustBundle) -> JwtSvid:
         return check_jwt_svid(svid.token, {bundle.trust_domain: bundle}, audience, self._clock.now())

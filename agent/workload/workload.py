@@ -334,7 +334,7 @@ class Workload:
             kept = self.jwt_files.get(file.name)
             subject = identity.default.spiffe_id
             if kept is None or kept.renew_at <= self._means.clock.now() or kept.svid.spiffe_id != subject:
-                self.jwt_files[file.name] = await self._jwt_svids.get(subject, (file.audience,), for_file=True)
+                self.jwt_files[file.name] = await self._jwt_svids.get(subject, file.audiences, for_file=True)
                 renewed = True
         return renewed
 

@@ -29,7 +29,7 @@ from tests.fake_signer import authority
 from tests.unit.agent.signer_scene import Scene, on_stage
 from tests.workload_rig import Rig, rig
 
-API = JwtFile("api.jwt", "api")
+API = JwtFile("api.jwt", ("api",))
 SECOND = 1000
 HOUR = 3600 * SECOND
 MOST = int(AHEAD.total_seconds()) * SECOND

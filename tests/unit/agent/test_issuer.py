@@ -275,7 +275,7 @@ def test_a_jwt_svid_is_refused(bent: Callable[[Scene, JwtRequest], Any], why: st
             await at.mint_jwt("api", "db")
         assert at.minted_jwts == 0
         assert "eyJ" not in str(refused.value), "a token stands in a text"
-        files = (JwtFile("a.jwt", "api"), JwtFile("b.jwt", "db"))
+        files = (JwtFile("a.jwt", ("api",)), JwtFile("b.jwt", ("db",)))
         if bent is not jwt_for_fewer:  # for one audience that is what was asked for
             with pytest.raises(AuthorityRefused, match=why):
                 await at.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=files)), TOKEN)
@@ -298,11 +298,29 @@ def test_what_a_jwt_svid_says_of_itself_is_not_believed_its_token_is_read() -> N
 
 def test_a_volumes_tokens_are_each_for_their_files_audience_and_its_identity() -> None:
     async def play(at: Scene) -> None:
-        files = (JwtFile("a.jwt", "api"), JwtFile("b.jwt", "db"))
+        files = (JwtFile("a.jwt", ("api",)), JwtFile("b.jwt", ("db",)))
         issued = await at.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=files)), TOKEN)
         found = {name: (each.spiffe_id, each.audiences) for name, each in issued.contents.jwt_svids.items()}
         assert found == {"a.jwt": (SPIFFE_ID, ("api",)), "b.jwt": (SPIFFE_ID, ("db",))}
         assert issued.notice == "noticed"
+
+    on_stage(play)
+
+
+def test_a_file_for_several_audiences_holds_one_token_for_all_of_them() -> None:
+    async def play(at: Scene) -> None:
+        file = JwtFile("a.jwt", ("api", "db"))
+        issued = await at.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=(file,))), TOKEN)
+        svid = issued.contents.jwt_svids["a.jwt"]
+        assert svid.audiences == ("api", "db")
+        bundle = bundle_of(at.authority.x509, at.authority.jwt_key)
+        assert at.issuer.still_good(svid, file, bundle) == svid
+        # For more than the file is for it is of use to whom it is not meant for; for less it is refused somewhere.
+        for other in (("api",), ("db",), ("api", "db", "sts")):
+            assert at.issuer.still_good(svid, JwtFile("a.jwt", other), bundle) is None
+        at.authority.bend_jwt = lambda asked, minted: replace(minted, svid=jwt_for_fewer(at, asked))
+        with pytest.raises(AuthorityRefused, match="audiences"):
+            await at.mint_all(replace(VOLUME, options=VolumeOptions(jwt_files=(file,))), TOKEN)
 
     on_stage(play)
 
@@ -323,12 +341,12 @@ def test_a_token_read_from_a_file_is_good_for_its_audience_by_a_key_that_is_stil
         svid = (await at.mint_jwt("api")).svid
         # It was read with that one; the newest counts.
         bundle = bundle_of(at.authority.x509, at.authority.jwt_key)
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api"), bundle) == svid
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "db"), bundle) is None
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", ("api",)), bundle) == svid
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", ("db",)), bundle) is None
         at.clock.at += HOUR
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api"), bundle) is None
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", ("api",)), bundle) is None
         at.clock.at -= HOUR
         at.authority.trust.publish(Trust(bundle_of(at.authority.x509, JwtSigningKey.create(JwtAlgorithm.ES256))))
-        assert at.issuer.still_good(svid, JwtFile("a.jwt", "api"), bundle) is None
+        assert at.issuer.still_good(svid, JwtFile("a.jwt", ("api",)), bundle) is None
 
     on_stage(play)

@@ -148,7 +148,7 @@ def test_where_every_place_is_taken_others_come_after_one_of_each_that_wait(tmp_
         (other,) = node.ask(OTHER)
         await node.until_waiting(200 - 8 + 1)
         # An X.509-SVID does not wait, nor do the files of that volume after it.
-        new = node.publish(NEW, JwtFile("token", "api"))
+        new = node.publish(NEW, JwtFile("token", ("api",)))
         await node.at.until(lambda: node.signer.mints)
         await node.answer_until(other)
         # Those that were there already, and one of each of the two before.
@@ -333,7 +333,7 @@ def test_a_volumes_files_are_renewed_while_its_pod_has_as_many_waiting_as_it_may
         with ThreadPoolExecutor(1) as executor:
             work = slow_work(Blocking(executor), jwt=turns)
             async with rig(tmp_path, slow=work) as at, turns.turn(Who("held", "held")):
-                workload = await at.open(at.volume("spiffe", JwtFile("token", "api")))
+                workload = await at.open(at.volume("spiffe", JwtFile("token", ("api",))))
                 before = workload.jwt_files["token"].svid.token
                 at.clock.at += HOUR * 0.6
                 asked = [asyncio.create_task(workload._jwt_svids.get(SPIFFE_ID, [name])) for name in ("api", "db")]

@@ -282,7 +282,7 @@ def test_what_was_not_granted_and_what_was_renewed_is_in_the_log_and_no_secret_i
 ) -> None:
     async def play(at: Rig) -> None:
         caplog.set_level(logging.INFO)
-        workload = await at.open(at.volume("spiffe", JwtFile("api.jwt", "api")))
+        workload = await at.open(at.volume("spiffe", JwtFile("api.jwt", ("api",))))
         workload.ask_for_renewal()
         await workload.renew()
         found = {each.message: vars(each) for each in caplog.records}

@@ -285,7 +285,7 @@ def test_without_a_key_in_time_the_rest_of_a_volume_is_renewed_and_the_key_asked
 
     async def play(at: Rig, make: Maker) -> None:
         make.let_go(1)
-        options = replace(RSA, jwt_files=(JwtFile("api.jwt", "api"),))
+        options = replace(RSA, jwt_files=(JwtFile("api.jwt", ("api",)),))
         workload = await at.open(at.volume("spiffe", options=options))
         offender = asyncio.create_task(at.registry.key(volume(EVIL)))
         await until(lambda: len(make.asked) == 2)

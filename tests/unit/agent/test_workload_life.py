@@ -22,7 +22,7 @@ from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, root
 from tests.workload_rig import TOKEN, Rig, fetch_jwt, issue, on_rig, rig
 
-API = JwtFile("api.jwt", "api")
+API = JwtFile("api.jwt", ("api",))
 REFUSED, AWAY = AuthorityRefused("POLICY_DENIED: no"), AuthorityUnavailable("SIGNER_UNREACHABLE: away")
 
 

@@ -22,7 +22,7 @@ from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, TRUST_DOMAIN, bundle_of, root
 from tests.workload_rig import PARTNER, TOKEN, Rig, fetch_jwt, on_rig, rig
 
-API = JwtFile("api.jwt", "api")
+API = JwtFile("api.jwt", ("api",))
 
 
 def withdraw_jwt_key(at: Rig) -> Trust:
@@ -318,7 +318,7 @@ def test_after_a_restart_a_token_that_is_no_good_is_minted_anew(tmp_path: Path, 
     async def main() -> None:
         async with rig(tmp_path) as first:
             await first.open(first.volume("spiffe", API))
-        wanted = JwtFile("api.jwt", "db") if how == "of another audience" else API
+        wanted = JwtFile("api.jwt", ("db",)) if how == "of another audience" else API
         async with rig(tmp_path, first) as second:
             if how == "withdrawn":
                 withdraw_jwt_key(second)
@@ -330,9 +330,9 @@ def test_after_a_restart_a_token_that_is_no_good_is_minted_anew(tmp_path: Path, 
             workload.take_token(TOKEN)
             await workload.renew()
             found = workload.directory.read().jwt_svids["api.jwt"]
-            assert found.audiences == (wanted.audience,)
+            assert found.audiences == wanted.audiences
             assert found.expires_at == second.clock.at + HOUR
-            token = await fetch_jwt(workload, wanted.audience)
+            token = await fetch_jwt(workload, *wanted.audiences)
             assert token == found.token
 
     asyncio.run(main())

@@ -32,11 +32,18 @@ def test_nothing_chosen_is_the_profiles_own() -> None:
         ({"ttl": "90s"}, "ttl", timedelta(seconds=90)),
         ({"ttl": "12h"}, "ttl", timedelta(hours=12)),
         ({"dnsNames": "a.test, b.test,a.test"}, "dns_names", ("a.test", "b.test")),
-        ({"jwt-audiences": "vault"}, "jwt_files", (JwtFile("vault.jwt", "vault"),)),
+        ({"jwt-audiences": "vault"}, "jwt_files", (JwtFile("vault.jwt", ("vault",)),)),
         (
             {"jwt-audiences": "sts=https://sts.test/?a=b, db"},
             "jwt_files",
-            (JwtFile("sts", "https://sts.test/?a=b"), JwtFile("db.jwt", "db")),
+            (JwtFile("sts", ("https://sts.test/?a=b",)), JwtFile("db.jwt", ("db",))),
+        ),
+        ({"jwt-audiences": "sts=vault,sts=db"}, "jwt_files", (JwtFile("sts", ("db", "vault")),)),
+        # As they come apart: by file, whichever way that was named.
+        (
+            {"jwt-audiences": "db,sts=a,db.jwt=b=c, sts=db"},
+            "jwt_files",
+            (JwtFile("db.jwt", ("b=c", "db")), JwtFile("sts", ("a", "db"))),
         ),
         ({"keyMode": "0600"}, "key_mode", 0o600),
         ({"fileMode": "0444"}, "file_mode", 0o444),
@@ -68,7 +75,10 @@ def test_accepted(given: dict[str, str], field: str, value: object) -> None:
         ({"jwt-audiences": "https://vault.test"}, "FILE=AUDIENCE"),
         ({"jwt-audiences": "../x=vault"}, "FILE=AUDIENCE"),
         ({"jwt-audiences": ",".join(f"a{n}" for n in range(9))}, "at most 8"),
-        ({"jwt-audiences": "a=x,a=y"}, "two files of one name: 'a'"),
+        ({"jwt-audiences": "a=x,a=x"}, "none twice in one"),
+        ({"jwt-audiences": "db,db.jwt=db"}, "none twice in one"),
+        ({"jwt-audiences": "a=x,a="}, "FILE=AUDIENCE"),
+        ({"jwt-audiences": "a=x,tls.key=y,tls.key=z"}, "two files of one name: 'tls.key'"),
         ({"jwt-audiences": "tls.key=x"}, "two files of one name: 'tls.key'"),
         ({"jwt-audiences": "socket=x"}, "two files of one name: 'socket'"),
         ({"keyFile": "../tls.key"}, "a name of at most"),
@@ -113,6 +123,8 @@ def _many(attribute: str, form: str, number: int) -> dict[str, str]:
         ({"ttl": "1s"}, {"ttl": "0s"}),
         (_many("dnsNames", "a{}.test", 16), _many("dnsNames", "a{}.test", 17)),
         (_many("jwt-audiences", "a{}", 8), _many("jwt-audiences", "a{}", 9)),
+        (_many("jwt-audiences", "a=a{}", 12), _many("jwt-audiences", "a=a{}", 13)),
+        ({"jwt-audiences": "a,b,c,d,e,f,g,h,h.jwt=i"}, {"jwt-audiences": "a,b,c,d,e,f,g,h,i"}),
         ({"jwt-audiences": "a=" + "ä" * 256}, {"jwt-audiences": "a=" + "ä" * 256 + "a"}),
         ({"jwt-audiences": "a=b c"}, {"jwt-audiences": "a=b\nc"}),
         ({"jwt-audiences": "a=b"}, {"jwt-audiences": "a=\N{NO-BREAK SPACE}"}),
@@ -141,8 +153,10 @@ def test_accepted_to_the_bound_and_not_beyond(fits: dict[str, str], too_much: di
 
 def test_the_longest_lists_fit() -> None:
     names = [letter * 63 for letter in "abcdefgh"]
-    files = parse_attributes({"jwt-audiences": ", ".join(f"{name}={name[0] * 512}" for name in names)}).jwt_files
+    pairs = [(name, f"{number:x}" * 512) for number, name in enumerate([*names, *names[:4]])]
+    files = parse_attributes({"jwt-audiences": ", ".join(f"{name}={audience}" for name, audience in pairs)}).jwt_files
     assert [file.name for file in files] == names
+    assert [len(file.audiences) for file in files] == [2, 2, 2, 2, 1, 1, 1, 1]
     domain = ".".join(["a" * 63] * 3 + ["a" * 58])
     hosts = tuple(f"{number:x}.{domain}" for number in range(16))
     assert parse_attributes({"dnsNames": ", ".join(hosts)}).dns_names == hosts

@@ -155,6 +155,11 @@ def test_what_is_expected_grows_with_what_is_asked_for() -> None:
     assert 100 * KIB < PLAIN < weights[-1] < 400 * KIB
 
 
+def test_what_a_token_says_more_is_expected_too() -> None:
+    one, two = (expected(parse_attributes({"jwt-audiences": given})).grown for given in ("a=b", "a=b,a=c"))
+    assert one < two < expected(parse_attributes({"jwt-audiences": "a=b,c=c"})).grown
+
+
 def test_the_defaults_leave_room_for_a_thousand_plain_volumes(tmp_path: Path) -> None:
     bounds = Bounds()
     assert bounds.volumes * PLAIN < bounds.memory
