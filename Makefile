@@ -102,15 +102,17 @@ docs: $(VENV)/.run
 protos: $(VENV)/.test
 	$(BIN)/python proto/generate.py
 
-# What people without Helm apply. It is replaced when it is whole.
+# What people without Helm apply. A file is replaced when it is whole.
 HELM ?= helm
+RENDER = $(HELM) template podsvid deploy/chart/podsvid --namespace podsvid --set trustDomain=example.org --kube-version 1.34.0
 manifests:
 	$(call need,$(HELM),install Helm 3.17 or newer; or with Go: make manifests HELM=\$$($(BIN)/python -m tests.go_tools path cluster helm))
-	@mkdir -p deploy/manifests
-	@new=deploy/manifests/.podsvid.yaml.new; trap 'rm -f $$new' EXIT; \
-	  cat deploy/manifests/namespace.yaml > $$new && \
-	  $(HELM) template podsvid deploy/chart/podsvid --namespace podsvid --set trustDomain=example.org --no-hooks --kube-version 1.34.0 >> $$new && \
-	  mv $$new deploy/manifests/podsvid.yaml
+	@mkdir -p deploy/manifests/uninstall
+	@new=deploy/manifests/.new; trap 'rm -f $$new' EXIT; set -e; \
+	  $(RENDER) --show-only templates/crds.yaml > $$new; mv $$new deploy/manifests/crds.yaml; \
+	  $(RENDER) --show-only templates/uninstall-guard.yaml > $$new; sed -i '/--one-line/d' $$new; \
+    mv $$new deploy/manifests/uninstall/check.yaml; \
+	  $(RENDER) --no-hooks --set crds.install=false > $$new; mv $$new deploy/manifests/podsvid.yaml
 
 # The container image of this checkout; BASE is a Python image, by digest.
 BUILDER ?= docker

@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import yaml  # noqa: E402
 from prometheus_client import CollectorRegistry  # noqa: E402
 
 from agent.config import AgentConfig  # noqa: E402
@@ -161,10 +162,11 @@ _CHART_OWN = {
         *("trust_domain", "driver_names", "audience", "x509_ttl", "x509_pod_max_ttl", "jwt_ttl", "namespace"),
         *("metrics_listen", "health_listen", "listen"),
         *("startup_taint", "state_key_file", "upstream_cert_file", "upstream_key_file", "identity", "kubeconfig"),
-        *("agent_namespace", "agent_service_account", "admin_socket"),
+        *("upstream_dir", "agent_namespace", "agent_service_account", "admin_socket"),
     ),
 }
 SCHEMA = "deploy/chart/podsvid/values.schema.json"
+VALUES, DEFAULTS = "deploy/chart/podsvid/values.yaml", "deploy/chart/podsvid/files/defaults.yaml"
 
 
 def chart_schema(text: str) -> str:
@@ -179,6 +181,22 @@ def chart_schema(text: str) -> str:
             properties[each.name] = {"type": kinds, "description": each.metadata["help"]}
         document["definitions"][name] = {"type": "object", "additionalProperties": False, "properties": properties}
     return json.dumps(document, indent=2) + "\n"
+
+
+def chart_defaults(values: str) -> str:
+    """The chart's values once more, where its templates can read them: Helm shows them no values.yaml."""
+    return "# values.yaml, by docs/generate.py: see podsvid.complete.\n" + yaml.safe_dump(
+        yaml.safe_load(values), sort_keys=False, width=120
+    )
+
+
+def made(page: str, text: str) -> str:
+    """What is to stand in `page`, which says `text`."""
+    if page == SCHEMA:
+        return chart_schema(text)
+    if page == DEFAULTS:
+        return chart_defaults((ROOT / VALUES).read_text(encoding="utf-8"))
+    return generated(text, page)
 
 
 def generated(text: str, page: str) -> str:
@@ -200,15 +218,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is stale")
     check = parser.parse_args().check
     stale = 0
-    for page in sorted({SCHEMA, *(where for where, _ in PARTS.values())}):
+    for page in sorted({SCHEMA, DEFAULTS, *(where for where, _ in PARTS.values())}):
         path = ROOT / page
         text = path.read_text(encoding="utf-8")
-        made = chart_schema(text) if page == SCHEMA else generated(text, page)
-        if made != text and check:
+        wanted = made(page, text)
+        if wanted != text and check:
             print(f"stale: {page} (run `python docs/generate.py`)", file=sys.stderr)
             stale = 1
-        elif made != text:
-            path.write_text(made, encoding="utf-8")
+        elif wanted != text:
+            path.write_text(wanted, encoding="utf-8")
     return stale
 
 

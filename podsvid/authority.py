@@ -1,6 +1,7 @@
 """`podsvid authority`, and a signer's part of `podsvid explain`: the authorities' life, and who gets which identity."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -36,6 +37,14 @@ class CommandFailed(SignerError):
     reason = "AUTHORITY_COMMAND_FAILED"
 
 
+def here(path: str = DEFAULT_SOCKET) -> str:
+    """Where the signer of this container has its admin socket, by the environment that it has too.
+
+    Whoever asks by exec knows the usual path only: in a container with another one it stands for that.
+    """
+    return os.environ.get("PODSVID_ADMIN_SOCKET", DEFAULT_SOCKET) if path == DEFAULT_SOCKET else path
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands and their flags."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -49,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for name, text in texts.items():
         each = commands.add_parser(name, help=text, description=text)
-        each.add_argument(
-            "--socket", default=DEFAULT_SOCKET, help=f"the replica's admin socket (default: {DEFAULT_SOCKET})"
-        )
+        each.add_argument("--socket", default=here(), help=f"the replica's admin socket (default: {here()})")
         if name == "show":
             each.add_argument("--output", choices=("table", "json"), default="table")
             each.add_argument("--watch", action="store_true", help="go on showing changes")
@@ -83,6 +90,7 @@ def explain(parsed: argparse.Namespace) -> int:
     namespace, slash, pod = parsed.pod.partition("/")
     if not slash or not namespace or not pod:
         raise CommandFailed("say which pod as NAMESPACE/POD")
+    parsed.socket = here(parsed.socket)
     _check_socket(parsed.socket, "explain NAMESPACE/POD")
     request = admin_pb2.ExplainRequest(namespace=namespace, pod=pod)
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:

@@ -19,7 +19,7 @@ from rich.console import Console
 from agent.pb import node_admin_pb2
 from podsvid import authority as authority_command
 from podsvid import node as node_command
-from podsvid.authority import DEFAULT_SOCKET, CommandFailed
+from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
 from runtime.terminal import printable
 from signer.errors import SignerError
 from signer.pb import admin_pb2
@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kubeconfig", help="kubeconfig file (default: $KUBECONFIG, ~/.kube/config)")
     parser.add_argument("--context", help="context of the kubeconfig (default: the current one)")
     parser.add_argument("--podsvid-namespace", default="podsvid", help="where podsvid is installed (default: podsvid)")
-    parser.add_argument(
-        "--socket", help=f"ask only this signer's admin socket (default: {DEFAULT_SOCKET}, where it exists)"
-    )
+    parser.add_argument("--socket", help=f"ask only this signer's admin socket (default: {here()}, where it exists)")
     parser.add_argument("--output", choices=("text", "json"), default="text")
 
 
@@ -45,8 +43,8 @@ def run(parsed: argparse.Namespace) -> int:
     namespace, slash, name = parsed.pod.partition("/")
     if not slash or not namespace or not name:
         raise CommandFailed("say which pod as NAMESPACE/POD")
-    if parsed.socket or (Path(DEFAULT_SOCKET).exists() and not parsed.kubeconfig):
-        parsed.socket = parsed.socket or DEFAULT_SOCKET
+    if parsed.socket or (Path(here()).exists() and not parsed.kubeconfig):
+        parsed.socket = parsed.socket or here()
         return authority_command.explain(parsed)
     # The kubernetes package takes as long to load as everything else.
     from podsvid.by_kubeconfig import KubeconfigCluster

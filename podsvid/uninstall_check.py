@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.settings import InvalidSetting, absolute
 from signer.attestation.pods import read_pod
+from signer.authority.acknowledgements import LABEL
 from signer.cluster.kube import KubeApi
 from signer.cluster.kube_client import KubeClient
 from signer.cluster.objects import Named, Pod
@@ -13,6 +15,8 @@ from signer.cluster.paging import Paging
 from signer.errors import NotFound
 
 POLICIES = ("workloadidentities", "clusterworkloadidentities")
+# The label of what signers publish.
+MANAGED = "app.kubernetes.io/managed-by=podsvid"
 # Pods are named up to this many.
 MAX_NAMED = 50
 
@@ -21,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     parser.add_argument("--driver-names", default="csi.podsvid.io", help="CSI drivers, separated by commas")
     parser.add_argument("--namespace", default="podsvid", help="where podsvid is installed")
+    parser.add_argument("--state-secret", default="podsvid-authority", help="the signer's state_secret")
+    parser.add_argument("--bundle-config-map", default="podsvid-bundle", help="the signer's bundle_config_map")
+    parser.add_argument("--one-line", action="store_true", help="all in one line: Helm shows line ends as \\n")
     parser.add_argument("--kubeconfig", help="kubeconfig file (default: the cluster that this pod is in)")
 
 
@@ -31,18 +38,36 @@ def run(parsed: argparse.Namespace) -> int:
     except ValueError as error:
         raise InvalidSetting(f"--kubeconfig: {error}") from None
     drivers = frozenset(filter(None, parsed.driver_names.split(",")))
-    return asyncio.run(_run(kubeconfig, drivers, parsed.namespace))
+    place = Place(parsed.namespace, parsed.state_secret, parsed.bundle_config_map)
+    pods, policies = asyncio.run(_ask(kubeconfig, drivers))
+    found = report(pods, policies, drivers, place)
+    print(in_one_line(found) if parsed.one_line else "\n".join(in_lines(found)))
+    return 1 if pods else 0
 
 
-async def _run(kubeconfig: Path | None, drivers: frozenset[str], namespace: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where podsvid is installed, and what the signer calls its Secret and the published bundle."""
+
+    namespace: str
+    secret: str = "podsvid-authority"
+    bundle: str = "podsvid-bundle"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A sentence, and what it introduces: names, or commands."""
+
+    text: str
+    items: tuple[str, ...] = ()
+
+
+async def _ask(kubeconfig: Path | None, drivers: frozenset[str]) -> tuple[list[str], list[str]]:
     client = await KubeClient.connect(kubeconfig)
     try:
-        pods, policies = await in_use(client, drivers), await policies_left(client)
+        return await in_use(client, drivers), await policies_left(client)
     finally:
         await client.close()
-    for line in report(pods, policies, drivers, namespace):
-        print(line)
-    return 1 if pods else 0
 
 
 async def in_use(api: KubeApi, drivers: frozenset[str]) -> list[str]:
@@ -70,21 +95,53 @@ async def policies_left(api: KubeApi) -> list[str]:
     return sorted(found)
 
 
-def report(pods: list[str], policies: list[str], drivers: frozenset[str], namespace: str) -> list[str]:
-    """The lines for a person."""
-    lines = []
+def report(pods: list[str], policies: list[str], drivers: frozenset[str], place: Place) -> list[Said]:
+    """What is in the way, what stays in the cluster, and how to remove that."""
+    said = []
+    names, here = ", ".join(sorted(drivers)), f"kubectl -n {place.namespace} delete"
     if pods:
-        lines.append(f"REFUSED: {len(pods)} pods mount {', '.join(sorted(drivers))}; delete or change them first:")
-        lines += [f"  {each}" for each in pods[:MAX_NAMED]]
-        if len(pods) > MAX_NAMED:
-            lines.append(f"  and {len(pods) - MAX_NAMED} more")
+        said.append(Said(f"REFUSED: {len(pods)} pods mount {names}; delete or change them first", _some(pods)))
     else:
-        lines.append(f"no pod mounts {', '.join(sorted(drivers))}")
+        said.append(Said(f"no pod mounts {names}"))
     if policies:
-        lines.append(f"{len(policies)} policies stay in the cluster, with their custom resource definitions:")
-        lines += [f"  {each}" for each in policies[:MAX_NAMED]]
-        lines.append("to remove them too: kubectl delete crd " + " ".join(f"{each}.podsvid.io" for each in POLICIES))
-    lines.append("the CA and the published trust bundles stay: another installation goes on with them. To remove them:")
-    lines.append(f"  kubectl -n {namespace} delete secret podsvid-authority")
-    lines.append("  kubectl delete configmap --all-namespaces --field-selector metadata.name=podsvid-bundle")
-    return lines
+        what = f"{len(policies)} policies stay in the cluster, with their custom resource definitions"
+        said.append(Said(what, _some(policies)))
+    definitions = "kubectl delete crd " + " ".join(f"{each}.podsvid.io" for each in POLICIES)
+    said += [
+        Said("the custom resource definitions stay; to remove them, with every policy", (definitions,)),
+        Said(
+            f"the CA stays (Secret {place.secret}, ConfigMap {place.secret}-abandoned), and another installation "
+            "goes on with it; to remove it, for good",
+            (f"{here} secret {place.secret}", f"{here} configmap {place.secret}-abandoned"),
+        ),
+        Said(
+            f"the trust bundle stays published as ConfigMap {place.bundle} in every namespace, and as "
+            "ClusterTrustBundle where the cluster has them; to remove it",
+            (
+                f"kubectl delete configmap --all-namespaces --field-selector metadata.name={place.bundle}",
+                f"kubectl delete clustertrustbundle -l {MANAGED}",
+            ),
+        ),
+        Said(
+            "the signers' Lease and their notes on agents stay, and mean nothing without signers; to remove them",
+            (f"{here} lease podsvid-signer", f"{here} configmap -l {LABEL}"),
+        ),
+    ]
+    return said
+
+
+def in_lines(said: list[Said]) -> list[str]:
+    """For a terminal."""
+    return [
+        line for each in said for line in (each.text + ":" * bool(each.items), *(f"  {item}" for item in each.items))
+    ]
+
+
+def in_one_line(said: list[Said]) -> str:
+    """For Helm, which shows what a hook says as one line of its log."""
+    return ". ".join(f"{each.text}: {', '.join(each.items)}" if each.items else each.text for each in said)
+
+
+def _some(names: list[str]) -> tuple[str, ...]:
+    more = (f"and {len(names) - MAX_NAMED} more",) if len(names) > MAX_NAMED else ()
+    return (*names[:MAX_NAMED], *more)

@@ -54,9 +54,10 @@ class Alone:
     def install(self, *values: str) -> None:
         """Everything that the chart ships, the hooks as well, until the custom resources are served."""
         self.api.apply(chart.render(f"trustDomain={TRUST_DOMAIN}", *values, namespace=NAMESPACE))
-        wait_for("the custom resources", self._served, progress=self.progress)
+        wait_for("the custom resources", self.served, progress=self.progress)
 
-    def _served(self) -> bool:
+    def served(self) -> bool:
+        """Whether there are the custom resources."""
         try:
             return all(
                 self.api.find(f"{POLICIES}/{each}") for each in ("workloadidentities", "clusterworkloadidentities")

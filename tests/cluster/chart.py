@@ -25,15 +25,16 @@ def helm(*arguments: str, kubeconfig: Path | None = None, seconds: float = 600) 
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def template(*values: str, namespace: str = "podsvid", flags: tuple[str, ...] = ()) -> str:
+def template(*values: str, namespace: str = "podsvid", flags: tuple[str, ...] = (), where: Path = CHART) -> str:
     """What `helm template` makes of the chart with `NAME=VALUE`s. Raises ClusterError with Helm's words."""
     settings = [flag for value in values for flag in ("--set", value)]
-    done = helm("template", "podsvid", str(CHART), "--namespace", namespace, *settings, *flags)
+    done = helm("template", "podsvid", str(where), "--namespace", namespace, *settings, *flags)
     if done.returncode != 0:
         raise ClusterError(done.stderr.strip())
     return done.stdout
 
 
-def render(*values: str, namespace: str = "podsvid", flags: tuple[str, ...] = ()) -> list[Object]:
+def render(*values: str, namespace: str = "podsvid", flags: tuple[str, ...] = (), where: Path = CHART) -> list[Object]:
     """The same, as documents."""
-    return [each for each in yaml.safe_load_all(template(*values, namespace=namespace, flags=flags)) if each]
+    text = template(*values, namespace=namespace, flags=flags, where=where)
+    return [each for each in yaml.safe_load_all(text) if each]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from .api import Object
 from .host import ClusterError
 
 pytestmark = pytest.mark.timeout(5400)
+MANIFESTS = chart.ROOT / "deploy" / "manifests"
 GOLDEN = Path(__file__).parent / "golden" / "everything.yaml"
 # Other than the defaults, wherever that changes what is rendered.
 EVERYTHING = (
@@ -65,12 +67,52 @@ def test_everything_switched_on_renders_as_recorded() -> None:
     assert rendered == GOLDEN.read_text(), "look at the difference; PODSVID_UPDATE_GOLDEN=1 records it"
 
 
-def test_the_plain_manifests_are_what_the_chart_renders() -> None:
-    shipped = (chart.ROOT / "deploy" / "manifests" / "podsvid.yaml").read_text()
-    rendered = chart.template("trustDomain=example.org", flags=("--no-hooks", "--kube-version", "1.34.0"))
-    assert shipped == (chart.ROOT / "deploy" / "manifests" / "namespace.yaml").read_text() + rendered, (
-        "run `make manifests`"
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("podsvid.yaml", ("--no-hooks", "--set", "crds.install=false")),
+        ("crds.yaml", ("--show-only", "templates/crds.yaml")),
+        ("uninstall/check.yaml", ("--show-only", "templates/uninstall-guard.yaml")),
+    ],
+)
+def test_the_plain_manifests_are_what_the_chart_renders(name: str, flags: tuple[str, ...]) -> None:
+    rendered = chart.template("trustDomain=example.org", flags=("--kube-version", "1.34.0", *flags))
+    # That is for Helm: `kubectl logs` shows lines.
+    rendered = "".join(line for line in rendered.splitlines(keepends=True) if line.strip() != "- --one-line")
+    assert (MANIFESTS / name).read_text() == rendered, "run `make manifests`"
+
+
+def test_what_one_deletes_by_habit_has_neither_the_ca_nor_a_policy_in_it() -> None:
+    def kinds(name: str) -> set[str]:
+        return {each["kind"] for each in yaml.safe_load_all((MANIFESTS / name).read_text()) if each}
+
+    assert not kinds("podsvid.yaml") & {"Namespace", "CustomResourceDefinition", "Secret"}
+    assert kinds("namespace.yaml") == {"Namespace"}
+    assert kinds("crds.yaml") == {"CustomResourceDefinition"}
+    # Of a folder that is deleted whole, what protects the others goes after them.
+    assert max(each.name for each in MANIFESTS.glob("*.yaml")) == "protect.yaml"
+
+
+def test_everything_that_the_manifests_make_is_protected() -> None:
+    documents = [
+        each
+        for name in ("podsvid.yaml", "crds.yaml", "namespace.yaml")
+        for each in yaml.safe_load_all((MANIFESTS / name).read_text())
+        if each
+    ]
+    policy = next(
+        each for each in yaml.safe_load_all((MANIFESTS / "protect.yaml").read_text()) if "Policy" in each["kind"]
     )
+    matched = policy["spec"]["matchConstraints"]
+    (rule,) = matched["resourceRules"]
+    for each in documents:
+        if each["kind"].startswith("ValidatingAdmissionPolicy"):
+            continue  # which no policy can match
+        assert matched["objectSelector"]["matchLabels"].items() <= each["metadata"]["labels"].items()
+        plural = each["kind"].lower().replace("policy", "policie") + "s"
+        assert plural in rule["resources"]
+        group, _, version = each["apiVersion"].rpartition("/")
+        assert group in rule["apiGroups"], version
 
 
 @pytest.mark.parametrize(
@@ -291,6 +333,152 @@ def test_the_signer_writes_under_names_that_a_policy_gives() -> None:
     )
 
 
+def test_kubectl_drains_a_node_with_a_signer_and_needs_no_flag_for_it() -> None:
+    """`--ignore-daemonsets` leaves the agent alone; a pod with an emptyDir takes `--delete-emptydir-data` as well."""
+    found = documents(*EVERYTHING)
+    pods = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for (kind, _), each in found.items()
+            if kind in ("Deployment", "Job")}  # fmt: skip
+    assert set(pods) == {"podsvid-signer", "podsvid-uninstall-guard"}
+    for pod in pods.values():
+        assert not [each for each in pod.get("volumes", ()) if "emptyDir" in each]
+    environment = {each["name"]: each.get("value") for each in pods["podsvid-signer"]["containers"][0]["env"]}
+    assert environment["PODSVID_ADMIN_SOCKET"] == "/dev/shm/podsvid-signer/admin.sock"
+
+
+@pytest.mark.parametrize(
+    ("values", "budget"),
+    [
+        ((), 1),
+        (("signer.replicas=1",), None),
+        (("signer.replicas=3", "signer.podDisruptionBudget.minAvailable=2"), 2),
+        (("signer.podDisruptionBudget.minAvailable=2",), None),
+        (("signer.podDisruptionBudget.minAvailable=50%",), "50%"),
+        (("signer.podDisruptionBudget.enabled=false",), None),
+    ],
+)
+def test_a_budget_never_keeps_every_signer(values: tuple[str, ...], budget: object) -> None:
+    found = documents("trustDomain=a", *values).get(("PodDisruptionBudget", "podsvid-signer"))
+    assert (found and found["spec"]["minAvailable"]) == budget
+
+
+EARLIER = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+
+
+def reused(folder: Path, earlier: Path) -> Path:
+    """The chart as `helm upgrade --reuse-values` renders it: with the values of a chart before in place of its own."""
+    there = folder / "podsvid"
+    shutil.copytree(chart.CHART, there)
+    shutil.copy(earlier, there / "values.yaml")
+    return there
+
+
+def names(values: Object, before: str = "") -> set[str]:
+    """Every value by its path."""
+    return {
+        name
+        for key, each in values.items()
+        for name in (names(each, f"{before}{key}.") if isinstance(each, dict) and each else {f"{before}{key}"})
+    }
+
+
+def test_each_chart_that_had_other_values_is_kept() -> None:
+    assert sorted(int(each.stem.partition("-")[0]) for each in EARLIER) == list(range(1, len(EARLIER) + 1))
+    newest = max(EARLIER, key=lambda each: int(each.stem.partition("-")[0]))
+    now = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    assert names(yaml.safe_load(newest.read_text())) == names(now), (
+        "a value came or went: keep values.yaml as tests/cluster/values/NUMBER-WHAT.yaml, with the next number"
+    )
+
+
+@pytest.mark.parametrize("earlier", EARLIER, ids=lambda each: each.stem)
+def test_values_of_earlier_charts_upgrade(earlier: Path, tmp_path: Path) -> None:
+    old = reused(tmp_path, earlier)
+    for values in (("trustDomain=example.org",), (*HOSTILE, "monitoring.serviceMonitor.enabled=true")):
+        found = {(each["kind"], each["metadata"]["name"]): each for each in chart.render(*values, where=old)}
+        now = documents(*values)
+        # The old chart's own defaults, such as limits, are what --reuse-values asks for. What is there is all of it.
+        assert found.keys() == now.keys()
+        for name in ("podsvid-agent", "podsvid-signer"):
+            assert found["ConfigMap", name]["data"] == now["ConfigMap", name]["data"]
+
+
+def test_defaults_fill_what_is_missing_and_change_nothing_that_was_set(tmp_path: Path) -> None:
+    old = reused(tmp_path, EARLIER[0])
+    off = ("networkPolicy.enabled=false", "admissionPolicy.enabled=false", "uninstallGuard.enabled=false")
+    rendered = chart.render("trustDomain=a", *off, "agent.resources.limits=null", "agent.tolerations=null", where=old)
+    kinds = {each["kind"] for each in rendered}
+    assert not kinds & {"NetworkPolicy", "ValidatingAdmissionPolicy", "Job"}
+    (agent,) = (each for each in rendered if each["kind"] == "DaemonSet")
+    spec = agent["spec"]["template"]["spec"]
+    assert "limits" not in spec["containers"][0]["resources"]
+    # A value that is null is one that nobody gave.
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_where_a_quota_has_to_name_priority_classes_it_does() -> None:
+    def classes(*values: str, version: str = "1.34.0") -> list[str] | None:
+        for each in chart.render("trustDomain=a", *values, flags=("--kube-version", version)):
+            if each["kind"] == "ResourceQuota":
+                (scope,) = each["spec"]["scopeSelector"]["matchExpressions"]
+                assert (scope["scopeName"], scope["operator"]) == ("PriorityClass", "In")
+                found: list[str] = scope["values"]
+                return found
+        return None
+
+    both, on = ["system-node-critical", "system-cluster-critical"], "priorityQuota.enabled=true"
+    assert classes() is None
+    assert classes(on) == classes(version="v1.34.1-gke.1829001") == both
+    assert classes(on, "signer.priorityClassName=ours") == ["system-node-critical"]
+    assert classes(on, "agent.priorityClassName=ours", "signer.priorityClassName=") is None
+    for kind, name in (("DaemonSet", "agent"), ("Deployment", "signer")):
+        found = documents("trustDomain=a", f"{name}.priorityClassName=")[kind, f"podsvid-{name}"]
+        assert "priorityClassName" not in found["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "bound"),
+    [
+        ((), (), False),
+        (("openshift.enabled=true",), (), True),
+        ((), ("--api-versions", "security.openshift.io/v1"), True),
+    ],
+)
+def test_openshift_binds_the_constraints_that_each_account_needs(
+    values: tuple[str, ...], flags: tuple[str, ...], bound: bool
+) -> None:
+    found = {
+        each["subjects"][0]["name"]: each["roleRef"]["name"].rpartition(":")[2]
+        for each in chart.render("trustDomain=a", *values, flags=flags)
+        if each["kind"] == "RoleBinding" and each["metadata"]["name"].endswith("-scc")
+    }
+    wanted = {"podsvid-agent": "privileged", "podsvid-signer": "nonroot-v2", "podsvid-uninstall-guard": "nonroot-v2"}
+    assert found == (wanted if bound else {})
+    assert all(accounts(*values) >= {each} for each in found)
+
+
+def accounts(*values: str) -> set[str]:
+    return {name for kind, name in documents("trustDomain=a", *values) if kind == "ServiceAccount"}
+
+
+def test_the_commands_that_are_documented_label_the_namespace_before_they_wait_for_pods() -> None:
+    """A cluster that enforces a standard for namespaces without a label admits no agent before."""
+    pages = [chart.ROOT / "README.md", *(chart.ROOT / "docs").glob("*.md")]
+    found = [page.name for page in pages if "helm install podsvid" in (text := page.read_text())]
+    assert {"README.md", "start.md", "operations.md"} <= set(found)
+    for page in pages:
+        text = page.read_text()
+        assert "--create-namespace" not in text, page.name
+        before, install, _ = text.partition("helm install podsvid")
+        if install:
+            assert "pod-security.kubernetes.io/enforce=privileged" in before, page.name
+
+
+def test_every_template_has_all_values_before_it_reads_one() -> None:
+    for each in (chart.CHART / "templates").iterdir():
+        if not each.name.startswith("_"):
+            assert each.read_text().startswith('{{- include "podsvid.complete" . -}}\n'), each.name
+
+
 def test_values_are_documented_and_complete() -> None:
     """Every value of the schema has a default in values.yaml, so that a reader finds it."""
     schema = json.loads((chart.CHART / "values.schema.json").read_text())
@@ -308,3 +496,86 @@ def test_values_are_documented_and_complete() -> None:
         return found
 
     assert missing(schema["properties"], values, "") == []
+
+
+# Another value for each that cannot be told from its default; where it takes other values to count, those.
+OTHER: dict[str, object] = {
+    "trustDomain": "other.org",
+    "profile": "hostile",
+    "openshift.enabled": True,
+    "image.digest": f"sha256:{'0' * 64}",
+    "image.pullPolicy": "Always",
+    "imagePullSecrets": [{"name": "x"}],
+    "kubelet.root": "/other/kubelet",
+    "drivers": ["other.example"],
+    "agent.runDir": "/run/other",
+    "agent.settings": {"log_level": "debug"},
+    "signer.settings": {"log_level": "debug"},
+    "signer.address": "elsewhere:1",
+    "tracing.endpoint": "http://collector:4317",
+    "monitoring.serviceMonitor.interval": "7s",
+    **{f"{each}.tolerations": [{"key": "x"}] for each in ("agent", "signer")},
+    **{f"{each}.resources": {"limits": {"memory": "9Gi"}} for each in ("agent", "signer")},
+    **{f"{each}.affinity": {"nodeAffinity": {"x": "y"}} for each in ("agent", "signer")},
+    **{f"networkPolicy.{each}": [{"ipBlock": {"cidr": "10.0.0.0/8"}}] for each in ("scrapers", "probers", "agents")},
+    **{f"ttl.{each}": "7m" for each in ("x509", "jwt")},
+    "ttl.podMax": "2h",
+}
+SWITCHED_ON = (
+    *("signer.stateKeySecret=state-key", "startupTaint.enabled=true", "monitoring.serviceMonitor.enabled=true"),
+    *("monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true"),
+)
+
+
+def leaves(values: Object, before: str = "") -> dict[str, object]:
+    """Each value that one sets, with its default: resources and labels are set whole."""
+    found: dict[str, object] = {}
+    for key, each in values.items():
+        path = f"{before}{key}"
+        whole = path in OTHER or not isinstance(each, dict) or not each or key == "labels"
+        found |= {path: each} if whole else leaves(each, f"{path}.")
+    return found
+
+
+def another(path: str, default: object) -> object:
+    if path in OTHER:
+        return OTHER[path]
+    if f"{path}=true" in SWITCHED_ON:
+        return False
+    match default:
+        case bool():
+            return not default
+        case int():
+            return default + 1
+        case dict():
+            return {"some": "other"}
+        case str():
+            return "other"
+    raise AssertionError(f"name another value of {path} in OTHER")
+
+
+def test_every_value_is_read_by_something(tmp_path: Path) -> None:
+    unread, before = [], chart.template("trustDomain=example.org", *SWITCHED_ON)
+    for path, default in leaves(yaml.safe_load((chart.CHART / "values.yaml").read_text())).items():
+        body = another(path, default)
+        for name in reversed(path.split(".")):
+            body = {name: body}
+        (tmp_path / "values.yaml").write_text(yaml.safe_dump(body))
+        # Files of values give way to --set.
+        given = [each for each in ("trustDomain=example.org", *SWITCHED_ON) if each.partition("=")[0] != path]
+        if chart.template(*given, flags=("--values", str(tmp_path / "values.yaml"))) == before:
+            unread.append(path)
+    assert unread == []
+
+
+def test_every_key_of_a_secret_that_is_documented_is_read(tmp_path: Path) -> None:
+    found = documents("trustDomain=a", "signer.upstreamSecret=upstream", "signer.stateKeySecret=state-key")
+    (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    pod = found["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]
+    mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+    secrets = {each["secret"]["secretName"]: mounted[each["name"]] for each in pod["volumes"] if "secret" in each}
+    # Of a volume's tls.crt, tls.key and ca.crt: tests/unit/signer/test_upstream.py.
+    assert str(loaded.upstream_dir) == secrets["upstream"]
+    assert str(loaded.state_key_file) == f"{secrets['state-key']}/key"

@@ -119,7 +119,8 @@ def test_the_life_of_an_installation(
     said = refused.stdout + refused.stderr
     progress(f"helm uninstall with pods:\n{said}")
     assert f"REFUSED: {PODS + 1} pods mount {DRIVER}" in said
-    assert "default/traffic-0" in said
+    assert "default/traffic-0, default/traffic-1" in said
+    assert "\\n" not in said, "Helm shows line ends as it logs them"
     assert len(component(cluster, "agent")) == 1
 
     cluster.api.create(POLICY, {"apiVersion": "podsvid.io/v1alpha1", "kind": "ClusterWorkloadIdentity",
@@ -132,10 +133,12 @@ def test_the_life_of_an_installation(
     progress(f"helm uninstall:\n{out}")
     assert "CustomResourceDefinition" in out, "what stays is not said"
     assert "clusterworkloadidentities left" in out
-    assert "delete secret podsvid-authority" in out
+    for each in ("secret podsvid-authority", "lease podsvid-signer", "configmap -l podsvid.io/agents-of"):
+        assert f"kubectl -n podsvid delete {each}" in out
     wait_for("podsvid's pods to be gone", lambda: not component(cluster, "agent") and not component(cluster, "signer"),
              progress=progress)  # fmt: skip
     assert left_on_the_node(cluster) == []
+    assert left_in_the_namespace(cluster) <= SAID
     assert cluster.api.get(f"{POLICY}/left")["metadata"]["name"] == "left"
     cluster.api.remove(f"{POLICY}/left")
 
@@ -191,6 +194,29 @@ def assert_image(cluster: Cluster, image: str) -> None:
     for name in ("agent", "signer"):
         pods = [each for each in component(cluster, name) if "deletionTimestamp" not in each["metadata"]]
         assert {each["spec"]["containers"][0]["image"] for each in pods} == {image}
+
+
+# Kubernetes' own, and what the guard says.
+SAID = {
+    *("ConfigMap kube-root-ca.crt", "ServiceAccount default"),
+    *("Secret podsvid-authority", "ConfigMap podsvid-authority-abandoned", "ConfigMap podsvid-bundle"),
+    *("Lease podsvid-signer", "ConfigMap podsvid-agents-*"),
+}
+
+
+def left_in_the_namespace(cluster: Cluster) -> set[str]:
+    """What a person finds there after `helm uninstall`, signers' names aside."""
+    found = set()
+    for path in ("configmaps", "secrets", "serviceaccounts", "services"):
+        kind = {"configmaps": "ConfigMap", "secrets": "Secret", "serviceaccounts": "ServiceAccount"}.get(
+            path, "Service"
+        )
+        for each in cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/{path}")["items"]:
+            name = each["metadata"]["name"]
+            found.add(f"{kind} {'podsvid-agents-*' if name.startswith('podsvid-agents-') else name}")
+    for each in cluster.api.get(f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases")["items"]:
+        found.add(f"Lease {each['metadata']['name']}")
+    return found
 
 
 def left_on_the_node(cluster: Cluster) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from podsvid import explain
-from podsvid.authority import CommandFailed
+from podsvid import authority, explain
+from podsvid.authority import CommandFailed, here
 from podsvid.by_kubeconfig import NotTold, SeenPod
 from podsvid.explain import _explain, _Explained
 
@@ -188,3 +188,17 @@ def test_the_exit_code_says_whether_all_is_well(
     else:
         assert "FailedMount (x2)" in told
         assert ("the node's view is missing: " in told) is not well
+
+
+def test_who_asks_by_exec_finds_the_signers_socket_wherever_its_container_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual, own = "/run/podsvid-signer/admin.sock", "/dev/shm/podsvid-signer/admin.sock"
+    monkeypatch.delenv("PODSVID_ADMIN_SOCKET", raising=False)
+    assert here() == usual
+    monkeypatch.setenv("PODSVID_ADMIN_SOCKET", own)
+    assert here() == here(usual) == own
+    assert here("/elsewhere") == "/elsewhere"
+    parsed = argparse.Namespace(pod="shop/cart-0", socket=usual, output="json")
+    with pytest.raises(CommandFailed, match=own):
+        authority.explain(parsed)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from podsvid.uninstall_check import add_arguments, in_use, policies_left, report, run
+from podsvid.uninstall_check import Place, add_arguments, in_lines, in_one_line, in_use, policies_left, report, run
 from signer.cluster.decoding import Kept, Page
 from signer.errors import Forbidden
 from tests.fake_kube import FakeKube
 from tests.signer_rig import DRIVER, Site
 
 DRIVERS = frozenset({DRIVER})
+HERE = Place("here")
 
 
 def test_pods_that_mount_the_driver_and_policies_are_named() -> None:
@@ -26,7 +27,7 @@ def test_pods_that_mount_the_driver_and_policies_are_named() -> None:
     policies = asyncio.run(policies_left(site.kube))
     assert pods == ["default/web"]
     assert policies == ["clusterworkloadidentities all", "workloadidentities shop/web"]
-    text = "\n".join(report(pods, policies, DRIVERS, "here"))
+    text = "\n".join(in_lines(report(pods, policies, DRIVERS, HERE)))
     assert text.startswith(f"REFUSED: 1 pods mount {DRIVER}")
     assert "default/web" in text
     assert "kubectl delete crd workloadidentities.podsvid.io clusterworkloadidentities.podsvid.io" in text
@@ -35,7 +36,8 @@ def test_pods_that_mount_the_driver_and_policies_are_named() -> None:
 def test_nothing_in_the_way() -> None:
     site = Site()
     site.pod("plain", driver=None)
-    assert report(asyncio.run(in_use(site.kube, DRIVERS)), [], DRIVERS, "here")[0] == f"no pod mounts {DRIVER}"
+    said = in_lines(report(asyncio.run(in_use(site.kube, DRIVERS)), [], DRIVERS, HERE))
+    assert said[0] == f"no pod mounts {DRIVER}"
 
 
 def test_a_cluster_without_the_custom_resources() -> None:
@@ -47,7 +49,7 @@ def test_a_cluster_without_the_custom_resources() -> None:
 
 
 def test_a_long_list_is_cut() -> None:
-    lines = report([f"a/{n}" for n in range(60)], [], DRIVERS, "here")
+    lines = in_lines(report([f"a/{n}" for n in range(60)], [], DRIVERS, HERE))
     assert lines[51] == "  and 10 more"
     assert "  kubectl -n here delete secret podsvid-authority" in lines
 
@@ -115,3 +117,35 @@ def test_one_missing_definition_hides_nothing_of_the_other() -> None:
     site.kube.missing.add("/apis/podsvid.io/v1alpha1/workloadidentities")
     site.kube.put("/apis/podsvid.io/v1alpha1/clusterworkloadidentities/all", {"spec": {}})
     assert asyncio.run(policies_left(site.kube)) == ["clusterworkloadidentities all"]
+
+
+def test_all_that_signers_leave_is_said_with_a_command_for_each() -> None:
+    text = "\n".join(in_lines(report([], [], DRIVERS, Place("here", "ca", "roots"))))
+    for command in (
+        "kubectl -n here delete secret ca",
+        "kubectl -n here delete configmap ca-abandoned",
+        "kubectl delete configmap --all-namespaces --field-selector metadata.name=roots",
+        "kubectl delete clustertrustbundle -l app.kubernetes.io/managed-by=podsvid",
+        "kubectl -n here delete lease podsvid-signer",
+        "kubectl -n here delete configmap -l podsvid.io/agents-of",
+        "kubectl delete crd workloadidentities.podsvid.io clusterworkloadidentities.podsvid.io",
+    ):
+        assert f"  {command}\n" in text + "\n"
+
+
+def test_helm_gets_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    site = Site()
+    for name in ("web", "api"):
+        site.pod(name)
+    site.kube.put("/apis/podsvid.io/v1alpha1/clusterworkloadidentities/all", {"spec": {}})
+    checked(site, monkeypatch, "--one-line", "--namespace=there", "--state-secret=ca", "--bundle-config-map=roots")
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert out.startswith(
+        f"REFUSED: 2 pods mount {DRIVER}; delete or change them first: default/api, default/web. 1 policies"
+    )
+    # Helm would put a backslash before each.
+    assert '"' not in out
+    for part in ("-n there delete secret ca,", "metadata.name=roots", "clusterworkloadidentities all. "):
+        assert part in out
+    assert in_one_line(report([], [], DRIVERS, HERE)).startswith(f"no pod mounts {DRIVER}. the custom")

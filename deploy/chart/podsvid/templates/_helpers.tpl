@@ -1,3 +1,21 @@
+{{- /* Every template begins with it. `helm upgrade --reuse-values` brings the values of the chart before, whole: what was
+not known then is missing from them, and gets its default here. What somebody set is left alone, false and empty too. */ -}}
+{{- define "podsvid.complete" -}}
+{{- include "podsvid.fill" (dict "values" .Values "defaults" (.Files.Get "files/defaults.yaml" | fromYaml)) -}}
+{{- end }}
+
+{{- /* Maps that are whole in themselves, such as resources, are not filled: what is not in them was left out. */ -}}
+{{- define "podsvid.fill" -}}
+{{- $values := .values -}}
+{{- range $name, $default := .defaults -}}
+{{- if kindIs "invalid" (index $values $name) -}}
+{{- $_ := set $values $name $default -}}
+{{- else if and (kindIs "map" $default) (not (has $name (list "resources" "labels"))) -}}
+{{- include "podsvid.fill" (dict "values" (index $values $name) "defaults" $default) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "podsvid.labels" -}}
 app.kubernetes.io/name: podsvid
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -38,6 +56,25 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "podsvid.stateSecret" -}}
 {{ .Values.signer.settings.state_secret | default "podsvid-authority" }}
+{{- end }}
+
+{{- /* The trust domain is in every ID and every authority: signers refuse the Secret of another one, and agents mint in
+vain. What is published tells it, since only a signer that runs writes it; without that the configuration does. */ -}}
+{{- define "podsvid.checkTrustDomain" -}}
+{{- $there := "" -}}
+{{- $published := lookup "v1" "ConfigMap" .Release.Namespace (include "podsvid.bundleName" .) -}}
+{{- $configured := lookup "v1" "ConfigMap" .Release.Namespace "podsvid-signer" -}}
+{{- $wanted := .Values.trustDomain -}}
+{{- if $published -}}
+{{- $there = index ($published.metadata.labels | default dict) "podsvid.io/trust-domain" | default "" -}}
+{{- /* As the signer makes a label of it. */ -}}
+{{- $wanted = .Values.trustDomain | trunc 63 | trimAll "-._" -}}
+{{- else if $configured -}}
+{{- $there = (index ($configured.data | default dict) "signer.yaml" | default "" | fromYaml).trust_domain | default "" -}}
+{{- end -}}
+{{- if and $there (ne $there $wanted) -}}
+{{- fail (printf "trustDomain: namespace %s has the CA of trust domain %s, and these values say %s. Nothing was changed. An upgrade does not move a trust domain: set it back, or see \"Another trust domain\" in docs/operations.md for what that takes" .Release.Namespace $there .Values.trustDomain) -}}
+{{- end -}}
 {{- end }}
 
 {{- /* What profile hostile cannot do without, said all at once. */ -}}
@@ -136,8 +173,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- $_ := set $own "state_key_file" "/var/run/podsvid-state-key/key" -}}
 {{- end -}}
 {{- if .Values.signer.upstreamSecret -}}
-{{- $_ := set $own "upstream_cert_file" "/var/run/podsvid-upstream/tls.crt" -}}
-{{- $_ := set $own "upstream_key_file" "/var/run/podsvid-upstream/tls.key" -}}
+{{- $_ := set $own "upstream_dir" "/var/run/podsvid-upstream" -}}
 {{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.signer.settings) $own) }}
 {{- end }}
