@@ -95,6 +95,11 @@ class SignerConfig:
     upstream_bundle_file: Path | None = setting(
         settings.absolute, "PEM roots of the upstream CA (default: the last certificate of its chain)"
     )
+    upstream_dir: Path | None = setting(
+        settings.absolute,
+        "an upstream CA as a Secret's volume shows it, in place of the files above: tls.crt, tls.key and, where there "
+        "is one, ca.crt",
+    )
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
     )
@@ -191,6 +196,8 @@ class SignerConfig:
             raise InvalidSetting("listen is off; the signer's API cannot be")
         if (self.upstream_cert_file is None) != (self.upstream_key_file is None):
             raise InvalidSetting("upstream_cert_file and upstream_key_file go together")
+        if self.upstream_dir is not None and self.upstream_cert_file is not None:
+            raise InvalidSetting("upstream_dir and upstream_cert_file name two upstream CAs; say one")
         if not self.x509_min_ttl <= self.x509_ttl <= self.x509_max_ttl:
             raise InvalidSetting("x509_ttl is not between x509_min_ttl and x509_max_ttl")
         if not self.x509_ttl <= self.ttls.x509_pod_max_ttl <= self.x509_max_ttl:

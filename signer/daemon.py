@@ -52,7 +52,7 @@ from signer.minting.minting import Minting, MintingSettings
 from signer.policy.policies import Policies
 from signer.policy.policy import PolicySettings
 from signer.publishing.config_maps import Publisher, published_sequence
-from signer.upstream.certify import FileUpstream, SelfSigned, Upstream
+from signer.upstream.certify import Upstream, upstream_of
 
 _log = logging.getLogger("podsvid.signer")
 # Seconds that calls in flight get at a stop.
@@ -373,9 +373,8 @@ def _lifecycle(config: SignerConfig) -> LifecyclePolicy:
 
 
 def _upstream(config: SignerConfig) -> Upstream:
-    if config.upstream_cert_file is None or config.upstream_key_file is None:
-        return SelfSigned()
-    return FileUpstream(config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file)
+    files = (config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file)
+    return upstream_of(*files, config.upstream_dir)
 
 
 async def _healthy() -> str | None:

@@ -53,24 +53,36 @@ class SelfSigned:
 class FileUpstream:
     """A CA whose certificate and key are in PEM files, read again at each use: root or intermediate.
 
-    `certificate` is the issuing one and what is above it; without `bundle` its last certificate is the root.
+    `certificate` is the issuing one and what is above it; without `bundle` its last certificate is the root. A bundle
+    that `may_lack` is left out while there is no such file, or nothing in it: cert-manager's Secrets have such ones.
     """
 
     certificate: Path
     key: Path
     bundle: Path | None = None
+    may_lack: bool = False
 
     async def certify(
         self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
     ) -> X509Authority:
         return await asyncio.to_thread(self._certify, trust_domain, key, lifetime, now)
 
+    def _given_roots(self) -> bytes | None:
+        if self.bundle is None:
+            return None
+        try:
+            found = self.bundle.read_bytes()
+        except FileNotFoundError:
+            if self.may_lack:
+                return None
+            raise
+        return found if found.strip() or not self.may_lack else None
+
     def _certify(self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime) -> X509Authority:
         try:
             chain = certificates_from_pem(self.certificate.read_bytes())
-            roots = TrustBundle(
-                trust_domain, certificates_from_pem(self.bundle.read_bytes()) if self.bundle else chain[-1:]
-            )
+            given = self._given_roots()
+            roots = TrustBundle(trust_domain, chain[-1:] if given is None else certificates_from_pem(given))
             above = X509Authority(trust_domain, chain, key_from_pem(self.key.read_bytes()), roots)
             authority = above.issue_intermediate(key, lifetime=lifetime, now=now)
             # Roots that do not verify what it signs are found out now, and not when it is the only one that signs.
@@ -84,3 +96,13 @@ class FileUpstream:
             ) from None
         except ValueError:
             raise UpstreamUnusable(f"{self.certificate} or the bundle is not a PEM certificate chain") from None
+
+
+def upstream_of(certificate: Path | None, key: Path | None, bundle: Path | None, folder: Path | None) -> Upstream:
+    """The CA of those files, or of a Secret's `folder`, where `bundle` wins over its roots; without any, none above."""
+    if folder is not None:
+        roots = bundle or folder / "ca.crt"
+        return FileUpstream(folder / "tls.crt", folder / "tls.key", roots, may_lack=bundle is None)
+    if certificate is None or key is None:
+        return SelfSigned()
+    return FileUpstream(certificate, key, bundle)

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from signer.errors import SignerError
-from signer.upstream.certify import FileUpstream, SelfSigned, UpstreamUnusable
+from signer.upstream.certify import FileUpstream, SelfSigned, UpstreamUnusable, upstream_of
 from svid.authority import X509Authority
 from svid.certificates import certificates_from_pem, to_pem
 from svid.errors import SvidError
@@ -123,3 +123,60 @@ def test_a_lifetime_that_cannot_be_is_refused(lifetime: timedelta) -> None:
         done(SelfSigned().certify(TD, AUTHORITY_KEY, lifetime, START))
     assert caught.value.reason == "UPSTREAM_UNUSABLE"
     assert not isinstance(caught.value, SvidError)
+
+
+def secret(folder: Path, *, chain: str = "issuing.crt") -> Path:
+    """A Secret's volume with a CA below a root; what is in it for a ca.crt is the test's."""
+    two_levels(folder)
+    there = folder / "secret"
+    there.mkdir()
+    (there / "tls.crt").write_bytes((folder / chain).read_bytes())
+    (there / "tls.key").write_bytes((folder / "ca.key").read_bytes())
+    return there
+
+
+def test_a_secrets_ca_crt_is_the_root(tmp_path: Path) -> None:
+    folder = secret(tmp_path)
+    root = certificates_from_pem((tmp_path / "root.crt").read_bytes())
+    (folder / "ca.crt").write_bytes((tmp_path / "root.crt").read_bytes())
+    found = done(upstream_of(None, None, None, folder).certify(TD, AUTHORITY_KEY, DAY, START))
+    assert found.bundle.x509_authorities == root
+    chain = found.issue(KEY, WEB, ttl=TTL, now=START)
+    assert len(chain) == 3
+    assert check_x509_svid(chain, found.bundle, START) == WEB
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n"])
+def test_a_secret_without_a_ca_crt_has_its_root_in_its_chain(tmp_path: Path, content: bytes | None) -> None:
+    folder = secret(tmp_path, chain="ca.crt")
+    if content is not None:
+        (folder / "ca.crt").write_bytes(content)
+    found = done(upstream_of(None, None, None, folder).certify(TD, AUTHORITY_KEY, DAY, START))
+    assert found.bundle.x509_authorities == certificates_from_pem((tmp_path / "root.crt").read_bytes())
+
+
+def test_a_ca_crt_that_is_another_ones_is_refused(tmp_path: Path) -> None:
+    folder = secret(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    upstream_files(other)
+    (folder / "ca.crt").write_bytes((other / "ca.crt").read_bytes())
+    with pytest.raises(UpstreamUnusable, match="invalid SVID"):
+        done(upstream_of(None, None, None, folder).certify(TD, AUTHORITY_KEY, DAY, START))
+    (folder / "ca.crt").write_bytes(b"rubbish")
+    with pytest.raises(UpstreamUnusable):
+        done(upstream_of(None, None, None, folder).certify(TD, AUTHORITY_KEY, DAY, START))
+
+
+def test_roots_that_are_given_apart_win_and_may_not_be_missing(tmp_path: Path) -> None:
+    folder = secret(tmp_path)
+    (folder / "ca.crt").write_bytes(b"rubbish")
+    found = done(upstream_of(None, None, tmp_path / "root.crt", folder).certify(TD, AUTHORITY_KEY, DAY, START))
+    assert found.bundle.x509_authorities == certificates_from_pem((tmp_path / "root.crt").read_bytes())
+    for upstream in (
+        upstream_of(None, None, tmp_path / "nothing", folder),
+        upstream_of(folder / "tls.crt", folder / "tls.key", tmp_path / "nothing", None),
+    ):
+        with pytest.raises(UpstreamUnusable, match="cannot be read"):
+            done(upstream.certify(TD, AUTHORITY_KEY, DAY, START))
+    assert isinstance(upstream_of(None, None, None, None), SelfSigned)
