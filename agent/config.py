@@ -32,9 +32,10 @@ class DriverName:
 
 
 def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not host or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError("HOST:PORT such as podsvid-signer.podsvid.svc:8443")
+    try:
+        settings.host_and_port(text)
+    except ValueError:
+        raise ValueError("HOST:PORT such as podsvid-signer.podsvid.svc:8443 or [fd00::1]:8443") from None
     return text
 
 

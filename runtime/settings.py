@@ -87,12 +87,20 @@ def listen(text: str) -> tuple[str, int] | None:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
         raise ValueError(wanted)
-    if ":" in host or "[" in host or "]" in host:
-        inside = host[1:-1]
-        if f"[{inside}]" != host or not _is_ipv6(inside):
-            raise ValueError(wanted)
-        return str(ipaddress.IPv6Address(inside)), int(port)
-    return host or ANY, int(port)
+    try:
+        return _host(host) or ANY, int(port)
+    except ValueError:
+        raise ValueError(wanted) from None
+
+
+def _host(text: str) -> str:
+    """A name, an IPv4 address, or an IPv6 address out of its brackets. Raises ValueError."""
+    if not any(each in text for each in ":[]"):
+        return text
+    inside = text[1:-1]
+    if f"[{inside}]" != text or not _is_ipv6(inside):
+        raise ValueError
+    return str(ipaddress.IPv6Address(inside))
 
 
 def _is_ipv6(text: str) -> bool:
@@ -100,6 +108,14 @@ def _is_ipv6(text: str) -> bool:
         return ipaddress.IPv6Address(text).scope_id is None
     except ValueError:
         return False
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Where something is: a name, an IPv4 address, or an IPv6 address in brackets. Raises ValueError without a text."""
+    host, colon, port = text.rpartition(":")
+    if not host or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+        raise ValueError
+    return _host(host), int(port)
 
 
 def boolean(text: str) -> bool:
@@ -125,9 +141,14 @@ def url(text: str) -> str:
 
 def collector(text: str) -> str:
     scheme, slashes, rest = text.partition("://")
-    host, _, port = rest.rpartition(":")
-    if scheme not in ("http", "https") or not slashes or not host or not (port.isascii() and port.isdigit()):
-        raise ValueError("a URL with a port, such as http://collector.monitoring:4317")
+    try:
+        if scheme not in ("http", "https") or not slashes:
+            raise ValueError
+        host_and_port(rest)
+    except ValueError:
+        raise ValueError(
+            "a URL with a port, such as http://collector.monitoring:4317 or http://[fd00::1]:4317"
+        ) from None
     return text
 
 

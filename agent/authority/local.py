@@ -5,8 +5,9 @@ import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 
@@ -54,19 +55,48 @@ class IssuePolicy:
     dns_names: tuple[str, ...] = ()
 
 
+class X509Source(Protocol):
+    """The X.509 authority that signs, and what verifies the SVIDs that are in use: its roots, and older ones."""
+
+    @property
+    def authority(self) -> X509Authority: ...
+
+    @property
+    def bundle(self) -> TrustBundle: ...
+
+    def advance(self, now: datetime, longest: timedelta) -> bool:
+        """Whether one of them changed; `longest` is an SVID's life. Blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One that does not change while the process lives."""
+
+    authority: X509Authority
+
+    @property
+    def bundle(self) -> TrustBundle:
+        return self.authority.bundle
+
+    def advance(self, now: datetime, longest: timedelta) -> bool:
+        return False
+
+
 class LocalAuthority:
     """An authority whose keys are in this process; the SPIFFE ID is `spiffe://<td>/ns/<namespace>/sa/<account>`."""
 
     def __init__(
         self,
-        authority: X509Authority,
+        source: X509Source,
         policy: IssuePolicy,
         clock: Clock,
         blocking: Blocking,
         jwt_keys: JwtKeys | None = None,
         federated: FederatedBundles | None = None,
     ) -> None:
-        self._authority = authority
+        self._source = source
+        self._authority = source.authority
         self._policy = policy
         self._clock = clock
         self._blocking = blocking
@@ -125,9 +155,11 @@ class LocalAuthority:
         return MintedJwt(svid, RenewalWindow.of(now, svid.expires_at), reusable=not self._policy.jwt_id)
 
     async def refresh(self) -> None:
-        """Do what is due: the JWT keys' life, federated bundles that changed. Publishes `trust` when it changed."""
+        """Do what is due: files that changed, the JWT keys' life. Publishes `trust` when it changed."""
         now = self._clock.now()
         changed = await self._blocking(self._federated.refresh)
+        longest = max(self._policy.x509_ttl, self._policy.x509_max_ttl)
+        changed = await self._blocking(lambda: self._source.advance(now, longest)) or changed
         if self._jwt_keys is not None:
             keys = self._jwt_keys
             try:
@@ -151,8 +183,10 @@ class LocalAuthority:
     def _publish_trust(self) -> None:
         # One sequence counts all changes (TDB 4.1.1). Only a keyring keeps one over restarts; without it there is none.
         keys = self._jwt_keys
+        # It signs from now on: nobody gets an SVID that the trust beside it does not verify.
+        self._authority = self._source.authority
         bundle = replace(
-            self._authority.bundle,
+            self._source.bundle,
             jwt_authorities=keys.authorities if keys else (),
             sequence=keys.sequence if keys else None,
         )
@@ -207,22 +241,3 @@ def open_embedded(state_dir: Path, trust_domain: TrustDomain, clock: Clock) -> X
             "set trust_domain back, or choose another state_dir"
         )
     return authority
-
-
-def open_files(certificate: Path, key: Path, bundle: Path | None, trust_domain: TrustDomain) -> X509Authority:
-    """The authority in given PEM files: the chain (issuing certificate first), its key, the roots.
-
-    Without `bundle` the last certificate of the chain is the root. Raises AuthorityDamaged.
-    """
-    try:
-        chain = certificates_from_pem(certificate.read_bytes())
-        roots = TrustBundle.from_pem(trust_domain, bundle.read_bytes()) if bundle else None
-        authority_key = key_from_pem(key.read_bytes())
-        roots = roots or TrustBundle(trust_domain, chain[-1:])
-        return X509Authority(trust_domain, chain, authority_key, roots)
-    except OSError as error:
-        raise AuthorityDamaged(f"{error.filename} cannot be read: {error.strerror}") from None
-    except SvidError as error:
-        raise AuthorityDamaged(f"authority files ({certificate}, {key}) are unusable: {error}") from None
-    except ValueError:
-        raise AuthorityDamaged(f"{certificate} is not a PEM certificate chain") from None

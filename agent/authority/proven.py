@@ -16,6 +16,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from runtime.settings import host_and_port
 from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.errors import InvalidSvid
 from svid.spiffeid import TrustDomain
@@ -141,13 +142,13 @@ class ProvenSigner:
                 far_out.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        host, _, port = self._address.rpartition(":")
+        host, port = host_and_port(self._address)
         roots = self._roots()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 far, far_out = await asyncio.open_connection(
-                    host.strip("[]"),
-                    int(port),
+                    host,
+                    port,
                     ssl=_context(roots),
                     server_hostname=SIGNER_NAME,
                     happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,

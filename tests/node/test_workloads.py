@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.authority.local import IssuePolicy, LocalAuthority
+from agent.authority.local import IssuePolicy, Kept, LocalAuthority
 from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
 from agent.metrics import Metrics
@@ -97,7 +97,7 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
         with ThreadPoolExecutor(1) as executor:
             hour = timedelta(hours=1)
             blocking = Blocking(executor)
-            authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
+            authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
             sockets = HereSockets(clock, metrics := Metrics())
             registry = WorkloadRegistry(
                 authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
@@ -150,7 +150,7 @@ def test_a_clock_that_was_set_back_has_svids_of_the_future_replaced() -> None:
         volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None)
         with ThreadPoolExecutor(1) as executor:
             hour, blocking = timedelta(hours=1), Blocking(executor)
-            authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
+            authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
             journal = Journal(base / "journal", str(base))
             sockets = HereSockets(clock, metrics := Metrics())
             registry = WorkloadRegistry(

@@ -42,6 +42,7 @@ def test_precedence(tmp_path: Path) -> None:
         ((*TD, "--kubelet-root", "/a/../b"), "accepted: an absolute path"),
         ((*TD, "--kubelet-root", "/" + "a" * 60), "too long"),
         ((*TD, "--metrics-listen", "9099"), "accepted: HOST:PORT"),
+        ((*TD, "--signer-address", "fd00::1:8443"), "accepted: HOST:PORT"),
         ((*TD, "--driver-name", "1podsvid"), "accepted: driver names"),
         ((*TD, "--driver-name", "a/b"), "accepted: driver names"),
         ((*TD, "--node-name", "a/b"), "accepted: a node name"),

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from agent.authority.jwt_keys import GivenJwtKeys
-from agent.authority.local import IssuePolicy, LocalAuthority
+from agent.authority.local import IssuePolicy, Kept, LocalAuthority
 from agent.authority.protocol import JwtRequest, MintRequest
 from agent.errors import AuthorityRefused
 from csi.model import PodRef
@@ -60,7 +60,7 @@ class Scene:
         self.keys = FlakyKeys()
         self.x509 = root(self.clock.at)
         self.blocking = Blocking(executor)
-        self.authority = LocalAuthority(self.x509, policy, self.clock, self.blocking, self.keys)
+        self.authority = LocalAuthority(Kept(self.x509), policy, self.clock, self.blocking, self.keys)
 
     async def mint(self, ttl: timedelta | None = None, *names: str, pod: PodRef = POD) -> Any:
         return await self.authority.mint_x509(MintRequest(pod, None, KeyAlgorithm.EC_P256.generate(), ttl, names))
@@ -179,7 +179,7 @@ def test_tokens_with_an_id_of_their_own_are_for_one_caller(jti: bool) -> None:
 
 def test_without_jwt_keys_there_are_no_jwt_svids() -> None:
     async def play(at: Scene) -> None:
-        bare = LocalAuthority(at.x509, POLICY, at.clock, at.blocking)
+        bare = LocalAuthority(Kept(at.x509), POLICY, at.clock, at.blocking)
         assert not bare.issues_jwt
         assert bare.trust.current is not None
         assert bare.trust.current.bundle.jwt_authorities == ()

@@ -24,6 +24,7 @@ from svid.keys import KeyAlgorithm, key_to_pem, signature_hash
 from svid.spiffeid import TrustDomain
 from tests.fake_signer import TRUST_DOMAIN, authority, certified
 from tests.unit.agent.signer_scene import Scene, on_stage
+from tests.unit.runtime.test_listening import ipv6
 
 OWN = str(signer_id(TRUST_DOMAIN))
 STRANGERS = {
@@ -105,7 +106,9 @@ class Line:
         self.server: asyncio.Server | None = None
         self.port = 0
 
-    async def serve(self, name: str = SIGNER_NAME, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
+    async def serve(
+        self, name: str = SIGNER_NAME, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, at: str = "127.0.0.1"
+    ) -> None:
         key = KeyAlgorithm.EC_P256.generate()
         chain = certified(self.above, key.public_key(), datetime.now(UTC), name, OWN)
         pem = self.run_dir.parent / "server.pem"
@@ -113,7 +116,7 @@ class Line:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.maximum_version = version
         context.load_cert_chain(pem)
-        self.server = await asyncio.start_server(self._answer, "127.0.0.1", self.port, ssl=context)
+        self.server = await asyncio.start_server(self._answer, at, self.port, ssl=context)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -354,3 +357,17 @@ async def stopped(line: Line) -> None:
     line.server.close()
     await line.server.wait_closed()
     line.server = None
+
+
+@ipv6
+def test_a_signer_at_an_ipv6_address(tmp_path: Path) -> None:
+    async def main() -> None:
+        line = Line(tmp_path)
+        await line.serve(at="::1")
+        proven = line.proven("[::1]")
+        assert await line.through(proven, b"x") == b"x"
+        await proven.close()
+        assert line.server is not None
+        line.server.close()
+
+    asyncio.run(main())

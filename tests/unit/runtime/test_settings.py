@@ -1,17 +1,21 @@
 """Settings of any command: which text is a value and which is refused, who wins, and what a refusal says."""
 
 import argparse
+import ast
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.config import AgentConfig
 from runtime import settings
 from runtime.settings import InvalidSetting, setting
+from signer.config import SignerConfig
+from tests.support import ROOT
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,10 @@ DAY = timedelta(days=1)
         (settings.url, "https://" + "a" * 1016, "https://" + "a" * 1016),
         (settings.collector, "http://collector.monitoring:4317", "http://collector.monitoring:4317"),
         (settings.collector, "https://c:1", "https://c:1"),
+        (settings.collector, "http://[fd00::1]:4317", "http://[fd00::1]:4317"),
+        (settings.host_and_port, "[fd00::1]:8443", ("fd00::1", 8443)),
+        (settings.host_and_port, "signer.podsvid.svc:8443", ("signer.podsvid.svc", 8443)),
+        (settings.host_and_port, "10.0.0.1:1", ("10.0.0.1", 1)),
         (settings.number(1, 10), "1", 1),
         (settings.number(1, 10), "10", 10),
         (settings.number(1, 10), "007", 7),
@@ -200,6 +208,7 @@ def test_what_is_a_value(parse: Callable[[str], Any], text: str, value: object) 
         (settings.collector, "collector:4317"),
         (settings.collector, "ftp://collector:4317"),
         (settings.collector, "http://collector"),
+        (settings.collector, "http://fd00::1:4317"),
         (settings.collector, "http://:4317"),
         (settings.collector, "http://collector:x"),
         (settings.number(1, 10), "0"),
@@ -237,3 +246,39 @@ def test_an_unsafe_switch_is_in_no_help(capsys: pytest.CaptureFixture[str]) -> N
     assert "--plain" in shown
     assert "hidden" not in shown
     assert settings.load(Unsafe, parser.parse_args(["--hidden"]), {}).hidden
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fd00::1:8443",
+        "fd00::1",
+        "[fd00::1]",
+        "[fd00::1]:",
+        "[10.0.0.1]:1",
+        "[fe80::1%eth0]:1",
+        "[]:1",
+        ":1",
+        "a:0",
+        "a:65536",
+    ],
+)
+def test_an_address_that_could_be_two_is_refused(text: str) -> None:
+    """Without brackets the end of an IPv6 address passes for a port."""
+    with pytest.raises(ValueError, match=r"^$"):
+        settings.host_and_port(text)
+
+
+@pytest.mark.parametrize(("model", "package"), [(AgentConfig, "agent"), (SignerConfig, "signer")])
+def test_every_setting_is_read_by_something(model: type[Any], package: str) -> None:
+    """Beyond the file that declares it: one that is checked there and used nowhere promises what nothing does."""
+    read = {
+        node.attr
+        for path in (ROOT / package).rglob("*.py")
+        if path != ROOT / package / "config.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    # Through a property of the settings, or by whoever starts the program.
+    apart = {"x509_pod_max_ttl", "x509_min_ttl", "x509_max_ttl", "jwt_max_ttl", "log_format", "log_level", "jwt_svids"}
+    assert {each.name for each in fields(model)} - read - apart == set()
