@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import admin, budget, fairness
-from agent.authority.jwt_keys import JwtKeys, open_given, open_kept
-from agent.authority.local import IssuePolicy, LocalAuthority, open_embedded, open_files
+from agent.authority.given import FollowedJwtKeys, GivenX509
+from agent.authority.jwt_keys import JwtKeys, open_kept
+from agent.authority.local import IssuePolicy, Kept, LocalAuthority, X509Source, open_embedded
 from agent.channel.messages import Begin
 from agent.config import AgentConfig, DriverName
 from agent.errors import AlreadyRunning, AuthorityDamaged
@@ -27,7 +28,8 @@ from csi.journal import Journal
 from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
 from csi.node import NodeService, NodeSettings
 from csi.profile import PROFILES
-from csi.registration import Registration
+from csi.reach import KubeletReach
+from csi.registration import Registration, bound_at
 from csi.room import MIB, Bounds, Room
 from csi.server import serve_driver
 from runtime import pages
@@ -39,7 +41,6 @@ from runtime.memory import own_memory, trimmer
 from runtime.seldom import now_and_then
 from runtime.tracing import Tracing
 from runtime.version import own_version
-from svid.authority import X509Authority
 from svid.jwtauthority import KeyringPolicy
 
 if TYPE_CHECKING:
@@ -82,10 +83,14 @@ async def _start(
     config: AgentConfig, clock: Clock, threads: fairness.Threads, services: AsyncExitStack
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     blocking = threads.blocking
-    registrations = {
-        driver: Registration(driver.name, _csi_socket(config, driver), config.kubelet_root / "plugins_registry")
-        for driver in config.driver_names
-    }
+    registrations: dict[DriverName, Registration] = {}
+    sockets = [str(bound_at(_csi_socket(config, driver))) for driver in config.driver_names]
+    reach = KubeletReach(
+        str(config.kubelet_root / "pods"), lambda: [*sockets, *(each.bound for each in registrations.values())]
+    )
+    for driver in config.driver_names:
+        places = (_csi_socket(config, driver), config.kubelet_root / "plugins_registry")
+        registrations[driver] = Registration(driver.name, *places, reach)
     for registration in registrations.values():
         registration.remove_stale()
 
@@ -125,6 +130,7 @@ async def _start(
         spans,
         room,
         fairness.volume_turns(config, metrics),
+        reach,
     )
     metrics.watch_memory(room.figures)
     metrics.watch_waiting(lambda: node.waiting)
@@ -148,7 +154,8 @@ async def _start(
     async def ready() -> str | None:
         missing = [driver.name for driver, each in registrations.items() if not each.registered]
         if missing:
-            return f"kubelet has not registered {', '.join(missing)} yet"
+            refused = next((each.refused for each in registrations.values() if each.refused), "")
+            return refused or f"kubelet has not registered {', '.join(missing)} yet"
         return f"{node.waiting} volumes of an earlier agent are not picked up yet" if node.waiting else None
 
     def away() -> float:
@@ -255,7 +262,8 @@ def _policy(config: AgentConfig) -> IssuePolicy:
 def _jwt_keys(config: AgentConfig, clock: Clock) -> JwtKeys:
     if config.authority == "file":
         assert config.jwt_key_file is not None
-        return open_given(config.jwt_key_file, config.jwt_bundle_file, config.jwt_algorithm, config.trust_domain)
+        files = (config.jwt_key_file, config.jwt_bundle_file)
+        return FollowedJwtKeys(*files, config.jwt_algorithm, config.trust_domain, config.jwt_ttl)
     policy = KeyringPolicy(
         algorithm=config.jwt_algorithm,
         signing_period=config.jwt_key_period,
@@ -296,7 +304,7 @@ async def _end(task: "asyncio.Task[None]") -> None:
 
 def _local_authority(config: AgentConfig, clock: Clock, blocking: Blocking) -> LocalAuthority:
     return LocalAuthority(
-        _issuer(config, clock),
+        _source(config, clock),
         _policy(config),
         clock,
         blocking,
@@ -330,12 +338,12 @@ async def _signer_authority(
     return authority
 
 
-def _issuer(config: AgentConfig, clock: Clock) -> X509Authority:
+def _source(config: AgentConfig, clock: Clock) -> X509Source:
     if config.authority == "embedded":
-        return open_embedded(config.state_dir, config.trust_domain, clock)
+        return Kept(open_embedded(config.state_dir, config.trust_domain, clock))
     if config.ca_cert_file is None or config.ca_key_file is None:
         raise AuthorityDamaged("authority is file, which needs ca_cert_file and ca_key_file")
-    return open_files(config.ca_cert_file, config.ca_key_file, config.ca_bundle_file, config.trust_domain)
+    return GivenX509(config.ca_cert_file, config.ca_key_file, config.ca_bundle_file, config.trust_domain)
 
 
 async def _run_until(stopping: asyncio.Event, loops: dict[str, Callable[[], Awaitable[None]]]) -> None:

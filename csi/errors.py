@@ -66,6 +66,12 @@ class VolumeFailed(CsiError):
     reason = "VOLUME_FAILED"
 
 
+class MountNotShared(CsiError):
+    """What is mounted here would not reach the pod: the agent runs with mounts of its own. Nothing was begun."""
+
+    reason = "MOUNT_NOT_SHARED"
+
+
 class PodFull(CsiError):
     """The pod has as many volumes as one may have."""
 

@@ -28,6 +28,7 @@ from csi.operations import Operations
 from csi.pb import csi_pb2, csi_pb2_grpc
 from csi.ports import Workloads
 from csi.profile import Profile
+from csi.reach import Reach
 from csi.request import PublishRequest, check_target, parse_publish
 from csi.room import INODE, MOUNT, Room
 from csi.turns import VolumeTurns
@@ -119,6 +120,7 @@ class NodeService:
         tracing: Tracing,
         room: Room,
         turns: VolumeTurns,
+        reach: Reach | None = None,
     ) -> None:
         self._settings = settings
         self._targets = targets
@@ -129,6 +131,7 @@ class NodeService:
         self._tracing = tracing
         self._room = room
         self._turns = turns
+        self._reach = reach
         self._published: dict[str, Published] = {}
         self._operations = Operations()
         self._adoption = Adoption(targets, workloads, journal, blocking, room, self._picked_up)
@@ -225,6 +228,8 @@ class NodeService:
                 _log.warning("volume was unmounted behind podsvid; mounting again", extra={"volume_id": volume.id})
                 await self._forget(volume.id)
                 gone = True
+            if self._reach is not None:
+                await self._blocking(self._reach.check)
             taken = self._room.admit(volume)
             try:
                 async with AsyncExitStack() as turn:

@@ -13,7 +13,9 @@ import grpc
 import grpc.aio
 
 from csi.boundary import ErrorBoundary
+from csi.errors import CsiError
 from csi.pb import pluginregistration_pb2, pluginregistration_pb2_grpc
+from csi.reach import Reach
 
 _log = logging.getLogger("podsvid.registration")
 AnyContext = grpc.aio.ServicerContext[Any, Any]
@@ -29,7 +31,10 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
     The socket has a new name at every start: kubelet backs off for minutes on a path whose owner did not answer.
     """
 
-    def __init__(self, driver_name: str, endpoint: Path, registry: Path) -> None:
+    def __init__(self, driver_name: str, endpoint: Path, registry: Path, reach: Reach | None = None) -> None:
+        self._reach = reach
+        # Why kubelet was not told of the driver; empty where it was.
+        self.refused = ""
         self._driver_name = driver_name
         self._endpoint = endpoint
         self._registry = registry
@@ -41,6 +46,14 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
     async def GetInfo(
         self, request: pluginregistration_pb2.InfoRequest, context: AnyContext
     ) -> pluginregistration_pb2.PluginInfo:
+        if self._reach is not None:
+            try:
+                self._reach.check()
+            except CsiError as error:
+                # No pod is sent here, instead of all of them with nothing in their volumes.
+                self.refused = str(error)
+                raise
+        self.refused = ""
         return pluginregistration_pb2.PluginInfo(
             type="CSIPlugin",
             name=self._driver_name,
@@ -65,6 +78,11 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
     def announced(self) -> bool:
         """Whether the socket is where kubelet looks."""
         return self._socket is not None and self._socket.exists()
+
+    @property
+    def bound(self) -> str:
+        """The name under which the socket was bound: by it its connections are known."""
+        return str(bound_at(self._socket)) if self._socket is not None else ""
 
     def remove_stale(self) -> None:
         """Unlink sockets that earlier runs left, as early as possible: kubelet dials whatever it finds."""
@@ -127,7 +145,7 @@ async def serve_private(server: grpc.aio.Server, socket: Path) -> None:
 
     Bound under a name that kubelet ignores and renamed into place, so that whoever sees it can also connect.
     """
-    hidden = socket.with_name(f".{socket.name[-24:]}")
+    hidden = bound_at(socket)
     hidden.unlink(missing_ok=True)
     try:
         server.add_insecure_port(f"unix:{hidden}")
@@ -138,3 +156,8 @@ async def serve_private(server: grpc.aio.Server, socket: Path) -> None:
         await server.stop(None)
         hidden.unlink(missing_ok=True)
         raise
+
+
+def bound_at(socket: Path) -> Path:
+    """Where the socket of `serve_private` is bound."""
+    return socket.with_name(f".{socket.name[-24:]}")

@@ -73,6 +73,12 @@ def parse_publish(
         )
     if not request.readonly:
         raise InvalidRequest("readOnly must be true in the pod's csi volume: a pod must not replace its own identity")
+    if context.get(SERVICE_ACCOUNT) == "":
+        # kubelet says it of every pod, so this one has none: the API server gives one to all that it admits.
+        raise InvalidRequest(
+            "the pod has no service account, as pods from a node's own manifests (static pods) have none: "
+            "static pods get no identity, since nothing but the node speaks for them; run it as a DaemonSet"
+        )
     pod = PodRef(
         namespace=_field(context, POD_NAMESPACE, _LABEL, 63, "a namespace name"),
         name=_field(context, POD_NAME, _SUBDOMAIN, 253, "a pod name"),

@@ -19,11 +19,11 @@ from agent.socket import reflection
 from agent.socket.accounts import Accounts, Limits
 from agent.socket.connections import Connections, Mutator
 from agent.socket.endpoint import Endpoint
-from agent.socket.peers import credentials_of
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.serving import Serving
 from runtime.clock import SystemClock
 from runtime.feed import Feed
+from runtime.peers import credentials_of
 from svid.errors import SvidError
 from svid.identity import WorkloadIdentity
 

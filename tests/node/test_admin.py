@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from agent.admin import NodeAdmin, serve_admin
-from agent.authority.local import IssuePolicy, LocalAuthority
+from agent.authority.local import IssuePolicy, Kept, LocalAuthority
 from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
 from agent.metrics import Metrics
@@ -378,7 +378,7 @@ async def without_signer(base: Path) -> AsyncIterator[tuple[Switchable, Workload
     journal, hour = Journal(base / "journal", str(base)), timedelta(hours=1)
     with ThreadPoolExecutor(1) as executor:
         blocking = Blocking(executor)
-        authority = Switchable(LocalAuthority(issuer, IssuePolicy(hour, hour, hour), clock, blocking))
+        authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
         sockets = HereSockets(clock, metrics := Metrics())
         registry = WorkloadRegistry(
             authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
@@ -474,7 +474,7 @@ def test_a_trust_bundle_that_comes_meanwhile_is_not_taken_for_the_renewal(tmp_pa
 
 @pytest.mark.skipif(not IS_ROOT, reason="makes a PID namespace")
 def test_a_process_outside_of_the_agents_pid_namespace_has_a_user_and_no_pid(tmp_path: Path) -> None:
-    listening = "import socket,sys; from agent.socket.peers import credentials_of; s = socket.socket(socket.AF_UNIX); \
+    listening = "import socket,sys; from runtime.peers import credentials_of; s = socket.socket(socket.AF_UNIX); \
         s.bind(sys.argv[1]); s.listen(); print('on', flush=True); c, _ = s.accept(); print(credentials_of(sys.argv[1]))"
     path = str(tmp_path / "socket")
     line = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", listening, path]

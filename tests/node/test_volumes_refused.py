@@ -69,6 +69,7 @@ MALFORMED: list[tuple[str, Mutate, str]] = [
     ("namespace of dots", _context("pod.namespace", ".."), "not a namespace name"),
     ("namespace of 64 characters", _context("pod.namespace", "a" * 64), "not a namespace name"),
     ("unicode namespace", _context("pod.namespace", "dëfault"), "not a namespace name"),
+    ("a static pod", _context("serviceAccount.name", ""), "static pods get no identity"),
     ("account with a newline", _context("serviceAccount.name", "web\n"), "not a service account name"),
     ("account with a slash", _context("serviceAccount.name", "a/b"), "not a service account name"),
     ("huge account", _context("serviceAccount.name", "a" * 30_000), "not a service account name"),

@@ -79,6 +79,7 @@ REFUSED: list[tuple[Change, str]] = [
     (context("pod.name", "a/b"), "is not a pod name"),
     (context("pod.name", ".a"), "is not a pod name"),
     (context("pod.name", "A"), "is not a pod name"),
+    (context("serviceAccount.name", ""), "static pods get no identity"),
     (context("serviceAccount.name", "a" * 254), "is not a service account name"),
     (context("serviceAccount.name", "a/../b"), "is not a service account name"),
     (context("serviceAccount.name", "web\n"), "is not a service account name"),

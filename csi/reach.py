@@ -1,0 +1,87 @@
+"""Whether what is mounted here reaches kubelet: by a mount that both share, or because kubelet sees the same mounts."""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Protocol
+
+from csi.errors import MountNotShared
+from csi.files import mount_id
+from runtime.peers import credentials_of
+
+_NAMESPACE = "/proc/{}/ns/mnt"
+# What `peers` says of a process that is outside of this PID namespace.
+_OUTSIDE = 0
+
+
+class Reach(Protocol):
+    """Says it of the directory below which kubelet's targets are."""
+
+    def check(self) -> None:
+        """Raise MountNotShared where a volume that is made here would be an empty directory in its pod. Blocks."""
+        ...
+
+
+def connected(address: str) -> list[int]:
+    """The processes at the other end of a socket of this one's; 0 for each outside of this PID namespace."""
+    return [process for _, _, process in credentials_of(address)]
+
+
+class KubeletReach:
+    """Looks at the mount that kubelet's pods directory lies in and, where that is not shared, at who is connected.
+
+    Whether a mount has to be shared cannot be told from here alone: a private one is right wherever kubelet is in the
+    same mount namespace. kubelet is who calls, on the sockets of `addresses`; `peers` has who is connected.
+    """
+
+    def __init__(
+        self,
+        pods: str,
+        addresses: Callable[[], Iterable[str]],
+        peers: Callable[[str], Iterable[int]] = connected,
+    ) -> None:
+        self._pods = pods
+        self._addresses = addresses
+        self._peers = peers
+        # The mount that was found good.
+        self._good: int | None = None
+
+    def check(self) -> None:
+        try:
+            directory = os.open(self._pods, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # kubelet makes it with its first pod, and a publish into it says what is wrong
+        try:
+            mounted = mount_id(directory)
+        finally:
+            os.close(directory)
+        if mounted == self._good:
+            return
+        if not _is_shared(mounted) and any(
+            _is_elsewhere(process) for address in filter(None, self._addresses()) for process in self._peers(address)
+        ):
+            raise MountNotShared(
+                f"{self._pods} is no shared mount here, and kubelet has other mounts: pods would find their volumes "
+                "empty. In a pod mount that directory with `mountPropagation: Bidirectional`, as the chart does "
+                "(privileged); a unit of systemd goes without PrivateMounts=, MountFlags= and Protect...=; and "
+                "where / of the node is not shared, `mount --make-rshared /` there"
+            )
+        self._good = mounted
+
+
+def _is_shared(mount: int) -> bool:
+    """Whether what is mounted in it appears in other namespaces, too."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            if int(line.partition(b" ")[0]) == mount:
+                fields = line.split(b" ")
+                return any(each.startswith(b"shared:") for each in fields[6 : fields.index(b"-", 6)])
+    return True  # it went away meanwhile; nothing is known against it
+
+
+def _is_elsewhere(process: int) -> bool:
+    if process == _OUTSIDE:
+        return True
+    with suppress(OSError):  # it ended, or is not ours to look at
+        return not os.path.samestat(os.stat(_NAMESPACE.format(process)), os.stat(_NAMESPACE.format("self")))
+    return False
