@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import resource
-import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -39,6 +38,7 @@ from runtime.collector import tracing
 from runtime.federation import FederatedBundles
 from runtime.memory import own_memory, trimmer
 from runtime.seldom import now_and_then
+from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import Tracing
 from runtime.version import own_version
 from svid.jwtauthority import KeyringPolicy
@@ -61,26 +61,24 @@ JWT_KEY_LEAD = timedelta(days=1)
 
 
 async def run_agent(config: AgentConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Raises AgentError, OSError."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    """Serve until a signal. Raises AgentError, OSError."""
+    stopping = asked_to_stop()
     _prepare_process()
     clock: Clock = SystemClock()
     with ExitStack() as stack:
         stack.enter_context(_only_one(config.run_dir))
         threads = stack.enter_context(fairness.threads(config))
         async with AsyncExitStack() as services:
-            loops = await _start(config, clock, threads, services)
-            await _run_until(stopping, loops)
+            with suppress(Stopped):
+                loops = await _start(config, clock, threads, services, stopping)
+                await _run_until(stopping, loops)
             _log.info("agent stopping", extra={"grace_seconds": STOP_GRACE})
         _leave_clean(config)
     _log.info("agent stopped")
 
 
 async def _start(
-    config: AgentConfig, clock: Clock, threads: fairness.Threads, services: AsyncExitStack
+    config: AgentConfig, clock: Clock, threads: fairness.Threads, services: AsyncExitStack, stopping: asyncio.Event
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     blocking = threads.blocking
     registrations: dict[DriverName, Registration] = {}
@@ -114,7 +112,7 @@ async def _start(
     following = asyncio.create_task(authority.run(), name="authority")
     services.push_async_callback(_end, following)
     if signer is not None:
-        await signer.wait_answered()
+        await unless(stopping, signer.wait_answered())
     journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
     slow = fairness.slow_work(config, threads, metrics)
     workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, slow, servers, spans)
@@ -142,8 +140,8 @@ async def _start(
     adopting = asyncio.create_task(node.adopt(), name="adoption")
     services.push_async_callback(_end, adopting)
     # kubelet finds the volumes of a usual node picked up; what takes longer does not keep it from unpublishing.
-    await asyncio.wait([adopting], timeout=ADOPT_SECONDS)
-    await servers.settled()
+    await unless(stopping, asyncio.wait([adopting], timeout=ADOPT_SECONDS))
+    await unless(stopping, servers.settled())
 
     serving = False
 
@@ -216,8 +214,9 @@ async def _start(
         "adoption": lambda: _for_ever(adopting),
         "holdings": workloads.report_holdings,
         "gauges": metrics.keep_fresh,
-        "authority": lambda: following,
-        "servers": lambda: serving_sockets,
+        # These go on until all that needs them was taken down: sockets are closed by the process that serves them.
+        "authority": lambda: asyncio.shield(following),
+        "servers": lambda: asyncio.shield(serving_sockets),
         **{f"registration of {driver.name}": each.run for driver, each in registrations.items()},
     }
 

@@ -5,7 +5,6 @@ import logging
 import os
 import random
 import resource
-import signal
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -17,6 +16,7 @@ from runtime.collector import tracing
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
 from runtime.listening import ANY, shown
+from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
 from signer import gauges
@@ -67,11 +67,8 @@ JWT_LEAD = timedelta(days=1)
 
 
 async def run_signer(config: SignerConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Raises SignerError, OSError."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    """Serve until a signal. Raises SignerError, OSError."""
+    stopping = asked_to_stop()
     _prepare_process()
     async with AsyncExitStack() as services:
         client = await KubeClient.connect(config.kubeconfig)
@@ -80,7 +77,8 @@ async def run_signer(config: SignerConfig) -> None:
         spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-signer", facts))
         replica = Replica(config, client, SystemClock(), random.SystemRandom(), spans)
         client.dated = replica.witness.heard
-        await replica.run(stopping, services)
+        with suppress(Stopped):
+            await replica.run(stopping, services)
         _log.info("signer stopping", extra={"grace_seconds": STOP_GRACE})
     _log.info("signer stopped")
 
@@ -185,7 +183,7 @@ class Replica:
         minting = Minting(self._signing_state, _minting(config), clock, Lifetimes(self._rotation, clock))
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst, places)
-        service = SignerService(
+        self._service = SignerService(
             attestor,
             self._policies,
             minting,
@@ -201,7 +199,7 @@ class Replica:
             spans,
         )
         self._server = AgentServer(
-            service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock
+            self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock
         )
         known = self._rotation, self._leader, self._agents, self._pods, self._policies, self.witness
         gauges.watch(self.metrics, *known)
@@ -215,7 +213,7 @@ class Replica:
         services.enter_context(
             pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
         )
-        await self._rotation.open()
+        await unless(stopping, self._rotation.open())
         background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "leader election": self._leader.run,
             "pods": self._pods.run,
@@ -241,6 +239,7 @@ class Replica:
         services.push_async_callback(self._leader.release)
         services.push_async_callback(_cancel, tasks)
         services.push_async_callback(self._server.close, STOP_GRACE)
+        services.callback(self._service.end_streams)
         await self._refresh()
         admin = await serve_admin(
             AdminService(self._rotation, self._policies, self._pods, self._clock), config.admin_socket

@@ -3,6 +3,7 @@
 import concurrent.futures.thread
 import encodings.idna
 import linecache
+import signal
 import sys
 import traceback
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.backends.openssl import backend
 from agent.channel.messages import UNCOUNTED
 from agent.exposed import confinement, server
 from agent.socket import proof
+from runtime.stopping import SIGNALS
 
 # What others load only when they come to it.
 LATE = (
@@ -30,6 +32,9 @@ def main() -> None:
     `lenient`."""
     channel, parent, user, memory, descriptors = (int(each) for each in sys.argv[1:6])
     bounds = confinement.Bounds(user, memory, descriptors, parent, sys.argv[6] == "strict")
+    # It ends with its channel, after the agent has had its calls ended: not before that with a whole process group.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     trial = proof.begin()
     try:
         lacking = confinement.confine(bounds)

@@ -15,6 +15,8 @@ WINDOW = 8 * 1024
 # Calls that may wait until Python looks at them, 15 KB each; from half of them on gRPC drops some by chance. So many on
 # a pod's first socket, fewer on each further one.
 WAITING, LEAST_WAITING = 1024, 64
+# Seconds that a stop waits at most for clients to take their calls' last answers; then for them to leave.
+ENDING, LEAVING = 1.0, 0.5
 
 
 class Endpoint:
@@ -81,7 +83,10 @@ class Endpoint:
         self._server, self._guard = server, guard
 
     async def close(self) -> None:
-        """End all calls with UNAVAILABLE, so that clients reconnect, and remove the socket."""
-        if self._server is not None:
+        """End all calls with UNAVAILABLE, so that clients reconnect, then all connections, and remove the socket."""
+        if self._server is not None and self._guard is not None:
             server, self._server = self._server, None
-            await server.stop(None)
+            try:
+                await self._guard.end(ENDING)
+            finally:
+                await server.stop(LEAVING)

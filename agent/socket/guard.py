@@ -9,6 +9,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
@@ -19,6 +20,8 @@ from agent.socket.accounts import Account
 _log = logging.getLogger("podsvid.endpoint")
 WORKLOAD_API = "SpiffeWorkloadAPI"
 HEADER = ("workload.spiffe.io", "true")
+# The words that clients know a denial by (rust-spiffe looks for them).
+DENIED = "no identity issued"
 # These are no part of the Workload API: Envoy, probes and grpcurl send no SPIFFE header.
 WITHOUT_HEADER = ("/envoy.service.secret.v3.SecretDiscoveryService/", "/grpc.health.v1.Health/", "/grpc.reflection.")
 # Bytes of one call's metadata, names and values; the header above and what tracing adds are some hundred.
@@ -31,6 +34,8 @@ GONE = 0.05
 REFUSAL = 0.01
 # Why a call is refused where the pod lets answers lie.
 UNREAD = "unread answers"
+# What calls are told that end with the socket.
+CLOSED = "this socket is being closed; try again"
 AnyContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = Any  # grpc.RpcMethodHandler's fields are not typed
 
@@ -45,13 +50,56 @@ class CallMetrics(Protocol):
     def call_refused(self, why: str) -> None: ...
 
 
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One that was taken. `task`: its handler's, while that runs; `told`: whether it was told to end."""
+
+    method: str
+    began: float
+    task: "asyncio.Task[Any] | None"
+    told: bool = False
+    writing: bool = False
+
+    def end(self) -> None:
+        if self.task is not None and not self.told:
+            self.told = True
+            # gRPC sends no status beside an answer: one that is being written is waited for.
+            if not self.writing:
+                self.task.cancel()
+
+
+class _Context:
+    """A call's context, for its handler."""
+
+    def __init__(self, context: AnyContext, call: _Call) -> None:
+        self._context = context
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, answer: Any) -> None:
+        self._call.writing = True
+        try:
+            await self._context.write(answer)
+        finally:
+            self._call.writing = False
+        if self._call.told:
+            raise asyncio.CancelledError
+
+
 class Guard(grpc.aio.ServerInterceptor):
     """One socket's."""
 
     def __init__(self, account: Account, metrics: CallMetrics) -> None:
         self._account = account
         self._metrics = metrics
-        self._open: dict[object, tuple[str, float]] = {}
+        self._open: dict[_Call, None] = {}
+        # Calls whose answer is not taken yet, those that were refused too; `_idle` is set while there is none.
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
         self._guarded: dict[str, _Handler] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -76,6 +124,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 return self._refusal(handler, grpc.StatusCode.INVALID_ARGUMENT, text)
         if handler is None:
             return self._refusal(handler, grpc.StatusCode.UNIMPLEMENTED, "no such method here")
+        if self._closing:
+            return self._refusal(handler, grpc.StatusCode.UNAVAILABLE, CLOSED)
         why = self._account.pod.excess()
         if why:
             self._metrics.call_refused(why)
@@ -89,23 +139,35 @@ class Guard(grpc.aio.ServerInterceptor):
     def calls(self) -> list[tuple[str, float]]:
         """The calls under way: method, and for how many seconds; the oldest first."""
         now = asyncio.get_running_loop().time()
-        return [(method, now - began) for method, began in self._open.values()]
+        return [(call.method, now - call.began) for call in self._open]
+
+    async def end(self, seconds: float) -> None:
+        """Answer every call with UNAVAILABLE, those that come from now on too; back when all are gone, or in `seconds`.
+
+        A server that is stopped first takes the connections away from them: clients are told INTERNAL or UNKNOWN then.
+        """
+        self._closing = True
+        for call in self._open:
+            call.end()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     def _guard(self, method: str, handler: _Handler) -> _Handler:
         behaviour = _behaviour(handler)
         streams = inspect.isasyncgenfunction(inspect.unwrap(behaviour))
 
         async def call(_: Any, context: AnyContext) -> Any:
-            async with self._call(method, context):
-                return await behaviour(await self._asked(handler, context), context)
+            async with self._call(method, context) as answering:
+                return await behaviour(await self._asked(handler, context), answering)
 
         async def stream(_: Any, context: AnyContext) -> None:
             # Written here and not by grpc: what is cancelled while it waits for a reader ends here, at once.
-            async with self._call(method, context):
-                answers = behaviour(await self._asked(handler, context), context)
+            async with self._call(method, context) as answering:
+                answers = behaviour(await self._asked(handler, context), answering)
                 async with aclosing(answers):
                     async for answer in answers:
-                        await context.write(answer)
+                        await answering.write(answer)
 
         make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else _stream_unary
         return make(stream if streams else call, handler.request_deserializer, handler.response_serializer)
@@ -113,9 +175,14 @@ class Guard(grpc.aio.ServerInterceptor):
     def _refusal(self, handler: _Handler, code: grpc.StatusCode, text: str) -> _Handler:
         """A method that only says no, whatever is asked."""
 
+        def answered(_: object) -> None:
+            self._account.answered()
+            self._ended()
+
         async def refuse(_: Any, context: AnyContext) -> None:
             taken = self._account.refuse()
-            context.add_done_callback(cast(Any, lambda _: self._account.answered()))
+            self._began()
+            context.add_done_callback(cast(Any, answered))
             if not taken:
                 self._metrics.call_refused(UNREAD)
             await asyncio.sleep(REFUSAL)
@@ -164,31 +231,48 @@ class Guard(grpc.aio.ServerInterceptor):
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
+    def _began(self) -> None:
+        self._under_way += 1
+        self._idle.clear()
+
+    def _ended(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
+
     @asynccontextmanager
-    async def _call(self, method: str, context: AnyContext) -> AsyncIterator[None]:
-        this = object()
+    async def _call(self, method: str, context: AnyContext) -> AsyncIterator[AnyContext]:
+        this = _Call(method, asyncio.get_running_loop().time(), asyncio.current_task())
 
         def ended(_: object) -> None:
             del self._open[this]
             self._account.ended()
             self._metrics.call_ended(method)
+            self._ended()
 
-        self._open[this] = (method, asyncio.get_running_loop().time())
+        self._open[this] = None
+        self._began()
         self._account.take()
         self._metrics.call_started(method)
         # Not when the handler is done: what it answered last may wait for a reader for ever.
         context.add_done_callback(cast(Any, ended))
         try:
-            yield
+            try:
+                yield cast(AnyContext, _Context(context, this))
+            finally:
+                # What it answered is on its way, and is not cut short.
+                task, this.task = this.task, None
         except (grpc.aio.AbortError, grpc.aio.InternalError):
             # It has its status; or nothing more can be sent to its client.
             raise
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                # Only grpc cancels a handler's task: the client has gone, or the server ends all calls itself. A status
-                # for such a call fails, and each that fails keeps some hundred bytes for ever (grpc/grpc#43360).
+            if task is None or task.cancelling() > this.told:
+                # Else only grpc cancels a handler's task: the client has gone, or the server ends all calls itself. A
+                # status for such a call fails, and each that fails keeps some hundred bytes for ever (grpc/grpc#43360).
                 raise
+            if this.told:
+                task.uncancel()
+                await context.abort(grpc.StatusCode.UNAVAILABLE, CLOSED)
             # What the handler waited for was cancelled by us. Without a status the client would wait for ever.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the agent ended this call; try again")
         except Exception as error:

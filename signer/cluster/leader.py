@@ -18,6 +18,8 @@ RENEW = 0.3
 MARGIN = 0.2
 # Seconds between looks whether this replica leads. What it writes is by compare and swap: a late look harms nothing.
 LOOK_SECONDS = 1.0
+# Seconds that a stop gives to giving the lease up.
+RELEASE_SECONDS = 1.0
 
 
 class Leader:
@@ -142,10 +144,11 @@ class Leader:
             return
         self._led_until = 0.0
         try:
-            lease = await self._api.get(self._path)
-            if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
-                await self._give_up(lease)
-        except SignerError as error:
+            async with asyncio.timeout(RELEASE_SECONDS):
+                lease = await self._api.get(self._path)
+                if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
+                    await self._give_up(lease)
+        except (SignerError, TimeoutError) as error:
             _log.info("lease not released; it ends by itself", extra={"error": str(error)})
 
     async def _give_up(self, lease: Object) -> None:

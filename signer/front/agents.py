@@ -145,6 +145,15 @@ class SignerService:
         self._metrics = metrics
         self._clock = clock
         self._rng = rng
+        # Of the trust streams that are open: who reads what their agents say.
+        self._reading: set[asyncio.Future[None]] = set()
+        self._stopping = False
+
+    def end_streams(self) -> None:
+        """Send agents on to another replica: for ever, this one stops."""
+        self._stopping = True
+        for each in self._reading:
+            each.cancel()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
@@ -304,6 +313,8 @@ class SignerService:
         place = ExitStack()
         try:
             agent = await self._proven(context)
+            if self._stopping:
+                raise Refused(Reason.RECONNECT, "this replica stops; ask another one")
             place.enter_context(self._slot(self._streams, "streams"))
             handle = self._agents.connect(agent)
         except Exception as error:
@@ -316,6 +327,8 @@ class SignerService:
         # Spread: after a restart all streams began at the same time, and must not end so.
         life = min(STREAM_LIFE * self._rng.uniform(0.5, 1.0), agent.token_expires_at - TOKEN_MARGIN - now)
         reading = asyncio.ensure_future(self._read(agent, messages))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
         waiting = asyncio.ensure_future(self._trust.wait_beyond(0))
         try:
             async with asyncio.timeout(max(life.total_seconds(), 1.0)):
@@ -328,6 +341,8 @@ class SignerService:
                     assert found is not None
                     yield found.message
                     waiting = asyncio.ensure_future(self._trust.wait_beyond(version))
+            if self._stopping:
+                raise TimeoutError
             await ended(reading, context)
         except TimeoutError:
             refusal = Refused(Reason.RECONNECT, "the stream's time is over; open it again")

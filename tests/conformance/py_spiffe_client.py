@@ -5,6 +5,7 @@ import queue
 import sys
 import time
 
+import grpc
 from spiffe import JwtSource, JwtSvid, TrustDomain, WorkloadApiClient, X509Source
 from spiffe.workloadapi.x509_context import X509Context
 
@@ -75,8 +76,22 @@ def tokens(socket: str) -> None:
         say(renewed=fresh.expiry > svid.expiry)
 
 
+def end(socket: str) -> None:
+    """The status that an open stream ends with."""
+    ended: queue.Queue[BaseException | None] = queue.Queue()
+    with WorkloadApiClient(socket) as client:
+        client.stream_x509_contexts(lambda context: say(id=verified(context)), ended.put, retry_connect=False)
+        error = ended.get(timeout=60)
+        # Its own errors are made of gRPC's.
+        while error is not None and not isinstance(error, grpc.RpcError):
+            error = error.__cause__ or error.__context__
+        say(ended=error.code().name if isinstance(error, grpc.Call) else str(error))
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "jwt":
+    if sys.argv[1] == "end":
+        end(sys.argv[2])
+    elif sys.argv[1] == "jwt":
         tokens(sys.argv[2])
     else:
         main(sys.argv[1], int(sys.argv[2]))

@@ -137,3 +137,38 @@ def test_grpc_with_its_file_watcher_over_rotations(go_tools: Mapping[str, Path])
             assert done["calls"] > 20
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["stop", "unpublish", "kill"])
+def test_who_watches_is_told_unavailable_however_its_socket_ends(go_tools: Mapping[str, Path], how: str) -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            it = pod("web", "web")
+            address = f"unix://{here.short(await kubelet.publish(it, VOLUME)) / 'socket'}"
+            watching = [
+                await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                for command in ([str(go_tools["go-client"]), "watch", address, "1000"], [*PY, "end", address])
+            ]
+            go, py = watching
+            try:
+                assert go.stdout is not None
+                assert py.stdout is not None
+                # Of the first, three lines are of calls before its stream.
+                for _ in range(4):
+                    assert await go.stdout.readline()
+                assert await py.stdout.readline()
+                if how == "unpublish":
+                    await kubelet.unpublish(it, VOLUME)
+                elif how == "stop":
+                    assert await asyncio.to_thread(here.stop) == 0
+                else:
+                    here.kill()
+                (_, errors), (said, _) = [await each.communicate() for each in watching]
+            finally:
+                for each in watching:
+                    if each.returncode is None:
+                        each.kill()
+        assert "code = Unavailable" in errors.decode(), errors
+        assert json.loads(said) == {"ended": "UNAVAILABLE"}
+
+    asyncio.run(run())

@@ -7,7 +7,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -695,6 +695,28 @@ def test_streams_of_servers_before_end_with_the_newest() -> None:
             assert replica._agents.connected == 0
 
     asked(test)
+
+
+def test_a_replica_that_stops_sends_agents_on_before_it_takes_their_connections() -> None:
+    """Else it would wait for their streams as for mints, and then end them without a word."""
+
+    async def run(folder: Path) -> None:
+        site = Site(datetime.now(UTC).replace(microsecond=0))
+        async with asyncio.timeout(60), AsyncExitStack() as outside:
+            async with serving(site, folder, SystemClock()) as signer:
+                found = await outside.enter_async_context(channel(signer, folder))
+                call: Any = found.stream_stream(
+                    "/podsvid.signer.v1.Signer/WatchTrust", signer_pb2.WatchTrustRequest.SerializeToString
+                )(metadata=(("authorization", f"Bearer {site.agent(life=7200.0)}"),))
+                assert await call.read()
+                service = signer.replica._service
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await call.read()
+            assert (ended.value.code(), explain(ended.value)[0]) == (grpc.StatusCode.UNAVAILABLE, "RECONNECT")
+            assert service._stopping
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
+        asyncio.run(run(Path(name)))
 
 
 async def flood(rig: Rig, aside: Callable[[], object]) -> None:
