@@ -40,6 +40,9 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "SIGNER_UNREACHABLE": "it is tried again by itself, and SVIDs are kept until they end; look at the signer's "
         "pods, its Service and network policies",
         "TRUST_BEHIND": "it is tried again by itself; if it goes on, the signer's replicas disagree: see their logs",
+        "POLICY_DENIED": "a policy denies the pod, or none gives it an identity (podsvid explain NAMESPACE/POD says "
+        "which); its socket hands out no SVID any more, bundles go on, files keep theirs until it ends; it is tried "
+        "again by itself",
         "WRITE_FAILED": "it is tried again by itself, and the files hold the SVID before; look at the space and inodes "
         "of the volume's directory (df, df -i)",
         "IDENTITY_UNAVAILABLE": "kubelet tries again by itself; look at the signer",

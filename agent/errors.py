@@ -25,6 +25,10 @@ class AuthorityRefused(AgentError):
     reason = "AUTHORITY_REFUSED"
 
 
+class AuthorityDenied(AuthorityRefused):
+    """The authority does not grant this identity: the workload is not to have it any more."""
+
+
 class KeysBusy(AgentError):
     """No key was made for a pod: others wait for theirs on this node, or too many of its own do."""
 

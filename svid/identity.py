@@ -1,6 +1,6 @@
 """Everything a workload holds at one moment, replaced as a whole."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
 
@@ -26,6 +26,15 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """Why SVIDs are not handed out: `at_once`, or when they have ended. `refused`: the authority says so."""
+
+    why: str
+    refused: bool
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadIdentity:
     """SVIDs (default first, non-empty hints unique), the own trust bundle, and those of federated trust domains.
 
@@ -37,6 +46,8 @@ class WorkloadIdentity:
     federated: tuple[TrustBundle, ...] = ()
     # Whose bundles the workload may have beside its own; None: all that there are.
     federates_with: tuple[TrustDomain, ...] | None = None
+    # Nothing that is held: two that differ in it are equal, and no file has it.
+    withheld: Withheld | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.svids:
@@ -101,6 +112,10 @@ class WorkloadIdentity:
     def expires_at(self) -> datetime:
         """When the first SVID ends."""
         return min(svid.not_after for svid in self.svids)
+
+    def is_granted(self, now: datetime) -> bool:
+        """Whether its SVIDs may be handed out. Its bundles always may: old ones trust what others do not."""
+        return self.expires_at > now and not (self.withheld and self.withheld.at_once)
 
     def check(self, now: datetime) -> None:
         """Validate every SVID against the bundle. Raises InvalidSvid."""

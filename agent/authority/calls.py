@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from agent.authority.connection import Connection
 from agent.authority.contact import Contact
-from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.errors import AuthorityDenied, AuthorityRefused, AuthorityUnavailable
 from runtime.tracing import Tracing
 from runtime.turns import Crowded, Seen, Turns, Who
 
@@ -40,6 +40,8 @@ _TRY_AGAIN = frozenset(
         grpc.StatusCode.UNAUTHENTICATED,
     }
 )
+# Reasons of the signer that are about the identity itself, and not about how it was asked for.
+DENIALS = frozenset({"POLICY_DENIED"})
 _Answer = TypeVar("_Answer")
 
 
@@ -128,7 +130,9 @@ class Calls:
                 + (f" ({self._contact.last_error})" if not self._contact.connected else "")
             )
         found = f"{reason or code.name}: {text}"
-        return AuthorityUnavailable(found) if code in _TRY_AGAIN else AuthorityRefused(found)
+        if code in _TRY_AGAIN:
+            return AuthorityUnavailable(found)
+        return AuthorityDenied(found) if reason in DENIALS else AuthorityRefused(found)
 
 
 def is_cancelled() -> bool:

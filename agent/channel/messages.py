@@ -57,12 +57,21 @@ class Bundle(Struct, frozen=True, array_like=True):
     jwks: bytes
 
 
+class Withheld(Struct, frozen=True, array_like=True):
+    """See svid.identity.Withheld."""
+
+    why: str
+    refused: bool
+    at_once: bool
+
+
 class Snapshot(Struct, frozen=True, array_like=True):
     """All that one workload holds at one moment."""
 
     svids: tuple[Svid, ...]
     bundle: Bundle
     federated: tuple[Bundle, ...]
+    withheld: Withheld | None = None
 
 
 # To the exposed process.

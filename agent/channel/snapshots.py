@@ -2,10 +2,11 @@
 
 from collections import OrderedDict
 
+from agent.channel import messages
 from agent.channel.messages import Bundle, Snapshot, Svid
 from runtime.newest import keep
 from svid.bundle import TrustBundle
-from svid.identity import WorkloadIdentity
+from svid.identity import Withheld, WorkloadIdentity
 from svid.spiffeid import TrustDomain
 from svid.x509svid import X509Svid
 
@@ -22,10 +23,12 @@ class Writer:
 
     def snapshot(self, identity: WorkloadIdentity) -> Snapshot:
         """All of it, keys included."""
+        held = identity.withheld
         return Snapshot(
             tuple(Svid(svid.chain_der(), svid.key_der(), svid.hint) for svid in identity.svids),
             self._bundle(identity.bundle),
             tuple(self._bundle(each) for each in identity.federated),
+            messages.Withheld(held.why, held.refused, held.at_once) if held else None,
         )
 
     def _bundle(self, bundle: TrustBundle) -> Bundle:
@@ -44,10 +47,12 @@ class Reader:
 
     def identity(self, snapshot: Snapshot) -> WorkloadIdentity:
         """What was written. Raises SvidError."""
+        held = snapshot.withheld
         return WorkloadIdentity(
             tuple(X509Svid.from_der(each.chain, each.key, each.hint, own=True) for each in snapshot.svids),
             self._bundle(snapshot.bundle),
             tuple(self._bundle(each) for each in snapshot.federated),
+            withheld=Withheld(held.why, held.refused, held.at_once) if held else None,
         )
 
     def _bundle(self, bundle: Bundle) -> TrustBundle:

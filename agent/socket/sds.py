@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from agent.pb import sds_pb2
-from agent.socket.guard import AnyContext
+from agent.socket.guard import DENIED, AnyContext
 from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, SdsNames, Secrets, any_of
 from csi.attributes import shown
 from runtime.clock import Clock
@@ -80,6 +80,8 @@ class SecretDiscovery:
         await self._want(session, request.resource_names, context)
         session.everything = not session.wanted
         found, missing = self._look(session)
+        for why in filter(None, map(self._secrets.refusal, missing)):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{DENIED}: {why}")
         if missing:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND, "no such secret, or not yet: " + ", ".join(map(shown, missing[:8]))
@@ -133,11 +135,13 @@ class SecretDiscovery:
             leave = set(request.resource_names_unsubscribe)
             if not session.began and not subscribe:
                 session.everything = True
-            session.began = True
+            first, session.began = not session.began, True
             session.everything = (session.everything or _WILDCARD in subscribe) and _WILDCARD not in leave
             await self._want(session, [*(n for n in session.wanted if n not in leave), *subscribe], context)
             for name in leave:
                 session.sent.pop(name, None)
+            if first:
+                session.sent = await self._gone(session, request.initial_resource_versions, context)
             # What a client subscribes to is answered, whatever version it says that it has.
             await push(set(subscribe) | (set() if session.sent else {_WILDCARD}))
 
@@ -224,6 +228,13 @@ class SecretDiscovery:
             await _invalid(context, f"at most {MAX_NAMES} names of {MAX_NAME} characters are possible on one stream")
         session.wanted = wanted
         session.reported &= set(wanted)
+
+    async def _gone(self, session: _Session, held: Iterable[str], context: AnyContext) -> dict[str, str]:
+        """Of what a client says that it has from a stream before: what is not there any more, and so was not sent."""
+        names = list(held)
+        if len(names) > MAX_NAMES or any(len(name) > MAX_NAME for name in names):
+            await _invalid(context, f"at most {MAX_NAMES} names of {MAX_NAME} characters are possible on one stream")
+        return {name: "" for name in names if self._secrets.get(name, session.plain) is None}
 
     def _look(self, session: _Session) -> tuple[dict[str, Rendered], list[str]]:
         """What the session wants: what there is by name, and the names of what there is not."""

@@ -73,11 +73,22 @@ class Secrets:
         if identity is None:
             return None
         svid = self._svid(name, identity)
-        if svid is not None and svid.not_after <= self._clock.now():
+        if svid is not None and not self._is_granted(svid, identity):
             return None
         if (name, plain) not in kept and len(kept) < 2 * MAX_NAMES:
             kept[name, plain] = self._render(name, plain, identity, svid)
         return kept.get((name, plain))
+
+    def refusal(self, name: str) -> str:
+        """Why there is no such SVID where the authority does not grant it any more; else empty."""
+        identity = self._feed.current
+        svid = self._svid(name, identity) if identity else None
+        if identity is None or svid is None or self._is_granted(svid, identity):
+            return ""
+        return identity.withheld.why if identity.withheld and identity.withheld.refused else ""
+
+    def _is_granted(self, svid: X509Svid, identity: WorkloadIdentity) -> bool:
+        return svid.not_after > self._clock.now() and not (identity.withheld and identity.withheld.at_once)
 
     def _svid(self, name: str, identity: WorkloadIdentity) -> X509Svid | None:
         if name and name == self._names.svid:

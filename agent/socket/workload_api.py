@@ -4,8 +4,10 @@ Methods that are not served (the WIT profile, the JWT profile of an authority wi
 that gRPC answers UNIMPLEMENTED for them (Workload Endpoint, appendix A).
 """
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
@@ -13,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.pb import workload_pb2
-from agent.socket.guard import WORKLOAD_API, AnyContext
+from agent.socket.guard import DENIED, WORKLOAD_API, AnyContext
 from csi.attributes import shown
 from runtime.clock import Clock
 from runtime.feed import Feed
@@ -25,9 +27,9 @@ from svid.spiffeid import SpiffeId
 from svid.x509svid import X509Svid
 
 Render: TypeAlias = Callable[[WorkloadIdentity], bytes]
-# The words that clients know a denial by (rust-spiffe looks for them).
-DENIED = "no identity issued"
 _MAX_DEPTH = 16
+# Seconds. The wall clock may step: look again at least this often.
+_MAX_NAP = 30.0
 _NOT_NOW = "the SVID could not be renewed in time; try again"
 _Request = TypeVar("_Request", bound=Message)
 
@@ -116,7 +118,7 @@ class WorkloadApi:
 
     async def _fetch_x509_svid(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
         await _parse(data, workload_pb2.X509SVIDRequest(), context)
-        async for message in self._states(x509_svid_response, context):
+        async for message in self._svids(context):
             yield message
 
     async def _fetch_x509_bundles(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
@@ -157,10 +159,7 @@ class WorkloadApi:
         if not request.svid:
             await _invalid(context, "svid is missing")
         # The bundles are good even when the own SVID is not: this asks about somebody else.
-        identity = self._feed.current
-        if identity is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, _NOT_NOW)
-        assert identity is not None
+        identity = await self._held(context)
         bundles = {bundle.trust_domain: bundle for bundle in (identity.bundle, *identity.federated)}
         try:
             found = check_jwt_svid(request.svid, bundles, request.audience, self._clock.now())
@@ -172,26 +171,63 @@ class WorkloadApi:
         return response.SerializeToString()
 
     async def _states(self, render: Render, context: AnyContext) -> AsyncIterator[bytes]:
-        """The whole state at once, then at each change of what `render` makes of it; never twice the same."""
+        """Bundles: the whole state at once, then at each change of what `render` makes of it; never twice the same.
+
+        Whatever has become of the own SVIDs: who is told of no change goes on trusting what others do not any more.
+        """
+        identity = await self._held(context)
+        sent: bytes | None = None
+        while True:
+            version = self._feed.version
+            identity = self._feed.current or identity
+            message = self._message(render, version, identity)
+            if message != sent:
+                sent = message
+                yield message
+            await self._feed.wait_beyond(version)
+
+    async def _svids(self, context: AnyContext) -> AsyncIterator[bytes]:
+        """The same of SVIDs, until they are refused."""
         identity = await self._current(context)
         sent: bytes | None = None
         while True:
             version = self._feed.version
             identity = self._feed.current or identity
             # What has ended meanwhile is never sent; the next renewal is.
-            if identity.expires_at > self._clock.now():
-                message = self._message(render, version, identity)
+            if identity.is_granted(self._clock.now()):
+                message = self._message(x509_svid_response, version, identity)
                 if message != sent:
                     sent = message
                     yield message
-            await self._feed.wait_beyond(version)
+            elif identity.withheld is not None and identity.withheld.refused:
+                await self._current(context)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._nap(identity)):
+                    await self._feed.wait_beyond(version)
 
-    async def _current(self, context: AnyContext) -> WorkloadIdentity:
-        """The identity, if its SVIDs are still valid; else UNAVAILABLE, since it will be renewed."""
+    def _nap(self, identity: WorkloadIdentity) -> float | None:
+        """Seconds until it is to be looked at again though nothing has changed."""
+        if identity.withheld is None:
+            return None
+        left = (identity.expires_at - self._clock.now()).total_seconds()
+        return min(max(left, 0.0) or _MAX_NAP, _MAX_NAP)
+
+    async def _held(self, context: AnyContext) -> WorkloadIdentity:
+        """What the workload has, SVIDs that have ended too; else UNAVAILABLE."""
         identity = self._feed.current
-        if identity is None or identity.expires_at <= self._clock.now():
+        if identity is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, _NOT_NOW)
         assert identity is not None
+        return identity
+
+    async def _current(self, context: AnyContext) -> WorkloadIdentity:
+        """The identity, if its SVIDs may be handed out; else UNAVAILABLE, since it will be, or why it will not."""
+        identity = await self._held(context)
+        if not identity.is_granted(self._clock.now()):
+            held = identity.withheld
+            if held is not None and held.refused:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{DENIED}: {held.why}")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _NOT_NOW)
         return identity
 
     def _message(self, render: Render, version: int, identity: WorkloadIdentity) -> bytes:

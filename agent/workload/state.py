@@ -19,6 +19,8 @@ def state(workload: Workload, failures: int, now: datetime) -> str:
         return "waiting"
     if identity.expires_at <= now:
         return "expired"
+    if identity.withheld is not None and not failures:
+        return "waiting"
     if _closed(workload):
         return "closed"
     if _unwritten(workload):
@@ -34,8 +36,13 @@ def condition(workload: Workload | None, failures: int, now: datetime) -> Condit
     if workload is None or identity is None:
         return Condition(True, "the SVID could not be picked up after a restart; a new one is being minted")
     left = f"valid until {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}"
+    held = identity.withheld
     if identity.expires_at <= now:
-        return Condition(True, f"the SVID expired at {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}")
+        why = f": {held.why}" if held is not None and held.refused else ""
+        return Condition(True, f"the SVID expired at {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}{why}")
+    if held is not None:
+        what = "the authority refuses the pod another SVID" if held.refused else "the SVID is not handed out"
+        return Condition(True, f"{what}: {held.why}; the files hold one {left}")
     kept = workload.kept_apart
     if kept is not None and kept.closed:
         return Condition(True, f"{kept.reason}: {kept.message}; the files hold an SVID {left}")

@@ -16,6 +16,7 @@ from agent.workload.jwt_svids import JwtSvids, KeptJwt
 from agent.workload.problems import Problem, Problems
 from agent.workload.rotation import RotationScheduler
 from agent.workload.slow import SlowWork
+from agent.workload.withholding import left, not_renewed
 from csi.journal import Entry, Journal
 from csi.model import Contents, Issued, PodToken, Volume
 from csi.volume import VolumeDirectory
@@ -147,9 +148,13 @@ class Workload:
         identity = _numbered(contents.identity, now).under(trust, now) if contents else None
         if identity is not None and trust.proven and identity.trust == identity.part_of(trust):
             identity = identity.with_trust(trust)
-        if contents is not None and identity is not None and identity.is_valid(now):
-            usual = RenewalWindow.of(identity.default.not_before, identity.expires_at)
-            self.renew_at = renew_at or usual.draw(self._means.rng)
+        if contents is not None and identity is not None:
+            if identity.is_valid(now):
+                usual = RenewalWindow.of(identity.default.not_before, identity.expires_at)
+                self.renew_at = renew_at or usual.draw(self._means.rng)
+            else:
+                # Who verifies others by its bundles is not to wait for an SVID.
+                self.renew_at, identity = now, left(identity)
             self._take_jwt_files(contents)
             self.feed.publish(identity)
             # Files that are damaged, or hold another trust than the present one, are written again.
@@ -239,6 +244,8 @@ class Workload:
                 metrics.rotated(kind, error.reason.lower())
                 self.remember(error.reason, str(error))
                 failure = failure or error
+                if kind == "x509":
+                    self._not_renewed(error)
         try:
             if self.written != self.contents:
                 await self._write()
@@ -325,6 +332,12 @@ class Workload:
             },
         )
         return True
+
+    def _not_renewed(self, error: AgentError) -> None:
+        identity = self.feed.current
+        found = not_renewed(identity, error, self._issuer.trust) if identity else None
+        if found is not None and (found != identity or found.withheld != (identity and identity.withheld)):
+            self.feed.publish(found)
 
     async def _renew_jwt_files(self) -> bool:
         identity = self.feed.current

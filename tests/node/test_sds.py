@@ -24,7 +24,7 @@ from agent.socket.sds_secrets import TYPE_URL, SdsNames
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
-from svid.identity import Trust, WorkloadIdentity
+from svid.identity import Trust, Withheld, WorkloadIdentity
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
@@ -377,6 +377,81 @@ def test_delta_says_what_is_gone() -> None:
         at.publish(svid(WEB), trust=Trust(ISSUER.bundle))
         found, removed = await delta.next()
         assert (list(found), sorted(removed)) == ([str(WEB)], sorted([str(API), "spiffe://partner.test"]))
+
+    world(main)
+
+
+GONE = ("spiffe://partner.test", str(API))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        # It asks for what it has; for everything; and for less than it says it has.
+        (("default", "spiffe://partner.test", str(API)), ["default"]),
+        ((), [str(WEB), "spiffe://example.org"]),
+        (("*",), [str(WEB), "spiffe://example.org"]),
+        (("default",), ["default"]),
+    ],
+)
+def test_delta_says_what_went_while_the_client_was_away(asked: tuple[str, ...], told: list[str]) -> None:
+    async def main(at: World) -> None:
+        at.publish(svid(WEB), svid(API))
+        before = at.delta()
+        await before.ask("default", "ROOTCA", *GONE)
+        await before.next()
+        before.call.cancel()
+        at.publish(svid(WEB), trust=Trust(ISSUER.bundle))
+        again = at.delta()
+        await again.ask(*asked, initial_resource_versions=before.versions)
+        found, removed = await again.next()
+        # "ROOTCA" is there, asked for or not.
+        assert (sorted(found), sorted(removed)) == (sorted(told), sorted(GONE))
+        # Once is enough.
+        await again.ask(response_nonce=again.nonce)
+        at.publish(svid(WEB), trust=Trust(ISSUER.bundle))
+        found, removed = await again.next()
+        assert (list(found), removed) == (told[:1], [])
+
+    world(main)
+
+
+def test_a_client_that_says_it_has_more_names_than_there_may_be_is_refused() -> None:
+    async def main(at: World) -> None:
+        at.publish()
+        for names in ([f"n{number}" for number in range(257)], ["x" * 2049]):
+            delta = at.delta()
+            await delta.ask(initial_resource_versions=dict.fromkeys(names, "1"))
+            async with refused(grpc.StatusCode.INVALID_ARGUMENT):
+                await delta.next()
+
+    world(main)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_svid_that_is_refused_is_handed_out_no_more_and_bundles_go_on(at_once: bool) -> None:
+    async def main(at: World) -> None:
+        good = at.publish()
+        delta, stream = at.delta(), at.stream()
+        await delta.ask("default", "ALL")
+        await stream.ask("default", "ALL")
+        await delta.next()
+        await stream.next()
+        held = replace(good, withheld=Withheld("POLICY_DENIED: no", refused=True, at_once=at_once))
+        if not at_once:
+            at.feed.publish(held)
+            assert list(await at.fetch("default")) == ["default"]
+            at.clock.at += timedelta(hours=2)
+        at.feed.publish(replace(held, federated=()))
+        found, removed = await delta.next()
+        assert (list(found), removed) == (["ALL"], ["default"])
+        assert list(await stream.next()) == ["ALL"]
+        async with refused(grpc.StatusCode.PERMISSION_DENIED, "no identity issued: POLICY_DENIED: no"):
+            await at.fetch("default")
+        assert list(await at.fetch("ALL")) == ["ALL"]
+        at.clock.at = NOW
+        at.publish()
+        assert "default" in await stream.next()
 
     world(main)
 

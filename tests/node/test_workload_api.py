@@ -32,7 +32,7 @@ from agent.workload.jwt_svids import JwtSvids
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
-from svid.identity import Trust, WorkloadIdentity
+from svid.identity import Trust, Withheld, WorkloadIdentity
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
@@ -306,8 +306,108 @@ def test_without_a_valid_svid_a_new_stream_is_told_to_come_back(method: str, ans
             await at.stream(method).read()
         at.publish()
         at.clock.at += timedelta(hours=2)
+        if method == "FetchX509SVID":
+            async with refused(STATUS.UNAVAILABLE):
+                await at.stream(method).read()
+        else:
+            # Whom it verifies has nothing to do with its own SVID.
+            assert await at.stream(method).read()
+
+    world(main)
+
+
+REFUSED = Withheld("POLICY_DENIED: policy no-web denies it", refused=True, at_once=True)
+STATES = [
+    pytest.param(REFUSED, 0, id="denied"),
+    pytest.param(replace(REFUSED, at_once=False), 2, id="refused and over"),
+    pytest.param(replace(REFUSED, refused=False), 0, id="not renewed under a new trust"),
+    pytest.param(None, 2, id="over"),
+]
+
+
+@pytest.mark.spec("FED-15", "WL-9", "C-38")
+@pytest.mark.parametrize(("withheld", "hours"), STATES)
+@pytest.mark.parametrize("method", ["FetchX509Bundles", "FetchJWTBundles"])
+def test_bundles_follow_whatever_became_of_the_own_svid(method: str, withheld: Withheld | None, hours: int) -> None:
+    """Who is not told that a partner's bundle was withdrawn goes on trusting its keys."""
+
+    async def main(at: World) -> None:
+        first = at.publish()
+        (token,) = await at.jwt_svids("db")
+        partner = SpiffeId.parse("spiffe://partner.test/x")
+        ttl = timedelta(hours=hours + 1)
+        foreign = at.partner_signing.issue(partner, ["db"], ttl=ttl, now=at.clock.at).token
+        call = at.stream(method)
+        before = await call.read()
+        at.clock.at += timedelta(hours=hours)
+        at.feed.publish(replace(first, withheld=withheld))
+        assert (await at.validate(foreign)).spiffe_id == str(partner)
+        at.feed.publish(replace(first, withheld=withheld, federated=()))
+        after = await call.read()
+        assert b"partner.test" in before
+        assert b"partner.test" not in after
+        assert await at.stream(method).read() == after
+        async with refused(STATUS.INVALID_ARGUMENT):
+            await at.validate(foreign)
+        assert token
+
+    world(main)
+
+
+@pytest.mark.spec("WL-17", "WL-29", "C-33")
+@pytest.mark.parametrize("at_once", [True, False], ids=["denied", "refused"])
+def test_who_is_refused_is_told_so_with_the_reason_on_open_streams_and_new_calls(at_once: bool) -> None:
+    async def main(at: World) -> None:
+        good = at.publish()
+        call = at.stream("FetchX509SVID")
+        await call.read()
+        held = replace(good, withheld=replace(REFUSED, at_once=at_once))
+        at.feed.publish(held)
+        if not at_once:
+            # What it has is good until its end.
+            assert await at.stream("FetchX509SVID").read()
+            assert await at.jwt_svids("db")
+            at.clock.at += timedelta(hours=2)
+            at.feed.publish(held)
+        for denied in (call.read(), at.stream("FetchX509SVID").read(), at.jwt_svids("db")):
+            async with refused(STATUS.PERMISSION_DENIED, f"no identity issued: {REFUSED.why}"):
+                await denied
+        # And not for ever.
+        at.publish()
+        assert await at.stream("FetchX509SVID").read()
+        assert await at.jwt_svids("db")
+
+    world(main)
+
+
+def test_a_refused_svids_end_ends_its_streams_though_nothing_is_published_then() -> None:
+    async def main(at: World) -> None:
+        good = at.publish()
+        call = at.stream("FetchX509SVID")
+        await call.read()
+        left = good.expires_at - timedelta(milliseconds=20)
+        at.clock.at = left
+        at.feed.publish(replace(good, withheld=replace(REFUSED, at_once=False)))
+        for _ in range(20):  # its nap has begun by then
+            await asyncio.sleep(0)
+        at.clock.at = good.expires_at
+        async with refused(STATUS.PERMISSION_DENIED, REFUSED.why):
+            await call.read()
+
+    world(main)
+
+
+def test_what_is_withheld_without_a_refusal_is_waited_for() -> None:
+    async def main(at: World) -> None:
+        good = at.publish()
+        call = at.stream("FetchX509SVID")
+        await call.read()
+        at.feed.publish(replace(good, withheld=replace(REFUSED, refused=False)))
         async with refused(STATUS.UNAVAILABLE):
-            await at.stream(method).read()
+            await at.stream("FetchX509SVID").read()
+        fresh = at.publish().default.chain_der()
+        answer = workload_pb2.X509SVIDResponse.FromString(await call.read())
+        assert answer.svids[0].x509_svid == fresh
 
     world(main)
 

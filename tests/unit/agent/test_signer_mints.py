@@ -10,7 +10,7 @@ from cryptography import x509
 
 from agent.authority import calls
 from agent.authority.protocol import JwtRequest
-from agent.errors import AuthorityRefused, AuthorityUnavailable
+from agent.errors import AuthorityDenied, AuthorityRefused, AuthorityUnavailable
 from signer.errors import Reason
 from signer.front.statuses import STATUS_CODES
 from svid.keys import key_to_der, public_bytes
@@ -104,8 +104,10 @@ def test_a_refusal_keeps_its_reason_code_and_says_whether_to_try_again(tmp_path:
     async def play(at: Scene) -> None:
         at.signer.mint.refusals = [Refusal(STATUS_CODES[reason], reason.value, "look there")] * 2
         expected = AuthorityUnavailable if waiting_helps else AuthorityRefused
-        with pytest.raises(expected, match=f"^{reason.value}: look there$"):
+        with pytest.raises(expected, match=f"^{reason.value}: look there$") as caught:
             await at.authority.mint_x509(at.request())
+        # The others are about how it was asked for, or pass: what a pod has stays its own.
+        assert isinstance(caught.value, AuthorityDenied) is (reason is Reason.POLICY_DENIED)
         with pytest.raises(expected, match=f"^{reason.value}: look there$"):
             await at.authority.mint_jwt(JwtRequest(POD, at.token(), SPIFFE_ID, ("api",)))
 
