@@ -39,6 +39,8 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "POD_TOKEN_EXPIRED": _NO_TOKEN,
         "SIGNER_UNREACHABLE": "it is tried again by itself, and SVIDs are kept until they end; look at the signer's "
         "pods, its Service and network policies",
+        "CLOCKS_DIFFER": "it is tried again by itself, and the SVID is kept until it ends; the message has both times: "
+        "set the node's clock right, or the signer's",
         "TRUST_BEHIND": "it is tried again by itself; if it goes on, the signer's replicas disagree: see their logs",
         "POLICY_DENIED": "a policy denies the pod, or none gives it an identity (podsvid explain NAMESPACE/POD says "
         "which); its socket hands out no SVID any more, bundles go on, files keep theirs until it ends; it is tried "

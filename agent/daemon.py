@@ -211,6 +211,7 @@ async def _start(
         "replaced files": workloads.sweeps.run,
         "trust": workloads.follow_trust,
         "early renewals": workloads.follow_early_renewals,
+        "returns": workloads.follow_returns,
         "adoption": lambda: _for_ever(adopting),
         "holdings": workloads.report_holdings,
         "gauges": metrics.keep_fresh,
@@ -333,6 +334,7 @@ async def _signer_authority(
     )
     authority = SignerAuthority(settings, clock, rng, spans, metrics.queue("mint"))
     metrics.watch_queue("mint", lambda: authority.waiting)
+    metrics.watch_clock(lambda: authority.clock_behind.total_seconds())
     authority.load()
     return authority
 

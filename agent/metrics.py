@@ -138,6 +138,11 @@ class Metrics:
             "For how long the signer has not answered; 0 while it does, and without one.",
             registry=self.registry,
         )
+        self._clock_behind = Gauge(
+            "podsvid_node_clock_behind_seconds",
+            "How far this node's clock was behind the signer's when that signed an X.509-SVID last; below 0: ahead.",
+            registry=self.registry,
+        )
         self._tasks = Gauge(
             "podsvid_tasks",
             "Tasks of the event loop: calls, streams and renewals; it goes back when they end.",
@@ -248,6 +253,10 @@ class Metrics:
     def watch_signer(self, away: Callable[[], float]) -> None:
         """Ask this for the seconds since the signer was lost."""
         self._shown.add(self._signer_away, away)
+
+    def watch_clock(self, behind: Callable[[], float]) -> None:
+        """Ask this for the seconds by which this node's clock is behind the signer's."""
+        self._shown.add(self._clock_behind, behind)
 
     def watch_waiting(self, waiting: Callable[[], float]) -> None:
         """Ask this for the number of volumes that are not picked up."""

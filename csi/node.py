@@ -60,7 +60,7 @@ class NodeSettings:
 
     node_name: str
     kubelet_root: str
-    mint_deadline: float = 30.0
+    mint_deadline: float = 85.0
 
 
 Observe = Callable[[str, float], None]

@@ -13,7 +13,7 @@ class VolumeTurns:
     does then: few at once, since a call that comes meanwhile is taken only between two steps of them. `ending` is for
     unpublishes: none waits for a volume that comes.
 
-    Seconds: `patience` is how long a new volume waits; kubelet waits for 120, and the mint may take 30 of them.
+    Seconds: `patience` is how long a new volume waits; kubelet waits for 120, and the mint may take 85 of them.
     """
 
     def __init__(self, whole: Turns, making: Turns, ending: Turns, patience: float = 30.0) -> None:

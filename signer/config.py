@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime import durations, settings
 from runtime.settings import InvalidSetting, setting
 from signer.model import TtlLimits
+from svid.authority import MAX_BACKDATE
 from svid.dnsnames import is_pattern
 from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
@@ -108,6 +109,12 @@ class SignerConfig:
     x509_min_ttl: timedelta = setting(settings.ttl, "shortest lifetime that a wish or a policy gets", "1m")
     x509_pod_max_ttl: timedelta | None = setting(
         settings.ttl, "longest lifetime that a volume's ttl gets where no policy has an x509TTL (default: x509_ttl)"
+    )
+    x509_backdate: timedelta = setting(
+        settings.duration(most=MAX_BACKDATE),
+        "how long ago an X.509-SVID begins when it is issued: nodes and peers whose clocks are behind by as much take "
+        "it at once, 0s to 10m",
+        "2m",
     )
     x509_max_ttl: timedelta = setting(settings.ttl, "longest lifetime that a policy or x509_pod_max_ttl gives", "24h")
     jwt_svids: bool = setting(settings.boolean, "issue JWT-SVIDs", "true")

@@ -344,10 +344,7 @@ class Replica:
 
 def _minting(config: SignerConfig) -> MintingSettings:
     return MintingSettings(
-        ttls=config.ttls,
-        jwt_issuer=config.jwt_issuer or "",
-        jwt_id=config.jwt_jti,
-        dns_names=config.dns_names,
+        config.ttls, config.jwt_issuer or "", config.jwt_jti, config.dns_names, backdate=config.x509_backdate
     )
 
 

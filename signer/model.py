@@ -71,13 +71,22 @@ class PodClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A pod's graceful end: asked for at `since`, over at `until`, which is its deletionTimestamp."""
+
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class LivePod:
     """A pod as the API server has it: all that attestation and policy look at.
 
     `drivers` are the CSI drivers that its volumes name (inline ones only). `oversized`: it has more labels or drivers
     than are kept, so that nobody may decide by them; it gets nothing. `addresses` are an agent's, its host's among
     them, as `runtime.listening.exact` spells them; they tell who may wait longer for a place, never who somebody is.
-    `left_out`: its namespace has more pods than count, and this is an outline that nobody may decide by.
+    `left_out`: its namespace has more pods than count, and this is an outline that nobody may decide by. `leaving`: it
+    is being deleted.
     """
 
     namespace: str
@@ -93,6 +102,7 @@ class LivePod:
     addresses: frozenset[str] = frozenset()
     created: str = ""
     left_out: bool = False
+    leaving: Leaving | None = None
 
     @property
     def age(self) -> tuple[str, str, str]:
@@ -111,12 +121,14 @@ class LivePod:
 class AttestedPod:
     """A pod that attestation let pass.
 
-    `held`: the identity that it has, when the API server is away and it was let pass by what was known before.
+    `held`: the identity that it has, when the API server is away and it was let pass by what was known before. `until`:
+    what is issued for it must not outlast this; it was let pass by a token that ended while the pod does.
     """
 
     pod: LivePod
     agent: Agent
     held: SpiffeId | None = None
+    until: datetime | None = None
 
     @property
     def degraded(self) -> bool:

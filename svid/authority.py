@@ -18,7 +18,9 @@ from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import check_x509_svid, issued_by
 
-BACKDATE = timedelta(seconds=10)
+# How far back starts are dated: whoever looks at a certificate at once may have a clock that is behind. Authorities by
+# more than all that they sign, which does not begin before them.
+BACKDATE, MAX_BACKDATE = timedelta(minutes=2), timedelta(minutes=10)
 # RFC 1123 2.1: the last label is never a number, or the name could be taken for an IPv4 address.
 _DNS = re.compile(
     r"(?=.{1,253}$)(?!(.*\.)?[0-9]+$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*",
@@ -82,7 +84,7 @@ class X509Authority:
     def self_signed(cls, trust_domain: TrustDomain, key: PrivateKey, *, lifetime: timedelta, now: datetime) -> Self:
         """As `create`, of a given key."""
         name, serial = _authority_name(trust_domain)
-        builder = _ca_certificate(trust_domain, name, serial, key.public_key(), now - BACKDATE, _end(now, lifetime))
+        builder = _ca_certificate(trust_domain, name, serial, key.public_key(), now - MAX_BACKDATE, _end(now, lifetime))
         certificate = builder.sign(key, signature_hash(key))
         return cls(trust_domain, (certificate,), key, TrustBundle(trust_domain, (certificate,), sequence=1))
 
@@ -100,7 +102,7 @@ class X509Authority:
         if self.not_after <= now:
             raise IssuanceRefused(f"the authority above expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}")
         name, serial = _authority_name(self.trust_domain)
-        not_before = max(now - BACKDATE, self.chain[0].not_valid_before_utc)
+        not_before = max(now - MAX_BACKDATE, self.chain[0].not_valid_before_utc)
         not_after = min(_end(now, lifetime), self.not_after)
         above_name = self.chain[0].subject
         builder = _ca_certificate(
@@ -146,10 +148,11 @@ class X509Authority:
         ttl: timedelta,
         now: datetime,
         dns_names: Sequence[str] = (),
+        backdate: timedelta = BACKDATE,
     ) -> tuple[x509.Certificate, ...]:
         """Sign a leaf for `public_key` and return its chain, leaf first, without the root.
 
-        The leaf never outlives the chain. Raises IssuanceRefused; InvalidKey for an unlisted key.
+        It begins `backdate` ago, and never outlives the chain. Raises IssuanceRefused; InvalidKey for an unlisted key.
         """
         algorithm_of(public_key)
         if spiffe_id.trust_domain != self.trust_domain:
@@ -172,7 +175,7 @@ class X509Authority:
                 subject_name=self.subject,
                 public_key=public_key,
                 serial_number=x509.random_serial_number(),
-                not_valid_before=max(now - BACKDATE, self.chain[0].not_valid_before_utc),
+                not_valid_before=max(now - backdate, self.chain[0].not_valid_before_utc),
                 not_valid_after=not_after,
             )
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

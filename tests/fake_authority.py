@@ -59,6 +59,7 @@ class FakeAuthority:
         self.trust: Feed[Trust] = Feed()
         self.trust.publish(Trust(bundle_of(self.x509, self.jwt_key)))
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
+        self.returns: Feed[None] = Feed()
         self.issues_jwt = True
         self.asked: list[MintRequest] = []
         self.asked_jwt: list[JwtRequest] = []

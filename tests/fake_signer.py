@@ -246,6 +246,7 @@ class FakeSigner:
             notice=how.notice,
             policy="(default)",
         )
+        answer.signed_at.FromDatetime(now)
         _window(answer, RenewalWindow.of(now, chain[0].not_valid_after_utc))
         return answer
 

@@ -70,13 +70,24 @@ class Calls:
         return self._turns.waiting
 
     async def call(
-        self, method: str, message: Any, parse: Callable[[bytes], _Answer], who: Who, *, later: bool = False
+        self,
+        method: str,
+        message: Any,
+        parse: Callable[[bytes], _Answer],
+        who: Who,
+        *,
+        later: bool = False,
+        while_away: float | None = None,
     ) -> _Answer:
         """The answer, in the turn of `who`; what comes `later` can wait for what does not.
 
-        Raises AuthorityUnavailable (try again) or AuthorityRefused (do not).
+        `while_away`: for how many seconds a signer is waited for that does not answer anybody at present. Raises
+        AuthorityUnavailable (try again) or AuthorityRefused (do not).
         """
-        deadline = asyncio.get_running_loop().time() + CALL_SECONDS
+        self._contact.wanted()
+        # One that is there and puts calls off is asked by all in turn, and nobody holds a turn for longer than others.
+        patience = CALL_SECONDS if self._contact.connected or while_away is None else while_away
+        deadline = asyncio.get_running_loop().time() + patience
         least, put_off = LEAST_WAIT_LATER if later else LEAST_WAIT, None
         while True:
             try:
@@ -84,14 +95,14 @@ class Calls:
                 async with self._turns.turn(who, patience=left, later=later):
                     return await self._ask(method, message, parse, deadline)
             except Crowded as crowded:
-                raise put_off or self._late(crowded) from None
+                raise put_off or self._late(crowded, patience) from None
             except grpc.aio.AioRpcError as error:
                 if is_cancelled():
                     raise asyncio.CancelledError from None
                 reason, text, retry = explain(error)
                 if put_off is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
                     raise put_off from None
-                put_off = self._failed(error.code(), reason, text)
+                put_off = self._failed(error.code(), reason, text, patience)
                 if retry is None and not reason and error.code() is grpc.StatusCode.CANCELLED:
                     # A signer with a new certificate takes no more on older connections: what comes there is dropped.
                     retry = 0.0
@@ -116,17 +127,19 @@ class Calls:
         )
         return await answering
 
-    def _late(self, crowded: Crowded) -> AuthorityUnavailable:
+    def _late(self, crowded: Crowded, patience: float) -> AuthorityUnavailable:
         return AuthorityUnavailable(
-            f"SIGNER_UNREACHABLE: no turn to ask the signer at {self._address} within {CALL_SECONDS:g} s: "
+            f"SIGNER_UNREACHABLE: no turn to ask the signer at {self._address} within {patience:g} s: "
             f"{crowded.waiting} other calls of this node wait"
             + (f" ({self._contact.last_error})" if not self._contact.connected else "")
         )
 
-    def _failed(self, code: grpc.StatusCode, reason: str, text: str) -> AuthorityUnavailable | AuthorityRefused:
+    def _failed(
+        self, code: grpc.StatusCode, reason: str, text: str, patience: float
+    ) -> AuthorityUnavailable | AuthorityRefused:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
             return AuthorityUnavailable(
-                f"SIGNER_UNREACHABLE: the signer at {self._address} did not answer within {CALL_SECONDS:g} s"
+                f"SIGNER_UNREACHABLE: the signer at {self._address} did not answer within {patience:g} s"
                 + (f" ({self._contact.last_error})" if not self._contact.connected else "")
             )
         found = f"{reason or code.name}: {text}"

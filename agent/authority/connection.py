@@ -13,8 +13,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from agent.authority.contact import MAX_RETRY, Contact
+from agent.authority.contact import Contact
 from agent.authority.held import HeldTrust
+from agent.authority.pacing import Pacing
 from agent.authority.proven import CONNECT_SECONDS, ProvenSigner, certificates
 from agent.errors import AuthorityUnavailable
 from runtime.federation import read_bundle
@@ -26,6 +27,8 @@ from svid.spiffeid import TrustDomain
 _log = logging.getLogger("podsvid.authority")
 # Seconds that calls in flight get on a channel that is given up: as long as one may take.
 CLOSE_SECONDS = 20.0
+# Between two times that grpc asks for a connection.
+ASK_MILLISECONDS = 1000
 # Between looks whether a connection has come about.
 LOOK_SECONDS = 0.25
 # Seconds that a channel serves at least before another one takes its place for its age.
@@ -66,7 +69,11 @@ class Connection:
         self._trust = held
         self._contact = contact
         self._rng = rng
-        self._signer = ProvenSigner(settings.address, settings.trust_domain, settings.run_dir, self.newest_roots)
+        # The loop's clock stands still with the machine; what was paused over that is tried a little late.
+        pacing = Pacing(rng, lambda: contact.waited_for, lambda: asyncio.get_running_loop().time())
+        self._signer = ProvenSigner(
+            settings.address, settings.trust_domain, settings.run_dir, self.newest_roots, pacing
+        )
         self._channel: grpc.aio.Channel | None = None
         # Those that streams hold on to: they outlive a newer channel until their stream ends.
         self._held: set[grpc.aio.Channel] = set()
@@ -124,16 +131,16 @@ class Connection:
             self._next.get_state(try_to_connect=True)
 
     def _make(self) -> grpc.aio.Channel:
-        first = int(self._rng.uniform(0.5, 3.0) * 1000)
         options = (
             ("grpc.default_authority", SIGNER_NAME),
             # Else a new channel goes on with the connection of the one before.
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.initial_reconnect_backoff_ms", first),
+            # What it asks for is a socket of this process, which knows when the signer may be tried.
+            ("grpc.initial_reconnect_backoff_ms", ASK_MILLISECONDS),
+            ("grpc.max_reconnect_backoff_ms", ASK_MILLISECONDS),
             # How long an attempt may take: where all nodes come back at once it waits its turn, and one that is given
             # up was work for nothing.
             ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),
-            ("grpc.max_reconnect_backoff_ms", int(MAX_RETRY * 1000)),
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.max_receive_message_length", MAX_MESSAGE),

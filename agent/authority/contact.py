@@ -5,10 +5,13 @@ import random
 from datetime import datetime
 
 from runtime.clock import Clock
+from runtime.feed import Feed
 
 _log = logging.getLogger("podsvid.authority")
 # Seconds.
 FIRST_RETRY, MAX_RETRY = 1.0, 60.0
+# Seconds that who called may come again after: kubelet's longest pause between two publishes, and an attempt.
+WAITED_FOR = 150.0
 
 
 class Contact:
@@ -24,6 +27,9 @@ class Contact:
         self._away_since: datetime | None = clock.now()
         self._away_at = clock.monotonic()
         self._last_error = "not connected yet"
+        self._wanted_at: float | None = None
+        # Published each time it answers again.
+        self.returns: Feed[None] = Feed()
 
     @property
     def connected(self) -> bool:
@@ -55,11 +61,23 @@ class Contact:
         """Why it was lost last, for people."""
         return self._last_error
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for it, or did a short while ago and comes again."""
+        return self._wanted_at is not None and self._clock.monotonic() - self._wanted_at < WAITED_FOR
+
+    def wanted(self) -> None:
+        """Somebody calls it."""
+        self._wanted_at = self._clock.monotonic()
+
     def answered(self, sequence: int) -> None:
         """It sent the trust of that sequence."""
-        if not self._connected:
+        back = not self._connected
+        if back:
             _log.info("signer connected", extra={"address": self._address, "sequence": sequence})
         self._connected, self._answered_once, self._away_since, self._failures = True, True, None, 0
+        if back:
+            self.returns.publish(None)
 
     def ended(self, why: str) -> None:
         """The signer ends each stream after a while; that is an outage only if the next one does not come about."""

@@ -105,6 +105,7 @@ class LocalAuthority:
         self._federated.refresh()
         self.trust: Feed[Trust] = Feed()
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
+        self.returns: Feed[None] = Feed()
         self._publish_trust()
 
     @property

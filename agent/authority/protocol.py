@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from cryptography import x509
@@ -21,6 +21,7 @@ class MintRequest:
     """What an authority is asked to certify: the key's public half, for the pod that this token proves.
 
     The private half never leaves the node; it is here because a certificate request is signed with it.
+    `patience`: seconds for which an authority that is away may be waited for; None: as usual.
     `ttl` and `dns_names` are the pod author's wishes: the authority may cap the one and refuse the others. `ttl_text`
     is that wish as it was written, for people.
     """
@@ -31,6 +32,7 @@ class MintRequest:
     ttl: timedelta | None = None
     dns_names: tuple[str, ...] = ()
     ttl_text: str = ""
+    patience: float | None = None
 
     @property
     def public_key(self) -> PublicKey:
@@ -43,7 +45,7 @@ class Minted:
     """An authority's answer: chain leaf first without the root, what verifies it, and when to renew.
 
     `federates_with`: whose bundles the workload gets beside its own, None for all there are. `notice` says what of the
-    wishes was not granted; empty when all was.
+    wishes was not granted; empty when all was. `signed_at`: by the authority's clock, where that is not this node's.
     """
 
     spiffe_id: SpiffeId
@@ -53,6 +55,7 @@ class Minted:
     notice: str = ""
     hint: str = ""
     federates_with: tuple[TrustDomain, ...] | None = None
+    signed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,11 @@ class Authority(Protocol):
     @property
     def early_renewals(self) -> Feed[tuple[EarlyRenewal, ...]]:
         """Those in force; an authority that knows none never publishes."""
+        ...
+
+    @property
+    def returns(self) -> Feed[None]:
+        """Published each time that it answers again; one that is never away never publishes."""
         ...
 
     def hold(self, trust: Trust, svids: Mapping[str, int]) -> None:

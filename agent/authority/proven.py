@@ -5,6 +5,7 @@ signer's alone. What grpc connects to is a socket of this process; behind it are
 """
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from agent.authority.pacing import Pacing
 from runtime.settings import host_and_port
 from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.errors import InvalidSvid
@@ -34,8 +36,16 @@ _BACKLOG = 16
 _END = b"-----END CERTIFICATE-----"
 
 
+# What the network says where nothing listens.
+_NOBODY = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+
+
 class NotProven(Exception):
-    """Nothing that proves to be the signer was reached. Its text begins with a reason code."""
+    """Nothing that proves to be the signer was reached; `nobody` is there. Its text begins with a reason code."""
+
+    def __init__(self, message: str, *, nobody: bool = False) -> None:
+        super().__init__(message)
+        self.nobody = nobody
 
 
 class ProvenSigner:
@@ -45,7 +55,15 @@ class ProvenSigner:
     event loop.
     """
 
-    def __init__(self, address: str, trust_domain: TrustDomain, folder: Path, roots: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        address: str,
+        trust_domain: TrustDomain,
+        folder: Path,
+        roots: Callable[[], bytes],
+        pacing: Pacing | None = None,
+    ) -> None:
+        self._pacing = pacing
         self._address = address
         self._wanted = signer_id(trust_domain)
         self._folder = folder
@@ -73,7 +91,9 @@ class ProvenSigner:
         return self._failure
 
     def open(self) -> str:
-        """The socket as grpc's target; listens from the first call on. Raises OSError."""
+        """The socket as grpc's target, which is for a new channel; listens from the first call on. Raises OSError."""
+        if self._pacing is not None:
+            self._pacing.forget()
         if self._listening is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with ExitStack() as undo:
@@ -122,7 +142,11 @@ class ProvenSigner:
         near, near_out = await asyncio.open_connection(sock=accepted)
         far_out: asyncio.StreamWriter | None = None
         try:
+            if self._pacing is not None and not self._pacing.may_try():
+                return  # grpc comes again in a moment
             far, far_out = await self._connect()
+            if self._pacing is not None:
+                self._pacing.forget()
             ways = [
                 asyncio.ensure_future(_pass_on(near, far_out, _TO_SIGNER)),
                 asyncio.ensure_future(_pass_on(far, near_out, _FROM_SIGNER)),
@@ -134,8 +158,10 @@ class ProvenSigner:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
         except NotProven as error:
-            # grpc sees its connection closed, and comes back after its own backoff.
+            # grpc sees its connection closed, and comes back.
             self._failure = str(error)
+            if self._pacing is not None:
+                self._pacing.failed(nobody=error.nobody)
         finally:
             near_out.close()
             if far_out is not None:
@@ -164,7 +190,8 @@ class ProvenSigner:
                 f"SIGNER_UNREACHABLE: {self._address} does not answer within {CONNECT_SECONDS:g} s"
             ) from None
         except OSError as error:
-            raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}") from None
+            nobody = isinstance(error, socket.gaierror) or error.errno in _NOBODY
+            raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}", nobody=nobody) from None
         try:
             leaf = self._check(far_out.get_extra_info("ssl_object").getpeercert(binary_form=True))
         except BaseException:

@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -55,11 +55,17 @@ class SignerAuthority:
         self.contact = Contact(settings.address, clock, rng)
         self.connection = Connection(settings, self._held, self.contact, rng)
         self._stream = TrustStream(settings, self.connection, self.contact, self._held, self.early_renewals)
+        # How far this node's clock was behind the signer's when that signed last.
+        self.clock_behind = timedelta(0)
         self._calls = Calls(settings.address, self.connection, self.contact, rng, tracing, seen)
 
     @property
     def trust(self) -> Feed[Trust]:
         return self._held.feed
+
+    @property
+    def returns(self) -> Feed[None]:
+        return self.contact.returns
 
     @property
     def issues_jwt(self) -> bool:
@@ -104,14 +110,23 @@ class SignerAuthority:
             dns_names=request.dns_names,
             ttl=request.ttl_text,
         )
+        asked_at = self._clock.now()
         answer: signer_pb2.MintX509SVIDResponse = await self._calls.call(
-            "MintX509SVID", message, signer_pb2.MintX509SVIDResponse.FromString, turn_of(request.pod)
+            "MintX509SVID",
+            message,
+            signer_pb2.MintX509SVIDResponse.FromString,
+            turn_of(request.pod),
+            while_away=request.patience,
         )
+        answered_at = self._clock.now()
         sequence = self._held.believed(answer.trust_sequence) or 0
         trust = await self._trust_of(sequence)
         try:
             chain = certificates_from_der(answer.chain)
             self._check_trust(chain, trust, sequence)
+            signed_at = instant(answer.signed_at) if answer.HasField("signed_at") else None
+            if signed_at is not None:
+                self.clock_behind = _behind(signed_at, asked_at, answered_at)
             federated = None if answer.federates_with_all else tuple(map(TrustDomain, answer.federates_with))
             return Minted(
                 SpiffeId.parse(answer.spiffe_id),
@@ -121,6 +136,7 @@ class SignerAuthority:
                 answer.notice,
                 answer.hint,
                 federated,
+                signed_at,
             )
         except (SvidError, ValueError) as error:
             raise AuthorityRefused(f"the signer's answer cannot be used: {error}") from None
@@ -194,16 +210,20 @@ class SignerAuthority:
             raise AuthorityUnavailable(f"POD_TOKEN_MISSING: kubelet has not passed a token of this pod; {advice}")
         try:
             found = json.loads(token.text)[audience]
-            text, expired = found["token"], datetime.fromisoformat(found["expirationTimestamp"]) <= self._clock.now()
+            text = found["token"]
             if not isinstance(text, str) or not is_token(text):
                 raise ValueError("not one token")
         except (ValueError, KeyError, TypeError, RecursionError):
             raise AuthorityUnavailable(
                 f"POD_TOKEN_MISSING: kubelet passed no token of audience {audience}; {advice}"
             ) from None
-        if expired:
-            raise AuthorityUnavailable("POD_TOKEN_EXPIRED: kubelet has not passed a new token of this pod yet")
+        # One that has expired is for the signer to judge: kubelet brings none to a pod that ends and still serves.
         return text
+
+
+def _behind(signed_at: datetime, asked_at: datetime, answered_at: datetime) -> timedelta:
+    """How far this clock is behind the one that said `signed_at` at least: that was between asking and the answer."""
+    return max(signed_at - answered_at, timedelta(0)) + min(signed_at - asked_at, timedelta(0))
 
 
 def _request_for(key: PrivateKey) -> bytes:

@@ -3,13 +3,15 @@
 import asyncio
 import random
 from collections.abc import Awaitable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from agent.authority.protocol import Authority, EarlyRenewal, JwtRequest, MintedJwt, MintRequest
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.metrics import Metrics
+from agent.workload import clocks
 from agent.workload.slow import SlowWork
 from csi.model import Contents, Issued, JwtFile, PodToken, Volume
 from runtime.clock import Clock
@@ -61,12 +63,14 @@ class Issuer:
         """A new key for an SVID of the volume, in its pod's turn where that takes long. Raises KeysBusy."""
         return await self._slow.key(volume, renewal=renewal)
 
-    async def mint_all(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
-        """An X.509-SVID, and the JWT-SVIDs that `volume` has as files.
+    async def mint_all(
+        self, volume: Volume, token: PodToken | None, key: PrivateKey, patience: float | None = None
+    ) -> Issued:
+        """An X.509-SVID, and the JWT-SVIDs that `volume` has as files. `patience`: see MintRequest.
 
         Raises AuthorityRefused, AuthorityUnavailable.
         """
-        issued = await self.mint_x509(volume, token, key)
+        issued = await self.mint_x509(volume, token, key, patience)
         jwt_svids = {}
         for file in volume.options.jwt_files:
             spiffe_id = issued.identity.default.spiffe_id
@@ -74,16 +78,18 @@ class Issuer:
             jwt_svids[file.name] = minted.svid
         return replace(issued, contents=Contents(issued.identity, jwt_svids))
 
-    async def mint_x509(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
+    async def mint_x509(
+        self, volume: Volume, token: PodToken | None, key: PrivateKey, patience: float | None = None
+    ) -> Issued:
         """An X.509-SVID for a key that `key` made. Raises AuthorityRefused, AuthorityUnavailable."""
         options = volume.options
-        request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names, options.ttl_text)
-        minted = await _in_time(self._authority.mint_x509(request))
+        request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names, options.ttl_text, patience)
+        minted = await _in_time(self._authority.mint_x509(request), max(MINT_DEADLINE, patience or 0.0))
         try:
             svid = X509Svid(minted.spiffe_id, minted.chain, key, minted.hint)
             identity = WorkloadIdentity((svid,), minted.trust.bundle, (), minted.federates_with)
             identity = identity.with_trust(minted.trust)
-            identity.check(self._clock.now())
+            await self._in_force(identity, minted.signed_at)
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
         return Issued(Contents(identity), minted.renewal.draw(self._rng), minted.notice, minted.renewal)
@@ -107,6 +113,7 @@ class Issuer:
         try:
             found = self._checked(minted.svid, audiences[0], self.trust.bundle)
         except SvidError as error:
+            self._blame_clocks(minted.svid, audiences[0])
             raise AuthorityRefused(f"the authority answered with an unusable JWT-SVID: {error}") from None
         if found.spiffe_id != spiffe_id or set(found.audiences) != set(audiences):
             raise AuthorityRefused(f"the authority answered with a JWT-SVID for {found.spiffe_id}, or other audiences")
@@ -124,13 +131,33 @@ class Issuer:
             return None
         return found if set(found.audiences) == set(file.audiences) else None
 
+    async def _in_force(self, identity: WorkloadIdentity, signed_at: datetime | None) -> None:
+        """Wait until it verifies by this node's clock. Raises InvalidSvid; AuthorityUnavailable where clocks differ."""
+        now = self._clock.now()
+        if not identity.is_valid(now):
+            begins = clocks.begins_at(identity, now)
+            if begins is not None:
+                await clocks.wait_for(begins, self._clock, signed_at)
+            elif signed_at is not None and identity.expires_at <= now and identity.is_valid(signed_at):
+                raise clocks.differ(f"the SVID ended at {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}", now, signed_at)
+        identity.check(self._clock.now())
+
+    def _blame_clocks(self, svid: JwtSvid, audience: str) -> None:
+        """Raises AuthorityUnavailable where a token is refused for nothing but this node's clock."""
+        now, signed_at, bundle = self._clock.now(), svid.issued_at, self.trust.bundle
+        if signed_at is None or svid.expires_at > now:
+            return
+        with suppress(SvidError):
+            check_jwt_svid(svid.token, {bundle.trust_domain: bundle}, audience, signed_at)
+            raise clocks.differ(f"the JWT-SVID ended at {svid.expires_at:%Y-%m-%dT%H:%M:%SZ}", now, signed_at)
+
     def _checked(self, svid: JwtSvid, audience: str, bundle: TrustBundle) -> JwtSvid:
         return check_jwt_svid(svid.token, {bundle.trust_domain: bundle}, audience, self._clock.now())
 
 
-async def _in_time(minting: Awaitable[_Answer]) -> _Answer:
+async def _in_time(minting: Awaitable[_Answer], seconds: float = MINT_DEADLINE) -> _Answer:
     try:
-        async with asyncio.timeout(MINT_DEADLINE):
+        async with asyncio.timeout(seconds):
             return await minting
     except TimeoutError:
-        raise AuthorityUnavailable(f"no SVID within {MINT_DEADLINE:g} s") from None
+        raise AuthorityUnavailable(f"no SVID within {seconds:g} s") from None

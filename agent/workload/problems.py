@@ -48,6 +48,10 @@ class Problems:
         """The one that happened last."""
         return next(reversed(self._kept.values()), None)
 
+    def has(self, volume_id: str, reason: str) -> bool:
+        """Whether one of that reason is there of that volume."""
+        return any(key[:2] == (volume_id, reason) for key in self._kept)
+
     def add(self, problem: Problem) -> None:
         """Keep it; one that was there already is counted and becomes the newest."""
         key = (problem.volume_id, problem.reason, problem.message)

@@ -29,6 +29,9 @@ from svid.keys import PrivateKey
 _log = logging.getLogger("podsvid.workloads")
 # Seconds from one report of what workloads hold to the next.
 REPORT_SECONDS = 1.0
+# Seconds that a publish which failed before waits for an authority that is away. kubelet comes again ever more rarely,
+# and its event says already why the pod waits: now it is to start as soon as it can. kubelet waits for 120.
+PATIENCE_AGAIN = 75.0
 # How many problems of pods without a volume are remembered.
 MAX_PUBLISH_PROBLEMS = 256
 
@@ -88,7 +91,8 @@ class WorkloadRegistry:
 
     async def issue(self, volume: Volume, token: PodToken | None, key: PrivateKey) -> Issued:
         try:
-            return await self._issuer.mint_all(volume, token, key)
+            again = self.publish_problems.has(volume.id, IdentityUnavailable.reason)
+            return await self._issuer.mint_all(volume, token, key, PATIENCE_AGAIN if again else None)
         except (AuthorityRefused, AuthorityUnavailable) as error:
             kind = IdentityDenied if isinstance(error, AuthorityRefused) else IdentityUnavailable
             raise kind(str(error)) from None
@@ -201,6 +205,13 @@ class WorkloadRegistry:
                 if workload.renew_early():
                     # Files may be due at once, for a trust bundle that came with the same answer.
                     self.scheduler.hasten(volume_id, workload.next_due())
+
+    async def follow_returns(self) -> None:
+        """Have what failed tried again as soon as the authority is back, for ever."""
+        version = self._authority.returns.version
+        while True:
+            version = await self._authority.returns.wait_beyond(version)
+            self.scheduler.retry()
 
     async def report_holdings(self) -> None:
         """Tell the authority what all workloads have, files included, after each change, for ever.

@@ -14,6 +14,7 @@ MAX_NAP = 30.0
 # A wall clock that lost more than this against the monotonic one was set back: adjustments are smaller.
 SET_BACK = timedelta(seconds=5)
 FIRST_RETRY, MAX_RETRY = timedelta(seconds=1), timedelta(seconds=60)
+RETRY_WITHIN = timedelta(seconds=1)
 Rotate = Callable[[str], Awaitable[datetime | None]]
 Prepare = Callable[[str], Awaitable[None]]
 
@@ -47,6 +48,8 @@ class RotationScheduler:
         # Who waits for the end of the attempt that begins next.
         self._asked: dict[str, list[asyncio.Future[None]]] = {}
         self._changed = asyncio.Event()
+        # How often `retry` was asked for.
+        self._retried = 0
 
     def schedule(self, key: str, due: datetime) -> None:
         """Rotate `key` at `due` (aware), whatever was planned before."""
@@ -58,6 +61,12 @@ class RotationScheduler:
         planned = self._due.get(key)
         if key not in self._running and (planned is None or due < planned):
             self.schedule(key, due)
+
+    def retry(self) -> None:
+        """Try again soon whatever failed: why it did may be over. Not all in one moment."""
+        self._retried += 1
+        for key in self._failures:
+            self.hasten(key, self._clock.now() + self._soon())
 
     def due(self, key: str) -> datetime | None:
         """When `key` is due; None while it is being rotated or when it is unknown."""
@@ -123,6 +132,7 @@ class RotationScheduler:
         _answer(asked)
 
     async def _attempt(self, key: str) -> None:
+        retried = self._retried
         try:
             if self._prepare is not None:
                 await self._prepare(key)
@@ -130,7 +140,8 @@ class RotationScheduler:
                 due = await self._rotate(key)
         except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            due = self._clock.now() + self._delay(failures)
+            # One that began before `retry` was asked for may have failed for what is over.
+            due = self._clock.now() + (self._delay(failures) if retried == self._retried else self._soon())
             _log.warning(
                 "replaced files cannot be removed; trying again" if self._sweeps else "rotation failed; trying again",
                 extra={"volume_id": key, "error": str(error), "failures": failures, "retry_at": due.isoformat()},
@@ -140,6 +151,9 @@ class RotationScheduler:
         # A request that arrived meanwhile stands.
         if due is not None:
             self._due.setdefault(key, due)
+
+    def _soon(self) -> timedelta:
+        return RETRY_WITHIN * self._rng.random()
 
     def _delay(self, failures: int) -> timedelta:
         doublings: int = 2 ** min(failures - 1, 16)

@@ -20,6 +20,9 @@ from svid.spiffeid import SpiffeId
 
 # Pods whose last mint this replica remembers, for an outage of the API server.
 MAX_ISSUED = 200_000
+# How long what is issued to a pod that ends may outlast its grace period: as Kubernetes counts a token that is bound to
+# it.
+AFTERWARDS = timedelta(seconds=60)
 _AGENT_FAULTS = {
     "INVALID": Reason.AGENT_TOKEN_INVALID,
     "EXPIRED": Reason.AGENT_TOKEN_EXPIRED,
@@ -97,15 +100,12 @@ class Attestor:
         try:
             proven, degraded = await self._verify(token, Sender(Standing.AGENT, agent.node_uid))
         except TokenRefused as error:
+            leaving = await self._leaving(error, agent, token, claim)
+            if leaving is not None:
+                return leaving
             raise await self._pod_refusal(error, token, agent) from None
         _check_claim(proven, claim)
-        if not proven.node_name or not proven.node_uid:
-            raise Refused(Reason.POD_TOKEN_UNBOUND, "the pod token names no node; Kubernetes 1.30 or newer is needed")
-        if (proven.node_name, proven.node_uid) != (agent.node_name, agent.node_uid):
-            raise Refused(
-                Reason.POD_ON_OTHER_NODE,
-                f"pod {claim} is on node {proven.node_name}, the agent that asks is on {agent.node_name}",
-            )
+        _check_node(proven, agent, claim)
         if degraded:
             return self._remembered(agent, proven, claim)
         self._check_pods_known()
@@ -191,6 +191,39 @@ class Attestor:
                 f"pod {pod} has no csi volume of driver {' or '.join(sorted(self._settings.drivers))}",
             )
 
+    async def _leaving(self, error: TokenRefused, agent: Agent, token: str, claim: PodClaim) -> AttestedPod | None:
+        """The pod, where its token ended after its own end began: kubelet brings no other then, and it may serve on.
+
+        No agent's word: the cluster's signature on the token, and the pod itself as the API server has it now. None
+        where it is not so. Raises Refused.
+        """
+        if error.fault != "EXPIRED":
+            return None
+        try:
+            proven = self._offline.once(token)
+        except TokenRefused:
+            return None
+        _check_claim(proven, claim)
+        _check_node(proven, agent, claim)
+        known = self._pods.known(claim.uid)
+        # What is known of it decides nothing but whether asking is worth it.
+        if known is None or known.leaving is None:
+            return None
+        try:
+            pod = await self._pods.look(claim)
+        except ApiUnavailable as away:
+            raise Refused(
+                Reason.API_SERVER_UNAVAILABLE,
+                f"the API server is away, and a pod that ends without a new token waits for it ({away})",
+                retry_after=OUTAGE_RETRY,
+            ) from None
+        leaving = pod.leaving
+        # Of a token from long before that nobody can say where it was since.
+        if leaving is None or proven.expires_at < leaving.since or leaving.until <= self._clock.now():
+            return None
+        self._check_live(pod, proven)
+        return AttestedPod(pod, agent, until=leaving.until + AFTERWARDS)
+
     def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim, why: str = "") -> AttestedPod:
         """The pod as it was, if it may be renewed without the API server. Raises Refused."""
         self._within_outage()
@@ -228,6 +261,16 @@ class Attestor:
                 f"the API server is away for longer than outage_limit ({durations.text(limit)})",
                 retry_after=OUTAGE_RETRY,
             )
+
+
+def _check_node(proven: BoundToken, agent: Agent, claim: PodClaim) -> None:
+    if not proven.node_name or not proven.node_uid:
+        raise Refused(Reason.POD_TOKEN_UNBOUND, "the pod token names no node; Kubernetes 1.30 or newer is needed")
+    if (proven.node_name, proven.node_uid) != (agent.node_name, agent.node_uid):
+        raise Refused(
+            Reason.POD_ON_OTHER_NODE,
+            f"pod {claim} is on node {proven.node_name}, the agent that asks is on {agent.node_name}",
+        )
 
 
 def _check_claim(proven: BoundToken, claim: PodClaim) -> None:

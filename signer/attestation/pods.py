@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from msgspec import UNSET
 
@@ -12,10 +12,10 @@ from runtime.listening import exact, whose
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Pod as PodObject
-from signer.cluster.objects import PodSpec, PodState, Texts, few_labels
+from signer.cluster.objects import PodMetadata, PodSpec, PodState, Texts, few_labels
 from signer.cluster.places import Age, Places
 from signer.errors import ApiUnavailable, Forbidden, NotFound, Reason, Refused
-from signer.model import LivePod, PodClaim
+from signer.model import Leaving, LivePod, PodClaim
 
 # Pods of one namespace that count; Kubernetes is tried with some thousands of them.
 MOST_OF_NAMESPACE = 10_000
@@ -253,7 +253,20 @@ def read_pod(pod: PodObject, same: Callable[[str], str] = str, agents: tuple[str
         oversized=oversized,
         created=same(metadata.creation_timestamp or ""),
         addresses=_addresses(pod.status) if is_agent and not finished else frozenset(),
+        leaving=_leaving(metadata),
     )
+
+
+def _leaving(metadata: PodMetadata) -> Leaving | None:
+    if metadata.deletion_timestamp is None:
+        return None
+    try:
+        until = datetime.fromisoformat(metadata.deletion_timestamp)
+        since = until - timedelta(seconds=max(metadata.deletion_grace_period_seconds or 0, 0))
+        # Nobody may go on by an end that cannot be compared.
+        return Leaving(since.astimezone(UTC), until.astimezone(UTC))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _age(pod: LivePod) -> Age:

@@ -248,6 +248,13 @@ class OfflineTokens:
 
     def verify(self, token: str) -> BoundToken:
         """Raises TokenRefused."""
+        proven = self.once(token)
+        if proven.expires_at <= self._clock.now():
+            raise TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
+        return proven
+
+    def once(self, token: str) -> BoundToken:
+        """As `verify`, of one that may have expired since. Raises TokenRefused."""
         try:
             key = self._keys.get(_key_name(token))
             if key is None:
@@ -264,12 +271,9 @@ class OfflineTokens:
             raise TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}") from None
         except (jwt.PyJWTError, ValueError, TypeError):
             raise TokenRefused("INVALID", "the token's signature or form is wrong") from None
-        now = self._clock.now()
         proven = _claimed(claims)
-        if proven.expires_at <= now:
-            raise TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
         not_before = _instant(claims.get("nbf"))
-        if not_before is not None and not_before > now + _LEEWAY:
+        if not_before is not None and not_before > self._clock.now() + _LEEWAY:
             raise TokenRefused("INVALID", "the token is not valid yet")
         return proven
 

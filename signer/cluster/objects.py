@@ -49,8 +49,9 @@ class PodAnnotations(msgspec.Struct, frozen=True, gc=False):
 
 
 class PodMetadata(Metadata, frozen=True, gc=False, rename="camel"):
-    """With the one annotation that is looked at."""
+    """With the one annotation that is looked at, and how long its end may take, in seconds."""
 
+    deletion_grace_period_seconds: int | None = None
     annotations: PodAnnotations | None = None
 
 

@@ -180,7 +180,13 @@ class SignerService:
             wished = timedelta(seconds=min(max(request.ttl_seconds, 0), MAX_WISH)) or None
             await self._minting.promise_x509(entitlement, wished)
             issued = self._minting.x509(
-                attested.pod, entitlement, request.csr, wished, request.dns_names, _written(request.ttl, wished)
+                attested.pod,
+                entitlement,
+                request.csr,
+                wished,
+                request.dns_names,
+                _written(request.ttl, wished),
+                attested.until,
             )
             leaf = issued.chain[0]
             federated = entitlement.federates_with
@@ -196,6 +202,7 @@ class SignerService:
             )
             answer.renew_from.FromDatetime(issued.renewal.start)
             answer.renew_until.FromDatetime(issued.renewal.end)
+            answer.signed_at.FromDatetime(issued.at)
             facts = {
                 "serial": f"{leaf.serial_number:x}",
                 "key_algorithm": issued.key_algorithm.value,
@@ -218,7 +225,7 @@ class SignerService:
             request: signer_pb2.MintJWTSVIDRequest, attested: AttestedPod, entitlement: Entitlement
         ) -> signer_pb2.MintJWTSVIDResponse:
             await self._minting.promise_jwt(entitlement)
-            issued = self._minting.jwt(entitlement, request.spiffe_id, request.audiences)
+            issued = self._minting.jwt(entitlement, request.spiffe_id, request.audiences, attested.until)
             answer = signer_pb2.MintJWTSVIDResponse(token=issued.svid.token, reusable=issued.reusable)
             answer.renew_from.FromDatetime(issued.renewal.start)
             answer.renew_until.FromDatetime(issued.renewal.end)

@@ -62,6 +62,7 @@ class Audit:
                 "policy": entitlement.decided_by,
                 "spiffe_id": str(entitlement.spiffe_id),
                 "degraded": attested.degraded,
+                "ended_token": attested.until is not None,
                 **facts,
                 "seconds": round(seconds, 6),
             },

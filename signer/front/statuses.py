@@ -16,7 +16,12 @@ _UNAUTHENTICATED = (
 )
 _INVALID_ARGUMENT = (Reason.INVALID_REQUEST, Reason.CSR_INVALID, Reason.PROOF_OF_POSSESSION, Reason.KEY_WEAK)
 # A pod's token that is refused is fetched anew by kubelet, so waiting helps; the agent keeps what it has meanwhile.
-_UNAVAILABLE = (Reason.API_SERVER_UNAVAILABLE, Reason.AUTHORITY_UNAVAILABLE, Reason.RECONNECT)
+_UNAVAILABLE = (
+    Reason.POD_TOKEN_EXPIRED,
+    Reason.API_SERVER_UNAVAILABLE,
+    Reason.AUTHORITY_UNAVAILABLE,
+    Reason.RECONNECT,
+)
 _RESOURCE_EXHAUSTED = (Reason.RATE_LIMITED, Reason.BUSY, Reason.NAMESPACE_FULL)
 STATUS_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
     {

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from cryptography import x509
@@ -16,6 +16,7 @@ from signer import ttls
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
 from signer.model import MAX_DNS_NAMES, SOON, Entitlement, LivePod, TtlLimits
+from svid.authority import BACKDATE
 from svid.dnsnames import allows, is_own_id, is_reserved
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
@@ -35,6 +36,7 @@ class MintingSettings:
     jwt_issuer: str = ""
     jwt_id: bool = False
     dns_names: tuple[str, ...] = ()
+    backdate: timedelta = BACKDATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,14 @@ class IssuedX509:
     """A signed chain, leaf first without the root; `sequence` is that of the trust that verifies it.
 
     `notice` says what of the wishes was not granted; `clipped` what of the lifetime, for as long as nobody changes it.
+    `at` is when it was signed.
     """
 
     chain: tuple[x509.Certificate, ...]
     renewal: RenewalWindow
     key_algorithm: KeyAlgorithm
     sequence: int
+    at: datetime
     notice: str = ""
     clipped: str = ""
 
@@ -105,8 +109,12 @@ class Minting:
         wished_ttl: timedelta | None,
         wished: Sequence[str],
         written_ttl: str = "",
+        until: datetime | None = None,
     ) -> IssuedX509:
-        """`written_ttl`: that wish as it stands in the pod, for people. Raises Refused."""
+        """`written_ttl`: that wish as it stands in the pod, for people. It ends at `until` at the latest.
+
+        Raises Refused.
+        """
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         public_key = proven_key(csr)
@@ -121,17 +129,27 @@ class Minting:
         names = self._dns_names(pod, entitlement, wished)
         wanted, clipped = self._ttl(entitlement, wished_ttl, written_ttl)
         ttl, notice = _within(state.longest("x509"), wanted, clipped)
+        ttl = _ending(ttl, until, now)
         try:
-            chain = state.active_x509.issue(public_key, entitlement.spiffe_id, ttl=ttl, now=now, dns_names=names)
+            chain = state.active_x509.issue(
+                public_key,
+                entitlement.spiffe_id,
+                ttl=ttl,
+                now=now,
+                dns_names=names,
+                backdate=self._settings.backdate,
+            )
         except SvidError as error:
             if state.active_x509.not_after <= now:
                 raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
             raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
         window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
-        return IssuedX509(chain, window, algorithm, state.sequence, notice, clipped)
+        return IssuedX509(chain, window, algorithm, state.sequence, now, notice, clipped)
 
-    def jwt(self, entitlement: Entitlement, spiffe_id: str, audiences: Sequence[str]) -> IssuedJwt:
-        """Raises Refused."""
+    def jwt(
+        self, entitlement: Entitlement, spiffe_id: str, audiences: Sequence[str], until: datetime | None = None
+    ) -> IssuedJwt:
+        """It ends at `until` at the latest. Raises Refused."""
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         key = state.active_jwt
@@ -144,6 +162,7 @@ class Minting:
                 "not the one asked for",
             )
         ttl, _ = _within(state.longest("jwt"), ttls.jwt(self._settings.ttls, entitlement), "")
+        ttl = _ending(ttl, until, now)
         jwt_id = str(uuid.uuid4()) if self._settings.jwt_id else ""
         try:
             svid = key.issue(
@@ -195,6 +214,10 @@ def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[tim
     return longest, (
         f"ttl {durations.text(ttl)} could not be recorded yet, {durations.text(longest)} is granted meanwhile"
     )
+
+
+def _ending(ttl: timedelta, until: datetime | None, now: datetime) -> timedelta:
+    return ttl if until is None else min(ttl, until - now)
 
 
 def proven_key(csr: bytes) -> PublicKey:

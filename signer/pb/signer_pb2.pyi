@@ -36,7 +36,7 @@ class MintX509SVIDRequest(_message.Message):
     def __init__(self, pod: _Optional[_Union[Pod, _Mapping]] = ..., pod_token: _Optional[str] = ..., csr: _Optional[bytes] = ..., ttl_seconds: _Optional[int] = ..., dns_names: _Optional[_Iterable[str]] = ..., ttl: _Optional[str] = ...) -> None: ...
 
 class MintX509SVIDResponse(_message.Message):
-    __slots__ = ("spiffe_id", "chain", "trust_sequence", "renew_from", "renew_until", "hint", "federates_with", "federates_with_all", "notice", "policy")
+    __slots__ = ("spiffe_id", "chain", "trust_sequence", "renew_from", "renew_until", "hint", "federates_with", "federates_with_all", "notice", "policy", "signed_at")
     SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     TRUST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class MintX509SVIDResponse(_message.Message):
     FEDERATES_WITH_ALL_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_AT_FIELD_NUMBER: _ClassVar[int]
     spiffe_id: str
     chain: bytes
     trust_sequence: int
@@ -57,7 +58,8 @@ class MintX509SVIDResponse(_message.Message):
     federates_with_all: bool
     notice: str
     policy: str
-    def __init__(self, spiffe_id: _Optional[str] = ..., chain: _Optional[bytes] = ..., trust_sequence: _Optional[int] = ..., renew_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., hint: _Optional[str] = ..., federates_with: _Optional[_Iterable[str]] = ..., federates_with_all: _Optional[bool] = ..., notice: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
+    signed_at: _timestamp_pb2.Timestamp
+    def __init__(self, spiffe_id: _Optional[str] = ..., chain: _Optional[bytes] = ..., trust_sequence: _Optional[int] = ..., renew_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., hint: _Optional[str] = ..., federates_with: _Optional[_Iterable[str]] = ..., federates_with_all: _Optional[bool] = ..., notice: _Optional[str] = ..., policy: _Optional[str] = ..., signed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class MintJWTSVIDRequest(_message.Message):
     __slots__ = ("pod", "pod_token", "spiffe_id", "audiences")

@@ -262,12 +262,18 @@ class SignerProcess:
             return "not listening"
 
 
-def expired_token(cluster: Cluster, account: str, namespace: str, audience: str, pod: Object) -> str:
-    """A token as the API server would have made it two hours ago, with its key; it makes none that ends so soon."""
+def expired_token(
+    cluster: Cluster, account: str, namespace: str, audience: str, pod: Object, ended_at: float | None = None
+) -> str:
+    """A token as the API server would have made it, with its key; it makes none that ends so soon.
+
+    `ended_at` is Unix time; None: it was made two hours ago.
+    """
     fresh = cluster.api.token(account, namespace, audience, pod)
     claims = jwt.decode(fresh, options={"verify_signature": False})
+    earlier = 7200 if ended_at is None else claims["exp"] - int(ended_at)
     for name in ("iat", "nbf", "exp"):
-        claims[name] -= 7200
+        claims[name] -= earlier
     headers = {"kid": jwt.get_unverified_header(fresh)["kid"]}
     key = (cluster.layout.pki / "service-accounts.key").read_text()
     return jwt.encode(claims, key, algorithm="ES256", headers=headers)

@@ -10,13 +10,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import grpc
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from signer.pb import signer_pb2
+from svid.certificates import certificates_from_der
 from svid.keys import KeyAlgorithm
 from tests.go_tools import Progress
 
@@ -33,6 +37,8 @@ MINTS = 10_000 if os.environ.get("PODSVID_LONG") else 300
 ACCOUNT = "signed"
 SPIFFE_ID = f"spiffe://{signing.TRUST_DOMAIN}/ns/default/sa/{ACCOUNT}"
 NODES = ("node-a", "node-b")
+# Seconds: of the pod that is deleted, and for which the API server takes a token that has ended.
+GRACE, LEEWAY = 1200, 60
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Site:
     client: SignerClient
     agents: dict[str, Object]
     pods: dict[str, Object]
+    # A pod of node-a that is deleted and has its grace period yet, and its last token, which has ended since.
+    leaving: Object
+    last_token: str
 
     @property
     def api(self) -> KubeApi:
@@ -72,14 +81,19 @@ def site(cluster: Cluster, progress: Progress) -> Iterator[Site]:
         for node in NODES
     }
     pods = {node: signing.pod(cluster, f"pod-{node}", node, ACCOUNT) for node in NODES}
+    leaving = signing.pod(cluster, "pod-leaving", "node-a", ACCOUNT)
+    last_token = signing.expired_token(cluster, ACCOUNT, "default", AUDIENCE, leaving, time.time() + 10)
+    cluster.api.delete("/api/v1/namespaces/default/pods/pod-leaving", grace_seconds=GRACE)
     flags = ("--x509-min-ttl", "10s", "--acknowledge-within", "2s", "--node-rate", "100", "--node-burst", "100")
     with signing.signer_process(cluster, progress, "signer-1", *flags) as process:
         client = SignerClient(process.address, signing.published_roots(cluster, progress))
         try:
-            yield Site(cluster, process, client, agents, pods)
+            yield Site(cluster, process, client, agents, pods, leaving, last_token)
         finally:
             client.close()
             # Rotations of other tests would wait for the agents.
+            with suppress(ApiError):  # its test has done so
+                forget(cluster, "default", "pod-leaving")
             for each in (*pods.values(), *agents.values()):
                 forget(cluster, each["metadata"]["namespace"], each["metadata"]["name"])
 
@@ -409,6 +423,41 @@ def _events(site: Site, pod: str) -> str:
     return "\n".join(
         f"{each.get('reason')} {each.get('message')}" for each in found if each["involvedObject"].get("name") == pod
     )
+
+
+def test_a_pod_that_is_deleted_goes_on_by_its_last_token_to_the_end_of_its_grace_period(site: Site) -> None:
+    """The last test here: by now its token has ended for the API server as well."""
+    path = "/api/v1/namespaces/default/pods/pod-leaving"
+    until = datetime.fromisoformat(site.api.get(path)["metadata"]["deletionTimestamp"])
+    ended = jwt.decode(site.last_token, options={"verify_signature": False})["exp"]
+    assert until.timestamp() - GRACE <= ended
+    time.sleep(max(ended + LEEWAY + 2 - time.time(), 0.0))
+    review = {"spec": {"token": site.last_token, "audiences": [AUDIENCE]}}
+    reviewed = site.api.create("/apis/authentication.k8s.io/v1/tokenreviews", review)
+    assert not reviewed["status"].get("authenticated"), "its token is good still"
+    answer = site.client.mint(site.agent_token(), site.last_token, site.leaving)
+    assert answer.spiffe_id == SPIFFE_ID
+    ends = certificates_from_der(answer.chain)[0].not_valid_after_utc
+    assert until <= ends <= until + timedelta(seconds=60)
+    # Neither another node, nor another pod, nor one that is there; nor this one once it is gone.
+    assert refused(site, site.agent_token("node-b"), site.last_token, site.leaving).reason == "POD_ON_OTHER_NODE"
+    other = site.pods["node-a"]
+    assert refused(site, site.agent_token(), site.last_token, other).reason == "POD_TOKEN_REPLAYED"
+    assert refused(site, site.agent_token(), _expired(site, other), other).reason == "POD_TOKEN_EXPIRED"
+    forget(site.cluster, "default", "pod-leaving")
+    wait_for("the pod to be gone", lambda: _is_gone(site, path), progress=print)
+    assert refused(site, site.agent_token(), site.last_token, site.leaving).reason in (
+        "POD_NOT_FOUND",
+        "POD_TOKEN_EXPIRED",
+    )
+
+
+def _is_gone(site: Site, path: str) -> bool:
+    try:
+        site.api.get(path)
+    except ApiError as error:
+        return error.status == 404
+    return False
 
 
 def _expired(site: Site, pod: Object) -> str:

@@ -43,6 +43,7 @@ class Fleet:
     states: dict[str, int] = field(default_factory=lambda: {"ok": 20})
     registered: bool = True
     away: float = 0.0
+    clock_behind: float = 0.0
     apart: int = 0
     leading: list[bool] = field(default_factory=lambda: [True, False])
     unacknowledged: int = 0
@@ -57,6 +58,7 @@ class Fleet:
         self.agent.watch(lambda: 20.0, lambda: self.now + 1800, lambda: self.states)
         self.agent.watch_registration("csi.podsvid.io", lambda: self.registered)
         self.agent.watch_signer(lambda: self.away)
+        self.agent.watch_clock(lambda: self.clock_behind)
         self.agent.watch_sockets(lambda: {"quarantine": float(self.apart), "closed": 0.0})
         for number, signer in enumerate(self.signers):
             signer.built("test")
@@ -200,6 +202,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidAgentNotRegistered": _set(registered=False),
     "PodsvidAgentDown": _set(up={"agent": False, "signer-0": True, "signer-1": True}),
     "PodsvidSignerAway": _away,
+    "PodsvidNodeClock": _set(clock_behind=-90.0),
     "PodsvidSignerDown": _set(up={"agent": True, "signer-0": False, "signer-1": False}),
     "PodsvidSignerWithoutLeader": _set(leading=[False, False]),
     "PodsvidSignerTwoLeaders": _set(leading=[True, True]),

@@ -66,6 +66,7 @@ class Switchable:
         self.hold_mints: asyncio.Event | None = None
         self.waiting = False
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
+        self.returns: Feed[None] = Feed()
 
     @property
     def trust(self) -> Feed[Trust]:

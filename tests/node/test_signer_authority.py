@@ -133,8 +133,8 @@ def test_refusals_reach_the_pod_with_their_reason() -> None:
         assert "tokenRequests" in said
         said = await refused(rig.authority, request(claim, PodToken('{"other": {}}')), AuthorityUnavailable)
         assert said.startswith("POD_TOKEN_MISSING: ")
-        late = json.dumps({AUDIENCE: {"token": "x", "expirationTimestamp": "2020-01-01T00:00:00Z"}})
-        said = await refused(rig.authority, request(claim, PodToken(late)), AuthorityUnavailable)
+        late = passed_on(rig.site.token(claim, life=-5))
+        said = await refused(rig.authority, request(claim, late), AuthorityUnavailable)
         assert said.startswith("POD_TOKEN_EXPIRED: ")
         # An agent whose own token is bad: that may be mended, so kubelet tries again.
         stranger = rig.another("no.agent.token")

@@ -226,6 +226,8 @@ def test_lifetimes_names_and_what_is_in_a_jwt() -> None:
         for seconds, minutes in ((0, 20), (10, 5), (720, 12), (86400, 25)):
             answer = await caller.x509(claim, token, ttl_seconds=seconds)
             assert lifetime(answer, clock) == timedelta(minutes=minutes)
+            leaf = certificates_from_der(answer.chain)[0]
+            assert clock.at - leaf.not_valid_before_utc == timedelta(seconds=45)
         assert (await caller.x509(claim, token, dns_names=["web.example.test"])).chain
         assert await caller.refused(caller.x509(claim, token, dns_names=["x.example.test"])) == "DNS_NAME_DENIED"
         one, other = [await caller.jwt(claim, token) for _ in range(2)]
@@ -241,7 +243,8 @@ def test_lifetimes_names_and_what_is_in_a_jwt() -> None:
 
     lives = ("--x509-ttl", "20m", "--x509-min-ttl", "5m", "--x509-max-ttl", "30m", "--jwt-ttl", "3m")
     tokens = ("--jwt-max-ttl", "7m", "--jwt-issuer", "https://issuer.test", "--jwt-jti", "true")
-    asked(test, *lives, "--x509-pod-max-ttl", "25m", *tokens, "--dns-names", "{pod}.example.test")
+    more = ("--x509-pod-max-ttl", "25m", "--x509-backdate", "45s", "--dns-names", "{pod}.example.test")
+    asked(test, *lives, *more, *tokens)
 
 
 def test_a_nodes_rate_burst_and_mints_in_flight_are_not_mixed_up() -> None:

@@ -62,6 +62,10 @@ class Switchable:
     def early_renewals(self) -> Feed[tuple[EarlyRenewal, ...]]:
         return self._authority.early_renewals
 
+    @property
+    def returns(self) -> Feed[None]:
+        return self._authority.returns
+
     def hold(self, trust: Trust, svids: Mapping[str, int]) -> None:
         self.held.append((trust, dict(svids)))
 

@@ -129,11 +129,6 @@ def that_has_ended(at: Scene, asked: MintRequest, minted: Minted) -> Minted:
     return replace(minted, chain=at.authority.x509.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=began))
 
 
-def that_has_not_begun(at: Scene, asked: MintRequest, minted: Minted) -> Minted:
-    begins = at.clock.at + 2 * HOUR
-    return replace(minted, chain=at.authority.x509.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=begins))
-
-
 def without_a_chain(at: Scene, asked: MintRequest, minted: Minted) -> Minted:
     return replace(minted, chain=())
 
@@ -170,7 +165,6 @@ def with_a_hint_that_is_too_long(at: Scene, asked: MintRequest, minted: Minted) 
         (for_somebody_else_than_it_says, "certificate is for .*/web, not for .*/admin"),
         (for_somebody_else_than_the_certificate_says, "certificate is for .*/admin, not for .*/web"),
         (that_has_ended, "certificate expired"),
-        (that_has_not_begun, "not valid before"),
         (without_a_chain, "chain is empty"),
         (with_the_root_instead_of_a_leaf, "leaf SPIFFE ID has no path"),
         (of_a_foreign_trust_domain, "of another trust domain"),
@@ -251,10 +245,6 @@ def jwt_for_others(at: Scene, asked: JwtRequest) -> Any:
     return at.authority.jwt_key.issue(asked.spiffe_id, ("bank",), ttl=HOUR, now=at.clock.at)
 
 
-def jwt_that_has_ended(at: Scene, asked: JwtRequest) -> Any:
-    return at.authority.jwt_key.issue(asked.spiffe_id, asked.audiences, ttl=HOUR, now=at.clock.at - HOUR)
-
-
 @pytest.mark.parametrize(
     ("bent", "why"),
     [
@@ -265,7 +255,6 @@ def jwt_that_has_ended(at: Scene, asked: JwtRequest) -> Any:
         (jwt_for_more, "or other audiences"),
         (jwt_for_fewer, "or other audiences"),
         (jwt_for_others, "unusable JWT-SVID: token is not for this audience"),
-        (jwt_that_has_ended, "unusable JWT-SVID: token expired"),
     ],
 )
 def test_a_jwt_svid_is_refused(bent: Callable[[Scene, JwtRequest], Any], why: str) -> None:

@@ -12,10 +12,13 @@ import pytest
 from agent.authority.protocol import EarlyRenewal
 from agent.errors import AuthorityUnavailable
 from agent.socket.endpoint import Endpoint
-from agent.workload.registry import MAX_PUBLISH_PROBLEMS
+from agent.workload.registry import MAX_PUBLISH_PROBLEMS, PATIENCE_AGAIN
+from agent.workload.rotation import RETRY_WITHIN
 from agent.workload.state import OVERDUE
 from agent.workload.workload import Workload
+from csi.errors import IdentityUnavailable
 from csi.model import JwtFile, PodToken
+from csi.node import NodeSettings
 from csi.volume import VolumeDirectory
 from svid.identity import Trust
 from svid.jwtauthority import JwtSigningKey
@@ -273,6 +276,51 @@ def test_what_was_refused_is_remembered_and_handed_to_the_volume_when_it_succeed
         for number in range(MAX_PUBLISH_PROBLEMS + 8):
             at.registry.publish_refused(f"csi-{number}", POD, "R", "m")
         assert len(at.registry.publish_problems) == MAX_PUBLISH_PROBLEMS
+
+    on_rig(tmp_path, play)
+
+
+def test_a_publish_that_failed_before_waits_longer_for_an_authority_that_is_away(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        volume, other = at.volume("a"), at.volume("b")
+        key = await at.registry.key(volume)
+        at.authority.error = AWAY
+        with pytest.raises(IdentityUnavailable):
+            await at.registry.issue(volume, TOKEN, key)
+        at.registry.publish_refused(volume.id, volume.pod, "NODE_BUSY", "no turn")
+        with pytest.raises(IdentityUnavailable):
+            await at.registry.issue(volume, TOKEN, key)
+        at.registry.publish_refused(volume.id, volume.pod, "IDENTITY_UNAVAILABLE", str(AWAY))
+        at.authority.error = None
+        await at.registry.issue(volume, TOKEN, key)
+        await at.registry.issue(other, TOKEN, key)
+        assert [each.patience for each in at.authority.asked] == [None, None, PATIENCE_AGAIN, None]
+        # kubelet waits 120 s: for a turn, this and the rest.
+        assert NodeSettings("node", "/root").mint_deadline > PATIENCE_AGAIN
+
+    on_rig(tmp_path, play)
+
+
+def test_what_failed_is_tried_again_as_soon_as_the_authority_is_back(tmp_path: Path) -> None:
+    async def play(at: Rig) -> None:
+        for name in ("a", "b"):
+            await at.open(at.volume(name))
+        async with at.looping(at.registry.scheduler.run, at.registry.follow_returns):
+            at.authority.error = AWAY
+            await at.registry.renew_now("csi-a")
+            assert at.registry.scheduler.failures("csi-a") == 1
+            # As after a long outage: its next attempt is far away.
+            at.registry.scheduler.schedule("csi-a", at.clock.now() + HOUR)
+            planned, asked = at.registry.scheduler.due("csi-b"), len(at.authority.asked)
+            at.authority.error = None
+            await settled(at)
+            assert len(at.authority.asked) == asked
+            at.authority.returns.publish(None)
+            await at.until(lambda: at.registry.scheduler.due("csi-a") != at.clock.now() + HOUR)
+            due = at.registry.scheduler.due("csi-a")
+            assert due is not None
+            assert due <= at.clock.now() + RETRY_WITHIN
+            assert at.registry.scheduler.due("csi-b") == planned, "nothing was wrong with it"
 
     on_rig(tmp_path, play)
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,13 +11,20 @@ import grpc
 import looptime
 import pytest
 
-from agent.authority.connection import LOOK_SECONDS, Connection, SignerSettings
-from agent.authority.contact import MAX_RETRY, Contact
+from agent.authority.calls import CALL_SECONDS, Calls
+from agent.authority.connection import ASK_MILLISECONDS, LOOK_SECONDS, Connection, SignerSettings
+from agent.authority.contact import MAX_RETRY, WAITED_FOR, Contact
 from agent.authority.held import HeldTrust
+from agent.authority.pacing import FIRST_LEAST, FIRST_MOST, SOON, Pacing
 from agent.authority.proven import CONNECT_SECONDS
 from agent.authority.trust_stream import TrustStream
+from agent.errors import AuthorityUnavailable
 from runtime.feed import Feed
+from runtime.tracing import NO_TRACING
+from runtime.turns import Who
+from signer.pb import signer_pb2
 from tests.fake_authority import TRUST_DOMAIN, StepClock, bundle_of, root
+from tests.unit.agent.signer_scene import Scene, on_stage
 
 CUT_OFF, READY = grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.READY
 
@@ -125,5 +133,155 @@ def test_an_attempt_may_take_as_long_as_a_connection_may_at_a_busy_signer(
 
     made.channel()
     assert options["grpc.min_reconnect_backoff_ms"] >= CONNECT_SECONDS * 1000
-    assert 500 <= options["grpc.initial_reconnect_backoff_ms"] <= 3000
-    assert options["grpc.max_reconnect_backoff_ms"] == MAX_RETRY * 1000
+    assert options["grpc.initial_reconnect_backoff_ms"] == options["grpc.max_reconnect_backoff_ms"] == ASK_MILLISECONDS
+
+
+class Time:
+    """Seconds that only tests move, and whether somebody waits."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+        self.waited_for = False
+        self.pacing = Pacing(random.Random(1), lambda: self.waited_for, lambda: self.at)
+
+    def pause(self) -> float:
+        """How long until it may be tried again, in steps of a tenth of a second."""
+        began = self.at
+        while not self.pacing.may_try():
+            self.at += 0.1
+        return self.at - began
+
+    def pauses(self, number: int, *, nobody: bool) -> list[float]:
+        found = []
+        for _ in range(number):
+            self.pacing.failed(nobody=nobody)
+            found.append(self.pause())
+        return found
+
+
+def test_the_first_attempt_is_made_at_once() -> None:
+    assert Time().pause() == 0
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_whom_nobody_waits_for_is_tried_ever_more_rarely(nobody: bool) -> None:
+    pauses = Time().pauses(12, nobody=nobody)
+    assert FIRST_LEAST <= pauses[0] <= FIRST_MOST + 0.1
+    assert all(0.7 * MAX_RETRY <= each <= MAX_RETRY + 0.1 for each in pauses[-3:])
+
+
+def test_where_nobody_is_there_and_somebody_waits_it_is_tried_soon_however_long_it_was_away() -> None:
+    time = Time()
+    time.pauses(12, nobody=True)
+    time.waited_for = True
+    assert all(each <= SOON + 0.1 for each in time.pauses(5, nobody=True))
+    # Who begins to wait in a long pause has it cut short.
+    time.waited_for = False
+    time.pacing.failed(nobody=True)
+    time.at += SOON
+    assert not time.pacing.may_try()
+    time.waited_for = True
+    assert time.pacing.may_try()
+
+
+def test_a_signer_that_is_there_and_cannot_is_not_pressed_by_who_waits() -> None:
+    time = Time()
+    time.waited_for = True
+    assert max(time.pauses(12, nobody=False)) >= 0.7 * MAX_RETRY
+
+
+def test_one_that_is_back_is_tried_as_at_first() -> None:
+    """It has many callers in that moment, and some get no place at once."""
+    time = Time()
+    time.pauses(12, nobody=True)
+    assert time.pauses(1, nobody=False)[0] <= FIRST_MOST + 0.1
+
+
+def test_a_new_channel_and_a_connection_forget_what_was() -> None:
+    time = Time()
+    time.pauses(12, nobody=False)
+    time.pacing.failed(nobody=False)
+    time.pacing.forget()
+    assert time.pause() == 0
+    assert time.pauses(1, nobody=False)[0] <= FIRST_MOST + 0.1
+
+
+def test_who_waits_for_a_signer_has_it_as_soon_as_it_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be tried again in an hour."""
+    for name in ("FIRST_LEAST", "FIRST_MOST"):
+        monkeypatch.setattr(f"agent.authority.pacing.{name}", 3600.0)
+    monkeypatch.setattr("agent.authority.pacing.MAX_RETRY", 3600.0)
+
+    async def play(at: Scene) -> None:
+        returned = at.authority.returns.version
+        await at.signer.stop()
+        await at.until(lambda: not at.authority.contact.connected)
+        await at.until(lambda: "SIGNER_UNREACHABLE" in at.authority.contact.last_error)
+        minting = asyncio.create_task(at.authority.mint_x509(at.request()))
+        await at.signer.start()
+        assert (await minting).chain
+        await at.until(lambda: at.authority.contact.connected)
+        assert at.authority.returns.version == returned + 1
+
+    on_stage(tmp_path, play)
+
+
+def test_whom_nobody_asks_waits_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRST_LEAST", "FIRST_MOST"):
+        monkeypatch.setattr(f"agent.authority.pacing.{name}", 3600.0)
+    monkeypatch.setattr("agent.authority.pacing.MAX_RETRY", 3600.0)
+    monkeypatch.setattr("agent.authority.connection.ASK_MILLISECONDS", 100)
+
+    async def play(at: Scene) -> None:
+        await at.signer.stop()
+        await at.until(lambda: "SIGNER_UNREACHABLE" in at.authority.contact.last_error)
+        listening = await asyncio.start_server(lambda *_: came.set(), "127.0.0.1", at.signer.port)
+        came = asyncio.Event()
+        async with listening:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(came.wait(), 0.5)
+
+    on_stage(tmp_path, play)
+
+
+def test_who_asked_a_short_while_ago_comes_again() -> None:
+    clock = StepClock()
+    contact = Contact("signer:1", clock, random.Random(1))
+    assert not contact.waited_for
+    contact.wanted()
+    clock.at += timedelta(seconds=WAITED_FOR - 1)
+    assert contact.waited_for
+    clock.at += timedelta(seconds=2)
+    assert not contact.waited_for
+
+
+@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize("while_away", [None, 75.0])
+def test_how_long_a_call_waits(tmp_path: Path, away: bool, while_away: float | None) -> None:
+    """Longer for a signer that is away, where that was asked for; not for one that is there and does not answer."""
+
+    class Silent(Channel):
+        def unary_unary(self, *_: Any) -> Any:
+            def ask(message: Any, *, timeout: float, **_: Any) -> Any:
+                deadlines.append(timeout)
+                raise late
+
+            return ask
+
+    late = grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata())
+    deadlines: list[float] = []
+    made = connection(tmp_path, None)
+    made._trust.begin(bundle_of(root(StepClock().at)))
+    made.channel = lambda: Silent((0.0, READY))  # type: ignore[method-assign, assignment, return-value]
+    made.credentials = lambda: ()  # type: ignore[method-assign]
+    if not away:
+        made._contact.answered(1)
+    calls = Calls("signer:1", made, made._contact, random.Random(1), NO_TRACING)
+
+    async def ask() -> None:
+        with pytest.raises(AuthorityUnavailable, match="SIGNER_UNREACHABLE"):
+            await calls.call("M", signer_pb2.Pod(), lambda _: None, Who("default", "web"), while_away=while_away)
+
+    took(ask)
+    assert deadlines == [75.0 if away and while_away else CALL_SECONDS]
+    assert made._contact.waited_for

@@ -88,6 +88,46 @@ def test_failures_back_off_and_a_success_resets_them() -> None:
     on_fake_time(main)
 
 
+def test_what_failed_is_tried_again_at_once_when_that_is_asked_for() -> None:
+    """And what was under way just then: it began before."""
+
+    async def main() -> None:
+        clock, seen, away = LoopClock(), [], True
+
+        async def rotate(key: str) -> datetime:
+            seen.append((key, round(elapsed())))
+            if key == "good":
+                return clock.now() + timedelta(days=1)
+            if key == "slow":
+                await asyncio.sleep(20)
+            if away:
+                raise RuntimeError("the authority is away")
+            return clock.now() + timedelta(days=1)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        for key in ("good", "bad", "slow"):
+            scheduler.schedule(key, START)
+
+        async def back() -> None:
+            nonlocal away
+            await asyncio.sleep(150)  # "bad" waits until 183, "slow" is trying
+            scheduler.retry()
+            await asyncio.sleep(20)
+            away = False
+
+        returning = asyncio.create_task(back())
+        await running(scheduler, 175)
+        await returning
+        assert [at for key, at in seen if key == "good"] == [0]
+        assert any(150 <= at <= 151 for key, at in seen if key == "bad"), seen
+        slow = [at for key, at in seen if key == "slow"]
+        assert any(at < 150 < at + 20 for at in slow), slow
+        ended = next(at + 20 for at in slow if at < 150 < at + 20)
+        assert any(ended <= at <= ended + 1 for at in slow), slow
+
+    on_fake_time(main)
+
+
 def test_a_clock_that_is_set_back_has_everything_looked_at_again() -> None:
     async def main() -> None:
         clock, seen = LoopClock(), []

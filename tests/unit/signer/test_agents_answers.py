@@ -193,6 +193,7 @@ def test_each_reason_has_its_code() -> None:
             Reason.KEY_WEAK,
         },
         grpc.StatusCode.UNAVAILABLE: {
+            Reason.POD_TOKEN_EXPIRED,
             Reason.API_SERVER_UNAVAILABLE,
             Reason.AUTHORITY_UNAVAILABLE,
             Reason.RECONNECT,

@@ -40,6 +40,7 @@ def test_what_is_allowed_leaves_a_line_that_says_all_of_it(caplog: pytest.LogCap
             "policy": "(default)",
             "spiffe_id": "spiffe://example.org/ns/default/sa/web",
             "degraded": False,
+            "ended_token": False,
             "serial": f"{leaf.serial_number:x}",
             "key_algorithm": "ec-p256",
             "not_before": leaf.not_valid_before_utc.isoformat(),

@@ -32,6 +32,7 @@ SHORT = {
     "V": "tests/unit/agent/test_servers.py",
     "Z": "tests/unit/csi/test_node_full.py",
     "H": "tests/unit/csi/test_adoption.py",
+    "J": "tests/unit/signer/test_leaving.py",
     "I": "tests/node/test_headers.py",
 }
 

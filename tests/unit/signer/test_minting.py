@@ -114,6 +114,16 @@ def test_lifetimes(policy: float | None, wished: float | None, granted: float, n
     assert issued.clipped == issued.notice
 
 
+@pytest.mark.parametrize("seconds", [0, 10, 120, 600])
+def test_an_svid_begins_as_long_ago_as_the_setting_says(seconds: float) -> None:
+    back, state, at = timedelta(seconds=seconds), roomy(first()), START + timedelta(hours=1)
+    found = Minting(lambda: state, replace(SETTINGS, backdate=back), StepClock(at))
+    issued = found.x509(POD, GIVEN, REQUEST, None, ())
+    assert issued.chain[0].not_valid_before_utc == at - back
+    assert issued.at == at
+    assert issued.renewal.start > at, "what was before the signature is no part of its life"
+
+
 def test_what_was_clipped_is_said_as_the_pods_author_wrote_it() -> None:
     issued = minting().x509(POD, GIVEN, REQUEST, timedelta(hours=999), (), "999h")
     assert issued.clipped.startswith("ttl 999h was asked for, 1h30m is granted: ")

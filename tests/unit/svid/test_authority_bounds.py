@@ -15,6 +15,7 @@ from svid.bundle import TrustBundle
 from svid.errors import InvalidBundle, InvalidKey, InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PrivateKey, key_from_der, key_from_pem, signature_hash
 from svid.spiffeid import SpiffeId, TrustDomain
+from svid.x509svid import check_x509_svid
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -105,8 +106,20 @@ def test_a_leaf_ends_with_its_authority_and_never_after_it() -> None:
 def test_a_leaf_begins_a_little_before_now_and_never_before_its_authority() -> None:
     (leaf,) = GOOD.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW + HOUR)
     assert leaf.not_valid_before_utc == NOW + HOUR - authority_module.BACKDATE
-    (leaf,) = GOOD.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW)
+    for back in (timedelta(0), timedelta(seconds=7), authority_module.MAX_BACKDATE):
+        (leaf,) = GOOD.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW + HOUR, backdate=back)
+        assert (leaf.not_valid_before_utc, leaf.not_valid_after_utc) == (NOW + HOUR - back, NOW + 2 * HOUR)
+    (leaf,) = GOOD.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, backdate=DAY)
     assert leaf.not_valid_before_utc == GOOD.chain[0].not_valid_before_utc
+
+
+def test_authorities_begin_before_all_that_they_sign_from_their_first_moment() -> None:
+    """A node whose clock is behind would take the SVID, and not who signed it."""
+    young = X509Authority.create(OWN, algorithm=KeyAlgorithm.EC_P256, lifetime=DAY, now=NOW)
+    began = NOW - authority_module.MAX_BACKDATE
+    chain = young.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, backdate=authority_module.MAX_BACKDATE)
+    assert chain[0].not_valid_before_utc == began
+    check_x509_svid(chain, young.bundle, began)
 
 
 def test_an_id_without_a_path_or_of_another_domain_is_nobodys() -> None:
