@@ -33,6 +33,9 @@ fork 57 -, vfork 58 -, execve 59 221, execveat 322 281, personality 135 92, modi
 # mount, and change namespaces
 mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, open_tree 428 428, move_mount 429 429, fsopen 430
 430, fsconfig 431 431, fsmount 432 432, fspick 433 433, mount_setattr 442 442, unshare 272 97, setns 308 268
+# give way more than it is told to: who waits for it would take it for one that gets no processor
+setpriority 141 140, sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, sched_setaffinity 203
+122, ioprio_set 251 30
 # reach anybody
 connect 42 203
 # what the kernel is attacked by

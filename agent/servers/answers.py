@@ -57,7 +57,7 @@ class Answers:
         """The process behind `link`, which serves these sockets, asks for one."""
         if len(self._answering) >= MOST_ANSWERS:
             # Each costs memory here until it is taken there.
-            link.lost.set()
+            link.lose("it asked for too many JWT-SVIDs")
             return
         socket, taken = served.get(wanted.volume), asked.size(wanted)
         if socket is None or not socket.allowance.take() or not socket.asked.take(taken):

@@ -2,33 +2,27 @@
 
 import asyncio
 import itertools
-import logging
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 from agent.channel import messages
 from agent.channel.frames import BadFrame, Wire
+from agent.servers.patience import Patience
 from csi.model import PodRef
 from runtime.terminal import printable
 
-_log = logging.getLogger("podsvid.servers")
-# Seconds: an answer to an order; without a sign of life.
-ANSWER, SILENCE = 10.0, 20.0
-# Bytes a second that it takes at least of what waits for it, beyond ANSWER.
-PACE = 1024 * 1024
 # Characters of what it says of an order that failed: kubelet shows them in the pod's event.
 MOST_TOLD = 256
 _Answer = TypeVar("_Answer")
 
 
 class LinkLost(Exception):
-    """The process has ended, or is not answering and will be ended."""
+    """The process has ended, or does not do as it is told and will be ended."""
 
 
 class Link:
     """Belongs to one event loop. `wanted`, `counted`, `weighed` and `said` get what the process sends by itself; `beat`
-    says after how many seconds the next sign of life is asked for."""
+    says after how many seconds the next sign of life is asked for. Whatever it is to do, it has `patience` for."""
 
     def __init__(
         self,
@@ -39,6 +33,7 @@ class Link:
         weighed: Callable[[messages.Weighed], None],
         said: Callable[[messages.Said], None],
         beat: Callable[[], float],
+        patience: Patience,
     ) -> None:
         self._wire = wire
         self._reports = reports
@@ -47,19 +42,32 @@ class Link:
         self._weighed = weighed
         self._said = said
         self._beat = beat
+        self._patience = patience
         self._requests = itertools.count(1)
         self._opening: dict[int, asyncio.Future[str]] = {}
         self._closing: dict[int, asyncio.Future[None]] = {}
         self._looking: dict[int, asyncio.Future[messages.Seen]] = {}
-        self._heard = asyncio.Event()
+        self._heard: asyncio.Future[None] | None = None
+        self._why = ""
         self.lost = asyncio.Event()
+
+    def lose(self, why: str) -> None:
+        """Have the process ended."""
+        self._why = self._why or why
+        self.lost.set()
 
     async def open(self, number: int, pod: PodRef, jwt: bool, snapshot: messages.Snapshot | None, place: int) -> None:
         """Have a socket bound in the open directory `place` and served. Raises OSError, LinkLost."""
         order = messages.Open(number, str(pod), pod.uid, jwt, snapshot)
         error = await self._answered(self._opening, number, order, place)
         if error:
+            self.refused()
             raise OSError(None, f"the server of the socket: {printable(error[:MOST_TOLD])}")
+
+    def refused(self) -> None:
+        """It did not open what it was told to open: one that goes on with that is started again."""
+        if not self._patience.refused():
+            self.lose("it did not open what it was told to open")
 
     async def close(self, number: int) -> None:
         """Have all that is open of it ended. Raises LinkLost."""
@@ -74,35 +82,35 @@ class Link:
         """Tell it, after what it was told before. Raises LinkLost."""
         try:
             await self._taken(order)
-        except (OSError, TimeoutError):
-            self.lost.set()
+        except OSError as error:
+            self.lose(_said(error))
             raise LinkLost from None
 
     async def run(self) -> str:
         """Take what comes until the process has ended or has to be; answers why. Afterwards nobody waits any more."""
-        taking = asyncio.ensure_future(self._take())
-        watching = asyncio.ensure_future(self._watch())
+        ends = [asyncio.ensure_future(each) for each in (self._take(), self._watch(), self._patience.run())]
         losing = asyncio.ensure_future(self.lost.wait())
         try:
-            done, _ = await asyncio.wait([taking, watching, losing], return_when=asyncio.FIRST_COMPLETED)
-            return taking.result() if taking in done else watching.result() if watching in done else "it took nothing"
+            done, _ = await asyncio.wait([*ends, losing], return_when=asyncio.FIRST_COMPLETED)
+            return next((each.result() for each in ends if each in done), self._why)
         finally:
             self.lost.set()
-            for each in (taking, watching, losing):
+            for each in (*ends, losing):
                 each.cancel()
-            await asyncio.gather(taking, watching, losing, return_exceptions=True)
+            await asyncio.gather(*ends, losing, return_exceptions=True)
             for waiting in (self._opening, self._closing, self._looking):
                 _fail(waiting)
 
     async def _take(self) -> str:
         try:
             async for report in self._reports:
-                self._heard.set()
+                if self._heard is not None and not self._heard.done():
+                    self._heard.set_result(None)
                 self._sort(report)
         except BadFrame as error:
             return f"it sent {error}"
         except OSError as error:
-            return error.strerror or type(error).__name__
+            return _said(error)
         return "it closed the channel"
 
     def _sort(self, report: messages.Report) -> None:
@@ -125,34 +133,29 @@ class Link:
                 return
 
     async def _watch(self) -> str:
-        """Ask for a sign of life now and then; ends when there is none."""
+        """Ask for a sign of life now and then; ends with the channel."""
         while True:
             await asyncio.sleep(self._beat())
-            self._heard.clear()
+            self._heard = asyncio.get_running_loop().create_future()
+            self._patience.begin(self._heard)
             try:
                 await self._taken(messages.Ping())
-                async with asyncio.timeout(SILENCE):
-                    await self._heard.wait()
-            except TimeoutError as error:
-                return str(error) or f"it was silent for {SILENCE:g} s"
+                await self._heard
             except OSError as error:
-                return error.strerror or type(error).__name__
+                return _said(error)
+            finally:
+                self._heard.cancel()
 
-    async def _taken(self, order: messages.Order | Callable[[], messages.Order], place: int | None = None) -> None:
-        """Wait until it has it: ANSWER, and longer for what it takes meanwhile. Raises OSError, TimeoutError."""
-        waiting = self._wire.post(order, place)
-        if waiting is None:
+    async def _taken(self, order: messages.Order | Callable[[], messages.Order]) -> None:
+        """Wait until it has it. Raises OSError."""
+        sent = self._wire.post(order)
+        if sent is None:
             return
-        began, before = time.monotonic(), self._wire.taken
+        self._patience.begin(sent)
         try:
-            while not waiting.done():
-                left = began + ANSWER + (self._wire.taken - before) / PACE - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError("it took nothing")
-                await asyncio.wait([waiting], timeout=left)
-            waiting.result()
+            await sent
         finally:
-            waiting.cancel()
+            sent.cancel()
 
     async def _answered(
         self, waiting: dict[int, asyncio.Future[_Answer]], key: int, order: messages.Order, place: int | None = None
@@ -161,16 +164,29 @@ class Link:
             raise LinkLost
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         waiting[key] = answer
+        # One that does not do as it is told is started again: a socket that stays open keeps its volume.
+        self._patience.begin(answer)
+        sent = None
         try:
-            await self._taken(order, place)
-            async with asyncio.timeout(ANSWER):
-                return await answer
-        except (OSError, TimeoutError):
-            # One that does not do as it is told is started again: a socket that stays open keeps its volume.
-            self.lost.set()
+            sent = self._wire.post(order, place)
+            if sent is not None:
+                either: list[asyncio.Future[Any]] = [sent, answer]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if sent.done():
+                    sent.result()
+            return await answer
+        except OSError as error:
+            self.lose(_said(error))
             raise LinkLost from None
         finally:
             waiting.pop(key, None)
+            answer.cancel()
+            if sent is not None:
+                sent.cancel()
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _fail(waiting: Mapping[int, asyncio.Future[Any]]) -> None:

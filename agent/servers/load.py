@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ KEPT_WAITING: Final = 0.125
 # Of its memory: too much; and so much more than that, the next time.
 PART: Final = 0.6
 MORE: Final = 1.1
+# States of a thread that runs, waits for a processor, or waits for a disk; see proc_pid_stat(5).
+_AWAKE = ("R", "D")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MEMORY = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
 
@@ -34,21 +37,57 @@ class Usage:
 
 def usage(pid: int) -> Usage:
     """Of a process. Raises OSError where there is none."""
-    # The command's name, in which anything could be, is in the last parentheses.
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    cpu = _cpu(pid)
     memory = _MEMORY.search(Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace"))
-    # User and system time are fields 14 and 15; the first after the name is the third. An ended one has no memory.
-    used = (int(stat[11]) + int(stat[12])) / _TICKS
-    return Usage(used, int(memory[1]) * 1024 if memory else 0, _waited(pid))
+    # An ended one has no memory.
+    return Usage(cpu, int(memory[1]) * 1024 if memory else 0, _waited(pid))
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Seconds of processor time since it began; whether it does something, or would if it had a processor or a disk."""
+
+    cpu: float
+    awake: bool
+
+
+def effort(pid: int) -> Effort | None:
+    """Of a process; None where nothing can be said."""
+    try:
+        return Effort(_cpu(pid), any(_is_awake(task) for task in _tasks(pid)))
+    except OSError:
+        return None
+
+
+def _tasks(pid: int) -> Iterator[Path]:
+    return Path(f"/proc/{pid}/task").iterdir()
 
 
 def _waited(pid: int) -> float:
     """0 where the kernel does not tell (proc.rst, schedstat's second number)."""
     found = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
+    for task in _tasks(pid):
         with suppress(OSError):  # one that has ended
             found += int((task / "schedstat").read_text(encoding="ascii").split()[1])
     return found / 1e9
+
+
+def _is_awake(task: Path) -> bool:
+    with suppress(OSError):  # it has ended
+        return _stat(task)[0] in _AWAKE
+    return False
+
+
+def _cpu(pid: int) -> float:
+    # User and system time are fields 14 and 15, and the state is the third.
+    stat = _stat(Path(f"/proc/{pid}"))
+    return (int(stat[11]) + int(stat[12])) / _TICKS
+
+
+def _stat(process: Path) -> list[str]:
+    """What /proc says, from the state on. Raises OSError."""
+    # The command's name, in which anything could be, is in the last parentheses.
+    return (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
 
 
 class Watch:

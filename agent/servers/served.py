@@ -75,6 +75,7 @@ class Servers:
         metrics: Metrics,
         now: Callable[[], float] = time.monotonic,
         usage: Callable[[int], load.Usage] = load.usage,
+        effort: Callable[[int], load.Effort | None] = load.effort,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -85,8 +86,8 @@ class Servers:
         self._warden = Warden(settings.times, self._moved, usage, now, active=settings.quarantine)
         self._answers = Answers(settings.begin.calls)
         kinds = (
-            Kind(Place.SHARED, self._spare.take, settings.begin, confined.memory, confined.owner),
-            Kind(Place.QUARANTINE, lambda: Exposed.start(apart), begin_apart, apart.memory, confined.owner),
+            Kind(Place.SHARED, self._spare.take, effort, settings.begin, confined.memory, confined.owner),
+            Kind(Place.QUARANTINE, lambda: Exposed.start(apart), effort, begin_apart, apart.memory, confined.owner),
         )
         self._servers = {kind.place: Server(kind, metrics, self._warden, self._answers, self._begun) for kind in kinds}
         self._servers[Place.SHARED].need(True)

@@ -15,6 +15,8 @@ from agent.channel.snapshots import Writer
 from agent.servers.answers import Answers, Asking
 from agent.servers.following import follow
 from agent.servers.link import Link, LinkLost
+from agent.servers.load import Effort
+from agent.servers.patience import Patience, next_patience
 from agent.servers.process import Exposed, NotConfined
 from agent.servers.quarantine import Place
 from agent.servers.reports import Allowance, Log, SocketMetrics, Tally
@@ -61,10 +63,12 @@ class Served(Asking, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What processes serve there: `start` makes one; `memory`: bytes of each; `owner`: who owns what it writes into."""
+    """What processes serve there: `start` makes one; `effort`: what the kernel says of one; `memory`: bytes of each;
+    `owner`: who owns what it writes into."""
 
     place: Place
     start: Callable[[], Awaitable[Exposed]]
+    effort: Callable[[int], Effort | None]
     begin: messages.Begin
     memory: int
     owner: int | None
@@ -103,6 +107,8 @@ class Server:
         self._numbers = itertools.count(1)
         self._link: Feed[Link | None] = Feed()
         self._told_lacking = False
+        # How much more patience than usual there is with the next one.
+        self._more = 1.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -123,7 +129,7 @@ class Server:
         self._needed.clear()
         if self._link.current is not None:
             self._asked = True
-            self._link.current.lost.set()
+            self._link.current.lose("it is not needed")
         else:
             # Whoever waits for one waits no longer.
             self._link.publish(None)
@@ -172,7 +178,11 @@ class Server:
         try:
             with socket.directory.socket_place(self._kind.owner) as place:
                 await link.open(number, socket.pod, socket.jwt_svids is not None, snapshot, place)
-                socket.directory.take_socket(messages.name(number))
+                try:
+                    socket.directory.take_socket(messages.name(number))
+                except OSError:
+                    link.refused()
+                    raise
         except BaseException:
             # What was opened there would keep the volume, whoever gave up waiting for it.
             self.forget(link, number)
@@ -208,6 +218,8 @@ class Server:
         tally = Tally(self._metrics, Allowance(COUNTS, COUNTS_BURST))
         wire: Wire[messages.Report] = Wire(exposed.channel, messages.reports(), messages.MAX_REPORT)
         reports = wire.received()
+        patience = Patience(lambda: self._kind.effort(exposed.pid), lambda: wire.taken, self._more)
+        began = time.monotonic()
         try:
             self._metrics.server_started()
             await self._begin(exposed, wire, reports)
@@ -220,6 +232,7 @@ class Server:
                 weighed=lambda weighed: self._warden.weighed(self.place, weighed),
                 said=self._log.take,
                 beat=lambda: self._warden.look(self.place),
+                patience=patience,
             )
             self._link.publish(link)
             self.need(self._needed.is_set())
@@ -231,6 +244,7 @@ class Server:
             wire.close()
             ended = await exposed.end()
             tally.end()
+            self._more = next_patience(patience, time.monotonic() - began)
             # Before its sockets are brought elsewhere: who is to blame is not brought where all others are.
             self._warden.ended(self.place, asked=self._asked or not how)
             for each in list(self.open.values()):

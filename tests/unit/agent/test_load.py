@@ -1,15 +1,25 @@
 """What an exposed process takes, what each pod is said to cost it, and when that is too much."""
 
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from agent.channel.messages import Weighed, Weight
-from agent.servers.load import MORE, PART, Usage, Watch, usage
+from agent.servers.load import MORE, PART, Effort, Usage, Watch, effort, usage
 from agent.servers.quarantine import HEAVY, Why
 from agent.servers.weights import BUSY, CALL, CONNECTION, HALF, MOST, OPEN_CALL, OPEN_CONNECTION, REFUSED, Weights
 
 MEMORY = 1000.0
+BESIDE = """
+import threading, time
+def run():
+    while True: pass
+threading.Thread(target=run, daemon=True).start()
+time.sleep(600)
+"""
 
 
 class Clock:
@@ -31,6 +41,32 @@ def test_the_kernel_is_asked_for_time_and_memory() -> None:
     assert after.memory - before.memory > len(kept) / 2
     with pytest.raises(OSError, match="No such file"):
         usage(2**22 + 1)
+
+
+def test_the_kernel_says_who_is_busy_and_who_sleeps() -> None:
+    programs = {
+        "sleeps": "import time; time.sleep(600)",
+        "runs": "while True: pass",
+        # Whichever of its threads it is.
+        "runs beside": BESIDE,
+    }
+    processes = {how: subprocess.Popen([sys.executable, "-c", program]) for how, program in programs.items()}
+    try:
+        wanted = {"sleeps": False, "runs": True, "runs beside": True}
+        found: dict[str, Effort | None] = {}
+        ends = time.monotonic() + 60
+        # Each is busy as long as it starts.
+        while {how: each.awake for how, each in found.items() if each} != wanted and time.monotonic() < ends:
+            found = {how: effort(each.pid) for how, each in processes.items()}
+        assert {how: each.awake for how, each in found.items() if each} == wanted
+        before = found["runs"]
+        while (after := effort(processes["runs"].pid)) and before and after.cpu <= before.cpu:
+            assert time.monotonic() < ends
+    finally:
+        for each in processes.values():
+            each.kill()
+            each.wait()
+    assert effort(processes["runs"].pid) is None
 
 
 def test_time_is_too_much_when_it_is_for_seconds() -> None:

@@ -14,11 +14,11 @@ from agent import budget
 from agent.channel import messages
 from agent.channel.messages import Weighed, Weight
 from agent.errors import SocketUnavailable
-from agent.servers import link as link_module
+from agent.servers import patience as patience_module
 from agent.servers import served as served_module
 from agent.servers import server as server_module
 from agent.servers import warden as warden_module
-from agent.servers.load import PART, Usage
+from agent.servers.load import PART, Effort, Usage
 from agent.servers.process import Exposed
 from agent.servers.quarantine import Times
 from agent.servers.served import CLOSED, QUARANTINED
@@ -314,6 +314,7 @@ def test_one_that_does_not_close_what_is_moved_is_replaced(tmp_path: Path, monke
     async def main(at: Pods) -> None:
         first = await at.open()
         first.deaf = True
+        at.scene.effort = Effort(0.0, awake=False)
         await at.too_much(first)
         second = await at.scene.life(2)
         third = await at.scene.life(3)
@@ -322,7 +323,8 @@ def test_one_that_does_not_close_what_is_moved_is_replaced(tmp_path: Path, monke
         assert first.ended
         assert sorted([at.pods(second), at.pods(third)]) == [["bad"], ["good"]]
 
-    monkeypatch.setattr(link_module, "ANSWER", 0.2)
+    monkeypatch.setattr(patience_module, "TURN", 0.005)
+    monkeypatch.setattr(patience_module, "IDLE", 0.2)
     on(tmp_path, monkeypatch, main)
 
 
@@ -337,13 +339,15 @@ def test_a_publish_that_gives_up_while_its_socket_is_moved_leaves_nothing_open(
         await first.heard(messages.Close)
         with pytest.raises(SocketUnavailable):
             await at.bad.open()
+        at.scene.effort = Effort(0.0, awake=False)
         await at.bad.close()
         await until(lambda: first.ended)
         assert at.bad.at is None
         assert not at.place.has_socket()
 
     monkeypatch.setattr(served_module, "OPENING", 0.05)
-    monkeypatch.setattr(link_module, "ANSWER", 0.3)
+    monkeypatch.setattr(patience_module, "TURN", 0.005)
+    monkeypatch.setattr(patience_module, "IDLE", 0.2)
     on(tmp_path, monkeypatch, main)
 
 

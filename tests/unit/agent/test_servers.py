@@ -22,14 +22,14 @@ from agent.errors import AuthorityRefused, SocketUnavailable
 from agent.metrics import Metrics
 from agent.servers import answers as answers_module
 from agent.servers import asked as asked_module
-from agent.servers import link as link_module
+from agent.servers import patience as patience_module
 from agent.servers import process as process_module
 from agent.servers import served as served_module
 from agent.servers import server as server_module
 from agent.servers import spare as spare_module
 from agent.servers import warden as warden_module
 from agent.servers.link import LinkLost
-from agent.servers.load import Usage
+from agent.servers.load import Effort, Usage
 from agent.servers.process import Confinement, Exposed, NotConfined, check_status
 from agent.servers.protocol import Use
 from agent.servers.quarantine import Place, Times
@@ -162,9 +162,13 @@ class Scene:
         self.metrics = Metrics()
         self.now = 0.0
         self.usage = Usage(0.0, 0.0)
+        # Of all processes: each waits for a processor.
+        self.effort: Effort | None = Effort(0.0, awake=True)
         self.told: list[tuple[str, str]] = []
         settings = Settings(Confinement(os.geteuid(), MEMORY, 1), BEGIN, times)
-        self.servers = Servers(settings, self.metrics, lambda: self.now, lambda pid: self.usage)
+        self.servers = Servers(
+            settings, self.metrics, lambda: self.now, lambda pid: self.usage, lambda pid: self.effort
+        )
         self.authority = FakeAuthority(StepClock())
         self.played: list[Played] = []
         self.next = asyncio.Event()
@@ -683,18 +687,99 @@ def test_one_that_does_not_answer_an_order_is_replaced(tmp_path: Path, monkeypat
         served, _, directory = await at.socket()
         await served.open()
         first = await at.life(1)
-        monkeypatch.setattr(link_module, "ANSWER", 0.05)
 
         async def stuck(message: Any, descriptor: int | None = None) -> None:
             return
 
         monkeypatch.setattr(first.wire, "send", stuck)
+        at.effort = Effort(0.0, awake=False)
         await served.close()
         assert not directory.has_socket()
-        monkeypatch.setattr(link_module, "ANSWER", 10.0)
         await at.life(2)
         assert first.ended
 
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "IDLE", 0.1)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_opens_each_socket_late_is_replaced_and_keeps_no_publish_waiting(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    async def main(at: Scene) -> None:
+        (await at.life(1)).held.clear()
+        served, _, directory = await at.socket()
+        # What it does meanwhile is nothing.
+        at.effort = Effort(0.0, awake=False)
+        await served.open()
+        assert directory.has_socket()
+        assert at.played[0].ended
+        assert not at.played[1].ended
+
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "IDLE", 0.1)
+    monkeypatch.setattr(patience_module, "RUNNING", 3600.0)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_gets_no_processor_opens_when_it_can(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        first = await at.life(1)
+        first.held.clear()
+        served, _, _ = await at.socket()
+        opening = asyncio.ensure_future(served.open())
+        await first.heard(messages.Open)
+        link = await at.servers.of(Place.SHARED).link()
+        while link._patience._turns < 2 * patience_module.IDLE / patience_module.TURN:
+            await asyncio.sleep(0.001)
+        first.held.set()
+        await opening
+        assert not first.ended
+        assert len(at.played) == 1
+
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "IDLE", 0.02)
+    play(tmp_path, monkeypatch, main)
+
+
+@pytest.mark.parametrize("how", ["refuses", "binds nothing"])
+def test_one_that_opens_nothing_is_replaced(tmp_path: Path, monkeypatch: Any, how: str) -> None:
+    async def main(at: Scene) -> None:
+        first = await at.life(1)
+        if how == "refuses":
+            first.error = "no"
+        else:
+            first.bind = lambda place, name: None
+        for number in range(20):
+            served, _, _ = await at.socket(f"v{number}")
+            try:
+                await served.open()
+                break
+            except OSError:
+                await served.close()
+        assert number == patience_module.REFUSED + 1
+        assert first.ended
+        assert not at.played[1].ended
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_with_one_that_comes_after_many_that_were_too_slow_there_is_more_patience(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    async def main(at: Scene) -> None:
+        at.prepare = lambda played: played.held.clear()
+        at.effort = Effort(0.0, awake=False)
+        served, _, _ = await at.socket()
+        await served.reopen()
+        await at.life(4)
+        async with asyncio.timeout(20):
+            while (found := at.servers.of(Place.SHARED)._more) < patience_module.MOST_MORE:
+                await asyncio.sleep(0.001)
+        assert found == patience_module.MOST_MORE
+
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "IDLE", 0.01)
     play(tmp_path, monkeypatch, main)
 
 
@@ -745,6 +830,7 @@ def test_one_that_takes_what_it_is_told_slowly_is_waited_for(
     tmp_path: Path, monkeypatch: Any, pace: float, ended: bool
 ) -> None:
     async def main(at: Scene) -> None:
+        at.effort = None
         played = await at.life(1)
         await played.heard(messages.Begin)
         link = await at.servers.of(Place.SHARED).link()
@@ -761,20 +847,24 @@ def test_one_that_takes_what_it_is_told_slowly_is_waited_for(
         assert any(isinstance(each, LinkLost) for each in done) == ended
         assert taken > 0
 
-    monkeypatch.setattr(link_module, "ANSWER", 0.5)
-    monkeypatch.setattr(link_module, "PACE", pace)
+    # Of this the kernel says nothing.
+    monkeypatch.setattr(patience_module, "RUNNING", 0.5)
+    monkeypatch.setattr(patience_module, "TURN", 0.01)
+    monkeypatch.setattr(patience_module, "PACE", pace)
     play(tmp_path, monkeypatch, main)
 
 
 def test_one_that_gives_no_sign_of_life_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
     async def main(at: Scene) -> None:
+        at.effort = Effort(0.0, awake=False)
         first = await at.life(1)
         await first.heard(messages.Ping)
         await at.life(2)
         assert first.ended
 
     monkeypatch.setattr(warden_module, "CALM", 0.01)
-    monkeypatch.setattr(link_module, "SILENCE", 0.05)
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "IDLE", 0.1)
     play(tmp_path, monkeypatch, main)
 
 
