@@ -1,17 +1,18 @@
 """The private channel's two ends, as functions of bytes: what came is refused whole, or is within its bounds."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agent.channel import messages
-from agent.channel.frames import BadFrame, Frames
+from agent.channel.frames import LENGTH, BadFrame, Frames
 from agent.channel.snapshots import Reader
 from agent.metrics import Metrics
 from agent.servers.reports import LOGGERS, Allowance, Log, Tally
 from agent.servers.weights import Weights
 from svid.errors import SvidError
 from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
+from tests.fuzz.made import made
 
 # The longest of a report's parts that becomes a line of the log, in characters.
 _LINE = 512 + 16 * (128 + 16 * 1024)
@@ -19,7 +20,7 @@ _LINE = 512 + 16 * (128 + 16 * 1024)
 
 def reports(data: bytes) -> None:
     """What the exposed process sends: the same however it is cut; labels and loggers stay those that there are."""
-    found = _cut(lambda: Frames(messages.reports(), messages.MAX_REPORT), data)
+    found = _read(lambda: Frames(messages.reports(), messages.MAX_REPORT), messages.Report, messages.MAX_REPORT, data)
     metrics, lines = Metrics(), _Lines()
     tally, log = Tally(metrics, Allowance(1.0, 1000, lambda: 0.0)), Log(Allowance(1.0, 1000, lambda: 0.0))
     weights = Weights({0: "a", 1: "b"}.get, lambda: 0.0)
@@ -46,6 +47,11 @@ def reports(data: bytes) -> None:
                     weights.take(report)
                     assert set(weights.by_pod()) <= {"a", "b"}
                     assert all(0 <= weight < 1e12 for weight in weights.by_pod().values())
+                case messages.Opened():
+                    assert len(report.error) <= 16 * 1024
+                    assert 0 <= report.volume < 2**53
+                case messages.Closed():
+                    assert 0 <= report.volume < 2**53
     finally:
         root.removeHandler(lines)
     for line in lines.found:
@@ -60,7 +66,8 @@ def reports(data: bytes) -> None:
 def orders(data: bytes) -> None:
     """What the exposed process is told: the same however it is cut; a snapshot is refused as an SVID is, or read."""
     reader = Reader()
-    for order in _cut(lambda: Frames(messages.orders(), messages.MAX_SNAPSHOT), data):
+    most = messages.MAX_SNAPSHOT
+    for order in _read(lambda: Frames(messages.orders(), most), messages.Order, most, data):
         snapshot = order.snapshot if isinstance(order, messages.Open | messages.Changed) else None
         if snapshot is not None:
             try:
@@ -78,6 +85,19 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.found.append(record)
+
+
+def _read(make: Callable[[], Frames[Any]], union: Any, most: int, data: bytes) -> list[Any]:
+    """What there is in `data` as it comes, as one message with the length it has, and as what a message is made of."""
+    body, kind, fits = made(union, data)
+    built, refused = _fed(make(), [_framed(body)])
+    assert refused != (fits and len(body) <= most), f"{kind}: {'refused' if refused else 'taken'}"
+    assert [each.__struct_config__.tag for each in built] == ([] if refused else [kind])
+    return [*_cut(make, data), *_fed(make(), [_framed(data)])[0], *built]
+
+
+def _framed(body: bytes) -> bytes:
+    return len(body).to_bytes(LENGTH, "big") + body
 
 
 def _cut(make: Any, data: bytes) -> list[Any]:

@@ -1,9 +1,15 @@
 """Every input of the fuzzers' corpus, those that once broke something included, without a fuzzer."""
 
+import random
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from agent.channel import messages
+from agent.channel.frames import BadFrame, Frames
+from tests.fuzz.made import kinds, made
 from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
@@ -26,3 +32,35 @@ def test_deep_nesting_breaks_no_reader() -> None:
     for name in ("reports", "orders"):
         for body in (b"\x91" * 100_000, b"\x81\xa1a" * 50_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
             TARGETS[name](len(body).to_bytes(4, "big") + body)
+
+
+@pytest.mark.parametrize(
+    ("name", "union", "decoder"),
+    [("reports", messages.Report, messages.reports()), ("orders", messages.Order, messages.orders())],
+)
+def test_every_kind_of_message_is_begun_with_and_made(name: str, union: Any, decoder: Any) -> None:
+    every = {each.tag for each in kinds(union)}
+    seeds = set()
+    for path in (CORPUS / name).iterdir():
+        frames: Frames[Any] = Frames(decoder, messages.MAX_SNAPSHOT)
+        try:
+            seeds |= {each.__struct_config__.tag for each in frames.feed(path.read_bytes())}
+        except BadFrame:
+            continue
+    assert seeds == every
+    rng = random.Random(1)
+    taken, refused = set(), set()
+    for _ in range(4000):
+        body, kind, fits = made(union, rng.randbytes(200))
+        try:
+            decoder.decode(body)
+        except msgspec.ValidationError:
+            assert not fits, kind
+            refused.add(kind)
+        else:
+            assert fits, kind
+            taken.add(kind)
+    assert taken == every
+    # All that a report may hold is bounded; the agent's own orders are believed.
+    bounded = every - {"pong", "ready"} if name == "reports" else set()
+    assert refused >= bounded
