@@ -208,24 +208,6 @@ def _much_metadata(stream: int) -> bytes:
     return call(stream, *((b"x-%d" % number, b"y" * 4_000) for number in range(many)))
 
 
-def streams(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
-    """1,000 streams on one connection to each path, held open; made again when they are closed."""
-    held: dict[str, socket.socket] = {}
-    done = 0
-    while going_on():
-        for path in paths:
-            try:
-                if path not in held:
-                    held[path] = speaking(path)
-                    held[path].sendall(b"".join(call(2 * number + 1) for number in range(STREAMS)))
-                    done += STREAMS
-                drain(held[path])
-            except OSError:
-                held.pop(path, None)
-        time.sleep(0.01)
-    return done
-
-
 def unread(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
     """Streams of every kind, requests and pings, as many as the agent takes; nothing that it answers is read."""
     held: list[socket.socket] = []
@@ -254,18 +236,24 @@ def unread(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
     return done
 
 
-def _held_calls(requests: Callable[[int], bytes], before: bytes = b"") -> Attack:
-    """30 connections to each path with 1,000 calls each, settings acknowledged, held; made again where they close."""
+def acknowledging(path: str, settings: bytes = b"") -> socket.socket:
+    """A connection that speaks HTTP/2 with these settings, and acknowledges the agent's. Raises OSError."""
+    found = connect(path)
+    found.sendall(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(SETTINGS, 1, 0))
+    return found
+
+
+def held_calls(requests: Callable[[int], bytes], begin: Callable[[str], socket.socket], holders: int) -> Attack:
+    """So many connections to each path with 1,000 calls each, held; made again where they are closed."""
 
     def attack(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
         held: dict[tuple[str, int], socket.socket] = {}
         done = 0
         while going_on():
-            for place in itertools.product(paths, range(HOLDERS)):
+            for place in itertools.product(paths, range(holders)):
                 try:
                     if place not in held:
-                        held[place] = connect(place[0])
-                        held[place].sendall(PREFACE + frame(SETTINGS, 0, 0, before) + frame(SETTINGS, 1, 0))
+                        held[place] = begin(place[0])
                         held[place].sendall(b"".join(requests(2 * number + 1) for number in range(STREAMS)))
                         done += STREAMS
                     drain(held[place])
@@ -349,12 +337,12 @@ KINDS: Mapping[str, Attack] = MappingProxyType(
         "http1": said_and_waited(lambda: b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         "slow": slow,
         "connections": flood,
-        "streams": streams,
-        "unfinished": _held_calls(_unfinished),
-        "half": _held_calls(_half),
-        "empty": _held_calls(_asked_for_nothing),
+        "streams": held_calls(call, speaking, 1),
+        "unfinished": held_calls(_unfinished, acknowledging, HOLDERS),
+        "half": held_calls(_half, acknowledging, HOLDERS),
+        "empty": held_calls(_asked_for_nothing, acknowledging, HOLDERS),
         # A window of nothing: no answer can be sent.
-        "shut": _held_calls(call, struct.pack(">HI", 4, 0)),
+        "shut": held_calls(call, partial(acknowledging, settings=struct.pack(">HI", 4, 0)), HOLDERS),
         "reset": calls_of(_reset, 50),
         "calls": calls_of(call, 50),
         "begun": calls_of(_unfinished, 50),

@@ -8,7 +8,7 @@ from agent.metrics import Metrics
 from agent.servers.protocol import JwtSource, Kept, Use
 from agent.socket.accounts import Account, Accounts, Limits
 from agent.socket.endpoint import Endpoint
-from agent.socket.serving import USUAL
+from agent.socket.serving import Serving
 from csi.layout import SOCKET
 from csi.model import PodRef
 from csi.volume import VolumeDirectory
@@ -83,6 +83,6 @@ class HereSockets:
         trouble: Callable[[str, str], None],
     ) -> HereSocket:
         account = self._accounts.begin(len(self.made), pod.uid)
-        endpoint = USUAL.endpoint(feed, jwt_svids, self._clock, self._metrics, str(pod), account)
+        endpoint = Serving().endpoint(feed, jwt_svids, self._clock, self._metrics, str(pod), account)
         self.made.append(HereSocket(endpoint, directory))
         return self.made[-1]

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from agent.socket.guard import WORKLOAD_API, AnyContext
+from agent.socket.requests import read
 from runtime.clock import Clock
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
@@ -34,13 +34,13 @@ class Health:
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
 
     async def _check(self, data: bytes, context: AnyContext) -> bytes:
-        service = await _service(data, context)
+        service = (await read(data, health_pb2.HealthCheckRequest(), context)).service
         if service not in SERVICES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service; ask for none or for " + WORKLOAD_API)
         return _Status(status=self._status()).SerializeToString()
 
     async def _watch(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
-        service = await _service(data, context)
+        service = (await read(data, health_pb2.HealthCheckRequest(), context)).service
         sent = None
         while True:
             version = self._feed.version
@@ -64,11 +64,3 @@ class Health:
         left = (identity.expires_at - self._clock.now()).total_seconds() if identity else _MAX_NAP
         # After the end only a new SVID changes anything, and that wakes this.
         return min(left, _MAX_NAP) if left > 0 else _MAX_NAP
-
-
-async def _service(data: bytes, context: AnyContext) -> str:
-    try:
-        return health_pb2.HealthCheckRequest.FromString(data).service
-    except DecodeError:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a HealthCheckRequest message")
-        raise

@@ -8,13 +8,13 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 
 from agent.pb import sds_pb2
 from agent.socket.guard import DENIED, AnyContext
+from agent.socket.requests import invalid, read
 from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, SdsNames, Secrets, any_of
 from csi.attributes import shown
 from runtime.clock import Clock
@@ -27,7 +27,6 @@ _WILDCARD = "*"
 # The SPIFFE validator came with 1.18.
 _FIRST_WITH_VALIDATOR = (1, 18)
 _Requests: TypeAlias = AsyncIterator[bytes]
-_Message = TypeVar("_Message", bound=Message)
 
 
 class SdsMetrics(Protocol):
@@ -74,7 +73,7 @@ class SecretDiscovery:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _fetch(self, data: bytes, context: AnyContext) -> bytes:
-        request = await _parse(data, sds_pb2.DiscoveryRequest(), context)
+        request = await read(data, sds_pb2.DiscoveryRequest(), context)
         session = _Session()
         await self._begin(session, request, context)
         await self._want(session, request.resource_names, context)
@@ -92,7 +91,7 @@ class SecretDiscovery:
         session = _Session()
 
         async def requested(data: bytes) -> None:
-            request = await _parse(data, sds_pb2.DiscoveryRequest(), context)
+            request = await read(data, sds_pb2.DiscoveryRequest(), context)
             await self._begin(session, request, context)
             answering = bool(session.nonce) and bool(request.response_nonce)
             if answering and request.response_nonce != session.nonce:
@@ -127,7 +126,7 @@ class SecretDiscovery:
         session = _Session()
 
         async def requested(data: bytes) -> None:
-            request = await _parse(data, sds_pb2.DeltaDiscoveryRequest(), context)
+            request = await read(data, sds_pb2.DeltaDiscoveryRequest(), context)
             await self._begin(session, request, context)
             if request.HasField("error_detail"):
                 self._rejected(session, request.error_detail, request.node)
@@ -184,13 +183,13 @@ class SecretDiscovery:
         """Serve requests and changes of the feed, one after the other, until the client goes; never returns."""
         inbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)  # a client that floods us waits for its answers
 
-        async def read() -> None:
+        async def take() -> None:
             async for data in requests:
                 await inbox.put(data)
             # A client that sends no more may still listen, and to return would end its stream with OK.
             await asyncio.Event().wait()
 
-        reading = asyncio.ensure_future(read())
+        reading = asyncio.ensure_future(take())
         version = self._feed.version
         request: asyncio.Future[bytes] = asyncio.ensure_future(inbox.get())
         change: asyncio.Future[int] = asyncio.ensure_future(self._feed.wait_beyond(version))
@@ -216,7 +215,7 @@ class SecretDiscovery:
 
     async def _begin(self, session: _Session, request: Any, context: AnyContext) -> None:
         if request.type_url not in ("", TYPE_URL):
-            await _invalid(context, f"type_url {shown(request.type_url)} is not served here; ask for {TYPE_URL}")
+            await invalid(context, f"type_url {shown(request.type_url)} is not served here; ask for {TYPE_URL}")
         if request.HasField("node"):  # Envoy may send it with the first request only
             session.plain = not self._spiffe_validator or _wants_plain(request.node)
         elif not session.began:
@@ -225,7 +224,7 @@ class SecretDiscovery:
     async def _want(self, session: _Session, names: Iterable[str], context: AnyContext) -> None:
         wanted = [name for name in dict.fromkeys(names) if name != _WILDCARD]
         if len(wanted) > MAX_NAMES or any(len(name) > MAX_NAME for name in wanted):
-            await _invalid(context, f"at most {MAX_NAMES} names of {MAX_NAME} characters are possible on one stream")
+            await invalid(context, f"at most {MAX_NAMES} names of {MAX_NAME} characters are possible on one stream")
         session.wanted = wanted
         session.reported &= set(wanted)
 
@@ -233,7 +232,7 @@ class SecretDiscovery:
         """Of what a client says that it has from a stream before: what is not there any more, and so was not sent."""
         names = list(held)
         if len(names) > MAX_NAMES or any(len(name) > MAX_NAME for name in names):
-            await _invalid(context, f"at most {MAX_NAMES} names of {MAX_NAME} characters are possible on one stream")
+            await invalid(context, f"at most {MAX_NAMES} names of {MAX_NAME} characters are possible on one stream")
         return {name: "" for name in names if self._secrets.get(name, session.plain) is None}
 
     def _look(self, session: _Session) -> tuple[dict[str, Rendered], list[str]]:
@@ -284,15 +283,3 @@ def _wants_plain(node: sds_pb2.Node) -> bool:
         return False
     version = node.user_agent_build_version.version
     return (version.major_number, version.minor_number) < _FIRST_WITH_VALIDATOR
-
-
-async def _invalid(context: AnyContext, text: str) -> None:
-    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
-
-
-async def _parse(data: bytes, message: _Message, context: AnyContext) -> _Message:
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        await _invalid(context, f"not a {message.DESCRIPTOR.name} message")
-    return message

@@ -75,9 +75,13 @@ class Secrets:
         svid = self._svid(name, identity)
         if svid is not None and not self._is_granted(svid, identity):
             return None
-        if (name, plain) not in kept and len(kept) < 2 * MAX_NAMES:
-            kept[name, plain] = self._render(name, plain, identity, svid)
-        return kept.get((name, plain))
+        if (name, plain) not in kept:
+            rendered = self._render(name, plain, identity, svid)
+            if rendered is None and svid is None:
+                # Of what there is not there are as many names as somebody can think of.
+                return None
+            kept[name, plain] = rendered
+        return kept[name, plain]
 
     def refusal(self, name: str) -> str:
         """Why there is no such SVID where the authority does not grant it any more; else empty."""

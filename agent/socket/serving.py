@@ -47,6 +47,3 @@ class Serving:
         health = Health(feed, clock)
         handlers = (api.handlers(), sds.handlers(), health.handlers(), *self.shared)
         return Endpoint(handlers, account, metrics, self.mutator)
-
-
-USUAL = Serving()

@@ -8,14 +8,14 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.pb import workload_pb2
 from agent.socket.guard import DENIED, WORKLOAD_API, AnyContext
+from agent.socket.requests import invalid, read
 from csi.attributes import shown
 from runtime.clock import Clock
 from runtime.feed import Feed
@@ -31,7 +31,6 @@ _MAX_DEPTH = 16
 # Seconds. The wall clock may step: look again at least this often.
 _MAX_NAP = 30.0
 _NOT_NOW = "the SVID could not be renewed in time; try again"
-_Request = TypeVar("_Request", bound=Message)
 
 
 class KeptJwtSvid(Protocol):
@@ -117,27 +116,27 @@ class WorkloadApi:
         return grpc.method_handlers_generic_handler(WORKLOAD_API, methods)
 
     async def _fetch_x509_svid(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
-        await _parse(data, workload_pb2.X509SVIDRequest(), context)
+        await read(data, workload_pb2.X509SVIDRequest(), context)
         async for message in self._svids(context):
             yield message
 
     async def _fetch_x509_bundles(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
-        await _parse(data, workload_pb2.X509BundlesRequest(), context)
+        await read(data, workload_pb2.X509BundlesRequest(), context)
         async for message in self._states(x509_bundles_response, context):
             yield message
 
     async def _fetch_jwt_bundles(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
-        await _parse(data, workload_pb2.JWTBundlesRequest(), context)
+        await read(data, workload_pb2.JWTBundlesRequest(), context)
         async for message in self._states(jwt_bundles_response, context):
             yield message
 
     async def _fetch_jwt_svid(self, data: bytes, context: AnyContext) -> bytes:
-        request = await _parse(data, workload_pb2.JWTSVIDRequest(), context)
+        request = await read(data, workload_pb2.JWTSVIDRequest(), context)
         audiences = tuple(dict.fromkeys(request.audience))
         if not audiences or "" in audiences:
-            await _invalid(context, "audience is missing: name at least one, none of them empty")
+            await invalid(context, "audience is missing: name at least one, none of them empty")
         if len(audiences) > MAX_AUDIENCES or any(len(each.encode()) > MAX_AUDIENCE_BYTES for each in audiences):
-            await _invalid(context, f"at most {MAX_AUDIENCES} audiences of {MAX_AUDIENCE_BYTES} bytes are possible")
+            await invalid(context, f"at most {MAX_AUDIENCES} audiences of {MAX_AUDIENCE_BYTES} bytes are possible")
         identity = await self._current(context)
         svids = await _asked_for(request.spiffe_id, identity, context)
         assert self._jwt_svids is not None
@@ -153,19 +152,18 @@ class WorkloadApi:
         return response.SerializeToString()
 
     async def _validate_jwt_svid(self, data: bytes, context: AnyContext) -> bytes:
-        request = await _parse(data, workload_pb2.ValidateJWTSVIDRequest(), context)
+        request = await read(data, workload_pb2.ValidateJWTSVIDRequest(), context)
         if not request.audience:
-            await _invalid(context, "audience is missing")
+            await invalid(context, "audience is missing")
         if not request.svid:
-            await _invalid(context, "svid is missing")
+            await invalid(context, "svid is missing")
         # The bundles are good even when the own SVID is not: this asks about somebody else.
         identity = await self._held(context)
         bundles = {bundle.trust_domain: bundle for bundle in (identity.bundle, *identity.federated)}
         try:
             found = check_jwt_svid(request.svid, bundles, request.audience, self._clock.now())
         except SvidError as error:
-            await _invalid(context, f"JWT-SVID is invalid: {error}")
-            raise
+            await invalid(context, f"JWT-SVID is invalid: {error}")
         response = workload_pb2.ValidateJWTSVIDResponse(spiffe_id=str(found.spiffe_id))
         response.claims.update(_as_struct(found.claims))
         return response.SerializeToString()
@@ -243,24 +241,11 @@ async def _asked_for(text: str, identity: WorkloadIdentity, context: AnyContext)
     try:
         wanted = SpiffeId.parse(text)
     except InvalidSpiffeId as error:
-        await _invalid(context, f"spiffe_id is not a SPIFFE ID: {error}")
-        raise
+        await invalid(context, f"spiffe_id is not a SPIFFE ID: {error}")
     found = tuple(svid for svid in identity.svids if svid.spiffe_id == wanted)
     if not found:
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{DENIED} for {shown(text)} to this workload")
     return found
-
-
-async def _invalid(context: AnyContext, text: str) -> None:
-    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
-
-
-async def _parse(data: bytes, message: _Request, context: AnyContext) -> _Request:
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        await _invalid(context, f"not a {message.DESCRIPTOR.name} message")
-    return message
 
 
 def _as_struct(claims: Mapping[str, Any]) -> dict[str, Any]:

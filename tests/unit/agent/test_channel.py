@@ -17,7 +17,7 @@ from agent.channel.frames import LENGTH, BadFrame, Frames, Wire
 from agent.channel.snapshots import Reader, Writer
 from agent.metrics import Metrics
 from agent.socket import reflection
-from agent.socket.serving import USUAL
+from agent.socket.serving import Serving
 from runtime.feed import Feed
 from svid.identity import WorkloadIdentity
 from tests.csi_rig import ISSUER, unchecked
@@ -148,7 +148,7 @@ def test_every_method_that_is_served_is_a_label_and_nothing_else() -> None:
         async def get(self, *_: object) -> Any:
             raise AssertionError
 
-    endpoint = USUAL.endpoint(feed, Never(), clock, Metrics(), "default/web", alone())
+    endpoint = Serving().endpoint(feed, Never(), clock, Metrics(), "default/web", alone())
     served: set[str] = set()
     for handler in (*endpoint._handlers, *reflection.handlers()):
         served |= set(handler._method_handlers)  # type: ignore[attr-defined]

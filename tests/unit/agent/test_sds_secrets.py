@@ -138,8 +138,10 @@ def test_a_new_identity_replaces_all_that_was_rendered(at: Scene) -> None:
     assert str(PARTNER.id) not in at.secrets.names()
 
 
-def test_ever_new_names_do_not_fill_memory(at: Scene) -> None:
+def test_ever_new_names_do_not_fill_memory_and_keep_nobody_from_what_there_is(at: Scene) -> None:
     at.feed.publish(at.identity)
     for number in range(4 * MAX_NAMES):
-        at.secrets.get(f"name-{number}", False)
-    assert len(at.secrets._rendered[1]) == 2 * MAX_NAMES
+        assert at.secrets.get(f"name-{number}", False) is None
+    assert at.secrets._rendered[1] == {}
+    assert at.secrets.get("default", False) is not None
+    assert at.secrets.get("ALL", False) is not None
