@@ -5,7 +5,6 @@ import queue
 import sys
 import time
 
-import grpc
 from spiffe import JwtSource, JwtSvid, TrustDomain, WorkloadApiClient, X509Source
 from spiffe.workloadapi.x509_context import X509Context
 
@@ -78,14 +77,10 @@ def tokens(socket: str) -> None:
 
 def end(socket: str) -> None:
     """The status that an open stream ends with."""
-    ended: queue.Queue[BaseException | None] = queue.Queue()
+    ended: queue.Queue[Exception] = queue.Queue()
     with WorkloadApiClient(socket) as client:
         client.stream_x509_contexts(lambda context: say(id=verified(context)), ended.put, retry_connect=False)
-        error = ended.get(timeout=60)
-        # Its own errors are made of gRPC's.
-        while error is not None and not isinstance(error, grpc.RpcError):
-            error = error.__cause__ or error.__context__
-        say(ended=error.code().name if isinstance(error, grpc.Call) else str(error))
+        say(ended=str(ended.get(timeout=60)))
 
 
 if __name__ == "__main__":
