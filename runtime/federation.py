@@ -12,6 +12,8 @@ from svid.spiffeid import TrustDomain
 _log = logging.getLogger("podsvid.federation")
 # Clients take answers of 4 MiB; an answer holds all bundles.
 MAX_TOTAL_BYTES = 2 * 1024 * 1024
+# So many of those that cannot be used are named.
+_SAID = 4
 _Seen: TypeAlias = tuple[int, int, int] | None
 
 
@@ -65,11 +67,25 @@ class FederatedBundles:
 
 
 def read_bundle(trust_domain: TrustDomain, path: Path) -> TrustBundle:
-    """A bundle file: a SPIFFE JWKS, or PEM certificates. Raises OSError, InvalidBundle."""
-    data = path.read_bytes()
-    if data.lstrip().startswith(b"{"):
-        return TrustBundle.from_jwks(trust_domain, data)
-    return TrustBundle.from_pem(trust_domain, data)
+    """A bundle file: a SPIFFE JWKS, or PEM certificates. Raises OSError, InvalidBundle.
+
+    In either form what cannot be an authority is left out and said once, and the others count: a partner's one root
+    that nobody can use is no reason to stay with those that he had before.
+    """
+    data, left_out = path.read_bytes(), list[str]()
+    read = TrustBundle.from_jwks if data.lstrip().startswith(b"{") else TrustBundle.from_pem
+    bundle = read(trust_domain, data, left_out.append)
+    if left_out:
+        _log.warning(
+            "authorities of a trust bundle cannot be used and are left out",
+            extra={
+                "trust_domain": trust_domain.name,
+                "file": str(path),
+                "left_out": len(left_out),
+                "error": "; ".join(left_out[:_SAID]),
+            },
+        )
+    return bundle
 
 
 def _newer(kept: TrustBundle | None, found: TrustBundle) -> TrustBundle:

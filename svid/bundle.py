@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeAlias
@@ -29,8 +30,11 @@ from svid.spiffeid import TrustDomain
 MAX_JWKS_BYTES = 4 * 1024 * 1024
 # RFC 7518 3.3 asks for 2048 bits; above 16384 a signature check costs seconds.
 _RSA_BITS = range(2048, 16384 + 1)
+_SHOWN = 80
 _KEY_TYPES = frozenset({"RSA", "EC", "OKP", "AKP"})
 _PEM_LABEL = re.compile(rb"-----BEGIN ([^-\r\n]*)-----")
+# Told of each authority that cannot be used and is left out: which it is, and why.
+LeftOut: TypeAlias = Callable[[str], object]
 JwtKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 _JWT_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 _CURVES_BY_NAME: dict[str, ec.EllipticCurve] = {
@@ -69,17 +73,19 @@ class TrustBundle:
             object.__setattr__(self, "x509_authorities", tuple(dict.fromkeys(self.x509_authorities)))
 
     @classmethod
-    def from_pem(cls, trust_domain: TrustDomain, data: bytes) -> Self:
+    def from_pem(cls, trust_domain: TrustDomain, data: bytes, left_out: LeftOut | None = None) -> Self:
         """A bundle of the CA certificates in a PEM text. Raises InvalidBundle, also for an empty one.
 
-        A block that is no certificate is refused: in a file that is handed around it is most likely a key.
+        A block that is no certificate is refused: in a file that is handed around it is most likely a key. So is one
+        that cannot be an authority, unless `left_out` is told of those.
         """
         if set(_PEM_LABEL.findall(data)) - {b"CERTIFICATE"}:
             raise InvalidBundle("not a PEM trust bundle: it has a block that is not a CERTIFICATE")
         try:
-            return cls(trust_domain, certificates_from_pem(data))
+            found = certificates_from_pem(data)
         except ValueError as error:
             raise InvalidBundle(f"not a PEM trust bundle: {error}") from None
+        return cls(trust_domain, found if left_out is None else tuple(_usable(found, left_out)))
 
     @classmethod
     def from_der(cls, trust_domain: TrustDomain, data: bytes) -> Self:
@@ -90,10 +96,10 @@ class TrustBundle:
             raise InvalidBundle(f"not a DER trust bundle: {error}") from None
 
     @classmethod
-    def from_jwks(cls, trust_domain: TrustDomain, data: bytes) -> Self:
+    def from_jwks(cls, trust_domain: TrustDomain, data: bytes, left_out: LeftOut = lambda why: None) -> Self:
         """A bundle from a SPIFFE JWKS: entries of unknown use or type are ignored, the document itself is strict.
 
-        Raises InvalidBundle.
+        `left_out` is told of entries that should be authorities and cannot be. Raises InvalidBundle.
         """
         if len(data) > MAX_JWKS_BYTES:
             raise InvalidBundle(f"trust bundle is longer than {MAX_JWKS_BYTES} bytes")
@@ -109,9 +115,9 @@ class TrustBundle:
             if not isinstance(entry, dict) or not _is_known_key_type(entry):
                 continue
             if entry.get("use") == "x509-svid":
-                authorities.extend(_x509_entry(entry))
+                authorities.extend(_x509_entry(entry, left_out))
             elif entry.get("use") == "jwt-svid":
-                jwt.extend(_jwt_entry(entry))
+                jwt.extend(_jwt_entry(entry, left_out))
         hint = _integer(document, "spiffe_refresh_hint")
         return cls(
             trust_domain,
@@ -183,22 +189,41 @@ def _is_known_key_type(entry: dict[str, Any]) -> bool:
     return isinstance(kind, str) and kind in _KEY_TYPES
 
 
-def _x509_entry(entry: dict[str, Any]) -> list[x509.Certificate]:
+def _usable(certificates: Iterable[x509.Certificate], left_out: LeftOut) -> Iterator[x509.Certificate]:
+    for certificate in certificates:
+        try:
+            _check_authority(certificate)
+        except InvalidBundle as error:
+            left_out(f"{error}: SHA-256 {hashlib.sha256(_der(certificate)).hexdigest()}")
+        else:
+            yield certificate
+
+
+def _x509_entry(entry: dict[str, Any], left_out: LeftOut) -> Iterator[x509.Certificate]:
     x5c = entry.get("x5c")
     if not isinstance(x5c, list) or not x5c or not isinstance(x5c[0], str):
-        return []
+        left_out("X.509 authority without a certificate (x5c)")
+        return
     try:
         certificate = certificate_from_der(base64.b64decode(x5c[0], validate=True))
-        _check_authority(certificate)
-    except (ValueError, binascii.Error, InvalidBundle):
-        return []
-    return [certificate]
+    except (ValueError, binascii.Error):
+        left_out("X.509 authority cannot be parsed")
+        return
+    yield from _usable([certificate], left_out)
 
 
-def _jwt_entry(entry: dict[str, Any]) -> list[JwtAuthority]:
+def _jwt_entry(entry: dict[str, Any], left_out: LeftOut) -> list[JwtAuthority]:
     key_id = entry.get("kid")
     if not isinstance(key_id, str) or not key_id:
+        left_out("JWT key without a key id (kid)")
         return []
+    found = _jwt_key(key_id, entry)
+    if not found:
+        left_out(f"JWT key is of no kind that signs JWT-SVIDs: kid {key_id[:_SHOWN]!a}")
+    return found
+
+
+def _jwt_key(key_id: str, entry: dict[str, Any]) -> list[JwtAuthority]:
     try:
         if entry["kty"] == "RSA":
             numbers = rsa.RSAPublicNumbers(_number(entry["e"]), _number(entry["n"]))

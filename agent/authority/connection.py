@@ -246,12 +246,12 @@ class Connection:
         found = path.stat()
         seen = (found.st_ino, found.st_mtime_ns)
         if self._file_roots is None or self._file_roots[0] != seen:
-            bundle = read_bundle(self._settings.trust_domain, path)
-            if not bundle.x509_authorities:
-                # Where there is nothing to verify with, nobody is verified.
-                raise InvalidBundle("it has no X.509 authority")
-            self._file_roots = (seen, bundle)
-        return self._file_roots[1]
+            self._file_roots = (seen, read_bundle(self._settings.trust_domain, path))
+        bundle = self._file_roots[1]
+        if not bundle.x509_authorities:
+            # Where there is nothing to verify with, nobody is verified.
+            raise InvalidBundle("it has no X.509 authority that can be used")
+        return bundle
 
     def credentials(self) -> tuple[tuple[str, str], ...]:
         """The metadata that proves this agent, read anew for each call. Raises AuthorityUnavailable."""

@@ -1,19 +1,28 @@
 """Federated bundles from files: what is good is kept, what went bad changes nothing."""
 
+import base64
+import json
 import logging
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
 
-from runtime.federation import MAX_TOTAL_BYTES, FederatedBundles
+from runtime.federation import MAX_TOTAL_BYTES, FederatedBundles, read_bundle
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
-from svid.keys import KeyAlgorithm
+from svid.certificates import to_der, to_pem
+from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import TrustDomain
 
 PARTNER, OTHER = TrustDomain("partner.test"), TrustDomain("other.test")
+DAY = timedelta(days=1)
 
 
 def bundle(domain: TrustDomain, sequence: int | None = None) -> TrustBundle:
@@ -78,6 +87,82 @@ def test_an_empty_bundle_is_a_bundle(tmp_path: Path) -> None:
     replace(path, b'{"keys": []}')
     assert federated.refresh()
     assert federated.bundles == (TrustBundle(PARTNER),)
+
+
+def certificate(*extensions: x509.ExtensionType, key: PrivateKey | None = None) -> x509.Certificate:
+    """A root of these extensions, which may be none that a CA has."""
+    key, now = key or KeyAlgorithm.EC_P256.generate(), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "partner")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + DAY)
+    for each in extensions:
+        builder = builder.add_extension(each, critical=True)
+    return builder.sign(key, SHA256())
+
+
+def as_pem(*certificates: x509.Certificate) -> bytes:
+    return to_pem(certificates)
+
+
+def as_jwks(*certificates: x509.Certificate) -> bytes:
+    entries = [
+        {"use": "x509-svid", "kty": "EC", "crv": "P-256", "x5c": [base64.b64encode(to_der([each])).decode()]}
+        for each in certificates
+    ]
+    return json.dumps({"keys": entries}).encode()
+
+
+UNUSABLE: list[Callable[[], x509.Certificate]] = [
+    certificate,
+    lambda: certificate(x509.BasicConstraints(ca=False, path_length=None)),
+    lambda: certificate(x509.BasicConstraints(ca=True, path_length=0), key=ec.generate_private_key(ec.SECP256K1())),
+]
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE, ids=["no basicConstraints", "no CA", "of another curve"])
+@pytest.mark.parametrize("form", [as_pem, as_jwks])
+def test_the_same_roots_have_one_outcome_in_either_form_and_what_is_left_out_is_said_once(
+    tmp_path: Path,
+    form: Callable[..., bytes],
+    unusable: Callable[[], x509.Certificate],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path, good, bad = tmp_path / "bundle", bundle(PARTNER), unusable()
+    replace(path, bundle(PARTNER).to_jwks())
+    federated = FederatedBundles({PARTNER: path})
+    federated.refresh()
+    replace(path, form(bad, *good.x509_authorities))
+    assert federated.refresh()
+    assert not federated.refresh()
+    assert federated.bundles == (good,)
+    (line,) = caplog.records
+    assert line.__dict__["trust_domain"] == "partner.test"
+    assert line.__dict__["left_out"] == 1
+    assert f"SHA-256 {bad.fingerprint(SHA256()).hex()}" in line.__dict__["error"]
+    # The partner says that he has these: none of them counts, and the older ones do no longer.
+    caplog.clear()
+    replace(path, form(bad))
+    assert federated.refresh()
+    assert federated.bundles == (TrustBundle(PARTNER),)
+    assert len(caplog.records) == 1
+
+
+def test_a_log_line_has_its_bounds_whatever_stands_in_a_bundle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "bundle"
+    entries: list[dict[str, object]] = [{"use": "jwt-svid", "kty": "RSA", "kid": "\n\x1b" * 999, "n": 1}] * 99
+    entries += [{"use": "x509-svid", "kty": "EC"}, {"use": "x509-svid", "kty": "EC", "x5c": ["!"]}]
+    entries += [
+        {"use": "jwt-svid", "kty": "EC"},
+        {"use": "what", "kty": "EC"},
+        {"use": "x509-svid", "kty": "unknown"},
+    ]
+    path.write_bytes(json.dumps({"keys": entries}).encode())
+    assert read_bundle(PARTNER, path) == TrustBundle(PARTNER)
+    (line,) = caplog.records
+    assert line.__dict__["left_out"] == 102
+    assert len(line.__dict__["error"]) < 4 * 500
+    assert line.__dict__["error"].isprintable()
 
 
 @pytest.mark.spec("C-107", "FED-6")
