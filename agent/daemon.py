@@ -22,6 +22,8 @@ from agent.errors import AlreadyRunning, AuthorityDamaged
 from agent.metrics import Metrics
 from agent.servers.process import Confinement
 from agent.servers.served import Servers, Settings
+from agent.workload.kept import FILE as KEPT_BUNDLES
+from agent.workload.kept import KeptBundles
 from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal
 from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
@@ -115,7 +117,8 @@ async def _start(
         await unless(stopping, signer.wait_answered())
     journal = Journal(config.run_dir / "journal", str(config.kubelet_root))
     slow = fairness.slow_work(config, threads, metrics)
-    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, slow, servers, spans)
+    kept = KeptBundles(config.run_dir / KEPT_BUNDLES)
+    workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, slow, servers, kept, spans)
     room = Room(bounds_of(config), own_memory, now_and_then(trimmer(), TRIM_SECONDS, loop.time))
     mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
@@ -234,7 +237,7 @@ def _leave_clean(config: AgentConfig) -> None:
             endpoint.parent.rmdir()
     with suppress(FileNotFoundError):
         journal.rmdir()
-    for name in (admin.SOCKET, "lock"):
+    for name in (admin.SOCKET, KEPT_BUNDLES, "lock"):
         (config.run_dir / name).unlink(missing_ok=True)
 
 

@@ -15,12 +15,10 @@ from typing import Protocol
 
 from csi.errors import InvalidRequest, UndoFailed
 from csi.files import clear, mount_id, opened
-from csi.volume import INODES, SIZE
+from csi.tmpfs import INODES, MS_NODEV, MS_NOEXEC, MS_NOSUID, SIZE, SOURCE
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 TMPFS_MAGIC = 0x01021994
-SOURCE = "podsvid"
 # What mountinfo shows of a volume.
 _OWN = (b"/", b"tmpfs", SOURCE.encode())
 _MAX_STACKED = 16

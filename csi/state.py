@@ -1,4 +1,7 @@
-"""The one file from which a new process picks a volume up, whatever its layout: for the agent's eyes only."""
+"""The one file from which a new process picks a volume up, whatever its layout: for the agent's eyes only.
+
+Bundles of federated trust domains are not in it, but where an agent wrote it that had no other place for them.
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -37,7 +40,8 @@ def dump(state: State) -> bytes:
             "trust_domain": identity.bundle.trust_domain.name,
             "bundle": identity.bundle.to_jwks().decode(),
             "federates_with": _names(identity),
-            "federated": {each.trust_domain.name: each.to_jwks().decode() for each in identity.federated},
+            # For an older agent, which asks its authority then.
+            "federated": {},
             "jwt_svids": {name: svid.token for name, svid in state.contents.jwt_svids.items()},
             "password": state.password,
         }

@@ -4,7 +4,6 @@ Written the way kubelet writes Secrets: a new timestamped directory, one rename 
 A reader that opens `..data` once and reads through that handle never sees a key that does not fit its chain.
 """
 
-import ctypes
 import errno
 import os
 import secrets
@@ -19,19 +18,14 @@ from csi import layout, state
 from csi.files import READ, clear, created, opened, read, remove, weigh, whole
 from csi.model import Contents, Volume, Weight
 from csi.pb import csi_pb2
-from svid.identity import Trust
+from csi.tmpfs import INODES, pages, resize, rooted, size_for
+from svid.bundle import TrustBundle
 
 _DATA = "..data"
 # Where a socket is bound before it is the volume's.
 _PLACE = "..socket"
 # A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
 GENERATIONS_KEPT = 3
-# Its file system. Three generations of files with ML-DSA-87 chains and a few sockets and links fit many times over.
-# Four generations (one is being written) of a volume with every kind of file and a hundred federated authorities
-# take some 2 MiB; only what is written is used.
-SIZE, INODES = "4m", 256
-# open_tree(2) has one number on all machines.
-_OPEN_TREE, _CLONE, _CLOEXEC, _EMPTY_PATH = 428, 1, os.O_CLOEXEC, 0x1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +55,8 @@ class VolumeDirectory:
         self._modes = modes(volume.group)
         # The same over the volume's life: a program that read it once opens the next keystore with it.
         self._password = volume.options.keystore_password or ""
-        # What the files say of whom to trust.
-        self._trust: Trust | None = None
+        # What the trust store says.
+        self._trust: TrustBundle | None = None
         # Keystores are written in a thread: what is written there is nobody's to prune.
         self._writing = threading.Lock()
 
@@ -78,15 +72,16 @@ class VolumeDirectory:
         if self._options.has_keystores and not self._password:
             self._password = secrets.token_urlsafe(24)
         files = layout.render(self._options, contents, self._password)
+        kept = state.dump(state.State(contents, self._password))
         stamp = f"..{now.astimezone(UTC):%Y_%m_%d_%H_%M_%S}.{secrets.token_hex(4)}"
         with self._writing:
-            self._replace(stamp, contents, files)
+            self._make_room(pages(kept) + sum(pages(file.content) for file in files.values()))
+            self._replace(stamp, contents.identity.bundle, files, kept)
 
-    def _replace(self, stamp: str, contents: Contents, files: Mapping[str, layout.File]) -> None:
-        trust = contents.identity.trust
+    def _replace(self, stamp: str, trust: TrustBundle, files: Mapping[str, layout.File], kept: bytes) -> None:
         os.mkdir(stamp, 0o700, dir_fd=self._fd)
         try:
-            self._fill(stamp, files, state.dump(state.State(contents, self._password)), self._trust == trust)
+            self._fill(stamp, files, kept, self._trust == trust)
             self._switch(stamp)
         except BaseException:
             with suppress(OSError):
@@ -109,7 +104,7 @@ class VolumeDirectory:
         finally:
             os.close(directory)
         self._password = self._password or found.password
-        self._trust = found.contents.identity.trust
+        self._trust = found.contents.identity.bundle
         return found.contents
 
     def holds(self, contents: Contents) -> bool:
@@ -176,7 +171,7 @@ class VolumeDirectory:
                 if owner is None:
                     yield place
                 else:
-                    with _rooted(place) as alone:
+                    with rooted(place) as alone:
                         yield alone
             finally:
                 os.close(place)
@@ -336,6 +331,23 @@ class VolumeDirectory:
             os.unlink(name, dir_fd=directory)
             return None
 
+    def _make_room(self, generation: int) -> None:
+        """Have files of so many bytes fit: the file system follows what is in it, and older files give way.
+
+        What does not help is told by the write that does not fit.
+        """
+        found = os.fstatvfs(self._fd)
+        if found.f_files != INODES:
+            return  # a directory of another one
+        size = size_for(generation, GENERATIONS_KEPT)
+        if size != found.f_blocks * found.f_frsize:
+            with suppress(OSError):
+                resize(self._fd, size)
+                found = os.fstatvfs(self._fd)
+        if generation > found.f_bfree * found.f_frsize:
+            with suppress(OSError):
+                self._prune(os.readlink(_DATA, dir_fd=self._fd), kept=1)
+
     def _switch(self, stamp: str) -> None:
         temporary = f"{_DATA}_tmp"
         with suppress(FileNotFoundError):
@@ -371,24 +383,3 @@ class VolumeDirectory:
                 failed = error
         if failed is not None:
             raise failed
-
-
-@contextmanager
-def _rooted(directory: int) -> Iterator[int]:
-    """The same directory in a mount of its own that is nowhere: its parent is itself. Raises OSError.
-
-    Only kernels before 5.2 cannot; there it is the directory as it is.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = _CLONE | _CLOEXEC | _EMPTY_PATH
-    found = libc.syscall(_OPEN_TREE, ctypes.c_int(directory), b"", ctypes.c_uint(flags))
-    if found < 0:
-        number = ctypes.get_errno()
-        if number != errno.ENOSYS:
-            raise OSError(number, os.strerror(number))
-        yield directory
-        return
-    try:
-        yield found
-    finally:
-        os.close(found)

@@ -13,6 +13,7 @@ import grpc.aio
 
 from agent.metrics import Metrics
 from agent.pb import workload_pb2
+from agent.workload.kept import KeptBundles
 from agent.workload.registry import WorkloadRegistry
 from agent.workload.slow import Lane, SlowWork
 from agent.workload.workload import Workload
@@ -77,6 +78,7 @@ class Rig:
             self.metrics,
             slow or slow_work(blocking),
             self.sockets,
+            KeptBundles(base / "federated.json"),
         )
         self._directories: list[VolumeDirectory] = []
 

@@ -5,6 +5,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from agent.authority.protocol import Authority
@@ -13,6 +14,7 @@ from agent.metrics import Metrics
 from agent.servers.protocol import PodSockets
 from agent.workload import state
 from agent.workload.issuer import Issuer
+from agent.workload.kept import KeptBundles
 from agent.workload.problems import Problem, Problems
 from agent.workload.rotation import RotationScheduler
 from agent.workload.slow import SlowWork
@@ -24,6 +26,7 @@ from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.clock import Clock
 from runtime.tracing import NO_TRACING, Tracing
+from svid.identity import Trust
 from svid.keys import PrivateKey
 
 _log = logging.getLogger("podsvid.workloads")
@@ -49,9 +52,11 @@ class WorkloadRegistry:
         metrics: Metrics,
         slow: SlowWork,
         sockets: PodSockets,
+        kept: KeptBundles,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self._authority = authority
+        self._kept = kept
         self._journal = journal
         self._blocking = blocking
         self._clock = clock
@@ -119,6 +124,9 @@ class WorkloadRegistry:
         contents: Contents | None,
         renew_at: datetime | None,
     ) -> None:
+        if contents is not None:
+            identity = contents.identity
+            contents = replace(contents, identity=await self._blocking(lambda: self._kept.complete(identity)))
         workload = Workload(volume, directory, self._means)
         due = await workload.resume(contents, renew_at)
         self._hold(workload, due)
@@ -190,6 +198,7 @@ class WorkloadRegistry:
         version = 0
         while True:
             version = await self._authority.trust.wait_beyond(version)
+            await self._keep(self._issuer.trust)
             for workload in list(self._workloads.values()):
                 await self._hand_trust(workload)
                 # Each is checked under the new trust: together that takes long enough to be felt by their callers.
@@ -240,6 +249,17 @@ class WorkloadRegistry:
         # Also what a process left that ended between a switch and its sweep.
         self.sweeps.schedule(workload.volume.id, self._clock.now() + SUPERSEDED)
         self._held.set()
+
+    async def _keep(self, trust: Trust) -> None:
+        if not trust.proven or self._kept.has(trust.federated):
+            return
+        try:
+            await self._blocking(lambda: self._kept.keep(trust.federated))
+        except OSError as error:
+            _log.error(
+                "federated bundles cannot be kept; an agent that starts without its authority will lack them",
+                extra={"error": error.strerror or type(error).__name__},
+            )
 
     async def _hand_trust(self, workload: Workload) -> None:
         volume_id, trust = workload.volume.id, self._issuer.trust

@@ -25,6 +25,7 @@ from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt
 from agent.errors import AuthorityUnavailable
 from agent.metrics import Metrics
 from agent.pb import node_admin_pb2 as pb
+from agent.workload.kept import KeptBundles
 from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal
 from csi.model import PodRef, Volume
@@ -381,8 +382,9 @@ async def without_signer(base: Path) -> AsyncIterator[tuple[Switchable, Workload
         blocking = Blocking(executor)
         authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
         sockets = HereSockets(clock, metrics := Metrics())
+        kept = KeptBundles(base / "federated.json")
         registry = WorkloadRegistry(
-            authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
+            authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets, kept
         )
         directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
         await registry.open(volume, directory, await issue(registry, volume, None))

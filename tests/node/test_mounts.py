@@ -6,14 +6,23 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
 
 from csi.files import mount_id
 from csi.mount import Targets, TmpfsMounts
+from csi.tmpfs import SIZE
 from podsvid.quickstart.disk import mount_points_below
+from runtime.federation import MAX_TOTAL_BYTES
+from svid.bundle import TrustBundle
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import TrustDomain
 from tests.csi_rig import NOW, UID, contents, plain_directory, target
 from tests.support import IS_ROOT
 
@@ -284,3 +293,71 @@ def test_a_mount_that_does_not_appear_is_noticed_before_anything_is_written(
     with pytest.raises(OSError, match="the tmpfs did not appear at the target path"):
         Targets(str(place.parents[5]), mounts).mount(BELOW, mode=0o755, group=None)
     assert not place.exists()
+
+
+def foreign(number: int, domains: int, roots: int) -> tuple[TrustBundle, ...]:
+    """Federated bundles that are others for each number, of roots as long as RSA-4096 makes them."""
+
+    def one(domain: int, each: int) -> x509.Certificate:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{number}.{domain}.{each}")])
+        key = LONG.public_key()
+        builder = x509.CertificateBuilder(name, name, key, x509.random_serial_number(), NOW, NOW + timedelta(days=1))
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.9"), b"x" * 480), False)
+        return builder.sign(SHORT, SHA256())
+
+    return tuple(
+        TrustBundle(TrustDomain(f"p{domain}.test"), tuple(one(domain, each) for each in range(roots)))
+        for domain in range(domains)
+    )
+
+
+LONG = KeyAlgorithm.RSA_4096.generate()
+SHORT = KeyAlgorithm.EC_P256.generate()
+
+
+@pytest.mark.parametrize("layout", ["spiffe", "grpc"])
+def test_all_bundles_that_are_accepted_can_be_written_for_ever(place: Path, layout: str) -> None:
+    os.close(targets(place).mount(BELOW, mode=0o755, group=None).descriptor)
+    bundles = [foreign(number, 40, 20) for number in range(3)]
+    size = sum(len(each.to_jwks()) for each in bundles[0])
+    assert MAX_TOTAL_BYTES * 0.9 < size < MAX_TOTAL_BYTES
+    with plain_directory(place, {"layout": layout}) as directory:
+        for number in range(7):
+            made = contents()
+            identity = replace(made.identity, federated=bundles[number % 3])
+            # None is swept away meanwhile: it is the worst that can be.
+            directory.write(replace(made, identity=identity), NOW + timedelta(seconds=number))
+            assert directory.holds(replace(made, identity=identity))
+            assert (place / "..data" / ".state.json").stat().st_size < 8192
+        grown = os.statvfs(place)
+        assert (grown.f_blocks * grown.f_frsize > SIZE) == (layout == "grpc")
+        ((*_, own, _, _, _, options),) = listed(place)
+        assert {"rw", "nosuid", "nodev", "noexec"} <= set(own.split(","))
+        assert "nr_inodes=256" in options.split(",")
+        assert ("noswap" in options.split(",")) == knows_noswap()
+        # What is not needed any more is given back, once it is empty enough.
+        for number in range(7, 10):
+            directory.write(contents(), NOW + timedelta(seconds=number))
+            directory.prune()
+        directory.write(contents(), NOW + timedelta(seconds=10))
+        shrunk = os.statvfs(place)
+        assert shrunk.f_blocks * shrunk.f_frsize == SIZE
+
+
+def test_where_a_volume_cannot_grow_older_files_give_way_before_anything_is_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.close(targets(place).mount(BELOW, mode=0o755, group=None).descriptor)
+
+    def refused(directory: int, size: int) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr("csi.volume.resize", refused)
+    bundles = [foreign(number, 40, 14) for number in range(2)]
+    with plain_directory(place, {"layout": "grpc"}) as directory:
+        for number in range(6):
+            made = contents()
+            identity = replace(made.identity, federated=bundles[number % 2])
+            directory.write(replace(made, identity=identity), NOW + timedelta(seconds=number))
+            assert len(list(place.glob("..2*"))) <= 2

@@ -15,6 +15,7 @@ from agent.authority.local import IssuePolicy, Kept, LocalAuthority
 from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityUnavailable
 from agent.metrics import Metrics
+from agent.workload.kept import KeptBundles
 from agent.workload.registry import WorkloadRegistry
 from csi.journal import Journal
 from csi.model import PodRef, Volume
@@ -103,8 +104,9 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
             blocking = Blocking(executor)
             authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
             sockets = HereSockets(clock, metrics := Metrics())
+            kept = KeptBundles(base / "federated.json")
             registry = WorkloadRegistry(
-                authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
+                authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets, kept
             )
             directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
             issued = await issue(registry, volume, None)
@@ -157,8 +159,9 @@ def test_a_clock_that_was_set_back_has_svids_of_the_future_replaced() -> None:
             authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
             journal = Journal(base / "journal", str(base))
             sockets = HereSockets(clock, metrics := Metrics())
+            kept = KeptBundles(base / "federated.json")
             registry = WorkloadRegistry(
-                authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets
+                authority, journal, blocking, clock, random.Random(1), metrics, slow_work(blocking), sockets, kept
             )
             directory = VolumeDirectory(os.open(target, os.O_RDONLY | os.O_DIRECTORY), volume)
             issued = await issue(registry, volume, None)

@@ -16,6 +16,7 @@ import pytest
 from agent import config
 from agent.authority import calls
 from agent.metrics import Metrics
+from agent.workload.kept import KeptBundles
 from agent.workload.registry import WorkloadRegistry
 from agent.workload.state import holdings
 from agent.workload.workload import Workload
@@ -43,8 +44,9 @@ async def registry(at: Scene) -> AsyncIterator[tuple[WorkloadRegistry, Volume, V
         journal = Journal(at.base / "journal", str(at.base))
         metrics, blocking = Metrics(), Blocking(executor)
         sockets = HereSockets(at.clock, metrics)
+        kept = KeptBundles(at.base / "federated.json")
         found = WorkloadRegistry(
-            at.authority, journal, blocking, at.clock, random.Random(1), metrics, slow_work(blocking), sockets
+            at.authority, journal, blocking, at.clock, random.Random(1), metrics, slow_work(blocking), sockets, kept
         )
         found.complete()
         loops = [

@@ -141,12 +141,13 @@ def test_a_key_that_is_added_costs_no_token(tmp_path: Path) -> None:
 
 def test_new_bundles_are_in_files_and_feed_without_a_mint(tmp_path: Path) -> None:
     async def play(at: Rig) -> None:
-        workload = await at.open(at.volume())
+        workload = await at.open(at.volume(options=VolumeOptions(layout="grpc")))
         partner = bundle_of(root(at.clock.at, PARTNER))
         async with at.looping(at.registry.follow_trust):
             trust = Trust(bundle_of(at.authority.x509, at.authority.jwt_key, sequence=2), (partner,))
             at.authority.trust.publish(trust)
-            await at.until(lambda: workload.directory.read().identity.trust == trust)
+            await at.until(lambda: workload.directory.read().identity.bundle == trust.bundle)
+        assert PARTNER.name in (Path(workload.volume.target) / "trust_bundles.json").read_text()
         assert workload.feed.current is not None
         assert workload.feed.current.trust == trust
         assert len(at.authority.asked) == 1

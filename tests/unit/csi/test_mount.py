@@ -59,9 +59,10 @@ def test_the_kernel_is_asked_for_a_bounded_tmpfs_that_nothing_runs_from_and_that
 ) -> None:
     libc = FakeLibc()
     attach(libc, tmp_path)
-    assert libc.mounts == [(b"podsvid", b"tmpfs", NOSUID | NODEV | NOEXEC, "size=4m,nr_inodes=256,mode=755,noswap")]
+    first = "size=4194304,nr_inodes=256,mode=755,noswap"
+    assert libc.mounts == [(b"podsvid", b"tmpfs", NOSUID | NODEV | NOEXEC, first)]
     attach(libc, tmp_path, 0o2750, 0)
-    assert libc.mounts[1][3] == "size=4m,nr_inodes=256,mode=2750,gid=0,noswap"
+    assert libc.mounts[1][3] == "size=4194304,nr_inodes=256,mode=2750,gid=0,noswap"
     attach(libc, tmp_path, selinux=True)
     assert 'context="system_u:object_r:container_file_t:s0"' in libc.mounts[2][3]
 
