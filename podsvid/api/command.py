@@ -203,6 +203,7 @@ async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[
         states(),
         lambda rendered: _write(rendered, arguments),
         then,
+        lambda: _sweep(arguments),
         stop=stop,
         first_within=arguments.timeout,
         backoff=Backoff(jitter),
@@ -237,6 +238,13 @@ def _write(rendered: Rendered, arguments: argparse.Namespace) -> None:
 
     if arguments.write is not None:
         FileSet(arguments.write, arguments.file_set).write(rendered.files)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from podsvid.api.file_set import FileSet
+
+    if arguments.write is not None:
+        FileSet(arguments.write, arguments.file_set).sweep()
 
 
 def _show(rendered: Rendered, arguments: argparse.Namespace) -> None:

@@ -65,6 +65,15 @@ class FileSet:
         finally:
             os.close(folder)
 
+    def sweep(self) -> None:
+        """Remove what was replaced, whoever reads it still. Raises NotOurs, DirectoryInUse, OSError."""
+        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._lock(folder)
+            self._remove_generations(folder, (self._current(folder),))
+        finally:
+            os.close(folder)
+
     def _lock(self, folder: int) -> None:
         deadline = time.monotonic() + _LOCK_WAIT
         while True:
@@ -99,12 +108,16 @@ class FileSet:
         self._clean(folder, files, (before, generation))
 
     def _clean(self, folder: int, files: Mapping[str, SetFile], kept: tuple[str | None, str]) -> None:
+        self._remove_generations(folder, kept)
+        for name in os.listdir(folder):
+            if name not in files and self._is_stale(folder, name):
+                _remove(folder, name)
+
+    def _remove_generations(self, folder: int, kept: tuple[str | None, ...]) -> None:
         for name in os.listdir(folder):
             if self._generation.fullmatch(name.removesuffix(_SWITCH)) and name not in kept:
                 _remove(folder, name)
                 _remove_directory(folder, name)
-            elif name not in files and self._is_stale(folder, name):
-                _remove(folder, name)
 
     def _fill(self, folder: int, generation: str, files: Mapping[str, SetFile]) -> None:
         os.mkdir(generation, 0o700, dir_fd=folder)

@@ -18,6 +18,9 @@ from podsvid.api.following import Backoff
 from runtime.feed import Feed
 
 DIRECTORY_VARIABLE = "PODSVID_DIR"
+# Seconds that replaced files stay for who began to read them. They hold a private key, and who watches one of them
+# hears of the new one when it goes.
+SUPERSEDED = 3.0
 _GRACE = 5.0
 _State = TypeVar("_State")
 Report = Callable[[str], None]
@@ -33,6 +36,7 @@ async def watch(
     states: AsyncGenerator[_State, None],
     write: Callable[[_State], None],
     then: Callable[[_State], Awaitable[None]],
+    sweep: Callable[[], None],
     *,
     stop: asyncio.Event,
     first_within: float | None,
@@ -41,14 +45,15 @@ async def watch(
 ) -> None:
     """`write` each state, `then` the rest, until `stop`. What comes while this is busy is passed over for the newest.
 
-    A state equal to the one before is none. A `write` that raises OSError or AgentError is repeated, except the first.
-    Raises Unreachable when there is no state within `first_within` seconds, and what the callables raise.
+    Seconds later `sweep` takes away what `write` replaced. A state equal to the one before is none. A `write` that
+    raises OSError or AgentError is repeated, except the first. Raises Unreachable when there is no state within
+    `first_within` seconds, and what the callables raise.
     """
     feed: Feed[_State] = Feed()
     stopped = asyncio.create_task(stop.wait())
     tasks = [
         asyncio.create_task(_receive(states, feed, first_within)),
-        asyncio.create_task(_handle(feed, write, then, backoff, report)),
+        asyncio.create_task(_handle(feed, write, then, sweep, backoff, report)),
     ]
     try:
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +82,7 @@ async def _handle(
     feed: Feed[_State],
     write: Callable[[_State], None],
     then: Callable[[_State], Awaitable[None]],
+    sweep: Callable[[], None],
     backoff: Backoff,
     report: Report,
 ) -> None:
@@ -103,6 +109,14 @@ async def _handle(
         written = True
         backoff.reset()
         await then(state)
+        try:
+            async with asyncio.timeout(SUPERSEDED):
+                await feed.wait_beyond(seen)
+        except TimeoutError:
+            try:
+                sweep()
+            except (OSError, AgentError) as error:
+                report(f"the files before cannot be removed: {error}")
 
 
 class Command:

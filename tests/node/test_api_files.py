@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from podsvid.api.file_set import DirectoryInUse, FileSet, NotOurs, SetFile
+from tests.inotify import MASKS, watching
 from tests.node.api_rig import environment, modes
 
 
@@ -47,6 +48,28 @@ def test_a_set_is_replaced_as_one_and_what_is_no_longer_part_vanishes(base: Path
     assert len(generations(out)) == 2
     assert contents(out) == {"a": b"3"}
     assert (out / "mine").read_text() == "x"
+
+
+def test_a_sweep_leaves_the_present_files_and_all_that_is_not_of_the_set(base: Path) -> None:
+    files, others = FileSet(base, "data"), FileSet(base, "jwt")
+    for content in (b"1", b"2"):
+        files.write({"a": SetFile(content, secret=True)})
+        others.write({"b": SetFile(content)})
+    held = os.open(base / "..data", os.O_RDONLY)
+    files.write({"a": SetFile(b"3", secret=True)})
+    with watching(base / "a", MASKS["fsnotify"]) as watch:
+        files.write({"a": SetFile(b"4", secret=True)})
+        assert os.listdir(held) == []
+        files.sweep()
+        assert watch.events()
+    os.close(held)
+    assert contents(base) == {"a": b"4"}
+    assert len([name for name in generations(base) if ".data." in name]) == 1
+    assert len([name for name in generations(base) if ".jwt." in name]) == 2
+    (base / "..data").unlink()
+    (base / "..data").symlink_to("elsewhere")
+    with pytest.raises(NotOurs, match="in the way"):
+        files.sweep()
 
 
 def test_sets_of_other_names_share_a_directory(base: Path) -> None:

@@ -42,6 +42,7 @@ def test_watch_prints_each_change_once_survives_the_server_and_ends_cleanly(base
             server.rotate(svid)
             await eventually(lambda: len(found.out) == 3)
             assert found.serials[-1] == svid.serial == serial_in(out)
+            await eventually(lambda: len(list(out.glob("..podsvid.*"))) == 1)
             assert await found.end() == 0
             assert len(found.out) == 3
 

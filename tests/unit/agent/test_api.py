@@ -20,7 +20,7 @@ from podsvid.api.address import target
 from podsvid.api.answers import X509State
 from podsvid.api.errors import InvalidAddress, Unreachable, UnusableAnswer
 from podsvid.api.following import Backoff
-from podsvid.api.watch import watch
+from podsvid.api.watch import SUPERSEDED, watch
 from podsvid.api.workload_client import WorkloadApiClient
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
@@ -257,7 +257,9 @@ async def timed(moments: Iterable[tuple[float, str]]) -> AsyncGenerator[str, Non
 class Recorder:
     """Writes and handles states, slowly or with trouble as a test wants, and notes at which second."""
 
-    def __init__(self, *, busy: float = 0, failing: Iterable[int] = ()) -> None:
+    def __init__(self, *, busy: float = 0, failing: Iterable[int] = (), unswept: Iterable[int] = ()) -> None:
+        self.swept: list[float] = []
+        self._unswept = set(unswept)
         self.seen: list[tuple[str, str, float]] = []
         self.reports: list[str] = []
         self.stop = asyncio.Event()
@@ -275,12 +277,19 @@ class Recorder:
         self._note("then", state)
         await asyncio.sleep(self._busy)
 
+    def sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self.swept.append(now)
+        if len(self.swept) in self._unswept:
+            raise OSError("device is busy")
+
     async def run(self, states: AsyncGenerator[str, None], seconds: float, first_within: float | None = None) -> None:
         asyncio.get_running_loop().call_later(seconds, self.stop.set)
         await watch(
             states,
             self.write,
             self.then,
+            self.sweep,
             stop=self.stop,
             first_within=first_within,
             backoff=Backoff(Middle(), first=4, most=4),
@@ -300,6 +309,17 @@ def test_states_that_come_during_a_run_become_one_more_run_and_are_not_written_b
             *[("write", "d", 10), ("then", "d", 10)],
             *[("write", "e", 40), ("then", "e", 40)],
         ]
+
+    on_fake_time(main)
+
+
+def test_what_was_replaced_goes_seconds_after_the_last_of_several_states_and_trouble_is_said() -> None:
+    async def main() -> None:
+        found = Recorder(busy=1, unswept=[2])
+        await found.run(timed([(0, "a"), (2, "b"), (3.5, "c"), (20, "d"), (40, "e")]), 100)
+        # A run takes a second, and a state that comes within three more makes them begin anew.
+        assert found.swept == [4.5 + SUPERSEDED, 21 + SUPERSEDED, 41 + SUPERSEDED]
+        assert found.reports == ["the files before cannot be removed: device is busy"]
 
     on_fake_time(main)
 
