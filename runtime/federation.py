@@ -89,8 +89,15 @@ def read_bundle(trust_domain: TrustDomain, path: Path) -> TrustBundle:
 
 
 def _newer(kept: TrustBundle | None, found: TrustBundle) -> TrustBundle:
-    """Federation 4.2: by sequence where both have one, else the one that came last."""
-    if kept is None or kept.sequence is None or found.sequence is None or found.sequence >= kept.sequence:
+    """Federation 4.2: by sequence where both have one, else the one that came last; that also where they are equal."""
+    if kept is None or kept.sequence is None or found.sequence is None or found.sequence > kept.sequence:
+        return found
+    if found.sequence == kept.sequence:
+        if found.digest() != kept.digest():
+            _log.warning(
+                "federated trust bundle changed and its sequence did not; taken all the same, though it should rise",
+                extra={"trust_domain": found.trust_domain.name, "sequence": found.sequence},
+            )
         return found
     _log.warning(
         "federated trust bundle is older than the one held; ignored",

@@ -31,6 +31,7 @@ MAX_JWKS_BYTES = 4 * 1024 * 1024
 # RFC 7518 3.3 asks for 2048 bits; above 16384 a signature check costs seconds.
 _RSA_BITS = range(2048, 16384 + 1)
 _SHOWN = 80
+_NUMBERS = frozenset({"n", "e", "x", "y", "pub"})
 _KEY_TYPES = frozenset({"RSA", "EC", "OKP", "AKP"})
 _PEM_LABEL = re.compile(rb"-----BEGIN ([^-\r\n]*)-----")
 # Told of each authority that cannot be used and is left out: which it is, and why.
@@ -209,7 +210,27 @@ def _x509_entry(entry: dict[str, Any], left_out: LeftOut) -> Iterator[x509.Certi
     except (ValueError, binascii.Error):
         left_out("X.509 authority cannot be parsed")
         return
-    yield from _usable([certificate], left_out)
+    for authority in _usable([certificate], left_out):
+        if _contradicts(entry, authority):
+            digest = hashlib.sha256(_der(authority)).hexdigest()
+            left_out(f"X.509 authority's entry shows another key than its certificate has: SHA-256 {digest}")
+        else:
+            yield authority
+
+
+def _contradicts(entry: dict[str, Any], certificate: x509.Certificate) -> bool:
+    """Whether members that an entry has are not those of its certificate's key (RFC 7517 4.7): who goes by one trusts
+    another key than who goes by the other."""
+    known = _x509_key_members(certificate)
+    try:
+        # A number may be written with zeros before it.
+        return any(
+            _number(entry[name]) != _number(value) if name in _NUMBERS else entry[name] != value
+            for name, value in known.items()
+            if name in entry
+        )
+    except (ValueError, binascii.Error):
+        return True
 
 
 def _jwt_entry(entry: dict[str, Any], left_out: LeftOut) -> list[JwtAuthority]:

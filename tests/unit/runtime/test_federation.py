@@ -181,6 +181,25 @@ def test_an_older_sequence_never_replaces_a_newer_one(tmp_path: Path) -> None:
     assert federated.bundles == (unnumbered,)
 
 
+@pytest.mark.spec("C-107")
+def test_other_content_under_the_same_sequence_is_taken_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "p.json"
+    first, other = bundle(PARTNER, sequence=8), bundle(PARTNER, sequence=8)
+    replace(path, first.to_jwks())
+    federated = FederatedBundles({PARTNER: path})
+    assert federated.refresh()
+    # The same in another order of words is no news.
+    replace(path, first.to_jwks().replace(b"\n", b" "))
+    assert not federated.refresh()
+    assert not caplog.records
+    replace(path, other.to_jwks())
+    assert federated.refresh()
+    assert federated.bundles == (other,)
+    assert ["sequence did not" in each.message for each in caplog.records] == [True]
+
+
 @pytest.mark.spec("C-28", "CL-16")
 def test_bundles_that_would_make_an_answer_too_long_for_clients_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

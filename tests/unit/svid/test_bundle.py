@@ -149,6 +149,37 @@ def test_extra_members_are_no_harm() -> None:
     assert parse({**GOOD, "kid": "publisher's bug", "x5t": "?"}, more=[1]) == parse(GOOD)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x": OTHER["x"]},
+        {"y": OTHER["y"]},
+        {"crv": "P-384"},
+        {"kty": "RSA"},
+        {"x": "not a number"},
+        {"x": 1},
+        {name: OTHER[name] for name in ("x", "y")},
+    ],
+)
+def test_an_entry_that_shows_another_key_than_its_certificate_has_is_ignored_alone_and_said(
+    changes: dict[str, object],
+) -> None:
+    said: list[str] = []
+    document = json.dumps({"keys": [{**GOOD, **changes}, OTHER]}).encode()
+    assert TrustBundle.from_jwks(TD, document, said.append) == parse(OTHER)
+    (line,) = said
+    assert "shows another key" in line
+
+
+@pytest.mark.parametrize("without", [(), ("x",), ("x", "y", "crv")])
+def test_members_that_an_entry_lacks_and_zeros_before_a_number_contradict_nothing(without: tuple[str, ...]) -> None:
+    found = {name: value for name, value in GOOD.items() if name not in without}
+    if not without:
+        number = base64.urlsafe_b64decode(GOOD["x"] + "==")
+        found["x"] = base64.urlsafe_b64encode(b"\0" + number).decode().rstrip("=")
+    assert parse(found) == parse(GOOD)
+
+
 def test_a_leaf_in_an_x509_entry_is_ignored() -> None:
     key = KeyAlgorithm.EC_P256.generate()
     leaf = AUTHORITY.issue(key.public_key(), SpiffeId(TD, "/web"), ttl=timedelta(hours=1), now=NOW)[0]
