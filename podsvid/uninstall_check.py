@@ -139,7 +139,8 @@ def in_lines(said: list[Said]) -> list[str]:
 
 def in_one_line(said: list[Said]) -> str:
     """For Helm, which shows what a hook says as one line of its log."""
-    return ". ".join(f"{each.text}: {', '.join(each.items)}" if each.items else each.text for each in said)
+    parts = (f"{each.text}: {', '.join(each.items)}" if each.items else each.text for each in said)
+    return ". ".join(part[:1].upper() + part[1:] for part in parts)
 
 
 def _some(names: list[str]) -> tuple[str, ...]:

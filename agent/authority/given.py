@@ -47,7 +47,7 @@ class Followed(Generic[Held]):
         try:
             found = self._read()
             check(found)
-        except (AuthorityDamaged, SvidError) as error:
+        except (AuthorityDamaged, SvidError, ValueError) as error:
             # Looked at again each time: it may be half of a replacement, or not valid yet. Said once.
             if str(error) != self._refused:
                 self._refused = str(error)
@@ -116,7 +116,7 @@ class FollowedJwtKeys:
         self._files: Followed[GivenJwtKeys] = Followed(
             [key, bundle],
             lambda: open_given(key, bundle, algorithm, trust_domain),
-            lambda held: [each.key_id for each in held.authorities],
+            lambda held: held.authorities,
         )
         self._ttl = ttl
         self._before: tuple[tuple[datetime, JwtAuthority], ...] = ()

@@ -78,7 +78,8 @@ def empty(cluster: Cluster) -> None:
     for kind in ("clusterroles", "clusterrolebindings"):
         cluster.api.remove(f"{rbac}/{kind}/podsvid-signer")
     for kind in ("validatingadmissionpolicies", "validatingadmissionpolicybindings"):
-        cluster.api.remove(f"/apis/admissionregistration.k8s.io/v1/{kind}/podsvid-signer")
+        for name in ("podsvid-signer", "podsvid-trust-domain"):
+            cluster.api.remove(f"/apis/admissionregistration.k8s.io/v1/{kind}/{name}")
     cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
     for name in ("workloadidentities", "clusterworkloadidentities"):
         cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")

@@ -17,7 +17,7 @@ from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
-SWITCH = f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-protection"
+HOME = f"/api/v1/namespaces/{NAMESPACE}"
 # As the signer makes it.
 SECRET: Object = {
     "apiVersion": "v1",
@@ -63,7 +63,7 @@ def alone(built: None, tmp_path_factory: pytest.TempPathFactory, progress: Progr
 
 
 def test_nothing_of_it_is_deleted_until_that_is_allowed(alone: Alone) -> None:
-    protected = [f"/api/v1/namespaces/{NAMESPACE}", f"{SECRETS}/podsvid-authority", SWITCH]
+    protected = [f"{SECRETS}/podsvid-authority"]
     for name in ("namespace.yaml", "crds.yaml", "podsvid.yaml"):
         protected += [each for each in paths(name) if "validatingadmissionpolic" not in each]
     assert [each for each in protected if not refused(alone, each)] == []
@@ -78,7 +78,7 @@ def test_nothing_of_it_is_deleted_until_that_is_allowed(alone: Alone) -> None:
     signer.create(home, own)
     signer.delete(f"{home}/podsvid-agents-a")
 
-    alone.api.patch(SWITCH, {"data": {"deletion": "allowed"}})
+    alone.api.patch(HOME, {"metadata": {"annotations": {"podsvid.io/deletion": "allowed"}}})
     wait_for("deletion to be allowed", lambda: not refused(alone, f"{SECRETS}/podsvid-authority"),
              progress=alone.progress)  # fmt: skip
     for path in paths("podsvid.yaml"):

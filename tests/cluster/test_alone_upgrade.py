@@ -11,9 +11,11 @@ import pytest
 from tests.go_tools import Progress
 
 from .alone import TRUST_DOMAIN, Alone, api_server
+from .api import ApiError
 from .chart import CHART, helm
 from .signing import NAMESPACE
 from .test_chart import EARLIER
+from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 CONFIG = f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-signer"
@@ -60,9 +62,12 @@ def test_another_trust_domain_is_refused_before_anything_changes(installed: Alon
         # As the signers publish it: it says whose CA there is, whatever the configuration was set to since.
         labels = {"podsvid.io/trust-domain": TRUST_DOMAIN}
         bundle = {"metadata": {"name": "podsvid-bundle", "labels": labels}, "apiVersion": "v1", "kind": "ConfigMap"}
-        api.create(BUNDLES, {**bundle, "data": {}})
         moved = {"signer.yaml": before["data"]["signer.yaml"].replace(TRUST_DOMAIN, "other.org")}
-        api.replace(CONFIG, {**before, "data": moved})
+        # An update is what the API server refuses, of somebody who renders manifests.
+        api.delete(CONFIG)
+        kept = {key: value for key, value in before["metadata"].items() if key in ("name", "labels", "annotations")}
+        api.create(BUNDLES, {**before, "metadata": kept, "data": moved})
+        api.create(BUNDLES, {**bundle, "data": {}})
         before = api.get(CONFIG)
     revisions = revision(installed)
     done = release(installed, "upgrade", str(CHART), "--reset-then-reuse-values", "trustDomain=other.org")
@@ -71,11 +76,38 @@ def test_another_trust_domain_is_refused_before_anything_changes(installed: Alon
     assert "Another trust domain" in done.stderr
     assert api.get(CONFIG) == before
     assert revision(installed) == revisions
+    if published:
+        api.delete(CONFIG)
     # What a test has changed in its name is no longer Helm's.
     back = ("--reset-then-reuse-values", "--force-conflicts", f"trustDomain={TRUST_DOMAIN}")
     done = release(installed, "upgrade", str(CHART), *back)
     assert done.returncode == 0, done.stderr
     assert f'trust_domain: "{TRUST_DOMAIN}"' in api.get(CONFIG)["data"]["signer.yaml"]
+
+
+@pytest.mark.parametrize("component", ["agent", "signer"])
+def test_who_applies_manifests_is_refused_by_the_api_server(installed: Alone, component: str) -> None:
+    api, path = installed.api, CONFIG.replace("signer", component)
+    before = api.get(path)
+    file = f"{component}.yaml"
+
+    def changed(old: str, new: str) -> str | None:
+        """What the API server says to that change."""
+        assert old in before["data"][file]
+        body = {**before, "data": {file: before["data"][file].replace(old, new)}}
+        try:
+            api.replace(f"{path}?dryRun=All", body)
+        except ApiError as error:
+            assert error.status == 403
+            return str(error)
+        return None
+
+    # The API server hears of a new policy, and of what is published, within a second or two.
+    wait_for("the policy", lambda: "Another trust domain" in (changed(TRUST_DOMAIN, "other.org") or ""),
+             progress=installed.progress)  # fmt: skip
+    assert changed(TRUST_DOMAIN, f"{TRUST_DOMAIN}.other.org") is not None
+    assert changed(f'trust_domain: "{TRUST_DOMAIN}"', "") is not None
+    assert changed('health_listen: "', 'health_listen: "127.0.0.1') is None
 
 
 def test_a_new_installation_beside_the_ca_of_another_trust_domain_is_refused(installed: Alone) -> None:

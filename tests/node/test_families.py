@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from kubernetes.aio.config import incluster_config
 
+from signer.cluster.kube_client import KubeClient
+from svid.certificates import to_pem
+from tests.fake_authority import root
 from tests.ports import free_port
 from tests.signer_process import process
 from tests.support import IS_ROOT, ROOT
@@ -88,3 +94,27 @@ def test_everywhere_is_ipv4_in_a_network_without_ipv6() -> None:
         check=False,
     )
     assert done.stdout == "served\n", done.stderr
+
+
+def test_the_api_server_of_an_ipv6_cluster_has_its_address_in_brackets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in (("TOKEN", "token"), ("CERT", certificate())):
+        file = tmp_path / name
+        file.write_text(content)
+        monkeypatch.setattr(incluster_config, f"SERVICE_{name}_FILENAME", str(file))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+
+    async def connected() -> str:
+        client = await KubeClient.connect(None)
+        try:
+            return str(client._configuration.host)
+        finally:
+            await client.close()
+
+    assert asyncio.run(connected()) == "https://[fd00::1]:443"
+
+
+def certificate() -> str:
+    return to_pem(root(datetime.now(UTC)).chain).decode()

@@ -148,4 +148,4 @@ def test_helm_gets_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert '"' not in out
     for part in ("-n there delete secret ca,", "metadata.name=roots", "clusterworkloadidentities all. "):
         assert part in out
-    assert in_one_line(report([], [], DRIVERS, HERE)).startswith(f"no pod mounts {DRIVER}. the custom")
+    assert in_one_line(report([], [], DRIVERS, HERE)).startswith(f"No pod mounts {DRIVER}. The custom")
