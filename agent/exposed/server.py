@@ -108,8 +108,7 @@ class Served:
             case messages.Look():
                 self._later(self._look(order))
             case messages.Ping():
-                await self._wire.send(self.weighing.look())
-                await self._wire.send(messages.Pong())
+                self._later(self._pong())
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -178,6 +177,10 @@ class Served:
         self._accounts.end(number)
         self._tokens.closed(number)
         self._feeds.pop(number, None)
+
+    async def _pong(self) -> None:
+        await self._wire.send(await self.weighing.look())
+        await self._wire.send(messages.Pong())
 
     async def _look(self, order: messages.Look) -> None:
         endpoint = self._endpoints.get(order.volume)

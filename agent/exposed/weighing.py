@@ -10,6 +10,9 @@ from agent.socket.connections import Connections
 
 # Seconds from one report to the next.
 PAUSE = 0.1
+# Seconds in which this process, if it gets any of a processor, reads what somebody sends it now and then: what has just
+# come is nobody's fault, and nor is what waits because others have all processors.
+READING = 0.02
 
 
 class Weighing:
@@ -27,10 +30,13 @@ class Weighing:
         self._dirty.add(volume)
         self._changed.set()
 
-    def look(self) -> Weighed:
+    async def look(self) -> Weighed:
         """What changed since the last report, after a look at who keeps this process busy now."""
         self._connections.look()
-        self._connections.look_busy()
+        unheard = self._connections.unheard()
+        if unheard:
+            await asyncio.sleep(READING)
+            self._connections.count_busy(unheard)
         open_now = self.accounts.weights() if self.accounts else {}
         self._said = {volume: weight for volume, weight in self._said.items() if volume in open_now}
         self._dirty |= set(open_now)

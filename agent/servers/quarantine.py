@@ -90,7 +90,8 @@ class Quarantine:
         if place is Place.QUARANTINE:
             return self._trouble_in_quarantine(why, here, now)
         total = sum(here.values())
-        floor = _floor(why, total)
+        # What whoever has just left did there is still to be felt, and is nobody else's.
+        floor = _floor(why, sum(weights.values()))
         heavy = {pod: weight for pod, weight in here.items() if weight >= floor}
         moves = [Move(pod, Place.QUARANTINE, why) for pod in suspects(heavy, total)]
         return self._after(moves, now), tuple(moves)

@@ -14,8 +14,8 @@ from agent.servers.weights import Weights
 _log = logging.getLogger("podsvid.servers")
 # Seconds between two looks: when nothing happens, while something is suspicious, and at least.
 CALM, SOON, LEAST = 5.0, 1.0, 0.25
-# Seconds after which what nobody stands out for is as it is.
-ACCEPTED = 60.0
+# Seconds after which what nobody stands out for is as it is; and for which it is what is felt of those who left.
+ACCEPTED, FELT = 60.0, 10.0
 # Reports of weights in a second, and at once; it sends ten.
 REPORTS, REPORTS_BURST = 30, 60
 # Of a core, what is too much in quarantine: what a pod may ask for within its limits is no reason to close its sockets.
@@ -31,8 +31,9 @@ class _Life:
     weights: Weights
     allowance: Allowance
     looked: float
-    # Since when something is wrong that nobody stands out for.
+    # Since when something is wrong that nobody stands out for; when somebody was moved.
     wrong: float | None = None
+    moved: float | None = None
 
 
 class Warden:
@@ -127,7 +128,10 @@ class Warden:
         if why is not None:
             if self._decide(self._state.trouble(place, why, weights, now)):
                 life.watch.acted()
-                life.wrong = None
+                life.wrong, life.moved = None, now
+            elif life.moved is not None and now - life.moved < FELT:
+                # It keeps what they filled, and forgets soon who that was: whoever is left is not to blame.
+                life.watch.acted()
             elif life.wrong is None:
                 life.wrong = now
                 # Who it is shows when there is one more; that something is, is worth a line.

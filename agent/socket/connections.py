@@ -132,11 +132,15 @@ class Connections:
         with self._lock:
             self._look(_SOME)
 
-    def look_busy(self) -> None:
-        """Count those with something to be read: a connection that keeps this process busy has that always."""
+    def unheard(self) -> frozenset["_Held"]:
+        """Those with something to be read. A connection that keeps this process busy has that always."""
         with self._lock:
-            for held in self._held:
-                held.holder.busy += held.is_open() and unheard(held.own) > 0
+            return frozenset(held for held in self._held if held.is_open() and unheard(held.own) > 0)
+
+    def count_busy(self, before: frozenset["_Held"]) -> None:
+        """Count those of them that have it still, or again."""
+        for held in before & self.unheard():
+            held.holder.busy += 1
 
     def _look(self, number: int) -> None:
         """Let go of those that are over, of the ones that were looked at the longest ago."""

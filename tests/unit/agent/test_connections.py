@@ -197,17 +197,23 @@ def test_connections_with_something_to_be_read_are_busy(listeners: list[Listener
     for _, ours in pairs:
         at.taken(ours)
     pairs[0][0].send(b"x")
-    at.look_busy()
-    at.look_busy()
+    at.count_busy(at.unheard())
+    at.count_busy(at.unheard())
     assert [each.busy for each in holders] == [2, 0]
+    # What was read meanwhile, or has just come, keeps nobody busy.
+    before = at.unheard()
     os.read(pairs[0][1], 1)
-    at.look_busy()
+    pairs[1][0].send(b"x")
+    at.count_busy(before)
     assert [each.busy for each in holders] == [2, 0]
+    os.read(pairs[1][1], 1)
     # What its process has closed keeps nobody busy, whatever was left in it.
     pairs[0][0].send(b"x")
+    before = at.unheard()
     os.close(pairs[0][1])
-    at.look_busy()
+    at.count_busy(before)
     assert [each.busy for each in holders] == [2, 0]
+    assert at.unheard() == frozenset()
     for theirs, _ in pairs:
         theirs.close()
     os.close(pairs[1][1])

@@ -246,6 +246,30 @@ def test_who_is_asked_whether_it_is_there_says_what_volumes_cost_first(
     served(tmp_path, monkeypatch, main)
 
 
+def test_what_is_read_within_a_moment_keeps_nobody_busy() -> None:
+    """As in a process that others keep from a processor: what has come is there when it looks, and is read soon."""
+    counted: list[list[str]] = []
+    did: list[str] = []
+
+    class Books:
+        def look(self) -> None:
+            return
+
+        def unheard(self) -> frozenset[str]:
+            return frozenset(["one"])
+
+        def count_busy(self, before: frozenset[str]) -> None:
+            counted.append([*before, *did])
+
+    async def run() -> None:
+        asyncio.get_running_loop().call_soon(did.append, "read")
+        books: Any = Books()
+        await weighing.Weighing(books).look()
+
+    asyncio.run(run())
+    assert counted == [["one", "read"]]
+
+
 def test_a_report_names_so_many_volumes_and_the_others_are_in_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

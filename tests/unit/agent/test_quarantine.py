@@ -64,6 +64,16 @@ def test_few_calls_that_fill_the_memory_are_to_blame_for_it() -> None:
     assert START.trouble(Place.SHARED, Why.MEMORY, {"a": LIGHT}, 1.0) == (START, ())
 
 
+def test_what_is_felt_of_one_that_was_moved_is_nobody_elses() -> None:
+    weights = {"bad": 60.0, "good": LIGHT + 2, "calm": 3.0}
+    state, moves = START.trouble(Place.SHARED, Why.MEMORY, weights, 1.0)
+    assert moved(moves) == {("bad", "quarantine", "memory")}
+    assert state.trouble(Place.SHARED, Why.MEMORY, {**weights, "bad": 400.0}, 1.5) == (state, ())
+    # A second one is.
+    _, moves = state.trouble(Place.SHARED, Why.MEMORY, {**weights, "bad": 400.0, "worse": 90.0}, 1.5)
+    assert moved(moves) == {("worse", "quarantine", "memory")}
+
+
 def test_who_is_alone_and_again_too_expensive_is_closed_ever_longer_and_comes_back() -> None:
     state, now = quarantined("bad"), 0.0
     for seconds in (30.0, 60.0, 100.0, 100.0):

@@ -63,6 +63,31 @@ def test_who_costs_too_much_memory_is_moved_at_once_and_closed_when_it_goes_on()
     assert at.looks == [7, 7, 8]
 
 
+def test_memory_that_one_has_filled_is_not_blamed_on_who_is_left() -> None:
+    at = Scene()
+    at.begin()
+    at.now += 1
+    at.memory = PART * MEMORY
+    at.flood()
+    assert at.moved() == [("bad", "quarantine", "memory")]
+    at.warden.left(Place.SHARED, 1)
+    # What it sent is still being read, and more is kept of it.
+    at.memory = 0.7 * MEMORY
+    for second in range(60):
+        at.now += 1
+        # Six calls a second, each with a connection of its own.
+        calls = 6 * (second + 1)
+        at.warden.weighed(Place.SHARED, Weighed({2: Weight(calls, calls, 0, 0, 6, 6)}))
+    assert at.moved() == []
+    # Who fills it anew is to blame for that.
+    at.memory = 0.8 * MEMORY
+    at.warden.weighed(Place.SHARED, Weighed({2: Weight(400, 10_000, 0, 0, 6, 6)}))
+    assert at.moved() == []
+    at.now += 1
+    at.warden.look(Place.SHARED)
+    assert at.moved() == [("good", "quarantine", "memory")]
+
+
 def test_nobody_is_moved_while_nothing_is_wrong() -> None:
     at = Scene()
     at.begin()
