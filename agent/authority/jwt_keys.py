@@ -10,7 +10,7 @@ from agent.authority.files import read_secret, write_secret
 from agent.errors import AuthorityDamaged
 from runtime.clock import Clock
 from svid.bundle import JwtAuthority, TrustBundle
-from svid.errors import SvidError
+from svid.errors import InvalidBundle, SvidError
 from svid.jwtauthority import JwtKeyring, JwtSigningKey, KeyringPolicy
 from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
@@ -108,10 +108,18 @@ def open_kept(state_dir: Path, policy: KeyringPolicy, clock: Clock) -> KeptJwtKe
 
 
 def open_given(key: Path, bundle: Path | None, algorithm: JwtAlgorithm, trust_domain: TrustDomain) -> GivenJwtKeys:
-    """A PEM signing key, and the JWT keys of a SPIFFE JWKS to publish beside it. Raises AuthorityDamaged."""
+    """A PEM signing key, and the JWT keys of a SPIFFE JWKS to publish beside it. Raises AuthorityDamaged.
+
+    An entry of it that cannot be used refuses all: verifiers would miss a key that still signs somewhere.
+    """
+    left_out = list[str]()
     try:
         signing = JwtSigningKey.from_pem(key.read_bytes(), algorithm)
-        others = TrustBundle.from_jwks(trust_domain, bundle.read_bytes()).jwt_authorities if bundle else ()
+        others = (
+            TrustBundle.from_jwks(trust_domain, bundle.read_bytes(), left_out.append).jwt_authorities if bundle else ()
+        )
+        if left_out:
+            raise InvalidBundle(left_out[0])
     except OSError as error:
         raise AuthorityDamaged(f"{error.filename} cannot be read: {error.strerror}") from None
     except SvidError as error:

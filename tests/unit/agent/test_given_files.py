@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from agent.authority.given import FollowedJwtKeys, GivenX509
+from agent.authority.jwt_keys import open_given
 from agent.authority.local import IssuePolicy, LocalAuthority
 from agent.authority.protocol import JwtRequest, MintRequest
 from agent.errors import AuthorityDamaged
 from csi.model import PodRef
 from runtime.blocking import Blocking
 from svid.authority import X509Authority
+from svid.bundle import TrustBundle
 from svid.certificates import to_pem
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
@@ -252,3 +254,15 @@ def test_files_that_are_bad_at_the_start_are_refused(tmp_path: Path) -> None:
         (tmp_path / each).write_bytes(b"rubbish")
     with pytest.raises(AuthorityDamaged):
         GivenX509(tmp_path / "tls.crt", tmp_path / "tls.key", None, TRUST_DOMAIN)
+
+
+def test_a_jwt_key_that_cannot_be_published_is_no_silent_loss(tmp_path: Path) -> None:
+    signing, other = JwtSigningKey.create(JwtAlgorithm.ES256), JwtSigningKey.create(JwtAlgorithm.RS256)
+    put(tmp_path / "jwt.key", key_to_pem(signing.private_key))
+    given = tmp_path / "jwks.json"
+    given.write_bytes(TrustBundle(TRUST_DOMAIN, jwt_authorities=(other.public,)).to_jwks())
+    found = open_given(tmp_path / "jwt.key", given, JwtAlgorithm.ES256, TRUST_DOMAIN)
+    assert {each.key_id for each in found.authorities} == {signing.key_id, other.key_id}
+    given.write_bytes(given.read_bytes().replace(b'"AQAB"', b'"!"'))
+    with pytest.raises(AuthorityDamaged, match=f"kid '{other.key_id}'"):
+        open_given(tmp_path / "jwt.key", given, JwtAlgorithm.ES256, TRUST_DOMAIN)
