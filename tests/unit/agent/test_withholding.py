@@ -191,7 +191,9 @@ def test_bundles_are_there_after_a_restart_though_the_svid_has_ended(tmp_path: P
             assert workload.next_due() == after.clock.at
             with pytest.raises(AuthorityUnavailable):
                 await workload.renew()
-            assert workload.directory.read().identity.federated == (partner,)
+            assert workload.written == workload.contents
+            assert workload.written is not None
+            assert workload.written.identity.federated == (partner,)
             after.authority.error = None
             await workload.renew()
             assert workload.feed.current.is_granted(after.clock.at)
