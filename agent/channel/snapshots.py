@@ -1,6 +1,8 @@
 """Snapshots of identities: made in one process, read in the other. Bundles are the same for most, and are kept."""
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from agent.channel import messages
 from agent.channel.messages import Bundle, Snapshot, Svid
@@ -10,16 +12,18 @@ from svid.identity import Withheld, WorkloadIdentity
 from svid.spiffeid import TrustDomain
 from svid.x509svid import X509Svid
 
-# Own and federated bundles of a moment, and those of the moment before.
-KEPT = 256
+# Of each trust domain the bundle of a moment, and that of the moment before: one that changes often takes no more
+# memory than one that does not. What may be federated has room for fewer trust domains than these.
+VERSIONS, DOMAINS = 2, 4096
+_From = TypeVar("_From")
+_To = TypeVar("_To")
 
 
 class Writer:
     """Makes snapshots; a bundle that it wrote already is not written again."""
 
     def __init__(self) -> None:
-        # By the object's identity, which the bundle kept beside it holds.
-        self._written: OrderedDict[int, tuple[TrustBundle, Bundle]] = OrderedDict()
+        self._written: _Known[TrustBundle, Bundle] = _Known()
 
     def snapshot(self, identity: WorkloadIdentity) -> Snapshot:
         """All of it, keys included."""
@@ -32,18 +36,17 @@ class Writer:
         )
 
     def _bundle(self, bundle: TrustBundle) -> Bundle:
-        kept = self._written.get(id(bundle))
-        if kept is None:
-            kept = (bundle, Bundle(bundle.trust_domain.name, bundle.to_jwks()))
-            keep(self._written, id(bundle), kept, KEPT)
-        return kept[1]
+        name = bundle.trust_domain.name
+        # By identity: to compare them costs more than to write one again.
+        found = self._written.find(name, lambda each: each is bundle)
+        return found or self._written.add(name, bundle, Bundle(name, bundle.to_jwks()))
 
 
 class Reader:
     """Reads snapshots; workloads with the same bundle have one object."""
 
     def __init__(self) -> None:
-        self._read: OrderedDict[Bundle, TrustBundle] = OrderedDict()
+        self._read: _Known[Bundle, TrustBundle] = _Known()
 
     def identity(self, snapshot: Snapshot) -> WorkloadIdentity:
         """What was written. Raises SvidError."""
@@ -56,8 +59,20 @@ class Reader:
         )
 
     def _bundle(self, bundle: Bundle) -> TrustBundle:
-        found = self._read.get(bundle)
-        if found is None:
-            found = TrustBundle.from_jwks(TrustDomain(bundle.trust_domain), bundle.jwks)
-            keep(self._read, bundle, found, KEPT)
-        return found
+        name = bundle.trust_domain
+        found = self._read.find(name, lambda each: each == bundle)
+        return found or self._read.add(name, bundle, TrustBundle.from_jwks(TrustDomain(name), bundle.jwks))
+
+
+class _Known(Generic[_From, _To]):
+    """What was made of the newest bundles of each trust domain."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, tuple[tuple[_From, _To], ...]] = OrderedDict()
+
+    def find(self, domain: str, is_it: Callable[[_From], bool]) -> _To | None:
+        return next((made for given, made in self._of.get(domain, ()) if is_it(given)), None)
+
+    def add(self, domain: str, given: _From, made: _To) -> _To:
+        keep(self._of, domain, ((given, made), *self._of.get(domain, ()))[:VERSIONS], DOMAINS)
+        return made

@@ -1,9 +1,11 @@
 """The channel between agent and exposed process: whatever comes is a message within its bounds, or ends it."""
 
 import asyncio
+import gc
 import os
 import resource
 import socket
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.authority.protocol import MintRequest
 from agent.channel import messages
 from agent.channel.frames import LENGTH, BadFrame, Frames, Wire
 from agent.channel.snapshots import Reader, Writer
@@ -19,7 +22,11 @@ from agent.metrics import Metrics
 from agent.socket import reflection
 from agent.socket.serving import Serving
 from runtime.feed import Feed
+from svid.bundle import TrustBundle
 from svid.identity import WorkloadIdentity
+from svid.keys import KeyAlgorithm
+from svid.spiffeid import TrustDomain
+from svid.x509svid import X509Svid
 from tests.csi_rig import ISSUER, unchecked
 from tests.fake_authority import FakeAuthority, StepClock
 from tests.here_sockets import alone
@@ -162,18 +169,15 @@ def test_the_numbers_of_an_rsa_key_are_not_looked_at_again_by_who_serves() -> No
     assert found.svids[0].serial == given.svids[0].serial
 
 
+async def identity() -> WorkloadIdentity:
+    authority = FakeAuthority(StepClock())
+    key = KeyAlgorithm.EC_P256.generate()
+    minted = await authority.mint_x509(MintRequest(POD, None, key, None, ()))
+    svid = X509Svid(minted.spiffe_id, minted.chain, key, "hint")
+    return WorkloadIdentity((svid,), minted.trust.bundle).with_trust(minted.trust)
+
+
 def test_a_snapshot_is_what_it_was_made_of_and_bundles_are_shared() -> None:
-    async def identity() -> WorkloadIdentity:
-        from agent.authority.protocol import MintRequest
-        from svid.keys import KeyAlgorithm
-        from svid.x509svid import X509Svid
-
-        authority = FakeAuthority(StepClock())
-        key = KeyAlgorithm.EC_P256.generate()
-        minted = await authority.mint_x509(MintRequest(POD, None, key, None, ()))
-        svid = X509Svid(minted.spiffe_id, minted.chain, key, "hint")
-        return WorkloadIdentity((svid,), minted.trust.bundle).with_trust(minted.trust)
-
     given = asyncio.run(identity())
     writer, reader = Writer(), Reader()
     first = reader.identity(
@@ -184,6 +188,25 @@ def test_a_snapshot_is_what_it_was_made_of_and_bundles_are_shared() -> None:
     assert first.svids[0].key_der() == given.svids[0].key_der()
     assert (first.bundle, first.federated) == (given.bundle, given.federated)
     assert first.bundle is second.bundle
+
+
+def test_a_bundle_that_changes_for_ever_is_kept_twice_and_many_trust_domains_are_all_kept() -> None:
+    given = asyncio.run(identity())
+    roots, writer, reader = given.bundle.x509_authorities, Writer(), Reader()
+    steady = tuple(TrustBundle(TrustDomain(f"p{number}.test"), roots) for number in range(600))
+
+    def sent(number: int) -> WorkloadIdentity:
+        changing = TrustBundle(TrustDomain("changing.test"), roots, sequence=number)
+        return reader.identity(writer.snapshot(replace(given, federated=(*steady, changing))))
+
+    first = sent(0)
+    for number in range(1, 300):
+        newest = sent(number)
+    assert newest.federated[-1].sequence == 299
+    assert all(one is other for one, other in zip(first.federated[:-1], newest.federated[:-1], strict=True))
+    del first, newest
+    alive = [each for each in gc.get_objects() if isinstance(each, TrustBundle) and each.trust_domain.name[0] == "c"]
+    assert len(alive) == 4, "two that were written, two that were read"
 
 
 def test_a_descriptor_comes_with_its_message_and_more_are_closed() -> None:
