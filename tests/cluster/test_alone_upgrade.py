@@ -11,7 +11,7 @@ import pytest
 from tests.go_tools import Progress
 
 from .alone import TRUST_DOMAIN, Alone, api_server
-from .api import ApiError
+from .api import ApiError, Object
 from .chart import CHART, helm
 from .signing import NAMESPACE
 from .test_chart import EARLIER
@@ -83,6 +83,28 @@ def test_another_trust_domain_is_refused_before_anything_changes(installed: Alon
     done = release(installed, "upgrade", str(CHART), *back)
     assert done.returncode == 0, done.stderr
     assert f'trust_domain: "{TRUST_DOMAIN}"' in api.get(CONFIG)["data"]["signer.yaml"]
+
+
+def test_another_secret_for_the_ca_is_refused_while_there_is_none_of_that_name(installed: Alone) -> None:
+    secrets, api = CONFIG.replace("configmaps/podsvid-signer", "secrets"), installed.api
+    moved = ("--reset-then-reuse-values", "signer.settings.state_secret=other")
+
+    def secret(name: str) -> Object:
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
+
+    api.create(secrets, secret("podsvid-authority"))
+    before = api.get(CONFIG)
+    done = release(installed, "upgrade", str(CHART), *moved)
+    assert done.returncode != 0
+    assert "signers would make a new CA that no running workload trusts" in done.stderr
+    assert api.get(CONFIG) == before
+    # Who has copied it may move.
+    api.create(secrets, secret("other"))
+    done = release(installed, "upgrade", str(CHART), *moved)
+    assert done.returncode == 0, done.stderr
+    api.delete(f"{secrets}/podsvid-authority")
+    done = release(installed, "upgrade", str(CHART), "--reset-then-reuse-values", "signer.settings.state_secret=third")
+    assert done.returncode != 0
 
 
 @pytest.mark.parametrize("component", ["agent", "signer"])

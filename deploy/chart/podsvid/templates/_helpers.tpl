@@ -77,6 +77,18 @@ vain. What is published tells it, since only a signer that runs writes it; witho
 {{- end -}}
 {{- end }}
 
+{{- /* Signers that find no Secret of the name that they are given make a new CA, which no running workload trusts. */ -}}
+{{- define "podsvid.checkStateSecret" -}}
+{{- $configured := lookup "v1" "ConfigMap" .Release.Namespace "podsvid-signer" -}}
+{{- $wanted := include "podsvid.stateSecret" . -}}
+{{- if $configured -}}
+{{- $there := (index ($configured.data | default dict) "signer.yaml" | default "" | fromYaml).state_secret | default "podsvid-authority" -}}
+{{- if and (ne $there $wanted) (lookup "v1" "Secret" .Release.Namespace $there) (not (lookup "v1" "Secret" .Release.Namespace $wanted)) -}}
+{{- fail (printf "signer.settings.state_secret: the CA is in Secret %s of namespace %s, and there is no Secret %s: signers would make a new CA that no running workload trusts. Nothing was changed. Set it back, or copy the Secret to its new name first" $there .Release.Namespace $wanted) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- /* What profile hostile cannot do without, said all at once. */ -}}
 {{- define "podsvid.checkProfile" -}}
 {{- if eq .Values.profile "hostile" -}}
