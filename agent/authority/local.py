@@ -14,7 +14,7 @@ from cryptography import x509
 from agent.authority.files import read_secret, write_secret
 from agent.authority.jwt_keys import JwtKeys
 from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt, MintRequest
-from agent.errors import AuthorityDamaged, AuthorityRefused
+from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
 from csi.model import PodRef
 from runtime import durations
 from runtime.blocking import Blocking
@@ -132,9 +132,12 @@ class LocalAuthority:
             spiffe_id = pod_spiffe_id(self._authority.trust_domain, request.pod)
             chain = self._authority.issue(request.public_key, spiffe_id, ttl=ttl, now=now, dns_names=request.dns_names)
         except SvidError as error:
+            if self._authority.not_after <= now:
+                # Nobody is denied anything: whoever looks after its files brings another.
+                raise AuthorityUnavailable(str(error)) from None
             raise AuthorityRefused(f"{error.reason}: {error}") from None
         renewal = RenewalWindow.of(now, chain[0].not_valid_after_utc)
-        return Minted(spiffe_id, chain, self._trust(), renewal, notice)
+        return Minted(spiffe_id, chain, self._trust(), renewal, notice, signed_at=now)
 
     async def mint_jwt(self, request: JwtRequest) -> MintedJwt:
         now = self._clock.now()

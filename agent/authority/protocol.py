@@ -45,7 +45,7 @@ class Minted:
     """An authority's answer: chain leaf first without the root, what verifies it, and when to renew.
 
     `federates_with`: whose bundles the workload gets beside its own, None for all there are. `notice` says what of the
-    wishes was not granted; empty when all was. `signed_at`: by the authority's clock, where that is not this node's.
+    wishes was not granted; empty when all was. `signed_at`: by the authority's clock.
     """
 
     spiffe_id: SpiffeId

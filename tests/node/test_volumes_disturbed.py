@@ -344,7 +344,7 @@ def test_an_outage_of_the_authority_shows_in_the_condition_and_never_in_republis
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await first(socket)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-                with pytest.raises(PublishFailed, match=r"IDENTITY_DENIED.*authority expired"):
+                with pytest.raises(PublishFailed, match=r"IDENTITY_UNAVAILABLE.*authority expired"):
                     await kubelet.publish(pod("late"), VOLUME)
                 assert here.mounts() == [str(target)]
                 assert "rotation failed" in here.log.read_text(encoding="utf-8")

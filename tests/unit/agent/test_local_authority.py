@@ -13,7 +13,7 @@ from cryptography import x509
 from agent.authority.jwt_keys import GivenJwtKeys
 from agent.authority.local import IssuePolicy, Kept, LocalAuthority
 from agent.authority.protocol import JwtRequest, MintRequest
-from agent.errors import AuthorityRefused
+from agent.errors import AuthorityRefused, AuthorityUnavailable
 from csi.model import PodRef
 from runtime.blocking import Blocking
 from svid.bundle import JwtAuthority
@@ -219,5 +219,25 @@ def test_an_account_that_makes_no_spiffe_id_is_refused() -> None:
         for account in ("", "..", "a/b", "a b"):
             with pytest.raises(AuthorityRefused):
                 await at.mint(pod=PodRef("default", "web-1", POD.uid, account))
+
+    on_stage(play)
+
+
+def test_an_authority_that_has_ended_denies_nobody_anything() -> None:
+    """Whoever looks after its files brings another: a pod that waits is told to come again."""
+
+    async def play(at: Scene) -> None:
+        at.clock.at = at.x509.not_after
+        with pytest.raises(AuthorityUnavailable, match="authority expired"):
+            await at.mint()
+
+    on_stage(play)
+
+
+def test_when_it_signed_is_said() -> None:
+    """What ended before it was looked at is no answer that cannot be used."""
+
+    async def play(at: Scene) -> None:
+        assert (await at.mint()).signed_at == at.clock.at
 
     on_stage(play)
