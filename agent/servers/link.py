@@ -71,7 +71,8 @@ class Link:
 
     async def close(self, number: int) -> None:
         """Have all that is open of it ended. Raises LinkLost."""
-        await self._answered(self._closing, number, messages.Close(number))
+        # It waits for its clients to take their last answers.
+        await self._answered(self._closing, number, messages.Close(number), asleep=True)
 
     async def look(self, number: int, peers: bool) -> messages.Seen:
         """Who uses the socket. Raises LinkLost."""
@@ -158,14 +159,20 @@ class Link:
             sent.cancel()
 
     async def _answered(
-        self, waiting: dict[int, asyncio.Future[_Answer]], key: int, order: messages.Order, place: int | None = None
+        self,
+        waiting: dict[int, asyncio.Future[_Answer]],
+        key: int,
+        order: messages.Order,
+        place: int | None = None,
+        *,
+        asleep: bool = False,
     ) -> _Answer:
         if self.lost.is_set():
             raise LinkLost
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         waiting[key] = answer
         # One that does not do as it is told is started again: a socket that stays open keeps its volume.
-        self._patience.begin(answer)
+        self._patience.begin(answer, asleep=asleep)
         sent = None
         try:
             sent = self._wire.post(order, place)

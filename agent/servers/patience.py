@@ -32,8 +32,9 @@ MOST_MORE, FORGIVEN = 4.0, 600.0
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """What the clocks said when something began to be waited for."""
+    """What the clocks said when something began to be waited for, and whether that may take sleep."""
 
+    asleep: bool
     turns: int
     running: float
     taken: int
@@ -64,9 +65,10 @@ class Patience:
         self._running = 0.0
         self._cpu: float | None = None
 
-    def begin(self, waited: "asyncio.Future[Any]") -> None:
-        """This is waited for, until it is done."""
-        self._waiting[waited] = _Mark(self._turns, self._running, self._taken())
+    def begin(self, waited: "asyncio.Future[Any]", *, asleep: bool = False) -> None:
+        """This is waited for, until it is done. `asleep`: it takes some time of others, in which the process has
+        nothing to do; as much as it may run."""
+        self._waiting[waited] = _Mark(asleep, self._turns, self._running, self._taken())
         waited.add_done_callback(lambda done: self._waiting.pop(done, None))
         self._some.set()
 
@@ -108,7 +110,7 @@ class Patience:
         return why
 
     def _why(self, idle: bool, waiting: list[_Mark]) -> str:
-        if idle and not self._idle.take(self._now()):
+        if idle and not all(mark.asleep for mark in waiting) and not self._idle.take(self._now()):
             return "it did nothing while it was waited for"
         taken = self._taken()
         for mark in waiting:

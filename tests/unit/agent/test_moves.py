@@ -324,7 +324,7 @@ def test_one_that_does_not_close_what_is_moved_is_replaced(tmp_path: Path, monke
         assert sorted([at.pods(second), at.pods(third)]) == [["bad"], ["good"]]
 
     monkeypatch.setattr(patience_module, "TURN", 0.005)
-    monkeypatch.setattr(patience_module, "IDLE", 0.2)
+    monkeypatch.setattr(patience_module, "RUNNING", 0.2)
     on(tmp_path, monkeypatch, main)
 
 
@@ -347,7 +347,7 @@ def test_a_publish_that_gives_up_while_its_socket_is_moved_leaves_nothing_open(
 
     monkeypatch.setattr(served_module, "OPENING", 0.05)
     monkeypatch.setattr(patience_module, "TURN", 0.005)
-    monkeypatch.setattr(patience_module, "IDLE", 0.2)
+    monkeypatch.setattr(patience_module, "RUNNING", 0.2)
     on(tmp_path, monkeypatch, main)
 
 

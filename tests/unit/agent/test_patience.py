@@ -106,6 +106,31 @@ def test_who_sleeps_a_little_now_and_then_is_forgiven() -> None:
     asyncio.run(main())
 
 
+def test_what_takes_others_time_may_be_slept_for() -> None:
+    """As often as that happens: who lets a socket be closed late ends nothing."""
+
+    async def main() -> None:
+        at = Scene()
+        for _ in range(50):
+            at.waited = asyncio.get_running_loop().create_future()
+            at.patience.begin(at.waited, asleep=True)
+            assert at.seconds(1.5) == pytest.approx(1.5)
+            at.waited.set_result(None)
+            await asyncio.sleep(0)
+        at.waited = asyncio.get_running_loop().create_future()
+        at.patience.begin(at.waited, asleep=True)
+        other: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        assert at.seconds(1.0) == pytest.approx(1.0)
+        # Beside it something is waited for that is no reason to sleep.
+        at.patience.begin(other)
+        assert at.seconds(100.0) < IDLE + 4 * TURN
+        at = Scene()
+        at.patience.begin(at.waited, asleep=True)
+        assert RUNNING - 1 <= at.seconds(100.0) < RUNNING + 1
+
+    asyncio.run(main())
+
+
 def test_one_that_gets_no_processor_is_waited_for() -> None:
     def main() -> None:
         at = Scene()

@@ -699,7 +699,7 @@ def test_one_that_does_not_answer_an_order_is_replaced(tmp_path: Path, monkeypat
         assert first.ended
 
     monkeypatch.setattr(patience_module, "TURN", 0.001)
-    monkeypatch.setattr(patience_module, "IDLE", 0.1)
+    monkeypatch.setattr(patience_module, "RUNNING", 0.1)
     play(tmp_path, monkeypatch, main)
 
 
@@ -736,6 +736,33 @@ def test_one_that_gets_no_processor_opens_when_it_can(tmp_path: Path, monkeypatc
         await opening
         assert not first.ended
         assert len(at.played) == 1
+
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "IDLE", 0.02)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_closes_sockets_late_may_wait_for_their_clients(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        sockets = [(await at.socket(f"v{number}"))[0] for number in range(8)]
+        for served in sockets:
+            await served.open()
+        first = await at.life(1)
+        at.effort = Effort(0.0, awake=False)
+        link = await at.servers.of(Place.SHARED).link()
+        send = first.wire.send
+
+        async def late(message: Any, descriptor: int | None = None) -> None:
+            if isinstance(message, messages.Closed):
+                before = link._patience._turns
+                while link._patience._turns < before + 10:
+                    await asyncio.sleep(0.001)
+            await send(message, descriptor)
+
+        monkeypatch.setattr(first.wire, "send", late)
+        for served in sockets:
+            await served.close()
+        assert not first.ended
 
     monkeypatch.setattr(patience_module, "TURN", 0.001)
     monkeypatch.setattr(patience_module, "IDLE", 0.02)
