@@ -32,6 +32,12 @@ def report(given: argparse.Namespace, outcomes: dict[str, Outcome]) -> str:
         lines += ["| fault | times | well again after, p50 | at most |", "|---|---|---|---|"]
         for kind, seconds in sorted(outcome.kinds.items()):
             lines += [f"| {kind} | {len(seconds)} | {statistics.median(seconds):.1f} s | {max(seconds):.1f} s |"]
+        if outcome.back:
+            moves = ", ".join(f"{to} {times}" for to, times in sorted(outcome.moves.items()))
+            lines += ["", f"Pods that flooded and were moved: {moves}.", ""]
+            lines += ["| killed | times | a socket of another pod answers after, p50 | at most |", "|---|---|---|---|"]
+            for what, seconds in sorted(outcome.back.items()):
+                lines += [f"| {what} | {len(seconds)} | {statistics.median(seconds):.2f} s | {max(seconds):.2f} s |"]
         lines += [""]
     return "\n".join(lines)
 

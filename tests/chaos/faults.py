@@ -19,6 +19,7 @@ from typing import Any
 import grpc.aio
 
 from podsvid.quickstart.errors import StandInError
+from tests.chaos.apart import kill_agent_apart, kill_apart, kill_waiting
 from tests.chaos.link import Mode
 from tests.chaos.world import BOUND, FIRST_OFFSET, LAST_OFFSET, TTL, Running, Signer, World
 from tests.support import DRIVER
@@ -365,6 +366,9 @@ FAULTS: Mapping[str, Callable[[World], Awaitable[Any]]] = MappingProxyType(
             kill_renewing,
             kill_server,
             pause_server,
+            kill_apart,
+            kill_agent_apart,
+            kill_waiting,
             stop,
             pause,
             restart_kubelet,

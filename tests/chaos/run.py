@@ -1,8 +1,10 @@
 """A run: a world, a plan, one fault after another."""
 
 import asyncio
+import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,21 +12,25 @@ from pathlib import Path
 from tests.chaos.faults import FAULTS
 from tests.chaos.plan import Fault
 from tests.chaos.world import Embedded, Signer, Source, Violated, World
+from tests.early_quarantine import plant
 from tests.ports import free_port
-from tests.support import Host, host
+from tests.support import ROOT, Host, host
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Outcome:
-    """What came of a run. Recovery is from a fault's end until all was well, in seconds."""
+    """What came of a run. Recovery is from a fault's end until all was well, in seconds; `back`: by what was killed,
+    from its end until a socket of another pod answered; `moves`: how often a pod was moved, and where."""
 
     kinds: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     reads: int = 0
     messages: int = 0
     republish_failures: int = 0
+    back: dict[str, list[float]] = field(default_factory=dict)
+    moves: Counter[str] = field(default_factory=Counter)
 
 
 def source(kind: str, base: Path, rng: random.Random) -> Source:
@@ -41,6 +47,8 @@ async def run(
     with host() as here:
         folder = here.base / "signer"
         folder.mkdir()
+        plant(here.base / "planted", quiet=6.0, closed=2.0, most_closed=8.0)
+        here.environment = {"PYTHONPATH": f"{here.base / 'planted'}{os.pathsep}{ROOT}"}
         world = World(here, source(kind, folder, random.Random(0)), random.Random(0), pods, patient=patient)
         fault: Fault | None = None
         try:
@@ -62,6 +70,7 @@ async def run(
             outcome.seconds = time.monotonic() - started
             outcome.messages = world.streams.messages
             outcome.republish_failures = world.republish_failures
+            outcome.back, outcome.moves = world.back, world.moves
             count = here.base / "findings.count"
             outcome.reads = int(count.read_text() or 0) if count.exists() else 0
     return outcome

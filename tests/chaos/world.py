@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 FIRST_OFFSET, LAST_OFFSET = 5 * 86400, 10 * 86400
 RUN_DIR_OPTIONS = "size=512k,nr_inodes=400"
 MAX_RSS = 200e6
+# Descriptors of a process that serves sockets: of each some, and of programs' connections.
+MOST_EXPOSED = 600
 
 
 class Violated(AssertionError):
@@ -196,6 +199,10 @@ class World:
         self._reader: subprocess.Popen[bytes] | None = None
         self._services = AsyncExitStack()
         self.recoveries: list[tuple[str, float]] = []
+        # By what was killed: seconds until another pod's socket answered. How often pods were moved, and where.
+        self.back: dict[str, list[float]] = {}
+        self.moves: Counter[str] = Counter()
+        self._agents: list[int] = []
 
     # --- life
 
@@ -219,6 +226,7 @@ class World:
             clock = self.host.base / "clock"
             clock.write_text("+0\n")
             self.host.environment = {
+                **self.host.environment,
                 "LD_PRELOAD": str(FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(clock),
                 "FAKETIME_NO_CACHE": "1",
@@ -261,6 +269,7 @@ class World:
 
     def start_agent(self) -> None:
         self.host.start(*self.source.flags, ttl=f"{TTL}s")
+        self._agents.append(self.agent)
 
     def kill_agent(self) -> None:
         self.host.kill()
@@ -323,6 +332,10 @@ class World:
     def _gone(self, running: Running) -> None:
         if running.target.exists():
             raise Violated(f"{running.target} is still there after its unpublish")
+
+    def link(self, name: str) -> Path:
+        """A short path of the pod's volume."""
+        return self._links[name]
 
     def pick(self, count: int) -> list[str]:
         return self.rng.sample(sorted(self.running), min(count, len(self.running)))
@@ -448,9 +461,20 @@ class World:
         directories = list(self.kubelet.pods_dir.glob("*/volumes/kubernetes.io~csi/*"))
         if len(directories) != len(self.running):
             return f"{len(directories)} volumes' directories for {len(self.running)} pods"
-        descriptors = len(os.listdir(f"/proc/{self.agent}/fd"))
-        if descriptors > 80 + 5 * len(self.running):
-            return f"{descriptors} descriptors"
+        places = [name for each in self.running.values() for name in os.listdir(each.target) if name.startswith("..so")]
+        if places:
+            return f"places of sockets in volumes: {places}"
+        agent, *others = self.host.processes()
+        if len(others) > 3:
+            return f"{len(others)} processes for pods' sockets"
+        orphans = [each for each in _exposed_of(self._agents) if each not in others]
+        if orphans:
+            return f"processes of an agent that has ended: {orphans}"
+        for each, most in ((agent, 80 + 5 * len(self.running)), *((each, MOST_EXPOSED) for each in others)):
+            with suppress(FileNotFoundError):
+                descriptors = len(os.listdir(f"/proc/{each}/fd"))
+                if descriptors > most:
+                    return f"{descriptors} descriptors of process {each}"
         rss = int(Path(f"/proc/{self.agent}/statm").read_text().split()[1]) * resource.getpagesize()
         return f"{rss / 1e6:.0f} MB" if rss > MAX_RSS else None
 
@@ -485,6 +509,17 @@ class World:
 
 
 Action = Callable[[World], Awaitable[None]]
+
+
+def _exposed_of(agents: list[int]) -> list[int]:
+    """The processes for sockets that these agents started."""
+    found, parents = [], [b"%d" % pid for pid in agents]
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"agent.exposed" in words and words[words.index(b"agent.exposed") + 2] in parents:
+                found.append(int(path.parent.name))
+    return found
 
 
 def _run(*command: str) -> None:

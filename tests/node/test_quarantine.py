@@ -18,6 +18,7 @@ import pytest
 
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod
+from tests.early_quarantine import plant
 from tests.node.test_abuse import attacked
 from tests.node.test_exposed import answered, held, planted_node
 from tests.support import DRIVER, IS_ROOT, ROOT, VOLUME, Host, first, node, pod
@@ -31,17 +32,6 @@ LONG = 100
 MOVED = "a pod's sockets are moved"
 # Seconds from one call of a pod that does no harm to its next: three of them take less of a core than is planted below.
 OFTEN = 0.5
-# In the agent: on a machine that is busy a flood gets less than half a core, and next to nothing where it gives way to
-# all others; who was moved for what others did goes back while a test can wait for it.
-EARLY = """
-import sys
-if "podsvid" in sys.orig_argv:
-    from agent.servers import load, served, warden
-    load.Watch.__init__.__defaults__ = (0.05, 0.05)
-    warden.SHARE_IN_QUARANTINE = 0.02
-    (times,) = (each for each in served.Settings.__init__.__defaults__ if hasattr(each, "quiet"))
-    object.__setattr__(times, "quiet", 30.0)
-"""
 
 
 class Pods:
@@ -133,8 +123,7 @@ class Pods:
 
 @asynccontextmanager
 async def early(folder: Path) -> AsyncIterator[tuple[Host, StandInKubelet]]:
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(EARLY, encoding="utf-8")
+    plant(folder, quiet=30.0)
     async with planted_node(folder) as found:
         yield found
 
