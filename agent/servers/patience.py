@@ -21,6 +21,8 @@ _READING = 3
 IDLE, IDLE_AGAIN = 2.0, 0.02
 # Seconds until one thing is done: in which it runs or does nothing; and with those that it waits for a processor.
 RUNNING, WAITING = 5.0, 60.0
+# And so many more for each thing that is waited for at once: an agent that stops has all sockets closed together.
+EACH = 0.05
 # Bytes a second that it takes at least of what waits for it, beyond that.
 PACE = 1024 * 1024
 # Orders that it may refuse: of its life at first, and so many more each second.
@@ -112,11 +114,11 @@ class Patience:
     def _why(self, idle: bool, waiting: list[_Mark]) -> str:
         if idle and not all(mark.asleep for mark in waiting) and not self._idle.take(self._now()):
             return "it did nothing while it was waited for"
-        taken = self._taken()
+        taken, running = self._taken(), self.more * (RUNNING + EACH * len(waiting))
         for mark in waiting:
             given = (taken - mark.taken) / PACE
-            if self._running - mark.running - given >= self.more * RUNNING:
-                return f"it ran for {self.more * RUNNING:g} s and did not do as it was told"
+            if self._running - mark.running - given >= running:
+                return f"it ran for {running:g} s and did not do as it was told"
             if (self._turns - mark.turns) * TURN - given >= self.more * WAITING:
                 return f"it did not do as it was told for {self.more * WAITING:g} s"
         return ""

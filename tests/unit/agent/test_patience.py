@@ -9,6 +9,7 @@ import pytest
 from agent.servers import patience as patience_module
 from agent.servers.load import Effort
 from agent.servers.patience import (
+    EACH,
     FORGIVEN,
     IDLE,
     IDLE_AGAIN,
@@ -153,6 +154,19 @@ def test_one_that_runs_and_does_not_do_it_has_its_time() -> None:
         at = Scene()
         at.begin()
         assert 2 * RUNNING - 1 <= at.seconds(100.0, running=TURN / 2) < 2 * RUNNING + 1
+
+    on(main)
+
+
+def test_what_is_to_be_done_at_once_has_more_time() -> None:
+    def main() -> None:
+        at = Scene()
+        at.begin()
+        others = [asyncio.get_running_loop().create_future() for _ in range(499)]
+        for each in others:
+            at.patience.begin(each)
+        assert at.seconds(500 * EACH, running=TURN) == pytest.approx(500 * EACH)
+        assert at.seconds(100.0, running=TURN) < RUNNING + 1
 
     on(main)
 
