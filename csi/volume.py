@@ -24,7 +24,8 @@ from svid.bundle import TrustBundle
 _DATA = "..data"
 # Where a socket is bound before it is the volume's.
 _PLACE = "..socket"
-# A reader may still hold the directory that was current when it began; an older key is no worse than its SVID.
+# At most, where one write follows another: who began to read has some seconds, after which whoever sweeps takes all but
+# the present one.
 GENERATIONS_KEPT = 3
 
 
