@@ -259,6 +259,7 @@ def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str
                 "states",
                 "registered",
                 "away",
+                "clock_behind",
                 "apart",
                 "leading",
                 "unacknowledged",
