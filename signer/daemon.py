@@ -20,6 +20,7 @@ from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
 from signer import gauges
+from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.pods import AgentAddresses, Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
@@ -140,6 +141,7 @@ class Replica:
             reviews,
             self._offline,
             self._pods,
+            Accounts(api),
             clock,
         )
         self._store = SecretStore(

@@ -11,6 +11,7 @@ from datetime import timedelta
 from runtime import durations
 from runtime.clock import Clock
 from runtime.newest import keep
+from signer.attestation.accounts import Accounts
 from signer.attestation.pods import MAX_DRIVERS, Pods
 from signer.attestation.tokens import NOBODY, OfflineTokens, TokenRefused, TokenReviews, claimed_pod, names_a_key
 from signer.cluster.objects import MAX_LABEL_CHARACTERS, MAX_LABELS
@@ -54,12 +55,14 @@ class Attestor:
         reviews: TokenReviews,
         offline: OfflineTokens,
         pods: Pods,
+        accounts: Accounts,
         clock: Clock,
     ) -> None:
         self._settings = settings
         self._reviews = reviews
         self._offline = offline
         self._pods = pods
+        self._accounts = accounts
         self._clock = clock
         # The node's uid and the identity by the pod's uid.
         self._issued: OrderedDict[str, tuple[str, SpiffeId]] = OrderedDict()
@@ -211,6 +214,7 @@ class Attestor:
             return None
         try:
             pod = await self._pods.look(claim)
+            has_account = await self._accounts.has(proven)
         except ApiUnavailable as away:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
@@ -221,6 +225,8 @@ class Attestor:
         # Of a token from long before that nobody can say where it was since.
         if leaving is None or proven.expires_at < leaving.since or leaving.until <= self._clock.now():
             return None
+        if not has_account:
+            raise Refused(Reason.POD_TOKEN_INVALID, f"the service account of pod {pod} is gone")
         self._check_live(pod, proven)
         return AttestedPod(pod, agent, until=leaving.until + AFTERWARDS)
 

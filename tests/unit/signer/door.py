@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from runtime.feed import Feed
 from runtime.tracing import NO_FACTS, Headers, Span
+from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.pods import Pods
 from signer.attestation.tokens import JWKS, OfflineTokens, TokenReviews
@@ -165,6 +166,7 @@ class Door:
             TokenReviews(kube, AUDIENCE, self.offline, clock, told=self.metrics.token_checked),
             self.offline,
             self.pods,
+            Accounts(kube),
             clock,
         )
         self.agents = Agents(kube, "podsvid", "one", clock)

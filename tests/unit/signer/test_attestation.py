@@ -13,6 +13,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.doubt import LIMITS
 from signer.attestation.pods import MOST_OF_NAMESPACE, Pods
@@ -42,7 +43,7 @@ class Rig:
         self.pods = Pods(self.site.kube, clock, ("podsvid", "podsvid-agent"), most)
         self.offline = OfflineTokens(self.site.kube, AUDIENCE, clock)
         self.reviews = TokenReviews(self.site.kube, AUDIENCE, self.offline, clock)
-        self.attestor = Attestor(SETTINGS, self.reviews, self.offline, self.pods, clock)
+        self.attestor = Attestor(SETTINGS, self.reviews, self.offline, self.pods, Accounts(self.site.kube), clock)
         self.key = ec.generate_private_key(ec.SECP256R1())
 
     async def attest(self, claim: PodClaim, token: str, agent: str | None = None) -> AttestedPod:

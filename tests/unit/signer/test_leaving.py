@@ -29,6 +29,9 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
+ACCOUNT = "/api/v1/namespaces/default/serviceaccounts/web"
+
+
 def deleted(there: Rig | Door, claim: PodClaim, *, asked: float = 300, grace: int = GRACE, **changes: Any) -> None:
     """Somebody deletes the pod at that second."""
     path = f"/api/v1/namespaces/{claim.namespace}/pods/{claim.name}"
@@ -36,6 +39,7 @@ def deleted(there: Rig | Door, claim: PodClaim, *, asked: float = 300, grace: in
     ends = f"{at(asked + grace):%Y-%m-%dT%H:%M:%SZ}"
     metadata = {**body["metadata"], "deletionTimestamp": ends, "deletionGracePeriodSeconds": grace}
     there.site.kube.put(path, {**body, "metadata": metadata, **changes})
+    there.site.kube.put(ACCOUNT, {"metadata": {"uid": "sa-web"}})
 
 
 async def told(rig: Rig, claim: PodClaim) -> None:
@@ -143,6 +147,38 @@ def test_what_the_mirror_has_not_heard_of_is_seen() -> None:
         await rig.attest(claim, token)
 
     ending(gone)
+
+
+def test_with_its_service_account_goes_its_identity() -> None:
+    """As with a token that is good: whoever deletes it takes identities away."""
+
+    async def test(rig: Rig, claim: PodClaim, token: str) -> None:
+        deleted(rig, claim)
+        await told(rig, claim)
+        rig.site.clock.pass_by(seconds=TOKEN_LIFE + 1)
+        await rig.attest(claim, token)
+        kube = rig.site.kube
+        kube.objects[ACCOUNT]["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+        assert await rig.refused(claim, token) is Reason.POD_TOKEN_INVALID
+        kube.remove(ACCOUNT)
+        assert await rig.refused(claim, token) is Reason.POD_TOKEN_INVALID
+        kube.put(ACCOUNT, {"metadata": {"uid": "another"}})
+        assert await rig.refused(claim, token) is Reason.POD_TOKEN_INVALID
+        kube.denied.add(("get", ACCOUNT))
+        assert await rig.refused(claim, token) is Reason.API_SERVER_UNAVAILABLE
+
+    ending(test)
+
+
+def test_a_token_that_is_refused_for_what_it_is_gets_nothing_for_its_pods_end() -> None:
+    """It is good for a while, and the API server does not take it."""
+
+    async def test(rig: Rig, claim: PodClaim, token: str) -> None:
+        deleted(rig, claim)
+        await told(rig, claim)
+        assert await rig.refused(claim, token) is Reason.POD_TOKEN_INVALID
+
+    ending(test)
 
 
 def test_it_is_proof_of_that_pod_on_that_node_and_of_nothing_else() -> None:

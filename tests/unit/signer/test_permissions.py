@@ -8,18 +8,22 @@ import random
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import jwt
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from agent.authority.protocol import MintRequest
 from agent.authority.signer import SignerAuthority
 from agent.errors import AgentError
 from podsvid import authority as authority_command
 from podsvid import uninstall_check
 from runtime.clock import SystemClock
+from signer.attestation.tokens import JWKS
 from signer.cluster.kube import KubeApi
 from signer.model import PodClaim
 from tests import permissions
@@ -35,6 +39,8 @@ CTB = "/apis/certificates.k8s.io/v1/clustertrustbundles"
 OURS = {"app.kubernetes.io/managed-by": "podsvid"}
 TAINT = {"key": "podsvid.io/agent-not-ready", "effect": "NoSchedule"}
 PATIENCE = 60.0
+CLUSTER_KEY = ec.generate_private_key(ec.SECP256R1())
+LEAVING = "/api/v1/namespaces/default/pods/leaving"
 # The API server asks by itself whether the signer may speak for the bundles that it writes.
 ATTEST = Call("attest", "certificates.k8s.io", "signers", "", "podsvid.io/spiffe")
 
@@ -75,6 +81,19 @@ def world(site: Site) -> None:
     kube.put(f"{policies}/clusterworkloadidentities/b", {"spec": {}})
     kube.put("/api/v1/nodes/node-a", {"spec": {"taints": [TAINT]}})
     kube.put("/apis/storage.k8s.io/v1/csinodes/node-a", {"spec": {"drivers": [{"name": DRIVER}]}})
+    jwk = jwt.algorithms.ECAlgorithm.to_jwk(CLUSTER_KEY.public_key(), as_dict=True)
+    kube.put(JWKS, {"keys": [{**jwk, "kid": "k1", "alg": "ES256"}]})
+    kube.put("/api/v1/namespaces/default/serviceaccounts/web", {"metadata": {"uid": "sa-web"}})
+    site.pod("leaving")
+    ends = f"{site.clock.at + timedelta(minutes=10):%Y-%m-%dT%H:%M:%SZ}"
+    kube.objects[LEAVING]["metadata"] |= {"deletionTimestamp": ends, "deletionGracePeriodSeconds": 1200}
+
+
+def leaving(site: Site) -> MintRequest:
+    """For a pod that is deleted, by a token that ended since."""
+    claim = PodClaim("default", "leaving", site.kube.objects[LEAVING]["metadata"]["uid"])
+    claims = jwt.decode(site.token(claim, life=-5), options={"verify_signature": False})
+    return request(claim, passed_on(jwt.encode(claims, CLUSTER_KEY, algorithm="ES256", headers={"kid": "k1"})))
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -102,6 +121,8 @@ async def asked(signer: Serving, folder: Path) -> None:
         await authority.mint_x509(request(claim, passed_on(site.token(claim))))
         with pytest.raises(AgentError, match="DNS_NAME_DENIED"):
             await authority.mint_x509(request(claim, passed_on(site.token(claim)), dns_names=("a.svc",)))
+        # One that is deleted and serves on, by its last token.
+        await authority.mint_x509(leaving(site))
         # One that no watch told of is looked up.
         nobody = PodClaim("default", "nobody", "uid-nobody")
         with pytest.raises(AgentError, match="POD_NOT_FOUND"):
