@@ -7,6 +7,7 @@ signer's alone. What grpc connects to is a socket of this process; behind it are
 import asyncio
 import errno
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -190,8 +191,7 @@ class ProvenSigner:
                 f"SIGNER_UNREACHABLE: {self._address} does not answer within {CONNECT_SECONDS:g} s"
             ) from None
         except OSError as error:
-            nobody = isinstance(error, socket.gaierror) or error.errno in _NOBODY
-            raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}", nobody=nobody) from None
+            raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}", nobody=_is_nobody(error)) from None
         try:
             leaf = self._check(far_out.get_extra_info("ssl_object").getpeercert(binary_form=True))
         except BaseException:
@@ -259,6 +259,13 @@ def _why(error: OSError) -> str:
     if error.errno is None or isinstance(error, ssl.SSLError | socket.gaierror):
         return error.strerror or str(error)
     return os.strerror(error.errno)
+
+
+def _is_nobody(error: OSError) -> bool:
+    """Whether nothing listens at any of the addresses, or there is none."""
+    # Of several addresses asyncio puts what became of each into one text.
+    said = [int(each) for each in re.findall(r"\[Errno (\d+)\]", str(error))] if error.errno is None else [error.errno]
+    return isinstance(error, socket.gaierror) or (bool(said) and _NOBODY.issuperset(said))
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int) -> None:

@@ -134,13 +134,16 @@ class Issuer:
     async def _in_force(self, identity: WorkloadIdentity, signed_at: datetime | None) -> None:
         """Wait until it verifies by this node's clock. Raises InvalidSvid; AuthorityUnavailable where clocks differ."""
         now = self._clock.now()
-        if not identity.is_valid(now):
+        try:
+            identity.check(now)
+        except SvidError:
             begins = clocks.begins_at(identity, now)
             if begins is not None:
                 await clocks.wait_for(begins, self._clock, signed_at)
             elif signed_at is not None and identity.expires_at <= now and identity.is_valid(signed_at):
-                raise clocks.differ(f"the SVID ended at {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}", now, signed_at)
-        identity.check(self._clock.now())
+                ended = f"the SVID ended at {identity.expires_at:%Y-%m-%dT%H:%M:%SZ}"
+                raise clocks.differ(ended, now, signed_at) from None
+            identity.check(self._clock.now())
 
     def _blame_clocks(self, svid: JwtSvid, audience: str) -> None:
         """Raises AuthorityUnavailable where a token is refused for nothing but this node's clock."""

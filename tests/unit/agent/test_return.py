@@ -1,7 +1,10 @@
 """How an agent comes back to a signer that was away: soon after grpc has reached it, and not before its own time."""
 
 import asyncio
+import errno
 import random
+import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +19,7 @@ from agent.authority.connection import ASK_MILLISECONDS, LOOK_SECONDS, Connectio
 from agent.authority.contact import MAX_RETRY, WAITED_FOR, Contact
 from agent.authority.held import HeldTrust
 from agent.authority.pacing import FIRST_LEAST, FIRST_MOST, SOON, Pacing
-from agent.authority.proven import CONNECT_SECONDS
+from agent.authority.proven import CONNECT_SECONDS, _is_nobody
 from agent.authority.trust_stream import TrustStream
 from agent.errors import AuthorityUnavailable
 from runtime.feed import Feed
@@ -285,3 +288,21 @@ def test_how_long_a_call_waits(tmp_path: Path, away: bool, while_away: float | N
     took(ask)
     assert deadlines == [75.0 if away and while_away else CALL_SECONDS]
     assert made._contact.waited_for
+
+
+@pytest.mark.parametrize(
+    ("error", "nobody"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 8443)"), True),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), True),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True),
+        # Two families, as asyncio says it.
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 101] Network is unr"), True),
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 24] Too many op"), False),
+        (OSError("something else"), False),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), False),
+        (ssl.SSLError(1, "[SSL] wrong version"), False),
+    ],
+)
+def test_where_nobody_listens(error: OSError, nobody: bool) -> None:
+    assert _is_nobody(error) is nobody
