@@ -133,8 +133,16 @@ async def fill_volume(world: World) -> None:
     # Kubelet's call after a restart may have come before the agent was registered again, and without a token nothing is
     # minted.
     await world.republish(world.running[name])
-    filling = world.running[name].target / "filling"
-    _fill(filling)
+    target = world.running[name].target
+    filling = target / "filling"
+    # What was replaced gives way to what is written: a volume is full when there is nothing of that.
+    async with asyncio.timeout(BOUND):
+        while True:
+            _fill(filling)
+            if len(list(target.glob("..2*"))) == 1:
+                break
+            filling.unlink()
+            await asyncio.sleep(0.1)
     try:
         failed = await world.rotate([name])
         assert failed, "a renewal was written into a full volume"
