@@ -719,6 +719,8 @@ def test_one_that_opens_each_socket_late_is_replaced_and_keeps_no_publish_waitin
     monkeypatch.setattr(patience_module, "TURN", 0.001)
     monkeypatch.setattr(patience_module, "IDLE", 0.1)
     monkeypatch.setattr(patience_module, "RUNNING", 3600.0)
+    # Nothing else is waited for: not that it is there.
+    monkeypatch.setattr(warden_module, "CALM", 3600.0)
     play(tmp_path, monkeypatch, main)
 
 
