@@ -48,7 +48,7 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
     ) -> pluginregistration_pb2.PluginInfo:
         if self._reach is not None:
             try:
-                self._reach.check()
+                await asyncio.to_thread(self._reach.check)
             except CsiError as error:
                 # No pod is sent here, instead of all of them with nothing in their volumes.
                 self.refused = str(error)

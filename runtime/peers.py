@@ -1,4 +1,4 @@
-"""Who is connected to a volume's socket, as the kernel knows it (SO_PEERCRED)."""
+"""Who is connected to a socket of this process, as the kernel knows it (SO_PEERCRED)."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ def credentials_of(address: str) -> list[tuple[int, int, int]]:
     """User, group and process of the connections that this process took on the Unix socket which it bound at `address`.
 
     As they were when each connected; the process is 0 for one outside of this PID namespace. Looks at every descriptor
-    of the process, and needs no /proc for that: for a person who asks, not for a call's path.
+    of the process, which takes milliseconds, and needs no /proc for that.
     """
     found: dict[int, tuple[int, int, int]] = {}
     number = missing = 0

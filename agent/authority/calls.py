@@ -42,6 +42,8 @@ _TRY_AGAIN = frozenset(
 )
 # Reasons of the signer that are about the identity itself, and not about how it was asked for.
 DENIALS = frozenset({"POLICY_DENIED"})
+# Kubelet brings another token: signers of before said it with the status of a denial.
+_SOON = frozenset({"POD_TOKEN_EXPIRED"})
 _Answer = TypeVar("_Answer")
 
 
@@ -143,7 +145,7 @@ class Calls:
                 + (f" ({self._contact.last_error})" if not self._contact.connected else "")
             )
         found = f"{reason or code.name}: {text}"
-        if code in _TRY_AGAIN:
+        if code in _TRY_AGAIN or reason in _SOON:
             return AuthorityUnavailable(found)
         return AuthorityDenied(found) if reason in DENIALS else AuthorityRefused(found)
 

@@ -265,7 +265,10 @@ def _is_nobody(error: OSError) -> bool:
     """Whether nothing listens at any of the addresses, or there is none."""
     # Of several addresses asyncio puts what became of each into one text.
     said = [int(each) for each in re.findall(r"\[Errno (\d+)\]", str(error))] if error.errno is None else [error.errno]
-    return isinstance(error, socket.gaierror) or (bool(said) and _NOBODY.issuperset(said))
+    if isinstance(error, socket.gaierror):
+        # Of one that is overloaded nobody asks again at once.
+        return error.errno == socket.EAI_NONAME
+    return bool(said) and _NOBODY.issuperset(said)
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int) -> None:

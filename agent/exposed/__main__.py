@@ -12,7 +12,7 @@ from cryptography.hazmat.backends.openssl import backend
 
 # All that it needs is loaded while it may still read files; nothing that a pod sent has been read.
 from agent.channel.messages import UNCOUNTED
-from agent.exposed import confinement, server
+from agent.exposed import confinement, exhaustion, server
 from agent.socket import proof
 from runtime.stopping import SIGNALS
 
@@ -41,6 +41,7 @@ def main() -> None:
     except confinement.Refused as error:
         sys.exit(f"cannot be confined: {error}")
     counted = trial.passed()
+    exhaustion.end_when_exhausted()
     server.run(channel, lacking if counted else (*lacking, UNCOUNTED), counted=counted)
 
 

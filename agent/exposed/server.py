@@ -11,6 +11,7 @@ from typing import Any
 from agent.channel import messages
 from agent.channel.frames import BadFrame, Wire
 from agent.channel.snapshots import Reader
+from agent.exposed import exhaustion
 from agent.exposed.counts import Counts
 from agent.exposed.saying import Saying
 from agent.exposed.tokens import Tokens
@@ -40,6 +41,7 @@ def run(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
 
 
 async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
+    asyncio.get_running_loop().set_exception_handler(exhaustion.of_loop)
     wire: Wire[messages.Order] = Wire(
         socket.socket(fileno=channel), messages.orders(), messages.MAX_SNAPSHOT, descriptors=True
     )

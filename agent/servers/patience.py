@@ -114,7 +114,8 @@ class Patience:
     def _why(self, idle: bool, waiting: list[_Mark]) -> str:
         if idle and not all(mark.asleep for mark in waiting) and not self._idle.take(self._now()):
             return "it did nothing while it was waited for"
-        taken, running = self._taken(), self.more * (RUNNING + EACH * len(waiting))
+        # No more of this than usual: a caller's own time would be over before.
+        taken, running = self._taken(), RUNNING + EACH * len(waiting)
         for mark in waiting:
             given = (taken - mark.taken) / PACE
             if self._running - mark.running - given >= running:

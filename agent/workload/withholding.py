@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 from agent.errors import AgentError, AuthorityDenied, AuthorityRefused
 from svid.errors import InvalidSvid
@@ -11,12 +12,14 @@ from svid.identity import Trust, Withheld, WorkloadIdentity
 MOST_TOLD = 512
 
 
-def not_renewed(identity: WorkloadIdentity, error: AgentError, trust: Trust) -> WorkloadIdentity:
-    """`identity` as it is held after a renewal failed by `error` while `trust` was the newest.
+def not_renewed(identity: WorkloadIdentity, error: AgentError, trust: Trust, now: datetime) -> WorkloadIdentity:
+    """`identity` as it is held after a renewal failed by `error` at `now`, while `trust` was the newest.
 
     What is refused is not handed out once it has ended, what is denied no more from now on. That stands until there is
     an SVID again, whatever else fails meanwhile.
     """
+    # Its turn to be handed that trust may not have come yet: only what does not verify under it is kept back.
+    identity = identity.under(trust, now)
     held, why = identity.withheld, str(error)[:MOST_TOLD]
     denied = isinstance(error, AuthorityDenied)
     if denied or (isinstance(error, AuthorityRefused) and not (held and held.refused and held.at_once)):

@@ -335,8 +335,10 @@ class Workload:
 
     def _not_renewed(self, error: AgentError) -> None:
         identity = self.feed.current
-        found = not_renewed(identity, error, self._issuer.trust) if identity else None
-        if found is not None and (found != identity or found.withheld != (identity and identity.withheld)):
+        if identity is None:
+            return
+        found = not_renewed(identity, error, self._issuer.trust, self._means.clock.now())
+        if found != identity or found.withheld != identity.withheld:
             self.feed.publish(found)
 
     async def _renew_jwt_files(self) -> bool:

@@ -158,6 +158,8 @@ async def _nothing_minted_early(world: World) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        if watching.done():
+            watching.result()
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 

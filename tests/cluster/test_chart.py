@@ -353,6 +353,7 @@ def test_kubectl_drains_a_node_with_a_signer_and_needs_no_flag_for_it() -> None:
         (("signer.replicas=3", "signer.podDisruptionBudget.minAvailable=2"), 2),
         (("signer.podDisruptionBudget.minAvailable=2",), None),
         (("signer.podDisruptionBudget.minAvailable=50%",), "50%"),
+        (("signer.replicas=1", "signer.podDisruptionBudget.minAvailable=50%"), None),
         (("signer.podDisruptionBudget.enabled=false",), None),
     ],
 )

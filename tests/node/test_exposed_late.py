@@ -1,5 +1,5 @@
-"""A process behind pods' sockets that somebody took over and that lets others wait: it is seen not to be busy, and
-replaced. Nothing here asserts a time."""
+"""A process behind pods' sockets that somebody took over and that lets others wait, or that has no memory any more: it
+is replaced. Nothing here asserts a time."""
 
 import asyncio
 from pathlib import Path
@@ -63,5 +63,42 @@ def test_one_that_opens_each_socket_late_is_replaced(tmp_path: Path) -> None:
     async def run() -> None:
         async with planted_node(folder) as (here, kubelet):
             await main(here, kubelet)
+
+    asyncio.run(run())
+
+
+# In the exposed process: there is no memory when the third connection is taken.
+FULL = """
+import sys
+if "agent.exposed" in sys.orig_argv:
+    from agent.socket.connections import Connections
+    taken, seen = Connections.taken, []
+
+    def failing(self, descriptor):
+        seen.append(descriptor)
+        if len(seen) == 3:
+            raise MemoryError
+        taken(self, descriptor)
+
+    Connections.taken = failing
+"""
+
+
+def test_one_that_has_no_memory_for_a_connection_ends_instead_of_listening_no_more(tmp_path: Path) -> None:
+    """gRPC closes a listener whose connection could not be looked at: an innocent pod's socket was dead for good."""
+    folder = tmp_path / "planted"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(FULL, encoding="utf-8")
+
+    async def run() -> None:
+        async with planted_node(folder) as (here, kubelet):
+            target = await kubelet.publish(pod("first", "first"), VOLUME)
+            socket, before = here.short(target) / "socket", held([target], here)
+            # The third of them finds the next process.
+            for _ in range(4):
+                assert await answered(socket) == "spiffe://example.org/ns/default/sa/first"
+            ends = [each["why"] for each in here.events() if each["event"] == ENDED]
+            assert ends == ["it closed the channel, exit code 75"]
+            assert held([target], here)[0] == before[0], "something was minted"
 
     asyncio.run(run())

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -129,9 +130,10 @@ def test_a_stop_tells_every_call_and_then_the_connection() -> None:
     served(main)
 
 
-def test_a_call_that_comes_while_the_others_are_told_is_told_as_well() -> None:
+def test_a_call_that_comes_while_the_others_are_told_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(at: Served) -> None:
-        # One whose client takes nothing keeps the socket there for a while.
+        # One whose client takes nothing keeps the socket there, until it goes.
+        monkeypatch.setattr(endpoint, "ENDING", DEADLINE)
         stuck = await Client.connect(at.path, window=0)
         stuck.writer.write(asked(1, b"/SpiffeWorkloadAPI/WaitStream"))
         await until(lambda: at.counts.open == 1)
@@ -141,6 +143,7 @@ def test_a_call_that_comes_while_the_others_are_told_is_told_as_well() -> None:
             await asyncio.sleep(0)
             late = channel.unary_stream("/SpiffeWorkloadAPI/WaitStream")(b"", metadata=GOOD)
             assert await stream_code_of(late) == ([], UNAVAILABLE, guard.CLOSED)
+            stuck.writer.close()
             await closing
         assert not at.path.exists()
 
@@ -266,8 +269,11 @@ def test_an_agent_that_is_told_to_stop_while_it_starts_stops() -> None:
             *("--agent-token-file", str(here.base / "token")),
         )
         assert here.process is not None
+        waits_until = time.monotonic() + DEADLINE
         while not here.base.joinpath("r", "lock").exists():
             assert here.process.poll() is None
+            assert time.monotonic() < waits_until
+            time.sleep(0.01)
         assert here.stop() == 0
         assert not any(each.get("event") == "agent serving" for each in here.events())
 

@@ -244,7 +244,8 @@ def test_with_one_after_another_there_is_more_of_it_and_no_end_of_starts() -> No
             found.append(at.seconds(1000.0))
             more = next_patience(at.patience, found[-1])
         assert found[0] < found[1] < found[2] == found[3] == found[4]
-        assert found[-1] == pytest.approx(MOST_MORE * IDLE, abs=1)
+        # A caller's own time is longer than that, however often it was started again.
+        assert found[-1] == pytest.approx(min(MOST_MORE * IDLE, RUNNING), abs=1)
         at = Scene(more)
         assert next_patience(at.patience, FORGIVEN - 1) == more
         assert next_patience(at.patience, FORGIVEN) == 1.0

@@ -296,6 +296,7 @@ def test_how_long_a_call_waits(tmp_path: Path, away: bool, while_away: float | N
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 8443)"), True),
         (OSError(errno.EHOSTUNREACH, "No route to host"), True),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), False),
         # Two families, as asyncio says it.
         (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 101] Network is unr"), True),
         (OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 24] Too many op"), False),

@@ -230,6 +230,17 @@ def test_tokens_and_keys_stand_in_no_text(tmp_path: Path, caplog: pytest.LogCapt
     assert not [text for text in said if AGENT_TOKEN in text or POD_TOKEN in text]
 
 
+def test_an_ended_token_is_no_denial_from_a_signer_of_before(tmp_path: Path) -> None:
+    """It says so with the status of one; kubelet brings another token."""
+
+    async def play(at: Scene) -> None:
+        at.signer.mint.refusals = [Refusal(grpc.StatusCode.PERMISSION_DENIED, "POD_TOKEN_EXPIRED", "old")]
+        with pytest.raises(AuthorityUnavailable, match="POD_TOKEN_EXPIRED: old"):
+            await at.authority.mint_x509(at.request())
+
+    on_stage(tmp_path, play)
+
+
 @pytest.mark.parametrize("ahead", [timedelta(minutes=40), timedelta(minutes=28), timedelta(minutes=-20)])
 def test_clocks_that_differ_make_no_storm_of_renewals(tmp_path: Path, ahead: timedelta) -> None:
     """The window is by the signer's clock. Where it has passed by ours, the usual part of what is left counts."""

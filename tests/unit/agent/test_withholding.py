@@ -52,7 +52,7 @@ def test_a_denial_counts_at_once_a_refusal_when_the_svid_has_ended_and_an_outage
     error: AgentError, withheld: Withheld | None
 ) -> None:
     before = identity()
-    found = not_renewed(before, error, TRUST)
+    found = not_renewed(before, error, TRUST, NOW)
     assert found == before, "it holds what it held"
     assert found.withheld == withheld
     assert found.is_granted(NOW) is (error is not DENIED)
@@ -61,15 +61,15 @@ def test_a_denial_counts_at_once_a_refusal_when_the_svid_has_ended_and_an_outage
 
 @pytest.mark.parametrize("later", [AWAY, REFUSED, KeysBusy("busy")])
 def test_a_denial_stands_whatever_else_fails_later(later: AgentError) -> None:
-    found = not_renewed(not_renewed(identity(), DENIED, TRUST), later, TRUST)
+    found = not_renewed(not_renewed(identity(), DENIED, TRUST, NOW), later, TRUST, NOW)
     assert found.withheld == Withheld(str(DENIED), refused=True, at_once=True)
 
 
 def test_the_newest_refusal_is_told_and_a_denial_takes_its_place() -> None:
-    first = not_renewed(identity(), REFUSED, TRUST)
-    other = not_renewed(first, AuthorityRefused("POD_FINISHED: over"), TRUST)
+    first = not_renewed(identity(), REFUSED, TRUST, NOW)
+    other = not_renewed(first, AuthorityRefused("POD_FINISHED: over"), TRUST, NOW)
     assert other.withheld == Withheld("POD_FINISHED: over", refused=True, at_once=False)
-    denied = not_renewed(other, DENIED, TRUST).withheld
+    denied = not_renewed(other, DENIED, TRUST, NOW).withheld
     assert denied == Withheld(str(DENIED), refused=True, at_once=True)
 
 
@@ -78,17 +78,27 @@ def test_bundles_follow_though_the_svid_does_not_verify_by_them_and_nobody_is_ha
     """The authority that signed it was abandoned: its key is stolen. Who verifies by it is told, SVID or not."""
     before, trust = identity(), other_trust()
     assert before.under(trust, NOW) is before
-    found = not_renewed(before, error, trust)
+    found = not_renewed(before, error, trust, NOW)
     assert found.trust == trust
     assert found.svids == before.svids
     assert not found.is_granted(NOW)
     assert found.withheld == Withheld(str(error), refused=error is not AWAY, at_once=True)
 
 
+@pytest.mark.parametrize("error", [REFUSED, AWAY])
+def test_an_svid_that_verifies_by_what_is_about_to_be_handed_over_is_handed_out(error: AgentError) -> None:
+    """Workloads get a new trust one after the other; whose renewal fails before its turn has done nothing."""
+    before = identity()
+    trust = Trust(replace(TRUST.bundle, sequence=(TRUST.bundle.sequence or 0) + 1), TRUST.federated)
+    found = not_renewed(before, error, trust, NOW)
+    assert found.trust == trust
+    assert found.is_granted(NOW)
+
+
 def test_a_refusal_after_an_outage_under_a_new_trust_is_told_and_does_not_hand_it_out() -> None:
     trust = other_trust()
-    away = not_renewed(identity(), AWAY, trust)
-    refused = not_renewed(away, REFUSED, trust)
+    away = not_renewed(identity(), AWAY, trust, NOW)
+    refused = not_renewed(away, REFUSED, trust, NOW)
     assert refused.withheld is not None
     assert refused.withheld.refused
     assert not refused.is_granted(NOW), "it does not verify"
@@ -97,11 +107,11 @@ def test_a_refusal_after_an_outage_under_a_new_trust_is_told_and_does_not_hand_i
 def test_trust_that_does_not_belong_is_not_taken() -> None:
     before = identity()
     strange = Trust(replace(TRUST.bundle, sequence=2), (TrustBundle(TRUST.bundle.trust_domain),))
-    assert not_renewed(before, AWAY, strange).trust == before.trust
+    assert not_renewed(before, AWAY, strange, NOW).trust == before.trust
 
 
 def test_what_a_pod_is_told_is_short() -> None:
-    found = not_renewed(identity(), AuthorityDenied("x" * 10_000), TRUST).withheld
+    found = not_renewed(identity(), AuthorityDenied("x" * 10_000), TRUST, NOW).withheld
     assert found is not None
     assert len(found.why) == MOST_TOLD
 
@@ -117,7 +127,7 @@ def test_denials_are_the_signers_about_the_identity_itself() -> None:
 
 
 def test_a_snapshot_of_it_says_so() -> None:
-    for before in (identity(), not_renewed(identity(), DENIED, TRUST)):
+    for before in (identity(), not_renewed(identity(), DENIED, TRUST, NOW)):
         found = Reader().identity(Writer().snapshot(before))
         assert found.withheld == before.withheld
         assert found.is_granted(NOW + timedelta(minutes=1)) is (before.withheld is None)
