@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ class Exposed:
 
     def __init__(self, process: asyncio.subprocess.Process, end: socket.socket, confinement: Confinement) -> None:
         self._process = process
+        self._pidfd = _pidfd(process.pid)
         self._confinement = confinement
         self._listening = asyncio.create_task(self._listen(), name="exposed process's stderr")
         self.channel = end
@@ -108,12 +110,22 @@ class Exposed:
 
     async def end(self) -> str:
         """Kill it, if it is there, and answer how it ended."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._kill()
         code = await self._process.wait()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
         await asyncio.wait([self._listening], timeout=1)
         self._listening.cancel()
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            if self._pidfd is None:
+                self._process.kill()
+            else:
+                # Popen.kill looks first whether it has ended; asyncio would never learn how then, and say 255.
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
@@ -138,6 +150,14 @@ class Exposed:
             more = {"bytes_lost": lost} if lost else {}
             lost = 0
             _log.warning("the exposed process wrote", extra={"line": text, "said_by": "exposed", **more})
+
+
+def _pidfd(pid: int) -> int | None:
+    """Names the process for as long as it is open; None before Linux 5.3, or where it has ended."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
 
 
 def check_status(status: str, confinement: Confinement) -> None:
