@@ -50,9 +50,16 @@ class Confinement:
 class Exposed:
     """One exposed process. `start` makes it; `end` may be called at any time."""
 
-    def __init__(self, process: asyncio.subprocess.Process, end: socket.socket, confinement: Confinement) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        end: socket.socket,
+        confinement: Confinement,
+        pidfd: int | None = None,
+    ) -> None:
         self._process = process
-        self._pidfd = _pidfd(process.pid)
+        # What names the process for as long as it is open.
+        self._pidfd = pidfd
         self._confinement = confinement
         self._listening = asyncio.create_task(self._listen(), name="exposed process's stderr")
         self.channel = end
@@ -88,7 +95,7 @@ class Exposed:
             # Of its first thread, before there are others: they take it over. It may have ended already.
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + confinement.nice)
-        return cls(process, ours, confinement)
+        return cls(process, ours, confinement, pidfd_of(process.pid))
 
     @property
     def pid(self) -> int:
@@ -152,7 +159,7 @@ class Exposed:
             _log.warning("the exposed process wrote", extra={"line": text, "said_by": "exposed", **more})
 
 
-def _pidfd(pid: int) -> int | None:
+def pidfd_of(pid: int) -> int | None:
     """Names the process for as long as it is open; None before Linux 5.3, or where it has ended."""
     try:
         return os.pidfd_open(pid)

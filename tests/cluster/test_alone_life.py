@@ -40,8 +40,8 @@ CTB = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles"
 PATIENCE = 90.0
 # The API server asks itself for this one, when a bundle is written that names the signer.
 ATTEST = Call("attest", "certificates.k8s.io", "signers", "", "podsvid.io/spiffe")
-# What only a race brings, or ten minutes: the first mint of a pod that no watch has told of yet, and one of a pod that is
-# deleted, by a token that has ended. tests/unit/signer/test_permissions.py has both.
+# What only a race brings, or ten minutes: the first mint of a pod that no watch has told of yet, and one of a pod that
+# is deleted, by a token that has ended. tests/unit/signer/test_permissions.py has both.
 RARE = {"get pods", "get serviceaccounts"}
 
 

@@ -6,7 +6,7 @@ import signal
 import socket
 from pathlib import Path
 
-from agent.servers.process import Confinement, Exposed
+from agent.servers.process import Confinement, Exposed, pidfd_of
 
 
 async def started(script: str) -> Exposed:
@@ -15,7 +15,7 @@ async def started(script: str) -> Exposed:
     )
     ours, theirs = socket.socketpair()
     theirs.close()
-    return Exposed(process, ours, Confinement(os.getuid(), 0, 0))
+    return Exposed(process, ours, Confinement(os.getuid(), 0, 0), pidfd_of(process.pid))
 
 
 def is_over(pid: int) -> bool:
