@@ -485,8 +485,10 @@ def test_its_end_mints_nothing_and_its_sockets_come_back(tmp_path: Path) -> None
         assert (await first(sockets[0])).svids[0].x509_svid == serial_before
         assert held(targets, here) == before
         assert here.processes()[0] == agent
-        for target in targets:
-            assert sorted(path.name for path in target.iterdir() if path.name.startswith("..so")) == []
+        # A socket answers a moment before the place where it was bound is cleared away.
+        async with asyncio.timeout(DEADLINE):
+            while any((target / "..socket").exists() for target in targets):
+                await asyncio.sleep(0.02)
 
     on_node(main)
 
