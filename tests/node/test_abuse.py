@@ -164,7 +164,8 @@ def test_jwt_svids_for_ever_new_audiences() -> None:
                 )
                 for answer in answers:
                     if isinstance(answer, grpc.aio.AioRpcError):
-                        assert answer.code() is grpc.StatusCode.UNAVAILABLE
+                        # CANCELLED is what grpc says where it drops a call itself, as too many wait to be looked at.
+                        assert answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
                         refused += 1
             assert refused > 1000
             await pods.other_answers()

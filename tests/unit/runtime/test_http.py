@@ -119,6 +119,8 @@ def test_a_loop_that_has_ended_is_not_healthy() -> None:
 def test_a_check_that_a_loop_never_comes_to_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the loop has its turn again when nobody waits any more: at the end of a process it does."""
     monkeypatch.setattr(pages, "CHECK_DEADLINE", 0.05)
+    # What other tests of this process left is not looked at.
+    gc.collect()
     with warnings.catch_warnings(record=True) as caught, process() as at:
         warnings.simplefilter("always")
         at.loop.call_soon_threadsafe(at.loop.stop)
