@@ -24,9 +24,10 @@ def opened(name: str, parent: int) -> Iterator[int]:
         os.close(directory)
 
 
-def weigh(parent: int, name: str, inode: int) -> tuple[int, list[str]]:
-    """Bytes of what is in that directory beside other directories, itself included, and the names of those."""
-    found, below = inode, list[str]()
+def weigh(parent: int, name: str, inode: int, lasting: frozenset[str] = frozenset()) -> tuple[int, int, list[str]]:
+    """Bytes of what is in that directory beside other directories, itself included; how many of them are of files with
+    such `lasting` names; and the names of those directories."""
+    found, lasts, below = inode, 0, list[str]()
     # Opened anew: whoever reads the same open directory at the same time would get the other half.
     with opened(name, parent) as directory:
         for entry in os.scandir(directory):
@@ -35,8 +36,10 @@ def weigh(parent: int, name: str, inode: int) -> tuple[int, list[str]]:
             else:
                 seen = entry.stat(follow_symlinks=False)
                 # A file of several generations is in each of them by its part.
-                found += (inode + seen.st_blocks * 512) // seen.st_nlink
-    return found, below
+                part = (inode + seen.st_blocks * 512) // seen.st_nlink
+                found += part
+                lasts += part if entry.name in lasting else 0
+    return found, lasts, below
 
 
 @contextmanager

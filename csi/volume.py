@@ -222,10 +222,13 @@ class VolumeDirectory:
 
     def weight(self, mount: int, inode: int) -> Weight:
         """What it takes of memory, where the kernel takes so many bytes for a mount and an inode. Raises OSError."""
-        own, below = weigh(self._fd, ".", inode)
-        held = [weigh(self._fd, name, inode)[0] for name in below]
-        now = mount + max(own + sum(held), self._used(inode))
-        return Weight(now, max(now, mount + own + max(held, default=0) * GENERATIONS_KEPT))
+        own, _, below = weigh(self._fd, ".", inode)
+        lasting = layout.lasting(self._options)
+        held = [weigh(self._fd, name, inode, lasting)[:2] for name in below]
+        now = mount + max(own + sum(found for found, _ in held), self._used(inode))
+        # What lasts is one file of all generations, also while there is only one of them.
+        anew = max((found - lasts for found, lasts in held), default=0) * GENERATIONS_KEPT
+        return Weight(now, max(now, mount + own + anew + sum(lasts for _, lasts in held)))
 
     def prune(self) -> bool:
         """Remove older files at once, also those that a slow reader may still hold; False while others are written.

@@ -115,7 +115,12 @@ class WorkloadIdentity:
 
     def is_granted(self, now: datetime) -> bool:
         """Whether its SVIDs may be handed out. Its bundles always may: old ones trust what others do not."""
-        return self.expires_at > now and not (self.withheld and self.withheld.at_once)
+        return self.expires_at > now and not self.is_kept_back
+
+    @property
+    def is_kept_back(self) -> bool:
+        """Whether its SVIDs are not handed out though they have not ended."""
+        return self.withheld is not None and self.withheld.at_once
 
     def check(self, now: datetime) -> None:
         """Validate every SVID against the bundle. Raises InvalidSvid."""

@@ -15,14 +15,12 @@ from svid.certificates import certificates_from_pem
 from svid.errors import SvidError
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
-from svid.keys import KeyAlgorithm, key_from_pem
-from svid.spiffeid import SpiffeId, TrustDomain
+from svid.keys import key_from_pem
+from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.authority")
 Held = TypeVar("Held")
 _Seen = tuple[tuple[int, int, int] | None, ...]
-# The lifetime of an SVID that is signed to see whether it verifies, and thrown away.
-_PROBE = timedelta(minutes=1)
 
 
 class Followed(Generic[Held]):
@@ -93,7 +91,7 @@ class GivenX509:
         before = self._files.held
         kept = tuple(each for each in self._before if now < each[0])
         gone, self._before = kept != self._before, kept
-        if not self._files.changed(lambda found: prove(found, now)):
+        if not self._files.changed(lambda found: found.prove(now)):
             return gone
         if not self._roots_are_given:
             self._before = (*self._before, (min(now + longest, before.not_after), before.bundle))
@@ -158,12 +156,6 @@ def open_files(certificate: Path, key: Path, bundle: Path | None, trust_domain: 
         raise AuthorityDamaged(f"authority files ({certificate}, {key}) are unusable: {error}") from None
     except ValueError:
         raise AuthorityDamaged(f"{certificate} is not a PEM certificate chain") from None
-
-
-def prove(authority: X509Authority, now: datetime) -> None:
-    """Raise SvidError unless what it signs now verifies under its own roots."""
-    key = KeyAlgorithm.EC_P256.generate().public_key()
-    authority.issue(key, SpiffeId.parse(f"spiffe://{authority.trust_domain}/probe"), ttl=_PROBE, now=now)
 
 
 def _look(files: Sequence[Path]) -> _Seen:

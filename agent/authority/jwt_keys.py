@@ -27,7 +27,7 @@ class JwtKeys(Protocol):
 
     @property
     def sequence(self) -> int | None:
-        """Rises with every change of `authorities`; None when they never change while the process lives."""
+        """Rises with every change of `authorities`; None where no sequence is kept."""
         ...
 
     def signing_key(self, now: datetime) -> JwtSigningKey: ...
@@ -43,17 +43,10 @@ class GivenJwtKeys:
 
     key: JwtSigningKey
     others: tuple[JwtAuthority, ...] = ()
-    sequence: int | None = None
 
     @property
     def authorities(self) -> tuple[JwtAuthority, ...]:
         return (self.key.public, *(other for other in self.others if other.key_id != self.key.key_id))
-
-    def signing_key(self, now: datetime) -> JwtSigningKey:
-        return self.key
-
-    def advance(self, now: datetime) -> bool:
-        return False
 
 
 class KeptJwtKeys:

@@ -118,10 +118,12 @@ class Exposed:
     async def end(self) -> str:
         """Kill it, if it is there, and answer how it ended."""
         self._kill()
-        code = await self._process.wait()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+        try:
+            code = await self._process.wait()
+        finally:
+            if self._pidfd is not None:
+                os.close(self._pidfd)
+                self._pidfd = None
         await asyncio.wait([self._listening], timeout=1)
         self._listening.cancel()
         return f"signal {-code}" if code < 0 else f"exit code {code}"

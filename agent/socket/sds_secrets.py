@@ -92,7 +92,7 @@ class Secrets:
         return identity.withheld.why if identity.withheld and identity.withheld.refused else ""
 
     def _is_granted(self, svid: X509Svid, identity: WorkloadIdentity) -> bool:
-        return svid.not_after > self._clock.now() and not (identity.withheld and identity.withheld.at_once)
+        return svid.not_after > self._clock.now() and not identity.is_kept_back
 
     def _svid(self, name: str, identity: WorkloadIdentity) -> X509Svid | None:
         if name and name == self._names.svid:

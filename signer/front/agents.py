@@ -79,6 +79,10 @@ _Request = TypeVar("_Request", signer_pb2.MintX509SVIDRequest, signer_pb2.MintJW
 _Answer = TypeVar("_Answer")
 
 
+def _stops() -> Refused:
+    return Refused(Reason.RECONNECT, "this replica stops; ask another one")
+
+
 def _written(text: str, wished: timedelta | None) -> str:
     """A wish as its author wrote it, if that is what an agent says of it: it is shown to people. Else empty."""
     try:
@@ -321,7 +325,7 @@ class SignerService:
         try:
             agent = await self._proven(context)
             if self._stopping:
-                raise Refused(Reason.RECONNECT, "this replica stops; ask another one")
+                raise _stops()
             place.enter_context(self._slot(self._streams, "streams"))
             handle = self._agents.connect(agent)
         except Exception as error:
@@ -349,7 +353,7 @@ class SignerService:
                     yield found.message
                     waiting = asyncio.ensure_future(self._trust.wait_beyond(version))
             if self._stopping:
-                raise TimeoutError
+                await abort(context, _stops())
             await ended(reading, context)
         except TimeoutError:
             refusal = Refused(Reason.RECONNECT, "the stream's time is over; open it again")

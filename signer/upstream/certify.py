@@ -12,10 +12,7 @@ from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_pem
 from svid.errors import SvidError
 from svid.keys import PrivateKey, key_from_pem
-from svid.spiffeid import SpiffeId, TrustDomain
-
-# The lifetime of an SVID that is signed to see whether it verifies, and thrown away.
-_PROBE = timedelta(minutes=1)
+from svid.spiffeid import TrustDomain
 
 
 class UpstreamUnusable(SignerError):
@@ -86,7 +83,7 @@ class FileUpstream:
             above = X509Authority(trust_domain, chain, key_from_pem(self.key.read_bytes()), roots)
             authority = above.issue_intermediate(key, lifetime=lifetime, now=now)
             # Roots that do not verify what it signs are found out now, and not when it is the only one that signs.
-            authority.issue(key.public_key(), SpiffeId.parse(f"spiffe://{trust_domain}/probe"), ttl=_PROBE, now=now)
+            authority.prove(now)
             return authority
         except OSError as error:
             raise UpstreamUnusable(f"{error.filename} cannot be read: {error.strerror}") from None

@@ -181,6 +181,11 @@ def test_files_that_say_the_same_again_are_one_and_stay_readable_for_who_mounted
         assert {stat.S_IMODE((tmp_path / "..data" / name).stat().st_mode) for name in lasting} == {0o444}
         # What they weigh is not counted once for each generation.
         assert directory.weight(0, 0).now < sum(path.stat().st_blocks * 512 for path in tmp_path.glob("..2*/*"))
+        # Nor does it come to weigh more when the older ones have gone.
+        grown = directory.weight(0, 0).grown
+        assert directory.prune()
+        # A third of a file is rounded down.
+        assert directory.weight(0, 0).grown - grown < 3 * len(lasting)
         # Other authorities are other files, and whoever has the old ones keeps them.
         domain, day = TrustDomain("example.org"), timedelta(days=1)
         another = X509Authority.create(domain, algorithm=KeyAlgorithm.EC_P256, lifetime=day, now=NOW)
