@@ -162,7 +162,8 @@ def test_what_the_node_itself_does_for_one_namespace_leaves_room_for_another(tmp
             storm = [asyncio.create_task(here.publish(request(here, number))) for number in range(20)]
             await until(lambda: here.steps.taken.count("issue") == 20)
             await until(lambda: making.waiting == 19)
-            # All are minted, one is being made.
+            # All are minted, one is being made, in a thread.
+            await until(lambda: "attach" in here.steps.taken)
             assert here.steps.taken.count("attach") == 1
             other = asyncio.create_task(here.publish(request(here, 20, "other", OTHER_UID)))
             await until(lambda: here.steps.taken.count("open") == 2)
