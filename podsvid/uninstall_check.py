@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runtime.settings import InvalidSetting, absolute
 from signer.attestation.pods import read_pod
-from signer.authority.acknowledgements import LABEL
+from signer.authority.passed_on import LABEL
 from signer.cluster.kube import KubeApi
 from signer.cluster.kube_client import KubeClient
 from signer.cluster.objects import Named, Pod

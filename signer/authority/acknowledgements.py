@@ -1,26 +1,35 @@
 """Which agents have which trust bundle: those of this replica first hand, those of the others by a ConfigMap each."""
 
 import asyncio
-import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from runtime.clock import Clock
 from runtime.pace import Pace
 from runtime.seldom import Seldom
-from signer.authority.state import MAX_SEQUENCE, AuthorityState, believable
-from signer.cluster.kube import KubeApi, Object
+from signer.authority.passed_on import (
+    DIGEST_BYTES,
+    LABEL,
+    MAX_AUTHORITIES,
+    MAX_SVIDS,
+    Acknowledged,
+    Replica,
+    Wanted,
+    map_name,
+    read_replica,
+    words_text,
+    written,
+)
+from signer.authority.state import believable
+from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import DataObject, plain
 from signer.errors import Conflict, NotFound, Reason, Refused, SignerError
 from signer.model import Agent
 
 _log = logging.getLogger("podsvid.agents")
-LABEL = "podsvid.io/agents-of"
 # Seconds: how often what agents acknowledged is told to the other replicas, while it matters and otherwise.
 WRITE_SECONDS = 2.0
 # Between two at most, however long one takes: a rotation waits for them.
@@ -31,61 +40,16 @@ IDLE_SECONDS = 300.0
 LIVELY = 60.0
 # A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than so many seconds.
 STALE = 15 * 60.0
+# An agent whose stream has ended, as streams do for their age and after a recovery, is soon back; so many seconds long
+# it counts with its last word. Were it taken for one that has nothing, a rotation would wait while any agent of
+# thousands changes over.
+RETURN_SECONDS = 60.0
 # No clock is wrong by so much.
 WRONG = 24 * 3600.0
 MAX_BYTES = 900_000
 # A node has one agent with one stream, and for a while those that it lost and the signer still takes for open.
 MAX_STREAMS = 8
-# What an agent may say of its SVIDs: more would let one node fill the ConfigMap that the others' words go through.
-MAX_AUTHORITIES = 64
-# SVIDs of one authority on one node: kubelet's usual limit is 110 pods, the highest in use below a thousand, and a pod
-# has a handful of volumes. So many nodes with so many each still fit into the 32 bits that they are shown in.
-MAX_SVIDS = 2**16 - 1
 MAX_TOTAL = 2**32 - 1
-DIGEST_BYTES = 32
-_VERSION = 3
-# With each authority's name at each node, and without digests too: what replicas from before write, while they are
-# replaced one by one.
-_NAMED_VERSION, _OLD_VERSION = 2, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a signer waits for: that agents have this trust (`digest` in hex); whose SVIDs are counted."""
-
-    sequence: int
-    digest: str
-    authorities: frozenset[str]
-
-    @classmethod
-    def of(cls, state: AuthorityState) -> "Wanted":
-        """What `state` needs."""
-        return cls(state.sequence, state.digest.hex(), frozenset(slot.id for slot in state.x509))
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """What one agent has: the newest trust that all its workloads hold, and its SVIDs by authority.
-
-    `digest` names that trust, in hex; empty from agents that do not say. `sequence` 0: nothing that can be believed.
-    """
-
-    sequence: int
-    in_use: Mapping[str, int] = field(default_factory=dict)
-    digest: str = ""
-
-    def has(self, wanted: Wanted) -> bool:
-        """Whether that is the trust that is waited for: a higher number alone may be of another past."""
-        if not self.digest:
-            return self.sequence == wanted.sequence
-        return self.sequence >= wanted.sequence and self.digest == wanted.digest
-
-
-@dataclass(frozen=True, slots=True)
-class _Replica:
-    identity: str
-    written_at: datetime
-    nodes: Mapping[str, Acknowledged]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +59,7 @@ class _Seen:
     What was there already has the `first_age` that both clocks make of it: one that is ahead of the time is as old.
     """
 
-    replica: _Replica
+    replica: Replica
     at: float
     first_age: float
 
@@ -114,12 +78,14 @@ class Agents:
         self._api = api
         self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
         self._identity = identity
-        self._name = _name(identity)
+        self._name = map_name(identity)
         self._clock = clock
         self._open: dict[int, str] = {}
         self._streams: Counter[str] = Counter()
         self._next = 0
         self._nodes: dict[str, Acknowledged] = {}
+        # The last words of those whose stream has ended, and when it did, in that order.
+        self._left: dict[str, tuple[Acknowledged, float]] = {}
         self._newest = 0
         # What this replica's own state is: nothing else is waited for, and no other authority is counted.
         self._own = 0
@@ -129,7 +95,7 @@ class Agents:
         self._written: str | None = None
         self._written_at = clock.monotonic()
         self._seen: dict[str, _Seen] = {}
-        self._others: Mirror[DataObject, _Replica] = Mirror(
+        self._others: Mirror[DataObject, Replica] = Mirror(
             api, self._collection, DataObject, self._read, clock, {"labelSelector": LABEL}, observe=self._see
         )
         # Whether somebody waits for acknowledgements: only then are they written at once.
@@ -165,6 +131,7 @@ class Agents:
         """What the agent of `node` said. What cannot be is not counted, and said once in a while."""
         if node not in self._nodes:
             return
+        self._left.pop(node, None)
         if not believable(sequence, self._own, self._clock.now()) or len(digest) not in (0, DIGEST_BYTES):
             if self._doubt.due:
                 _log.warning(
@@ -183,12 +150,27 @@ class Agents:
         return dict(known[:MAX_AUTHORITIES])
 
     def disconnect(self, handle: int) -> None:
-        """The stream ended. Its node is forgotten here unless a newer stream is open."""
+        """The stream ended. Unless a newer one is open its node is forgotten here, its last word a little later."""
         node = self._open.pop(handle)
         self._streams[node] -= 1
         if not self._streams[node]:
             del self._streams[node]
-            self._nodes.pop(node, None)
+            word = self._nodes.pop(node)
+            # One that came and went without a word has said what it said before.
+            if word.sequence:
+                self._left[node] = word, self._clock.monotonic()
+        self._forget_left()
+
+    def _forget_left(self) -> None:
+        for node, (_, at) in list(self._left.items()):
+            if self._clock.monotonic() - at <= RETURN_SECONDS:
+                break
+            del self._left[node]
+
+    def _words(self) -> dict[str, Acknowledged]:
+        """What agents said here: those with a stream, and those that are expected back."""
+        self._forget_left()
+        return self._nodes | {node: word for node, (word, _) in self._left.items()}
 
     def summary(self, wanted: Wanted, live: frozenset[str]) -> tuple[frozenset[str], Mapping[str, int] | None]:
         """The live nodes that lack that trust, and how many SVIDs of each authority all of them hold.
@@ -245,33 +227,16 @@ class Agents:
 
     async def write(self) -> None:
         """Write this replica's ConfigMap if it changed or gets old. Raises SignerError."""
-        # Nearly all have the same trust, and SVIDs of the same authorities: what names these is written once.
-        digests = _places({each.digest for each in self._nodes.values()})
-        names = _places({name for each in self._nodes.values() for name in each.in_use})
-        nodes = {
-            node: [each.sequence, {names[name]: count for name, count in each.in_use.items()}, digests[each.digest]]
-            for node, each in sorted(self._nodes.items())
-        }
-        told = {"digests": list(digests), "authorities": list(names), "nodes": nodes}
-        text = json.dumps(told, separators=(",", ":"))
+        words = self._words()
+        text = words_text(words)
         if len(text) > MAX_BYTES:
-            _log.error("too many agents to pass on", extra={"agents": len(nodes)})
+            _log.error("too many agents to pass on", extra={"agents": len(words)})
             return
         # Unchanged it is still written now and then, where it says anything: the others count by nothing that is stale.
-        fresh = not nodes or self._clock.monotonic() - self._written_at < STALE / 2
+        fresh = not words or self._clock.monotonic() - self._written_at < STALE / 2
         if text == self._written and not self.wanted and fresh:
             return
-        body: Object = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": self._name, "labels": {LABEL: self._identity[:63].rstrip("-.")}},
-            "data": {
-                "version": str(_VERSION),
-                "identity": self._identity,
-                "written_at": self._clock.now().isoformat(),
-                "nodes": text,
-            },
-        }
+        body = written(self._identity, text, self._clock.now())
         try:
             await self._api.replace(f"{self._collection}/{self._name}", body)
         except NotFound:
@@ -288,15 +253,15 @@ class Agents:
             seen = self._seen.get(each.identity)
             if seen is not None and seen.gone(self._clock.monotonic()):
                 try:
-                    await self._api.delete(f"{self._collection}/{_name(each.identity)}")
+                    await self._api.delete(f"{self._collection}/{map_name(each.identity)}")
                 except NotFound:
                     continue
 
-    def _read(self, found: DataObject) -> _Replica | None:
+    def _read(self, found: DataObject) -> Replica | None:
         # What this replica wrote itself is no news to it, and with thousands of nodes takes long to read.
-        return None if found.metadata.name == self._name else _read_replica(plain(found))
+        return None if found.metadata.name == self._name else read_replica(plain(found))
 
-    def _see(self, old: "_Replica | None", new: "_Replica | None") -> None:
+    def _see(self, old: "Replica | None", new: "Replica | None") -> None:
         if new is not None:
             age = abs((self._clock.now() - new.written_at).total_seconds()) if old is None else 0.0
             self._seen[new.identity] = _Seen(new, self._clock.monotonic(), age)
@@ -315,62 +280,9 @@ class Agents:
                 if node not in known or each.sequence > known[node].sequence:
                     known[node] = each
         known.update(self._nodes)
+        self._forget_left()
+        for node, (word, _) in self._left.items():
+            # It may be with another replica by now.
+            if node in self._nodes or node not in known or word.sequence > known[node].sequence:
+                known[node] = word
         return known
-
-
-def _name(identity: str) -> str:
-    return f"podsvid-agents-{identity}"[:253].rstrip("-.")
-
-
-def _read_replica(body: Object) -> _Replica | None:
-    data = body.get("data") or {}
-    try:
-        # A copy under another name would speak, and be removed, in the place of the replica that it names.
-        if body["metadata"]["name"] != _name(str(data["identity"])):
-            return None
-        told = json.loads(data["nodes"])
-        if data["version"] in (str(_VERSION), str(_NAMED_VERSION)):
-            digests = [_digest(each) for each in told["digests"]]
-            names = [str(each) for each in told["authorities"]] if data["version"] == str(_VERSION) else None
-            nodes = {
-                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use, names), digests[_number(index)])
-                for node, (sequence, in_use, index) in told["nodes"].items()
-            }
-        elif data["version"] == str(_OLD_VERSION):
-            nodes = {
-                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use))
-                for node, (sequence, in_use) in told.items()
-            }
-        else:
-            return None
-        written_at = datetime.fromisoformat(data["written_at"])
-        if written_at.tzinfo is None:
-            return None
-        return _Replica(str(data["identity"]), written_at, nodes)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _places(those: set[str]) -> dict[str, int]:
-    return {each: index for index, each in enumerate(sorted(those))}
-
-
-def _uses(in_use: Mapping[str, Any], names: Sequence[str] | None = None) -> Mapping[str, int]:
-    """By authority, whose place in `names` is what stands there; without any it is its name. Raises ValueError."""
-    told = list(in_use.items())[:MAX_AUTHORITIES]
-    found = [(str(key) if names is None else names[_number(int(key))], _number(count)) for key, count in told]
-    return {name: min(count, MAX_SVIDS) for name, count in found}
-
-
-def _digest(text: Any) -> str:
-    found = str(text)
-    if found and len(bytes.fromhex(found)) != DIGEST_BYTES:
-        raise ValueError("not a digest")
-    return found
-
-
-def _number(value: Any, most: int = 2**32) -> int:
-    """A count that is one. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError("not a number that can be")
-    return value

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from runtime.clock import Clock
-from signer.authority.acknowledgements import Agents, Wanted
+from signer.authority.acknowledgements import Agents
+from signer.authority.passed_on import Wanted
 from signer.authority.state import AuthorityState
 
 # How long agents get at most to find a replica that has started, or leads since a moment ago: an agent waits up to a
@@ -72,6 +73,10 @@ class Knowledge:
     def live_nodes(self) -> frozenset[str]:
         """As far as pods were read."""
         return self._sources.live_nodes()
+
+    def know(self, state: AuthorityState) -> None:
+        """What there is to be acknowledged from now on: nothing else of what agents say counts."""
+        self._agents.know(Wanted.of(state))
 
     def leads(self, leading: bool) -> None:
         """To be told again and again: agents of the leader before have to find another replica first."""

@@ -12,7 +12,7 @@ from runtime.feed import Feed
 from runtime.pace import Pace
 from signer.authority import recovery
 from signer.authority.abandonments import Abandonments
-from signer.authority.acknowledgements import Agents, Wanted
+from signer.authority.acknowledgements import Agents
 from signer.authority.attempts import Attempts
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, Step
@@ -99,7 +99,7 @@ class Rotation:
             return
         self.confirmed_at = self._clock.monotonic()
         if present is None or state.sequence > present.sequence:
-            self._agents.know(Wanted.of(state))
+            self._knowledge.know(state)
             self.states.publish(state)
             known = present or before
             if known is not None:

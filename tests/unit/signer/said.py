@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 from runtime.clock import Clock
 from signer.authority.abandonments import Abandonments
-from signer.authority.acknowledgements import Agents, Wanted
+from signer.authority.acknowledgements import Agents
 from signer.authority.knowledge import Sources
+from signer.authority.passed_on import Wanted
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from signer.authority.acknowledgements import LABEL, MAX_BYTES, STALE, Agents, Wanted, _read_replica
+from signer.authority.acknowledgements import MAX_BYTES, RETURN_SECONDS, STALE, Agents
+from signer.authority.passed_on import LABEL, Wanted, read_replica
 from signer.authority.state import sequence_at
 from signer.cluster.kube import Object
 from signer.model import Agent
@@ -190,13 +191,14 @@ def test_only_live_nodes_count() -> None:
     ],
 )
 def test_what_no_replica_writes_is_nobodys_word(body: Object) -> None:
-    assert _read_replica(body) is None
-    assert _read_replica(replica("one", {"a": [9, {}]})) is not None
+    assert read_replica(body) is None
+    assert read_replica(replica("one", {"a": [9, {}]})) is not None
 
 
 def test_the_end_of_an_old_stream_does_not_forget_the_newer_one() -> None:
     """An agent comes back before the signer knows that its old connection is dead."""
-    here = agents(FakeKube(StepClock()), StepClock(), "one")
+    clock = StepClock()
+    here = agents(FakeKube(StepClock()), clock, "one")
     old = here.connect(agent("a"))
     says(here, "a", 6, {})
     newer = here.connect(agent("a"))
@@ -209,16 +211,105 @@ def test_the_end_of_an_old_stream_does_not_forget_the_newer_one() -> None:
     says(here, "a", 8, {"x": 1})
     assert here.summary(wanted(8), A) == (frozenset(), {"x": 1})
     here.disconnect(newer)
-    assert_unknown(here)
     assert here.connected == 0
+    clock.pass_by(seconds=RETURN_SECONDS + 1)
+    assert_unknown(here)
+
+
+def test_an_agent_that_changes_over_counts_with_its_last_word_for_a_while() -> None:
+    """All of them do in the minutes after a recovery: a rotation would wait while any of thousands is on its way."""
+    clock = StepClock()
+    here = agents(FakeKube(clock), clock, "one")
+    handle = here.connect(agent("a"))
+    says(here, "a", 7, {"x": 2})
+    here.disconnect(handle)
+    clock.pass_by(seconds=RETURN_SECONDS)
+    assert here.summary(wanted(7), A) == (frozenset(), {"x": 2})
+    assert here.summary(wanted(8), A)[0] == A, "but with no more than it said"
+    assert here.newest(A) == 7
+    # It is back, and has not said anything yet; what it does not say does not count for ever.
+    handle = here.connect(agent("a"))
+    assert here.summary(wanted(7), A) == (frozenset(), {"x": 2})
+    clock.pass_by(seconds=1)
+    assert here.summary(wanted(7), A)[0] == A
+    here.disconnect(handle)
+    assert_unknown(here)
+
+
+def test_a_last_word_ends_with_the_next() -> None:
+    """What it says now is of now: a process that was started anew may have less than the one before."""
+    here = agents(FakeKube(StepClock()), StepClock(), "one")
+    handle = here.connect(agent("a"))
+    says(here, "a", 8, {"x": 2})
+    here.disconnect(handle)
+    here.connect(agent("a"))
+    says(here, "a", 7, {"x": 1})
+    assert here.summary(wanted(7), A) == (frozenset(), {"x": 1})
+    assert here.summary(wanted(8), A) == (A, {"x": 1})
+
+
+def test_coming_and_going_without_a_word_makes_no_word_last_longer() -> None:
+    clock = StepClock()
+    here = agents(FakeKube(clock), clock, "one")
+    handle = here.connect(agent("a"))
+    says(here, "a", 8, {"x": 2})
+    here.disconnect(handle)
+    for _ in range(int(RETURN_SECONDS) // 10 + 1):
+        here.disconnect(here.connect(agent("a")))
+        clock.pass_by(seconds=10)
+    assert_unknown(here)
+
+
+def test_other_replicas_hear_of_those_that_change_over() -> None:
+    """The leader is another one, and counts by what this replica writes."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        handle = here.connect(agent("a"))
+        says(here, "a", 7, {"x": 1})
+        here.disconnect(handle)
+        here.wanted = True
+
+        async def told() -> dict[str, Any]:
+            await here.write()
+            nodes: dict[str, Any] = json.loads(kube.objects[f"{MAPS}/podsvid-agents-one"]["data"]["nodes"])["nodes"]
+            return nodes
+
+        assert await told() == {"a": [7, {"0": 1}, 0]}
+        clock.pass_by(seconds=RETURN_SECONDS + 1)
+        assert await told() == {}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "counts"), [([9, {"y": 1}], {"y": 1}), ([8, {"y": 1}], {"y": 1}), ([7, {}], {"x": 2})]
+)
+def test_the_word_that_it_has_said_elsewhere_since_counts(elsewhere: list[Any], counts: dict[str, int]) -> None:
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        put(kube, replica("one", {"a": elsewhere}))
+
+    def check(leader: Agents, _: StepClock) -> None:
+        leader.know(Wanted(9, DIGEST.hex(), frozenset("xy")))
+        handle = leader.connect(agent("a"))
+        says(leader, "a", 8, {"x": 2})
+        leader.disconnect(handle)
+        found = leader.summary(Wanted(7, DIGEST.hex(), frozenset("xy")), A)
+        assert found == (frozenset(), counts)
+
+    seen(maps, check)
 
 
 def test_one_agents_end_is_not_anothers() -> None:
-    here = agents(FakeKube(StepClock()), StepClock(), "one")
+    clock = StepClock()
+    here = agents(FakeKube(StepClock()), clock, "one")
     first, _ = here.connect(agent("a")), here.connect(agent("b"))
     for node in "ab":
         says(here, node, 3, {})
     here.disconnect(first)
+    clock.pass_by(seconds=RETURN_SECONDS + 1)
     assert here.summary(wanted(3), frozenset("ab")) == (A, None)
     assert here.summary(wanted(3), frozenset("b")) == (frozenset(), {})
 
@@ -237,7 +328,7 @@ def test_a_config_map_that_could_not_be_made_is_tried_again() -> None:
         stored = kube.objects[f"{MAPS}/podsvid-agents-one"]
         told = {"digests": [DIGEST.hex()], "authorities": ["x"], "nodes": {"a": [7, {"0": 1}, 0]}}
         assert json.loads(stored["data"]["nodes"]) == told
-        found = _read_replica(stored)
+        found = read_replica(stored)
         assert found is not None
         assert (found.written_at, found.nodes["a"].in_use) == (START, {"x": 1})
         assert stored["metadata"]["labels"] == {LABEL: "one"}
@@ -291,7 +382,7 @@ def test_the_agents_of_five_thousand_nodes_are_passed_on_in_any_phase(caplog: py
             here.acknowledged(node, sequence_at(clock.now()), dict.fromkeys(authorities, 110), DIGEST)
         await here.write()
         assert not caplog.records
-        found = _read_replica(kube.objects[f"{MAPS}/podsvid-agents-one"])
+        found = read_replica(kube.objects[f"{MAPS}/podsvid-agents-one"])
         assert found is not None
         assert {tuple(each.in_use.items()) for each in found.nodes.values()} == {tuple((a, 110) for a in authorities)}
         assert len(found.nodes) == 5000

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from signer.attestation.tokens import REVIEWS
-from signer.authority.acknowledgements import MAX_STREAMS, Wanted
+from signer.authority.acknowledgements import MAX_STREAMS
+from signer.authority.passed_on import Wanted
 from signer.authority.trust import Broadcast
 from signer.errors import Reason
 from signer.front.agents import STREAM_LIFE, TOKEN_MARGIN

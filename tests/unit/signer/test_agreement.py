@@ -10,16 +10,9 @@ from itertools import pairwise
 import pytest
 
 from signer.authority import acknowledgements
-from signer.authority.acknowledgements import (
-    MAX_AUTHORITIES,
-    MAX_SVIDS,
-    MAX_TOTAL,
-    Acknowledged,
-    Agents,
-    Wanted,
-    _read_replica,
-)
+from signer.authority.acknowledgements import MAX_TOTAL, Agents
 from signer.authority.knowledge import SETTLE, Acks, Knowledge, Sources
+from signer.authority.passed_on import MAX_AUTHORITIES, MAX_SVIDS, Acknowledged, Wanted, read_replica
 from signer.authority.rollback import FIRST_PAUSE, MAX_PAUSE, NOTED, OTHERS, Rollbacks, Shown
 from signer.authority.rotation import Rotation
 from signer.authority.slots import Stage
@@ -207,7 +200,7 @@ def test_what_other_replicas_write_has_the_trust_too() -> None:
         # From a replica of before: numbers without digests.
         body = kube.objects["/api/v1/namespaces/podsvid/configmaps/podsvid-agents-one"]
         body["data"] |= {"version": "1", "nodes": '{"a":[7,{"x":1}],"b":[8,{}]}'}
-        found = _read_replica(body)
+        found = read_replica(body)
         assert found is not None
         assert [found.nodes[node].has(wanted(7)) for node in "ab"] == [True, False]
 
@@ -236,16 +229,16 @@ def test_numbers_that_cannot_be_are_nobodys_word(nodes: str) -> None:
     for version, more in (("2", ""), ("3", '"authorities":["x"],')):
         told = nodes.replace('{"digests"', f'{{{more}"digests"').replace('"x":', '"0":' if more else '"x":')
         data = {"version": version, "identity": "one", "written_at": START.isoformat(), "nodes": told}
-        assert _read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": data}) is None
+        assert read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": data}) is None
         fine = {**data, "nodes": f'{{{more}"digests":[""],"nodes":{{"a":[7,{{}},0]}}}}'}
-        assert _read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": fine}) is not None
+        assert read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": fine}) is not None
 
 
 @pytest.mark.parametrize("place", ["1", "-1", "x", "0.0", ""])
 def test_an_authority_that_is_nowhere_is_nobodys_word(place: str) -> None:
     nodes = f'{{"digests":[""],"authorities":["x"],"nodes":{{"a":[7,{{"{place}":1}},0]}}}}'
     data = {"version": "3", "identity": "one", "written_at": START.isoformat(), "nodes": nodes}
-    assert _read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": data}) is None
+    assert read_replica({"metadata": {"name": "podsvid-agents-one"}, "data": data}) is None
 
 
 def test_an_absurd_word_of_one_agent_is_bounded_where_it_comes_in(caplog: pytest.LogCaptureFixture) -> None:
