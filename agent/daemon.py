@@ -104,7 +104,7 @@ async def _start(
     facts = {"k8s.node.name": config.node_name, "service.version": own_version()}
     spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-agent", facts))
     # Started before all else, since it loads meanwhile.
-    servers = Servers(_serving(config), metrics)
+    servers = Servers(_serving(config), metrics, blocking)
     serving_sockets = asyncio.create_task(servers.run(), name="servers")
     services.push_async_callback(_end, serving_sockets)
     await asyncio.sleep(0)

@@ -151,11 +151,11 @@ class VolumeDirectory:
             os.unlink(layout.SOCKET, dir_fd=self._fd)
 
     @contextmanager
-    def socket_place(self, owner: int | None) -> Iterator[int]:
+    def socket_place(self, owner: int | None, close: Callable[[int], object] = os.close) -> Iterator[int]:
         """An empty open directory in the volume, to bind in, that only `owner` can use; None is this process's user.
 
         No pod can reach it, and it is gone afterwards with all that is in it. What is handed to another user has
-        nothing above it, whoever gets it in the end. Raises OSError.
+        nothing above it, whoever gets it in the end, and is closed by `close`, which may take its time. Raises OSError.
         """
         try:
             os.mkdir(_PLACE, 0o700, dir_fd=self._fd)
@@ -172,7 +172,7 @@ class VolumeDirectory:
                 if owner is None:
                     yield place
                 else:
-                    with rooted(place) as alone:
+                    with rooted(place, close) as alone:
                         yield alone
             finally:
                 os.close(place)

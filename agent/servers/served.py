@@ -26,6 +26,7 @@ from agent.servers.spare import Spare
 from agent.servers.warden import Warden
 from csi.model import PodRef
 from csi.volume import VolumeDirectory
+from runtime.blocking import Blocking
 from runtime.feed import Feed
 from runtime.processes import command_of
 from svid.identity import WorkloadIdentity
@@ -73,6 +74,7 @@ class Servers:
         self,
         settings: Settings,
         metrics: Metrics,
+        blocking: Blocking,
         now: Callable[[], float] = time.monotonic,
         usage: Callable[[int], load.Usage] = load.usage,
         effort: Callable[[int], load.Effort | None] = load.effort,
@@ -86,8 +88,16 @@ class Servers:
         self._warden = Warden(settings.times, self._moved, usage, now, active=settings.quarantine)
         self._answers = Answers(settings.begin.calls)
         kinds = (
-            Kind(Place.SHARED, self._spare.take, effort, settings.begin, confined.memory, confined.owner),
-            Kind(Place.QUARANTINE, lambda: Exposed.start(apart), effort, begin_apart, apart.memory, confined.owner),
+            Kind(Place.SHARED, self._spare.take, effort, settings.begin, confined.memory, confined.owner, blocking),
+            Kind(
+                Place.QUARANTINE,
+                lambda: Exposed.start(apart),
+                effort,
+                begin_apart,
+                apart.memory,
+                confined.owner,
+                blocking,
+            ),
         )
         self._servers = {kind.place: Server(kind, metrics, self._warden, self._answers, self._begun) for kind in kinds}
         self._servers[Place.SHARED].need(True)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -23,6 +24,7 @@ from agent.servers.reports import Allowance, Log, SocketMetrics, Tally
 from agent.servers.warden import Warden
 from csi.model import PodRef
 from csi.volume import VolumeDirectory
+from runtime.blocking import Blocking
 from runtime.feed import Feed
 
 _log = logging.getLogger("podsvid.servers")
@@ -64,7 +66,7 @@ class Served(Asking, Protocol):
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What processes serve there: `start` makes one; `effort`: what the kernel says of one; `memory`: bytes of each;
-    `owner`: who owns what it writes into."""
+    `owner`: who owns what it writes into; `blocking`: where the kernel is waited for."""
 
     place: Place
     start: Callable[[], Awaitable[Exposed]]
@@ -72,6 +74,7 @@ class Kind:
     begin: messages.Begin
     memory: int
     owner: int | None
+    blocking: Blocking
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -176,7 +179,7 @@ class Server:
         identity, version = socket.feed.current, socket.feed.version
         snapshot = self._writer.snapshot(identity) if identity else None
         try:
-            with socket.directory.socket_place(self._kind.owner) as place:
+            with socket.directory.socket_place(self._kind.owner, self._close) as place:
                 await link.open(number, socket.pod, socket.jwt_svids is not None, snapshot, place)
                 try:
                     socket.directory.take_socket(messages.name(number))
@@ -203,6 +206,10 @@ class Server:
     def forget(self, link: Link, number: int) -> None:
         """Have it closed; nobody waits."""
         self._later(_forget(link, number))
+
+    def _close(self, descriptor: int) -> None:
+        # Everybody waited for it otherwise.
+        self._later(self._kind.blocking(lambda: os.close(descriptor)))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name="exposed process's errand")

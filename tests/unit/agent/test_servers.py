@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +39,7 @@ from agent.servers.reports import Allowance, Log, Tally
 from agent.servers.served import Servers, Settings
 from csi.model import Volume
 from csi.volume import VolumeDirectory
+from runtime.blocking import Blocking
 from runtime.feed import Feed
 from runtime.log import JsonFormatter, TextFormatter
 from svid.identity import WorkloadIdentity
@@ -166,8 +169,14 @@ class Scene:
         self.effort: Effort | None = Effort(0.0, awake=True)
         self.told: list[tuple[str, str]] = []
         settings = Settings(Confinement(os.geteuid(), MEMORY, 1), BEGIN, times)
+        self.threads = ThreadPoolExecutor(1, "kernel")
         self.servers = Servers(
-            settings, self.metrics, lambda: self.now, lambda pid: self.usage, lambda pid: self.effort
+            settings,
+            self.metrics,
+            Blocking(self.threads),
+            lambda: self.now,
+            lambda pid: self.usage,
+            lambda pid: self.effort,
         )
         self.authority = FakeAuthority(StepClock())
         self.played: list[Played] = []
@@ -221,6 +230,7 @@ class Scene:
             await played.close()
         for directory in self._directories:
             directory.close()
+        self.threads.shutdown()
 
 
 def play(
@@ -260,6 +270,33 @@ async def asked(played: Played, *wanted: messages.Wanted) -> list[Any]:
                 return [found[each.request] for each in wanted]
             played.came.clear()
             await played.came.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount: run as root")
+def test_nobody_waits_until_the_kernel_has_taken_away_the_mount_in_which_a_socket_was_bound(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    closed: list[str] = []
+    close, may_go_on, by_the_thread = os.close, threading.Event(), threading.Event()
+
+    def noted(descriptor: int) -> None:
+        close(descriptor)
+        closed.append(threading.current_thread().name)
+        if closed[-1].startswith("kernel"):
+            by_the_thread.set()
+
+    async def main(at: Scene) -> None:
+        at.threads.submit(may_go_on.wait, 20)
+        monkeypatch.setattr(os, "close", noted)
+        served, _, directory = await at.socket()
+        await served.open()
+        assert directory.has_socket()
+        assert not by_the_thread.is_set()
+        may_go_on.set()
+        assert await asyncio.to_thread(by_the_thread.wait, 20), f"it was closed by {closed}"
+        await served.close()
+
+    play(tmp_path, monkeypatch, main)
 
 
 def test_a_socket_is_taken_into_the_volume_and_what_is_new_follows(tmp_path: Path, monkeypatch: Any) -> None:

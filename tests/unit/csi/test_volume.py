@@ -356,6 +356,17 @@ def test_nothing_of_the_volume_is_above_the_place_that_another_user_is_handed(tm
         os.close(kept)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount: run as root")
+def test_who_is_handed_a_place_to_close_may_do_that_later(tmp_path: Path) -> None:
+    later: list[int] = []
+    with plain_directory(tmp_path) as directory, directory.socket_place(1234, later.append) as place:
+        pass
+    assert later == [place]
+    assert stat.S_ISDIR(os.fstat(place).st_mode)
+    assert os.listdir(tmp_path) == []
+    os.close(place)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user: run as root")
 def test_a_place_that_cannot_be_cut_off_is_not_handed_out_but_by_old_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
