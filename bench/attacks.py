@@ -29,6 +29,8 @@ SECRETS = b"/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
 PATIENCE = 1.0
 # An agent that closes connections as fast as they come must still let them be counted.
 CONNECTIONS, STREAMS, CHILDREN, HOLDERS = 10_000, 1_000, 16, 30
+# Bytes of one call's headers.
+LARGE = 15 << 20
 Attack = Callable[[Sequence[str], Callable[[], bool]], int]
 
 
@@ -185,11 +187,20 @@ def calls_of(requests: Callable[[int], bytes], at_once: int) -> Attack:
 
 def call(stream: int, *more: tuple[bytes, bytes]) -> bytes:
     """A call of FetchX509SVID with `more` metadata, in as many frames as that takes."""
-    block = headers(FETCH, *more)
-    parts = [block[at : at + 16_000] for at in range(0, len(block), 16_000)]
+    return split(stream, headers(FETCH, *more)) + message(stream, b"")
+
+
+def split(stream: int, block: bytes, most: int = 16_000) -> bytes:
+    """A header block in frames of so many bytes at most."""
+    parts = [block[at : at + most] for at in range(0, len(block), most)]
     kinds = [HEADERS] + [CONTINUATION] * (len(parts) - 1)
     flags = [0] * (len(parts) - 1) + [END_HEADERS]
-    return b"".join(map(frame, kinds, flags, itertools.repeat(stream), parts)) + message(stream, b"")
+    return b"".join(map(frame, kinds, flags, itertools.repeat(stream), parts))
+
+
+def large(size: int) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers of so many bytes together."""
+    return tuple((b"x-%d" % number, b"y" * 4_000) for number in range(size // 4_010))
 
 
 def _reset(stream: int) -> bytes:
@@ -206,6 +217,41 @@ def _much_metadata(stream: int) -> bytes:
     # Just below what is taken, then far above it.
     many = 3 if stream % 4 == 1 else 100
     return call(stream, *((b"x-%d" % number, b"y" * 4_000) for number in range(many)))
+
+
+def large_headers(most: int) -> Attack:
+    """30 connections to each path with calls that have 15 MB of headers each, in frames of so many bytes. Each is sent
+    as fast as the agent reads it; half of them acknowledge the agent's settings. Made again where they are closed."""
+
+    def attack(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
+        block = headers(FETCH, *large(LARGE))
+        calls = memoryview(b"".join(split(2 * number + 1, block, most) for number in range(4)))
+        held: dict[tuple[str, int], tuple[socket.socket, int]] = {}
+        done = 0
+        while going_on():
+            idle = True
+            for place in itertools.product(paths, range(HOLDERS)):
+                try:
+                    if place not in held:
+                        begin = acknowledging if place[1] % 2 else speaking
+                        held[place] = begin(place[0]), 0
+                        held[place][0].setblocking(False)
+                        done += 1
+                    connection, sent = held[place]
+                    drain(connection)
+                    if more := calls[sent : sent + (1 << 18)]:
+                        held[place] = connection, sent + connection.send(more)
+                        idle = False
+                except BlockingIOError:
+                    continue  # it reads slowly, or not any more
+                except OSError:
+                    if place in held:
+                        held.pop(place)[0].close()
+            if idle:
+                time.sleep(0.001)
+        return done
+
+    return attack
 
 
 def unread(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
@@ -348,6 +394,8 @@ KINDS: Mapping[str, Attack] = MappingProxyType(
         "begun": calls_of(_unfinished, 50),
         "tokens": calls_of(_token, 20),
         "metadata": calls_of(_much_metadata, 2),
+        "headers": large_headers(16_000),
+        "continuations": large_headers(64),
         "requests": asking,
         "unread": unread,
         "forks": forks,

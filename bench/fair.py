@@ -10,8 +10,6 @@ bench/results/fair.md.
 
 import argparse
 import asyncio
-import json
-import os
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ import grpc.aio
 from agent.pb import workload_pb2
 from bench.fair_signer import signer
 from bench.report import RESULTS, Row, environment, record_values
+from bench.storms import Child
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
@@ -144,34 +143,15 @@ class Fetching(OthersOfSigner):
 
 async def storm(of: Path, others: Others, seen: Seen, many: int, volume: PodVolume, seconds: float) -> float:
     """One storm at kubelet's directory or a socket, beside the others; the share of a core that its process took."""
-    kind = seen.kind.partition(",")[0]
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bench.storms",
-        kind,
-        str(of),
-        str(many),
-        str(seconds),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert await child.stdout.readline() == b"ready\n"
-    before = cpu(child.pid)
-    child.stdin.write(b"\n")
-    answer = asyncio.ensure_future(child.stdout.readline())
-    await others.start(seen, "storm", volume, answer)
-    done = json.loads(await answer)
-    share = (cpu(child.pid) - before) / max(done["seconds"], 0.1)
-    seen.made += done["made"]
-    seen.put_off += done["put_off"]
-    seen.seconds += done["seconds"]
-    child.stdin.write(b"\n")
-    child.stdin.close()
-    assert await child.wait() == 0
-    return float(share)
+    child = await Child.ready(seen.kind.partition(",")[0], of, many, seconds)
+    done = child.begin()
+    await others.start(seen, "storm", volume, done)
+    found = await done
+    seen.made += found.made
+    seen.put_off += found.put_off
+    seen.seconds += found.seconds
+    await child.end()
+    return found.share
 
 
 async def calm(others: Others, seen: Seen, load: str, volume: PodVolume, seconds: float, share: float = 0.0) -> None:
@@ -186,13 +166,6 @@ async def calm(others: Others, seen: Seen, load: str, volume: PodVolume, seconds
     await others.start(seen, load, volume, asyncio.ensure_future(asyncio.sleep(seconds)))
     if burning is not None:
         await burning.wait()
-
-
-def cpu(process: int) -> float:
-    """Seconds that a process has used."""
-    with open(f"/proc/{process}/stat", encoding="utf-8") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @asynccontextmanager

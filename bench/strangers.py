@@ -27,7 +27,7 @@ from typing import Any, Final
 import grpc
 
 from bench import mix
-from bench.attacks import CONTINUATION, DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, literal
+from bench.attacks import DATA, END_HEADERS, HEADERS, LARGE, PREFACE, SETTINGS, frame, large, literal, split
 from signer.pb import signer_pb2
 from svid.dnsnames import SIGNER_NAME
 
@@ -150,24 +150,17 @@ def partial(target: Target) -> int:
     return _calls(target, call)
 
 
-def _split(stream: int, block: bytes) -> bytes:
-    parts = [block[at : at + 16_000] for at in range(0, len(block), 16_000)]
-    kinds = [HEADERS] + [CONTINUATION] * (len(parts) - 1)
-    flags = [0] * (len(parts) - 1) + [END_HEADERS]
-    return b"".join(frame(kind, flag, stream, part) for kind, flag, part in zip(kinds, flags, parts, strict=True))
-
-
 def big(target: Target) -> int:
     """Calls with 15 MB of headers."""
-    block = head(MINT, *((b"x-%d" % number, b"y" * 4000) for number in range(15 * MB // 4010)))
-    return _calls(target, lambda stream: _split(stream, block), per=4)
+    block = head(MINT, *large(LARGE))
+    return _calls(target, lambda stream: split(stream, block), per=4)
 
 
 def indexed(target: Target) -> int:
     """Calls with as many headers as there is room for, of one byte each, and a token that has to be looked at."""
 
     def call(stream: int) -> bytes:
-        return _split(stream, head(MINT, bearer(bad_token())) + b"\x8f" * 3_000)
+        return split(stream, head(MINT, bearer(bad_token())) + b"\x8f" * 3_000)
 
     return _calls(target, call, per=8)
 
