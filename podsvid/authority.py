@@ -27,6 +27,8 @@ ACTIONS = {
 _BY_NAME = {name: kind for kind, name in KINDS.items()}
 _NAMES = {**KINDS, admin_pb2.KIND_BOTH: "x509, jwt"}
 DEFAULT_SOCKET = "/run/podsvid-signer/admin.sock"
+# Policies that do not match, shown unless all are asked for: those of the same namespace or none, the nearest first.
+_NEAR = 5
 # Seconds to the first answer.
 ANSWER_SECONDS = 20.0
 
@@ -104,19 +106,25 @@ def explain(parsed: argparse.Namespace) -> int:
     if parsed.output == "json":
         print(_json(found))
     else:
-        show_explained(parsed.pod, found)
+        show_explained(parsed.pod, found, every=parsed.all)
     return 0 if found.outcome == "allowed" else 3
 
 
-def show_explained(pod: str, found: admin_pb2.ExplainResponse) -> None:
-    """Print a signer's answer for a person."""
+def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool) -> None:
+    """Print a signer's answer for a person; `every`: with all policies that do not match, not only the nearest."""
     lines = [f"pod {pod}: {found.spiffe_id or found.outcome}", f"policy: {found.policy}"]
     if found.x509_ttl:
         lines.append(f"X.509-SVIDs live {found.x509_ttl}; a volume's ttl gets {found.x509_ttl_most} at most")
     if found.ttl_clipped:
         lines.append(f"not granted: {found.ttl_clipped}")
-    lines += [f"matches as well, and lost: {name}" for name in found.matched[1:]]
-    lines += [f"does not match: {each.policy}: {each.because}" for each in found.not_matched]
+    # A signer of before does not say why they lost.
+    because = {each.policy: f": {each.because}" for each in found.lost}
+    lines += [f"matches as well, and lost: {name}{because.get(name, '')}" for name in found.matched[1:]]
+    near = [each for each in found.not_matched if not each.elsewhere][:_NEAR]
+    shown = found.not_matched if every else near
+    lines += [f"does not match: {each.policy}: {each.because}" for each in shown]
+    more = len(found.not_matched) - len(shown)
+    lines += [f"{more} more policies do not match: --all shows them"] if more else []
     for line in lines:
         print(printable(line))
 

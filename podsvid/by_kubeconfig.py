@@ -42,7 +42,7 @@ class SeenPod:
 class KubeconfigCluster:
     """The cluster of a kubeconfig's context (None: the current one), where podsvid is in `podsvid_namespace`.
 
-    Every method raises NotTold. Raises NotTold where the kubeconfig cannot be used.
+    Raises NotTold where the kubeconfig cannot be used. So does every method; several threads may call them.
     """
 
     def __init__(self, kubeconfig: str | None, context: str | None, podsvid_namespace: str) -> None:
@@ -97,9 +97,14 @@ class KubeconfigCluster:
 
     def run(self, pod: str, container: str, command: list[str]) -> Any:
         """What the command printed in a pod of podsvid, from JSON."""
+        # It has a client to itself: for as long as a stream begins, it is what the client makes all requests with.
+        with client.ApiClient(self._api.api_client.configuration) as own:
+            return self._run(client.CoreV1Api(own), pod, container, command)
+
+    def _run(self, api: Any, pod: str, container: str, command: list[str]) -> Any:
         try:
             call = stream(
-                self._api.connect_get_namespaced_pod_exec,
+                api.connect_get_namespaced_pod_exec,
                 pod,
                 self.podsvid_namespace,
                 container=container,  # others may have added theirs

@@ -8,6 +8,7 @@ nothing here.
 import argparse
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", help="context of the kubeconfig (default: the current one)")
     parser.add_argument("--podsvid-namespace", default="podsvid", help="where podsvid is installed (default: podsvid)")
     parser.add_argument("--socket", help=f"ask only this signer's admin socket (default: {here()}, where it exists)")
+    parser.add_argument("--all", action="store_true", help="show all policies that do not match, not only the nearest")
     parser.add_argument("--output", choices=("text", "json"), default="text")
 
 
@@ -54,7 +56,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.output == "json":
         print(json.dumps(found.to_json(), indent=2))
     else:
-        _show(found, Console(highlight=False, soft_wrap=True))
+        _show(found, Console(highlight=False, soft_wrap=True), every=parsed.all)
     return 0 if found.well else 3
 
 
@@ -114,10 +116,14 @@ def _explain(cluster: "KubeconfigCluster", namespace: str, name: str) -> _Explai
             missing[title] = str(error)
             return None
 
-    policy = part("policy", lambda: _ask_signer(cluster, what))
-    volumes = part("on_node", lambda: _ask_agent(cluster, pod))
-    events = part("events", lambda: cluster.events(pod)) or []
-    return _Explained(what, pod.node, policy, volumes, events, missing)
+    # At once: two of them start a process in a pod, which takes a second.
+    with ThreadPoolExecutor(3) as threads:
+        policy = threads.submit(part, "policy", lambda: _ask_signer(cluster, what))
+        volumes = threads.submit(part, "on_node", lambda: _ask_agent(cluster, pod))
+        events = threads.submit(part, "events", lambda: cluster.events(pod))
+    titles: tuple[str, ...] = ("policy", "on_node", "events")
+    ordered = {title: missing[title] for title in titles if title in missing}
+    return _Explained(what, pod.node, policy.result(), volumes.result(), events.result() or [], ordered)
 
 
 def _ask_signer(cluster: "KubeconfigCluster", what: str) -> Any:
@@ -151,10 +157,10 @@ def _ask_agent(cluster: "KubeconfigCluster", pod: "SeenPod") -> Any:
     return cluster.run(agent, "agent", ["podsvid", "node", "explain", what, "--output", "json"])
 
 
-def _show(found: _Explained, console: Console) -> None:
+def _show(found: _Explained, console: Console, *, every: bool) -> None:
     if found.policy is not None:
         policy = Parse(json.dumps(found.policy), admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
-        authority_command.show_explained(found.pod, policy)
+        authority_command.show_explained(found.pod, policy, every=every)
     if found.volumes is not None:
         console.print(f"on node {found.node}:", markup=False)
         # An agent of another version may say more.

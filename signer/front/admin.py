@@ -103,7 +103,13 @@ class AdminService:
             policy=found.policy,
             spiffe_id=found.spiffe_id,
             matched=found.matched,
-            not_matched=[admin_pb2.NotMatched(policy=name, because=why) for name, why in found.not_matched],
+            not_matched=[
+                admin_pb2.NotMatched(
+                    policy=each.policy, because=each.because, differences=each.differences, elsewhere=each.elsewhere
+                )
+                for each in found.not_matched
+            ],
+            lost=[admin_pb2.Lost(policy=name, because=why) for name, why in found.lost],
             x509_ttl=found.x509_ttl,
             x509_ttl_most=found.x509_ttl_most,
             ttl_clipped=found.clipped,

@@ -43,7 +43,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped")
+    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped", "lost")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class ExplainResponse(_message.Message):
     X509_TTL_FIELD_NUMBER: _ClassVar[int]
     X509_TTL_MOST_FIELD_NUMBER: _ClassVar[int]
     TTL_CLIPPED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     policy: str
     spiffe_id: str
@@ -60,9 +61,22 @@ class ExplainResponse(_message.Message):
     x509_ttl: str
     x509_ttl_most: str
     ttl_clipped: str
-    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ...) -> None: ...
+    lost: _containers.RepeatedCompositeFieldContainer[Lost]
+    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[Lost, _Mapping]]] = ...) -> None: ...
 
 class NotMatched(_message.Message):
+    __slots__ = ("policy", "because", "differences", "elsewhere")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    because: str
+    differences: int
+    elsewhere: bool
+    def __init__(self, policy: _Optional[str] = ..., because: _Optional[str] = ..., differences: _Optional[int] = ..., elsewhere: _Optional[bool] = ...) -> None: ...
+
+class Lost(_message.Message):
     __slots__ = ("policy", "because")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     BECAUSE_FIELD_NUMBER: _ClassVar[int]

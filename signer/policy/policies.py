@@ -17,6 +17,7 @@ from signer.cluster.mirror import Mirror
 from signer.cluster.objects import MAX_LABELS, Named, PolicyObject, ServiceObject, few_labels
 from signer.errors import NotFound, Reason, Refused, SignerError
 from signer.model import NO_POLICY, Entitlement, LivePod
+from signer.policy.explanation import Other, goes_before, others
 from signer.policy.index import Index
 from signer.policy.policy import (
     CLUSTER,
@@ -43,6 +44,7 @@ SERVICES = "/api/v1/services"
 class Explanation:
     """For `explain`: the entitlement or the refusal, what matched in the order of the rule, and why others did not.
 
+    `lost`: of those that matched and do not decide, with the part of the rule by which they lost.
     `x509_ttl` is how long its X.509-SVIDs live, `x509_ttl_most` what a volume's ttl gets at most, `clipped` what of the
     policy's lifetimes nobody gets; empty where unknown.
     """
@@ -50,7 +52,8 @@ class Explanation:
     outcome: str
     policy: str
     matched: tuple[str, ...]
-    not_matched: tuple[tuple[str, str], ...]
+    not_matched: tuple[Other, ...]
+    lost: tuple[tuple[str, str], ...] = ()
     spiffe_id: str = ""
     x509_ttl: str = ""
     x509_ttl_most: str = ""
@@ -140,20 +143,19 @@ class Policies:
         labels = self._index.labels(pod.namespace)
         matched = self.matching(pod)
         names = tuple(str(each) for each in matched)
-        uids = {each.uid for each in matched}
-        others = [
-            (str(each), each.mismatch(pod, labels) or each.problem) for each in self.all() if each.uid not in uids
-        ]
-        unmatched = tuple((name, why) for name, why in sorted(others) if why)
+        unmatched = others(self.all(), matched, pod, labels)
+        lost = tuple((str(each), goes_before(matched[0], each)) for each in matched[1:])
         try:
             found = self.entitlement(pod)
         except Refused as error:
             winner = names[0] if names else NO_POLICY
-            return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched)
+            return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched, lost)
         limits, clipped = self._settings.ttls, self.clipped(matched[0]) if matched else ""
         lives = durations.text(ttls.usual(limits, found)) if limits else ""
         most = durations.text(ttls.longest(limits, found)) if limits else ""
-        return Explanation("allowed", found.decided_by, names, unmatched, str(found.spiffe_id), lives, most, clipped)
+        return Explanation(
+            "allowed", found.decided_by, names, unmatched, lost, str(found.spiffe_id), lives, most, clipped
+        )
 
     def all(self) -> list[Policy]:
         """Every policy, those that are left out too."""

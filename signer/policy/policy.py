@@ -126,17 +126,18 @@ class Policy:
         """Smallest first: the order of the rule."""
         return (not self.deny, -self.priority, not self.namespace, self.created, self.name)
 
-    def mismatch(self, pod: LivePod, namespace_labels: Mapping[str, str]) -> str:
-        """Why the pod is not matched, for people; empty when it is."""
-        if self.namespace and pod.namespace != self.namespace:
-            return f"it is for namespace {self.namespace}"
-        if self.service_accounts and pod.service_account not in self.service_accounts:
-            return f"service account {pod.service_account} is not among its serviceAccounts"
-        unmet = self.namespaces.first_unmet(namespace_labels)
-        if unmet is not None:
-            return f"namespaceSelector: {unmet.key} {unmet.operator} does not hold for {pod.namespace}"
-        unmet = self.pods.first_unmet(pod.labels)
-        return f"podSelector: {unmet.key} {unmet.operator} does not hold" if unmet is not None else ""
+    def disputes(self, loser: "Policy") -> bool:
+        """Whether nothing but age or name puts it first: nobody has said which of the two is meant."""
+        return self.rank[:3] == loser.rank[:3]
+
+    def matches(self, pod: LivePod, namespace_labels: Mapping[str, str]) -> bool:
+        """Whether it is for that pod."""
+        return (
+            self.namespace in ("", pod.namespace)
+            and (not self.service_accounts or pod.service_account in self.service_accounts)
+            and self.namespaces.matches(namespace_labels)
+            and self.pods.matches(pod.labels)
+        )
 
     def outline(self, problem: str) -> "Policy":
         """Of a policy that is left out what is kept: it is for all pods of its namespace, and refuses where it wins."""
@@ -155,7 +156,7 @@ class Policy:
 
 def matching(policies: Iterable[Policy], pod: LivePod, namespace_labels: Mapping[str, str]) -> list[Policy]:
     """Those that match, the winner first."""
-    return sorted((each for each in policies if not each.mismatch(pod, namespace_labels)), key=lambda each: each.rank)
+    return sorted((each for each in policies if each.matches(pod, namespace_labels)), key=lambda each: each.rank)
 
 
 def decide(
@@ -191,9 +192,9 @@ def decide(
         raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner}: {error}") from None
     left_out += unread if winner.dns_names_from_services else ()
     surprises = [f"DNS names of Services were left out: {'; '.join(left_out)}"] if left_out else []
-    others = ", ".join(str(each) for each in matched[1:6] if not each.left_out)
+    others = ", ".join(str(each) for each in matched[1:6] if not each.left_out and winner.disputes(each))
     if others:
-        surprises.append(f"policy {winner} won over {others}, which match this pod as well")
+        surprises.append(f"policy {winner} won over {others}, which match this pod as well: the oldest wins")
     return Entitlement(
         spiffe_id=spiffe_id,
         policy=str(winner),

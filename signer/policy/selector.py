@@ -9,6 +9,8 @@ from signer.errors import InvalidPolicy
 _WITH_VALUES = ("In", "NotIn")
 _END = b"\0"
 _OPERATORS = (*_WITH_VALUES, "Exists", "DoesNotExist")
+# Of a text of a policy's or a pod's author, and of the values of one list, as many are shown.
+_SHOWN, _VALUES_SHOWN = 80, 5
 MAX_MATCH_LABELS, MAX_EXPRESSIONS, MAX_VALUES = 64, 32, 256
 
 
@@ -34,6 +36,21 @@ class Requirement:
             return not self._lists(value)
         return (value is not None) == (self.operator == "Exists")
 
+    def __str__(self) -> str:
+        if self.operator not in _WITH_VALUES:
+            return f"{'a' if self.operator == 'Exists' else 'no'} label {self.key[:_SHOWN]}"
+        values, wants = self.values, self.operator == "In"
+        if len(values) == 1:
+            return f"{self.key[:_SHOWN]}{'=' if wants else '!='}{values[0][:_SHOWN]}"
+        more = ", …" if len(values) > _VALUES_SHOWN else ""
+        listed = ", ".join(each[:_SHOWN] for each in values[:_VALUES_SHOWN])
+        return f"{self.key[:_SHOWN]} {'in' if wants else 'not in'} ({listed}{more})"
+
+    def found(self, labels: Mapping[str, str]) -> str:
+        """What there is in the place of what is wanted, for people."""
+        value = labels.get(self.key)
+        return f"no label {self.key[:_SHOWN]}" if value is None else f"{self.key[:_SHOWN]}={value[:_SHOWN]}"
+
     def _lists(self, value: str | None) -> bool:
         return value is not None and "\0" not in value and _listed([value]) in self.listed
 
@@ -44,9 +61,14 @@ class Selector:
 
     requirements: tuple[Requirement, ...] = ()
 
-    def first_unmet(self, labels: Mapping[str, str]) -> Requirement | None:
-        """Why labels do not match; None when they do."""
-        return next((each for each in self.requirements if not each.holds(labels)), None)
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether all of them hold."""
+        return all(each.holds(labels) for each in self.requirements)
+
+    def unmet(self, labels: Mapping[str, str], whose: str) -> list[str]:
+        """For people: what each requirement that does not hold wants, and what there is; `whose` labels these are."""
+        found = (each for each in self.requirements if not each.holds(labels))
+        return [f"wants {each}, and {whose} has {each.found(labels)}" for each in found]
 
 
 def read_selector(spec: Mapping[str, Any]) -> Selector:

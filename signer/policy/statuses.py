@@ -90,6 +90,9 @@ class _Tally:
     """What became of some pods under one policy; some of those that it lost are named."""
 
     matched: int = 0
+    # To one that goes before it as somebody has said: it denies, has the higher priority, or is the namespace's own.
+    yielded: int = 0
+    # To one that is only older.
     lost: int = 0
     named: list[str] = field(default_factory=list)
     unusable: str = ""
@@ -240,7 +243,10 @@ class Statuses:
         for each in found:
             tallies.setdefault(each.uid, _Tally()).matched += 1
         for each in found[1:]:
-            tallies[each.uid].lose(f"{pod} (to {found[0]})")
+            if found[0].disputes(each):
+                tallies[each.uid].lose(f"{pod} (to {found[0]})")
+            else:
+                tallies[each.uid].yielded += 1
         if found:
             winner = tallies[found[0].uid]
             winner.unusable = winner.unusable or self._policies.unusable(found[0], pod)
@@ -252,6 +258,7 @@ class Statuses:
             for uid, each in self._tallies.get(namespace, {}).items():
                 total = totals.setdefault(uid, _Tally())
                 total.matched += each.matched
+                total.yielded += each.yielded
                 total.lost += each.lost
                 total.named += each.named[: _NAMED - len(total.named)]
                 total.unusable = total.unusable or each.unusable
@@ -274,9 +281,7 @@ def _status(policy: Policy, tally: _Tally, clipped: str) -> Object:
             "Conflicting",
             tally.lost > 0,
             "LostToOthers" if tally.lost else "NoConflict",
-            f"{tally.lost} pods went to other policies: {', '.join(tally.named)}"
-            if tally.lost
-            else "no pod is disputed",
+            _dispute(tally),
         ),
         _condition(
             policy,
@@ -291,6 +296,14 @@ def _status(policy: Policy, tally: _Tally, clipped: str) -> Object:
         message = tally.unread or "all Services of its pods are read"
         conditions.append(_condition(policy, "ServicesLeftOut", bool(tally.unread), reason, message))
     return {"observedGeneration": policy.generation, "podsMatched": tally.matched, "conditions": conditions}
+
+
+def _dispute(tally: _Tally) -> str:
+    found = (
+        f"{tally.lost} pods went to older policies: {', '.join(tally.named)}" if tally.lost else "no pod is disputed"
+    )
+    yielded = f"; {tally.yielded} have one that goes before it" if tally.yielded else ""
+    return f"{found}{yielded}"
 
 
 def _condition(policy: Policy, kind: str, holds: bool, reason: str, message: str) -> Object:

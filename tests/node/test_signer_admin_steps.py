@@ -75,7 +75,7 @@ class Rig:
         return str(caught.value)
 
     async def explain(self, pod: str, output: str = "text") -> tuple[int, str]:
-        parsed = argparse.Namespace(pod=pod, socket=str(self.socket), output=output)
+        parsed = argparse.Namespace(pod=pod, socket=str(self.socket), output=output, all=False)
         return await asyncio.to_thread(_printed, authority_command.explain, parsed)
 
     def agent(self, node: str) -> None:
@@ -505,8 +505,10 @@ def test_explain_says_who_wins_and_why() -> None:
         rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/mine", {"spec": {}})
         rig.site.kube.put(f"{GROUP}/namespaces/default/workloadidentities/other", {"spec": other})
         rig.site.kube.put(WIDE, {"spec": {}})
-        code, found = await told("matches as well, and lost: wide")
-        code, found = await told("does not match: default/other: podSelector: app In does not hold")
+        code, found = await told("matches as well, and lost: wide: default/mine is the namespace's own")
+        code, found = await told(
+            "does not match: default/other: podSelector wants app=other, and the pod has no label app"
+        )
         assert (code, found.splitlines()[1]) == (0, "policy: default/mine")
         assert "lost: default/mine" not in found
         code, text = await rig.explain("default/web", "json")
@@ -547,7 +549,7 @@ def test_what_somebody_called_a_policy_cannot_draw_on_the_terminal() -> None:
         ttl_clipped=hostile,
     )
     with redirect_stdout(StringIO()) as text:
-        show_explained(f"default/{hostile}", found)
+        show_explained(f"default/{hostile}", found, every=False)
     assert len(text.getvalue().splitlines()) == 6
     assert "\x1b" not in text.getvalue()
 

@@ -4,6 +4,7 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject, ServiceObject
 from signer.errors import ApiUnavailable, InvalidPolicy, Reason, Refused
 from signer.model import Entitlement, LivePod
+from signer.policy.explanation import goes_before
 from signer.policy.policy import Policy, PolicySettings, decide, matching, read_policy
 from signer.policy.services import Service, read_service
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
@@ -144,10 +146,21 @@ def test_the_rule() -> None:
         shuffled = [*order[at:][::-1]]
         assert matching(shuffled, POD, {}) == order[at:]
     found = given_to(POD, *order[1:])
-    assert found.policy == "y-high"
+    assert (found.policy, found.surprises) == ("y-high", ())
+    found = given_to(POD, *order[3:])
+    assert found.policy == "w-old"
     assert found.surprises == (
-        "policy y-high won over shop/x-namespaced, w-old, a-first, b-second, which match this pod as well",
+        "policy w-old won over a-first, b-second, which match this pod as well: the oldest wins",
     )
+    said = [goes_before(*pair) for pair in pairwise(order)]
+    assert said == [
+        "z-deny denies",
+        "y-high has the higher priority, 9 over 0",
+        "shop/x-namespaced is the namespace's own",
+        "w-old is older; give one of them a priority",
+        "a-first comes first by name; give one of them a priority",
+    ]
+    assert [winner.disputes(loser) for winner, loser in pairwise(order)] == [False, False, False, True, True]
     assert refused(POD, *order) is Reason.POLICY_DENIED
 
 
@@ -283,7 +296,7 @@ def test_any_selector_is_read_and_what_cannot_be_read_refuses(pods: Any, namespa
         not readable(each) or as_kubernetes(each, theirs)
         for each, theirs in ((pods, POD.labels), *([] if namespaced else [(namespaces, labels)]))
     )
-    assert (not found.mismatch(POD, labels)) is matches
+    assert found.matches(POD, labels) is matches
     assert bool(found.problem) is not (readable(pods) and readable(namespaces))
     if found.problem and matches:
         with pytest.raises(Refused) as caught:

@@ -12,6 +12,7 @@ from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject, ServiceObject
 from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import MAX_DNS_NAMES, LivePod
+from signer.policy.explanation import Other
 from signer.policy.policies import Policies
 from signer.policy.policy import (
     CLUSTER,
@@ -213,12 +214,10 @@ def test_policies_of_both_kinds_and_labels_of_namespaces_count() -> None:
         assert (found.outcome, found.policy, found.matched) == ("allowed", "shop/own", ("shop/own", "front"))
         assert found.spiffe_id == "spiffe://example.org/ns/shop/sa/web"
         elsewhere = policies.explain(LivePod("other", "p", "u", "n", "sa"))
-        assert dict(elsewhere.not_matched) == {
-            "front": "namespaceSelector: tier In does not hold for other",
-            "shop/own": "it is for namespace shop",
-        }
-        (surprise,) = policies.entitlement(POD).surprises
-        assert surprise == "policy shop/own won over front, which match this pod as well"
+        assert elsewhere.not_matched == (
+            Other("front", "namespaceSelector wants tier=front, and namespace other has no label tier"),
+            Other("shop/own", "it is for namespace shop", elsewhere=True),
+        )
 
     followed(test)
 

@@ -13,6 +13,7 @@ from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject
 from signer.errors import ApiUnavailable, Conflict, Reason, Refused
 from signer.model import LivePod, TtlLimits
+from signer.policy.explanation import Other
 from signer.policy.policies import Policies
 from signer.policy.policy import CLUSTER, GROUP, NAMESPACED, PolicySettings, decide, matching, read_policy
 from signer.policy.services import Service
@@ -179,21 +180,41 @@ def test_a_denial_is_in_use_and_not_unusable() -> None:
 
 def test_whoever_loses_pods_is_told_of_some_of_them() -> None:
     async def test(rig: Rig) -> None:
-        winner, loser = rig.cluster("winner", priority=5), rig.cluster("loser")
+        winner, loser = rig.cluster("older"), rig.cluster("younger")
         found, conditions = await rig.status(loser, *(pod(number) for number in range(9)))
         assert found["podsMatched"] == 9
         assert (conditions["Conflicting"]["status"], conditions["Conflicting"]["reason"]) == ("True", "LostToOthers")
-        said = "shop/web-0 (to winner), shop/web-1 (to winner), shop/web-2 (to winner)"
-        assert conditions["Conflicting"]["message"] == f"9 pods went to other policies: {said}"
+        said = "shop/web-0 (to older), shop/web-1 (to older), shop/web-2 (to older)"
+        assert conditions["Conflicting"]["message"] == f"9 pods went to older policies: {said}"
         _, conditions = await rig.status(winner)
         assert conditions["Conflicting"]["status"] == "False"
 
     followed(test)
 
 
+@pytest.mark.parametrize("over", [{"priority": 1}, {"deny": True}, {"namespace": "shop"}])
+def test_who_yields_to_what_somebody_put_first_has_no_conflict(over: dict[str, Any]) -> None:
+    """A policy of one namespace over a cluster-wide default is how both are meant."""
+
+    async def test(rig: Rig) -> None:
+        usual = rig.cluster("usual")
+        if "namespace" in over:
+            rig.put(f"{HOME}/own")
+        else:
+            rig.cluster("before", **over)
+        found, conditions = await rig.status(usual, pod(0), pod(1))
+        assert found["podsMatched"] == 2
+        assert (conditions["Conflicting"]["status"], conditions["Conflicting"]["reason"]) == ("False", "NoConflict")
+        assert conditions["Conflicting"]["message"] == "no pod is disputed; 2 have one that goes before it"
+        if "deny" not in over:
+            assert rig.policies.entitlement(pod()).surprises == (), "and no event for each pod"
+
+    followed(test)
+
+
 def test_a_message_is_as_long_as_the_api_server_takes() -> None:
     async def test(rig: Rig) -> None:
-        rig.cluster("w" * 253, priority=1)
+        rig.cluster("a" * 253)
         loser = rig.cluster("loser")
         pods = [LivePod("n" * 63, f"{number}" + "p" * 252, f"u{number}", "node-a", "web") for number in range(3)]
         _, conditions = await rig.status(loser, *pods)
@@ -294,7 +315,8 @@ def test_explain_names_who_wins_and_why_it_refuses() -> None:
         assert found.outcome.startswith(
             "refused: POLICY_UNUSABLE: policy shop/own: pod shop/web-0 has no label 'absent'"
         )
-        assert found.not_matched == (("other", "podSelector: app In does not hold"),)
+        assert found.not_matched == (Other("other", "podSelector wants app=x, and the pod has no label app"),)
+        assert found.lost == (("wide", "shop/own is the namespace's own"),)
         rig.kube.put("/api/v1/namespaces/elsewhere", {})
         await told()
         elsewhere = rig.policies.explain(replace(pod(), namespace="elsewhere"))
@@ -625,5 +647,5 @@ def test_the_collection_that_was_lost_first_counts() -> None:
 
 
 def test_a_surprise_names_some_of_those_that_lost() -> None:
-    (surprise,) = given_to(POD, policy("a", priority=1), *(policy(f"p{number}") for number in range(9))).surprises
-    assert surprise == "policy a won over p0, p1, p2, p3, p4, which match this pod as well"
+    (surprise,) = given_to(POD, policy("a"), *(policy(f"p{number}") for number in range(9))).surprises
+    assert surprise == "policy a won over p0, p1, p2, p3, p4, which match this pod as well: the oldest wins"
