@@ -23,6 +23,7 @@ from agent.metrics import Metrics as AgentMetrics  # noqa: E402
 from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
+from podsvid import outcome  # noqa: E402
 from signer.config import SignerConfig  # noqa: E402
 from signer.errors import HELP, Reason  # noqa: E402
 from signer.front.statuses import STATUS_CODES  # noqa: E402
@@ -81,6 +82,10 @@ def settings(model: type[Any] = AgentConfig) -> str:
 def reasons() -> str:
     rows = ((f"`{each.value}`", STATUS_CODES[each].name, HELP[each]) for each in Reason if each is not Reason.INTERNAL)
     return table(("reason", "status", "what it means, what to do"), rows)
+
+
+def exit_codes() -> str:
+    return table(("code", "meaning"), outcome.MEANINGS.items())
 
 
 def metrics(registry: CollectorRegistry) -> str:
@@ -146,6 +151,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "agent-events": ("docs/logs.md", lambda: events("agent", "csi")),
     "signer-events": ("docs/logs.md", lambda: events("signer")),
     "shared-events": ("docs/logs.md", lambda: events("runtime", "svid")),
+    "exit-codes": ("docs/cli.md", exit_codes),
     "signer-metrics": ("docs/metrics.md", lambda: metrics(SignerMetrics().registry)),
 }
 

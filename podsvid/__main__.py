@@ -2,6 +2,6 @@
 
 import sys
 
-from podsvid.cli import main
+from podsvid.start import main
 
 sys.exit(main())

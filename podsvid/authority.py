@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
+from podsvid.interrupts import unwinding
+from podsvid.outcome import SIGNALLED
 from runtime.terminal import printable
 from signer.errors import SignerError
 from signer.front.admin import KINDS, SERVICE
@@ -138,15 +141,17 @@ def run(parsed: argparse.Namespace) -> int:
         try:
             if parsed.action == "show":
                 return _show(channel, parsed, console)
-            print(_step(channel, parsed))
-            if parsed.action == "rotate" and not parsed.no_wait:
-                _follow(channel, _kind(parsed), parsed.wait or parsed.forced, console)
+            # Once it is asked it goes on, whether or not anybody waits.
+            with unwinding():
+                print(_step(channel, parsed), flush=True)
+                if parsed.action == "rotate" and not parsed.no_wait:
+                    _follow(channel, _kind(parsed), parsed.wait or parsed.forced, console)
             return 0
         except grpc.RpcError as error:
             raise CommandFailed(str(error.details())) from None
-        except KeyboardInterrupt:
-            print("the signer goes on by itself; see `podsvid authority show`", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as error:
+            print("podsvid: the signer goes on by itself; see `podsvid authority show`", file=sys.stderr)
+            return SIGNALLED + int(getattr(error, "number", signal.SIGINT))
 
 
 def _check_socket(path: str, example: str) -> None:

@@ -1,13 +1,16 @@
 """The `podsvid` command. What a command needs is imported when it is the one that runs, to start fast."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from agent.errors import AgentError
+from podsvid import outcome
 from podsvid.api import command as api
-from runtime.settings import InvalidSetting
+from podsvid.parsing import Parser
 
 _COMMANDS = {
     "agent": "the node agent",
@@ -22,28 +25,46 @@ _COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage or settings; `api` has more."""
-    given, command = api.split_command(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser(given[0] if given else "").parse_args(given)
+    """Run the command line and print why it failed, as one line; returns the exit code, one of outcome.MEANINGS."""
     try:
-        if parsed.command == "api":
-            return api.run(parsed, command)
-        return _RUN[parsed.command](parsed)
-    except InvalidSetting as error:
-        print(f"podsvid: {error.reason}: {error}", file=sys.stderr)
-        return 2
-    except AgentError as error:
-        return _failed(error.reason, error)
-    except OSError as error:
-        print(f"podsvid: {error}", file=sys.stderr)
-        return 1
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit as end:  # argparse has printed its help
+            code = int(end.code or 0)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as error:
+        return outcome.SIGNALLED + int(getattr(error, "number", signal.SIGINT))
+    except Exception as error:
+        return _failed(outcome.of(error))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    given, command = api.split_command(arguments)
+    parsed = _parser(given[0] if given else "").parse_args(given)
+    if parsed.command == "api":
+        return api.run(parsed, command)
+    return _RUN[parsed.command](parsed)
+
+
+def _failed(found: outcome.Outcome) -> int:
+    if found.code != outcome.NOBODY_READS:
+        # Where nobody hears it either, the exit code says it.
+        with contextlib.suppress(OSError):
+            print(found.line(), file=sys.stderr, flush=True)
+    return found.code
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """Knows every command by name, and all of `command`."""
-    parser = argparse.ArgumentParser(prog="podsvid", description="SPIFFE identities for Kubernetes pods.")
+    parser = Parser(
+        prog="podsvid",
+        description="SPIFFE identities for Kubernetes pods.",
+        epilog=outcome.epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {name: commands.add_parser(name, help=text) for name, text in _COMMANDS.items()}
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in _COMMANDS.items()}
     if command == "agent":
         from agent import config
 
@@ -84,55 +105,49 @@ def _quickstart(parsed: argparse.Namespace) -> int:
 
 
 def _agent(parsed: argparse.Namespace) -> int:
-    import asyncio
-
+    from agent import config
     from runtime import log, tls
 
-    tls.require_tls13()
-    from agent import config, daemon
-
     settings = config.load(parsed, os.environ)
+    tls.require_tls13()
+    from agent import daemon
+
     log.configure(settings.log_format, settings.log_level)
-    asyncio.run(daemon.run_agent(settings))
-    return 0
+    return _served(daemon.run_agent(settings), settings)
 
 
 def _signer(parsed: argparse.Namespace) -> int:
-    import asyncio
-
     from runtime import log, tls
-
-    tls.require_tls13()
-    from signer import config, daemon
-    from signer.errors import SignerError
+    from signer import config
 
     settings = config.load(parsed, os.environ)
+    tls.require_tls13()
+    from signer import daemon
+
     log.configure(settings.log_format, settings.log_level)
+    return _served(daemon.run_signer(settings), settings)
+
+
+def _served(serving: Coroutine[Any, Any, None], settings: object) -> int:
+    import asyncio
+
     try:
-        asyncio.run(daemon.run_signer(settings))
-    except SignerError as error:
-        return _failed(error.reason, error)
-    return 0
+        asyncio.run(serving)
+    except Exception as error:
+        return _failed(outcome.of(error, settings))
+    return outcome.DONE
 
 
 def _authority(parsed: argparse.Namespace) -> int:
     from podsvid import authority as authority_command
-    from signer.errors import SignerError
 
-    try:
-        return authority_command.run(parsed)
-    except SignerError as error:
-        return _failed(error.reason, error)
+    return authority_command.run(parsed)
 
 
 def _explain(parsed: argparse.Namespace) -> int:
     from podsvid import explain
-    from signer.errors import SignerError
 
-    try:
-        return explain.run(parsed)
-    except SignerError as error:
-        return _failed(error.reason, error)
+    return explain.run(parsed)
 
 
 def _node(parsed: argparse.Namespace) -> int:
@@ -143,17 +158,8 @@ def _node(parsed: argparse.Namespace) -> int:
 
 def _uninstall_check(parsed: argparse.Namespace) -> int:
     from podsvid import uninstall_check
-    from signer.errors import SignerError
 
-    try:
-        return uninstall_check.run(parsed)
-    except SignerError as error:
-        return _failed(error.reason, error)
-
-
-def _failed(reason: str, error: Exception) -> int:
-    print(f"podsvid: {reason}: {error}", file=sys.stderr)
-    return 1
+    return uninstall_check.run(parsed)
 
 
 _RUN = {

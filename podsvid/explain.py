@@ -21,6 +21,7 @@ from agent.pb import node_admin_pb2
 from podsvid import authority as authority_command
 from podsvid import node as node_command
 from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
+from podsvid.interrupts import unwinding
 from runtime.terminal import printable
 from signer.errors import SignerError
 from signer.pb import admin_pb2
@@ -51,8 +52,10 @@ def run(parsed: argparse.Namespace) -> int:
     # The kubernetes package takes as long to load as everything else.
     from podsvid.by_kubeconfig import KubeconfigCluster
 
-    cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace)
-    found = _explain(cluster, namespace, name)
+    # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
+    with unwinding():
+        cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace)
+        found = _explain(cluster, namespace, name)
     if parsed.output == "json":
         print(json.dumps(found.to_json(), indent=2))
     else:

@@ -5,6 +5,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from podsvid.interrupts import unwinding
 from runtime.settings import InvalidSetting, absolute
 from signer.attestation.pods import read_pod
 from signer.authority.passed_on import LABEL
@@ -39,7 +40,9 @@ def run(parsed: argparse.Namespace) -> int:
         raise InvalidSetting(f"--kubeconfig: {error}") from None
     drivers = frozenset(filter(None, parsed.driver_names.split(",")))
     place = Place(parsed.namespace, parsed.state_secret, parsed.bundle_config_map)
-    pods, policies = asyncio.run(_ask(kubeconfig, drivers))
+    # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
+    with unwinding():
+        pods, policies = asyncio.run(_ask(kubeconfig, drivers))
     found = report(pods, policies, drivers, place)
     print(in_one_line(found) if parsed.one_line else "\n".join(in_lines(found)))
     return 1 if pods else 0

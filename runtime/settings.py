@@ -227,10 +227,12 @@ def _parse(setting: "dataclasses.Field[Any]", text: str, where: str) -> Any:
 def _read_file(path: Path, names: set[str]) -> dict[str, str]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InvalidSetting(f"config file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise InvalidSetting(f"config file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise InvalidSetting(f"config file {path} is not YAML: {error}") from None
+        raise InvalidSetting(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):

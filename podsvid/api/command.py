@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from agent.errors import AgentError
+from podsvid.interrupts import unwinding
 from runtime.settings import InvalidSetting
 
 if TYPE_CHECKING:
@@ -25,18 +26,9 @@ if TYPE_CHECKING:
     from svid.spiffeid import SpiffeId
 
 ENDPOINT_VARIABLE: Final = "SPIFFE_ENDPOINT_SOCKET"
-FAILED, WRONG_USAGE, UNREACHABLE, NO_IDENTITY, TOKEN_INVALID, COMMAND_NOT_STARTED = 1, 2, 3, 4, 5, 6
 _TIMEOUT: Final = 10.0
 _EXEC_TIMEOUT: Final = 30.0
 _LONGEST_TOKEN: Final = 64 * 1024
-_EPILOG: Final = """exit codes:
-  0  done; watch: ended by SIGTERM or SIGINT
-  1  failed: the answer is an error or not valid, or a file cannot be written
-  2  wrong usage or address: see the message
-  3  unreachable: nobody listens, the server is not ready, or no answer in time
-  4  no identity: the server has none for this caller
-  5  validate: the token is not valid
-  6  watch: the command of --exec cannot be started"""
 
 
 class _TokenInvalid(AgentError):
@@ -47,8 +39,6 @@ class _TokenInvalid(AgentError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verbs of `podsvid api`."""
-    parser.epilog = _EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch|watch|validate")
     fetch = verbs.add_parser("fetch", help="print what the socket has now, and end")
     kinds = fetch.add_subparsers(dest="kind", required=True, metavar="x509|jwt|bundle")
@@ -110,21 +100,17 @@ def split_command(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str] = ()) -> int:
-    """Carry out `podsvid api …`, with the command of --exec; returns the exit code and prints why it is not 0."""
+    """Carry out `podsvid api …`, with the command of --exec; returns the exit code.
+
+    Raises AgentError, InvalidSetting, OSError.
+    """
     import asyncio
 
-    try:
+    # First: what a signal leaves half imported is nothing that could be unwound.
+    from podsvid.api import file_set, rendering, workload_client  # noqa: F401
+
+    with unwinding():
         return asyncio.run(_verb(arguments, command))
-    except KeyboardInterrupt:
-        return FAILED
-    except BrokenPipeError:
-        # Nobody reads any more. What Python flushes at its end goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return FAILED
-    except (AgentError, OSError) as error:
-        reason = f"{error.reason}: " if isinstance(error, AgentError) else ""
-        _report(f"{reason}{error}")
-        return _exit_code(error)
 
 
 async def _verb(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -256,21 +242,6 @@ def _show(rendered: Rendered, arguments: argparse.Namespace) -> None:
 
 def _report(text: str) -> None:
     print(f"podsvid: {text}", file=sys.stderr, flush=True)
-
-
-def _exit_code(error: Exception) -> int:
-    from podsvid.api.errors import InvalidAddress, NoIdentity, Unreachable
-    from podsvid.api.watch import CommandNotStarted
-
-    codes: dict[type[Exception], int] = {
-        InvalidSetting: WRONG_USAGE,
-        InvalidAddress: WRONG_USAGE,
-        Unreachable: UNREACHABLE,
-        NoIdentity: NO_IDENTITY,
-        _TokenInvalid: TOKEN_INVALID,
-        CommandNotStarted: COMMAND_NOT_STARTED,
-    }
-    return codes.get(type(error), FAILED)
 
 
 def _command(

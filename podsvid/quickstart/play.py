@@ -31,6 +31,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from podsvid.interrupts import unwinding
+from podsvid.outcome import WrongUsage
 from podsvid.quickstart.agent import Agent
 from podsvid.quickstart.failure import QuickstartError, Stopped
 from podsvid.quickstart.namespace import enter_private_mount_namespace
@@ -46,14 +48,21 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT: Final = 30.0
 _CLEAN_UP_TIMEOUT: Final = 15.0
+# More of them is a mistake: kubelet takes 110.
+_MOST_PODS: Final = 500
+_MOST_ROTATIONS: Final = 1_000_000
 _T = TypeVar("_T")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``podsvid quickstart``."""
-    parser.add_argument("--pods", type=_at_least(1), default=1, metavar="N", help="how many pods to play (default 1)")
+    parser.add_argument(
+        "--pods", type=_between(1, _MOST_PODS), default=1, metavar="N", help="how many pods to play (default 1)"
+    )
     parser.add_argument("--ttl", default="30s", metavar="TIME", help="how long an X.509-SVID lives (default 30s)")
-    parser.add_argument("--trust-domain", default="example.org", metavar="NAME", help="default example.org")
+    parser.add_argument(
+        "--trust-domain", type=_trust_domain, default="example.org", metavar="NAME", help="default example.org"
+    )
     parser.add_argument(
         "--dir",
         type=Path,
@@ -62,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--exit-after",
-        type=_at_least(0),
+        type=_between(0, _MOST_ROTATIONS),
         metavar="N",
         help="stop when every pod has seen N rotations; 0 right after publishing (default: run until Ctrl-C)",
     )
@@ -71,34 +80,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until Ctrl-C, SIGTERM or ``--exit-after``; clean up; return the exit code (1: something broke)."""
-    # Until the event loop takes the signals: SIGTERM unwinds, as Ctrl-C does, instead of leaving things behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if sys.platform != "linux":
-            raise QuickstartError("mounts, namespaces and the agent itself need Linux")
-        ttl = _seconds(args.ttl)
-        with directory(args.dir) as place:
-            refusal = "--without-mounts" if args.without_mounts else enter_private_mount_namespace(place.root)
-            if refusal is not None:
-                _announce_plain_directories(refusal)
-            settings = Settings(
-                place=place,
-                pods=args.pods,
-                ttl=args.ttl,
-                poll_interval=min(0.25, ttl / 16),
-                trust_domain=args.trust_domain,
-                exit_after=args.exit_after,
-                mounts=refusal is None,
-            )
-            view = json_view() if args.json else human_view(settings.mounts)
-            asyncio.run(_Quickstart(settings, view).run())
-    except QuickstartError as error:
-        print(f"podsvid quickstart: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        # Outside the event loop, so nothing runs; every context manager has cleaned up on the way here.
-        return 0
+    """Run until Ctrl-C, SIGTERM or ``--exit-after``; clean up; return the exit code. Raises QuickstartError."""
+    if sys.platform != "linux":
+        raise QuickstartError("mounts, namespaces and the agent itself need Linux")
+    ttl = _seconds(args.ttl)
+    # From here on there is something to clean up. Outside the event loop nothing runs: every context manager has
+    # cleaned up on the way here.
+    with contextlib.suppress(KeyboardInterrupt), unwinding(), directory(args.dir) as place:
+        refusal = "--without-mounts" if args.without_mounts else enter_private_mount_namespace(place.root)
+        if refusal is not None:
+            _announce_plain_directories(refusal)
+        settings = Settings(
+            place=place,
+            pods=args.pods,
+            ttl=args.ttl,
+            poll_interval=min(0.25, ttl / 16),
+            trust_domain=args.trust_domain,
+            exit_after=args.exit_after,
+            mounts=refusal is None,
+        )
+        view = json_view() if args.json else human_view(settings.mounts)
+        asyncio.run(_Quickstart(settings, view).run())
     return 0
 
 
@@ -214,19 +216,28 @@ def _announce_plain_directories(why: str) -> None:
     )
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _between(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}")
-        return value
+        digits = text if text.isascii() and text.isdigit() and len(text) < 10 else "-1"
+        if not least <= int(digits) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from {least} to {most}")
+        return int(digits)
 
-    parse.__name__ = "int"  # argparse names it when int() refuses
     return parse
+
+
+def _trust_domain(text: str) -> str:
+    from runtime.settings import trust_domain
+
+    try:
+        trust_domain(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not {error}") from None
+    return text
 
 
 def _seconds(text: str) -> float:
     try:
         return durations.parse(text, durations.MIN_TTL, durations.MAX_TTL).total_seconds()
     except durations.InvalidDuration as error:
-        raise QuickstartError(f"--ttl {text!r} is not {error}") from None
+        raise WrongUsage(f"--ttl {text!r} is not {error}") from None

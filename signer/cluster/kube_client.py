@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
+import yaml
 from kubernetes.aio import client, config
 
 from signer.cluster import decoding
@@ -38,6 +39,8 @@ LARGE_EVENTS = 1
 LARGE = 512 * 1024
 _PARTIAL = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=1, application/json"
 _JSON = "application/json, */*;q=0.5"
+# What the package raises at a kubeconfig that is no YAML, or has something else where it expects a mapping.
+_GARBLED = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError)
 _KINDS: Mapping[int, type[SignerError]] = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone}
 
 
@@ -62,12 +65,16 @@ class KubeClient:
         configuration = client.Configuration()
         try:
             if kubeconfig is not None:
+                kubeconfig.open().close()  # one that is not there is only logged by the package
                 await config.load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)
             else:
                 config.load_incluster_config(configuration)
-        except (config.ConfigException, OSError) as error:
+        except (config.ConfigException, OSError, *_GARBLED) as error:
+            why = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")
+            if kubeconfig is not None:
+                raise ApiUnavailable(f"kubeconfig {kubeconfig} cannot be used: {why}") from None
             raise ApiUnavailable(
-                f"no configuration for the API server: {error}; run in a pod, or give --kubeconfig"
+                f"no configuration for the API server: {why}; run in a pod, or give --kubeconfig"
             ) from None
         return cls(configuration)
 

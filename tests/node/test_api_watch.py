@@ -151,6 +151,6 @@ def test_a_reader_that_goes_away_ends_the_watch_quietly(base: Path) -> None:
         server.rotate()
         async with asyncio.timeout(DEADLINE):
             _, err = await process.communicate()
-        assert (process.returncode, err) == (1, b"")
+        assert (process.returncode, err) == (141, b"")
 
     with_server(base, run)

@@ -1,0 +1,57 @@
+"""The first lines of the process: whatever signal comes when, and whoever reads, there is no traceback.
+
+Nothing heavy is imported before a signal ends the process without a word. What must be cleaned up asks to be unwound
+(interrupts.py) while there is something to clean up.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+
+from podsvid.interrupts import ENDING
+
+
+def main() -> int:
+    """Run the command line of this process; returns the exit code."""
+    _die_without_a_word()
+    sys.excepthook = _uncaught
+    sys.unraisablehook = _uncatchable
+    from podsvid import streams
+
+    streams.reopen_closed()
+    sys.stdout = streams.output()
+    from podsvid.cli import main as run
+
+    try:
+        return run()
+    finally:
+        # The event loop leaves a handler behind that raises.
+        _die_without_a_word()
+        streams.let_go(sys.stdout)
+
+
+def _die_without_a_word() -> None:
+    for number in ENDING:
+        # What was ignored when the process began (nohup) stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            # The kernel gives the first process of a container no default action.
+            signal.signal(number, _end if os.getpid() == 1 else signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    # Python ends the process by SIGINT after this.
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _uncatchable(problem: "sys.UnraisableHookArgs") -> None:
+    """A signal that came where nothing can be raised, such as in a destructor, comes once more."""
+    if isinstance(problem.exc_value, KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(problem)

@@ -1,0 +1,83 @@
+"""What is said of an error, whoever raised it."""
+
+import errno
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent.errors import AgentError
+from podsvid import outcome
+from podsvid.outcome import Outcome, OutputFailed
+from runtime.listening import bound
+
+
+@dataclass(frozen=True)
+class Settings:
+    run_dir: Path = Path("/run/podsvid")
+    inner_dir: Path = Path("/run/podsvid/inner")
+    metrics_listen: tuple[str, int] | None = ("127.0.0.1", 1)
+    health_listen: tuple[str, int] | None = None
+
+
+def test_an_address_that_is_taken_names_the_setting() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = taken.getsockname()
+        with pytest.raises(OSError, match="in use") as caught:
+            bound(address)
+        found = outcome.of(caught.value, Settings(metrics_listen=address))
+    assert found.reason == "ADDRESS_IN_USE"
+    assert found.text.startswith(f"127.0.0.1:{address[1]} cannot be bound: Address already in use (")
+    assert "setting metrics_listen: --metrics-listen, PODSVID_METRICS_LISTEN" in found.text
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [("/run/podsvid/lock", "run_dir"), ("/run/podsvid/inner/a", "inner_dir"), ("/run/podsvid2", None), ("/x", None)],
+)
+def test_a_path_names_the_setting_that_it_is_below(path: str, named: str | None) -> None:
+    text = outcome.of(PermissionError(errno.EACCES, "Permission denied", path), Settings()).text
+    assert text.startswith(f"{path}: Permission denied")
+    assert ("setting" in text) is (named is not None)
+    if named:
+        assert f"(setting {named}: " in text
+
+
+def test_the_first_cause_of_a_group_is_told() -> None:
+    group = ExceptionGroup("unhandled", [ExceptionGroup("inner", [AgentError("the cause")]), ValueError()])
+    assert outcome.of(group) == Outcome("AGENT_ERROR", "the cause")
+
+
+def test_the_reasons_of_other_packages_are_not_ours() -> None:
+    error = ssl.SSLError(1, "wrong version number")
+    error.reason = "WRONG_VERSION_NUMBER"
+    assert outcome.of(error).reason == "SYSTEM_ERROR"
+
+
+def test_a_bug_says_where_it_is_in_one_line() -> None:
+    error = RuntimeError("of\nseveral lines")
+    try:
+        raise error
+    except RuntimeError:
+        found = outcome.of(error)
+    assert found.reason == "INTERNAL"
+    assert found.text.startswith("RuntimeError: of several lines; this is a bug")
+    assert "tests/unit/podsvid/test_outcome.py:" in found.text
+    assert "\n" not in found.line()
+
+
+def test_what_others_wrote_draws_on_no_terminal_and_is_cut() -> None:
+    line = Outcome("X", "\x1b[2J\x9b" + "a" * 5000).line()
+    assert all(each.isprintable() for each in line)
+    assert len(line) < 1600
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 141), (errno.ENOSPC, 1), (errno.EBADF, 1)])
+def test_the_output(number: int, code: int) -> None:
+    assert outcome.of(OutputFailed(number, "why")) == Outcome(
+        "OUTPUT_FAILED", "the standard output cannot be written: why", code
+    )
