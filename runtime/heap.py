@@ -1,25 +1,49 @@
 """What a program knows for long is not looked at by the garbage collector again and again: that holds its event loop.
 
-One look at 150,000 pods takes a good part of a second.
+One look at 150,000 pods and 5,000 agents' streams takes a good part of a second.
 """
 
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 
+from runtime.memory import resident
+
 # Collections of the middle generation until the oldest is looked at: Python's own 10 are for programs that grow slowly.
 OLDEST_AFTER = 50
+# Seconds from one time to the next that what has come is looked at, and left out.
+EVERY = 10.0
+# Where the process has grown by so much since all of it was looked at, it is again; after so many times at least, since
+# it also grows with what it learns, agents that all come back most of all.
+GROWN, AT_LEAST = 1.1, 60
 
 
-async def settle(*known: Callable[[], Awaitable[None]]) -> None:
-    """Leave out what is there once all of `known` have come about. Never returns.
+async def _pause() -> None:
+    await asyncio.sleep(EVERY)
 
-    What is left out still goes when nothing refers to it; only cycles in it stay, so they are collected before.
+
+async def settle(
+    *known: Callable[[], Awaitable[None]],
+    pause: Callable[[], Awaitable[None]] = _pause,
+    size: Callable[[], int] = resident,
+) -> None:
+    """Leave out what is there once all of `known` have come about, and what is there after each `pause`. Never returns.
+
+    What is left out still goes when nothing refers to it; only cycles in it stay. So garbage is collected before, and
+    what became a cycle afterwards is when the process, of `size` bytes, has grown.
     """
     youngest, middle, _ = gc.get_threshold()
     gc.set_threshold(youngest, middle, OLDEST_AFTER)
     for each in known:
         await each()
-    gc.collect()
-    gc.freeze()
-    await asyncio.Event().wait()
+    whole, passed = 0, AT_LEAST
+    while True:
+        all_of_it = passed >= AT_LEAST and size() > whole * GROWN
+        if all_of_it:
+            gc.unfreeze()
+        gc.collect()
+        if all_of_it:
+            whole, passed = size(), 0
+        gc.freeze()
+        passed += 1
+        await pause()

@@ -2,11 +2,13 @@
 
 import ctypes
 import re
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_PAGES = Path("/proc/self/statm")
 # Version 1 says "no limit" by a number that no machine has.
 _UNLIMITED = 1 << 60
 # The group of a pod, as kubelet calls it; those around it are all pods' of the node.
@@ -39,6 +41,11 @@ def trimmer() -> Callable[[], object]:
     except AttributeError:
         return lambda: None
     return lambda: trim(0)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(_PAGES.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def own_memory(proc: Path = PROC, root: Path = ROOT) -> MemoryUse | None:

@@ -6,6 +6,7 @@ who.
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.signer_rig import Site
 
+# What it logs: all, where this is not set.
+LEVEL = "PODSVID_LOG_LEVEL"
 # Reviews take so long, in milliseconds.
 REVIEW = 2.0
 START_SECONDS = 90.0
@@ -149,6 +152,6 @@ async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: i
 
 if __name__ == "__main__":
     require_tls13()
-    log.configure("json", "debug")
+    log.configure("json", os.environ.get(LEVEL, "debug"))
     folder, pods, nodes, milliseconds, port, *flags = sys.argv[1:]
     asyncio.run(main(Path(folder), int(pods), int(nodes), float(milliseconds), int(port), flags))

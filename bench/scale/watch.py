@@ -22,6 +22,7 @@ from typing import Any
 # Seconds: a turn that takes longer is looked at; between two looks; between two reports.
 HELD, LOOK, REPORT = 0.05, 0.005, 30.0
 DEPTH, SHOWN = 6, 40
+OLDEST = 2
 
 
 class Watch:
@@ -38,6 +39,10 @@ class Watch:
         self._pauses: Counter[int] = Counter()
         self._pause_micros: Counter[int] = Counter()
         self._longest_pause = 0.0
+        self._begun = time.monotonic()
+        # Of the oldest generation: seconds since the start, those of a processor that it took, and what it left out.
+        self._processor = 0.0
+        self._oldest: list[tuple[float, float, int]] = []
 
     def idle(self) -> None:
         """A turn is over."""
@@ -54,12 +59,15 @@ class Watch:
     def collected(self, phase: str, info: Mapping[str, Any]) -> None:
         """For gc.callbacks."""
         if phase == "start":
-            self._collecting = time.monotonic()
+            self._collecting, self._processor = time.monotonic(), time.thread_time()
             return
         took, generation = time.monotonic() - self._collecting, int(info["generation"])
         self._pauses[generation] += 1
         self._pause_micros[generation] += round(took * 1e6)
         self._longest_pause = max(self._longest_pause, took)
+        if generation == OLDEST:
+            used = time.thread_time() - self._processor
+            self._oldest.append((self._collecting - self._begun, used, gc.get_freeze_count()))
 
     def look(self) -> None:
         """For ever."""
@@ -80,6 +88,7 @@ class Watch:
         """What is known so far."""
         lines = [f"collector: {dict(self._pauses)} times, microseconds {dict(self._pause_micros)}"]
         lines.append(f"collector's longest pause: {self._longest_pause * 1000:.0f} ms")
+        lines += [f"oldest: at {at:.1f} s {used * 1000:.0f} ms, {out} left out" for at, used, out in self._oldest]
         lines += [f"{took * 1000:.0f} ms: {place}" for took, place in sorted(self._longest, reverse=True)]
         lines += [f"{count} times: {place}" for place, count in self._places.most_common(SHOWN)]
         self._file.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -312,10 +312,12 @@ class Passage:
             return
         self.closed = True
         for each in self._sockets:
-            # By its number, as in `wait`: asyncio writes down a socket that it does not know, by four system calls.
+            # By its number, as in `wait` and in `Way`.
             self._loop.remove_reader(each.fileno())
             self._loop.remove_writer(each.fileno())
             each.close()
+        # What ends with it ends at once, and not when the collector looks for what refers to itself.
+        self._inwards = None
         for timer in self._timers:
             timer.cancel()
         self._give_back()

@@ -31,6 +31,8 @@ class Way:
     """One direction of a passage. `allowance`: bytes that may pass until `Passing.more` is asked; None: all.
 
     `reads`: how often may be read from `source`; None: at any time.
+
+    Sockets are known to the loop by their numbers: one that it does not know it writes down, by four system calls.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Way:
         self._rests_until = 0.0
 
     def begin(self) -> None:
-        self._loop.add_reader(self._source, self._readable)
+        self._loop.add_reader(self._source.fileno(), self._readable)
 
     def again(self) -> None:
         """There may be more to allow."""
@@ -70,14 +72,14 @@ class Way:
         if wait <= 0.0 and self.reads is not None and not self.reads.take(now):
             wait = GATHER
         if wait > 0.0:
-            self._loop.remove_reader(self._source)
+            self._loop.remove_reader(self._source.fileno())
             self._loop.call_later(wait, self._gathered)
             return
         self._pass_on()
 
     def _gathered(self) -> None:
         if not self._passage.closed:
-            self._loop.add_reader(self._source, self._readable)
+            self._loop.add_reader(self._source.fileno(), self._readable)
             if self._loop.time() >= self._rests_until:
                 self._pass_on()
 
@@ -103,10 +105,10 @@ class Way:
             return
         if sent < len(found):
             self._waiting = found[sent:]
-            self._loop.remove_reader(self._source)
-            self._loop.add_writer(self._sink, self._writable)
+            self._loop.remove_reader(self._source.fileno())
+            self._loop.add_writer(self._sink.fileno(), self._writable)
         elif left == 0:
-            self._loop.remove_reader(self._source)
+            self._loop.remove_reader(self._source.fileno())
             self._go_on()
 
     def _writable(self) -> None:
@@ -119,7 +121,7 @@ class Way:
             return
         self._waiting = self._waiting[sent:]
         if not self._waiting:
-            self._loop.remove_writer(self._sink)
+            self._loop.remove_writer(self._sink.fileno())
             self._go_on()
 
     def _go_on(self) -> None:
@@ -129,4 +131,4 @@ class Way:
             if self._allowance == 0:
                 self._paused = True
                 return
-        self._loop.add_reader(self._source, self._readable)
+        self._loop.add_reader(self._source.fileno(), self._readable)

@@ -2,7 +2,10 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -51,23 +54,134 @@ def test_it_waits_for_all_that_is_to_be_known_and_goes_on_for_ever() -> None:
     asyncio.run(run())
 
 
-def test_no_garbage_is_kept_with_it_and_new_garbage_goes() -> None:
-    async def run() -> None:
-        Cycle()
-        settling = asyncio.create_task(heap.settle())
-        await asyncio.sleep(0)
-        gc.unfreeze()
-        assert cycles() == 0
-        gc.freeze()
-        Cycle()
-        assert cycles() == 1
-        gc.collect()
-        assert cycles() == 0
+class Pauses:
+    """As long as the test wants; `over` ends one."""
+
+    def __init__(self) -> None:
+        self._begun, self._over = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self) -> None:
+        self._begun.set()
+        await self._over.wait()
+        self._over.clear()
+
+    async def settled(self) -> None:
+        await self._begun.wait()
+        self._begun.clear()
+
+    async def over(self) -> None:
+        self._over.set()
+        await self.settled()
+
+
+@asynccontextmanager
+async def settled(size: Callable[[], int] = lambda: 1) -> AsyncIterator[Pauses]:
+    """What is there is left out, and it is the first pause."""
+    pauses = Pauses()
+    settling = asyncio.create_task(heap.settle(pause=pauses, size=size))
+    await pauses.settled()
+    try:
+        yield pauses
+    finally:
         settling.cancel()
         await asyncio.gather(settling, return_exceptions=True)
 
+
+def without_collector(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     gc.disable()
     try:
-        asyncio.run(run())
+        asyncio.run(test())
     finally:
         gc.enable()
+
+
+def left_out(what: object) -> bool:
+    return not any(each is what for each in gc.get_objects())
+
+
+def test_no_garbage_is_kept_with_it_and_new_garbage_goes() -> None:
+    async def run() -> None:
+        Cycle()
+        async with settled() as pauses:
+            gc.unfreeze()
+            assert cycles() == 0
+            gc.freeze()
+            Cycle()
+            assert cycles() == 1
+            await pauses.over()
+            gc.unfreeze()
+            assert cycles() == 0
+
+    without_collector(run)
+
+
+def test_what_comes_later_is_left_out_after_a_pause() -> None:
+    async def run() -> None:
+        async with settled() as pauses:
+            later = Cycle()
+            assert not left_out(later)
+            await pauses.over()
+            assert left_out(later)
+
+    without_collector(run)
+
+
+def test_what_is_left_out_and_no_cycle_goes_at_once() -> None:
+    async def run() -> None:
+        kept = Cycle()
+        async with settled():
+            gone = weakref.ref(kept)
+            del kept.me
+            assert left_out(kept)
+            del kept
+            assert gone() is None
+
+    without_collector(run)
+
+
+@pytest.mark.parametrize(
+    ("grown", "times", "goes"),
+    [
+        (heap.GROWN * 1.01, heap.AT_LEAST, True),
+        (heap.GROWN * 0.99, heap.AT_LEAST, False),
+        (heap.GROWN * 1.01, heap.AT_LEAST - 1, False),
+    ],
+)
+def test_what_is_garbage_only_after_it_was_left_out_goes_when_the_process_has_grown(
+    grown: float, times: int, goes: bool
+) -> None:
+    megabytes = 1000
+
+    async def run() -> None:
+        nonlocal megabytes
+        kept = Cycle()
+        async with settled(lambda: megabytes) as pauses:
+            gone = weakref.ref(kept)
+            del kept
+            megabytes = int(1000 * grown)
+            for _ in range(times):
+                assert gone() is not None
+                await pauses.over()
+            assert (gone() is None) == goes
+
+    without_collector(run)
+
+
+def test_it_has_grown_since_it_was_looked_at_and_not_since_the_start() -> None:
+    megabytes = 1000
+
+    async def run() -> None:
+        nonlocal megabytes
+        async with settled(lambda: megabytes) as pauses:
+            megabytes = 2000
+            for _ in range(heap.AT_LEAST):
+                await pauses.over()
+            kept = Cycle()
+            await pauses.over()
+            gone = weakref.ref(kept)
+            del kept
+            for _ in range(heap.AT_LEAST + 1):
+                await pauses.over()
+            assert gone() is not None
+
+    without_collector(run)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from runtime.memory import MemoryUse, own_memory
+import pytest
+
+from runtime.memory import MemoryUse, own_memory, resident
 
 MIB = 1024 * 1024
 POD = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0b6a9a4e_6a8e_4c1c_9f3c_111111111111.slice"
@@ -73,3 +75,10 @@ def test_version_1_beside_an_empty_version_2(tmp_path: Path) -> None:
     assert read(tmp_path, lines) == MemoryUse(512 * MIB, 85 * MIB, 30 * MIB)
     version_1(memory / "a" / "b", 2**63 - 4096, 100, **parts)
     assert read(tmp_path, lines) is None
+
+
+def test_what_is_resident_is_what_the_kernel_says() -> None:
+    """Of the process that asks, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (shown,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    assert resident() == pytest.approx(shown, rel=0.1)
