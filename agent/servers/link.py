@@ -59,7 +59,7 @@ class Link:
     async def open(self, number: int, pod: PodRef, jwt: bool, snapshot: messages.Snapshot | None, place: int) -> None:
         """Have a socket bound in the open directory `place` and served. Raises OSError, LinkLost."""
         order = messages.Open(number, str(pod), pod.uid, jwt, snapshot)
-        error = await self._answered(self._opening, number, order, place)
+        error = await self._answered(self._opening, number, order, place, owed=True)
         if error:
             self.refused()
             raise OSError(None, f"the server of the socket: {printable(error[:MOST_TOLD])}")
@@ -166,14 +166,17 @@ class Link:
         place: int | None = None,
         *,
         asleep: bool = False,
+        owed: bool = False,
     ) -> _Answer:
+        """What it says to an order; `owed`: it is waited for until it does, whoever gave up meanwhile: who does not
+        answer in one caller's time would have all of them wait for as long."""
         if self.lost.is_set():
             raise LinkLost
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         waiting[key] = answer
         # One that does not do as it is told is started again: a socket that stays open keeps its volume.
         self._patience.begin(answer, asleep=asleep)
-        sent = None
+        sent, given_up = None, False
         try:
             sent = self._wire.post(order, place)
             if sent is not None:
@@ -181,13 +184,17 @@ class Link:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if sent.done():
                     sent.result()
-            return await answer
+            return await asyncio.shield(answer)
         except OSError as error:
             self.lose(_said(error))
             raise LinkLost from None
+        except asyncio.CancelledError:
+            given_up = owed
+            raise
         finally:
-            waiting.pop(key, None)
-            answer.cancel()
+            if not given_up:
+                waiting.pop(key, None)
+                answer.cancel()
             if sent is not None:
                 sent.cancel()
 
@@ -200,10 +207,12 @@ def _fail(waiting: Mapping[int, asyncio.Future[Any]]) -> None:
     for each in waiting.values():
         if not each.done():
             each.set_exception(LinkLost())
+            # Whoever asked may be gone.
+            each.exception()
 
 
 def _answer(waiting: dict[int, asyncio.Future[_Answer]], key: int, answer: _Answer) -> None:
     """Nobody may have asked, or be waiting any more."""
-    found = waiting.get(key)
+    found = waiting.pop(key, None)
     if found is not None and not found.done():
         found.set_result(answer)

@@ -102,6 +102,8 @@ class Played:
         self.held.set()
         # It closes nothing; it answers when it is asked for a sign of life.
         self.deaf = self.lively = False
+        # It opens nothing, says nothing of it, and does all else.
+        self.silent = False
 
     def check(self) -> None:
         if self.unconfined:
@@ -132,6 +134,9 @@ class Played:
             self.came.set()
             if isinstance(order, messages.Open):
                 place = self.wire.descriptor()
+                if self.silent:
+                    os.close(place)
+                    continue
                 await self.held.wait()
                 self.bind(place, messages.name(order.volume))
                 os.close(place)
@@ -757,6 +762,58 @@ def test_one_that_opens_each_socket_late_is_replaced_and_keeps_no_publish_waitin
     monkeypatch.setattr(patience_module, "IDLE", 0.1)
     monkeypatch.setattr(patience_module, "RUNNING", 3600.0)
     # Nothing else is waited for: not that it is there.
+    monkeypatch.setattr(warden_module, "CALM", 3600.0)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_says_nothing_of_a_socket_is_replaced_whoever_gave_up_meanwhile(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Else each publish would wait for as long as it has, again and again."""
+
+    async def main(at: Scene) -> None:
+        first = await at.life(1)
+        first.silent = True
+        # None was there when it began: nobody else brings one.
+        await at.servers.of(Place.SHARED).link()
+        served, _, directory = await at.socket()
+        with pytest.raises(SocketUnavailable):
+            await served.open()
+        await first.heard(messages.Close)
+        await at.life(2)
+        assert first.ended
+        await served.open()
+        assert directory.has_socket()
+
+    monkeypatch.setattr(served_module, "OPENING", 0.05)
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "WAITING", 0.3)
+    # Nothing else is waited for: not that it is there.
+    monkeypatch.setattr(warden_module, "CALM", 3600.0)
+    play(tmp_path, monkeypatch, main)
+
+
+def test_who_gave_up_and_is_answered_late_has_ended_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        first = await at.life(1)
+        first.held.clear()
+        # The place is gone by then.
+        first.bind = lambda place, name: None
+        link = await at.servers.of(Place.SHARED).link()
+        served, _, _ = await at.socket()
+        opening = asyncio.ensure_future(served.open())
+        await first.heard(messages.Open)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        assert len(link._opening) == 1
+        first.held.set()
+        await first.heard(messages.Close)
+        async with asyncio.timeout(20):
+            while link._patience._waiting:
+                await asyncio.sleep(0)
+        assert not first.ended
+        assert not link._opening
+
     monkeypatch.setattr(warden_module, "CALM", 3600.0)
     play(tmp_path, monkeypatch, main)
 
