@@ -2,6 +2,7 @@
 
 import json
 import queue
+import re
 import sys
 import time
 
@@ -83,9 +84,42 @@ def end(socket: str) -> None:
         say(ended=str(ended.get(timeout=60)))
 
 
+def follow(socket: str) -> None:
+    """Each SVID of a stream that is opened again whenever it ends, and the status it ended with.
+
+    At each line that it is sent it asks once more, and says what an X509Source holds beside it.
+    """
+    with WorkloadApiClient(socket) as client, X509Source(socket_path=socket, timeout_in_seconds=30) as source:
+
+        def again() -> None:
+            # The library's own retries, which the source makes, tell nobody what they are for.
+            client.stream_x509_contexts(lambda context: say(serial=verified(context)), ended, retry_connect=False)
+
+        def ended(error: Exception) -> None:
+            say(ended=status(error))
+            time.sleep(0.2)
+            again()
+
+        again()
+        for _ in sys.stdin:
+            try:
+                fetched = f"{client.fetch_x509_svid(timeout=10).leaf.serial_number:x}"
+            except Exception as error:
+                fetched = status(error)
+            say(fetched=fetched, held=verified(source.get_x509_context()))
+
+
+def status(error: Exception) -> str:
+    """The gRPC code that the library's text names."""
+    found = re.search(r"StatusCode\.([A-Z_]+)", f"{error} {error.__cause__}")
+    return found.group(1) if found else str(error)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "end":
         end(sys.argv[2])
+    elif sys.argv[1] == "follow":
+        follow(sys.argv[2])
     elif sys.argv[1] == "jwt":
         tokens(sys.argv[2])
     else:

@@ -123,6 +123,8 @@ func run(ctx context.Context, verb string, arguments []string) error {
 		return tlsServer(ctx, arguments[0], arguments[1])
 	case "tls-client":
 		return tlsClient(ctx, arguments[0], arguments[1], arguments[2], arguments[3])
+	case "follow":
+		return follow(arguments[0])
 	case "files":
 		return files(ctx, arguments[0], arguments[1], arguments[2])
 	}
