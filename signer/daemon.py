@@ -129,8 +129,9 @@ class Replica:
         self._holders = Holders(frozenset(config.driver_names))
         places = AgentAddresses()
         self._pods.observers += self._policies.statuses.pod_changed, self._holders.pod_changed, places.pod_changed
-        self._offline = OfflineTokens(api, config.audience, clock, self.metrics.keys_read)
-        reviews = TokenReviews(api, config.audience, self._offline, clock, told=self.metrics.token_checked)
+        # What the API server has dated is judged by its clock.
+        self._offline = OfflineTokens(api, config.audience, self.witness, self.metrics.keys_read)
+        reviews = TokenReviews(api, config.audience, self._offline, self.witness, told=self.metrics.token_checked)
         attestor = Attestor(
             AttestationSettings(
                 agent_namespace=config.agent_namespace,
@@ -142,7 +143,7 @@ class Replica:
             self._offline,
             self._pods,
             Accounts(api),
-            clock,
+            self.witness,
         )
         self._store = SecretStore(
             api, config.namespace, config.state_secret, config.trust_domain, read_cipher(config.state_key_file)
@@ -196,7 +197,7 @@ class Replica:
             self._events,
             audit,
             self.metrics,
-            clock,
+            self.witness,
             rng,
             spans,
         )

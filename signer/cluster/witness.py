@@ -9,7 +9,7 @@ TOLERANCE = timedelta(minutes=1)
 
 
 class Witness:
-    """Compares both. Whichever of the two is wrong: by them nobody can say whether an hour has passed."""
+    """The API server's clock, and how far off this replica's is: by two that differ nobody knows if an hour passed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -19,6 +19,14 @@ class Witness:
     def heard(self, at: datetime) -> None:
         """The API server's time of day is `at`, which is aware."""
         self._heard = at, self._clock.monotonic()
+
+    def now(self) -> datetime:
+        """Its time of day: for tokens and the ends of pods, which it dates. This replica's until it has said."""
+        return self._clock.now() - self.ahead
+
+    def monotonic(self) -> float:
+        """This replica's seconds, as `Clock` has it."""
+        return self._clock.monotonic()
 
     @property
     def ahead(self) -> timedelta:

@@ -26,6 +26,8 @@ from svid.spiffeid import SpiffeId
 
 MAX_CSR = 16 * 1024
 RSA_EXPONENT = 65537
+# What lives for less is of no use to anybody.
+LEAST = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,14 @@ def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[tim
 
 
 def _ending(ttl: timedelta, until: datetime | None, now: datetime) -> timedelta:
-    return ttl if until is None else min(ttl, until - now)
+    """Not longer than `until`. Raises Refused where this clock, which may be ahead, leaves next to nothing."""
+    if until is None:
+        return ttl
+    if until - now < LEAST:
+        raise Refused(
+            Reason.POD_TOKEN_EXPIRED, f"the pod is being deleted, and gets nothing beyond {until:%H:%M:%S} UTC"
+        )
+    return min(ttl, until - now)
 
 
 def proven_key(csr: bytes) -> PublicKey:

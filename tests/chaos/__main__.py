@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.report import environment
 from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, plan
 from tests.chaos.run import Outcome, play
-from tests.chaos.world import FAKETIME
+from tests.faketime import LIBRARY
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "chaos.md"
 WORLDS = {"embedded": EMBEDDED_FAULTS, "signer": SIGNER_FAULTS}
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--patient", action="store_true", help="with pauses of two minutes")
     parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
     given = parser.parse_args()
-    if not FAKETIME.exists():
-        parser.error(f"there is no {FAKETIME}, which sets the agent's clock: apt-get install libfaketime")
+    if not LIBRARY.exists():
+        parser.error(f"there is no {LIBRARY}, which sets the agent's clock: apt-get install libfaketime")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

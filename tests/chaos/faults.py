@@ -203,7 +203,7 @@ async def exhaust_descriptors(world: World) -> None:
 async def step_clock(world: World) -> None:
     step = world.rng.choice([-1, 1]) * world.rng.choice([60, 600, 3600, 86_400, 3 * 86_400]) * world.rng.uniform(0.9, 1)
     with world.excused():
-        world.set_clock(min(max(world.offset + step, FIRST_OFFSET), LAST_OFFSET))
+        world.set_clock(min(max(world.ahead + step, FIRST_OFFSET), LAST_OFFSET))
 
 
 async def damage_journal(world: World) -> None:

@@ -25,6 +25,7 @@ from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume, volume_id_of
 from tests.chaos.link import Link
 from tests.chaos.reader import Expected, look
+from tests.faketime import SetClock
 from tests.processes import end
 from tests.signer_process import process as signer_process
 from tests.signer_rig import AUDIENCE
@@ -35,7 +36,6 @@ TTL = 60
 # Seconds within which everything must be well again after a fault.
 BOUND = 90.0
 REPUBLISH_SECONDS = 5.0
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 # The embedded authority is made at the clock's zero and is valid from there on: the node's clock starts later.
 FIRST_OFFSET, LAST_OFFSET = 5 * 86400, 10 * 86400
 RUN_DIR_OPTIONS = "size=512k,nr_inodes=400"
@@ -183,7 +183,7 @@ class World:
         self.rng = rng
         self.kubelet = StandInKubelet(host.kubelet_root)
         self.running: dict[str, Running] = {}
-        self.offset = 0.0
+        self._clock = SetClock(host.base)
         self.streams = Streams()
         self.republish_failures = 0
         # Whether pauses may take minutes.
@@ -223,15 +223,7 @@ class World:
         await self.source.start()
         self._services.push_async_callback(self.source.stop)
         if isinstance(self.source, Embedded):
-            clock = self.host.base / "clock"
-            clock.write_text("+0\n")
-            self.host.environment = {
-                **self.host.environment,
-                "LD_PRELOAD": str(FAKETIME),
-                "FAKETIME_TIMESTAMP_FILE": str(clock),
-                "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
+            self.host.environment = {**self.host.environment, **self._clock.environment}
         self.start_agent()
         await self.kubelet.start()
         self._services.push_async_callback(self.kubelet.stop)
@@ -288,14 +280,16 @@ class World:
 
     def set_clock(self, offset: float) -> None:
         """The node's clock from now on, in seconds ahead of the true one; everybody on the node has the same."""
-        self.offset = offset
-        new = self.host.base / "clock.new"
-        new.write_text(f"{offset:+.0f}\n")
-        new.replace(self.host.base / "clock")
+        self._clock.set(offset)
         self._expect()
 
+    @property
+    def ahead(self) -> float:
+        """By how much the node's clock is ahead of the true one, in seconds."""
+        return self._clock.ahead
+
     def now(self) -> datetime:
-        return datetime.now(UTC) + timedelta(seconds=self.offset)
+        return datetime.now(UTC) + timedelta(seconds=self.ahead)
 
     # --- pods
 
@@ -351,7 +345,7 @@ class World:
         volumes = {
             str(each.target): each.spiffe_id for each in self.running.values() if each.pod.name not in self._excused
         }
-        Expected(volumes, self.offset).write(self._expected)
+        Expected(volumes, self.ahead).write(self._expected)
 
     async def _republish(self) -> None:
         """kubelet's calls for running pods, for ever."""

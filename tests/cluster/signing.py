@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,9 +281,15 @@ def expired_token(
 
 @contextmanager
 def signer_process(
-    cluster: Cluster, progress: Progress, name: str = "signer-1", *flags: str, wait: bool = True, port: int = 0
+    cluster: Cluster,
+    progress: Progress,
+    name: str = "signer-1",
+    *flags: str,
+    wait: bool = True,
+    port: int = 0,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[SignerProcess]:
-    """A signer with the shipped service account's token."""
+    """A signer with the shipped service account's token. `environment`: beside that of the cluster's children."""
     port, http = port or free_port(), free_port()
     home = cluster.directory / name
     home.mkdir(exist_ok=True)
@@ -297,7 +303,7 @@ def signer_process(
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=cluster.child_environment(),
+            env={**cluster.child_environment(), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

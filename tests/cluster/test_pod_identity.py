@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 import pytest
 
 from agent.pb import workload_pb2
 from tests.go_tools import Progress
-from tests.ports import free_port
-from tests.processes import end
 
-from . import chart, signing
+from . import signing
 from .cluster import Cluster
 from .host import ClusterError
 from .image import TEST_IMAGE
-from .layout import NODE
+from .node_agent import Agent, agent_of_signer, agent_process, mounts_at, register
 from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(5400)
 
-ROOT = Path(__file__).parents[2]
-TRUST_DOMAIN = "cluster.test"
 ACCOUNT = "web"
-SPIFFE_ID = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/{ACCOUNT}"
+SPIFFE_ID = f"spiffe://{signing.TRUST_DOMAIN}/ns/default/sa/{ACCOUNT}"
 POD = "web"
 ROTATIONS = 3
 # Half of it is between two of them, and half is left then for a busy machine.
@@ -71,87 +61,25 @@ done
 """
 
 
-@dataclass(frozen=True)
-class Agent:
-    """The agent under test and what it may leave behind."""
-
-    process: subprocess.Popen[bytes]
-    run_dir: Path
-    log: Path
-    url: str
-    sockets: frozenset[str]
-
-    def check(self) -> None:
-        """Fail the test if the agent has ended."""
-        assert self.process.poll() is None, self.log.read_text(errors="replace")[-4000:]
-
-    def volumes(self) -> float:
-        """The metric of published volumes."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
-            text = answer.read().decode()
-        found = re.search(r"^podsvid_volumes(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE)
-        assert found is not None, text
-        return float(found[1])
-
-
 @pytest.fixture(scope="module", params=["embedded", "signer"])
 def agent(request: pytest.FixtureRequest, cluster: Cluster, progress: Progress) -> Iterator[Agent]:
     """The agent as a process of the host, at the real kubelet's root; once with its own CA, once through a signer."""
     if request.param == "embedded":
-        with _agent(cluster, "agent", {"admin.sock"}, "--authority", "embedded", *LIFE) as running:
+        with agent_process(cluster, "agent", {"admin.sock"}, "--authority", "embedded", *LIFE) as running:
             yield running
         return
     signing.install(cluster, progress)
     cluster.api.remove(signing.SECRET)
-    # An agent's pod on this node: what the projected token of the DaemonSet is bound to.
-    body = signing.pod(cluster, "agent", NODE, "podsvid-agent", namespace=signing.NAMESPACE, driver=None)
-    ttls = (*LIFE, "--x509-max-ttl", TTL)
-    with signing.signer_process(cluster, progress, "signer-pods", *ttls) as signer:
-        flags = signing.agent_flags(cluster, progress, signer, body)
-        with _agent(cluster, "agent-signer", {"admin.sock", "to-signer.sock"}, *flags) as running:
-            yield running
-    cluster.api.delete(f"/api/v1/namespaces/{signing.NAMESPACE}/pods/agent", grace_seconds=0)
-
-
-@contextmanager
-def _agent(cluster: Cluster, name: str, sockets: set[str], *flags: str) -> Iterator[Agent]:
-    home = cluster.directory / name
-    home.mkdir()
-    listen = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "podsvid", "agent", *flags]
-    command += ["--trust-domain", TRUST_DOMAIN, "--node-name", NODE, "--kubelet-root", str(cluster.kubelet_root)]
-    command += ["--state-dir", str(home / "state"), "--run-dir", str(home / "run")]
-    command += ["--metrics-listen", listen]
-    log = cluster.logs / f"{name}.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=cluster.child_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield Agent(process, home / "run", log, f"http://{listen}", frozenset(sockets))
-    finally:
-        end(process)
+    with (
+        signing.signer_process(cluster, progress, "signer-pods", *LIFE, "--x509-max-ttl", TTL) as signer,
+        agent_of_signer(cluster, progress, "agent-signer", signer) as running,
+    ):
+        yield running
 
 
 @pytest.fixture(scope="module")
 def driver(cluster: Cluster, agent: Agent, progress: Progress) -> str:
-    """The driver's name, once the API server knows it and kubelet has registered it."""
-    (definition,) = (each for each in chart.render(f"trustDomain={TRUST_DOMAIN}") if each["kind"] == "CSIDriver")
-    cluster.api.apply([definition])
-    name = str(definition["metadata"]["name"])
-
-    def registered() -> bool:
-        found = cluster.api.find(f"/apis/storage.k8s.io/v1/csinodes/{NODE}") or {}
-        return name in [each["name"] for each in found.get("spec", {}).get("drivers") or []]
-
-    wait_for("kubelet to register the driver", registered, progress=progress, alive=agent.check)
-    return name
+    return register(cluster, agent, progress)
 
 
 def _pod(driver: str) -> dict[str, object]:
@@ -215,7 +143,7 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
     assert len({serial for serial, _ in printed()}) == len(printed()) > ROTATIONS
     check()
     assert agent.volumes() == 1.0
-    assert _mounts_at(volumes)
+    assert mounts_at(volumes)
     # The same identity over the Workload API, through the pod's own view of the volume.
     assert _workload_api_id(f"/proc/{cluster.pods.process(POD)}/root/identity/socket") == SPIFFE_ID
 
@@ -226,10 +154,8 @@ def test_a_pod_is_served_from_its_first_instruction_to_its_end(
         progress=progress,
         alive=agent.check,
     )
-    assert _mounts_at(cluster.kubelet_root / "pods" / uid) == []
-    assert _files(agent.run_dir / "journal") == []
+    assert agent.left(cluster.kubelet_root / "pods", uid) == []
     assert {path.name for path in agent.run_dir.rglob("*") if path.is_socket()} == agent.sockets
-    assert [path for path in (cluster.kubelet_root / "pods").rglob("*") if path.is_socket()] == []
     # Gauges are read every two seconds.
     wait_for("no volume in the metrics", lambda: agent.volumes() == 0.0, progress=progress, alive=agent.check)
 
@@ -242,15 +168,6 @@ def _phase(cluster: Cluster) -> str:
 def _restarts(cluster: Cluster) -> int:
     pod = cluster.pods.find(POD) or {}
     return sum(each["restartCount"] for each in pod.get("status", {}).get("containerStatuses", []))
-
-
-def _mounts_at(folder: Path) -> list[str]:
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [point for point in points if point.startswith(f"{folder}/")]
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if not path.is_dir()]
 
 
 def _workload_api_id(address: str) -> str:

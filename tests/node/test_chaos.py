@@ -7,7 +7,7 @@ import pytest
 
 from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, plan
 from tests.chaos.run import play
-from tests.chaos.world import FAKETIME
+from tests.faketime import LIBRARY
 from tests.support import IS_ROOT
 
 pytestmark = [
@@ -16,7 +16,7 @@ pytestmark = [
     ),  # one world at a time: what a fault may take is for a machine that has a core left
     pytest.mark.timeout(1200),
     pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root"),
-    pytest.mark.skipif(not FAKETIME.exists(), reason="needs the package libfaketime, which sets clocks of processes"),
+    pytest.mark.skipif(not LIBRARY.exists(), reason="needs the package libfaketime, which sets clocks of processes"),
 ]
 
 

@@ -25,6 +25,7 @@ from signer.authority.acknowledgements import Agents
 from signer.authority.state import AuthorityState
 from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
+from signer.cluster.witness import Witness
 from signer.errors import Reason
 from signer.front.agents import SignerService
 from signer.front.audit import Audit
@@ -160,14 +161,15 @@ class Door:
         self.pods = Pods(kube, clock)
         self.policies = Policies(kube, PolicySettings(TrustDomain("example.org")), OUTAGE, clock)
         self.metrics = Metrics()
-        self.offline = OfflineTokens(kube, AUDIENCE, clock, self.metrics.keys_read)
+        self.witness = Witness(clock)
+        self.offline = OfflineTokens(kube, AUDIENCE, self.witness, self.metrics.keys_read)
         self.attestor = Attestor(
             AttestationSettings("podsvid", "podsvid-agent", frozenset({DRIVER}), OUTAGE),
-            TokenReviews(kube, AUDIENCE, self.offline, clock, told=self.metrics.token_checked),
+            TokenReviews(kube, AUDIENCE, self.offline, self.witness, told=self.metrics.token_checked),
             self.offline,
             self.pods,
             Accounts(kube),
-            clock,
+            self.witness,
         )
         self.agents = Agents(kube, "podsvid", "one", clock)
         self.trust: Feed[Broadcast] = Feed()
@@ -187,7 +189,7 @@ class Door:
             self.events,
             Audit(clock),
             self.metrics,
-            clock,
+            self.witness,
             random.Random(1),
             self.spans,
         )

@@ -25,6 +25,7 @@ from signer.attestation.tokens import (
     TokenReviews,
 )
 from signer.cluster.kube import Object
+from signer.cluster.witness import Witness
 from signer.errors import ApiUnavailable, Forbidden, Reason, Refused
 from signer.model import AttestedPod, PodClaim, Standing
 from svid.spiffeid import SpiffeId
@@ -41,9 +42,11 @@ class Rig:
         self.site = Site()
         clock = self.site.clock
         self.pods = Pods(self.site.kube, clock, ("podsvid", "podsvid-agent"), most)
-        self.offline = OfflineTokens(self.site.kube, AUDIENCE, clock)
-        self.reviews = TokenReviews(self.site.kube, AUDIENCE, self.offline, clock)
-        self.attestor = Attestor(SETTINGS, self.reviews, self.offline, self.pods, Accounts(self.site.kube), clock)
+        self.witness = Witness(clock)
+        self.offline = OfflineTokens(self.site.kube, AUDIENCE, self.witness)
+        self.reviews = TokenReviews(self.site.kube, AUDIENCE, self.offline, self.witness)
+        accounts = Accounts(self.site.kube)
+        self.attestor = Attestor(SETTINGS, self.reviews, self.offline, self.pods, accounts, self.witness)
         self.key = ec.generate_private_key(ec.SECP256R1())
 
     async def attest(self, claim: PodClaim, token: str, agent: str | None = None) -> AttestedPod:

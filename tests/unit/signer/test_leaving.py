@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from signer.attestation.attestor import AFTERWARDS
 from signer.attestation.pods import read_pod
-from signer.attestation.tokens import REVIEWS
+from signer.attestation.tokens import REVIEWS, TokenRefused
 from signer.cluster.kube import Object
 from signer.cluster.objects import Pod, PodMetadata
 from signer.errors import Reason, Refused
@@ -73,6 +73,44 @@ def test_its_last_token_serves_until_its_grace_period_is_over() -> None:
         assert (await rig.attest(claim, token)).until == at(300 + GRACE) + AFTERWARDS
         rig.site.clock.pass_by(seconds=1)
         assert await rig.refused(claim, token) is Reason.POD_TOKEN_EXPIRED
+
+    ending(test)
+
+
+@pytest.mark.parametrize("wrong", [-3600, -120, -60, 60, 120, 3600])
+def test_its_end_comes_by_the_clock_that_dated_it(wrong: float) -> None:
+    """The API server's, and not by that of a signer which is wrong; so do the ends of tokens."""
+
+    async def test(rig: Rig, claim: PodClaim, token: str) -> None:
+        clock = rig.site.clock
+        rig.witness.heard(clock.at)
+        clock.set_by(seconds=wrong)
+        deleted(rig, claim)
+        await told(rig, claim)
+        assert await rig.refused(claim, token) is Reason.POD_TOKEN_INVALID, "it has not ended"
+        clock.pass_by(seconds=TOKEN_LIFE + 1)
+        assert (await rig.attest(claim, token)).until == at(300 + GRACE) + AFTERWARDS
+        clock.pass_by(seconds=300 + GRACE - TOKEN_LIFE - 2)
+        await rig.attest(claim, token)
+        clock.pass_by(seconds=1)
+        assert await rig.refused(claim, token) is Reason.POD_TOKEN_EXPIRED
+
+    ending(test)
+
+
+@pytest.mark.parametrize("wrong", [-3600, -120, 120, 3600])
+def test_a_new_token_is_good_while_the_api_server_is_away_whatever_this_clock_says(wrong: float) -> None:
+    async def test(rig: Rig, claim: PodClaim, token: str) -> None:
+        rig.witness.heard(rig.site.clock.at)
+        rig.site.clock.set_by(seconds=wrong)
+        claims = jwt.decode(token, options={"verify_signature": False})
+        new = jwt.encode(
+            {**claims, "nbf": int(rig.site.clock.at.timestamp())}, rig.key, algorithm="ES256", headers={"kid": "k1"}
+        )
+        assert rig.offline.verify(new).pod_uid == claim.uid
+        rig.site.clock.pass_by(seconds=TOKEN_LIFE)
+        with pytest.raises(TokenRefused, match="expired"):
+            rig.offline.verify(new)
 
     ending(test)
 
@@ -277,5 +315,28 @@ def test_what_it_gets_ends_with_it(caplog: pytest.LogCaptureFixture) -> None:
         door.site.clock.pass_by(seconds=10)
         with refused(Reason.POD_TOKEN_EXPIRED):
             await door.x509(claim, token)
+
+    at_the_door(test)
+
+
+def test_where_too_little_is_left_by_this_clock_it_waits() -> None:
+    """A signer that is ahead by more than what it gets afterwards: never a refusal for good, nor one that has ended."""
+
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        token = door.signed(door.site.token(claim, life=TOKEN_LIFE))
+        await door.offline.refresh()
+        deleted(door, claim, grace=1200)
+        await door.told()
+        door.witness.heard(door.site.clock.at)
+        door.site.clock.set_by(seconds=90)
+        door.site.clock.pass_by(seconds=1500 - 40)
+        leaf = certificates_from_der((await door.x509(claim, token)).chain)[0]
+        assert leaf.not_valid_after_utc == at(1500) + AFTERWARDS
+        door.site.clock.pass_by(seconds=20)
+        with refused(Reason.POD_TOKEN_EXPIRED):
+            await door.x509(claim, token)
+        with refused(Reason.POD_TOKEN_EXPIRED):
+            await door.jwt(claim, token, WEB, "api")
 
     at_the_door(test)

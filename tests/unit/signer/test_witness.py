@@ -50,6 +50,17 @@ def test_what_the_two_clocks_differ_by() -> None:
     assert witness.doubt == ""
 
 
+def test_the_api_servers_time_of_day() -> None:
+    clock = StepClock()
+    witness = Witness(clock)
+    clock.set_by(days=3)
+    assert witness.now() == clock.now(), "it has not said"
+    witness.heard(clock.at)
+    clock.pass_by(hours=5)
+    clock.set_by(days=-7)
+    assert (witness.now(), witness.monotonic()) == (clock.at, clock.monotonic())
+
+
 class Scene:
     """One leader, one node, whose agent says nothing unless told; the API server's time is right."""
 
@@ -224,6 +235,10 @@ def test_a_signer_asks_the_api_server_what_time_it_is_and_says_how_far_off_it_is
     assert replica.witness.doubt
     assert replica._rotation._knowledge._sources.untimely() == replica.witness.doubt
     assert replica._leader.unfit()
+    # What the API server dates is judged by its time.
+    front = replica._service
+    assert {front._clock, front._attestor._clock, front._attestor._reviews._clock} == {replica.witness}
+    assert front._attestor._offline._clock is replica.witness
     client.dated(replica._clock.now())
     assert not replica._leader.unfit()
     client.dated(replica._clock.now() - DAY)
