@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import grpc
@@ -14,8 +15,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
+from podsvid import sockets
 from podsvid.interrupts import unwinding
-from podsvid.outcome import SIGNALLED
+from podsvid.options import add_timeout
+from podsvid.outcome import SIGNALLED, WrongUsage
+from podsvid.sockets import SocketAbsent
+from podsvid.waiting import Waiting
 from runtime.terminal import printable
 from signer.errors import SignerError
 from signer.front.admin import KINDS, SERVICE
@@ -32,8 +37,6 @@ _NAMES = {**KINDS, admin_pb2.KIND_BOTH: "x509, jwt"}
 DEFAULT_SOCKET = "/run/podsvid-signer/admin.sock"
 # Policies that do not match, shown unless all are asked for: those of the same namespace or none, the nearest first.
 _NEAR = 5
-# Seconds to the first answer.
-ANSWER_SECONDS = 20.0
 
 
 class CommandFailed(SignerError):
@@ -64,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in texts.items():
         each = commands.add_parser(name, help=text, description=text)
         each.add_argument("--socket", default=here(), help=f"the replica's admin socket (default: {here()})")
+        add_timeout(each, what="until the first answer")
         if name == "show":
             each.add_argument("--output", choices=("table", "json"), default="table")
             each.add_argument("--watch", action="store_true", help="go on showing changes")
@@ -94,18 +98,23 @@ def explain(parsed: argparse.Namespace) -> int:
     """
     namespace, slash, pod = parsed.pod.partition("/")
     if not slash or not namespace or not pod:
-        raise CommandFailed("say which pod as NAMESPACE/POD")
+        raise WrongUsage("say which pod as NAMESPACE/POD")
     parsed.socket = here(parsed.socket)
     _check_socket(parsed.socket, "explain NAMESPACE/POD")
     request = admin_pb2.ExplainRequest(namespace=namespace, pod=pod)
-    with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
-        call: Callable[..., admin_pb2.ExplainResponse] = channel.unary_unary(
-            f"/{SERVICE}/Explain", admin_pb2.ExplainRequest.SerializeToString, admin_pb2.ExplainResponse.FromString
-        )
-        try:
-            found = call(request, timeout=ANSWER_SECONDS)
-        except grpc.RpcError as error:
-            raise CommandFailed(str(error.details())) from None
+    waiting = Waiting(parsed.timeout)
+
+    def work() -> admin_pb2.ExplainResponse:
+        with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
+            call: Callable[..., admin_pb2.ExplainResponse] = channel.unary_unary(
+                f"/{SERVICE}/Explain", admin_pb2.ExplainRequest.SerializeToString, admin_pb2.ExplainResponse.FromString
+            )
+            return call(request, timeout=waiting.left())
+
+    try:
+        found = waiting.ask(_signer(parsed.socket), work)
+    except grpc.RpcError as error:
+        raise _failed(error, parsed.socket, waiting) from None
     if parsed.output == "json":
         print(_json(found))
     else:
@@ -137,26 +146,38 @@ def run(parsed: argparse.Namespace) -> int:
     _check_socket(parsed.socket, "authority show")
     # Into a pipe, as kubectl exec is, an id stays in one piece: `revoke` takes it whole.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+    waiting = Waiting(parsed.timeout)
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
         try:
             if parsed.action == "show":
-                return _show(channel, parsed, console)
+                return _show(channel, parsed, console, waiting)
             # Once it is asked it goes on, whether or not anybody waits.
             with unwinding():
-                print(_step(channel, parsed), flush=True)
+                print(waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left())), flush=True)
                 if parsed.action == "rotate" and not parsed.no_wait:
                     _follow(channel, _kind(parsed), parsed.wait or parsed.forced, console)
             return 0
         except grpc.RpcError as error:
-            raise CommandFailed(str(error.details())) from None
+            raise _failed(error, parsed.socket, waiting) from None
         except KeyboardInterrupt as error:
             print("podsvid: the signer goes on by itself; see `podsvid authority show`", file=sys.stderr)
             return SIGNALLED + int(getattr(error, "number", signal.SIGINT))
 
 
+def _signer(path: str) -> str:
+    return f"the signer at {path}"
+
+
+def _failed(error: grpc.RpcError, path: str, waiting: Waiting) -> Exception:
+    seen = sockets.explained(error, path, "a signer", SERVICE)
+    if seen is None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        seen = waiting.gave_up(_signer(path))
+    return seen or CommandFailed(str(error.details()))
+
+
 def _check_socket(path: str, example: str) -> None:
     if not Path(path).exists():
-        raise CommandFailed(
+        raise SocketAbsent(
             f"no signer listens at {path}; run this in a signer's pod, for example "
             f"kubectl -n podsvid exec deploy/podsvid-signer -- podsvid {example}"
         )
@@ -173,7 +194,7 @@ def _watch(channel: grpc.Channel, seconds: float | None) -> Iterator[admin_pb2.A
     return call(admin_pb2.WatchRequest(), timeout=seconds)
 
 
-def _step(channel: grpc.Channel, parsed: argparse.Namespace) -> str:
+def _step(channel: grpc.Channel, parsed: argparse.Namespace, seconds: float) -> str:
     call: Callable[..., admin_pb2.StepResponse] = channel.unary_unary(
         f"/{SERVICE}/Step", admin_pb2.StepRequest.SerializeToString, admin_pb2.StepResponse.FromString
     )
@@ -183,7 +204,7 @@ def _step(channel: grpc.Channel, parsed: argparse.Namespace) -> str:
         authority_id=getattr(parsed, "authority_id", ""),
         forced=getattr(parsed, "forced", False),
     )
-    return call(request, timeout=ANSWER_SECONDS).message
+    return call(request, timeout=seconds).message
 
 
 def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
@@ -192,8 +213,10 @@ def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
     return _BY_NAME[parsed.kind or "x509"]
 
 
-def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console) -> int:
-    for status in _watch(channel, None if parsed.watch else ANSWER_SECONDS):
+def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console, waiting: Waiting) -> int:
+    coming = _watch(channel, None if parsed.watch else waiting.left())
+    first = waiting.ask(_signer(parsed.socket), lambda: next(coming))
+    for status in chain([first], coming):
         if parsed.output == "json":
             print(_json(status))
         else:

@@ -51,11 +51,16 @@ class KubeconfigCluster:
             # Parts of the package are without types, or have everything optional.
             self._api: Any = client.CoreV1Api(config.new_client_from_config(kubeconfig, context))
         except (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-            why = str(error).strip().rstrip(".")
+            why = " ".join(str(error).split()).rstrip(".")
             raise NotTold(
                 f"no usable kubeconfig: {why}; give --kubeconfig and --context, or run this in a signer's pod: "
                 f"kubectl -n {podsvid_namespace} exec deploy/podsvid-signer -- podsvid explain NAMESPACE/POD"
             ) from None
+
+    @property
+    def host(self) -> str:
+        """The API server's URL."""
+        return str(self._api.api_client.configuration.host)
 
     def pod(self, namespace: str, name: str) -> SeenPod:
         """That pod."""
@@ -66,9 +71,8 @@ class KubeconfigCluster:
                 raise NotTold(f"there is no pod {namespace}/{name} (is --context the right cluster?)") from None
             raise NotTold(f"pod {namespace}/{name} cannot be read: {_said(error)}") from None
         except (HTTPError, OSError) as error:
-            host = self._api.api_client.configuration.host
             raise NotTold(
-                f"the API server {host} cannot be reached ({type(error).__name__}); look at the kubeconfig's context "
+                f"the API server {self.host} cannot be reached ({_why(error)}); look at the kubeconfig's context "
                 "and at your connection"
             ) from None
         return SeenPod(
@@ -162,6 +166,17 @@ class KubeconfigCluster:
             raise NotTold(_said(error)) from None
         except (HTTPError, OSError, ValueError) as error:
             raise NotTold(str(error) or type(error).__name__) from None
+
+
+def _why(error: BaseException) -> str:
+    """What the system said, below what the packages made of it."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        reason = getattr(below, "reason", None)
+        below = reason if isinstance(reason, BaseException) else below.__cause__ or below.__context__
+    return type(error).__name__
 
 
 def _is_ready(pod: Any) -> bool:

@@ -7,8 +7,7 @@ nothing here.
 
 import argparse
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,9 @@ from podsvid import authority as authority_command
 from podsvid import node as node_command
 from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
 from podsvid.interrupts import unwinding
+from podsvid.options import add_timeout
+from podsvid.outcome import WrongUsage
+from podsvid.waiting import GaveUp, Waiting, begun
 from runtime.terminal import printable
 from signer.errors import SignerError
 from signer.pb import admin_pb2
@@ -39,13 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--socket", help=f"ask only this signer's admin socket (default: {here()}, where it exists)")
     parser.add_argument("--all", action="store_true", help="show all policies that do not match, not only the nearest")
     parser.add_argument("--output", choices=("text", "json"), default="text")
+    add_timeout(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print it; the exit code: 0 all is well, 3 refused or a volume is not well. Raises SignerError."""
     namespace, slash, name = parsed.pod.partition("/")
     if not slash or not namespace or not name:
-        raise CommandFailed("say which pod as NAMESPACE/POD")
+        raise WrongUsage("say which pod as NAMESPACE/POD")
     if parsed.socket or (Path(here()).exists() and not parsed.kubeconfig):
         parsed.socket = parsed.socket or here()
         return authority_command.explain(parsed)
@@ -55,7 +58,7 @@ def run(parsed: argparse.Namespace) -> int:
     # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
     with unwinding():
         cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace)
-        found = _explain(cluster, namespace, name)
+        found = _explain(cluster, namespace, name, Waiting(parsed.timeout))
     if parsed.output == "json":
         print(json.dumps(found.to_json(), indent=2))
     else:
@@ -106,27 +109,27 @@ class _Explained:
         }
 
 
-def _explain(cluster: "KubeconfigCluster", namespace: str, name: str) -> _Explained:
-    """Raises NotTold where nothing can be found out at all."""
-    pod = cluster.pod(namespace, name)
+def _explain(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: Waiting) -> _Explained:
+    """Raises NotTold and GaveUp where nothing can be found out at all."""
+    pod = waiting.ask(f"the API server {cluster.host}", lambda: cluster.pod(namespace, name))
     missing: dict[str, str] = {}
     what = f"{namespace}/{name}"
 
-    def part(title: str, ask: Callable[[], Any]) -> Any:
+    def part(title: str, what: str, asked: "Future[Any]") -> Any:
         try:
-            return ask()
-        except SignerError as error:
+            return waiting.result(asked, what)
+        except (SignerError, GaveUp) as error:
             missing[title] = str(error)
             return None
 
     # At once: two of them start a process in a pod, which takes a second.
-    with ThreadPoolExecutor(3) as threads:
-        policy = threads.submit(part, "policy", lambda: _ask_signer(cluster, what))
-        volumes = threads.submit(part, "on_node", lambda: _ask_agent(cluster, pod))
-        events = threads.submit(part, "events", lambda: cluster.events(pod))
-    titles: tuple[str, ...] = ("policy", "on_node", "events")
-    ordered = {title: missing[title] for title in titles if title in missing}
-    return _Explained(what, pod.node, policy.result(), volumes.result(), events.result() or [], ordered)
+    asked = [
+        ("policy", "a signer", begun(lambda: _ask_signer(cluster, what))),
+        ("on_node", f"the agent on node {pod.node}", begun(lambda: _ask_agent(cluster, pod))),
+        ("events", "the pod's events", begun(lambda: cluster.events(pod))),
+    ]
+    policy, volumes, events = (part(*each) for each in asked)
+    return _Explained(what, pod.node, policy, volumes, events or [], missing)
 
 
 def _ask_signer(cluster: "KubeconfigCluster", what: str) -> Any:

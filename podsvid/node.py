@@ -20,10 +20,14 @@ from rich.text import Text
 from agent.admin import ROTATE_SECONDS, SERVICE, SOCKET
 from agent.errors import AgentError
 from agent.pb import node_admin_pb2 as pb
+from podsvid import sockets
+from podsvid.options import add_timeout
+from podsvid.outcome import WrongUsage
+from podsvid.sockets import SocketAbsent
+from podsvid.waiting import GIVEN_UP, Waiting
 from runtime.durations import about
 from runtime.terminal import printable
 
-ANSWER_SECONDS = 10.0
 _Answer = TypeVar("_Answer", bound=Message)
 
 
@@ -48,35 +52,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             each.add_argument("pod", metavar="NAMESPACE/POD")
         each.add_argument("--socket", default=default, help=f"the agent's admin socket (default: {default})")
         each.add_argument("--output", choices=("text", "json"), default="text")
+        add_timeout(each, GIVEN_UP if name != "rotate" else ROTATE_SECONDS + GIVEN_UP)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Run it; the exit code: 0, or 3 when a volume is not well. Raises NodeCommandFailed."""
+    """Run it; the exit code: 0, or 3 when a volume is not well. Raises CommandError, NodeCommandFailed."""
     if not Path(parsed.socket).exists():
         command = parsed.action if parsed.action == "ls" else f"{parsed.action} NAMESPACE/POD"
-        raise NodeCommandFailed(
+        raise SocketAbsent(
             f"no agent listens at {parsed.socket}; run this as root on the node or in the agent's pod, for example "
             f"kubectl -n podsvid exec POD -- podsvid node {command}"
         )
     # Into a pipe or file lines are as long as they are.
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
     now = datetime.now(UTC)
-    with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
-        if parsed.action == "ls":
-            found = _call(channel, "List", pb.ListRequest(), pb.ListResponse)
-            _print(found, parsed.output, console, lambda: _list(found.volumes, console, now))
-            return _code(found.volumes)
-        namespace, slash, name = parsed.pod.partition("/")
-        if not slash or not namespace or not name:
-            raise NodeCommandFailed("say which pod as NAMESPACE/POD")
-        if parsed.action == "rotate":
-            request = pb.RotateRequest(namespace=namespace, pod=name)
-            rotated = _call(channel, "Rotate", request, pb.RotateResponse, ROTATE_SECONDS + ANSWER_SECONDS)
-            _print(rotated, parsed.output, console, lambda: _list(rotated.volumes, console, now))
-            return _code(rotated.volumes)
-        explained = _call(channel, "Explain", pb.ExplainRequest(namespace=namespace, pod=name), pb.ExplainResponse)
-        _print(explained, parsed.output, console, lambda: show(explained, console, now))
-        return _code(explained.volumes) if explained.volumes else 3
+    agent = _Agent(parsed.socket, Waiting(parsed.timeout))
+    if parsed.action == "ls":
+        found = agent.ask("List", pb.ListRequest(), pb.ListResponse)
+        _print(found, parsed.output, console, lambda: _list(found.volumes, console, now))
+        return _code(found.volumes)
+    namespace, slash, name = parsed.pod.partition("/")
+    if not slash or not namespace or not name:
+        raise WrongUsage("say which pod as NAMESPACE/POD")
+    if parsed.action == "rotate":
+        rotated = agent.ask("Rotate", pb.RotateRequest(namespace=namespace, pod=name), pb.RotateResponse)
+        _print(rotated, parsed.output, console, lambda: _list(rotated.volumes, console, now))
+        return _code(rotated.volumes)
+    explained = agent.ask("Explain", pb.ExplainRequest(namespace=namespace, pod=name), pb.ExplainResponse)
+    _print(explained, parsed.output, console, lambda: show(explained, console, now))
+    return _code(explained.volumes) if explained.volumes else 3
 
 
 def show(found: pb.ExplainResponse, console: Console, now: datetime) -> None:
@@ -94,19 +98,30 @@ def to_json(message: Message) -> str:
     return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
-def _call(
-    channel: grpc.Channel, method: str, request: Message, answer: type[_Answer], seconds: float = ANSWER_SECONDS
-) -> _Answer:
-    call: Callable[..., _Answer] = channel.unary_unary(
-        f"/{SERVICE}/{method}", type(request).SerializeToString, answer.FromString
-    )
-    try:
-        return call(request, timeout=seconds)
-    except grpc.RpcError as error:
-        code = error.code()
-        if code is grpc.StatusCode.UNAVAILABLE:
-            raise NodeCommandFailed("the agent's admin socket does not answer; are you root?") from None
-        raise NodeCommandFailed(str(error.details())) from None
+class _Agent:
+    """The agent whose admin socket is at `path`."""
+
+    def __init__(self, path: str, waiting: Waiting) -> None:
+        self._path = path
+        self._waiting = waiting
+
+    def ask(self, method: str, request: Message, answer: type[_Answer]) -> _Answer:
+        """What it answers. Raises CommandError, NodeCommandFailed."""
+
+        def work() -> _Answer:
+            with grpc.insecure_channel(f"unix:{self._path}") as channel:
+                call: Callable[..., _Answer] = channel.unary_unary(
+                    f"/{SERVICE}/{method}", type(request).SerializeToString, answer.FromString
+                )
+                return call(request, timeout=self._waiting.left())
+
+        try:
+            return self._waiting.ask(f"the agent at {self._path}", work)
+        except grpc.RpcError as error:
+            seen = sockets.explained(error, self._path, "an agent", SERVICE)
+            if seen is None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                seen = self._waiting.gave_up(f"the agent at {self._path}")
+            raise seen or NodeCommandFailed(str(error.details())) from None
 
 
 def _print(message: Message, output: str, console: Console, people: Callable[[], None]) -> None:

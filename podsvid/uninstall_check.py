@@ -2,10 +2,14 @@
 
 import argparse
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from podsvid.awaiting import awaited
 from podsvid.interrupts import unwinding
+from podsvid.options import add_timeout
+from podsvid.waiting import GaveUp
 from runtime.settings import InvalidSetting, absolute
 from signer.attestation.pods import read_pod
 from signer.authority.passed_on import LABEL
@@ -30,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle-config-map", default="podsvid-bundle", help="the signer's bundle_config_map")
     parser.add_argument("--one-line", action="store_true", help="all in one line: Helm shows line ends as \\n")
     parser.add_argument("--kubeconfig", help="kubeconfig file (default: the cluster that this pod is in)")
+    add_timeout(parser, what="for each answer of the API server")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -42,7 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
     place = Place(parsed.namespace, parsed.state_secret, parsed.bundle_config_map)
     # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
     with unwinding():
-        pods, policies = asyncio.run(_ask(kubeconfig, drivers))
+        pods, policies = asyncio.run(_ask(kubeconfig, drivers, parsed.timeout))
     found = report(pods, policies, drivers, place)
     print(in_one_line(found) if parsed.one_line else "\n".join(in_lines(found)))
     return 1 if pods else 0
@@ -65,18 +70,33 @@ class Said:
     items: tuple[str, ...] = ()
 
 
-async def _ask(kubeconfig: Path | None, drivers: frozenset[str]) -> tuple[list[str], list[str]]:
+async def _ask(kubeconfig: Path | None, drivers: frozenset[str], seconds: float) -> tuple[list[str], list[str]]:
     client = await KubeClient.connect(kubeconfig)
     try:
-        return await in_use(client, drivers), await policies_left(client)
+        async with awaited("the API server", seconds) as limit:
+            # A large cluster has many pages of pods, and each takes its time.
+            def came() -> None:
+                limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
+            return await in_use(client, drivers, came), await policies_left(client, came)
+    except TimeoutError:
+        raise GaveUp(f"no answer from the API server within {seconds:g} s; --timeout gives it longer") from None
     finally:
         await client.close()
 
 
-async def in_use(api: KubeApi, drivers: frozenset[str]) -> list[str]:
-    """NAMESPACE/POD of every pod that mounts one of the drivers and is not finished. Raises SignerError."""
+def _nothing() -> None:
+    pass
+
+
+async def in_use(api: KubeApi, drivers: frozenset[str], came: Callable[[], None] = _nothing) -> list[str]:
+    """NAMESPACE/POD of every pod that mounts one of the drivers and is not finished. Raises SignerError.
+
+    `came`: is called when the next ones have come.
+    """
     found = []
     async for page in Paging().pages(api, "/api/v1/pods", Pod, {}):
+        came()
         for each in page.items:
             pod = read_pod(each)
             if pod is not None and not pod.finished and (pod.drivers & drivers or pod.oversized):
@@ -84,12 +104,13 @@ async def in_use(api: KubeApi, drivers: frozenset[str]) -> list[str]:
     return sorted(found)
 
 
-async def policies_left(api: KubeApi) -> list[str]:
+async def policies_left(api: KubeApi, came: Callable[[], None] = _nothing) -> list[str]:
     """Every policy, as KIND NAMESPACE/NAME: the chart keeps the custom resources and what is in them."""
     found = []
     for resource in POLICIES:
         try:
             async for page in Paging().pages(api, f"/apis/podsvid.io/v1alpha1/{resource}", Named, {}):
+                came()
                 for each in page.items:
                     name = "/".join(filter(None, [each.metadata.namespace, each.metadata.name]))
                     found.append(f"{resource} {name}")

@@ -13,8 +13,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.errors import AgentError
+from agent.errors import AgentError, WorkloadApiError
 from podsvid.interrupts import unwinding
+from podsvid.options import add_timeout, seconds
 from runtime.settings import InvalidSetting
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     watch.add_argument(
         "--exec-timeout",
-        type=_seconds,
+        type=seconds,
         default=_EXEC_TIMEOUT,
-        metavar="SECONDS",
-        help="terminate the command then (default: %(default)g)",
+        metavar="DURATION",
+        help="terminate the command then (default: %(default)gs)",
     )
     watch.add_argument(
         "--exec",
@@ -114,26 +115,43 @@ def run(arguments: argparse.Namespace, command: Sequence[str] = ()) -> int:
 
 
 async def _verb(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    import asyncio
-
     from podsvid.api.address import target
-    from podsvid.api.errors import Unreachable
+    from podsvid.api.errors import NotServed, Unreachable
     from podsvid.api.workload_client import WorkloadApiClient
+    from podsvid.awaiting import awaited
     from runtime.clock import SystemClock
 
     address = target(_address(arguments))
-    if arguments.verb == "watch":
-        await _watch(address, arguments, command)
-        return 0
     token = _token(arguments) if arguments.verb == "validate" else ""
     try:
-        async with asyncio.timeout(arguments.timeout), WorkloadApiClient(address, SystemClock()) as client:
+        if arguments.verb == "watch":
+            await _watch(address, arguments, command)
+            return 0
+        async with awaited(address, arguments.timeout), WorkloadApiClient(address, SystemClock()) as client:
             rendered = await _answer(client, arguments, token)
     except TimeoutError:
-        raise Unreachable(f"no answer from {address} within {arguments.timeout:g} s") from None
+        late = Unreachable(f"no answer from {address} within {arguments.timeout:g} s; --timeout gives it longer")
+        raise await _seen(address, late) from None
+    except (Unreachable, NotServed) as error:
+        raise await _seen(address, error) from None
     _write(rendered, arguments)
     _show(rendered, arguments)
     return 0
+
+
+async def _seen(address: str, error: WorkloadApiError) -> WorkloadApiError:
+    """`error`, with what is wrong with the socket where something is."""
+    import asyncio
+    from urllib.parse import unquote
+
+    from agent.socket.guard import WORKLOAD_API
+    from podsvid import sockets
+
+    if not address.startswith("unix:"):
+        return error
+    path = unquote(address.removeprefix("unix:"), errors="surrogateescape")
+    found = await asyncio.to_thread(sockets.trouble, path, "a Workload API", WORKLOAD_API)
+    return error if found is None else type(error)(str(found))
 
 
 async def _answer(client: WorkloadApiClient, arguments: argparse.Namespace, token: str) -> Rendered:
@@ -253,13 +271,7 @@ def _command(
         help=f"unix:///PATH, tcp://IP:PORT or an absolute path (default: ${ENDPOINT_VARIABLE})",
     )
     parser.add_argument("--output", choices=outputs, default="text", help="default: text")
-    parser.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=timeout,
-        metavar="SECONDS",
-        help="for the first answer (default: %s)" % ("none" if timeout is None else f"{timeout:g}"),
-    )
+    add_timeout(parser, timeout, "until the first answer")
     parser.set_defaults(write=None)
     return parser
 
@@ -287,16 +299,6 @@ def _spiffe_id(text: str) -> SpiffeId:
         return SpiffeId.parse(text)
     except InvalidSpiffeId as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
 
 
 def _signal(text: str) -> tuple[int, Signals]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from podsvid.outcome import OutputFailed
 from podsvid.quickstart.failure import Stopped
 from podsvid.quickstart.reading import PlayedPod, Seen
 
@@ -70,7 +71,9 @@ class JsonView:
     def _print(self, **line: object) -> None:
         try:
             print(json.dumps(line), flush=True)
-        except BrokenPipeError:
+        except OutputFailed as error:
+            if not error.nobody_reads:
+                raise
             # The reader has seen enough. What is buffered must not be written again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise Stopped from None

@@ -67,7 +67,7 @@ def test_what_no_retry_would_mend_ends_the_watch(base: Path, code: grpc.StatusCo
         found = await podsvid("watch", "--socket", str(server.path))
         assert found.code == 1
         assert code.name in found.err
-        assert server.calls == ["FetchX509SVID"]
+        assert server.calls.count("FetchX509SVID") == 1
 
     with_server(base, run)
 

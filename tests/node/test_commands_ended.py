@@ -136,5 +136,5 @@ def test_closed_streams_are_no_files_of_somebody_else(closed: str, base: Path) -
     shell = ["sh", "-c", f'"$0" -m podsvid node ls --socket {base}/absent {closed}', sys.executable]
     done = subprocess.run(shell, capture_output=True, env=environment(base), check=False)
     assert done.returncode == 1
-    assert (b"NODE_COMMAND_FAILED: no agent listens" in done.stderr) is ("2>" not in closed)
+    assert (b"NO_SOCKET: no agent listens" in done.stderr) is ("2>" not in closed)
     assert done.stderr.count(b"\n") <= 1

@@ -305,7 +305,7 @@ def test_a_directory_whose_sockets_would_have_too_long_paths_is_refused(director
 def test_a_ttl_that_is_no_duration_is_refused(directory: Path, ttl: str) -> None:
     with Quickstart(f"--ttl={ttl}", directory=directory) as quickstart:
         _, errors = quickstart.finish()
-    assert quickstart.process.returncode == 1
+    assert quickstart.process.returncode == 2
     assert "is not a duration" in errors
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from podsvid import authority
 from podsvid.authority import CommandFailed
+from podsvid.outcome import WrongUsage
+from podsvid.sockets import SocketAbsent
 from signer.front.admin import AdminService, serve_admin
 from tests.signer_rig import Serving, Site, serving
 
@@ -170,7 +172,7 @@ def test_explain_answers_by_policy_and_by_its_exit_code(
     with_signer: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def explain(pod: str, output: str = "text") -> int:
-        asked = argparse.Namespace(pod=pod, socket=str(tmp_path / "a.sock"), output=output)
+        asked = argparse.Namespace(pod=pod, socket=str(tmp_path / "a.sock"), output=output, all=False, timeout=60.0)
         return await asyncio.to_thread(authority.explain, asked)
 
     async def test(here: Serving) -> None:
@@ -191,12 +193,12 @@ def test_explain_answers_by_policy_and_by_its_exit_code(
         with pytest.raises(CommandFailed, match="there is no pod default/other"):
             await explain("default/other")
         for wrong in ("web", "/web", "default/"):
-            with pytest.raises(CommandFailed, match="NAMESPACE/POD"):
+            with pytest.raises(WrongUsage, match="NAMESPACE/POD"):
                 await explain(wrong)
 
     with_signer(test)
 
 
 def test_where_no_signer_listens_it_says_where_to_run_it(tmp_path: Path) -> None:
-    with pytest.raises(CommandFailed, match=r"no signer listens at .*kubectl -n podsvid exec"):
+    with pytest.raises(SocketAbsent, match=r"no signer listens at .*kubectl -n podsvid exec"):
         authority.run(parsed(tmp_path, "show"))

@@ -20,6 +20,8 @@ import pytest
 
 from podsvid import authority as authority_command
 from podsvid.authority import CommandFailed, show_explained
+from podsvid.outcome import WrongUsage
+from podsvid.sockets import NotASocket, SocketAbsent
 from signer.authority.advice import to_do
 from signer.authority.knowledge import Acks
 from signer.authority.rotation import Rotation
@@ -75,7 +77,7 @@ class Rig:
         return str(caught.value)
 
     async def explain(self, pod: str, output: str = "text") -> tuple[int, str]:
-        parsed = argparse.Namespace(pod=pod, socket=str(self.socket), output=output, all=False)
+        parsed = argparse.Namespace(pod=pod, socket=str(self.socket), output=output, all=False, timeout=60.0)
         return await asyncio.to_thread(_printed, authority_command.explain, parsed)
 
     def agent(self, node: str) -> None:
@@ -532,7 +534,7 @@ def test_explain_says_who_wins_and_why() -> None:
             with pytest.raises(CommandFailed, match=f"there is no pod {unknown}"):
                 await rig.explain(unknown)
         for wrong in ("web", "/web", "default/", ""):
-            with pytest.raises(CommandFailed, match="NAMESPACE/POD"):
+            with pytest.raises(WrongUsage, match="NAMESPACE/POD"):
                 await rig.explain(wrong)
 
     rigged(test)
@@ -557,13 +559,15 @@ def test_what_somebody_called_a_policy_cannot_draw_on_the_terminal() -> None:
 def test_without_a_signer_it_says_where_to_run(tmp_path: Path) -> None:
     absent = str(tmp_path / "admin.sock")
     for run, example in ((authority_command.run, "authority show"), (authority_command.explain, "explain NAMESPACE")):
-        parsed = argparse.Namespace(action="show", socket=absent, pod="a/b", output="json", watch=False)
-        with pytest.raises(CommandFailed, match=f"no signer listens at {absent}; .* podsvid {example}"):
+        parsed = argparse.Namespace(action="show", socket=absent, pod="a/b", output="json", watch=False, timeout=60.0)
+        with pytest.raises(SocketAbsent, match=f"no signer listens at {absent}; .* podsvid {example}"):
             run(parsed)
     # One that is there and answers nothing.
     (tmp_path / "admin.sock").touch()
-    with pytest.raises(CommandFailed):
-        authority_command.run(argparse.Namespace(action="show", socket=absent, output="json", watch=False))
+    with pytest.raises(NotASocket):
+        authority_command.run(
+            argparse.Namespace(action="show", socket=absent, output="json", watch=False, timeout=60.0)
+        )
 
 
 def test_who_stops_looking_stops_no_rotation(

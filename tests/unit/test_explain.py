@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from podsvid import authority, explain
-from podsvid.authority import CommandFailed, here
+from podsvid.authority import here
 from podsvid.by_kubeconfig import NotTold, SeenPod
 from podsvid.explain import _explain, _Explained
+from podsvid.outcome import WrongUsage
+from podsvid.sockets import SocketAbsent
+from podsvid.waiting import Waiting
 
 WEB, OLD = "spiffe://example.org/web", "spiffe://example.org/old"
 POD = SeenPod("shop", "cart-0", "u", "n1", "Running", ("csi.podsvid.io",))
@@ -22,6 +25,7 @@ class FakeCluster:
     """Implements what is used of KubeconfigCluster."""
 
     podsvid_namespace = "podsvid"
+    host = "https://api"
 
     def __init__(self, pod: SeenPod = POD) -> None:
         self.the_pod = pod
@@ -57,7 +61,7 @@ class FakeCluster:
 
 def ask(cluster: FakeCluster) -> _Explained:
     given: Any = cluster
-    return _explain(given, "shop", "cart-0")
+    return _explain(given, "shop", "cart-0", Waiting(10.0))
 
 
 def test_the_signer_and_the_agent_of_the_pods_node_are_asked_and_nobody_else() -> None:
@@ -165,7 +169,7 @@ def parsed(pod: str, output: str = "json") -> argparse.Namespace:
 
 @pytest.mark.parametrize("pod", ["cart-0", "/cart-0", "shop/", "/", ""])
 def test_a_pod_without_both_names_is_no_pod(pod: str) -> None:
-    with pytest.raises(CommandFailed, match="NAMESPACE/POD"):
+    with pytest.raises(WrongUsage, match="NAMESPACE/POD"):
         explain.run(parsed(pod))
 
 
@@ -199,6 +203,6 @@ def test_who_asks_by_exec_finds_the_signers_socket_wherever_its_container_has_it
     monkeypatch.setenv("PODSVID_ADMIN_SOCKET", own)
     assert here() == here(usual) == own
     assert here("/elsewhere") == "/elsewhere"
-    parsed = argparse.Namespace(pod="shop/cart-0", socket=usual, output="json")
-    with pytest.raises(CommandFailed, match=own):
+    parsed = argparse.Namespace(pod="shop/cart-0", socket=usual, output="json", timeout=60.0)
+    with pytest.raises(SocketAbsent, match=own):
         authority.explain(parsed)

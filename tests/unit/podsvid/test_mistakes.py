@@ -100,9 +100,26 @@ MISTAKES = (
     failed("INVALID_WORKLOAD_API_ADDRESS", *X509, "--socket", "run/socket", said="an absolute path", code=2),
     failed("INVALID_WORKLOAD_API_ADDRESS", *X509, "--socket", "/" + "a" * 200, said="107 bytes", code=2),
     failed("WORKLOAD_API_UNREACHABLE", *X509, "--socket", "{absent}", said="{absent}", code=3),
-    failed("WORKLOAD_API_UNREACHABLE", *X509, "--socket", "{file}", said="{file}", code=3),
-    failed("WORKLOAD_API_UNREACHABLE", *X509, "--socket", "{left}", said="{left}", code=3),
+    failed("WORKLOAD_API_UNREACHABLE", *X509, "--socket", "{file}", said="{file} is a file and no socket", code=3),
+    failed("WORKLOAD_API_UNREACHABLE", *X509, "--socket", "{left}", said="nobody listens at {left} any more", code=3),
+    failed("NO_SOCKET", "node", "ls", "--socket", "{absent}", said="no agent listens at {absent}; run this as root"),
+    failed("NOT_A_SOCKET", "node", "ls", "--socket", "{folder}", said="{folder} is a directory and no socket"),
+    failed("NOBODY_LISTENS", "node", "rotate", "a/b", "--socket", "{left}", said="nobody listens at {left} any more"),
+    failed("NO_SOCKET", "authority", "show", "--socket", "{absent}", said="no signer listens at {absent}; run this in"),
+    failed("NOT_A_SOCKET", "authority", "prepare", "--socket", "{file}", said="{file} is a file and no socket"),
+    failed("NO_SOCKET", "explain", "a/b", "--socket", "{absent}", said="no signer listens at {absent}"),
+    wrong("explain", "a-b", "--socket", "{absent}", said="NAMESPACE/POD"),
+    wrong("node", "explain", "a/", "--socket", "{file}", said="NAMESPACE/POD"),
     # Kubeconfigs.
+    failed("AUTHORITY_COMMAND_FAILED", "explain", "a/b", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
+    failed("AUTHORITY_COMMAND_FAILED", "explain", "a/b", "--kubeconfig", "{garbled}", said="no usable kubeconfig"),
+    failed(
+        "AUTHORITY_COMMAND_FAILED", "explain", "a/b", "--kubeconfig", "{closed}", said="cannot be reached (Connection"
+    ),
+    failed(
+        "TIMED_OUT", "explain", "a/b", "--kubeconfig", "{deaf}", "--timeout", "1s", said="no answer from the API server"
+    ),
+    failed("TIMED_OUT", "uninstall-check", "--kubeconfig", "{deaf}", "--timeout", "1s", said="within 1 s; --timeout"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{absent}", said="{absent} cannot be used"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{folder}", said="Is a directory"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{garbled}", said="{garbled}"),
@@ -164,12 +181,17 @@ def places(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str,
     (base / "file").write_text("a word")
     (base / "garbled").write_text("{]")
     (base / "unknown").write_text("trustdomain: a")
-    with socket.socket(socket.AF_UNIX) as left, socket.socket() as closed:
+    with (
+        socket.socket(socket.AF_UNIX) as left,
+        socket.socket() as closed,
+        socket.create_server(("127.0.0.1", 0)) as deaf,
+    ):
+        (base / "deaf").write_text(KUBECONFIG % deaf.getsockname()[1])
         # Bound, and nobody listens.
         left.bind(str(base / "left"))
         closed.bind(("127.0.0.1", 0))
         (base / "closed").write_text(KUBECONFIG % closed.getsockname()[1])
-        yield {name: str(base / name) for name in ("absent", "closed", *os.listdir(base))}
+        yield {name: str(base / name) for name in ("absent", *os.listdir(base))}
 
 
 def _everything(folder: Path) -> list[str]:
