@@ -113,7 +113,9 @@ manifests:
 	  $(RENDER) --show-only templates/crds.yaml > $$new; mv $$new deploy/manifests/crds.yaml; \
 	  $(RENDER) --show-only templates/uninstall-guard.yaml > $$new; sed -i '/--one-line/d' $$new; \
     mv $$new deploy/manifests/uninstall/check.yaml; \
-	  $(RENDER) --no-hooks --set crds.install=false > $$new; mv $$new deploy/manifests/podsvid.yaml
+	  $(RENDER) --show-only templates/admission.yaml > $$new; mv $$new deploy/manifests/admission.yaml; \
+	  $(RENDER) --no-hooks --set crds.install=false --set admissionPolicy.enabled=false > $$new; \
+	  mv $$new deploy/manifests/podsvid.yaml
 
 # The container image of this checkout; BASE is a Python image, by digest.
 BUILDER ?= docker

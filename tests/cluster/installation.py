@@ -73,13 +73,15 @@ def set_taints(cluster: Cluster, taints: list[Object]) -> None:
 
 def empty(cluster: Cluster) -> None:
     """Remove what other tests applied by hand: Helm would not take it over."""
+    # The protection first, which refuses the rest.
+    for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+        for name in ("podsvid-protection", "podsvid-signer", "podsvid-trust-domain"):
+            cluster.api.remove(f"/apis/admissionregistration.k8s.io/v1/{kind}/{name}")
     cluster.api.remove(f"/api/v1/namespaces/{NAMESPACE}")
     rbac = "/apis/rbac.authorization.k8s.io/v1"
     for kind in ("clusterroles", "clusterrolebindings"):
-        cluster.api.remove(f"{rbac}/{kind}/podsvid-signer")
-    for kind in ("validatingadmissionpolicies", "validatingadmissionpolicybindings"):
-        for name in ("podsvid-signer", "podsvid-trust-domain"):
-            cluster.api.remove(f"/apis/admissionregistration.k8s.io/v1/{kind}/{name}")
+        for name in ("podsvid-signer", "podsvid-uninstall-guard"):
+            cluster.api.remove(f"{rbac}/{kind}/{name}")
     cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
     for name in ("workloadidentities", "clusterworkloadidentities"):
         cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")

@@ -15,12 +15,16 @@ _TAGS = "providerless,seccomp"
 _STRIPPED = "-s -w"
 
 
-def _kubernetes(name: str) -> Program:
+def _stamp() -> str:
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
     # Without the stamp a component calls itself v0.0.0, and the API server then emulates version 0.0.
     stamp = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor}
-    flags = [_STRIPPED, *(f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamp.items())]
-    return Program(name, TOOLS / "kubernetes", f"k8s.io/kubernetes/cmd/{name}", ldflags=" ".join(flags), tags=_TAGS)
+    return " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamp.items())
+
+
+def _kubernetes(name: str) -> Program:
+    package, flags = f"k8s.io/kubernetes/cmd/{name}", f"{_STRIPPED} {_stamp()}"
+    return Program(name, TOOLS / "kubernetes", package, ldflags=flags, tags=_TAGS)
 
 
 def _containerd(name: str) -> Program:
@@ -34,6 +38,8 @@ PROGRAMS = (
     *map(_containerd, ("containerd", "containerd-shim-runc-v2", "ctr")),
     Program("coredns", TOOLS / "coredns", ".", ldflags=_STRIPPED),
     Program("helm", TOOLS / "helm", "helm.sh/helm/v4/cmd/helm", ldflags=_STRIPPED),
+    # A module of its own: what the components' one asks for is not all that kubectl needs.
+    Program("kubectl", TOOLS / "kubectl", ".", ldflags=f"{_STRIPPED} {_stamp()}"),
     Program("etcd", TOOLS / "etcd", "go.etcd.io/etcd/server/v3", ldflags=_STRIPPED),
     # runc enters namespaces before Go's runtime has started threads, in C.
     Program("runc", TOOLS / "runc", "github.com/opencontainers/runc", cgo=True, ldflags=_STRIPPED, tags=_TAGS),

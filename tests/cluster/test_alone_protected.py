@@ -53,7 +53,7 @@ def refused(alone: Alone, path: str) -> bool:
 def alone(built: None, tmp_path_factory: pytest.TempPathFactory, progress: Progress) -> Iterator[Alone]:
     """With everything applied, as README says, and protected."""
     with api_server(tmp_path_factory.mktemp("protected"), progress) as found:
-        for name in ("namespace.yaml", "crds.yaml", "podsvid.yaml", "protect.yaml"):
+        for name in ("namespace.yaml", "crds.yaml", "admission.yaml", "podsvid.yaml", "protect.yaml"):
             found.api.apply(manifest(name))
         found.api.create(SECRETS, SECRET)
         wait_for("the custom resources", found.served, progress=progress)
@@ -65,7 +65,7 @@ def alone(built: None, tmp_path_factory: pytest.TempPathFactory, progress: Progr
 def test_nothing_of_it_is_deleted_until_that_is_allowed(alone: Alone) -> None:
     protected = [f"{SECRETS}/podsvid-authority"]
     for name in ("namespace.yaml", "crds.yaml", "podsvid.yaml"):
-        protected += [each for each in paths(name) if "validatingadmissionpolic" not in each]
+        protected += paths(name)
     assert [each for each in protected if not refused(alone, each)] == []
     # What is not podsvid's is nobody's business here.
     alone.api.create(SECRETS, {**SECRET, "metadata": {"name": "mine"}})

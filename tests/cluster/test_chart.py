@@ -70,7 +70,8 @@ def test_everything_switched_on_renders_as_recorded() -> None:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("podsvid.yaml", ("--no-hooks", "--set", "crds.install=false")),
+        ("podsvid.yaml", ("--no-hooks", "--set", "crds.install=false", "--set", "admissionPolicy.enabled=false")),
+        ("admission.yaml", ("--show-only", "templates/admission.yaml")),
         ("crds.yaml", ("--show-only", "templates/crds.yaml")),
         ("uninstall/check.yaml", ("--show-only", "templates/uninstall-guard.yaml")),
     ],
@@ -87,6 +88,8 @@ def test_what_one_deletes_by_habit_has_neither_the_ca_nor_a_policy_in_it() -> No
         return {each["kind"] for each in yaml.safe_load_all((MANIFESTS / name).read_text()) if each}
 
     assert not kinds("podsvid.yaml") & {"Namespace", "CustomResourceDefinition", "Secret"}
+    # No policy can protect one: a deletion that is refused would take them away all the same.
+    assert not [each for each in kinds("podsvid.yaml") if each.startswith("ValidatingAdmissionPolicy")]
     assert kinds("namespace.yaml") == {"Namespace"}
     assert kinds("crds.yaml") == {"CustomResourceDefinition"}
     # Of a folder that is deleted whole, what protects the others goes after them.
@@ -106,8 +109,6 @@ def test_everything_that_the_manifests_make_is_protected() -> None:
     matched = policy["spec"]["matchConstraints"]
     (rule,) = matched["resourceRules"]
     for each in documents:
-        if each["kind"].startswith("ValidatingAdmissionPolicy"):
-            continue  # which no policy can match
         assert matched["objectSelector"]["matchLabels"].items() <= each["metadata"]["labels"].items()
         plural = each["kind"].lower().replace("policy", "policie") + "s"
         assert plural in rule["resources"]

@@ -48,6 +48,11 @@ def target(cluster: Cluster, name: str) -> Path:
     pod = cluster.pods.find(name)
     assert pod is not None
     uid = str(pod["metadata"]["uid"])
+    return volume(cluster, uid)
+
+
+def volume(cluster: Cluster, uid: str) -> Path:
+    """Where a pod has its volume `identity`."""
     return cluster.kubelet_root / "pods" / uid / "volumes/kubernetes.io~csi/identity/mount"
 
 
@@ -69,12 +74,16 @@ class Traffic:
         """Go on until `stop`. What fails is kept in `failures`, with its time and the two pods."""
         # A pause, or the handshakes would have a core for themselves.
         while not self._stop.wait(0.002):
-            one, other = self._rng.sample(self._folders, 2)
-            try:
-                handshake(one, other)
-            except Exception as error:
-                self.failures.append(f"{datetime.now()} {one.parts[-4][:8]} {other.parts[-4][:8]}: {error!r}")
-            self.done += 1
+            self.once()
+
+    def once(self) -> None:
+        """One of them."""
+        one, other = self._rng.sample(self._folders, 2)
+        try:
+            handshake(one, other)
+        except Exception as error:
+            self.failures.append(f"{datetime.now()} {one.parts[-5][:8]} {other.parts[-5][:8]}: {error!r}")
+        self.done += 1
 
     def stop(self) -> None:
         self._stop.set()
