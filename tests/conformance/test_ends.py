@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from podsvid.quickstart.errors import StandInError
-from tests.conformance.foreign import GRPC_JS, JAVA, RUST, SEARCH_PATH, Foreign, lacking, place_of
+from tests.conformance.foreign import FOREIGN, GRPC_JS, JAVA, RUST, SEARCH_PATH, Foreign, lacking, place_of
 from tests.conformance.programs import PROGRAMS
 from tests.go_tools import path_of
 from tests.interop.rig import LOOK_SECONDS, Cluster, ended, registered
@@ -38,8 +38,15 @@ pytestmark = [
 TTL = "15s"
 HERE = Path(__file__).parent
 PAGE = ROOT / "docs" / "configuration.md"
-ENDS = ("the agent stops", "the volume goes", "serving process killed", "agent killed", "SVID ended, outage")
-UNAVAILABLE = "UNAVAILABLE"
+ENDS = (
+    "the agent stops",
+    "the volume goes",
+    "serving process killed",
+    "agent killed",
+    "SVID ended, outage",
+    "refused, SVID ended",
+)
+UNAVAILABLE, PERMISSION_DENIED = "UNAVAILABLE", "PERMISSION_DENIED"
 
 
 @dataclass(frozen=True)
@@ -171,9 +178,13 @@ class Play:
         return {client.kind.name: len(client.said) for client in self.clients}
 
     async def through(
-        self, end: str, away: Callable[[], Awaitable[object]], back: Callable[[], Awaitable[object]] | None = None
+        self,
+        end: str,
+        away: Callable[[], Awaitable[object]],
+        back: Callable[[], Awaitable[object]] | None = None,
+        call: str = UNAVAILABLE,
     ) -> None:
-        """Streams end by `away`, and calls are refused until `back`; then every client has an SVID again by itself."""
+        """Streams end by `away`, a `call` with that status until `back`; then all have an SVID again by themselves."""
         marks = self.marks()
 
         def since(client: Client) -> list[str]:
@@ -190,12 +201,12 @@ class Play:
             await client.until(f"end of its stream, {end}", lambda: statuses(client))
             self.told[client.kind.name, end] = statuses(client)[0]
             if back is not None:
-                assert (await client.ask())["fetched"] == UNAVAILABLE, (end, client.kind.name)
+                assert (await client.ask())["fetched"] == call, (end, client.kind.name)
 
         async def came(client: Client) -> None:
             await client.until(f"SVID after this: {end}", lambda: again(client))
-            # The first was of the stream that was open; the others found no server.
-            assert {*statuses(client)[1:]} <= {UNAVAILABLE}, (end, client.kind.name, client.said)
+            # The first was of the stream that was open; the others found no server, or the same one.
+            assert {*statuses(client)[1:]} <= {UNAVAILABLE, call}, (end, client.kind.name, client.said)
 
         await away()
         await self.each(left)
@@ -268,15 +279,22 @@ async def play(kinds: Sequence[Kind]) -> Mapping[tuple[str, str], str]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pv", dir="/tmp")))
         signer, port = stack.enter_context(ExitStack()), free_port()
 
-        async def signs() -> None:
+        def signs(pods: int) -> dict[str, Any]:
             flags = ("--x509-ttl", TTL, "--x509-min-ttl", TTL)
-            site.update(signer.enter_context(process(folder, len(kinds), 1, port, *flags))[1])
+            return signer.enter_context(process(folder, pods, 1, port, *flags))[1]
+
+        async def signs_for_all() -> None:
+            signer.close()
+            signs(len(kinds))
+
+        async def signs_for_nobody() -> None:
+            signer.close()
+            signs(0)
 
         async def signs_no_more() -> None:
             signer.close()
 
-        site: dict[str, Any] = {}
-        await signs()
+        site = signs(len(kinds))
         here = stack.enter_context(host())
         (folder / "token").write_text(site["agents"][0])
         flags = ["--authority", "signer", "--signer-address", site["address"], "--signer-bundle", site["bundle"]]
@@ -323,15 +341,19 @@ async def play(kinds: Sequence[Kind]) -> Mapping[tuple[str, str], str]:
         await show.through("serving process killed", killed)
         await show.through("the agent stops", lambda: asyncio.to_thread(here.stop), serves)
         await show.through("agent killed", lambda: asyncio.to_thread(here.kill), serves)
-        await show.outage("SVID ended, outage", signs_no_more, signs)
+        await show.outage("SVID ended, outage", signs_no_more, signs_for_all)
+        await show.through("refused, SVID ended", signs_for_nobody, signs_for_all, PERMISSION_DENIED)
         await show.through("the volume goes", unpublished, published)
         await show.same()
         return show.told
 
 
 @pytest.fixture(scope="module")
-def told() -> Mapping[tuple[str, str], str]:
-    """What all clients on this machine were told."""
+def told(go_tools: Mapping[str, Path]) -> Mapping[tuple[str, str], str]:
+    """What all clients on this machine were told. Building them is no test's business."""
+    unbuilt = ", ".join(each.name for each in FOREIGN if not lacking(each) and not place_of(each).exists())
+    if unbuilt:
+        pytest.fail(f"not built yet: {unbuilt}; run python -m tests.conformance.foreign", pytrace=False)
     found = asyncio.run(play([kind for kind in KINDS if not kind.absent]))
     for (client, end), status in sorted(found.items()):
         print(f"{client}: {end}: {status}")
