@@ -15,6 +15,8 @@ from runtime import heap
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     before = gc.get_threshold()
+    # What a signer left out that ran in this process before.
+    gc.unfreeze()
     yield
     gc.unfreeze()
     gc.set_threshold(*before)
