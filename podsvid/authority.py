@@ -17,8 +17,8 @@ from rich.table import Table
 
 from podsvid import sockets
 from podsvid.interrupts import unwinding
-from podsvid.options import add_timeout
-from podsvid.outcome import SIGNALLED, WrongUsage
+from podsvid.options import add_output, add_timeout, as_yaml, which_pod
+from podsvid.outcome import SIGNALLED
 from podsvid.sockets import SocketAbsent
 from podsvid.waiting import Waiting
 from runtime.terminal import printable
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--socket", default=here(), help=f"the replica's admin socket (default: {here()})")
         add_timeout(each, what="until the first answer")
         if name == "show":
-            each.add_argument("--output", choices=("table", "json"), default="table")
+            add_output(each, ("table", "text", "json", "yaml"))
             each.add_argument("--watch", action="store_true", help="go on showing changes")
             continue
         usual = "x509; with --forced: both" if name == "rotate" else "x509"
@@ -96,9 +96,7 @@ def explain(parsed: argparse.Namespace) -> int:
 
     Raises CommandFailed.
     """
-    namespace, slash, pod = parsed.pod.partition("/")
-    if not slash or not namespace or not pod:
-        raise WrongUsage("say which pod as NAMESPACE/POD")
+    namespace, pod = which_pod(parsed)
     parsed.socket = here(parsed.socket)
     _check_socket(parsed.socket, "explain NAMESPACE/POD")
     request = admin_pb2.ExplainRequest(namespace=namespace, pod=pod)
@@ -115,10 +113,10 @@ def explain(parsed: argparse.Namespace) -> int:
         found = waiting.ask(_signer(parsed.socket), work)
     except grpc.RpcError as error:
         raise _failed(error, parsed.socket, waiting) from None
-    if parsed.output == "json":
-        print(_json(found))
+    if parsed.output == "text":
+        show_explained(f"{namespace}/{pod}", found, every=parsed.all)
     else:
-        show_explained(parsed.pod, found, every=parsed.all)
+        _print(found, parsed.output)
     return 0 if found.outcome == "allowed" else 3
 
 
@@ -183,8 +181,10 @@ def _check_socket(path: str, example: str) -> None:
         )
 
 
-def _json(message: admin_pb2.AuthorityStatus | admin_pb2.ExplainResponse) -> str:
-    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+def _print(message: admin_pb2.AuthorityStatus | admin_pb2.ExplainResponse, output: str) -> None:
+    document = MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    # `show --watch` prints one after the other.
+    print(document if output == "json" else f"---\n{as_yaml(document).rstrip()}", flush=True)
 
 
 def _watch(channel: grpc.Channel, seconds: float | None) -> Iterator[admin_pb2.AuthorityStatus]:
@@ -217,8 +217,8 @@ def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console, w
     coming = _watch(channel, None if parsed.watch else waiting.left())
     first = waiting.ask(_signer(parsed.socket), lambda: next(coming))
     for status in chain([first], coming):
-        if parsed.output == "json":
-            print(_json(status))
+        if parsed.output in ("json", "yaml"):
+            _print(status, parsed.output)
         else:
             console.print(_table(status))
             _print_rest(status, console)

@@ -16,9 +16,13 @@ async def awaited(
     Who hears that it goes on reschedules the limit.
     """
     most = "" if seconds is None else f", {seconds:g} s at most"
-    saying = asyncio.get_running_loop().call_later(SAID_AFTER, tell, f"waiting for {what}{most}")
+    said = f"waiting for {what}{most}"
+    # Of what is given up before then, the error says it.
+    worth_it = seconds is None or seconds > SAID_AFTER
+    saying = asyncio.get_running_loop().call_later(SAID_AFTER, tell, said) if worth_it else None
     try:
         async with asyncio.timeout(seconds) as limit:
             yield limit
     finally:
-        saying.cancel()
+        if saying is not None:
+            saying.cancel()

@@ -21,6 +21,7 @@ _COMMANDS = {
     "quickstart": "see a volume rotate, without Kubernetes",
     "node": "the volumes of this node's agent",
     "api": "ask a Workload API socket",
+    "help": "what a command is for",
 }
 
 
@@ -41,6 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     given, command = api.split_command(arguments)
+    if given == ["--version"]:
+        from runtime.version import own_version
+
+        print(f"podsvid {own_version()}")
+        return outcome.DONE
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     parsed = _parser(given[0] if given else "").parse_args(given)
     if parsed.command == "api":
         return api.run(parsed, command)
@@ -63,6 +71,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         epilog=outcome.epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="store_true", help="print the version of podsvid and end")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in _COMMANDS.items()}
     if command == "agent":

@@ -21,8 +21,7 @@ from podsvid import authority as authority_command
 from podsvid import node as node_command
 from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
 from podsvid.interrupts import unwinding
-from podsvid.options import add_timeout
-from podsvid.outcome import WrongUsage
+from podsvid.options import add_output, add_pod, add_timeout, as_yaml, which_pod
 from podsvid.waiting import GaveUp, Waiting, begun
 from runtime.terminal import printable
 from signer.errors import SignerError
@@ -34,21 +33,19 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    parser.add_argument("pod", metavar="NAMESPACE/POD")
+    add_pod(parser)
     parser.add_argument("--kubeconfig", help="kubeconfig file (default: $KUBECONFIG, ~/.kube/config)")
     parser.add_argument("--context", help="context of the kubeconfig (default: the current one)")
     parser.add_argument("--podsvid-namespace", default="podsvid", help="where podsvid is installed (default: podsvid)")
     parser.add_argument("--socket", help=f"ask only this signer's admin socket (default: {here()}, where it exists)")
     parser.add_argument("--all", action="store_true", help="show all policies that do not match, not only the nearest")
-    parser.add_argument("--output", choices=("text", "json"), default="text")
+    add_output(parser)
     add_timeout(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print it; the exit code: 0 all is well, 3 refused or a volume is not well. Raises SignerError."""
-    namespace, slash, name = parsed.pod.partition("/")
-    if not slash or not namespace or not name:
-        raise WrongUsage("say which pod as NAMESPACE/POD")
+    namespace, name = which_pod(parsed)
     if parsed.socket or (Path(here()).exists() and not parsed.kubeconfig):
         parsed.socket = parsed.socket or here()
         return authority_command.explain(parsed)
@@ -59,8 +56,9 @@ def run(parsed: argparse.Namespace) -> int:
     with unwinding():
         cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace)
         found = _explain(cluster, namespace, name, Waiting(parsed.timeout))
-    if parsed.output == "json":
-        print(json.dumps(found.to_json(), indent=2))
+    if parsed.output != "text":
+        document = json.dumps(found.to_json(), indent=2) + "\n"
+        print(document if parsed.output == "json" else as_yaml(document), end="")
     else:
         _show(found, Console(highlight=False, soft_wrap=True), every=parsed.all)
     return 0 if found.well else 3

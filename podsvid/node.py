@@ -21,8 +21,7 @@ from agent.admin import ROTATE_SECONDS, SERVICE, SOCKET
 from agent.errors import AgentError
 from agent.pb import node_admin_pb2 as pb
 from podsvid import sockets
-from podsvid.options import add_timeout
-from podsvid.outcome import WrongUsage
+from podsvid.options import add_output, add_pod, add_timeout, as_yaml, which_pod
 from podsvid.sockets import SocketAbsent
 from podsvid.waiting import GIVEN_UP, Waiting
 from runtime.durations import about
@@ -49,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         each = commands.add_parser(name, help=text, description=text)
         if name != "ls":
-            each.add_argument("pod", metavar="NAMESPACE/POD")
+            add_pod(each)
         each.add_argument("--socket", default=default, help=f"the agent's admin socket (default: {default})")
-        each.add_argument("--output", choices=("text", "json"), default="text")
+        add_output(each)
         add_timeout(each, GIVEN_UP if name != "rotate" else ROTATE_SECONDS + GIVEN_UP)
 
 
@@ -66,14 +65,12 @@ def run(parsed: argparse.Namespace) -> int:
     # Into a pipe or file lines are as long as they are.
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
     now = datetime.now(UTC)
+    namespace, name = which_pod(parsed) if parsed.action != "ls" else ("", "")
     agent = _Agent(parsed.socket, Waiting(parsed.timeout))
     if parsed.action == "ls":
         found = agent.ask("List", pb.ListRequest(), pb.ListResponse)
         _print(found, parsed.output, console, lambda: _list(found.volumes, console, now))
         return _code(found.volumes)
-    namespace, slash, name = parsed.pod.partition("/")
-    if not slash or not namespace or not name:
-        raise WrongUsage("say which pod as NAMESPACE/POD")
     if parsed.action == "rotate":
         rotated = agent.ask("Rotate", pb.RotateRequest(namespace=namespace, pod=name), pb.RotateResponse)
         _print(rotated, parsed.output, console, lambda: _list(rotated.volumes, console, now))
@@ -125,8 +122,9 @@ class _Agent:
 
 
 def _print(message: Message, output: str, console: Console, people: Callable[[], None]) -> None:
-    if output == "json":
-        sys.stdout.write(to_json(message) + "\n")
+    if output != "text":
+        document = to_json(message) + "\n"
+        sys.stdout.write(document if output == "json" else as_yaml(document))
     else:
         people()
 

@@ -1,10 +1,14 @@
 """Options that several commands have, each with one spelling and one meaning."""
 
 import argparse
+import json
+from collections.abc import Sequence
 
+from podsvid.outcome import WrongUsage
 from podsvid.waiting import GIVEN_UP
 from runtime import durations
 
+FORMS = ("text", "json", "yaml")
 _MOST = 86400.0 * 365
 
 
@@ -37,3 +41,33 @@ def add_timeout(parser: argparse.ArgumentParser, default: float | None = GIVEN_U
         metavar="DURATION",
         help=f"give up after this, {what}, such as 10s or 1m (default: {shown})",
     )
+
+
+def add_output(parser: argparse.ArgumentParser, forms: Sequence[str] = FORMS) -> None:
+    """-o: the form of what is printed; the first one where none is said."""
+    parser.add_argument("-o", "--output", choices=forms, default=forms[0], help=f"default: {forms[0]}")
+
+
+def as_yaml(document: str) -> str:
+    """A JSON document as YAML, with its members in their order."""
+    import yaml
+
+    return yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def add_pod(parser: argparse.ArgumentParser) -> None:
+    """Which pod: NAMESPACE/POD, NAMESPACE POD, or POD with -n."""
+    parser.add_argument("pod", metavar="NAMESPACE/POD", help="or NAMESPACE POD, or -n NAMESPACE POD")
+    parser.add_argument("name", nargs="?", metavar="POD", help=argparse.SUPPRESS)
+    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="the pod's namespace")
+
+
+def which_pod(parsed: argparse.Namespace) -> tuple[str, str]:
+    """Its namespace and name. Raises WrongUsage."""
+    named, name = getattr(parsed, "namespace", None), getattr(parsed, "name", None)
+    parts = [parsed.pod] if name is None else [parsed.pod, name]
+    parts = parts if named is None else [named, *parts]
+    found = "/".join(parts).split("/")
+    if len(found) != 2 or not all(found):
+        raise WrongUsage("say which pod as NAMESPACE/POD, NAMESPACE POD, or -n NAMESPACE POD")
+    return found[0], found[1]

@@ -14,7 +14,7 @@ import grpc
 from podsvid.outcome import CommandError
 
 # Seconds for each look.
-_LOOK = 1.0
+_LOOK = 3.0
 # A method that tells who somebody is, without a request that means anything.
 _KNOWN: Final = MappingProxyType(
     {
@@ -76,8 +76,12 @@ def trouble(path: str, wanted: str, service: str) -> CommandError | None:
     found = _unreachable(path, wanted)
     if found is not None:
         return found
-    if _speaks_http(path):
+    spoken = _first_bytes(path)
+    if spoken == b"HTTP/":
         return WrongSocket(f"an HTTP server listens at {path}, not {wanted}")
+    if not spoken:
+        # A gRPC server begins, and without being asked.
+        return None
     other = _other(path, service)
     return WrongSocket(f"{path} is {other}; that of {wanted} is wanted") if other else None
 
@@ -119,15 +123,15 @@ def _owner(path: str) -> str:
     return f", which is user {found.st_uid}'s (mode {stat.S_IMODE(found.st_mode):04o})"
 
 
-def _speaks_http(path: str) -> bool:
+def _first_bytes(path: str) -> bytes:
     try:
         with socket.socket(socket.AF_UNIX) as tried:
             tried.settimeout(_LOOK)
             tried.connect(path)
             tried.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return tried.recv(5) == b"HTTP/"
+            return tried.recv(5)
     except OSError:
-        return False
+        return b""
 
 
 def _other(path: str, service: str) -> str | None:

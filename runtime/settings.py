@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from datetime import timedelta
@@ -167,18 +168,22 @@ def setting(parse: Callable[[str], Any], help_text: str, default: str | None = N
 
 
 def add_arguments(parser: argparse.ArgumentParser, model: type[Any]) -> None:
-    """Add --config and a flag for every setting."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file with these settings in snake_case")
+    """Add --config and a flag for every setting, those together whose names begin with the same word."""
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file with these settings [{ENVIRONMENT_PREFIX}CONFIG]")
+    words = Counter(each.name.partition("_")[0] for each in dataclasses.fields(model))
+    groups = {word: parser.add_argument_group(f"{word} settings") for word, number in words.items() if number > 2}
     for each in dataclasses.fields(model):
         default = each.metadata["default"]
         help_text = each.metadata["help"] + (f" (default: {default})" if default else "")
+        help_text += f" [{ENVIRONMENT_PREFIX}{each.name.upper()}]"
+        group = groups.get(each.name.partition("_")[0], parser)
         flag = "--" + each.name.replace("_", "-")
         if each.metadata["parse"] is boolean:
             hidden = each.metadata["help"].startswith("UNSAFE")
             shown = argparse.SUPPRESS if hidden else help_text
-            parser.add_argument(flag, dest=each.name, nargs="?", const="true", metavar="true|false", help=shown)
+            group.add_argument(flag, dest=each.name, nargs="?", const="true", metavar="true|false", help=shown)
         else:
-            parser.add_argument(flag, dest=each.name, help=help_text)
+            group.add_argument(flag, dest=each.name, help=help_text)
 
 
 def load(

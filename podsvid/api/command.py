@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.errors import AgentError, WorkloadApiError
 from podsvid.interrupts import unwinding
-from podsvid.options import add_timeout, seconds
+from podsvid.options import FORMS, add_output, add_timeout, seconds
 from runtime.settings import InvalidSetting
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from svid.spiffeid import SpiffeId
 
 ENDPOINT_VARIABLE: Final = "SPIFFE_ENDPOINT_SOCKET"
+# Where pods have the socket by custom: podsvid's, and the SPIFFE CSI driver's.
+CUSTOMARY: Final = ("/spiffe/socket", "/spiffe-workload-api/spire-agent.sock")
 _TIMEOUT: Final = 10.0
 _EXEC_TIMEOUT: Final = 30.0
 _LONGEST_TOKEN: Final = 64 * 1024
@@ -44,20 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fetch = verbs.add_parser("fetch", help="print what the socket has now, and end")
     kinds = fetch.add_subparsers(dest="kind", required=True, metavar="x509|jwt|bundle")
 
-    x509 = _command(kinds.add_parser("x509", help="the X.509-SVIDs with their bundles"), ("text", "json", "pem"))
+    x509 = _command(kinds.add_parser("x509", help="the X.509-SVIDs with their bundles"), ("pem",))
     _add_write(x509, "data", "svid.N.pem, svid.N.key, bundle.N.pem and federated_bundle.TRUST_DOMAIN.pem")
 
-    jwt = _command(kinds.add_parser("jwt", help="JWT-SVIDs for an audience"), ("text", "json", "token"))
+    jwt = _command(kinds.add_parser("jwt", help="JWT-SVIDs for an audience"), ("token",))
     jwt.add_argument("--audience", action="append", required=True, type=_audience, metavar="A", help="repeatable")
     jwt.add_argument("--spiffe-id", type=_spiffe_id, metavar="ID", help="of this identity only (default: one of each)")
     _add_write(jwt, "jwt", "jwt_svid.N.token")
 
-    bundle = _command(kinds.add_parser("bundle", help="the bundles of all trust domains"), ("text", "json", "pem"))
+    bundle = _command(kinds.add_parser("bundle", help="the bundles of all trust domains"), ("pem",))
     _add_write(bundle, "bundles", "trust_bundle.TRUST_DOMAIN.pem and trust_bundle.TRUST_DOMAIN.jwks")
 
     watch = _command(
         verbs.add_parser("watch", help="print the X.509-SVIDs, and again whenever they change"),
-        ("text", "json", "pem"),
+        ("pem",),
         timeout=None,
     )
     _add_write(watch, "data", "the files of `fetch x509`")
@@ -83,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     validate = verbs.add_parser("validate", help="let the server validate a token")
     what = validate.add_subparsers(dest="kind", required=True, metavar="jwt")
-    token = _command(what.add_parser("jwt", help="print the SPIFFE ID and claims of a JWT-SVID"), ("text", "json"))
+    token = _command(what.add_parser("jwt", help="print the SPIFFE ID and claims of a JWT-SVID"), ())
     token.add_argument("--audience", required=True, type=_audience, metavar="A", help="who the token must be for")
     source = token.add_mutually_exclusive_group(required=True)
     source.add_argument("--svid-file", metavar="FILE", help="read the token from FILE; `-` is the standard input")
@@ -219,8 +221,11 @@ def _address(arguments: argparse.Namespace) -> str:
     from podsvid.api.errors import InvalidAddress
 
     found: str = arguments.socket or os.environ.get(ENDPOINT_VARIABLE, "")
+    found = found or next(filter(os.path.exists, CUSTOMARY), "")
     if not found:
-        raise InvalidAddress(f"no Workload API socket: set {ENDPOINT_VARIABLE} or give --socket")
+        raise InvalidAddress(
+            f"no Workload API socket: set {ENDPOINT_VARIABLE} or give --socket; nothing is at {' or '.join(CUSTOMARY)}"
+        )
     return found
 
 
@@ -253,8 +258,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 def _show(rendered: Rendered, arguments: argparse.Namespace) -> None:
     sys.stdout.write(rendered.output(arguments.output))
-    if arguments.verb == "watch" and arguments.output == "text":
-        sys.stdout.write("\n")
+    if arguments.verb == "watch" and arguments.output in ("text", "yaml"):
+        sys.stdout.write("\n" if arguments.output == "text" else "---\n")
     sys.stdout.flush()
 
 
@@ -263,14 +268,15 @@ def _report(text: str) -> None:
 
 
 def _command(
-    parser: argparse.ArgumentParser, outputs: tuple[str, ...], timeout: float | None = _TIMEOUT
+    parser: argparse.ArgumentParser, others: tuple[str, ...], timeout: float | None = _TIMEOUT
 ) -> argparse.ArgumentParser:
     parser.add_argument(
         "--socket",
         metavar="ADDRESS",
-        help=f"unix:///PATH, tcp://IP:PORT or an absolute path (default: ${ENDPOINT_VARIABLE})",
+        help=f"unix:///PATH, tcp://IP:PORT or an absolute path (default: ${ENDPOINT_VARIABLE}, else what is there of "
+        f"{' and '.join(CUSTOMARY)})",
     )
-    parser.add_argument("--output", choices=outputs, default="text", help="default: text")
+    add_output(parser, (*FORMS, *others))
     add_timeout(parser, timeout, "until the first answer")
     parser.set_defaults(write=None)
     return parser

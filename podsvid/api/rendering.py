@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from podsvid.api.answers import ValidToken, X509State
 from podsvid.api.errors import shown
 from podsvid.api.file_set import SetFile
+from podsvid.options import as_yaml
 from svid.bundle import TrustBundle
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Rendered:
         """What to print for --output `form`; it ends with a line feed."""
         if form == "json":
             return json.dumps(self.document) + "\n"
+        if form == "yaml":
+            return as_yaml(json.dumps(self.document))
         return self.text if form == "text" else self.bare
 
 
@@ -50,8 +53,8 @@ def x509(state: X509State) -> Rendered:
                 "spiffe_id": str(svid.spiffe_id),
                 "hint": svid.hint,
                 "serial": svid.serial,
-                "not_before": svid.not_before.isoformat(),
-                "not_after": svid.not_after.isoformat(),
+                "not_before": _time(svid.not_before),
+                "not_after": _time(svid.not_after),
                 "chain": chain.decode(),
                 "bundle": bundle.decode(),
             }
@@ -84,8 +87,8 @@ def jwt(svids: "Sequence[JwtSvid]", *, show_tokens: bool) -> Rendered:
                 "spiffe_id": str(svid.spiffe_id),
                 "hint": svid.hint,
                 "audience": list(svid.audiences),
-                "issued_at": svid.issued_at.isoformat() if svid.issued_at else None,
-                "expires_at": svid.expires_at.isoformat(),
+                "issued_at": _time(svid.issued_at) if svid.issued_at else None,
+                "expires_at": _time(svid.expires_at),
                 "token": svid.token if show_tokens else None,
             }
         )

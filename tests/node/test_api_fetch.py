@@ -40,8 +40,8 @@ def test_fetch_x509_prints_every_form_and_writes_what_openssl_verifies(base: Pat
                     "spiffe_id": str(svid.spiffe_id),
                     "hint": svid.hint,
                     "serial": svid.serial,
-                    "not_before": svid.not_before.isoformat(),
-                    "not_after": svid.not_after.isoformat(),
+                    "not_before": f"{svid.not_before:%Y-%m-%dT%H:%M:%SZ}",
+                    "not_after": f"{svid.not_after:%Y-%m-%dT%H:%M:%SZ}",
                     "chain": svid.chain_pem().decode(),
                     "bundle": server.issuer.bundle.to_pem().decode(),
                 }

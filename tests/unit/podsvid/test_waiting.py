@@ -10,7 +10,7 @@ from podsvid.waiting import GaveUp, Waiting, begun
 
 def test_what_is_waited_for_is_said_once_and_given_up() -> None:
     told: list[str] = []
-    waiting = Waiting(0.3, told.append, said_after=0.0)
+    waiting = Waiting(0.3, told.append, said_after=0.0, now=lambda: 0.0)
     never: Future[int] = Future()
     for _ in range(2):
         with pytest.raises(GaveUp, match=r"no answer from the moon within 0.3 s; --timeout gives it longer"):

@@ -1,0 +1,121 @@
+"""What is spelt the same in every command."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.config import AgentConfig
+from podsvid import cli
+from podsvid.api import command as api
+from podsvid.cli import main
+from podsvid.options import add_pod, as_yaml, seconds, which_pod
+from podsvid.outcome import WrongUsage
+from podsvid.parsing import Parser
+from runtime.version import own_version
+from signer.config import SignerConfig
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"podsvid {own_version()}\n"
+
+
+@pytest.mark.parametrize("line", [["node"], ["api", "fetch", "x509"], ["authority", "rotate"], []], ids=" ".join)
+def test_help_is_what_the_flag_prints(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", *line]) == 0
+    helped = capsys.readouterr().out
+    assert main([*line, "--help"]) == 0
+    assert helped == capsys.readouterr().out
+    assert helped.startswith(f"usage: {' '.join(['podsvid', *line])}")
+
+
+@pytest.mark.parametrize(
+    "line", [["shop/cart"], ["shop", "cart"], ["-n", "shop", "cart"], ["cart", "--namespace=shop"]]
+)
+def test_a_pod_in_every_spelling(line: list[str]) -> None:
+    parser = Parser()
+    add_pod(parser)
+    assert which_pod(parser.parse_args(line)) == ("shop", "cart")
+
+
+@pytest.mark.parametrize("line", [["cart"], ["a/b/c"], ["a/b", "c"], ["-n", "a", "b/c"], ["-n", "a", "b", "c"], ["a/"]])
+def test_a_pod_that_could_be_two_is_none(line: list[str]) -> None:
+    parser = Parser()
+    add_pod(parser)
+    with pytest.raises(WrongUsage, match="NAMESPACE/POD, NAMESPACE POD, or -n NAMESPACE POD"):
+        which_pod(parser.parse_args(line))
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("10s", 10.0), ("1m30s", 90.0), ("10", 10.0), ("0.3", 0.3)])
+def test_how_long(text: str, wanted: float) -> None:
+    assert seconds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "-1", "nan", "inf", "1e400", "soon", "", "9" * 5000, "99999999d"])
+def test_no_time_to_wait(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time to wait"):
+        seconds(text)
+
+
+def test_yaml_is_the_same_document() -> None:
+    document = {"b": 1, "a": [None, True, "yes", "2026-11-24T17:04:18Z", "é"], "c": {}}
+    made = as_yaml(json.dumps(document))
+    assert yaml.safe_load(made) == document
+    assert made.index("b:") < made.index("a:")
+
+
+def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    return [leaf for each in below for one in each.choices.values() for leaf in _leaves(one)] if below else [parser]
+
+
+@pytest.mark.parametrize("command", ["node", "authority", "explain", "api"])
+def test_whoever_prints_a_document_prints_it_in_either_form(command: str) -> None:
+    parser = cli._parser(command)
+    (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    outputs = [
+        action
+        for leaf in _leaves(commands.choices[command])
+        for action in leaf._actions
+        if "--output" in action.option_strings
+    ]
+    assert outputs
+    assert all({"json", "yaml"} <= set(each.choices or ()) and "-o" in each.option_strings for each in outputs)
+
+
+def test_without_a_variable_the_customary_socket_is_asked(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(api.ENDPOINT_VARIABLE, raising=False)
+    places = (str(short / "one"), str(short / "two"))
+    monkeypatch.setattr(api, "CUSTOMARY", places)
+    assert main(["api", "fetch", "x509"]) == 2
+    assert f"nothing is at {places[0]} or {places[1]}" in capsys.readouterr().err
+    (short / "two").touch()
+    assert main(["api", "fetch", "x509"]) == 3
+    assert f"{places[1]} is a file" in capsys.readouterr().err
+
+
+def test_every_help_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in cli._COMMANDS:
+        parser = cli._parser(command)
+        (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+        for each in _leaves(commands.choices[command]):
+            assert max(map(len, each.format_help().splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("command", "model"), [("agent", AgentConfig), ("signer", SignerConfig)])
+def test_a_daemons_help_names_the_variable_of_each_setting(
+    command: str, model: type[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    shown = [each.name for each in dataclasses.fields(model) if not each.metadata["help"].startswith("UNSAFE")]
+    assert all(f"PODSVID_{name.upper()}]" in text for name in shown)
+    assert "jwt settings:" in text
