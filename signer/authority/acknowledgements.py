@@ -41,9 +41,9 @@ LIVELY = 60.0
 # A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than so many seconds.
 STALE = 15 * 60.0
 # An agent whose stream has ended, as streams do for their age and after a recovery, is soon back; so many seconds long
-# it counts with its last word. Were it taken for one that has nothing, a rotation would wait while any agent of
-# thousands changes over.
-RETURN_SECONDS = 60.0
+# it counts with its last word, unless it has said another one. Were it taken for one that has nothing, a rotation would
+# wait while any agent of thousands changes over. Of what it held the word is good for less: a root goes by that.
+RETURN_SECONDS, RETURN_USES_SECONDS = 30.0, 10.0
 # No clock is wrong by so much.
 WRONG = 24 * 3600.0
 MAX_BYTES = 900_000
@@ -167,19 +167,14 @@ class Agents:
                 break
             del self._left[node]
 
-    def _words(self) -> dict[str, Acknowledged]:
-        """What agents said here: those with a stream, and those that are expected back."""
-        self._forget_left()
-        return self._nodes | {node: word for node, (word, _) in self._left.items()}
-
     def summary(self, wanted: Wanted, live: frozenset[str]) -> tuple[frozenset[str], Mapping[str, int] | None]:
         """The live nodes that lack that trust, and how many SVIDs of each authority all of them hold.
 
-        None instead of numbers while a node has said nothing.
+        None instead of numbers while a node has said nothing, or some time ago.
         """
-        known = self._known()
+        known, doubtful = self._known()
         waiting = frozenset(node for node in live if node not in known or not known[node].has(wanted))
-        if any(node not in known for node in live):
+        if any(node not in known or node in doubtful for node in live):
             return waiting, None
         totals: dict[str, int] = {}
         for node in live:
@@ -190,14 +185,14 @@ class Agents:
 
     def newest(self, live: frozenset[str]) -> int:
         """The highest sequence that a live agent has, of those that can be believed; 0 without any."""
-        now, known = self._clock.now(), self._known()
+        now, (known, _) = self._clock.now(), self._known()
         # Nearly all have the same.
         found = {known[node].sequence for node in live if node in known}
         return max((each for each in found if believable(each, self._own, now)), default=0)
 
     def ahead(self, live: frozenset[str]) -> frozenset[str]:
         """The live nodes whose agents name, believably, a higher number than this replica has."""
-        now, known = self._clock.now(), self._known()
+        now, (known, _) = self._clock.now(), self._known()
         found = ((node, known[node].sequence) for node in live if node in known)
         return frozenset(node for node, each in found if each > self._own and believable(each, self._own, now))
 
@@ -227,13 +222,14 @@ class Agents:
 
     async def write(self) -> None:
         """Write this replica's ConfigMap if it changed or gets old. Raises SignerError."""
-        words = self._words()
-        text = words_text(words)
+        self._forget_left()
+        left = {node: word for node, (word, _) in self._left.items()}
+        text = words_text(self._nodes, left)
         if len(text) > MAX_BYTES:
-            _log.error("too many agents to pass on", extra={"agents": len(words)})
+            _log.error("too many agents to pass on", extra={"agents": len(self._nodes) + len(left)})
             return
         # Unchanged it is still written now and then, where it says anything: the others count by nothing that is stale.
-        fresh = not words or self._clock.monotonic() - self._written_at < STALE / 2
+        fresh = not (self._nodes or left) or self._clock.monotonic() - self._written_at < STALE / 2
         if text == self._written and not self.wanted and fresh:
             return
         body = written(self._identity, text, self._clock.now())
@@ -269,20 +265,31 @@ class Agents:
         elif old is not None and self._seen[old.identity].replica is old:
             del self._seen[old.identity]
 
-    def _known(self) -> dict[str, Acknowledged]:
+    def _known(self) -> tuple[dict[str, Acknowledged], set[str]]:
+        """What nodes' agents have, by their newest words, and those of them whose SVIDs nobody should count by that."""
         known: dict[str, Acknowledged] = {}
+        left: dict[str, Acknowledged] = {}
         now = self._clock.monotonic()
         for replica in self._others.values.values():
-            if self._seen[replica.identity].age(now) > STALE:
+            age = self._seen[replica.identity].age(now)
+            if age > STALE:
                 continue
             for node, each in replica.nodes.items():
                 # An agent that moved is with two replicas for a moment: the higher number is the newer word.
                 if node not in known or each.sequence > known[node].sequence:
                     known[node] = each
+            if age <= RETURN_SECONDS:
+                left |= replica.left
         known.update(self._nodes)
         self._forget_left()
-        for node, (word, _) in self._left.items():
-            # It may be with another replica by now.
-            if node in self._nodes or node not in known or word.sequence > known[node].sequence:
+        doubtful = set()
+        for node, (word, at) in self._left.items():
+            # Who speaks elsewhere by now may be a process that was started anew, and have less.
+            if node not in known or node in self._nodes:
                 known[node] = word
-        return known
+                if now - at > RETURN_USES_SECONDS:
+                    doubtful.add(node)
+        for node in left.keys() - known.keys():
+            known[node] = left[node]
+            doubtful.add(node)
+        return known, doubtful

@@ -56,11 +56,12 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What another replica's ConfigMap says."""
+    """What another replica's ConfigMap says; `left`: of agents whose stream had ended a moment before."""
 
     identity: str
     written_at: datetime
     nodes: Mapping[str, Acknowledged]
+    left: Mapping[str, Acknowledged] = field(default_factory=dict)
 
 
 def map_name(identity: str) -> str:
@@ -68,17 +69,22 @@ def map_name(identity: str) -> str:
     return f"podsvid-agents-{identity}"[:253].rstrip("-.")
 
 
-def words_text(words: Mapping[str, Acknowledged]) -> str:
-    """What agents said, by node, as it stands in a ConfigMap."""
+def words_text(words: Mapping[str, Acknowledged], left: Mapping[str, Acknowledged]) -> str:
+    """What agents said, by node, as it stands in a ConfigMap; `left`: those whose stream has ended a moment ago."""
     # Nearly all have the same trust, and SVIDs of the same authorities: what names these is written once.
-    digests = _places({each.digest for each in words.values()})
-    names = _places({name for each in words.values() for name in each.in_use})
-    nodes = {
-        node: [each.sequence, {names[name]: count for name, count in each.in_use.items()}, digests[each.digest]]
-        for node, each in sorted(words.items())
-    }
-    told = {"digests": list(digests), "authorities": list(names), "nodes": nodes}
-    return json.dumps(told, separators=(",", ":"))
+    every = [*words.values(), *left.values()]
+    digests = _places({each.digest for each in every})
+    names = _places({name for each in every for name in each.in_use})
+
+    def told(those: Mapping[str, Acknowledged]) -> dict[str, list[Any]]:
+        return {
+            node: [each.sequence, {names[name]: count for name, count in each.in_use.items()}, digests[each.digest]]
+            for node, each in sorted(those.items())
+        }
+
+    text = {"digests": list(digests), "authorities": list(names), "nodes": told(words)}
+    # Replicas from before do not read it, and wait for these.
+    return json.dumps(text | {"left": told(left)} if left else text, separators=(",", ":"))
 
 
 def written(identity: str, text: str, now: datetime) -> Object:
@@ -107,23 +113,29 @@ def read_replica(body: Object) -> Replica | None:
         if data["version"] in (str(_VERSION), str(_NAMED_VERSION)):
             digests = [_digest(each) for each in told["digests"]]
             names = [str(each) for each in told["authorities"]] if data["version"] == str(_VERSION) else None
-            nodes = {
-                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use, names), digests[_number(index)])
-                for node, (sequence, in_use, index) in told["nodes"].items()
-            }
+            nodes, left = (_words(each, digests, names) for each in (told["nodes"], told.get("left", {})))
         elif data["version"] == str(_OLD_VERSION):
             nodes = {
                 str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use))
                 for node, (sequence, in_use) in told.items()
             }
+            left = {}
         else:
             return None
         written_at = datetime.fromisoformat(data["written_at"])
         if written_at.tzinfo is None:
             return None
-        return Replica(str(data["identity"]), written_at, nodes)
+        return Replica(str(data["identity"]), written_at, nodes, left)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _words(told: Mapping[str, Any], digests: Sequence[str], names: Sequence[str] | None) -> dict[str, Acknowledged]:
+    """Raises ValueError and what a wrong type raises."""
+    return {
+        str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use, names), digests[_number(index)])
+        for node, (sequence, in_use, index) in told.items()
+    }
 
 
 def _places(those: set[str]) -> dict[str, int]:

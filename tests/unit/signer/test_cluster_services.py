@@ -214,7 +214,7 @@ def test_acknowledgements_of_all_replicas_count() -> None:
             says(one, "a", 7, {"x": 2})
             says(two, "b", 6, {"x": 1, "y": 1})
             await two.write()
-            await until(lambda: "b" in one._known())
+            await until(lambda: "b" in one._known()[0])
             assert one.summary(wanted(7), live) == (frozenset({"b"}), {"x": 3, "y": 1})
             says(two, "b", 8, {"y": 2})
             await two.write()
