@@ -14,8 +14,8 @@ OLDEST_AFTER = 50
 # Seconds from one time to the next that what has come is looked at, and left out.
 EVERY = 10.0
 # Where the process has grown by so much since all of it was looked at, it is again; after so many times at least, since
-# it also grows with what it learns, agents that all come back most of all.
-GROWN, AT_LEAST = 1.1, 60
+# it also grows with what it learns, agents that all come back most of all. By as much as MUCH it is at once.
+GROWN, AT_LEAST, MUCH = 1.1, 60, 1.5
 
 
 async def _pause() -> None:
@@ -38,12 +38,20 @@ async def settle(
         await each()
     whole, passed = 0, AT_LEAST
     while True:
-        all_of_it = passed >= AT_LEAST and size() > whole * GROWN
+        all_of_it = _size(size) > whole * (GROWN if passed >= AT_LEAST else MUCH)
         if all_of_it:
             gc.unfreeze()
         gc.collect()
         if all_of_it:
-            whole, passed = size(), 0
+            whole, passed = _size(size), 0
         gc.freeze()
         passed += 1
         await pause()
+
+
+def _size(size: Callable[[], int]) -> int:
+    """Of the process; 0 where it cannot be told, as with no descriptor left: nothing ends for that."""
+    try:
+        return size()
+    except OSError:
+        return 0

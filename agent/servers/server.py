@@ -34,6 +34,8 @@ READY = 15.0
 LIVED, PAUSE, MOST_PAUSE = 2.0, 0.1, 4.0
 # Sockets that are opened at once after a start.
 SLICE = 16
+# Threads that wait for the kernel where a socket was bound: others are for mounts and what kubelet asks for.
+CLOSES = 2
 # Lines of the log that the exposed process may write in a second, and at once.
 LINES, LINES_BURST = 50, 1000
 # Reports of counts in a second, and at once; it sends ten.
@@ -97,6 +99,7 @@ class Server:
         self.open: dict[int, Served] = {}
         # For those that are opened at once after a start.
         self.slots = asyncio.Semaphore(SLICE)
+        self._closing = asyncio.Semaphore(CLOSES)
         self._kind = kind
         self._metrics = metrics
         self._warden = warden
@@ -209,7 +212,12 @@ class Server:
 
     def _close(self, descriptor: int) -> None:
         # Everybody waited for it otherwise.
-        self._later(self._kind.blocking(lambda: os.close(descriptor)))
+        self._later(self._closed(descriptor))
+
+    async def _closed(self, descriptor: int) -> None:
+        # After a start there are as many as volumes, and mounts and what kubelet asks for need threads, too.
+        async with self._closing:
+            await self._kind.blocking(lambda: os.close(descriptor))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name="exposed process's errand")

@@ -37,6 +37,7 @@ from agent.servers.protocol import Use
 from agent.servers.quarantine import Place, Times
 from agent.servers.reports import Allowance, Log, Tally
 from agent.servers.served import Servers, Settings
+from agent.servers.server import CLOSES
 from csi.model import Volume
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
@@ -300,6 +301,37 @@ def test_nobody_waits_until_the_kernel_has_taken_away_the_mount_in_which_a_socke
         may_go_on.set()
         assert await asyncio.to_thread(by_the_thread.wait, 20), f"it was closed by {closed}"
         await served.close()
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_many_that_are_closed_leave_threads_for_mounts_and_for_kubelet(tmp_path: Path, monkeypatch: Any) -> None:
+    """After a start of the process there are as many as volumes."""
+    close, may_go_on = os.close, threading.Event()
+    waiting: set[int] = set()
+
+    def slow(descriptor: int) -> None:
+        if threading.current_thread().name.startswith("four"):
+            waiting.add(descriptor)
+            may_go_on.wait(20)
+        close(descriptor)
+
+    async def main(at: Scene) -> None:
+        monkeypatch.setattr(os, "close", slow)
+        with ThreadPoolExecutor(4, "four") as threads:
+            server = at.servers.of(Place.SHARED)
+            server._kind = replace(server._kind, blocking=Blocking(threads))
+            several = [os.dup(0) for _ in range(6)]
+            for each in several:
+                server._close(each)
+            async with asyncio.timeout(20):
+                while len(waiting) < CLOSES:
+                    await asyncio.sleep(0.01)
+                assert await server._kind.blocking(lambda: "kubelet's") == "kubelet's"
+                assert len(waiting) == CLOSES < 4
+                may_go_on.set()
+                while len(waiting) < len(several):
+                    await asyncio.sleep(0.01)
 
     play(tmp_path, monkeypatch, main)
 

@@ -147,6 +147,7 @@ def test_what_is_left_out_and_no_cycle_goes_at_once() -> None:
         (heap.GROWN * 1.01, heap.AT_LEAST, True),
         (heap.GROWN * 0.99, heap.AT_LEAST, False),
         (heap.GROWN * 1.01, heap.AT_LEAST - 1, False),
+        (heap.MUCH * 1.01, 1, True),
     ],
 )
 def test_what_is_garbage_only_after_it_was_left_out_goes_when_the_process_has_grown(
@@ -161,8 +162,8 @@ def test_what_is_garbage_only_after_it_was_left_out_goes_when_the_process_has_gr
             gone = weakref.ref(kept)
             del kept
             megabytes = int(1000 * grown)
-            for _ in range(times):
-                assert gone() is not None
+            for number in range(times):
+                assert gone() is not None, number
                 await pauses.over()
             assert (gone() is None) == goes
 
@@ -185,5 +186,18 @@ def test_it_has_grown_since_it_was_looked_at_and_not_since_the_start() -> None:
             for _ in range(heap.AT_LEAST + 1):
                 await pauses.over()
             assert gone() is not None
+
+    without_collector(run)
+
+
+def test_a_process_whose_size_cannot_be_told_goes_on() -> None:
+    async def run() -> None:
+        def size() -> int:
+            raise OSError("no descriptor is left")
+
+        async with settled(size) as pauses:
+            later = Cycle()
+            await pauses.over()
+            assert left_out(later)
 
     without_collector(run)
