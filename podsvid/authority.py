@@ -122,7 +122,10 @@ def explain(parsed: argparse.Namespace) -> int:
 
 def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool) -> None:
     """Print a signer's answer for a person; `every`: with all policies that do not match, not only the nearest."""
-    lines = [f"pod {pod}: {found.spiffe_id or found.outcome}", f"policy: {found.policy}"]
+    allowed = found.outcome == "allowed"
+    lines = [f"pod {pod}: {found.spiffe_id if allowed else found.outcome}", f"policy: {found.policy}"]
+    if found.spiffe_id and not allowed:
+        lines.append(f"its identity: {found.spiffe_id}, for volumes that ask for no more than the policy gives")
     if found.x509_ttl:
         lines.append(f"X.509-SVIDs live {found.x509_ttl}; a volume's ttl gets {found.x509_ttl_most} at most")
     if found.ttl_clipped:

@@ -174,7 +174,7 @@ def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
         ends, renews = (about((each.ToDatetime(UTC) - now).total_seconds()) for each in (file.not_after, file.renew_at))
         line("JWT-SVID", f"{file.name} for {', '.join(file.audiences)}, ends in {ends}, renewed in {renews}")
     if volume.notice:
-        line("not granted", volume.notice)
+        line("notice", volume.notice)
     line("driver", f"{volume.driver}, layout {volume.layout}")
     written = f"written {_instant(volume.files_written_at)}" if volume.HasField("files_written_at") else "not written"
     line("files", f"{', '.join(volume.files)}; {written}")
@@ -190,7 +190,9 @@ def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
 
 
 def _state(volume: pb.Volume) -> str:
-    return f"{volume.state} {volume.state_reason}".rstrip()
+    # What the pod's author should look at though nothing failed: a person's eye finds it in a long list.
+    notice = "(see explain)" if volume.notice and volume.state == "ok" else ""
+    return " ".join(filter(None, [volume.state, volume.state_reason, notice]))
 
 
 def _streams(streams: Iterable[pb.Stream]) -> str:

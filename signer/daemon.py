@@ -108,10 +108,12 @@ class Replica:
         self._api = api
         self._clock = clock
         self._rng = rng
+        agents, drivers = (config.agent_namespace, config.agent_service_account), frozenset(config.driver_names)
         self.metrics = Metrics()
         self.metrics.built(own_version())
         self.witness = Witness(clock)
-        self._pods = Pods(api, clock, (config.agent_namespace, config.agent_service_account), config.pods_per_namespace)
+        self._pods = Pods(api, clock, agents, config.pods_per_namespace, drivers)
+        self._federated = FederatedBundles(dict(config.federated_bundles))
         self._policies = Policies(
             api,
             PolicySettings(
@@ -122,11 +124,13 @@ class Replica:
                 max_per_namespace=config.policies_per_namespace,
                 max_services=config.services_per_namespace,
                 ttls=config.ttls,
+                dns_names=config.dns_names,
             ),
             config.outage_limit,
             clock,
+            lambda: frozenset(each.trust_domain for each in self._federated.bundles),
         )
-        self._holders = Holders(frozenset(config.driver_names))
+        self._holders = Holders(drivers)
         places = AgentAddresses()
         self._pods.observers += self._policies.statuses.pod_changed, self._holders.pod_changed, places.pod_changed
         # What the API server has dated is judged by its clock.
@@ -136,7 +140,7 @@ class Replica:
             AttestationSettings(
                 agent_namespace=config.agent_namespace,
                 agent_service_account=config.agent_service_account,
-                drivers=frozenset(config.driver_names),
+                drivers=drivers,
                 outage_limit=config.outage_limit,
             ),
             reviews,
@@ -178,8 +182,7 @@ class Replica:
             clock,
         )
         self._events = Events(api, config.identity, clock)
-        self._federated = FederatedBundles(dict(config.federated_bundles))
-        self._taint = StartupTaint(api, frozenset(config.driver_names), clock) if config.startup_taint else None
+        self._taint = StartupTaint(api, drivers, clock) if config.startup_taint else None
         self._trust: Feed[Broadcast] = Feed()
         audit = Audit(clock)
         self._rotation.heard = audit.authorities
@@ -204,8 +207,7 @@ class Replica:
         self._server = AgentServer(
             self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock
         )
-        known = self._rotation, self._leader, self._agents, self._pods, self._policies, self.witness
-        gauges.watch(self.metrics, *known)
+        gauges.watch(self.metrics, self._rotation, self._leader, self._agents, self._pods, self._policies, self.witness)
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
         """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""

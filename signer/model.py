@@ -79,6 +79,19 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeWish:
+    """What a pod's author wrote at one of podsvid's volumes, as it stands there; empty: nothing.
+
+    `by_sub_path`: the containers that mount it by subPath.
+    """
+
+    volume: str
+    key_algorithm: str = ""
+    dns_names: str = ""
+    by_sub_path: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LivePod:
     """A pod as the API server has it: all that attestation and policy look at.
 
@@ -86,7 +99,7 @@ class LivePod:
     than are kept, so that nobody may decide by them; it gets nothing. `addresses` are an agent's, its host's among
     them, as `runtime.listening.exact` spells them; they tell who may wait longer for a place, never who somebody is.
     `left_out`: its namespace has more pods than count, and this is an outline that nobody may decide by. `leaving`: it
-    is being deleted.
+    is being deleted. `wishes`, of volumes of podsvid's drivers: for what is said, never for what is decided.
     """
 
     namespace: str
@@ -103,6 +116,7 @@ class LivePod:
     created: str = ""
     left_out: bool = False
     leaving: Leaving | None = None
+    wishes: tuple[VolumeWish, ...] = ()
 
     @property
     def age(self) -> tuple[str, str, str]:
@@ -111,7 +125,7 @@ class LivePod:
 
     def outline(self) -> "LivePod":
         """Of one that does not count."""
-        return replace(self, labels={}, drivers=frozenset(), left_out=True)
+        return replace(self, labels={}, drivers=frozenset(), wishes=(), left_out=True)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

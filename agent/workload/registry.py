@@ -113,7 +113,7 @@ class WorkloadRegistry:
         await self._hand_trust(workload)
         if issued.notice:
             _log.warning(
-                "not all that the volume asked for was granted",
+                "the author of a pod should look at its volume",
                 extra={"volume_id": volume.id, "pod": str(volume.pod), "notice": issued.notice},
             )
 

@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from runtime.clock import Clock
 from runtime.listening import exact, whose
+from signer.attestation.volumes import read_wishes
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Pod as PodObject
@@ -27,21 +28,28 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 
 class Pods:
-    """All pods, by uid. Those of `agents` (namespace, service account) with their addresses.
+    """All pods, by uid. Those of `agents` (namespace, service account) with their addresses, volumes of `drivers` with
+    what is asked for in them.
 
     Of a namespace's pods the oldest `most` count, agents aside; of the others an outline is kept. So who starts very
     many pushes out none that was there, and none that is left out takes anything but its few bytes.
     """
 
     def __init__(
-        self, api: KubeApi, clock: Clock, agents: tuple[str, str] | None = None, most: int = MOST_OF_NAMESPACE
+        self,
+        api: KubeApi,
+        clock: Clock,
+        agents: tuple[str, str] | None = None,
+        most: int = MOST_OF_NAMESPACE,
+        drivers: frozenset[str] = frozenset(),
     ) -> None:
         self._api = api
+        self._drivers = drivers
         self._agents = agents
         self._most = most
         self._by_name: dict[str, dict[str, LivePod]] = {}
         self._places: dict[str, Places[LivePod]] = {}
-        self._same = Texts().same
+        self._texts = Texts()
         self._mirror: Mirror[PodObject, LivePod] = Mirror(
             api, "/api/v1/pods", PodObject, self._read, clock, observe=self._index
         )
@@ -117,7 +125,7 @@ class Pods:
             raise Refused(Reason.POD_NOT_FOUND, f"pod {claim} does not exist (any more)") from None
         except Forbidden as error:
             raise ApiUnavailable(f"the signer may not read pods: {error}; apply its RBAC") from None
-        pod = read_pod(body)
+        pod = read_pod(body, drivers=self._drivers)
         if pod is None:
             raise ApiUnavailable(f"the API server's answer for pod {claim} is not a pod")
         if pod.uid != claim.uid:
@@ -128,7 +136,7 @@ class Pods:
         return pod
 
     def _read(self, body: PodObject) -> LivePod | None:
-        pod = read_pod(body, self._same, self._agents)
+        pod = read_pod(body, self._texts, self._agents, self._drivers)
         return pod and self._kept(pod)
 
     def _kept(self, pod: LivePod) -> LivePod:
@@ -223,20 +231,27 @@ class AgentAddresses:
             del self._networks[network]
 
 
-def read_pod(pod: PodObject, same: Callable[[str], str] = str, agents: tuple[str, str] | None = None) -> LivePod | None:
-    """What attestation and policy look at; None for what is no pod. `same` answers with the first of equal texts.
+def read_pod(
+    pod: PodObject,
+    texts: Texts | None = None,
+    agents: tuple[str, str] | None = None,
+    drivers: frozenset[str] = frozenset(),
+) -> LivePod | None:
+    """What attestation and policy look at; None for what is no pod. `texts` keeps the first of equal ones.
 
-    `agents`: of whose pods (namespace, service account) addresses are kept, as long as they run.
+    `agents`: of whose pods (namespace, service account) addresses are kept, as long as they run. `drivers`: of whose
+    volumes it is kept what is asked for in them.
     """
+    same = (texts or Texts()).same
     metadata, spec = pod.metadata, pod.spec or PodSpec()
     if not metadata.uid or not metadata.name or not metadata.namespace:
         return None
     labels = metadata.labels or {}
-    drivers = {each.csi.driver for each in spec.volumes or () if each.csi is not None and each.csi.driver}
+    named = {each.csi.driver for each in spec.volumes or () if each.csi is not None and each.csi.driver}
     # Its author chooses how many there are. What is left out could have decided, so nothing is decided without it.
-    oversized = not few_labels(labels) or len(drivers) > MAX_DRIVERS
+    oversized = not few_labels(labels) or len(named) > MAX_DRIVERS
     if oversized:
-        labels, drivers = {}, set()
+        labels, named = {}, set()
     finished = pod.status is not None and pod.status.phase in ("Succeeded", "Failed")
     is_agent = agents is not None and (metadata.namespace, spec.service_account_name) == agents
     return LivePod(
@@ -247,13 +262,15 @@ def read_pod(pod: PodObject, same: Callable[[str], str] = str, agents: tuple[str
         service_account=same(spec.service_account_name or ""),
         # Most are those of others, too.
         labels={same(key): same(value) for key, value in labels.items()},
-        drivers=frozenset(map(same, drivers)),
+        drivers=frozenset(map(same, named)),
         finished=finished,
         mirror=metadata.annotations is not None and metadata.annotations.mirror is not UNSET,
         oversized=oversized,
         created=same(metadata.creation_timestamp or ""),
         addresses=_addresses(pod.status) if is_agent and not finished else frozenset(),
         leaving=_leaving(metadata),
+        # Most have a volume of the same name, in which nothing is asked for.
+        wishes=same(read_wishes(spec, drivers)) if not finished and not oversized else (),
     )
 
 

@@ -5,9 +5,11 @@ object of Python: `msgspec` reads what it is told to and nothing else.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
+
+_Same = TypeVar("_Same")
 
 # Kubernetes bounds a label (317 and 63 characters), not how many an object has.
 MAX_LABELS = 128
@@ -55,16 +57,41 @@ class PodMetadata(Metadata, frozen=True, gc=False, rename="camel"):
     annotations: PodAnnotations | None = None
 
 
-class InlineDriver(msgspec.Struct, frozen=True, gc=False):
+class VolumeAttributes(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """What a pod's author asks for that policy may refuse."""
+
+    key_algorithm: str | None = None
+    dns_names: str | None = None
+
+
+class InlineDriver(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """The `csi` of a volume."""
 
     driver: str | None = None
+    volume_attributes: VolumeAttributes | None = None
 
 
 class Volume(msgspec.Struct, frozen=True, gc=False):
     """A pod's volume."""
 
+    name: str | None = None
     csi: InlineDriver | None = None
+
+
+class VolumeMount(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Where a container has a volume."""
+
+    name: str | None = None
+    sub_path: str | None = None
+    sub_path_expr: str | None = None
+
+
+class Container(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of a pod. `restart_policy`: of those that run before the others, and Always where they go on."""
+
+    name: str | None = None
+    restart_policy: str | None = None
+    volume_mounts: list[VolumeMount] | None = None
 
 
 class PodSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -73,6 +100,8 @@ class PodSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     node_name: str | None = None
     service_account_name: str | None = None
     volumes: list[Volume] | None = None
+    containers: list[Container] | None = None
+    init_containers: list[Container] | None = None
 
 
 class Address(msgspec.Struct, frozen=True, gc=False):
@@ -193,17 +222,20 @@ def _few(labels: Mapping[str, str], most: int, characters: int) -> bool:
 
 
 class Texts:
-    """Gives back the first one of equal texts: most labels are those of others, too. Holds `most` and then begins anew.
+    """Gives back the first one of equal texts, or of what is made of texts: most labels are those of others, too.
+
+    Holds `most` and then begins anew.
 
     `sys.intern` would hold what nobody has any more until the process ends, on Python 3.12.
     """
 
     def __init__(self, most: int = 16 * 1024) -> None:
         self._most = most
-        self._found: dict[str, str] = {}
+        self._found: dict[Any, Any] = {}
 
-    def same(self, text: str) -> str:
+    def same(self, text: _Same) -> _Same:
         """The text itself, as it was given first."""
         if len(self._found) >= self._most:
             self._found.clear()
-        return self._found.setdefault(text, text)
+        found: _Same = self._found.setdefault(text, text)
+        return found

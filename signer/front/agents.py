@@ -42,6 +42,7 @@ from signer.minting.minting import Minting
 from signer.model import SOON, Agent, AttestedPod, Entitlement, PodClaim, Sender
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
+from signer.wishes import stale_mounts
 from svid.certificates import to_der
 
 _log = logging.getLogger("podsvid.api")
@@ -201,7 +202,7 @@ class SignerService:
                 hint=entitlement.hint,
                 federates_with=[domain.name for domain in federated or ()],
                 federates_with_all=federated is None,
-                notice=issued.notice,
+                notice="; ".join(filter(None, [issued.notice, *map(stale_mounts, attested.pod.wishes)])),
                 policy=entitlement.decided_by,
             )
             answer.renew_from.FromDatetime(issued.renewal.start)
@@ -290,6 +291,10 @@ class SignerService:
             raise  # never reached: abort raises
         for surprise in entitlement.surprises:
             self._events.surprise(claim, "PolicySurprise", surprise)
+        for wish in attested.pod.wishes:
+            stale = stale_mounts(wish)
+            if stale:
+                self._events.surprise(claim, "SubPathMount", stale)
         self._metrics.minted(kind, "degraded" if attested.degraded else "ok", time.perf_counter() - started)
         return answer
 

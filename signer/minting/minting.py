@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from runtime import durations
 from runtime.clock import Clock
-from signer import ttls
+from signer import ttls, wishes
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
-from signer.model import MAX_DNS_NAMES, SOON, Entitlement, LivePod, TtlLimits
+from signer.model import SOON, Entitlement, LivePod, TtlLimits
 from svid.authority import BACKDATE
-from svid.dnsnames import allows, is_own_id, is_reserved
+from svid.dnsnames import is_own_id
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
 from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
@@ -121,14 +121,8 @@ class Minting:
         _check_id(entitlement.spiffe_id)
         public_key = proven_key(csr)
         algorithm = algorithm_of(public_key)
-        allowed = entitlement.key_algorithms
-        if allowed and algorithm not in allowed:
-            raise Refused(
-                Reason.KEY_ALGORITHM_DENIED,
-                f"policy {entitlement.decided_by} wants keys of {', '.join(sorted(allowed))}, this one is {algorithm}; "
-                f"set volumeAttributes keyAlgorithm to one of these",
-            )
-        names = self._dns_names(pod, entitlement, wished)
+        wishes.check_key(entitlement, algorithm)
+        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names)
         wanted, clipped = self._ttl(entitlement, wished_ttl, written_ttl)
         ttl, notice = _within(state.longest("x509"), wanted, clipped)
         ttl = _ending(ttl, until, now)
@@ -183,24 +177,6 @@ class Minting:
                 retry_after=SOON,
             )
         return state
-
-    def _dns_names(self, pod: LivePod, entitlement: Entitlement, wished: Sequence[str]) -> list[str]:
-        if len(wished) > MAX_DNS_NAMES:
-            raise Refused(Reason.INVALID_REQUEST, f"at most {MAX_DNS_NAMES} DNS names can be asked for")
-        patterns = self._settings.dns_names if entitlement.policy is None else ()
-        own = {"namespace": pod.namespace, "service_account": pod.service_account, "pod": pod.name}
-        for name in wished:
-            if name not in entitlement.dns_names and not allows(patterns, name, **own):
-                raise Refused(
-                    Reason.DNS_NAME_DENIED,
-                    f"{name[:253]!r} is not among the DNS names that policy {entitlement.decided_by} gives this pod; "
-                    "ask for another in volumeAttributes dnsNames, or add it to the policy",
-                )
-        names = [*entitlement.dns_names, *(name for name in wished if name not in entitlement.dns_names)]
-        reserved = [name for name in names if is_reserved(name)]
-        if reserved:
-            raise Refused(Reason.DNS_NAME_DENIED, f"{reserved[0]} is the signer's own; no pod can have it")
-        return names
 
     def _ttl(self, entitlement: Entitlement, wished: timedelta | None, written: str = "") -> tuple[timedelta, str]:
         limits = self._settings.ttls

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from signer.model import LivePod
 from signer.policy.policy import Policy
 
-# Service accounts of a policy that are shown.
+# Service accounts of a policy, and of its conditions, that are shown.
 _SHOWN = 5
 
 
@@ -37,7 +37,7 @@ def others(
 def _other(policy: Policy, pod: LivePod, namespace_labels: Mapping[str, str]) -> Other:
     if policy.namespace not in ("", pod.namespace):
         return Other(str(policy), f"it is for namespace {policy.namespace}", elsewhere=True)
-    found = []
+    found: list[str] = []
     if policy.service_accounts and pod.service_account not in policy.service_accounts:
         accounts = sorted(policy.service_accounts)
         more = ", …" if len(accounts) > _SHOWN else ""
@@ -46,7 +46,8 @@ def _other(policy: Policy, pod: LivePod, namespace_labels: Mapping[str, str]) ->
     where = f"namespace {pod.namespace}"
     found += [f"namespaceSelector {each}" for each in policy.namespaces.unmet(namespace_labels, where)]
     found += [f"podSelector {each}" for each in policy.pods.unmet(pod.labels, "the pod")]
-    return Other(str(policy), "; ".join(found) or policy.problem, len(found))
+    rest = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return Other(str(policy), "; ".join(found[:_SHOWN] + rest) or policy.problem, len(found))
 
 
 def goes_before(winner: Policy, loser: Policy) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +11,7 @@ from typing import Any
 from runtime import durations
 from runtime.clock import Clock
 from runtime.seldom import Seldom
-from signer import ttls
+from signer import ttls, wishes
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import MAX_LABELS, Named, PolicyObject, ServiceObject, few_labels
@@ -31,6 +31,7 @@ from signer.policy.policy import (
 )
 from signer.policy.services import Service, ServiceIndex
 from signer.policy.statuses import Statuses
+from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.policies")
 # After which one is asked for again that could not be read.
@@ -63,11 +64,20 @@ class Explanation:
 class Policies:
     """Mirrors policies, namespaces and Services. Everything is decided from these mirrors; nothing is asked.
 
-    `outage_limit`: how long it is decided from what was read before one of them could be followed no more.
+    `outage_limit`: how long it is decided from what was read before one of them could be followed no more. `federated`:
+    of which foreign trust domains there are bundles; None: nothing is said of that.
     """
 
-    def __init__(self, api: KubeApi, settings: PolicySettings, outage_limit: timedelta, clock: Clock) -> None:
+    def __init__(
+        self,
+        api: KubeApi,
+        settings: PolicySettings,
+        outage_limit: timedelta,
+        clock: Clock,
+        federated: Callable[[], frozenset[TrustDomain]] | None = None,
+    ) -> None:
         self._api = api
+        self._federated = federated
         self._settings = settings
         self._outage_limit = outage_limit
         self._index = Index(settings.max_per_namespace)
@@ -150,11 +160,13 @@ class Policies:
         except Refused as error:
             winner = names[0] if names else NO_POLICY
             return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched, lost)
-        limits, clipped = self._settings.ttls, self.clipped(matched[0]) if matched else ""
+        refusals = self._refusals(pod, found)
+        outcome = f"refused: {'; '.join(refusals)}" if refusals else "allowed"
+        limits, clipped = self._settings.ttls, self._not_granted(matched[0]) if matched else ""
         lives = durations.text(ttls.usual(limits, found)) if limits else ""
         most = durations.text(ttls.longest(limits, found)) if limits else ""
         return Explanation(
-            "allowed", found.decided_by, names, unmatched, lost, str(found.spiffe_id), lives, most, clipped
+            outcome, found.decided_by, names, unmatched, lost, str(found.spiffe_id), lives, most, clipped
         )
 
     def all(self) -> list[Policy]:
@@ -169,15 +181,36 @@ class Policies:
         """Whether it was left out, counts now, and is about to be read again."""
         return self._index.is_due(policy)
 
-    def unusable(self, policy: Policy, pod: LivePod) -> str:
-        """Why the pod gets nothing by it that it should get by it; empty where it does."""
+    def unusable(self, policy: Policy, pod: LivePod) -> tuple[str, str]:
+        """Why the pod gets nothing by it that it should get by it: of the policy, else of what the pod asks for.
+
+        Both are empty where it gets it.
+        """
         if policy.deny:
-            return ""
+            return "", ""
         try:
-            decide([policy], pod, (), self._settings)
+            found = decide([policy], pod, self._service_index.of(pod), self._settings)
+            wishes.dns_names(pod, found, (), ())
         except Refused as error:
-            return str(error)
-        return ""
+            return str(error), ""
+        return "", "; ".join(self._refusals(pod, found))
+
+    def _refusals(self, pod: LivePod, found: Entitlement) -> list[str]:
+        told = (wishes.refusal(pod, found, each, self._settings.dns_names) for each in pod.wishes)
+        return [each for each in told if each]
+
+    def unknown_domains(self, policy: Policy) -> str:
+        """With which trust domains it federates of which there is no bundle; empty where there are all."""
+        if self._federated is None or policy.deny or not policy.federates_with:
+            return ""
+        known = self._federated() | {self._settings.trust_domain}
+        absent = sorted(each.name for each in policy.federates_with if each not in known)
+        if not absent:
+            return ""
+        return f"federatesWith {', '.join(absent)}: this cluster has no trust bundle of it (federated_bundles)"
+
+    def _not_granted(self, policy: Policy) -> str:
+        return "; ".join(each for each in (self.clipped(policy), self.unknown_domains(policy)) if each)
 
     def unread_services(self, policy: Policy, pod: LivePod) -> str:
         """Which Services of its namespace give the pod no DNS names by it that might; empty where all do."""
@@ -257,8 +290,10 @@ class Policies:
             )
         if old is not None:
             self._freed.set()
+        # Those that give no names matter only where they are the first of these, or the last.
+        names = old != new and any(each.selector for each in (old, new) if each is not None)
         for namespace in namespaces:
-            if self._service_index.unread(namespace) != before[namespace]:
+            if names or self._service_index.unread(namespace) != before[namespace]:
                 self.statuses.namespace_changed(namespace)
 
     def _policy_changed(self, old: Policy | None, new: Policy | None) -> None:

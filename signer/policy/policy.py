@@ -64,6 +64,7 @@ class PolicySettings:
     `max_per_namespace`: policies of a namespace that count; `max_services`: its Services.
 
     `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
+    `dns_names` are patterns of what a pod without a policy may ask for, which is decided elsewhere, too.
     """
 
     trust_domain: TrustDomain
@@ -73,6 +74,7 @@ class PolicySettings:
     max_per_namespace: int = 100
     max_services: int = 5000
     ttls: TtlLimits | None = None
+    dns_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

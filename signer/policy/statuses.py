@@ -63,8 +63,12 @@ class Known(Protocol):
         """Whether it is about to be read again."""
         ...
 
-    def unusable(self, policy: Policy, pod: LivePod) -> str:
-        """Why the pod gets nothing by it that it should get by it; empty where it does."""
+    def unusable(self, policy: Policy, pod: LivePod) -> tuple[str, str]:
+        """Why the pod gets nothing by it that it should get by it: of the policy, else of what the pod asks for."""
+        ...
+
+    def unknown_domains(self, policy: Policy) -> str:
+        """With which trust domains it federates of which there is no bundle."""
         ...
 
     def unread_services(self, policy: Policy, pod: LivePod) -> str:
@@ -95,6 +99,9 @@ class _Tally:
     # To one that is only older.
     lost: int = 0
     named: list[str] = field(default_factory=list)
+    # Those that ask for what it does not give, and what of the first one.
+    refused: int = 0
+    asked: str = ""
     unusable: str = ""
     unread: str = ""
 
@@ -163,7 +170,7 @@ class Statuses:
             path = policy.object_path
             # To whom one would apply that is left out is not known.
             tally = _Tally() if policy.left_out else tallies.get(policy.uid, _Tally())
-            status = _status(policy, tally, self._policies.clipped(policy))
+            status = _status(policy, tally, self._policies.clipped(policy), self._policies.unknown_domains(policy))
             digest = _digest(status)
             if self._written.get(policy.uid) == digest:
                 continue
@@ -249,7 +256,10 @@ class Statuses:
                 tallies[each.uid].yielded += 1
         if found:
             winner = tallies[found[0].uid]
-            winner.unusable = winner.unusable or self._policies.unusable(found[0], pod)
+            unusable, asked = self._policies.unusable(found[0], pod)
+            winner.unusable = winner.unusable or unusable
+            winner.refused += bool(asked)
+            winner.asked = winner.asked or (asked and f"{pod}: {asked}")
             winner.unread = winner.unread or self._policies.unread_services(found[0], pod)
 
     async def _totals(self) -> "dict[str, _Tally]":
@@ -261,6 +271,8 @@ class Statuses:
                 total.yielded += each.yielded
                 total.lost += each.lost
                 total.named += each.named[: _NAMED - len(total.named)]
+                total.refused += each.refused
+                total.asked = total.asked or each.asked
                 total.unusable = total.unusable or each.unusable
                 total.unread = total.unread or each.unread
             await asyncio.sleep(0)
@@ -271,7 +283,7 @@ def _digest(status: Object) -> bytes:
     return hashlib.blake2b(json.dumps(status, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def _status(policy: Policy, tally: _Tally, clipped: str) -> Object:
+def _status(policy: Policy, tally: _Tally, clipped: str, unknown: str) -> Object:
     problem = policy.problem or tally.unusable
     reason = "TooManyPolicies" if policy.left_out else "Unusable" if problem else "InUse"
     conditions = [
@@ -291,6 +303,13 @@ def _status(policy: Policy, tally: _Tally, clipped: str) -> Object:
             clipped or "pods get its lifetimes",
         ),
     ]
+    if not policy.deny:
+        asked = f"{tally.refused} pods ask for what it does not give, such as {tally.asked}" if tally.refused else ""
+        reason = "AskForMore" if asked else "NoneRefused"
+        conditions.append(_condition(policy, "PodsRefused", bool(asked), reason, asked or "no pod asks for more"))
+    if policy.federates_with:
+        reason, message = ("NoBundle", unknown) if unknown else ("AllThere", "there is a trust bundle of each")
+        conditions.append(_condition(policy, "FederationMissing", bool(unknown), reason, message))
     if policy.dns_names_from_services:
         reason = "TooManyOrTooLarge" if tally.unread else "AllRead"
         message = tally.unread or "all Services of its pods are read"

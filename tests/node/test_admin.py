@@ -499,3 +499,20 @@ def test_the_same_peers_and_streams_many_times_are_one_entry() -> None:
     show(pb.ExplainResponse(volumes=[volume]), Console(file=text, width=200), datetime.now(UTC))
     assert "streams      /A for 5m (2 times)\n" in text.getvalue()
     assert "uid 7, pid unknown, not in the agent's PID namespace (2 times), uid 0, pid 3 \"it's\"\n" in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("state", "notice", "said"),
+    [
+        ("ok", "by subPath", "ok (see explain)"),
+        ("ok", "", "ok"),
+        ("retrying", "by subPath", "retrying"),
+    ],
+)
+def test_a_volume_with_something_for_its_pods_author_is_seen_in_a_long_list(state: str, notice: str, said: str) -> None:
+    volume = pb.Volume(namespace="default", pod="web", state=state, notice=notice)
+    text = StringIO()
+    show(pb.ExplainResponse(volumes=[volume]), Console(file=text, width=200), datetime.now(UTC))
+    first, *others = text.getvalue().splitlines()
+    assert first == f"pod default/web (): {said}"
+    assert [each for each in others if each.startswith("  notice")] == ([f"  notice       {notice}"] if notice else [])

@@ -112,7 +112,7 @@ def test_a_lifetime_is_granted_within_bounds_and_the_condition_says_what_was_not
                 assert granted - 60 < (end - datetime.now(UTC)).total_seconds() <= granted
                 message = (await kubelet.stats(each, wished)).volume_condition.message
                 assert ("asked for" in message) == (wish != "90m")
-            assert "not all that the volume asked for was granted" in here.log.read_text(encoding="utf-8")
+            assert "the author of a pod should look at its volume" in here.log.read_text(encoding="utf-8")
 
     asyncio.run(run())
 

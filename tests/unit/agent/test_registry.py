@@ -334,7 +334,7 @@ def test_what_was_not_granted_and_what_was_renewed_is_in_the_log_and_no_secret_i
         workload.ask_for_renewal()
         await workload.renew()
         found = {each.message: vars(each) for each in caplog.records}
-        assert found["not all that the volume asked for was granted"]["notice"] == "noticed"
+        assert found["the author of a pod should look at its volume"]["notice"] == "noticed"
         rotated = found["SVID rotated"]
         assert workload.feed.current is not None
         assert rotated["serial"] == workload.feed.current.default.serial

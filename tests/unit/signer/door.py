@@ -158,7 +158,7 @@ class Door:
         self.site = Site()
         kube, clock = self.site.kube, self.site.clock
         self.state = state
-        self.pods = Pods(kube, clock)
+        self.pods = Pods(kube, clock, drivers=frozenset({DRIVER}))
         self.policies = Policies(kube, PolicySettings(TrustDomain("example.org")), OUTAGE, clock)
         self.metrics = Metrics()
         self.witness = Witness(clock)

@@ -52,6 +52,28 @@ def test_an_answer_says_all_that_policy_gave() -> None:
     at_the_door(test)
 
 
+def test_what_is_mounted_by_sub_path_is_said_where_its_author_looks() -> None:
+    """It never rotates, and everything said that all is well."""
+
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        path = "/api/v1/namespaces/default/pods/web"
+        body = door.site.kube.objects[path]
+        mount = {"name": "identity", "subPath": "tls.crt", "mountPath": "/tls.crt"}
+        spec = {**body["spec"], "containers": [{"name": "app", "volumeMounts": [mount]}]}
+        door.site.kube.put(path, {**body, "spec": spec})
+        await door.told()
+        answer = await door.x509(claim, door.site.token(claim))
+        assert answer.notice.startswith("volume identity is mounted by subPath in container app: ")
+        await door.x509(claim, door.site.token(claim))
+        async with asyncio.timeout(10):
+            while not (said := [each for path, each in door.site.kube.objects.items() if path.startswith(EVENTS)]):
+                await asyncio.sleep(0.01)
+        assert [(each["reason"], each["note"]) for each in said] == [("SubPathMount", answer.notice)]
+
+    at_the_door(test)
+
+
 @pytest.mark.parametrize(("given", "everybody"), [({}, True), ({"federatesWith": []}, False)])
 def test_who_federates_with_nobody_is_not_told_to_do_so_with_everybody(given: dict[str, Any], everybody: bool) -> None:
     async def test(door: Door) -> None:
