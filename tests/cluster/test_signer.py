@@ -260,7 +260,8 @@ def test_policies(site: Site) -> None:
     }
     explained = _explain(site, "default/billing")
     assert f"pod default/billing: {wanted}\npolicy: default/teams\n" in explained
-    assert "does not match: default/teams: podSelector: app In does not hold" in _explain(site, "default/pod-node-a")
+    said = "does not match: default/teams: podSelector wants app=billing, and the pod has no label app"
+    assert said in _explain(site, "default/pod-node-a")
     site.api.create("/apis/podsvid.io/v1alpha1/clusterworkloadidentities", deny)
     token = site.pod_token(pod)
     wait_for(
