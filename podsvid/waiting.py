@@ -4,10 +4,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from podsvid.outcome import CommandError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 # Seconds: after so many it is said what is waited for, and after so many all in all it is given up.
 SAID_AFTER, GIVEN_UP = 2.0, 10.0
@@ -57,6 +59,9 @@ class Waiting:
 
     @staticmethod
     def _ended(work: "Future[_Answer]", seconds: float) -> bool:
+        # Not above: the command line reads this module's numbers, and most commands wait for nothing.
+        from concurrent.futures import wait
+
         return bool(wait([work], seconds).done)
 
     def gave_up(self, what: str) -> GaveUp:
@@ -70,6 +75,8 @@ class Waiting:
 
 def begun(work: Callable[[], _Answer]) -> "Future[_Answer]":
     """`work` on a thread that keeps no process from ending."""
+    from concurrent.futures import Future
+
     future: Future[_Answer] = Future()
 
     def run() -> None:
