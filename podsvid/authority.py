@@ -147,7 +147,7 @@ def run(parsed: argparse.Namespace) -> int:
     _check_socket(parsed.socket, "authority show")
     # Into a pipe, as kubectl exec is, an id stays in one piece: `revoke` takes it whole.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-    waiting = Waiting(parsed.timeout)
+    waiting, asked = Waiting(parsed.timeout), parsed.action == "show"
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
         try:
             if parsed.action == "show":
@@ -155,13 +155,15 @@ def run(parsed: argparse.Namespace) -> int:
             # Once it is asked it goes on, whether or not anybody waits.
             with unwinding():
                 print(waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left())), flush=True)
+                asked = True
                 if parsed.action == "rotate" and not parsed.no_wait:
                     _follow(channel, _kind(parsed), parsed.wait or parsed.forced, console)
             return 0
         except grpc.RpcError as error:
             raise _failed(error, parsed.socket, waiting) from None
         except KeyboardInterrupt as error:
-            print("podsvid: the signer goes on by itself; see `podsvid authority show`", file=sys.stderr)
+            goes_on = "the signer goes on by itself" if asked else "it is not known whether the signer took it"
+            print(f"podsvid: {goes_on}; see `podsvid authority show`", file=sys.stderr)
             return SIGNALLED + int(getattr(error, "number", signal.SIGINT))
 
 

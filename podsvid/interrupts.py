@@ -29,11 +29,18 @@ def unwinding() -> Iterator[None]:
         return
     came: list[int] = []
 
+    before = {number: signal.getsignal(number) for number in ENDING}
+
     def as_ctrl_c(number: int, _: FrameType | None) -> None:
+        # A terminal that is closed sends two, and the second must not end what the first one has begun.
+        if came:
+            return
         came.append(number)
+        if before[signal.SIGINT] == signal.SIG_IGN:
+            # As in a script's background.
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
-    before = {number: signal.getsignal(number) for number in ENDING}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:

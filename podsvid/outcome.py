@@ -56,16 +56,19 @@ _LONGEST = 1500
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An error as a command ends with it: a stable reason, a text for a person, and the exit code."""
+    """An error as a command ends with it: a stable reason, a text for a person (of several `lines`), the exit code."""
 
     reason: str
     text: str
     code: int = FAILED
+    lines: bool = False
 
     def line(self) -> str:
-        """For the standard error. Line ends that are meant stay, and nothing that a terminal would obey."""
-        shown = "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in self.text[:_LONGEST])
-        return f"podsvid: {self.reason}: {shown}{'…' if len(self.text) > _LONGEST else ''}"
+        """For the standard error: nothing that a terminal would obey, and one line, unless several are meant."""
+        # What a peer says is in it, too: a second line of it could pass for the command's own.
+        text = self.text if self.lines else " ".join(self.text.split())
+        shown = "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text[:_LONGEST])
+        return f"podsvid: {self.reason}: {shown}{'…' if len(text) > _LONGEST else ''}"
 
 
 class CommandError(Exception):
@@ -97,7 +100,8 @@ def of(error: Exception, settings: object = None) -> Outcome:
     reason = getattr(error, "reason", None)
     # On the class: other people's errors have a `reason` of their own, each with another meaning.
     if isinstance(getattr(type(error), "reason", None), str):
-        return Outcome(str(reason), str(error), _CODES.get(str(reason), FAILED))
+        lines = getattr(type(error), "lines", False) is True
+        return Outcome(str(reason), str(error), _CODES.get(str(reason), FAILED), lines)
     if isinstance(error, OutputFailed):
         code = NOBODY_READS if error.nobody_reads else FAILED
         return Outcome("OUTPUT_FAILED", f"the standard output cannot be written: {error.strerror}", code)
@@ -105,7 +109,11 @@ def of(error: Exception, settings: object = None) -> Outcome:
         # TLS has numbers of its own.
         number = 0 if type(error).__module__ == "ssl" else error.errno or 0
         return Outcome(_SYSTEM.get(number, "SYSTEM_ERROR"), _system(error) + _setting(error, settings))
-    return Outcome("INTERNAL", f"{_one_line(error)}; this is a bug, please report it with this line{_where(error)}")
+    cause = _cause(error)
+    why = "" if cause is error else f" by {_one_line(cause)}"
+    return Outcome(
+        "INTERNAL", f"{_one_line(error)}{why}; this is a bug, please report it with this line{_where(cause)}"
+    )
 
 
 def epilog() -> str:
@@ -127,6 +135,7 @@ def _system(error: OSError) -> str:
 
 def _setting(error: OSError, settings: object) -> str:
     """Which setting has the path or the address that the error is about."""
+    import re
     from dataclasses import fields, is_dataclass
 
     if settings is None or not is_dataclass(settings):
@@ -139,7 +148,12 @@ def _setting(error: OSError, settings: object) -> str:
         value = getattr(settings, each.name)
         if isinstance(value, Path) and path and (path == str(value) or path.startswith(f"{value}/")):
             found.append((len(str(value)), each.name))
-        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int) and shown(*value) in text:
+        if (
+            isinstance(value, tuple)
+            and len(value) == 2
+            and isinstance(value[1], int)
+            and re.search(rf"(?<![\w.:]){re.escape(shown(*value))}(?!\w)", text)
+        ):
             found.append((0, each.name))
     if not found:
         return ""
@@ -147,11 +161,20 @@ def _setting(error: OSError, settings: object) -> str:
     return f" (setting {name}: --{name.replace('_', '-')}, PODSVID_{name.upper()})"
 
 
-def _one_line(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """What began it: where a loop of a daemon ended, what ended it."""
+    while True:
+        below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
+        if below is None:
+            return error
+        error = below
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     import traceback
 
     frames = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).is_relative_to(_OURS)]

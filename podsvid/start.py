@@ -10,6 +10,7 @@ import sys
 from types import FrameType, TracebackType
 
 from podsvid.interrupts import ENDING
+from podsvid.outcome import SIGNALLED
 
 
 def main() -> int:
@@ -23,16 +24,22 @@ def main() -> int:
     sys.stdout = streams.output()
     from podsvid.cli import main as run
 
+    code = 0
     try:
-        return run()
+        code = run()
+        return code
     finally:
         # The event loop leaves a handler behind that raises.
-        _die_without_a_word()
+        _die_without_a_word(ignore=code - SIGNALLED in ENDING)
         streams.let_go(sys.stdout)
 
 
-def _die_without_a_word() -> None:
+def _die_without_a_word(*, ignore: bool = False) -> None:
+    """`ignore`: one of these signals has ended the command, which has some files to remove yet."""
     for number in ENDING:
+        if ignore:
+            signal.signal(number, signal.SIG_IGN)
+            continue
         # What was ignored when the process began (nohup) stays ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
             # The kernel gives the first process of a container no default action.

@@ -174,20 +174,17 @@ async def _answer(client: WorkloadApiClient, arguments: argparse.Namespace, toke
 
 
 async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[str]) -> None:
-    import asyncio
     import random
-    import signal
 
     from podsvid.api import rendering
     from podsvid.api.following import Backoff, follow_x509
     from podsvid.api.watch import Command, Notification, watch
     from runtime.clock import SystemClock
+    from runtime.stopping import asked_to_stop
 
     if arguments.exec and not command:
         raise InvalidSetting("--exec needs a command")
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = asked_to_stop()
     directory = None if arguments.write is None else os.path.abspath(arguments.write)
     runner = Command(command, directory, arguments.exec_timeout, _report) if command else None
     notification = Notification(arguments.signal[0], arguments.signal[1], _report) if arguments.signal else None

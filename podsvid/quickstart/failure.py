@@ -5,6 +5,8 @@ class QuickstartError(Exception):
     """The quickstart cannot go on; the text says why and, where there is one, the way out."""
 
     reason = "QUICKSTART_FAILED"
+    # With the end of the agent's log.
+    lines = True
 
 
 class AgentDied(QuickstartError):

@@ -23,7 +23,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
@@ -41,6 +40,7 @@ from podsvid.quickstart.reading import PlayedPod, first_look
 from podsvid.quickstart.settings import Settings
 from podsvid.quickstart.views import View, human_view, json_view
 from runtime import durations
+from runtime.stopping import asked_to_stop
 
 if TYPE_CHECKING:
     from podsvid.quickstart.kubelet import StandInKubelet
@@ -115,10 +115,7 @@ class _Quickstart:
         self._asked: list[tuple[Pod, PodVolume]] = []
 
     async def run(self) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, stop.set)
+        stop = asked_to_stop()
         agent = Agent(self._settings)
         try:
             await self._live_with(agent, stop)

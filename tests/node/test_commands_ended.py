@@ -57,9 +57,10 @@ def environment(base: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(base / "tmp"), "HOME": str(base)}
 
 
-def begun(base: Path, line: Sequence[str]) -> "subprocess.Popen[bytes]":
+def begun(base: Path, line: Sequence[str], ignored: Sequence[signal.Signals] = ()) -> "subprocess.Popen[bytes]":
     """The command, once it decides what a signal does."""
-    command = [sys.executable, "-c", BEGUN, *(each.format(base=base) for each in line)]
+    ignoring = "".join(f"import signal; signal.signal({int(each)}, signal.SIG_IGN); " for each in ignored)
+    command = [sys.executable, "-c", ignoring + BEGUN, *(each.format(base=base) for each in line)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -97,17 +98,31 @@ def test_a_signal_at_any_moment_ends_a_command_without_a_traceback(line: Sequenc
         assert list((base / "tmp").iterdir()) == [], said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_what_a_kubeconfig_held_is_gone_with_the_command(number: signal.Signals, base: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "times", "ignored"),
+    [
+        (signal.SIGINT, 1, ()),
+        (signal.SIGTERM, 1, ()),
+        (signal.SIGHUP, 1, ()),
+        # A terminal that is closed: the kernel sends one, and the shell another.
+        (signal.SIGHUP, 3, ()),
+        # A shell without job control has what it starts in the background ignore Ctrl-C.
+        (signal.SIGTERM, 1, (signal.SIGINT,)),
+    ],
+)
+def test_what_a_kubeconfig_held_is_gone_with_the_command(
+    number: signal.Signals, times: int, ignored: Sequence[signal.Signals], base: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         (base / "kubeconfig").write_text(kubeconfig(deaf.getsockname()[1]))
-        process = begun(base, ("uninstall-check", "--kubeconfig", "{base}/kubeconfig"))
+        process = begun(base, ("uninstall-check", "--kubeconfig", "{base}/kubeconfig"), ignored)
         # It asks, and gets no answer.
         deaf.settimeout(STOP_SECONDS)
         connection, _ = deaf.accept()
         with connection:
             assert list((base / "tmp").iterdir())
-            process.send_signal(number)
+            for _ in range(times):
+                process.send_signal(number)
             _, told = process.communicate(timeout=STOP_SECONDS)
     assert (process.returncode, told) == (128 + number, b"")
     assert list((base / "tmp").iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 from agent.errors import AgentError
 from podsvid import outcome
 from podsvid.outcome import Outcome, OutputFailed
+from podsvid.quickstart.failure import AgentDied
 from runtime.listening import bound
 
 
@@ -68,6 +69,35 @@ def test_a_bug_says_where_it_is_in_one_line() -> None:
     assert found.text.startswith("RuntimeError: of several lines; this is a bug")
     assert "tests/unit/podsvid/test_outcome.py:" in found.text
     assert "\n" not in found.line()
+
+
+def test_what_ended_a_loop_is_told_with_its_end() -> None:
+    """A daemon's loop that ended was said to have ended, and nothing else of it."""
+
+    def fails() -> None:
+        raise ExceptionGroup("tasks", [KeyError("the cause")])
+
+    try:
+        try:
+            fails()
+        except ExceptionGroup as cause:
+            raise RuntimeError("the heap loop ended") from cause
+    except RuntimeError as error:
+        found = outcome.of(error)
+    assert found.text.startswith("RuntimeError: the heap loop ended by KeyError: 'the cause'; this is a bug")
+
+
+def test_what_a_peer_says_is_no_line_of_the_command() -> None:
+    assert Outcome("X", "no\npodsvid: DONE: all is well").line() == "podsvid: X: no podsvid: DONE: all is well"
+    assert outcome.of(AgentDied("it ended\n--- the end of its log")).line().count("\n") == 1
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1:80", "127.0.0.1:808", "27.0.0.1:8080"])
+def test_an_address_is_not_taken_for_one_that_it_begins_or_ends_with(other: str) -> None:
+    host, _, port = other.rpartition(":")
+    error = OSError(errno.EADDRINUSE, "127.0.0.1:8080 cannot be bound: Address already in use")
+    assert "setting" not in outcome.of(error, Settings(metrics_listen=(host, int(port)))).text
+    assert "setting metrics_listen" in outcome.of(error, Settings(metrics_listen=("127.0.0.1", 8080))).text
 
 
 def test_what_others_wrote_draws_on_no_terminal_and_is_cut() -> None:
