@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from csi.attributes import parse_attributes
 from csi.errors import InvalidRequest
-from podsvid.quickstart.failure import QuickstartError
+from podsvid.outcome import WrongUsage
 from podsvid.quickstart.play import _seconds
 from runtime import durations, settings
 from runtime.durations import InvalidDuration
@@ -167,7 +167,7 @@ def _by_jwt_policy(text: str) -> timedelta | None:
 def _by_quickstart(text: str) -> timedelta | None:
     try:
         return timedelta(seconds=_seconds(text))
-    except QuickstartError:
+    except WrongUsage:
         return None
 
 
