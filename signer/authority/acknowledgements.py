@@ -41,8 +41,9 @@ LIVELY = 60.0
 # A replica that is gone leaves its ConfigMap behind; nobody counts by one that is older than so many seconds.
 STALE = 15 * 60.0
 # An agent whose stream has ended, as streams do for their age and after a recovery, is soon back; so many seconds long
-# it counts with its last word, unless it has said another one. Were it taken for one that has nothing, a rotation would
-# wait while any agent of thousands changes over. Of what it held the word is good for less: a root goes by that.
+# it counts with its last word, unless it has said another one; as long again where the replica that heard it is gone.
+# Were it taken for one that has nothing, a rotation would wait while any agent of thousands changes over. Of what it
+# held the word is good for less: a root goes by that.
 RETURN_SECONDS, RETURN_USES_SECONDS = 30.0, 10.0
 # No clock is wrong by so much.
 WRONG = 24 * 3600.0
@@ -224,12 +225,14 @@ class Agents:
         """Write this replica's ConfigMap if it changed or gets old. Raises SignerError."""
         self._forget_left()
         left = {node: word for node, (word, _) in self._left.items()}
-        text = words_text(self._nodes, left)
+        # Who is back, and has not said anything yet.
+        words = {node: word for node, word in self._nodes.items() if word.sequence or node not in left}
+        text = words_text(words, left)
         if len(text) > MAX_BYTES:
-            _log.error("too many agents to pass on", extra={"agents": len(self._nodes) + len(left)})
+            _log.error("too many agents to pass on", extra={"agents": len(words) + len(left)})
             return
         # Unchanged it is still written now and then, where it says anything: the others count by nothing that is stale.
-        fresh = not (self._nodes or left) or self._clock.monotonic() - self._written_at < STALE / 2
+        fresh = not (words or left) or self._clock.monotonic() - self._written_at < STALE / 2
         if text == self._written and not self.wanted and fresh:
             return
         body = written(self._identity, text, self._clock.now())
@@ -268,7 +271,7 @@ class Agents:
     def _known(self) -> tuple[dict[str, Acknowledged], set[str]]:
         """What nodes' agents have, by their newest words, and those of them whose SVIDs nobody should count by that."""
         known: dict[str, Acknowledged] = {}
-        left: dict[str, Acknowledged] = {}
+        left: dict[str, list[Acknowledged]] = {}
         now = self._clock.monotonic()
         for replica in self._others.values.values():
             age = self._seen[replica.identity].age(now)
@@ -278,18 +281,19 @@ class Agents:
                 # An agent that moved is with two replicas for a moment: the higher number is the newer word.
                 if node not in known or each.sequence > known[node].sequence:
                     known[node] = each
-            if age <= RETURN_SECONDS:
-                left |= replica.left
+            for node, each in replica.left.items() if age <= RETURN_SECONDS else ():
+                left.setdefault(node, []).append(each)
         known.update(self._nodes)
         self._forget_left()
         doubtful = set()
-        for node, (word, at) in self._left.items():
+        for node in self._left.keys() | left.keys():
+            own, elsewhere = self._left.get(node), left.get(node, [])
+            silent = own is not None and node in self._nodes
             # Who speaks elsewhere by now may be a process that was started anew, and have less.
-            if node not in known or node in self._nodes:
-                known[node] = word
-                if now - at > RETURN_USES_SECONDS:
-                    doubtful.add(node)
-        for node in left.keys() - known.keys():
-            known[node] = left[node]
-            doubtful.add(node)
+            if node in known and not silent:
+                continue
+            # Of several last words nobody knows which was the last.
+            known[node] = min([*elsewhere, *([own[0]] if own else [])], key=lambda each: each.sequence)
+            if elsewhere or (own is not None and now - own[1] > RETURN_USES_SECONDS):
+                doubtful.add(node)
         return known, doubtful

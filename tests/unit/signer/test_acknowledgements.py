@@ -328,6 +328,44 @@ def test_another_replicas_agents_that_change_over_count_for_a_while() -> None:
     seen(maps, check)
 
 
+def test_of_several_last_words_the_least_counts() -> None:
+    """An agent that was started anew at a replica that is behind, and has left that one, too."""
+
+    def maps(kube: FakeKube, _: StepClock) -> None:
+        for name, sequence in (("one", 9), ("two", 8), ("three", 9)):
+            left = {"digests": [DIGEST.hex()], "nodes": {}, "left": {"a": [sequence, {}, 0]}}
+            put(kube, replica(name, {}, nodes=json.dumps(left)))
+
+    def check(leader: Agents, _: StepClock) -> None:
+        assert leader.summary(wanted(9), A) == (A, None)
+        leader.disconnect(leader.connect(agent("a")))
+        handle = leader.connect(agent("a"))
+        says(leader, "a", 9, {})
+        leader.disconnect(handle)
+        assert leader.summary(wanted(9), A) == (A, None)
+
+    seen(maps, check)
+
+
+def test_who_is_back_and_has_said_nothing_is_told_once() -> None:
+    """With thousands of them the ConfigMap would be too large just when all come back."""
+
+    async def run() -> None:
+        clock = StepClock()
+        kube = FakeKube(clock)
+        here = agents(kube, clock, "one")
+        handle = here.connect(agent("a"))
+        says(here, "a", 7, {})
+        here.disconnect(handle)
+        here.connect(agent("a"))
+        here.connect(agent("b"))
+        await here.write()
+        found = json.loads(kube.objects[f"{MAPS}/podsvid-agents-one"]["data"]["nodes"])
+        assert (list(found["nodes"]), list(found["left"])) == (["b"], ["a"])
+
+    asyncio.run(run())
+
+
 def test_one_agents_end_is_not_anothers() -> None:
     clock = StepClock()
     here = agents(FakeKube(StepClock()), clock, "one")
