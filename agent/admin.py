@@ -36,7 +36,8 @@ _NO_TOKEN = (
 ADVICE: Mapping[str, str] = MappingProxyType(
     {
         "POD_TOKEN_MISSING": _NO_TOKEN,
-        "POD_TOKEN_EXPIRED": _NO_TOKEN,
+        "POD_TOKEN_EXPIRED": f"{_NO_TOKEN}; for a pod that is being deleted it brings none any more, and SVIDs go on "
+        "to the end of its grace period",
         "SIGNER_UNREACHABLE": "it is tried again by itself, and SVIDs are kept until they end; look at the signer's "
         "pods, its Service and network policies",
         "CLOCKS_DIFFER": "it is tried again by itself, and the SVID is kept until it ends; the message has both times: "

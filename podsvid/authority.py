@@ -20,7 +20,7 @@ from podsvid.interrupts import unwinding
 from podsvid.options import add_output, add_timeout, as_yaml, which_pod
 from podsvid.outcome import SIGNALLED
 from podsvid.sockets import SocketAbsent
-from podsvid.waiting import Waiting
+from podsvid.waiting import GaveUp, Waiting
 from runtime.terminal import printable
 from signer.errors import SignerError
 from signer.front.admin import KINDS, SERVICE
@@ -37,6 +37,8 @@ _NAMES = {**KINDS, admin_pb2.KIND_BOTH: "x509, jwt"}
 DEFAULT_SOCKET = "/run/podsvid-signer/admin.sock"
 # Policies that do not match, shown unless all are asked for: those of the same namespace or none, the nearest first.
 _NEAR = 5
+# Whoever asks for a forced rotation once more abandons what the first one made.
+_UNKNOWN, _SEE = "it is not known whether the signer took it", "see `podsvid authority show`"
 
 
 class CommandFailed(SignerError):
@@ -124,8 +126,8 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool) -
     """Print a signer's answer for a person; `every`: with all policies that do not match, not only the nearest."""
     allowed = found.outcome == "allowed"
     lines = [f"pod {pod}: {found.spiffe_id if allowed else found.outcome}", f"policy: {found.policy}"]
-    if found.spiffe_id and not allowed:
-        lines.append(f"its identity: {found.spiffe_id}, for volumes that ask for no more than the policy gives")
+    if found.entitled:
+        lines.append(f"its identity: {found.entitled}, for volumes that ask for no more than the policy gives")
     if found.x509_ttl:
         lines.append(f"X.509-SVIDs live {found.x509_ttl}; a volume's ttl gets {found.x509_ttl_most} at most")
     if found.ttl_clipped:
@@ -154,17 +156,22 @@ def run(parsed: argparse.Namespace) -> int:
                 return _show(channel, parsed, console, waiting)
             # Once it is asked it goes on, whether or not anybody waits.
             with unwinding():
-                print(waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left())), flush=True)
+                answer = waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left()))
                 asked = True
+                print(answer, flush=True)
                 if parsed.action == "rotate" and not parsed.no_wait:
                     _follow(channel, _kind(parsed), parsed.wait or parsed.forced, console)
             return 0
-        except grpc.RpcError as error:
-            raise _failed(error, parsed.socket, waiting) from None
+        except (grpc.RpcError, GaveUp) as error:
+            failed = error if isinstance(error, GaveUp) else _failed(error, parsed.socket, waiting)
+            raise failed if asked else _unsure(failed) from None
         except KeyboardInterrupt as error:
-            goes_on = "the signer goes on by itself" if asked else "it is not known whether the signer took it"
-            print(f"podsvid: {goes_on}; see `podsvid authority show`", file=sys.stderr)
+            print(f"podsvid: {'the signer goes on by itself' if asked else _UNKNOWN}; {_SEE}", file=sys.stderr)
             return SIGNALLED + int(getattr(error, "number", signal.SIGINT))
+
+
+def _unsure(error: Exception) -> Exception:
+    return GaveUp(f"{error}; {_UNKNOWN}; {_SEE}") if isinstance(error, GaveUp) else error
 
 
 def _signer(path: str) -> str:

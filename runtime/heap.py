@@ -14,8 +14,9 @@ OLDEST_AFTER = 50
 # Seconds from one time to the next that what has come is looked at, and left out.
 EVERY = 10.0
 # Where the process has grown by so much since all of it was looked at, it is again; after so many times at least, since
-# it also grows with what it learns, agents that all come back most of all. By as much as MUCH it is at once.
-GROWN, AT_LEAST, MUCH = 1.1, 60, 2.0
+# it also grows with what it learns, agents that all come back most of all. By as much as MUCH it is at
+# once: memory has a limit.
+GROWN, AT_LEAST, MUCH = 1.1, 60, 1.5
 
 
 async def _pause() -> None:

@@ -134,7 +134,7 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.POD_TOKEN_MISSING: "no token of the pod: the CSIDriver object needs `tokenRequests` with the audience",
         Reason.POD_TOKEN_INVALID: "the API server does not accept the pod's token",
         Reason.POD_TOKEN_EXPIRED: "the pod's token is old: the CSIDriver object needs `requiresRepublish: true`; "
-        "or the pod is being deleted, and its grace period is over",
+        "or the pod is being deleted, and its grace period is over, or nearly (a signer whose clock is ahead)",
         Reason.POD_TOKEN_AUDIENCE: "the pod's token is for another audience",
         Reason.POD_TOKEN_UNBOUND: "the pod's token names no pod or node: Kubernetes 1.30 or newer is needed",
         Reason.POD_TOKEN_REPLAYED: "the token is of another pod than the one asked for: look at that node",

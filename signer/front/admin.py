@@ -21,7 +21,7 @@ from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.timing import FORCED_GRACE
 from signer.errors import Reason, SignerError
 from signer.pb import admin_pb2
-from signer.policy.policies import Policies
+from signer.policy.policies import ALLOWED, Policies
 
 _log = logging.getLogger("podsvid.admin")
 SERVICE = "podsvid.signer.v1.Admin"
@@ -101,7 +101,8 @@ class AdminService:
         return admin_pb2.ExplainResponse(
             outcome=found.outcome,
             policy=found.policy,
-            spiffe_id=found.spiffe_id,
+            spiffe_id=found.spiffe_id if found.outcome == ALLOWED else "",
+            entitled="" if found.outcome == ALLOWED else found.spiffe_id,
             matched=found.matched,
             not_matched=[
                 admin_pb2.NotMatched(

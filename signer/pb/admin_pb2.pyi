@@ -43,7 +43,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped", "lost")
+    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped", "lost", "entitled")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class ExplainResponse(_message.Message):
     X509_TTL_MOST_FIELD_NUMBER: _ClassVar[int]
     TTL_CLIPPED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    ENTITLED_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     policy: str
     spiffe_id: str
@@ -62,7 +63,8 @@ class ExplainResponse(_message.Message):
     x509_ttl_most: str
     ttl_clipped: str
     lost: _containers.RepeatedCompositeFieldContainer[Lost]
-    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[Lost, _Mapping]]] = ...) -> None: ...
+    entitled: str
+    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[Lost, _Mapping]]] = ..., entitled: _Optional[str] = ...) -> None: ...
 
 class NotMatched(_message.Message):
     __slots__ = ("policy", "because", "differences", "elsewhere")

@@ -39,11 +39,14 @@ READ_AGAIN_SECONDS = 5.0
 # Seconds between two lines of log about what is left out.
 COMPLAINT_SECONDS = 60.0
 SERVICES = "/api/v1/services"
+ALLOWED = "allowed"
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """For `explain`: the entitlement or the refusal, what matched in the order of the rule, and why others did not.
+
+    Where it is refused with a `spiffe_id`, that is only of what a volume asks for beside.
 
     `lost`: of those that matched and do not decide, with the part of the rule by which they lost.
     `x509_ttl` is how long its X.509-SVIDs live, `x509_ttl_most` what a volume's ttl gets at most, `clipped` what of the
@@ -161,7 +164,7 @@ class Policies:
             winner = names[0] if names else NO_POLICY
             return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched, lost)
         refusals = self._refusals(pod, found)
-        outcome = f"refused: {'; '.join(refusals)}" if refusals else "allowed"
+        outcome = f"refused: {'; '.join(refusals)}" if refusals else ALLOWED
         limits, clipped = self._settings.ttls, self._not_granted(matched[0]) if matched else ""
         lives = durations.text(ttls.usual(limits, found)) if limits else ""
         most = durations.text(ttls.longest(limits, found)) if limits else ""
@@ -292,6 +295,7 @@ class Policies:
             self._freed.set()
         # Those that give no names matter only where they are the first of these, or the last.
         names = old != new and any(each.selector for each in (old, new) if each is not None)
+        names = names and self.synced and any(each.dns_names_from_services for each in self.all())
         for namespace in namespaces:
             if names or self._service_index.unread(namespace) != before[namespace]:
                 self.statuses.namespace_changed(namespace)
