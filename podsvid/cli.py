@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     given, command = api.split_command(arguments)
-    if given == ["--version"]:
+    if given[:1] == ["--version"]:
         from runtime.version import own_version
 
         print(f"podsvid {own_version()}")

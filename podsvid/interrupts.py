@@ -1,4 +1,4 @@
-"""Signals that end a command: what has something to clean up is unwound by them, and no more often than that."""
+"""Signals that end a command: what has something to clean up is unwound by the first one, and by no other."""
 
 import signal
 import threading
@@ -18,37 +18,44 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+class FirstOnly:
+    """A handler: the first signal raises KeyboardInterrupt. A second must not end what the first one has begun: a
+    terminal that is closed sends two, and people press Ctrl-C again."""
+
+    def __init__(self) -> None:
+        self.came: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.came is None:
+            self.came = number
+            raise KeyboardInterrupt
+
+    def again(self) -> None:
+        """It was raised where nothing can be: it comes once more."""
+        number, self.came = self.came, None
+        if number is not None:
+            signal.raise_signal(number)
+
+
 @contextmanager
 def unwinding() -> Iterator[None]:
-    """Within, the signals that end a process raise KeyboardInterrupt; outside of it that is Interrupted.
+    """Within, the signals that end a process raise KeyboardInterrupt, once; outside of it that is Interrupted.
 
     What is ignored stays ignored. On another than the main thread signals are somebody else's.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-
+    first = FirstOnly()
     before = {number: signal.getsignal(number) for number in ENDING}
-
-    def as_ctrl_c(number: int, _: FrameType | None) -> None:
-        # A terminal that is closed sends two, and the second must not end what the first one has begun.
-        if came:
-            return
-        came.append(number)
-        if before[signal.SIGINT] == signal.SIG_IGN:
-            # As in a script's background.
-            raise KeyboardInterrupt
-        signal.raise_signal(signal.SIGINT)
-
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
-                # asyncio.run lets Ctrl-C cancel its work, where Python's own handler is there, and nothing else.
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else as_ctrl_c)
+                signal.signal(number, first)
         yield
     except KeyboardInterrupt:
-        raise Interrupted(came[-1] if came else signal.SIGINT) from None
+        raise Interrupted(signal.SIGINT if first.came is None else first.came) from None
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Where one has come the process is about to end, and has files to remove yet.
+            signal.signal(number, first if first.came is not None and handler == signal.SIG_DFL else handler)

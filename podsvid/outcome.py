@@ -163,11 +163,11 @@ def _setting(error: OSError, settings: object) -> str:
 
 def _cause(error: BaseException) -> BaseException:
     """What began it: where a loop of a daemon ended, what ended it."""
-    while True:
-        below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
-        if below is None:
-            return error
-        error = below
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        error = (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__) or error
+    return error
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-from podsvid.interrupts import ENDING
+from podsvid.interrupts import ENDING, FirstOnly
 from podsvid.outcome import SIGNALLED
 
 
@@ -30,8 +30,9 @@ def main() -> int:
         return code
     finally:
         # The event loop leaves a handler behind that raises.
-        _die_without_a_word(ignore=code - SIGNALLED in ENDING)
-        streams.let_go(sys.stdout)
+        ended = code - SIGNALLED in ENDING
+        _die_without_a_word(ignore=ended)
+        streams.let_go(sys.stdout, flush=not ended)
 
 
 def _die_without_a_word(*, ignore: bool = False) -> None:
@@ -59,6 +60,10 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 def _uncatchable(problem: "sys.UnraisableHookArgs") -> None:
     """A signal that came where nothing can be raised, such as in a destructor, comes once more."""
     if isinstance(problem.exc_value, KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+        handler = signal.getsignal(signal.SIGINT)
+        if isinstance(handler, FirstOnly):
+            handler.again()
+        else:
+            signal.raise_signal(signal.SIGINT)
     else:
         sys.__unraisablehook__(problem)

@@ -46,7 +46,7 @@ ACCOUNT, AGENT, FIRST, SHORT, LEAVING = "clocks", "agent-clocks", "clock-first",
 TTL, BEHIND = 90, -60
 OTHERS = (-15, 15, 60)
 # Of the pod that is deleted; and for how long the API server takes a token that has ended.
-GRACE, LEEWAY = 90, 60
+GRACE, LEEWAY = 120, 60
 FLAGS = ("--x509-ttl", f"{TTL}s", "--x509-min-ttl", "10s", "--x509-max-ttl", f"{TTL}s")
 # A call is between two looks at the one clock while the other one's is looked at.
 NEARLY = 5.0

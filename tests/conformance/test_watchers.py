@@ -55,6 +55,7 @@ async def nginx(_: Mapping[str, Path], target: Path) -> int:
         process = subprocess.Popen([str(NGINX), "-p", name, "-c", str(base / "nginx.conf")])
         try:
             while not (base / "nginx.pid").exists():
+                assert process.poll() is None, "nginx ended"
                 await asyncio.sleep(LOOK_SECONDS)
             while len(serials) < SEEN:
                 if watch.events():

@@ -87,6 +87,12 @@ def test_what_ended_a_loop_is_told_with_its_end() -> None:
     assert found.text.startswith("RuntimeError: the heap loop ended by KeyError: 'the cause'; this is a bug")
 
 
+def test_an_error_that_is_its_own_cause_is_told_as_well() -> None:
+    error = RuntimeError("the loop ended")
+    error.__cause__ = error
+    assert outcome.of(error).text.startswith("RuntimeError: the loop ended; this is a bug")
+
+
 def test_what_a_peer_says_is_no_line_of_the_command() -> None:
     assert Outcome("X", "no\npodsvid: DONE: all is well").line() == "podsvid: X: no podsvid: DONE: all is well"
     assert outcome.of(AgentDied("it ended\n--- the end of its log")).line().count("\n") == 1
