@@ -194,6 +194,7 @@ class SignerService:
                 attested.until,
             )
             leaf = issued.chain[0]
+            stale = [each for each in map(stale_mounts, attested.pod.wishes) if each]
             federated = entitlement.federates_with
             answer = signer_pb2.MintX509SVIDResponse(
                 spiffe_id=str(entitlement.spiffe_id),
@@ -202,7 +203,7 @@ class SignerService:
                 hint=entitlement.hint,
                 federates_with=[domain.name for domain in federated or ()],
                 federates_with_all=federated is None,
-                notice="; ".join(filter(None, [issued.notice, *map(stale_mounts, attested.pod.wishes)])),
+                notice="; ".join(filter(None, [issued.notice, *stale])),
                 policy=entitlement.decided_by,
             )
             answer.renew_from.FromDatetime(issued.renewal.start)
@@ -214,10 +215,12 @@ class SignerService:
                 "not_before": leaf.not_valid_before_utc.isoformat(),
                 "not_after": leaf.not_valid_after_utc.isoformat(),
             }
+            claim = PodClaim(attested.pod.namespace, attested.pod.name, attested.pod.uid)
             if issued.clipped:
                 facts["ttl_clipped"] = issued.clipped
-                pod = attested.pod
-                self._events.clipped(PodClaim(pod.namespace, pod.name, pod.uid), issued.clipped)
+                self._events.clipped(claim, issued.clipped)
+            for each in stale:
+                self._events.surprise(claim, "SubPathMount", each)
             self._audit.allowed("x509", attested, entitlement, facts, time.perf_counter() - started)
             return answer
 
@@ -291,10 +294,6 @@ class SignerService:
             raise  # never reached: abort raises
         for surprise in entitlement.surprises:
             self._events.surprise(claim, "PolicySurprise", surprise)
-        for wish in attested.pod.wishes:
-            stale = stale_mounts(wish)
-            if stale:
-                self._events.surprise(claim, "SubPathMount", stale)
         self._metrics.minted(kind, "degraded" if attested.degraded else "ok", time.perf_counter() - started)
         return answer
 
