@@ -85,7 +85,9 @@ class _Explained:
     def notes(self) -> list[str]:
         """Where the parts contradict each other, and what becomes of it."""
         policy = self.policy or {}
-        wanted, outcome = str(policy.get("spiffe_id") or ""), str(policy.get("outcome") or "")
+        # Where only what a volume asks for is refused, the others go on.
+        wanted = str(policy.get("spiffe_id") or policy.get("entitled") or "")
+        outcome = str(policy.get("outcome") or "")
         held = sorted({each["spiffe_id"] for each in (self.volumes or {}).get("volumes", [])} - {"", wanted})
         if not held or not outcome:
             return []

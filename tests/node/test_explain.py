@@ -264,6 +264,21 @@ def test_an_identity_that_policy_no_longer_gives_is_pointed_at(tmp_path: Path) -
     assert told.returncode == 3
 
 
+def test_the_identity_of_a_pod_of_which_one_volume_is_refused_is_no_old_one(tmp_path: Path) -> None:
+    """Its other volumes are renewed: the note said that they would be refused."""
+    cluster = Cluster()
+    why = "refused: KEY_ALGORITHM_DENIED: volume tls: policy own wants keys of rsa-2048"
+    refused = admin_pb2.ExplainResponse(outcome=why, policy="own", entitled=IDENTITY)
+    cluster.execs["signer"] = (to_json(refused), "")
+    with serving(cluster, tmp_path) as config:
+        told = explain(config)
+    lines = told.stdout.splitlines()
+    assert lines[0] == f"pod shop/cart-0: {why}"
+    assert lines[2] == f"its identity: {IDENTITY}, for volumes that ask for no more than the policy gives"
+    assert "note:" not in told.stdout
+    assert told.returncode == 3
+
+
 def test_an_event_cannot_draw_on_the_terminal(tmp_path: Path) -> None:
     cluster = Cluster(events=[event("FailedMount", "\x1b[2Jall is well\r\x9b", "podsvid", "2026-11-24T12:00:02Z")])
     cluster.execs["agent"] = ("", "podsvid: NODE_COMMAND_FAILED: \x1b]0;title\x07")

@@ -20,8 +20,9 @@ from runtime.version import own_version
 from signer.config import SignerConfig
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
+@pytest.mark.parametrize("beside", [(), ("node",), ("help",)])
+def test_the_version(beside: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version", *beside]) == 0
     assert capsys.readouterr().out == f"podsvid {own_version()}\n"
 
 
