@@ -235,6 +235,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(f"signal {number}")
 
 
+def status_of(work: Callable[[], object]) -> int:
+    """The exit status of a command that builds: what is finished is kept, however it ends."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        work()
+    except BuildError as error:
+        say(f"failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; what was finished is kept")
+        return 130
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="tests.go_tools", description="Builds the Go programs that tests run.")
@@ -254,18 +268,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         programs = [program for program in programs if program.name == options.name]
         if not programs:
             parser.error(f"{options.suites[0]} has no program {options.name}")
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
+
+    def work() -> None:
         built = build(programs, say)
-    except BuildError as error:
-        say(f"failed: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; what was finished is kept")
-        return 130
-    if options.action == "path":
-        print(built[options.name])
-    return 0
+        if options.action == "path":
+            print(built[options.name])
+
+    return status_of(work)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from tests.go_tools import BuildError, Progress, cache_root, say
+from tests.go_tools import BuildError, Progress, cache_root, say, status_of
 
 _CLIENTS = Path(__file__).parent / "clients"
 _LOG_SHOWN = 3000
@@ -145,22 +144,9 @@ def _run(client: Foreign, step: Sequence[str], work: Path, log: Path) -> None:
         raise BuildError(f"building {client.name} failed at {step[0]}:\n{text[-_LOG_SHOWN:]}")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(f"signal {number}")
-
-
 def main() -> int:
     """The command; its exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        build(FOREIGN, say)
-    except BuildError as error:
-        say(f"failed: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; what was finished is kept")
-        return 130
-    return 0
+    return status_of(lambda: build(FOREIGN, say))
 
 
 if __name__ == "__main__":

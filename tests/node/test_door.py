@@ -482,6 +482,16 @@ def asked(test: Callable[[Serving, Site, Path], Awaitable[None]], *flags: str) -
         asyncio.run(run(Path(name)))
 
 
+def asked_without_collector(test: Callable[[Serving, Site, Path], Awaitable[None]]) -> None:
+    """As `asked`, where nothing that refers to itself goes."""
+    gc.collect()
+    gc.disable()
+    try:
+        asked(test)
+    finally:
+        gc.enable()
+
+
 def value(signer: Serving, kind: str) -> float:
     found = signer.replica.metrics.registry.get_sample_value("podsvid_signer_turned_away_total", {"kind": kind})
     return found or 0.0
@@ -533,12 +543,7 @@ def test_a_refused_call_leaves_nothing_for_the_collector(monkeypatch: pytest.Mon
                     assert await one.code() is not grpc.StatusCode.OK
                 await until(lambda: kept() == 0)
 
-    gc.collect()
-    gc.disable()
-    try:
-        asked(test)
-    finally:
-        gc.enable()
+    asked_without_collector(test)
 
 
 def test_a_closed_connection_leaves_nothing_that_was_under_way_for_the_collector(
@@ -556,12 +561,7 @@ def test_a_closed_connection_leaves_nothing_that_was_under_way_for_the_collector
             assert kept() == 2
         await until(lambda: kept() == 0)
 
-    gc.collect()
-    gc.disable()
-    try:
-        asked(test)
-    finally:
-        gc.enable()
+    asked_without_collector(test)
 
 
 def test_who_does_not_acknowledge_grpcs_limits_is_closed() -> None:
