@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from agent.admin_api import ROTATE_SECONDS, SERVICE
 from agent.pb import node_admin_pb2 as pb
 from agent.servers.protocol import Use
 from agent.workload.problems import Problem
@@ -22,10 +23,6 @@ from csi.request import POD_NAME, POD_NAMESPACE, POD_UID, SERVICE_ACCOUNT
 from runtime.blocking import Blocking
 
 _log = logging.getLogger("podsvid.admin")
-SERVICE = "podsvid.agent.v1.NodeAdmin"
-SOCKET = "admin.sock"
-# Seconds that a renewal which was asked for may take: a mint's deadline and a little.
-ROTATE_SECONDS = 35.0
 _Context = grpc.aio.ServicerContext[Any, Any]
 _PUBLISH = "/csi.v1.Node/NodePublishVolume"
 # kubelet publishes again about once a minute, with a token that is good for longer.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import admin, budget, fairness
+from agent import admin, admin_api, budget, fairness
 from agent.authority.given import FollowedJwtKeys, GivenX509
 from agent.authority.jwt_keys import JwtKeys, open_kept
 from agent.authority.local import IssuePolicy, Kept, LocalAuthority, X509Source, open_embedded
@@ -182,7 +182,7 @@ async def _start(
         return f"the signer at {config.signer_address}, which {state}"
 
     node_admin = admin.NodeAdmin(workloads, where, blocking)
-    admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin.SOCKET)
+    admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin_api.SOCKET)
     services.push_async_callback(admin_server.stop, STOP_GRACE)
     for driver in registrations:
         server = await serve_driver(
@@ -237,7 +237,7 @@ def _leave_clean(config: AgentConfig) -> None:
             endpoint.parent.rmdir()
     with suppress(FileNotFoundError):
         journal.rmdir()
-    for name in (admin.SOCKET, KEPT_BUNDLES, "lock"):
+    for name in (admin_api.SOCKET, KEPT_BUNDLES, "lock"):
         (config.run_dir / name).unlink(missing_ok=True)
 
 

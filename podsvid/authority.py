@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
-from rich.table import Table
 
 from podsvid import sockets
 from podsvid.interrupts import unwinding
@@ -22,9 +21,13 @@ from podsvid.outcome import SIGNALLED
 from podsvid.sockets import SocketAbsent
 from podsvid.waiting import GaveUp, Waiting
 from runtime.terminal import printable
+from signer.admin_api import KINDS, SERVICE
 from signer.errors import SignerError
-from signer.front.admin import KINDS, SERVICE
 from signer.pb import admin_pb2
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 ACTIONS = {
     "prepare": admin_pb2.ACTION_PREPARE,
@@ -125,7 +128,10 @@ def explain(parsed: argparse.Namespace) -> int:
 def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool) -> None:
     """Print a signer's answer for a person; `every`: with all policies that do not match, not only the nearest."""
     allowed = found.outcome == "allowed"
-    lines = [f"pod {pod}: {found.spiffe_id if allowed else found.outcome}", f"policy: {found.policy}"]
+    lines = [
+        f"pod {pod}: {found.spiffe_id if allowed else found.outcome}",
+        f"policy: {found.policy or 'none is asked'}",
+    ]
     if found.entitled:
         lines.append(f"its identity: {found.entitled}, for volumes that ask for no more than the policy gives")
     if found.x509_ttl:
@@ -147,6 +153,9 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool) -
 def run(parsed: argparse.Namespace) -> int:
     """Run it; the exit code. Raises CommandFailed."""
     _check_socket(parsed.socket, "authority show")
+    # Not above: `explain` loads this module, and waits for every import.
+    from rich.console import Console
+
     # Into a pipe, as kubectl exec is, an id stays in one piece: `revoke` takes it whole.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     waiting, asked = Waiting(parsed.timeout), parsed.action == "show"
@@ -225,7 +234,7 @@ def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
     return _BY_NAME[parsed.kind or "x509"]
 
 
-def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console, waiting: Waiting) -> int:
+def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: "Console", waiting: Waiting) -> int:
     coming = _watch(channel, None if parsed.watch else waiting.left())
     first = waiting.ask(_signer(parsed.socket), lambda: next(coming))
     for status in chain([first], coming):
@@ -239,7 +248,9 @@ def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: Console, w
     return 0
 
 
-def _table(status: admin_pb2.AuthorityStatus) -> Table:
+def _table(status: admin_pb2.AuthorityStatus) -> "Table":
+    from rich.table import Table
+
     table = Table(title=f"trust domain {status.trust_domain}, sequence {status.sequence}", title_justify="left")
     for head in ("kind", "stage", "id", "since", "ends", "SVIDs held"):
         table.add_column(head, overflow="fold")
@@ -253,7 +264,7 @@ def _table(status: admin_pb2.AuthorityStatus) -> Table:
     return table
 
 
-def _print_rest(status: admin_pb2.AuthorityStatus, console: Console) -> None:
+def _print_rest(status: admin_pb2.AuthorityStatus, console: "Console") -> None:
     have = status.agents - status.agents_waiting
     console.soft_wrap = True
     known = ", as far as is known" if status.unknown else ""
@@ -281,7 +292,7 @@ def _abandoned(each: admin_pb2.Abandoned) -> str:
     return head + left + ("; all its SVIDs were replaced" if each.replaced else f"; {ends}")
 
 
-def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, console: Console) -> None:
+def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, console: "Console") -> None:
     """Print a line for each change until SVIDs are re-issued, or nothing of before is trusted; then what is left."""
     last = ""
     for status in _watch(channel, None):
@@ -297,7 +308,7 @@ def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, con
             return
 
 
-def _print_left(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind", console: Console) -> None:
+def _print_left(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind", console: "Console") -> None:
     for head, lines in (("next", status.next), ("to do", status.to_do)):
         for line in lines:
             if line.partition(":")[0] in _NAMES[kind]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import Parse
-from rich.console import Console
 
 from agent.pb import node_admin_pb2
 from podsvid import authority as authority_command
@@ -28,6 +27,8 @@ from signer.errors import SignerError
 from signer.pb import admin_pb2
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from podsvid.by_kubeconfig import KubeconfigCluster, SeenPod
 
 
@@ -60,6 +61,8 @@ def run(parsed: argparse.Namespace) -> int:
         document = json.dumps(found.to_json(), indent=2) + "\n"
         print(document if parsed.output == "json" else as_yaml(document), end="")
     else:
+        from rich.console import Console
+
         _show(found, Console(highlight=False, soft_wrap=True), every=parsed.all)
     return 0 if found.well else 3
 
@@ -163,7 +166,7 @@ def _ask_agent(cluster: "KubeconfigCluster", pod: "SeenPod") -> Any:
     return cluster.run(agent, "agent", ["podsvid", "node", "explain", what, "--output", "json"])
 
 
-def _show(found: _Explained, console: Console, *, every: bool) -> None:
+def _show(found: _Explained, console: "Console", *, every: bool) -> None:
     if found.policy is not None:
         policy = Parse(json.dumps(found.policy), admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
         authority_command.show_explained(found.pod, policy, every=every)

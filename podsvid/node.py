@@ -7,17 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from agent.admin import ROTATE_SECONDS, SERVICE, SOCKET
+from agent.admin_api import ROTATE_SECONDS, SERVICE, SOCKET
 from agent.errors import AgentError
 from agent.pb import node_admin_pb2 as pb
 from podsvid import sockets
@@ -26,6 +23,9 @@ from podsvid.sockets import SocketAbsent
 from podsvid.waiting import GIVEN_UP, Waiting
 from runtime.durations import about
 from runtime.terminal import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -62,25 +62,23 @@ def run(parsed: argparse.Namespace) -> int:
             f"no agent listens at {parsed.socket}; run this as root on the node or in the agent's pod, for example "
             f"kubectl -n podsvid exec POD -- podsvid node {command}"
         )
-    # Into a pipe or file lines are as long as they are.
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
     now = datetime.now(UTC)
     namespace, name = which_pod(parsed) if parsed.action != "ls" else ("", "")
     agent = _Agent(parsed.socket, Waiting(parsed.timeout))
     if parsed.action == "ls":
         found = agent.ask("List", pb.ListRequest(), pb.ListResponse)
-        _print(found, parsed.output, console, lambda: _list(found.volumes, console, now))
+        _print(found, parsed.output, lambda console: _list(found.volumes, console, now))
         return _code(found.volumes)
     if parsed.action == "rotate":
         rotated = agent.ask("Rotate", pb.RotateRequest(namespace=namespace, pod=name), pb.RotateResponse)
-        _print(rotated, parsed.output, console, lambda: _list(rotated.volumes, console, now))
+        _print(rotated, parsed.output, lambda console: _list(rotated.volumes, console, now))
         return _code(rotated.volumes)
     explained = agent.ask("Explain", pb.ExplainRequest(namespace=namespace, pod=name), pb.ExplainResponse)
-    _print(explained, parsed.output, console, lambda: show(explained, console, now))
+    _print(explained, parsed.output, lambda console: show(explained, console, now))
     return _code(explained.volumes) if explained.volumes else 3
 
 
-def show(found: pb.ExplainResponse, console: Console, now: datetime) -> None:
+def show(found: pb.ExplainResponse, console: "Console", now: datetime) -> None:
     """Print what an agent says of a pod, for a person."""
     for volume in found.volumes:
         _explain(volume, console, now)
@@ -121,19 +119,26 @@ class _Agent:
             raise seen or NodeCommandFailed(str(error.details())) from None
 
 
-def _print(message: Message, output: str, console: Console, people: Callable[[], None]) -> None:
+def _print(message: Message, output: str, people: "Callable[[Console], None]") -> None:
     if output != "text":
         document = to_json(message) + "\n"
         sys.stdout.write(document if output == "json" else as_yaml(document))
     else:
-        people()
+        # Not above: what asks by exec wants JSON, and waits for every import.
+        from rich.console import Console
+
+        # Into a pipe or file lines are as long as they are.
+        people(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000))
 
 
 def _code(volumes: Iterable[pb.Volume]) -> int:
     return 0 if all(each.state == "ok" for each in volumes) else 3
 
 
-def _list(volumes: Iterable[pb.Volume], console: Console, now: datetime) -> None:
+def _list(volumes: Iterable[pb.Volume], console: "Console", now: datetime) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False)
     for head in ("POD", "SPIFFE ID", "DRIVER/LAYOUT", "ENDS IN", "RENEWS IN", "STREAMS", "STATE"):
         table.add_column(head, overflow="fold")
@@ -154,7 +159,7 @@ def _list(volumes: Iterable[pb.Volume], console: Console, now: datetime) -> None
         console.print("kubelet has no volume of podsvid published on this node")
 
 
-def _explain(volume: pb.Volume, console: Console, now: datetime) -> None:
+def _explain(volume: pb.Volume, console: "Console", now: datetime) -> None:
     def line(name: str, text: str) -> None:
         console.print(f"  {name:<13}{printable(text)}", markup=False)
 
@@ -218,7 +223,7 @@ def _times(text: str, number: int) -> str:
     return text if number == 1 else f"{text} ({number} times)"
 
 
-def _problems(problems: Iterable[pb.Problem], console: Console, now: datetime) -> None:
+def _problems(problems: Iterable[pb.Problem], console: "Console", now: datetime) -> None:
     for each in problems:
         ago = about((now - each.at.ToDatetime(UTC)).total_seconds())
         since = about((now - each.first_at.ToDatetime(UTC)).total_seconds())

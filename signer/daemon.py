@@ -246,9 +246,9 @@ class Replica:
         services.push_async_callback(self._server.close, STOP_GRACE)
         services.callback(self._service.end_streams)
         await self._refresh()
-        admin = await serve_admin(
-            AdminService(self._rotation, self._policies, self._pods, self._clock), config.admin_socket
-        )
+        drivers = frozenset(config.driver_names)
+        asked = AdminService(self._rotation, self._policies, self._pods, drivers, self._clock)
+        admin = await serve_admin(asked, config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
         await _until(stopping, tasks)
 

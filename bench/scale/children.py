@@ -19,7 +19,7 @@ from typing import Any
 import grpc.aio
 
 from bench.scale.population import NAMESPACE, TRUST_DOMAIN, Cluster
-from signer.front.admin import SERVICE
+from signer.admin_api import SERVICE
 from signer.pb import admin_pb2
 from tests.ports import free_port
 

@@ -11,10 +11,10 @@ from datetime import timedelta
 from runtime import durations
 from runtime.clock import Clock
 from runtime.newest import keep
+from signer.attestation import fitness
 from signer.attestation.accounts import Accounts
-from signer.attestation.pods import MAX_DRIVERS, Pods
+from signer.attestation.pods import Pods
 from signer.attestation.tokens import NOBODY, OfflineTokens, TokenRefused, TokenReviews, claimed_pod, names_a_key
-from signer.cluster.objects import MAX_LABEL_CHARACTERS, MAX_LABELS
 from signer.errors import ApiUnavailable, Reason, Refused
 from signer.model import OUTAGE_RETRY, Agent, AttestedPod, BoundToken, LivePod, PodClaim, Sender, Standing
 from svid.spiffeid import SpiffeId
@@ -172,27 +172,7 @@ class Attestor:
                 Reason.SERVICE_ACCOUNT_MISMATCH,
                 f"pod {pod} runs as {pod.service_account}, its token is of {proven.service_account}",
             )
-        if pod.mirror:
-            raise Refused(Reason.POD_IS_MIRROR, f"pod {pod} is a static pod: its identity would be the node's word")
-        if pod.finished:
-            raise Refused(Reason.POD_FINISHED, f"pod {pod} has finished")
-        if pod.left_out:
-            raise Refused(
-                Reason.NAMESPACE_FULL,
-                f"namespace {pod.namespace} has more pods than count (the signer's pods_per_namespace), finished ones "
-                f"too; the oldest do, and pod {pod} is none of them: delete others, and it is tried again",
-            )
-        if pod.oversized:
-            raise Refused(
-                Reason.POD_OVERSIZED,
-                f"pod {pod} has more than {MAX_LABELS} labels, or {MAX_LABEL_CHARACTERS} characters of them, "
-                f"or {MAX_DRIVERS} CSI drivers",
-            )
-        if not pod.drivers & self._settings.drivers:
-            raise Refused(
-                Reason.POD_WITHOUT_DRIVER,
-                f"pod {pod} has no csi volume of driver {' or '.join(sorted(self._settings.drivers))}",
-            )
+        fitness.check(pod, self._settings.drivers)
 
     async def _leaving(self, error: TokenRefused, agent: Agent, token: str, claim: PodClaim) -> AttestedPod | None:
         """The pod, where its token ended after its own end began: kubelet brings no other then, and it may serve on.

@@ -12,6 +12,8 @@ import grpc
 import grpc.aio
 
 from runtime.clock import Clock
+from signer.admin_api import KINDS, SERVICE
+from signer.attestation import fitness
 from signer.attestation.pods import Pods
 from signer.authority.advice import to_do
 from signer.authority.knowledge import Acks
@@ -19,27 +21,28 @@ from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.timing import FORCED_GRACE
-from signer.errors import Reason, SignerError
+from signer.errors import Refused, SignerError
 from signer.pb import admin_pb2
 from signer.policy.policies import ALLOWED, Policies
 
 _log = logging.getLogger("podsvid.admin")
-SERVICE = "podsvid.signer.v1.Admin"
 # Seconds between looks at what has no feed: who has acknowledged, and the time.
 REFRESH_SECONDS = 1.0
 MAX_NODES = 20
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-KINDS = {admin_pb2.KIND_X509: "x509", admin_pb2.KIND_JWT: "jwt"}
 _KIND_NUMBERS = {name: kind for kind, name in KINDS.items()}
 
 
 class AdminService:
     """Implements podsvid.signer.v1.Admin."""
 
-    def __init__(self, rotation: Rotation, policies: Policies, pods: Pods, clock: Clock) -> None:
+    def __init__(
+        self, rotation: Rotation, policies: Policies, pods: Pods, drivers: frozenset[str], clock: Clock
+    ) -> None:
         self._rotation = rotation
         self._policies = policies
         self._pods = pods
+        self._drivers = drivers
         self._clock = clock
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -94,9 +97,11 @@ class AdminService:
         if pod is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
         assert pod is not None
-        if pod.left_out:
-            text = f"{Reason.NAMESPACE_FULL}: pod {pod} is beyond the oldest pods_per_namespace of its namespace"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        try:
+            fitness.check(pod, self._drivers)
+        except Refused as error:
+            # No policy is asked: of some such pods not even the labels are known.
+            return admin_pb2.ExplainResponse(outcome=f"refused: {error.reason}: {error}")
         found = self._policies.explain(pod)
         return admin_pb2.ExplainResponse(
             outcome=found.outcome,

@@ -50,7 +50,8 @@ SERVICE = "podsvid.signer.v1.Signer"
 # A stream ends while its agent's token is good still, and not later than this: agents spread over replicas again.
 STREAM_LIFE = timedelta(minutes=30)
 TOKEN_MARGIN = timedelta(seconds=60)
-# Refusals that the pod's author or the cluster's operator can do something about: the pod's events say so.
+# Refusals that the pod's author or the cluster's operator can do something about: the pod's events say so. Only such as
+# come after the pod was proven to be on the agent's node, or an agent would choose whose events it writes.
 _TELL_POD = frozenset(
     {
         Reason.POLICY_DENIED,
@@ -59,7 +60,11 @@ _TELL_POD = frozenset(
         Reason.KEY_WEAK,
         Reason.DNS_NAME_DENIED,
         Reason.POD_WITHOUT_DRIVER,
+        Reason.POD_OVERSIZED,
+        Reason.POD_IS_MIRROR,
         Reason.NAMESPACE_FULL,
+        Reason.ISSUANCE_REFUSED,
+        Reason.JWT_DISABLED,
     }
 )
 # What was said about the caller's own token: a stranger who goes on like this is sent away.

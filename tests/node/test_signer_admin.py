@@ -69,7 +69,9 @@ def test_only_the_owner_opens_the_socket_from_its_first_moment_whatever_the_umas
 ) -> None:
     async def test(here: Serving) -> None:
         replica, path = here.replica, tmp_path / "new" / "admin.sock"
-        service, modes = AdminService(replica._rotation, replica._policies, replica._pods, here.site.clock), set()
+        drivers: frozenset[str] = frozenset()
+        service = AdminService(replica._rotation, replica._policies, replica._pods, drivers, here.site.clock)
+        modes: set[int] = set()
         before = os.umask(0)
         try:
             starting = asyncio.create_task(serve_admin(service, path))

@@ -22,13 +22,14 @@ from podsvid import authority as authority_command
 from podsvid.authority import CommandFailed, show_explained
 from podsvid.outcome import WrongUsage
 from podsvid.sockets import NotASocket, SocketAbsent
+from signer.admin_api import SERVICE
 from signer.authority.advice import to_do
 from signer.authority.knowledge import Acks
 from signer.authority.rotation import Rotation
 from signer.authority.slots import KINDS
 from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.timing import FORCED_GRACE
-from signer.front.admin import MAX_NODES, SERVICE, _abandoned, _reissuing, _rotating
+from signer.front.admin import MAX_NODES, _abandoned, _reissuing, _rotating
 from signer.model import Agent
 from signer.pb import admin_pb2
 from signer.policy.policy import GROUP

@@ -12,12 +12,12 @@ from typing import Any
 import grpc
 import pytest
 
-from agent import admin as agent
+from agent import admin_api as agent
 from agent.socket.guard import WORKLOAD_API
 from podsvid import sockets
 from podsvid.cli import main
 from podsvid.sockets import trouble
-from signer.front import admin as signer
+from signer import admin_api as signer
 
 pytestmark = pytest.mark.timeout(60)
 COMMANDS = {

@@ -7,9 +7,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import grpc
-import pytest
-
 from signer import config, daemon
 from signer.attestation.pods import Pods
 from signer.errors import Reason
@@ -18,7 +15,7 @@ from signer.front.agents import _TELL_POD
 from signer.model import PodClaim
 from signer.pb import admin_pb2
 from tests.fake_kube import FakeKube
-from tests.signer_rig import Site, StepClock
+from tests.signer_rig import DRIVER, Site, StepClock
 from tests.unit.signer.test_attestation import Rig, rigged
 from tests.unit.signer.test_pods import told
 
@@ -145,24 +142,15 @@ def test_a_change_of_one_that_counts_or_not_changes_nothing_of_that() -> None:
 
 
 def test_who_asks_what_such_a_pod_gets_is_told_why_it_is_nothing() -> None:
-    class Aborted(Exception): ...
-
-    class Context:
-        async def abort(self, code: grpc.StatusCode, details: str) -> None:
-            raise Aborted(code, details)
-
     async def test(rig: Rig) -> None:
         for minute, name in enumerate(("old", "new")):
             made(rig.site, name, minute)
         await told()
         nothing: Any = None
-        service = AdminService(nothing, nothing, rig.pods, rig.site.clock)
-        context: Any = Context()
-        with pytest.raises(Aborted) as caught:
-            await service.explain(admin_pb2.ExplainRequest(namespace="default", pod="new"), context)
-        code, details = caught.value.args
-        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert details.startswith("NAMESPACE_FULL: pod default/new is beyond the oldest pods_per_namespace")
+        service = AdminService(nothing, nothing, rig.pods, frozenset({DRIVER}), rig.site.clock)
+        said = await service.explain(admin_pb2.ExplainRequest(namespace="default", pod="new"), nothing)
+        assert said.outcome.startswith("refused: NAMESPACE_FULL: namespace default has more pods than count")
+        assert "pod default/new is none of them: delete others" in said.outcome
 
     rigged(test, most=1)
 
