@@ -4,14 +4,17 @@ import argparse
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 
 from csi.profile import PROFILES, default_profile_for
-from runtime import settings
-from runtime.settings import InvalidSetting, setting
+from runtime import durations, loading, settings
+from runtime.loading import Examined
+from runtime.settings import Conflict, setting
 from svid.dnsnames import is_pattern
 from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
@@ -19,8 +22,10 @@ from svid.spiffeid import TrustDomain
 _DRIVER = re.compile(r"[a-z]([-a-z0-9.]{0,61}[a-z])?", re.ASCII)
 _NODE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 # sun_path holds 107 bytes; the longest socket podsvid binds below kubelet's root adds this to the driver's name.
-_MAX_SOCKET_PATH = 107
+_MAX_SOCKET_PATH = settings.MAX_SOCKET_PATH
 _REGISTRY_OVERHEAD = len("/plugins_registry/-01234567-reg.sock")
+# Below the run directory.
+_RUN_OVERHEAD = len("/.admin.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class AgentConfig:
         "this node's name as Kubernetes knows it (default: the host name)",
     )
     driver_names: tuple[DriverName, ...] = setting(
-        settings.listed(_driver),
+        settings.listed(_driver, pairs=True),
         "CSI driver names (CSIDriver objects), NAME or NAME=PROFILE with profile " + ", ".join(PROFILES),
         "csi.podsvid.io",
     )
@@ -94,7 +99,9 @@ class AgentConfig:
         settings.choice("embedded", "file", "signer"), "where SVIDs come from: embedded, file or signer", "embedded"
     )
     ca_cert_file: Path | None = setting(settings.absolute, "authority file: PEM chain, issuing certificate first")
-    ca_key_file: Path | None = setting(settings.absolute, "authority file: PEM private key of the issuing certificate")
+    ca_key_file: Path | None = setting(
+        settings.absolute, "authority file: PEM private key of the issuing certificate", secret=True
+    )
     ca_bundle_file: Path | None = setting(
         settings.absolute, "authority file: PEM root certificates (default: the last of --ca-cert-file)"
     )
@@ -104,7 +111,7 @@ class AgentConfig:
         "authority signer: trust bundle for the first contact, JWKS or PEM (ConfigMap podsvid-bundle)",
     )
     agent_token_file: Path | None = setting(
-        settings.absolute, "authority signer: projected service account token of the agent"
+        settings.absolute, "authority signer: projected service account token of the agent", secret=True
     )
     signer_audience: str = setting(
         settings.matching(re.compile(r"[!-~]{1,253}"), "printable characters without spaces"),
@@ -135,12 +142,14 @@ class AgentConfig:
     jwt_key_period: timedelta = setting(
         settings.period, "authority embedded: how long a JWT key signs, 1h to 3650d", "30d"
     )
-    jwt_key_file: Path | None = setting(settings.absolute, "authority file: PEM private key that signs JWT-SVIDs")
+    jwt_key_file: Path | None = setting(
+        settings.absolute, "authority file: PEM private key that signs JWT-SVIDs", secret=True
+    )
     jwt_bundle_file: Path | None = setting(
         settings.absolute, "authority file: SPIFFE JWKS whose JWT keys are published beside that key (for its rotation)"
     )
     federated_bundles: tuple[tuple[TrustDomain, Path], ...] = setting(
-        settings.listed(_federated),
+        settings.listed(_federated, pairs=True),
         "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read",
         "",
     )
@@ -208,36 +217,116 @@ class AgentConfig:
         settings.boolean, "UNSAFE, for quickstart on hosts that allow no mounts: volumes are plain directories", "false"
     )
 
-    def __post_init__(self) -> None:
-        if self.authority == "file" and (self.ca_cert_file is None or self.ca_key_file is None):
-            raise InvalidSetting("authority is file, which needs ca_cert_file and ca_key_file")
-        if self.authority == "signer" and None in (self.signer_address, self.signer_bundle, self.agent_token_file):
-            raise InvalidSetting("authority is signer, which needs signer_address, signer_bundle and agent_token_file")
+    def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
+        """What contradicts each other; `given` are the settings that somebody said."""
+        yield from self._authority_conflicts(given)
+        yield from self._lifetime_conflicts(given)
         if not self.driver_names:
-            raise InvalidSetting("driver_names is empty; name at least one")
+            yield Conflict(("driver_names",), "driver_names is empty; name at least one")
         for what, names in (
             ("driver_names", [driver.name for driver in self.driver_names]),
             ("federated_bundles", [domain.name for domain, _ in self.federated_bundles]),
         ):
             if len(set(names)) != len(names):
-                raise InvalidSetting(f"{what} has a name twice: {', '.join(names)}")
+                yield Conflict((what,), "it has a name twice; leave one out")
         if any(domain == self.trust_domain for domain, _ in self.federated_bundles):
-            raise InvalidSetting(f"federated_bundles has {self.trust_domain}, which is the own trust domain")
-        sds = [name for name in (self.sds_svid_name, self.sds_bundle_name, self.sds_all_bundles_name) if name]
-        if len(set(sds)) != len(sds):
-            raise InvalidSetting(f"two of the sds names are the same: {', '.join(sds)}")
-        name = max((driver.name for driver in self.driver_names), key=len)
-        longest = len(os.fsencode(self.kubelet_root)) + _REGISTRY_OVERHEAD + len(name)
-        if longest > _MAX_SOCKET_PATH:
-            raise InvalidSetting(
-                f"kubelet_root {self.kubelet_root} is too long: its sockets would take {longest} bytes, "
-                f"{_MAX_SOCKET_PATH} are possible"
+            yield Conflict(
+                ("federated_bundles", "trust_domain"),
+                "it is the own trust domain, whose bundle the authority has; leave it out",
             )
+        called = {each: getattr(self, each) for each in ("sds_svid_name", "sds_bundle_name", "sds_all_bundles_name")}
+        for one, other in combinations([each for each, name in called.items() if name], 2):
+            if called[one] == called[other]:
+                yield Conflict((one, other), "Envoy could ask for one of them only; give another name, or an empty one")
+        yield from _place_conflicts(self)
+        yield from settings.address_conflicts(metrics_listen=self.metrics_listen, health_listen=self.health_listen)
+
+    def _authority_conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
+        for name in _NEEDED[self.authority]:
+            if getattr(self, name) is None:
+                yield Conflict(("authority", name), "this authority needs it: give it, or choose another authority")
+        for name in _OF_AUTHORITIES:
+            if name not in given or self.authority in _OF_AUTHORITIES[name]:
+                continue
+            if name in _TO_THE_SIGNER and self.authority == "embedded":
+                why = "this node would have a CA that nobody else trusts: choose authority signer, or leave it out"
+            elif self.authority == "signer" and name not in _FILES:
+                why = "the signer decides that: set it there, and leave it out here"
+            else:
+                why = f"it is for authority {' and '.join(_OF_AUTHORITIES[name])}: choose that, or leave it out"
+            yield Conflict(("authority", name), why)
+        if self.authority == "file" and self.jwt_key_file is None:
+            if self.jwt_bundle_file is not None:
+                yield Conflict(("jwt_bundle_file", "jwt_key_file"), "its keys go beside that one: give both, or none")
+            if self.jwt_svids and "jwt_svids" in given:
+                yield Conflict(("jwt_svids", "jwt_key_file"), "JWT-SVIDs need that key: give it, or set it to false")
+
+    def _lifetime_conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
+        if self.authority == "signer":
+            return
+        if "x509_min_ttl" in given and self.x509_min_ttl > self.x509_ttl:
+            yield Conflict(("x509_min_ttl", "x509_ttl"), "the shortest lifetime is above the usual one; lower it")
+        longest = self.x509_max_ttl
+        if longest is not None and longest < self.x509_ttl:
+            yield Conflict(
+                ("x509_max_ttl", "x509_ttl"),
+                f"the longest lifetime is below the usual one; set it to {durations.text(self.x509_ttl)} or more",
+            )
+        if longest is not None and "x509_min_ttl" in given and longest < self.x509_min_ttl:
+            yield Conflict(("x509_max_ttl", "x509_min_ttl"), "the longest lifetime is below the shortest; raise it")
 
     @property
     def issues_jwt(self) -> bool:
         """Whether there is a JWT profile."""
         return self.jwt_svids and (self.authority != "file" or self.jwt_key_file is not None)
+
+
+# Of which authority a setting is, where it is not every one's. The others would not look at it.
+_OF_AUTHORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(("signer_address", "signer_bundle", "agent_token_file"), ("signer",)),
+        **dict.fromkeys(("ca_cert_file", "ca_key_file", "ca_bundle_file"), ("file",)),
+        **dict.fromkeys(("jwt_key_file", "jwt_bundle_file"), ("file",)),
+        **dict.fromkeys(
+            (
+                *("x509_ttl", "x509_min_ttl", "x509_max_ttl", "dns_names", "federated_bundles"),
+                *("jwt_svids", "jwt_ttl", "jwt_algorithm", "jwt_issuer", "jwt_jti"),
+            ),
+            ("embedded", "file"),
+        ),
+        "jwt_key_period": ("embedded",),
+    }
+)
+_TO_THE_SIGNER = frozenset({"signer_address", "signer_bundle", "agent_token_file"})
+_FILES = frozenset(name for name, where in _OF_AUTHORITIES.items() if where == ("file",))
+_NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "embedded": (),
+        "file": ("ca_cert_file", "ca_key_file"),
+        "signer": ("signer_address", "signer_bundle", "agent_token_file"),
+    }
+)
+
+
+def _place_conflicts(config: AgentConfig) -> Iterator[Conflict]:
+    name = max((driver.name for driver in config.driver_names), key=len, default="")
+    longest = len(os.fsencode(config.kubelet_root)) + _REGISTRY_OVERHEAD + len(name)
+    if longest > _MAX_SOCKET_PATH:
+        yield Conflict(
+            ("kubelet_root", "driver_names"),
+            f"the path is too long: its sockets would take {longest} bytes, {_MAX_SOCKET_PATH} are possible",
+        )
+    longest = len(os.fsencode(config.run_dir)) + _RUN_OVERHEAD
+    if longest > _MAX_SOCKET_PATH:
+        yield Conflict(
+            ("run_dir",),
+            f"the path is too long: its sockets would take {longest} bytes, {_MAX_SOCKET_PATH} are possible",
+        )
+    if config.authority == "embedded" and config.state_dir.is_relative_to(config.run_dir):
+        yield Conflict(
+            ("state_dir", "run_dir"),
+            "a reboot empties the one, and the authority in the other has to survive it; give each its own place",
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -246,5 +335,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> AgentConfig:
-    """See runtime.settings.load; the node's name is the host's when nobody says another. Raises InvalidSetting."""
-    return settings.load(AgentConfig, arguments, environment, node_name=socket.gethostname().lower())
+    """See runtime.loading.load; the node's name is the host's when nobody says another. Raises InvalidSetting."""
+    return loading.load(AgentConfig, arguments, environment, node_name=_host)
+
+
+def examine(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Examined[AgentConfig]:
+    """The same, and what is wrong with it."""
+    return loading.examine(AgentConfig, arguments, environment, node_name=_host)
+
+
+def _host(_: Mapping[str, object]) -> str:
+    return socket.gethostname().lower()

@@ -163,6 +163,9 @@ _CHART_OWN = {
         *("signer_bundle", "agent_token_file", "signer_audience", "metrics_listen", "health_listen"),
         # Of other authorities: the chart's agents have a signer.
         *("state_dir", "ca_cert_file", "ca_key_file", "ca_bundle_file", "jwt_key_file", "jwt_bundle_file"),
+        # Which it would not look at, and so are refused: the signer decides them.
+        *("x509_ttl", "x509_min_ttl", "x509_max_ttl", "dns_names", "federated_bundles"),
+        *("jwt_svids", "jwt_ttl", "jwt_algorithm", "jwt_issuer", "jwt_jti", "jwt_key_period"),
     ),
     "signerSettings": (
         *("trust_domain", "driver_names", "audience", "x509_ttl", "x509_pod_max_ttl", "jwt_ttl", "namespace"),
@@ -183,7 +186,8 @@ def chart_schema(text: str) -> str:
         for each in dataclasses.fields(model):
             if each.name in _CHART_OWN[name] or each.metadata["help"].startswith("UNSAFE"):
                 continue
-            kinds = ["string", "boolean", "integer", "array"]
+            pairs = getattr(each.metadata["parse"], "pairs", False)
+            kinds = ["string", "boolean", "integer", "array", *(["object"] if pairs else [])]
             properties[each.name] = {"type": kinds, "description": each.metadata["help"]}
         document["definitions"][name] = {"type": "object", "additionalProperties": False, "properties": properties}
     return json.dumps(document, indent=2) + "\n"

@@ -1,8 +1,8 @@
 """How a command ends: one table of exit codes, and one line for each error, `podsvid: REASON: text`."""
 
 import errno
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -56,19 +56,24 @@ _LONGEST = 1500
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An error as a command ends with it: a stable reason, a text for a person (of several `lines`), the exit code."""
+    """An error as a command ends with it: a stable reason, a text for a person (of several `lines`), the exit code.
+
+    `more`: what else is wrong, each with a reason of its own.
+    """
 
     reason: str
     text: str
     code: int = FAILED
     lines: bool = False
+    more: tuple["Outcome", ...] = ()
 
     def line(self) -> str:
         """For the standard error: nothing that a terminal would obey, and one line, unless several are meant."""
         # What a peer says is in it, too: a second line of it could pass for the command's own.
         text = self.text if self.lines else " ".join(self.text.split())
         shown = "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text[:_LONGEST])
-        return f"podsvid: {self.reason}: {shown}{'…' if len(text) > _LONGEST else ''}"
+        line = f"podsvid: {self.reason}: {shown}{'…' if len(text) > _LONGEST else ''}"
+        return "\n".join([line, *(each.line() for each in self.more)])
 
 
 class CommandError(Exception):
@@ -100,6 +105,9 @@ def of(error: Exception, settings: object = None) -> Outcome:
     reason = getattr(error, "reason", None)
     # On the class: other people's errors have a `reason` of their own, each with another meaning.
     if isinstance(getattr(type(error), "reason", None), str):
+        faults = getattr(error, "faults", ())
+        if len(faults) > 1:
+            return together([(str(reason), each) for each in faults])
         lines = getattr(type(error), "lines", False) is True
         return Outcome(str(reason), str(error), _CODES.get(str(reason), FAILED), lines)
     if isinstance(error, OutputFailed):
@@ -114,6 +122,13 @@ def of(error: Exception, settings: object = None) -> Outcome:
     return Outcome(
         "INTERNAL", f"{_one_line(error)}{why}; this is a bug, please report it with this line{_where(cause)}"
     )
+
+
+def together(faults: Sequence[tuple[str, str]]) -> Outcome:
+    """All of what is wrong, as (reason, text); its code is that of the worst: wrong usage before everything else."""
+    found = [Outcome(reason, text, _CODES.get(reason, FAILED)) for reason, text in faults]
+    code = WRONG_USAGE if any(each.code == WRONG_USAGE for each in found) else found[0].code
+    return replace(found[0], code=code, more=tuple(found[1:]))
 
 
 def epilog() -> str:

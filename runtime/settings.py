@@ -1,6 +1,6 @@
-"""Typed settings: one frozen dataclass a command, from defaults, YAML, PODSVID_* variables and flags in that order.
+"""Typed settings: one frozen dataclass a command, what its fields accept, and its flags. `loading.py` fills it.
 
-Written by hand over dataclasses: a validation library would cost the agent a quarter of its start-up and memory budget.
+Written by hand over dataclasses: bench/results/settings.md has what validation libraries cost, and what they leave out.
 """
 
 import argparse
@@ -8,13 +8,12 @@ import dataclasses
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import Any
 
 from runtime import durations
 from runtime.listening import ANY
@@ -23,14 +22,27 @@ from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
 ENVIRONMENT_PREFIX = "PODSVID_"
+# What a socket's address holds.
+MAX_SOCKET_PATH = 107
 MIN_PERIOD, MAX_PERIOD = timedelta(hours=1), timedelta(days=3650)
-Config = TypeVar("Config")
 
 
 class InvalidSetting(Exception):
-    """A setting is unknown, unusable or contradicts another."""
+    """Settings are unknown, unusable or contradict each other: each of the `faults` is one line for a person."""
 
     reason = "INVALID_SETTING"
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Settings that cannot be together: their names, of which value and source are shown, why, and what to do."""
+
+    names: tuple[str, ...]
+    why: str
 
 
 def trust_domain(text: str) -> TrustDomain:
@@ -125,13 +137,22 @@ def boolean(text: str) -> bool:
     return text == "true"
 
 
-def listed(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Comma-separated values; an empty text has none."""
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Comma-separated values; an empty text has none. `pairs`: NAME=VALUE, which YAML has as a mapping."""
 
-    def parse_all(text: str) -> tuple[Any, ...]:
-        return tuple(parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+    item: Callable[[str], Any]
+    pairs: bool = False
 
-    return parse_all
+    def __call__(self, text: str) -> tuple[Any, ...]:
+        return self.each(text.split(",")) if text.strip() else ()
+
+    def each(self, texts: Iterable[str]) -> tuple[Any, ...]:
+        return tuple(self.item(text.strip()) for text in texts)
+
+
+def listed(item: Callable[[str], Any], *, pairs: bool = False) -> Listed:
+    return Listed(item, pairs)
 
 
 def url(text: str) -> str:
@@ -153,18 +174,38 @@ def collector(text: str) -> str:
     return text
 
 
-def number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not low <= int(text[:12]) <= high:
-            raise ValueError(f"a number from {low} to {high}")
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A whole number between two others, these included."""
+
+    low: int
+    high: int
+
+    def __call__(self, text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not self.low <= int(text[:12]) <= self.high:
+            raise ValueError(f"a number from {self.low} to {self.high}")
         return int(text)
 
-    return parse
+
+def number(low: int, high: int) -> Number:
+    return Number(low, high)
 
 
-def setting(parse: Callable[[str], Any], help_text: str, default: str | None = None, *, required: bool = False) -> Any:
-    """A field of a settings class: how its text is read, what it is for, and its default as text."""
-    return field(metadata={"parse": parse, "help": help_text, "default": default, "required": required})
+def setting(
+    parse: Callable[[str], Any],
+    help_text: str,
+    default: str | None = None,
+    *,
+    required: bool = False,
+    secret: bool = False,
+) -> Any:
+    """A field of a settings class: how its text is read, what it is for, and its default as text.
+
+    `secret`: it is where a secret is; what is no such place may be the secret itself, and is not repeated.
+    """
+    return field(
+        metadata={"parse": parse, "help": help_text, "default": default, "required": required, "secret": secret}
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser, model: type[Any]) -> None:
@@ -186,73 +227,12 @@ def add_arguments(parser: argparse.ArgumentParser, model: type[Any]) -> None:
             group.add_argument(flag, dest=each.name, help=help_text)
 
 
-def load(
-    model: type[Config], arguments: argparse.Namespace, environment: Mapping[str, str], **fallbacks: Any
-) -> Config:
-    """The settings from flags over environment over file over defaults; `fallbacks` for what none of them has.
-
-    Raises InvalidSetting naming key and value.
-    """
-    fields = dataclasses.fields(model)  # type: ignore[arg-type]
-    names = {each.name for each in fields}
-    given: dict[str, tuple[str, str]] = {}
-    path = arguments.config or environment.get(ENVIRONMENT_PREFIX + "CONFIG")
-    if path:
-        given.update({key: (value, f"in {path}") for key, value in _read_file(Path(path), names).items()})
-    for name in names:
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        if variable in environment:
-            given[name] = (environment[variable], f"in {variable}")
-        flag = getattr(arguments, name, None)
-        if flag is not None:
-            given[name] = (flag, "from --" + name.replace("_", "-"))
-    values: dict[str, Any] = {}
-    for each in fields:
-        text, where = given.get(each.name, (each.metadata["default"], "by default"))
-        values[each.name] = None if text is None else _parse(each, text, where)
-    for name, value in fallbacks.items():
-        if values[name] is None:
-            values[name] = value
-    for each in fields:
-        if each.metadata.get("required") and values[each.name] is None:
-            flag = "--" + each.name.replace("_", "-")
-            raise InvalidSetting(
-                f"{each.name} is missing: give {flag}, {ENVIRONMENT_PREFIX}{each.name.upper()} or {each.name} in YAML"
-            )
-    return model(**values)
-
-
-def _parse(setting: "dataclasses.Field[Any]", text: str, where: str) -> Any:
-    try:
-        return setting.metadata["parse"](text)
-    except ValueError as error:
-        raise InvalidSetting(f"{setting.name} {where} is {text[:200]!r}; accepted: {error}") from None
-
-
-def _read_file(path: Path, names: set[str]) -> dict[str, str]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidSetting(f"config file {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidSetting(f"config file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InvalidSetting(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise InvalidSetting(f"config file {path} must be a mapping of settings")
-    found = {}
-    for key, value in document.items():
-        if key not in names:
-            raise InvalidSetting(f"{key!r} in {path} is no setting; accepted: {', '.join(sorted(names))}")
-        if isinstance(value, bool):
-            value = "true" if value else "false"
-        if isinstance(value, list) and all(isinstance(each, str) for each in value):
-            value = ",".join(value)
-        if not isinstance(value, str):
-            raise InvalidSetting(
-                f"{key} in {path} is {value!r}; accepted: text, so put it in quotes, or a list of texts"
-            )
-        found[key] = value
-    return found
+def address_conflicts(**addresses: tuple[str, int] | None) -> Iterator[Conflict]:
+    """Of settings that say where something listens, those that would take each other's port."""
+    for one, other in combinations(addresses, 2):
+        first, second = addresses[one], addresses[other]
+        if first is None or second is None or first[1] != second[1] or not first[1]:
+            continue
+        # An address of one host is also taken by who has all of them.
+        if first[0] == second[0] or ANY in (first[0], second[0]):
+            yield Conflict((one, other), "both are one port; give each its own")

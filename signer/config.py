@@ -1,15 +1,17 @@
 """The signer's settings."""
 
 import argparse
+import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from runtime import durations, settings
-from runtime.settings import InvalidSetting, setting
+from runtime import durations, loading, settings
+from runtime.loading import Examined
+from runtime.settings import Conflict, setting
 from signer.model import TtlLimits
 from svid.authority import MAX_BACKDATE
 from svid.dnsnames import is_pattern
@@ -22,6 +24,8 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _name = settings.matching(_NAME, "a Kubernetes name: lower-case letters, digits, dashes and dots")
 _namespace = settings.matching(_LABEL, "a namespace's name")
+# Below the admin socket's directory: where gRPC listens behind the signer's own door.
+_DOOR_OVERHEAD = len("/door-01234567/9999")
 _wait = settings.duration(most=timedelta(days=7))
 _lease = settings.duration(timedelta(seconds=3), timedelta(minutes=5))
 
@@ -87,12 +91,14 @@ class SignerConfig:
     agent_service_account: str = setting(_name, "service account of the agents", "podsvid-agent")
     state_secret: str = setting(_name, "Secret that holds the authorities", "podsvid-authority")
     state_key_file: Path | None = setting(
-        settings.absolute, "32 bytes (raw or base64) that encrypt that Secret's content (default: not encrypted)"
+        settings.absolute,
+        "32 bytes (raw or base64) that encrypt that Secret's content (default: not encrypted)",
+        secret=True,
     )
     upstream_cert_file: Path | None = setting(
         settings.absolute, "PEM chain of an upstream CA that signs the authorities (default: self-signed roots)"
     )
-    upstream_key_file: Path | None = setting(settings.absolute, "PEM private key of the upstream CA")
+    upstream_key_file: Path | None = setting(settings.absolute, "PEM private key of the upstream CA", secret=True)
     upstream_bundle_file: Path | None = setting(
         settings.absolute, "PEM roots of the upstream CA (default: the last certificate of its chain)"
     )
@@ -146,7 +152,7 @@ class SignerConfig:
     )
     cluster_domain: str = setting(_name, "the cluster's DNS domain, for names of Services", "cluster.local")
     federated_bundles: tuple[tuple[TrustDomain, Path], ...] = setting(
-        settings.listed(_federated),
+        settings.listed(_federated, pairs=True),
         "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read",
         "",
     )
@@ -198,33 +204,76 @@ class SignerConfig:
         settings.choice("debug", "info", "warning", "error"), "debug, info, warning or error", "info"
     )
 
-    def __post_init__(self) -> None:
+    def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
+        """What contradicts each other; `given` are the settings that somebody said."""
         if self.listen is None:
-            raise InvalidSetting("listen is off; the signer's API cannot be")
-        if (self.upstream_cert_file is None) != (self.upstream_key_file is None):
-            raise InvalidSetting("upstream_cert_file and upstream_key_file go together")
-        if self.upstream_dir is not None and self.upstream_cert_file is not None:
-            raise InvalidSetting("upstream_dir and upstream_cert_file name two upstream CAs; say one")
-        if not self.x509_min_ttl <= self.x509_ttl <= self.x509_max_ttl:
-            raise InvalidSetting("x509_ttl is not between x509_min_ttl and x509_max_ttl")
-        if not self.x509_ttl <= self.ttls.x509_pod_max_ttl <= self.x509_max_ttl:
-            raise InvalidSetting(
-                f"x509_pod_max_ttl is {durations.text(self.ttls.x509_pod_max_ttl)}; it must be from x509_ttl "
-                f"({durations.text(self.x509_ttl)}) to x509_max_ttl ({durations.text(self.x509_max_ttl)}): bring it "
-                "between them, or leave it out, and a pod's author gets x509_ttl at most"
+            yield Conflict(("listen",), "agents need the signer's API; give it an address")
+        yield from self._upstream_conflicts()
+        yield from self._lifetime_conflicts()
+        if not self.driver_names:
+            yield Conflict(("driver_names",), "driver_names is empty; name at least one")
+        if len(set(self.driver_names)) != len(self.driver_names):
+            yield Conflict(("driver_names",), "it has a name twice; leave one out")
+        domains = [domain for domain, _ in self.federated_bundles]
+        if len(set(domains)) != len(domains):
+            yield Conflict(("federated_bundles",), "it has a trust domain twice; leave one out")
+        if self.trust_domain in domains:
+            yield Conflict(
+                ("federated_bundles", "trust_domain"), "it is the own trust domain, whose bundle is here; leave it out"
+            )
+        yield from settings.address_conflicts(
+            listen=self.listen, metrics_listen=self.metrics_listen, health_listen=self.health_listen
+        )
+        longest = len(os.fsencode(self.admin_socket.parent)) + _DOOR_OVERHEAD
+        longest = max(longest, len(os.fsencode(self.admin_socket)) + 1)
+        if longest > settings.MAX_SOCKET_PATH:
+            yield Conflict(
+                ("admin_socket",),
+                f"the path is too long: its sockets would take {longest} bytes, and {settings.MAX_SOCKET_PATH} fit",
+            )
+
+    def _upstream_conflicts(self) -> Iterator[Conflict]:
+        certificate = ("upstream_cert_file", self.upstream_cert_file)
+        key = ("upstream_key_file", self.upstream_key_file)
+        for (name, file), (other, its) in ((certificate, key), (key, certificate)):
+            if file is not None and its is None:
+                yield Conflict((name, other), "one is nothing without the other; give both, or neither")
+            if file is not None and self.upstream_dir is not None:
+                yield Conflict(("upstream_dir", name), "they name two upstream CAs; give one")
+        if self.upstream_bundle_file is not None and all(
+            each is None for each in (self.upstream_cert_file, self.upstream_key_file, self.upstream_dir)
+        ):
+            yield Conflict(
+                ("upstream_bundle_file",),
+                "these are the roots of an upstream CA, and none is set: give upstream_dir, or upstream_cert_file and "
+                "upstream_key_file, or leave it out",
+            )
+
+    def _lifetime_conflicts(self) -> Iterator[Conflict]:
+        if self.x509_ttl < self.x509_min_ttl:
+            yield Conflict(("x509_ttl", "x509_min_ttl"), "the usual lifetime is below the shortest; change one of them")
+        if self.x509_ttl > self.x509_max_ttl:
+            yield Conflict(("x509_ttl", "x509_max_ttl"), "the usual lifetime is above the longest; change one of them")
+        most = self.x509_pod_max_ttl
+        if most is not None and most < self.x509_ttl:
+            yield Conflict(
+                ("x509_pod_max_ttl", "x509_ttl"),
+                "what a pod's author may get is below what every pod gets: raise it, or leave it out for x509_ttl",
+            )
+        if most is not None and most > self.x509_max_ttl:
+            yield Conflict(
+                ("x509_pod_max_ttl", "x509_max_ttl"),
+                "what a pod's author may get is above the longest lifetime: lower it, or leave it out for x509_ttl",
             )
         if self.jwt_ttl > self.jwt_max_ttl:
-            raise InvalidSetting("jwt_ttl is above jwt_max_ttl")
+            yield Conflict(("jwt_ttl", "jwt_max_ttl"), "the usual lifetime is above the longest; change one of them")
         # Half of an authority's life must outlast what it issues, or there would be no time to replace it.
         if self.authority_ttl < 4 * self.x509_max_ttl:
-            raise InvalidSetting(
-                f"authority_ttl must be at least four times x509_max_ttl ({durations.text(self.x509_max_ttl)})"
+            yield Conflict(
+                ("authority_ttl", "x509_max_ttl"),
+                "an authority has to live four times as long as what it signs, so that it can be replaced in time: "
+                f"set authority_ttl to {durations.text(4 * self.x509_max_ttl)} or more, or lower x509_max_ttl",
             )
-        if not self.driver_names:
-            raise InvalidSetting("driver_names is empty; name at least one")
-        domains = [domain for domain, _ in self.federated_bundles]
-        if len(set(domains)) != len(domains) or self.trust_domain in domains:
-            raise InvalidSetting("federated_bundles has a trust domain twice, or the own one")
 
     @property
     def ttls(self) -> TtlLimits:
@@ -245,18 +294,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> SignerConfig:
-    """See runtime.settings.load. Raises InvalidSetting."""
+    """See runtime.loading.load. Raises InvalidSetting."""
+    return loading.load(SignerConfig, arguments, environment, **_fallbacks())
+
+
+def examine(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Examined[SignerConfig]:
+    """The same, and what is wrong with it."""
+    return loading.examine(SignerConfig, arguments, environment, **_fallbacks())
+
+
+def _fallbacks() -> dict[str, object]:
     try:
         namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
     except OSError:
         namespace = "podsvid"
-    given = environment.get(settings.ENVIRONMENT_PREFIX + "NAMESPACE")
-    fallback = arguments.namespace or given or namespace
-    return settings.load(
-        SignerConfig,
-        arguments,
-        environment,
-        namespace=namespace,
-        agent_namespace=fallback,
-        identity=socket.gethostname().lower(),
-    )
+    return {
+        "namespace": namespace,
+        "agent_namespace": lambda values: values["namespace"],
+        "identity": socket.gethostname().lower(),
+    }

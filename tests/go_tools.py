@@ -74,8 +74,8 @@ class _Module:
 
 
 def cache_root() -> Path:
-    """Where everything that tests build is kept: PODSVID_CACHE, or a folder of the user's cache."""
-    root = os.environ.get("PODSVID_CACHE")
+    """Where everything that tests build is kept: TESTS_CACHE, or a folder of the user's cache."""
+    root = os.environ.get("TESTS_CACHE")
     if root is None:
         root = str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "podsvid")
     return Path(root)

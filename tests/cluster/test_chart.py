@@ -61,10 +61,10 @@ def test_lint() -> None:
 
 def test_everything_switched_on_renders_as_recorded() -> None:
     rendered = chart.template(*EVERYTHING, flags=("--kube-version", "1.35.0"))
-    if os.environ.get("PODSVID_UPDATE_GOLDEN"):
+    if os.environ.get("TESTS_UPDATE_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(rendered)
-    assert rendered == GOLDEN.read_text(), "look at the difference; PODSVID_UPDATE_GOLDEN=1 records it"
+    assert rendered == GOLDEN.read_text(), "look at the difference; TESTS_UPDATE_GOLDEN=1 records it"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.support import IS_ROOT, VOLUME, node, pod
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")
 # Certificates that are seen, the first one included; ten rotations take two minutes.
-SEEN = int(os.environ.get("PODSVID_WATCHED_ROTATIONS", "3")) + 1
+SEEN = int(os.environ.get("TESTS_WATCHED_ROTATIONS", "3")) + 1
 HERE = Path(__file__).parent
 LOOK_SECONDS = 0.05
 

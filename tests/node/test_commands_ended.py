@@ -16,7 +16,7 @@ from tests.fake_workload_api import authority
 from tests.processes import STOP_SECONDS
 
 pytestmark = pytest.mark.timeout(180)
-INSTANTS = int(os.environ.get("PODSVID_TEST_INSTANTS", "4"))
+INSTANTS = int(os.environ.get("TESTS_INSTANTS", "4"))
 # From where on podsvid decides what a signal does; what comes before is Python's own start.
 BEGUN = (
     "import os, sys; from podsvid import start; start._die_without_a_word(); os.write(1, b'.'); sys.exit(start.main())"

@@ -32,7 +32,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Foreign:
     (folder / "manifest").write_text("one")
     (tmp_path / "calls").touch()
     monkeypatch.setattr(foreign, "SEARCH_PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PODSVID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TESTS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     return Foreign("c", folder, {"tool": "a package"}, [["tool", "a"], ["tool", "b"]], ["made"], lambda at: [str(at)])
 

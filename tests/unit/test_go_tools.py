@@ -31,7 +31,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = tmp_path / "calls"
     made.touch()
     monkeypatch.setattr(go_tools, "SEARCH_PATH", f"{go.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PODSVID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TESTS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("GO_CALLS", str(made))
     return made
 

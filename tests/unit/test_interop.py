@@ -143,7 +143,7 @@ def test_a_suite_that_is_none_is_named_with_those_that_are(capsys: pytest.Captur
 def test_what_is_not_ready_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PODSVID_CACHE", str(tmp_path))
+    monkeypatch.setenv("TESTS_CACHE", str(tmp_path))
     assert main(["list"]) == 0
     said = capsys.readouterr().out
     assert "spire-agent, spire-server, go-client: not in the cache" in said

@@ -236,9 +236,9 @@ def test_running_pods_keep_what_they_have_while_the_signer_is_away(
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"signer_address": None}, "needs signer_address, signer_bundle and agent_token_file"),
-        ({"signer_bundle": None}, "needs signer_address, signer_bundle and agent_token_file"),
-        ({"agent_token_file": None}, "needs signer_address, signer_bundle and agent_token_file"),
+        ({"signer_address": None}, "is 'signer' and signer_address is not set: this authority needs it"),
+        ({"signer_bundle": None}, "is 'signer' and signer_bundle is not set: this authority needs it"),
+        ({"agent_token_file": None}, "is 'signer' and agent_token_file is not set: this authority needs it"),
         ({"signer_address": "signer"}, "signer_address .*accepted: HOST:PORT"),
         ({"signer_address": ":8443"}, "signer_address .*accepted: HOST:PORT"),
         ({"signer_address": "signer:0"}, "signer_address .*accepted: HOST:PORT"),

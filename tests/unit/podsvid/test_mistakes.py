@@ -86,7 +86,9 @@ MISTAKES = (
     setting("agent", "--config", "{folder}", said="{folder}"),
     setting("agent", "--config", "{file}", said="{file} must be a mapping"),
     setting("agent", "--config", "{garbled}", said="{garbled} is not YAML"),
-    setting("agent", "--config", "{unknown}", said="'trustdomain' in {unknown}"),
+    setting(
+        "agent", "--config", "{unknown}", said="'trustdomains' in {unknown}:2 is no setting; did you mean trust_domain?"
+    ),
     setting("agent", "--trust-domain", "a", "--x509-ttl", "9" * 4000 + "d", said="x509_ttl from --x509-ttl"),
     setting("agent", said="x509_ttl in PODSVID_X509_TTL is '1'", PODSVID_TRUST_DOMAIN="a", PODSVID_X509_TTL="1"),
     setting("agent", "--trust-domain", "a", "--metrics-listen", "1.2.3.4:99999999", said="metrics_listen from"),
@@ -180,7 +182,7 @@ def places(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str,
     (base / "full" / "letter").touch()
     (base / "file").write_text("a word")
     (base / "garbled").write_text("{]")
-    (base / "unknown").write_text("trustdomain: a")
+    (base / "unknown").write_text("trust_domain: a\ntrustdomains: a")
     with (
         socket.socket(socket.AF_UNIX) as left,
         socket.socket() as closed,

@@ -3,7 +3,7 @@
 import argparse
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from agent.config import AgentConfig
-from runtime import settings
-from runtime.settings import InvalidSetting, setting
+from runtime import durations, loading, settings
+from runtime.settings import Conflict, InvalidSetting, setting
 from signer.config import SignerConfig
 from tests.support import ROOT
 
@@ -29,11 +29,17 @@ class Model:
     must: str | None = setting(settings.choice("x", "y"), "has no default", required=True)
     fallback: str | None = setting(str, "has no default either")
 
+    def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
+        if self.loud and self.name != "a":
+            yield Conflict(("loud", "name"), "only a is loud")
+        if "life" in given and self.life < timedelta(minutes=1):
+            yield Conflict(("life", "fallback"), "too short")
+
 
 def load(*flags: str, environment: dict[str, str] | None = None, **fallbacks: Any) -> Model:
     parser = argparse.ArgumentParser()
     settings.add_arguments(parser, Model)
-    return settings.load(Model, parser.parse_args(flags), environment or {}, **fallbacks)
+    return loading.load(Model, parser.parse_args(flags), environment or {}, **fallbacks)
 
 
 def file_of(tmp_path: Path, text: str) -> str:
@@ -88,16 +94,38 @@ def test_what_is_required_is_missed_and_fallbacks_fill_only_what_nobody_gave() -
     [
         (["--name", "z"], {}, "", "name from --name is 'z'; accepted: one of a, b, c, d"),
         ([], {"PODSVID_NAME": "z"}, "", "name in PODSVID_NAME is 'z'; accepted: one of"),
-        ([], {}, "name: z", "name in {file} is 'z'; accepted: one of"),
-        ([], {}, "nmae: a", "'nmae' in {file} is no setting; accepted: fallback, life, loud, must, name, names"),
-        ([], {}, "life: 60", "life in {file} is 60; accepted: text, so put it in quotes"),
-        ([], {}, "names: [1]", "names in {file} is [1]; accepted: text"),
-        ([], {}, "name: null", "name in {file} is None; accepted: text"),
-        ([], {}, "name: {}", "name in {file} is {}; accepted: text"),
+        ([], {}, "name: z", "name in {file}:1 is 'z'; accepted: one of"),
+        ([], {}, "# one\nnmae: a", "'nmae' in {file}:2 is no setting; did you mean name?"),
+        ([], {}, "zzz: a", "'zzz' in {file}:1 is no setting; --help has all of them"),
+        (
+            [],
+            {"PODSVID_NMAE": "x"},
+            "",
+            "PODSVID_NMAE is set and is no setting of this command; did you mean PODSVID_NAME?",
+        ),
+        ([], {"PODSVID_Q": "x"}, "", "PODSVID_Q is set and is no setting of this command; --help has all of them"),
+        ([], {}, "life: 60", "life in {file}:1 is '60'; accepted: a duration from 2s to 90d"),
+        ([], {}, "names: [1]", "names in {file}:1 is '1'; accepted: one of a, b, c"),
+        ([], {}, "names: [a, [b]]", "names in {file}:1 is 'a nested value'; accepted: a plain value, or a list"),
+        ([], {}, "names: [a, null]", "names in {file}:1 is 'a,null'; accepted: a list in which each has a value"),
+        ([], {}, "names: {a: b}", "names in {file}:1 is 'a=b'; accepted: a list, no mapping"),
+        ([], {}, "name: null", "name in {file}:1 is 'null'; accepted: a value; without one take the line out"),
+        ([], {}, "name:", "name in {file}:1 is ''; accepted: a value; without one take the line out"),
+        ([], {}, "name: {}", "name in {file}:1 is ''; accepted: one value"),
+        ([], {}, "name: [a]", "name in {file}:1 is 'a'; accepted: one value"),
+        ([], {}, "name: a\nlife: 1h\nname: b", "'name' is in {file} twice, lines 1 and 3: leave one out"),
+        ([], {}, "name: a\n\tlife: 1h", "config file {file} is not YAML: in line 2, column 1, stands a tab"),
+        ([], {}, "name: " + "[" * 5000, "config file {file} is not YAML"),
+        ([], {}, "# " + "a" * 2**20, "config file {file} is larger than 1048576 bytes"),
         ([], {}, "[a]", "config file {file} must be a mapping"),
         ([], {}, "a word", "config file {file} must be a mapping"),
         ([], {}, "name: [", "config file {file} is not YAML"),
-        ([], {}, "name: !!python/object/apply:os.getcwd []", "config file {file} is not YAML"),
+        (
+            [],
+            {},
+            "name: !!python/object/apply:os.getcwd []",
+            "name in {file}:1 is 'a nested value'; accepted: a plain value",
+        ),
         ([], {}, "\udcff", "config file {file} cannot be read"),
     ],
 )
@@ -109,6 +137,58 @@ def test_a_refusal_names_the_setting_where_it_stands_and_what_is_accepted(
     with pytest.raises(InvalidSetting) as caught:
         load("--must", "x", "--config", str(path), *flags, environment=environment)
     assert str(caught.value).startswith(sentence.replace("{file}", str(path)))
+
+
+def test_all_faults_are_said_at_once(tmp_path: Path) -> None:
+    text = "name: b\nloud: true\nlife: 1s\nnmae: x\nname: c\nnames: [a, z]\n"
+    with pytest.raises(InvalidSetting) as caught:
+        load("--config", file_of(tmp_path, text), environment={"PODSVID_LOUDER": "1"})
+    file = tmp_path / "config.yaml"
+    assert caught.value.faults == (
+        f"'name' is in {file} twice, lines 1 and 5: leave one out",
+        f"'nmae' in {file}:4 is no setting; did you mean name?",
+        "PODSVID_LOUDER is set and is no setting of this command; did you mean PODSVID_LOUD?",
+        f"life in {file}:3 is '1s'; accepted: {durations.accepted(durations.MIN_TTL, durations.MAX_TTL)}",
+        f"names in {file}:6 is 'a,z'; accepted: one of a, b, c",
+        "must is missing: give --must, PODSVID_MUST or must in YAML",
+        f"loud in {file}:2 is 'true' and name in {file}:1 is 'b': only a is loud",
+    )
+    assert str(caught.value).splitlines() == list(caught.value.faults)
+
+
+def test_a_conflict_shows_defaults_and_what_is_not_set_and_none_of_a_value_that_is_refused_itself() -> None:
+    with pytest.raises(InvalidSetting, match=r"^life from --life is '2s' and fallback is not set: too short$"):
+        load("--must", "x", "--life", "2s")
+    with pytest.raises(InvalidSetting, match=r"^loud from --loud is 'true' and name in PODSVID_NAME is 'b': only a"):
+        load("--must", "x", "--loud", environment={"PODSVID_NAME": "b"})
+    with pytest.raises(InvalidSetting) as caught:
+        load("--must", "x", "--loud", "--name", "z")
+    assert len(caught.value.faults) == 1
+
+
+def test_what_kubelet_and_other_commands_have_variables_for_is_no_mistake() -> None:
+    others = {"PODSVID_RUN_DIR": "/r", "PODSVID_ADMIN_SOCKET": "/a", "PODSVID_DIR": "/d", "PODSVIDX": "1"}
+    links = {
+        "PODSVID_SIGNER_PORT": "tcp://10.0.0.1:8443",
+        "PODSVID_SIGNER_PORT_8443_TCP": "tcp://10.0.0.1:8443",
+        "PODSVID_SIGNER_PORT_8443_TCP_ADDR": "10.0.0.1",
+        "PODSVID_SIGNER_SERVICE_HOST": "10.0.0.1",
+        "PODSVID_SIGNER_SERVICE_PORT": "8443",
+        "PODSVID_SIGNER_SERVICE_PORT_GRPC": "8443",
+    }
+    assert load("--must", "x", environment=others | links).must == "x"
+    with pytest.raises(InvalidSetting, match="PODSVID_METRICS_PORT is set"):
+        load("--must", "x", environment={"PODSVID_METRICS_PORT": "9099"})
+
+
+def test_the_variables_of_other_commands_are_known() -> None:
+    """All that is read below podsvid/, and all that it gives to programs that it starts."""
+    named = {
+        match
+        for path in (ROOT / "podsvid").rglob("*.py")
+        for match in re.findall(r"[\"']PODSVID_([A-Z_]+)[\"']", path.read_text(encoding="utf-8"))
+    }
+    assert named == loading.OTHERS
 
 
 def test_a_refusal_quotes_no_more_than_a_person_reads() -> None:
@@ -238,6 +318,9 @@ def test_an_unsafe_switch_is_in_no_help(capsys: pytest.CaptureFixture[str]) -> N
         plain: bool = setting(settings.boolean, "for everybody", "false")
         hidden: bool = setting(settings.boolean, "UNSAFE, for tests", "false")
 
+        def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
+            yield from ()
+
     parser = argparse.ArgumentParser()
     settings.add_arguments(parser, Unsafe)
     with pytest.raises(SystemExit):
@@ -245,7 +328,7 @@ def test_an_unsafe_switch_is_in_no_help(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().out
     assert "--plain" in shown
     assert "hidden" not in shown
-    assert settings.load(Unsafe, parser.parse_args(["--hidden"]), {}).hidden
+    assert loading.load(Unsafe, parser.parse_args(["--hidden"]), {}).hidden
 
 
 @pytest.mark.parametrize(

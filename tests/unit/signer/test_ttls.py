@@ -112,11 +112,15 @@ def test_it_may_be_what_is_between_the_others(text: str) -> None:
     assert load("--x509-pod-max-ttl", text).x509_pod_max_ttl is not None
 
 
-@pytest.mark.parametrize("text", ["59m59s", "24h1s", "2s"])
-def test_a_bound_of_wishes_that_contradicts_the_others_is_refused_with_what_to_do(text: str) -> None:
+@pytest.mark.parametrize(("text", "other"), [("59m59s", "x509_ttl"), ("24h1s", "x509_max_ttl"), ("2s", "x509_ttl")])
+def test_a_bound_of_wishes_that_contradicts_the_others_is_refused_with_what_to_do(text: str, other: str) -> None:
     with pytest.raises(InvalidSetting) as caught:
         load("--x509-pod-max-ttl", text)
-    for word in (f"x509_pod_max_ttl is {text.replace('24h', '1d')}", "x509_ttl (1h)", "x509_max_ttl (1d)", "leave it"):
+    for word in (
+        f"x509_pod_max_ttl from --x509-pod-max-ttl is {text!r}",
+        f"{other} by default",
+        "or leave it out for x509_ttl",
+    ):
         assert word in str(caught.value)
 
 

@@ -125,11 +125,13 @@ helm.sh/hook-weight: "-5"
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- end }}
 
-{{- /* Settings as YAML: lists as they are, everything else as text. */ -}}
+{{- /* Settings as YAML: lists and maps as they are, everything else as text. Helm's numbers are floating-point ones. */ -}}
 {{- define "podsvid.settings" -}}
 {{- range $name, $value := . }}
-{{- if kindIs "slice" $value }}
+{{- if or (kindIs "slice" $value) (kindIs "map" $value) }}
 {{ $name }}: {{ toJson $value }}
+{{- else if kindIs "float64" $value }}
+{{ $name }}: {{ int64 $value | toString | quote }}
 {{- else }}
 {{ $name }}: {{ $value | toString | quote }}
 {{- end }}
