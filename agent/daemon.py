@@ -1,35 +1,34 @@
 """`podsvid agent`: builds everything in reading order, runs it, and takes it down in reverse."""
 
 import asyncio
-import fcntl
 import logging
-import os
 import random
-import resource
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import admin, admin_api, budget, fairness
+from agent import admin, admin_api, budget, fairness, process
 from agent.authority.given import FollowedJwtKeys, GivenX509
 from agent.authority.jwt_keys import JwtKeys, open_kept
 from agent.authority.local import IssuePolicy, Kept, LocalAuthority, X509Source, open_embedded
 from agent.channel.messages import Begin
 from agent.config import AgentConfig, DriverName
-from agent.errors import AlreadyRunning, AuthorityDamaged
+from agent.errors import AuthorityDamaged
 from agent.metrics import Metrics
 from agent.servers.process import Confinement
 from agent.servers.served import Servers, Settings
 from agent.workload.kept import FILE as KEPT_BUNDLES
 from agent.workload.kept import KeptBundles
 from agent.workload.registry import WorkloadRegistry
+from csi.errors import CsiError
 from csi.journal import Journal
 from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
+from csi.mountable import Mountable
 from csi.node import NodeService, NodeSettings
 from csi.profile import PROFILES
-from csi.reach import KubeletReach
+from csi.reach import KubeletReach, Reach
 from csi.registration import Registration, bound_at
 from csi.room import MIB, Bounds, Room
 from csi.server import serve_driver
@@ -65,10 +64,10 @@ JWT_KEY_LEAD = timedelta(days=1)
 async def run_agent(config: AgentConfig) -> None:
     """Serve until a signal. Raises AgentError, OSError."""
     stopping = asked_to_stop()
-    _prepare_process()
+    process.prepare()
     clock: Clock = SystemClock()
     with ExitStack() as stack:
-        stack.enter_context(_only_one(config.run_dir))
+        stack.enter_context(process.only_one(config.run_dir))
         threads = stack.enter_context(fairness.threads(config))
         async with AsyncExitStack() as services:
             with suppress(Stopped):
@@ -85,9 +84,11 @@ async def _start(
     blocking = threads.blocking
     registrations: dict[DriverName, Registration] = {}
     sockets = [str(bound_at(_csi_socket(config, driver))) for driver in config.driver_names]
-    reach = KubeletReach(
-        str(config.kubelet_root / "pods"), lambda: [*sockets, *(each.bound for each in registrations.values())]
-    )
+    pods = str(config.kubelet_root / "pods")
+    mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
+    shared = KubeletReach(pods, lambda: [*sockets, *(each.bound for each in registrations.values())])
+    mountable = None if config.volumes_without_mounts else Mountable(pods, mounts, shared)
+    reach: Reach = mountable or shared
     for driver in config.driver_names:
         places = (_csi_socket(config, driver), config.kubelet_root / "plugins_registry")
         registrations[driver] = Registration(driver.name, *places, reach)
@@ -120,7 +121,6 @@ async def _start(
     kept = KeptBundles(config.run_dir / KEPT_BUNDLES)
     workloads = WorkloadRegistry(authority, journal, blocking, clock, rng, metrics, slow, servers, kept, spans)
     room = Room(bounds_of(config), own_memory, now_and_then(trimmer(), TRIM_SECONDS, loop.time))
-    mounts: Mounts = PlainDirectories() if config.volumes_without_mounts else TmpfsMounts()
     node = NodeService(
         NodeSettings(config.node_name, str(config.kubelet_root)),
         Targets(str(config.kubelet_root), mounts),
@@ -198,17 +198,24 @@ async def _start(
     serving = True
     for registration in registrations.values():
         await services.enter_async_context(registration.serving())
-    _log.info(
-        "agent serving",
-        extra={
-            "trust_domain": str(config.trust_domain),
-            "drivers": [driver.name for driver in config.driver_names],
-            "authority": config.authority,
-            "jwt_svids": authority.issues_jwt,
-            "volumes": node.volumes,
-            "waiting": node.waiting,
-        },
-    )
+    try:
+        if mountable is not None:
+            await blocking(mountable.check_mount)
+    except CsiError as error:
+        # Volumes that are there go on being renewed; kubelet is told of no driver, so no new pod comes to fail here.
+        _log.error("agent makes no volumes", extra={"reason": error.reason, "error": str(error)})
+    else:
+        _log.info(
+            "agent serving",
+            extra={
+                "trust_domain": str(config.trust_domain),
+                "drivers": [driver.name for driver in config.driver_names],
+                "authority": config.authority,
+                "jwt_svids": authority.issues_jwt,
+                "volumes": node.volumes,
+                "waiting": node.waiting,
+            },
+        )
     return {
         "rotation": workloads.scheduler.run,
         "replaced files": workloads.sweeps.run,
@@ -363,32 +370,3 @@ async def _run_until(stopping: asyncio.Event, loops: dict[str, Callable[[], Awai
     for name, task in zip(loops, tasks, strict=True):
         if task in done:
             raise RuntimeError(f"the {name} loop ended") from task.exception()
-
-
-@contextmanager
-def _only_one(run_dir: Path) -> Iterator[None]:
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = run_dir / "lock"
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise AlreadyRunning(f"another podsvid agent uses {run_dir}; stop it or choose another run_dir") from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(descriptor)):
-                break
-        os.close(descriptor)  # one that stopped meanwhile took its lock file away
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _prepare_process() -> None:
-    # Keys are in this process's memory: no core file. Every volume holds a few descriptors.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    os.umask(0o077)

@@ -72,6 +72,12 @@ class MountNotShared(CsiError):
     reason = "MOUNT_NOT_SHARED"
 
 
+class MountDenied(CsiError):
+    """This process may not mount, so it can make no volume. Nothing was begun."""
+
+    reason = "MOUNT_DENIED"
+
+
 class PodFull(CsiError):
     """The pod has as many volumes as one may have."""
 

@@ -10,36 +10,37 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon import _only_one, _run_until
+from agent.daemon import _run_until
 from agent.errors import AlreadyRunning
+from agent.process import only_one
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_a_second_agent_of_one_run_directory_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    with _only_one(run_dir):
+    with only_one(run_dir):
         assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700
-        with pytest.raises(AlreadyRunning, match=str(run_dir)), _only_one(run_dir):
+        with pytest.raises(AlreadyRunning, match=str(run_dir)), only_one(run_dir):
             pass
-        with _only_one(tmp_path / "another"):
+        with only_one(tmp_path / "another"):
             pass
-    with _only_one(run_dir):
+    with only_one(run_dir):
         pass
 
 
 def test_a_lock_file_that_was_taken_away_meanwhile_locks_nobody(tmp_path: Path) -> None:
-    with _only_one(tmp_path):
+    with only_one(tmp_path):
         (tmp_path / "lock").unlink()
         # The lock that counts is that of the file which is there.
-        with _only_one(tmp_path):
+        with only_one(tmp_path):
             assert (tmp_path / "lock").exists()
 
 
 def test_a_process_with_keys_leaves_no_core_file_and_no_file_for_others(tmp_path: Path) -> None:
     made = tmp_path / "made"
     program = (
-        "import os, resource\nfrom agent.daemon import _prepare_process\nos.umask(0)\n_prepare_process()\n"
+        "import os, resource\nfrom agent.process import prepare\nos.umask(0)\nprepare()\n"
         f"open({str(made)!r}, 'w').close()\nprint(resource.getrlimit(resource.RLIMIT_CORE))\n"
         "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\nprint(soft == hard)\n"
     )
