@@ -244,7 +244,7 @@ def _leave_clean(config: AgentConfig) -> None:
             endpoint.parent.rmdir()
     with suppress(FileNotFoundError):
         journal.rmdir()
-    for name in (admin_api.SOCKET, KEPT_BUNDLES, "lock"):
+    for name in (admin_api.SOCKET, KEPT_BUNDLES, process.LOCK):
         (config.run_dir / name).unlink(missing_ok=True)
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from agent.errors import AlreadyRunning
 
+# In the run directory.
+LOCK = "lock"
+
 
 @contextmanager
 def only_one(run_dir: Path) -> Iterator[None]:
     """No other agent uses that directory while inside. Raises AlreadyRunning, OSError."""
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = run_dir / "lock"
+    path = run_dir / LOCK
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -69,6 +69,15 @@ class KubeletReach:
         self._good = mounted
 
 
+def is_shared_at(path: str) -> bool:
+    """Whether the mount that the directory lies in is shared with other namespaces. Raises OSError."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _is_shared(mount_id(directory))
+    finally:
+        os.close(directory)
+
+
 def _is_shared(mount: int) -> bool:
     """Whether what is mounted in it appears in other namespaces, too."""
     with open("/proc/self/mountinfo", "rb") as file:

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from podsvid import outcome
 from podsvid.api import command as api
 from podsvid.parsing import Parser
+
+if TYPE_CHECKING:
+    from runtime.host import Lack
 
 _COMMANDS = {
     "agent": "the node agent",
@@ -78,6 +81,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         from agent import config
 
         config.add_arguments(parsers[command])
+        _add_check(parsers[command])
     elif command == "quickstart":
         from podsvid.quickstart import play as quickstart
 
@@ -86,6 +90,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         from signer import config as signer_config
 
         signer_config.add_arguments(parsers[command])
+        _add_check(parsers[command])
     elif command == "authority":
         from podsvid import authority as authority_command
 
@@ -107,6 +112,14 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="say all that is wrong with the settings and all that this host lacks for them, and end",
+    )
+
+
 def _quickstart(parsed: argparse.Namespace) -> int:
     from podsvid.quickstart import play as quickstart
 
@@ -117,6 +130,11 @@ def _agent(parsed: argparse.Namespace) -> int:
     from agent import config
     from runtime import log, tls
 
+    if parsed.check:
+        from agent import check
+
+        looked_at = config.examine(parsed, os.environ)
+        return _checked(looked_at.faults, check.lacks(looked_at), running=check.running(looked_at.config))
     settings = config.load(parsed, os.environ)
     tls.require_tls13()
     from agent import daemon
@@ -129,12 +147,27 @@ def _signer(parsed: argparse.Namespace) -> int:
     from runtime import log, tls
     from signer import config
 
+    if parsed.check:
+        from signer import check
+
+        looked_at = config.examine(parsed, os.environ)
+        return _checked(looked_at.faults, check.lacks(looked_at), running=check.running(looked_at.config))
     settings = config.load(parsed, os.environ)
     tls.require_tls13()
     from signer import daemon
 
     log.configure(settings.log_format, settings.log_level)
     return _served(daemon.run_signer(settings), settings)
+
+
+def _checked(faults: Sequence[str], lacks: "Sequence[Lack]", *, running: bool) -> int:
+    found = [*(("INVALID_SETTING", each) for each in faults), *((each.reason, each.text) for each in lacks)]
+    if found:
+        return _failed(outcome.together(found))
+    print("nothing is wrong with the settings, and this host has what they need")
+    if running:
+        print("one with these settings is running: whether its ports are free was not tried")
+    return outcome.DONE
 
 
 def _served(serving: Coroutine[Any, Any, None], settings: object) -> int:

@@ -14,7 +14,7 @@ SIGNALLED, NOBODY_READS = 128, 141
 MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "0": "done; what runs until it is told to stop: stopped by a signal",
-        "1": "failed; the message says why. uninstall-check: pods use podsvid",
+        "1": "failed; the message says why. uninstall-check: pods use podsvid; --check: the host lacks something",
         "2": "wrong usage, address or setting",
         "3": "api: nobody answers, later may help; node, explain: the pod is refused, or a volume of it is not ok",
         "4": "api: the server has no identity for this caller",

@@ -39,7 +39,7 @@ class Confinement:
     @property
     def strict(self) -> bool:
         """Whether nothing may be left to it: this process is root, and the user exists for it."""
-        return os.geteuid() == 0 and _is_mapped(self.user)
+        return os.geteuid() == 0 and is_mapped(self.user)
 
     @property
     def owner(self) -> int | None:
@@ -181,7 +181,7 @@ def check_status(status: str, confinement: Confinement) -> None:
             raise NotConfined(f"{name} of the exposed process is {fields.get(name, 'not there')!r}, not {value!r}")
 
 
-def _is_mapped(user: int) -> bool:
+def is_mapped(user: int) -> bool:
     """Whether the user and the group of this number exist in this process's user namespace."""
     for name in ("uid_map", "gid_map"):
         lines = Path(f"/proc/self/{name}").read_text(encoding="ascii").splitlines()

@@ -143,7 +143,14 @@ def test_a_wrong_value_is_refused_by_name(value: str, said: str) -> None:
         chart.template("trustDomain=example.org", value)
 
 
-@pytest.mark.parametrize("values", [("trustDomain=example.org",), EVERYTHING])
+# Numbers, switches and maps as YAML has them.
+NATURAL = (
+    *("trustDomain=example.org", "agent.settings.socket_quarantine=false", "agent.settings.volumes=60000"),
+    *("signer.settings.pods_per_namespace=1000000", r"signer.settings.federated_bundles.b\.test=/etc/b"),
+)
+
+
+@pytest.mark.parametrize("values", [("trustDomain=example.org",), EVERYTHING, NATURAL])
 def test_the_programs_take_the_settings_that_are_rendered(values: tuple[str, ...], tmp_path: Path) -> None:
     found = documents(*values)
     for name, load in (("agent", agent_config.load), ("signer", signer_config.load)):
@@ -151,7 +158,8 @@ def test_the_programs_take_the_settings_that_are_rendered(values: tuple[str, ...
         file.write_text(found["ConfigMap", f"podsvid-{name}"]["data"][f"{name}.yaml"])
         pod = found["DaemonSet" if name == "agent" else "Deployment", f"podsvid-{name}"]["spec"]["template"]["spec"]
         arguments = [str(file) if each.startswith("/etc/podsvid/") else each for each in pod["containers"][0]["args"]]
-        loaded = load(_parser(name).parse_args(arguments), {"PODSVID_NODE_NAME": "a", "PODSVID_IDENTITY": "b"})
+        environment = {each["name"]: each.get("value", "a") for each in pod["containers"][0]["env"]}
+        loaded = load(_parser(name).parse_args(arguments), environment)
         assert str(loaded.trust_domain.name) == "example.org"
 
 

@@ -1,0 +1,104 @@
+"""What a host may lack for a daemon's settings: ports, directories, room, files. Looked at only; nothing is made."""
+
+import ctypes
+import errno
+import fcntl
+import importlib.util
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime import listening
+
+_MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
+_LEAST_BYTES, _LEAST_FILES = 1024 * 1024, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """One thing that is missing: a stable reason, and what to do."""
+
+    reason: str
+    text: str
+
+
+def port(shown: str, address: tuple[str, int] | None) -> Lack | None:
+    """Whether a listener can have its address; `shown` is the setting with its value."""
+    if address is None:
+        return None
+    try:
+        for each in listening.bound(address):
+            each.close()
+    except OSError as error:
+        reason = {
+            errno.EADDRINUSE: "ADDRESS_IN_USE",
+            errno.EADDRNOTAVAIL: "ADDRESS_NOT_HERE",
+            errno.EACCES: "PERMISSION_DENIED",
+        }.get(error.errno or 0, "ADDRESS_UNUSABLE")
+        return Lack(reason, f"{shown}: {error.strerror}; choose another address")
+    return None
+
+
+def directory(shown: str, path: Path) -> Lack | None:
+    """Whether files can be made below `path`, which is made itself where it is not there."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return Lack("IN_THE_WAY", f"{shown}: {there} is no directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Lack("PERMISSION_DENIED", f"{shown}: {there} cannot be written by user {os.geteuid()}")
+    room = os.statvfs(there)
+    if room.f_bavail * room.f_frsize < _LEAST_BYTES or (room.f_files and room.f_favail < _LEAST_FILES):
+        return Lack("NO_SPACE", f"{shown}: the file system of {there} is full")
+    return None
+
+
+def is_memory(path: Path) -> bool:
+    """Whether a reboot empties the file system that `path`, or what is there of it, lies in."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    libc, answer = ctypes.CDLL(None, use_errno=True), (ctypes.c_long * 64)()
+    return libc.statfs(os.fsencode(there), ctypes.byref(answer)) == 0 and answer[0] in _MEMORY
+
+
+def usable(shown: str, read: Callable[[], object]) -> Lack | None:
+    """Whether `read` can use a file. What it raises says why, and by its `reason` which kind of trouble it is."""
+    try:
+        read()
+    except OSError as error:
+        reason = {errno.ENOENT: "NOT_FOUND", errno.EACCES: "PERMISSION_DENIED"}.get(error.errno or 0, "FILE_UNUSABLE")
+        return Lack(reason, f"{shown}: it cannot be read: {error.strerror or error}")
+    except Exception as error:
+        # Only texts of this project: a library's may have a piece of the file.
+        own = isinstance(getattr(type(error), "reason", None), str)
+        return Lack(
+            str(getattr(error, "reason", "")) if own else "FILE_UNUSABLE",
+            f"{shown}: {error if own else 'it is not what belongs there'}",
+        )
+    return None
+
+
+def tracing(shown: str, endpoint: str | None) -> Lack | None:
+    """Whether what traces need is installed."""
+    if endpoint is None:
+        return None
+    with suppress(ImportError):
+        if importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") and importlib.util.find_spec(
+            "opentelemetry.sdk"
+        ):
+            return None
+    return Lack("NOT_INSTALLED", f"{shown}: OpenTelemetry is not installed: pip install 'podsvid[tracing]'")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock file at `path`."""
+    with suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,92 @@
+"""`podsvid signer --check`: what this host lacks for a signer with these settings. Nobody is asked."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from runtime import host
+from runtime.federation import read_bundle
+from runtime.host import Lack
+from runtime.loading import Examined
+from signer.authority.store import read_cipher
+from signer.cluster.kube_client import KubeClient
+from signer.config import SignerConfig
+from signer.policy.template import path_template
+from signer.upstream.certify import SelfSigned, upstream_of
+from svid.keys import KeyAlgorithm
+
+_UPSTREAM = ("upstream_cert_file", "upstream_key_file", "upstream_bundle_file", "upstream_dir")
+
+
+def lacks(examined: Examined[SignerConfig]) -> list[Lack]:
+    """All of it. What depends on a setting that is refused itself is left out. Blocks."""
+    config = examined.config
+    parts = (
+        _addresses(examined),
+        _files(examined),
+        _upstream(examined),
+        iter([host.tracing(examined.shown("tracing_endpoint"), config.tracing_endpoint)]),
+    )
+    return [each for part in parts for each in part if each is not None]
+
+
+def running(config: SignerConfig) -> bool:
+    """Whether a signer listens at that admin socket now, and has the ports with it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(config.admin_socket))
+        except OSError:
+            return False
+    return True
+
+
+def _sound(examined: Examined[SignerConfig], *names: str) -> bool:
+    return not examined.bad.intersection(names)
+
+
+def _addresses(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
+    config = examined.config
+    if _sound(examined, "admin_socket"):
+        yield host.directory(examined.shown("admin_socket"), config.admin_socket.parent)
+        if running(config):
+            return
+    for name in ("listen", "metrics_listen", "health_listen"):
+        if _sound(examined, name):
+            yield host.port(examined.shown(name), getattr(config, name))
+
+
+def _files(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
+    config = examined.config
+    if _sound(examined, "kubeconfig"):
+
+        async def connect() -> None:
+            await (await KubeClient.connect(config.kubeconfig)).close()
+
+        yield host.usable(examined.shown("kubeconfig"), lambda: asyncio.run(connect()))
+    if _sound(examined, "state_key_file"):
+        yield host.usable(examined.shown("state_key_file"), lambda: read_cipher(config.state_key_file))
+    if _sound(examined, "default_path"):
+        found = host.usable(examined.shown("default_path"), lambda: path_template(config.default_path))
+        yield None if found is None else Lack("INVALID_SETTING", found.text)
+    if _sound(examined, "federated_bundles"):
+        for domain, path in config.federated_bundles:
+            shown = f"federated_bundles: {domain.name}={path}"
+            yield host.usable(shown, lambda domain=domain, path=path: read_bundle(domain, path))  # type: ignore[misc]
+
+
+def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
+    """Whether the CA above certifies an authority: tried with a key that is thrown away."""
+    config = examined.config
+    if not _sound(examined, *_UPSTREAM, "trust_domain", "authority_ttl"):
+        return
+    files = (config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file)
+    above = upstream_of(*files, config.upstream_dir)
+    if isinstance(above, SelfSigned):
+        return
+    key, now = KeyAlgorithm.EC_P256.generate(), datetime.now(UTC)
+    named = next(each for each in ("upstream_dir", "upstream_cert_file") if getattr(config, each) is not None)
+    yield host.usable(
+        examined.shown(named),
+        lambda: asyncio.run(above.certify(config.trust_domain, key, config.authority_ttl, now)),
+    )
