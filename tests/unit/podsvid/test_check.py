@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -331,7 +332,7 @@ def test_what_the_process_and_the_node_lack(places: dict[str, str], monkeypatch:
     assert reasons(lambda: MemoryUse(600 << 20, 0, 0)) == ["MEMORY_LIMIT"]
     assert reasons(lambda: MemoryUse(712 << 20, 0, 0)) == []
     assert reasons(lambda: MemoryUse(712 << 20, 0, 0), flags=("--socket-memory", "300")) == ["MEMORY_LIMIT"]
-    monkeypatch.setattr(agent_check.resource, "getrlimit", lambda _: (1024, 1024))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     assert reasons(lambda: None) == ["FILES_LIMIT"]
     monkeypatch.undo()
 

@@ -1,5 +1,6 @@
 """What a host lacks for a setting: each kind, and that no text has more of a file than its name."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -86,7 +87,7 @@ def test_what_a_reboot_empties() -> None:
 def test_traces_need_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.tracing("x", None) is None
     assert host.tracing("x", "http://c:1") is None
-    monkeypatch.setattr(host.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     found = host.tracing("x is it", "http://c:1")
     assert found is not None
     assert (found.reason, "podsvid[tracing]" in found.text) == ("NOT_INSTALLED", True)
