@@ -217,3 +217,43 @@ def test_connections_with_something_to_be_read_are_busy(listeners: list[Listener
     for theirs, _ in pairs:
         theirs.close()
     os.close(pairs[1][1])
+
+
+def test_those_that_have_the_most_waiting_to_be_read_are_shut_with_all_that_is_theirs(
+    listeners: list[Listener],
+) -> None:
+    taken = Connections()
+    for listener, name in zip(listeners, ("one", "two", "three"), strict=True):
+        taken.begin(listener.path, Holder(name))
+    # Two of the first pod, one of each other.
+    kept = [listeners[at].connect() for at in (0, 0, 1, 2)]
+    assert not taken.came.is_set()
+    for _, ours in kept:
+        taken.taken(ours)
+    assert taken.came.is_set()
+    kept[0][0].send(b"x" * 100)
+    assert taken.shut_filling(101) == []
+    kept[2][0].send(b"x" * 60)
+    kept[3][0].send(b"x" * 40)
+    assert sorted(taken.shut_filling(41)) == ["one", "two"]
+    assert [is_shut(theirs) for theirs, _ in kept] == [True, True, True, False]
+    # What is closed has nothing waiting, though it was never read.
+    os.close(kept[3][1])
+    assert "three" not in taken.shut_filling(1)
+    for theirs, ours in kept[:3]:
+        theirs.close()
+        os.close(ours)
+
+
+def test_nobody_is_shut_for_having_little_waiting_where_another_has_much(listeners: list[Listener]) -> None:
+    taken = Connections()
+    for listener, name in zip(listeners, ("one", "two", "three"), strict=True):
+        taken.begin(listener.path, Holder(name))
+    kept = [each.connect() for each in listeners]
+    for size, (theirs, ours) in zip((1000, 499, 0), kept, strict=True):
+        taken.taken(ours)
+        theirs.send(b"x" * size)
+    assert taken.shut_filling(10) == ["one"]
+    for theirs, ours in kept:
+        theirs.close()
+        os.close(ours)
