@@ -32,7 +32,7 @@ from signer.authority.lifetimes import Lifetimes
 from signer.authority.rotation import Rotation
 from signer.authority.state import AuthorityState
 from signer.authority.store import SecretStore, read_cipher
-from signer.authority.timing import LifecyclePolicy
+from signer.authority.timing import lifecycle_policy
 from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
 from signer.cluster.kube import KubeApi
@@ -63,8 +63,6 @@ REFRESH_SECONDS = 5.0
 # How often each replica reads the authorities' Secret, beside watching it.
 CONFIRM = timedelta(seconds=15)
 CLUSTER_TRUST_BUNDLE_SIGNER = "podsvid.io/spiffe"
-# Other clusters and clouds look at a bundle every few minutes to hours; all know a scheduled key before it signs.
-JWT_LEAD = timedelta(days=1)
 
 
 async def run_signer(config: SignerConfig) -> None:
@@ -166,12 +164,13 @@ class Replica:
         self._rotation = Rotation(
             self._store,
             Abandonments(api, config.namespace, config.state_secret, config.trust_domain, clock),
-            Life(_lifecycle(config), _upstream(config), config.trust_domain, lambda: self._holders.count),
+            Life(lifecycle_policy(config), _upstream(config), config.trust_domain, lambda: self._holders.count),
             self._leader,
             self._agents,
             Sources(self._live_nodes, self._pods_unread, self._published_sequence, lambda: self.witness.doubt),
             self.metrics,
             clock,
+            rng,
         )
         self._publisher = Publisher(
             api,
@@ -350,26 +349,6 @@ class Replica:
 def _minting(config: SignerConfig) -> MintingSettings:
     return MintingSettings(
         config.ttls, config.jwt_issuer or "", config.jwt_jti, config.dns_names, backdate=config.x509_backdate
-    )
-
-
-def _lifecycle(config: SignerConfig) -> LifecyclePolicy:
-    return LifecyclePolicy(
-        authority_ttl=config.authority_ttl,
-        jwt_period=config.jwt_key_period,
-        x509_max_ttl=config.x509_max_ttl,
-        jwt_max_ttl=config.jwt_max_ttl,
-        ack_bound=config.acknowledge_within,
-        reissue_window=config.reissue_over,
-        forced_window=config.forced_reissue_over,
-        reissue_rate=config.reissue_rate,
-        # A replica that is cut off from the API server signs by what it knew for as long as that.
-        overlap=config.outage_limit + config.retire_after,
-        key_algorithm=config.authority_algorithm,
-        jwt_algorithm=config.jwt_algorithm if config.jwt_svids else None,
-        jwt_lead=min(JWT_LEAD, config.jwt_key_period / 4),
-        x509_ttl=config.x509_ttl,
-        jwt_ttl=config.jwt_ttl,
     )
 
 

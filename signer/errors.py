@@ -121,6 +121,12 @@ class TransitionRefused(SignerError):
     reason = "TRANSITION_REFUSED"
 
 
+class CertificateRefused(SignerError):
+    """What a CA above certified cannot be used as an authority; the one that signs stays."""
+
+    reason = "UPSTREAM_CERTIFICATE_REFUSED"
+
+
 # For docs/signer.md, and complete: a test compares.
 HELP: Mapping[Reason, str] = MappingProxyType(
     {

@@ -40,6 +40,11 @@ def watch(
         authority = state.active_x509
         return (authority.not_after - authority.chain[0].not_valid_before_utc).total_seconds()
 
+    def upstream_ends() -> float:
+        state = rotation.state
+        ends = state.active_x509.above_ends if state else None
+        return ends.timestamp() if ends else 0.0
+
     def unacknowledged() -> float:
         state = rotation.state
         return float(len(rotation.acks(state).waiting)) if state and leader.leading else 0.0
@@ -50,6 +55,8 @@ def watch(
         leading=lambda: float(leader.leading),
         authority_ends=authority_ends,
         authority_life=authority_life,
+        upstream_ends=upstream_ends,
+        authority_wanted=lambda: rotation.waiting_since.timestamp() if rotation.waiting_since else 0.0,
         contact=lambda: (pods.last_contact or _NEVER).timestamp(),
         services_left_out=lambda: float(policies.services_left_out),
         pods_left_out=lambda: float(pods.left_out),

@@ -81,6 +81,16 @@ class Metrics:
             "Lifetime of the active X.509 authority; it is replaced at half of it.",
             registry=self.registry,
         )
+        self._upstream_ends = Gauge(
+            "podsvid_signer_upstream_ends_timestamp_seconds",
+            "When the CA above the active X.509 authority ends, or its root, as Unix time; 0 without one.",
+            registry=self.registry,
+        )
+        self._authority_wanted = Gauge(
+            "podsvid_signer_authority_wanted_timestamp_seconds",
+            "Since when a new X.509 authority is wanted in vain, as Unix time; 0 while none is (leader only, else 0).",
+            registry=self.registry,
+        )
         self._build = Gauge(
             "podsvid_signer_build_info", "1, with the version as a label.", ["version"], registry=self.registry
         )
@@ -186,6 +196,8 @@ class Metrics:
         leading: Callable[[], float],
         authority_ends: Callable[[], float],
         authority_life: Callable[[], float],
+        upstream_ends: Callable[[], float],
+        authority_wanted: Callable[[], float],
         contact: Callable[[], float],
         services_left_out: Callable[[], float],
         pods_left_out: Callable[[], float],
@@ -197,6 +209,8 @@ class Metrics:
         self._shown.add(self._leading, leading)
         self._shown.add(self._authority_ends, authority_ends)
         self._shown.add(self._authority_life, authority_life)
+        self._shown.add(self._upstream_ends, upstream_ends)
+        self._shown.add(self._authority_wanted, authority_wanted)
         self._shown.add(self._contact, contact)
         self._shown.add(self._services_left_out, services_left_out)
         self._shown.add(self._pods_left_out, pods_left_out)

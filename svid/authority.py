@@ -21,8 +21,6 @@ from svid.x509svid import check_x509_svid, issued_by
 # How far back starts are dated: whoever looks at a certificate at once may have a clock that is behind. Authorities by
 # more than all that they sign, which does not begin before them.
 BACKDATE, MAX_BACKDATE = timedelta(minutes=2), timedelta(minutes=10)
-# The lifetime of an SVID that is signed to see whether it verifies, and thrown away.
-_PROBE = timedelta(minutes=1)
 # RFC 1123 2.1: the last label is never a number, or the name could be taken for an IPv4 address.
 _DNS = re.compile(
     r"(?=.{1,253}$)(?!(.*\.)?[0-9]+$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*",
@@ -120,10 +118,15 @@ class X509Authority:
         """When the first certificate above a leaf ends, the root in the bundle included."""
         return _chain_end(self.chain, self.bundle)
 
-    def prove(self, now: datetime) -> None:
-        """Raise SvidError unless an SVID that it signs, and that is thrown away, verifies under its own roots."""
-        probe = SpiffeId.parse(f"spiffe://{self.trust_domain}/probe")
-        self.issue(self.private_key.public_key(), probe, ttl=_PROBE, now=now)
+    @cached_property
+    def above_ends(self) -> datetime | None:
+        """When the first certificate above this authority's own ends; None where it is a root itself."""
+        if issued_by(self.chain[0], self.chain[0]):
+            return None
+        ends = [certificate.not_valid_after_utc for certificate in self.chain[1:]]
+        anchors = [anchor for anchor in self.bundle.x509_authorities if issued_by(self.chain[-1], anchor)]
+        ends += [max(anchor.not_valid_after_utc for anchor in anchors)] if anchors else []
+        return min(ends, default=None)
 
     @cached_property
     def public(self) -> PublicAuthority:

@@ -17,7 +17,7 @@ from svid.keys import PrivateKey, key_from_der, key_from_pem, key_to_der, key_to
 from svid.spiffeid import SpiffeId
 
 _MAX_CHAIN = 10
-# Name constraints are missing on purpose, see _check_extensions.
+# Name constraints are missing on purpose, see check_extensions.
 _KNOWN_CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
 
 
@@ -174,7 +174,7 @@ def _check_leaf(leaf: x509.Certificate) -> None:
 def _check_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime) -> None:
     for certificate in chain:
         _check_validity(certificate, now)
-        _check_extensions(certificate)
+        check_extensions(certificate)
     refusal: InvalidSvid | None = None
     below = 0
     for depth, certificate in enumerate(chain):
@@ -207,7 +207,8 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
         raise InvalidSvid(f"certificate expired at {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}")
 
 
-def _check_extensions(certificate: x509.Certificate) -> None:
+def check_extensions(certificate: x509.Certificate) -> None:
+    """Raise InvalidSvid where it has what this validator would pass over."""
     for found in extensions(certificate):
         # They are not evaluated here (X 4.2 makes them optional), so passing them over would widen what a CA may sign.
         if isinstance(found.value, x509.NameConstraints):

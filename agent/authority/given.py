@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from agent.authority.jwt_keys import GivenJwtKeys, open_given
 from agent.errors import AuthorityDamaged
+from svid.acceptance import accept, chain_begins
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.certificates import certificates_from_pem
@@ -20,6 +21,8 @@ from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.authority")
 Held = TypeVar("Held")
+# As long as a trial before an authority's end needs.
+_MOMENT = timedelta(minutes=2)
 _Seen = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -70,6 +73,12 @@ class GivenX509:
             lambda: open_files(certificate, key, bundle, trust_domain),
             lambda held: (held.chain, held.bundle),
         )
+        held = self._files.held
+        try:
+            # Whatever the time is: one that has ended, or not begun, is replaced or waited for by whoever keeps it.
+            accept(held, max(chain_begins(held), held.not_after - _MOMENT))
+        except SvidError as error:
+            raise AuthorityDamaged(f"authority files ({certificate}, {key}) are unusable: {error}") from None
         # Who gives the roots says which are trusted, and for how long an old one is.
         self._roots_are_given = bundle is not None
         self._before: tuple[tuple[datetime, TrustBundle], ...] = ()
@@ -91,7 +100,7 @@ class GivenX509:
         before = self._files.held
         kept = tuple(each for each in self._before if now < each[0])
         gone, self._before = kept != self._before, kept
-        if not self._files.changed(lambda found: found.prove(now)):
+        if not self._files.changed(lambda found: accept(found, now)):
             return gone
         if not self._roots_are_given:
             self._before = (*self._before, (min(now + longest, before.not_after), before.bundle))

@@ -1,20 +1,28 @@
 """The step that is due, of the kind of which it can be done: what one waits for holds up no other."""
 
-from datetime import datetime
+import random
+from datetime import datetime, timedelta
 
+from runtime.clock import Clock
+from signer.authority.backoff import Backoff
 from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life, Step
 from signer.authority.slots import KINDS
 from signer.authority.state import AuthorityState
-from signer.errors import SignerError
+from signer.errors import CertificateRefused, SignerError
 
 
 class Attempts:
-    """Does steps of `life`, and knows which could not be done."""
+    """Does steps of `life`, and knows which could not be done: a CA above is not asked again at every look."""
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Life, clock: Clock, rng: random.Random) -> None:
         self._life = life
         self._failed: dict[str, str] = {}
+        self._backoff = Backoff(clock, rng)
+        # What was wanted when it failed: what a person asks for afterwards is tried at once.
+        self._wanted: object = None
+        # Since when a new X.509 authority is wanted in vain.
+        self.waiting_since: datetime | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -23,20 +31,55 @@ class Attempts:
 
     async def next(self, state: AuthorityState, acks: Acks, now: datetime) -> tuple[Step, AuthorityState] | None:
         """The first step that is due and can be done, and the state after it: where a CA above certifies nothing, JWT
-        keys are replaced all the same. None where none is due. Raises SignerError where none can be done.
+        keys are replaced all the same. None where none is due, or it is too early for another attempt. Raises
+        SignerError where one failed and no other was due.
         """
         failed: SignerError | None = None
         for kind in KINDS:
             step = self._life.due(state, acks, now, (kind,))
+            if step is not None and self._rests(step, state, now):
+                continue
             try:
                 found = None if step is None else (step, await self._life.do(state, step, now))
             except SignerError as error:
-                self._failed[kind] = f"it failed to {step.action if step else 'go on'}: {error.reason}: {error}"
+                self._missed(kind, step, error, state, now)
                 failed = failed or error
                 continue
             self._failed.pop(kind, None)
+            if kind == "x509":
+                self._backoff.forget()
+                self.waiting_since = None
             if found is not None:
                 return found
         if failed is not None:
             raise failed
         return None
+
+    def _rests(self, step: Step, state: AuthorityState, now: datetime) -> bool:
+        """Whether that step failed a moment ago."""
+        if step.action != "prepare" or step.kind != "x509" or step.kind not in self._failed:
+            return False
+        return self._wanted == _wanted(state) and self._backoff.left(pressed=_pressed(state, now)) > timedelta(0)
+
+    def _missed(self, kind: str, step: Step | None, error: SignerError, state: AuthorityState, now: datetime) -> None:
+        told = f"it failed to {step.action if step else 'go on'}: {error.reason}: {error}"
+        if kind == "x509":
+            if self._wanted != _wanted(state):
+                self._backoff.forget()
+            self._wanted = _wanted(state)
+            self._backoff.failed(for_good=isinstance(error, CertificateRefused))
+            self.waiting_since = self.waiting_since or now
+            again = now + self._backoff.left(pressed=_pressed(state, now))
+            told += f"; wanted since {self.waiting_since:%Y-%m-%dT%H:%M:%SZ}, tried again at {again:%Y-%m-%dT%H:%M:%SZ}"
+        self._failed[kind] = told
+
+
+def _wanted(state: AuthorityState) -> object:
+    return frozenset(goal for goal in state.goals if goal.kind == "x509"), state.active_x509_id
+
+
+def _pressed(state: AuthorityState, now: datetime) -> bool:
+    """Whether less than a quarter of the active authority's life is left."""
+    authority = state.active_x509
+    begun = authority.chain[0].not_valid_before_utc
+    return authority.not_after - now < (authority.not_after - begun) / 4

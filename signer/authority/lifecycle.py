@@ -20,6 +20,7 @@ from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState, Goal, sequence_at
 from signer.authority.timing import LifecyclePolicy
+from signer.authority.trial import Cause, admit
 from signer.errors import TransitionRefused
 from signer.upstream.certify import Upstream
 from svid.jwtauthority import JwtSigningKey
@@ -56,7 +57,9 @@ class Life:
     async def first(self, now: datetime) -> AuthorityState:
         """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
         usual = self.policy.usual
-        x509 = replace(await self._x509(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("x509"))
+        x509 = replace(
+            await self._x509(None, Cause.FIRST, now), stage=Stage.ACTIVE, activated_at=now, longest=usual("x509")
+        )
         jwt: tuple[JwtSlot, ...] = ()
         if self.policy.jwt_algorithm is not None:
             jwt = (replace(await self._jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
@@ -81,7 +84,7 @@ class Life:
     async def do(self, state: AuthorityState, step: Step, now: datetime) -> AuthorityState:
         """The state after `step`. Raises SignerError."""
         if step.action == "prepare":
-            return (await self.prepare(state, step.kind, now))[0]
+            return (await self.prepare(state, step.kind, now, by_time=True))[0]
         if step.action == "activate":
             return _changed(succession.activated(state, step.kind, self.policy, now, self._svids()))
         if step.action == "rewrite":
@@ -94,12 +97,14 @@ class Life:
         early = bool(bounds) and bounds[0] is not None and now < bounds[0]
         return _without(state, step.kind, step.authority_id, now, replaced=early)
 
-    async def prepare(self, state: AuthorityState, kind: str, now: datetime) -> tuple[AuthorityState, str]:
-        """Publish a new authority. Raises TransitionRefused, SignerError."""
+    async def prepare(
+        self, state: AuthorityState, kind: str, now: datetime, *, by_time: bool = False
+    ) -> tuple[AuthorityState, str]:
+        """Publish a new authority; `by_time`: nobody wants it now. Raises TransitionRefused, SignerError."""
         if state.find(kind, Stage.PREPARED) is not None:
             raise TransitionRefused(f"a new {kind} authority is prepared already; activate or revoke it first")
         if kind == "x509":
-            made = await self._x509(now)
+            made = await self._x509(state, _cause(state, by_time), now)
             return _changed(state, x509=(*state.x509, made)), f"prepared x509 authority {made.id}"
         if self.policy.jwt_algorithm is None:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
@@ -194,7 +199,7 @@ class Life:
             waiting = [slot for slot in kept if slot.stage is Stage.PREPARED and slot.id not in record.ids(kind)]
             successor: Slot | None = waiting[0] if waiting else None
             if successor is None and kind == "x509":
-                successor = await self._x509(now)
+                successor = await self._x509(state, Cause.THEFT, now)
             elif successor is None and self.policy.jwt_algorithm is not None:
                 successor = await self._jwt(now)
             kept = [slot for slot in kept if slot.stage is not Stage.PREPARED]
@@ -346,10 +351,10 @@ class Life:
         jwt = tuple(_recorded(slot, most("jwt")) for slot in declared.jwt)
         return _changed(replace(declared, x509=x509, jwt=jwt, outdated=False))
 
-    async def _x509(self, now: datetime) -> X509Slot:
+    async def _x509(self, state: AuthorityState | None, cause: Cause, now: datetime) -> X509Slot:
         key = self.policy.key_algorithm.generate()
         authority = await self._upstream.certify(self._trust_domain, key, self.policy.authority_ttl, now)
-        return X509Slot(Stage.PREPARED, authority, now)
+        return X509Slot(Stage.PREPARED, admit(authority, state, cause, self.policy, now), now)
 
     async def _jwt(self, now: datetime) -> JwtSlot:
         algorithm = self.policy.jwt_algorithm
@@ -358,6 +363,12 @@ class Life:
         create = JwtSigningKey.create
         key = await asyncio.to_thread(create, algorithm) if algorithm.slow else create(algorithm)
         return JwtSlot(Stage.PREPARED, key, now)
+
+
+def _cause(state: AuthorityState, by_time: bool) -> Cause:
+    if Goal("x509", True) in state.goals:
+        return Cause.THEFT
+    return Cause.TIME if by_time and Goal("x509") not in state.goals else Cause.WISH
 
 
 def _raised(slot: _Slot, longest: timedelta) -> _Slot:

@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.pace import Pace
-from signer.authority import recovery
+from signer.authority import opening, recovery
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
 from signer.authority.attempts import Attempts
@@ -27,8 +28,6 @@ from signer.metrics import Metrics
 _log = logging.getLogger("podsvid.authority")
 # Seconds between looks at the clock and at who has acknowledged; at most, where one takes long.
 LOOK_SECONDS, MOST_SECONDS = 1.0, 3.0
-# Looks in which those that run put a newer Secret back, at once or at their next read, before one starts by an older.
-HEALED_AFTER = 20
 # A step that another replica did at the same moment is looked at again, this often.
 ATTEMPTS = 5
 
@@ -50,11 +49,12 @@ class Rotation:
         sources: Sources,
         metrics: Metrics,
         clock: Clock,
+        rng: random.Random,
     ) -> None:
         self._store = store
         self._abandonments = abandonments
         self._life = life
-        self._attempts = Attempts(life)
+        self._attempts = Attempts(life, clock, rng)
         self._leader = leader
         self._agents = agents
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
@@ -105,6 +105,11 @@ class Rotation:
             if known is not None:
                 self.heard(known, state)
 
+    @property
+    def waiting_since(self) -> datetime | None:
+        """Since when this replica, which leads, wants a new X.509 authority in vain."""
+        return self._attempts.waiting_since if self._leader.leading else None
+
     def live_nodes(self) -> frozenset[str]:
         """Nodes with a living agent, as far as pods were read."""
         return self._knowledge.live_nodes
@@ -124,43 +129,9 @@ class Rotation:
 
         Until then there is nothing to sign, serve or publish by. Raises StateDamaged, SignerError.
         """
-        # Unknown blocks: without the record an older Secret looks like any other.
-        await self._abandonments.read()
-        try:
-            await self._published.read()
-        except SignerError as error:
-            # What agents say shows it as well.
-            _log.info("published trust bundle not read", extra={"reason": error.reason, "error": str(error)})
-        stored = await self._store.load()
-        if stored is None:
-            try:
-                stored = await self._store.create(await self._life.first(self._clock.now()))
-                _log.info("authorities created", extra={"sequence": stored.state.sequence})
-            except Conflict:
-                stored = await self._store.load()
-        stored = await self._freed(await self._healed(stored))
+        stored = await opening.found(self._store, self._abandonments, self._published, self._life, self._clock)
+        stored = await self._freed(await opening.healed(stored, self._store, self._published, LOOK_SECONDS))
         self.see(stored.state)
-
-    async def _healed(self, stored: Stored | None) -> Stored:
-        """What is stored, when signers that run had time to put the newest back. Raises StateDamaged, SignerError.
-
-        Whatever was written on top of an older one would be the newest of all, and trust what was revoked since.
-        """
-        for look in range(HEALED_AFTER + 1):
-            if stored is None:
-                raise StateDamaged("the authorities' Secret was deleted while this signer started; start it again")
-            if look == HEALED_AFTER or not self._published.newer_than(stored.state):
-                break
-            if look == 0:
-                _log.warning(
-                    "the authorities' Secret is older than the published trust bundle; waiting for signers that know "
-                    "better",
-                    extra={"sequence": stored.state.sequence, "published": self._published.beside(stored.state)},
-                )
-            await asyncio.sleep(LOOK_SECONDS)
-            stored = await self._store.load()
-        assert stored is not None
-        return stored
 
     async def follow(self, state: AuthorityState) -> None:
         """Take over what was seen of the Secret; where that is an older one, put the newer one back at once.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from signer.config import SignerConfig
 from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 
@@ -10,6 +11,11 @@ from svid.keys import KeyAlgorithm
 SHORTEST = timedelta(hours=1) / 16
 # After the window of a forced re-issue: the last drawn renewals are carried out.
 FORCED_GRACE = timedelta(seconds=30)
+# Other clusters and clouds look at a bundle every few minutes to hours; all know a scheduled key before it signs.
+JWT_LEAD = timedelta(days=1)
+# Of the wanted life of an authority: what it has to have at least where that is short (a CA above dates what it
+# certifies some time after it was asked), and by how much it has to outlive the one that it replaces.
+_LEAST, _GAIN = 0.75, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,16 @@ class LifecyclePolicy:
         ttl = self.x509_ttl if kind == "x509" else self.jwt_ttl
         return self.most(kind) if ttl is None else self.rounded(kind, ttl)
 
+    @property
+    def shortest_authority(self) -> timedelta:
+        """How long a new X.509 authority must last: half of its life has to outlast what it usually issues."""
+        return min(4 * (self.x509_ttl or self.x509_max_ttl), self.authority_ttl * _LEAST)
+
+    @property
+    def gain(self) -> timedelta:
+        """How much later than the active one a new X.509 authority ends, where it is to be worth a rotation."""
+        return min(self.authority_ttl * _GAIN, self.x509_max_ttl)
+
     def spread(self, shortest: timedelta, svids: int, longest: timedelta | None) -> timedelta:
         """Over how long that many SVIDs of an authority are renewed early: `shortest` where that is time enough.
 
@@ -64,3 +80,24 @@ class LifecyclePolicy:
         while step < ttl:
             step *= 2
         return min(step, max(ttl, self.most(kind)))
+
+
+def lifecycle_policy(config: SignerConfig) -> LifecyclePolicy:
+    """As the settings have it."""
+    return LifecyclePolicy(
+        authority_ttl=config.authority_ttl,
+        jwt_period=config.jwt_key_period,
+        x509_max_ttl=config.x509_max_ttl,
+        jwt_max_ttl=config.jwt_max_ttl,
+        ack_bound=config.acknowledge_within,
+        reissue_window=config.reissue_over,
+        forced_window=config.forced_reissue_over,
+        reissue_rate=config.reissue_rate,
+        # A replica that is cut off from the API server signs by what it knew for as long as that.
+        overlap=config.outage_limit + config.retire_after,
+        key_algorithm=config.authority_algorithm,
+        jwt_algorithm=config.jwt_algorithm if config.jwt_svids else None,
+        jwt_lead=min(JWT_LEAD, config.jwt_key_period / 4),
+        x509_ttl=config.x509_ttl,
+        jwt_ttl=config.jwt_ttl,
+    )

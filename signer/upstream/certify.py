@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from signer.errors import SignerError
+from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_pem
@@ -82,8 +83,8 @@ class FileUpstream:
             roots = TrustBundle(trust_domain, chain[-1:] if given is None else certificates_from_pem(given))
             above = X509Authority(trust_domain, chain, key_from_pem(self.key.read_bytes()), roots)
             authority = above.issue_intermediate(key, lifetime=lifetime, now=now)
-            # Roots that do not verify what it signs are found out now, and not when it is the only one that signs.
-            authority.prove(now)
+            # Here as well as where it is admitted: the text names the files.
+            accept(authority, now)
             return authority
         except OSError as error:
             raise UpstreamUnusable(f"{error.filename} cannot be read: {error.strerror}") from None

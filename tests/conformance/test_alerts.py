@@ -51,6 +51,9 @@ class Fleet:
     contact_lost_at: float | None = None
     # The authority lives 30 days and is replaced at half of it.
     authority_left: float = 20 * 86400.0
+    # Without a CA above, and with a new authority that is not wanted.
+    upstream_left: float | None = None
+    wanted_at: float = 0.0
     up: dict[str, bool] = field(default_factory=lambda: {"agent": True, "signer-0": True, "signer-1": True})
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class Fleet:
                 leading=lambda number=number: float(self.leading[number]),  # type: ignore[misc]
                 authority_ends=lambda: self.now + self.authority_left,
                 authority_life=lambda: 30 * 86400.0,
+                upstream_ends=lambda: self.now + self.upstream_left if self.upstream_left is not None else 0.0,
+                authority_wanted=lambda: self.wanted_at,
                 contact=lambda: self.now if self.contact_lost_at is None else self.contact_lost_at,
                 services_left_out=lambda: 0.0,
                 pods_left_out=lambda: 0.0,
@@ -207,6 +212,8 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidSignerWithoutLeader": _set(leading=[False, False]),
     "PodsvidSignerTwoLeaders": _set(leading=[True, True]),
     "PodsvidAuthorityNotRotated": _set(authority_left=10 * 86400.0),
+    "PodsvidUpstreamEnds": _set(upstream_left=6 * 86400.0),
+    "PodsvidAuthorityWanted": _set(wanted_at=60.0),
     "PodsvidAgentsWithoutTrustBundle": _set(unacknowledged=1),
     "PodsvidApiServerLost": _set(contact_lost_at=600.0),
     "PodsvidSecretPutBack": _put_back,

@@ -266,3 +266,22 @@ def test_a_jwt_key_that_cannot_be_published_is_no_silent_loss(tmp_path: Path) ->
     given.write_bytes(given.read_bytes().replace(b'"AQAB"', b'"!"'))
     with pytest.raises(AuthorityDamaged, match=f"kid '{other.key_id}'"):
         open_given(tmp_path / "jwt.key", given, JwtAlgorithm.ES256, TRUST_DOMAIN)
+
+
+def test_files_that_could_never_issue_do_not_start_and_those_whose_time_is_not_now_do(tmp_path: Path) -> None:
+    def started() -> None:
+        GivenX509(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt", TRUST_DOMAIN)
+
+    def hand(authority: X509Authority, roots: X509Authority) -> None:
+        put(tmp_path / "tls.crt", to_pem(authority.chain))
+        put(tmp_path / "tls.key", key_to_pem(authority.private_key))
+        put(tmp_path / "ca.crt", to_pem(roots.chain))
+
+    now = StepClock().at
+    for begin in (now - HOUR * 20, now, now + HOUR * 20):
+        own = X509Authority.create(TRUST_DOMAIN, algorithm=KeyAlgorithm.EC_P256, lifetime=HOUR, now=begin)
+        hand(own, own)
+        started()
+    hand(own, root(now))
+    with pytest.raises(AuthorityDamaged, match="does not lead to an authority"):
+        started()

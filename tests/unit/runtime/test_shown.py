@@ -98,6 +98,8 @@ def _signer(ask: Callable[[], float]) -> SignerMetrics:
         leading=ask,
         authority_ends=ask,
         authority_life=ask,
+        upstream_ends=ask,
+        authority_wanted=ask,
         contact=ask,
         services_left_out=ask,
         pods_left_out=ask,

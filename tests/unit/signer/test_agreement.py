@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -356,6 +357,7 @@ class Restored:
             sources,
             one.metrics,
             self.cluster.clock,
+            random.Random(1),
         )
         return one
 
@@ -569,6 +571,7 @@ def test_a_cluster_whose_published_bundle_cannot_be_read_starts_all_the_same() -
             sources,
             one.metrics,
             cluster.clock,
+            random.Random(1),
         )
         await rotation.open()
         assert rotation.state is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from signer.authority.knowledge import Sources
 from signer.authority.lifecycle import Step
-from signer.authority.rotation import HEALED_AFTER, Rotation
+from signer.authority.opening import HEALED_AFTER
+from signer.authority.rotation import Rotation
 from signer.authority.state import SEQUENCE_SLACK, sequence_at
 from signer.errors import ApiUnavailable, StateDamaged, TransitionRefused
 from tests.unit.signer.test_lifecycle import POLICY, life, stages
@@ -65,6 +67,7 @@ class Revoked:
             Sources(frozenset, lambda: "", read),
             made.metrics,
             self.cluster.clock,
+            random.Random(1),
         )
         return made
 

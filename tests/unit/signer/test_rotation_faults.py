@@ -57,6 +57,7 @@ class Replica:
             sources(lambda: self.nodes),
             self.metrics,
             self.clock,
+            random.Random(1),
         )
 
     @property

@@ -102,7 +102,9 @@ def test_an_older_secret_is_not_gone_on_from() -> None:
         kept = store(kube)
         leader = Leader(kube, "podsvid", "lease", "one", timedelta(seconds=15), clock, random.Random(1))
         agents = Agents(kube, "podsvid", "one", clock)
-        rotation = Rotation(kept, abandonments(kube, clock), life(), leader, agents, sources(), Metrics(), clock)
+        rotation = Rotation(
+            kept, abandonments(kube, clock), life(), leader, agents, sources(), Metrics(), clock, random.Random(1)
+        )
         await rotation.open()
         old = dict(kube.objects[PATH]["data"])
         await rotation.step("prepare", "x509", "", forced=False)

@@ -1,0 +1,46 @@
+"""Whether what a CA certified may become an authority here: it can sign, and is worth the change."""
+
+from datetime import datetime, timedelta
+from enum import Enum
+
+from signer.authority.slots import authority_id
+from signer.authority.state import AuthorityState
+from signer.authority.timing import LifecyclePolicy
+from signer.errors import CertificateRefused
+from svid.acceptance import accept
+from svid.authority import X509Authority
+from svid.errors import SvidError
+
+
+class Cause(Enum):
+    """Why there is to be a new authority: it is the first, its time has come, a person wants it, or after a theft."""
+
+    FIRST = 1
+    TIME = 2
+    WISH = 3
+    THEFT = 4
+
+
+def admit(
+    authority: X509Authority, state: AuthorityState | None, cause: Cause, policy: LifecyclePolicy, now: datetime
+) -> X509Authority:
+    """The same. Raises CertificateRefused with why it is not taken; then nothing of it was published.
+
+    After a theft any authority that can sign is the way out: how soon it ends does not matter then.
+    """
+    others = state.x509 if state is not None else ()
+    least = timedelta(0) if cause is Cause.THEFT else policy.shortest_authority
+    try:
+        accept(authority, now, least=least, others=[slot.authority for slot in others])
+    except SvidError as error:
+        raise CertificateRefused(f"the new authority cannot be used: {error.reason}: {error}") from None
+    if authority_id(authority) in {slot.id for slot in others}:
+        raise CertificateRefused("the new authority is there already: its CA certified a key of before")
+    # One that ends no later would be replaced at half of the rest that it has, and so the next, without an end.
+    if state is not None and cause is Cause.TIME and authority.not_after < state.active_x509.not_after + policy.gain:
+        raise CertificateRefused(
+            f"the new authority would end at {authority.not_after:%Y-%m-%dT%H:%M:%SZ}, which is not long enough after "
+            f"the active one ({state.active_x509.not_after:%Y-%m-%dT%H:%M:%SZ}) to be worth a rotation; the active one "
+            "signs on: renew the CA above, or its root"
+        )
+    return authority
