@@ -1,4 +1,4 @@
-"""python -m bench.scale [--quick] [--json FILE]: how the signer does at 5,000 nodes and 150,000 pods.
+"""python -m bench.scale [--quick] [--agents N] [--only STEP,…] [--json FILE]: how the signer does at size.
 
 Prints a table; exits with 1 only where something could not be measured, not for a goal that is missed. What does not
 come about within the time of its step (Limits in bench/scale/run.py) is told of as far as it came, and the run goes
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.report import RESULTS, environment
 from bench.scale.figures import Figures
-from bench.scale.run import FULL, QUICK, Plan, Run
+from bench.scale.run import FULL, QUICK, STEPS, Plan, Run, sized
 
 
 def report(figures: Figures, plan: Plan, about: dict[str, str]) -> str:
@@ -52,11 +52,21 @@ def main() -> int:
     parser.add_argument("--held", type=int, metavar="N", help=held)
     rate = "the signer's --reissue-rate, where the cores that agents have are too few for its default"
     parser.add_argument("--reissue-rate", type=float, metavar="N", help=rate)
+    agents = "so many nodes, and as much of everything else as that gives (default: 5000; records nothing)"
+    parser.add_argument("--agents", type=int, metavar="N", help=agents)
+    only = f"of what befalls the cluster these steps only, of {', '.join(STEPS)} (records nothing)"
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="STEP,…", help=only)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     parser.add_argument("--watch", type=Path, metavar="FILE", help="write there what holds the signer's event loop")
     given = parser.parse_args()
     plan, about, begun = QUICK if given.quick else FULL, environment(), time.monotonic()
     plan = replace(plan, held=given.held or plan.held)
+    if given.agents:
+        plan = replace(plan, cluster=sized(given.agents))
+    if given.only:
+        if unknown := sorted(set(given.only) - set(STEPS)):
+            parser.error(f"--only: no such step: {', '.join(unknown)}; they are {', '.join(STEPS)}")
+        plan = replace(plan, steps=given.only)
     if given.reissue_rate:
         plan = replace(plan, flags=(*plan.flags, "--reissue-rate", f"{given.reissue_rate:g}"))
 
@@ -70,7 +80,7 @@ def main() -> int:
     print(text)
     if given.json:
         given.json.write_text(figures.json(about), encoding="utf-8")
-    if not given.quick:
+    if not (given.quick or given.agents or given.only):
         (RESULTS / "scale.md").write_text(text, encoding="utf-8")
         name = f"{about['date']}-{about['cores']}c-scale.json"
         (RESULTS / name).write_text(figures.json(about), encoding="utf-8")
