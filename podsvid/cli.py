@@ -24,6 +24,7 @@ _COMMANDS = {
     "quickstart": "see a volume rotate, without Kubernetes",
     "node": "the volumes of this node's agent",
     "api": "ask a Workload API socket",
+    "completion": "a script by which bash, zsh or fish completes this command line",
     "help": "what a command is for",
 }
 
@@ -66,8 +67,8 @@ def _failed(found: outcome.Outcome) -> int:
     return found.code
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    """Knows every command by name, and all of `command`."""
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """Knows every command by name, and all of `command`; None: of each."""
     parser = Parser(
         prog="podsvid",
         description="SPIFFE identities for Kubernetes pods.",
@@ -77,39 +78,53 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version of podsvid and end")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in _COMMANDS.items()}
+    for name in parsers if command is None else filter(parsers.__contains__, [command]):
+        _add_arguments(name, parsers[name])
+    return parser
+
+
+def _add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
+    """Its options and subcommands, for which it is imported."""
     if command == "agent":
         from agent import config
 
-        config.add_arguments(parsers[command])
-        _add_check(parsers[command])
+        config.add_arguments(parser)
+        _add_check(parser)
     elif command == "quickstart":
         from podsvid.quickstart import play as quickstart
 
-        quickstart.add_arguments(parsers[command])
+        quickstart.add_arguments(parser)
     elif command == "signer":
         from signer import config as signer_config
 
-        signer_config.add_arguments(parsers[command])
-        _add_check(parsers[command])
+        signer_config.add_arguments(parser)
+        _add_check(parser)
     elif command == "authority":
         from podsvid import authority as authority_command
 
-        authority_command.add_arguments(parsers[command])
+        authority_command.add_arguments(parser)
     elif command == "uninstall-check":
         from podsvid import uninstall_check
 
-        uninstall_check.add_arguments(parsers[command])
+        uninstall_check.add_arguments(parser)
     elif command == "explain":
         from podsvid import explain
 
-        explain.add_arguments(parsers[command])
+        explain.add_arguments(parser)
     elif command == "node":
         from podsvid import node as node_command
 
-        node_command.add_arguments(parsers[command])
+        node_command.add_arguments(parser)
     elif command == "api":
-        api.add_arguments(parsers[command])
-    return parser
+        api.add_arguments(parser)
+    elif command == "completion":
+        from podsvid import completion
+
+        completion.add_arguments(parser)
+    elif command == "help":
+        parser.add_argument(
+            "about", nargs="*", choices=list(_COMMANDS), metavar="COMMAND", help="and a subcommand of it"
+        )
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +213,12 @@ def _node(parsed: argparse.Namespace) -> int:
     return node_command.run(parsed)
 
 
+def _completion(parsed: argparse.Namespace) -> int:
+    from podsvid import completion
+
+    return completion.run(parsed, lambda: _parser(None))
+
+
 def _uninstall_check(parsed: argparse.Namespace) -> int:
     from podsvid import uninstall_check
 
@@ -212,4 +233,5 @@ _RUN = {
     "uninstall-check": _uninstall_check,
     "quickstart": _quickstart,
     "node": _node,
+    "completion": _completion,
 }
