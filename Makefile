@@ -40,9 +40,10 @@ $(VENV)/bin/pip:
 	  fi; }
 
 $(VENV)/.run: pyproject.toml $(VENV)/bin/pip
-	@echo "installing podsvid into $(VENV)"
-	@$(BIN)/pip install -q --disable-pip-version-check -e .
-	@touch $@
+	@echo "installing podsvid into $(VENV): some 40 packages, which takes a minute; pip fetches"
+	@{ $(BIN)/pip install --disable-pip-version-check --progress-bar off -e . && touch $(VENV)/.installed; } | \
+	  sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected.*/  and unpacks them/p'
+	@test -e $(VENV)/.installed && mv $(VENV)/.installed $@
 
 $(VENV)/.test: $(VENV)/.run
 	@echo "installing what the tests need"

@@ -35,7 +35,7 @@ from podsvid.outcome import WrongUsage
 from podsvid.quickstart.agent import Agent
 from podsvid.quickstart.failure import QuickstartError, Stopped
 from podsvid.quickstart.namespace import enter_private_mount_namespace
-from podsvid.quickstart.place import DRIVER, directory
+from podsvid.quickstart.place import DRIVER, Place, directory
 from podsvid.quickstart.reading import PlayedPod, first_look
 from podsvid.quickstart.settings import Settings
 from podsvid.quickstart.views import View, human_view, json_view
@@ -57,7 +57,7 @@ _T = TypeVar("_T")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``podsvid quickstart``."""
     parser.add_argument(
-        "--pods", type=_between(1, _MOST_PODS), default=1, metavar="N", help="how many pods to play (default 1)"
+        "--pods", type=_between(1, _MOST_PODS), default=2, metavar="N", help="how many pods to play (default 2)"
     )
     parser.add_argument("--ttl", default="30s", metavar="TIME", help="how long an X.509-SVID lives (default 30s)")
     parser.add_argument(
@@ -99,8 +99,10 @@ def run(args: argparse.Namespace) -> int:
             exit_after=args.exit_after,
             mounts=refusal is None,
         )
-        view = json_view() if args.json else human_view(settings.mounts)
+        view = json_view(settings.mounts) if args.json else human_view(settings.mounts)
         asyncio.run(_Quickstart(settings, view).run())
+    if not args.json:
+        print(_removed(place, kept=args.dir is not None))
     return 0
 
 
@@ -161,12 +163,15 @@ class _Quickstart:
                 played = await unless_over(self._publish(kubelet, number))
                 self._pods.append(played)
                 view.published(played)
+            await unless_over(self._speak(view, stranger=True))
             while not self._enough():
                 view.tick(datetime.now(UTC))
                 await unless_over(asyncio.sleep(self._settings.poll_interval))
-                for played in self._pods:
-                    if played.look_again(self._settings.trust_domain):
-                        view.rotated(played)
+                rotated = [played for played in self._pods if played.look_again(self._settings.trust_domain)]
+                for played in rotated:
+                    view.rotated(played)
+                if any(played in self._pods[:2] for played in rotated):
+                    await unless_over(self._speak(view))
         except Stopped:
             pass
         except StandInError as error:
@@ -174,6 +179,19 @@ class _Quickstart:
         finally:
             if view is not None:
                 view.close()
+
+    async def _speak(self, view: View, *, stranger: bool = False) -> None:
+        """Let the first two pods speak to each other; at first a stranger tries it as well."""
+        from podsvid.quickstart.talking import strangers_refusal, talk
+
+        if len(self._pods) < 2:
+            return
+        client, server = self._pods[:2]
+        ids = client.current.spiffe_id, server.current.spiffe_id
+        view.spoke(client, server, await asyncio.to_thread(talk, client.target, server.target, *ids))
+        if stranger:
+            why = await asyncio.to_thread(strangers_refusal, server.target, ids[0])
+            view.refused(server, ids[0], why)
 
     def _enough(self) -> bool:
         wanted = self._settings.exit_after
@@ -202,6 +220,18 @@ class _Quickstart:
                         await kubelet.unpublish_until(pod, volume)
         if self._settings.mounts:
             await kubelet.reboot()
+
+
+def _removed(place: Place, *, kept: bool) -> str:
+    """What is left on the disk, after a look."""
+    if kept:
+        names = ", ".join(sorted(each.name for each in place.root.iterdir()))
+        return f"The volumes are removed; the authority stays for the next time: {place.root} has {names}."
+    return (
+        f"{place.root} could not be removed."
+        if place.root.exists()
+        else f"Everything is removed: {place.root} is gone."
+    )
 
 
 def _announce_plain_directories(why: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from podsvid.outcome import OutputFailed
 from podsvid.quickstart.failure import Stopped
 from podsvid.quickstart.reading import PlayedPod, Seen
+from podsvid.quickstart.talking import Talk
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -27,6 +28,10 @@ class View(Protocol):
 
     def rotated(self, pod: PlayedPod) -> None: ...
 
+    def spoke(self, client: PlayedPod, server: PlayedPod, talk: Talk) -> None: ...
+
+    def refused(self, server: PlayedPod, spiffe_id: str, why: str) -> None: ...
+
     def tick(self, now: datetime) -> None: ...
 
     def close(self) -> None: ...
@@ -35,8 +40,9 @@ class View(Protocol):
 class JsonView:
     """One JSON object a line."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, way: str) -> None:
         self._pid = pid
+        self._way = way
 
     def published(self, pod: PlayedPod) -> None:
         self._print(
@@ -44,8 +50,8 @@ class JsonView:
             pod=f"{pod.pod.namespace}/{pod.pod.name}",
             spiffe_id=pod.current.spiffe_id,
             trust_domain=pod.current.trust_domain,
-            volume=str(pod.link),
-            socket=str(pod.link / "socket"),
+            volume=f"{self._way}{pod.link}",
+            socket=f"{self._way}{pod.link / 'socket'}",
             serial=pod.current.serial,
             not_after=_rfc3339(pod.current.not_after),
             pid=self._pid,
@@ -61,6 +67,18 @@ class JsonView:
             not_after=_rfc3339(pod.current.not_after),
             rotation=pod.rotations,
         )
+
+    def spoke(self, client: PlayedPod, server: PlayedPod, talk: Talk) -> None:
+        self._print(
+            event="spoke",
+            client=_name(client),
+            server=_name(server),
+            client_seen={"spiffe_id": talk.client.spiffe_id, "serial": talk.client.serial},
+            server_seen={"spiffe_id": talk.server.spiffe_id, "serial": talk.server.serial},
+        )
+
+    def refused(self, server: PlayedPod, spiffe_id: str, why: str) -> None:
+        self._print(event="refused", server=_name(server), claimed=spiffe_id, why=why)
 
     def tick(self, now: datetime) -> None:
         pass
@@ -94,6 +112,13 @@ class PlainView:
     def rotated(self, pod: PlayedPod) -> None:
         self._say(f"{pod.pod.namespace}/{pod.pod.name} rotated: {_one_line(pod.current)}")
 
+    def spoke(self, client: PlayedPod, server: PlayedPod, talk: Talk) -> None:
+        for line in _spoken(client, server, talk):
+            self._say(line)
+
+    def refused(self, server: PlayedPod, spiffe_id: str, why: str) -> None:
+        self._say(_refusal(server, spiffe_id, why))
+
     def tick(self, now: datetime) -> None:
         pass
 
@@ -105,13 +130,16 @@ class PlainView:
 
 
 class LiveView:
-    """The live terminal view: redrawn in place whenever the volumes were looked at."""
+    """The live terminal view: redrawn in place whenever the volumes were looked at, and never longer than it."""
 
     def __init__(self, console: Console, commands: Callable[[PlayedPod], tuple[str, ...]]) -> None:
         from rich.live import Live
 
+        self._console = console
         self._commands = commands
         self._pods: list[PlayedPod] = []
+        self._spoken: tuple[str, ...] = ()
+        self._refused = ""
         # No refresh thread: this process draws when it has looked, and stays single-threaded.
         self._live: Live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._live.start()
@@ -122,66 +150,71 @@ class LiveView:
     def rotated(self, pod: PlayedPod) -> None:
         pass
 
+    def spoke(self, client: PlayedPod, server: PlayedPod, talk: Talk) -> None:
+        self._spoken = (f"{datetime.now().astimezone():%H:%M:%S}, mutual TLS:", *_spoken(client, server, talk))
+
+    def refused(self, server: PlayedPod, spiffe_id: str, why: str) -> None:
+        self._refused = _refusal(server, spiffe_id, why)
+
     def tick(self, now: datetime) -> None:
-        self._live.update(self._draw(now), refresh=True)
+        self._live.update(self._draw(now, going_on=True), refresh=True)
 
     def close(self) -> None:
+        # What stays on the screen is what was so in the end: no command that finds nothing any more.
+        self._live.update(self._draw(datetime.now(UTC), going_on=False), refresh=True)
         self._live.stop()
 
-    def _draw(self, now: datetime) -> RenderableType:
+    def _draw(self, now: datetime, *, going_on: bool) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
 
-        # A panel each while they fit a screen, a line each when there are many.
-        parts: list[RenderableType]
-        parts = [self._panel(pod, now) for pod in self._pods] if len(self._pods) < 3 else [self._table(now)]
-        if self._pods:
-            parts.append(Text("Try in another terminal:", style="bold"))
-            parts.extend(
-                Text(f"  {command}", style="cyan", overflow="fold") for command in self._commands(self._pods[0])
-            )
-        parts.append(Text("Ctrl-C takes everything away again.", style="dim"))
-        return Group(*parts)
+        below: list[RenderableType] = []
+        if self._spoken:
+            below.append(Text(self._spoken[0], style="bold"))
+            below += [Text(f"  {line}", overflow="fold") for line in (*self._spoken[1:], self._refused) if line]
+        if self._pods and going_on:
+            below.append(Text("Try in another terminal:", style="bold"))
+            below += [Text(f"  {each}", style="cyan", overflow="fold") for each in self._commands(self._pods[0])]
+        below.append(Text("Ctrl-C takes everything away again." if going_on else "Stopped.", style="dim"))
+        # The line below the last one is the cursor's.
+        room = self._console.height - 1 - len(self._console.render_lines(Group(*below), pad=False))
+        above: list[RenderableType] = []
+        for number, pod in enumerate(self._pods):
+            block = self._pod(pod, now)
+            more = len(self._pods) - number
+            height = len(self._console.render_lines(block, pad=False))
+            if height > room - (more > 1):
+                above.append(Text(f"and {more} more pods", style="dim"))
+                break
+            above.append(block)
+            room -= height
+        return Group(*above, *below)
 
-    def _table(self, now: datetime) -> RenderableType:
-        from rich.table import Table
-
-        table = Table()
-        for heading in ("pod", "SPIFFE ID", "serial", "time left", "rotations", "volume"):
-            table.add_column(heading, overflow="fold")
-        for pod in self._pods:
-            table.add_row(
-                pod.pod.name,
-                pod.current.spiffe_id,
-                f"{pod.current.serial[:8]}...",
-                _time_left(pod.current, now, width=16),
-                str(pod.rotations),
-                str(pod.link),
-            )
-        return table
-
-    def _panel(self, pod: PlayedPod, now: datetime) -> RenderableType:
+    def _pod(self, pod: PlayedPod, now: datetime) -> RenderableType:
         from rich.console import Group
-        from rich.panel import Panel
         from rich.table import Table
         from rich.text import Text
 
         seen = pod.current
-        facts = Table.grid(padding=(0, 2))
-        facts.add_column(style="dim", no_wrap=True)
-        facts.add_column(overflow="fold")
-        facts.add_row("SPIFFE ID", Text(seen.spiffe_id, style="bold green"))
-        facts.add_row("volume", str(pod.target))
-        facts.add_row("socket", str(pod.link / "socket"))
-        facts.add_row("serial", seen.serial)
-        facts.add_row("expires", _rfc3339(seen.not_after))
-        facts.add_row("time left", _time_left(seen, now, width=40))
-        facts.add_row("rotations", str(pod.rotations))
-        news = [
-            Text(f"{new.at.astimezone():%H:%M:%S} rotated to {new.serial}", style="dim", overflow="ellipsis")
-            for new in pod.history
-        ]
-        return Panel(Group(facts, *news), title=f"pod {pod.pod.namespace}/{pod.pod.name}", title_align="left")
+        life = Table.grid(padding=(0, 1))
+        life.add_row(Text(f"  serial {seen.serial[:16]}…, {pod.rotations} rotations,"), _time_left(seen, now, width=16))
+        return Group(Text.assemble(f"{_name(pod)} ", (seen.spiffe_id, "bold green"), overflow="fold"), life)
+
+
+def _name(pod: PlayedPod) -> str:
+    return f"{pod.pod.namespace}/{pod.pod.name}"
+
+
+def _spoken(client: PlayedPod, server: PlayedPod, talk: Talk) -> tuple[str, str]:
+    names = client.pod.name, server.pod.name
+    return (
+        f"{names[0]} met {talk.server.spiffe_id}, serial {talk.server.serial[:8]}…",
+        f"{names[1]} met {talk.client.spiffe_id}, serial {talk.client.serial[:8]}…",
+    )
+
+
+def _refusal(server: PlayedPod, spiffe_id: str, why: str) -> str:
+    return f"{server.pod.name} refused a stranger as {spiffe_id}: {why}"
 
 
 def _time_left(seen: Seen, now: datetime, *, width: int) -> RenderableType:
@@ -203,16 +236,20 @@ def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def json_view() -> Callable[[], View]:
-    return lambda: JsonView(os.getpid())
+def json_view(mounts: bool) -> Callable[[], View]:
+    return lambda: JsonView(os.getpid(), _way(mounts))
+
+
+def _way(mounts: bool) -> str:
+    """What leads into the volumes: with mounts, only processes in this namespace see them by their paths."""
+    return f"/proc/{os.getpid()}/root" if mounts else ""
 
 
 def human_view(mounts: bool) -> Callable[[], View]:
     def make() -> View:
         from rich.console import Console
 
-        # With mounts, only processes in this namespace see the volume by its path; this names the way in.
-        way = f"/proc/{os.getpid()}/root" if mounts else ""
+        way = _way(mounts)
 
         def commands(pod: PlayedPod) -> tuple[str, ...]:
             volume = f"{way}{pod.link}"

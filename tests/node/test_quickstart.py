@@ -40,7 +40,7 @@ class Quickstart:
         python: tuple[str, ...] = (sys.executable,),
         json: bool = True,
     ) -> None:
-        command = [*python, "-m", "podsvid", "quickstart", "--ttl", "2s", *arguments]
+        command = [*python, "-m", "podsvid", "quickstart", "--ttl", "6s", "--pods", "1", *arguments]
         if json:
             command.append("--json")
         if directory is not None:
@@ -140,7 +140,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 def through(event: Event) -> Path:
     """The event's volume as seen from outside its mount namespace."""
-    return Path(f"/proc/{event['pid']}/root{event['volume']}")
+    return Path(event["volume"])
 
 
 def test_events_of_a_rotating_volume(directory: Path) -> None:
@@ -201,12 +201,39 @@ def test_several_pods(directory: Path) -> None:
     assert rotated == {event["spiffe_id"] for event in published}
 
 
+def test_two_pods_speak_across_a_rotation_and_refuse_a_stranger(directory: Path) -> None:
+    with Quickstart("--pods", "2", "--exit-after", "1", directory=directory) as quickstart:
+        events, errors = quickstart.finish()
+    assert quickstart.process.returncode == 0, errors
+    ids = ["spiffe://example.org/ns/demo/sa/app", "spiffe://example.org/ns/demo/sa/app-2"]
+    spoken = [event for event in events if event["event"] == "spoke"]
+    assert len(spoken) >= 2
+    assert all([event[f"{side}_seen"]["spiffe_id"] for side in ("client", "server")] == ids for event in spoken)
+    serials = [{event["serial"] for event in events if event.get("spiffe_id") == each} for each in ids]
+    for number, side in enumerate(("client", "server")):
+        # A look at the files may be older than what is spoken with, never newer.
+        assert spoken[0][f"{side}_seen"]["serial"] != spoken[-1][f"{side}_seen"]["serial"]
+        assert len({event[f"{side}_seen"]["serial"] for event in spoken} & serials[number]) >= 2
+    (refused,) = (event for event in events if event["event"] == "refused")
+    assert (refused["server"], refused["claimed"]) == ("demo/pod-2", ids[0])
+    assert "certificate" in refused["why"]
+
+
+def test_it_says_that_everything_is_removed_and_it_is(directory: Path) -> None:
+    with Quickstart("--exit-after", "0", directory=None, json=False) as quickstart:
+        out, errors = quickstart.process.communicate(timeout=DEADLINE)
+    assert quickstart.process.returncode == 0, errors.decode()
+    found = re.fullmatch(r"Everything is removed: (\S+) is gone\.", out.decode().splitlines()[-1])
+    assert found is not None
+    assert not Path(found[1]).exists()
+
+
 def test_exit_right_after_publishing_without_a_directory() -> None:
     with Quickstart("--exit-after", "0", directory=None) as quickstart:
         events, errors = quickstart.finish()
     assert quickstart.process.returncode == 0, errors
     assert [event["event"] for event in events] == ["published"]
-    assert not Path(events[0]["volume"]).parent.exists()
+    assert not Path(events[0]["target_path"]).parents[5].exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -326,6 +353,8 @@ def test_output_that_is_no_terminal_is_plain_lines(directory: Path) -> None:
     assert "demo/pod-1 published: spiffe://example.org/ns/demo/sa/app" in text
     assert f"{directory}/pod-1/tls.crt -noout -text" in text
     assert "demo/pod-1 rotated:" in text
+    kept = f"{directory} has agent.log, quickstart.lock, state."
+    assert text.splitlines()[-1] == f"The volumes are removed; the authority stays for the next time: {kept}"
 
 
 def test_a_reader_that_goes_away_ends_it(directory: Path) -> None:
