@@ -25,8 +25,11 @@ from csi.errors import (
     VolumeFailed,
     VolumeNotFound,
 )
+from csi.request import POD_NAME, POD_NAMESPACE
 
 _log = logging.getLogger("podsvid.csi")
+# Of each field of a request that was not checked.
+_MAX_SHOWN = 253
 STATUS_CODES: Mapping[type[CsiError], grpc.StatusCode] = MappingProxyType(
     {
         InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -66,7 +69,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
             try:
                 return await inner(request, context)
             except CsiError as error:
-                await refuse(method, error, context)
+                await refuse(method, error, context, request)
             except Exception as error:
                 _log.exception("call failed unexpectedly", extra={"method": method})
                 await context.abort(
@@ -80,11 +83,28 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         )
 
 
-async def refuse(method: str, error: CsiError, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+async def refuse(
+    method: str, error: CsiError, context: grpc.aio.ServicerContext[Any, Any], request: object
+) -> NoReturn:
     """End the call with the error's status; kubelet shows the message in the pod's event."""
     code = STATUS_CODES[type(error)]
     _log.warning(
-        "call refused", extra={"method": method, "code": code.name, "reason": error.reason, "error": str(error)}
+        "call refused",
+        extra={
+            "method": method,
+            "pod": _pod(request),
+            "volume_id": str(getattr(request, "volume_id", ""))[:_MAX_SHOWN],
+            "code": code.name,
+            "reason": error.reason,
+            "error": str(error),
+        },
     )
     await context.abort(code, f"{error.reason}: {error}")
     raise AssertionError("unreachable: abort raises")
+
+
+def _pod(request: object) -> str:
+    """Of which pod kubelet says that it is; empty where it says nothing of that."""
+    # Not checked yet: of a request that is refused nothing is known to be well formed.
+    given: Mapping[str, str] = getattr(request, "volume_context", {})
+    return "/".join(given[key][:_MAX_SHOWN] for key in (POD_NAMESPACE, POD_NAME) if key in given)

@@ -5,14 +5,17 @@ import logging
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
 from csi import errors
-from csi.boundary import STATUS_CODES, ErrorBoundary
+from csi.boundary import STATUS_CODES, ErrorBoundary, refuse
 from csi.errors import CsiError
+from csi.pb import csi_pb2
+from csi.request import POD_NAME, POD_NAMESPACE
 from tests.csi_rig import PATIENCE
 
 SECRET = "-----BEGIN PRIVATE KEY----- MIGHAgEAMBMG"
@@ -95,6 +98,35 @@ def test_an_error_is_answered_with_its_code_its_reason_and_its_text(
         "reason": error.reason,
         "error": "what is wrong",
     }
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "pod", "volume"),
+    [
+        (
+            csi_pb2.NodePublishVolumeRequest(
+                volume_id="csi-5", volume_context={POD_NAMESPACE: "shop", POD_NAME: "cart-0", "ttl": "1h"}
+            ),
+            "shop/cart-0",
+            "csi-5",
+        ),
+        (csi_pb2.NodeUnpublishVolumeRequest(volume_id="v" * 5000), "", "v" * 253),
+        (csi_pb2.NodePublishVolumeRequest(volume_context={POD_NAME: "p" * 5000}), "p" * 253, ""),
+        (csi_pb2.NodeGetInfoRequest(), "", ""),
+    ],
+)
+def test_a_refusal_in_the_log_names_the_pod_and_the_volume(
+    caplog: pytest.LogCaptureFixture, asked_for: Any, pod: str, volume: str
+) -> None:
+    class Context:
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            raise ConnectionError
+
+    context: Any = Context()
+    with pytest.raises(ConnectionError):
+        asyncio.run(refuse("NodePublishVolume", errors.IdentityDenied("no"), context, asked_for))
+    (line,) = [each for each in caplog.records if each.name == "podsvid.csi"]
+    assert (vars(line)["pod"], vars(line)["volume_id"]) == (pod, volume)
 
 
 def test_every_error_has_a_code_and_a_reason_of_its_own() -> None:
