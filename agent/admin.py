@@ -100,6 +100,9 @@ class NodeAdmin:
             for each in self._workloads.publish_problems
             if (each.pod.namespace, each.pod.name) == (request.namespace, request.pod)
         ]
+        # Of a pod that had the name before it is no news, and kubelet does not go on trying.
+        newest = {each.volume.pod.uid for each in volumes} or {each.pod.uid for each in problems[-1:]}
+        problems = [each for each in problems if each.pod.uid in newest]
         if not volumes and not problems:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,

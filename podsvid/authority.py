@@ -125,11 +125,14 @@ def explain(parsed: argparse.Namespace) -> int:
     return 0 if found.outcome == "allowed" else 3
 
 
-def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool) -> None:
-    """Print a signer's answer for a person; `every`: with all policies that do not match, not only the nearest."""
+def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool, lacking: str = "") -> None:
+    """Print a signer's answer for a person; `every`: with all policies that do not match, not only the nearest.
+
+    `lacking`: what the node says against it that the pod has what it may have.
+    """
     allowed = found.outcome == "allowed"
     lines = [
-        f"pod {pod}: {found.spiffe_id if allowed else found.outcome}",
+        f"pod {pod}: {found.spiffe_id if allowed else found.outcome}{f' ({lacking})' if lacking and allowed else ''}",
         f"policy: {found.policy or 'none is asked'}",
     ]
     if found.entitled:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import Parse
 
+from agent.admin_api import code_of
 from agent.pb import node_admin_pb2
 from podsvid import authority as authority_command
 from podsvid import node as node_command
@@ -80,9 +81,17 @@ class _Explained:
 
     @property
     def well(self) -> bool:
-        states = [each["state"] for each in (self.volumes or {}).get("volumes", [])]
         allowed = self.policy is not None and self.policy["outcome"] == "allowed"
-        return allowed and bool(states) and set(states) == {"ok"}
+        return allowed and bool((self.volumes or {}).get("volumes")) and not self.lacking
+
+    @property
+    def lacking(self) -> str:
+        """What the node says against it that the pod has the identity that it may have; empty where it says nothing."""
+        on_node = self.volumes or {}
+        found = [f"a volume is {each['state']} {each.get('state_reason', '')}".rstrip() for each in _unwell(on_node)]
+        for each in on_node.get("publish_problems", [])[-1:]:
+            found.append(f"a volume is refused on its node: {code_of(each['message'], each['reason'])}")
+        return ", ".join(dict.fromkeys(found))
 
     @property
     def notes(self) -> list[str]:
@@ -110,6 +119,10 @@ class _Explained:
             "notes": self.notes,
             "missing": self.missing,
         }
+
+
+def _unwell(on_node: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in on_node.get("volumes", []) if each["state"] != "ok"]
 
 
 def _explain(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: Waiting) -> _Explained:
@@ -169,7 +182,7 @@ def _ask_agent(cluster: "KubeconfigCluster", pod: "SeenPod") -> Any:
 def _show(found: _Explained, console: "Console", *, every: bool) -> None:
     if found.policy is not None:
         policy = Parse(json.dumps(found.policy), admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
-        authority_command.show_explained(found.pod, policy, every=every)
+        authority_command.show_explained(found.pod, policy, every=every, lacking=found.lacking)
     if found.volumes is not None:
         console.print(f"on node {found.node}:", markup=False)
         # An agent of another version may say more.

@@ -1,14 +1,12 @@
 """What went wrong for a pod, for the person who asks: bounded, and the same thing again is counted, not repeated."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from agent.admin_api import code_of
 from csi.model import PodRef
-
-_CODE = re.compile(r"([A-Z][A-Z0-9_]{2,63}): ", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +24,7 @@ class Problem:
     @property
     def code(self) -> str:
         """The most specific reason code: the one that the message begins with, where an authority gave one."""
-        found = _CODE.match(self.message)
-        return found.group(1) if found else self.reason
+        return code_of(self.message, self.reason)
 
 
 class Problems:

@@ -104,6 +104,41 @@ def test_what_is_not_well_is_not_called_so(signer: Any, agent: Any) -> None:
     assert not ask(cluster).well
 
 
+OK, RETRYING = {"state": "ok", "spiffe_id": WEB}, {"state": "retrying", "state_reason": "X_AWAY", "spiffe_id": WEB}
+REFUSED = [
+    {"reason": "IDENTITY_UNAVAILABLE", "message": "AN_OLDER: one"},
+    {"reason": "IDENTITY_UNAVAILABLE", "message": "AGENT_TOKEN_INVALID: agent token refused"},
+]
+
+
+@pytest.mark.parametrize(
+    ("on_node", "lacking"),
+    [
+        ({"volumes": [OK], "publish_problems": []}, ""),
+        ({"volumes": [], "publish_problems": REFUSED}, "a volume is refused on its node: AGENT_TOKEN_INVALID"),
+        # Of two volumes one is there: that was "all is well".
+        ({"volumes": [OK], "publish_problems": REFUSED}, "a volume is refused on its node: AGENT_TOKEN_INVALID"),
+        (
+            {"volumes": [OK], "publish_problems": [{"reason": "INVALID_REQUEST", "message": "no such key"}]},
+            "a volume is refused on its node: INVALID_REQUEST",
+        ),
+        ({"volumes": [RETRYING, OK, RETRYING]}, "a volume is retrying X_AWAY"),
+    ],
+)
+def test_the_first_line_says_whether_the_pod_has_what_it_may_have(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_node: dict[str, Any], lacking: str
+) -> None:
+    cluster = FakeCluster()
+    cluster.answers["agent"] = on_node
+    monkeypatch.setattr("podsvid.by_kubeconfig.KubeconfigCluster", lambda *_: cluster)
+    assert explain.run(parsed("shop/cart-0", "text")) == (3 if lacking else 0)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"pod shop/cart-0: {WEB}{f' ({lacking})' if lacking else ''}"
+    cluster.answers["signer"] = {"outcome": "refused: POLICY_DENIED: no"}
+    assert explain.run(parsed("shop/cart-0", "text")) == 3
+    assert capsys.readouterr().out.splitlines()[0] == "pod shop/cart-0: refused: POLICY_DENIED: no"
+
+
 @pytest.mark.parametrize(
     ("pod", "said"),
     [

@@ -1,14 +1,15 @@
 """What is remembered of publishes that kubelet asked for: every refusal, whose it was, and nothing that still runs."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import pytest
 
-from agent.admin import ADVICE, RefusedPublishes, _problem
+from agent.admin import ADVICE, NodeAdmin, RefusedPublishes, _problem
+from agent.pb import node_admin_pb2
 from agent.workload.problems import Problem
 from csi.errors import CsiError, IdentityDenied, IdentityUnavailable, InvalidRequest, OperationPending
 from csi.model import PodRef
@@ -129,3 +130,25 @@ def test_advice_is_the_most_specific_there_is(reason: str, message: str, advice:
     found = _problem(Problem(last, POD, "csi-1", reason, message, first, 3))
     assert (found.reason, found.message, found.times, found.advice) == (reason, message, 3, advice)
     assert (found.first_at.ToDatetime(UTC), found.at.ToDatetime(UTC)) == (first, last)
+
+
+def test_what_was_wrong_with_a_pod_that_had_the_name_before_is_no_news() -> None:
+    """Of a StatefulSet's pod, say: kubelet does not go on trying for the one that is gone."""
+    at = datetime(2026, 6, 1, tzinfo=UTC)
+
+    def problem(uid: str, reason: str) -> Problem:
+        return Problem(at, PodRef("default", "web-1", uid, "web"), f"csi-{uid}", reason, "text", at)
+
+    class Workloads:
+        by_volume: Mapping[str, Any] = {}
+        publish_problems = (problem("before", "OLD"), problem("now", "ONE"), problem("now", "TWO"))
+
+    async def main() -> None:
+        workloads: Any = Workloads()
+        blocking: Any = None
+        admin = NodeAdmin(workloads, lambda: "", blocking)
+        context: Any = None
+        told = await admin.explain(node_admin_pb2.ExplainRequest(namespace="default", pod="web-1"), context)
+        assert [each.reason for each in told.publish_problems] == ["ONE", "TWO"]
+
+    asyncio.run(main())
