@@ -110,7 +110,7 @@ class Attestor:
         _check_claim(proven, claim)
         _check_node(proven, agent, claim)
         if degraded:
-            return self._remembered(agent, proven, claim)
+            return self._remembered(agent, proven, claim, degraded)
         self._check_pods_known()
         try:
             pod = await self._pods.find(claim)
@@ -123,7 +123,8 @@ class Attestor:
         """Remember that this pod has that identity: it can be renewed while the API server is away."""
         keep(self._issued, attested.pod.uid, (attested.agent.node_uid, spiffe_id), MAX_ISSUED)
 
-    async def _verify(self, token: str, sender: Sender) -> tuple[BoundToken, bool]:
+    async def _verify(self, token: str, sender: Sender) -> tuple[BoundToken, str]:
+        """With why it was not reviewed; empty where it was."""
         try:
             proven = await self._reviews.verify(token, sender)
         except ApiUnavailable as error:
@@ -138,9 +139,9 @@ class Attestor:
             # After: what a stranger makes up says nothing of the API server.
             if self._unanswered_since is None:
                 self._unanswered_since = self._clock.monotonic()
-            return proven, True
+            return proven, str(error) or "the API server does not answer"
         self._answered_at, self._unanswered_since = self._clock.monotonic(), None
-        return proven, False
+        return proven, ""
 
     async def _pod_refusal(self, error: TokenRefused, token: str, agent: Agent) -> Refused:
         """Why: the API server refuses tokens of deleted pods without saying so, which a person wants to know."""
@@ -210,7 +211,7 @@ class Attestor:
         self._check_live(pod, proven)
         return AttestedPod(pod, agent, until=leaving.until + AFTERWARDS)
 
-    def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim, why: str = "") -> AttestedPod:
+    def _remembered(self, agent: Agent, proven: BoundToken, claim: PodClaim, why: str) -> AttestedPod:
         """The pod as it was, if it may be renewed without the API server. Raises Refused."""
         self._within_outage()
         self._check_pods_known()
@@ -219,7 +220,7 @@ class Attestor:
         if pod is None or issued is None or issued[0] != agent.node_uid:
             raise Refused(
                 Reason.API_SERVER_UNAVAILABLE,
-                f"the API server is away, and a pod without an identity waits for it{f' ({why})' if why else ''}",
+                f"the API server does not prove the pod's token, and a pod without an identity waits for it ({why})",
                 retry_after=OUTAGE_RETRY,
             )
         self._check_live(pod, proven)

@@ -44,6 +44,21 @@ def test_a_node_that_was_made_anew_under_its_name_is_another_node() -> None:
     rigged(test)
 
 
+def test_a_pod_that_waits_is_told_what_keeps_tokens_from_being_reviewed() -> None:
+    """The API server may well be there: a signer whose role lacks that said that it was away."""
+
+    async def test(rig: Rig) -> None:
+        _, _, agent = await ready(rig)
+        new = rig.site.pod("new")
+        rig.site.kube.denied.add(("create", REVIEWS))
+        with pytest.raises(Refused, match=r"the signer may not review tokens: .*; apply its RBAC") as caught:
+            await rig.attest(new, rig.signed(rig.site.token(new)), agent)
+        assert caught.value.reason is Reason.API_SERVER_UNAVAILABLE
+        assert "is away" not in str(caught.value)
+
+    rigged(test)
+
+
 def test_a_pod_alone_is_refused_beyond_the_outage_limit() -> None:
     async def test(rig: Rig) -> None:
         claim, token, agent = await ready(rig)
