@@ -27,11 +27,34 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _PUBLISH = "/csi.v1.Node/NodePublishVolume"
 # kubelet publishes again about once a minute, with a token that is good for longer.
 _NO_TOKEN = (
-    "the SVID is kept; kubelet brings a token with its next publish, about once a minute; if it does not, look at the "
-    "kubelet's log and at the CSIDriver object"
+    "an SVID that is there is kept; kubelet brings a token with its next publish, about once a minute; if it does not, "
+    "look at the kubelet's log and at the CSIDriver object"
+)
+_AGENT_TOKEN = (
+    "it is tried again by itself, and until then no pod of this node gets or renews an SVID; the token is the "
+    "projected volume of the DaemonSet podsvid-agent: its audience is to be the signer's setting audience, its service "
+    "account the signer's agent_namespace and agent_service_account, and the cluster the signer's own"
+)
+_TURNED_AWAY = (
+    "it is tried again by itself; look at which pods of this node start all the time, and then at the signer's "
+    "settings node_rate, node_burst and node_concurrency"
 )
 ADVICE: Mapping[str, str] = MappingProxyType(
     {
+        "AGENT_TOKEN_MISSING": _AGENT_TOKEN,
+        "AGENT_TOKEN_INVALID": _AGENT_TOKEN,
+        "AGENT_TOKEN_EXPIRED": _AGENT_TOKEN,
+        "AGENT_TOKEN_AUDIENCE": _AGENT_TOKEN,
+        "AGENT_TOKEN_UNBOUND": _AGENT_TOKEN,
+        "AGENT_DENIED": _AGENT_TOKEN,
+        "API_SERVER_UNAVAILABLE": "it is tried again by itself; SVIDs that are there are renewed up to the signer's "
+        "outage_limit; look at the API server, and at the ClusterRole of podsvid-signer",
+        "AUTHORITY_UNAVAILABLE": "it is tried again by itself; look at the signers' logs and at the Secret "
+        "podsvid-authority",
+        "NAMESPACE_FULL": "kubelet tries again by itself; delete pods of the namespace, finished ones first, or raise "
+        "the signer's pods_per_namespace",
+        "RATE_LIMITED": _TURNED_AWAY,
+        "BUSY": _TURNED_AWAY,
         "POD_TOKEN_MISSING": _NO_TOKEN,
         "POD_TOKEN_EXPIRED": f"{_NO_TOKEN}; for a pod that is being deleted it brings none any more, and SVIDs go on "
         "to the end of its grace period",

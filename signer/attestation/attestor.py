@@ -82,7 +82,8 @@ class Attestor:
         if (proven.namespace, proven.service_account) != (settings.agent_namespace, settings.agent_service_account):
             raise Refused(
                 Reason.AGENT_DENIED,
-                f"the caller is {proven.namespace}/{proven.service_account}, not the agents' {account}",
+                f"the caller is {proven.namespace}/{proven.service_account}, not the agents' {account} "
+                "(agent_namespace, agent_service_account)",
             )
         if not proven.pod_uid or not proven.node_name or not proven.node_uid:
             raise Refused(

@@ -286,8 +286,9 @@ def _digest(status: Object) -> bytes:
 def _status(policy: Policy, tally: _Tally, clipped: str, unknown: str) -> Object:
     problem = policy.problem or tally.unusable
     reason = "TooManyPolicies" if policy.left_out else "Unusable" if problem else "InUse"
+    use = "it denies the pods that it matches" if policy.deny else "it can be used"
     conditions = [
-        _condition(policy, "Ready", not problem, reason, problem or "it can be used"),
+        _condition(policy, "Ready", not problem, reason, problem or use),
         _condition(
             policy,
             "Conflicting",
@@ -304,7 +305,8 @@ def _status(policy: Policy, tally: _Tally, clipped: str, unknown: str) -> Object
         ),
     ]
     if not policy.deny:
-        asked = f"{tally.refused} pods ask for what it does not give, such as {tally.asked}" if tally.refused else ""
+        asking = "1 pod asks" if tally.refused == 1 else f"{tally.refused} pods ask"
+        asked = f"{asking} for what it does not give, such as {tally.asked}" if tally.refused else ""
         reason = "AskForMore" if asked else "NoneRefused"
         conditions.append(_condition(policy, "PodsRefused", bool(asked), reason, asked or "no pod asks for more"))
     if policy.federates_with:

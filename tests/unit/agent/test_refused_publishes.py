@@ -15,6 +15,7 @@ from csi.errors import CsiError, IdentityDenied, IdentityUnavailable, InvalidReq
 from csi.model import PodRef
 from csi.pb import csi_pb2
 from csi.request import POD_NAME, POD_NAMESPACE, POD_UID, SERVICE_ACCOUNT
+from signer.errors import Reason
 
 PUBLISH = "/csi.v1.Node/NodePublishVolume"
 CONTEXT = {POD_NAMESPACE: "default", POD_NAME: "web-1", POD_UID: "uid", SERVICE_ACCOUNT: "web"}
@@ -152,3 +153,19 @@ def test_what_was_wrong_with_a_pod_that_had_the_name_before_is_no_news() -> None
         assert [each.reason for each in told.publish_problems] == ["ONE", "TWO"]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *(each for each in Reason if each.startswith("AGENT_")),
+        *(Reason.API_SERVER_UNAVAILABLE, Reason.AUTHORITY_UNAVAILABLE, Reason.NAMESPACE_FULL),
+        *(Reason.RATE_LIMITED, Reason.BUSY, Reason.POD_TOKEN_MISSING, Reason.POD_TOKEN_EXPIRED),
+    ],
+)
+def test_what_an_operator_has_to_mend_comes_with_what_to_do(reason: Reason) -> None:
+    """Not that of IDENTITY_UNAVAILABLE, which sends everybody to the signer."""
+    at = datetime(2026, 6, 1, tzinfo=UTC)
+    for kind in (IdentityUnavailable, IdentityDenied):
+        told = _problem(Problem(at, POD, "csi-1", kind.reason, f"{reason}: text", at))
+        assert told.advice == ADVICE[reason] != ADVICE[IdentityUnavailable.reason]

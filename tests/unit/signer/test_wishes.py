@@ -133,7 +133,7 @@ def test_a_pod_that_asks_for_what_policy_does_not_give_is_refused_in_all_words(
             # For its other volumes, which renew.
             assert (explained.spiffe_id, explained.policy) == ("spiffe://example.org/ns/shop/sa/web", "shop/own")
             assert (refused["status"], refused["reason"]) == ("True", "AskForMore")
-            assert refused["message"].startswith("1 pods ask for what it does not give, such as shop/web-0: ")
+            assert refused["message"].startswith("1 pod asks for what it does not give, such as shop/web-0: ")
             assert said in refused["message"]
         else:
             assert (explained.outcome, explained.spiffe_id) == ("allowed", "spiffe://example.org/ns/shop/sa/web")
