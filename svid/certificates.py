@@ -55,6 +55,14 @@ def to_der(certificates: Iterable[x509.Certificate]) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.DER) for certificate in certificates)
 
 
+def serial_of(certificate: x509.Certificate) -> str:
+    """The serial number in lower-case hex, of whole bytes, as openssl and Python's ssl print it but for the case."""
+    number = certificate.serial_number
+    digits = f"{abs(number):x}"
+    # Old roots have negative ones, which RFC 5280 forbids.
+    return ("-" if number < 0 else "") + digits.zfill(len(digits) + len(digits) % 2)
+
+
 def extensions(certificate: x509.Certificate) -> x509.Extensions:
     """All extensions. Raises ValueError where they cannot be parsed."""
     try:

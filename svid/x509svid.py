@@ -11,7 +11,15 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from svid.bundle import TrustBundle
-from svid.certificates import certificates_from_der, certificates_from_pem, extension, extensions, to_der, to_pem
+from svid.certificates import (
+    certificates_from_der,
+    certificates_from_pem,
+    extension,
+    extensions,
+    serial_of,
+    to_der,
+    to_pem,
+)
 from svid.errors import InvalidKey, InvalidSpiffeId, InvalidSvid
 from svid.keys import PrivateKey, key_from_der, key_from_pem, key_to_der, key_to_pem, public_bytes, public_key_of
 from svid.spiffeid import SpiffeId
@@ -54,8 +62,8 @@ class X509Svid:
 
     @property
     def serial(self) -> str:
-        """The leaf's serial number as lower-case hex without leading zeros."""
-        return f"{self.leaf.serial_number:x}"
+        """The leaf's serial number; see `svid.certificates.serial_of`."""
+        return serial_of(self.leaf)
 
     @cached_property
     def authority_id(self) -> str:

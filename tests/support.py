@@ -161,7 +161,7 @@ def serial(target: Path) -> str:
         text=True,
         check=True,
     )
-    return found.stdout.strip().removeprefix("serial=").lower().lstrip("0")
+    return found.stdout.strip().removeprefix("serial=").lower()
 
 
 @asynccontextmanager

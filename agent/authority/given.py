@@ -12,7 +12,7 @@ from agent.errors import AuthorityDamaged
 from svid.acceptance import accept, chain_begins
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
-from svid.certificates import certificates_from_pem
+from svid.certificates import certificates_from_pem, serial_of
 from svid.errors import SvidError
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm
@@ -107,7 +107,7 @@ class GivenX509:
         _log.info(
             "the authority's files were replaced: the new one signs",
             extra={
-                "serial": f"{self._files.held.chain[0].serial_number:x}",
+                "serial": serial_of(self._files.held.chain[0]),
                 "not_after": self._files.held.not_after.isoformat(),
             },
         )

@@ -14,6 +14,7 @@ from podsvid.api.errors import shown
 from podsvid.api.file_set import SetFile
 from podsvid.options import as_yaml
 from svid.bundle import TrustBundle
+from svid.certificates import serial_of
 
 if TYPE_CHECKING:
     from svid.jwtsvid import JwtSvid
@@ -117,7 +118,7 @@ def bundles(found: Sequence[TrustBundle]) -> Rendered:
         rows[name] = {"x509": bundle.to_pem().decode(), "jwt": json.loads(keys)}
         lines = [("trust domain", name)]
         lines += [
-            ("X.509 authority", f"{each.serial_number:x}, valid to {_time(each.not_valid_after_utc)}")
+            ("X.509 authority", f"{serial_of(each)}, valid to {_time(each.not_valid_after_utc)}")
             for each in bundle.x509_authorities
         ]
         lines += [("JWT authority", shown(each.key_id)) for each in bundle.jwt_authorities]

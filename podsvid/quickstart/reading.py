@@ -72,6 +72,7 @@ def _checked(certificates: bytes, authorities: bytes, trust_domain: str) -> Seen
     from cryptography import x509
 
     from svid.bundle import TrustBundle
+    from svid.certificates import serial_of
     from svid.errors import SvidError
     from svid.spiffeid import TrustDomain
     from svid.x509svid import check_x509_svid
@@ -86,7 +87,7 @@ def _checked(certificates: bytes, authorities: bytes, trust_domain: str) -> Seen
     return Seen(
         spiffe_id=str(spiffe_id),
         trust_domain=str(spiffe_id.trust_domain),
-        serial=f"{chain[0].serial_number:x}",
+        serial=serial_of(chain[0]),
         not_after=chain[0].not_valid_after_utc,
         at=now,
         chain=certificates,

@@ -43,7 +43,7 @@ from signer.model import SOON, Agent, AttestedPod, Entitlement, PodClaim, Sender
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
 from signer.wishes import stale_mounts
-from svid.certificates import to_der
+from svid.certificates import serial_of, to_der
 
 _log = logging.getLogger("podsvid.api")
 SERVICE = "podsvid.signer.v1.Signer"
@@ -215,7 +215,7 @@ class SignerService:
             answer.renew_until.FromDatetime(issued.renewal.end)
             answer.signed_at.FromDatetime(issued.at)
             facts = {
-                "serial": f"{leaf.serial_number:x}",
+                "serial": serial_of(leaf),
                 "key_algorithm": issued.key_algorithm.value,
                 "not_before": leaf.not_valid_before_utc.isoformat(),
                 "not_after": leaf.not_valid_after_utc.isoformat(),

@@ -24,7 +24,7 @@ import pytest
 from csi.pb import csi_pb2
 from podsvid.quickstart.pods import Pod, PodVolume
 from podsvid.quickstart.request import publish_request
-from svid.certificates import certificates_from_pem
+from svid.certificates import certificates_from_pem, serial_of
 from tests.faketime import LIBRARY, SetClock
 from tests.go_tools import Progress
 
@@ -131,7 +131,7 @@ class Leaving:
         while not self.stop.wait(0.3):
             try:
                 leaf = certificates_from_pem((self.target / "tls.crt").read_bytes())[0]
-                self.looks.append(Look(datetime.now(UTC), leaf.not_valid_after_utc, f"{leaf.serial_number:x}"))
+                self.looks.append(Look(datetime.now(UTC), leaf.not_valid_after_utc, serial_of(leaf)))
                 handshake(self.target, self.peer)
             except FileNotFoundError:
                 if not (self.target / "..data").exists():

@@ -173,4 +173,4 @@ class Runs:
     def serials(self, what: str) -> list[str]:
         """Of the runs that noted `what`, in order."""
         lines = [line.split() for line in self._log.read_text().splitlines()]
-        return [line[1].removeprefix("serial=").lower().lstrip("0") for line in lines if line[0] == what]
+        return [line[1].removeprefix("serial=").lower() for line in lines if line[0] == what]

@@ -14,12 +14,13 @@ from cryptography import x509
 from podsvid.api.address import target
 from podsvid.api.following import Backoff, follow_x509
 from runtime.clock import SystemClock
+from svid.certificates import serial_of
 from tests.fake_workload_api import FakeWorkloadApi, Refusal, authority, eventually, x509_answer, x509_svid
 from tests.node.api_rig import DEADLINE, environment, podsvid, refuse, watching, with_server
 
 
 def serial_in(directory: Path) -> str:
-    return f"{x509.load_pem_x509_certificate((directory / 'svid.0.pem').read_bytes()).serial_number:x}"
+    return serial_of(x509.load_pem_x509_certificate((directory / "svid.0.pem").read_bytes()))
 
 
 def test_watch_prints_each_change_once_survives_the_server_and_ends_cleanly(base: Path) -> None:

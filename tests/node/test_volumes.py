@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 
 from podsvid.quickstart.pods import PodVolume
+from svid.certificates import serial_of
 from tests.support import DEADLINE, DRIVER, IS_ROOT, VOLUME, first, node, pod, serial, svid_stream
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root")
@@ -35,7 +36,7 @@ def test_a_published_volume_holds_a_verified_identity_and_unpublish_takes_all_of
             response = await first(here.short(target) / "socket")
             (entry,) = response.svids
             assert entry.spiffe_id == "spiffe://example.org/ns/default/sa/web"
-            assert f"{x509.load_der_x509_certificate(entry.x509_svid).serial_number:x}" == serial(target)
+            assert serial_of(x509.load_der_x509_certificate(entry.x509_svid)) == serial(target)
             usage = await kubelet.stats(web, VOLUME)
             assert usage.usage[0].used > 0
             assert not usage.volume_condition.abnormal

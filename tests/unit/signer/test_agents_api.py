@@ -18,7 +18,7 @@ from signer.front.agents import STREAM_LIFE, TOKEN_MARGIN
 from signer.front.budget import MAX_TOKEN
 from signer.model import PodClaim
 from signer.pb import signer_pb2
-from svid.certificates import certificates_from_der
+from svid.certificates import certificates_from_der, serial_of
 from tests.unit.signer.door import EVENTS, REQUEST, Aborted, Door, at_the_door, call, lines, nothing, pod, refused, said
 
 
@@ -42,7 +42,7 @@ def test_what_is_allowed_leaves_a_line_that_says_all_of_it(caplog: pytest.LogCap
             "spiffe_id": "spiffe://example.org/ns/default/sa/web",
             "degraded": False,
             "ended_token": False,
-            "serial": f"{leaf.serial_number:x}",
+            "serial": serial_of(leaf),
             "key_algorithm": "ec-p256",
             "not_before": leaf.not_valid_before_utc.isoformat(),
             "not_after": leaf.not_valid_after_utc.isoformat(),
