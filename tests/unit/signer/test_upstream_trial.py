@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from signer.authority.lifecycle import Life
 from signer.authority.state import AuthorityState
 from signer.errors import CertificateRefused
+from signer.upstream.roots import RootSet
 from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -95,7 +96,10 @@ class Above:
         self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
     ) -> X509Authority:
         self.asked += 1
-        return self.answer(key, min(now + lifetime, datetime.max.replace(tzinfo=now.tzinfo)))
+        return self.answer(key, now + lifetime)
+
+    async def roots(self) -> RootSet:
+        return RootSet()
 
 
 def usual(root: Ca, **bent: object) -> Above:
