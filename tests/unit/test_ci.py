@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,17 @@ def test_a_part_that_does_not_end_is_ended_and_named(checkout: Path) -> None:
     assert code == 1
     assert "no end within 0.001 minutes" in out
     assert table(out) == {"packages": "passed", "lint": "passed", "test": "FAILED", "total": "FAILED"}
+
+
+def test_tests_of_one_group_follow_each_other_in_one_process(tmp_path: Path) -> None:
+    """Where pytest and xdist do not fit together the marks say nothing: what fills a machine fills it four times."""
+    (tmp_path / "test_grouped.py").write_text(
+        "import os, pathlib, pytest\n"
+        "@pytest.mark.xdist_group('crowd')\n"
+        "@pytest.mark.parametrize('number', range(8))\n"
+        "def test_one(number):\n"
+        "    (pathlib.Path(__file__).parent / f'process-{os.getpid()}').touch()\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "no:looptime_plugin"]
+    subprocess.run([*command, "--rootdir", tmp_path, tmp_path], check=True, capture_output=True, cwd=tmp_path)
+    assert len(list(tmp_path.glob("process-*"))) == 1
