@@ -51,6 +51,7 @@ def test_a_good_answer_is_told_whole() -> None:
         (answer((str(WEB), "a.b")), "something else than a JWT"),
         (answer((str(WEB), "e30.e30.e30")), "unusable"),
     ],
+    ids=range(12),  # each process makes tokens of its own, and all have to know a case by one name
 )
 def test_a_jwt_svid_with_one_thing_wrong_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(UnusableAnswer, match=why) as refused:
