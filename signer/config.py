@@ -27,7 +27,6 @@ _namespace = settings.matching(_LABEL, "a namespace's name")
 # Below the admin socket's directory: where gRPC listens behind the signer's own door.
 _DOOR_OVERHEAD = len("/door-01234567/9999")
 _wait = settings.duration(most=timedelta(days=7))
-_interval = settings.duration(timedelta(seconds=1), timedelta(days=1))
 _lease = settings.duration(timedelta(seconds=3), timedelta(minutes=5))
 
 
@@ -107,9 +106,6 @@ class SignerConfig:
         settings.absolute,
         "an upstream CA as a Secret's volume shows it, in place of the files above: tls.crt, tls.key and, where there "
         "is one, ca.crt",
-    )
-    upstream_root_interval: timedelta = setting(
-        _interval, "how often the upstream CA's roots are read again, 1s to 1d", "5m"
     )
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"

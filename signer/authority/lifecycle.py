@@ -50,7 +50,7 @@ class Life:
         svids: Callable[[], int] = lambda: 0,
     ) -> None:
         self.policy = policy
-        self.upstream = upstream
+        self._upstream = upstream
         self._trust_domain = trust_domain
         self._svids = svids
 
@@ -353,7 +353,7 @@ class Life:
 
     async def _x509(self, state: AuthorityState | None, cause: Cause, now: datetime) -> X509Slot:
         key = self.policy.key_algorithm.generate()
-        authority = await self.upstream.certify(self._trust_domain, key, self.policy.authority_ttl, now)
+        authority = await self._upstream.certify(self._trust_domain, key, self.policy.authority_ttl, now)
         return X509Slot(Stage.PREPARED, admit(authority, state, cause, self.policy, now), now)
 
     async def _jwt(self, now: datetime) -> JwtSlot:

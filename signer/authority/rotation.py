@@ -18,12 +18,11 @@ from signer.authority.attempts import Attempts
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, Step
 from signer.authority.rollback import Published, Rollbacks, Shown
-from signer.authority.roots import Roots, fed
 from signer.authority.slots import BOTH, KINDS
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.cluster.leader import Leader
-from signer.errors import Conflict, RootsRefused, SignerError, StateDamaged, TransitionRefused
+from signer.errors import Conflict, SignerError, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 
 _log = logging.getLogger("podsvid.authority")
@@ -55,7 +54,6 @@ class Rotation:
         self._store = store
         self._abandonments = abandonments
         self._life = life
-        self._roots = Roots(life, life.policy.root_interval, clock)
         self._attempts = Attempts(life, clock, rng)
         self._leader = leader
         self._agents = agents
@@ -112,11 +110,6 @@ class Rotation:
         """Since when this replica, which leads, wants a new X.509 authority in vain."""
         return self._attempts.waiting_since if self._leader.leading else None
 
-    @property
-    def roots_refused(self) -> bool:
-        """Whether this replica, which leads, does not trust what the CA above says is to be trusted."""
-        return bool(self._leader.leading and self._roots.refused)
-
     def live_nodes(self) -> frozenset[str]:
         """Nodes with a living agent, as far as pods were read."""
         return self._knowledge.live_nodes
@@ -127,7 +120,7 @@ class Rotation:
 
     def next_steps(self, state: AuthorityState) -> list[str]:
         """For people: what happens next and what it waits for."""
-        failed = [*self._attempts.notes, *self._roots.notes] if self._leader.leading else []
+        failed = self._attempts.notes if self._leader.leading else []
         notes = [*filter(None, [self._rollbacks.note]), *self._abandonments.notes, *failed]
         return [*notes, *self._life.outlook(state, self.acks(state), self._clock.now())]
 
@@ -165,12 +158,9 @@ class Rotation:
             state = self.state
             self._agents.wanted = state is not None and self._life.waits_for_agents(state)
             self._knowledge.leads(self._leader.leading)
-            if not self._leader.leading:
-                self._roots.stop()
             if state is not None and self._leader.leading:
                 try:
                     await self._go_above()
-                    await self._follow_roots()
                     await self._advance()
                 except SignerError as error:
                     _log.warning("step failed; trying again", extra={"reason": error.reason, "error": str(error)})
@@ -235,22 +225,6 @@ class Rotation:
         taken = await self._attempts.next(stored.state, self.acks(stored.state), now) if self._leader.leading else None
         if taken is not None:
             await self._swap(stored, taken[1], taken[0])
-
-    async def _follow_roots(self) -> None:
-        """Trust what the CA above says is to be trusted, and know why where that is not done."""
-        found = self._roots.look()
-        if found is None or self.state is None:
-            return
-        try:
-            after = fed(self.state, found, self._clock.now())
-            if after is not self.state:
-                stored = await self._to_change()
-                after = fed(stored.state, found, self._clock.now())
-                await self._swap(stored, after, Step("trust roots", "x509", "the CA above says which"))
-        except RootsRefused as error:
-            self._roots.refuse(error)
-        else:
-            self._roots.taken()
 
     async def _go_above(self) -> None:
         """Publish anew, above a number that the cluster knows from a state that is not in the Secret any more."""

@@ -45,7 +45,6 @@ class LifecyclePolicy:
     x509_ttl: timedelta | None = None
     jwt_ttl: timedelta | None = None
     reissue_rate: int = 300
-    root_interval: timedelta = timedelta(minutes=5)
 
     def most(self, kind: str) -> timedelta:
         """How long an SVID of a kind may live by today's settings."""
@@ -101,5 +100,4 @@ def lifecycle_policy(config: SignerConfig) -> LifecyclePolicy:
         jwt_lead=min(JWT_LEAD, config.jwt_key_period / 4),
         x509_ttl=config.x509_ttl,
         jwt_ttl=config.jwt_ttl,
-        root_interval=config.upstream_root_interval,
     )

@@ -1,15 +1,12 @@
 """Who certifies the signer's X.509 authorities: nobody (each is its own root), or a CA above."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from signer.errors import SignerError
-from signer.upstream.roots import RootSet
 from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -37,10 +34,6 @@ class Upstream(Protocol):
         """
         ...
 
-    async def roots(self) -> RootSet:
-        """What is to be trusted now, whether or not something was certified below it. Raises SignerError."""
-        ...
-
 
 class SelfSigned:
     """Each authority is a root of its own."""
@@ -52,9 +45,6 @@ class SelfSigned:
             return X509Authority.self_signed(trust_domain, key, lifetime=lifetime, now=now)
         except SvidError as error:
             raise UpstreamUnusable(f"{error.reason}: {error}") from None
-
-    async def roots(self) -> RootSet:
-        return RootSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +76,8 @@ class FileUpstream:
             raise
         return found if found.strip() or not self.may_lack else None
 
-    async def roots(self) -> RootSet:
-        return await asyncio.to_thread(self._roots)
-
-    def _roots(self) -> RootSet:
-        with self._told():
-            given = self._given_roots()
-            if given is not None:
-                return RootSet(certificates_from_pem(given), complete=True)
-            # Of a CA that was replaced this is the other one's root: it is trusted with what that certifies.
-            return RootSet(certificates_from_pem(self.certificate.read_bytes())[-1:])
-
     def _certify(self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime) -> X509Authority:
-        with self._told():
+        try:
             chain = certificates_from_pem(self.certificate.read_bytes())
             given = self._given_roots()
             roots = TrustBundle(trust_domain, chain[-1:] if given is None else certificates_from_pem(given))
@@ -107,12 +86,6 @@ class FileUpstream:
             # Here as well as where it is admitted: the text names the files.
             accept(authority, now)
             return authority
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What is wrong with the files, with their names."""
-        try:
-            yield
         except OSError as error:
             raise UpstreamUnusable(f"{error.filename} cannot be read: {error.strerror}") from None
         except SvidError as error:

@@ -22,7 +22,6 @@ from signer.errors import Conflict, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 from signer.model import Agent
 from signer.upstream.certify import SelfSigned, UpstreamUnusable
-from signer.upstream.roots import RootSet
 from svid.authority import X509Authority
 from svid.keys import PrivateKey
 from svid.spiffeid import TrustDomain
@@ -452,15 +451,12 @@ def test_where_a_ca_above_certifies_nothing_jwt_keys_are_replaced_all_the_same()
         ) -> X509Authority:
             raise UpstreamUnusable("upstream CA: it has ended")
 
-        async def roots(self) -> RootSet:
-            raise UpstreamUnusable("upstream CA: it has ended")
-
     async def run() -> None:
         cluster = Cluster()
         one = Replica(cluster, "one")
         await one.open()
         begun = cluster.stored
-        one.rotation._life.upstream = OutOfOrder()
+        one.rotation._life._upstream = OutOfOrder()
         await one.rotation.step("rotate", BOTH, "", forced=True)
         await one.leader.attempt()
         async with loop(one.rotation.run()):
@@ -478,7 +474,7 @@ def test_where_a_ca_above_certifies_nothing_jwt_keys_are_replaced_all_the_same()
             )
             assert one.rotation.waiting_since == cluster.clock.now()
             assert not any(each.startswith("jwt") and "failed" in each for each in told)
-            one.rotation._life.upstream = SelfSigned()
+            one.rotation._life._upstream = SelfSigned()
             cluster.clock.pass_by(seconds=30)
             await until(lambda: cluster.stored.active_x509_id != begun.active_x509_id)
             assert "failed" not in " ".join(one.rotation.next_steps(cluster.stored))

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from signer.authority.lifecycle import Life
 from signer.authority.state import AuthorityState
 from signer.errors import CertificateRefused
-from signer.upstream.roots import RootSet
 from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -96,10 +95,7 @@ class Above:
         self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
     ) -> X509Authority:
         self.asked += 1
-        return self.answer(key, now + lifetime)
-
-    async def roots(self) -> RootSet:
-        return RootSet()
+        return self.answer(key, min(now + lifetime, datetime.max.replace(tzinfo=now.tzinfo)))
 
 
 def usual(root: Ca, **bent: object) -> Above:

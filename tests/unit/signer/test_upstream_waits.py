@@ -12,7 +12,6 @@ from signer.authority.lifecycle import Life
 from signer.authority.state import AuthorityState
 from signer.errors import CertificateRefused, SignerError
 from signer.upstream.certify import SelfSigned, UpstreamUnusable
-from signer.upstream.roots import RootSet
 from svid.authority import X509Authority
 from svid.keys import PrivateKey
 from svid.spiffeid import TrustDomain
@@ -33,9 +32,6 @@ class OutOfOrder:
         self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
     ) -> X509Authority:
         self.asked.append(now)
-        raise self.error
-
-    async def roots(self) -> RootSet:
         raise self.error
 
 
@@ -122,7 +118,7 @@ def test_once_it_answers_nothing_of_it_is_left() -> None:
     leader = Leader(upstream)
     leader.clock.pass_by(days=5)
     leader.watch(minutes=2)
-    leader.life.upstream = SelfSigned()
+    leader.life._upstream = SelfSigned()
     leader.watch(minutes=3)
     assert len(leader.state.x509) == 2
     assert (leader.attempts.notes, leader.attempts.waiting_since) == ([], None)
