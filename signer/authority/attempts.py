@@ -8,7 +8,7 @@ from signer.authority.backoff import Backoff
 from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life, Step
 from signer.authority.slots import KINDS
-from signer.authority.state import AuthorityState
+from signer.authority.state import AuthorityState, Goal
 from signer.errors import CertificateRefused, SignerError
 
 
@@ -28,6 +28,12 @@ class Attempts:
     def notes(self) -> list[str]:
         """For people: why the last attempt at a kind's step failed."""
         return [f"{kind}: {why}" for kind, why in self._failed.items()]
+
+    def rest(self) -> None:
+        """Nothing is due, or another replica leads: what failed before is over."""
+        self._failed.clear()
+        self._backoff.forget()
+        self.waiting_since = None
 
     async def next(self, state: AuthorityState, acks: Acks, now: datetime) -> tuple[Step, AuthorityState] | None:
         """The first step that is due and can be done, and the state after it: where a CA above certifies nothing, JWT
@@ -79,7 +85,9 @@ def _wanted(state: AuthorityState) -> object:
 
 
 def _pressed(state: AuthorityState, now: datetime) -> bool:
-    """Whether less than a quarter of the active authority's life is left."""
+    """Whether the active authority was stolen, or less than a quarter of its life is left."""
+    if Goal("x509", True) in state.goals:
+        return True
     authority = state.active_x509
     begun = authority.chain[0].not_valid_before_utc
     return authority.not_after - now < (authority.not_after - begun) / 4

@@ -164,6 +164,8 @@ class Rotation:
                     await self._advance()
                 except SignerError as error:
                     _log.warning("step failed; trying again", extra={"reason": error.reason, "error": str(error)})
+            else:
+                self._attempts.rest()
             await pace.rest(LOOK_SECONDS)
 
     async def confirm(self, every: timedelta) -> None:
@@ -218,6 +220,7 @@ class Rotation:
         state = self.state
         assert state is not None
         if self._life.due(state, self.acks(state), self._clock.now()) is None:
+            self._attempts.rest()
             return
         stored = await self._to_change()
         now = self._clock.now()

@@ -26,18 +26,23 @@ def admit(
 ) -> X509Authority:
     """The same. Raises CertificateRefused with why it is not taken; then nothing of it was published.
 
-    After a theft any authority that can sign is the way out: how soon it ends does not matter then.
+    After a theft, and where the active one has ended, any authority that can sign is the way out: how soon it ends does
+    not matter then.
     """
     others = state.x509 if state is not None else ()
-    least = timedelta(0) if cause is Cause.THEFT else policy.shortest_authority
+    urgent = cause is Cause.THEFT or (state is not None and state.active_x509.not_after <= now)
+    least = timedelta(0) if urgent else policy.shortest_authority
     try:
         accept(authority, now, least=least, others=[slot.authority for slot in others])
     except SvidError as error:
         raise CertificateRefused(f"the new authority cannot be used: {error.reason}: {error}") from None
     if authority_id(authority) in {slot.id for slot in others}:
         raise CertificateRefused("the new authority is there already: its CA certified a key of before")
-    # One that ends no later would be replaced at half of the rest that it has, and so the next, without an end.
-    if state is not None and cause is Cause.TIME and authority.not_after < state.active_x509.not_after + policy.gain:
+    # One that was cut short and ends no later would be replaced at half of the rest that it has, and so the next,
+    # without an end. One that lives as long as was asked for is what a shortened authority_ttl wants.
+    cut = authority.not_after < now + policy.authority_ttl - policy.gain
+    late = state is not None and authority.not_after < state.active_x509.not_after + policy.gain
+    if state is not None and cause is Cause.TIME and not urgent and cut and late:
         raise CertificateRefused(
             f"the new authority would end at {authority.not_after:%Y-%m-%dT%H:%M:%SZ}, which is not long enough after "
             f"the active one ({state.active_x509.not_after:%Y-%m-%dT%H:%M:%SZ}) to be worth a rotation; the active one "

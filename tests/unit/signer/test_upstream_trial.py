@@ -11,9 +11,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.authority.lifecycle import Life
+from signer.authority.lifecycle import Life, Step
 from signer.authority.state import AuthorityState
 from signer.errors import CertificateRefused
+from signer.upstream.certify import SelfSigned
 from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -355,6 +356,25 @@ def test_the_nearer_the_end_above_the_fewer_rotations(hours: int) -> None:
             now += timedelta(hours=1)
     assert changes <= hours / (POLICY.authority_ttl / timedelta(hours=1)) * 2 + 1
     assert state.active_x509.not_after <= START + timedelta(hours=hours)
+
+
+def test_a_shorter_life_than_before_is_no_sign_of_a_ca_about_to_end() -> None:
+    """Where authority_ttl was lowered, by half of the old life there has to be an authority of the new."""
+    state = first(usual(Ca.root()))
+    life = Life(replace(POLICY, authority_ttl=POLICY.authority_ttl / 4), SelfSigned(), TD)
+    now = START + POLICY.authority_ttl / 2
+    after = done(life.do(state, Step("prepare", "x509", ""), now))
+    assert stages(after) == ["active", "prepared"]
+    assert after.x509[1].authority.not_after < state.active_x509.not_after
+
+
+def test_once_the_active_one_has_ended_any_that_can_sign_is_taken() -> None:
+    root = Ca.root(life=POLICY.authority_ttl + 2 * TTL)
+    state = first(usual(root))
+    now = state.active_x509.not_after + timedelta(minutes=1)
+    assert root.certificate.not_valid_after_utc - now < POLICY.shortest_authority
+    after = done(Life(POLICY, usual(root), TD).do(state, Step("prepare", "x509", ""), now))
+    assert after.x509[-1].authority.not_after == root.certificate.not_valid_after_utc
 
 
 def test_a_person_gets_a_rotation_that_gains_no_time() -> None:

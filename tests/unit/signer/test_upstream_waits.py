@@ -113,6 +113,25 @@ def test_what_a_person_asks_for_is_tried_at_once() -> None:
     assert len(upstream.asked) == 3
 
 
+def test_after_a_theft_it_is_asked_every_minute_also_for_what_cannot_be_used() -> None:
+    """The stolen one signs until there is another."""
+    upstream = OutOfOrder(CertificateRefused("name constraints"))
+    leader = Leader(upstream)
+    leader.state, _ = leader.life.compromised(leader.state, ("x509",), leader.clock.now())
+    leader.watch(minutes=30)
+    assert 25 <= len(upstream.asked) <= 40
+
+
+def test_nothing_is_wanted_any_more_once_nothing_is_due_or_another_leads() -> None:
+    """A rotation of another leader left an alarm behind that came back with the lease, days later."""
+    leader = Leader(away())
+    leader.clock.pass_by(days=5)
+    leader.watch(minutes=2)
+    assert leader.attempts.waiting_since is not None
+    leader.attempts.rest()
+    assert [*leader.attempts.notes, leader.attempts.waiting_since] == [None]
+
+
 def test_once_it_answers_nothing_of_it_is_left() -> None:
     upstream = away()
     leader = Leader(upstream)
