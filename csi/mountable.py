@@ -60,9 +60,10 @@ def _tried(pods: str, mounts: Mounts) -> str:
     if libc.unshare(_CLONE_NEWNS) != 0:
         # Mounts may be allowed where namespaces are not, as where the host's number of them is used up.
         return "" if _may_mount() else f"no CAP_SYS_ADMIN: {os.strerror(ctypes.get_errno())}"
-    # Without this it would be seen wherever the mounts of this process are.
+    # Without this it would be seen wherever the mounts of this process are. In a changed root, which is no mount, it
+    # cannot be had, and volumes can be mounted all the same.
     if libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0:
-        return f"mounts cannot be made private: {os.strerror(ctypes.get_errno())}"
+        return "" if _may_mount() else f"mounts cannot be made private: {os.strerror(ctypes.get_errno())}"
     opened = list[int]()
     try:
         directory = pods if os.path.isdir(pods) else "/"

@@ -18,7 +18,8 @@ _log = logging.getLogger("podsvid.exposed")
 # Bytes by which the heap may grow at once, and a second; many streams that are opened again take some ten MB a second.
 AT_ONCE, RATE = 24 << 20, 16 << 20
 # Bytes that a pod has sent and nobody has read, from which on it is what fills the heap: whoever sends more than can be
-# read has a whole buffer of the kernel waiting on each connection, and a request has 64 KiB.
+# read has a whole buffer of the kernel waiting on each connection, and a request has 64 KiB. Who makes its own buffers
+# small is not found so; then the process ends for it, and it is set apart.
 WAITING: Final = 96 << 10
 # Seconds from one look to the next, and while the heap grows; of its time a look takes so much at most.
 CALM, GROWING = 0.01, 0.002

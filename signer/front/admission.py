@@ -21,13 +21,6 @@ MAX_STRIKES = 4
 # from an agent's address has longer: where a replica lacks processor time, or all agents come at once, that moment is
 # longer, and who is sent away in the middle of it comes again: then nobody would ever be done.
 HOLD_SECONDS, KNOWN_HOLD_SECONDS = 0.5, 4.0
-# Seconds after which who waits is sent away when its turn comes: agents give up after ten, all told, and one that gets
-# its place a moment before that is work for nothing. Where all come at once each would be that, for ever.
-WAIT_SECONDS = 5.0
-# Strangers that are listened to at once: at first, and at least. One more as often as one's first words are answered
-# sooner than that, one less as often as later: the processor is shared by all of them, and of too many none would be
-# done before it gives up, or has to give way. Who sends nothing that can be answered changes nothing.
-FIRST_AT_ONCE, LEAST_AT_ONCE, ANSWER_SECONDS = 24, 12, 0.6
 # Strangers from unknown addresses that may come to nothing, a second and at once: TLS and calls of headers alone take
 # up to 11 ms of a core each. Who proves to be an agent does not count.
 VAIN, VAIN_AT_ONCE = 10.0, 96.0
@@ -54,10 +47,6 @@ class Places(Protocol):
 
 class Guest(Protocol):
     """A connection, as far as it is counted."""
-
-    def is_there(self) -> bool:
-        """Whether its peer has not left meanwhile."""
-        ...
 
     def begin(self) -> None:
         """It has a place: what it says may be listened to."""
@@ -108,7 +97,6 @@ class Admission:
         *,
         expected: Places,
         strangers: int = STRANGERS,
-        at_once: int = FIRST_AT_ONCE,
         waiting: int = WAITING,
         agents: int = AGENT_CONNECTIONS,
         of_node: int = NODE_CONNECTIONS,
@@ -128,8 +116,6 @@ class Admission:
         self._known_ready: OrderedDict[Entry, None] = OrderedDict()
         self._ready: OrderedDict[Entry, None] = OrderedDict()
         self._strangers: OrderedDict[Entry, None] = OrderedDict()
-        # How many of them there may be now.
-        self._at_once = min(at_once, strangers)
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
         # Addresses that agents came from, each with the node; and the other way round, the newest last.
         self._known: OrderedDict[str, str] = OrderedDict()
@@ -215,10 +201,7 @@ class Admission:
             if not known and self._vain.left(self._now()) < 1.0:
                 return
             entry = next(iter(self._known_ready)) if known else self._rarest()
-            if self._now() - entry.since > WAIT_SECONDS or not entry.guest.is_there():
-                self._end(entry, "strangers")
-                continue
-            if len(self._strangers) >= self._at_once:
+            if len(self._strangers) >= self._most_strangers:
                 given_up = self._gives_way(entry, known)
                 if given_up is None:
                     return
@@ -230,12 +213,6 @@ class Admission:
             self._strangers[entry] = None
             address.placed += 1
             entry.guest.begin()
-
-    def answered(self, entry: Entry) -> None:
-        """Its first words were."""
-        slow = self._now() - entry.begun > ANSWER_SECONDS
-        least = min(LEAST_AT_ONCE, self._most_strangers)
-        self._at_once = max(min(self._at_once + (-1 if slow else 1), self._most_strangers), least)
 
     def proven(self, entry: Entry, node: str) -> bool:
         """The agent of `node` has proven itself on it; False when there is no place for one more agent."""
@@ -305,9 +282,6 @@ class Admission:
         stranger = not self._is_known(found.address)
         if (known and stranger) or ((known or stranger) and more > less + 1):
             return found
-        if len(self._strangers) > self._at_once:
-            # It would not be fewer then; and what was done for those who are there would be for nothing.
-            return None
         now = self._now()
         return next((each for each in self._strangers if now - each.begun >= self._hold(each)), None)
 

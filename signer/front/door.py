@@ -7,7 +7,6 @@ what is sent is limited before grpc sees it. What passes is TLS; it ends in grpc
 
 import asyncio
 import logging
-import select
 import socket
 import struct
 import time
@@ -152,10 +151,6 @@ class Door:
         self._admission.spoke(passage.entry)
         self._next()
 
-    def answered(self, passage: "Passage") -> None:
-        """grpc has an answer to its first words."""
-        self._admission.answered(passage.entry)
-
     def begin(self, passage: "Passage") -> None:
         """Pass it on; or end it."""
         self._waiting.discard(passage)
@@ -275,12 +270,6 @@ class Passage:
         self._loop.remove_reader(outside)
         self._door.spoke(self)
 
-    def is_there(self) -> bool:
-        """See `Guest`."""
-        looking = select.poll()
-        looking.register(self._sockets[0], select.POLLRDHUP)
-        return not looking.poll(0)
-
     def begin(self) -> None:
         """See `Guest`."""
         self._door.begin(self)
@@ -302,7 +291,7 @@ class Passage:
         reads = Bucket(GREETING_READS_A_SECOND, GREETING_READS, self._since)
         self._inwards = Way(self, outside, inside, GREETING, reads)
         self._inwards.begin()
-        Way(self, inside, outside, first=lambda: self._door.answered(self)).begin()
+        Way(self, inside, outside).begin()
 
     def trust(self, rate: int, burst: int) -> None:
         """From now on `rate` bytes a second may come in, `burst` at once."""

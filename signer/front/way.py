@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
 from typing import Protocol
 
 from runtime.bucket import Bucket
@@ -31,7 +30,7 @@ class Passing(Protocol):
 class Way:
     """One direction of a passage. `allowance`: bytes that may pass until `Passing.more` is asked; None: all.
 
-    `reads`: how often may be read from `source`; None: at any time. `first` is told once something came from there.
+    `reads`: how often may be read from `source`; None: at any time.
 
     Sockets are known to the loop by their numbers: one that it does not know it writes down, by four system calls.
     """
@@ -43,7 +42,6 @@ class Way:
         sink: socket.socket,
         allowance: int | None = None,
         reads: Bucket | None = None,
-        first: Callable[[], None] | None = None,
     ) -> None:
         self._passage = passage
         self._source = source
@@ -51,7 +49,6 @@ class Way:
         self._loop = asyncio.get_running_loop()
         self._allowance = allowance
         self.reads = reads
-        self._first = first
         self._waiting = b""
         self._paused = False
         self._rests_until = 0.0
@@ -99,9 +96,6 @@ class Way:
             return
         if left is not None:
             self._allowance = left = left - len(found)
-        if self._first is not None:
-            told, self._first = self._first, None
-            told()
         try:
             sent = self._sink.send(found)
         except (BlockingIOError, InterruptedError):

@@ -387,7 +387,7 @@ def test_who_waits_for_a_place_gets_it_when_there_is_one(monkeypatch: pytest.Mon
 
     async def test(rig: Rig) -> None:
         # One address has both: the one that came later waits until the first had its time.
-        rig.admission._most_strangers = rig.admission._at_once = 1
+        rig.admission._most_strangers = 1
         first, _writer = await rig.connect()
         await until(lambda: len(rig.inside.got) == 1)
         _, second = await rig.connect(b"me too")
@@ -395,42 +395,6 @@ def test_who_waits_for_a_place_gets_it_when_there_is_one(monkeypatch: pytest.Mon
         assert rig.refused == ["strangers"]
         assert await first.read() == b""
         second.close()
-
-    doored(test)
-
-
-def test_who_left_while_it_waited_for_a_place_costs_no_connection_inside() -> None:
-
-    async def test(rig: Rig) -> None:
-        rig.admission._at_once = 1
-        _, first = await rig.connect(b"first")
-        await until(lambda: len(rig.inside.got) == 1)
-        _, leaves = await rig.connect(b"leaves")
-        await until(lambda: rig.admission.strangers == 2)
-        _, stays = await rig.connect(b"stays")
-        await until(lambda: rig.admission.strangers == 3)
-        leaves.transport.abort()
-        await asyncio.sleep(0)
-        first.close()
-        await until(lambda: len(rig.inside.got) == 2 and bool(rig.inside.got[1]))
-        assert [bytes(each) for each in rig.inside.got] == [b"first", b"stays"]
-        assert rig.refused == ["strangers"]
-        stays.close()
-
-    doored(test)
-
-
-def test_how_long_first_words_waited_for_their_answer_is_told_once() -> None:
-    async def test(rig: Rig) -> None:
-        before = rig.admission._at_once
-        reader, writer = await rig.connect()
-        await until(lambda: bool(rig.inside.got) and bool(rig.inside.got[0]))
-        assert rig.admission._at_once == before
-        for _ in range(2):
-            rig.inside.writers[0].write(b"answer")
-            await reader.readexactly(6)
-        assert rig.admission._at_once == before + 1
-        writer.close()
 
     doored(test)
 

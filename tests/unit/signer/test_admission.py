@@ -9,10 +9,8 @@ from signer.attestation.pods import AgentAddresses
 from signer.front import admission as module
 from signer.front import budget
 from signer.front.admission import (
-    ANSWER_SECONDS,
     CROWD_TIMES,
     CROWD_TURNS,
-    FIRST_AT_ONCE,
     FLOOD_SECONDS,
     FLOOD_TIMES,
     HOLD_SECONDS,
@@ -20,11 +18,9 @@ from signer.front.admission import (
     KNOWN_OF_NODE,
     KNOWN_VAIN,
     KNOWN_VAIN_AT_ONCE,
-    LEAST_AT_ONCE,
     MAX_STRIKES,
     VAIN,
     VAIN_AT_ONCE,
-    WAIT_SECONDS,
     Admission,
     Entry,
 )
@@ -37,10 +33,7 @@ class Guest:
     """A connection."""
 
     def __init__(self) -> None:
-        self.begun = self.closed = self.left = False
-
-    def is_there(self) -> bool:
-        return not self.left
+        self.begun = self.closed = False
 
     def begin(self) -> None:
         self.begun = True
@@ -69,7 +62,6 @@ class Rig:
         of_node: int = 2,
         waiting: int = 100,
         expected: Sequence[str] = (),
-        at_once: int = 1000,
     ) -> None:
         self.at = 100.0
         self.refused: list[str] = []
@@ -79,7 +71,6 @@ class Rig:
             lambda: self.at,
             expected=running(*expected),
             strangers=strangers,
-            at_once=at_once,
             waiting=waiting,
             agents=agents,
             of_node=of_node,
@@ -377,87 +368,6 @@ def test_where_agents_wait_who_comes_later_comes_again() -> None:
     rig.silent(places[2])
     assert rig.silent(places[3])[1] is not None
     assert [each.closed for each in many] == [True, False, False]
-
-
-def test_who_waited_for_too_long_or_has_left_gets_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its agent gives up before it is done: all who wait would come to that, one after the other."""
-    monkeypatch.setattr(module, "KNOWN_HOLD_SECONDS", 2 * WAIT_SECONDS)
-    places = [f"10.0.9.{number}" for number in range(6)]
-    rig = Rig(strangers=1, expected=places)
-    _, first = rig.enter(places[0])
-    late = [rig.enter(place)[0] for place in places[1:3]]
-    rig.at += WAIT_SECONDS
-    left, stays = (rig.enter(place)[0] for place in places[3:5])
-    left.left = True
-    rig.at += 0.1
-    assert first is not None
-    rig.admission.left(first)
-    rig.admission.go_on()
-    assert [(each.begun, each.closed) for each in (*late, left)] == [(False, True)] * 3
-    assert (stays.begun, stays.closed) == (True, False)
-    assert rig.refused == ["strangers"] * 3
-
-
-def test_where_strangers_come_first_those_who_waited_for_too_long_get_no_place_either() -> None:
-    rig = Rig(strangers=1)
-    _, first = rig.enter("10.0.1.1")
-    late, _ = rig.enter("10.0.1.2")
-    rig.at += WAIT_SECONDS + 0.1
-    soon, _ = rig.enter("10.0.1.3")
-    assert first is not None
-    rig.admission.left(first)
-    rig.admission.go_on()
-    assert (late.begun, late.closed, soon.begun) == (False, True, True)
-
-
-def test_who_answers_slowly_listens_to_fewer_at_once() -> None:
-    """The processor is shared by all of them."""
-    places = [f"10.0.{number // 200}.{number % 200}" for number in range(1000)]
-    rig = Rig(strangers=96, waiting=1000, agents=1000, expected=places, at_once=FIRST_AT_ONCE)
-    hosts = iter(places)
-
-    def come(number: int, seconds: float) -> int:
-        """So many; how many of them have places before the first is answered, after so many seconds."""
-        came = [rig.enter(next(hosts)) for _ in range(number)]
-        places = [entry for guest, entry in came if guest.begun and entry is not None]
-        rig.at += seconds
-        for entry in places:
-            rig.admission.answered(entry)
-        for _, each in reversed(came):
-            assert each is not None
-            rig.admission.left(each)
-        return len(places)
-
-    found = [come(100, ANSWER_SECONDS * slow) for slow in (0.5, 0.5, 0.5, 2.0, 2.0, 0.5, 0.0)]
-    assert found == [
-        FIRST_AT_ONCE,
-        2 * FIRST_AT_ONCE,
-        4 * FIRST_AT_ONCE,
-        96,
-        LEAST_AT_ONCE,
-        LEAST_AT_ONCE,
-        2 * LEAST_AT_ONCE,
-    ]
-
-
-def test_where_fewer_are_listened_to_nobody_gives_way_until_they_are() -> None:
-    """The work for those who are there would be for nothing, and they be as many as before."""
-    places = [f"10.0.9.{number}" for number in range(40)]
-    rig = Rig(strangers=20, expected=places)
-    there = [rig.enter(place) for place in places[:20]]
-    waits, _ = rig.enter(places[30])
-    rig.at += KNOWN_HOLD_SECONDS
-    for _, entry in there:
-        assert entry is not None
-        rig.admission.answered(entry)
-    rig.admission.go_on()
-    assert (waits.begun, any(guest.closed for guest, _ in there)) == (False, False)
-    for _, entry in there[: 20 - LEAST_AT_ONCE]:
-        assert entry is not None
-        rig.admission.left(entry)
-    rig.admission.go_on()
-    # Now as before: who had its time gives way.
-    assert (waits.begun, [guest.closed for guest, _ in there[20 - LEAST_AT_ONCE :]].count(True)) == (True, 1)
 
 
 def test_a_stolen_token_makes_few_addresses_known() -> None:
