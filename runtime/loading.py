@@ -20,7 +20,7 @@ _LONGEST = 200
 _BOOLEANS = {"yes": "true", "no": "false", "on": "true", "off": "false", "true": "true", "false": "false"}
 # What kubelet adds for a Service whose name begins so (enableServiceLinks).
 _SERVICE = re.compile(
-    r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)", re.ASCII
+    r"([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?)", re.ASCII
 )
 _SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://")
 # PEM, a token, a name and password within a URL.
@@ -158,7 +158,7 @@ def _unknown_variables(names: Iterable[str], environment: Mapping[str, str]) -> 
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name == variable or name in known or _SERVICE.fullmatch(name):
             continue
-        if name.endswith("_PORT") and _SERVICE_PORT.match(environment[variable]):
+        if (name == "PORT" or name.endswith("_PORT")) and _SERVICE_PORT.match(environment[variable]):
             continue
         yield f"{variable[:_LONGEST]} is set and is no setting of this command{_meant(name, known, ENVIRONMENT_PREFIX)}"
 
@@ -209,7 +209,7 @@ def _scalar(parse: Callable[[str], Any], value: Scalar, where: str) -> _Said:
 
 
 def _decimal(text: str) -> int | None:
-    return int(text) if text.isdigit() and len(text) < 20 else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _value(setting: "dataclasses.Field[Any]", said: _Said | None) -> Any:

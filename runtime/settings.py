@@ -24,6 +24,7 @@ from svid.spiffeid import TrustDomain
 ENVIRONMENT_PREFIX = "PODSVID_"
 # What a socket's address holds.
 MAX_SOCKET_PATH = 107
+_HOST = re.compile(r"[a-z0-9_]([-a-z0-9_]{0,62})(\.[a-z0-9_][-a-z0-9_]{0,62})*\.?", re.ASCII | re.IGNORECASE)
 MIN_PERIOD, MAX_PERIOD = timedelta(hours=1), timedelta(days=3650)
 
 
@@ -109,6 +110,8 @@ def listen(text: str) -> tuple[str, int] | None:
 def _host(text: str) -> str:
     """A name, an IPv4 address, or an IPv6 address out of its brackets. Raises ValueError."""
     if not any(each in text for each in ":[]"):
+        if text and not _HOST.fullmatch(text):
+            raise ValueError
         return text
     inside = text[1:-1]
     if f"[{inside}]" != text or not _is_ipv6(inside):
@@ -145,10 +148,11 @@ class Listed:
     pairs: bool = False
 
     def __call__(self, text: str) -> tuple[Any, ...]:
-        return self.each(text.split(",")) if text.strip() else ()
+        return tuple(self.item(each.strip()) for each in text.split(",")) if text.strip() else ()
 
     def each(self, texts: Iterable[str]) -> tuple[Any, ...]:
-        return tuple(self.item(text.strip()) for text in texts)
+        """Of a list's items; one may hold several, as in every version before."""
+        return self(",".join(texts))
 
 
 def listed(item: Callable[[str], Any], *, pairs: bool = False) -> Listed:

@@ -176,6 +176,8 @@ def test_what_kubelet_and_other_commands_have_variables_for_is_no_mistake() -> N
         "PODSVID_SIGNER_SERVICE_PORT": "8443",
         "PODSVID_SIGNER_SERVICE_PORT_GRPC": "8443",
     }
+    # Those of a Service that is called podsvid as well.
+    links |= {name.replace("_SIGNER", ""): value for name, value in links.items()}
     assert load("--must", "x", environment=others | links).must == "x"
     with pytest.raises(InvalidSetting, match="PODSVID_METRICS_PORT is set"):
         load("--must", "x", environment={"PODSVID_METRICS_PORT": "9099"})
@@ -365,3 +367,16 @@ def test_every_setting_is_read_by_something(model: type[Any], package: str) -> N
     # Through a property of the settings, or by whoever starts the program.
     apart = {"x509_pod_max_ttl", "x509_min_ttl", "x509_max_ttl", "jwt_max_ttl", "log_format", "log_level", "jwt_svids"}
     assert {each.name for each in fields(model)} - read - apart == set()
+
+
+@pytest.mark.parametrize("text", ["a..b:80", ".:80", "-a:80", "ä:80", "a" * 64 + ":80", "a b:80"])
+def test_what_no_resolver_takes_is_no_host(text: str) -> None:
+    with pytest.raises(ValueError):
+        settings.listen(text)
+
+
+def test_an_item_of_a_list_may_hold_several() -> None:
+    """As in every version before: kept values of a chart have such."""
+    listed = settings.listed(str)
+    assert listed("a,b") == listed.each(["a,b"]) == listed.each(["a", "b"])
+    assert listed.each([""]) == ()
