@@ -27,7 +27,7 @@ METHODS = (
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
 # Why a call is refused; see agent.socket.guard.
-REFUSALS = ("open calls", "calls a second", "unread answers", "memory at once")
+REFUSALS = ("open calls", "calls a second", "unread answers")
 
 # What a process lacks whose gRPC does not show its connections; see agent.socket.proof.
 UNCOUNTED = "a count of connections"

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Coroutine
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from agent.channel import messages
@@ -14,7 +13,6 @@ from agent.channel.frames import BadFrame, Wire
 from agent.channel.snapshots import Reader
 from agent.exposed import exhaustion
 from agent.exposed.counts import Counts
-from agent.exposed.filling import FILLING, Filling, heap
 from agent.exposed.saying import Saying
 from agent.exposed.tokens import Tokens
 from agent.exposed.weighing import Weighing
@@ -52,7 +50,6 @@ async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool) -> No
     await wire.send(messages.Ready(lacking))
     with suppress(OSError, BadFrame):
         served = Served(wire, counted=counted)
-        served.watch_heap()
         loops = [
             asyncio.ensure_future(each)
             for each in (saying.run(), served.counts.run(wire), served.weighing.run(wire), served.run())
@@ -82,13 +79,6 @@ class Served:
         self._tokens = Tokens(wire, self._clock)
         self._feeds: dict[int, Feed[WorkloadIdentity]] = {}
         self._endpoints: dict[int, Endpoint] = {}
-
-    def watch_heap(self) -> None:
-        """From now on close the connections of pods that fill the memory faster than anybody else could see."""
-        used, loop = heap(), asyncio.get_running_loop()
-        if used is not None and self._mutator is not None:
-            closed = partial(loop.call_soon_threadsafe, self.counts.call_refused, FILLING)
-            Filling(self._connections, used, closed).start()
 
     async def run(self) -> None:
         """Follow orders until the channel ends. Raises BadFrame, OSError."""

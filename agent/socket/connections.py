@@ -67,7 +67,7 @@ class _Held:
 
 
 class Connections:
-    """The books of them. Threads of gRPC call `taken`. `came` is set with each one that is entered."""
+    """The books of them. Threads of gRPC call `taken`."""
 
     def __init__(self, pod: int = POD, most: int = ALL) -> None:
         self._pod = pod
@@ -76,7 +76,6 @@ class Connections:
         self._held: deque[_Held] = deque()
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self.came = threading.Event()
 
     def begin(self, address: str, holder: Holder) -> None:
         """What is taken at this address from now on is the holder's."""
@@ -114,7 +113,6 @@ class Connections:
             self._held.append(_Held(holder, os.dup(descriptor), descriptor, os.fstat(descriptor).st_ino))
             self._counts[holder.pod] += 1
             holder.open += 1
-            self.came.set()
             return True
 
     def allow(self, most: int) -> None:
@@ -128,19 +126,6 @@ class Connections:
                 if held.holder.pod == pod:
                     with _borrowed(held.own) as each, suppress(OSError):
                         each.shutdown(socket.SHUT_RDWR)
-
-    def shut_filling(self, least: int) -> list[str]:
-        """End all of those pods that have the most bytes waiting here to be read, where that is `least` or more."""
-        waiting: Counter[str] = Counter()
-        with self._lock:
-            for held in self._held:
-                if held.is_open() and (bytes_there := unheard(held.own)):
-                    waiting[held.holder.pod] += bytes_there
-        floor = max(least, max(waiting.values(), default=0) // 2)
-        found = [pod for pod, there in waiting.items() if there >= floor]
-        for pod in found:
-            self.shut(pod)
-        return found
 
     def look(self) -> None:
         """Let go of some that are over, where no new ones come."""

@@ -140,7 +140,6 @@ def on_node(main: Callable[[Pods], Awaitable[None]], folder: Path | None = None)
 # that are held, "unfinished", come to rest once they are refused, and who is at rest is to blame for nothing.)
 KINDS = ("begun", "metadata", "connections", "garbage", "forks", "calls")
 GOOD = ("g1", "g2", "g3")
-FILLING = "a pod's connections are closed: what it sends fills the memory of the process that serves it"
 
 
 @pytest.mark.timeout(300)
@@ -170,27 +169,6 @@ def test_large_headers_without_end_end_in_quarantine_and_then_closed_and_all_oth
         assert at.explained("bad")["state"] == "ok"
         assert "SOCKET_QUARANTINED" in at.explained("bad")["notice"]
         assert held([at.targets["bad"]], at.here)[0] == before[0], "something was minted"
-
-    on_node(main)
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["headers", "continuations"])
-def test_15_mb_of_headers_cost_no_other_pod_a_call(kind: str) -> None:
-    """In frames of 16,000 bytes, and of 64. Half of the connections acknowledge no limits: grpc has none there."""
-
-    async def main(at: Pods) -> None:
-        await at.publish("bad", *GOOD)
-        shared = at.here.processes()[1]
-        with attacked(kind, [at.sockets["bad"]]):
-            interrupted = await at.fetching(GOOD, lambda: ("bad", "quarantine") in at.moves())
-        assert interrupted == 0
-        assert at.ends() == 0
-        assert at.here.processes()[1] == shared
-        assert {each for each, _ in at.moves()} == {"bad"}
-        # Its connections were closed before the agent looked.
-        (first_line, *_) = [each for each in at.here.events() if each["event"] in (FILLING, MOVED)]
-        assert (first_line["event"], first_line["pod_uid"]) == (FILLING, at.pods["bad"].uid)
 
     on_node(main)
 
