@@ -29,7 +29,7 @@ ABSENT = {
 _HEAD = """\
 # What a refusal says, and where
 
-<!-- Written by tests/cluster/test_refusals.py on a real cluster (TESTS_UPDATE_GOLDEN=1); the same test holds it. -->
+<!-- Written by tests/cluster/test_refusals.py on a real cluster (PODSVID_UPDATE_GOLDEN=1); the same test holds it. -->
 
 Each reason of [the signer](signer.md#reasons), brought about on a cluster with a real kubelet and API server, and all
 that an operator is told of it. Begin with `podsvid explain NAMESPACE/POD`: its first line has the reason, and the same

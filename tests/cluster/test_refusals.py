@@ -59,11 +59,11 @@ def test_every_reason_is_shown_or_it_is_said_why_not(shown: list[Shown]) -> None
 
 def test_the_document_says_what_is_said(shown: list[Shown]) -> None:
     made = document(shown)
-    if os.environ.get("TESTS_UPDATE_GOLDEN"):
+    if os.environ.get("PODSVID_UPDATE_GOLDEN"):
         DOCUMENT.write_text(made)
     said = DOCUMENT.read_text() if DOCUMENT.exists() else ""
     difference = "\n".join(difflib.unified_diff(said.splitlines(), made.splitlines(), "docs", "now", lineterm="", n=1))
-    assert said == made, f"look at the difference; TESTS_UPDATE_GOLDEN=1 records it\n{difference}"
+    assert said == made, f"look at the difference; PODSVID_UPDATE_GOLDEN=1 records it\n{difference}"
 
 
 def test_explain_is_timed(cluster: Cluster, shown: list[Shown], progress: Progress, tmp_path: Path) -> None:
