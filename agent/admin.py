@@ -54,7 +54,9 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "NAMESPACE_FULL": "kubelet tries again by itself; delete pods of the namespace, finished ones first, or raise "
         "the signer's pods_per_namespace",
         "RATE_LIMITED": _TURNED_AWAY,
-        "BUSY": _TURNED_AWAY,
+        "BUSY": "it is tried again by itself; the message says whether this node has too many mints in flight (the "
+        "signer's node_concurrency), the replica is full (more replicas), or many callers bring bad "
+        "tokens (its audit log)",
         "POD_TOKEN_MISSING": _NO_TOKEN,
         "POD_TOKEN_EXPIRED": f"{_NO_TOKEN}; for a pod that is being deleted it brings none any more, and SVIDs go on "
         "to the end of its grace period",

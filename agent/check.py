@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent import budget
-from agent.authority.given import open_files
+from agent.authority.given import GivenX509
 from agent.authority.jwt_keys import open_given
 from agent.authority.local import STATE_FILE, open_embedded
 from agent.config import AgentConfig
@@ -200,7 +200,7 @@ def _files(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
         and _sound(examined, "ca_cert_file", "ca_key_file", "ca_bundle_file")
     ):
         shown = f"{_shown(examined, 'ca_cert_file')} and {_shown(examined, 'ca_key_file')}"
-        yield host.usable(shown, lambda: open_files(certificate, key, config.ca_bundle_file, config.trust_domain))
+        yield host.usable(shown, lambda: GivenX509(certificate, key, config.ca_bundle_file, config.trust_domain))
     if jwt_key is not None and _sound(examined, "jwt_key_file", "jwt_bundle_file", "jwt_algorithm"):
         yield host.usable(
             _shown(examined, "jwt_key_file"),

@@ -166,7 +166,8 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.RATE_LIMITED: "the node asks too often: `node_rate`, `node_burst`; agents wait and ask again",
         Reason.BUSY: "too many mints (`node_concurrency`) or trust streams of the node or the replica are open, or too "
         "many callers come with bad tokens; agents wait and ask again",
-        Reason.API_SERVER_UNAVAILABLE: "the API server is away; new pods wait, others are renewed up to `outage_limit`",
+        Reason.API_SERVER_UNAVAILABLE: "the API server does not answer, or the signer may not review tokens; new "
+        "pods wait, others are renewed up to `outage_limit`",
         Reason.AUTHORITY_UNAVAILABLE: "this replica has not read the authorities, or the active one has ended",
         Reason.RECONNECT: "the trust stream's time is over; agents open it again",
     }
