@@ -1,6 +1,8 @@
 """An agent that may not mount: it does not say that it serves, is not registered, and what it tried leaves nothing."""
 
 import asyncio
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -20,7 +22,7 @@ from podsvid.quickstart.kubelet import StandInKubelet
 from tests.csi_rig import publish_request
 from tests.fake_workload_api import eventually
 from tests.ports import free_port
-from tests.support import DRIVER, IS_ROOT, host
+from tests.support import DRIVER, IS_ROOT, ROOT, host
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts of this host: run as root")
 UNABLE = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-all"]
@@ -116,6 +118,28 @@ def test_it_is_tried_until_it_was_possible_and_what_comes_then_is_asked_each_tim
     assert (len(tries), asked.times) == (3, 3)
     with pytest.raises(MountDenied):
         Mountable(str(tmp_path), Refusing(), asked).check()
+
+
+def test_a_root_that_is_no_mount_says_nothing_of_volumes(tmp_path: Path) -> None:
+    """In a changed root mounts cannot be made private, and volumes were mounted there all the same."""
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys\n"
+            "from csi.mount import TmpfsMounts\n"
+            "from csi.mountable import refusal\n"
+            "os.chroot(sys.argv[1])\n"
+            "os.chdir('/')\n"
+            "print(repr(refusal('/', TmpfsMounts())))\n",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert said.stdout == "''\n"
 
 
 def test_what_a_process_may_do_is_read_from_the_kernel() -> None:

@@ -482,6 +482,40 @@ def test_where_a_ca_above_certifies_nothing_jwt_keys_are_replaced_all_the_same()
     asyncio.run(run())
 
 
+def test_what_a_leader_failed_at_is_no_alarm_once_another_leads_or_has_done_it() -> None:
+    """It came back with the lease, days later, and rested on a step that another had done."""
+
+    class OutOfOrder:
+        async def certify(
+            self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
+        ) -> X509Authority:
+            raise UpstreamUnusable("upstream CA: it has ended")
+
+    async def run() -> None:
+        cluster = Cluster()
+        one, two = (Replica(cluster, name) for name in ("one", "two"))
+        for each in (one, two):
+            await each.open()
+        cluster.clock.pass_by(days=5)
+        one.rotation._life._upstream = OutOfOrder()
+        attempts = one.rotation._attempts
+        async with loop(one.rotation.run()):
+            await one.leader.attempt()
+            await until(lambda: attempts.waiting_since is not None)
+            cluster.monotonic += 12
+            await until(lambda: attempts.waiting_since is None)
+            assert attempts.notes == []
+            # The same where it leads all the time, and the step is done by a person's command elsewhere.
+            await one.leader.attempt()
+            await until(lambda: attempts.waiting_since is not None)
+            await two.rotation.step("prepare", "x509", "", forced=False)
+            await two.rotation.step("activate", "x509", "", forced=True)
+            one.rotation.see(cluster.stored)
+            await until(lambda: attempts.waiting_since is None)
+
+    asyncio.run(run())
+
+
 def test_agents_are_asked_to_tell_while_a_step_waits_for_them_and_no_longer() -> None:
     async def run() -> None:
         cluster = Cluster()
