@@ -8,15 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent import budget
+from agent.authority import jwt_keys
 from agent.authority.given import GivenX509
-from agent.authority.jwt_keys import open_given
+from agent.authority.jwt_keys import open_given, read_kept
 from agent.authority.local import STATE_FILE, open_embedded
 from agent.config import AgentConfig
 from agent.daemon import bounds_of
 from agent.process import LOCK
 from agent.servers.process import is_mapped
 from csi.mount import TmpfsMounts
-from csi.mountable import capabilities, refusal
+from csi.mountable import MAY_MOUNT, capabilities, refusal
 from csi.reach import is_shared_at
 from csi.room import MIB
 from runtime import host
@@ -106,8 +107,7 @@ def _kubelet(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
     if why:
         yield Lack(
             "MOUNT_DENIED",
-            f"nothing can be mounted here ({why}): run the agent as root with CAP_SYS_ADMIN, in a pod as a privileged "
-            "container, and with an AppArmor or SELinux profile that allows tmpfs mounts",
+            f"nothing can be mounted here ({why}): {MAY_MOUNT}",
         )
     if "pods" not in missing and not is_shared_at(str(pods)) and not _kubelet_is_beside():
         yield Lack(
@@ -180,6 +180,9 @@ def _authority(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
         if _sound(examined, "state_dir") and (config.state_dir / STATE_FILE).exists():
             shown = _shown(examined, "state_dir")
             yield host.usable(shown, lambda: open_embedded(config.state_dir, config.trust_domain, SystemClock()))
+        kept = config.state_dir / jwt_keys.STATE_FILE
+        if _sound(examined, "state_dir", "jwt_svids") and config.issues_jwt and kept.exists():
+            yield host.usable(_shown(examined, "state_dir"), lambda: read_kept(kept))
     elif config.authority == "file":
         yield from _files(examined)
     else:

@@ -12,6 +12,11 @@ from csi.reach import Reach
 
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 _CAP_SYS_ADMIN = 1 << 21
+# What to do, for people.
+MAY_MOUNT = (
+    "run the agent as root with CAP_SYS_ADMIN, in a pod as a privileged container (the chart does so), and with an "
+    "AppArmor or SELinux profile that allows tmpfs mounts"
+)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -34,11 +39,7 @@ class Mountable:
         if not self._possible:
             why = refusal(self._pods, self._mounts)
             if why:
-                raise MountDenied(
-                    f"nothing can be mounted here ({why}), so no pod would get its volume: run the agent as root with "
-                    "CAP_SYS_ADMIN, in a pod as a privileged container (the chart does so), and with an AppArmor or "
-                    "SELinux profile that allows tmpfs mounts"
-                )
+                raise MountDenied(f"nothing can be mounted here ({why}), so no pod would get its volume: {MAY_MOUNT}")
             self._possible = True
 
 

@@ -89,15 +89,19 @@ def open_kept(state_dir: Path, policy: KeyringPolicy, clock: Clock) -> KeptJwtKe
         keyring = JwtKeyring.create(policy, now)
         write_secret(path, keyring.to_json())
         return KeptJwtKeys(path, keyring, policy)
+    keys = KeptJwtKeys(path, read_kept(path), policy)
+    keys.advance(now)
+    return keys
+
+
+def read_kept(path: Path) -> JwtKeyring:
+    """What `open_kept` keeps there. Raises AuthorityDamaged, OSError."""
     try:
-        keyring = JwtKeyring.from_json(read_secret(path))
+        return JwtKeyring.from_json(read_secret(path))
     except SvidError as error:
         raise AuthorityDamaged(
             f"{path} is damaged: {error}; put a good copy back, or delete it: JWT-SVIDs issued so far are invalid then"
         ) from None
-    keys = KeptJwtKeys(path, keyring, policy)
-    keys.advance(now)
-    return keys
 
 
 def open_given(key: Path, bundle: Path | None, algorithm: JwtAlgorithm, trust_domain: TrustDomain) -> GivenJwtKeys:

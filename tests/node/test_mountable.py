@@ -122,23 +122,16 @@ def test_it_is_tried_until_it_was_possible_and_what_comes_then_is_asked_each_tim
 
 def test_a_root_that_is_no_mount_says_nothing_of_volumes(tmp_path: Path) -> None:
     """In a changed root mounts cannot be made private, and volumes were mounted there all the same."""
-    said = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import os, sys\n"
-            "from csi.mount import TmpfsMounts\n"
-            "from csi.mountable import refusal\n"
-            "os.chroot(sys.argv[1])\n"
-            "os.chdir('/')\n"
-            "print(repr(refusal('/', TmpfsMounts())))\n",
-            tmp_path,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
+    program = """
+import os, sys
+from csi.mount import TmpfsMounts
+from csi.mountable import refusal
+os.chroot(sys.argv[1])
+os.chdir("/")
+print(repr(refusal("/", TmpfsMounts())))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert said.stdout == "''\n"
 
 

@@ -136,8 +136,14 @@ CONFIGURATIONS = (
     agent(
         f"{TD}state_dir: {{damaged}}\nfederated_bundles: {{{{b.test: '{{absent}}', c.test: '{{garbage}}'}}}}\n",
         ("AUTHORITY_DAMAGED", "{damaged}/authority.pem is damaged"),
+        ("AUTHORITY_DAMAGED", "{damaged}/jwt-authority.json is damaged"),
         ("NOT_FOUND", "federated_bundles: b.test={absent}"),
         ("INVALID_TRUST_BUNDLE", "federated_bundles: c.test={garbage}"),
+    ),
+    agent(
+        f"{TD}authority: file\nca_cert_file: {{cert}}\nca_key_file: {{key}}\nca_bundle_file: {{root}}\nvolumes: x\n",
+        ("AUTHORITY_DAMAGED", "ca_cert_file in {config}:7 is '{cert}' and ca_key_file in {config}:8"),
+        (S, "volumes in {config}:10 is 'x'"),
     ),
     agent(
         f"{TD}authority: file\nca_key_file: {SECRET}\nca_cert_file: {{cert}}\ntracing_endpoint: http://u:{SECRET}@c:1\n",
@@ -251,7 +257,12 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
         (tmp_path / "garbage").write_text(f"-----BEGIN {SECRET}")
         (tmp_path / "damaged" / "authority.pem").write_text(f"-----BEGIN {SECRET}")
         (tmp_path / "damaged" / "authority.pem").chmod(0o600)
-        (tmp_path / "cert").write_bytes(to_pem(authority("a.test").chain))
+        (tmp_path / "damaged" / "jwt-authority.json").write_text(f"{{{SECRET}")
+        (tmp_path / "damaged" / "jwt-authority.json").chmod(0o600)
+        given = authority("a.test")
+        (tmp_path / "cert").write_bytes(to_pem(given.chain))
+        (tmp_path / "key").write_bytes(key_to_pem(given.private_key))
+        (tmp_path / "root").write_bytes(to_pem(authority("a.test").chain))
         (tmp_path / "other").write_bytes(key_to_pem(authority("a.test").private_key))
         (tmp_path / "kubeconfig").write_text(
             'apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: "http://127.0.0.1:9"}}]\n'
