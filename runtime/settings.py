@@ -77,13 +77,20 @@ def matching(form: re.Pattern[str], what: str) -> Callable[[str], str]:
     return parse
 
 
-def choice(*accepted: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in accepted:
-            raise ValueError("one of " + ", ".join(accepted))
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words."""
+
+    accepted: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        if text not in self.accepted:
+            raise ValueError("one of " + ", ".join(self.accepted))
         return text
 
-    return parse
+
+def choice(*accepted: str) -> Choice:
+    return Choice(accepted)
 
 
 def absolute(text: str) -> Path:
@@ -228,7 +235,17 @@ def add_arguments(parser: argparse.ArgumentParser, model: type[Any]) -> None:
             shown = argparse.SUPPRESS if hidden else help_text
             group.add_argument(flag, dest=each.name, nargs="?", const="true", metavar="true|false", help=shown)
         else:
-            group.add_argument(flag, dest=each.name, help=help_text)
+            group.add_argument(flag, dest=each.name, metavar=_called(each), help=help_text)
+
+
+def _called(setting: "dataclasses.Field[Any]") -> str | None:
+    """What --help calls the value, by which shells complete it; None: by the setting's name."""
+    parse = setting.metadata["parse"]
+    if isinstance(parse, Choice):
+        return "|".join(parse.accepted)
+    if parse is absolute:
+        return "DIR" if setting.name.endswith(("_dir", "_root")) else "FILE"
+    return None
 
 
 def address_conflicts(**addresses: tuple[str, int] | None) -> Iterator[Conflict]:

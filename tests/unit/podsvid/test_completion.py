@@ -24,6 +24,8 @@ LINES = [
     ("podsvid completion fi", "fish"),
     ("podsvid help quick", "quickstart"),
     ("podsvid agent --config ./pyproject.t", "./pyproject.toml"),
+    ("podsvid agent --authority e", "embedded"),
+    ("podsvid signer --upstream-cert-file ./pyproject.t", "./pyproject.toml"),
     ("podsvid api watch --signal 1 --exec-t", "--exec-timeout"),
 ]
 DEADLINE = 60.0
