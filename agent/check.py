@@ -91,7 +91,7 @@ def _kubelet(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
     if not _sound(examined, "kubelet_root"):
         return
     shown, pods = _shown(examined, "kubelet_root"), config.kubelet_root / "pods"
-    missing = [each for each in ("plugins_registry", "pods") if not (config.kubelet_root / each).is_dir()]
+    missing = [each for each in ("plugins_registry", "pods") if not os.path.isdir(config.kubelet_root / each)]
     if missing:
         yield Lack(
             "NO_KUBELET",
@@ -177,11 +177,11 @@ def _authority(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
     if not _sound(examined, "authority", "trust_domain"):
         return
     if config.authority == "embedded":
-        if _sound(examined, "state_dir") and (config.state_dir / STATE_FILE).exists():
+        if _sound(examined, "state_dir") and os.path.exists(config.state_dir / STATE_FILE):
             shown = _shown(examined, "state_dir")
             yield host.usable(shown, lambda: open_embedded(config.state_dir, config.trust_domain, SystemClock()))
         kept = config.state_dir / jwt_keys.STATE_FILE
-        if _sound(examined, "state_dir", "jwt_svids") and config.issues_jwt and kept.exists():
+        if _sound(examined, "state_dir", "jwt_svids") and config.issues_jwt and os.path.exists(kept):
             yield host.usable(_shown(examined, "state_dir"), lambda: read_kept(kept))
     elif config.authority == "file":
         yield from _files(examined)

@@ -43,10 +43,8 @@ def port(shown: str, address: tuple[str, int] | None) -> Lack | None:
 
 def directory(shown: str, path: Path) -> Lack | None:
     """Whether files can be made below `path`, which is made itself where it is not there."""
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
+    there = _nearest(path)
+    if not os.path.isdir(there):
         return Lack("IN_THE_WAY", f"{shown}: {there} is no directory")
     if not os.access(there, os.W_OK | os.X_OK):
         return Lack("PERMISSION_DENIED", f"{shown}: {there} cannot be written by user {os.geteuid()}")
@@ -58,11 +56,17 @@ def directory(shown: str, path: Path) -> Lack | None:
 
 def is_memory(path: Path) -> bool:
     """Whether a reboot empties the file system that `path`, or what is there of it, lies in."""
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    there = _nearest(path)
     libc, answer = ctypes.CDLL(None, use_errno=True), (ctypes.c_long * 64)()
     return libc.statfs(os.fsencode(there), ctypes.byref(answer)) == 0 and answer[0] in _MEMORY
+
+
+def _nearest(path: Path) -> Path:
+    """What is there of it, as far as this user can see."""
+    # Those of Path raise where a directory above may not be looked into, or a name is too long.
+    while not os.path.exists(path) and path != path.parent:
+        path = path.parent
+    return path
 
 
 def usable(shown: str, read: Callable[[], object]) -> Lack | None:

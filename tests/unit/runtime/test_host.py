@@ -91,3 +91,10 @@ def test_traces_need_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = host.tracing("x is it", "http://c:1")
     assert found is not None
     assert (found.reason, "podsvid[tracing]" in found.text) == ("NOT_INSTALLED", True)
+
+
+def test_a_path_that_cannot_be_looked_at_keeps_nothing_else_from_being_said(tmp_path: Path) -> None:
+    """Whoever may not look into a directory above gets the same; root always may."""
+    long = tmp_path / ("x" * 300) / "state"
+    assert host.directory("x", long) is None
+    assert host.is_memory(long) == host.is_memory(tmp_path)
