@@ -18,7 +18,7 @@ from agent.pb import workload_pb2
 from bench.attacks import ATTACKERS
 from tests.support import HEADER, ROOT, VOLUME, Host, first, node, pod
 
-pytestmark = pytest.mark.xdist_group("crowd")  # thousands of connections, once at a time
+pytestmark = pytest.mark.alone  # thousands of connections, which other tests are not made for
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 MB = 1024 * 1024
 # The most that the floods below may cost; without limits 2,000 connections alone took several times as much.

@@ -22,7 +22,7 @@ from tests.support import DEADLINE, DRIVER, IS_ROOT, VOLUME, Host, host, node, p
 
 pytestmark = [
     pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root"),
-    pytest.mark.xdist_group("crowd"),  # thousands of connections, once at a time
+    pytest.mark.alone,  # thousands of connections, which other tests are not made for
 ]
 VOLUMES = POD // Limits().connections
 # gRPC's own line.

@@ -24,7 +24,7 @@ from tests.node.test_exposed import answered, held, planted_node
 from tests.support import DRIVER, IS_ROOT, ROOT, VOLUME, Host, first, node, pod
 
 pytestmark = [
-    pytest.mark.xdist_group("crowd"),  # thousands of connections, once at a time
+    pytest.mark.alone,  # thousands of connections, which other tests are not made for
     pytest.mark.skipif(not IS_ROOT, reason="another process of another user"),
 ]
 # Seconds: a flood on a busy machine; what was closed is served again.

@@ -16,7 +16,7 @@ from tests.signer_rig import Serving, Site
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.xdist_group("crowd")
+@pytest.mark.alone
 def test_all_attacks_at_once_leave_the_signer_alive_and_agents_served() -> None:
     options = ["--minutes", "0.2", "--quiet", "2", "--addresses", "60", "--anywhere", "--json"]
     command = [sys.executable, "-m", "bench.strangers", "--mix", *options]

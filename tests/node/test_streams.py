@@ -18,7 +18,7 @@ from tests.support import HEADER, IS_ROOT, VOLUME, node, pod
 
 pytestmark = [
     pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root"),
-    pytest.mark.xdist_group("crowd"),
+    pytest.mark.alone,
 ]
 # PODSVID_LONG=1 takes the figures of the issue: 500 sockets, a rotation every 10 s or so, six of them.
 LONG = bool(os.environ.get("PODSVID_LONG"))
