@@ -1,7 +1,9 @@
 """Signals that end a command: what has something to clean up is unwound by the first one, and by no other."""
 
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -28,6 +30,9 @@ class FirstOnly:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.came is None:
             self.came = number
+            if not sys.warnoptions:
+                # A library's coroutine that was made and not awaited yet is no news to whoever pressed Ctrl-C.
+                warnings.simplefilter("ignore")
             raise KeyboardInterrupt
 
     def again(self) -> None:

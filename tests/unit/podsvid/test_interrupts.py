@@ -1,12 +1,15 @@
 """The first signal unwinds a command, and no other ends what that has begun."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
 
 import pytest
 
 from podsvid.interrupts import ENDING, FirstOnly, Interrupted, unwinding
+from tests.support import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +68,18 @@ def test_one_that_was_raised_where_nothing_can_be_comes_once_more() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGHUP) if first.came is None else first.again()
     assert first.came == signal.SIGHUP
+
+
+@pytest.mark.parametrize("asked", [(), ("-W", "default")], ids=["by default", "asked for"])
+def test_what_was_not_awaited_when_the_signal_came_is_not_told_unless_somebody_asks(asked: tuple[str, ...]) -> None:
+    program = """
+from podsvid.interrupts import FirstOnly
+async def cut_off(): ...
+try:
+    FirstOnly()(2, None)
+except KeyboardInterrupt:
+    cut_off()
+"""
+    done = subprocess.run([sys.executable, *asked, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("never awaited" in done.stderr) is bool(asked)
+    assert bool(done.stderr) is bool(asked)
