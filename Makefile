@@ -15,7 +15,7 @@ root = @test "$$(id -u)" = 0 || { echo "make $@ needs root: $(1)" >&2; exit 2; }
 
 help:
 	@echo "make quickstart   see a volume rotate, without Kubernetes"
-	@echo "make test         unit and node tests, $(JOBS) side by side (JOBS=): 5 minutes (node tests want root or user namespaces)"
+	@echo "make test         unit and node tests, $(JOBS) side by side (JOBS=): 15 minutes (node tests want root or user namespaces)"
 	@echo "make unit         the unit tests: 1 minute"
 	@echo "make lint         ruff, mypy --strict, the import rules: 1 minute"
 	@echo "make conformance  clients and suites that others wrote: 3 minutes, and 7 for building once (Go, root; Node.js, Rust and Maven for some)"
@@ -59,7 +59,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/podsvid quickstart
 
 test: $(VENV)/.test
-	@echo "about 5 minutes"
+	@echo "about 15 minutes"
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not alone" tests/node tests/unit
 	$(BIN)/python -m pytest -q -m alone tests/node
 
