@@ -1,6 +1,10 @@
 """A memory cgroup around a process: version 1 or 2, whichever this machine has."""
 
+import errno
 import os
+import signal
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -8,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 NAME = "podsvid-bench"
+REMOVAL_SECONDS = 10.0
 
 
 class NoCgroup(Exception):
@@ -47,7 +52,7 @@ class Limited:
 
 @contextmanager
 def limited(most: int, root: Path = ROOT) -> Iterator[Limited]:
-    """A new group of `most` bytes without swap, until left. Raises NoCgroup."""
+    """A new group of `most` bytes without swap, until left; who is in it then is ended. Raises NoCgroup."""
     try:
         made = _made(root)
         _write(made.folder / ("memory.limit_in_bytes" if made.version == 1 else "memory.max"), str(most))
@@ -63,23 +68,38 @@ def limited(most: int, root: Path = ROOT) -> Iterator[Limited]:
     try:
         yield made
     finally:
-        with suppress(OSError):
-            made.folder.rmdir()
+        _remove(made.folder)
 
 
 def _made(root: Path) -> Limited:
     """Raises OSError, NoCgroup."""
-    name = f"{NAME}-{os.getpid()}"
     if (root / "memory" / "memory.limit_in_bytes").exists():
-        folder, version = root / "memory" / name, 1
+        above, version = root / "memory", 1
     elif "memory" in _read(root / "cgroup.controllers").split():
         if "memory" not in _read(root / "cgroup.subtree_control").split():
             _delegate(root)
-        folder, version = root / name, 2
+        above, version = root, 2
     else:
         raise NoCgroup(f"this machine has no memory controller at {root}: neither version 1 nor 2")
-    folder.mkdir()
-    return Limited(folder, version)
+    # Not by this process' number: groups outlive a container, in which the same numbers come again.
+    return Limited(Path(tempfile.mkdtemp(prefix=f"{NAME}-", dir=above)), version)
+
+
+def _remove(folder: Path) -> None:
+    """A group is busy until the kernel has taken its last process away, some time after that has ended."""
+    end = time.monotonic() + REMOVAL_SECONDS
+    while True:
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                return
+        else:
+            return
+        for each in _read(folder / "cgroup.procs").split():
+            with suppress(ProcessLookupError):
+                os.kill(int(each), signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _delegate(root: Path) -> None:

@@ -1,5 +1,7 @@
 """The cgroup that the bench puts a signer in: either version, or a message that says what to do."""
 
+import errno
+import os
 import subprocess
 from pathlib import Path
 
@@ -24,13 +26,13 @@ def test_either_version_is_found_and_read(tmp_path: Path, monkeypatch: pytest.Mo
             "memory.events": "low 0\noom 9\noom_kill 2\n",
         },
     }
-    made = Path.mkdir
+    made = os.mkdir
 
-    def filled(folder: Path, *rest: object, **more: object) -> None:
-        made(folder, *rest, **more)  # type: ignore[arg-type]
+    def filled(folder: str, *rest: int) -> None:
+        made(folder, *rest)
         for name, text in files[version].items():
-            (folder / name).write_text(text)
-        (folder / "cgroup.procs").write_text("")
+            Path(folder, name).write_text(text)
+        Path(folder, "cgroup.procs").write_text("")
 
     for version in (1, 2):
         root = tmp_path / str(version)
@@ -42,8 +44,9 @@ def test_either_version_is_found_and_read(tmp_path: Path, monkeypatch: pytest.Mo
             (root / "cgroup.controllers").write_text("cpu memory\n")
             (root / "cgroup.subtree_control").write_text("\n")
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "mkdir", filled)
-            with limited(1000, root) as group:
+            patch.setattr(os, "mkdir", filled)
+            with limited(1000, root) as group, limited(1000, root) as other:
+                assert other.folder != group.folder
                 limit = "memory.limit_in_bytes" if version == 1 else "memory.max"
                 assert (group.folder / limit).read_text().startswith("1000")
                 assert (group.version, group.peak(), group.used(), group.killed()) == (version, 7, 5, 2)
@@ -51,6 +54,35 @@ def test_either_version_is_found_and_read(tmp_path: Path, monkeypatch: pytest.Mo
                 assert int((group.folder / "cgroup.procs").read_text()) > 1
         if version == 2:
             assert (root / "cgroup.subtree_control").read_text().startswith("+memory")
+
+
+def test_a_group_is_taken_away_with_who_is_left_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("0")
+    made, removed = os.mkdir, Path.rmdir
+
+    def filled(folder: str, *rest: int) -> None:
+        made(folder, *rest)
+        Path(folder, "memory.limit_in_bytes").write_text("0")
+
+    monkeypatch.setattr(os, "mkdir", filled)
+    with subprocess.Popen(["sleep", "600"]) as left:
+
+        def busy(folder: Path) -> None:
+            if left.poll() is None:
+                raise OSError(errno.EBUSY, "Device or resource busy")
+            for file in folder.iterdir():
+                file.unlink()
+            removed(folder)
+
+        monkeypatch.setattr(Path, "rmdir", busy)
+        try:
+            with limited(1000, tmp_path) as group:
+                (group.folder / "cgroup.procs").write_text(f"{left.pid}\n")
+            assert not group.folder.exists()
+            assert left.returncode is not None
+        finally:
+            left.kill()
 
 
 def test_where_none_can_be_made_it_says_so(tmp_path: Path) -> None:
