@@ -12,6 +12,9 @@ Make = Callable[[socket.AddressFamily], socket.socket]
 # What a kernel says that has no IPv6: at the socket, or where an address is wanted.
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
 ANY = "::"
+_ALL_IPV4 = "0.0.0.0"  # noqa: S104 - compared with, not bound
+# RFC 6761: names of this host, without a question to anybody.
+_LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 def bound(address: tuple[str, int], kept: Kept = None, make: Make | None = None) -> list[socket.socket]:
@@ -52,6 +55,29 @@ def whose(host: str) -> str:
     if isinstance(found, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((found, 64), strict=False))
     return host if found is None else str(found)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two hosts to listen at have an address in common, as far as nobody has to be asked.
+
+    A name's addresses are those of `localhost`, and of any other name it is taken that one of them is IPv4.
+    """
+    first, second = _addresses(one), _addresses(other)
+    if ANY in (*first, *second) or first & second:
+        return True
+    return _ALL_IPV4 in first | second and all(any(":" not in each for each in found) for found in (first, second))
+
+
+def _addresses(host: str) -> frozenset[str]:
+    """The addresses that a host's spelling says; of a name only the name."""
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return _LOOPBACK
+    try:
+        # What a resolver takes for IPv4 as well: 127.1, 0, 0x7f000001.
+        return frozenset({socket.inet_ntoa(socket.inet_aton(name))})
+    except OSError:
+        return frozenset({exact(name)})
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

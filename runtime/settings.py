@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import durations
-from runtime.listening import ANY
+from runtime.listening import ANY, overlap
 from svid.errors import InvalidSpiffeId
 from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
@@ -254,6 +254,6 @@ def address_conflicts(**addresses: tuple[str, int] | None) -> Iterator[Conflict]
         first, second = addresses[one], addresses[other]
         if first is None or second is None or first[1] != second[1] or not first[1]:
             continue
-        # An address of one host is also taken by who has all of them.
-        if first[0] == second[0] or ANY in (first[0], second[0]):
+        # By whatever name: an address is also taken by who has all of them.
+        if overlap(first[0], second[0]):
             yield Conflict((one, other), "both are one port; give each its own")

@@ -10,13 +10,15 @@ from runtime.federation import read_bundle
 from runtime.host import Lack
 from runtime.loading import Examined
 from signer.authority.store import read_cipher
+from signer.authority.timing import lifecycle_policy
+from signer.authority.trial import Cause, admit
 from signer.cluster.kube_client import KubeClient
 from signer.config import SignerConfig
 from signer.policy.template import path_template
 from signer.upstream.certify import SelfSigned, upstream_of
-from svid.keys import KeyAlgorithm
 
 _UPSTREAM = ("upstream_cert_file", "upstream_key_file", "upstream_bundle_file", "upstream_dir")
+_LIFETIMES = ("authority_ttl", "x509_ttl", "x509_max_ttl")
 
 
 def lacks(examined: Examined[SignerConfig]) -> list[Lack]:
@@ -76,17 +78,19 @@ def _files(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
 
 
 def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
-    """Whether the CA above certifies an authority: tried with a key that is thrown away."""
+    """Whether the CA above certifies what a first start takes: tried with a key that is thrown away."""
     config = examined.config
-    if not _sound(examined, *_UPSTREAM, "trust_domain", "authority_ttl"):
+    if not _sound(examined, *_UPSTREAM, "trust_domain", *_LIFETIMES):
         return
     files = (config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file)
     above = upstream_of(*files, config.upstream_dir)
     if isinstance(above, SelfSigned):
         return
-    key, now = KeyAlgorithm.EC_P256.generate(), datetime.now(UTC)
+    now, policy = datetime.now(UTC), lifecycle_policy(config)
+
+    async def first() -> None:
+        made = await above.certify(config.trust_domain, policy.key_algorithm.generate(), policy.authority_ttl, now)
+        admit(made, None, Cause.FIRST, policy, now)
+
     named = next(each for each in ("upstream_dir", "upstream_cert_file") if getattr(config, each) is not None)
-    yield host.usable(
-        examined.shown(named),
-        lambda: asyncio.run(above.certify(config.trust_domain, key, config.authority_ttl, now)),
-    )
+    yield host.usable(examined.shown(named), lambda: asyncio.run(first()))

@@ -152,6 +152,8 @@ FILES = ("--authority", "file", "--ca-cert-file", "/c", "--ca-key-file", "/k")
         (("--run-dir", "/" + "a" * 100), "its sockets would take 113 bytes"),
         (("--metrics-listen", ":9099", "--health-listen", "127.0.0.1:9099"), "both are one port"),
         (("--metrics-listen", "a.test:1", "--health-listen", "a.test:1"), "both are one port"),
+        (("--metrics-listen", "localhost:1", "--health-listen", "127.0.0.1:1"), "both are one port"),
+        (("--metrics-listen", "[::]:1", "--health-listen", "0.0.0.0:1"), "both are one port"),
     ],
 )
 def test_what_contradicts_each_other_is_refused(flags: tuple[str, ...], sentence: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from agent import check as agent_check
 from agent import config as agent_config
@@ -26,7 +28,7 @@ from signer import check as signer_check
 from signer import config as signer_config
 from svid.authority import X509Authority
 from svid.certificates import to_pem
-from svid.keys import KeyAlgorithm, key_to_pem
+from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem, signature_hash
 from svid.spiffeid import TrustDomain
 from tests.support import ROOT
 
@@ -189,6 +191,12 @@ CONFIGURATIONS = (
         ("AUTHORITY_DAMAGED", "state_key_file in {config}:8 is '{garbage}'"),
     ),
     signer(
+        f"{TD}upstream_cert_file: {{above}}\nupstream_key_file: {{key}}\nx509_ttl: 8h\nlisten: localhost:7\n"
+        "metrics_listen: 0.0.0.0:7\n",
+        (S, "listen in {config}:7 is 'localhost:7' and metrics_listen in {config}:8 is '0.0.0.0:7': both are one port"),
+        ("UPSTREAM_CERTIFICATE_REFUSED", "upstream_cert_file in {config}:4 is '{above}': the new authority cannot be"),
+    ),
+    signer(
         f"{TD}state_key_file: {SECRET}\nkubeconfig: {{garbage}}\n",
         (S, "state_key_file in {config}:5 is not shown"),
         ("API_SERVER_UNAVAILABLE", "kubeconfig in {config}:6"),
@@ -239,6 +247,15 @@ def authority(name: str) -> X509Authority:
     return X509Authority.create(TrustDomain(name), algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=now)
 
 
+def above(key: PrivateKey, lasts: timedelta) -> x509.Certificate:
+    """A CA that certifies CAs."""
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "above")]), datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 7, now - timedelta(hours=1), now + lasts)
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    builder = builder.add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
+    return builder.sign(key, signature_hash(key))
+
+
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Files and directories of all kinds, on a host that lacks nothing else."""
@@ -262,6 +279,8 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
         given = authority("a.test")
         (tmp_path / "cert").write_bytes(to_pem(given.chain))
         (tmp_path / "key").write_bytes(key_to_pem(given.private_key))
+        (tmp_path / "above").write_bytes(to_pem([above(given.private_key, timedelta(days=1))]))
+        (tmp_path / "lasting").write_bytes(to_pem([above(given.private_key, timedelta(days=90))]))
         (tmp_path / "root").write_bytes(to_pem(authority("a.test").chain))
         (tmp_path / "other").write_bytes(key_to_pem(authority("a.test").private_key))
         (tmp_path / "kubeconfig").write_text(
@@ -313,10 +332,21 @@ def test_there_are_as_many_as_promised_and_each_has_several_faults() -> None:
     assert all(len(each.wanted) > 1 for each in CONFIGURATIONS)
 
 
-@pytest.mark.parametrize("daemon", ["agent", "signer"])
-def test_a_good_one_has_nothing(daemon: str, places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("daemon", "more"),
+    [
+        ("agent", ""),
+        ("signer", ""),
+        ("signer", "upstream_cert_file: {lasting}\nupstream_key_file: {key}\nx509_ttl: 8h\n"),
+        ("signer", "upstream_cert_file: {above}\nupstream_key_file: {key}\n"),
+        ("signer", "listen: 127.0.0.1:7\nmetrics_listen: localhost:8\nhealth_listen: 127.0.0.1:0\n"),
+    ],
+)
+def test_a_good_one_has_nothing(
+    daemon: str, more: str, places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = Path(places["folder"]).parent / "config.yaml"
-    made = agent(TD) if daemon == "agent" else signer(TD)
+    made = agent(TD + more) if daemon == "agent" else signer(TD + more)
     config.write_text(made.yaml.format(**places))
     before = sorted(str(each) for each in config.parent.rglob("*"))
     assert main([daemon, "--check", "--config", str(config)]) == 0

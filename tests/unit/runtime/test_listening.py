@@ -126,3 +126,46 @@ def test_by_whom_an_address_is_counted(host: str, counted: str) -> None:
 )
 def test_an_address_has_one_spelling(host: str, spelt: str) -> None:
     assert listening.exact(host) == spelt
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        ("::1", "LocalHost."),
+        ("127.0.0.1", "a.localhost"),
+        ("127.0.0.1", "127.1"),
+        ("127.0.0.1", "::ffff:127.0.0.1"),
+        ("a.test", "A.TEST."),
+        ("0.0.0.0", "127.0.0.1"),
+        ("0.0.0.0", "localhost"),
+        ("0.0.0.0", "a.test"),
+        ("0", "10.0.0.7"),
+        ("::ffff:0.0.0.0", "10.0.0.7"),
+        ("::", "10.0.0.7"),
+        ("::", "0.0.0.0"),
+        ("::", "fd00::1"),
+        ("::", "a.test"),
+    ],
+)
+def test_hosts_that_share_an_address(one: str, other: str) -> None:
+    assert listening.overlap(one, other)
+    assert listening.overlap(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("127.0.0.1", "127.0.0.2"),
+        ("127.0.0.1", "::1"),
+        ("0.0.0.0", "::1"),
+        ("0.0.0.0", "fd00::1"),
+        ("localhost", "10.0.0.7"),
+        ("notlocalhost", "127.0.0.1"),
+        ("a.test", "b.test"),
+    ],
+)
+def test_hosts_that_share_none_as_far_as_nobody_is_asked(one: str, other: str) -> None:
+    assert not listening.overlap(one, other)
+    assert not listening.overlap(other, one)
