@@ -272,6 +272,8 @@ def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str
                 "unacknowledged",
                 "lag",
                 "contact_lost_at",
+                "wanted_at",
+                "upstream_left",
                 "up",
             ):
                 setattr(fleet, name, getattr(fresh, name))

@@ -276,14 +276,22 @@ async def signer_not_started(folder: Path, files: Files) -> str:
         process.wait()
 
 
-@pytest.mark.parametrize("wrong", ["name constraints", "another trust domain", "another root"])
+WRONG = {
+    "name constraints": "name constraints",
+    "another trust domain": "it is the CA of spiffe://other.example, not of spiffe://example.org",
+    "another root": "chain does not lead to an authority of trust domain example.org",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_signer_does_not_start_below_a_ca_that_cannot_issue(bao: Bao, root: str, tmp_path: Path, wrong: str) -> None:
     wishes = {"permitted_dns_domains": ["example.org"]} if wrong == "name constraints" else {}
     domain = "spiffe://other.example" if wrong == "another trust domain" else TRUST_DOMAIN
     roots = bao.pki("unrelated") if wrong == "another root" else root
     files = written(tmp_path / "files", *intermediate(bao, "pki", domain, **wishes), roots)
     said = asyncio.run(signer_not_started(tmp_path, files))
-    assert "UPSTREAM_UNUSABLE" in said
+    assert "UpstreamUnusable: upstream CA" in said
+    assert WRONG[wrong] in said
 
 
 def test_openbao_itself_makes_no_ca_below_one_that_leaves_no_room(bao: Bao) -> None:
