@@ -4,23 +4,28 @@ Only bookkeeping, without sockets: `Door` asks before it takes a connection and 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.bucket import Bucket
 from runtime.listening import exact, whose
+from signer.front.answering import Answering
 from signer.front.budget import AGENT_CONNECTIONS, NODE_CONNECTIONS, STRANGERS, WAITING
+from signer.front.crowds import Crowds, Numbers
+from signer.front.origins import Origins
 
-# Addresses whose rate is remembered, and those from which agents came, of all nodes and of one.
+# Addresses whose rate is remembered.
 MAX_ADDRESSES = 20_000
-KNOWN_OF_NODE = 2
 # Calls that a connection may have refused for their token before it is closed: an agent reads its own anew at each.
 MAX_STRIKES = 4
 # Seconds that a stranger has for itself where there are more than places: agents prove themselves in a moment. One
 # from an agent's address has longer: where a replica lacks processor time, or all agents come at once, that moment is
 # longer, and who is sent away in the middle of it comes again: then nobody would ever be done.
 HOLD_SECONDS, KNOWN_HOLD_SECONDS = 0.5, 4.0
+# Seconds after which who had to wait for others is sent away when its turn comes: agents give up after ten, all told,
+# and who gets its place a moment before that is work for nothing. Where all come at once each would be that, for ever.
+WAIT_SECONDS = 5.0
 # Strangers from unknown addresses that may come to nothing, a second and at once: TLS and calls of headers alone take
 # up to 11 ms of a core each. Who proves to be an agent does not count.
 VAIN, VAIN_AT_ONCE = 10.0, 96.0
@@ -48,6 +53,10 @@ class Places(Protocol):
 class Guest(Protocol):
     """A connection, as far as it is counted."""
 
+    def is_there(self) -> bool:
+        """Whether its peer has not left meanwhile."""
+        ...
+
     def begin(self) -> None:
         """It has a place: what it says may be listened to."""
 
@@ -59,7 +68,8 @@ class Guest(Protocol):
 class Entry:
     """One connection's place in the books. `node` is empty until an agent has proven itself on it.
 
-    `since` is when it came, `begun` when it got its place; it paid if its coming in vain would count.
+    `since` is when it came, `begun` when it got its place; it paid if its coming in vain would count; it queues if
+    there was no place for it when it spoke.
     """
 
     guest: Guest
@@ -69,15 +79,20 @@ class Entry:
     strikes: int = 0
     begun: float = 0.0
     paid: bool = False
+    queues: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Address:
+    name: str
     comes: Bucket
     vain: Bucket
-    # Those that wait and those that have places, the oldest first; and how many have places.
+    # Its connections, the oldest first: all that have not proven to be an agent's, those that wait, those of them that
+    # spoke and do not go first, and those that have places.
     all: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
-    placed: int = 0
+    waiting: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
+    ready: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
+    placed: "OrderedDict[Entry, None]" = field(default_factory=OrderedDict)
 
 
 class Admission:
@@ -105,6 +120,7 @@ class Admission:
         self._refused = refused
         self._now = now
         self._expected = expected
+        self._origins = Origins(expected)
         self._most_strangers = strangers
         self._most_waiting = waiting
         # What its rate gives it at once: who raises that says that many share an address.
@@ -112,14 +128,17 @@ class Admission:
         self._most_agents = agents
         self._of_node = of_node
         self._waiting: OrderedDict[Entry, None] = OrderedDict()
-        # Of the waiting those that spoke: from addresses that are known, and others.
+        # Of the waiting those that spoke and go first; the others stand with their addresses.
         self._known_ready: OrderedDict[Entry, None] = OrderedDict()
-        self._ready: OrderedDict[Entry, None] = OrderedDict()
+        # Those that have places; and the same by whether their address is known, as far as was looked.
         self._strangers: OrderedDict[Entry, None] = OrderedDict()
+        self._apart: dict[bool, OrderedDict[Entry, None]] = {True: OrderedDict(), False: OrderedDict()}
+        self._answering: Answering[Entry] = Answering(strangers, now)
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
-        # Addresses that agents came from, each with the node; and the other way round, the newest last.
-        self._known: OrderedDict[str, str] = OrderedDict()
-        self._homes: dict[str, deque[str]] = {}
+        # Addresses by how many they have of those that wait, of those that have places, and of those that spoke.
+        self._crowds: Crowds[_Address] = Crowds(lambda each: each.name in self._origins)
+        self._placed: Crowds[_Address] = Crowds(lambda each: each.name in self._origins)
+        self._rare: Numbers[_Address] = Numbers()
         self._vain = Bucket(VAIN, VAIN_AT_ONCE, now())
         self._crowd = Bucket(CROWD_TIMES * rate, max(CROWD_TIMES * rate, 2 * waiting), now())
         # How often an address was turned away since then, as counts for its rate's sake.
@@ -160,21 +179,23 @@ class Admission:
         if not address.comes.take(now):
             self._turn_away(name, "address", 1.0)
             return None
-        if not self._is_known(name) and not self._crowd.take(now):
+        if name not in self._origins and not self._crowd.take(now):
             self._turn_away(name, "strangers", self._crowding)
             return None
         if len(address.all) >= self._of_address:
             # The oldest: agents prove themselves in a moment, and may share an address with who does not.
             self._end(next(iter(address.all)), "address")
         elif len(self._waiting) >= self._most_waiting:
-            found = self._least_welcome(self._waiting, lambda each: len(each.all))
-            if self._is_known(found.address) and len(self._addresses[found.address].all) <= len(address.all) + 1:
+            found = self._crowds.least_welcome()
+            if found is None or (found.name in self._origins and len(found.all) <= len(address.all) + 1):
                 # Where agents wait for their turn the next one comes again later: else those who are nearly there go.
                 self._refused("strangers")
                 return None
-            self._end(found, "strangers")
+            # Its oldest; and an agent that comes alone is not the first to go.
+            self._end(next(iter(found.waiting)), "strangers")
         entry = Entry(guest, name, now)
-        self._waiting[entry] = address.all[entry] = None
+        self._waiting[entry] = address.all[entry] = address.waiting[entry] = None
+        self._count(address)
         return entry
 
     def _turn_away(self, name: str, kind: str, counts: float) -> None:
@@ -185,14 +206,16 @@ class Admission:
         """It said something: it gets a place when there is one."""
         if entry in self._waiting:
             address = self._addresses[entry.address]
-            first = self._is_known(entry.address) and address.vain.left(self._now()) >= 1.0
-            (self._known_ready if first else self._ready)[entry] = None
+            first = entry.address in self._origins and address.vain.left(self._now()) >= 1.0
+            (self._known_ready if first else address.ready)[entry] = None
+            self._count(address)
             self.go_on()
+            entry.queues = entry in self._waiting and self._is_full
 
     @property
     def ready(self) -> bool:
         """Whether somebody spoke who waits for a place."""
-        return bool(self._known_ready or self._ready)
+        return bool(self._known_ready) or self._rare.fewest() is not None
 
     def go_on(self) -> None:
         """Give out the places that there are."""
@@ -201,18 +224,35 @@ class Admission:
             if not known and self._vain.left(self._now()) < 1.0:
                 return
             entry = next(iter(self._known_ready)) if known else self._rarest()
-            if len(self._strangers) >= self._most_strangers:
+            given_up = None
+            if entry.queues and self._now() - entry.since > WAIT_SECONDS:
+                self._end(entry, "strangers")
+                continue
+            if self._is_full:
                 given_up = self._gives_way(entry, known)
                 if given_up is None:
                     return
+            if not entry.guest.is_there():
+                self._end(entry, "strangers")
+                continue
+            if given_up is not None:
                 self._end(given_up, "strangers")
             self._forget_waiting(entry)
             address = self._addresses[entry.address]
             entry.begun, entry.paid = self._now(), not known
             (address.vain if known else self._vain).spend()
-            self._strangers[entry] = None
-            address.placed += 1
+            self._strangers[entry] = address.placed[entry] = self._apart[entry.address in self._origins][entry] = None
+            self._count(address)
+            self._answering.begin(entry)
             entry.guest.begin()
+
+    def passed(self, entry: Entry, *, whole: bool) -> None:
+        """Something of its first words has gone to who answers them; or all of them."""
+        self._answering.passed(entry, whole=whole)
+
+    def answered(self, entry: Entry) -> None:
+        """Its first words were."""
+        self._answering.answered(entry)
 
     def proven(self, entry: Entry, node: str) -> bool:
         """The agent of `node` has proven itself on it; False when there is no place for one more agent."""
@@ -225,9 +265,9 @@ class Admission:
                 self._refused("agents")
                 return False
             self._end(spare, "agents")
-        self._forget_stranger(entry)
+        self._forget_stranger(entry, proven=True)
         (self._vain if entry.paid else self._addresses[entry.address].vain).give(1.0)
-        self._remember(entry.address, node)
+        self._origins.remember(entry.address, node)
         entry.node = node
         of_node = self._nodes.setdefault(node, deque())
         of_node.append(entry)
@@ -259,7 +299,9 @@ class Admission:
             self._forget_stranger(entry)
         elif entry in self._waiting:
             self._forget_waiting(entry)
-            del self._addresses[entry.address].all[entry]
+            address = self._addresses[entry.address]
+            del address.all[entry]
+            self._count(address)
 
     def overdue(self, seconds: float) -> None:
         """Close those who had no place, or had one and have not proven to be an agent, for so long."""
@@ -268,46 +310,49 @@ class Admission:
         for entry in (*waited, *(each for each in self._strangers if each.begun <= before)):
             self._end(entry, "silent")
 
-    def _is_known(self, address: str) -> bool:
-        return address in self._known or address in self._expected
-
-    def _least_welcome(self, those: Iterable[Entry], count: Callable[[_Address], int]) -> Entry:
-        """The oldest of the address that has most of them; so an agent that comes alone is not the first to go."""
-        return max(those, key=lambda each: (not self._is_known(each.address), count(self._addresses[each.address])))
+    @property
+    def _is_full(self) -> bool:
+        return len(self._strangers) >= self._most_strangers or self._answering.full
 
     def _gives_way(self, newcomer: Entry, known: bool) -> Entry | None:
-        """Who leaves its place to that one, where all are taken: who had its time, or has more than its share."""
-        found = self._least_welcome(self._strangers, lambda each: each.placed)
-        less, more = self._addresses[newcomer.address].placed, self._addresses[found.address].placed
-        stranger = not self._is_known(found.address)
-        if (known and stranger) or ((known or stranger) and more > less + 1):
-            return found
+        """Who leaves its place to that one, where it is full: who had its time, or has more than its share."""
+        if self._answering.full:
+            # It would not be answered sooner; and what was done for those who are there would be for nothing.
+            if not known:
+                return None
+            unknown = (each for each in self._apart[False] if each.address not in self._origins)
+            return next((each for each in unknown if each in self._answering), None)
+        found = self._placed.least_welcome()
+        if found is not None:
+            less, more = len(self._addresses[newcomer.address].placed), len(found.placed)
+            stranger = found.name not in self._origins
+            if (known and stranger) or ((known or stranger) and more > less + 1):
+                return next(iter(found.placed))
+        return self._had_its_time()
+
+    def _had_its_time(self) -> Entry | None:
+        """The one that did first."""
+        unknown = self._apart[False]
+        while unknown and (each := next(iter(unknown))).address in self._origins:
+            # An agent has come from there meanwhile.
+            self._apart[True][each] = unknown.pop(each)
         now = self._now()
-        return next((each for each in self._strangers if now - each.begun >= self._hold(each)), None)
+        holds = ((True, KNOWN_HOLD_SECONDS), (False, HOLD_SECONDS))
+        oldest = [(next(iter(self._apart[known]), None), hold) for known, hold in holds]
+        had = [each for each, hold in oldest if each is not None and now - each.begun >= hold]
+        return min(had, key=lambda each: each.begun, default=None)
 
     def _rarest(self) -> Entry:
-        """Of the strangers that spoke the oldest of an address that has fewest: so one that comes alone goes first."""
-        return min(self._ready, key=lambda each: len(self._addresses[each.address].all))
+        """Of the strangers that spoke one of an address that has fewest: so one that comes alone goes first."""
+        found = self._rare.fewest()
+        assert found is not None
+        return next(iter(found.ready))
 
-    def _hold(self, entry: Entry) -> float:
-        return KNOWN_HOLD_SECONDS if self._is_known(entry.address) else HOLD_SECONDS
-
-    def _remember(self, address: str, node: str) -> None:
-        """An agent came from there. Who stole one node's token makes few addresses known."""
-        if self._known.get(address) is None:
-            homes = self._homes.setdefault(node, deque())
-            homes.append(address)
-            if len(homes) > KNOWN_OF_NODE:
-                del self._known[homes.popleft()]
-        else:
-            node = self._known[address]
-        self._known[address] = node
-        self._known.move_to_end(address)
-        if len(self._known) > MAX_ADDRESSES:
-            gone, its = self._known.popitem(last=False)
-            self._homes[its].remove(gone)
-            if not self._homes[its]:
-                del self._homes[its]
+    def _count(self, address: _Address) -> None:
+        """Something of it has changed."""
+        self._crowds.put(address, len(address.all) if address.waiting else 0)
+        self._placed.put(address, len(address.placed))
+        self._rare.put(address, len(address.all) if address.ready else 0)
 
     def _end(self, entry: Entry, kind: str) -> None:
         self.left(entry)
@@ -317,20 +362,25 @@ class Admission:
     def _forget_waiting(self, entry: Entry) -> None:
         del self._waiting[entry]
         self._known_ready.pop(entry, None)
-        self._ready.pop(entry, None)
-
-    def _forget_stranger(self, entry: Entry) -> None:
-        del self._strangers[entry]
         address = self._addresses[entry.address]
-        del address.all[entry]
-        address.placed -= 1
+        del address.waiting[entry]
+        address.ready.pop(entry, None)
+
+    def _forget_stranger(self, entry: Entry, *, proven: bool = False) -> None:
+        del self._strangers[entry]
+        for those in self._apart.values():
+            those.pop(entry, None)
+        self._answering.left(entry, proven=proven)
+        address = self._addresses[entry.address]
+        del address.all[entry], address.placed[entry]
+        self._count(address)
 
     def _address(self, name: str) -> _Address:
         found = self._addresses.get(name)
         if found is None:
             now, at_once = self._now(), 2 * self._rate
             vain = Bucket(KNOWN_VAIN, max(KNOWN_VAIN_AT_ONCE, at_once), now)
-            found = self._addresses[name] = _Address(Bucket(self._rate, at_once, now), vain)
+            found = self._addresses[name] = _Address(name, Bucket(self._rate, at_once, now), vain)
         self._addresses.move_to_end(name)
         if len(self._addresses) > MAX_ADDRESSES:
             # The one that was quiet for longest.

@@ -7,6 +7,7 @@ what is sent is limited before grpc sees it. What passes is TLS; it ends in grpc
 
 import asyncio
 import logging
+import select
 import socket
 import struct
 import time
@@ -29,6 +30,7 @@ from signer.front.budget import (
     SOCKET_BUFFER,
     YOUNG_PORTION,
 )
+from signer.front.hello import Hello
 from signer.front.way import CHUNK, Way
 from signer.front.young import Young
 from signer.model import Sender, Standing
@@ -151,6 +153,15 @@ class Door:
         self._admission.spoke(passage.entry)
         self._next()
 
+    def passed(self, passage: "Passage", *, whole: bool) -> None:
+        """Something of its first words has gone to grpc; or all of them."""
+        self._admission.passed(passage.entry, whole=whole)
+
+    def answered(self, passage: "Passage") -> None:
+        """grpc has an answer to its first words."""
+        self._admission.answered(passage.entry)
+        self._next()
+
     def begin(self, passage: "Passage") -> None:
         """Pass it on; or end it."""
         self._waiting.discard(passage)
@@ -241,6 +252,8 @@ class Passage:
         self._door = door
         self._sockets = [outside]
         self._inwards: Way | None = None
+        self._outwards: Way | None = None
+        self._hello = Hello()
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         # Bytes; none before it is trusted.
@@ -270,6 +283,12 @@ class Passage:
         self._loop.remove_reader(outside)
         self._door.spoke(self)
 
+    def is_there(self) -> bool:
+        """See `Guest`."""
+        looking = select.poll()
+        looking.register(self._sockets[0], select.POLLRDHUP)
+        return not looking.poll(0)
+
     def begin(self) -> None:
         """See `Guest`."""
         self._door.begin(self)
@@ -289,9 +308,22 @@ class Passage:
         self.peer = _PEER + inside.getsockname()[1:].decode("ascii")
         inside.connect(str(target))
         reads = Bucket(GREETING_READS_A_SECOND, GREETING_READS, self._since)
-        self._inwards = Way(self, outside, inside, GREETING, reads)
+        self._inwards = Way(self, outside, inside, GREETING, reads, self._heard)
+        self._outwards = Way(self, inside, outside, heard=self._answered)
         self._inwards.begin()
-        Way(self, inside, outside).begin()
+        self._outwards.begin()
+
+    def _heard(self, piece: bytes) -> None:
+        self._hello.feed(piece)
+        self._door.passed(self, whole=self._hello.whole)
+        if self._hello.whole and self._inwards is not None:
+            self._inwards.heard = None
+
+    def _answered(self, _: bytes) -> None:
+        for each in (self._inwards, self._outwards):
+            if each is not None:
+                each.heard = None
+        self._door.answered(self)
 
     def trust(self, rate: int, burst: int) -> None:
         """From now on `rate` bytes a second may come in, `burst` at once."""
@@ -317,7 +349,7 @@ class Passage:
             self._loop.remove_writer(each.fileno())
             each.close()
         # What ends with it ends at once, and not when the collector looks for what refers to itself.
-        self._inwards = None
+        self._inwards = self._outwards = None
         for timer in self._timers:
             timer.cancel()
         self._give_back()

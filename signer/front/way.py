@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from runtime.bucket import Bucket
@@ -30,7 +31,7 @@ class Passing(Protocol):
 class Way:
     """One direction of a passage. `allowance`: bytes that may pass until `Passing.more` is asked; None: all.
 
-    `reads`: how often may be read from `source`; None: at any time.
+    `reads`: how often may be read from `source`; None: at any time. `heard`, as long as it is set, is told what came.
 
     Sockets are known to the loop by their numbers: one that it does not know it writes down, by four system calls.
     """
@@ -42,6 +43,7 @@ class Way:
         sink: socket.socket,
         allowance: int | None = None,
         reads: Bucket | None = None,
+        heard: Callable[[bytes], None] | None = None,
     ) -> None:
         self._passage = passage
         self._source = source
@@ -49,6 +51,7 @@ class Way:
         self._loop = asyncio.get_running_loop()
         self._allowance = allowance
         self.reads = reads
+        self.heard = heard
         self._waiting = b""
         self._paused = False
         self._rests_until = 0.0
@@ -96,6 +99,8 @@ class Way:
             return
         if left is not None:
             self._allowance = left = left - len(found)
+        if self.heard is not None:
+            self.heard(found)
         try:
             sent = self._sink.send(found)
         except (BlockingIOError, InterruptedError):

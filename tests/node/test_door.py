@@ -80,6 +80,14 @@ class Rig:
         return list(self.door._passages)[-1]
 
 
+def client_hello() -> bytes:
+    """As agents send it."""
+    sent = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="signer").do_handshake()
+    return sent.read()
+
+
 def doored(test: Callable[[Rig], Awaitable[None]], rate: int = 1 << 20, burst: int = 1 << 20, new: int = 1000) -> None:
     async def run(folder: Path) -> None:
         inside = Inside()
@@ -395,6 +403,53 @@ def test_who_waits_for_a_place_gets_it_when_there_is_one(monkeypatch: pytest.Mon
         assert rig.refused == ["strangers"]
         assert await first.read() == b""
         second.close()
+
+    doored(test)
+
+
+def test_who_left_while_it_waited_for_a_place_costs_no_connection_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.front.admission.HOLD_SECONDS", 1000.0)
+
+    async def test(rig: Rig) -> None:
+        rig.admission._most_strangers = 1
+        _, first = await rig.connect(b"first")
+        await until(lambda: len(rig.inside.got) == 1)
+        _, leaves = await rig.connect(b"leaves")
+        await until(lambda: rig.admission.strangers == 2)
+        _, stays = await rig.connect(b"stays")
+        await until(lambda: rig.admission.strangers == 3)
+        leaves.transport.abort()
+        await asyncio.sleep(0)
+        first.close()
+        await until(lambda: len(rig.inside.got) == 2 and bool(rig.inside.got[1]))
+        assert [bytes(each) for each in rig.inside.got] == [b"first", b"stays"]
+        assert rig.refused == ["strangers"]
+        stays.close()
+
+    doored(test)
+
+
+def test_a_whole_client_hello_is_grpcs_to_answer_and_half_of_one_is_not() -> None:
+    """Else whoever sends the rest of it later makes the replica look slow."""
+    hello = client_hello()
+
+    async def test(rig: Rig) -> None:
+        answering = rig.admission._answering
+        reader, writer = await rig.connect(hello[:100])
+        await until(lambda: bool(rig.inside.got) and len(rig.inside.got[0]) == 100)
+        entry = rig.door._passages[rig.peer].entry
+        assert entry not in answering
+        writer.write(hello[100:])
+        await until(lambda: len(rig.inside.got[0]) == len(hello))
+        assert entry in answering
+        rig.inside.writers[0].write(b"answer")
+        await reader.readexactly(6)
+        assert entry not in answering
+        # Nothing more is looked at.
+        writer.write(hello)
+        await until(lambda: len(rig.inside.got[0]) == 2 * len(hello))
+        assert entry not in answering
+        writer.close()
 
     doored(test)
 

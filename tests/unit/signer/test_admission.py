@@ -7,7 +7,7 @@ import pytest
 
 from signer.attestation.pods import AgentAddresses
 from signer.front import admission as module
-from signer.front import budget
+from signer.front import budget, origins
 from signer.front.admission import (
     CROWD_TIMES,
     CROWD_TURNS,
@@ -15,15 +15,17 @@ from signer.front.admission import (
     FLOOD_TIMES,
     HOLD_SECONDS,
     KNOWN_HOLD_SECONDS,
-    KNOWN_OF_NODE,
     KNOWN_VAIN,
     KNOWN_VAIN_AT_ONCE,
     MAX_STRIKES,
     VAIN,
     VAIN_AT_ONCE,
+    WAIT_SECONDS,
     Admission,
     Entry,
 )
+from signer.front.answering import ANSWER_SECONDS, LEAST_AT_ONCE
+from signer.front.origins import KNOWN_OF_NODE
 from signer.model import MAX_DNS_NAMES, LivePod
 from signer.pb import signer_pb2
 from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
@@ -33,7 +35,10 @@ class Guest:
     """A connection."""
 
     def __init__(self) -> None:
-        self.begun = self.closed = False
+        self.begun = self.closed = self.left = False
+
+    def is_there(self) -> bool:
+        return not self.left
 
     def begin(self) -> None:
         self.begun = True
@@ -370,6 +375,135 @@ def test_where_agents_wait_who_comes_later_comes_again() -> None:
     assert [each.closed for each in many] == [True, False, False]
 
 
+def test_who_waited_for_too_long_or_has_left_gets_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agent gives up before it is done: all who wait would come to that, one after the other."""
+    monkeypatch.setattr(module, "KNOWN_HOLD_SECONDS", 2 * WAIT_SECONDS)
+    places = [f"10.0.9.{number}" for number in range(6)]
+    rig = Rig(strangers=1, expected=places)
+    _, first = rig.enter(places[0])
+    late = [rig.enter(place)[0] for place in places[1:3]]
+    rig.at += WAIT_SECONDS
+    left, stays = (rig.enter(place)[0] for place in places[3:5])
+    left.left = True
+    rig.at += 0.1
+    assert first is not None
+    rig.admission.left(first)
+    rig.admission.go_on()
+    assert [(each.begun, each.closed) for each in (*late, left)] == [(False, True)] * 3
+    assert (stays.begun, stays.closed) == (True, False)
+    assert rig.refused == ["strangers"] * 3
+
+
+def test_where_strangers_come_first_those_who_waited_for_too_long_get_no_place_either() -> None:
+    rig = Rig(strangers=1)
+    _, first = rig.enter("10.0.1.1")
+    late, _ = rig.enter("10.0.1.2")
+    rig.at += WAIT_SECONDS + 0.1
+    soon, _ = rig.enter("10.0.1.3")
+    assert first is not None
+    rig.admission.left(first)
+    rig.admission.go_on()
+    assert (late.begun, late.closed, soon.begun) == (False, True, True)
+
+
+def test_who_says_nothing_for_long_gets_a_place_that_is_free() -> None:
+    """It waited for nobody."""
+    rig = Rig(strangers=3, expected=["10.0.9.1"])
+    rig.enter("10.0.1.1")
+    guests = [rig.silent(host) for host in ("10.0.9.1", "10.0.1.2")]
+    rig.at += WAIT_SECONDS + 0.1
+    for guest, entry in guests:
+        assert entry is not None
+        rig.admission.spoke(entry)
+        assert (guest.begun, guest.closed) == (True, False)
+
+
+def test_who_waits_because_strangers_come_in_vain_waits_for_no_place() -> None:
+    rig = Rig()
+    rig.admission._vain.spend(VAIN_AT_ONCE + VAIN * WAIT_SECONDS)
+    waits, _ = rig.enter("10.0.1.1")
+    rig.at += WAIT_SECONDS + 0.2
+    rig.admission.go_on()
+    assert waits.begun
+
+
+def slow(rig: Rig, number: int, net: str = "10.0.9") -> list[tuple[Guest, Entry]]:
+    """So many have places and are not answered in time."""
+    found = []
+    for each in range(number):
+        guest, entry = rig.enter(f"{net}.{each}")
+        assert entry is not None
+        rig.admission.passed(entry, whole=True)
+        found.append((guest, entry))
+    rig.at += ANSWER_SECONDS + 0.01
+    return found
+
+
+def test_while_answers_are_late_fewer_have_places_and_nobody_gives_way_for_it() -> None:
+    """The work for those who are there would be for nothing, and they be as many as before."""
+    rig = Rig(strangers=20, expected=[f"10.0.9.{number}" for number in range(40)])
+    there = slow(rig, 20)
+    waits, _ = rig.enter("10.0.9.30")
+    rig.at += KNOWN_HOLD_SECONDS
+    rig.admission.go_on()
+    assert (waits.begun, any(guest.closed for guest, _ in there)) == (False, False)
+    for _, entry in there[: 20 - LEAST_AT_ONCE]:
+        rig.admission.left(entry)
+    rig.admission.go_on()
+    assert not waits.begun
+    # Who is answered is waited for, and no more work.
+    rig.admission.answered(there[-1][1])
+    rig.admission.go_on()
+    assert waits.begun
+    assert not any(guest.closed for guest, _ in there)
+
+
+def test_where_answers_are_late_a_stranger_that_is_not_answered_yet_gives_way_to_an_agent() -> None:
+    rig = Rig(strangers=20, expected=["10.0.8.1"])
+    there = slow(rig, 20, net="10.0.1")
+    rig.admission.answered(there[0][1])
+    stranger, _ = rig.enter("10.0.2.1")
+    assert not stranger.begun
+    agent, _ = rig.enter("10.0.8.1")
+    assert agent.begun
+    assert [guest.closed for guest, _ in there] == [False, True] + [False] * 18
+
+
+def test_only_agents_raise_the_number_again() -> None:
+    """Whoever sends what is answered soon, and comes to nothing, says nothing of how many agents can be served."""
+    rig = Rig(strangers=20, agents=100, expected=[f"10.0.9.{number}" for number in range(40)])
+    for _, late in slow(rig, 20):
+        rig.admission.left(late)
+    answering = rig.admission._answering
+    assert answering.limit == LEAST_AT_ONCE
+    for proves in (False, True):
+        _, entry = rig.enter("10.0.9.30")
+        assert entry is not None
+        rig.admission.passed(entry, whole=True)
+        rig.admission.answered(entry)
+        if proves:
+            assert rig.admission.proven(entry, "node")
+        rig.admission.left(entry)
+        assert answering.limit == LEAST_AT_ONCE + proves
+
+
+def test_who_is_known_meanwhile_has_as_long_as_others_that_are() -> None:
+    """An agent came from its address."""
+    rig = Rig(strangers=2, agents=10)
+    first, stays = rig.enter("10.0.9.1"), rig.enter("10.0.9.1")
+    assert first[1] is not None
+    assert rig.admission.proven(first[1], "node")
+    rig.enter("10.0.1.1")
+    waits, _ = rig.enter("10.0.1.2")
+    rig.at += HOLD_SECONDS
+    rig.admission.go_on()
+    assert (stays[0].closed, waits.begun) == (False, True)
+    late, _ = rig.enter("10.0.1.3")
+    rig.at += KNOWN_HOLD_SECONDS - 2 * HOLD_SECONDS
+    rig.admission.go_on()
+    assert (stays[0].closed, late.begun) == (False, True)
+
+
 def test_a_stolen_token_makes_few_addresses_known() -> None:
     rig = Rig(strangers=1, agents=100, of_node=100)
     for number in range(10):
@@ -424,7 +558,7 @@ def test_strangers_come_in_vain_at_a_rate_and_agents_are_not_among_them() -> Non
 
 
 def test_addresses_of_agents_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ADDRESSES", 3)
+    monkeypatch.setattr(origins, "MAX_ORIGINS", 3)
     rig = Rig(strangers=1, agents=100)
     entries = [rig.agent(f"n{number}", f"10.0.0.{number}")[1] for number in range(5)]
     for each in entries:
