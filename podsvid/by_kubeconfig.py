@@ -4,14 +4,17 @@ Not for the signer, which asks as its own service account (kube_client.py).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
+import msgspec
 import yaml
-from kubernetes import client, config
+from kubernetes import config
 from kubernetes.client.exceptions import ApiException
-from kubernetes.stream import stream
+from kubernetes.stream.ws_client import websocket_call
 from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException
 
@@ -19,8 +22,85 @@ from podsvid.authority import CommandFailed
 
 # Seconds for one command in a pod, and for one answer of the API server.
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
-NOT_FOUND, FORBIDDEN, UNAUTHORIZED = 404, 403, 401
+OK, NOT_FOUND, FORBIDDEN, UNAUTHORIZED = 200, 404, 403, 401
 MAX_EVENTS = 10
+_Kind = TypeVar("_Kind")
+
+
+# Of objects only what is read here is decoded.
+class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+
+
+class _Csi(msgspec.Struct, frozen=True, rename="camel"):
+    driver: str = ""
+
+
+class _Volume(msgspec.Struct, frozen=True, rename="camel"):
+    csi: _Csi | None = None
+
+
+class _Spec(msgspec.Struct, frozen=True, rename="camel"):
+    node_name: str | None = None
+    volumes: tuple[_Volume, ...] | None = None
+
+
+class _Condition(msgspec.Struct, frozen=True, rename="camel"):
+    type: str = ""
+    status: str = ""
+
+
+class _Status(msgspec.Struct, frozen=True, rename="camel"):
+    phase: str | None = None
+    conditions: tuple[_Condition, ...] | None = None
+
+
+class _Pod(msgspec.Struct, frozen=True, rename="camel"):
+    metadata: _Metadata = _Metadata()
+    spec: _Spec = _Spec()
+    status: _Status = _Status()
+
+    @property
+    def ready(self) -> bool:
+        return any(each.type == "Ready" and each.status == "True" for each in self.status.conditions or ())
+
+
+class _Pods(msgspec.Struct, frozen=True, rename="camel"):
+    items: tuple[_Pod, ...] = ()
+
+
+class _Series(msgspec.Struct, frozen=True, rename="camel"):
+    count: int | None = None
+    last_observed_time: datetime | None = None
+
+
+class _Event(msgspec.Struct, frozen=True, rename="camel"):
+    metadata: _Metadata = _Metadata()
+    reason: str = ""
+    message: str = ""
+    reporting_component: str | None = None
+    count: int | None = None
+    last_timestamp: datetime | None = None
+    event_time: datetime | None = None
+    series: _Series | None = None
+
+    @property
+    def last_seen(self) -> datetime:
+        observed = self.series.last_observed_time if self.series else None
+        found = observed or self.last_timestamp or self.event_time or self.metadata.creation_timestamp
+        return found or datetime.fromtimestamp(0, UTC)
+
+    @property
+    def times(self) -> int:
+        return (self.series.count if self.series else None) or self.count or 1
+
+
+class _Events(msgspec.Struct, frozen=True, rename="camel"):
+    items: tuple[_Event, ...] = ()
 
 
 class NotTold(CommandFailed):
@@ -48,8 +128,8 @@ class KubeconfigCluster:
     def __init__(self, kubeconfig: str | None, context: str | None, podsvid_namespace: str) -> None:
         self.podsvid_namespace = podsvid_namespace
         try:
-            # Parts of the package are without types, or have everything optional.
-            self._api: Any = client.CoreV1Api(config.new_client_from_config(kubeconfig, context))
+            # Not the package's typed calls: its models take a second to load. What is left of it is without types.
+            self._client: Any = config.new_client_from_config(kubeconfig, context)
         except (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             why = " ".join(str(error).split()).rstrip(".")
             raise NotTold(
@@ -60,16 +140,20 @@ class KubeconfigCluster:
     @property
     def host(self) -> str:
         """The API server's URL."""
-        return str(self._api.api_client.configuration.host)
+        return str(self._client.configuration.host)
 
     def pod(self, namespace: str, name: str) -> SeenPod:
         """That pod."""
         try:
-            pod = self._api.read_namespaced_pod(name, namespace, _request_timeout=ANSWER_SECONDS)
+            pod = self._get(f"{_pods(namespace)}/{quote(name)}", {}, _Pod)
         except ApiException as error:
             if error.status == NOT_FOUND:
                 raise NotTold(f"there is no pod {namespace}/{name} (is --context the right cluster?)") from None
             raise NotTold(f"pod {namespace}/{name} cannot be read: {_said(error)}") from None
+        except msgspec.DecodeError as error:
+            raise NotTold(
+                f"{self.host} answers with no pod ({error}); is it an API server? look at the context"
+            ) from None
         except (HTTPError, OSError) as error:
             raise NotTold(
                 f"the API server {self.host} cannot be reached ({_why(error)}); look at the kubeconfig's context "
@@ -86,38 +170,26 @@ class KubeconfigCluster:
 
     def running(self, component: str, node: str = "") -> str | None:
         """The name of a running pod of that component, on `node` where one is given; of several a ready one."""
-        found = self._asked(
-            self._api.list_namespaced_pod,
-            self.podsvid_namespace,
-            label_selector=f"app.kubernetes.io/name=podsvid,app.kubernetes.io/component={component}",
-            field_selector=f"spec.nodeName={node}" if node else "",
-        )
+        query = {"labelSelector": f"app.kubernetes.io/name=podsvid,app.kubernetes.io/component={component}"}
+        if node:
+            query["fieldSelector"] = f"spec.nodeName={node}"
+        found = self._asked(_pods(self.podsvid_namespace), query, _Pods)
         running = [
             pod for pod in found.items if pod.status.phase == "Running" and pod.metadata.deletion_timestamp is None
         ]
         # One that is ready knows the cluster; one that is not may still answer.
-        running.sort(key=lambda pod: not _is_ready(pod))
-        return str(running[0].metadata.name) if running else None
+        running.sort(key=lambda pod: not pod.ready)
+        return running[0].metadata.name if running else None
 
     def run(self, pod: str, container: str, command: list[str]) -> Any:
         """What the command printed in a pod of podsvid, from JSON."""
-        # It has a client to itself: for as long as a stream begins, it is what the client makes all requests with.
-        with client.ApiClient(self._api.api_client.configuration) as own:
-            return self._run(client.CoreV1Api(own), pod, container, command)
-
-    def _run(self, api: Any, pod: str, container: str, command: list[str]) -> Any:
+        # Others may have added containers of theirs.
+        query = [("container", container), ("stdout", "true"), ("stderr", "true")]
+        query += [("command", each) for each in command]
+        url = f"{self.host}{_pods(self.podsvid_namespace)}/{quote(pod)}/exec?{urlencode(query)}"
         try:
-            call = stream(
-                api.connect_get_namespaced_pod_exec,
-                pod,
-                self.podsvid_namespace,
-                container=container,  # others may have added theirs
-                command=command,
-                stdin=False,
-                stdout=True,
-                stderr=True,
-                tty=False,
-                _preload_content=False,
+            call = websocket_call(
+                self._client.configuration, "GET", url, headers=self._credentials(), _preload_content=False
             )
             call.run_forever(timeout=EXEC_SECONDS)
             late = call.is_open()
@@ -139,33 +211,53 @@ class KubeconfigCluster:
 
     def events(self, pod: SeenPod) -> list[dict[str, str]]:
         """The newest events about the pod's volumes, the oldest of them first."""
-        found = self._asked(
-            self._api.list_namespaced_event, pod.namespace, field_selector=f"involvedObject.uid={pod.uid}"
-        )
+        path = f"/api/v1/namespaces/{quote(pod.namespace)}/events"
+        found = self._asked(path, {"fieldSelector": f"involvedObject.uid={pod.uid}"}, _Events)
         mine = [
             each
             for each in found.items
             if "podsvid" in (each.reporting_component or "")
             or each.reason in ("FailedMount", "VolumeConditionAbnormal")
         ]
-        mine.sort(key=_last_seen)
+        mine.sort(key=lambda each: each.last_seen)
         return [
             {
-                "at": f"{_last_seen(each):%Y-%m-%dT%H:%M:%SZ}",
-                "reason": str(each.reason),
-                "message": str(each.message),
-                "count": str(_count(each)),
+                "at": f"{each.last_seen:%Y-%m-%dT%H:%M:%SZ}",
+                "reason": each.reason,
+                "message": each.message,
+                "count": str(each.times),
             }
             for each in mine[-MAX_EVENTS:]
         ]
 
-    def _asked(self, call: Any, *arguments: str, **query: str) -> Any:
+    def _asked(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
         try:
-            return call(*arguments, **query, _request_timeout=ANSWER_SECONDS)
+            return self._get(path, query, kind)
         except ApiException as error:
             raise NotTold(_said(error)) from None
-        except (HTTPError, OSError, ValueError) as error:
+        except (HTTPError, OSError, msgspec.DecodeError) as error:
             raise NotTold(str(error) or type(error).__name__) from None
+
+    def _get(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
+        """Raises ApiException, HTTPError, OSError, and DecodeError where the answer is none of an API server."""
+        url = f"{self.host}{path}?{urlencode(query)}" if query else f"{self.host}{path}"
+        headers = {**self._client.default_headers, "Accept": "application/json", **self._credentials()}
+        answer = self._client.rest_client.request("GET", url, headers=headers, _request_timeout=ANSWER_SECONDS)
+        data = answer.read()
+        if answer.status != OK:
+            error = ApiException(status=answer.status, reason=answer.reason)
+            error.body = data
+            raise error
+        return msgspec.json.decode(data, type=kind)
+
+    def _credentials(self) -> dict[str, str]:
+        """Headers; what a kubeconfig's command or provider gives is renewed by this where it is old."""
+        settings = self._client.configuration.auth_settings()
+        return {each["key"]: each["value"] for each in settings.values() if each["in"] == "header" and each["value"]}
+
+
+def _pods(namespace: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace)}/pods"
 
 
 def _why(error: BaseException) -> str:
@@ -177,20 +269,6 @@ def _why(error: BaseException) -> str:
         reason = getattr(below, "reason", None)
         below = reason if isinstance(reason, BaseException) else below.__cause__ or below.__context__
     return type(error).__name__
-
-
-def _is_ready(pod: Any) -> bool:
-    return any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions or ())
-
-
-def _last_seen(event: Any) -> datetime:
-    observed = event.series.last_observed_time if event.series else None
-    found = observed or event.last_timestamp or event.event_time or event.metadata.creation_timestamp
-    return found if isinstance(found, datetime) else datetime.fromtimestamp(0, UTC)
-
-
-def _count(event: Any) -> int:
-    return int((event.series.count if event.series else None) or event.count or 1)
 
 
 def _said(error: Any) -> str:

@@ -108,6 +108,21 @@ def unpacked(name: str, inside: str) -> tuple[int, list[str]]:
     return sum(int(line) for line in lines if line[0] != "/"), [line[1:] for line in lines if line[0] == "/"]
 
 
+def compiled_at_start(name: str, modules: str) -> tuple[int, list[str]]:
+    """How many modules the image's podsvid loads with these, and the files of those without byte code that counts."""
+    with _store_alone():
+        container = _buildah(["from", name]).strip()
+        script = """
+            modules=$1; container=$2; shift 2
+            exec env PYTHONDONTWRITEBYTECODE=1 \
+              chroot "$("$@" mount "$container")" /opt/podsvid/bin/python -v -c "import $modules" 2>&1
+        """
+        text = run_apart(["sh", "-euc", script, "sh", modules, container, *_buildah_command()])
+        _buildah(["rm", container])
+    found = re.findall(r"^# code object from '?(.+?)'?$", text, re.MULTILINE)
+    return len(found), [each for each in found if not each.endswith(".pyc")]
+
+
 def checkout(revision: str, folder: Path) -> bool:
     """The project as it was at a revision; False where this checkout does not have it, or it has no image."""
     archive = folder / "source.tar"

@@ -233,3 +233,9 @@ def test_the_image_is_small_and_brings_no_compiler(images: dict[str, str], progr
     progress(f"the image adds {size / 1e6:.0f} MB to its base")
     assert size < 120e6
     assert not {name for name in programs if name in ("cc", "gcc", "g++", "ld", "as", "pip", "pip3")}
+
+
+def test_a_command_in_a_pod_compiles_nothing_before_it_starts(images: dict[str, str]) -> None:
+    loaded, compiled = product_image.compiled_at_start(images["now"], "podsvid.cli, podsvid.authority, podsvid.node")
+    assert loaded > 100
+    assert compiled == []

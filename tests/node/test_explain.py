@@ -100,6 +100,7 @@ class Cluster:
     forbidden: tuple[str, ...] = ()
     seen: list[tuple[str, str, list[str]]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    credentials: set[str | None] = field(default_factory=set)
 
 
 def answering(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
@@ -113,6 +114,7 @@ def answering(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             url = urlsplit(self.path)
             query = parse_qs(url.query)
             cluster.paths.append(url.path)
+            cluster.credentials.add(self.headers["Authorization"])
             if any(url.path.endswith(each) for each in cluster.forbidden):
                 return self.say(403, {"kind": "Status", "message": f'User "jo\'e" cannot do that to {url.path}'})
             if url.path == f"{CORE}/shop/pods/cart-0" and cluster.pod is not None:
@@ -239,6 +241,17 @@ def test_it_asks_a_ready_signer_and_the_agent_of_the_pods_node_and_puts_both_tog
         f"{CORE}/podsvid/pods/signer-1/exec",
         f"{CORE}/podsvid/pods/agent-n1/exec",
     }
+
+
+def test_the_kubeconfigs_token_comes_with_each_request(tmp_path: Path) -> None:
+    cluster = Cluster()
+    with serving(cluster, tmp_path) as config:
+        text = json.loads(config.read_text())
+        text["users"][0]["user"]["token"] = "of-a-person"
+        config.write_text(json.dumps(text))
+        assert explain(config).returncode == 0
+    assert len(cluster.paths) == 6
+    assert cluster.credentials == {"Bearer of-a-person"}
 
 
 def test_a_volume_that_is_not_well_is_exit_code_3(tmp_path: Path) -> None:

@@ -143,6 +143,15 @@ def test_an_event_that_happens_again_and_again_counts_with_its_last_time(tmp_pat
     ]
 
 
+@pytest.mark.parametrize("pod", [[], {"metadata": 5}, {"spec": {"volumes": "none"}}])
+def test_what_is_no_pod_is_said_to_be_none(tmp_path: Path, pod: Any) -> None:
+    with serving(Cluster(pod=pod), tmp_path) as config:
+        told = explain(config)
+    assert told.returncode == 1
+    assert "answers with no pod (" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 def test_a_pod_that_does_not_answer_in_time_is_no_empty_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Late:
         """An exec whose command goes on for ever."""
@@ -167,11 +176,11 @@ def test_a_pod_that_does_not_answer_in_time_is_no_empty_answer(tmp_path: Path, m
 
     calls: list[Late] = []
 
-    def stream(*_: Any, **__: Any) -> Late:
+    def begun(*_: Any, **__: Any) -> Late:
         calls.append(Late())
         return calls[-1]
 
-    monkeypatch.setattr(by_kubeconfig, "stream", stream)
+    monkeypatch.setattr(by_kubeconfig, "websocket_call", begun)
     with serving(Cluster(), tmp_path) as config:
         told = explain(config, "--output", "json")
     assert told.returncode == 3

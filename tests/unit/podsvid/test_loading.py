@@ -1,7 +1,9 @@
 """What the commands load that a person waits for: three processes of them answer one `podsvid explain`."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +18,21 @@ def test_who_only_asks_loads_no_daemon(command: str) -> None:
     loaded = done.stdout.split()
     assert command in loaded
     assert [each for each in loaded if each in HEAVY] == []
+
+
+def test_who_asks_by_kubeconfig_loads_no_model_of_what_a_cluster_may_have(tmp_path: Path) -> None:
+    text = {
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"token": "x"}}],
+        "contexts": [{"name": "there", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "there",
+    }
+    config = tmp_path / "config"
+    config.write_text(json.dumps(text))
+    asked = f"from podsvid.by_kubeconfig import KubeconfigCluster; KubeconfigCluster({str(config)!r}, None, 'podsvid')"
+    line = f"import sys; {asked}; print(*sorted(sys.modules), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "kubernetes.config.kube_config" in loaded
+    # Hundreds of them, and a second of a processor.
+    assert [each for each in loaded if each.startswith(("kubernetes.client.models.", "kubernetes.client.api."))] == []
