@@ -186,6 +186,7 @@ class NodeAdmin:
             service_account=volume.pod.service_account,
             driver=volume.driver,
             layout=volume.options.layout,
+            key_algorithm=volume.options.key_algorithm,
             failures=failures,
             open_streams=len(use.calls),
         )
@@ -243,7 +244,7 @@ class NodeAdmin:
             was = "somebody asked for it" if workload.asked_for else "it was due"
             if workload.renew_at is not None and workload.renew_at > self._workloads.now():
                 was = "not all that is renewed is in the files yet"
-            return f"{was}, {tried}{waits}; the next one is {f'at {due:%H:%M:%SZ}' if due else 'under way'}"
+            return f"{was}, {tried}{waits}; the next one is {f'at {due:%Y-%m-%dT%H:%M:%SZ}' if due else 'under way'}"
         if scheduler.is_running(volume_id):
             return "it is under way"
         window = workload.window
@@ -251,7 +252,7 @@ class NodeAdmin:
             return "as soon as the authority answers"
         if window is None:
             return "an instant drawn before the agent was restarted"
-        span = f"{window.start:%H:%M:%SZ} to {window.end:%H:%M:%SZ}"
+        span = f"{window.start:%Y-%m-%dT%H:%M:%SZ} to {window.end:%Y-%m-%dT%H:%M:%SZ}"
         if workload.early is not None and workload.early.window == window:
             return f"the signer has this authority's SVIDs renewed early, spread over {span}"
         return f"drawn at random in the window that the authority gave, {span}"

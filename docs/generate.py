@@ -23,6 +23,7 @@ from agent.metrics import Metrics as AgentMetrics  # noqa: E402
 from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
+from docs import shapes  # noqa: E402
 from podsvid import outcome  # noqa: E402
 from signer.config import SignerConfig  # noqa: E402
 from signer.errors import HELP, Reason  # noqa: E402
@@ -152,6 +153,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "signer-events": ("docs/logs.md", lambda: events("signer")),
     "shared-events": ("docs/logs.md", lambda: events("runtime", "svid")),
     "exit-codes": ("docs/cli.md", exit_codes),
+    "shapes": ("docs/output.md", shapes.page),
     "signer-metrics": ("docs/metrics.md", lambda: metrics(SignerMetrics().registry)),
 }
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from google.protobuf.json_format import MessageToJson
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.message import Message
 
 from podsvid import sockets
 from podsvid.interrupts import unwinding
-from podsvid.options import add_output, add_timeout, as_yaml, which_pod
+from podsvid.options import TABLE_FORMS, add_output, add_timeout, as_yaml, which_pod
 from podsvid.outcome import SIGNALLED
+from podsvid.output import console as console_for
+from podsvid.output import instant, print_table, rfc3339, to_json
 from podsvid.sockets import SocketAbsent
 from podsvid.waiting import GaveUp, Waiting
 from runtime.terminal import printable
@@ -27,7 +28,6 @@ from signer.pb import admin_pb2
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 ACTIONS = {
     "prepare": admin_pb2.ACTION_PREPARE,
@@ -38,6 +38,8 @@ ACTIONS = {
 _BY_NAME = {name: kind for kind, name in KINDS.items()}
 _NAMES = {**KINDS, admin_pb2.KIND_BOTH: "x509, jwt"}
 DEFAULT_SOCKET = "/run/podsvid-signer/admin.sock"
+_COLUMNS = ("KIND", "STAGE", "ID", "SINCE", "ENDS", "SVIDS HELD")
+_WIDE = ("KIND", "STAGE", "ID", "PREPARED", "SIGNS SINCE", "LEAVES BUNDLE", "CERTIFICATE ENDS", "SVIDS HELD")
 # Policies that do not match, shown unless all are asked for: those of the same namespace or none, the nearest first.
 _NEAR = 5
 # Whoever asks for a forced rotation once more abandons what the first one made.
@@ -74,9 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--socket", default=here(), help=f"the replica's admin socket (default: {here()})")
         add_timeout(each, what="until the first answer")
         if name == "show":
-            add_output(each, ("table", "text", "json", "yaml"))
+            add_output(each, TABLE_FORMS)
             each.add_argument("--watch", action="store_true", help="go on showing changes")
             continue
+        add_output(each)
         usual = "x509; with --forced: both" if name == "rotate" else "x509"
         each.add_argument("--kind", choices=sorted(_BY_NAME), help=f"which authorities (default: {usual})")
         if name == "revoke":
@@ -156,23 +159,21 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool, l
 def run(parsed: argparse.Namespace) -> int:
     """Run it; the exit code. Raises CommandFailed."""
     _check_socket(parsed.socket, "authority show")
-    # Not above: `explain` loads this module, and waits for every import.
-    from rich.console import Console
-
-    # Into a pipe, as kubectl exec is, an id stays in one piece: `revoke` takes it whole.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     waiting, asked = Waiting(parsed.timeout), parsed.action == "show"
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
         try:
             if parsed.action == "show":
-                return _show(channel, parsed, console, waiting)
+                return _show(channel, parsed, waiting)
             # Once it is asked it goes on, whether or not anybody waits.
             with unwinding():
                 answer = waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left()))
                 asked = True
-                print(answer, flush=True)
+                if parsed.output == "text":
+                    print(answer.message, flush=True)
+                else:
+                    _print(answer, parsed.output)
                 if parsed.action == "rotate" and not parsed.no_wait:
-                    _follow(channel, _kind(parsed), parsed.wait or parsed.forced, console)
+                    _follow(channel, _kind(parsed), parsed.wait or parsed.forced, parsed.output)
             return 0
         except (grpc.RpcError, GaveUp) as error:
             failed = error if isinstance(error, GaveUp) else _failed(error, parsed.socket, waiting)
@@ -205,9 +206,9 @@ def _check_socket(path: str, example: str) -> None:
         )
 
 
-def _print(message: admin_pb2.AuthorityStatus | admin_pb2.ExplainResponse, output: str) -> None:
-    document = MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    # `show --watch` prints one after the other.
+def _print(message: Message, output: str) -> None:
+    document = to_json(message)
+    # `show --watch` and `rotate` print one after the other.
     print(document if output == "json" else f"---\n{as_yaml(document).rstrip()}", flush=True)
 
 
@@ -218,7 +219,7 @@ def _watch(channel: grpc.Channel, seconds: float | None) -> Iterator[admin_pb2.A
     return call(admin_pb2.WatchRequest(), timeout=seconds)
 
 
-def _step(channel: grpc.Channel, parsed: argparse.Namespace, seconds: float) -> str:
+def _step(channel: grpc.Channel, parsed: argparse.Namespace, seconds: float) -> admin_pb2.StepResponse:
     call: Callable[..., admin_pb2.StepResponse] = channel.unary_unary(
         f"/{SERVICE}/Step", admin_pb2.StepRequest.SerializeToString, admin_pb2.StepResponse.FromString
     )
@@ -228,7 +229,7 @@ def _step(channel: grpc.Channel, parsed: argparse.Namespace, seconds: float) -> 
         authority_id=getattr(parsed, "authority_id", ""),
         forced=getattr(parsed, "forced", False),
     )
-    return call(request, timeout=seconds).message
+    return call(request, timeout=seconds)
 
 
 def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
@@ -237,39 +238,45 @@ def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
     return _BY_NAME[parsed.kind or "x509"]
 
 
-def _show(channel: grpc.Channel, parsed: argparse.Namespace, console: "Console", waiting: Waiting) -> int:
+def _show(channel: grpc.Channel, parsed: argparse.Namespace, waiting: Waiting) -> int:
     coming = _watch(channel, None if parsed.watch else waiting.left())
     first = waiting.ask(_signer(parsed.socket), lambda: next(coming))
     for status in chain([first], coming):
         if parsed.output in ("json", "yaml"):
             _print(status, parsed.output)
         else:
-            console.print(_table(status))
+            console = console_for(parsed.output)
+            console.print(f"trust domain {status.trust_domain}, sequence {status.sequence}")
+            wide = parsed.output == "wide"
+            print_table(console, _WIDE if wide else _COLUMNS, map(_wide if wide else _row, status.authorities))
             _print_rest(status, console)
         if not parsed.watch:
             break
     return 0
 
 
-def _table(status: admin_pb2.AuthorityStatus) -> "Table":
-    from rich.table import Table
+def _row(each: admin_pb2.Authority) -> tuple[str, ...]:
+    since = each.activated_at if each.HasField("activated_at") else each.prepared_at
+    ends = _at(each, "leaves_at") or _at(each, "not_after")
+    return KINDS[each.kind], each.stage, each.id, instant(since), ends, _held(each)
 
-    table = Table(title=f"trust domain {status.trust_domain}, sequence {status.sequence}", title_justify="left")
-    for head in ("kind", "stage", "id", "since", "ends", "SVIDs held"):
-        table.add_column(head, overflow="fold")
-    for each in status.authorities:
-        since = each.activated_at if each.HasField("activated_at") else each.prepared_at
-        ends = _instant(each.leaves_at) if each.HasField("leaves_at") else ""
-        if not ends and each.HasField("not_after"):
-            ends = _instant(each.not_after)
-        held = str(each.svids) if each.svids_known else "" if each.kind == admin_pb2.KIND_JWT else "?"
-        table.add_row(KINDS[each.kind], each.stage, each.id, _instant(since), ends, held)
-    return table
+
+def _wide(each: admin_pb2.Authority) -> tuple[str, ...]:
+    times = (_at(each, name) for name in ("prepared_at", "activated_at", "leaves_at", "not_after"))
+    return KINDS[each.kind], each.stage, each.id, *times, _held(each)
+
+
+def _at(each: admin_pb2.Authority, name: str) -> str:
+    return instant(getattr(each, name)) if each.HasField(name) else ""
+
+
+def _held(each: admin_pb2.Authority) -> str:
+    # Unknown is not none.
+    return str(each.svids) if each.svids_known else "" if each.kind == admin_pb2.KIND_JWT else "?"
 
 
 def _print_rest(status: admin_pb2.AuthorityStatus, console: "Console") -> None:
     have = status.agents - status.agents_waiting
-    console.soft_wrap = True
     known = ", as far as is known" if status.unknown else ""
     console.print(f"agents: {have} of {status.agents} have acknowledged sequence {status.sequence}{known}")
     if status.waiting_nodes:
@@ -285,29 +292,33 @@ def _print_rest(status: admin_pb2.AuthorityStatus, console: "Console") -> None:
 
 
 def _abandoned(each: admin_pb2.Abandoned) -> str:
-    head = f"{KINDS[each.kind]} {each.id}, asked for {_instant(each.asked_at)}: "
-    ends = f"its last SVID ends at {_instant(each.svids_end)} at the latest" if each.HasField("svids_end") else ""
+    head = f"{KINDS[each.kind]} {each.id}, asked for {instant(each.asked_at)}: "
+    ends = f"its last SVID ends at {instant(each.svids_end)} at the latest" if each.HasField("svids_end") else ""
     if not each.HasField("left_at"):
         return head + (f"trusted until its SVIDs are replaced; {ends}" if ends else "signs until its successor does")
-    left = f"left the trust bundle at {_instant(each.left_at)}"
+    left = f"left the trust bundle at {instant(each.left_at)}"
     if not ends:
         return f"{head}{left}; it never signed"
     return head + left + ("; all its SVIDs were replaced" if each.replaced else f"; {ends}")
 
 
-def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, console: "Console") -> None:
-    """Print a line for each change until SVIDs are re-issued, or nothing of before is trusted; then what is left."""
-    last = ""
+def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, output: str) -> None:
+    """Print each change until SVIDs are re-issued, or nothing of before is trusted; then what is left."""
+    last, console = "", console_for(output)
     for status in _watch(channel, None):
         line = _progress(status, kind)
         if line != last:
             last = line
-            console.print(f"{datetime.now(UTC):%H:%M:%S} {line}", soft_wrap=True)
+            if output == "text":
+                console.print(f"{rfc3339(datetime.now(UTC))} {line}")
+            else:
+                _print(status, output)
         x509, jwt = (
             (status.rotating_x509, status.rotating_jwt) if to_the_end else (status.reissuing_x509, status.reissuing_jwt)
         )
         if not ((x509 and kind != admin_pb2.KIND_JWT) or (jwt and kind != admin_pb2.KIND_X509)):
-            _print_left(status, kind, console)
+            if output == "text":
+                _print_left(status, kind, console)
             return
 
 
@@ -331,7 +342,3 @@ def _progress(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind") -> str:
         fresh = sum(each.svids for each in known if each.stage == "active")
         line += f"; SVIDs re-issued {fresh} of {total}"
     return line
-
-
-def _instant(value: Timestamp) -> str:
-    return f"{value.ToDatetime(UTC):%Y-%m-%d %H:%M:%SZ}"

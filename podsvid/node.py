@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
-from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.admin_api import ROTATE_SECONDS, SERVICE, SOCKET
 from agent.errors import AgentError
 from agent.pb import node_admin_pb2 as pb
 from podsvid import sockets
-from podsvid.options import add_output, add_pod, add_timeout, as_yaml, which_pod
+from podsvid.options import FORMS, TABLE_FORMS, add_output, add_pod, add_timeout, as_yaml, which_pod
+from podsvid.output import console as console_for
+from podsvid.output import instant, print_table, to_json
 from podsvid.sockets import SocketAbsent
 from podsvid.waiting import GIVEN_UP, Waiting
 from runtime.durations import about
@@ -27,6 +27,8 @@ from runtime.terminal import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+_COLUMNS = ("POD", "SPIFFE ID", "DRIVER/LAYOUT", "ENDS IN", "RENEWS IN", "STREAMS", "STATE")
+_MORE_COLUMNS = ("ACCOUNT", "KEY", "SERIAL", "AUTHORITY", "ENDS AT", "RENEWS AT", "POD UID", "VOLUME")
 _Answer = TypeVar("_Answer", bound=Message)
 
 
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name != "ls":
             add_pod(each)
         each.add_argument("--socket", default=default, help=f"the agent's admin socket (default: {default})")
-        add_output(each)
+        add_output(each, TABLE_FORMS if name != "explain" else FORMS)
         add_timeout(each, GIVEN_UP if name != "rotate" else ROTATE_SECONDS + GIVEN_UP)
 
 
@@ -67,11 +69,11 @@ def run(parsed: argparse.Namespace) -> int:
     agent = _Agent(parsed.socket, Waiting(parsed.timeout))
     if parsed.action == "ls":
         found = agent.ask("List", pb.ListRequest(), pb.ListResponse)
-        _print(found, parsed.output, lambda console: _list(found.volumes, console, now))
+        _print(found, parsed.output, lambda console: _list(found.volumes, console, now, parsed.output))
         return _code(found.volumes)
     if parsed.action == "rotate":
         rotated = agent.ask("Rotate", pb.RotateRequest(namespace=namespace, pod=name), pb.RotateResponse)
-        _print(rotated, parsed.output, lambda console: _list(rotated.volumes, console, now))
+        _print(rotated, parsed.output, lambda console: _list(rotated.volumes, console, now, parsed.output))
         return _code(rotated.volumes)
     explained = agent.ask("Explain", pb.ExplainRequest(namespace=namespace, pod=name), pb.ExplainResponse)
     _print(explained, parsed.output, lambda console: show(explained, console, now))
@@ -86,11 +88,6 @@ def show(found: pb.ExplainResponse, console: "Console", now: datetime) -> None:
         console.print("could not be published; kubelet goes on trying:")
         _problems(found.publish_problems, console, now)
     console.print(f"authority: {printable(found.authority)}", markup=False)
-
-
-def to_json(message: Message) -> str:
-    """As scripts get it: the names of the .proto file, nothing left out."""
-    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 class _Agent:
@@ -120,43 +117,44 @@ class _Agent:
 
 
 def _print(message: Message, output: str, people: "Callable[[Console], None]") -> None:
-    if output != "text":
+    if output in ("json", "yaml"):
         document = to_json(message) + "\n"
         sys.stdout.write(document if output == "json" else as_yaml(document))
     else:
-        # Not above: what asks by exec wants JSON, and waits for every import.
-        from rich.console import Console
-
-        # Into a pipe or file lines are as long as they are.
-        people(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000))
+        people(console_for(output))
 
 
 def _code(volumes: Iterable[pb.Volume]) -> int:
     return 0 if all(each.state == "ok" for each in volumes) else 3
 
 
-def _list(volumes: Iterable[pb.Volume], console: "Console", now: datetime) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for head in ("POD", "SPIFFE ID", "DRIVER/LAYOUT", "ENDS IN", "RENEWS IN", "STREAMS", "STATE"):
-        table.add_column(head, overflow="fold")
-    for each in volumes:
-        row = (
-            f"{each.namespace}/{each.pod}",
-            each.spiffe_id,
-            f"{each.driver}/{each.layout}",
-            _until(each, "not_after", now),
-            _until(each, "renew_at", now),
-            str(each.open_streams),
-            _state(each),
-        )
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    if table.row_count:
-        console.print(table)
+def _list(volumes: Iterable[pb.Volume], console: "Console", now: datetime, output: str) -> None:
+    wide = output == "wide"
+    rows = [(*_row(each, now), *(_more(each) if wide else ())) for each in volumes]
+    if rows:
+        print_table(console, (*_COLUMNS, *(_MORE_COLUMNS if wide else ())), rows)
     else:
         console.print("kubelet has no volume of podsvid published on this node")
+
+
+def _row(each: pb.Volume, now: datetime) -> tuple[str, ...]:
+    return (
+        f"{each.namespace}/{each.pod}",
+        each.spiffe_id,
+        f"{each.driver}/{each.layout}",
+        _until(each, "not_after", now),
+        _until(each, "renew_at", now),
+        str(each.open_streams),
+        _state(each),
+    )
+
+
+def _more(each: pb.Volume) -> tuple[str, ...]:
+    ends, renews = (
+        instant(getattr(each, field)) if each.HasField(field) else "" for field in ("not_after", "renew_at")
+    )
+    known = each.service_account, each.key_algorithm, each.serial, each.authority_id
+    return (*known, ends, renews, each.pod_uid, each.volume_id)
 
 
 def _explain(volume: pb.Volume, console: "Console", now: datetime) -> None:
@@ -166,25 +164,26 @@ def _explain(volume: pb.Volume, console: "Console", now: datetime) -> None:
     console.print(printable(f"pod {volume.namespace}/{volume.pod} ({volume.pod_uid}): {_state(volume)}"), markup=False)
     line("SPIFFE ID", volume.spiffe_id or "none yet")
     line("account", volume.service_account)
+    line("key", volume.key_algorithm)
     if volume.serial:
         line("serial", f"{volume.serial}, signed by authority {volume.authority_id}")
     if volume.HasField("not_after"):
         ends = _until(volume, "not_after", now)
-        line("valid", f"{_instant(volume.not_before)} to {_instant(volume.not_after)}, for {ends} more")
+        line("valid", f"{instant(volume.not_before)} to {instant(volume.not_after)}, for {ends} more")
     if volume.failures or not volume.HasField("renew_at"):
         line("renewal", volume.renew_because)
     else:
-        line("renewal", f"{_instant(volume.renew_at)}, in {_until(volume, 'renew_at', now)}: {volume.renew_because}")
+        line("renewal", f"{instant(volume.renew_at)}, in {_until(volume, 'renew_at', now)}: {volume.renew_because}")
     for file in volume.jwt_files:
         ends, renews = (about((each.ToDatetime(UTC) - now).total_seconds()) for each in (file.not_after, file.renew_at))
         line("JWT-SVID", f"{file.name} for {', '.join(file.audiences)}, ends in {ends}, renewed in {renews}")
     if volume.notice:
         line("notice", volume.notice)
     line("driver", f"{volume.driver}, layout {volume.layout}")
-    written = f"written {_instant(volume.files_written_at)}" if volume.HasField("files_written_at") else "not written"
+    written = f"written {instant(volume.files_written_at)}" if volume.HasField("files_written_at") else "not written"
     line("files", f"{', '.join(volume.files)}; {written}")
     if volume.files_serial != volume.serial and volume.HasField("files_not_after"):
-        line("", f"they hold an older SVID: serial {volume.files_serial}, valid to {_instant(volume.files_not_after)}")
+        line("", f"they hold an older SVID: serial {volume.files_serial}, valid to {instant(volume.files_not_after)}")
     line("directory", volume.directory)
     line("streams", _streams(volume.streams))
     line("connections", _peers(volume.peers))
@@ -238,7 +237,3 @@ def _until(volume: pb.Volume, field: str, now: datetime) -> str:
         return ""
     left: float = (getattr(volume, field).ToDatetime(UTC) - now).total_seconds()
     return about(left) if left >= 0 else f"-{about(-left)}"
-
-
-def _instant(value: Timestamp) -> str:
-    return f"{value.ToDatetime(UTC):%Y-%m-%d %H:%M:%SZ}"

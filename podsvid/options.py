@@ -9,6 +9,8 @@ from podsvid.waiting import GIVEN_UP
 from runtime import durations
 
 FORMS = ("text", "json", "yaml")
+# Of who prints a table.
+TABLE_FORMS = ("text", "wide", "json", "yaml")
 _MOST = 86400.0 * 365
 
 
@@ -45,7 +47,14 @@ def add_timeout(parser: argparse.ArgumentParser, default: float | None = GIVEN_U
 
 def add_output(parser: argparse.ArgumentParser, forms: Sequence[str] = FORMS) -> None:
     """-o: the form of what is printed; the first one where none is said."""
-    parser.add_argument("-o", "--output", choices=forms, default=forms[0], help=f"default: {forms[0]}")
+    wide = "wide is the table with more columns, " if "wide" in forms else ""
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=forms,
+        default=forms[0],
+        help=f"how to print it: {wide}json and yaml are for programs (default: {forms[0]})",
+    )
 
 
 def as_yaml(document: str) -> str:

@@ -2,13 +2,14 @@
 
 import argparse
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from podsvid.awaiting import awaited
 from podsvid.interrupts import unwinding
-from podsvid.options import add_timeout
+from podsvid.options import add_output, add_timeout, as_yaml
 from podsvid.waiting import GaveUp
 from runtime.settings import InvalidSetting, absolute
 from signer.attestation.pods import read_pod
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", default="podsvid", help="where podsvid is installed")
     parser.add_argument("--state-secret", default="podsvid-authority", help="the signer's state_secret")
     parser.add_argument("--bundle-config-map", default="podsvid-bundle", help="the signer's bundle_config_map")
-    parser.add_argument("--one-line", action="store_true", help="all in one line: Helm shows line ends as \\n")
+    parser.add_argument("--one-line", action="store_true", help="text in one line: Helm shows line ends as \\n")
     parser.add_argument("--kubeconfig", help="kubeconfig file (default: the cluster that this pod is in)")
+    add_output(parser)
     add_timeout(parser, what="for each answer of the API server")
 
 
@@ -49,7 +51,11 @@ def run(parsed: argparse.Namespace) -> int:
     with unwinding():
         pods, policies = asyncio.run(_ask(kubeconfig, drivers, parsed.timeout))
     found = report(pods, policies, drivers, place)
-    print(in_one_line(found) if parsed.one_line else "\n".join(in_lines(found)))
+    if parsed.output == "text":
+        print(in_one_line(found) if parsed.one_line else "\n".join(in_lines(found)))
+    else:
+        document = json.dumps(in_json(pods, policies, found), indent=2) + "\n"
+        print(document if parsed.output == "json" else as_yaml(document), end="")
     return 1 if pods else 0
 
 
@@ -165,6 +171,12 @@ def in_one_line(said: list[Said]) -> str:
     """For Helm, which shows what a hook says as one line of its log."""
     parts = (f"{each.text}: {', '.join(each.items)}" if each.items else each.text for each in said)
     return ". ".join(part[:1].upper() + part[1:] for part in parts)
+
+
+def in_json(pods: list[str], policies: list[str], said: list[Said]) -> dict[str, object]:
+    """For programs: every pod and policy, and what a person is told."""
+    told = [{"text": each.text, "items": list(each.items)} for each in said]
+    return {"pods": pods, "policies": policies, "said": told}
 
 
 def _some(names: list[str]) -> tuple[str, ...]:

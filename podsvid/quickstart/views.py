@@ -151,7 +151,7 @@ class LiveView:
         pass
 
     def spoke(self, client: PlayedPod, server: PlayedPod, talk: Talk) -> None:
-        self._spoken = (f"{datetime.now().astimezone():%H:%M:%S}, mutual TLS:", *_spoken(client, server, talk))
+        self._spoken = (f"{_rfc3339(datetime.now(UTC))}, mutual TLS:", *_spoken(client, server, talk))
 
     def refused(self, server: PlayedPod, spiffe_id: str, why: str) -> None:
         self._refused = _refusal(server, spiffe_id, why)

@@ -92,6 +92,7 @@ class Knowledge:
         if not unknown and (waiting or in_use is None) and left > 0:
             until = self._clock.now() + timedelta(seconds=left)
             unknown = (
-                f"agents have until {until:%H:%M:%SZ} to tell this replica, which has just started or begun to lead"
+                f"agents have until {until:%Y-%m-%dT%H:%M:%SZ} to tell this replica, which has just started or begun "
+                "to lead"
             )
         return Acks(waiting, in_use, unknown, self._sources.untimely())

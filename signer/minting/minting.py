@@ -200,7 +200,7 @@ def _ending(ttl: timedelta, until: datetime | None, now: datetime) -> timedelta:
         return ttl
     if until - now < LEAST:
         raise Refused(
-            Reason.POD_TOKEN_EXPIRED, f"the pod is being deleted, and gets nothing beyond {until:%H:%M:%S} UTC"
+            Reason.POD_TOKEN_EXPIRED, f"the pod is being deleted, and gets nothing beyond {until:%Y-%m-%dT%H:%M:%SZ}"
         )
     return min(ttl, until - now)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import stat
@@ -15,6 +14,7 @@ from typing import Any
 import grpc
 
 from tests.fake_workload_api import FakeWorkloadApi, Refusal, authority
+from tests.shapes import described
 from tests.support import ROOT
 
 OTHERS = authority("other.example")
@@ -27,10 +27,11 @@ class Ended:
     code: int | None
     out: str
     err: str
+    command: str
 
     @property
     def document(self) -> Any:
-        return json.loads(self.out)
+        return described(self.command, self.out)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -59,7 +60,8 @@ async def podsvid(*arguments: str, stdin: str = "", **more: str) -> Ended:
             process.kill()
     assert "Traceback" not in err.decode()
     assert "PRIVATE" not in out.decode() + err.decode()
-    return Ended(process.returncode, out.decode(), err.decode())
+    named = arguments[: 1 if arguments[:1] == ("watch",) else 2]
+    return Ended(process.returncode, out.decode(), err.decode(), " ".join(("api", *named)))
 
 
 class Watching:
@@ -78,7 +80,7 @@ class Watching:
 
     @property
     def serials(self) -> list[str]:
-        return [json.loads(line)["svids"][0]["serial"] for line in self.out]
+        return [described("api watch", line)["svids"][0]["serial"] for line in self.out]
 
     def said(self, text: str) -> bool:
         return any(text in line for line in self.err)

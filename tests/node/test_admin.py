@@ -40,6 +40,7 @@ from svid.keys import KeyAlgorithm
 from svid.renewal import RenewalWindow
 from svid.spiffeid import TrustDomain
 from tests.here_sockets import HereSockets
+from tests.shapes import described
 from tests.support import DEADLINE, IS_ROOT, ROOT, VOLUME, Host, node, pod, serial, svid_stream
 from tests.workload_rig import issue, slow_work
 
@@ -104,7 +105,7 @@ def socket_of(here: Host) -> Path:
 async def asked(here: Host, *arguments: str, code: int = 0) -> Any:
     done = await asyncio.to_thread(command, here, *arguments, "--output", "json")
     assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(done.stdout)
+    return described(f"node {arguments[0]}", done.stdout)
 
 
 def test_ls_and_explain_say_what_is_so() -> None:
@@ -174,6 +175,14 @@ def test_for_people() -> None:
             assert head.split() == " ".join(heads).split()
             identity = "spiffe://example.org/ns/default/sa/web"
             assert line.split()[:3] == ["default/one", identity, "csi.podsvid.io/spiffe"]
+            wide = await asyncio.to_thread(command, here, "ls", "-o", "wide")
+            head, line = wide.stdout.splitlines()
+            more = ["ACCOUNT", "KEY", "SERIAL", "AUTHORITY", "ENDS AT", "RENEWS AT", "POD UID", "VOLUME"]
+            assert head.split() == " ".join([*heads, *more]).split()
+            (volume,) = (await asked(here, "ls"))["volumes"]
+            at = [f"{volume[name][:19]}Z" for name in ("not_after", "renew_at")]
+            known = ["web", "ec-p256", volume["serial"], volume["authority_id"], *at]
+            assert line.split()[-8:] == [*known, volume["pod_uid"], volume["volume_id"]]
             told = (await asyncio.to_thread(command, here, "explain", "default/one")).stdout
             for part in ("pod default/one", "signed by authority", "renewal", "next publish answers OK", "authority: "):
                 assert part in told
@@ -447,7 +456,8 @@ def test_a_renewal_that_the_signer_pulled_forward_says_so(tmp_path: Path) -> Non
                 while workload.early is None:
                     await asyncio.sleep(0.01)
             told = await said(admin, "explain", "default/web")
-            assert f"renewed early, spread over {window.start:%H:%M:%SZ} to {window.end:%H:%M:%SZ}" in told.stdout
+            span = " to ".join(f"{each:%Y-%m-%dT%H:%M:%SZ}" for each in (window.start, window.end))
+            assert f"renewed early, spread over {span}" in told.stdout
 
     asyncio.run(run(tmp_path))
 

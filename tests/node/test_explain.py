@@ -18,8 +18,9 @@ import pytest
 
 from agent.pb import node_admin_pb2
 from podsvid.cli import main
-from podsvid.node import to_json
+from podsvid.output import to_json
 from signer.pb import admin_pb2
+from tests.shapes import described
 
 UID = "0b6a9a4e-6a8e-4c1c-9f3c-111111111111"
 IDENTITY = "spiffe://example.org/ns/shop/sa/cart"
@@ -227,7 +228,7 @@ def test_it_asks_a_ready_signer_and_the_agent_of_the_pods_node_and_puts_both_tog
         "  2026-11-24T12:00:01Z IdentityRefused (x2): older",
         "  2026-11-24T12:00:02Z FailedMount (x2): newer",
     ]
-    found = json.loads(made.stdout)
+    found = described("explain", made.stdout)
     assert set(found) == {"pod", "node", "policy", "on_node", "events", "notes", "missing"}
     assert found["notes"] == []
     assert found["policy"] == json.loads(policy())
@@ -336,7 +337,7 @@ def test_a_part_that_cannot_be_had_says_why_and_what_to_do_and_the_rest_is_told(
         told = explain(config, "--output", "json")
     assert told.returncode in (0, 3), told.stderr
     assert told.returncode == (0 if title == "events" else 3)
-    found = json.loads(told.stdout)
+    found = described("explain", told.stdout)
     assert said in found["missing"][title]
     assert "Handshake" not in found["missing"][title]
     assert found[title] in (None, [])

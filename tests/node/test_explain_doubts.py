@@ -8,7 +8,7 @@ import pytest
 
 from agent.pb import node_admin_pb2
 from podsvid import by_kubeconfig
-from podsvid.node import to_json
+from podsvid.output import to_json
 from signer.pb import admin_pb2
 from tests.node.test_explain import IDENTITY, UID, Cluster, event, explain, on_node, podsvid_pod, policy, serving
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import logging
+import re
 import stat
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,7 @@ from signer.front.admin import MAX_NODES, _abandoned, _reissuing, _rotating
 from signer.model import Agent
 from signer.pb import admin_pb2
 from signer.policy.policy import GROUP
+from tests.shapes import described
 from tests.signer_rig import START, Serving, Site, serving
 from tests.unit.signer.test_lifecycle import TTL, advanced, done, first, life, stages
 
@@ -69,7 +71,7 @@ class Rig:
 
     async def shown(self) -> Any:
         """What it shows for programs."""
-        return json.loads(await self.authority("show", "--output", "json"))
+        return described("authority show", await self.authority("show", "--output", "json"))
 
     async def refused(self, *arguments: str) -> str:
         with pytest.raises(CommandFailed) as caught:
@@ -125,7 +127,8 @@ def test_show_says_what_is_so_and_no_key() -> None:
         for number in range(MAX_NODES + 5):
             rig.agent(f"node-{number:02}")
         await rig.until(lambda: len(rig.rotation.live_nodes()) == MAX_NODES + 5)
-        await rig.authority("prepare")
+        said = described("authority prepare", await rig.authority("prepare", "-o", "json"))
+        assert said == {"message": f"prepared x509 authority {rig.state.x509[1].id}"}
         state = rig.state
         found = await rig.shown()
         assert (found["trust_domain"], found["leader"]) == ("example.org", "signer-1")
@@ -149,12 +152,20 @@ def test_show_says_what_is_so_and_no_key() -> None:
         people = await rig.authority("show")
         assert f"trust domain example.org, sequence {state.sequence}" in people
         lines = people.splitlines()
+        assert lines[1].split() == ["KIND", "STAGE", "ID", "SINCE", "ENDS", "SVIDS", "HELD"]
+        wide = (await rig.authority("show", "-o", "wide")).splitlines()
+        assert wide[1].split("  ")[0] == "KIND"
+        for head in ("PREPARED", "SIGNS SINCE", "LEAVES BUNDLE", "CERTIFICATE ENDS"):
+            assert head in wide[1]
+        (signs,) = (each for each in wide if each.startswith("x509  active"))
+        start = "2030-01-01T00:00:00Z"
+        assert signs.split()[2:] == [state.x509[0].id, start, start, active["not_after"], "?"]
         for authority in state.x509:
             (line,) = (each for each in lines if authority.id in each and "next:" not in each)
             # Unknown is not none.
-            assert line.split("│")[-2].strip() == "?"
+            assert line.split()[-1] == "?"
         (line,) = (each for each in lines if state.jwt[0].id in each and "next:" not in each)
-        assert line.split("│")[-2].strip() == ""
+        assert line.split()[-1] == state.jwt[0].id or line.split()[-1].endswith("Z")
         assert f"agents: 0 of {MAX_NODES + 5} have acknowledged sequence {state.sequence}" in people
         assert "missing: node-00, node-01" in people
         assert "node-19 and 5 more\n" in people
@@ -260,7 +271,10 @@ def test_a_theft_is_of_both_kinds_unless_one_is_named(flag: str, caplog: pytest.
         head, *_, progress = (line for line in text.splitlines() if not line.startswith(("next: ", "to do: ")))
         assert head == f"forced rotation of the x509 and jwt authorities started; abandoned: x509 {x509}, jwt {jwt}"
         assert not {x509, jwt} & {slot.id for kind in KINDS for slot in rig.state.slots(kind)}
-        assert progress[9:].startswith(f"{rig.state.x509[0].id[:8]} active, {rig.state.jwt[0].id[:8]} active; ")
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", progress)
+        assert progress.partition(" ")[2].startswith(
+            f"{rig.state.x509[0].id[:8]} active, {rig.state.jwt[0].id[:8]} active; "
+        )
         found = await rig.shown()
         told = {each["id"]: each for each in found["abandoned"]}
         assert [(each["kind"], each["id"]) for each in found["abandoned"]] == [("KIND_X509", x509), ("KIND_JWT", jwt)]
@@ -268,7 +282,7 @@ def test_a_theft_is_of_both_kinds_unless_one_is_named(flag: str, caplog: pytest.
         assert {each["left_at"] for each in told.values()} == {"2030-01-01T00:00:00Z"}
         assert [each["replaced"] for each in found["abandoned"]] == [True, False]
         people = await rig.authority("show")
-        assert f"abandoned: x509 {x509}, asked for 2030-01-01 00:00:00Z: left the trust bundle at" in people
+        assert f"abandoned: x509 {x509}, asked for 2030-01-01T00:00:00Z: left the trust bundle at" in people
         assert f"abandoned: jwt {jwt}, asked for" in people
         assert "to do: jwt: verifiers outside that cache keys (API servers, OpenBao, Vault, Keycloak) acce" in people
         assert f"(key id {rig.state.jwt[0].id})" in people
@@ -290,9 +304,9 @@ def test_what_is_told_of_an_abandoned_authority() -> None:
         return authority_command._abandoned(_abandoned(entry))
 
     later = START + timedelta(hours=1)
-    head = "x509 id, asked for 2030-01-01 00:00:00Z: "
-    last = "its last SVID ends at 2030-01-01 01:00:00Z at the latest"
-    left = "left the trust bundle at 2030-01-01 01:00:00Z"
+    head = "x509 id, asked for 2030-01-01T00:00:00Z: "
+    last = "its last SVID ends at 2030-01-01T01:00:00Z at the latest"
+    left = "left the trust bundle at 2030-01-01T01:00:00Z"
     assert told() == f"{head}signs until its successor does"
     assert told(svids_end=later) == f"{head}trusted until its SVIDs are replaced; {last}"
     assert told(left_at=later) == f"{head}{left}; it never signed"
@@ -515,7 +529,7 @@ def test_explain_says_who_wins_and_why() -> None:
         assert (code, found.splitlines()[1]) == (0, "policy: default/mine")
         assert "lost: default/mine" not in found
         code, text = await rig.explain("default/web", "json")
-        message = json.loads(text)
+        message = described("explain --socket", text)
         assert (message["outcome"], message["matched"]) == ("allowed", ["default/mine", "wide"])
         assert message["not_matched"][0]["policy"] == "default/other"
         mine = f"{GROUP}/namespaces/default/workloadidentities/mine"

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from agent.config import AgentConfig
+from docs import shapes
 from podsvid import cli
 from podsvid.api import command as api
 from podsvid.cli import main
@@ -87,6 +90,44 @@ def test_whoever_prints_a_document_prints_it_in_either_form(command: str) -> Non
     ]
     assert outputs
     assert all({"json", "yaml"} <= set(each.choices or ()) and "-o" in each.option_strings for each in outputs)
+
+
+def test_each_of_them_is_described_and_tables_are_wide_as_well() -> None:
+    wide = set()
+    for name, leaf in _named(cli._parser(None), ""):
+        for action in leaf._actions:
+            if "--output" in action.option_strings:
+                assert shapes.of(name)
+                assert next(iter(action.choices or ())) == "text"
+                wide |= {name} if "wide" in (action.choices or ()) else set()
+    assert wide == {"node ls", "node rotate", "authority show"}
+
+
+def _named(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    if not below:
+        yield name, parser
+    for each in below:
+        for word, one in each.choices.items():
+            yield from _named(one, f"{name} {word}".strip())
+
+
+def test_what_has_another_shape_than_described_is_found() -> None:
+    shape = shapes.obj(at=shapes.TIME, names=shapes.listed(shapes.STRING), last=replace(shapes.NUMBER, absent=True))
+    good = {"at": "2026-11-24T17:04:18Z", "names": ["a"]}
+    assert list(shape.faults(good)) == []
+    for changes in (
+        {"at": "2026-11-24 17:04:18Z"},
+        {"at": "2026-11-24T17:04:18+00:00"},
+        {"at": None},
+        {"names": [1]},
+        {"names": "a"},
+        {"last": "1"},
+        {"last": True},
+        {"more": 1},
+    ):
+        assert len(list(shape.faults(good | changes))) == 1, changes
+    assert len(list(shape.faults({"names": []}))) == 1
 
 
 def test_without_a_variable_the_customary_socket_is_asked(

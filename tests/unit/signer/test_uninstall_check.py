@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from podsvid.uninstall_check import Place, add_arguments, in_lines, in_one_line, in_use, policies_left, report, run
 from signer.cluster.decoding import Kept, Page
 from signer.errors import Forbidden
 from tests.fake_kube import FakeKube
+from tests.shapes import described
 from tests.signer_rig import DRIVER, Site
 
 DRIVERS = frozenset({DRIVER})
@@ -101,6 +103,17 @@ def test_pods_keep_it_and_policies_do_not(monkeypatch: pytest.MonkeyPatch, capsy
     assert "  default/zebra\n" in capsys.readouterr().out
     assert checked(site, monkeypatch, "--driver-names", "a.csi,other.csi")[0] == 1
     assert "REFUSED: 1 pods mount a.csi, other.csi" in capsys.readouterr().out
+
+
+def test_for_programs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    site = Site()
+    site.pod("web")
+    assert checked(site, monkeypatch, "-o", "json")[0] == 1
+    found = described("uninstall-check", capsys.readouterr().out)
+    assert (found["pods"], found["policies"]) == (["default/web"], [])
+    assert "REFUSED" in found["said"][0]["text"]
+    assert checked(site, monkeypatch, "-o", "yaml")[0] == 1
+    assert yaml.safe_load(capsys.readouterr().out) == found
 
 
 def test_who_cannot_look_does_not_say_that_nothing_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ def test_agents_time_to_be_heard(wrong: timedelta) -> None:
     at.knowledge.leads(True)
     at.clock.wrong = wrong
     until = at.clock.now() + timedelta(seconds=60)
-    assert f"agents have until {until:%H:%M:%SZ}" in at.acks().unknown, "people read it by the clock they have"
+    assert f"agents have until {until:%Y-%m-%dT%H:%M:%SZ}" in at.acks().unknown, "people read it by the clock they have"
 
 
 @WRONG
