@@ -68,8 +68,8 @@ class Guest(Protocol):
 class Entry:
     """One connection's place in the books. `node` is empty until an agent has proven itself on it.
 
-    `since` is when it came, `begun` when it got its place; it paid if its coming in vain would count; it queues if
-    there was no place for it when it spoke.
+    `since` is when it came, `begun` when it got its place, `heard` when it was answered last, or got its place; it paid
+    if its coming in vain would count; it queues if there was no place for it when it spoke.
     """
 
     guest: Guest
@@ -78,6 +78,7 @@ class Entry:
     node: str = ""
     strikes: int = 0
     begun: float = 0.0
+    heard: float = 0.0
     paid: bool = False
     queues: bool = False
 
@@ -239,7 +240,8 @@ class Admission:
                 self._end(given_up, "strangers")
             self._forget_waiting(entry)
             address = self._addresses[entry.address]
-            entry.begun, entry.paid = self._now(), not known
+            entry.begun = entry.heard = self._now()
+            entry.paid = not known
             (address.vain if known else self._vain).spend()
             self._strangers[entry] = address.placed[entry] = self._apart[entry.address in self._origins][entry] = None
             self._count(address)
@@ -251,8 +253,11 @@ class Admission:
         self._answering.passed(entry, whole=whole)
 
     def answered(self, entry: Entry) -> None:
-        """Its first words were."""
+        """It was, for the first time or again. From an agent's address it has its time anew: both take some of it."""
         self._answering.answered(entry)
+        if entry in self._apart[True]:
+            entry.heard = self._now()
+            self._apart[True].move_to_end(entry)
 
     def proven(self, entry: Entry, node: str) -> bool:
         """The agent of `node` has proven itself on it; False when there is no place for one more agent."""
@@ -339,8 +344,8 @@ class Admission:
         now = self._now()
         holds = ((True, KNOWN_HOLD_SECONDS), (False, HOLD_SECONDS))
         oldest = [(next(iter(self._apart[known]), None), hold) for known, hold in holds]
-        had = [each for each, hold in oldest if each is not None and now - each.begun >= hold]
-        return min(had, key=lambda each: each.begun, default=None)
+        had = [each for each, hold in oldest if each is not None and now - each.heard >= hold]
+        return min(had, key=lambda each: each.heard, default=None)
 
     def _rarest(self) -> Entry:
         """Of the strangers that spoke one of an address that has fewest: so one that comes alone goes first."""

@@ -158,7 +158,7 @@ class Door:
         self._admission.passed(passage.entry, whole=whole)
 
     def answered(self, passage: "Passage") -> None:
-        """grpc has an answer to its first words."""
+        """grpc has an answer to what it said."""
         self._admission.answered(passage.entry)
         self._next()
 
@@ -320,9 +320,8 @@ class Passage:
             self._inwards.heard = None
 
     def _answered(self, _: bytes) -> None:
-        for each in (self._inwards, self._outwards):
-            if each is not None:
-                each.heard = None
+        if self._inwards is not None:
+            self._inwards.heard = None
         self._door.answered(self)
 
     def trust(self, rate: int, burst: int) -> None:
@@ -331,6 +330,8 @@ class Passage:
         self._credit = Bucket(rate, burst, now)
         if self._inwards is not None:
             self._inwards.reads = Bucket(rate / AGENT_READ, burst / AGENT_READ, now)
+        if self._outwards is not None:
+            self._outwards.heard = None
         self._again()
 
     def rest(self, seconds: float) -> None:

@@ -347,6 +347,31 @@ def test_who_comes_from_where_agents_run_has_longer_than_others() -> None:
     assert (first.closed, second.closed, third.begun) == (True, False, True)
 
 
+def test_who_is_answered_has_its_time_anew_where_agents_run_and_nowhere_else() -> None:
+    """It did its part, and TLS takes three: who is sent away in the middle of it comes again."""
+    rig = Rig(strangers=3, expected=[f"10.0.9.{number}" for number in range(9)])
+    goes_on, halts = rig.enter("10.0.9.1"), rig.enter("10.0.9.2")
+    rig.at += KNOWN_HOLD_SECONDS - HOLD_SECONDS
+    stranger = rig.enter("10.0.1.1")
+    rig.enter("10.0.9.3")
+    assert stranger[0].closed
+    waits, _ = rig.enter("10.0.9.4")
+    for _, entry in (goes_on, stranger):
+        assert entry is not None
+        rig.admission.answered(entry)
+    rig.at += HOLD_SECONDS
+    rig.admission.go_on()
+    assert (goes_on[0].closed, halts[0].closed, waits.begun) == (False, True, True)
+    rig = Rig(strangers=1)
+    guest, entry = rig.enter("10.0.1.1")
+    waits, _ = rig.enter("10.0.1.2")
+    rig.at += HOLD_SECONDS
+    assert entry is not None
+    rig.admission.answered(entry)
+    rig.admission.go_on()
+    assert (guest.closed, waits.begun) == (True, True)
+
+
 def test_a_stranger_waits_for_the_first_that_had_its_time() -> None:
     rig = Rig(strangers=2, expected=("10.0.9.1",))
     known, _ = rig.enter("10.0.9.1")

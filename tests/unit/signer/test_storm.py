@@ -87,6 +87,10 @@ class Connection:
         else:
             self.asks()
 
+    def is_proven(self, now: float) -> bool:
+        """Whether TLS is done on its agent's side, which waits for no longer than it does for that."""
+        return self.parts < PARTS - 1 or (self.parts == PARTS - 1 and now >= self.ready_at)
+
     def asks(self) -> None:
         """Its first words are whole."""
         assert self.entry is not None
@@ -165,7 +169,7 @@ class Storm:
             if each.served_at is not None:
                 continue
             if each.connection is not None:
-                if self.now - each.begun_at > CONNECT_SECONDS:
+                if self.now - each.begun_at > CONNECT_SECONDS and not each.connection.is_proven(self.now):
                     self._gives_up(each.connection)
             elif self.now >= each.asks_at:
                 each.asks_at = self.now + ASK_MILLISECONDS / 1000
@@ -214,8 +218,7 @@ class Storm:
 
     def _did(self, connection: Connection) -> None:
         assert connection.entry is not None
-        if connection.parts == PARTS:
-            self.admission.answered(connection.entry)
+        self.admission.answered(connection.entry)
         connection.parts -= 1
         connection.work, connection.ready_at = self.part, self.now + self.think
         if isinstance(connection.whose, Other):
@@ -260,6 +263,18 @@ def test_a_replica_that_gave_out_all_places_and_is_far_too_slow_for_them_comes_b
     served = [0, *storm.run(60.0)]
     assert storm.admission._answering.limit < STRANGERS / 10
     assert least_in_ten_seconds(served[12:], storm.agents) >= 0.85 * 10 * 5, served
+    assert not storm.ended
+
+
+@pytest.mark.parametrize(("rate", "think"), [(12, 1.0), (12, 2.0), (50, 2.0), (50, 3.0)])
+def test_agents_that_take_long_for_each_of_their_steps_are_served_as_many_as_have_places(
+    rate: int, think: float
+) -> None:
+    """Where their nodes lack processor time too. To give way to others that are as slow would be for ever."""
+    storm = Storm(700, rate, think)
+    served = [0, *storm.run(40.0)]
+    # Each has its place for two of its steps, and as long again for the replica's.
+    assert least_in_ten_seconds(served[5:], storm.agents) >= 10 * min(0.5 * rate, STRANGERS / (4 * think)), served
     assert not storm.ended
 
 
