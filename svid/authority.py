@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from svid.bundle import TrustBundle
-from svid.certificates import extension
+from svid.certificates import check_readable, extension
 from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, public_key_of, signature_hash
 from svid.spiffeid import SpiffeId, TrustDomain
@@ -65,11 +65,7 @@ class X509Authority:
 
     def __post_init__(self) -> None:
         _check_chain(self.trust_domain, self.chain, self.bundle)
-        try:
-            matches = public_bytes(public_key_of(self.chain[0])) == public_bytes(self.private_key.public_key())
-        except InvalidKey as error:
-            raise IssuanceRefused(f"authority key: {error}") from None
-        if not matches:
+        if public_bytes(public_key_of(self.chain[0])) != public_bytes(self.private_key.public_key()):
             raise IssuanceRefused("authority key does not match its certificate")
 
     @classmethod
@@ -213,6 +209,14 @@ class X509Authority:
 def _check_chain(trust_domain: TrustDomain, chain: Sequence[x509.Certificate], bundle: TrustBundle) -> None:
     if not chain:
         raise IssuanceRefused("authority has no certificate")
+    try:
+        for certificate in chain:
+            check_readable(certificate)
+        public_key_of(chain[0])
+    except ValueError as error:
+        raise IssuanceRefused(f"certificate of the chain cannot be parsed: {error}") from None
+    except InvalidKey as error:
+        raise IssuanceRefused(f"authority key: {error}") from None
     constraints = extension(chain[0], x509.BasicConstraints)
     usage = extension(chain[0], x509.KeyUsage)
     if constraints is None or not constraints.value.ca or usage is None or not usage.value.key_cert_sign:

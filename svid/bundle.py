@@ -19,6 +19,7 @@ from svid.certificates import (
     certificate_from_der,
     certificates_from_der,
     certificates_from_pem,
+    check_readable,
     extension,
     to_der,
     to_pem,
@@ -176,6 +177,7 @@ class TrustBundle:
 
 def _check_authority(certificate: x509.Certificate) -> None:
     try:
+        check_readable(certificate)
         constraints = extension(certificate, x509.BasicConstraints)
     except ValueError as error:
         raise InvalidBundle(f"X.509 authority cannot be parsed: {error}") from None

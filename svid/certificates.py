@@ -63,11 +63,21 @@ def serial_of(certificate: x509.Certificate) -> str:
     return ("-" if number < 0 else "") + digits.zfill(len(digits) + len(digits) % 2)
 
 
+def check_readable(certificate: x509.Certificate) -> None:
+    """Raise ValueError where names or extensions cannot be parsed, which else comes to light when one is looked at."""
+    try:
+        _ = certificate.subject, certificate.issuer
+    except TypeError as error:
+        # How the library answers a distinguished name of an impossible type.
+        raise ValueError(str(error)) from None
+    extensions(certificate)
+
+
 def extensions(certificate: x509.Certificate) -> x509.Extensions:
     """All extensions. Raises ValueError where they cannot be parsed."""
     try:
         return certificate.extensions
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, TypeError) as error:
         raise ValueError(str(error)) from None
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from agent.authority.pacing import Pacing
 from runtime.settings import host_and_port
+from svid.certificates import certificate_from_der
 from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.errors import InvalidSvid
 from svid.spiffeid import TrustDomain
-from svid.x509svid import leaf_spiffe_id
+from svid.x509svid import issued_by, leaf_spiffe_id
 
 SOCKET = "to-signer.sock"
 # Seconds: for addresses, connection and handshake together; between two addresses of one name; for TLS's goodbye.
@@ -205,7 +205,7 @@ class ProvenSigner:
     def _check(self, certificate: bytes) -> x509.Certificate:
         """OpenSSL has verified the chain and the DNS name; this is whose it is. Raises NotProven."""
         try:
-            leaf = x509.load_der_x509_certificate(certificate)
+            leaf = certificate_from_der(certificate)
             found = leaf_spiffe_id(leaf)
         except (InvalidSvid, ValueError) as error:
             raise NotProven(self._stranger(f"no X.509-SVID: {error}")) from None
@@ -228,15 +228,7 @@ def certificates(pem: bytes) -> frozenset[bytes]:
 
 def _signers(leaf: x509.Certificate, roots: frozenset[bytes]) -> frozenset[bytes]:
     """Those that signed it; all of them where none did itself: which one a chain led to cannot be asked for."""
-    return frozenset(each for each in roots if _signed(leaf, x509.load_pem_x509_certificate(each))) or roots
-
-
-def _signed(leaf: x509.Certificate, root: x509.Certificate) -> bool:
-    try:
-        leaf.verify_directly_issued_by(root)
-    except (InvalidSignature, ValueError, TypeError):  # another's, of another name, or of a kind that signs nothing
-        return False
-    return True
+    return frozenset(each for each in roots if issued_by(leaf, x509.load_pem_x509_certificate(each))) or roots
 
 
 def _path(directory: int) -> str:

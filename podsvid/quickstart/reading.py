@@ -69,17 +69,15 @@ def _read(target: Path) -> tuple[bytes, bytes]:
 
 def _checked(certificates: bytes, authorities: bytes, trust_domain: str) -> Seen:
     """What the files say, checked as a peer would check it. Raises QuickstartError."""
-    from cryptography import x509
-
     from svid.bundle import TrustBundle
-    from svid.certificates import serial_of
+    from svid.certificates import certificates_from_pem, serial_of
     from svid.errors import SvidError
     from svid.spiffeid import TrustDomain
     from svid.x509svid import check_x509_svid
 
     now = datetime.now(UTC)
     try:
-        chain = tuple(x509.load_pem_x509_certificates(certificates))
+        chain = certificates_from_pem(certificates)
         bundle = TrustBundle.from_pem(TrustDomain.parse(trust_domain), authorities)
         spiffe_id = check_x509_svid(chain, bundle, now)
     except (SvidError, ValueError) as error:
