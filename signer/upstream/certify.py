@@ -1,12 +1,12 @@
 """Who certifies the signer's X.509 authorities: nobody (each is its own root), or a CA above."""
 
-import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from signer.errors import SignerError
+from signer.upstream.bounded import Bounded, Unanswered
 from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -59,11 +59,18 @@ class FileUpstream:
     key: Path
     bundle: Path | None = None
     may_lack: bool = False
+    reader: Bounded = field(default_factory=Bounded, repr=False, compare=False)
 
     async def certify(
         self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
     ) -> X509Authority:
-        return await asyncio.to_thread(self._certify, trust_domain, key, lifetime, now)
+        try:
+            return await self.reader.do(lambda: self._certify(trust_domain, key, lifetime, now))
+        except Unanswered:
+            raise UpstreamUnusable(
+                f"{self.certificate}, {self.key} or the bundle could not be read within {self.reader.seconds:g} s; is "
+                "it on a file system that hangs, or no regular file?"
+            ) from None
 
     def _given_roots(self) -> bytes | None:
         if self.bundle is None:
