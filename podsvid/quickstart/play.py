@@ -157,8 +157,8 @@ class _Quickstart:
 
         view: View | None = None
         try:
-            await unless_over(kubelet.wait_registered(timeout=_START_TIMEOUT))
             view = self._make_view()
+            await unless_over(kubelet.wait_registered(timeout=_START_TIMEOUT))
             for number in range(1, self._settings.pods + 1):
                 played = await unless_over(self._publish(kubelet, number))
                 self._pods.append(played)

@@ -143,9 +143,13 @@ class LiveView:
         # No refresh thread: this process draws when it has looked, and stays single-threaded.
         self._live: Live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._live.start()
+        # An agent takes its time to start: who waits is told for what.
+        self.tick(datetime.now(UTC))
 
     def published(self, pod: PlayedPod) -> None:
         self._pods.append(pod)
+        if len(self._pods) <= self._console.height:
+            self.tick(datetime.now(UTC))
 
     def rotated(self, pod: PlayedPod) -> None:
         pass
@@ -166,13 +170,17 @@ class LiveView:
 
     def _draw(self, now: datetime, *, going_on: bool) -> RenderableType:
         from rich.console import Group
+        from rich.padding import Padding
         from rich.text import Text
 
         below: list[RenderableType] = []
         if self._spoken:
             below.append(Text(self._spoken[0], style="bold"))
-            below += [Text(f"  {line}", overflow="fold") for line in (*self._spoken[1:], self._refused) if line]
-        if self._pods and going_on:
+            said = [line for line in (*self._spoken[1:], self._refused) if line]
+            below += [Padding(Text(line, overflow="fold"), (0, 0, 0, 2), expand=False) for line in said]
+        if going_on and not self._pods:
+            below.append(Text("Starting an agent, and publishing the first volume ..."))
+        elif going_on:
             below.append(Text("Try in another terminal:", style="bold"))
             below += [Text(f"  {each}", style="cyan", overflow="fold") for each in self._commands(self._pods[0])]
         below.append(Text("Ctrl-C takes everything away again." if going_on else "Stopped.", style="dim"))
@@ -180,7 +188,7 @@ class LiveView:
         room = self._console.height - 1 - len(self._console.render_lines(Group(*below), pad=False))
         above: list[RenderableType] = []
         for number, pod in enumerate(self._pods):
-            block = self._pod(pod, now)
+            block = self._pod(pod, now, going_on=going_on)
             more = len(self._pods) - number
             height = len(self._console.render_lines(block, pad=False))
             if height > room - (more > 1):
@@ -190,14 +198,17 @@ class LiveView:
             room -= height
         return Group(*above, *below)
 
-    def _pod(self, pod: PlayedPod, now: datetime) -> RenderableType:
+    def _pod(self, pod: PlayedPod, now: datetime, *, going_on: bool) -> RenderableType:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         seen = pod.current
         life = Table.grid(padding=(0, 1))
-        life.add_row(Text(f"  serial {seen.serial[:16]}…, {pod.rotations} rotations,"), _time_left(seen, now, width=16))
+        # What stays on the screen is read later: how long it has left would not be true any more.
+        left = _time_left(seen, now, width=16) if going_on else Text(f"valid until {_rfc3339(seen.not_after)}")
+        times = "1 rotation" if pod.rotations == 1 else f"{pod.rotations} rotations"
+        life.add_row(Text(f"  serial {seen.serial[:16]}…, {times},"), left)
         return Group(Text.assemble(f"{_name(pod)} ", (seen.spiffe_id, "bold green"), overflow="fold"), life)
 
 

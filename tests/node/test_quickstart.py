@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import random
 import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -355,6 +359,68 @@ def test_output_that_is_no_terminal_is_plain_lines(directory: Path) -> None:
     assert "demo/pod-1 rotated:" in text
     kept = f"{directory} has agent.log, quickstart.lock, state."
     assert text.splitlines()[-1] == f"The volumes are removed; the authority stays for the next time: {kept}"
+
+
+@pytest.mark.parametrize("pods", [1, 5])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_a_terminal_of_that_size_shows_all_of_it(width: int, height: int, pods: int) -> None:
+    printed, code = in_a_terminal(width, height, "--pods", str(pods), "--exit-after", "1", "--ttl", "6s")
+    *frames, last = frames_of(printed)
+    assert code == 0, printed
+    for frame in (*frames, last):
+        assert len(frame) <= height, "it scrolls"
+        assert max(map(len, frame), default=0) <= width, frame
+    assert "Starting an agent" in frames[0][0]
+    # The last one is drawn twice: when it is over, and when the terminal is given back.
+    shown = [each for each in frames if "Stopped." not in each][-1]
+    assert [line.split()[0] for line in shown if line.startswith("demo/")] == [f"demo/pod-{n + 1}" for n in range(pods)]
+    folded = "".join(line.strip() for line in shown)
+    assert "/pod-1/tls.crt -noout -text" in folded
+    assert "podsvid api fetch x509" in folded
+    assert ("pod-2 refused a stranger" in folded) == (pods > 1)
+    assert ("pod-1 met spiffe://example.org/ns/demo/sa/app-2" in folded) == (pods > 1)
+    assert len([line for line in last if "valid until" in line]) == pods
+    assert "Stopped." in last
+    assert not [line for line in last if "tls.crt" in line or "api fetch" in line or "Ctrl-C" in line]
+    found = re.fullmatch(r"Everything is removed: (\S+) is gone\.", last[-1])
+    assert found is not None
+    assert not Path(found[1]).exists()
+
+
+def in_a_terminal(width: int, height: int, *arguments: str) -> tuple[str, int]:
+    """What it writes to a terminal of that size, and its exit code."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "podsvid", "quickstart", *arguments],
+        cwd=ROOT,
+        env=kept | {"TERM": "xterm-256color", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    data, deadline = b"", time.monotonic() + DEADLINE
+    try:
+        # Of a terminal that nobody has open any more there is an error to read.
+        with suppress(OSError):
+            while select.select([ours], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                data += os.read(ours, 65536)
+        return data.decode(), process.wait(max(0.1, deadline - time.monotonic()))
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def frames_of(printed: str) -> list[list[str]]:
+    """The lines of each frame; the last one has what was printed behind it as well."""
+    # Each frame is drawn over the one before, line by line upwards.
+    parts = re.split(r"(?:\r?\x1b\[(?:2K|1A))+", printed)
+    plain = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part).replace("\r", "") for part in parts]
+    return [[line.rstrip() for line in each.strip("\n").split("\n")] for each in plain if each.strip()]
 
 
 def test_a_reader_that_goes_away_ends_it(directory: Path) -> None:

@@ -65,10 +65,22 @@ def test_a_frame_fits_the_screen_with_both_commands(width: int, height: int, pod
         assert f"demo/pod-{number} spiffe://" in text
     assert ("more pods" in text) == (pods == 500)
     assert ("refused a stranger" in text) == (pods > 1)
+    # What is folded stays below its heading.
+    assert not [line for line in frame if line.startswith("certificate")]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_the_first_frame_says_what_is_waited_for(width: int, height: int) -> None:
+    made, console = view(width, height, 0)
+    assert "Starting an agent" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Starting an agent" in lines(made, console, going_on=True)[0]
+    assert not [line for line in lines(made, console, going_on=False) if "Starting" in line]
 
 
 def test_the_last_frame_offers_nothing_that_is_gone() -> None:
     made, console = view(80, 24, 5)
     frame = lines(made, console, going_on=False)
     assert frame[-1] == "Stopped."
+    assert len([line for line in frame if "valid until 2026-11-28T00:00:30Z" in line]) == 5
+    assert not [line for line in frame if line.rstrip()[-2:] == " s"]
     assert not [line for line in frame if "tls.crt" in line or "api fetch" in line or "Ctrl-C" in line]
