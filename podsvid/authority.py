@@ -73,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for name, text in texts.items():
         each = commands.add_parser(name, help=text, description=text)
-        each.add_argument("--socket", default=here(), help=f"the replica's admin socket (default: {here()})")
+        each.add_argument(
+            "--socket",
+            default=here(),
+            metavar="SOCKET",
+            help=f"the replica's admin socket (default: {here()}) [PODSVID_ADMIN_SOCKET]",
+        )
         add_timeout(each, what="until the first answer")
         if name == "show":
             add_output(each, TABLE_FORMS)
@@ -83,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         usual = "x509; with --forced: both" if name == "rotate" else "x509"
         each.add_argument("--kind", choices=sorted(_BY_NAME), help=f"which authorities (default: {usual})")
         if name == "revoke":
-            each.add_argument("authority_id", help="its id, as `show` prints it")
+            each.add_argument("authority_id", metavar="AUTHORITY_ID", help="its id, as `show` prints it")
         if name in ("rotate", "revoke", "activate"):
             text = {
                 "rotate": "the keys are stolen: abandon all authorities that there are now, re-issue in minutes, and "

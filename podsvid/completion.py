@@ -12,7 +12,7 @@ to complete from now on, here or, in its start-up file, in every new shell:
   fish  podsvid completion fish | source     ~/.config/fish/config.fish
 """
 # What an option's value is, by how --help calls it.
-_FILES: Final = ("FILE", "SOCKET", "ADDRESS")
+_FILES: Final = ("FILE", "SOCKET")
 _DIRECTORIES: Final = ("DIR",)
 
 
@@ -31,8 +31,8 @@ def run(parsed: argparse.Namespace, whole: Callable[[], argparse.ArgumentParser]
     for action in _actions(parser):
         if action.metavar in _FILES or action.metavar in _DIRECTORIES:
             action.complete = shtab.FILE if action.metavar in _FILES else shtab.DIRECTORY  # type: ignore[attr-defined]
-        elif action.choices is None and isinstance(action.metavar, str) and action.metavar.islower():
-            # true|false: argparse leaves what is accepted to the setting, which has more to say.
+        elif action.choices is None and isinstance(action.metavar, str) and "|" in action.metavar:
+            # true|false, RS256|...: argparse leaves what is accepted to the setting, which has more to say.
             action.choices = action.metavar.split("|")
         if action.option_strings and isinstance(action.metavar, str):
             # zsh's specifications have colons of their own.

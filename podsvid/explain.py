@@ -36,10 +36,19 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     add_pod(parser)
-    parser.add_argument("--kubeconfig", help="kubeconfig file (default: $KUBECONFIG, ~/.kube/config)")
-    parser.add_argument("--context", help="context of the kubeconfig (default: the current one)")
-    parser.add_argument("--podsvid-namespace", default="podsvid", help="where podsvid is installed (default: podsvid)")
-    parser.add_argument("--socket", help=f"ask only this signer's admin socket (default: {here()}, where it exists)")
+    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: $KUBECONFIG, ~/.kube/config)")
+    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
+    parser.add_argument(
+        "--podsvid-namespace",
+        default="podsvid",
+        metavar="NAMESPACE",
+        help="where podsvid is installed (default: podsvid)",
+    )
+    parser.add_argument(
+        "--socket",
+        metavar="SOCKET",
+        help=f"ask only this signer's admin socket (default: {here()}, where it exists) [PODSVID_ADMIN_SOCKET]",
+    )
     parser.add_argument("--all", action="store_true", help="show all policies that do not match, not only the nearest")
     add_output(parser)
     add_timeout(parser)

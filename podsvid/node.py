@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         each = commands.add_parser(name, help=text, description=text)
         if name != "ls":
             add_pod(each)
-        each.add_argument("--socket", default=default, help=f"the agent's admin socket (default: {default})")
+        each.add_argument(
+            "--socket",
+            default=default,
+            metavar="SOCKET",
+            help=f"the agent's admin socket (default: {default}, below PODSVID_RUN_DIR)",
+        )
         add_output(each, TABLE_FORMS if name != "explain" else FORMS)
         add_timeout(each, GIVEN_UP if name != "rotate" else ROTATE_SECONDS + GIVEN_UP)
 

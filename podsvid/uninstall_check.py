@@ -29,12 +29,15 @@ MAX_NAMED = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    parser.add_argument("--driver-names", default="csi.podsvid.io", help="CSI drivers, separated by commas")
-    parser.add_argument("--namespace", default="podsvid", help="where podsvid is installed")
-    parser.add_argument("--state-secret", default="podsvid-authority", help="the signer's state_secret")
-    parser.add_argument("--bundle-config-map", default="podsvid-bundle", help="the signer's bundle_config_map")
+    for flag, default, called, text in (
+        ("--driver-names", "csi.podsvid.io", "LIST", "CSI drivers, separated by commas"),
+        ("--namespace", "podsvid", "NAMESPACE", "where podsvid is installed"),
+        ("--state-secret", "podsvid-authority", "NAME", "the signer's state_secret"),
+        ("--bundle-config-map", "podsvid-bundle", "NAME", "the signer's bundle_config_map"),
+    ):
+        parser.add_argument(flag, default=default, metavar=called, help=f"{text} (default: {default})")
     parser.add_argument("--one-line", action="store_true", help="text in one line: Helm shows line ends as \\n")
-    parser.add_argument("--kubeconfig", help="kubeconfig file (default: the cluster that this pod is in)")
+    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: the cluster that this pod is in)")
     add_output(parser)
     add_timeout(parser, what="for each answer of the API server")
 

@@ -8,11 +8,12 @@ import dataclasses
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runtime import durations
@@ -53,8 +54,19 @@ def trust_domain(text: str) -> TrustDomain:
         raise ValueError(f"a trust domain name such as example.org ({error})") from None
 
 
-def duration(least: timedelta = timedelta(0), most: timedelta = durations.MAX) -> Callable[[str], timedelta]:
-    return lambda text: durations.parse(text, least, most)
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A time between two others, these included."""
+
+    least: timedelta
+    most: timedelta
+
+    def __call__(self, text: str) -> timedelta:
+        return durations.parse(text, self.least, self.most)
+
+
+def duration(least: timedelta = timedelta(0), most: timedelta = durations.MAX) -> Duration:
+    return Duration(least, most)
 
 
 ttl = duration(durations.MIN_TTL, durations.MAX_TTL)
@@ -221,6 +233,8 @@ def setting(
 
 def add_arguments(parser: argparse.ArgumentParser, model: type[Any]) -> None:
     """Add --config and a flag for every setting, those together whose names begin with the same word."""
+    # Every setting by name would be a screenful of brackets.
+    parser.usage = "%(prog)s [-h] [--config FILE] [--SETTING VALUE ...] [--check]"
     parser.add_argument("--config", metavar="FILE", help=f"YAML file with these settings [{ENVIRONMENT_PREFIX}CONFIG]")
     words = Counter(each.name.partition("_")[0] for each in dataclasses.fields(model))
     groups = {word: parser.add_argument_group(f"{word} settings") for word, number in words.items() if number > 2}
@@ -238,14 +252,25 @@ def add_arguments(parser: argparse.ArgumentParser, model: type[Any]) -> None:
             group.add_argument(flag, dest=each.name, metavar=_called(each), help=help_text)
 
 
-def _called(setting: "dataclasses.Field[Any]") -> str | None:
-    """What --help calls the value, by which shells complete it; None: by the setting's name."""
+def _called(setting: "dataclasses.Field[Any]") -> str:
+    """What --help calls the value, by which shells complete it."""
     parse = setting.metadata["parse"]
     if isinstance(parse, Choice):
         return "|".join(parse.accepted)
     if parse is absolute:
         return "DIR" if setting.name.endswith(("_dir", "_root")) else "FILE"
-    return None
+    if isinstance(parse, Listed):
+        return "LIST"
+    if isinstance(parse, Duration):
+        return "DURATION"
+    if isinstance(parse, Number):
+        return "N"
+    return _CALLED.get(parse, "VALUE")
+
+
+_CALLED: Mapping[Callable[[str], Any], str] = MappingProxyType(
+    {listen: "HOST:PORT", url: "URL", collector: "URL", jwt_algorithm: "|".join(JwtAlgorithm), trust_domain: "NAME"}
+)
 
 
 def address_conflicts(**addresses: tuple[str, int] | None) -> Iterator[Conflict]:

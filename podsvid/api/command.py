@@ -43,22 +43,22 @@ class _TokenInvalid(AgentError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verbs of `podsvid api`."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch|watch|validate")
-    fetch = verbs.add_parser("fetch", help="print what the socket has now, and end")
+    fetch = _page(verbs, "fetch", "print what the socket has now, and end")
     kinds = fetch.add_subparsers(dest="kind", required=True, metavar="x509|jwt|bundle")
 
-    x509 = _command(kinds.add_parser("x509", help="the X.509-SVIDs with their bundles"), ("pem",))
+    x509 = _command(_page(kinds, "x509", "the X.509-SVIDs with their bundles"), ("pem",))
     _add_write(x509, "data", "svid.N.pem, svid.N.key, bundle.N.pem and federated_bundle.TRUST_DOMAIN.pem")
 
-    jwt = _command(kinds.add_parser("jwt", help="JWT-SVIDs for an audience"), ("token",))
+    jwt = _command(_page(kinds, "jwt", "JWT-SVIDs for an audience"), ("token",))
     jwt.add_argument("--audience", action="append", required=True, type=_audience, metavar="A", help="repeatable")
     jwt.add_argument("--spiffe-id", type=_spiffe_id, metavar="ID", help="of this identity only (default: one of each)")
     _add_write(jwt, "jwt", "jwt_svid.N.token")
 
-    bundle = _command(kinds.add_parser("bundle", help="the bundles of all trust domains"), ("pem",))
+    bundle = _command(_page(kinds, "bundle", "the bundles of all trust domains"), ("pem",))
     _add_write(bundle, "bundles", "trust_bundle.TRUST_DOMAIN.pem and trust_bundle.TRUST_DOMAIN.jwks")
 
     watch = _command(
-        verbs.add_parser("watch", help="print the X.509-SVIDs, and again whenever they change"),
+        _page(verbs, "watch", "print the X.509-SVIDs, and again whenever they change"),
         ("pem",),
         timeout=None,
     )
@@ -83,9 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write, whose files do not change while the command runs",
     )
 
-    validate = verbs.add_parser("validate", help="let the server validate a token")
+    validate = _page(verbs, "validate", "let the server validate a token")
     what = validate.add_subparsers(dest="kind", required=True, metavar="jwt")
-    token = _command(what.add_parser("jwt", help="print the SPIFFE ID and claims of a JWT-SVID"), ())
+    token = _command(_page(what, "jwt", "print the SPIFFE ID and claims of a JWT-SVID"), ())
     token.add_argument("--audience", required=True, type=_audience, metavar="A", help="who the token must be for")
     source = token.add_mutually_exclusive_group(required=True)
     source.add_argument("--svid-file", metavar="FILE", help="read the token from FILE; `-` is the standard input")
@@ -264,12 +264,16 @@ def _report(text: str) -> None:
     print(f"podsvid: {text}", file=sys.stderr, flush=True)
 
 
+def _page(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=text)
+
+
 def _command(
     parser: argparse.ArgumentParser, others: tuple[str, ...], timeout: float | None = _TIMEOUT
 ) -> argparse.ArgumentParser:
     parser.add_argument(
         "--socket",
-        metavar="ADDRESS",
+        metavar="SOCKET",
         help=f"unix:///PATH, tcp://IP:PORT or an absolute path (default: ${ENDPOINT_VARIABLE}, else what is there of "
         f"{' and '.join(CUSTOMARY)})",
     )

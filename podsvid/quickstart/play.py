@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pods", type=_between(1, _MOST_PODS), default=2, metavar="N", help="how many pods to play (default 2)"
     )
-    parser.add_argument("--ttl", default="30s", metavar="TIME", help="how long an X.509-SVID lives (default 30s)")
+    parser.add_argument("--ttl", default="30s", metavar="DURATION", help="how long an X.509-SVID lives (default 30s)")
     parser.add_argument(
         "--trust-domain", type=_trust_domain, default="example.org", metavar="NAME", help="default example.org"
     )

@@ -364,7 +364,7 @@ def test_output_that_is_no_terminal_is_plain_lines(directory: Path) -> None:
 @pytest.mark.parametrize("pods", [1, 5])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
 def test_a_terminal_of_that_size_shows_all_of_it(width: int, height: int, pods: int) -> None:
-    printed, code = in_a_terminal(width, height, "--pods", str(pods), "--exit-after", "1", "--ttl", "6s")
+    printed, code = in_a_terminal(width, height, "--pods", str(pods), "--exit-after", "1", "--ttl", "20s")
     *frames, last = frames_of(printed)
     assert code == 0, printed
     for frame in (*frames, last):

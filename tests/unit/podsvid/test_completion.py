@@ -27,6 +27,12 @@ LINES = [
     ("podsvid agent --authority e", "embedded"),
     ("podsvid signer --upstream-cert-file ./pyproject.t", "./pyproject.toml"),
     ("podsvid api watch --signal 1 --exec-t", "--exec-timeout"),
+    ("podsvid node ls --socket ./pyproject.t", "./pyproject.toml"),
+    ("podsvid authority revoke --socket ./pyproject.t", "./pyproject.toml"),
+    ("podsvid explain --kubeconfig ./pyproject.t", "./pyproject.toml"),
+    ("podsvid uninstall-check --kubeconfig ./pyproject.t", "./pyproject.toml"),
+    ("podsvid agent --jwt-algorithm PS38", "PS384"),
+    ("podsvid node rotate -o w", "wide"),
 ]
 DEADLINE = 60.0
 

@@ -145,11 +145,24 @@ def test_without_a_variable_the_customary_socket_is_asked(
 
 def test_every_help_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for command in cli._COMMANDS:
-        parser = cli._parser(command)
-        (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-        for each in _leaves(commands.choices[command]):
-            assert max(map(len, each.format_help().splitlines())) <= 80
+    pages = list(_pages(cli._parser(None)))
+    assert len(pages) > 20
+    for each in pages:
+        text = each.format_help()
+        assert max(map(len, text.splitlines())) <= 80, text
+        # What it is for, and every value by what it is.
+        assert each.description, each.prog
+        for action in each._actions:
+            if action.option_strings and action.nargs != 0 and action.help != argparse.SUPPRESS:
+                assert action.metavar or action.choices, f"{each.prog} {action.option_strings}"
+
+
+def _pages(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for each in parser._actions:
+        if isinstance(each, argparse._SubParsersAction):
+            for one in each.choices.values():
+                yield from _pages(one)
 
 
 @pytest.mark.parametrize(("command", "model"), [("agent", AgentConfig), ("signer", SignerConfig)])
