@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from agent.errors import AgentError, WorkloadApiError
 from podsvid.interrupts import unwinding
 from podsvid.options import FORMS, add_output, add_timeout, seconds
-from runtime.settings import InvalidSetting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -183,6 +182,8 @@ async def _watch(address: str, arguments: argparse.Namespace, command: Sequence[
     from runtime.stopping import asked_to_stop
 
     if arguments.exec and not command:
+        from runtime.settings import InvalidSetting
+
         raise InvalidSetting("--exec needs a command")
     stop = asked_to_stop()
     directory = None if arguments.write is None else os.path.abspath(arguments.write)

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +23,19 @@ from podsvid.outcome import WrongUsage
 from podsvid.parsing import Parser
 from runtime.version import own_version
 from signer.config import SignerConfig
+from tests.support import ROOT
 
 
 @pytest.mark.parametrize("beside", [(), ("node",), ("help",)])
 def test_the_version(beside: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version", *beside]) == 0
     assert capsys.readouterr().out == f"podsvid {own_version()}\n"
+
+
+@pytest.mark.parametrize("line", [["--version"], ["node", "--help"], ["api", "watch", "--help"]], ids=" ".join)
+def test_what_needs_no_cryptography_does_not_load_it(line: list[str]) -> None:
+    code = f"import sys; from podsvid.cli import main; main({line}); sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("line", [["node"], ["api", "fetch", "x509"], ["authority", "rotate"], []], ids=" ".join)
