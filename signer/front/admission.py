@@ -131,9 +131,8 @@ class Admission:
         self._waiting: OrderedDict[Entry, None] = OrderedDict()
         # Of the waiting those that spoke and go first; the others stand with their addresses.
         self._known_ready: OrderedDict[Entry, None] = OrderedDict()
-        # Those that have places; and the same by whether their address is known, as far as was looked.
+        # Those that have places, by `heard`.
         self._strangers: OrderedDict[Entry, None] = OrderedDict()
-        self._apart: dict[bool, OrderedDict[Entry, None]] = {True: OrderedDict(), False: OrderedDict()}
         self._answering: Answering[Entry] = Answering(strangers, now)
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
         # Addresses by how many they have of those that wait, of those that have places, and of those that spoke.
@@ -184,9 +183,11 @@ class Admission:
             self._turn_away(name, "strangers", self._crowding)
             return None
         if len(address.all) >= self._of_address:
-            # The oldest: agents prove themselves in a moment, and may share an address with who does not.
-            self._end(next(iter(address.all)), "address")
-        elif len(self._waiting) >= self._most_waiting:
+            # The oldest: agents prove themselves in a moment, and may share an address with who does not. Where many
+            # come from it, of those that wait: who has a place is nearly done, and nobody would ever be.
+            those = address.waiting if len(address.waiting) > len(address.placed) else address.all
+            self._end(next(iter(those)), "address")
+        if len(self._waiting) >= self._most_waiting:
             found = self._crowds.least_welcome()
             if found is None or (found.name in self._origins and len(found.all) <= len(address.all) + 1):
                 # Where agents wait for their turn the next one comes again later: else those who are nearly there go.
@@ -243,7 +244,7 @@ class Admission:
             entry.begun = entry.heard = self._now()
             entry.paid = not known
             (address.vain if known else self._vain).spend()
-            self._strangers[entry] = address.placed[entry] = self._apart[entry.address in self._origins][entry] = None
+            self._strangers[entry] = address.placed[entry] = None
             self._count(address)
             self._answering.begin(entry)
             entry.guest.begin()
@@ -255,9 +256,9 @@ class Admission:
     def answered(self, entry: Entry) -> None:
         """It was, for the first time or again. From an agent's address it has its time anew: both take some of it."""
         self._answering.answered(entry)
-        if entry in self._apart[True]:
+        if entry in self._strangers and entry.address in self._origins:
             entry.heard = self._now()
-            self._apart[True].move_to_end(entry)
+            self._strangers.move_to_end(entry)
 
     def proven(self, entry: Entry, node: str) -> bool:
         """The agent of `node` has proven itself on it; False when there is no place for one more agent."""
@@ -325,7 +326,7 @@ class Admission:
             # It would not be answered sooner; and what was done for those who are there would be for nothing.
             if not known:
                 return None
-            unknown = (each for each in self._apart[False] if each.address not in self._origins)
+            unknown = (each for each in self._strangers if each.address not in self._origins)
             return next((each for each in unknown if each in self._answering), None)
         found = self._placed.least_welcome()
         if found is not None:
@@ -337,15 +338,14 @@ class Admission:
 
     def _had_its_time(self) -> Entry | None:
         """The one that did first."""
-        unknown = self._apart[False]
-        while unknown and (each := next(iter(unknown))).address in self._origins:
-            # An agent has come from there meanwhile.
-            self._apart[True][each] = unknown.pop(each)
         now = self._now()
-        holds = ((True, KNOWN_HOLD_SECONDS), (False, HOLD_SECONDS))
-        oldest = [(next(iter(self._apart[known]), None), hold) for known, hold in holds]
-        had = [each for each, hold in oldest if each is not None and now - each.heard >= hold]
-        return min(had, key=lambda each: each.heard, default=None)
+        for each in self._strangers:
+            had = now - each.heard
+            if had < HOLD_SECONDS:
+                return None
+            if had >= KNOWN_HOLD_SECONDS or each.address not in self._origins:
+                return each
+        return None
 
     def _rarest(self) -> Entry:
         """Of the strangers that spoke one of an address that has fewest: so one that comes alone goes first."""
@@ -373,8 +373,6 @@ class Admission:
 
     def _forget_stranger(self, entry: Entry, *, proven: bool = False) -> None:
         del self._strangers[entry]
-        for those in self._apart.values():
-            those.pop(entry, None)
         self._answering.left(entry, proven=proven)
         address = self._addresses[entry.address]
         del address.all[entry], address.placed[entry]
@@ -388,8 +386,11 @@ class Admission:
             found = self._addresses[name] = _Address(name, Bucket(self._rate, at_once, now), vain)
         self._addresses.move_to_end(name)
         if len(self._addresses) > MAX_ADDRESSES:
-            # The one that was quiet for longest.
-            idle = next((key for key, each in self._addresses.items() if not each.all and key != name), None)
-            if idle is not None:
-                del self._addresses[idle]
+            # The one that was quiet for longest. Those with connections, few of all, are put behind it two at a time.
+            for _ in range(2):
+                oldest = next(iter(self._addresses))
+                if not self._addresses[oldest].all:
+                    del self._addresses[oldest]
+                    break
+                self._addresses.move_to_end(oldest)
         return found

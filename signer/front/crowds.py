@@ -10,7 +10,7 @@ T = TypeVar("T", bound=Hashable)
 class Numbers(Generic[T]):
     """Each with its number. Those with the same one come in the order in which they came to it.
 
-    There are as many different numbers at most as add up to what is counted: 35 for 600 connections.
+    There are as many different numbers at most as add up to what is counted: 34 for 600 connections.
     """
 
     def __init__(self) -> None:

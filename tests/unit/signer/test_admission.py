@@ -272,6 +272,30 @@ def test_where_too_many_wait_who_has_most_gives_way() -> None:
     assert (rig.admission.strangers, rig.refused) == (8, ["strangers"])
 
 
+def test_no_more_wait_than_may_though_an_address_has_all_that_it_may() -> None:
+    rig = Rig(rate=1, strangers=2, waiting=3)
+    placed, _ = rig.enter("a")
+    rig.silent("a")
+    for each in ("b", "c"):
+        rig.silent(each)
+    rig.at += 2.0
+    guest, _ = rig.silent("a")
+    assert placed.closed
+    assert not guest.closed
+    assert len(rig.admission._waiting) == 3
+    assert rig.refused == ["address", "strangers"]
+
+
+def test_where_many_share_an_address_who_has_a_place_keeps_it() -> None:
+    rig = Rig(rate=3, strangers=2)
+    placed = [rig.enter("a")[0] for _ in range(2)]
+    waiting = [rig.enter("a")[0] for _ in range(4)]
+    rig.at += 0.34
+    rig.enter("a")
+    assert [each.closed for each in placed] == [False, False]
+    assert [each.closed for each in waiting] == [True, False, False, False]
+
+
 def test_where_all_places_are_taken_who_has_most_gives_way() -> None:
     rig = Rig()
     alone = [rig.enter(f"10.0.1.{number}")[0] for number in range(5)]
@@ -527,6 +551,19 @@ def test_who_is_known_meanwhile_has_as_long_as_others_that_are() -> None:
     rig.at += KNOWN_HOLD_SECONDS - 2 * HOLD_SECONDS
     rig.admission.go_on()
     assert (stays[0].closed, late.begun) == (False, True)
+
+
+def test_who_becomes_known_keeps_its_turn_among_those_that_were_known_before() -> None:
+    rig = Rig(strangers=3, expected=["n"])
+    shared, _ = rig.enter("a")
+    rig.agent("node-a", "a")
+    rig.at += KNOWN_HOLD_SECONDS - 0.1
+    later, _ = rig.enter("n")
+    stranger, _ = rig.enter("f")
+    rig.at += 0.2
+    waits, _ = rig.enter("g")
+    assert waits.begun
+    assert (shared.closed, later.closed, stranger.closed) == (True, False, False)
 
 
 def test_a_stolen_token_makes_few_addresses_known() -> None:

@@ -39,6 +39,7 @@ class Tens:
 class Caller:
     """One agent."""
 
+    node: str
     address: str
     pacing: Pacing
     asks_at: float
@@ -109,12 +110,17 @@ class Connection:
 
 @dataclass
 class Storm:
-    """`agents` come within so many seconds to a replica that serves `rate` a second; each answers after `think`."""
+    """`agents` come within so many seconds to a replica that serves `rate` a second; each answers after `think`.
+
+    All are from one `address` if it is given, which gets so many connections a second.
+    """
 
     agents: int
     rate: float
     think: float = 0.05
     within: float = 1.0
+    address: str = ""
+    address_rate: int = 5
     others: list[Other] = field(default_factory=list)
     now: float = 0.0
     working: dict[Connection, None] = field(default_factory=dict)
@@ -123,10 +129,13 @@ class Storm:
     def __post_init__(self) -> None:
         rng = random.Random(1)
         self.part = 1.0 / self.rate / PARTS
-        self.admission = Admission(5, lambda _: None, lambda: self.now, expected=Tens(), agents=self.agents)
+        self.admission = Admission(
+            self.address_rate, lambda _: None, lambda: self.now, expected=Tens(), agents=self.agents
+        )
         self.callers = [
             Caller(
-                f"10.{number // 62500}.{number // 250 % 250}.{number % 250}",
+                f"node-{number}",
+                self.address or f"10.{number // 62500}.{number // 250 % 250}.{number % 250}",
                 Pacing(random.Random(number), lambda: True, lambda: self.now),
                 rng.uniform(0.0, self.within),
             )
@@ -225,7 +234,7 @@ class Storm:
             del self.working[connection]
         elif connection.parts == 0:
             del self.working[connection]
-            assert self.admission.proven(connection.entry, connection.whose.address)
+            assert self.admission.proven(connection.entry, connection.whose.node)
             connection.whose.served_at = self.now
 
 
@@ -275,6 +284,16 @@ def test_agents_that_take_long_for_each_of_their_steps_are_served_as_many_as_hav
     served = [0, *storm.run(40.0)]
     # Each has its place for two of its steps, and as long again for the replica's.
     assert least_in_ten_seconds(served[5:], storm.agents) >= 10 * min(0.5 * rate, STRANGERS / (4 * think)), served
+    assert not storm.ended
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.1"])
+@pytest.mark.parametrize("address_rate", [100, 5000])
+def test_agents_behind_one_address_come_back(address: str, address_rate: int) -> None:
+    """Where that address is let have so many. Nobody's place is taken by who comes behind it."""
+    storm = Storm(1500, 50, address=address, address_rate=address_rate)
+    served = [0, *storm.run(28.0)]
+    assert least_in_ten_seconds(served, storm.agents) >= 0.7 * 10 * 50, served
     assert not storm.ended
 
 
