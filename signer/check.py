@@ -15,9 +15,12 @@ from signer.authority.trial import Cause, admit
 from signer.cluster.kube_client import KubeClient
 from signer.config import SignerConfig
 from signer.policy.template import path_template
-from signer.upstream.certify import SelfSigned, upstream_of
+from signer.upstream.certify import SelfSigned
+from signer.upstream.chosen import Files, chosen
+from signer.upstream.openbao import OpenBao
+from signer.upstream.remote import Elsewhere
 
-_UPSTREAM = ("upstream_cert_file", "upstream_key_file", "upstream_bundle_file", "upstream_dir")
+_UPSTREAM = ("upstream", "upstream_cert_file", "upstream_key_file", "upstream_bundle_file", "upstream_dir")
 _LIFETIMES = ("authority_ttl", "x509_ttl", "x509_max_ttl")
 
 
@@ -78,13 +81,25 @@ def _files(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
 
 
 def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
-    """Whether the CA above certifies what a first start takes: tried with a key that is thrown away."""
+    """Whether the CA above certifies what a first start takes: tried with a key that is thrown away.
+
+    Of one elsewhere only the files are looked at: it is not asked.
+    """
     config = examined.config
     if not _sound(examined, *_UPSTREAM, "trust_domain", *_LIFETIMES):
         return
-    files = (config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file)
-    above = upstream_of(*files, config.upstream_dir)
-    if isinstance(above, SelfSigned):
+    if not _sound(examined, *(name for name in config.__dataclass_fields__ if name.startswith("openbao_"))):
+        return
+    found = chosen(
+        config.upstream,
+        Files(config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file, config.upstream_dir),
+        config.openbao,
+    )
+    above = found.above
+    if isinstance(found.remote, OpenBao):
+        for name, read in found.remote.files().items():
+            yield host.usable(examined.shown(name), read)
+    if isinstance(above, SelfSigned | Elsewhere):
         return
     now, policy = datetime.now(UTC), lifecycle_policy(config)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from runtime import durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
+from signer import openbao_settings
 from signer.model import TtlLimits
+from signer.openbao_settings import OpenBaoSettings
 from svid.authority import MAX_BACKDATE
 from svid.dnsnames import is_pattern
 from svid.jwtsvid import JwtAlgorithm
@@ -107,6 +109,45 @@ class SignerConfig:
         "an upstream CA as a Secret's volume shows it, in place of the files above: tls.crt, tls.key and, where there "
         "is one, ca.crt",
     )
+    upstream: str = setting(
+        settings.choice("files", "openbao"),
+        "which kind of CA signs the authorities: files (upstream_dir, or upstream_cert_file and upstream_key_file; "
+        "without any, each authority is its own root), or openbao (also Vault)",
+        "files",
+    )
+    openbao_address: str | None = setting(
+        openbao_settings.address, "https:// URL of OpenBao or Vault, host and port; http:// only on the loopback"
+    )
+    openbao_ca_file: Path | None = setting(settings.absolute, "PEM of the CA of its server certificate, re-read")
+    openbao_namespace: str | None = setting(openbao_settings.path, "namespace there (default: the root namespace)")
+    openbao_mount: str = setting(openbao_settings.path, "where the PKI engine is mounted", "pki")
+    openbao_issuer: str | None = setting(
+        openbao_settings.path, "issuer of that engine, by name or id (default: the engine's default)"
+    )
+    openbao_auth: str = setting(
+        settings.choice(*openbao_settings.METHODS),
+        "how the signer logs in: kubernetes (its service account's token), token, approle or cert",
+        "kubernetes",
+    )
+    openbao_auth_mount: str | None = setting(
+        openbao_settings.path, "where that method is mounted (default: at its name)"
+    )
+    openbao_role: str | None = setting(
+        openbao_settings.path, "role for the login by kubernetes or cert (of cert: default: any that fits)"
+    )
+    openbao_token_file: Path | None = setting(
+        settings.absolute,
+        "of kubernetes: the projected service account token; of token: the token itself; read at each use",
+        secret=True,
+    )
+    openbao_role_id: str | None = setting(
+        settings.matching(re.compile(r"[!-~]{1,256}"), "printable characters without spaces"), "of approle: the role id"
+    )
+    openbao_secret_id_file: Path | None = setting(
+        settings.absolute, "of approle: file with the secret id, read at each use", secret=True
+    )
+    openbao_cert_file: Path | None = setting(settings.absolute, "of cert: PEM chain of the signer's client certificate")
+    openbao_key_file: Path | None = setting(settings.absolute, "of cert: PEM key of that certificate", secret=True)
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
     )
@@ -208,6 +249,10 @@ class SignerConfig:
         """What contradicts each other; `given` are the settings that somebody said."""
         if self.listen is None:
             yield Conflict(("listen",), "agents need the signer's API; give it an address")
+        if self.upstream == "openbao":
+            yield from self.openbao.conflicts(given)
+        else:
+            yield from self._idle_openbao(given)
         yield from self._upstream_conflicts()
         yield from self._lifetime_conflicts()
         if not self.driver_names:
@@ -240,8 +285,15 @@ class SignerConfig:
                 yield Conflict((name, other), "one is nothing without the other; give both, or neither")
             if file is not None and self.upstream_dir is not None:
                 yield Conflict(("upstream_dir", name), "they name two upstream CAs; give one")
-        if self.upstream_bundle_file is not None and all(
-            each is None for each in (self.upstream_cert_file, self.upstream_key_file, self.upstream_dir)
+            if file is not None and self.upstream != "files":
+                yield Conflict(("upstream", name), "they name two upstream CAs; leave one out")
+        if self.upstream_dir is not None and self.upstream != "files":
+            yield Conflict(("upstream", "upstream_dir"), "they name two upstream CAs; leave one out")
+        own = self.upstream == "files"
+        if (
+            own
+            and self.upstream_bundle_file is not None
+            and all(each is None for each in (self.upstream_cert_file, self.upstream_key_file, self.upstream_dir))
         ):
             yield Conflict(
                 ("upstream_bundle_file",),
@@ -274,6 +326,33 @@ class SignerConfig:
                 "an authority has to live four times as long as what it signs, so that it can be replaced in time: "
                 f"set authority_ttl to {durations.text(4 * self.x509_max_ttl)} or more, or lower x509_max_ttl",
             )
+
+    def _idle_openbao(self, given: Collection[str]) -> Iterator[Conflict]:
+        idle = sorted(name for name in given if name.startswith("openbao_"))
+        if idle:
+            yield Conflict(
+                ("upstream", *idle), "nothing is asked of OpenBao: set upstream to openbao, or leave these out"
+            )
+
+    @property
+    def openbao(self) -> OpenBaoSettings:
+        """Those of OpenBao."""
+        return OpenBaoSettings(
+            self.openbao_address,
+            self.openbao_mount,
+            self.openbao_issuer,
+            self.openbao_namespace,
+            self.openbao_ca_file,
+            self.openbao_auth,
+            self.openbao_auth_mount,
+            self.openbao_role,
+            self.openbao_token_file,
+            self.openbao_role_id,
+            self.openbao_secret_id_file,
+            self.openbao_cert_file,
+            self.openbao_key_file,
+            self.upstream_bundle_file,
+        )
 
     @property
     def ttls(self) -> TtlLimits:

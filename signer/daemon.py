@@ -8,6 +8,7 @@ import resource
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from runtime import heap, pages
@@ -53,7 +54,7 @@ from signer.minting.minting import Minting, MintingSettings
 from signer.policy.policies import Policies
 from signer.policy.policy import PolicySettings
 from signer.publishing.config_maps import Publisher, published_sequence
-from signer.upstream.certify import Upstream, upstream_of
+from signer.upstream.chosen import Files, chosen
 
 _log = logging.getLogger("podsvid.signer")
 # Seconds that calls in flight get at a stop.
@@ -161,16 +162,24 @@ class Replica:
         self._agents = Agents(api, config.namespace, config.identity, clock)
         self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
         self._leader.unfit = lambda: bool(self.witness.doubt)
+        ca = chosen(
+            config.upstream,
+            Files(
+                config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file, config.upstream_dir
+            ),
+            config.openbao,
+        )
         self._rotation = Rotation(
             self._store,
             Abandonments(api, config.namespace, config.state_secret, config.trust_domain, clock),
-            Life(lifecycle_policy(config), _upstream(config), config.trust_domain, lambda: self._holders.count),
+            Life(lifecycle_policy(config), ca.above, config.trust_domain, lambda: self._holders.count),
             self._leader,
             self._agents,
             Sources(self._live_nodes, self._pods_unread, self._published_sequence, lambda: self.witness.doubt),
             self.metrics,
             clock,
             rng,
+            ca.remote,
         )
         self._publisher = Publisher(
             api,
@@ -185,6 +194,7 @@ class Replica:
         self._trust: Feed[Broadcast] = Feed()
         audit = Audit(clock)
         self._rotation.heard = audit.authorities
+        self._rotation.requests.refused = partial(self._events.gave_up, config.namespace, config.state_secret)
         minting = Minting(self._signing_state, _minting(config), clock, Lifetimes(self._rotation, clock))
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst, places)
@@ -217,9 +227,12 @@ class Replica:
         services.enter_context(
             pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
         )
+        # Who leads asks a CA elsewhere for the first authority, however long that takes.
+        tasks = {"leader election": asyncio.create_task(self._leader.run(), name="leader election")}
+        services.push_async_callback(self._leader.release)
+        services.push_async_callback(_cancel, tasks)
         await unless(stopping, self._rotation.open())
         background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-            "leader election": self._leader.run,
             "pods": self._pods.run,
             "policies": self._policies.run,
             "heap": lambda: heap.settle(self._pods.wait_synced, self._policies.wait_synced),
@@ -230,6 +243,7 @@ class Replica:
             "agents": self._agents.run,
             "events": self._events.run,
             "rotation": self._rotation.run,
+            "CA above": self._rotation.ask_above,
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
             "trust": self._follow_state,
             "port": self._serve_agents,
@@ -239,9 +253,7 @@ class Replica:
         if self._taint is not None:
             taint = self._taint
             background |= {"nodes": taint.follow, "start-up taint": lambda: self._leader.lead(taint.remove)}
-        tasks = {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
-        services.push_async_callback(self._leader.release)
-        services.push_async_callback(_cancel, tasks)
+        tasks |= {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
         services.push_async_callback(self._server.close, STOP_GRACE)
         services.callback(self._service.end_streams)
         await self._refresh()
@@ -281,6 +293,8 @@ class Replica:
             )
             if not synced
         ]
+        if missing and self._rotation.requests.first_awaited:
+            return self._rotation.requests.first_awaited
         return f"not read yet: {', '.join(missing)}" if missing else None
 
     def _signing_state(self) -> AuthorityState | None:
@@ -350,11 +364,6 @@ def _minting(config: SignerConfig) -> MintingSettings:
     return MintingSettings(
         config.ttls, config.jwt_issuer or "", config.jwt_jti, config.dns_names, backdate=config.x509_backdate
     )
-
-
-def _upstream(config: SignerConfig) -> Upstream:
-    files = (config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file)
-    return upstream_of(*files, config.upstream_dir)
 
 
 async def _healthy() -> str | None:

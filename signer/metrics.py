@@ -8,6 +8,7 @@ from runtime.shown import Shown
 
 # How an older Secret came to be noticed.
 ROLLBACKS = ("restored", "replaced", "abandoned")
+UPSTREAM_ANSWERS = ("issued", "pending", "denied", "away", "unusable", "unfit")
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -121,6 +122,13 @@ class Metrics:
             ["kind", "step"],
             registry=self.registry,
         )
+        self._upstream_answers = Counter(
+            "podsvid_signer_upstream_answers",
+            "What a CA elsewhere said to a request, by result: issued, pending, denied, away, unusable; unfit: what it "
+            "issued cannot serve.",
+            ["result"],
+            registry=self.registry,
+        )
         self._http_refused = Counter(
             "podsvid_signer_http_refused",
             "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
@@ -136,6 +144,8 @@ class Metrics:
             ["how"],
             registry=self.registry,
         )
+        for result in UPSTREAM_ANSWERS:
+            self._upstream_answers.labels(result)
         for how in ROLLBACKS:
             # There from the start: an increase from nothing is none to Prometheus.
             self._rollbacks.labels(how)
@@ -167,6 +177,10 @@ class Metrics:
     def stepped(self, kind: str, step: str) -> None:
         """Count a step of an authority's life that this replica did."""
         self._steps.labels(kind, step).inc()
+
+    def upstream_answered(self, result: str) -> None:
+        """Count an answer of a CA elsewhere, by one of UPSTREAM_ANSWERS."""
+        self._upstream_answers.labels(result).inc()
 
     def http_refused(self, listener: str, why: str) -> None:
         """Count a connection that was cut off, or a page that was refused; from any thread."""

@@ -247,6 +247,14 @@ def _end(now: datetime, lifetime: timedelta) -> datetime:
         raise IssuanceRefused("lifetime is too long for a certificate") from None
 
 
+def authority_request(trust_domain: TrustDomain, key: PrivateKey) -> x509.CertificateSigningRequest:
+    """What a CA elsewhere is asked for: the name and the SPIFFE ID that an authority has here. The rest is the CA's."""
+    name, _ = _authority_name(trust_domain)
+    own = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.id))])
+    builder = x509.CertificateSigningRequestBuilder(name).add_extension(own, critical=False)
+    return builder.sign(key, signature_hash(key))
+
+
 def _authority_name(trust_domain: TrustDomain) -> tuple[x509.Name, int]:
     """Two authorities of one trust domain must differ in name, or verifiers confuse their signatures."""
     serial = x509.random_serial_number()

@@ -1,6 +1,7 @@
 """The step that is due, of the kind of which it can be done: what one waits for holds up no other."""
 
 import random
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
@@ -17,6 +18,8 @@ class Attempts:
 
     def __init__(self, life: Life, clock: Clock, rng: random.Random) -> None:
         self._life = life
+        # Whether no new request is to be made of a CA elsewhere yet: it did not want the one before.
+        self.held: Callable[[AuthorityState, datetime], bool] = lambda state, now: False
         self._failed: dict[str, str] = {}
         self._backoff = Backoff(clock, rng)
         # What was wanted when it failed: what a person asks for afterwards is tried at once.
@@ -63,28 +66,35 @@ class Attempts:
 
     def _rests(self, step: Step, state: AuthorityState, now: datetime) -> bool:
         """Whether that step failed a moment ago."""
-        if step.action != "prepare" or step.kind != "x509" or step.kind not in self._failed:
+        if step.action != "prepare" or step.kind != "x509":
             return False
-        return self._wanted == _wanted(state) and self._backoff.left(pressed=_pressed(state, now)) > timedelta(0)
+        if self.held(state, now):
+            return True
+        if step.kind not in self._failed:
+            return False
+        return self._wanted == wanted(state) and self._backoff.left(pressed=pressed(state, now)) > timedelta(0)
 
     def _missed(self, kind: str, step: Step | None, error: SignerError, state: AuthorityState, now: datetime) -> None:
         told = f"it failed to {step.action if step else 'go on'}: {error.reason}: {error}"
         if kind == "x509":
-            if self._wanted != _wanted(state):
+            if self._wanted != wanted(state):
                 self._backoff.forget()
-            self._wanted = _wanted(state)
+            self._wanted = wanted(state)
             self._backoff.failed(for_good=isinstance(error, CertificateRefused))
             self.waiting_since = self.waiting_since or now
-            again = now + self._backoff.left(pressed=_pressed(state, now))
+            again = now + self._backoff.left(pressed=pressed(state, now))
             told += f"; wanted since {self.waiting_since:%Y-%m-%dT%H:%M:%SZ}, tried again at {again:%Y-%m-%dT%H:%M:%SZ}"
         self._failed[kind] = told
 
 
-def _wanted(state: AuthorityState) -> object:
-    return frozenset(goal for goal in state.goals if goal.kind == "x509"), state.active_x509_id
+def wanted(state: AuthorityState) -> object:
+    """What an attempt is for: where it is another one, what failed before says nothing of it."""
+    return frozenset(goal for goal in state.goals if goal.kind == "x509"), [
+        slot.id for slot in state.x509 if slot.signs
+    ]
 
 
-def _pressed(state: AuthorityState, now: datetime) -> bool:
+def pressed(state: AuthorityState, now: datetime) -> bool:
     """Whether the active authority was stolen, or less than a quarter of its life is left."""
     if Goal("x509", True) in state.goals:
         return True

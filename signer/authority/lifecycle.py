@@ -7,7 +7,6 @@ minutes, of everything that was there when it was asked for (recovery.py): those
 agent holds an SVID of them, or a bound has passed.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -17,13 +16,16 @@ from typing import Any, TypeVar
 from signer.authority import recovery, succession
 from signer.authority.abandonments import Record
 from signer.authority.knowledge import Acks
+from signer.authority.made import Maker
+from signer.authority.mending import without
+from signer.authority.request import X509Request
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState, Goal, sequence_at
 from signer.authority.timing import LifecyclePolicy
-from signer.authority.trial import Cause, admit
+from signer.authority.trial import Cause, cause_of
 from signer.errors import TransitionRefused
 from signer.upstream.certify import Upstream
-from svid.jwtauthority import JwtSigningKey
+from signer.upstream.remote import Elsewhere
 from svid.spiffeid import TrustDomain
 
 _Slot = TypeVar("_Slot", X509Slot, JwtSlot)
@@ -31,7 +33,7 @@ _Slot = TypeVar("_Slot", X509Slot, JwtSlot)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step: prepare, activate, retire, remove or rewrite; `authority_id` for retire; `reason` for people."""
+    """prepare, activate, retire, remove, withdraw or rewrite; `authority_id` for retire; `reason` for people."""
 
     action: str
     kind: str
@@ -40,30 +42,38 @@ class Step:
 
 
 class Life:
-    """Applies one policy; the only part that waits is `upstream`. `svids`: about how many are held in the cluster."""
+    """Applies one policy; the only part that waits is `above`, and a CA elsewhere is not waited for: it is asked by
+    others (requests.py). `svids`: about how many are held in the cluster."""
 
     def __init__(
         self,
         policy: LifecyclePolicy,
-        upstream: Upstream,
+        above: Upstream | Elsewhere,
         trust_domain: TrustDomain,
         svids: Callable[[], int] = lambda: 0,
     ) -> None:
         self.policy = policy
-        self._upstream = upstream
+        self._make = Maker(policy, above, trust_domain)
         self._trust_domain = trust_domain
         self._svids = svids
 
     async def first(self, now: datetime) -> AuthorityState:
         """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
         usual = self.policy.usual
-        x509 = replace(
-            await self._x509(None, Cause.FIRST, now), stage=Stage.ACTIVE, activated_at=now, longest=usual("x509")
-        )
+        x509, request = self._serving(await self._make.x509(None, Cause.FIRST, now), now)
         jwt: tuple[JwtSlot, ...] = ()
         if self.policy.jwt_algorithm is not None:
-            jwt = (replace(await self._jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
-        return AuthorityState(self._trust_domain, sequence_at(now), (x509,), jwt)
+            jwt = (replace(await self._make.jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
+        return AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request)
+
+    async def again(self, state: AuthorityState, now: datetime) -> AuthorityState:
+        """An unborn state with another key: the CA above is another, or did not want that one. Raises SignerError."""
+        x509, request = self._serving(await self._make.x509(None, Cause.FIRST, now), now)
+        return _changed(state, x509=x509, request=request)
+
+    def asks(self, request: X509Request) -> bool:
+        """Whether that is a request to the CA above."""
+        return self._make.is_asked(request)
 
     def due(self, state: AuthorityState, acks: Acks, now: datetime, kinds: Sequence[str] = KINDS) -> Step | None:
         """The first step of these kinds that is due; None while there is but to wait, or nobody knows for how long.
@@ -87,6 +97,8 @@ class Life:
             return (await self.prepare(state, step.kind, now, by_time=True))[0]
         if step.action == "activate":
             return _changed(succession.activated(state, step.kind, self.policy, now, self._svids()))
+        if step.action == "withdraw":
+            return _changed(state, request=None)
         if step.action == "rewrite":
             return self._rewritten(state, now)
         if step.action == "remove":
@@ -104,11 +116,15 @@ class Life:
         if state.find(kind, Stage.PREPARED) is not None:
             raise TransitionRefused(f"a new {kind} authority is prepared already; activate or revoke it first")
         if kind == "x509":
-            made = await self._x509(state, _cause(state, by_time), now)
+            if state.request is not None:
+                raise TransitionRefused(f"a new x509 authority is requested of {state.request.at} already; wait for it")
+            made = await self._make.x509(state, cause_of(state, by_time=by_time), now)
+            if isinstance(made, X509Request):
+                return _changed(state, request=made), f"requested an x509 authority of {made.at}; see authority show"
             return _changed(state, x509=(*state.x509, made)), f"prepared x509 authority {made.id}"
         if self.policy.jwt_algorithm is None:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
-        key = await self._jwt(now)
+        key = await self._make.jwt(now)
         if not state.jwt:
             first = replace(key, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual(kind))
             return _changed(state, jwt=(first,)), f"made the first jwt authority {key.id}"
@@ -182,40 +198,11 @@ class Life:
     ) -> AuthorityState:
         """The state without what was abandoned and came back; what signs instead is new. Raises SignerError."""
         for kind, ids in found.drop.items():
-            state = await self._freed(state, kind, ids, record, now)
+            state = await without(state, kind, ids, record, self._make, self.policy, now)
         kinds = tuple(kind for kind in found.declare if state.slots(kind))
         if kinds:
             state, _ = self.compromised(state, kinds, now)
         return _changed(state)
-
-    async def _freed(
-        self, state: AuthorityState, kind: str, ids: frozenset[str], record: Record, now: datetime
-    ) -> AuthorityState:
-        ends = partial(succession.svids_end, policy=self.policy, now=now)
-        kept = [slot for slot in state.slots(kind) if slot.id not in ids]
-        goals = state.goals
-        if not any(slot.stage is Stage.ACTIVE for slot in kept):
-            # One that agents have is better than one that they have not; but it must not be stolen itself.
-            waiting = [slot for slot in kept if slot.stage is Stage.PREPARED and slot.id not in record.ids(kind)]
-            successor: Slot | None = waiting[0] if waiting else None
-            if successor is None and kind == "x509":
-                successor = await self._x509(state, Cause.THEFT, now)
-            elif successor is None and self.policy.jwt_algorithm is not None:
-                successor = await self._jwt(now)
-            kept = [slot for slot in kept if slot.stage is not Stage.PREPARED]
-            if successor is None:
-                kept = []
-            else:
-                kept.append(replace(successor, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual(kind)))
-            goals = frozenset(goal for goal in goals if goal.kind != kind)
-        return replace(
-            state,
-            x509=tuple(slot for slot in kept if isinstance(slot, X509Slot)) if kind == "x509" else state.x509,
-            jwt=tuple(slot for slot in kept if isinstance(slot, JwtSlot)) if kind == "jwt" else state.jwt,
-            directives=tuple(each for each in state.directives if each.authority_id not in ids),
-            goals=goals,
-            abandoned=recovery.dropped(state, kind, ids, record, ends, now),
-        )
 
     def promised(self, state: AuthorityState, kind: str, ttl: timedelta) -> AuthorityState:
         """The state that says that SVIDs of the active authority live as long as `ttl`; the same when it says so."""
@@ -241,6 +228,7 @@ class Life:
                 continue
             due = self._due(state, kind, acks, now)
             prepared = state.find(kind, Stage.PREPARED)
+            request = state.request if kind == "x509" else None
             if due is not None:
                 lines.append(f"{kind}: {due.action} now, {due.reason}")
             elif prepared is not None:
@@ -249,13 +237,16 @@ class Life:
                     f"{kind}: activate {prepared.id} when {self._awaited(prepared, acks, now)}, "
                     f"at {bound:%Y-%m-%dT%H:%M:%SZ} at the latest"
                 )
+            elif request is not None:
+                asked = f"{request.asked_at:%Y-%m-%dT%H:%M:%SZ}"
+                lines.append(f"{kind}: waits for a certificate of {request.at}, wanted since {asked}")
             for slot in state.slots(kind):
                 if slot.ends_at is not None:
                     what = (
                         "when no agent holds its SVIDs" if slot.stage is Stage.TAINTED else "when its last SVID ended"
                     )
                     lines.append(f"{kind}: stop trusting {slot.id} {what}, at {slot.ends_at:%Y-%m-%dT%H:%M:%SZ}")
-            if prepared is None and due is None:
+            if prepared is None and due is None and request is None:
                 lines.append(f"{kind}: prepare a new authority at {self._prepare_at(state, kind):%Y-%m-%dT%H:%M:%SZ}")
         return lines
 
@@ -276,6 +267,10 @@ class Life:
             # Nobody says which JWT-SVIDs are held.
             if slot.stage is Stage.TAINTED and kind == "x509" and acks.unused(slot.id):
                 return Step("retire", kind, "it is revoked and no agent holds an SVID of it", slot.id)
+        if kind == "x509" and state.request is not None:
+            if self.asks(state.request):
+                return None
+            return Step("withdraw", kind, f"it was asked of {state.request.at}, which is not the CA above any more")
         prepared = state.find(kind, Stage.PREPARED)
         if prepared is not None:
             return self._activation_due(state, kind, prepared, acks, now)
@@ -351,24 +346,10 @@ class Life:
         jwt = tuple(_recorded(slot, most("jwt")) for slot in declared.jwt)
         return _changed(replace(declared, x509=x509, jwt=jwt, outdated=False))
 
-    async def _x509(self, state: AuthorityState | None, cause: Cause, now: datetime) -> X509Slot:
-        key = self.policy.key_algorithm.generate()
-        authority = await self._upstream.certify(self._trust_domain, key, self.policy.authority_ttl, now)
-        return X509Slot(Stage.PREPARED, admit(authority, state, cause, self.policy, now), now)
-
-    async def _jwt(self, now: datetime) -> JwtSlot:
-        algorithm = self.policy.jwt_algorithm
-        assert algorithm is not None
-        # An RSA key takes up to a few hundred milliseconds.
-        create = JwtSigningKey.create
-        key = await asyncio.to_thread(create, algorithm) if algorithm.slow else create(algorithm)
-        return JwtSlot(Stage.PREPARED, key, now)
-
-
-def _cause(state: AuthorityState, by_time: bool) -> Cause:
-    if Goal("x509", True) in state.goals:
-        return Cause.THEFT
-    return Cause.TIME if by_time and Goal("x509") not in state.goals else Cause.WISH
+    def _serving(self, made: X509Slot | X509Request, now: datetime) -> tuple[tuple[X509Slot, ...], X509Request | None]:
+        if isinstance(made, X509Request):
+            return (), made
+        return (replace(made, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual("x509")),), None
 
 
 def _raised(slot: _Slot, longest: timedelta) -> _Slot:

@@ -42,7 +42,7 @@ def returned(state: AuthorityState, record: Record, known: AuthorityState | None
     drop: dict[str, frozenset[str]] = {}
     declare: list[str] = []
     for kind in KINDS:
-        ids = {slot.id for slot in state.slots(kind)}
+        ids = {slot.id for slot in state.slots(kind)} | requested(state, kind)
         trusted = {slot.id for slot in known.slots(kind)} if known is not None else set()
         earlier = known is None and record.before_the_theft(state, kind)
         gone = frozenset(ids if earlier and record.over(kind) else (ids - trusted) & record.left(kind))
@@ -84,14 +84,19 @@ def declared(
     of an authority that signs no more must have ended.
     """
     abandoned: list[Abandoned] = []
-    goals = set(state.goals)
+    goals, request = set(state.goals), state.request
     after: dict[str, tuple[Slot, ...]] = {kind: state.slots(kind) for kind in KINDS}
     for kind in kinds:
         known = state.abandoned_ids(kind)
         fresh = [slot for slot in state.slots(kind) if slot.id not in known]
-        if not fresh:
+        if not fresh and not requested(state, kind):
             continue
         abandoned += [_abandoned(kind, slot, ends, now) for slot in fresh]
+        if kind == "x509" and request is not None:
+            # Its key was here, and the CA may certify it all the same.
+            until = now + request.lifetime
+            abandoned.append(Abandoned(kind, request.authority_id, now, left_at=now, certified_until=until))
+            request = None
         after[kind] = tuple(
             replace(slot, stage=Stage.TAINTED) if slot.stage is Stage.OLD else slot
             for slot in state.slots(kind)
@@ -106,10 +111,16 @@ def declared(
             x509=tuple(slot for slot in after["x509"] if isinstance(slot, X509Slot)),
             jwt=tuple(slot for slot in after["jwt"] if isinstance(slot, JwtSlot)),
             goals=frozenset(goals),
+            request=request,
             abandoned=_remembered((*state.abandoned, *abandoned), after),
         ),
         tuple(abandoned),
     )
+
+
+def requested(state: AuthorityState, kind: str) -> frozenset[str]:
+    """The id that an authority of the kind will have, of which there is but a key and a request."""
+    return frozenset() if kind != "x509" or state.request is None else frozenset({state.request.authority_id})
 
 
 def signs_no_more(state: AuthorityState, kind: str, authority_id: str, svids_end: datetime) -> tuple[Abandoned, ...]:

@@ -17,6 +17,7 @@ from signer.authority.acknowledgements import Agents
 from signer.authority.attempts import Attempts
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, Step
+from signer.authority.requests import Requests
 from signer.authority.rollback import Published, Rollbacks, Shown
 from signer.authority.slots import BOTH, KINDS
 from signer.authority.state import AuthorityState
@@ -24,6 +25,7 @@ from signer.authority.store import StateStore, Stored
 from signer.cluster.leader import Leader
 from signer.errors import Conflict, SignerError, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
+from signer.upstream.remote import RemoteUpstream
 
 _log = logging.getLogger("podsvid.authority")
 # Seconds between looks at the clock and at who has acknowledged; at most, where one takes long.
@@ -50,11 +52,14 @@ class Rotation:
         metrics: Metrics,
         clock: Clock,
         rng: random.Random,
+        remote: RemoteUpstream | None = None,
     ) -> None:
         self._store = store
         self._abandonments = abandonments
         self._life = life
         self._attempts = Attempts(life, clock, rng)
+        self.requests = Requests(remote, life, metrics, clock, rng)
+        self._attempts.held = self.requests.rests
         self._leader = leader
         self._agents = agents
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
@@ -90,7 +95,7 @@ class Rotation:
         `before`: what it came from, where none was seen yet. One with what was abandoned is mended by its next reader.
         """
         present = self.states.current
-        if present is not None and state.sequence < present.sequence:
+        if state.unborn or (present is not None and state.sequence < present.sequence):
             return
         if recovery.returned(state, self._abandonments.record, present).drop:
             _log.error(
@@ -108,7 +113,10 @@ class Rotation:
     @property
     def waiting_since(self) -> datetime | None:
         """Since when this replica, which leads, wants a new X.509 authority in vain."""
-        return self._attempts.waiting_since if self._leader.leading else None
+        state = self.state
+        if state is None or not self._leader.leading:
+            return None
+        return self._attempts.waiting_since or self.requests.waiting_since(state)
 
     def live_nodes(self) -> frozenset[str]:
         """Nodes with a living agent, as far as pods were read."""
@@ -120,7 +128,7 @@ class Rotation:
 
     def next_steps(self, state: AuthorityState) -> list[str]:
         """For people: what happens next and what it waits for."""
-        failed = self._attempts.notes if self._leader.leading else []
+        failed = [*self._attempts.notes, *self.requests.notes(state)] if self._leader.leading else []
         notes = [*filter(None, [self._rollbacks.note]), *self._abandonments.notes, *failed]
         return [*notes, *self._life.outlook(state, self.acks(state), self._clock.now())]
 
@@ -131,6 +139,7 @@ class Rotation:
         """
         stored = await opening.found(self._store, self._abandonments, self._published, self._life, self._clock)
         stored = await self._freed(await opening.healed(stored, self._store, self._published, LOOK_SECONDS))
+        stored = await self.requests.born(stored, self._store, self._swap, self._leads, LOOK_SECONDS)
         self.see(stored.state)
 
     async def follow(self, state: AuthorityState) -> None:
@@ -167,6 +176,13 @@ class Rotation:
             else:
                 self._attempts.rest()
             await pace.rest(LOOK_SECONDS)
+
+    async def ask_above(self) -> None:
+        """Ask a CA elsewhere for what is requested while this replica leads, for ever; no step waits for it."""
+        await self.requests.run(lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS)
+
+    def _leads(self) -> bool:
+        return self._leader.leading
 
     async def confirm(self, every: timedelta) -> None:
         """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""
@@ -292,6 +308,11 @@ class Rotation:
                 except Conflict:
                     continue
             stored = await self._freed(stored)
+            if stored.state.unborn:
+                raise StateDamaged(
+                    "the authorities' Secret is new and has none yet: the CA above is asked for the first; restore the "
+                    "Secret from a backup, or wait; what is known here signs on for as long as outage_limit"
+                )
             self.see(stored.state)
             return stored
         raise StateDamaged("the authorities' Secret is changed all the time by somebody else")

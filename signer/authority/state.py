@@ -2,7 +2,8 @@
 
 An authority goes through stages: prepared (published, signs nothing), active (signs), old (trusted, signs no more), or
 tainted (revoked, trusted only until its SVIDs are re-issued). X.509 and JWT authorities go their ways independently.
-Private keys are kept of those only that sign or will: no other key can be stolen from here.
+Private keys are kept of those only that sign or will: no other key can be stolen from here. Before it is prepared, an
+X.509 authority of a CA elsewhere is requested (request.py): there is a key, and no certificate yet.
 """
 
 import json
@@ -12,6 +13,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from signer.authority.request import X509Request, read_request, request_entry
 from signer.authority.slots import (
     KINDS,
     NO_KEYS,
@@ -37,9 +39,9 @@ from svid.errors import SvidError
 from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
 
-# A state that leaves keys out or has abandoned authorities would be misread by who knows version 1 only; any other is
-# written as that, so that a signer of before goes on from it.
-_VERSION, _PLAIN_VERSION = 2, 1
+# A state that leaves keys out or has abandoned authorities would be misread by who knows version 1 only, one with a
+# request by who knows no such stage; any other is written as before, so that a signer of before goes on from it.
+_PLAIN_VERSION, _VERSION, _REQUEST_VERSION = 1, 2, 3
 # Half of what the signer's API has room for: it goes on rising.
 MAX_SEQUENCE = 2**63
 # Milliseconds: how far above the time what others say of sequences is believed. Clocks of replicas differ, by a day at
@@ -89,7 +91,11 @@ class Abandoned:
 
 @dataclass(frozen=True)
 class AuthorityState:
-    """All authorities of one trust domain. `sequence` rises with every change. Raises StateDamaged at construction."""
+    """All authorities of one trust domain. `sequence` rises with every change. Raises StateDamaged at construction.
+
+    `request`: what a CA elsewhere is asked for. Without any X.509 authority the state is unborn: it is stored while the
+    first one is asked for, and nobody signs or publishes by it.
+    """
 
     trust_domain: TrustDomain
     sequence: int
@@ -98,16 +104,24 @@ class AuthorityState:
     directives: tuple[Directive, ...] = ()
     goals: frozenset[Goal] = field(default_factory=frozenset)
     abandoned: tuple[Abandoned, ...] = ()
+    request: X509Request | None = None
     # It was read from a text that has more, or less, than one that is written today: the leader writes it anew.
     outdated: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_slots("X.509", self.x509, needed=True)
+        _check_slots("X.509", self.x509, needed=self.request is None)
         _check_slots("JWT", self.jwt, needed=False)
         for kind in KINDS:
             self._check_abandoned(kind)
+        if self.request is not None and self.find("x509", Stage.PREPARED) is not None:
+            raise _damaged("it has a prepared X.509 authority and asks for another")
         if any(slot.authority.trust_domain != self.trust_domain for slot in self.x509):
             raise _damaged(f"an authority is not of trust domain {self.trust_domain}")
+
+    @property
+    def unborn(self) -> bool:
+        """Whether the first X.509 authority is only asked for."""
+        return not self.x509
 
     @cached_property
     def bundle(self) -> TrustBundle:
@@ -175,7 +189,7 @@ class AuthorityState:
     def to_json(self) -> bytes:
         """Everything, with the private keys of those that sign or will."""
         plain = not self.abandoned and all(slot.signs for kind in KINDS for slot in self.slots(kind))
-        document = {
+        document: dict[str, Any] = {
             "version": _PLAIN_VERSION if plain else _VERSION,
             "trust_domain": self.trust_domain.name,
             "sequence": self.sequence,
@@ -188,6 +202,8 @@ class AuthorityState:
             "goals": [{"kind": goal.kind, "forced": goal.forced} for goal in sorted(self.goals)],
             "abandoned": [abandoned_entry(each) for each in self.abandoned],
         }
+        if self.request is not None:
+            document |= {"version": _REQUEST_VERSION, "request": request_entry(self.request)}
         return json.dumps(document, indent=1).encode() + b"\n"
 
     @classmethod
@@ -195,9 +211,7 @@ class AuthorityState:
         """What `to_json` wrote. Raises StateDamaged, which quotes nothing of it and says what to do."""
         try:
             document = json.loads(data.decode("utf-8"))
-            version = document["version"]
-            if version not in (_PLAIN_VERSION, _VERSION) or not isinstance(version, int) or isinstance(version, bool):
-                raise _damaged(f"it is of version {version!r}, this signer knows up to {_VERSION}")
+            version = _version(document["version"])
             if document["trust_domain"] != trust_domain.name:
                 raise StateDamaged(
                     f"the authorities are those of another trust domain than {trust_domain}; set trust_domain back, or "
@@ -219,6 +233,7 @@ class AuthorityState:
                 ),
                 goals,
                 abandoned,
+                read_request(document["request"]) if version == _REQUEST_VERSION else None,
                 outdated=_is_outdated(document, goals, abandoned),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -253,6 +268,17 @@ def _damaged(why: str) -> StateDamaged:
     return StateDamaged(f"the stored authorities cannot be used: {why}; {_ADVICE}")
 
 
+def _version(found: object) -> int:
+    if not isinstance(found, int) or isinstance(found, bool) or found < _PLAIN_VERSION:
+        raise _damaged(f"it is of version {found!r}, this signer knows up to {_REQUEST_VERSION}")
+    if found > _REQUEST_VERSION:
+        raise StateDamaged(
+            f"the stored authorities are of version {found}, which a newer signer wrote, and this one knows up to "
+            f"{_REQUEST_VERSION}: run the newer signer again"
+        )
+    return found
+
+
 def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Sequence[Abandoned]) -> bool:
     """Whether it has keys of what signs no more, or says not how long SVIDs live or what is abandoned."""
     kept = any("key" in each and Stage(each["stage"]) not in SIGNING for kind in KINDS for each in document[kind])
@@ -280,7 +306,7 @@ def abandoned_entry(each: Abandoned) -> dict[str, Any]:
 
 
 def _all_abandoned(document: dict[str, Any], version: int) -> tuple[Abandoned, ...]:
-    entries = document["abandoned"] if version == _VERSION else document.get("abandoned", [])
+    entries = document["abandoned"] if version != _PLAIN_VERSION else document.get("abandoned", [])
     return tuple(read_abandoned(each) for each in entries)
 
 

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from signer.authority.slots import authority_id
-from signer.authority.state import AuthorityState
+from signer.authority.state import AuthorityState, Goal
 from signer.authority.timing import LifecyclePolicy
 from signer.errors import CertificateRefused
 from svid.acceptance import accept
@@ -19,6 +19,13 @@ class Cause(Enum):
     TIME = 2
     WISH = 3
     THEFT = 4
+
+
+def cause_of(state: AuthorityState, *, by_time: bool) -> Cause:
+    """Why the state is to have a new authority; `by_time`: no person asked for it just now."""
+    if Goal("x509", True) in state.goals:
+        return Cause.THEFT
+    return Cause.TIME if by_time and Goal("x509") not in state.goals else Cause.WISH
 
 
 def admit(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -34,6 +35,7 @@ class _Event:
     reason: str
     note: str
     at: datetime
+    about: str = "Pod"
 
 
 class Events:
@@ -55,6 +57,19 @@ class Events:
     def surprise(self, pod: PodClaim, reason: str, message: str) -> None:
         """Something about its policies that a person should look at."""
         self._say(pod, "Normal", reason, message, message, SURPRISE_REPEAT)
+
+    def gave_up(self, namespace: str, secret: str, message: str) -> None:
+        """A CA above was asked in vain; said of the authorities' Secret, as no pod is the one that waits."""
+        event = _Event(
+            PodClaim(namespace, secret, ""),
+            "Warning",
+            "UpstreamRefused",
+            message[:_MAX_NOTE],
+            self._clock.now(),
+            "Secret",
+        )
+        with suppress(asyncio.QueueFull):
+            self._queue.put_nowait(event)
 
     def clipped(self, pod: PodClaim, message: str) -> None:
         """Less of a lifetime was granted than the pod's author asked for. It comes with every renewal."""
@@ -106,14 +121,14 @@ class Events:
                 "eventTime": event.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
                 "type": event.kind,
                 "reason": event.reason,
-                "action": "Mint",
+                "action": "Mint" if event.about == "Pod" else "Rotate",
                 "note": event.note,
                 "regarding": {
                     "apiVersion": "v1",
-                    "kind": "Pod",
+                    "kind": event.about,
                     "namespace": pod.namespace,
                     "name": pod.name,
-                    "uid": pod.uid,
+                    **({"uid": pod.uid} if pod.uid else {}),
                 },
                 "reportingController": "podsvid.io/signer",
                 "reportingInstance": self._identity[:128],

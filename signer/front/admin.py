@@ -144,6 +144,13 @@ class AdminService:
             to_do=to_do(state, self._clock.now()),
             unknown=acks.untimely or acks.unknown,
         )
+        if state.request is not None:
+            said = self._rotation.requests.notes(state)
+            asked = admin_pb2.Requested(
+                id=state.request.id, at=state.request.at, submitted=state.request.handle is not None, said=said
+            )
+            asked.since.FromDatetime(state.request.asked_at)
+            answer.requested_x509.CopyFrom(asked)
         for slot in state.x509:
             added = self._slot(answer, admin_pb2.KIND_X509, slot)
             added.not_after.FromDatetime(slot.authority.not_after)
@@ -167,7 +174,8 @@ class AdminService:
 
 def _rotating(state: AuthorityState, kind: str) -> bool:
     slots: tuple[X509Slot | JwtSlot, ...] = state.x509 if kind == "x509" else state.jwt
-    return len(slots) > 1 or any(goal.kind == kind for goal in state.goals)
+    asked = kind == "x509" and state.request is not None
+    return asked or len(slots) > 1 or any(goal.kind == kind for goal in state.goals)
 
 
 def _reissuing(state: AuthorityState, kind: str, acks: Acks, now: datetime) -> bool:

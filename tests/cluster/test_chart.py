@@ -522,6 +522,7 @@ OTHER: dict[str, object] = {
     "agent.settings": {"log_level": "debug"},
     "signer.settings": {"log_level": "debug"},
     "signer.address": "elsewhere:1",
+    "signer.openbao.address": "https://elsewhere:8200",
     "tracing.endpoint": "http://collector:4317",
     "monitoring.serviceMonitor.interval": "7s",
     **{f"{each}.tolerations": [{"key": "x"}] for each in ("agent", "signer")},
@@ -534,6 +535,7 @@ OTHER: dict[str, object] = {
 SWITCHED_ON = (
     *("signer.stateKeySecret=state-key", "startupTaint.enabled=true", "monitoring.serviceMonitor.enabled=true"),
     *("monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true"),
+    *("signer.openbao.address=https://openbao:8200", "signer.openbao.caSecret=openbao-ca"),
 )
 
 
@@ -576,6 +578,25 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
         if chart.template(*given, flags=("--values", str(tmp_path / "values.yaml"))) == before:
             unread.append(path)
     assert unread == []
+
+
+def test_below_openbao_the_signer_has_a_token_for_it_alone_and_knows_whom_to_send_it_to(tmp_path: Path) -> None:
+    found = documents("trustDomain=a", "signer.openbao.address=https://bao:8200", "signer.openbao.caSecret=bao-ca")
+    (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    assert (loaded.upstream, loaded.openbao.role) == ("openbao", "podsvid-signer")
+    pod = found["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]
+    mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}["openbao"]
+    assert str(loaded.openbao.token_file) == f"{mounted}/token"
+    assert str(loaded.openbao.ca_file) == f"{mounted}/ca.crt"
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "openbao"]
+    token, secret = volume["projected"]["sources"]
+    assert token["serviceAccountToken"]["audience"] == "openbao"
+    assert secret["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    without = documents("trustDomain=a")
+    assert "openbao" not in str(without["Deployment", "podsvid-signer"])
+    assert "openbao" not in str(without["ConfigMap", "podsvid-signer"])
 
 
 def test_every_key_of_a_secret_that_is_documented_is_read(tmp_path: Path) -> None:

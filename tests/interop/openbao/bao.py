@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 import urllib.error
@@ -33,6 +34,15 @@ class Bao:
     """A server that answers at `address`."""
 
     address: str
+    # Says the key that a sealed one is opened with again.
+    log: Path
+
+    def unseal(self) -> None:
+        """Open a sealed one again. Raises BaoError."""
+        found = re.search(r"Unseal Key: (\S+)", self.log.read_text())
+        if found is None:
+            raise BaoError("the server did not say its unseal key")
+        self.call("sys/unseal", {"key": found.group(1)})
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """GET, or POST of `body`; the answer's `data`. Raises BaoError."""
@@ -119,7 +129,7 @@ def server(program: Path, folder: Path) -> Iterator[Bao]:
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**os.environ, "HOME": str(folder)}
         )
     try:
-        bao = Bao(f"http://127.0.0.1:{port}")
+        bao = Bao(f"http://127.0.0.1:{port}", log)
         until = time.monotonic() + START_SECONDS
         while not _answers(bao):
             if process.poll() is not None or time.monotonic() > until:

@@ -456,7 +456,7 @@ def test_where_a_ca_above_certifies_nothing_jwt_keys_are_replaced_all_the_same()
         one = Replica(cluster, "one")
         await one.open()
         begun = cluster.stored
-        one.rotation._life._upstream = OutOfOrder()
+        one.rotation._life._make.above = OutOfOrder()
         await one.rotation.step("rotate", BOTH, "", forced=True)
         await one.leader.attempt()
         async with loop(one.rotation.run()):
@@ -474,7 +474,7 @@ def test_where_a_ca_above_certifies_nothing_jwt_keys_are_replaced_all_the_same()
             )
             assert one.rotation.waiting_since == cluster.clock.now()
             assert not any(each.startswith("jwt") and "failed" in each for each in told)
-            one.rotation._life._upstream = SelfSigned()
+            one.rotation._life._make.above = SelfSigned()
             cluster.clock.pass_by(seconds=30)
             await until(lambda: cluster.stored.active_x509_id != begun.active_x509_id)
             assert "failed" not in " ".join(one.rotation.next_steps(cluster.stored))
@@ -497,7 +497,7 @@ def test_what_a_leader_failed_at_is_no_alarm_once_another_leads_or_has_done_it()
         for each in (one, two):
             await each.open()
         cluster.clock.pass_by(days=5)
-        one.rotation._life._upstream = OutOfOrder()
+        one.rotation._life._make.above = OutOfOrder()
         attempts = one.rotation._attempts
         async with loop(one.rotation.run()):
             await one.leader.attempt()

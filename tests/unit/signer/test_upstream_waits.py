@@ -137,7 +137,7 @@ def test_once_it_answers_nothing_of_it_is_left() -> None:
     leader = Leader(upstream)
     leader.clock.pass_by(days=5)
     leader.watch(minutes=2)
-    leader.life._upstream = SelfSigned()
+    leader.life._make.above = SelfSigned()
     leader.watch(minutes=3)
     assert len(leader.state.x509) == 2
     assert (leader.attempts.notes, leader.attempts.waiting_since) == ([], None)

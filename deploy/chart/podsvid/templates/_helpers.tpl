@@ -189,5 +189,14 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .Values.signer.upstreamSecret -}}
 {{- $_ := set $own "upstream_dir" "/var/run/podsvid-upstream" -}}
 {{- end -}}
+{{- with .Values.signer.openbao -}}
+{{- if .address -}}
+{{- $_ := set $own "upstream" "openbao" -}}
+{{- $_ := set $own "openbao_address" .address -}}
+{{- $_ := set $own "openbao_role" .role -}}
+{{- $_ := set $own "openbao_token_file" "/var/run/podsvid-openbao/token" -}}
+{{- with .caSecret -}}{{- $_ := set $own "openbao_ca_file" "/var/run/podsvid-openbao/ca.crt" -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.signer.settings) $own) }}
 {{- end }}

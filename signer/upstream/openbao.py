@@ -1,0 +1,355 @@
+"""The PKI engine of an OpenBao or a Vault as the CA above: it signs in the call itself, so nothing is submitted before.
+
+Authorities are asked for once in weeks: each use logs in anew and gives its token back, and none is kept or renewed.
+"""
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from runtime import durations
+from signer.openbao_settings import OpenBaoSettings
+from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway
+from signer.upstream.roots import RootSet
+from svid.certificates import certificates_from_pem
+from svid.errors import SvidError
+from svid.x509svid import issued_by
+
+# Seconds; each of a use's calls gets them.
+CALL_SECONDS, LEAVE_SECONDS = 10.0, 2.0
+MAX_ANSWER = 1024 * 1024
+MAX_CREDENTIAL = 64 * 1024
+# Of a mount, which has a few; and above one certificate, the chain and the issuing one once more.
+MAX_ISSUERS, MAX_CHAIN = 32, 32
+# It dates certificates 30 s back, and says the same lifetime in whole seconds.
+_SLACK = timedelta(minutes=2)
+_MAX_TEXT = 300
+# What another attempt may get past: too many requests, a replica that has not read yet, standbys, and what is broken.
+_AWAY = (412, 429, 472, 473)
+_Decoded = TypeVar("_Decoded")
+
+
+class _Auth(msgspec.Struct):
+    client_token: str
+
+
+class _Login(msgspec.Struct):
+    auth: _Auth | None = None
+
+
+class _Signed(msgspec.Struct):
+    certificate: str
+    issuing_ca: str = ""
+    ca_chain: list[str] | None = None
+
+
+class _SignAnswer(msgspec.Struct):
+    data: _Signed
+
+
+class _Keys(msgspec.Struct):
+    keys: list[str]
+
+
+class _KeysAnswer(msgspec.Struct):
+    data: _Keys
+
+
+class _Issuer(msgspec.Struct):
+    certificate: str
+
+
+class _IssuerAnswer(msgspec.Struct):
+    data: _Issuer
+
+
+class _Errors(msgspec.Struct):
+    errors: list[str] = []
+
+
+class _Refused(Exception):
+    """It answered with an error: its status, and what it said."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBao:
+    """One PKI engine. Files are read at each use: a replaced credential or CA needs no restart."""
+
+    settings: OpenBaoSettings
+
+    @property
+    def name(self) -> str:
+        by = self.settings
+        issuer = f", issuer {by.issuer}" if by.issuer else ""
+        namespace = f" in namespace {by.namespace}" if by.namespace else ""
+        return f"OpenBao {by.address}/v1/{by.mount}{issuer}{namespace}"
+
+    async def submit(self, request: CaRequest) -> str:
+        return NO_HANDLE
+
+    async def forget(self, request_id: str, handle: str) -> None:
+        return None
+
+    async def poll(self, request: CaRequest, handle: str) -> Answer:
+        by = self.settings
+        issuer = f"issuer/{quote(by.issuer, safe='')}" if by.issuer else "root"
+        body = {
+            "csr": request.csr.public_bytes(serialization.Encoding.PEM).decode(),
+            # Or its own idea of the names: the organisation and the trust domain's URI would be lost.
+            "use_csr_values": True,
+            "max_path_length": 0,
+            "format": "pem",
+            "ttl": f"{int(request.lifetime.total_seconds())}s",
+        }
+        async with await self._session() as session:
+            token = await self._logged_in(session)
+            try:
+                data = await self._call(session, "POST", f"{by.mount}/{issuer}/sign-intermediate", body, token)
+            except _Refused as error:
+                raise self._unusable("sign", error) from None
+            finally:
+                if by.auth != "token":
+                    await self._logged_out(session, token)
+        given = self.settings.roots
+        roots = () if given is None else await asyncio.to_thread(_roots_file, given)
+        return self._issued(_decoded(data, _SignAnswer).data, roots, request)
+
+    async def roots(self) -> RootSet:
+        if self.settings.roots is not None:
+            return RootSet(await asyncio.to_thread(_roots_file, self.settings.roots), complete=True)
+        mount = self.settings.mount
+        async with await self._session() as session:
+            try:
+                listed = await self._call(session, "GET", f"{mount}/issuers?list=true")
+                names = _decoded(listed, _KeysAnswer).data.keys
+                if len(names) > MAX_ISSUERS:
+                    raise UpstreamUnusable(f"{self.name} has {len(names)} issuers; {MAX_ISSUERS} at most are trusted")
+                texts = [
+                    _decoded(
+                        await self._call(session, "GET", f"{mount}/issuer/{quote(name, safe='')}/json"), _IssuerAnswer
+                    ).data.certificate
+                    for name in names
+                ]
+            except _Refused as error:
+                raise self._unusable("name its issuers", error) from None
+        return RootSet(tuple(each for each in _certificates(texts) if _is_root(each)), complete=True)
+
+    def _issued(self, signed: _Signed, given: tuple[x509.Certificate, ...], request: CaRequest) -> Issued:
+        (own, *_) = _certificates([signed.certificate]) or (None,)
+        above = _certificates([*(signed.ca_chain or []), signed.issuing_ca])
+        if own is None or len(above) > MAX_CHAIN:
+            raise UpstreamUnusable(f"{self.name} gave no certificate, or more than {MAX_CHAIN} above it")
+        others = list(dict.fromkeys(each for each in above if each != own))
+        chain, below = [own], own
+        while (found := next((each for each in others if issued_by(below, each)), None)) is not None:
+            others.remove(found)
+            if _is_root(found):
+                break
+            chain.append(found)
+            below = found
+        life = own.not_valid_after_utc - own.not_valid_before_utc
+        note = ""
+        if life < request.lifetime - _SLACK:
+            note = (
+                f"{self.name} gives {durations.text(timedelta(seconds=int(life.total_seconds())))} of the "
+                f"{durations.text(request.lifetime)} that were asked for: see max_lease_ttl of the mount"
+            )
+        return Issued(tuple(chain), given or (() if found is None else (found,)), note)
+
+    def files(self) -> Mapping[str, Callable[[], object]]:
+        """By setting, what reads a file that it needs. Each raises UpstreamUnusable. Blocks."""
+        by = self.settings
+        found: dict[str, Callable[[], object]] = {}
+        if by.ca_file is not None:
+            found["openbao_ca_file"] = self._tls
+        for name, path in (("openbao_token_file", by.token_file), ("openbao_secret_id_file", by.secret_id_file)):
+            if path is not None:
+                found[name] = partial(_secret, path)
+        if by.roots is not None:
+            found["upstream_bundle_file"] = partial(_roots_file, by.roots)
+        return found
+
+    async def _session(self) -> aiohttp.ClientSession:
+        context = await asyncio.to_thread(self._tls)
+        # No proxy, cookies or netrc of the environment, and what comes is not unpacked.
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context if context is not None else True, limit=1),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+        )
+
+    def _tls(self) -> ssl.SSLContext | None:
+        by = self.settings
+        assert by.address is not None
+        if not by.address.startswith("https://"):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=str(by.ca_file))
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if by.auth == "cert" and by.cert_file is not None:
+                context.load_cert_chain(by.cert_file, by.key_file, password=_no_password)
+        except OSError as error:
+            files = ", ".join(str(each) for each in (by.ca_file, by.cert_file, by.key_file) if each is not None)
+            why = error.strerror or "it is not what it should be"
+            raise UpstreamUnusable(f"{error.filename or files} cannot be used: {why}") from None
+        return context
+
+    async def _logged_in(self, session: aiohttp.ClientSession) -> str:
+        by = self.settings
+        if by.auth == "token":
+            return await asyncio.to_thread(_secret, by.token_file)
+        body: dict[str, str] = {}
+        if by.auth == "kubernetes":
+            body = {"role": by.role or "", "jwt": await asyncio.to_thread(_secret, by.token_file)}
+        elif by.auth == "approle":
+            body = {"role_id": by.role_id or "", "secret_id": await asyncio.to_thread(_secret, by.secret_id_file)}
+        elif by.role is not None:
+            body = {"name": by.role}
+        try:
+            data = await self._call(session, "POST", f"auth/{by.auth_mount or by.auth}/login", body)
+        except _Refused as error:
+            raise self._unusable(f"log the signer in by {by.auth}", error) from None
+        found = _decoded(data, _Login).auth
+        if found is None:
+            raise UpstreamUnusable(f"{self.name} logged the signer in without a token")
+        return found.client_token
+
+    async def _logged_out(self, session: aiohttp.ClientSession, token: str) -> None:
+        """As far as it goes: the token ends by itself."""
+        with suppress(_Refused, UpstreamAway, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._call(session, "POST", "auth/token/revoke-self", {}, token)
+
+    async def _call(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        token: str = "",
+    ) -> bytes:
+        """Its answer. Raises UpstreamAway, and _Refused for what asking again does not change."""
+        headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
+        if self.settings.namespace is not None:
+            headers["X-Vault-Namespace"] = self.settings.namespace
+        if token:
+            headers["X-Vault-Token"] = token
+        url = f"{self.settings.address}/v1/{path}"
+        try:
+            async with (
+                asyncio.timeout(CALL_SECONDS),
+                # A redirect would take the token to whom it names.
+                session.request(method, url, json=body, headers=headers, allow_redirects=False) as response,
+            ):
+                data = await self._body(response)
+                status = response.status
+        except (aiohttp.ClientError, ValueError, OSError, TimeoutError) as error:
+            what = "its certificate is not trusted" if _is_untrusted(error) else type(error).__name__
+            raise UpstreamAway(f"{self.name} cannot be reached ({what})") from None
+        if 200 <= status < 300:
+            return data
+        said = _said(data, [token, *(str(each) for each in (body or {}).values())])
+        if 300 <= status < 400:
+            raise UpstreamAway(f"{self.name} redirects ({status}), which is not followed: name the active one")
+        if status == 503:
+            raise UpstreamAway(f"{self.name} is sealed or not ready ({said})")
+        if status >= 500 or status in _AWAY:
+            raise UpstreamAway(f"{self.name} answers {status} ({said})")
+        raise _Refused(status, said)
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        data = bytearray()
+        async for piece in response.content.iter_any():
+            data += piece
+            if len(data) > MAX_ANSWER:
+                response.close()
+                raise UpstreamAway(f"{self.name} answers with more than {MAX_ANSWER >> 20} MiB")
+        return bytes(data)
+
+    def _unusable(self, what: str, error: _Refused) -> UpstreamUnusable:
+        hint = {
+            403: ": a bad credential, or its policy does not allow it",
+            404: ": is openbao_mount, openbao_auth_mount or openbao_issuer another one?",
+        }.get(error.status, "")
+        return UpstreamUnusable(f"{self.name} does not {what}: {error.status} ({error}){hint}")
+
+
+def _no_password() -> str:
+    # Without one the library asks at the terminal.
+    raise OSError(None, "an encrypted key is not supported")
+
+
+def _is_untrusted(error: BaseException) -> bool:
+    return isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError)
+
+
+def _is_root(certificate: x509.Certificate) -> bool:
+    return issued_by(certificate, certificate)
+
+
+def _secret(path: Path | None) -> str:
+    """What a file holds, to be sent along; nothing of it is repeated. Raises UpstreamUnusable."""
+    assert path is not None
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CREDENTIAL + 1)
+    except OSError as error:
+        raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
+    text = data.decode("ascii", "replace").strip()
+    if not text or len(data) > MAX_CREDENTIAL or not text.isascii() or any(not "!" <= each <= "~" for each in text):
+        raise UpstreamUnusable(f"{path} holds no credential: one line of printable characters")
+    return text
+
+
+def _roots_file(path: Path) -> tuple[x509.Certificate, ...]:
+    try:
+        return certificates_from_pem(path.read_bytes())
+    except OSError as error:
+        raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
+    except (SvidError, ValueError):
+        raise UpstreamUnusable(f"{path} holds no PEM certificates") from None
+
+
+def _certificates(texts: Sequence[str]) -> tuple[x509.Certificate, ...]:
+    try:
+        return tuple(each for text in texts if text for each in certificates_from_pem(text.encode()))
+    except (SvidError, ValueError):
+        raise UpstreamUnusable("OpenBao gave something that is no PEM certificate") from None
+
+
+def _decoded(data: bytes, kind: type[_Decoded]) -> _Decoded:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (ValueError, RecursionError):
+        raise UpstreamUnusable("what answered is no OpenBao: its answer cannot be read") from None
+
+
+def _said(data: bytes, secrets: Sequence[str]) -> str:
+    """Its own words, without any that were sent."""
+    try:
+        errors = msgspec.json.decode(data, type=_Errors).errors
+    except (ValueError, RecursionError):
+        return "without words"
+    text = "; ".join(errors)
+    for each in secrets:
+        text = text.replace(each, "…") if len(each) > 3 else text
+    return json.dumps(" ".join(text.split()), ensure_ascii=True)[1:-1][:_MAX_TEXT] or "without words"
