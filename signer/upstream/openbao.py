@@ -8,7 +8,7 @@ import json
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 
 from runtime import durations
 from signer.openbao_settings import OpenBaoSettings
+from signer.upstream.bounded import Bounded, Unanswered
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway
 from signer.upstream.roots import RootSet
@@ -41,6 +42,7 @@ _MAX_TEXT = 300
 # What another attempt may get past: too many requests, a replica that has not read yet, standbys, and what is broken.
 _AWAY = (412, 429, 472, 473)
 _Decoded = TypeVar("_Decoded")
+_T = TypeVar("_T")
 
 
 class _Auth(msgspec.Struct):
@@ -94,6 +96,7 @@ class OpenBao:
     """One PKI engine. Files are read at each use: a replaced credential or CA needs no restart."""
 
     settings: OpenBaoSettings
+    reader: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -129,12 +132,12 @@ class OpenBao:
                 if by.auth != "token":
                     await self._logged_out(session, token)
         given = self.settings.roots
-        roots = () if given is None else await asyncio.to_thread(_roots_file, given)
+        roots = () if given is None else await self._read(partial(_roots_file, given))
         return self._issued(_decoded(data, _SignAnswer).data, roots, request)
 
     async def roots(self) -> RootSet:
         if self.settings.roots is not None:
-            return RootSet(await asyncio.to_thread(_roots_file, self.settings.roots), complete=True)
+            return RootSet(await self._read(partial(_roots_file, self.settings.roots)), complete=True)
         mount = self.settings.mount
         async with await self._session() as session:
             try:
@@ -188,7 +191,7 @@ class OpenBao:
         return found
 
     async def _session(self) -> aiohttp.ClientSession:
-        context = await asyncio.to_thread(self._tls)
+        context = await self._read(self._tls)
         # No proxy, cookies or netrc of the environment, and what comes is not unpacked.
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context if context is not None else True, limit=1),
@@ -213,15 +216,24 @@ class OpenBao:
             raise UpstreamUnusable(f"{error.filename or files} cannot be used: {why}") from None
         return context
 
+    async def _read(self, work: Callable[[], _T]) -> _T:
+        """What `work` makes of files, which may hang. Raises UpstreamUnusable."""
+        try:
+            return await self.reader.do(work)
+        except Unanswered:
+            raise UpstreamUnusable(
+                f"the files for {self.name} were not read in time: their file system hangs"
+            ) from None
+
     async def _logged_in(self, session: aiohttp.ClientSession) -> str:
         by = self.settings
         if by.auth == "token":
-            return await asyncio.to_thread(_secret, by.token_file)
+            return await self._read(partial(_secret, by.token_file))
         body: dict[str, str] = {}
         if by.auth == "kubernetes":
-            body = {"role": by.role or "", "jwt": await asyncio.to_thread(_secret, by.token_file)}
+            body = {"role": by.role or "", "jwt": await self._read(partial(_secret, by.token_file))}
         elif by.auth == "approle":
-            body = {"role_id": by.role_id or "", "secret_id": await asyncio.to_thread(_secret, by.secret_id_file)}
+            body = {"role_id": by.role_id or "", "secret_id": await self._read(partial(_secret, by.secret_id_file))}
         elif by.role is not None:
             body = {"name": by.role}
         try:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from runtime.settings import InvalidSetting
 from signer import config
 from signer.config import SignerConfig
 from signer.openbao_settings import OpenBaoSettings
+from signer.upstream.bounded import Bounded
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.openbao import MAX_ANSWER, OpenBao
 from signer.upstream.remote import UpstreamAway
@@ -407,3 +409,15 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, str | None], said
     with pytest.raises(InvalidSetting) as caught:
         loaded({**SOUND, **change})
     assert said in str(caught.value)
+
+
+def test_files_that_hang_are_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with serving(StandIn()) as engine:
+            remote = contract.signer(engine, tmp_path).at("pki")
+            pipe = tmp_path / "pipe"
+            os.mkfifo(pipe)
+            held = replace(remote, settings=replace(remote.settings, secret_id_file=pipe), reader=Bounded(0.05))
+            assert "their file system hangs" in await contract.unusable(held)
+
+    asyncio.run(run())
