@@ -419,5 +419,7 @@ def test_files_that_hang_are_waited_for_so_long_and_no_longer(tmp_path: Path) ->
             os.mkfifo(pipe)
             held = replace(remote, settings=replace(remote.settings, secret_id_file=pipe), reader=Bounded(0.05))
             assert "their file system hangs" in await contract.unusable(held)
+            # Who reads it waits for a writer.
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
 
     asyncio.run(run())
