@@ -27,9 +27,9 @@ MAX_EVENTS = 10
 _Kind = TypeVar("_Kind")
 
 
-# Of objects only what is read here is decoded.
+# Of objects only what is read here is decoded. What every object has is demanded: else any JSON would be a pod.
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    name: str = ""
+    name: str
     namespace: str = ""
     uid: str = ""
     creation_timestamp: datetime | None = None
@@ -60,7 +60,7 @@ class _Status(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Pod(msgspec.Struct, frozen=True, rename="camel"):
-    metadata: _Metadata = _Metadata()
+    metadata: _Metadata
     spec: _Spec = _Spec()
     status: _Status = _Status()
 
@@ -70,7 +70,7 @@ class _Pod(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Pods(msgspec.Struct, frozen=True, rename="camel"):
-    items: tuple[_Pod, ...] = ()
+    items: tuple[_Pod, ...]
 
 
 class _Series(msgspec.Struct, frozen=True, rename="camel"):
@@ -79,7 +79,7 @@ class _Series(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Event(msgspec.Struct, frozen=True, rename="camel"):
-    metadata: _Metadata = _Metadata()
+    metadata: _Metadata
     reason: str = ""
     message: str = ""
     reporting_component: str | None = None
@@ -100,7 +100,7 @@ class _Event(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Events(msgspec.Struct, frozen=True, rename="camel"):
-    items: tuple[_Event, ...] = ()
+    items: tuple[_Event, ...]
 
 
 class NotTold(CommandFailed):
@@ -131,7 +131,7 @@ class KubeconfigCluster:
             # Not the package's typed calls: its models take a second to load. What is left of it is without types.
             self._client: Any = config.new_client_from_config(kubeconfig, context)
         except (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-            why = " ".join(str(error).split()).rstrip(".")
+            why = " ".join(_told(error).split()).rstrip(".")
             raise NotTold(
                 f"no usable kubeconfig: {why}; give --kubeconfig and --context, or run this in a signer's pod: "
                 f"kubectl -n {podsvid_namespace} exec deploy/podsvid-signer -- podsvid explain NAMESPACE/POD"
@@ -198,7 +198,7 @@ class KubeconfigCluster:
         except ApiException as error:
             raise NotTold(_said(error)) from None
         except (HTTPError, OSError, ValueError) as error:
-            raise NotTold(str(error) or type(error).__name__) from None
+            raise NotTold(_told(error)) from None
         if late:
             raise NotTold(f"pod {pod} did not answer within {EXEC_SECONDS} s; look at its log")
         if not out:
@@ -236,28 +236,55 @@ class KubeconfigCluster:
         except ApiException as error:
             raise NotTold(_said(error)) from None
         except (HTTPError, OSError, msgspec.DecodeError) as error:
-            raise NotTold(str(error) or type(error).__name__) from None
+            raise NotTold(_told(error)) from None
 
     def _get(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
         """Raises ApiException, HTTPError, OSError, and DecodeError where the answer is none of an API server."""
         url = f"{self.host}{path}?{urlencode(query)}" if query else f"{self.host}{path}"
         headers = {**self._client.default_headers, "Accept": "application/json", **self._credentials()}
-        answer = self._client.rest_client.request("GET", url, headers=headers, _request_timeout=ANSWER_SECONDS)
-        data = answer.read()
+        try:
+            answer = self._client.rest_client.request("GET", url, headers=headers, _request_timeout=ANSWER_SECONDS)
+            data = answer.read()
+        except (HTTPError, OSError):
+            raise
+        except ValueError as error:
+            raise NotTold(f"the API server {self.host} cannot be asked: {_told(error)}") from None
         if answer.status != OK:
-            error = ApiException(status=answer.status, reason=answer.reason)
-            error.body = data
-            raise error
-        return msgspec.json.decode(data, type=kind)
+            refused = ApiException(status=answer.status, reason=answer.reason)
+            refused.body = data
+            raise refused
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except UnicodeDecodeError as error:
+            raise msgspec.DecodeError(f"it is no UTF-8: {error.reason}") from None
 
     def _credentials(self) -> dict[str, str]:
-        """Headers; what a kubeconfig's command or provider gives is renewed by this where it is old."""
-        settings = self._client.configuration.auth_settings()
-        return {each["key"]: each["value"] for each in settings.values() if each["in"] == "header" and each["value"]}
+        """Headers; what a kubeconfig's command or provider gives is renewed by this where it is old. Raises NotTold."""
+        try:
+            settings = self._client.configuration.auth_settings()
+        except (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            raise NotTold(f"the kubeconfig's credentials cannot be renewed: {_told(error)}; log in again") from None
+        # A token's file ends with its line.
+        headers = {
+            each["key"]: each["value"].strip() for each in settings.values() if each["in"] == "header" and each["value"]
+        }
+        if not all(value.isascii() and value.isprintable() for value in headers.values()):
+            # Whoever sends it else answers with the token in a sentence.
+            raise NotTold(
+                "the kubeconfig's token is no single line of ASCII; look at its token, tokenFile or login program"
+            )
+        return headers
 
 
 def _pods(namespace: str) -> str:
     return f"/api/v1/namespaces/{quote(namespace)}/pods"
+
+
+def _told(error: BaseException) -> str:
+    """Its text, but where a package says what is wrong with a value: that quotes the value, and it may be a token."""
+    quotes = isinstance(error, ValueError | TypeError | AttributeError)
+    own = isinstance(error, OSError | HTTPError | msgspec.DecodeError)
+    return type(error).__name__ if quotes and not own else str(error) or type(error).__name__
 
 
 def _why(error: BaseException) -> str:
@@ -280,7 +307,9 @@ def _said(error: Any) -> str:
     try:
         message = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
-        message = f"the API server answered {status}" if status else str(error.reason)
+        # The client of exec has put the text of whatever went wrong into it.
+        reason = _told(error.__context__) if isinstance(error.__context__, ValueError) else str(error.reason)
+        message = f"the API server answered {status}" if status else reason
     advice = {
         FORBIDDEN: "; explain needs get on pods and list on events of the pod's namespace, list on pods and create (or "
         "get) on pods/exec of podsvid's",

@@ -22,6 +22,7 @@ from podsvid import node as node_command
 from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
 from podsvid.interrupts import unwinding
 from podsvid.options import add_output, add_pod, add_timeout, as_yaml, which_pod
+from podsvid.output import console
 from podsvid.waiting import GaveUp, Waiting, begun
 from runtime.terminal import printable
 from signer.errors import SignerError
@@ -71,9 +72,7 @@ def run(parsed: argparse.Namespace) -> int:
         document = json.dumps(found.to_json(), indent=2) + "\n"
         print(document if parsed.output == "json" else as_yaml(document), end="")
     else:
-        from rich.console import Console
-
-        _show(found, Console(highlight=False, soft_wrap=True), every=parsed.all)
+        _show(found, console(), every=parsed.all)
     return 0 if found.well else 3
 
 
@@ -188,21 +187,21 @@ def _ask_agent(cluster: "KubeconfigCluster", pod: "SeenPod") -> Any:
     return cluster.run(agent, "agent", ["podsvid", "node", "explain", what, "--output", "json"])
 
 
-def _show(found: _Explained, console: "Console", *, every: bool) -> None:
+def _show(found: _Explained, screen: "Console", *, every: bool) -> None:
     if found.policy is not None:
         policy = Parse(json.dumps(found.policy), admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
         authority_command.show_explained(found.pod, policy, every=every, lacking=found.lacking)
     if found.volumes is not None:
-        console.print(f"on node {found.node}:", markup=False)
+        screen.print(f"on node {found.node}:")
         # An agent of another version may say more.
         answer = Parse(json.dumps(found.volumes), node_admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
-        node_command.show(answer, console, datetime.now(UTC))
+        node_command.show(answer, screen, datetime.now(UTC))
     for note in found.notes:
-        console.print(printable(f"note: {note}"), markup=False)
+        screen.print(printable(f"note: {note}"))
     if found.events:
-        console.print("events:")
+        screen.print("events:")
     for each in found.events:
-        console.print(printable(f"  {each['at']} {each['reason']} (x{each['count']}): {each['message']}"), markup=False)
+        screen.print(printable(f"  {each['at']} {each['reason']} (x{each['count']}): {each['message']}"))
     names = {"policy": "the signer's view is", "on_node": "the node's view is", "events": "events are"}
     for title, why in found.missing.items():
-        console.print(printable(f"{names[title]} missing: {why}"), markup=False)
+        screen.print(printable(f"{names[title]} missing: {why}"))

@@ -77,6 +77,7 @@ def which_pod(parsed: argparse.Namespace) -> tuple[str, str]:
     parts = [parsed.pod] if name is None else [parsed.pod, name]
     parts = parts if named is None else [named, *parts]
     found = "/".join(parts).split("/")
-    if len(found) != 2 or not all(found):
+    # Of a path of the API those two would be something else.
+    if len(found) != 2 or not all(found) or {".", ".."} & {*found}:
         raise WrongUsage("say which pod as NAMESPACE/POD, NAMESPACE POD, or -n NAMESPACE POD")
     return found[0], found[1]

@@ -186,7 +186,18 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, ValueError | TypeError | LookupError) and _in_a_package(error):
+        # Such a text quotes the value that was wrong: it may be a token, or a key.
+        return type(error).__name__
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+def _in_a_package(error: BaseException) -> bool:
+    """Whether it was raised in somebody else's code."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and not Path(at.tb_frame.f_code.co_filename).is_relative_to(_OURS)
 
 
 def _where(error: BaseException) -> str:

@@ -163,7 +163,8 @@ class KubeClient:
     ) -> aiohttp.ClientResponse:
         # Not the package's typed calls: parsing tens of thousands of pods into models takes minutes and gigabytes.
         settings: Any = await self._configuration.auth_settings()
-        headers = {each["key"]: each["value"] for each in settings.values() if each["in"] == "header"}
+        # A token's file ends with its line.
+        headers = {each["key"]: each["value"].strip() for each in settings.values() if each["in"] == "header"}
         headers["Accept"] = accept
         headers["Accept-Encoding"] = "identity"
         if content_type:

@@ -99,6 +99,7 @@ class Cluster:
         default_factory=lambda: {"signer": (policy(), ""), "agent": (on_node(), "")}
     )
     forbidden: tuple[str, ...] = ()
+    bodies: dict[str, bytes] = field(default_factory=dict)
     seen: list[tuple[str, str, list[str]]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     credentials: set[str | None] = field(default_factory=set)
@@ -118,6 +119,9 @@ def answering(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             cluster.credentials.add(self.headers["Authorization"])
             if any(url.path.endswith(each) for each in cluster.forbidden):
                 return self.say(403, {"kind": "Status", "message": f'User "jo\'e" cannot do that to {url.path}'})
+            for path, body in cluster.bodies.items():
+                if url.path.endswith(path):
+                    return self.send(200, body)
             if url.path == f"{CORE}/shop/pods/cart-0" and cluster.pod is not None:
                 return self.say(200, cluster.pod)
             if url.path == f"{CORE}/podsvid/pods":
@@ -129,7 +133,9 @@ def answering(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             return self.say(404, {"kind": "Status", "message": "not found"})
 
         def say(self, status: int, body: dict[str, Any]) -> None:
-            text = json.dumps(body).encode()
+            self.send(status, json.dumps(body).encode())
+
+        def send(self, status: int, text: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
@@ -247,12 +253,124 @@ def test_it_asks_a_ready_signer_and_the_agent_of_the_pods_node_and_puts_both_tog
 def test_the_kubeconfigs_token_comes_with_each_request(tmp_path: Path) -> None:
     cluster = Cluster()
     with serving(cluster, tmp_path) as config:
-        text = json.loads(config.read_text())
-        text["users"][0]["user"]["token"] = "of-a-person"
-        config.write_text(json.dumps(text))
+        with_user(config, token="of-a-person")
         assert explain(config).returncode == 0
     assert len(cluster.paths) == 6
     assert cluster.credentials == {"Bearer of-a-person"}
+
+
+def with_user(config: Path, **user: object) -> None:
+    text = json.loads(config.read_text())
+    text["users"][0]["user"] = user
+    config.write_text(json.dumps(text))
+
+
+def login(folder: Path, token: str) -> dict[str, object]:
+    """The settings of a login program that gives this token."""
+    given = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}}
+    (folder / "given").write_text(json.dumps(given))
+    return {"apiVersion": given["apiVersion"], "command": "cat", "args": [str(folder / "given")]}
+
+
+@pytest.mark.parametrize("way", ["token", "tokenFile", "exec"])
+def test_a_token_may_end_with_its_line(tmp_path: Path, way: str) -> None:
+    """It was printed, as the bug that it is no header's value."""
+    cluster, token = Cluster(), "of-a-person\n"
+    (tmp_path / "file").write_text(token)
+    ways = {"token": token, "tokenFile": str(tmp_path / "file"), "exec": login(tmp_path, token)}
+    with serving(cluster, tmp_path) as config:
+        with_user(config, **{way: ways[way]})
+        told = explain(config)
+    assert told.returncode == 0, told.stderr
+    assert len(cluster.paths) == 6
+    assert cluster.credentials == {"Bearer of-a-person"}
+
+
+@pytest.mark.parametrize("way", ["token", "tokenFile", "exec"])
+@pytest.mark.parametrize("token", ["SECRET\nTOKEN", "SECRET\x00TOKEN", "SECRET\u20acTOKEN", "SECRET\x7f"])
+def test_a_token_that_is_no_headers_value_is_not_repeated(tmp_path: Path, way: str, token: str) -> None:
+    cluster = Cluster()
+    (tmp_path / "file").write_text(token)
+    ways = {"token": token, "tokenFile": str(tmp_path / "file"), "exec": login(tmp_path, token)}
+    with serving(cluster, tmp_path) as config:
+        with_user(config, **{way: ways[way]})
+        told = explain(config)
+    assert "SECRET" not in told.stdout + told.stderr
+    assert told.stderr == (
+        "podsvid: AUTHORITY_COMMAND_FAILED: the kubeconfig's token is no single line of ASCII; "
+        "look at its token, tokenFile or login program\n"
+    )
+    assert cluster.paths == []
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("header b'SECRET'"), UnicodeEncodeError("latin-1", "SECRET", 0, 1, "SECRET")]
+)
+def test_what_a_package_says_of_a_value_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kubernetes.client.rest.RESTClientObject.request", fails)
+    told = explain(kubeconfig(tmp_path, 1))
+    assert "SECRET" not in told.stdout + told.stderr
+    assert f"cannot be asked: {type(error).__name__}" in told.stderr
+    monkeypatch.setattr("kubernetes.client.configuration.Configuration.auth_settings", fails)
+    told = explain(kubeconfig(tmp_path, 1))
+    assert "SECRET" not in told.stdout + told.stderr
+    assert f"credentials cannot be renewed: {type(error).__name__}; log in again" in told.stderr
+
+
+def test_what_the_client_of_exec_says_of_a_value_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("header b'SECRET'")
+
+    monkeypatch.setattr("kubernetes.stream.ws_client.WSClient", fails)
+    with serving(Cluster(), tmp_path) as config:
+        told = explain(config)
+    assert "SECRET" not in told.stdout + told.stderr
+    assert "the signer's view is missing: ValueError" in told.stdout
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"metadata": {}}', b'{"kind": "Status"}', b'{"metadata": {"name": "\xff"}}', b"\xff", b"[]"]
+)
+def test_what_is_no_pod_is_not_taken_for_one(tmp_path: Path, body: bytes) -> None:
+    cluster = Cluster(bodies={"/pods/cart-0": body})
+    with serving(cluster, tmp_path) as config:
+        told = explain(config)
+    assert told.returncode == 1
+    assert "answers with no pod" in told.stderr
+    assert "is it an API server? look at the context" in told.stderr
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"items": [{}]}', b'{"items": [{"metadata": {}}]}', b'{"items": "\xff"}'])
+def test_what_is_no_list_is_not_taken_for_an_empty_one(tmp_path: Path, body: bytes) -> None:
+    cluster = Cluster(bodies={"/shop/events": body, "/podsvid/pods": body})
+    with serving(cluster, tmp_path) as config:
+        missing = json.loads(explain(config, "--output", "json").stdout)["missing"]
+    assert set(missing) == {"policy", "on_node", "events"}
+    assert "no signer runs" not in missing["policy"]
+
+
+@pytest.mark.parametrize("what", ["../cart-0", "shop/..", "./cart-0", "shop/."])
+def test_a_path_is_no_pod(tmp_path: Path, what: str) -> None:
+    told = explain(kubeconfig(tmp_path, 1), what=what)
+    assert told.returncode == 2
+    assert "say which pod as NAMESPACE/POD" in told.stderr
+
+
+def test_what_others_wrote_is_shown_as_they_wrote_it(tmp_path: Path) -> None:
+    said = "port :bomb: [bold]closed[/bold] " + "a" * 300
+    cluster = Cluster(events=[event("FailedMount", said, "podsvid", "2026-11-24T12:00:02Z")])
+    cluster.execs["agent"] = (on_node().replace("answers", "has :bomb:"), "")
+    with serving(cluster, tmp_path) as config:
+        told = explain(config).stdout
+    assert told.splitlines()[-1] == f"  2026-11-24T12:00:02Z FailedMount (x2): {said}"
+    assert "which has :bomb:" in told
 
 
 def test_a_volume_that_is_not_well_is_exit_code_3(tmp_path: Path) -> None:

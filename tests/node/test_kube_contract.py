@@ -259,3 +259,32 @@ def test_a_time_that_is_none_is_passed_over(date: str) -> None:
             assert told == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("token", "sent"), [("of-a-signer\n", "of-a-signer"), ("SECRET\nTOKEN", None)])
+def test_a_token_may_end_with_its_line_and_is_never_repeated(token: str, sent: str | None) -> None:
+    seen: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers["Authorization"])
+        return web.json_response({"metadata": {"name": "x"}})
+
+    async def run() -> None:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", answer)
+        configuration = client.Configuration()
+        configuration.api_key = {"BearerToken": f"Bearer {token}"}
+        async with kube_server.served(application) as configuration.host:
+            api = KubeClient(configuration)
+            try:
+                if sent:
+                    await api.get(f"{MAPS}/x")
+                else:
+                    with pytest.raises(ApiUnavailable) as caught:
+                        await api.get(f"{MAPS}/x")
+                    assert "SECRET" not in str(caught.value)
+            finally:
+                await api.close()
+
+    asyncio.run(run())
+    assert seen == ([f"Bearer {sent}"] if sent else [])

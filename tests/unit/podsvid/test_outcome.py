@@ -4,6 +4,7 @@ import errno
 import socket
 import ssl
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,21 @@ def test_a_bug_says_where_it_is_in_one_line() -> None:
     assert found.text.startswith("RuntimeError: of several lines; this is a bug")
     assert "tests/unit/podsvid/test_outcome.py:" in found.text
     assert "\n" not in found.line()
+
+
+@pytest.mark.parametrize("value", ["SECRET\nTOKEN", "SECRET\u20ac"])
+def test_what_a_package_says_of_a_value_is_not_repeated(value: str) -> None:
+    connection = HTTPConnection("127.0.0.1", 1)
+    connection.putrequest("GET", "/")
+    with pytest.raises(ValueError, match=r"SECRET|latin-1") as caught:
+        connection.putheader("Authorization", value)
+    found = outcome.of(caught.value)
+    assert "SECRET" not in found.line()
+    assert found.text.startswith(f"{type(caught.value).__name__}; this is a bug")
+    try:
+        raise RuntimeError("the heap loop ended") from caught.value
+    except RuntimeError as error:
+        assert "SECRET" not in outcome.of(error).line()
 
 
 def test_what_ended_a_loop_is_told_with_its_end() -> None:
