@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import resource
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from functools import partial
@@ -20,7 +20,7 @@ from runtime.listening import ANY, shown
 from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
-from signer import gauges
+from signer import gauges, loops
 from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.pods import AgentAddresses, Holders, Pods
@@ -161,7 +161,7 @@ class Replica:
         )
         self._agents = Agents(api, config.namespace, config.identity, clock)
         self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
-        self._leader.unfit = lambda: bool(self.witness.doubt)
+        self._leader.unfit = lambda: bool(self.witness.doubt or self._rotation.requests.gives_way)
         ca = chosen(
             config.upstream,
             Files(
@@ -227,11 +227,12 @@ class Replica:
         services.enter_context(
             pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
         )
-        # Who leads asks a CA elsewhere for the first authority, however long that takes.
-        tasks = {"leader election": asyncio.create_task(self._leader.run(), name="leader election")}
+        # Who leads asks a CA elsewhere for the first authority, however long that takes; events say what it answers.
+        early = {"leader election": self._leader.run(), "events": self._events.run()}
+        tasks = {name: asyncio.create_task(loop, name=name) for name, loop in early.items()}
         services.push_async_callback(self._leader.release)
-        services.push_async_callback(_cancel, tasks)
-        await unless(stopping, self._rotation.open())
+        services.push_async_callback(loops.cancel, tasks)
+        await unless(stopping, loops.beside(tasks, self._rotation.open()))
         background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "pods": self._pods.run,
             "policies": self._policies.run,
@@ -241,7 +242,6 @@ class Replica:
             "authority Secret": self._secret.run,
             "authority state": self._follow_secret,
             "agents": self._agents.run,
-            "events": self._events.run,
             "rotation": self._rotation.run,
             "CA above": self._rotation.ask_above,
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
@@ -261,7 +261,7 @@ class Replica:
         asked = AdminService(self._rotation, self._policies, self._pods, drivers, self._clock)
         admin = await serve_admin(asked, config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
-        await _until(stopping, tasks)
+        await loops.until(stopping, tasks)
 
     async def _serve_agents(self) -> None:
         await self._server.open(self._pods.wait_synced, self._policies.wait_synced)
@@ -368,21 +368,3 @@ def _minting(config: SignerConfig) -> MintingSettings:
 
 async def _healthy() -> str | None:
     return None
-
-
-async def _cancel(tasks: Mapping[str, "asyncio.Task[None]"]) -> None:
-    for task in tasks.values():
-        task.cancel()
-    await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-
-async def _until(stopping: asyncio.Event, tasks: Mapping[str, "asyncio.Task[None]"]) -> None:
-    """Wait for the stop. A loop that ends by itself is a bug: the process ends and is started again."""
-    stop = asyncio.ensure_future(stopping.wait())
-    try:
-        await asyncio.wait([stop, *tasks.values()], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stop.cancel()
-    for name, task in tasks.items():
-        if task.done():
-            raise RuntimeError(f"the {name} loop ended") from (None if task.cancelled() else task.exception())

@@ -81,6 +81,12 @@ class OpenBaoSettings:
                 ("openbao_address", "openbao_ca_file"),
                 "without the CA of its server certificate nobody knows whom the token is sent to; give its PEM file",
             )
+        elif self.address.startswith("http://"):
+            for name, wanted in (("openbao_ca_file", self.ca_file is not None), ("openbao_auth", self.auth == "cert")):
+                if wanted:
+                    yield Conflict(
+                        ("openbao_address", name), "http:// has no certificates, neither its nor the signer's"
+                    )
         needed = _NEEDS[self.auth]
         missing = [name for name in needed if getattr(self, name.removeprefix("openbao_")) is None]
         if missing:

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from cryptography import x509
 
+from signer.authority.granting import granted
 from signer.authority.lifecycle import Life
 from signer.authority.request import X509Request, new_request
-from signer.authority.requests import granted
 from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
 from signer.openbao_settings import OpenBaoSettings
@@ -169,9 +169,16 @@ async def check_who_may_not_is_told_so(engine: Engine, folder: Path) -> None:
     assert "does not sign: 403" in await unusable(to.at("elsewhere"))
     token = folder / "token"
     token.write_text("s.notatokenofanybody")
-    said = await unusable(to.at("pki", auth="token", token_file=token))
+    said = await unusable(to.at("pki", auth="token", token_file=token, secret_id_file=None))
     assert "does not sign: 403" in said
     assert "notatoken" not in said
+
+
+async def check_another_issuer_is_told(engine: Engine, folder: Path) -> None:
+    """It says so by a status by which others say that they are broken."""
+    engine.root_of("pki")
+    said = await unusable(signer(engine, folder).at("pki", issuer="nobody"))
+    assert "is openbao_mount or openbao_issuer another one?" in said
 
 
 async def check_sealed_is_away(engine: Engine, folder: Path) -> None:
@@ -192,6 +199,7 @@ CHECKS = (
     check_an_issuing_ca_without_its_root,
     check_a_short_lifetime_is_told,
     check_who_may_not_is_told_so,
+    check_another_issuer_is_told,
     check_sealed_is_away,
 )
 

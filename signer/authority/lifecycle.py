@@ -199,6 +199,9 @@ class Life:
         """The state without what was abandoned and came back; what signs instead is new. Raises SignerError."""
         for kind, ids in found.drop.items():
             state = await without(state, kind, ids, record, self._make, self.policy, now)
+        if "x509" in found.declare and state.unborn:
+            # The key for which the first one is requested came back as well.
+            state = await self.again(state, now)
         kinds = tuple(kind for kind in found.declare if state.slots(kind))
         if kinds:
             state, _ = self.compromised(state, kinds, now)

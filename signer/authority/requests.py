@@ -7,38 +7,34 @@ process only: each write of the state is a number that all agents acknowledge.
 import asyncio
 import logging
 import random
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TypeVar
 
 from runtime.clock import Clock
 from signer.authority.attempts import pressed, wanted
 from signer.authority.backoff import Backoff
+from signer.authority.granting import granted
 from signer.authority.lifecycle import Life, Step
 from signer.authority.request import X509Request
-from signer.authority.slots import Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
-from signer.authority.timing import LifecyclePolicy
-from signer.authority.trial import Cause, admit, cause_of
 from signer.errors import ApiUnavailable, CertificateRefused, SignerError, StateDamaged
 from signer.metrics import Metrics
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.remote import NO_HANDLE, Denied, Issued, Pending, RemoteUpstream, UpstreamAway
-from svid.acceptance import leads_to
-from svid.authority import X509Authority
-from svid.bundle import TrustBundle
-from svid.errors import SvidError
+from signer.upstream.remote import NO_HANDLE, Answer, Denied, Issued, Pending, RemoteUpstream, UpstreamAway
 
 _log = logging.getLogger("podsvid.authority")
 _Found = TypeVar("_Found")
 Load = Callable[[], Awaitable[Stored]]
 Swap = Callable[[Stored, AuthorityState, Step], Awaitable[bool]]
+# A replica that asks for the first authority in vain lets another one lead for so long of each round.
+ROUND_SECONDS, TURN_SECONDS = 90.0, 30.0
 # Of one call.
 DEADLINE_SECONDS = 30.0
-# No CA names that many on purpose.
-MAX_CHAIN, MAX_ROOTS = 10, 64
 # A CA that says when to look again is believed within these.
 _SOONEST, _LATEST = timedelta(seconds=1), timedelta(minutes=15)
 _MAX_TEXT = 500
@@ -50,36 +46,6 @@ class _Answer:
 
     id: str
     outcome: str | Issued | Denied
-
-
-def granted(
-    state: AuthorityState, issued: Issued, policy: LifecyclePolicy, now: datetime
-) -> tuple[AuthorityState, X509Slot]:
-    """The state in which what was requested is prepared, or serves as the first. Raises CertificateRefused."""
-    request = state.request
-    assert request is not None
-    if len(issued.chain) > MAX_CHAIN or len(issued.roots) > MAX_ROOTS:
-        raise CertificateRefused(
-            f"{len(issued.chain)} certificates and {len(issued.roots)} roots came; more than {MAX_CHAIN} and "
-            f"{MAX_ROOTS} are not taken"
-        )
-    try:
-        roots = TrustBundle(state.trust_domain, tuple(dict.fromkeys(issued.roots)))
-        authority = X509Authority(state.trust_domain, issued.chain, request.key, roots)
-        own = tuple(root for root in roots.x509_authorities if leads_to(authority, [root]))
-        authority = replace(authority, bundle=TrustBundle(state.trust_domain, own))
-    except (SvidError, ValueError) as error:
-        raise CertificateRefused(f"what the CA above gave is no authority of the requested key: {error}") from None
-    if not own:
-        raise CertificateRefused(
-            "the CA above names no root that its certificate leads to: import the root where the CA has its chain, or "
-            "give it in upstream_bundle_file"
-        )
-    cause = Cause.FIRST if state.unborn else cause_of(state, by_time=not request.wished)
-    slot = X509Slot(Stage.PREPARED, admit(authority, None if state.unborn else state, cause, policy, now), now)
-    if state.unborn:
-        slot = replace(slot, stage=Stage.ACTIVE, activated_at=now, longest=policy.usual("x509"))
-    return replace(state, sequence=state.sequence + 1, x509=(*state.x509, slot), request=None), slot
 
 
 class Requests:
@@ -104,6 +70,13 @@ class Requests:
         self._told = ""
         # An answer that could not be stored yet: it is not asked for again.
         self._kept: _Answer | None = None
+        # Since when the first authority is asked for in vain; and whether the Secret is new though there was one.
+        self._vain_since: float | None = None
+        self.bereft = False
+        # The request that was sent, or sent in vain, last.
+        self._tried = ""
+        # What was issued without roots, by its request: where they cannot be had it is not asked for again.
+        self._rootless: dict[str, Issued] = {}
         # What is stored while there is no authority yet.
         self.unborn: AuthorityState | None = None
         # The request that was seen last, to be cleaned up once nobody wants it.
@@ -129,6 +102,7 @@ class Requests:
         self._backoff.forget()
         self._look_at, self._last, self._gave_up_at = 0.0, "", None
         self._kept = self._seen = None
+        self._rootless = {}
 
     async def run(
         self,
@@ -166,17 +140,28 @@ class Requests:
         while stored.state.unborn:
             self.unborn = stored.state
             try:
+                # Who does not lead keeps what it knows: it gave way for a moment, and asks no more often for that.
                 if leading():
                     await self._bear(stored, load, swap, leading)
-                else:
-                    self.rest()
                 await asyncio.sleep(pause)
                 stored = await load()
             except ApiUnavailable as error:
                 _not_stored(error)
                 await asyncio.sleep(pause)
-        self.unborn = None
+        self.unborn = self._vain_since = None
         return stored
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether another replica is to lead that can, for a while of each round.
+
+        One that has another configuration may get the first authority where this one asks in vain: while a wrong one is
+        mended replicas of both are there, and none of them becomes ready. And one that has an authority asks for no
+        first one where the Secret is new.
+        """
+        if self.bereft or self._vain_since is None:
+            return self.bereft
+        return (self._clock.monotonic() - self._vain_since) % ROUND_SECONDS < TURN_SECONDS
 
     @property
     def first_awaited(self) -> str:
@@ -195,6 +180,8 @@ class Requests:
             await swap(stored, await self._life.again(stored.state, now), Step("withdraw", "x509", why))
         else:
             await self.look(stored.state, load, swap, leading)
+            if self._last and self._vain_since is None:
+                self._vain_since = self._clock.monotonic()
 
     async def look(self, state: AuthorityState, load: Load, swap: Swap, leading: Callable[[], bool]) -> None:
         """Go one step on with what the state requests, where it is time. Raises SignerError where it was not stored."""
@@ -218,13 +205,16 @@ class Requests:
         if self._gave_up_at is None:
             self._backoff.forget()
             self._last = ""
-        self._look_at, self._kept = 0.0, None
+        self._look_at, self._kept, self._rootless = 0.0, None, {}
 
     def _left(self, state: AuthorityState) -> timedelta:
-        if wanted(state) != self._wanted:
+        new_wish = state.request is not None and state.request.wished and state.request.id != self._tried
+        if wanted(state) != self._wanted or new_wish:
             return timedelta(0)
         thinking = timedelta(seconds=max(self._look_at - self._clock.monotonic(), 0.0))
-        return max(thinking, self._backoff.left(pressed=not state.unborn and pressed(state, self._clock.now())))
+        # After one that was given up another is another key, certificate and state: never a matter of a minute.
+        hurry = self._gave_up_at is None and not state.unborn and pressed(state, self._clock.now())
+        return max(thinking, self._backoff.left(pressed=hurry))
 
     async def _store(self, answer: _Answer, load: Load, swap: Swap) -> None:
         stored = await load()
@@ -252,6 +242,7 @@ class Requests:
                 self._kept = _Answer(answer.id, outcome)
                 self._metrics.upstream_answered("unfit")
             else:
+                self._metrics.upstream_answered("issued")
                 self._backoff.forget()
                 self._last, self._gave_up_at = "", None
                 _log.info(
@@ -290,18 +281,31 @@ class Requests:
     async def _asked(self, remote: RemoteUpstream, request: X509Request, state: AuthorityState) -> _Answer | None:
         """What it says that the state is to be changed by; None where it says nothing of the kind."""
         to_ca = request.to_ca(state.trust_domain)
+        if request.wished and request.id != self._tried:
+            self._backoff.forget()
+        self._tried = request.id
         try:
             handle = request.handle
             if handle is None:
                 handle = await _in_time(remote.submit(to_ca), request.at)
                 if handle != NO_HANDLE:
                     return _Answer(request.id, _checked(request, handle))
-            found = await _in_time(remote.poll(to_ca, handle), request.at)
+            found: Answer | None = self._rootless.get(request.id)
+            if found is None:
+                found = await _in_time(remote.poll(to_ca, handle), request.at)
             if isinstance(found, Issued) and not found.roots:
+                self._rootless = {request.id: found}
                 found = replace(found, roots=(await _in_time(remote.roots(), request.at)).certificates)
         except (UpstreamAway, UpstreamUnusable) as error:
             result = "away" if isinstance(error, UpstreamAway) else "unusable"
             self._failed(state, request, result, f"{error.reason}: {error}")
+            return None
+        except Exception as error:
+            # What a CA answers is anybody's: one answer that nobody foresaw must not end one replica after the other.
+            # Not its words: they may have what was sent.
+            self._failed(
+                state, request, "unusable", f"{type(error).__name__} at {_place(error)}, a bug: please report it"
+            )
             return None
         if isinstance(found, Pending):
             self._metrics.upstream_answered("pending")
@@ -313,7 +317,8 @@ class Requests:
         if isinstance(found, Denied) and not found.permanent:
             self._failed(state, request, "denied", found.reason)
             return None
-        self._metrics.upstream_answered("issued" if isinstance(found, Issued) else "denied")
+        if isinstance(found, Denied):
+            self._metrics.upstream_answered("denied")
         return _Answer(request.id, found)
 
     def _failed(self, state: AuthorityState, request: X509Request, result: str, why: str) -> None:
@@ -354,6 +359,11 @@ def _checked(request: X509Request, handle: str) -> str:
 
 def _not_stored(error: SignerError) -> None:
     _log.warning("the CA's answer is not stored yet", extra={"reason": error.reason, "error": str(error)})
+
+
+def _place(error: Exception) -> str:
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 def _at(state: AuthorityState) -> str:

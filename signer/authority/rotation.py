@@ -113,7 +113,7 @@ class Rotation:
     @property
     def waiting_since(self) -> datetime | None:
         """Since when this replica, which leads, wants a new X.509 authority in vain."""
-        state = self.state
+        state = self.state or self.requests.unborn
         if state is None or not self._leader.leading:
             return None
         return self._attempts.waiting_since or self.requests.waiting_since(state)
@@ -308,6 +308,7 @@ class Rotation:
                 except Conflict:
                     continue
             stored = await self._freed(stored)
+            self.requests.bereft = stored.state.unborn
             if stored.state.unborn:
                 raise StateDamaged(
                     "the authorities' Secret is new and has none yet: the CA above is asked for the first; restore the "

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -22,8 +21,10 @@ from cryptography.hazmat.primitives import serialization
 
 from runtime import durations
 from signer.openbao_settings import OpenBaoSettings
+from signer.upstream import files
 from signer.upstream.bounded import Bounded, Unanswered
 from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.naming import Names
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway
 from signer.upstream.roots import RootSet
 from svid.certificates import certificates_from_pem
@@ -33,7 +34,6 @@ from svid.x509svid import issued_by
 # Seconds; each of a use's calls gets them.
 CALL_SECONDS, LEAVE_SECONDS = 10.0, 2.0
 MAX_ANSWER = 1024 * 1024
-MAX_CREDENTIAL = 64 * 1024
 # Of a mount, which has a few; and above one certificate, the chain and the issuing one once more.
 MAX_ISSUERS, MAX_CHAIN = 32, 32
 # It dates certificates 30 s back, and says the same lifetime in whole seconds.
@@ -41,6 +41,8 @@ _SLACK = timedelta(minutes=2)
 _MAX_TEXT = 300
 # What another attempt may get past: too many requests, a replica that has not read yet, standbys, and what is broken.
 _AWAY = (412, 429, 472, 473)
+# It says with a 500 that a mount has no CA, or none of that name.
+_NO_ISSUER = ("PKI issuer", "was one set")
 _Decoded = TypeVar("_Decoded")
 _T = TypeVar("_T")
 
@@ -97,6 +99,7 @@ class OpenBao:
 
     settings: OpenBaoSettings
     reader: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
+    resolver: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -123,21 +126,23 @@ class OpenBao:
             "ttl": f"{int(request.lifetime.total_seconds())}s",
         }
         async with await self._session() as session:
-            token = await self._logged_in(session)
+            credential = await self._credential()
+            token = await self._logged_in(session, credential)
             try:
-                data = await self._call(session, "POST", f"{by.mount}/{issuer}/sign-intermediate", body, token)
+                path = f"{by.mount}/{issuer}/sign-intermediate"
+                data = await self._call(session, "POST", path, body, token, credential)
             except _Refused as error:
                 raise self._unusable("sign", error) from None
             finally:
                 if by.auth != "token":
                     await self._logged_out(session, token)
         given = self.settings.roots
-        roots = () if given is None else await self._read(partial(_roots_file, given))
+        roots = () if given is None else await self._read(partial(files.roots, given))
         return self._issued(_decoded(data, _SignAnswer).data, roots, request)
 
     async def roots(self) -> RootSet:
         if self.settings.roots is not None:
-            return RootSet(await self._read(partial(_roots_file, self.settings.roots)), complete=True)
+            return RootSet(await self._read(partial(files.roots, self.settings.roots)), complete=True)
         mount = self.settings.mount
         async with await self._session() as session:
             try:
@@ -145,22 +150,28 @@ class OpenBao:
                 names = _decoded(listed, _KeysAnswer).data.keys
                 if len(names) > MAX_ISSUERS:
                     raise UpstreamUnusable(f"{self.name} has {len(names)} issuers; {MAX_ISSUERS} at most are trusted")
-                texts = [
-                    _decoded(
-                        await self._call(session, "GET", f"{mount}/issuer/{quote(name, safe='')}/json"), _IssuerAnswer
-                    ).data.certificate
+                found = [
+                    self._one(await self._call(session, "GET", f"{mount}/issuer/{quote(name, safe='')}/json"))
                     for name in names
                 ]
             except _Refused as error:
                 raise self._unusable("name its issuers", error) from None
-        return RootSet(tuple(each for each in _certificates(texts) if _is_root(each)), complete=True)
+        return RootSet(tuple(each for each in found if _is_root(each)), complete=True)
+
+    def _one(self, answer: bytes) -> x509.Certificate:
+        """An issuer's. Of more than one, of which an answer has room for thousands, each would be verified."""
+        found = _certificates([_decoded(answer, _IssuerAnswer).data.certificate])
+        if len(found) != 1:
+            raise UpstreamUnusable(f"{self.name} gives {len(found)} certificates as an issuer")
+        return found[0]
 
     def _issued(self, signed: _Signed, given: tuple[x509.Certificate, ...], request: CaRequest) -> Issued:
         (own, *_) = _certificates([signed.certificate]) or (None,)
         above = _certificates([*(signed.ca_chain or []), signed.issuing_ca])
         if own is None or len(above) > MAX_CHAIN:
             raise UpstreamUnusable(f"{self.name} gave no certificate, or more than {MAX_CHAIN} above it")
-        others = list(dict.fromkeys(each for each in above if each != own))
+        # Roots first: one that another has cross-signed ends the chain, and not whoever is to be left.
+        others = sorted(dict.fromkeys(each for each in above if each != own), key=lambda each: not _is_root(each))
         chain, below = [own], own
         while (found := next((each for each in others if issued_by(below, each)), None)) is not None:
             others.remove(found)
@@ -183,18 +194,23 @@ class OpenBao:
         found: dict[str, Callable[[], object]] = {}
         if by.ca_file is not None:
             found["openbao_ca_file"] = self._tls
+        if by.auth == "cert":
+            for name, path in (("openbao_cert_file", by.cert_file), ("openbao_key_file", by.key_file)):
+                found[name] = partial(files.readable, path)
         for name, path in (("openbao_token_file", by.token_file), ("openbao_secret_id_file", by.secret_id_file)):
             if path is not None:
-                found[name] = partial(_secret, path)
+                found[name] = partial(files.credential, path)
         if by.roots is not None:
-            found["upstream_bundle_file"] = partial(_roots_file, by.roots)
+            found["upstream_bundle_file"] = partial(files.roots, by.roots)
         return found
 
     async def _session(self) -> aiohttp.ClientSession:
         context = await self._read(self._tls)
         # No proxy, cookies or netrc of the environment, and what comes is not unpacked.
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context if context is not None else True, limit=1),
+            connector=aiohttp.TCPConnector(
+                ssl=context if context is not None else True, limit=1, resolver=Names(self.resolver)
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
@@ -225,19 +241,27 @@ class OpenBao:
                 f"the files for {self.name} were not read in time: their file system hangs"
             ) from None
 
-    async def _logged_in(self, session: aiohttp.ClientSession) -> str:
+    async def _credential(self) -> str:
+        """What the signer logs in with; empty where that is its certificate."""
+        by = self.settings
+        return (
+            "" if by.auth == "cert" else await self._read(partial(files.credential, by.token_file or by.secret_id_file))
+        )
+
+    async def _logged_in(self, session: aiohttp.ClientSession, credential: str) -> str:
         by = self.settings
         if by.auth == "token":
-            return await self._read(partial(_secret, by.token_file))
+            return credential
         body: dict[str, str] = {}
         if by.auth == "kubernetes":
-            body = {"role": by.role or "", "jwt": await self._read(partial(_secret, by.token_file))}
+            body = {"role": by.role or "", "jwt": credential}
         elif by.auth == "approle":
-            body = {"role_id": by.role_id or "", "secret_id": await self._read(partial(_secret, by.secret_id_file))}
+            body = {"role_id": by.role_id or "", "secret_id": credential}
         elif by.role is not None:
             body = {"name": by.role}
         try:
-            data = await self._call(session, "POST", f"auth/{by.auth_mount or by.auth}/login", body)
+            login = f"auth/{by.auth_mount or by.auth}/login"
+            data = await self._call(session, "POST", login, body, secret=credential)
         except _Refused as error:
             raise self._unusable(f"log the signer in by {by.auth}", error) from None
         found = _decoded(data, _Login).auth
@@ -258,8 +282,12 @@ class OpenBao:
         path: str,
         body: Mapping[str, Any] | None = None,
         token: str = "",
+        secret: str = "",
     ) -> bytes:
-        """Its answer. Raises UpstreamAway, and _Refused for what asking again does not change."""
+        """Its answer. Raises UpstreamAway, and _Refused for what asking again does not change.
+
+        Of what it says nothing is told that is the `token` or the `secret`, with which that was got.
+        """
         headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
         if self.settings.namespace is not None:
             headers["X-Vault-Namespace"] = self.settings.namespace
@@ -279,11 +307,13 @@ class OpenBao:
             raise UpstreamAway(f"{self.name} cannot be reached ({what})") from None
         if 200 <= status < 300:
             return data
-        said = _said(data, [token, *(str(each) for each in (body or {}).values())])
+        said = _said(data, [token, secret])
         if 300 <= status < 400:
             raise UpstreamAway(f"{self.name} redirects ({status}), which is not followed: name the active one")
         if status == 503:
             raise UpstreamAway(f"{self.name} is sealed or not ready ({said})")
+        if status == 500 and any(each in said for each in _NO_ISSUER):
+            raise _Refused(status, said)
         if status >= 500 or status in _AWAY:
             raise UpstreamAway(f"{self.name} answers {status} ({said})")
         raise _Refused(status, said)
@@ -300,6 +330,7 @@ class OpenBao:
     def _unusable(self, what: str, error: _Refused) -> UpstreamUnusable:
         hint = {
             403: ": a bad credential, or its policy does not allow it",
+            500: ": the mount has no such CA: is openbao_mount or openbao_issuer another one?",
             404: ": is openbao_mount, openbao_auth_mount or openbao_issuer another one?",
         }.get(error.status, "")
         return UpstreamUnusable(f"{self.name} does not {what}: {error.status} ({error}){hint}")
@@ -318,32 +349,12 @@ def _is_root(certificate: x509.Certificate) -> bool:
     return issued_by(certificate, certificate)
 
 
-def _secret(path: Path | None) -> str:
-    """What a file holds, to be sent along; nothing of it is repeated. Raises UpstreamUnusable."""
-    assert path is not None
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CREDENTIAL + 1)
-    except OSError as error:
-        raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
-    text = data.decode("ascii", "replace").strip()
-    if not text or len(data) > MAX_CREDENTIAL or not text.isascii() or any(not "!" <= each <= "~" for each in text):
-        raise UpstreamUnusable(f"{path} holds no credential: one line of printable characters")
-    return text
-
-
-def _roots_file(path: Path) -> tuple[x509.Certificate, ...]:
-    try:
-        return certificates_from_pem(path.read_bytes())
-    except OSError as error:
-        raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
-    except (SvidError, ValueError):
-        raise UpstreamUnusable(f"{path} holds no PEM certificates") from None
-
-
 def _certificates(texts: Sequence[str]) -> tuple[x509.Certificate, ...]:
     try:
-        return tuple(each for text in texts if text for each in certificates_from_pem(text.encode()))
+        found = tuple(each for text in texts if text for each in certificates_from_pem(text.encode()))
+        # They are parsed late: a date of the year 0 is found when it is looked at.
+        _ = [(each.not_valid_before_utc, each.not_valid_after_utc) for each in found]
+        return found
     except (SvidError, ValueError):
         raise UpstreamUnusable("OpenBao gave something that is no PEM certificate") from None
 

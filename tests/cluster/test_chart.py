@@ -580,6 +580,35 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
     assert unread == []
 
 
+def test_another_login_at_openbao_has_what_it_needs_and_no_token(tmp_path: Path) -> None:
+    files = "/var/run/podsvid-openbao-files"
+    found = documents(
+        *("trustDomain=a", "signer.openbao.address=https://bao:8200", "signer.openbao.caSecret=bao"),
+        *("signer.settings.openbao_auth=approle", "signer.settings.openbao_role_id=some-role"),
+        f"signer.settings.openbao_secret_id_file={files}/secret-id",
+    )
+    (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    assert (loaded.openbao.auth, str(loaded.openbao.secret_id_file)) == ("approle", f"{files}/secret-id")
+    volumes = found["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]["volumes"]
+    assert "openbao" not in {each["name"] for each in volumes}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("signer.upstreamSecret=other", "there is one CA above"),
+        ("signer.openbao.caSecret=", "name the Secret whose ca.crt"),
+    ],
+)
+def test_an_openbao_that_the_signer_would_refuse_is_refused_before(more: str, said: str) -> None:
+    with pytest.raises(ClusterError, match=said):
+        chart.template(
+            "trustDomain=a", "signer.openbao.address=https://bao:8200", "signer.openbao.caSecret=bao-ca", more
+        )
+
+
 def test_below_openbao_the_signer_has_a_token_for_it_alone_and_knows_whom_to_send_it_to(tmp_path: Path) -> None:
     found = documents("trustDomain=a", "signer.openbao.address=https://bao:8200", "signer.openbao.caSecret=bao-ca")
     (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
@@ -589,11 +618,12 @@ def test_below_openbao_the_signer_has_a_token_for_it_alone_and_knows_whom_to_sen
     pod = found["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]
     mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}["openbao"]
     assert str(loaded.openbao.token_file) == f"{mounted}/token"
-    assert str(loaded.openbao.ca_file) == f"{mounted}/ca.crt"
+    assert str(loaded.openbao.ca_file) == f"{mounted}-files/ca.crt"
     (volume,) = [each for each in pod["volumes"] if each["name"] == "openbao"]
-    token, secret = volume["projected"]["sources"]
+    (token,) = volume["projected"]["sources"]
     assert token["serviceAccountToken"]["audience"] == "openbao"
-    assert secret["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    (files,) = [each for each in pod["volumes"] if each["name"] == "openbao-files"]
+    assert files["secret"]["secretName"] == "bao-ca"
     without = documents("trustDomain=a")
     assert "openbao" not in str(without["Deployment", "podsvid-signer"])
     assert "openbao" not in str(without["ConfigMap", "podsvid-signer"])

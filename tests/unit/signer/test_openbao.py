@@ -4,7 +4,9 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 
 from runtime.settings import InvalidSetting
 from signer import config
@@ -23,7 +25,8 @@ from signer.config import SignerConfig
 from signer.openbao_settings import OpenBaoSettings
 from signer.upstream.bounded import Bounded
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.openbao import MAX_ANSWER, OpenBao
+from signer.upstream.naming import Names
+from signer.upstream.openbao import MAX_ANSWER, OpenBao, _certificates, _Signed
 from signer.upstream.remote import UpstreamAway
 from svid.certificates import to_pem
 from svid.keys import KeyAlgorithm, key_to_pem
@@ -113,6 +116,9 @@ class StandIn:
             self.revoked.append(token)
             return web.Response(status=204)
         mount, _, rest = path.partition("/")
+        if rest.startswith("issuer/nobody/"):
+            # Its words, by OpenBao 2.7.2.
+            return _wrong(500, "unable to find PKI issuer for reference: nobody")
         if rest.endswith("sign-intermediate"):
             if token not in self.tokens or mount not in self.mounts:
                 return _wrong(403, "permission denied")
@@ -280,6 +286,14 @@ def test_what_was_sent_is_not_repeated_whatever_the_server_says(tmp_path: Path) 
             async def echo_login(request: web.Request) -> web.Response:
                 return _wrong(400, f"bad secret {(await request.json())['secret_id']}")
 
+            async def echo_both(request: web.Request) -> web.Response:
+                return _wrong(400, f"no podsvid.role for {engine.credential()[1]} and {engine.credential()[0]}")
+
+            # Who it is there is no secret, and says what is wrong.
+            said = await _said(engine, tmp_path, echo_both)
+            assert engine.credential()[1] not in said
+            assert engine.credential()[0] in said
+
             engine.instead = echo_login
             said = await contract.unusable(contract.signer(engine, tmp_path).at("pki"))
             assert "bad secret" in said
@@ -309,6 +323,61 @@ def test_what_is_no_answer_is_refused(tmp_path: Path, answer: bytes) -> None:
                 return web.Response(body=answer)
 
             assert (await _said(engine, tmp_path, other)).startswith("UPSTREAM_UNUSABLE")
+
+    asyncio.run(run())
+
+
+def test_an_issuer_is_one_certificate(tmp_path: Path) -> None:
+    """Each would be verified, and there is room for thousands."""
+
+    async def run() -> None:
+        async with serving(StandIn()) as engine:
+            many = "".join(_pem(Ca(str(number)).certificate) for number in range(2))
+
+            async def issuers(request: web.Request) -> web.Response:
+                keys = {"keys": ["one"], "certificate": many}
+                return web.json_response({"data": keys})
+
+            engine.instead = issuers
+            with pytest.raises(UpstreamUnusable, match="gives 2 certificates as an issuer"):
+                await contract.signer(engine, tmp_path).at("pki").roots()
+
+    asyncio.run(run())
+
+
+def test_a_date_that_is_none_is_no_certificate() -> None:
+    """They are parsed late; what nobody foresaw ended one replica after the other."""
+    found = to_pem([Ca("a").sign(Ca("a").name, Ca("b").key.public_key(), 365 * 40 * DAY, None)])
+    der = x509.load_pem_x509_certificate(found).public_bytes(serialization.Encoding.DER)
+    at = der.index(b"\x18\x0f20") + 2
+    none = x509.load_der_x509_certificate(der[:at] + b"0000" + der[at + 4 :])
+    with pytest.raises(UpstreamUnusable, match="no PEM certificate"):
+        _certificates([_pem(none)])
+
+
+def test_a_root_that_another_one_signed_ends_the_chain(tmp_path: Path) -> None:
+    """A mount that moves from one root to another has both; the old one is not to be published anew."""
+    old, new = Ca("old"), Ca("new")
+    crossed = old.sign(new.name, new.key.public_key(), DAY, None)
+    remote = OpenBao(
+        OpenBaoSettings("http://127.0.0.1:1", "pki", None, None, None, *("cert", *[None] * 8))  # type: ignore[arg-type]
+    )
+    request = contract.a_request(remote).to_ca(contract.TD)
+    own = new.sign(request.csr.subject, request.csr.public_key(), DAY, 0)
+    signed = _Signed(_pem(own), _pem(crossed), [_pem(each) for each in (crossed, new.certificate, old.certificate)])
+    found = remote._issued(signed, (), request)
+    assert (found.chain, found.roots) == ((own,), (new.certificate,))
+
+
+def test_names_are_looked_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        ended = threading.Event()
+        found = await Names(Bounded(5.0)).resolve("localhost", 7)
+        assert {(each["port"], each["flags"]) for each in found} == {(7, socket.AI_NUMERICHOST)}
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *rest: ended.wait(10))
+        with pytest.raises(OSError, match="not found in time"):
+            await Names(Bounded(0.05)).resolve("openbao.openbao.svc", 7)
+        ended.set()
 
     asyncio.run(run())
 
@@ -394,6 +463,18 @@ def test_the_settings_that_a_kubernetes_login_needs() -> None:
         ({"openbao_address": "https://u:p@openbao.example"}, "https://HOST:PORT"),
         ({"openbao_address": "https://openbao.example/v1"}, "https://HOST:PORT"),
         ({"openbao_address": "ftp://127.0.0.1"}, "https://HOST:PORT"),
+        ({"openbao_address": "http://127.0.0.1:8200"}, "http:// has no certificates"),
+        (
+            {
+                "openbao_address": "http://127.0.0.1:8200",
+                "openbao_ca_file": None,
+                "openbao_auth": "cert",
+                "openbao_token_file": None,
+                "openbao_cert_file": "/tls.crt",
+                "openbao_key_file": "/tls.key",
+            },
+            "http:// has no certificates",
+        ),
         ({"openbao_ca_file": None}, "nobody knows whom the token is sent to"),
         ({"openbao_role": None}, "login by kubernetes needs openbao_role and openbao_token_file"),
         ({"openbao_auth": "approle", "openbao_role": None}, "does not use openbao_token_file"),

@@ -15,13 +15,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from signer.authority.abandonments import Entry, Record
 from signer.authority.acknowledgements import Agents
+from signer.authority.granting import granted
 from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life
-from signer.authority.requests import granted
+from signer.authority.recovery import returned
 from signer.authority.rotation import Rotation
 from signer.authority.slots import Stage
-from signer.authority.state import AuthorityState
+from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.store import SecretStore
 from signer.cluster.leader import Leader
 from signer.errors import ApiUnavailable, CertificateRefused, SignerError, StateDamaged, TransitionRefused
@@ -444,6 +446,129 @@ def test_unfit_certificates_are_asked_for_once_an_hour_and_the_note_is_said() ->
     asyncio.run(run())
 
 
+def test_a_bug_of_an_upstream_ends_nothing_and_its_words_are_not_said() -> None:
+    """One answer that nobody foresaw would end each replica that leads, one after the other."""
+
+    async def run() -> None:
+        ca = RemoteCa()
+        ca.fails = ValueError("s.token")  # type: ignore[assignment]
+        cluster = Cluster(ca)
+        one = Replica(cluster, "one")
+        async with loop(_forever(one.open())):
+            await until(lambda: "ValueError at test_requests.py:" in one.rotation.requests.first_awaited)
+            assert "s.token" not in one.rotation.requests.first_awaited
+            assert one.answers("unusable") == 1
+            ca.fails = None
+            cluster.clock.pass_by(seconds=10)
+            await until(lambda: one.rotation.state is not None)
+
+    asyncio.run(run())
+
+
+def test_what_was_issued_without_roots_is_kept_until_they_are_had() -> None:
+    async def run() -> None:
+        ca = RemoteCa(at_once=True)
+        ca.bend = lambda issued: Issued(issued.chain)
+        cluster = Cluster(ca)
+        one = Replica(cluster, "one")
+        roots, failures = ca.roots, 2
+
+        async def failing() -> RootSet:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise UpstreamAway("the roots are away")
+            return await roots()
+
+        ca.roots = failing  # type: ignore[method-assign]
+        async with loop(_forever(one.open())):
+            await until(lambda: failures == 1)
+            cluster.clock.pass_by(seconds=20)
+            await until(lambda: failures == 0)
+            cluster.clock.pass_by(seconds=20)
+            await until(lambda: one.rotation.state is not None)
+        assert len(ca.issued) == 1
+
+    asyncio.run(run())
+
+
+def test_who_asks_for_the_first_in_vain_lets_others_lead_and_asks_no_more_often_for_that() -> None:
+    """Its settings may be the wrong ones: while they are mended no replica of either is ready, and none may go."""
+
+    async def run() -> None:
+        ca, cluster = RemoteCa(), Cluster(RemoteCa())
+        wrong = Replica(cluster, "wrong")
+        cluster.remote.fails = UpstreamUnusable("no such role")
+        requests = wrong.rotation.requests
+        wrong.leader.unfit = lambda: requests.gives_way
+        async with loop(_forever(wrong.open())):
+            await until(lambda: "no such role" in requests.first_awaited)
+            await until(lambda: requests.gives_way)
+            await wrong.leader.attempt()
+            assert not wrong.leader.leading
+            ca.clock = cluster.clock
+            right = Replica(cluster, "right", ca)
+            await all_read(right.agents)
+            await right.leader.attempt()
+            assert right.leader.leading
+            await right.rotation.open()
+            assert wrong.answers("unusable") == 1
+            await until(lambda: wrong.rotation.state is not None)
+            assert not requests.gives_way
+        serves(cluster.stored, ca)
+
+    asyncio.run(run())
+
+
+def test_who_gave_way_leads_again_for_most_of_each_round() -> None:
+    async def run() -> None:
+        cluster = Cluster(RemoteCa())
+        cluster.remote.fails = UpstreamAway("nobody answers")
+        one = Replica(cluster, "one")
+        requests = one.rotation.requests
+        async with loop(_forever(one.open())):
+            await until(lambda: requests.gives_way)
+            seen = []
+            for _ in range(18):
+                seen.append(requests.gives_way)
+                cluster.clock.pass_by(seconds=10)
+            assert seen == [*[True] * 3, *[False] * 6] * 2
+
+    asyncio.run(run())
+
+
+def test_what_a_person_asks_for_after_a_denial_is_tried_at_once() -> None:
+    """A rotation that is under way already is no new wish."""
+
+    async def run() -> None:
+        ca = RemoteCa()
+        cluster = Cluster(ca)
+        one = Replica(cluster, "one")
+        await one.open()
+        ca.bend = lambda issued: Denied("no role", permanent=True)
+        await one.rotation.step("rotate", "x509", "", forced=False)
+        async with loop(one.rotation.run()), loop(one.rotation.ask_above()):
+            await until(lambda: one.told != [])
+            await until(lambda: cluster.stored.request is None)
+            ca.bend = lambda issued: issued
+            await one.rotation.step("prepare", "x509", "", forced=False)
+            await until(lambda: len(cluster.stored.x509) == 2)
+
+    asyncio.run(run())
+
+
+def test_the_first_authority_is_wanted_too() -> None:
+    async def run() -> None:
+        cluster = Cluster(RemoteCa())
+        cluster.remote.fails = UpstreamAway("nobody answers")
+        one = Replica(cluster, "one")
+        async with loop(_forever(one.open())):
+            await until(lambda: "nobody answers" in one.rotation.requests.first_awaited)
+            assert one.rotation.waiting_since == START
+
+    asyncio.run(run())
+
+
 def test_a_certificate_without_roots_gets_those_of_the_ca() -> None:
     async def run() -> None:
         ca = RemoteCa(at_once=True)
@@ -493,6 +618,33 @@ def test_another_theft_while_a_request_waits_takes_that_one() -> None:
     assert request.authority_id in told
     assert again.request is None
     assert request.authority_id in again.abandoned_ids("x509")
+
+
+def test_a_stolen_first_request_that_comes_back_is_asked_for_no_more() -> None:
+    """An older Secret of the first start was restored before the recovery was over."""
+    by = Life(POLICY, Elsewhere(CA), TD)
+    state = done(by.first(START))
+    request = state.request
+    assert request is not None
+    record = Record((Entry(Abandoned("x509", request.authority_id, START)),), {"x509": state.sequence + 1000})
+    found = returned(state, record, None)
+    assert (dict(found.drop), found.declare) == ({}, ("x509",))
+    after = done(by.freed(state, found, record, START))
+    assert after.unborn
+    assert after.request is not None
+    assert after.request.id != request.id
+    assert after.sequence > state.sequence
+
+
+def test_after_a_theft_of_all_the_first_one_may_end_soon() -> None:
+    ca, by = RemoteCa(), Life(POLICY, Elsewhere(CA), TD)
+    state = done(by.first(START))
+    assert state.request is not None
+    soon = Issued((ca.certificate(state.request.to_ca(TD), lifetime=timedelta(hours=3)),), (ca.root,))
+    with pytest.raises(CertificateRefused, match="it ends at"):
+        granted(state, soon, POLICY, START)
+    stolen = replace(state, abandoned=(Abandoned("x509", "stolen", START),))
+    serves(granted(stolen, soon, POLICY, START)[0], ca)
 
 
 def test_a_request_to_another_ca_is_withdrawn() -> None:
@@ -552,6 +704,17 @@ def test_what_signs_goes_on_where_the_secret_was_deleted_and_another_replica_ask
         assert one.rotation.state is known
         with pytest.raises(StateDamaged, match="asked for the first"):
             await one.rotation.step("prepare", "x509", "", forced=False)
+        # It cannot ask for it, and whoever can needs the lease.
+        assert one.rotation.requests.gives_way
+        one.leader.unfit = lambda: one.rotation.requests.gives_way
+        await one.leader.attempt()
+        two = Replica(cluster, "two")
+        await two.open()
+        assert two.rotation.state is not None
+        assert two.rotation.state.sequence > known.sequence
+        await one.rotation._loaded()
+        assert one.rotation.state.to_json() == two.rotation.state.to_json()
+        assert not one.rotation.requests.gives_way
 
     asyncio.run(run())
 

@@ -193,10 +193,23 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .address -}}
 {{- $_ := set $own "upstream" "openbao" -}}
 {{- $_ := set $own "openbao_address" .address -}}
+{{- if $.Values.signer.upstreamSecret -}}
+{{- fail "signer.upstreamSecret and signer.openbao.address: there is one CA above; set one of them" -}}
+{{- end -}}
+{{- if and (hasPrefix "https://" .address) (not .caSecret) -}}
+{{- fail "signer.openbao.caSecret: name the Secret whose ca.crt is the CA of OpenBao's server certificate" -}}
+{{- end -}}
+{{- if eq (include "podsvid.openbaoAuth" $) "kubernetes" -}}
 {{- $_ := set $own "openbao_role" .role -}}
 {{- $_ := set $own "openbao_token_file" "/var/run/podsvid-openbao/token" -}}
-{{- with .caSecret -}}{{- $_ := set $own "openbao_ca_file" "/var/run/podsvid-openbao/ca.crt" -}}{{- end -}}
+{{- end -}}
+{{- if .caSecret -}}{{- $_ := set $own "openbao_ca_file" "/var/run/podsvid-openbao-files/ca.crt" -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.signer.settings) $own) }}
+{{- end }}
+
+{{- /* How the signer logs in to OpenBao. */ -}}
+{{- define "podsvid.openbaoAuth" -}}
+{{- .Values.signer.settings.openbao_auth | default "kubernetes" -}}
 {{- end }}

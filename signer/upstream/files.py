@@ -1,0 +1,45 @@
+"""Files that are needed to ask a CA elsewhere. Each read blocks, and raises UpstreamUnusable."""
+
+from pathlib import Path
+
+from cryptography import x509
+
+from signer.upstream.certify import UpstreamUnusable
+from svid.certificates import certificates_from_pem
+from svid.errors import SvidError
+
+MAX_CREDENTIAL = 64 * 1024
+
+
+def credential(path: Path | None) -> str:
+    """What a file holds, to be sent along; nothing of it is repeated."""
+    assert path is not None
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CREDENTIAL + 1)
+    except OSError as error:
+        raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
+    text = data.decode("ascii", "replace").strip()
+    if not text or len(data) > MAX_CREDENTIAL or not text.isascii() or any(not "!" <= each <= "~" for each in text):
+        raise UpstreamUnusable(f"{path} holds no credential: one line of printable characters")
+    return text
+
+
+def readable(path: Path | None) -> None:
+    """Whether it is."""
+    assert path is not None
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
+
+
+def roots(path: Path) -> tuple[x509.Certificate, ...]:
+    """Certificates in PEM."""
+    try:
+        return certificates_from_pem(path.read_bytes())
+    except OSError as error:
+        raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
+    except (SvidError, ValueError):
+        raise UpstreamUnusable(f"{path} holds no PEM certificates") from None
