@@ -64,9 +64,11 @@ def serial_of(certificate: x509.Certificate) -> str:
 
 
 def check_readable(certificate: x509.Certificate) -> None:
-    """Raise ValueError where names or extensions cannot be parsed, which else comes to light when one is looked at."""
+    """Raise ValueError where a name, date or extension cannot be parsed, which else comes to light when it is read."""
     try:
         _ = certificate.subject, certificate.issuer
+        # DER has a year 0, the library has none.
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except TypeError as error:
         # How the library answers a distinguished name of an impossible type.
         raise ValueError(str(error)) from None

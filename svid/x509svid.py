@@ -14,6 +14,7 @@ from svid.bundle import TrustBundle
 from svid.certificates import (
     certificates_from_der,
     certificates_from_pem,
+    check_readable,
     extension,
     extensions,
     serial_of,
@@ -129,6 +130,7 @@ def leaf_spiffe_id(leaf: x509.Certificate) -> SpiffeId:
     """
     spiffe_id = spiffe_id_of(leaf)
     try:
+        check_readable(leaf)
         _check_leaf(leaf)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidSvid(f"certificate cannot be parsed: {error}") from None

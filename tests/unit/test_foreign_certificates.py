@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.authority.given import open_files
+from agent.authority.given import GivenX509, open_files
 from agent.authority.proven import _signers, certificates
 from agent.errors import AuthorityDamaged
+from podsvid.api import rendering
 from runtime.federation import read_bundle
 from signer.errors import Refused
 from signer.minting.minting import proven_key
@@ -59,6 +60,28 @@ def renamed(der: bytes, tag: int, which: tuple[int, ...] = (0, 1)) -> bytes:
     return bytes(bent)
 
 
+# Their dates are all GeneralizedTimes: those have four digits for the year, and DER has a year 0.
+LATE = datetime(2051, 6, 1, 12, 0, 0, tzinfo=UTC)
+LATE_ROOT = X509Authority.create(TD, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=700), now=LATE)
+LATE_LEAF = LATE_ROOT.issue(KEY.public_key(), WEB, ttl=timedelta(days=300), now=LATE, dns_names=["web.example.org"])
+LATE_CA_DER, LATE_LEAF_DER = (each.public_bytes(Encoding.DER) for each in (LATE_ROOT.chain[0], LATE_LEAF[0]))
+BEGINS, ENDS = 0, 1
+
+
+def undated(der: bytes, which: int) -> bytes:
+    """Beginning or ending in the year 0."""
+    form = b"\x18\x0f"
+    at = der.index(form) if which == BEGINS else der.index(form, der.index(form) + 1)
+    return der[: at + 2] + b"0000" + der[at + 6 :]
+
+
+STRANGE = {
+    **{f"name {tag:#x}": renamed(CA_DER, tag) for tag in TAGS},
+    "begins in the year 0": undated(LATE_CA_DER, BEGINS),
+    "ends in the year 0": undated(LATE_CA_DER, ENDS),
+}
+
+
 def bent(der: bytes) -> st.SearchStrategy[bytes]:
     """With a few bytes changed."""
 
@@ -93,6 +116,7 @@ def all_readers(der: bytes) -> None:
         with suppress(SvidError):
             found = parse()
             found.to_jwks()
+            rendering.bundles([found])
             with suppress(SvidError):
                 check_x509_svid(LEAF, found, NOW)
             held = X509Authority(TD, ROOT.chain, ROOT.private_key, found)
@@ -140,10 +164,22 @@ def test_no_reader_answers_with_another_error(der: bytes) -> None:
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
 def test_a_name_that_cannot_be_read_is_refused_by_all_readers(tag: int, which: tuple[int, ...]) -> None:
-    der = renamed(CA_DER, tag, which)
+    all_readers(renamed(LEAF_DER, tag, (0,)))
+    refused_by_all_readers(renamed(CA_DER, tag, which))
+
+
+@pytest.mark.parametrize("which", [BEGINS, ENDS])
+def test_a_date_that_cannot_be_read_is_refused_by_all_readers(which: int) -> None:
+    leaf = undated(LATE_LEAF_DER, which)
+    all_readers(leaf)
+    with pytest.raises(InvalidSvid, match="cannot be parsed"):
+        leaf_spiffe_id(certificate_from_der(leaf))
+    refused_by_all_readers(undated(LATE_CA_DER, which))
+
+
+def refused_by_all_readers(der: bytes) -> None:
     strange = certificate_from_der(der)
     all_readers(der)
-    all_readers(renamed(LEAF_DER, tag, (0,)))
     with pytest.raises(ValueError, match=r"\w"):
         check_readable(strange)
     with pytest.raises(InvalidBundle, match="cannot be parsed"):
@@ -157,25 +193,28 @@ def test_a_name_that_cannot_be_read_is_refused_by_all_readers(tag: int, which: t
     assert not issued_by(strange, strange)
 
 
-def test_a_partners_root_with_such_a_name_is_left_out_and_the_others_count(tmp_path: Path) -> None:
-    both = [certificate_from_der(renamed(CA_DER, TAGS[0])), *ROOT.chain]
+@pytest.mark.parametrize("der", STRANGE.values(), ids=STRANGE)
+def test_a_partners_root_that_cannot_be_read_is_left_out_and_the_others_count(tmp_path: Path, der: bytes) -> None:
+    both = [certificate_from_der(der), *ROOT.chain]
     (tmp_path / "pem").write_bytes(to_pem(both))
     assert read_bundle(TD, tmp_path / "pem").x509_authorities == ROOT.chain
 
 
-@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("der", STRANGE.values(), ids=STRANGE)
 @pytest.mark.parametrize("file", ["crt", "roots"])
-def test_files_with_such_names_are_unusable_in_a_sentence(tmp_path: Path, tag: int, file: str) -> None:
+def test_files_with_such_a_certificate_are_unusable_in_a_sentence(tmp_path: Path, der: bytes, file: str) -> None:
     """Another error ends the signer that leads, or the agent, and so does it after each start."""
     (tmp_path / "crt").write_bytes(to_pem(ROOT.chain))
     (tmp_path / "roots").write_bytes(to_pem(ROOT.chain))
     (tmp_path / "key").write_bytes(key_to_pem(ROOT.private_key))
-    (tmp_path / file).write_bytes(to_pem([certificate_from_der(renamed(CA_DER, tag))]))
+    (tmp_path / file).write_bytes(to_pem([certificate_from_der(der)]))
     paths = (tmp_path / "crt", tmp_path / "key", tmp_path / "roots")
     with pytest.raises(UpstreamUnusable, match="cannot be parsed"):
         asyncio.run(FileUpstream(*paths).certify(TD, KEY, HOUR, NOW))
     with pytest.raises(AuthorityDamaged, match="cannot be parsed"):
         open_files(*paths, TD)
+    with pytest.raises(AuthorityDamaged, match="cannot be parsed"):
+        GivenX509(*paths, TD)
 
 
 REQUEST = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
