@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from runtime.bounded import Bounded, Unanswered
 from svid.bundle import TrustBundle
 from svid.errors import InvalidBundle, SvidError
 from svid.spiffeid import TrustDomain
@@ -12,6 +13,8 @@ from svid.spiffeid import TrustDomain
 _log = logging.getLogger("podsvid.federation")
 # Clients take answers of 4 MiB; an answer holds all bundles.
 MAX_TOTAL_BYTES = 2 * 1024 * 1024
+# So long is waited for a look at the files: trust that changed otherwise waits as long.
+LOOK_SECONDS = 2.0
 # So many of those that cannot be used are named.
 _SAID = 4
 _Seen: TypeAlias = tuple[int, int, int] | None
@@ -20,8 +23,13 @@ _Seen: TypeAlias = tuple[int, int, int] | None
 class FederatedBundles:
     """The newest good bundle of each configured trust domain. A file that went bad changes nothing but the log."""
 
-    def __init__(self, files: Mapping[TrustDomain, Path], *, max_total: int = MAX_TOTAL_BYTES) -> None:
+    def __init__(
+        self, files: Mapping[TrustDomain, Path], *, max_total: int = MAX_TOTAL_BYTES, within: float = LOOK_SECONDS
+    ) -> None:
         self._max_total = max_total
+        self._reader = Bounded(within)
+        self._reading: Path | None = None
+        self._hangs = False
         self._files = dict(sorted(files.items(), key=lambda item: item[0].name))
         self._seen: dict[TrustDomain, _Seen] = {}
         self._bundles: dict[TrustDomain, TrustBundle] = {}
@@ -31,10 +39,31 @@ class FederatedBundles:
         """In the order of the trust domains' names."""
         return tuple(self._bundles[domain] for domain in self._files if domain in self._bundles)
 
+    async def look(self) -> None:
+        """`refresh`, off the event loop and waited for a while: what a file that hangs says later counts then."""
+        if not self._files:
+            return
+        try:
+            await self._reader.do(self.refresh)
+        except Unanswered:
+            if not self._hangs:
+                _log.error(
+                    "federated trust bundles are not read in time; the last good ones stay",
+                    extra={
+                        "file": str(self._reading or ""),
+                        "error": f"no answer within {self._reader.seconds:g} s; is it on a file system that hangs, or "
+                        "no regular file?",
+                    },
+                )
+            self._hangs = True
+        else:
+            self._hangs = False
+
     def refresh(self) -> bool:
         """Read what changed since the last call; whether `bundles` did. Blocks on the file system."""
         before = self.bundles
         for domain, path in self._files.items():
+            self._reading = path
             try:
                 found = path.stat()
                 seen = (found.st_ino, found.st_size, found.st_mtime_ns)

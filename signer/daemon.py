@@ -334,10 +334,10 @@ class Replica:
             await self._refresh()
 
     async def _refresh(self) -> None:
+        await self._federated.look()
         state = self._rotation.state
         if state is None:
             return
-        self._federated.refresh()
         found = Broadcast.of(state, self._federated.bundles)
         if found != self._trust.current:
             self._trust.publish(found)

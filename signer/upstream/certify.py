@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from runtime.bounded import Bounded, Unanswered
 from signer.errors import SignerError
-from signer.upstream.bounded import Bounded, Unanswered
 from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle

@@ -5,7 +5,7 @@ from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from signer.upstream.bounded import Bounded, Unanswered
+from runtime.bounded import Bounded, Unanswered
 
 
 class Names(AbstractResolver):

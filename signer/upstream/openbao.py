@@ -20,9 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from runtime import durations
+from runtime.bounded import Bounded, Unanswered
 from signer.openbao_settings import OpenBaoSettings
 from signer.upstream import files
-from signer.upstream.bounded import Bounded, Unanswered
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.naming import Names
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway

@@ -1,8 +1,10 @@
 """Each setting of the signer reaches the part that it is for: a whole replica, asked over TLS without an agent."""
 
 import asyncio
+import os
 import ssl
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -384,3 +386,23 @@ def test_a_new_certificate_is_shown_in_time_and_open_streams_go_on() -> None:
             stream.cancel()
 
     asked(test, agent=lambda site: site.agent(life=200_000), since=timedelta(hours=12, minutes=1))
+
+
+def test_a_partners_bundle_that_hangs_keeps_no_signer_from_its_work(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    async def test(caller: Caller, clock: StepClock) -> None:
+        claim = caller.site.pod("one")
+        assert (
+            await caller.x509(claim, caller.site.token(claim))
+        ).spiffe_id == "spiffe://example.org/ns/default/sa/web"
+        async with asyncio.timeout(60):
+            await caller.signer.replica._refresh()
+
+    # What waits for the file would not come back.
+    watch = threading.Timer(120, (tmp_path / "pipe").open, ["r+b"])
+    watch.start()
+    asked(test, "--federated-bundles", f"partner.test={tmp_path / 'pipe'}")
+    assert watch.is_alive()
+    watch.cancel()
+    os.close(os.open(tmp_path / "pipe", os.O_RDWR))

@@ -1,9 +1,11 @@
 """Federated bundles from files: what is good is kept, what went bad changes nothing."""
 
+import asyncio
 import base64
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -219,3 +221,45 @@ def test_bundles_that_would_make_an_answer_too_long_for_clients_are_refused(
     assert federated.refresh()
     assert federated.bundles == (newer,)
     assert MAX_TOTAL_BYTES < 4 * 1024 * 1024
+
+
+def test_a_file_that_hangs_changes_nothing_and_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It was read on the signer's event loop, which did nothing else any more."""
+    kept, came = bundle(PARTNER), bundle(OTHER)
+    files = {PARTNER: tmp_path / "p.json", OTHER: tmp_path / "o.json"}
+    replace(files[PARTNER], kept.to_jwks())
+    federated = FederatedBundles(files, within=0.05)
+    federated.refresh()
+    caplog.clear()
+    os.mkfifo(files[OTHER])
+
+    async def hangs() -> None:
+        async with asyncio.timeout(60):
+            for _ in range(3):
+                await federated.look()
+
+    # A look that waits for the file would not come back.
+    watch = threading.Timer(60, files[OTHER].open, ["r+b"])
+    watch.start()
+    asyncio.run(hangs())
+    watch.cancel()
+    assert federated.bundles == (kept,)
+    said = [each for each in caplog.records if "not read in time" in each.message]
+    assert [getattr(each, "file", "") for each in said] == [str(files[OTHER])]
+    # Who wrote it at last is heard.
+    with files[OTHER].open("wb") as pipe:
+        pipe.write(came.to_jwks())
+
+    async def follows() -> None:
+        async with asyncio.timeout(60):
+            while federated.bundles != (came, kept):
+                await federated.look()
+
+    files[OTHER].unlink()
+    replace(files[OTHER], came.to_jwks())
+    asyncio.run(follows())
+
+
+def test_without_files_no_thread_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.bounded.Thread", None)
+    asyncio.run(FederatedBundles({}).look())

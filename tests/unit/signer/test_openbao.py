@@ -19,11 +19,11 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+from runtime.bounded import Bounded
 from runtime.settings import InvalidSetting
 from signer import config
 from signer.config import SignerConfig
 from signer.openbao_settings import OpenBaoSettings
-from signer.upstream.bounded import Bounded
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.naming import Names
 from signer.upstream.openbao import MAX_ANSWER, OpenBao, _certificates, _Signed

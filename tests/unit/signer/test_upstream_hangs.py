@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from signer.upstream import bounded
-from signer.upstream.bounded import DEADLINE_SECONDS, Bounded, Unanswered
+from runtime import bounded
+from runtime.bounded import DEADLINE_SECONDS, Bounded, Unanswered
 from signer.upstream.certify import FileUpstream, UpstreamUnusable
 from tests.signer_rig import START
 from tests.unit.signer.test_lifecycle import TD
@@ -23,7 +23,7 @@ DAY = timedelta(days=1)
 
 
 def readers() -> int:
-    return sum(each.name == "upstream" for each in threading.enumerate())
+    return sum(each.name == "files" for each in threading.enumerate())
 
 
 def test_a_pipe_in_a_files_place_is_given_up_and_read_by_one_thread(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_process_ends_while_a_file_hangs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     program = (
         "import asyncio, pathlib, sys\n"
-        "from signer.upstream.bounded import Bounded, Unanswered\n"
+        "from runtime.bounded import Bounded, Unanswered\n"
         "try: asyncio.run(Bounded(0.05).do(pathlib.Path(sys.argv[1]).read_bytes))\n"
         "except Unanswered: print('given up')\n"
     )

@@ -40,7 +40,7 @@ class Bounded:
         result.set_running_or_notify_cancel()
         ended.set_running_or_notify_cancel()
         try:
-            Thread(target=_done, args=(work, result, ended), name="upstream", daemon=True).start()
+            Thread(target=_done, args=(work, result, ended), name="files", daemon=True).start()
         except RuntimeError:  # there are as many threads as the process may have
             raise Unanswered from None
         self._ended = ended
