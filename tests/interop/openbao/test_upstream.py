@@ -21,6 +21,7 @@ from tests.support import ROOT
 TRUST_DOMAIN = "spiffe://example.org"
 POLICY = """
 path "pki/root/sign-intermediate" { capabilities = ["update"] }
+path "pki/issuer/nobody/sign-intermediate" { capabilities = ["update"] }
 path "issuing/root/sign-intermediate" { capabilities = ["update"] }
 path "brief/root/sign-intermediate" { capabilities = ["update"] }
 path "moving/root/sign-intermediate" { capabilities = ["update"] }
