@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from agent import admin, admin_api, budget, fairness, process
 from agent.authority.given import FollowedJwtKeys, GivenX509
 from agent.authority.jwt_keys import JwtKeys, open_kept
-from agent.authority.local import IssuePolicy, Kept, LocalAuthority, X509Source, open_embedded
+from agent.authority.local import IssuePolicy, Kept, LocalAuthority, X509Source, hung, open_embedded
 from agent.channel.messages import Begin
 from agent.config import AgentConfig, DriverName
 from agent.errors import AuthorityDamaged
@@ -33,7 +33,7 @@ from csi.registration import Registration, bound_at
 from csi.room import MIB, Bounds, Room
 from csi.server import serve_driver
 from runtime import pages
-from runtime.blocking import Blocking
+from runtime.bounded import Bounded, Unanswered
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
 from runtime.federation import FederatedBundles
@@ -110,7 +110,8 @@ async def _start(
     services.push_async_callback(_end, serving_sockets)
     await asyncio.sleep(0)
     signer = await _signer_authority(config, clock, rng, spans, metrics) if config.authority == "signer" else None
-    authority = signer or _local_authority(config, clock, blocking)
+    authority: SignerAuthority | LocalAuthority
+    authority = signer if signer is not None else await unless(stopping, _local_authority(config, clock))
     # It runs from here on: what it knows is needed before the first volume is served.
     following = asyncio.create_task(authority.run(), name="authority")
     services.push_async_callback(_end, following)
@@ -312,15 +313,20 @@ async def _end(task: "asyncio.Task[None]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _local_authority(config: AgentConfig, clock: Clock, blocking: Blocking) -> LocalAuthority:
-    return LocalAuthority(
-        _source(config, clock),
-        _policy(config),
-        clock,
-        blocking,
-        _jwt_keys(config, clock) if config.issues_jwt else None,
-        FederatedBundles(dict(config.federated_bundles)),
-    )
+async def _local_authority(config: AgentConfig, clock: Clock) -> LocalAuthority:
+    """Raises AuthorityDamaged, OSError."""
+    reader, federated = Bounded(), FederatedBundles(dict(config.federated_bundles))
+    await federated.look()
+
+    def begun() -> LocalAuthority:
+        source = _source(config, clock)  # makes the directory in which the keys are
+        keys = _jwt_keys(config, clock) if config.issues_jwt else None
+        return LocalAuthority(source, _policy(config), clock, reader, keys, federated)
+
+    try:
+        return await reader.do(begun)
+    except Unanswered:
+        raise AuthorityDamaged(f"the authority's files cannot be read: {hung(reader)}") from None
 
 
 async def _signer_authority(

@@ -17,7 +17,7 @@ from agent.authority.protocol import EarlyRenewal, JwtRequest, Minted, MintedJwt
 from agent.errors import AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
 from csi.model import PodRef
 from runtime import durations
-from runtime.blocking import Blocking
+from runtime.bounded import Bounded, Unanswered
 from runtime.clock import Clock
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
@@ -91,7 +91,7 @@ class LocalAuthority:
         source: X509Source,
         policy: IssuePolicy,
         clock: Clock,
-        blocking: Blocking,
+        reader: Bounded,
         jwt_keys: JwtKeys | None = None,
         federated: FederatedBundles | None = None,
     ) -> None:
@@ -99,10 +99,10 @@ class LocalAuthority:
         self._authority = source.authority
         self._policy = policy
         self._clock = clock
-        self._blocking = blocking
+        self._reader = reader
+        self._late = False
         self._jwt_keys = jwt_keys
         self._federated = federated or FederatedBundles({})
-        self._federated.refresh()
         self.trust: Feed[Trust] = Feed()
         self.early_renewals: Feed[tuple[EarlyRenewal, ...]] = Feed()
         self.returns: Feed[None] = Feed()
@@ -161,17 +161,31 @@ class LocalAuthority:
     async def refresh(self) -> None:
         """Do what is due: files that changed, the JWT keys' life. Publishes `trust` when it changed."""
         now = self._clock.now()
-        changed = await self._blocking(self._federated.refresh)
-        longest = max(self._policy.x509_ttl, self._policy.x509_max_ttl)
-        changed = await self._blocking(lambda: self._source.advance(now, longest)) or changed
-        if self._jwt_keys is not None:
-            keys = self._jwt_keys
-            try:
-                changed = await self._blocking(lambda: keys.advance(now)) or changed
-            except OSError as error:
-                _log.error("JWT authorities cannot be kept; the present ones stay", extra={"error": str(error)})
+        await self._federated.look()
+        changed = self._federated.bundles != self._trust().federated
+        try:
+            changed = await self._reader.do(lambda: self._advance(now)) or changed or self._late
+            self._late = False
+        except Unanswered:
+            if not self._late:
+                _log.error(
+                    "the authority's files are not read in time; what is held stays in service",
+                    extra={"error": hung(self._reader)},
+                )
+            # What it finds at last nobody is told: it is published at the next look.
+            self._late = True
         if changed:
             self._publish_trust()
+
+    def _advance(self, now: datetime) -> bool:
+        longest = max(self._policy.x509_ttl, self._policy.x509_max_ttl)
+        changed = self._source.advance(now, longest)
+        if self._jwt_keys is not None:
+            try:
+                changed = self._jwt_keys.advance(now) or changed
+            except OSError as error:
+                _log.error("JWT authorities cannot be kept; the present ones stay", extra={"error": str(error)})
+        return changed
 
     async def run(self) -> None:
         """Refresh for ever."""
@@ -205,6 +219,11 @@ class LocalAuthority:
         why = "no SVID lives shorter (x509_min_ttl)" if granted > wished else "no SVID lives longer (x509_max_ttl)"
         asked = written or durations.text(wished)
         return granted, f"ttl {asked} was asked for, {durations.text(granted)} is granted: {why}"
+
+
+def hung(reader: Bounded) -> str:
+    """What may be wrong with files that were not read in time."""
+    return f"no answer within {reader.seconds:g} s; is one on a file system that hangs, or no regular file?"
 
 
 def pod_spiffe_id(trust_domain: TrustDomain, pod: PodRef) -> SpiffeId:

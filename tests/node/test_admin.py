@@ -33,6 +33,7 @@ from csi.volume import VolumeDirectory
 from podsvid.node import show
 from podsvid.quickstart.errors import PublishFailed
 from runtime.blocking import Blocking
+from runtime.bounded import Bounded
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.identity import Trust
@@ -389,7 +390,7 @@ async def without_signer(base: Path) -> AsyncIterator[tuple[Switchable, Workload
     journal, hour = Journal(base / "journal", str(base)), timedelta(hours=1)
     with ThreadPoolExecutor(1) as executor:
         blocking = Blocking(executor)
-        authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
+        authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, Bounded()))
         sockets = HereSockets(clock, metrics := Metrics())
         kept = KeptBundles(base / "federated.json")
         registry = WorkloadRegistry(

@@ -21,6 +21,7 @@ from csi.journal import Journal
 from csi.model import PodRef, Volume
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
+from runtime.bounded import Bounded
 from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.identity import Trust
@@ -102,7 +103,7 @@ def test_an_outage_keeps_the_valid_svid_and_turns_the_condition_abnormal_before_
         with ThreadPoolExecutor(1) as executor:
             hour = timedelta(hours=1)
             blocking = Blocking(executor)
-            authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
+            authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, Bounded()))
             sockets = HereSockets(clock, metrics := Metrics())
             kept = KeptBundles(base / "federated.json")
             registry = WorkloadRegistry(
@@ -156,7 +157,7 @@ def test_a_clock_that_was_set_back_has_svids_of_the_future_replaced() -> None:
         volume = Volume("csi-1", target, below, PodRef("default", "web", UID, "web"), None)
         with ThreadPoolExecutor(1) as executor:
             hour, blocking = timedelta(hours=1), Blocking(executor)
-            authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, blocking))
+            authority = Switchable(LocalAuthority(Kept(issuer), IssuePolicy(hour, hour, hour), clock, Bounded()))
             journal = Journal(base / "journal", str(base))
             sockets = HereSockets(clock, metrics := Metrics())
             kept = KeptBundles(base / "federated.json")

@@ -1,10 +1,11 @@
 """An authority in files that somebody else replaces: followed, checked as at the start, and never for the worse."""
 
+import argparse
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 
 import pytest
 
+from agent import config
 from agent.authority.given import FollowedJwtKeys, GivenX509
 from agent.authority.jwt_keys import open_given
 from agent.authority.local import IssuePolicy, LocalAuthority
 from agent.authority.protocol import JwtRequest, MintRequest
+from agent.config import AgentConfig
+from agent.daemon import _local_authority
 from agent.errors import AuthorityDamaged
 from csi.model import PodRef
-from runtime.blocking import Blocking
+from runtime.bounded import Bounded
+from runtime.stopping import Stopped, unless
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_pem
@@ -42,7 +47,8 @@ def put(path: Path, data: bytes) -> None:
 class Scene:
     """An authority of files: a certificate, its key, a JWT key, and roots where a test gives some."""
 
-    def __init__(self, folder: Path, executor: ThreadPoolExecutor, roots: bool) -> None:
+    def __init__(self, folder: Path, roots: bool) -> None:
+        self.reader = Bounded()
         self.folder, self.clock = folder, StepClock()
         self.first, self.second = root(self.clock.at), root(self.clock.at)
         self.bundle = folder / "ca.crt" if roots else None
@@ -54,7 +60,7 @@ class Scene:
             GivenX509(folder / "tls.crt", folder / "tls.key", self.bundle, TRUST_DOMAIN),
             IssuePolicy(HOUR, HOUR, HOUR * 2),
             self.clock,
-            Blocking(executor),
+            self.reader,
             FollowedJwtKeys(folder / "jwt.key", None, JwtAlgorithm.ES256, TRUST_DOMAIN, timedelta(minutes=5)),
         )
 
@@ -84,8 +90,7 @@ Play = Callable[[Scene], Awaitable[None]]
 
 def on_stage(folder: Path, play: Play, *, roots: bool = False) -> None:
     async def main() -> None:
-        with ThreadPoolExecutor(1) as executor:
-            await play(Scene(folder, executor, roots))
+        await play(Scene(folder, roots))
 
     asyncio.run(main())
 
@@ -285,3 +290,63 @@ def test_files_that_could_never_issue_do_not_start_and_those_whose_time_is_not_n
     hand(own, root(now))
     with pytest.raises(AuthorityDamaged, match="does not lead to an authority"):
         started()
+
+
+def test_files_that_hang_change_nothing_and_what_they_say_at_last_is_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The agent waited for them for ever, and did not end when it was told to."""
+
+    async def play(at: Scene) -> None:
+        at.reader.seconds = 0.05
+        (tmp_path / "tls.crt").unlink()
+        os.mkfifo(tmp_path / "tls.crt")
+        # A look that waits for the file would not come back.
+        watch = threading.Timer(60, (tmp_path / "tls.crt").open, ["r+b"])
+        watch.start()
+        for _ in range(3):
+            await at.authority.refresh()
+        watch.cancel()
+        assert [each.message for each in caplog.records] == [
+            "the authority's files are not read in time; what is held stays in service"
+        ]
+        assert (await at.mint()).chain[0].issuer == at.first.chain[0].subject
+        put(tmp_path / "tls.key", key_to_pem(at.second.private_key))
+        with (tmp_path / "tls.crt").open("wb") as pipe:
+            put(tmp_path / "tls.crt", to_pem(at.second.chain))
+            pipe.write(to_pem(at.second.chain))
+        at.reader.seconds = 30.0
+        await at.authority.refresh()
+        assert at.trusted == [at.second, at.first]
+        version = at.authority.trust.version
+        await at.authority.refresh()
+        assert at.authority.trust.version == version
+
+    on_stage(tmp_path, play)
+
+
+@pytest.mark.parametrize("hanging", ["tls.crt", "jwt.key"])
+def test_an_agent_whose_files_hang_at_the_start_ends_when_told(tmp_path: Path, hanging: str) -> None:
+    async def play(at: Scene) -> None:
+        (tmp_path / hanging).unlink()
+        os.mkfifo(tmp_path / hanging)
+        stopping = asyncio.Event()
+        asyncio.get_running_loop().call_soon(stopping.set)
+        with pytest.raises(Stopped):
+            await unless(stopping, _local_authority(config_of(tmp_path), at.clock))
+
+    watch = threading.Timer(60, (tmp_path / hanging).open, ["r+b"])
+    watch.start()
+    on_stage(tmp_path, play)
+    assert watch.is_alive()
+    watch.cancel()
+    os.close(os.open(tmp_path / hanging, os.O_RDWR))
+
+
+def config_of(folder: Path) -> AgentConfig:
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    files = {"ca-cert-file": "tls.crt", "ca-key-file": "tls.key", "jwt-key-file": "jwt.key"}
+    flags = [f"--{name}={folder / file}" for name, file in files.items()]
+    named = ["--node-name", "n1", "--trust-domain", str(TRUST_DOMAIN), "--authority", "file"]
+    return config.load(parser.parse_args([*named, *flags]), {})

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +14,7 @@ from agent.authority.local import IssuePolicy, Kept, LocalAuthority
 from agent.authority.protocol import JwtRequest, MintRequest
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from csi.model import PodRef
-from runtime.blocking import Blocking
+from runtime.bounded import Bounded
 from svid.bundle import JwtAuthority
 from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
@@ -55,12 +54,12 @@ class FlakyKeys:
 class Scene:
     """A local authority with JWT keys."""
 
-    def __init__(self, executor: ThreadPoolExecutor, policy: IssuePolicy) -> None:
+    def __init__(self, policy: IssuePolicy) -> None:
         self.clock = StepClock()
         self.keys = FlakyKeys()
         self.x509 = root(self.clock.at)
-        self.blocking = Blocking(executor)
-        self.authority = LocalAuthority(Kept(self.x509), policy, self.clock, self.blocking, self.keys)
+        self.reader = Bounded()
+        self.authority = LocalAuthority(Kept(self.x509), policy, self.clock, self.reader, self.keys)
 
     async def mint(self, ttl: timedelta | None = None, *names: str, pod: PodRef = POD) -> Any:
         return await self.authority.mint_x509(MintRequest(pod, None, KeyAlgorithm.EC_P256.generate(), ttl, names))
@@ -71,8 +70,7 @@ class Scene:
 
 def on_stage(play: Callable[[Scene], Awaitable[Any]], policy: IssuePolicy = POLICY) -> None:
     async def main() -> None:
-        with ThreadPoolExecutor(1) as executor:
-            await play(Scene(executor, policy))
+        await play(Scene(policy))
 
     asyncio.run(main())
 
@@ -179,7 +177,7 @@ def test_tokens_with_an_id_of_their_own_are_for_one_caller(jti: bool) -> None:
 
 def test_without_jwt_keys_there_are_no_jwt_svids() -> None:
     async def play(at: Scene) -> None:
-        bare = LocalAuthority(Kept(at.x509), POLICY, at.clock, at.blocking)
+        bare = LocalAuthority(Kept(at.x509), POLICY, at.clock, at.reader)
         assert not bare.issues_jwt
         assert bare.trust.current is not None
         assert bare.trust.current.bundle.jwt_authorities == ()
