@@ -20,6 +20,7 @@ from runtime import durations
 from runtime.listening import ANY, overlap
 from svid.errors import InvalidSpiffeId
 from svid.jwtsvid import JwtAlgorithm
+from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 
 ENVIRONMENT_PREFIX = "PODSVID_"
@@ -257,6 +258,8 @@ def _called(setting: "dataclasses.Field[Any]") -> str:
     parse = setting.metadata["parse"]
     if isinstance(parse, Choice):
         return "|".join(parse.accepted)
+    if setting.name.endswith("_socket"):
+        return "SOCKET"
     if parse is absolute:
         return "DIR" if setting.name.endswith(("_dir", "_root")) else "FILE"
     if isinstance(parse, Listed):
@@ -265,6 +268,10 @@ def _called(setting: "dataclasses.Field[Any]") -> str:
         return "DURATION"
     if isinstance(parse, Number):
         return "N"
+    if parse not in _CALLED and setting.name.endswith("_address"):
+        return "HOST:PORT"
+    if parse not in _CALLED and setting.name.endswith("_algorithm"):
+        return "|".join(KeyAlgorithm)
     return _CALLED.get(parse, "VALUE")
 
 

@@ -15,6 +15,7 @@ from agent.config import AgentConfig
 from runtime import durations, loading, settings
 from runtime.settings import Conflict, InvalidSetting, setting
 from signer.config import SignerConfig
+from svid.keys import KeyAlgorithm
 from tests.support import ROOT
 
 
@@ -383,3 +384,18 @@ def test_an_item_of_a_list_may_hold_several() -> None:
     listed = settings.listed(str)
     assert listed("a,b") == listed.each(["a,b"]) == listed.each(["a", "b"])
     assert listed.each([""]) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "flag", "called"),
+    [
+        (SignerConfig, "--admin-socket", "SOCKET"),
+        (SignerConfig, "--authority-algorithm", "|".join(KeyAlgorithm)),
+        (AgentConfig, "--signer-address", "HOST:PORT"),
+        (AgentConfig, "--signer-bundle", "FILE"),
+    ],
+)
+def test_help_calls_a_value_by_what_it_is(model: type[Any], flag: str, called: str) -> None:
+    parser = argparse.ArgumentParser()
+    settings.add_arguments(parser, model)
+    assert {each.metavar for each in parser._actions if flag in each.option_strings} == {called}
