@@ -20,7 +20,6 @@ from runtime import durations
 from runtime.listening import ANY, overlap
 from svid.errors import InvalidSpiffeId
 from svid.jwtsvid import JwtAlgorithm
-from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 
 ENVIRONMENT_PREFIX = "PODSVID_"
@@ -270,8 +269,6 @@ def _called(setting: "dataclasses.Field[Any]") -> str:
         return "N"
     if parse not in _CALLED and setting.name.endswith("_address"):
         return "HOST:PORT"
-    if parse not in _CALLED and setting.name.endswith("_algorithm"):
-        return "|".join(KeyAlgorithm)
     return _CALLED.get(parse, "VALUE")
 
 

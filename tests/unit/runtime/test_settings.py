@@ -15,7 +15,6 @@ from agent.config import AgentConfig
 from runtime import durations, loading, settings
 from runtime.settings import Conflict, InvalidSetting, setting
 from signer.config import SignerConfig
-from svid.keys import KeyAlgorithm
 from tests.support import ROOT
 
 
@@ -390,7 +389,6 @@ def test_an_item_of_a_list_may_hold_several() -> None:
     ("model", "flag", "called"),
     [
         (SignerConfig, "--admin-socket", "SOCKET"),
-        (SignerConfig, "--authority-algorithm", "|".join(KeyAlgorithm)),
         (AgentConfig, "--signer-address", "HOST:PORT"),
         (AgentConfig, "--signer-bundle", "FILE"),
     ],
