@@ -9,7 +9,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 
 from agent.pb import node_admin_pb2
 from signer.pb import admin_pb2
@@ -104,8 +104,11 @@ def mapped(of: Shape) -> Shape:
 STRING, NUMBER, TIME, ANY = Shape("string"), Shape("number"), Shape("time"), Shape("any")
 
 
-def message(descriptor: Descriptor) -> Shape:
-    """As the JSON form of protobuf has it, with what is unset by its default; a time that is unset is left out."""
+def message(descriptor: Any) -> Shape:
+    """Of a message's descriptor, whichever library implements it.
+
+    As the JSON form of protobuf has it, with what is unset by its default; a time that is unset is left out.
+    """
     return obj(**{each.name: _field(each) for each in descriptor.fields})
 
 
