@@ -27,7 +27,7 @@ from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.naming import Names
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway
 from signer.upstream.roots import RootSet
-from svid.certificates import certificates_from_pem
+from svid.certificates import certificates_from_pem, check_readable
 from svid.errors import SvidError
 from svid.x509svid import issued_by
 
@@ -352,8 +352,8 @@ def _is_root(certificate: x509.Certificate) -> bool:
 def _certificates(texts: Sequence[str]) -> tuple[x509.Certificate, ...]:
     try:
         found = tuple(each for text in texts if text for each in certificates_from_pem(text.encode()))
-        # They are parsed late: a date of the year 0 is found when it is looked at.
-        _ = [(each.not_valid_before_utc, each.not_valid_after_utc) for each in found]
+        for each in found:
+            check_readable(each)
         return found
     except (SvidError, ValueError):
         raise UpstreamUnusable("OpenBao gave something that is no PEM certificate") from None
