@@ -6,6 +6,7 @@ from typing import Any
 
 
 async def cancel(tasks: Mapping[str, "asyncio.Task[None]"]) -> None:
+    """End them, and wait until they have ended."""
     for task in tasks.values():
         task.cancel()
     await asyncio.gather(*tasks.values(), return_exceptions=True)
