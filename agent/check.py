@@ -134,18 +134,14 @@ def _places(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
     config = examined.config
     if _sound(examined, "run_dir"):
         shown = _shown(examined, "run_dir")
+        disk = f"{shown}: a reboot has to empty it, and it is on no tmpfs; choose one, as below /run"
         yield host.directory(shown, config.run_dir)
-        if not host.is_memory(config.run_dir):
-            yield Lack(
-                "KEPT_ON_DISK", f"{shown}: a reboot has to empty it, and it is on no tmpfs; choose one, as below /run"
-            )
+        yield host.looked(shown, lambda: None if host.is_memory(config.run_dir) else Lack("KEPT_ON_DISK", disk))
     if config.authority == "embedded" and _sound(examined, "state_dir", "authority"):
         shown = _shown(examined, "state_dir")
+        tmpfs = f"{shown}: the authority has to survive a reboot, and that is on a tmpfs; choose a disk"
         yield host.directory(shown, config.state_dir)
-        if host.is_memory(config.state_dir):
-            yield Lack(
-                "NOT_KEPT", f"{shown}: the authority has to survive a reboot, and that is on a tmpfs; choose a disk"
-            )
+        yield host.looked(shown, lambda: Lack("NOT_KEPT", tmpfs) if host.is_memory(config.state_dir) else None)
     if _sound(examined, "run_dir") and running(config):
         return
     for name in ("metrics_listen", "health_listen"):

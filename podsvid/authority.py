@@ -52,6 +52,12 @@ class CommandFailed(SignerError):
     reason = "AUTHORITY_COMMAND_FAILED"
 
 
+class NoSuchPod(CommandFailed):
+    """The cluster has no pod of that name."""
+
+    reason = "POD_NOT_FOUND"
+
+
 def here(path: str = DEFAULT_SOCKET) -> str:
     """Where the signer of this container has its admin socket, by the environment that it has too.
 
@@ -200,7 +206,8 @@ def _failed(error: grpc.RpcError, path: str, waiting: Waiting) -> Exception:
     seen = sockets.explained(error, path, "a signer", SERVICE)
     if seen is None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         seen = waiting.gave_up(_signer(path))
-    return seen or CommandFailed(str(error.details()))
+    kind = NoSuchPod if error.code() is grpc.StatusCode.NOT_FOUND else CommandFailed
+    return seen or kind(str(error.details()))
 
 
 def _check_socket(path: str, example: str) -> None:

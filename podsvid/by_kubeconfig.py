@@ -18,7 +18,7 @@ from kubernetes.stream.ws_client import websocket_call
 from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException
 
-from podsvid.authority import CommandFailed
+from podsvid.authority import CommandFailed, NoSuchPod
 
 # Seconds for one command in a pod, and for one answer of the API server.
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
@@ -106,6 +106,8 @@ class _Events(msgspec.Struct, frozen=True, rename="camel"):
 class NotTold(CommandFailed):
     """The cluster does not say; the text says why, and what may be missing."""
 
+    reason = "API_SERVER_UNAVAILABLE"
+
 
 @dataclass(frozen=True, slots=True)
 class SeenPod:
@@ -148,7 +150,7 @@ class KubeconfigCluster:
             pod = self._get(f"{_pods(namespace)}/{quote(name)}", {}, _Pod)
         except ApiException as error:
             if error.status == NOT_FOUND:
-                raise NotTold(f"there is no pod {namespace}/{name} (is --context the right cluster?)") from None
+                raise NoSuchPod(f"there is no pod {namespace}/{name} (is --context the right cluster?)") from None
             raise NotTold(f"pod {namespace}/{name} cannot be read: {_said(error)}") from None
         except msgspec.DecodeError as error:
             raise NotTold(

@@ -6,14 +6,18 @@ import fcntl
 import importlib.util
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from runtime import listening
 
 _MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
 _LEAST_BYTES, _LEAST_FILES = 1024 * 1024, 16
+# Seconds that a file system may take to answer.
+SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,12 @@ def port(shown: str, address: tuple[str, int] | None) -> Lack | None:
     return None
 
 
-def directory(shown: str, path: Path) -> Lack | None:
+def directory(shown: str, path: Path, seconds: float = SECONDS) -> Lack | None:
     """Whether files can be made below `path`, which is made itself where it is not there."""
+    return looked(shown, lambda: _directory(shown, path), seconds)
+
+
+def _directory(shown: str, path: Path) -> Lack | None:
     there = _nearest(path)
     if not os.path.isdir(there):
         return Lack("IN_THE_WAY", f"{shown}: {there} is no directory")
@@ -69,8 +77,29 @@ def _nearest(path: Path) -> Path:
     return path
 
 
-def usable(shown: str, read: Callable[[], object]) -> Lack | None:
+def usable(shown: str, read: Callable[[], object], seconds: float = SECONDS) -> Lack | None:
     """Whether `read` can use a file. What it raises says why, and by its `reason` which kind of trouble it is."""
+    return looked(shown, lambda: _usable(shown, read), seconds)
+
+
+def looked(shown: str, look: Callable[[], Lack | None], seconds: float = SECONDS) -> Lack | None:
+    """What `look` finds, within that time: on a thread that keeps no process from ending: a file system may hang."""
+    found: Future[Lack | None] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(look())
+        except BaseException as error:
+            found.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    if not wait([found], seconds).done:
+        why = f"no answer within {seconds:g} s; is it on a file system that hangs, or a pipe?"
+        return Lack("NO_ANSWER", f"{shown}: {why}")
+    return found.result()
+
+
+def _usable(shown: str, read: Callable[[], object]) -> Lack | None:
     try:
         read()
     except OSError as error:

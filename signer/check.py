@@ -21,6 +21,8 @@ from signer.upstream.openbao import OpenBao
 from signer.upstream.remote import Elsewhere
 
 _UPSTREAM = ("upstream", "upstream_cert_file", "upstream_key_file", "upstream_bundle_file", "upstream_dir")
+# A key of RSA is made for it, beside the files that are read.
+_TRIAL_SECONDS = 10.0
 _LIFETIMES = ("authority_ttl", "x509_ttl", "x509_max_ttl")
 
 
@@ -108,4 +110,4 @@ def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
         admit(made, None, Cause.FIRST, policy, now)
 
     named = next(each for each in ("upstream_dir", "upstream_cert_file") if getattr(config, each) is not None)
-    yield host.usable(examined.shown(named), lambda: asyncio.run(first()))
+    yield host.usable(examined.shown(named), lambda: asyncio.run(first()), _TRIAL_SECONDS)

@@ -297,7 +297,7 @@ def test_a_token_that_is_no_headers_value_is_not_repeated(tmp_path: Path, way: s
         told = explain(config)
     assert "SECRET" not in told.stdout + told.stderr
     assert told.stderr == (
-        "podsvid: AUTHORITY_COMMAND_FAILED: the kubeconfig's token is no single line of ASCII; "
+        "podsvid: API_SERVER_UNAVAILABLE: the kubeconfig's token is no single line of ASCII; "
         "look at its token, tokenFile or login program\n"
     )
     assert cluster.paths == []
@@ -470,9 +470,10 @@ def test_where_nothing_can_be_told_it_says_what_to_do(tmp_path: Path) -> None:
     for text in ("{]", "[]", "a word", "", "clusters: {}", "current-context: a\ncontexts: [7]"):
         garbled.write_text(text)
         told = explain(garbled).stderr
-        assert told.startswith("podsvid: AUTHORITY_COMMAND_FAILED: no usable kubeconfig"), text + told
+        assert told.startswith("podsvid: API_SERVER_UNAVAILABLE: no usable kubeconfig"), text + told
     with serving(Cluster(pod=None), tmp_path) as config:
-        assert "there is no pod shop/cart-0 (is --context the right cluster?)" in explain(config).stderr
+        absent = "podsvid: POD_NOT_FOUND: there is no pod shop/cart-0 (is --context the right cluster?)\n"
+        assert explain(config).stderr == absent
         assert "no usable kubeconfig" in explain(config, "--context", "elsewhere").stderr
         assert "NAMESPACE/POD" in explain(config, what="cart-0").stderr
     refused = explain(kubeconfig(tmp_path, 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from podsvid import authority
-from podsvid.authority import CommandFailed
+from podsvid.authority import CommandFailed, NoSuchPod
 from podsvid.outcome import WrongUsage
 from podsvid.sockets import SocketAbsent
 from signer.front.admin import AdminService, serve_admin
@@ -192,7 +192,7 @@ def test_explain_answers_by_policy_and_by_its_exit_code(
         found = json.loads(capsys.readouterr().out)
         assert found["outcome"].startswith("refused: POLICY_DENIED")
         assert (found["policy"], found["spiffe_id"]) == ("none", "")
-        with pytest.raises(CommandFailed, match="there is no pod default/other"):
+        with pytest.raises(NoSuchPod, match="there is no pod default/other"):
             await explain("default/other")
         for wrong in ("web", "/web", "default/"):
             with pytest.raises(WrongUsage, match="NAMESPACE/POD"):

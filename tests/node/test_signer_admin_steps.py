@@ -20,7 +20,7 @@ import grpc.aio
 import pytest
 
 from podsvid import authority as authority_command
-from podsvid.authority import CommandFailed, show_explained
+from podsvid.authority import CommandFailed, NoSuchPod, show_explained
 from podsvid.outcome import WrongUsage
 from podsvid.sockets import NotASocket, SocketAbsent
 from signer.admin_api import SERVICE
@@ -546,7 +546,7 @@ def test_explain_says_who_wins_and_why() -> None:
         assert code == 3
         assert (await rig.explain("default/web", "json"))[0] == 3
         for unknown in ("default/nobody", "other/web"):
-            with pytest.raises(CommandFailed, match=f"there is no pod {unknown}"):
+            with pytest.raises(NoSuchPod, match=f"there is no pod {unknown}"):
                 await rig.explain(unknown)
         for wrong in ("web", "/web", "default/", ""):
             with pytest.raises(WrongUsage, match="NAMESPACE/POD"):

@@ -73,6 +73,17 @@ CONFIGURATIONS = (
         (S, "authority by default is 'embedded' and signer_bundle in {config}:7 is '/b'"),
     ),
     agent(
+        f"{TD}authority: file\nca_cert_file: {{pipe}}\nca_key_file: {{key}}\n"
+        "federated_bundles: {{b.test: '{pipe}'}}\n",
+        ("NO_ANSWER", "ca_cert_file in {config}:7 is '{pipe}'"),
+        ("NO_ANSWER", "federated_bundles: b.test={pipe}: no answer within 2 s"),
+    ),
+    signer(
+        f"{TD}state_key_file: {{pipe}}\nkubeconfig: {{absent}}\n",
+        ("NO_ANSWER", "state_key_file in {config}:5 is '{pipe}'"),
+        ("API_SERVER_UNAVAILABLE", "kubeconfig in {config}:6"),
+    ),
+    agent(
         f"{TD}authority: signer\nx509_ttl: 1h\nagent_token_file: {{absent}}\n",
         (S, "signer_address is not set"),
         (S, "signer_bundle is not set"),
@@ -287,6 +298,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
             'apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: "http://127.0.0.1:9"}}]\n'
             "contexts: [{name: a, context: {cluster: a, user: a}}]\nusers: [{name: a, user: {}}]\ncurrent-context: a\n"
         )
+        os.mkfifo(tmp_path / "pipe")
         taken = stack.enter_context(socket.socket())
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -113,10 +113,10 @@ MISTAKES = (
     wrong("explain", "a-b", "--socket", "{absent}", said="NAMESPACE/POD"),
     wrong("node", "explain", "a/", "--socket", "{file}", said="NAMESPACE/POD"),
     # Kubeconfigs.
-    failed("AUTHORITY_COMMAND_FAILED", "explain", "a/b", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
-    failed("AUTHORITY_COMMAND_FAILED", "explain", "a/b", "--kubeconfig", "{garbled}", said="no usable kubeconfig"),
+    failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
+    failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{garbled}", said="no usable kubeconfig"),
     failed(
-        "AUTHORITY_COMMAND_FAILED", "explain", "a/b", "--kubeconfig", "{closed}", said="cannot be reached (Connection"
+        "API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{closed}", said="cannot be reached (Connection"
     ),
     failed(
         "TIMED_OUT", "explain", "a/b", "--kubeconfig", "{deaf}", "--timeout", "1s", said="no answer from the API server"

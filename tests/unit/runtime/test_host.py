@@ -4,6 +4,7 @@ import importlib.util
 import os
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def test_a_file_is_said_to_be_wrong_without_what_is_in_it() -> None:
     denied = raising(PermissionError(13, "Permission denied", "/x"))
     assert denied is not None
     assert denied.reason == "PERMISSION_DENIED"
+
+
+def test_what_hangs_is_said_and_left(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    wanted = host.Lack("NO_ANSWER", "x: no answer within 0.05 s; is it on a file system that hangs, or a pipe?")
+    assert host.usable("x", pipe.read_bytes, 0.05) == wanted
+    gate = threading.Event()
+
+    def hangs() -> None:
+        gate.wait(30)
+
+    assert host.looked("x", hangs, 0.05) == wanted
+    gate.set()
+    assert host.looked("x", lambda: None) is None
+    # Whoever reads it goes on, and ends.
+    os.close(os.open(pipe, os.O_RDWR))
 
 
 def test_a_port_is_free_or_taken_and_is_given_back() -> None:
