@@ -84,6 +84,8 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "does on its socket (podsvid node explain has its streams); it goes back after ten quiet minutes",
         "SOCKET_CLOSED": "SVIDs in files are renewed; it is opened again by itself, later each time; look at what the "
         "pod does on its socket: a client library that calls in a loop, or a program that was taken over",
+        "HOST_UNANSWERED": "kubelet tries again by itself; look at the node's mounts (a network file system that "
+        "hangs) and at its disk",
         "MOUNT_NOT_SHARED": "set mountPropagation: Bidirectional on the agent's mount of kubelet's pods directory",
         "VOLUME_FAILED": "look at the agent's log and at kubelet's directory on the node",
     }

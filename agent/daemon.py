@@ -28,7 +28,7 @@ from csi.mount import Mounts, PlainDirectories, Targets, TmpfsMounts
 from csi.mountable import Mountable
 from csi.node import NodeService, NodeSettings
 from csi.profile import PROFILES
-from csi.reach import KubeletReach, Reach
+from csi.reach import LOOK_SECONDS, KubeletReach, Reach, looked
 from csi.registration import Registration, bound_at
 from csi.room import MIB, Bounds, Room
 from csi.server import serve_driver
@@ -39,7 +39,7 @@ from runtime.collector import tracing
 from runtime.federation import FederatedBundles
 from runtime.memory import own_memory, trimmer
 from runtime.seldom import now_and_then
-from runtime.stopping import Stopped, asked_to_stop, unless
+from runtime.stopping import Stopped, asked_to_stop, end, unless
 from runtime.tracing import Tracing
 from runtime.version import own_version
 from svid.jwtauthority import KeyringPolicy
@@ -70,10 +70,11 @@ async def run_agent(config: AgentConfig) -> None:
         stack.enter_context(process.only_one(config.run_dir))
         threads = stack.enter_context(fairness.threads(config))
         async with AsyncExitStack() as services:
-            with suppress(Stopped):
+            try:
                 loops = await _start(config, clock, threads, services, stopping)
                 await _run_until(stopping, loops)
-            _log.info("agent stopping", extra={"grace_seconds": STOP_GRACE})
+            except Stopped:
+                _log.info("agent stopping", extra={"grace_seconds": STOP_GRACE})
         _leave_clean(config)
     _log.info("agent stopped")
 
@@ -201,7 +202,7 @@ async def _start(
         await services.enter_async_context(registration.serving())
     try:
         if mountable is not None:
-            await blocking(mountable.check_mount)
+            await unless(stopping, looked(Bounded(LOOK_SECONDS), mountable.check_mount))
     except CsiError as error:
         # Volumes that are there go on being renewed; kubelet is told of no driver, so no new pod comes to fail here.
         _log.error("agent makes no volumes", extra={"reason": error.reason, "error": str(error)})
@@ -309,8 +310,7 @@ async def _for_ever(task: "asyncio.Task[None]") -> None:
 
 
 async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await end([task])
 
 
 async def _local_authority(config: AgentConfig, clock: Clock) -> LocalAuthority:
@@ -369,10 +369,10 @@ async def _run_until(stopping: asyncio.Event, loops: dict[str, Callable[[], Awai
     stop = asyncio.ensure_future(stopping.wait())
     try:
         done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if stop in done:
+            _log.info("agent stopping", extra={"grace_seconds": STOP_GRACE})
     finally:
-        for task in (stop, *tasks):
-            task.cancel()
-        await asyncio.gather(stop, *tasks, return_exceptions=True)
+        await end((stop, *tasks))
     for name, task in zip(loops, tasks, strict=True):
         if task in done:
             raise RuntimeError(f"the {name} loop ended") from task.exception()

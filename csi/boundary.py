@@ -10,6 +10,7 @@ import grpc.aio
 
 from csi.errors import (
     CsiError,
+    HostUnanswered,
     IdentityDenied,
     IdentityUnavailable,
     InvalidRequest,
@@ -40,6 +41,7 @@ STATUS_CODES: Mapping[type[CsiError], grpc.StatusCode] = MappingProxyType(
         IdentityDenied: grpc.StatusCode.PERMISSION_DENIED,
         IdentityUnavailable: grpc.StatusCode.UNAVAILABLE,
         MountDenied: grpc.StatusCode.FAILED_PRECONDITION,
+        HostUnanswered: grpc.StatusCode.UNAVAILABLE,
         MountNotShared: grpc.StatusCode.FAILED_PRECONDITION,
         PodFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
         NodeFull: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -78,6 +78,12 @@ class MountDenied(CsiError):
     reason = "MOUNT_DENIED"
 
 
+class HostUnanswered(CsiError):
+    """What the node's own file systems were asked was not answered in time. Nothing was begun."""
+
+    reason = "HOST_UNANSWERED"
+
+
 class PodFull(CsiError):
     """The pod has as many volumes as one may have."""
 

@@ -50,7 +50,7 @@ def refusal(pods: str, mounts: Mounts) -> str:
     """
     found: list[str] = []
     # Of a process's threads each can have mounts of its own, and they go with it.
-    thread = threading.Thread(target=lambda: found.append(_tried(pods, mounts)), name="mount trial")
+    thread = threading.Thread(target=lambda: found.append(_tried(pods, mounts)), name="mount trial", daemon=True)
     thread.start()
     thread.join()
     return found[0] if found else "the attempt failed"

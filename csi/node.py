@@ -28,12 +28,13 @@ from csi.operations import Operations
 from csi.pb import csi_pb2, csi_pb2_grpc
 from csi.ports import Workloads
 from csi.profile import Profile
-from csi.reach import Reach
+from csi.reach import LOOK_SECONDS, Reach, looked
 from csi.request import PublishRequest, check_target, parse_publish
 from csi.room import INODE, MOUNT, Room
 from csi.turns import VolumeTurns
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
+from runtime.bounded import Bounded
 from runtime.tracing import Tracing
 from svid.keys import PrivateKey
 
@@ -132,6 +133,7 @@ class NodeService:
         self._room = room
         self._turns = turns
         self._reach = reach
+        self._looks = Bounded(LOOK_SECONDS)
         self._published: dict[str, Published] = {}
         self._operations = Operations()
         self._adoption = Adoption(targets, workloads, journal, blocking, room, self._picked_up)
@@ -229,7 +231,7 @@ class NodeService:
                 await self._forget(volume.id)
                 gone = True
             if self._reach is not None:
-                await self._blocking(self._reach.check)
+                await looked(self._looks, self._reach.check)
             taken = self._room.admit(volume)
             try:
                 async with AsyncExitStack() as turn:

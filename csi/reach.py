@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
-from csi.errors import MountNotShared
+from csi.errors import HostUnanswered, MountNotShared
 from csi.files import mount_id
+from runtime.bounded import Bounded, Unanswered
 from runtime.peers import credentials_of
 
 _NAMESPACE = "/proc/{}/ns/mnt"
 # What `peers` says of a process that is outside of this PID namespace.
 _OUTSIDE = 0
+# Seconds that a look at the node's mounts may take: it takes milliseconds, or for ever where a file system hangs.
+LOOK_SECONDS = 10.0
 
 
 class Reach(Protocol):
@@ -20,6 +23,17 @@ class Reach(Protocol):
     def check(self) -> None:
         """Raise MountNotShared where a volume that is made here would be an empty directory in its pod. Blocks."""
         ...
+
+
+async def looked(looks: Bounded, check: Callable[[], None]) -> None:
+    """What `check` raises, off the event loop. Raises HostUnanswered where it does not end in time."""
+    try:
+        await looks.do(check)
+    except Unanswered:
+        raise HostUnanswered(
+            f"the node's file systems do not answer: whether volumes can be made here was not known within "
+            f"{looks.seconds:g} s; look for mounts that hang (NFS) and for a disk that fails. It is tried again"
+        ) from None
 
 
 def connected(address: str) -> list[int]:

@@ -15,7 +15,9 @@ import grpc.aio
 from csi.boundary import ErrorBoundary
 from csi.errors import CsiError
 from csi.pb import pluginregistration_pb2, pluginregistration_pb2_grpc
-from csi.reach import Reach
+from csi.reach import LOOK_SECONDS, Reach, looked
+from runtime.bounded import Bounded
+from runtime.stopping import stay_cancelled
 
 _log = logging.getLogger("podsvid.registration")
 AnyContext = grpc.aio.ServicerContext[Any, Any]
@@ -33,6 +35,7 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
 
     def __init__(self, driver_name: str, endpoint: Path, registry: Path, reach: Reach | None = None) -> None:
         self._reach = reach
+        self._looks = Bounded(LOOK_SECONDS)
         # Why kubelet was not told of the driver; empty where it was.
         self.refused = ""
         self._driver_name = driver_name
@@ -48,7 +51,7 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
     ) -> pluginregistration_pb2.PluginInfo:
         if self._reach is not None:
             try:
-                await asyncio.to_thread(self._reach.check)
+                await looked(self._looks, self._reach.check)
             except CsiError as error:
                 # No pod is sent here, instead of all of them with nothing in their volumes.
                 self.refused = str(error)
@@ -122,6 +125,7 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
                     "registration socket could not be made; trying again",
                     extra={"driver": self._driver_name, "error": str(error)},
                 )
+            stay_cancelled()
 
     async def _open(self) -> None:
         self._registry.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -19,6 +20,9 @@ class Blocking:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            # Otherwise the directory that the call writes into could be closed and its descriptor reused under it.
-            await asyncio.wait([future])
+            # Otherwise the directory that the call writes into could be closed and its descriptor reused under it; also
+            # where the caller is cancelled again.
+            while not future.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
             raise

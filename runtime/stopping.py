@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 # Whoever sends one of these means the whole process: none of them leaves sockets behind.
@@ -14,6 +14,8 @@ SIGNALS = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
+# Seconds after which what was cancelled and goes on is cancelled again: long enough for what closes something.
+AGAIN = 10.0
 _Answer = TypeVar("_Answer")
 
 
@@ -40,6 +42,47 @@ async def unless(stopping: asyncio.Event, work: Coroutine[Any, Any, _Answer]) ->
             return working.result()
         raise Stopped
     finally:
-        for each in (working, told):
+        await end((working, told))
+
+
+async def end(tasks: Iterable["asyncio.Future[Any]"], again: float = AGAIN) -> None:
+    """Cancel them, and again whichever goes on, until all have ended; nothing of what they raise is raised.
+
+    A task is cancelled by one exception, and whatever raises another one in its place takes it away: a call of grpc
+    that fails because of it, an error while something is closed. Who is cancelled here waits until they have ended.
+    """
+    left, cancelled = set(tasks), False
+    while left:
+        for each in left:
             each.cancel()
-        await asyncio.gather(working, told, return_exceptions=True)
+        try:
+            done, left = await asyncio.wait(left, timeout=again)
+        except asyncio.CancelledError:
+            done, left = {each for each in left if each.done()}, {each for each in left if not each.done()}
+            cancelled = True
+        for each in done:
+            if not each.cancelled():
+                each.exception()  # seen
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+def stay_cancelled() -> None:
+    """For loops that catch what fails: raises CancelledError where this task was asked to end and has lost that."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() > 0:
+        raise asyncio.CancelledError
+
+
+async def side_by_side(*loops: Coroutine[Any, Any, None]) -> None:
+    """Run loops that go on for ever, until one fails; then, or cancelled, all have ended. Raises what that one raises.
+
+    A TaskGroup cancels its tasks once: one that loses that (see `end`) would keep it for ever.
+    """
+    tasks = [asyncio.ensure_future(each) for each in loops]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        await end(tasks)
+    for each in done:
+        each.result()

@@ -17,7 +17,7 @@ from runtime.collector import tracing
 from runtime.federation import FederatedBundles
 from runtime.feed import Feed
 from runtime.listening import ANY, shown
-from runtime.stopping import Stopped, asked_to_stop, unless
+from runtime.stopping import Stopped, asked_to_stop, side_by_side, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import own_version
 from signer import gauges, loops
@@ -345,13 +345,15 @@ class Replica:
 
     async def _publish(self) -> None:
         """Bundles out to the cluster, for ever; only while leading."""
-        async with asyncio.TaskGroup() as group:
-            version = await self._trust.wait_beyond(0)
-            group.create_task(self._publisher.run())
-            while True:
-                assert self._trust.current is not None
-                await self._publisher.publish(self._trust.current.bundles)
-                version = await self._trust.wait_beyond(version)
+        await self._trust.wait_beyond(0)
+        await side_by_side(self._publisher.run(), self._publish_changes())
+
+    async def _publish_changes(self) -> None:
+        while True:
+            version = self._trust.version
+            assert self._trust.current is not None
+            await self._publisher.publish(self._trust.current.bundles)
+            await self._trust.wait_beyond(version)
 
     async def _write_policy_statuses(self) -> None:
         """What each policy matches, into its status, for ever; only while leading."""

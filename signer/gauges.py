@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
+from runtime.stopping import side_by_side
 from signer.attestation.pods import Pods
 from signer.authority.acknowledgements import Agents
 from signer.authority.rotation import Rotation
@@ -66,9 +67,7 @@ def watch(
 
 async def keep(metrics: Metrics) -> None:
     """Keep what `metrics` shows fresh, and measure the lag, for ever."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(metrics.keep_fresh())
-        group.create_task(measure_lag(metrics))
+    await side_by_side(metrics.keep_fresh(), measure_lag(metrics))
 
 
 async def measure_lag(

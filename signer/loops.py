@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+from runtime.stopping import end
+
 
 async def cancel(tasks: Mapping[str, "asyncio.Task[None]"]) -> None:
     """End them, and wait until they have ended."""
-    for task in tasks.values():
-        task.cancel()
-    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    await end(tasks.values())
 
 
 async def until(stopping: asyncio.Event, tasks: Mapping[str, "asyncio.Task[None]"]) -> None:
@@ -30,8 +30,7 @@ async def beside(tasks: Mapping[str, "asyncio.Task[None]"], work: Coroutine[Any,
         _none_ended(tasks)
         await working
     finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        await end([working])
 
 
 def _none_ended(tasks: Mapping[str, "asyncio.Task[None]"]) -> None:

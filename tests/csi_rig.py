@@ -21,6 +21,7 @@ from csi.mount import Targets
 from csi.node import NodeService, NodeSettings
 from csi.pb import csi_pb2
 from csi.profile import PROFILES
+from csi.reach import Reach
 from csi.request import parse_publish
 from csi.room import Bounds, Room
 from csi.turns import VolumeTurns
@@ -317,6 +318,7 @@ async def rig(
     turn_deadline: float = 30.0,
     making: Turns | None = None,
     ending: Turns | None = None,
+    reach: Reach | None = None,
 ) -> AsyncIterator[Rig]:
     """A Rig below `base`; kubelet has made the directories of two pods."""
     root = base / "kubelet"
@@ -336,6 +338,7 @@ async def rig(
             tracer,
             room,
             VolumeTurns(turns or Turns(1000), making or Turns(1000), ending or Turns(1000), turn_deadline),
+            reach,
         )
         try:
             yield Rig(root, node, steps, mounts, workloads, journal, tracer, observed, room)

@@ -19,6 +19,7 @@ from agent.authority.pacing import Pacing
 from agent.authority.proven import CONNECT_SECONDS, ProvenSigner, certificates
 from agent.errors import AuthorityUnavailable
 from runtime.federation import read_bundle
+from runtime.stopping import end
 from svid.bundle import TrustBundle
 from svid.dnsnames import SIGNER_NAME
 from svid.errors import InvalidBundle, SvidError
@@ -201,9 +202,7 @@ class Connection:
         """Nothing is open when this returns, and nothing is opened any more."""
         self._closed = True
         left = [*self._leaving.values(), *(each for each in (self._channel, self._next) if each is not None)]
-        for leaving in list(self._leaving):
-            leaving.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await end(self._leaving)
         for channel in left:
             await channel.close()
         await self._signer.close()

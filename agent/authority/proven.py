@@ -19,6 +19,7 @@ from cryptography import x509
 
 from agent.authority.pacing import Pacing
 from runtime.settings import host_and_port
+from runtime.stopping import end
 from svid.certificates import certificate_from_der
 from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.errors import InvalidSvid
@@ -114,9 +115,7 @@ class ProvenSigner:
 
     async def close(self) -> None:
         """End what is open; the socket is gone when this returns."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         if self._listening is not None:
             listening, self._listening = self._listening, None
             listening.close()
@@ -155,9 +154,7 @@ class ProvenSigner:
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                await end(ways)
         except NotProven as error:
             # grpc sees its connection closed, and comes back.
             self._failure = str(error)

@@ -17,6 +17,7 @@ from agent.authority.held import HeldTrust
 from agent.authority.protocol import EarlyRenewal
 from agent.errors import AuthorityUnavailable
 from runtime.feed import Feed
+from runtime.stopping import end, stay_cancelled
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
 from svid.errors import SvidError
@@ -101,8 +102,7 @@ class TrustStream:
                 except asyncio.CancelledError:
                     self._contact.lost("the connection was closed")
                 # A call that fails while this task is cancelled raises its own error instead of CancelledError.
-                if is_cancelled():
-                    raise asyncio.CancelledError
+                stay_cancelled()
                 await self._connection.pause(self._contact.delay())
         finally:
             await self._connection.close()
@@ -139,8 +139,7 @@ class TrustStream:
             finally:
                 if leaving is not None:
                     leaving.cancel()
-                reporting.cancel()
-                await asyncio.gather(reporting, return_exceptions=True)
+                await end([reporting])
                 call.cancel()
         return "the signer ended the stream"
 

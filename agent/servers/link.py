@@ -9,6 +9,7 @@ from agent.channel import messages
 from agent.channel.frames import BadFrame, Wire
 from agent.servers.patience import Patience
 from csi.model import PodRef
+from runtime.stopping import end
 from runtime.terminal import printable
 
 # Characters of what it says of an order that failed: kubelet shows them in the pod's event.
@@ -96,9 +97,7 @@ class Link:
             return next((each.result() for each in ends if each in done), self._why)
         finally:
             self.lost.set()
-            for each in (*ends, losing):
-                each.cancel()
-            await asyncio.gather(*ends, losing, return_exceptions=True)
+            await end((*ends, losing))
             for waiting in (self._opening, self._closing, self._looking):
                 _fail(waiting)
 

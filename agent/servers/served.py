@@ -29,6 +29,7 @@ from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.feed import Feed
 from runtime.processes import command_of
+from runtime.stopping import side_by_side
 from svid.identity import WorkloadIdentity
 
 _log = logging.getLogger("podsvid.servers")
@@ -119,10 +120,7 @@ class Servers:
     async def run(self) -> None:
         """Keep processes running, and another waiting, for ever; cancelled, they end with this."""
         try:
-            async with asyncio.TaskGroup() as running:
-                for each in self._servers.values():
-                    running.create_task(each.run(), name=f"process for pods' sockets: {each.place}")
-                running.create_task(self._warden.run(), name="warden of pods' sockets")
+            await side_by_side(*(each.run() for each in self._servers.values()), self._warden.run())
         finally:
             await self._spare.end()
 

@@ -26,6 +26,7 @@ from csi.model import PodRef
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.feed import Feed
+from runtime.stopping import stay_cancelled
 
 _log = logging.getLogger("podsvid.servers")
 # Seconds until a process that was started must be ready.
@@ -150,6 +151,8 @@ class Server:
                 why = await self._live()
             except (OSError, BadFrame, NotConfined, LinkLost) as error:
                 why = str(error) or type(error).__name__
+            # What fails while a process is ended takes a cancellation away.
+            stay_cancelled()
             if self._asked:
                 _log.info("a process for pods' sockets is not needed any more", extra={"which": str(self.place)})
                 continue

@@ -5,6 +5,7 @@ import asyncio
 import logging
 
 from agent.servers.process import Confinement, Exposed
+from runtime.stopping import end
 
 _log = logging.getLogger("podsvid.servers")
 # Seconds after which another is started: who serves has its start for itself.
@@ -53,5 +54,4 @@ class Spare:
     async def _stop_starting(self) -> None:
         starting, self._starting = self._starting, None
         if starting is not None:
-            starting.cancel()
-            await asyncio.wait([starting])
+            await end([starting])

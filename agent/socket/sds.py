@@ -19,6 +19,7 @@ from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, Sd
 from csi.attributes import shown
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.stopping import end
 from svid.identity import WorkloadIdentity
 
 _log = logging.getLogger("podsvid.sds")
@@ -209,9 +210,7 @@ class SecretDiscovery:
                     reading.result()  # the connection broke; grpc cancels this call as well
                     return
         finally:
-            for task in (reading, request, change):
-                task.cancel()
-            await asyncio.gather(reading, request, change, return_exceptions=True)
+            await end((reading, request, change))
 
     async def _begin(self, session: _Session, request: Any, context: AnyContext) -> None:
         if request.type_url not in ("", TYPE_URL):

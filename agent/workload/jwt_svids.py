@@ -13,6 +13,7 @@ from agent.authority.protocol import MintedJwt
 from agent.errors import AuthorityUnavailable
 from runtime.clock import Clock
 from runtime.newest import keep
+from runtime.stopping import end
 from svid.jwtsvid import JwtSvid
 from svid.spiffeid import SpiffeId
 
@@ -74,10 +75,7 @@ class JwtSvids:
 
     async def close(self) -> None:
         """Nothing runs when this returns."""
-        running = list(self._minting.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end(self._minting.values())
         self._kept.clear()
 
     async def _renew(self, key: _Key, for_file: bool) -> KeptJwt:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
+from runtime.stopping import end
 
 _log = logging.getLogger("podsvid.rotation")
 # asyncio sleeps on the monotonic clock but certificates end by the wall clock: look again at least this often.
@@ -96,8 +97,7 @@ class RotationScheduler:
         self._failures.pop(key, None)
         task = self._running.get(key)
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end([task])
             self._due.pop(key, None)
         _answer(self._asked.pop(key, ()))
 
@@ -106,18 +106,22 @@ class RotationScheduler:
         loop = asyncio.get_running_loop()
         seen, seen_at = self._clock.now(), loop.time()
         async with asyncio.TaskGroup() as workers:
-            while True:
-                self._changed.clear()
-                now, at = self._clock.now(), loop.time()
-                if self._due and now < seen + timedelta(seconds=at - seen_at) - SET_BACK:
-                    _log.warning("the clock was set back; looking at every volume", extra={"now": now.isoformat()})
-                    # What was planned by a clock that was ahead may come days too late by this one.
-                    self._due = dict.fromkeys(self._due, now)
-                seen, seen_at = now, at
-                for key in [key for key, due in self._due.items() if due <= now and key not in self._running]:
-                    del self._due[key]
-                    self._start(workers, key)
-                await self._wait()
+            try:
+                while True:
+                    self._changed.clear()
+                    now, at = self._clock.now(), loop.time()
+                    if self._due and now < seen + timedelta(seconds=at - seen_at) - SET_BACK:
+                        _log.warning("the clock was set back; looking at every volume", extra={"now": now.isoformat()})
+                        # What was planned by a clock that was ahead may come days too late by this one.
+                        self._due = dict.fromkeys(self._due, now)
+                    seen, seen_at = now, at
+                    for key in [key for key, due in self._due.items() if due <= now and key not in self._running]:
+                        del self._due[key]
+                        self._start(workers, key)
+                    await self._wait()
+            finally:
+                # The group would cancel each but once.
+                await end(self._running.values())
 
     def _start(self, workers: asyncio.TaskGroup, key: str) -> None:
         task = workers.create_task(self._attempt(key), name=f"rotate {key}")

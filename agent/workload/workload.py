@@ -23,6 +23,7 @@ from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.stopping import end
 from runtime.tracing import Tracing
 from svid.identity import Trust, WorkloadIdentity
 from svid.keys import PrivateKey
@@ -134,8 +135,7 @@ class Workload:
             await self._write()
             await opening
         except BaseException:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
+            await end([opening])
             await self._socket.close()
             await self._means.blocking(lambda: self._means.journal.forget(self.volume.id))
             raise

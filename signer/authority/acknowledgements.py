@@ -1,6 +1,5 @@
 """Which agents have which trust bundle: those of this replica first hand, those of the others by a ConfigMap each."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from runtime.clock import Clock
 from runtime.pace import Pace
 from runtime.seldom import Seldom
+from runtime.stopping import side_by_side
 from signer.authority.passed_on import (
     DIGEST_BYTES,
     LABEL,
@@ -199,9 +199,7 @@ class Agents:
 
     async def run(self) -> None:
         """Follow the other replicas and tell them what this one knows, for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._others.run())
-            group.create_task(self._tell())
+        await side_by_side(self._others.run(), self._tell())
 
     async def _tell(self) -> None:
         now = self._clock.monotonic

@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from runtime.clock import Clock
+from runtime.stopping import end
 from signer.cluster.kube import KubeApi, Object
 from signer.errors import Conflict, NotFound, SignerError
 
@@ -88,14 +89,12 @@ class Leader:
                 if self.leading:
                     running = running or asyncio.ensure_future(loop())
                 elif running is not None:
-                    running.cancel()
-                    await asyncio.gather(running, return_exceptions=True)
+                    await end([running])
                     running = None
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             if running is not None:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
+                await end([running])
 
     async def attempt(self) -> None:
         """Renew the lease, take it if it is free, or note who has it. Raises SignerError."""

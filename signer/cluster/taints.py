@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.clock import Clock
+from runtime.stopping import side_by_side
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import CsiNode, Node
@@ -50,9 +51,7 @@ class StartupTaint:
 
     async def follow(self) -> None:
         """Keep what is known of nodes current, for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._nodes.run())
-            group.create_task(self._registered.run())
+        await side_by_side(self._nodes.run(), self._registered.run())
 
     async def remove(self) -> None:
         """Take the taint off nodes as they become ready, for ever."""

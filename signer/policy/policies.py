@@ -11,6 +11,7 @@ from typing import Any
 from runtime import durations
 from runtime.clock import Clock
 from runtime.seldom import Seldom
+from runtime.stopping import side_by_side
 from signer import ttls, wishes
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
@@ -119,10 +120,7 @@ class Policies:
 
     async def run(self) -> None:
         """Follow all of them, for ever."""
-        async with asyncio.TaskGroup() as group:
-            for mirror in self._mirrors:
-                group.create_task(mirror.run())
-            group.create_task(self._fill_places())
+        await side_by_side(*(mirror.run() for mirror in self._mirrors), self._fill_places())
 
     def entitlement(self, pod: LivePod) -> Entitlement:
         """What the pod gets. Raises Refused."""

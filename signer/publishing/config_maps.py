@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.clock import Clock
+from runtime.stopping import side_by_side
 from signer.cluster.kube import MANAGED, KubeApi, Object
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import DataObject, Item, Named, TrustBundleObject
@@ -83,12 +84,13 @@ class Publisher:
 
     async def run(self) -> None:
         """Keep what is published right, for ever; only while leading."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._namespaces.run())
-            group.create_task(self._copies.run())
-            group.create_task(self._wake(self._namespaces))
-            group.create_task(self._wake(self._copies))
-            group.create_task(self._reconcile_for_ever())
+        await side_by_side(
+            self._namespaces.run(),
+            self._copies.run(),
+            self._wake(self._namespaces),
+            self._wake(self._copies),
+            self._reconcile_for_ever(),
+        )
 
     async def _wake(self, mirror: "Mirror[Any, Any]") -> None:
         version = 0

@@ -259,6 +259,29 @@ def test_a_signal_to_the_whole_process_group_does_not_end_the_sockets_before_the
     run(main)
 
 
+# An agent on a host where the attempt to mount hangs, as one may on a file system that does.
+HUNG = """
+import runpy, sys, threading
+from csi import mountable
+mountable._tried = lambda *_: threading.Event().wait()
+sys.argv = ["podsvid", *sys.argv[1:]]
+runpy.run_module("podsvid", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_an_agent_whose_host_hangs_stops() -> None:
+    with host() as here:
+        here.start(within=lambda *command: [command[0], "-c", HUNG, *command[3:]])
+        assert here.process is not None
+        waits_until = time.monotonic() + DEADLINE
+        while not list((here.kubelet_root / "plugins_registry").iterdir()):
+            assert here.process.poll() is None
+            assert time.monotonic() < waits_until
+            time.sleep(0.01)
+        assert here.stop() == 0
+        assert [each["event"] for each in here.events()].count("agent stopping") == 1
+
+
 def test_an_agent_that_is_told_to_stop_while_it_starts_stops() -> None:
     """It waits for a signer that does not answer, and for nothing else."""
     with host() as here:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from agent.workload.rotation import MAX_NAP, RotationScheduler
 from runtime.feed import Feed
+from runtime.stopping import end
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -336,5 +338,68 @@ def test_a_slow_subscriber_sees_the_newest_state_only() -> None:
             feed.publish(value)
         assert await feed.wait_beyond(version) == 9
         assert feed.current == 9
+
+    on_fake_time(main)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_rotation_that_loses_its_cancellation_keeps_neither_the_stop_nor_who_forgets_its_key(again: bool) -> None:
+    """Whoever stops is cancelled again; the key's worker is so beside it."""
+
+    async def main() -> None:
+        clock, ended = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            try:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                await asyncio.Event().wait()
+            finally:
+                ended.append(key)
+            raise AssertionError
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START)
+        task = asyncio.ensure_future(scheduler.run())
+        await asyncio.sleep(1)
+        if again:
+            task.cancel()
+            await asyncio.sleep(1)
+            assert not ended
+            task.cancel()
+            await asyncio.wait([task], timeout=1)
+            assert task.done()
+        else:
+            await scheduler.forget("a")
+            await end([task])
+        assert ended == ["a"]
+
+    on_fake_time(main)
+
+
+@pytest.mark.parametrize("steps", range(24))
+def test_at_whichever_step_the_scheduler_is_cancelled_it_ends_and_so_does_each_rotation(steps: int) -> None:
+    async def main() -> None:
+        clock, running = LoopClock(), set[str]()
+
+        async def rotate(key: str) -> datetime:
+            running.add(key)
+            try:
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            finally:
+                running.discard(key)
+            return clock.now()
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", START)
+        scheduler.schedule("b", START)
+        task = asyncio.ensure_future(scheduler.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+        assert task.cancelled()
+        assert not running
 
     on_fake_time(main)

@@ -3,11 +3,12 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
+import looptime
 import pytest
 
-from runtime.stopping import SIGNALS, Stopped, asked_to_stop, unless
+from runtime.stopping import AGAIN, SIGNALS, Stopped, asked_to_stop, end, side_by_side, stay_cancelled, unless
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +99,164 @@ def test_who_waits_and_is_cancelled_takes_the_work_along() -> None:
         assert ended.is_set()
 
     asyncio.run(main())
+
+
+def on_fake_time(main: Callable[[], Awaitable[None]]) -> None:
+    loop = looptime.new_event_loop(start=0)
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+class Loses:
+    """A loop that loses so many cancellations, as one does whose call fails by another error then."""
+
+    def __init__(self, times: int = 1) -> None:
+        self.left = times
+        self.ended = False
+
+    async def run(self) -> None:
+        try:
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    self.left -= 1
+                    if self.left < 0:
+                        raise
+        finally:
+            self.ended = True
+
+
+@pytest.mark.parametrize("times", range(3))
+def test_a_task_that_loses_its_cancellation_is_cancelled_again(times: int) -> None:
+    async def main() -> None:
+        loses, other = Loses(times), Loses(0)
+        tasks = [asyncio.ensure_future(each.run()) for each in (loses, other)]
+        await asyncio.sleep(0)
+        await end(tasks)
+        assert loses.ended
+        assert other.ended
+        assert asyncio.get_running_loop().time() == times * AGAIN
+
+    on_fake_time(main)
+
+
+def test_what_is_being_closed_has_its_time_and_is_not_interrupted_before() -> None:
+    closed: list[bool] = []
+
+    async def closing() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(AGAIN - 1)
+            closed.append(True)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(closing())
+        await asyncio.sleep(0)
+        await end([task])
+        assert closed
+
+    on_fake_time(main)
+
+
+def test_what_a_task_raises_at_its_end_is_not_raised_and_counts_as_seen() -> None:
+    told: list[object] = []
+
+    async def fails() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("in its place")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        task = asyncio.ensure_future(fails())
+        await asyncio.sleep(0)
+        await end([task])
+        del task
+
+    on_fake_time(main)
+    assert not told
+
+
+def test_who_ends_tasks_and_is_cancelled_cancels_them_again_and_waits_for_them() -> None:
+    async def main() -> None:
+        loses = Loses()
+        task = asyncio.ensure_future(loses.run())
+        await asyncio.sleep(0)
+        ending = asyncio.ensure_future(end([task]))
+        await asyncio.sleep(1)
+        assert not task.done()
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert loses.ended
+        assert asyncio.get_running_loop().time() < AGAIN
+
+    on_fake_time(main)
+
+
+def test_work_that_loses_its_cancellation_gives_way_to_the_stop_all_the_same() -> None:
+    async def main() -> None:
+        stopping, loses = asyncio.Event(), Loses()
+        asyncio.get_running_loop().call_later(1, stopping.set)
+        with pytest.raises(Stopped):
+            await unless(stopping, loses.run())
+        assert loses.ended
+
+    on_fake_time(main)
+
+
+def test_of_loops_side_by_side_the_first_that_fails_ends_the_others() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(1)
+        raise OSError("no")
+
+    async def main() -> None:
+        loses = Loses()
+        with pytest.raises(OSError, match="no"):
+            await side_by_side(loses.run(), fails())
+        assert loses.ended
+
+    on_fake_time(main)
+
+
+def test_loops_side_by_side_end_with_who_runs_them_though_one_loses_its_cancellation() -> None:
+    async def main() -> None:
+        loses = Loses()
+        running = asyncio.ensure_future(side_by_side(loses.run(), Loses(0).run()))
+        await asyncio.sleep(1)
+        await end([running])
+        assert running.cancelled()
+        assert loses.ended
+        assert asyncio.get_running_loop().time() == 1 + AGAIN
+
+    on_fake_time(main)
+
+
+def test_a_loop_that_catches_what_fails_ends_where_that_took_its_cancellation_away() -> None:
+    turns: list[int] = []
+
+    async def loop() -> None:
+        while True:
+            turns.append(len(turns))
+            try:
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    raise OSError("it could not be closed")
+            except OSError:
+                stay_cancelled()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(loop())
+        await asyncio.sleep(90)
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+        assert task.cancelled()
+        assert turns == [0, 1]
+
+    on_fake_time(main)
