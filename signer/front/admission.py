@@ -211,7 +211,7 @@ class Admission:
             first = entry.address in self._origins and address.vain.left(self._now()) >= 1.0
             (self._known_ready if first else address.ready)[entry] = None
             self._count(address)
-            self.stay_cancelled()
+            self.go_on()
             entry.queues = entry in self._waiting and self._is_full
 
     @property
@@ -219,7 +219,7 @@ class Admission:
         """Whether somebody spoke who waits for a place."""
         return bool(self._known_ready) or self._rare.fewest() is not None
 
-    def stay_cancelled(self) -> None:
+    def go_on(self) -> None:
         """Give out the places that there are."""
         while self.ready:
             known = bool(self._known_ready)

@@ -183,7 +183,7 @@ class Door:
 
     def _give_places(self) -> None:
         self._turn = None
-        self._admission.stay_cancelled()
+        self._admission.go_on()
         self._next()
 
     def _accept(self, listening: socket.socket) -> None:
