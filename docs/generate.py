@@ -174,6 +174,8 @@ _CHART_OWN = {
         *("metrics_listen", "health_listen", "listen"),
         *("startup_taint", "state_key_file", "upstream_cert_file", "upstream_key_file", "identity", "kubeconfig"),
         *("upstream_dir", "agent_namespace", "agent_service_account", "admin_socket"),
+        # What the chart gives leave for.
+        *(f"cert_manager_{each}" for each in ("issuer_name", "issuer_kind", "issuer_group", "namespace")),
     ),
 }
 SCHEMA = "deploy/chart/podsvid/values.schema.json"

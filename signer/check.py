@@ -16,11 +16,10 @@ from signer.cluster.kube_client import KubeClient
 from signer.config import SignerConfig
 from signer.policy.template import path_template
 from signer.upstream.certify import SelfSigned
-from signer.upstream.chosen import Files, chosen
-from signer.upstream.openbao import OpenBao
-from signer.upstream.remote import Elsewhere
+from signer.upstream.chosen import at_hand, needed_files
 
 _UPSTREAM = ("upstream", "upstream_cert_file", "upstream_key_file", "upstream_bundle_file", "upstream_dir")
+_ELSEWHERE = ("openbao_", "cert_manager_")
 # A key of RSA is made for it, beside the files that are read.
 _TRIAL_SECONDS = 10.0
 _LIFETIMES = ("authority_ttl", "x509_ttl", "x509_max_ttl")
@@ -90,18 +89,12 @@ def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
     config = examined.config
     if not _sound(examined, *_UPSTREAM, "trust_domain", *_LIFETIMES):
         return
-    if not _sound(examined, *(name for name in config.__dataclass_fields__ if name.startswith("openbao_"))):
+    if not _sound(examined, *(name for name in config.__dataclass_fields__ if name.startswith(_ELSEWHERE))):
         return
-    found = chosen(
-        config.upstream,
-        Files(config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file, config.upstream_dir),
-        config.openbao,
-    )
-    above = found.above
-    if isinstance(found.remote, OpenBao):
-        for name, read in found.remote.files().items():
-            yield host.usable(examined.shown(name), read)
-    if isinstance(above, SelfSigned | Elsewhere):
+    for name, read in needed_files(config.above).items():
+        yield host.usable(examined.shown(name), read)
+    above = at_hand(config.above.files)
+    if isinstance(above, SelfSigned) or config.above.kind != "files":
         return
     now, policy = datetime.now(UTC), lifecycle_policy(config)
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from runtime import durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
-from signer import openbao_settings
+from signer import certmanager_settings, openbao_settings, upstream_settings
+from signer.certmanager_settings import CertManagerSettings
 from signer.model import TtlLimits
 from signer.openbao_settings import OpenBaoSettings
+from signer.upstream_settings import FileSettings, UpstreamSettings
 from svid.authority import MAX_BACKDATE
 from svid.dnsnames import is_pattern
 from svid.jwtsvid import JwtAlgorithm
@@ -110,9 +112,9 @@ class SignerConfig:
         "is one, ca.crt",
     )
     upstream: str = setting(
-        settings.choice("files", "openbao"),
+        settings.choice(*upstream_settings.KINDS),
         "which kind of CA signs the authorities: files (upstream_dir, or upstream_cert_file and upstream_key_file; "
-        "without any, each authority is its own root), or openbao (also Vault)",
+        "without any, each authority is its own root), openbao (also Vault), or cert-manager",
         "files",
     )
     openbao_address: str | None = setting(
@@ -148,6 +150,18 @@ class SignerConfig:
     )
     openbao_cert_file: Path | None = setting(settings.absolute, "of cert: PEM chain of the signer's client certificate")
     openbao_key_file: Path | None = setting(settings.absolute, "of cert: PEM key of that certificate", secret=True)
+    cert_manager_issuer_name: str | None = setting(_name, "cert-manager's issuer that certifies the authorities")
+    cert_manager_issuer_kind: str = setting(
+        settings.matching(certmanager_settings.KIND, "a kind, such as Issuer or ClusterIssuer"), "its kind", "Issuer"
+    )
+    cert_manager_issuer_group: str = setting(
+        settings.matching(certmanager_settings.GROUP, "an API group, such as cert-manager.io"),
+        "the API group of that kind: of an external issuer its own",
+        "cert-manager.io",
+    )
+    cert_manager_namespace: str = setting(
+        _namespace, "where CertificateRequests are made, and an Issuer is (default: --namespace)"
+    )
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
     )
@@ -249,11 +263,7 @@ class SignerConfig:
         """What contradicts each other; `given` are the settings that somebody said."""
         if self.listen is None:
             yield Conflict(("listen",), "agents need the signer's API; give it an address")
-        if self.upstream == "openbao":
-            yield from self.openbao.conflicts(given)
-        else:
-            yield from self._idle_openbao(given)
-        yield from self._upstream_conflicts()
+        yield from self.above.conflicts(given)
         yield from self._lifetime_conflicts()
         if not self.driver_names:
             yield Conflict(("driver_names",), "driver_names is empty; name at least one")
@@ -275,30 +285,6 @@ class SignerConfig:
             yield Conflict(
                 ("admin_socket",),
                 f"the path is too long: its sockets would take {longest} bytes, and {settings.MAX_SOCKET_PATH} fit",
-            )
-
-    def _upstream_conflicts(self) -> Iterator[Conflict]:
-        certificate = ("upstream_cert_file", self.upstream_cert_file)
-        key = ("upstream_key_file", self.upstream_key_file)
-        for (name, file), (other, its) in ((certificate, key), (key, certificate)):
-            if file is not None and its is None:
-                yield Conflict((name, other), "one is nothing without the other; give both, or neither")
-            if file is not None and self.upstream_dir is not None:
-                yield Conflict(("upstream_dir", name), "they name two upstream CAs; give one")
-            if file is not None and self.upstream != "files":
-                yield Conflict(("upstream", name), "they name two upstream CAs; leave one out")
-        if self.upstream_dir is not None and self.upstream != "files":
-            yield Conflict(("upstream", "upstream_dir"), "they name two upstream CAs; leave one out")
-        own = self.upstream == "files"
-        if (
-            own
-            and self.upstream_bundle_file is not None
-            and all(each is None for each in (self.upstream_cert_file, self.upstream_key_file, self.upstream_dir))
-        ):
-            yield Conflict(
-                ("upstream_bundle_file",),
-                "these are the roots of an upstream CA, and none is set: give upstream_dir, or upstream_cert_file and "
-                "upstream_key_file, or leave it out",
             )
 
     def _lifetime_conflicts(self) -> Iterator[Conflict]:
@@ -327,31 +313,36 @@ class SignerConfig:
                 f"set authority_ttl to {durations.text(4 * self.x509_max_ttl)} or more, or lower x509_max_ttl",
             )
 
-    def _idle_openbao(self, given: Collection[str]) -> Iterator[Conflict]:
-        idle = sorted(name for name in given if name.startswith("openbao_"))
-        if idle:
-            yield Conflict(
-                ("upstream", *idle), "nothing is asked of OpenBao: set upstream to openbao, or leave these out"
-            )
-
     @property
-    def openbao(self) -> OpenBaoSettings:
-        """Those of OpenBao."""
-        return OpenBaoSettings(
-            self.openbao_address,
-            self.openbao_mount,
-            self.openbao_issuer,
-            self.openbao_namespace,
-            self.openbao_ca_file,
-            self.openbao_auth,
-            self.openbao_auth_mount,
-            self.openbao_role,
-            self.openbao_token_file,
-            self.openbao_role_id,
-            self.openbao_secret_id_file,
-            self.openbao_cert_file,
-            self.openbao_key_file,
-            self.upstream_bundle_file,
+    def above(self) -> UpstreamSettings:
+        """The CA that certifies the authorities."""
+        roots = self.upstream_bundle_file
+        return UpstreamSettings(
+            self.upstream,
+            FileSettings(self.upstream_cert_file, self.upstream_key_file, roots, self.upstream_dir),
+            OpenBaoSettings(
+                self.openbao_address,
+                self.openbao_mount,
+                self.openbao_issuer,
+                self.openbao_namespace,
+                self.openbao_ca_file,
+                self.openbao_auth,
+                self.openbao_auth_mount,
+                self.openbao_role,
+                self.openbao_token_file,
+                self.openbao_role_id,
+                self.openbao_secret_id_file,
+                self.openbao_cert_file,
+                self.openbao_key_file,
+                roots,
+            ),
+            CertManagerSettings(
+                self.cert_manager_issuer_name,
+                self.cert_manager_issuer_kind,
+                self.cert_manager_issuer_group,
+                self.cert_manager_namespace,
+                roots,
+            ),
         )
 
     @property
@@ -390,5 +381,6 @@ def _fallbacks() -> dict[str, object]:
     return {
         "namespace": namespace,
         "agent_namespace": lambda values: values["namespace"],
+        "cert_manager_namespace": lambda values: values["namespace"],
         "identity": socket.gethostname().lower(),
     }

@@ -54,7 +54,7 @@ from signer.minting.minting import Minting, MintingSettings
 from signer.policy.policies import Policies
 from signer.policy.policy import PolicySettings
 from signer.publishing.config_maps import Publisher, published_sequence
-from signer.upstream.chosen import Files, chosen
+from signer.upstream.chosen import chosen
 
 _log = logging.getLogger("podsvid.signer")
 # Seconds that calls in flight get at a stop.
@@ -162,13 +162,7 @@ class Replica:
         self._agents = Agents(api, config.namespace, config.identity, clock)
         self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
         self._leader.unfit = lambda: bool(self.witness.doubt or self._rotation.requests.gives_way)
-        ca = chosen(
-            config.upstream,
-            Files(
-                config.upstream_cert_file, config.upstream_key_file, config.upstream_bundle_file, config.upstream_dir
-            ),
-            config.openbao,
-        )
+        ca = chosen(config.above, api)
         self._rotation = Rotation(
             self._store,
             Abandonments(api, config.namespace, config.state_secret, config.trust_domain, clock),

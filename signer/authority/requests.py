@@ -341,10 +341,11 @@ class Requests:
     async def _clean_up(self, request: X509Request | None) -> None:
         """Tell the CA that nobody waits any more for what was requested before."""
         seen, self._seen = self._seen, request
-        if seen is None or self._remote is None or seen.handle is None or (request and request.id == seen.id):
+        if seen is None or self._remote is None or (request and request.id == seen.id):
             return
         try:
-            await _in_time(self._remote.forget(seen.id, seen.handle), seen.at)
+            # One without a handle may have been sent all the same.
+            await _in_time(self._remote.forget(seen.id, seen.handle or NO_HANDLE), seen.at)
         except SignerError as error:
             _log.info("a request to the CA above was not cleaned up", extra={"request": seen.id, "error": str(error)})
 

@@ -201,6 +201,29 @@ class CsiNode(Item, frozen=True, gc=False):
     spec: CsiNodeSpec | None = None
 
 
+class IssuerRef(msgspec.Struct, frozen=True, gc=False):
+    """Which of cert-manager's issuers a request is for; what is left out is a default of cert-manager's."""
+
+    name: str | None = None
+    kind: str | None = None
+    group: str | None = None
+
+
+class CertificateRequestSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of a CertificateRequest. `request`: PEM in base64."""
+
+    request: str | None = None
+    issuer_ref: IssuerRef | None = None
+    is_ca: bool | None = msgspec.field(name="isCA", default=None)
+
+
+class CertificateRequest(Item, frozen=True, gc=False):
+    """Of cert-manager. Its `status` is text yet: an issuer wrote it, and its reader knows what it may hold."""
+
+    spec: CertificateRequestSpec | None = None
+    status: msgspec.Raw = msgspec.Raw(b"{}")
+
+
 def plain(each: DataObject) -> dict[str, Any]:
     """A ConfigMap or Secret as the JSON object that it was, without what is not kept."""
     name, version = each.metadata.name, each.metadata.resource_version

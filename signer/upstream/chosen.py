@@ -1,22 +1,15 @@
 """Which CA the settings put above the authorities."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from signer.openbao_settings import OpenBaoSettings
+from signer.cluster.kube import KubeApi
+from signer.upstream import certmanager
 from signer.upstream.certify import Upstream, upstream_of
+from signer.upstream.certmanager import CertManager
 from signer.upstream.openbao import OpenBao
 from signer.upstream.remote import Elsewhere, RemoteUpstream
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """As the settings `upstream_*` have them."""
-
-    certificate: Path | None
-    key: Path | None
-    bundle: Path | None
-    folder: Path | None
+from signer.upstream_settings import FileSettings, UpstreamSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +20,25 @@ class Chosen:
     remote: RemoteUpstream | None = None
 
 
-def chosen(upstream: str, files: Files, openbao: OpenBaoSettings) -> Chosen:
-    """By the setting `upstream`: files, or openbao."""
-    if upstream == "openbao":
-        remote = OpenBao(openbao)
-        return Chosen(Elsewhere(remote.name), remote)
-    return Chosen(upstream_of(files.certificate, files.key, files.bundle, files.folder))
+def chosen(settings: UpstreamSettings, api: KubeApi) -> Chosen:
+    """By its kind. `api` is for a CA that is asked through the API server."""
+    remote: RemoteUpstream
+    if settings.kind == "openbao":
+        remote = OpenBao(settings.openbao)
+    elif settings.kind == "cert-manager":
+        remote = CertManager(settings.cert_manager, api)
+    else:
+        return Chosen(at_hand(settings.files))
+    return Chosen(Elsewhere(remote.name), remote)
+
+
+def at_hand(by: FileSettings) -> Upstream:
+    """What makes an authority at once."""
+    return upstream_of(by.cert_file, by.key_file, by.bundle_file, by.dir)
+
+
+def needed_files(settings: UpstreamSettings) -> Mapping[str, Callable[[], object]]:
+    """By setting, what reads a file that a CA elsewhere is not asked without. Each raises SignerError. Blocks."""
+    if settings.kind == "openbao":
+        return OpenBao(settings.openbao).files()
+    return certmanager.needed_files(settings.cert_manager) if settings.kind == "cert-manager" else {}

@@ -1,14 +1,26 @@
 """Files that are needed to ask a CA elsewhere. Each read blocks, and raises UpstreamUnusable."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 
+from runtime.bounded import Bounded, Unanswered
 from signer.upstream.certify import UpstreamUnusable
 from svid.certificates import certificates_from_pem
 from svid.errors import SvidError
 
 MAX_CREDENTIAL = 64 * 1024
+_T = TypeVar("_T")
+
+
+async def read(reader: Bounded, work: Callable[[], _T], whose: str) -> _T:
+    """What `work` makes of files, which may hang. Raises UpstreamUnusable."""
+    try:
+        return await reader.do(work)
+    except Unanswered:
+        raise UpstreamUnusable(f"the files for {whose} were not read in time: their file system hangs") from None
 
 
 def credential(path: Path | None) -> str:

@@ -4,12 +4,10 @@ Authorities are asked for once in weeks: each use logs in anew and gives its tok
 """
 
 import asyncio
-import json
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -19,26 +17,20 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from runtime import durations
-from runtime.bounded import Bounded, Unanswered
+from runtime.bounded import Bounded
 from signer.openbao_settings import OpenBaoSettings
 from signer.upstream import files
 from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.given import MAX_ABOVE, certificates, chained, is_root, line, shorter
 from signer.upstream.naming import Names
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway
 from signer.upstream.roots import RootSet
-from svid.certificates import certificates_from_pem, check_readable
-from svid.errors import SvidError
-from svid.x509svid import issued_by
 
 # Seconds; each of a use's calls gets them.
 CALL_SECONDS, LEAVE_SECONDS = 10.0, 2.0
 MAX_ANSWER = 1024 * 1024
-# Of a mount, which has a few; and above one certificate, the chain and the issuing one once more.
-MAX_ISSUERS, MAX_CHAIN = 32, 32
-# It dates certificates 30 s back, and says the same lifetime in whole seconds.
-_SLACK = timedelta(minutes=2)
-_MAX_TEXT = 300
+# Of a mount, which has a few.
+MAX_ISSUERS = 32
 # What another attempt may get past: too many requests, a replica that has not read yet, standbys, and what is broken.
 _AWAY = (412, 429, 472, 473)
 # It says with a 500 that a mount has no CA, or none of that name.
@@ -156,37 +148,23 @@ class OpenBao:
                 ]
             except _Refused as error:
                 raise self._unusable("name its issuers", error) from None
-        return RootSet(tuple(each for each in found if _is_root(each)), complete=True)
+        return RootSet(tuple(each for each in found if is_root(each)), complete=True)
 
     def _one(self, answer: bytes) -> x509.Certificate:
         """An issuer's. Of more than one, of which an answer has room for thousands, each would be verified."""
-        found = _certificates([_decoded(answer, _IssuerAnswer).data.certificate])
+        found = certificates([_decoded(answer, _IssuerAnswer).data.certificate], "OpenBao")
         if len(found) != 1:
             raise UpstreamUnusable(f"{self.name} gives {len(found)} certificates as an issuer")
         return found[0]
 
     def _issued(self, signed: _Signed, given: tuple[x509.Certificate, ...], request: CaRequest) -> Issued:
-        (own, *_) = _certificates([signed.certificate]) or (None,)
-        above = _certificates([*(signed.ca_chain or []), signed.issuing_ca])
-        if own is None or len(above) > MAX_CHAIN:
-            raise UpstreamUnusable(f"{self.name} gave no certificate, or more than {MAX_CHAIN} above it")
-        # Roots first: one that another has cross-signed ends the chain, and not whoever is to be left.
-        others = sorted(dict.fromkeys(each for each in above if each != own), key=lambda each: not _is_root(each))
-        chain, below = [own], own
-        while (found := next((each for each in others if issued_by(below, each)), None)) is not None:
-            others.remove(found)
-            if _is_root(found):
-                break
-            chain.append(found)
-            below = found
-        life = own.not_valid_after_utc - own.not_valid_before_utc
-        note = ""
-        if life < request.lifetime - _SLACK:
-            note = (
-                f"{self.name} gives {durations.text(timedelta(seconds=int(life.total_seconds())))} of the "
-                f"{durations.text(request.lifetime)} that were asked for: see max_lease_ttl of the mount"
-            )
-        return Issued(tuple(chain), given or (() if found is None else (found,)), note)
+        (own, *_) = certificates([signed.certificate], "OpenBao") or (None,)
+        above = certificates([*(signed.ca_chain or []), signed.issuing_ca], "OpenBao")
+        if own is None or len(above) > MAX_ABOVE:
+            raise UpstreamUnusable(f"{self.name} gave no certificate, or more than {MAX_ABOVE} above it")
+        chain, root = chained(own, above)
+        note = shorter(own, request.lifetime, self.name, ": see max_lease_ttl of the mount")
+        return Issued(chain, given or (() if root is None else (root,)), note)
 
     def files(self) -> Mapping[str, Callable[[], object]]:
         """By setting, what reads a file that it needs. Each raises UpstreamUnusable. Blocks."""
@@ -233,13 +211,7 @@ class OpenBao:
         return context
 
     async def _read(self, work: Callable[[], _T]) -> _T:
-        """What `work` makes of files, which may hang. Raises UpstreamUnusable."""
-        try:
-            return await self.reader.do(work)
-        except Unanswered:
-            raise UpstreamUnusable(
-                f"the files for {self.name} were not read in time: their file system hangs"
-            ) from None
+        return await files.read(self.reader, work, self.name)
 
     async def _credential(self) -> str:
         """What the signer logs in with; empty where that is its certificate."""
@@ -345,20 +317,6 @@ def _is_untrusted(error: BaseException) -> bool:
     return isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError)
 
 
-def _is_root(certificate: x509.Certificate) -> bool:
-    return issued_by(certificate, certificate)
-
-
-def _certificates(texts: Sequence[str]) -> tuple[x509.Certificate, ...]:
-    try:
-        found = tuple(each for text in texts if text for each in certificates_from_pem(text.encode()))
-        for each in found:
-            check_readable(each)
-        return found
-    except (SvidError, ValueError):
-        raise UpstreamUnusable("OpenBao gave something that is no PEM certificate") from None
-
-
 def _decoded(data: bytes, kind: type[_Decoded]) -> _Decoded:
     try:
         return msgspec.json.decode(data, type=kind)
@@ -375,4 +333,4 @@ def _said(data: bytes, secrets: Sequence[str]) -> str:
     text = "; ".join(errors)
     for each in secrets:
         text = text.replace(each, "…") if len(each) > 3 else text
-    return json.dumps(" ".join(text.split()), ensure_ascii=True)[1:-1][:_MAX_TEXT] or "without words"
+    return line(text) or "without words"

@@ -34,6 +34,8 @@ _CLUSTER_WIDE = {
     "ClusterWorkloadIdentity",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
+    "MutatingWebhookConfiguration",
+    "ValidatingWebhookConfiguration",
     "ClusterTrustBundle",
     "CSINode",
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
@@ -14,6 +16,12 @@ import yaml
 from agent import config as agent_config
 from podsvid.cli import _parser
 from signer import config as signer_config
+from signer.cluster.kube import KubeApi
+from signer.upstream.certmanager import PREFIX, CertManager
+from signer.upstream.chosen import chosen
+from tests import certmanager_contract, permissions
+from tests.openbao_contract import TD
+from tests.unit.signer.test_certmanager import StandIn
 
 from . import chart
 from .api import Object
@@ -523,6 +531,9 @@ OTHER: dict[str, object] = {
     "signer.settings": {"log_level": "debug"},
     "signer.address": "elsewhere:1",
     "signer.openbao.address": "https://elsewhere:8200",
+    "signer.certManager.issuerName": "other-ca",
+    "signer.certManager.issuerKind": "ClusterIssuer",
+    "signer.certManager.issuerGroup": "other.example",
     "tracing.endpoint": "http://collector:4317",
     "monitoring.serviceMonitor.interval": "7s",
     **{f"{each}.tolerations": [{"key": "x"}] for each in ("agent", "signer")},
@@ -536,6 +547,11 @@ SWITCHED_ON = (
     *("signer.stateKeySecret=state-key", "startupTaint.enabled=true", "monitoring.serviceMonitor.enabled=true"),
     *("monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true"),
     *("signer.openbao.address=https://openbao:8200", "signer.openbao.caSecret=openbao-ca"),
+)
+
+
+OF_CERT_MANAGER = tuple(
+    f"signer.certManager.{each}" for each in ("issuerName", "issuerKind", "issuerGroup", "namespace", "rootsConfigMap")
 )
 
 
@@ -571,18 +587,19 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
     before = chart.template("trustDomain=example.org", *SWITCHED_ON)
     # There is one CA above: with the one the other is refused.
     no_openbao = [each for each in SWITCHED_ON if not each.startswith("signer.openbao.")]
-    of_files = chart.template("trustDomain=example.org", *no_openbao)
+    cert_manager = [*no_openbao, "signer.certManager.issuerName=org-ca"]
+    others = {"signer.upstreamSecret": no_openbao, **dict.fromkeys(OF_CERT_MANAGER, cert_manager)}
+    without = {path: chart.template("trustDomain=example.org", *switched_on) for path, switched_on in others.items()}
     for path, default in leaves(yaml.safe_load((chart.CHART / "values.yaml").read_text())).items():
         body = another(path, default)
         for name in reversed(path.split(".")):
             body = {name: body}
         (tmp_path / "values.yaml").write_text(yaml.safe_dump(body))
         # Files of values give way to --set.
-        files = path == "signer.upstreamSecret"
-        switched_on = no_openbao if files else SWITCHED_ON
+        switched_on = others.get(path, SWITCHED_ON)
         given = [each for each in ("trustDomain=example.org", *switched_on) if each.partition("=")[0] != path]
         found = chart.template(*given, flags=("--values", str(tmp_path / "values.yaml")))
-        if found == (of_files if files else before):
+        if found == without.get(path, before):
             unread.append(path)
     assert unread == []
 
@@ -597,7 +614,7 @@ def test_another_login_at_openbao_has_what_it_needs_and_no_token(tmp_path: Path)
     (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
     line = ["signer", "--config", str(tmp_path / "signer.yaml")]
     loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
-    assert (loaded.openbao.auth, str(loaded.openbao.secret_id_file)) == ("approle", f"{files}/secret-id")
+    assert (loaded.above.openbao.auth, str(loaded.above.openbao.secret_id_file)) == ("approle", f"{files}/secret-id")
     volumes = found["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]["volumes"]
     assert "openbao" not in {each["name"] for each in volumes}
 
@@ -621,11 +638,11 @@ def test_below_openbao_the_signer_has_a_token_for_it_alone_and_knows_whom_to_sen
     (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
     line = ["signer", "--config", str(tmp_path / "signer.yaml")]
     loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
-    assert (loaded.upstream, loaded.openbao.role) == ("openbao", "podsvid-signer")
+    assert (loaded.upstream, loaded.above.openbao.role) == ("openbao", "podsvid-signer")
     pod = found["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]
     mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}["openbao"]
-    assert str(loaded.openbao.token_file) == f"{mounted}/token"
-    assert str(loaded.openbao.ca_file) == f"{mounted}-files/ca.crt"
+    assert str(loaded.above.openbao.token_file) == f"{mounted}/token"
+    assert str(loaded.above.openbao.ca_file) == f"{mounted}-files/ca.crt"
     (volume,) = [each for each in pod["volumes"] if each["name"] == "openbao"]
     (token,) = volume["projected"]["sources"]
     assert token["serviceAccountToken"]["audience"] == "openbao"
@@ -634,6 +651,80 @@ def test_below_openbao_the_signer_has_a_token_for_it_alone_and_knows_whom_to_sen
     without = documents("trustDomain=a")
     assert "openbao" not in str(without["Deployment", "podsvid-signer"])
     assert "openbao" not in str(without["ConfigMap", "podsvid-signer"])
+
+
+CERT_MANAGER = ("trustDomain=a", "signer.certManager.issuerName=org-ca")
+
+
+def test_below_cert_manager_the_signer_may_do_what_it_does_in_that_namespace_and_no_more(tmp_path: Path) -> None:
+    found = documents(*CERT_MANAGER, "signer.certManager.namespace=pki")
+    (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    given = [
+        each
+        for each in permissions.permissions(found.values(), "podsvid-signer")
+        if each.group == "cert-manager.io" or each.resource == "certificaterequests"
+    ]
+    assert {each.namespace for each in given} == {"pki"}
+
+    async def run() -> None:
+        at = StandIn()
+        at.namespace = "pki"
+        guarded = permissions.Guarded(at.api, given)
+        remote = chosen(loaded.above, cast(KubeApi, guarded)).remote
+        assert isinstance(remote, CertManager)
+        request = certmanager_contract.a_request(remote)
+        handle = await remote.submit(request.to_ca(TD))
+        assert await remote.submit(request.to_ca(TD)) == handle
+        await remote.poll(request.to_ca(TD), handle)
+        await remote.forget(request.id, handle)
+        assert (guarded.refused, permissions.unused(given, guarded.calls)) == (set(), [])
+
+    asyncio.run(run())
+
+
+def test_without_cert_manager_the_signer_may_nothing_of_its() -> None:
+    found = [each for (_, name), each in documents("trustDomain=a").items() if name.startswith("podsvid-signer")]
+    assert "cert-manager.io" not in str(found)
+
+
+def test_below_cert_manager_roots_come_from_a_config_map(tmp_path: Path) -> None:
+    found = documents(*CERT_MANAGER, "signer.certManager.rootsConfigMap=org-roots")
+    (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    pod = found["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]
+    mounted = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+    (volume,) = [each for each in pod["volumes"] if each.get("configMap") == {"name": "org-roots"}]
+    assert str(loaded.above.cert_manager.roots) == f"{mounted[volume['name']]}/ca.crt"
+    assert loaded.above.cert_manager.namespace == loaded.namespace
+
+
+def test_the_admission_policy_holds_the_signer_to_its_own_requests() -> None:
+    policy = documents(*CERT_MANAGER)["ValidatingAdmissionPolicy", "podsvid-signer"]["spec"]
+    assert ["certificaterequests"] in [each["resources"] for each in policy["matchConstraints"]["resourceRules"]]
+    (rule,) = [each["expression"] for each in policy["validations"] if "cert-manager" in each["message"]]
+    assert PREFIX in rule
+    assert "'org-ca'" in rule
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((*CERT_MANAGER, "signer.upstreamSecret=other"), "there is one CA above"),
+        (
+            (*CERT_MANAGER, "signer.openbao.address=https://b:8200", "signer.openbao.caSecret=c"),
+            "there is one CA above",
+        ),
+        (("trustDomain=a", "signer.certManager.rootsConfigMap=x"), "nothing is asked of cert-manager"),
+        (("trustDomain=a", "signer.certManager.issuerName=a'b"), "issuerName"),
+        ((*CERT_MANAGER, "signer.settings.cert_manager_namespace=elsewhere"), "cert_manager_namespace"),
+    ],
+)
+def test_a_cert_manager_that_the_signer_would_refuse_is_refused_before(values: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ClusterError, match=said):
+        chart.template(*values)
 
 
 def test_every_key_of_a_secret_that_is_documented_is_read(tmp_path: Path) -> None:

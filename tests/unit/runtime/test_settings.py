@@ -367,8 +367,9 @@ def test_every_setting_is_read_by_something(model: type[Any], package: str) -> N
     # Through a property of the settings, or by whoever starts the program.
     apart = {"x509_pod_max_ttl", "x509_min_ttl", "x509_max_ttl", "jwt_max_ttl", "log_format", "log_level", "jwt_svids"}
     names = {each.name for each in fields(model)}
-    # Handed on as OpenBaoSettings, and read of those.
-    apart |= {name for name in names if name.startswith("openbao_") and name.removeprefix("openbao_") in read}
+    # Handed on as UpstreamSettings, and read of those.
+    handed_on = ("openbao_", "cert_manager_", "upstream_")
+    apart |= {name for name in names for prefix in handed_on if name.removeprefix(prefix) in read} | {"upstream"}
     assert names - read - apart == set()
 
 

@@ -25,8 +25,9 @@ from signer import config
 from signer.config import SignerConfig
 from signer.openbao_settings import OpenBaoSettings
 from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.given import certificates
 from signer.upstream.naming import Names
-from signer.upstream.openbao import MAX_ANSWER, OpenBao, _certificates, _Signed
+from signer.upstream.openbao import MAX_ANSWER, OpenBao, _Signed
 from signer.upstream.remote import UpstreamAway
 from svid.certificates import to_pem
 from svid.keys import KeyAlgorithm, key_to_pem
@@ -352,7 +353,7 @@ def test_a_date_that_is_none_is_no_certificate() -> None:
     at = der.index(b"\x18\x0f20") + 2
     none = x509.load_der_x509_certificate(der[:at] + b"0000" + der[at + 4 :])
     with pytest.raises(UpstreamUnusable, match="no PEM certificate"):
-        _certificates([_pem(none)])
+        certificates([_pem(none)], "OpenBao")
 
 
 def test_a_root_that_another_one_signed_ends_the_chain(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ SOUND = {
 
 
 def test_the_settings_that_a_kubernetes_login_needs() -> None:
-    found = loaded(SOUND).openbao
+    found = loaded(SOUND).above.openbao
     assert (found.mount, found.auth, found.address) == ("pki", "kubernetes", "https://openbao.example:8200")
     assert OpenBao(found).name == "OpenBao https://openbao.example:8200/v1/pki"
     assert OpenBao(replace(found, issuer="a", namespace="b")).name.endswith("/v1/pki, issuer a in namespace b")

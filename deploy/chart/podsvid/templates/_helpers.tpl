@@ -206,7 +206,27 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .caSecret -}}{{- $_ := set $own "openbao_ca_file" "/var/run/podsvid-openbao-files/ca.crt" -}}{{- end -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.signer.certManager -}}
+{{- if .issuerName -}}
+{{- if or $.Values.signer.upstreamSecret $.Values.signer.openbao.address -}}
+{{- fail "signer.certManager.issuerName, signer.upstreamSecret and signer.openbao.address: there is one CA above; set one of them" -}}
+{{- end -}}
+{{- $_ := set $own "upstream" "cert-manager" -}}
+{{- $_ := set $own "cert_manager_issuer_name" .issuerName -}}
+{{- $_ := set $own "cert_manager_issuer_kind" .issuerKind -}}
+{{- $_ := set $own "cert_manager_issuer_group" .issuerGroup -}}
+{{- $_ := set $own "cert_manager_namespace" (include "podsvid.certManagerNamespace" $) -}}
+{{- if .rootsConfigMap -}}{{- $_ := set $own "upstream_bundle_file" "/var/run/podsvid-upstream-roots/ca.crt" -}}{{- end -}}
+{{- else if .rootsConfigMap -}}
+{{- fail "signer.certManager.rootsConfigMap: nothing is asked of cert-manager; set signer.certManager.issuerName, or leave it out" -}}
+{{- end -}}
+{{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.signer.settings) $own) }}
+{{- end }}
+
+{{- /* Where CertificateRequests are made. */ -}}
+{{- define "podsvid.certManagerNamespace" -}}
+{{- .Values.signer.certManager.namespace | default .Release.Namespace -}}
 {{- end }}
 
 {{- /* How the signer logs in to OpenBao. */ -}}

@@ -1,0 +1,70 @@
+"""Which CA is above the authorities, as the settings have it, and what contradicts that."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.settings import Conflict
+from signer.certmanager_settings import CertManagerSettings
+from signer.openbao_settings import OpenBaoSettings
+
+# By the setting `upstream`; beside files, how its own settings begin, and what people call it.
+KINDS = ("files", "openbao", "cert-manager")
+_ELSEWHERE = {"openbao": ("openbao_", "OpenBao"), "cert-manager": ("cert_manager_", "cert-manager")}
+
+
+@dataclass(frozen=True, slots=True)
+class FileSettings:
+    """As the settings `upstream_*` have them."""
+
+    cert_file: Path | None
+    key_file: Path | None
+    bundle_file: Path | None
+    dir: Path | None
+
+    def conflicts(self, upstream: str) -> Iterator[Conflict]:
+        """What keeps these from being used beside that kind of CA."""
+        certificate, key = ("upstream_cert_file", self.cert_file), ("upstream_key_file", self.key_file)
+        for (name, file), (other, its) in ((certificate, key), (key, certificate)):
+            if file is not None and its is None:
+                yield Conflict((name, other), "one is nothing without the other; give both, or neither")
+            if file is not None and self.dir is not None:
+                yield Conflict(("upstream_dir", name), "they name two upstream CAs; give one")
+            if file is not None and upstream != "files":
+                yield Conflict(("upstream", name), "they name two upstream CAs; leave one out")
+        if self.dir is not None and upstream != "files":
+            yield Conflict(("upstream", "upstream_dir"), "they name two upstream CAs; leave one out")
+        if (
+            upstream == "files"
+            and self.bundle_file is not None
+            and all(each is None for each in (self.cert_file, self.key_file, self.dir))
+        ):
+            yield Conflict(
+                ("upstream_bundle_file",),
+                "these are the roots of an upstream CA, and none is set: give upstream_dir, or upstream_cert_file and "
+                "upstream_key_file, or leave it out",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """All kinds of CAs that can be above, and which of them is: one of KINDS."""
+
+    kind: str
+    files: FileSettings
+    openbao: OpenBaoSettings
+    cert_manager: CertManagerSettings
+
+    def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
+        """What keeps the one that is wanted from being used; `given` are the settings that somebody said."""
+        if self.kind == "openbao":
+            yield from self.openbao.conflicts(given)
+        elif self.kind == "cert-manager":
+            yield from self.cert_manager.conflicts()
+        for kind, (prefix, called) in _ELSEWHERE.items():
+            idle = sorted(name for name in given if name.startswith(prefix))
+            if idle and kind != self.kind:
+                yield Conflict(
+                    ("upstream", *idle), f"nothing is asked of {called}: set upstream to {kind}, or leave these out"
+                )
+        yield from self.files.conflicts(self.kind)
