@@ -95,12 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--kind", choices=sorted(_BY_NAME), help=f"which authorities (default: {usual})")
         if name == "revoke":
             each.add_argument("authority_id", metavar="AUTHORITY_ID", help="its id, as `show` prints it")
-        if name in ("rotate", "revoke", "activate"):
+        if name in ("rotate", "revoke", "activate", "prepare"):
             text = {
                 "rotate": "the keys are stolen: abandon all authorities that there are now, re-issue in minutes, and "
                 "wait until none of them is trusted",
                 "revoke": "do not wait until its SVIDs are re-issued",
                 "activate": "do not wait for agents that have not acknowledged",
+                "prepare": "also while the signer's clock and the API server's differ",
             }[name]
             flags = ("--forced", "--compromised") if name == "rotate" else ("--forced",)
             each.add_argument(*flags, dest="forced", action="store_true", help=text)

@@ -23,7 +23,7 @@ from runtime.version import own_version
 from signer import gauges, loops
 from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import AttestationSettings, Attestor
-from signer.attestation.pods import AgentAddresses, Holders, Pods
+from signer.attestation.pods import AgentAddresses, AgentNodes, Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
@@ -130,8 +130,9 @@ class Replica:
             lambda: frozenset(each.trust_domain for each in self._federated.bundles),
         )
         self._holders = Holders(drivers)
-        places = AgentAddresses()
-        self._pods.observers += self._policies.statuses.pod_changed, self._holders.pod_changed, places.pod_changed
+        places, nodes = AgentAddresses(), AgentNodes(agents)
+        self._pods.observers += self._policies.statuses.pod_changed, self._holders.pod_changed
+        self._pods.observers += places.pod_changed, nodes.pod_changed
         # What the API server has dated is judged by its clock.
         self._offline = OfflineTokens(api, config.audience, self.witness, self.metrics.keys_read)
         reviews = TokenReviews(api, config.audience, self._offline, self.witness, told=self.metrics.token_checked)
@@ -169,7 +170,7 @@ class Replica:
             Life(lifecycle_policy(config), ca.above, config.trust_domain, lambda: self._holders.count),
             self._leader,
             self._agents,
-            Sources(self._live_nodes, self._pods_unread, self._published_sequence, lambda: self.witness.doubt),
+            Sources(lambda: nodes.names, self._pods_unread, self._published_sequence, lambda: self.witness.doubt),
             self.metrics,
             clock,
             rng,
@@ -294,14 +295,6 @@ class Replica:
     def _signing_state(self) -> AuthorityState | None:
         """The state, while it is fresh enough to sign by: another replica may have revoked since."""
         return self._rotation.state if self._rotation.confirmed_within(self._config.outage_limit) else None
-
-    def _live_nodes(self) -> frozenset[str]:
-        config = self._config
-        return frozenset(
-            pod.node_name
-            for pod in self._pods.of_namespace(config.agent_namespace)
-            if pod.service_account == config.agent_service_account and pod.node_name and not pod.finished
-        )
 
     def _pods_unread(self) -> str:
         if not self._pods.synced:

@@ -46,13 +46,9 @@ def watch(
         ends = state.active_x509.above_ends if state else None
         return ends.timestamp() if ends else 0.0
 
-    def unacknowledged() -> float:
-        state = rotation.state
-        return float(len(rotation.acks(state).waiting)) if state and leader.leading else 0.0
-
     metrics.watch(
         agents=lambda: float(agents.connected),
-        unacknowledged=unacknowledged,
+        unacknowledged=lambda: float(rotation.lacking),
         leading=lambda: float(leader.leading),
         authority_ends=authority_ends,
         authority_life=authority_life,

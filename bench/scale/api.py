@@ -295,17 +295,21 @@ class Server:
             await response.prepare(request)
             with suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(float(request.query.get("timeoutSeconds", 300))):
+                    # Of this watch: what is told of other collections is no word to who follows this one.
+                    due = asyncio.get_running_loop().time() + BOOKMARK_SECONDS
                     while True:
-                        event = await self._next(queue)
+                        event = await self._next(queue, due)
                         if event.kind == "BOOKMARK" or event.of(request.path, request.query):
                             await response.write(event.line)
+                            due = asyncio.get_running_loop().time() + BOOKMARK_SECONDS
             return response
         finally:
             self._store.forget(queue)
 
-    async def _next(self, queue: "asyncio.Queue[Event]") -> Event:
+    async def _next(self, queue: "asyncio.Queue[Event]", due: float) -> Event:
+        """What is told next; a bookmark where nothing is until it is due."""
         try:
-            async with asyncio.timeout(BOOKMARK_SECONDS):
+            async with asyncio.timeout_at(due):
                 return await queue.get()
         except TimeoutError:
             version = self._store.version

@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc.aio
 
+from bench.scale.cores import waited
 from bench.scale.population import NAMESPACE, TRUST_DOMAIN, Cluster
 from signer.admin_api import SERVICE
 from signer.pb import admin_pb2
@@ -308,6 +309,10 @@ class FleetProcess:
             raise NotMeasured(f"{self._child.log.stem} says nothing")
         return json.loads(line)
 
+    @property
+    def pid(self) -> int:
+        return self._child.running.pid
+
     def stop(self) -> None:
         """End it."""
         self._child.stop()
@@ -322,6 +327,11 @@ class Fleets:
         cuts = [0, *(minters + left * each // max(others, 1) for each in range(others + 1))]
         pairs = enumerate(itertools.pairwise(cuts))
         self._all = [FleetProcess(site, number, first, end) for number, (first, end) in pairs]
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all its processes."""
+        return [each.pid for each in self._all]
 
     async def mint(self, count: int, at_once: int = 1, rate: float = 0.0) -> Any:
         """By the agents of the first process."""
@@ -343,6 +353,23 @@ class Fleets:
         """End all of them."""
         for each in self._all:
             each.stop()
+
+
+@dataclass
+class Timed:
+    """Mints that were timed, by site: how long each took, and what part of the time the signer's loop had no core."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
+
+    async def mint(self, site: Site, minting: Fleets, count: int, rate: float) -> int:
+        """So many at that rate; how many failed."""
+        before, begun = waited(site.pid), time.perf_counter()
+        found = await minting.mint(count, rate=rate)
+        share = (waited(site.pid) - before) / (time.perf_counter() - begun)
+        self.shares.setdefault(site.name, []).append(share * 100)
+        self.seconds.setdefault(site.name, []).extend(found["seconds"])
+        return sum(found["failed"].values())
 
 
 def load() -> str:

@@ -1,6 +1,7 @@
 """The run: an empty cluster and the large one side by side, then what befalls the large one. Each step fills rows."""
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -8,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.scale.children import Fleets, NotMeasured, Site, raise_limits, until
+from bench.scale.children import Fleets, NotMeasured, Site, Timed, raise_limits, until
+from bench.scale.cores import apart
 from bench.scale.figures import NOT_REPORTED, Figures, histogram_quantile, middle, most_in_a_second, quantile
 from bench.scale.population import Cluster, Tokens
 from bench.signer import cpu_seconds
@@ -56,7 +58,8 @@ class Plan:
     rate: float = 50.0
     flags: Sequence[str] = ()
     held: int = 1000
-    connect_rate: float = 150.0
+    # As many a second as the processes of thousands of agents can: beyond that all time goes to attempts in vain.
+    connect_rate: float = 60.0
     limits: Limits = Limits()
     steps: Sequence[str] = STEPS
 
@@ -210,7 +213,7 @@ class Run:
         sites = ((self._empty, few), (self._large, fleets))
         cpu: dict[str, list[float]] = {site.name: [] for site, _ in sites}
         alone: dict[str, list[float]] = {site.name: [] for site, _ in sites}
-        seconds: dict[str, list[float]] = {site.name: [] for site, _ in sites}
+        timed, by_itself = Timed(), Timed()
         failed = 0
         for number in range(plan.rounds):
             for site, minting in sites:
@@ -221,17 +224,28 @@ class Run:
                     used, passed = cpu_seconds(site.pid) - used, time.perf_counter() - begun
                     cpu[site.name].append(used / done * 1000)
                     alone[site.name].append((used - passed * background[site.name] / 100) / done * 1000)
-                paced = await minting.mint(plan.paced, rate=plan.rate)
-                seconds[site.name] += paced["seconds"]
-                failed += sum(found["failed"].values()) + sum(paced["failed"].values())
+                failed += sum(found["failed"].values()) + await timed.mint(site, minting, plan.paced, plan.rate)
             self._say(f"mints, round {number + 1} of {plan.rounds}: CPU {cpu} ms")
-        if not all(cpu.values()) or not all(seconds.values()):
+        if not all(cpu.values()) or not all(timed.seconds.values()):
             raise NotMeasured("no mint was answered")
+        with apart([site.pid for site, _ in sites], self._others(fleets, few)) as there:
+            for _ in range(plan.rounds if there else 0):
+                for site, minting in sites:
+                    await by_itself.mint(site, minting, plan.paced, plan.rate)
         self._add("mint_cpu", middle(alone["large"]), middle(alone["empty"]))
         self._add("mint_cpu_all", middle(cpu["large"]), middle(cpu["empty"]))
-        for key, part in (("mint_p50", 0.5), ("mint_p99", 0.99)):
-            self._add(key, quantile(seconds["large"], part) * 1000, quantile(seconds["empty"], part) * 1000)
+        self._add("mint_wait", middle(timed.shares["large"]), middle(timed.shares["empty"]))
+        for which, suffix in ((timed, ""), (by_itself, "_apart")):
+            for key, part in (("mint_p50", 0.5), ("mint_p99", 0.99)):
+                if which.seconds and all(which.seconds.values()):
+                    large, empty = (quantile(which.seconds[name], part) * 1000 for name in ("large", "empty"))
+                    self._add(key + suffix, large, empty)
         self._add("mint_failed", failed)
+
+    def _others(self, *fleets: Fleets) -> list[int]:
+        """The processes that are no signer."""
+        servers = [site.api.running.pid for site in (self._large, self._empty) if site.api is not None]
+        return [*servers, *(pid for each in fleets for pid in each.pids), os.getpid()]
 
     async def _rotation(self, fleets: Fleets) -> None:
         large, limit = self._large, self._plan.limits.rotation

@@ -1,7 +1,7 @@
 """What a replica knows of agents and what they hold, and whether it knows enough to count on an absence."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from runtime.clock import Clock
@@ -68,6 +68,8 @@ class Knowledge:
         self._settle = min(SETTLE, patience).total_seconds()
         self._since = clock.monotonic()
         self._leads = False
+        # How many lacked the present trust at the last look.
+        self.lacking = 0
 
     @property
     def live_nodes(self) -> frozenset[str]:
@@ -86,8 +88,21 @@ class Knowledge:
 
     def acks(self, state: AuthorityState) -> Acks:
         """Who lacks the state's trust, and how many SVIDs of each authority are held."""
-        waiting, in_use = self._agents.summary(Wanted.of(state), self.live_nodes)
-        unknown = self._sources.pods_unread() or self._agents.unread
+        return self._acks(*self._agents.summary(Wanted.of(state), self.live_nodes))
+
+    async def look(self, state: AuthorityState) -> Acks:
+        """As `acks`, a moment ago: it gives way meanwhile. What is done by it is decided by `acks` again."""
+        unread = self._unread
+        found = self._acks(*await self._agents.look(Wanted.of(state), self.live_nodes))
+        self.lacking = len(found.waiting)
+        return replace(found, unknown=unread or found.unknown)
+
+    @property
+    def _unread(self) -> str:
+        return self._sources.pods_unread() or self._agents.unread
+
+    def _acks(self, waiting: frozenset[str], in_use: Mapping[str, int] | None) -> Acks:
+        unknown = self._unread
         left = self._since + self._settle - self._clock.monotonic()
         if not unknown and (waiting or in_use is None) and left > 0:
             until = self._clock.now() + timedelta(seconds=left)

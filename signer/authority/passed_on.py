@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from runtime.giving_way import slices
 from signer.authority.state import MAX_SEQUENCE, AuthorityState
 from signer.cluster.kube import Object
 
@@ -16,6 +17,8 @@ MAX_AUTHORITIES = 64
 # has a handful of volumes. So many nodes with so many each still fit into the 32 bits that they are shown in.
 MAX_SVIDS = 2**16 - 1
 DIGEST_BYTES = 32
+# Nodes whose words are written before others have their turns.
+NODES_AT_ONCE = 128
 _VERSION = 3
 # With each authority's name at each node, and without digests too: what replicas from before write, while they are
 # replaced one by one.
@@ -69,22 +72,37 @@ def map_name(identity: str) -> str:
     return f"podsvid-agents-{identity}"[:253].rstrip("-.")
 
 
-def words_text(words: Mapping[str, Acknowledged], left: Mapping[str, Acknowledged]) -> str:
-    """What agents said, by node, as it stands in a ConfigMap; `left`: those whose stream has ended a moment ago."""
+async def words_text(words: Mapping[str, Acknowledged], left: Mapping[str, Acknowledged]) -> str:
+    """What agents said, by node, as it stands in a ConfigMap; `left`: those whose stream has ended a moment ago.
+
+    Gives way: there are thousands, and it is written every few seconds while a rotation waits for them.
+    """
     # Nearly all have the same trust, and SVIDs of the same authorities: what names these is written once.
     every = [*words.values(), *left.values()]
     digests = _places({each.digest for each in every})
     names = _places({name for each in every for name in each.in_use})
 
-    def told(those: Mapping[str, Acknowledged]) -> dict[str, list[Any]]:
-        return {
-            node: [each.sequence, {names[name]: count for name, count in each.in_use.items()}, digests[each.digest]]
-            for node, each in sorted(those.items())
-        }
+    async def told(those: Mapping[str, Acknowledged]) -> str:
+        parts = []
+        async for nodes in slices(sorted(those), NODES_AT_ONCE):
+            found = {
+                node: [
+                    those[node].sequence,
+                    {names[name]: count for name, count in those[node].in_use.items()},
+                    digests[those[node].digest],
+                ]
+                for node in nodes
+            }
+            parts.append(_json(found)[1:-1])
+        return f"{{{','.join(parts)}}}"
 
-    text = {"digests": list(digests), "authorities": list(names), "nodes": told(words)}
+    text = f'"digests":{_json(list(digests))},"authorities":{_json(list(names))},"nodes":{await told(words)}'
     # Replicas from before do not read it, and wait for these.
-    return json.dumps(text | {"left": told(left)} if left else text, separators=(",", ":"))
+    return f'{{{text},"left":{await told(left)}}}' if left else f"{{{text}}}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def written(identity: str, text: str, now: datetime) -> Object:

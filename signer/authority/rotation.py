@@ -61,6 +61,7 @@ class Rotation:
         self.requests = Requests(remote, life, metrics, clock, rng)
         self._attempts.held = self.requests.rests
         self._leader = leader
+        self._leads = lambda: leader.leading
         self._agents = agents
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
         self._rollbacks = Rollbacks(clock)
@@ -68,8 +69,8 @@ class Rotation:
         self._metrics = metrics
         self._clock = clock
         self.states: Feed[AuthorityState] = Feed()
-        # Is told of each change that this replica made or saw: the state before it and after it. Of one whose answer
-        # was lost it knows by seeing it, and of one whose writer died the others do.
+        # Is told of each change that this replica made or saw: the state before it and after it. One whose answer was
+        # lost it saw, and one whose writer died the others did.
         self.heard: Callable[[AuthorityState, AuthorityState], None] = lambda before, after: None
         # When the stored state was last read, or seen to change, by the monotonic clock.
         self.confirmed_at: float | None = None
@@ -121,6 +122,11 @@ class Rotation:
     def live_nodes(self) -> frozenset[str]:
         """Nodes with a living agent, as far as pods were read."""
         return self._knowledge.live_nodes
+
+    @property
+    def lacking(self) -> int:
+        """How many live agents lacked the newest trust at the last look; 0 while another replica leads."""
+        return self._knowledge.lacking if self._leader.leading else 0
 
     def acks(self, state: AuthorityState) -> Acks:
         """Who lacks the state's trust, and how many SVIDs of each authority are held; or why that is not known."""
@@ -181,9 +187,6 @@ class Rotation:
         """Ask a CA elsewhere for what is requested while this replica leads, for ever; no step waits for it."""
         await self.requests.run(lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS)
 
-    def _leads(self) -> bool:
-        return self._leader.leading
-
     async def confirm(self, every: timedelta) -> None:
         """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""
         while True:
@@ -235,7 +238,7 @@ class Rotation:
         # Decided on what this replica has seen, done on what is stored: usually nothing is due and nothing is read.
         state = self.state
         assert state is not None
-        if self._life.due(state, self.acks(state), self._clock.now()) is None:
+        if self._life.due(state, await self._knowledge.look(state), self._clock.now()) is None:
             self._attempts.rest()
             return
         stored = await self._to_change()

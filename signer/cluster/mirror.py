@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.giving_way import give_way
 from signer.cluster.decoding import CHANGES, Kept
 from signer.cluster.kube import KubeApi
 from signer.cluster.objects import Item
@@ -135,7 +136,7 @@ class Mirror(Generic[Kept, Value]):
         for number, uid in enumerate([each for each in self._values if each not in found], 1):
             different |= self._put(uid, None)
             if number % SLICE == 0:
-                await asyncio.sleep(0)
+                await self._give_way()
         self._failures = 0
         self.lost_since = None
         if different or not self.synced:
@@ -152,8 +153,12 @@ class Mirror(Generic[Kept, Value]):
                 found.add(_uid(each))
                 different |= self._put(_uid(each), value)
             if number % SLICE == 0:
-                await asyncio.sleep(0)
+                await self._give_way()
         return different
+
+    async def _give_way(self) -> None:
+        # Before the first list is complete nobody is served who would wait for it, and all wait for the list.
+        await (give_way() if self.synced else asyncio.sleep(0))
 
     async def _watch(self, version: str) -> str:
         query = {

@@ -1,11 +1,16 @@
 """Whether this replica's time of day can be believed: the API server tells its own with each answer."""
 
+import logging
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
+from runtime.seldom import Seldom
 
+_log = logging.getLogger("podsvid.signer")
 # NTP keeps clocks far closer; and an old authority stays trusted for longer than this after its last SVID.
 TOLERANCE = timedelta(minutes=1)
+# Seconds between two lines of log that say so.
+COMPLAINT_SECONDS = 600.0
 
 
 class Witness:
@@ -15,10 +20,22 @@ class Witness:
         self._clock = clock
         # What it said, and when by the clock that nobody sets: this replica's may be set between two answers.
         self._heard: tuple[datetime, float] | None = None
+        self._complaint = Seldom(COMPLAINT_SECONDS, clock.monotonic)
+        self._complained = False
 
     def heard(self, at: datetime) -> None:
-        """The API server's time of day is `at`, which is aware."""
+        """The API server's time of day is `at`, which is aware. Where they differ that is said now and then."""
         self._heard = at, self._clock.monotonic()
+        doubt = self.doubt
+        if doubt and self._complaint.due:
+            self._complained = True
+            _log.error(
+                "clocks differ; the authorities stay as they are, a rotation after a theft too",
+                extra={"ahead": round(self.ahead.total_seconds()), "error": doubt},
+            )
+        elif not doubt and self._complained:
+            self._complained = False
+            _log.info("clocks agree again")
 
     def now(self) -> datetime:
         """Its time of day: for tokens and the ends of pods, which it dates. This replica's until it has said."""

@@ -1,6 +1,5 @@
 """What became of each policy, in its status: how many pods it matches, whether it can be used, who else took them."""
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -9,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.clock import Clock
+from runtime.giving_way import give_way
 from runtime.pace import Pace
 from runtime.seldom import Seldom
 from signer.cluster.kube import KubeApi, Object
-from signer.cluster.mirror import SLICE
 from signer.errors import Conflict, NotFound, SignerError
 from signer.model import LivePod
 from signer.policy.policy import Policy
@@ -24,6 +23,8 @@ _NAMED = 3
 MAX_WRITES = 100
 # Of these that fail: more of them are the API server's affair, and each can take its whole deadline.
 MAX_REFUSED = 3
+# Pods, policies and namespaces' sums after which others have their turns: half a millisecond or so each.
+PODS_AT_ONCE, POLICIES_AT_ONCE, SUMS_AT_ONCE = 16, 16, 32
 # Seconds until one that was not taken is tried again, at first and at most: who may write policies can have any number
 # that the API server never takes.
 FIRST_WAIT, MAX_WAIT = 10.0, 1800.0
@@ -163,8 +164,8 @@ class Statuses:
         self._refused = {each.uid: self._refused[each.uid] for each in every if each.uid in self._refused}
         begin, writes, refused = self._turn % max(1, len(every)), 0, 0
         for number, policy in enumerate(every[begin:] + every[:begin], 1):
-            if number % SLICE == 0:
-                await asyncio.sleep(0)
+            if number % POLICIES_AT_ONCE == 0:
+                await give_way()
             if self._policies.is_due(policy) or self._waits(policy):
                 continue
             path = policy.object_path
@@ -233,14 +234,14 @@ class Statuses:
             self._tallies[namespace] = tallies
             if not tallies:
                 del self._tallies[namespace]
-            await asyncio.sleep(0)
+            await give_way()
 
     async def _tally(self, pods: Iterable[LivePod]) -> "dict[str, _Tally]":
         tallies: dict[str, _Tally] = {}
         for number, pod in enumerate(list(pods), 1):
             self._add(pod, tallies)
-            if number % SLICE == 0:
-                await asyncio.sleep(0)
+            if number % PODS_AT_ONCE == 0:
+                await give_way()
         return tallies
 
     def _add(self, pod: LivePod, tallies: "dict[str, _Tally]") -> None:
@@ -264,7 +265,7 @@ class Statuses:
 
     async def _totals(self) -> "dict[str, _Tally]":
         totals: dict[str, _Tally] = {}
-        for namespace in list(self._tallies):
+        for number, namespace in enumerate(list(self._tallies), 1):
             for uid, each in self._tallies.get(namespace, {}).items():
                 total = totals.setdefault(uid, _Tally())
                 total.matched += each.matched
@@ -275,7 +276,8 @@ class Statuses:
                 total.asked = total.asked or each.asked
                 total.unusable = total.unusable or each.unusable
                 total.unread = total.unread or each.unread
-            await asyncio.sleep(0)
+            if number % SUMS_AT_ONCE == 0:
+                await give_way()
         return totals
 
 

@@ -44,6 +44,7 @@ class Fleet:
     registered: bool = True
     away: float = 0.0
     clock_behind: float = 0.0
+    clock_ahead: float = 0.0
     apart: int = 0
     leading: list[bool] = field(default_factory=lambda: [True, False])
     unacknowledged: int = 0
@@ -76,7 +77,7 @@ class Fleet:
                 contact=lambda: self.now if self.contact_lost_at is None else self.contact_lost_at,
                 services_left_out=lambda: 0.0,
                 pods_left_out=lambda: 0.0,
-                clock_ahead=lambda: 0.0,
+                clock_ahead=lambda: self.clock_ahead,
             )
 
     def step(self) -> None:
@@ -208,6 +209,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidAgentDown": _set(up={"agent": False, "signer-0": True, "signer-1": True}),
     "PodsvidSignerAway": _away,
     "PodsvidNodeClock": _set(clock_behind=-90.0),
+    "PodsvidSignerClock": _set(clock_ahead=-90.0),
     "PodsvidSignerDown": _set(up={"agent": True, "signer-0": False, "signer-1": False}),
     "PodsvidSignerWithoutLeader": _set(leading=[False, False]),
     "PodsvidSignerTwoLeaders": _set(leading=[True, True]),
@@ -267,6 +269,7 @@ def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str
                 "registered",
                 "away",
                 "clock_behind",
+                "clock_ahead",
                 "apart",
                 "leading",
                 "unacknowledged",

@@ -204,7 +204,9 @@ def test_the_steps_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
         said = await rig.authority("prepare")
         prepared = rig.state.x509[1].id
         assert said == f"prepared x509 authority {prepared}\n"
-        assert (await rig.refused("prepare")).startswith("TRANSITION_REFUSED: a new x509 authority is prepared already")
+        for flags in ((), ("--forced",)):
+            refusal = await rig.refused("prepare", *flags)
+            assert refusal.startswith("TRANSITION_REFUSED: a new x509 authority is prepared already")
         assert (await rig.refused("activate")).startswith("TRANSITION_REFUSED: 1 agents (node-a) would refuse")
         assert rig.state.active_x509_id == before
         assert await rig.authority("activate", "--forced") == f"activated x509 authority {prepared}\n"
@@ -223,9 +225,10 @@ def test_the_steps_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
         asked = [vars(each) for each in caplog.records if each.getMessage() == "step asked for"]
         told = [(each["action"], each["kind"], each["authority"], each["forced"]) for each in asked]
         # What was refused, too: who reads the log sees who tried.
-        assert told[:6] == [
+        assert told[:7] == [
             ("prepare", "x509", "", False),
             ("prepare", "x509", "", False),
+            ("prepare", "x509", "", True),
             ("activate", "x509", "", False),
             ("activate", "x509", "", True),
             ("revoke", "x509", prepared, False),

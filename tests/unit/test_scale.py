@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,7 +12,9 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
+from bench.scale import api
 from bench.scale.api import Server, Store
+from bench.scale.cores import apart, waited
 from bench.scale.figures import ROWS, Figures, histogram_quantile, most_in_a_second, quantile
 from bench.scale.population import NAMESPACE, Cluster, Tokens
 from bench.scale.run import FULL, QUICK
@@ -134,6 +136,66 @@ def test_a_list_comes_in_pages_and_a_watch_from_too_long_ago_is_gone(tmp_path: P
                 await api.list("/api/v1/pods", Pod, {"limit": "15", "continue": "1.forgotten:15"})
 
     asyncio.run(run())
+
+
+def test_who_follows_a_quiet_collection_gets_bookmarks_though_much_happens_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the signer takes its watch for dead, and lists all pods anew in the middle of what is measured."""
+    monkeypatch.setattr(api, "BOOKMARK_SECONDS", 0.2)
+
+    async def run() -> None:
+        async with over_http() as kube:
+            begun = (await kube.list(MAPS, DataObject)).version
+
+            async def much() -> None:
+                number = 0
+                while True:
+                    number += 1
+                    await kube.create("/api/v1/namespaces/other/secrets", config_map(f"s{number}"))
+
+            elsewhere = asyncio.create_task(much())
+            async with asyncio.timeout(30):
+                async for event in kube.watch(MAPS, DataObject, {"resourceVersion": begun}):
+                    assert event.kind == "BOOKMARK"
+                    break
+            assert not elsewhere.done()
+            elsewhere.cancel()
+            await asyncio.gather(elsewhere, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def tasks(proc: Path, pid: int, *threads: int) -> None:
+    for each in threads:
+        (proc / str(pid) / "task" / str(each)).mkdir(parents=True)
+
+
+def test_the_signers_have_a_core_of_their_own_while_that_is_measured_and_others_the_rest(tmp_path: Path) -> None:
+    tasks(tmp_path, 10, 10, 11)
+    tasks(tmp_path, 20, 20)
+    kept: dict[int, frozenset[int]] = {}
+
+    def keep(thread: int, cores: Collection[int]) -> None:
+        if thread == 11:
+            raise ProcessLookupError
+        kept[thread] = frozenset(cores)
+
+    with apart([10], [20, 30], {0, 1, 2}, keep, tmp_path) as there:
+        assert there
+        assert kept == {10: {0}, 20: {1, 2}}
+    assert kept == {10: {0, 1, 2}, 20: {0, 1, 2}}
+    kept.clear()
+    with apart([10], [20], {3}, keep, tmp_path) as there:
+        assert not there
+    assert kept == {}
+
+
+def test_how_long_a_loop_waited_for_a_core(tmp_path: Path) -> None:
+    tasks(tmp_path, 10, 10)
+    assert waited(10, tmp_path) == 0.0
+    (tmp_path / "10" / "task" / "10" / "schedstat").write_text("5000000000 2500000000 17\n")
+    assert waited(10, tmp_path) == 2.5
 
 
 def test_it_reviews_the_tokens_that_the_cluster_signs_and_publishes_their_key(tmp_path: Path) -> None:

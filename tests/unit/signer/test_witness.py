@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ import pytest
 from signer import config, daemon
 from signer.authority.slots import Stage
 from signer.cluster import kube_client
-from signer.cluster.witness import TOLERANCE, Witness
+from signer.cluster.witness import COMPLAINT_SECONDS, TOLERANCE, Witness
 from signer.errors import TransitionRefused
 from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
@@ -59,6 +60,29 @@ def test_the_api_servers_time_of_day() -> None:
     clock.pass_by(hours=5)
     clock.set_by(days=-7)
     assert (witness.now(), witness.monotonic()) == (clock.at, clock.monotonic())
+
+
+def test_that_clocks_differ_is_said_now_and_then_and_that_they_agree_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "podsvid.signer")
+    clock = StepClock()
+    witness = Witness(clock)
+    witness.heard(clock.at)
+    assert not caplog.records
+    clock.wrong = -DAY
+    for _ in range(3):
+        witness.heard(clock.at)
+    (told,) = caplog.records
+    assert told.levelname == "ERROR"
+    assert told.getMessage() == "clocks differ; the authorities stay as they are, a rotation after a theft too"
+    assert vars(told)["ahead"] == -86400
+    assert vars(told)["error"] == witness.doubt
+    clock.pass_by(seconds=COMPLAINT_SECONDS)
+    witness.heard(clock.at)
+    assert len(caplog.records) == 2
+    clock.wrong = timedelta(0)
+    for _ in range(3):
+        witness.heard(clock.at)
+    assert [each.getMessage() for each in caplog.records][2:] == ["clocks agree again"]
 
 
 class Scene:
@@ -189,8 +213,8 @@ def test_a_stolen_one_is_no_longer_trusted_once_its_svids_are_replaced_and_not_s
 @SETTING
 def test_what_a_person_forces_is_done_whatever_the_time_is(wrong: timedelta) -> None:
     async def play(at: Scene) -> None:
-        await at.rotation.step("prepare", "x509", "", forced=False)
         at.set_wrong(wrong)
+        await at.rotation.step("prepare", "x509", "", forced=True)
         await at.rotation.step("activate", "x509", "", forced=True)
         assert at.stages() == ["old", "active"]
         (old,) = (slot.id for slot in at.cluster.stored.x509 if slot.stage is Stage.OLD)
