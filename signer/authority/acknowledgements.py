@@ -216,11 +216,13 @@ class Agents:
             told.count(part, known, doubtful, wanted)
         return told.summary
 
-    def newest(self, live: frozenset[str]) -> int:
-        """The highest sequence that a live agent has, of those that can be believed; 0 without any."""
+    async def newest(self, live: frozenset[str]) -> int:
+        """The highest sequence that a live agent has, of those that can be believed; 0 without any. Gives way."""
         now, (known, _) = self._clock.now(), self._known()
         # Nearly all have the same.
-        found = {known[node].sequence for node in live if node in known}
+        found: set[int] = set()
+        async for part in slices(live, NODES_AT_ONCE):
+            found.update(known[node].sequence for node in part if node in known)
         return max((each for each in found if believable(each, self._own, now)), default=0)
 
     def ahead(self, live: frozenset[str]) -> frozenset[str]:

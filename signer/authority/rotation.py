@@ -253,7 +253,7 @@ class Rotation:
         state = self.state
         assert state is not None
         published, live = self._published.beside(state), self.live_nodes()
-        known = max(published, self._agents.newest(live))
+        known = max(published, await self._agents.newest(live))
         if known <= state.sequence:
             self._rollbacks.nobody()
             return

@@ -251,15 +251,15 @@ def test_an_absurd_word_of_one_agent_is_bounded_where_it_comes_in(caplog: pytest
     begun = here._lively_until = clock.monotonic()
     for sequence in (2**64 - 1, top + 1):
         says(here, "a", sequence, {"x": 2**32 - 1, "unheard-of": 5})
-        assert here.newest(A) == 0
+        assert asyncio.run(here.newest(A)) == 0
         assert here.summary(wanted(7), A) == (A, {"x": MAX_SVIDS})
     assert len(caplog.records) == 1, "said once in a while, not each time"
     clock.pass_by(minutes=2)
     says(here, "a", 2**64 - 1, {})
     assert len(caplog.records) == 2
     says(here, "a", top, {"x": 1})
-    assert here.newest(A) == top
-    assert here.newest(frozenset("b")) == 0
+    assert asyncio.run(here.newest(A)) == top
+    assert asyncio.run(here.newest(frozenset("b"))) == 0
     # What nobody waits for keeps no replica writing.
     assert here._lively_until == begun
 

@@ -92,6 +92,9 @@ def test_who_lacks_the_trust_is_looked_at_some_nodes_at_a_time(slices: Slices, m
     assert found == (frozenset(), {"x": 1000})
     assert max(slices.sizes) == acknowledgements.NODES_AT_ONCE < 1000 / 3
     assert sum(slices.sizes) == 1000
+    slices.sizes = [0]
+    assert asyncio.run(here.newest(live)) == 9
+    assert len(slices.sizes) == -(-1000 // acknowledgements.NODES_AT_ONCE)
 
 
 def test_a_look_is_what_a_summary_is(slices: Slices) -> None:
