@@ -18,7 +18,14 @@ from signer.policy.template import path_template
 from signer.upstream.certify import SelfSigned
 from signer.upstream.chosen import at_hand, needed_files
 
-_UPSTREAM = ("upstream", "upstream_cert_file", "upstream_key_file", "upstream_bundle_file", "upstream_dir")
+_UPSTREAM = (
+    "upstream",
+    "upstream_cert_file",
+    "upstream_key_file",
+    "upstream_key_uri",
+    "upstream_bundle_file",
+    "upstream_dir",
+)
 _ELSEWHERE = ("openbao_", "cert_manager_")
 # A key of RSA is made for it, beside the files that are read.
 _TRIAL_SECONDS = 10.0

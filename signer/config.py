@@ -12,10 +12,11 @@ from pathlib import Path
 from runtime import durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
-from signer import certmanager_settings, openbao_settings, upstream_settings
+from signer import certmanager_settings, openbao_settings, pkcs11_uri, upstream_settings
 from signer.certmanager_settings import CertManagerSettings
 from signer.model import TtlLimits
 from signer.openbao_settings import OpenBaoSettings
+from signer.pkcs11_uri import KeyUri
 from signer.upstream_settings import FileSettings, UpstreamSettings
 from svid.authority import MAX_BACKDATE
 from svid.dnsnames import is_pattern
@@ -103,6 +104,12 @@ class SignerConfig:
         settings.absolute, "PEM chain of an upstream CA that signs the authorities (default: self-signed roots)"
     )
     upstream_key_file: Path | None = setting(settings.absolute, "PEM private key of the upstream CA", secret=True)
+    upstream_key_uri: KeyUri | None = setting(
+        pkcs11_uri.parse,
+        "that key in a PKCS#11 token, in place of the file (or of tls.key): "
+        "pkcs11:token=NAME;object=NAME?module-path=/PATH&pin-source=file:/PATH",
+        secret=True,
+    )
     upstream_bundle_file: Path | None = setting(
         settings.absolute, "PEM roots of the upstream CA (default: the last certificate of its chain)"
     )
@@ -319,7 +326,9 @@ class SignerConfig:
         roots = self.upstream_bundle_file
         return UpstreamSettings(
             self.upstream,
-            FileSettings(self.upstream_cert_file, self.upstream_key_file, roots, self.upstream_dir),
+            FileSettings(
+                self.upstream_cert_file, self.upstream_key_file, roots, self.upstream_dir, self.upstream_key_uri
+            ),
             OpenBaoSettings(
                 self.openbao_address,
                 self.openbao_mount,

@@ -7,6 +7,7 @@ from pathlib import Path
 from runtime.settings import Conflict
 from signer.certmanager_settings import CertManagerSettings
 from signer.openbao_settings import OpenBaoSettings
+from signer.pkcs11_uri import KeyUri
 
 # By the setting `upstream`; beside files, how its own settings begin, and what people call it.
 KINDS = ("files", "openbao", "cert-manager")
@@ -21,13 +22,21 @@ class FileSettings:
     key_file: Path | None
     bundle_file: Path | None
     dir: Path | None
+    key_uri: KeyUri | None = None
 
     def conflicts(self, upstream: str) -> Iterator[Conflict]:
         """What keeps these from being used beside that kind of CA."""
-        certificate, key = ("upstream_cert_file", self.cert_file), ("upstream_key_file", self.key_file)
+        key: tuple[str, Path | KeyUri | None] = ("upstream_key_file", self.key_file)
+        certificate = ("upstream_cert_file", self.cert_file)
+        if self.key_uri is not None:
+            yield from self._key_conflicts(upstream)
+            key = ("upstream_key_uri", None if self.dir is not None else self.key_uri)
         for (name, file), (other, its) in ((certificate, key), (key, certificate)):
             if file is not None and its is None:
-                yield Conflict((name, other), "one is nothing without the other; give both, or neither")
+                missing = (other, "upstream_key_uri") if other == "upstream_key_file" else (other,)
+                yield Conflict(
+                    (name, *missing), "a CA is nothing without its certificate and key; give both, or neither"
+                )
             if file is not None and self.dir is not None:
                 yield Conflict(("upstream_dir", name), "they name two upstream CAs; give one")
             if file is not None and upstream != "files":
@@ -37,13 +46,19 @@ class FileSettings:
         if (
             upstream == "files"
             and self.bundle_file is not None
-            and all(each is None for each in (self.cert_file, self.key_file, self.dir))
+            and all(each is None for each in (self.cert_file, self.key_file, self.dir, self.key_uri))
         ):
             yield Conflict(
                 ("upstream_bundle_file",),
                 "these are the roots of an upstream CA, and none is set: give upstream_dir, or upstream_cert_file and "
                 "upstream_key_file, or leave it out",
             )
+
+    def _key_conflicts(self, upstream: str) -> Iterator[Conflict]:
+        if self.key_file is not None:
+            yield Conflict(("upstream_key_uri", "upstream_key_file"), "they name two keys of the upstream CA; give one")
+        if self.dir is not None and upstream != "files":
+            yield Conflict(("upstream", "upstream_key_uri"), "they name two upstream CAs; leave one out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
 from runtime.bounded import Bounded, Unanswered
 from signer.errors import SignerError
 from svid.acceptance import accept
@@ -12,7 +15,7 @@ from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_pem
 from svid.errors import SvidError
-from svid.keys import PrivateKey, key_from_pem
+from svid.keys import PrivateKey, PublicKey, key_from_pem, public_key_of
 from svid.spiffeid import TrustDomain
 
 
@@ -47,16 +50,24 @@ class SelfSigned:
             raise UpstreamUnusable(f"{error.reason}: {error}") from None
 
 
+class HeldKey(Protocol):
+    """A CA's private key that is in no file."""
+
+    def of(self, public: PublicKey) -> PrivateKey:
+        """The key to that public half. Blocks, as signing with it does; both raise UpstreamUnusable."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FileUpstream:
-    """A CA whose certificate and key are in PEM files, read again at each use: root or intermediate.
+    """A CA whose certificate is in a PEM file, as its key may be, read again at each use: root or intermediate.
 
     `certificate` is the issuing one and what is above it; without `bundle` its last certificate is the root. A bundle
     that `may_lack` is left out while there is no such file, or nothing in it: cert-manager's Secrets have such ones.
     """
 
     certificate: Path
-    key: Path
+    key: Path | HeldKey
     bundle: Path | None = None
     may_lack: bool = False
     reader: Bounded = field(default_factory=Bounded, repr=False, compare=False)
@@ -83,12 +94,17 @@ class FileUpstream:
             raise
         return found if found.strip() or not self.may_lack else None
 
+    def _key(self, certificate: x509.Certificate) -> PrivateKey:
+        if isinstance(self.key, Path):
+            return key_from_pem(self.key.read_bytes())
+        return self.key.of(public_key_of(certificate))
+
     def _certify(self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime) -> X509Authority:
         try:
             chain = certificates_from_pem(self.certificate.read_bytes())
             given = self._given_roots()
             roots = TrustBundle(trust_domain, chain[-1:] if given is None else certificates_from_pem(given))
-            above = X509Authority(trust_domain, chain, key_from_pem(self.key.read_bytes()), roots)
+            above = X509Authority(trust_domain, chain, self._key(chain[0]), roots)
             authority = above.issue_intermediate(key, lifetime=lifetime, now=now)
             # Here as well as where it is admitted: the text names the files.
             accept(authority, now)
@@ -99,15 +115,22 @@ class FileUpstream:
             raise UpstreamUnusable(
                 f"upstream CA ({self.certificate}, {self.key}) is unusable: {error.reason}: {error}"
             ) from None
+        except InvalidSignature:
+            raise UpstreamUnusable(f"what {self.key} names is not the key of {self.certificate}") from None
         except ValueError:
             raise UpstreamUnusable(f"{self.certificate} or the bundle is not a PEM certificate chain") from None
 
 
-def upstream_of(certificate: Path | None, key: Path | None, bundle: Path | None, folder: Path | None) -> Upstream:
-    """The CA of those files, or of a Secret's `folder`, where `bundle` wins over its roots; without any, none above."""
+def upstream_of(
+    certificate: Path | None, key: Path | HeldKey | None, bundle: Path | None, folder: Path | None
+) -> Upstream:
+    """The CA of those files, or of a Secret's `folder`, where `bundle` wins over its roots; without any, none above.
+
+    A key that is given wins over the folder's.
+    """
     if folder is not None:
         roots = bundle or folder / "ca.crt"
-        return FileUpstream(folder / "tls.crt", folder / "tls.key", roots, may_lack=bundle is None)
+        return FileUpstream(folder / "tls.crt", key or folder / "tls.key", roots, may_lack=bundle is None)
     if certificate is None or key is None:
         return SelfSigned()
     return FileUpstream(certificate, key, bundle)

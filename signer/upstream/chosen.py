@@ -8,6 +8,7 @@ from signer.upstream import certmanager
 from signer.upstream.certify import Upstream, upstream_of
 from signer.upstream.certmanager import CertManager
 from signer.upstream.openbao import OpenBao
+from signer.upstream.pkcs11 import TokenKey
 from signer.upstream.remote import Elsewhere, RemoteUpstream
 from signer.upstream_settings import FileSettings, UpstreamSettings
 
@@ -34,7 +35,8 @@ def chosen(settings: UpstreamSettings, api: KubeApi) -> Chosen:
 
 def at_hand(by: FileSettings) -> Upstream:
     """What makes an authority at once."""
-    return upstream_of(by.cert_file, by.key_file, by.bundle_file, by.dir)
+    key = TokenKey(by.key_uri) if by.key_uri is not None else by.key_file
+    return upstream_of(by.cert_file, key, by.bundle_file, by.dir)
 
 
 def needed_files(settings: UpstreamSettings) -> Mapping[str, Callable[[], object]]:

@@ -1,0 +1,136 @@
+"""A CA's key in a PKCS#11 token (HSM, smart card, SoftHSM): each signature is made by a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from signer.pkcs11_uri import KeyUri
+from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.held_key import Scheme, Unsupported, held
+from svid.keys import PrivateKey, PublicKey
+
+# Seconds that a token may take for one signature, with the start of the process that asks it.
+SECONDS = 20.0
+MAX_ANSWER = 64 * 1024
+_MECHANISMS = MappingProxyType({Scheme.ECDSA: "ECDSA", Scheme.RSA_SHA256: "SHA256_RSA_PKCS", Scheme.ED25519: "EDDSA"})
+_WHY: Mapping[str, str] = MappingProxyType(
+    {
+        "not-installed": "python-pkcs11 is not installed: pip install 'podsvid[pkcs11]'",
+        "no-module": "{module} cannot be loaded as a PKCS#11 module; is it the vendor's library for this machine, and "
+        "is its configuration there (SoftHSM: SOFTHSM2_CONF)?",
+        "no-token": "there is no such token at {module}; is it plugged in, and the service behind it there?",
+        "several-tokens": "several tokens at {module} are called so; name its serial number as well (serial=)",
+        "pin-unreadable": "{pin_file} holds no PIN: one line of UTF-8",
+        "pin-refused": "the token refuses the PIN in {pin_file} ({detail}). It is not tried again until that file "
+        "changes: tokens lock themselves after a few wrong ones",
+        "pin-last-try": "the token locks itself at the next wrong PIN, and so the one in {pin_file} is not tried: log "
+        "in once by the vendor's tool, which resets the count",
+        "pin-locked": "the token has locked its user's PIN after too many wrong ones: unlock it by the vendor's tool",
+        "no-key": "the token has no private key of that name that is of the certificate's algorithm; without a PIN it "
+        "shows none that is private (pin-source=)",
+        "several-keys": "the token has several private keys that are called so; name its id as well (id=)",
+        "failed": "the token failed ({detail})",
+    }
+)
+# Runs a program with that on its standard input, for so many seconds; its end and what it printed.
+Run = Callable[[bytes, float], "subprocess.CompletedProcess[bytes]"]
+
+
+def run(asked: bytes, seconds: float) -> "subprocess.CompletedProcess[bytes]":
+    """The process that signs. Raises OSError, subprocess.TimeoutExpired once it was killed."""
+    return subprocess.run(
+        [sys.executable, "-m", "signer.upstream.pkcs11_child"],
+        input=asked,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=seconds,
+        check=False,
+    )
+
+
+class TokenKey:
+    """The private key that `uri` names. Blocks; one thread at a time."""
+
+    def __init__(self, uri: KeyUri, run: Run = run) -> None:
+        self._uri = uri
+        self._run = run
+        # The PIN file, as it was when the token refused what is in it.
+        self._refused: tuple[int, int, int] | None = None
+
+    def __str__(self) -> str:
+        return str(self._uri)
+
+    def of(self, public: PublicKey) -> PrivateKey:
+        """The key to that public half. It, and signing with it, raise UpstreamUnusable."""
+        try:
+            return held(public, lambda scheme, data: self._signed(_kind(public), scheme, data))
+        except Unsupported as error:
+            raise UpstreamUnusable(f"the key in the token cannot be used: {error}") from None
+
+    def _signed(self, kind: str, scheme: Scheme, data: bytes) -> bytes:
+        uri, stamp = self._uri, _stamp(self._uri.pin_file)
+        if stamp is not None and stamp == self._refused:
+            raise self._unusable("pin-refused", "before")
+        asked = {
+            "module": str(uri.module),
+            "token": uri.token,
+            "serial": uri.serial,
+            "label": uri.label,
+            "id": uri.id.hex(),
+            "pin_file": str(uri.pin_file) if uri.pin_file is not None else None,
+            "kind": kind,
+            "mechanism": _MECHANISMS[scheme],
+            "data": data.hex(),
+        }
+        try:
+            done = self._run(json.dumps(asked).encode(), SECONDS)
+        except subprocess.TimeoutExpired:
+            raise UpstreamUnusable(f"{uri}: the token did not sign within {SECONDS:g} s") from None
+        except OSError as error:
+            raise UpstreamUnusable(f"{uri}: no process can be started to ask it: {error.strerror}") from None
+        if done.returncode != 0:
+            raise UpstreamUnusable(f"{uri}: {uri.module} ended the process that loaded it (status {done.returncode})")
+        found = _read(done.stdout)
+        if "signature" in found:
+            self._refused = None
+            return bytes.fromhex(found["signature"])
+        if found.get("failed") == "pin-refused":
+            self._refused = stamp
+        raise self._unusable(found.get("failed", ""), found.get("detail", ""))
+
+    def _unusable(self, why: str, detail: str) -> UpstreamUnusable:
+        text = _WHY.get(why, _WHY["failed"])
+        return UpstreamUnusable(
+            f"{self._uri}: {text.format(module=self._uri.module, pin_file=self._uri.pin_file, detail=detail[:80])}"
+        )
+
+
+def _kind(public: PublicKey) -> str:
+    if isinstance(public, ec.EllipticCurvePublicKey):
+        return "EC"
+    return "RSA" if isinstance(public, rsa.RSAPublicKey) else "EC_EDWARDS"
+
+
+def _read(answer: bytes) -> Mapping[str, str]:
+    try:
+        found = json.loads(answer[: MAX_ANSWER + 1])
+        bytes.fromhex(found.get("signature", ""))
+        return {name: value for name, value in found.items() if isinstance(value, str)}
+    except (ValueError, AttributeError, TypeError):
+        return {"failed": "failed", "detail": "no answer"}
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,120 @@
+"""`python -m signer.upstream.pkcs11_child`: signs once with a key in a PKCS#11 token, and ends.
+
+A process of its own, since a vendor's library may crash, hang, print, start threads, or hold on to a session that the
+token has forgotten. One JSON object comes in (module, token, serial, label, id, pin_file, kind, mechanism, data; bytes
+as hex), one goes out: {"signature": hex}, or {"failed": why, "detail": the name of a PKCS#11 error}.
+"""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import pkcs11
+
+MAX_PIN = 1024
+
+
+class _Failed(Exception):
+    def __init__(self, why: str, detail: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+        self.detail = detail
+
+
+def _pin(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            pin = file.read(MAX_PIN + 1).decode().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError):
+        raise _Failed("pin-unreadable") from None
+    if not pin or len(pin) > MAX_PIN:
+        raise _Failed("pin-unreadable")
+    return pin
+
+
+def _token(asked: Mapping[str, Any]) -> "pkcs11.Token":
+    from pkcs11 import exceptions, lib
+
+    try:
+        library = lib(asked["module"])
+    except (exceptions.PKCS11Error, RuntimeError, OSError):
+        raise _Failed("no-module") from None
+    serial = asked["serial"].encode() or None
+    try:
+        return library.get_token(token_label=asked["token"] or None, token_serial=serial)
+    except exceptions.NoSuchToken:
+        raise _Failed("no-token") from None
+    except exceptions.MultipleTokensReturned:
+        raise _Failed("several-tokens") from None
+
+
+def _session(token: "pkcs11.Token", pin: str | None) -> "pkcs11.Session":
+    from pkcs11 import TokenFlag, exceptions
+
+    # A wrong one counts, and the last one locks the key away for good.
+    if pin is not None and token.flags & TokenFlag.USER_PIN_LOCKED:
+        raise _Failed("pin-locked")
+    if pin is not None and token.flags & TokenFlag.USER_PIN_FINAL_TRY:
+        raise _Failed("pin-last-try")
+    try:
+        return token.open(user_pin=pin)
+    except exceptions.PinLocked:
+        raise _Failed("pin-locked") from None
+    except (exceptions.PinIncorrect, exceptions.PinInvalid, exceptions.PinLenRange, exceptions.PinExpired) as error:
+        raise _Failed("pin-refused", type(error).__name__) from None
+
+
+def _signed(asked: Mapping[str, Any]) -> bytes:
+    try:
+        from pkcs11 import KeyType, Mechanism, ObjectClass, exceptions
+    except ImportError:
+        raise _Failed("not-installed") from None
+    token, pin = _token(asked), _pin(asked["pin_file"])
+    with _session(token, pin) as session:
+        try:
+            key = session.get_key(
+                object_class=ObjectClass.PRIVATE_KEY,
+                key_type=KeyType[asked["kind"]],
+                label=asked["label"] or None,
+                id=bytes.fromhex(asked["id"]) or None,
+            )
+        except exceptions.NoSuchKey:
+            raise _Failed("no-key") from None
+        except exceptions.MultipleObjectsReturned:
+            raise _Failed("several-keys") from None
+        return bytes(
+            cast("pkcs11.SignMixin", key).sign(bytes.fromhex(asked["data"]), mechanism=Mechanism[asked["mechanism"]])
+        )
+
+
+def _answer(asked: Mapping[str, Any]) -> Mapping[str, str]:
+    try:
+        return {"signature": _signed(asked).hex()}
+    except _Failed as failed:
+        return {"failed": failed.why, "detail": failed.detail}
+    except Exception as error:
+        # Its text is the vendor's; its name is PKCS#11's.
+        return {"failed": "failed", "detail": type(error).__name__}
+
+
+def main() -> None:
+    """Answer once."""
+    # The PIN is in it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What the library prints is no answer.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    answer = json.dumps(_answer(json.load(sys.stdin)))
+    os.write(answers, answer.encode())
+    # Nor is what it does at its end waited for.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
