@@ -16,7 +16,7 @@ from runtime import durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
 from svid.dnsnames import is_pattern
-from svid.jwtsvid import JwtAlgorithm
+from svid.jws import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
 _DRIVER = re.compile(r"[a-z]([-a-z0-9.]{0,61}[a-z])?", re.ASCII)

@@ -41,7 +41,7 @@ from runtime.memory import own_memory, trimmer
 from runtime.seldom import now_and_then
 from runtime.stopping import Stopped, asked_to_stop, end, unless
 from runtime.tracing import Tracing
-from runtime.version import own_version
+from runtime.version import VERSION
 from svid.jwtauthority import KeyringPolicy
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ async def _start(
         registration.remove_stale()
 
     metrics = Metrics()
-    metrics.built(own_version())
+    metrics.built(VERSION)
     loop = asyncio.get_running_loop()
     metrics.watch_tasks(lambda: len(asyncio.all_tasks(loop)))
     for driver, each in registrations.items():
         metrics.watch_registration(driver.name, lambda each=each: each.registered)  # type: ignore[misc]
     rng = random.SystemRandom()
-    facts = {"k8s.node.name": config.node_name, "service.version": own_version()}
+    facts = {"k8s.node.name": config.node_name, "service.version": VERSION}
     spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-agent", facts))
     # Started before all else, since it loads meanwhile.
     servers = Servers(_serving(config), metrics, blocking)
@@ -189,7 +189,7 @@ async def _start(
     for driver in registrations:
         server = await serve_driver(
             driver.name,
-            own_version(),
+            VERSION,
             node,
             PROFILES[driver.profile],
             _csi_socket(config, driver),
@@ -345,7 +345,7 @@ async def _signer_authority(
         config.agent_token_file,
         config.signer_audience,
         config.trust_domain,
-        own_version(),
+        VERSION,
         run_dir=config.run_dir,
     )
     authority = SignerAuthority(settings, clock, rng, spans, metrics.queue("mint"))

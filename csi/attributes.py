@@ -14,8 +14,9 @@ from csi.errors import InvalidRequest
 from csi.model import JwtFile, VolumeOptions
 from csi.profile import FS_GROUP_OF_CERT_MANAGER, PROFILES, Profile
 from runtime import durations
+from runtime.terminal import shown
 from svid.authority import is_dns_name
-from svid.jwtauthority import MAX_AUDIENCE_BYTES
+from svid.jwtsvid import MAX_AUDIENCE_BYTES
 from svid.keys import KeyAlgorithm
 
 # The fields of VolumeOptions that a value sets. A ValueError's text says what is accepted.
@@ -41,7 +42,6 @@ MAX_LENGTH = 8192
 # What may stand around a part of a list, as YAML folds lines.
 _BLANK = " \t\r\n"
 _PASSWORD = re.compile(r"[!-~]{6,128}", re.ASCII)
-_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,6 @@ class Attribute:
     accepted: str
     default: str
     parse: _Parse
-
-
-def shown(value: str) -> str:
-    """`value` as it may stand in a message: quoted, escaped and cut, since a pod's author may have written it."""
-    return ascii(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
 
 
 def parse_attributes(given: Mapping[str, str], profile: Profile = PROFILES["podsvid"]) -> VolumeOptions:

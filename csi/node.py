@@ -10,7 +10,6 @@ from typing import Any
 import grpc.aio
 
 from csi.adoption import Adoption
-from csi.attributes import shown
 from csi.errors import (
     CsiError,
     IdentityUnavailable,
@@ -35,6 +34,7 @@ from csi.turns import VolumeTurns
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
 from runtime.bounded import Bounded
+from runtime.terminal import shown
 from runtime.tracing import Tracing
 from svid.keys import PrivateKey
 

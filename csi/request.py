@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from csi.attributes import MAX_ID, parse_attributes, shown
+from csi.attributes import MAX_ID, parse_attributes
 from csi.errors import InvalidRequest
 from csi.model import PodRef, PodToken, Volume
 from csi.pb import csi_pb2
 from csi.profile import PROFILES, Profile
+from runtime.terminal import shown
 
 KUBELET_PREFIX = "csi.storage.k8s.io/"
 EPHEMERAL = KUBELET_PREFIX + "ephemeral"

@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     given, command = api.split_command(arguments)
     if given[:1] == ["--version"]:
-        from runtime.version import own_version
+        from runtime.version import VERSION
 
-        print(f"podsvid {own_version()}")
+        print(f"podsvid {VERSION}")
         return outcome.DONE
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]

@@ -19,7 +19,7 @@ from typing import Any
 from runtime import durations
 from runtime.listening import ANY, overlap
 from svid.errors import InvalidSpiffeId
-from svid.jwtsvid import JwtAlgorithm
+from svid.jws import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
 ENVIRONMENT_PREFIX = "PODSVID_"

@@ -1,6 +1,13 @@
-"""Text that others wrote, on its way to a person's terminal."""
+"""Text that others wrote, on its way to a person: in a message, or on a terminal."""
 
 MAX_SHOWN = 1000
+# Of one value in a message.
+_VALUE = 80
+
+
+def shown(value: str) -> str:
+    """`value` as it may stand in a message: quoted, escaped and cut, since a pod's author may have written it."""
+    return ascii(value if len(value) <= _VALUE else value[:_VALUE] + "…")
 
 
 def printable(text: str) -> str:

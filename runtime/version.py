@@ -1,11 +1,7 @@
 """Which podsvid this is."""
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
-
-def own_version() -> str:
-    """The installed version: for CSI, metrics and the signer."""
-    try:
-        return version("podsvid")
-    except PackageNotFoundError:
-        return "0+unknown"
+# For CSI, metrics and the signer; pyproject.toml takes it from here. To ask the installed package for it would load
+# what reads archives and mail, for as long as a daemon lives.
+VERSION: Final = "0.1.0"

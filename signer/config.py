@@ -20,7 +20,7 @@ from signer.pkcs11_uri import KeyUri
 from signer.upstream_settings import FileSettings, UpstreamSettings
 from svid.authority import MAX_BACKDATE
 from svid.dnsnames import is_pattern
-from svid.jwtsvid import JwtAlgorithm
+from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 

@@ -19,7 +19,7 @@ from runtime.feed import Feed
 from runtime.listening import ANY, shown
 from runtime.stopping import Stopped, asked_to_stop, side_by_side, unless
 from runtime.tracing import NO_TRACING, Tracing
-from runtime.version import own_version
+from runtime.version import VERSION
 from signer import gauges, loops
 from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import AttestationSettings, Attestor
@@ -73,7 +73,7 @@ async def run_signer(config: SignerConfig) -> None:
     async with AsyncExitStack() as services:
         client = await KubeClient.connect(config.kubeconfig)
         services.push_async_callback(client.close)
-        facts = {"service.instance.id": config.identity, "service.version": own_version()}
+        facts = {"service.instance.id": config.identity, "service.version": VERSION}
         spans = services.enter_context(tracing(config.tracing_endpoint, "podsvid-signer", facts))
         replica = Replica(config, client, SystemClock(), random.SystemRandom(), spans)
         client.dated = replica.witness.heard
@@ -109,7 +109,7 @@ class Replica:
         self._rng = rng
         agents, drivers = (config.agent_namespace, config.agent_service_account), frozenset(config.driver_names)
         self.metrics = Metrics()
-        self.metrics.built(own_version())
+        self.metrics.built(VERSION)
         self.witness = Witness(clock)
         self._pods = Pods(api, clock, agents, config.pods_per_namespace, drivers)
         self._federated = FederatedBundles(dict(config.federated_bundles))

@@ -9,18 +9,16 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Self
 
-import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from svid.bundle import JwtAuthority, JwtKey, jwk_members
 from svid.errors import InvalidKey, IssuanceRefused
-from svid.jwtsvid import MAX_TOKEN, JwtAlgorithm, JwtPrivateKey, JwtSvid
+from svid.jws import JwtAlgorithm, JwtPrivateKey
+from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES, MAX_TOKEN, JwtSvid
 from svid.spiffeid import SpiffeId
 
-MAX_AUDIENCES = 32
-MAX_AUDIENCE_BYTES = 512
 # Verifiers' clocks differ: a key stays published a little beyond its last token's end.
 SKEW = timedelta(minutes=5)
 _VERSION = 1
@@ -29,7 +27,7 @@ _VERSION = 1
 def thumbprint(key: JwtKey) -> str:
     """The RFC 7638 thumbprint, by which podsvid's keys are named."""
     text = json.dumps(dict(sorted(jwk_members(key).items())), separators=(",", ":"))
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+    return _base64url(hashlib.sha256(text.encode()).digest())
 
 
 def public_to_pem(authority: JwtAuthority) -> bytes:
@@ -134,9 +132,9 @@ class JwtSigningKey:
             claims["iss"] = issuer
         if jwt_id:
             claims["jti"] = jwt_id
-        token = jwt.encode(
-            claims, self.private_key, algorithm=self.algorithm.value, headers={"kid": self.key_id, "typ": "JWT"}
-        )
+        header = {"alg": self.algorithm.value, "kid": self.key_id, "typ": "JWT"}
+        signed = ".".join(_base64url(json.dumps(each, separators=(",", ":")).encode()) for each in (header, claims))
+        token = f"{signed}.{_base64url(self.algorithm.sign(signed.encode(), self.private_key))}"
         if len(token) > MAX_TOKEN:
             raise IssuanceRefused("the token would be too long for verifiers")
         return JwtSvid(spiffe_id, tuple(named), expires_at, issued_at, token, claims)
@@ -259,6 +257,10 @@ class JwtKeyring:
         if list(keys) != sorted(keys, key=lambda each: each.signs_from):
             raise InvalidKey("the keys are not in the order in which they sign")
         return cls(keys, token_ttl, sequence)
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _instant(text: str) -> datetime:

@@ -7,17 +7,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
-import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
-from svid.bundle import JwtKey, TrustBundle
+from svid.bundle import TrustBundle
 from svid.errors import InvalidSpiffeId, InvalidSvid
+from svid.jws import JwtAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 
 MAX_TOKEN = 32 * 1024
+# Of what is issued.
+MAX_AUDIENCES = 32
+MAX_AUDIENCE_BYTES = 512
 # `nbf` alone gets a leeway: a clock that is behind must not refuse a token just made. `exp` gets none.
 NOT_BEFORE_LEEWAY = timedelta(seconds=60)
 # Without `kid` each key of the domain is tried; a domain has a few.
@@ -25,45 +25,6 @@ _MAX_TRIES = 16
 _HEADER_MEMBERS = frozenset({"alg", "kid", "typ"})
 _TYPES = ("JWT", "JOSE")
 _EPOCH_LIMIT = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-JwtPrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-
-
-class JwtAlgorithm(StrEnum):
-    """The signature algorithms of JWT-SVIDs (section 2.1): these nine and no others."""
-
-    RS256 = "RS256"
-    RS384 = "RS384"
-    RS512 = "RS512"
-    ES256 = "ES256"
-    ES384 = "ES384"
-    ES512 = "ES512"
-    PS256 = "PS256"
-    PS384 = "PS384"
-    PS512 = "PS512"
-
-    @property
-    def slow(self) -> bool:
-        """Whether `generate` takes long enough to be kept off an event loop."""
-        return self.value[0] != "E"
-
-    def generate(self) -> JwtPrivateKey:
-        """A new key: RSA with 2048 bits, which clouds take, or one on the algorithm's curve."""
-        curve = _CURVES.get(self)
-        return ec.generate_private_key(curve) if curve else rsa.generate_private_key(65537, 2048)
-
-    def fits(self, key: JwtKey) -> bool:
-        """Whether this is an algorithm for `key` (RFC 7518 sections 3.3 to 3.5)."""
-        curve = _CURVES.get(self)
-        if curve is None:
-            return isinstance(key, rsa.RSAPublicKey)
-        return isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == curve.name
-
-
-_CURVES: Mapping[JwtAlgorithm, ec.EllipticCurve] = {
-    JwtAlgorithm.ES256: ec.SECP256R1(),
-    JwtAlgorithm.ES384: ec.SECP384R1(),
-    JwtAlgorithm.ES512: ec.SECP521R1(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +61,9 @@ def check_jwt_svid(token: str, bundles: Mapping[TrustDomain, TrustBundle], audie
     ]
     if not candidates:
         raise InvalidSvid(f"trust domain {bundle.trust_domain} has no {algorithm} key for this token's kid")
-    if not any(_verifies(token, key, algorithm) for key in candidates[:_MAX_TRIES]):
+    signed, _, signature = token.rpartition(".")
+    data, made = signed.encode(), _base64url(signature)
+    if not any(algorithm.verifies(made, data, key) for key in candidates[:_MAX_TRIES]):
         raise InvalidSvid("signature does not match")
     if svid.expires_at <= now:
         raise InvalidSvid(f"token expired at {svid.expires_at:%Y-%m-%dT%H:%M:%SZ}")
@@ -190,14 +153,6 @@ def _base64url(part: str) -> bytes:
     if base64.urlsafe_b64encode(data).rstrip(b"=").decode() != part:
         raise ValueError("not canonical base64url")
     return data
-
-
-def _verifies(token: str, key: JwtKey, algorithm: JwtAlgorithm) -> bool:
-    try:
-        jwt.PyJWS().decode(token, key, algorithms=[algorithm.value])
-    except (jwt.PyJWTError, ValueError):
-        return False
-    return True
 
 
 def _instant(name: str, value: object) -> datetime:

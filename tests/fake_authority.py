@@ -12,8 +12,8 @@ from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.identity import Trust
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain

@@ -21,8 +21,8 @@ from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_der, to_pem
 from svid.dnsnames import SIGNER_NAME, signer_id
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm, PublicKey, key_to_pem, signature_hash
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain

@@ -14,8 +14,8 @@ from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.certificates import certificates_from_pem, serial_of
 from svid.errors import SvidError
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import key_from_pem
 from svid.spiffeid import TrustDomain
 

@@ -11,8 +11,8 @@ from agent.errors import AuthorityDamaged
 from runtime.clock import Clock
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.errors import InvalidBundle, SvidError
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtKeyring, JwtSigningKey, KeyringPolicy
-from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.authority")

@@ -5,7 +5,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
+from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
 
 # Bytes of one frame. A snapshot may hold the bundles of many federated trust domains.
 MAX_SNAPSHOT = 64 * 1024 * 1024

@@ -16,10 +16,10 @@ from agent.pb import sds_pb2
 from agent.socket.guard import DENIED, AnyContext
 from agent.socket.requests import invalid, read
 from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, SdsNames, Secrets, any_of
-from csi.attributes import shown
 from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.stopping import end
+from runtime.terminal import shown
 from svid.identity import WorkloadIdentity
 
 _log = logging.getLogger("podsvid.sds")

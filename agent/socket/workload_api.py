@@ -16,13 +16,12 @@ from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.pb import workload_pb2
 from agent.socket.guard import DENIED, WORKLOAD_API, AnyContext
 from agent.socket.requests import invalid, read
-from csi.attributes import shown
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.terminal import shown
 from svid.errors import InvalidSpiffeId, SvidError
 from svid.identity import WorkloadIdentity
-from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
-from svid.jwtsvid import JwtSvid, check_jwt_svid
+from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES, JwtSvid, check_jwt_svid
 from svid.spiffeid import SpiffeId
 from svid.x509svid import X509Svid
 

@@ -13,8 +13,8 @@ from cryptography import x509
 from svid.authority import PublicAuthority, X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.certificates import certificates_from_pem, extension, to_pem
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey, public_from_pem, public_to_pem
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import key_from_pem, key_to_pem, public_key_of
 from svid.spiffeid import TrustDomain
 

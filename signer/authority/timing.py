@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from signer.config import SignerConfig
-from svid.jwtsvid import JwtAlgorithm
+from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 
 # The shortest lifetime that is recorded; each other is twice the one before. An hour is one of them.

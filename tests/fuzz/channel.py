@@ -11,7 +11,7 @@ from agent.metrics import Metrics
 from agent.servers.reports import LOGGERS, Allowance, Log, Tally
 from agent.servers.weights import Weights
 from svid.errors import SvidError
-from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
+from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
 from tests.fuzz.made import made
 
 # The longest of a report's parts that becomes a line of the log, in characters.

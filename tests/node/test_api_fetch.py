@@ -17,8 +17,8 @@ from podsvid.api.errors import NoIdentity, UnusableAnswer
 from podsvid.api.workload_client import WorkloadApiClient
 from runtime.clock import SystemClock
 from svid.bundle import TrustBundle
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.fake_workload_api import WEB, FakeWorkloadApi, authority, x509_svid
 from tests.node.api_rig import OTHERS, modes, podsvid, refuse, with_server

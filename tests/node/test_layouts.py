@@ -29,8 +29,8 @@ from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.errors import SvidError
 from svid.identity import WorkloadIdentity
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid

@@ -19,8 +19,8 @@ from agent.pb import workload_pb2
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.pods import PodVolume
 from svid.authority import X509Authority
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm, key_to_pem
 from svid.spiffeid import TrustDomain
 from tests.support import DEADLINE, DRIVER, HEADER, IS_ROOT, VOLUME, first, node, pod, serial

@@ -33,8 +33,8 @@ from runtime.feed import Feed
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.identity import Trust, Withheld, WorkloadIdentity
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain

@@ -10,8 +10,8 @@ from agent.pb import workload_pb2
 from podsvid.api.answers import bundles, jwt_svids, valid_token
 from podsvid.api.errors import UnusableAnswer
 from svid.bundle import TrustBundle
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -27,8 +27,8 @@ from runtime.stopping import Stopped, unless
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_pem
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm, key_to_pem
 from svid.x509svid import check_x509_svid
 from tests.fake_authority import HOUR, SPIFFE_ID, TRUST_DOMAIN, StepClock, root

@@ -19,8 +19,8 @@ from csi.model import Issued, JwtFile, PodRef, PodToken, Volume, VolumeOptions
 from runtime.blocking import Blocking
 from svid.bundle import TrustBundle
 from svid.identity import MAX_HINT_BYTES, Trust
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm, public_bytes
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain

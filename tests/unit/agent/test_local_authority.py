@@ -16,8 +16,9 @@ from agent.errors import AuthorityRefused, AuthorityUnavailable
 from csi.model import PodRef
 from runtime.bounded import Bounded
 from svid.bundle import JwtAuthority
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
+from svid.jwtsvid import check_jwt_svid
 from svid.keys import KeyAlgorithm
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId

@@ -12,8 +12,8 @@ from agent.authority.files import read_secret, write_secret
 from agent.authority.jwt_keys import open_kept
 from agent.authority.local import STATE_FILE, open_embedded
 from agent.errors import AuthorityDamaged
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import KeyringPolicy
-from svid.jwtsvid import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.fake_authority import TRUST_DOMAIN, StepClock
 

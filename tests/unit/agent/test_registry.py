@@ -21,8 +21,8 @@ from csi.model import JwtFile, PodToken
 from csi.node import NodeSettings
 from csi.volume import VolumeDirectory
 from svid.identity import Trust
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, bundle_of, root
 from tests.workload_rig import POD, TOKEN, Rig, on_rig

@@ -19,8 +19,8 @@ from csi.model import PodRef, PodToken
 from signer.pb import signer_pb2
 from svid.certificates import to_der
 from svid.identity import Trust
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, SPIFFE_ID, TRUST_DOMAIN, StepClock, bundle_of, root

@@ -16,8 +16,9 @@ from agent.workload.workload import Workload
 from csi.model import Contents, JwtFile, VolumeOptions
 from csi.volume import VolumeDirectory
 from svid.identity import Trust
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
+from svid.jwtsvid import check_jwt_svid
 from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, TRUST_DOMAIN, bundle_of, root
 from tests.workload_rig import PARTNER, TOKEN, Rig, fetch_jwt, on_rig, rig

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from csi.attributes import shown
 from csi.errors import InvalidRequest
 from csi.model import PodToken
 from csi.pb import csi_pb2
 from csi.profile import FS_GROUP_OF_CERT_MANAGER, PROFILES
 from csi.request import TOKENS, check_target, check_volume_id, parse_publish
+from runtime.terminal import shown
 from tests.csi_rig import KUBELET_ROOT, OTHER_UID, UID, publish_request, target
 
 Request = csi_pb2.NodePublishVolumeRequest

@@ -19,8 +19,8 @@ from csi.volume import modes
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSvid
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.csi_rig import NOW, WEB, contents, plain_directory

@@ -9,6 +9,20 @@ import pytest
 
 # Neither daemon, of which there is one constant to know; rich only where there is a table to draw.
 HEAVY = ("signer.front", "signer.policy", "signer.authority", "agent.admin", "agent.workload", "rich", "kubernetes")
+# The process of pods' sockets, of which a node has two, knows nothing of what only the agent does, and no client of
+# HTTP. The agent has one and a server as well, since it counts by prometheus_client.
+EXPOSED_LACKS: tuple[str, ...] = (
+    "argparse",
+    "csi",
+    "http",
+    "importlib.metadata",
+    "jwt",
+    "prometheus_client",
+    "svid.authority",
+)
+EXPOSED_LACKS += ("svid.jwtauthority", "urllib.request", "yaml")
+AGENT_LACKS = ("agent.exposed", "agent.socket", "aiohttp", "importlib.metadata", "jwt", "kubernetes", "signer.daemon")
+LOADS = {"agent.exposed.__main__": EXPOSED_LACKS, "agent.daemon": AGENT_LACKS}
 
 
 @pytest.mark.parametrize("command", ["podsvid.explain", "podsvid.node", "podsvid.authority"])
@@ -18,6 +32,17 @@ def test_who_only_asks_loads_no_daemon(command: str) -> None:
     loaded = done.stdout.split()
     assert command in loaded
     assert [each for each in loaded if each in HEAVY] == []
+
+
+@pytest.mark.parametrize(
+    ("process", "lacks"), [("agent.exposed.__main__", EXPOSED_LACKS), ("agent.daemon", AGENT_LACKS)]
+)
+def test_a_process_of_each_node_loads_nothing_that_it_never_uses(process: str, lacks: tuple[str, ...]) -> None:
+    line = f"import sys, {process}; print(*sorted(sys.modules), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert process in loaded
+    assert [each for each in loaded if each.startswith(lacks)] == []
 
 
 def test_who_asks_by_kubeconfig_loads_no_model_of_what_a_cluster_may_have(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from podsvid.cli import main
 from podsvid.options import add_pod, as_yaml, seconds, which_pod
 from podsvid.outcome import WrongUsage
 from podsvid.parsing import Parser
-from runtime.version import own_version
+from runtime.version import VERSION
 from signer.config import SignerConfig
 from tests.support import ROOT
 
@@ -29,7 +29,7 @@ from tests.support import ROOT
 @pytest.mark.parametrize("beside", [(), ("node",), ("help",)])
 def test_the_version(beside: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version", *beside]) == 0
-    assert capsys.readouterr().out == f"podsvid {own_version()}\n"
+    assert capsys.readouterr().out == f"podsvid {VERSION}\n"
 
 
 @pytest.mark.parametrize("line", [["--version"], ["node", "--help"], ["api", "watch", "--help"]], ids=" ".join)

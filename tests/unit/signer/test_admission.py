@@ -28,7 +28,7 @@ from signer.front.answering import ANSWER_SECONDS, LEAST_AT_ONCE
 from signer.front.origins import KNOWN_OF_NODE
 from signer.model import MAX_DNS_NAMES, LivePod
 from signer.pb import signer_pb2
-from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
+from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
 
 
 class Guest:

@@ -20,7 +20,8 @@ from signer.authority.state import AuthorityState, Goal
 from signer.authority.timing import FORCED_GRACE, LifecyclePolicy
 from signer.errors import StateDamaged, TransitionRefused
 from signer.upstream.certify import SelfSigned
-from svid.jwtsvid import JwtAlgorithm, JwtSvid, check_jwt_svid
+from svid.jws import JwtAlgorithm
+from svid.jwtsvid import JwtSvid, check_jwt_svid
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import check_x509_svid

@@ -10,7 +10,7 @@ from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState, Goal
 from signer.authority.timing import FORCED_GRACE
 from signer.errors import TransitionRefused
-from svid.jwtsvid import JwtAlgorithm
+from svid.jws import JwtAlgorithm
 from tests.signer_rig import START
 from tests.unit.signer.test_lifecycle import ALL, POLICY, TTL, advanced, done, first, life, stages
 

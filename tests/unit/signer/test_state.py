@@ -17,8 +17,8 @@ from signer.authority.trust import Broadcast
 from signer.errors import StateDamaged
 from svid.authority import PublicAuthority, X509Authority
 from svid.bundle import TrustBundle
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from svid.x509svid import check_x509_svid

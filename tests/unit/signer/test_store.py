@@ -21,8 +21,8 @@ from signer.metrics import Metrics
 from signer.upstream.certify import FileUpstream, UpstreamUnusable
 from svid.authority import X509Authority
 from svid.certificates import extension, to_pem
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm
 from svid.keys import KeyAlgorithm, key_to_pem
 from svid.x509svid import check_x509_svid
 from tests.fake_kube import FakeKube

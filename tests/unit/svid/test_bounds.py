@@ -11,8 +11,9 @@ from cryptography import x509
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSvid, IssuanceRefused
-from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES, JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
+from svid.jws import JwtAlgorithm
+from svid.jwtauthority import JwtSigningKey
+from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES, check_jwt_svid
 from svid.keys import KeyAlgorithm, signature_hash
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import check_x509_svid

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svid.errors import InvalidKey
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import SKEW, JwtKeyring, JwtSigningKey, KeyringPolicy
-from svid.jwtsvid import JwtAlgorithm
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.errors import InvalidSvid, IssuanceRefused
-from svid.jwtauthority import MAX_AUDIENCE_BYTES, MAX_AUDIENCES, JwtSigningKey
-from svid.jwtsvid import MAX_TOKEN, NOT_BEFORE_LEEWAY, JwtAlgorithm, check_jwt_svid, parse_jwt_svid_unverified
+from svid.jws import JwtAlgorithm
+from svid.jwtauthority import JwtSigningKey
+from svid.jwtsvid import (
+    MAX_AUDIENCE_BYTES,
+    MAX_AUDIENCES,
+    MAX_TOKEN,
+    NOT_BEFORE_LEEWAY,
+    check_jwt_svid,
+    parse_jwt_svid_unverified,
+)
 from svid.spiffeid import SpiffeId, TrustDomain
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -14,8 +14,9 @@ from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.certificates import certificates_from_der, certificates_from_pem, to_der, to_pem
 from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtKeyring, JwtSigningKey, KeyringPolicy
-from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
+from svid.jwtsvid import check_jwt_svid
 from svid.keys import KeyAlgorithm, key_from_pem, key_to_pem
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid

@@ -17,8 +17,9 @@ from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSpiffeId, InvalidSvid
 from svid.identity import WorkloadIdentity
+from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
-from svid.jwtsvid import JwtAlgorithm, check_jwt_svid
+from svid.jwtsvid import check_jwt_svid
 from svid.keys import KeyAlgorithm, public_bytes
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid, check_x509_svid
