@@ -296,12 +296,19 @@ def _print_rest(status: admin_pb2.AuthorityStatus, console: "Console") -> None:
         more = status.agents_waiting - len(status.waiting_nodes)
         console.print(f"missing: {', '.join(status.waiting_nodes)}{f' and {more} more' if more else ''}")
     console.print(f"leader: {status.leader or 'none'}")
+    for root in status.upstream_roots:
+        console.print(f"root of the CA above: {_root(root)}")
     for each in status.abandoned:
         console.print(f"abandoned: {_abandoned(each)}")
     for line in status.next:
         console.print(f"next: {line}")
     for line in status.to_do:
         console.print(f"to do: {line}")
+
+
+def _root(each: admin_pb2.UpstreamRoot) -> str:
+    leaves = f"; named no more, leaves at {instant(each.leaves_at)}" if each.HasField("leaves_at") else ""
+    return f"{each.id}, {each.subject}, ends {instant(each.not_after)}, named since {instant(each.since)}{leaves}"
 
 
 def _abandoned(each: admin_pb2.Abandoned) -> str:

@@ -118,6 +118,9 @@ class SignerConfig:
         "an upstream CA as a Secret's volume shows it, in place of the files above: tls.crt, tls.key and, where there "
         "is one, ca.crt",
     )
+    upstream_root_interval: timedelta = setting(
+        settings.duration(timedelta(seconds=1), timedelta(days=1)), "how often a CA above is asked for its roots", "5m"
+    )
     upstream: str = setting(
         settings.choice(*upstream_settings.KINDS),
         "which kind of CA signs the authorities: files (upstream_dir, or upstream_cert_file and upstream_key_file; "

@@ -175,6 +175,7 @@ class Replica:
             clock,
             rng,
             ca.remote,
+            ca.roots,
         )
         self._publisher = Publisher(
             api,
@@ -190,6 +191,7 @@ class Replica:
         audit = Audit(clock)
         self._rotation.heard = audit.authorities
         self._rotation.requests.refused = partial(self._events.gave_up, config.namespace, config.state_secret)
+        self._rotation.roots.refused = partial(self._events.roots_refused, config.namespace, config.state_secret)
         minting = Minting(self._signing_state, _minting(config), clock, Lifetimes(self._rotation, clock))
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst, places)

@@ -127,6 +127,12 @@ class CertificateRefused(SignerError):
     reason = "UPSTREAM_CERTIFICATE_REFUSED"
 
 
+class RootsRefused(SignerError):
+    """The roots that a CA above names are not trusted; those of before stay."""
+
+    reason = "UPSTREAM_ROOTS_REFUSED"
+
+
 # For docs/signer.md, and complete: a test compares.
 HELP: Mapping[Reason, str] = MappingProxyType(
     {

@@ -54,6 +54,7 @@ def watch(
         authority_life=authority_life,
         upstream_ends=upstream_ends,
         authority_wanted=lambda: rotation.waiting_since.timestamp() if rotation.waiting_since else 0.0,
+        roots_refused=lambda: float(leader.leading and rotation.roots.refuses),
         contact=lambda: (pods.last_contact or _NEVER).timestamp(),
         services_left_out=lambda: float(policies.services_left_out),
         pods_left_out=lambda: float(pods.left_out),

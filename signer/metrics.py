@@ -92,6 +92,12 @@ class Metrics:
             "Since when a new X.509 authority is wanted in vain, as Unix time; 0 while none is (leader only, else 0).",
             registry=self.registry,
         )
+        self._roots_refused = Gauge(
+            "podsvid_signer_upstream_roots_refused",
+            "1 while roots that the CA above names are not taken, or cannot be read, and those of before stay (leader "
+            "only, else 0).",
+            registry=self.registry,
+        )
         self._build = Gauge(
             "podsvid_signer_build_info", "1, with the version as a label.", ["version"], registry=self.registry
         )
@@ -212,6 +218,7 @@ class Metrics:
         authority_life: Callable[[], float],
         upstream_ends: Callable[[], float],
         authority_wanted: Callable[[], float],
+        roots_refused: Callable[[], float],
         contact: Callable[[], float],
         services_left_out: Callable[[], float],
         pods_left_out: Callable[[], float],
@@ -225,6 +232,7 @@ class Metrics:
         self._shown.add(self._authority_life, authority_life)
         self._shown.add(self._upstream_ends, upstream_ends)
         self._shown.add(self._authority_wanted, authority_wanted)
+        self._shown.add(self._roots_refused, roots_refused)
         self._shown.add(self._contact, contact)
         self._shown.add(self._services_left_out, services_left_out)
         self._shown.add(self._pods_left_out, pods_left_out)

@@ -18,7 +18,7 @@ from svid.certificates import extension
 from svid.errors import InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PublicKey
 from svid.spiffeid import SpiffeId
-from svid.x509svid import check_extensions, issued_by
+from svid.x509svid import check_extensions, check_issuer, issued_by
 
 # The lifetime of an SVID that is signed to see whether it verifies, and thrown away.
 _PROBE = timedelta(minutes=1)
@@ -71,6 +71,26 @@ def leads_to(authority: X509Authority | PublicAuthority, roots: Iterable[x509.Ce
     return bool(_signers(authority, roots))
 
 
+def check_root(root: x509.Certificate, authorities: Iterable[X509Authority | PublicAuthority]) -> None:
+    """Raise IssuanceRefused where a verifier that takes it for the root of one of these would refuse what it signs.
+
+    A root may be renewed with the name and the key that it has: of several that fit each verifier takes another one.
+    """
+    for authority in authorities:
+        below = 0
+        for certificate in authority.chain:
+            below += certificate.issuer != certificate.subject
+            if not issued_by(certificate, root):
+                continue
+            try:
+                check_extensions(root)
+                check_issuer(root, below=below)
+                _check_usages(root)
+                _check_uris(root, authority)
+            except (InvalidSvid, ValueError) as error:
+                raise IssuanceRefused(f"{_named(root)}: {error}") from None
+
+
 def _anchors(authority: X509Authority) -> tuple[x509.Certificate, ...]:
     return _signers(authority, authority.bundle.x509_authorities)
 
@@ -91,7 +111,7 @@ def _check_usages(certificate: x509.Certificate) -> None:
         )
 
 
-def _check_uris(certificate: x509.Certificate, authority: X509Authority) -> None:
+def _check_uris(certificate: x509.Certificate, authority: X509Authority | PublicAuthority) -> None:
     """A CA above may have any URI but another SPIFFE ID; what issues has none, or the trust domain's."""
     names = extension(certificate, x509.SubjectAlternativeName)
     uris = names.value.get_values_for_type(x509.UniformResourceIdentifier) if names else []

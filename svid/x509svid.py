@@ -194,7 +194,7 @@ def _check_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: dat
             # A renewed root has the name and key of the old one, so an expired anchor is not the last word.
             try:
                 _check_validity(anchor, now)
-                _check_issuer(anchor, below=below)
+                check_issuer(anchor, below=below)
             except InvalidSvid as error:
                 refusal = refusal or error
             else:
@@ -204,7 +204,7 @@ def _check_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: dat
         issuer = chain[depth + 1]
         if not issued_by(certificate, issuer):
             raise refusal or InvalidSvid(f"certificate {depth} of the chain is not signed by the next one")
-        _check_issuer(issuer, below=below)
+        check_issuer(issuer, below=below)
         if issuer.issuer != issuer.subject:  # self-issued ones do not count (RFC 5280 4.2.1.9)
             below += 1
     raise refusal or InvalidSvid(f"chain does not lead to an authority of trust domain {bundle.trust_domain}")
@@ -227,8 +227,11 @@ def check_extensions(certificate: x509.Certificate) -> None:
             raise InvalidSvid(f"certificate has unknown critical extension {found.oid.dotted_string}")
 
 
-def _check_issuer(issuer: x509.Certificate, *, below: int) -> None:
-    """`below`: how many CA certificates, self-issued ones aside, stand between the issuer and the leaf."""
+def check_issuer(issuer: x509.Certificate, *, below: int) -> None:
+    """Raise InvalidSvid unless it may sign the certificate under it.
+
+    `below`: how many CA certificates, self-issued ones aside, stand between the issuer and the leaf.
+    """
     constraints = extension(issuer, x509.BasicConstraints)
     if constraints is None or not constraints.value.ca:
         raise InvalidSvid("signing certificate is not a CA certificate")

@@ -26,6 +26,11 @@ class Backoff:
         pause = min(self._pause, PRESSED.total_seconds()) if pressed else self._pause
         return timedelta(seconds=max(self._failed_at + pause - self._clock.monotonic(), 0.0))
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last attempt was in vain."""
+        return self._failures > 0
+
     def failed(self, *, for_good: bool = False) -> None:
         """It was asked in vain; `for_good`: the same answer would come again."""
         usual: timedelta = min(FIRST * 2 ** min(self._failures, 20), MOST)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from signer.authority import recovery, succession
 from signer.authority.abandonments import Record
+from signer.authority.anchors import parted
 from signer.authority.knowledge import Acks
 from signer.authority.made import Maker
 from signer.authority.mending import without
@@ -64,12 +65,13 @@ class Life:
         jwt: tuple[JwtSlot, ...] = ()
         if self.policy.jwt_algorithm is not None:
             jwt = (replace(await self._make.jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
-        return AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request)
+        x509, roots = parted(x509, (), now)
+        return AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request, roots=roots)
 
     async def again(self, state: AuthorityState, now: datetime) -> AuthorityState:
         """An unborn state with another key: the CA above is another, or did not want that one. Raises SignerError."""
         x509, request = self._serving(await self._make.x509(None, Cause.FIRST, now), now)
-        return _changed(state, x509=x509, request=request)
+        return _parted(state, x509, now, request=request)
 
     def asks(self, request: X509Request) -> bool:
         """Whether that is a request to the CA above."""
@@ -121,7 +123,7 @@ class Life:
             made = await self._make.x509(state, cause_of(state, by_time=by_time), now)
             if isinstance(made, X509Request):
                 return _changed(state, request=made), f"requested an x509 authority of {made.at}; see authority show"
-            return _changed(state, x509=(*state.x509, made)), f"prepared x509 authority {made.id}"
+            return _parted(state, (*state.x509, made), now), f"prepared x509 authority {made.id}"
         if self.policy.jwt_algorithm is None:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
         key = await self._make.jwt(now)
@@ -205,7 +207,7 @@ class Life:
         kinds = tuple(kind for kind in found.declare if state.slots(kind))
         if kinds:
             state, _ = self.compromised(state, kinds, now)
-        return _changed(state)
+        return _parted(state, state.x509, now)
 
     def promised(self, state: AuthorityState, kind: str, ttl: timedelta) -> AuthorityState:
         """The state that says that SVIDs of the active authority live as long as `ttl`; the same when it says so."""
@@ -370,6 +372,11 @@ def _active_id(state: AuthorityState, kind: str) -> str:
 
 def _changed(state: AuthorityState, **changes: Any) -> AuthorityState:
     return replace(state, sequence=state.sequence + 1, **changes)
+
+
+def _parted(state: AuthorityState, slots: tuple[X509Slot, ...], now: datetime, **changes: Any) -> AuthorityState:
+    x509, roots = parted(slots, state.roots, now)
+    return _changed(state, x509=x509, roots=roots, **changes)
 
 
 def _without(

@@ -304,7 +304,7 @@ class Requests:
             # What a CA answers is anybody's: one answer that nobody foresaw must not end one replica after the other.
             # Not its words: they may have what was sent.
             self._failed(
-                state, request, "unusable", f"{type(error).__name__} at {_place(error)}, a bug: please report it"
+                state, request, "unusable", f"{type(error).__name__} at {place(error)}, a bug: please report it"
             )
             return None
         if isinstance(found, Pending):
@@ -362,7 +362,8 @@ def _not_stored(error: SignerError) -> None:
     _log.warning("the CA's answer is not stored yet", extra={"reason": error.reason, "error": str(error)})
 
 
-def _place(error: Exception) -> str:
+def place(error: Exception) -> str:
+    """Where it was raised: of an error that nobody foresaw more cannot be told, as its words may hold anything."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return f"{Path(last.filename).name}:{last.lineno}"
 

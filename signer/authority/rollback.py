@@ -7,6 +7,7 @@ one has a wrong clock or lies, and is listened to less and less often. What one 
 number, as it would follow nothing else, and proves nothing: it can make up any.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from runtime.clock import Clock
 from signer.authority.slots import JwtSlot, Stage, X509Slot
 from signer.authority.state import AuthorityState, believable
 
+_log = logging.getLogger("podsvid.authority")
 FIRST_PAUSE, MAX_PAUSE = timedelta(minutes=1), timedelta(hours=1)
 # How long an agent that alone names a higher number waits for an answer: others may be about to say so, too.
 OTHERS = timedelta(seconds=30)
@@ -166,6 +168,20 @@ class Rollbacks:
     def _noted(self, text: str) -> None:
         now = self._clock.now()
         self._note = (self._clock.monotonic(), f"rollback at {now:%Y-%m-%dT%H:%M:%SZ}: {text}")
+
+
+def say(sequence: int, known: int, shown: Shown) -> None:
+    """For the log: the Secret has that sequence, and a higher one is known."""
+    if shown.proven:
+        _log.error(
+            "an older Secret was restored: the cluster knows a newer trust bundle; published anew, above it",
+            extra={"sequence": sequence, "known": known, "in_the_cluster": shown.in_the_cluster},
+        )
+    else:
+        _log.warning(
+            "one agent names a newer trust bundle than there is; published anew, above it",
+            extra={"sequence": sequence, "known": known, "node": ", ".join(shown.nodes)},
+        )
 
 
 def _unrecorded(slot: _Slot) -> _Slot:

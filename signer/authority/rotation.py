@@ -11,6 +11,7 @@ from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.pace import Pace
+from runtime.stopping import side_by_side
 from signer.authority import opening, recovery
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
@@ -18,7 +19,8 @@ from signer.authority.attempts import Attempts
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, Step
 from signer.authority.requests import Requests
-from signer.authority.rollback import Published, Rollbacks, Shown
+from signer.authority.rollback import Published, Rollbacks, Shown, say
+from signer.authority.roots import RootFeed
 from signer.authority.slots import BOTH, KINDS
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
@@ -26,6 +28,7 @@ from signer.cluster.leader import Leader
 from signer.errors import Conflict, SignerError, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 from signer.upstream.remote import RemoteUpstream
+from signer.upstream.roots import RootSource
 
 _log = logging.getLogger("podsvid.authority")
 # Seconds between looks at the clock and at who has acknowledged; at most, where one takes long.
@@ -53,6 +56,7 @@ class Rotation:
         clock: Clock,
         rng: random.Random,
         remote: RemoteUpstream | None = None,
+        roots: RootSource | None = None,
     ) -> None:
         self._store = store
         self._abandonments = abandonments
@@ -60,8 +64,9 @@ class Rotation:
         self._attempts = Attempts(life, clock, rng)
         self.requests = Requests(remote, life, metrics, clock, rng)
         self._attempts.held = self.requests.rests
+        self.roots = RootFeed(roots, life.policy, sources.untimely, clock, rng)
         self._leader = leader
-        self._leads = lambda: leader.leading
+        self._leads: Callable[[], bool] = lambda: leader.leading
         self._agents = agents
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
         self._rollbacks = Rollbacks(clock)
@@ -134,7 +139,7 @@ class Rotation:
 
     def next_steps(self, state: AuthorityState) -> list[str]:
         """For people: what happens next and what it waits for."""
-        failed = [*self._attempts.notes, *self.requests.notes(state)] if self._leader.leading else []
+        failed = [*self._attempts.notes, *self.requests.notes(state), *self.roots.notes] if self._leads() else []
         notes = [*filter(None, [self._rollbacks.note]), *self._abandonments.notes, *failed]
         return [*notes, *self._life.outlook(state, self.acks(state), self._clock.now())]
 
@@ -184,8 +189,9 @@ class Rotation:
             await pace.rest(LOOK_SECONDS)
 
     async def ask_above(self) -> None:
-        """Ask a CA elsewhere for what is requested while this replica leads, for ever; no step waits for it."""
-        await self.requests.run(lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS)
+        """Ask the CA above for what is requested, and for its roots, while this replica leads; no step waits for it."""
+        seat = lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS
+        await side_by_side(self.requests.run(*seat), self.roots.run(*seat))
 
     async def confirm(self, every: timedelta) -> None:
         """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""
@@ -264,16 +270,7 @@ class Rotation:
         stored = await self._loaded()
         if known <= stored.state.sequence or not self._leader.leading:
             return
-        if shown.proven:
-            _log.error(
-                "an older Secret was restored: the cluster knows a newer trust bundle; published anew, above it",
-                extra={"sequence": stored.state.sequence, "known": known, "in_the_cluster": shown.in_the_cluster},
-            )
-        else:
-            _log.warning(
-                "one agent names a newer trust bundle than there is; published anew, above it",
-                extra={"sequence": stored.state.sequence, "known": known, "node": ", ".join(shown.nodes)},
-            )
+        say(stored.state.sequence, known, shown)
         after = self._rollbacks.above(stored.state, known, proven=shown.proven)
         why = "an older Secret was restored" if shown.proven else "one agent named a higher number"
         if await self._swap(stored, after, Step("publish again", "all", why)):
@@ -356,8 +353,7 @@ class Rotation:
     async def _put_back(self, older: Stored, known: AuthorityState) -> Stored:
         """Write what this replica knows in the place of an older copy. Raises SignerError.
 
-        The copy may trust what was revoked since, and agents know better. Every replica does so, with what it knows and
-        under the number that it has: in the end it is the newest of them.
+        The copy may trust what was revoked since. Every replica does so, by what it knows: in the end it is the newest.
         """
         written = await self._store.replace(older, known)
         _log.error(

@@ -13,6 +13,9 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from cryptography.x509 import Certificate
+
+from signer.authority.anchors import UpstreamRoot, read_root, root_entry
 from signer.authority.request import X509Request, read_request, request_entry
 from signer.authority.slots import (
     KINDS,
@@ -40,8 +43,9 @@ from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
 
 # A state that leaves keys out or has abandoned authorities would be misread by who knows version 1 only, one with a
-# request by who knows no such stage; any other is written as before, so that a signer of before goes on from it.
-_PLAIN_VERSION, _VERSION, _REQUEST_VERSION = 1, 2, 3
+# request by who knows no such stage, one with roots that no authority leads to by who publishes but authorities' own;
+# any other is written as before, so that a signer of before goes on from it.
+_PLAIN_VERSION, _VERSION, _REQUEST_VERSION, _ROOTS_VERSION = 1, 2, 3, 4
 # Half of what the signer's API has room for: it goes on rising.
 MAX_SEQUENCE = 2**63
 # Milliseconds: how far above the time what others say of sequences is believed. Clocks of replicas differ, by a day at
@@ -94,7 +98,7 @@ class AuthorityState:
     """All authorities of one trust domain. `sequence` rises with every change. Raises StateDamaged at construction.
 
     `request`: what a CA elsewhere is asked for. Without any X.509 authority the state is unborn: it is stored while the
-    first one is asked for, and nobody signs or publishes by it.
+    first one is asked for, and nobody signs or publishes by it. `roots`: those that the CA above names.
     """
 
     trust_domain: TrustDomain
@@ -105,6 +109,7 @@ class AuthorityState:
     goals: frozenset[Goal] = field(default_factory=frozenset)
     abandoned: tuple[Abandoned, ...] = ()
     request: X509Request | None = None
+    roots: tuple[UpstreamRoot, ...] = ()
     # It was read from a text that has more, or less, than one that is written today: the leader writes it anew.
     outdated: bool = field(default=False, compare=False)
 
@@ -115,6 +120,8 @@ class AuthorityState:
             self._check_abandoned(kind)
         if self.request is not None and self.find("x509", Stage.PREPARED) is not None:
             raise _damaged("it has a prepared X.509 authority and asks for another")
+        if len({each.certificate for each in self.roots}) != len(self.roots):
+            raise _damaged("it has a root of the CA above twice")
         if any(slot.authority.trust_domain != self.trust_domain for slot in self.x509):
             raise _damaged(f"an authority is not of trust domain {self.trust_domain}")
 
@@ -126,9 +133,13 @@ class AuthorityState:
     @cached_property
     def bundle(self) -> TrustBundle:
         """What verifiers hold: roots and keys of every stage."""
-        roots = [root for slot in self.x509 for root in slot.authority.bundle.x509_authorities]
+        roots = [*self._own_roots, *(each.certificate for each in self.roots)]
         keys = tuple(slot.public for slot in self.jwt)
         return TrustBundle(self.trust_domain, tuple(dict.fromkeys(roots)), keys, sequence=self.sequence)
+
+    @property
+    def _own_roots(self) -> list[Certificate]:
+        return [root for slot in self.x509 for root in slot.authority.bundle.x509_authorities]
 
     @cached_property
     def digest(self) -> bytes:
@@ -204,6 +215,10 @@ class AuthorityState:
         }
         if self.request is not None:
             document |= {"version": _REQUEST_VERSION, "request": request_entry(self.request)}
+        if self.roots:
+            document["roots"] = [root_entry(each) for each in self.roots]
+            if not {each.certificate for each in self.roots} <= set(self._own_roots):
+                document["version"] = _ROOTS_VERSION
         return json.dumps(document, indent=1).encode() + b"\n"
 
     @classmethod
@@ -233,7 +248,8 @@ class AuthorityState:
                 ),
                 goals,
                 abandoned,
-                read_request(document["request"]) if version == _REQUEST_VERSION else None,
+                read_request(document["request"]) if _asks(document, version) else None,
+                tuple(read_root(each, trust_domain) for each in document.get("roots", [])),
                 outdated=_is_outdated(document, goals, abandoned),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -270,13 +286,17 @@ def _damaged(why: str) -> StateDamaged:
 
 def _version(found: object) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or found < _PLAIN_VERSION:
-        raise _damaged(f"it is of version {found!r}, this signer knows up to {_REQUEST_VERSION}")
-    if found > _REQUEST_VERSION:
+        raise _damaged(f"it is of version {found!r}, this signer knows up to {_ROOTS_VERSION}")
+    if found > _ROOTS_VERSION:
         raise StateDamaged(
             f"the stored authorities are of version {found}, which a newer signer wrote, and this one knows up to "
-            f"{_REQUEST_VERSION}: run the newer signer again"
+            f"{_ROOTS_VERSION}: run the newer signer again"
         )
     return found
+
+
+def _asks(document: dict[str, Any], version: int) -> bool:
+    return version == _REQUEST_VERSION or (version == _ROOTS_VERSION and "request" in document)
 
 
 def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Sequence[Abandoned]) -> bool:

@@ -29,6 +29,7 @@ class LifecyclePolicy:
     outside that look at the bundle now and then.
 
     `reissue_rate`: early renewals a second, of all agents together, that the signers are to be asked for at most.
+    `root_interval`: how often the CA above is asked which roots there are.
     """
 
     authority_ttl: timedelta
@@ -45,6 +46,7 @@ class LifecyclePolicy:
     x509_ttl: timedelta | None = None
     jwt_ttl: timedelta | None = None
     reissue_rate: int = 300
+    root_interval: timedelta = timedelta(minutes=5)
 
     def most(self, kind: str) -> timedelta:
         """How long an SVID of a kind may live by today's settings."""
@@ -93,6 +95,7 @@ def lifecycle_policy(config: SignerConfig) -> LifecyclePolicy:
         reissue_window=config.reissue_over,
         forced_window=config.forced_reissue_over,
         reissue_rate=config.reissue_rate,
+        root_interval=config.upstream_root_interval,
         # A replica that is cut off from the API server signs by what it knew for as long as that.
         overlap=config.outage_limit + config.retire_after,
         key_algorithm=config.authority_algorithm,

@@ -7,7 +7,7 @@ from signer.authority.slots import authority_id
 from signer.authority.state import AuthorityState, Goal
 from signer.authority.timing import LifecyclePolicy
 from signer.errors import CertificateRefused
-from svid.acceptance import accept
+from svid.acceptance import accept, check_root
 from svid.authority import X509Authority
 from svid.errors import SvidError
 
@@ -41,6 +41,8 @@ def admit(
     least = timedelta(0) if urgent else policy.shortest_authority
     try:
         accept(authority, now, least=least, others=[slot.authority for slot in others])
+        for root in state.roots if state is not None else ():
+            check_root(root.certificate, [authority])
     except SvidError as error:
         raise CertificateRefused(f"the new authority cannot be used: {error.reason}: {error}") from None
     if authority_id(authority) in {slot.id for slot in others}:

@@ -60,16 +60,16 @@ class Events:
 
     def gave_up(self, namespace: str, secret: str, message: str) -> None:
         """A CA above was asked in vain; said of the authorities' Secret, as no pod is the one that waits."""
-        event = _Event(
-            PodClaim(namespace, secret, ""),
-            "Warning",
-            "UpstreamRefused",
-            message[:_MAX_NOTE],
-            self._clock.now(),
-            "Secret",
-        )
+        self._warn(namespace, secret, "UpstreamRefused", message)
+
+    def roots_refused(self, namespace: str, secret: str, message: str) -> None:
+        """Roots that a CA above names are not trusted; said of the authorities' Secret."""
+        self._warn(namespace, secret, "UpstreamRootsRefused", message)
+
+    def _warn(self, namespace: str, secret: str, reason: str, message: str) -> None:
+        of = PodClaim(namespace, secret, "")
         with suppress(asyncio.QueueFull):
-            self._queue.put_nowait(event)
+            self._queue.put_nowait(_Event(of, "Warning", reason, message[:_MAX_NOTE], self._clock.now(), "Secret"))
 
     def clipped(self, pod: PodClaim, message: str) -> None:
         """Less of a lifetime was granted than the pod's author asked for. It comes with every renewal."""

@@ -16,6 +16,7 @@ from signer.admin_api import KINDS, SERVICE
 from signer.attestation import fitness
 from signer.attestation.pods import Pods
 from signer.authority.advice import to_do
+from signer.authority.anchors import UpstreamRoot
 from signer.authority.knowledge import Acks
 from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
@@ -151,6 +152,8 @@ class AdminService:
             )
             asked.since.FromDatetime(state.request.asked_at)
             answer.requested_x509.CopyFrom(asked)
+        for root in state.roots:
+            _root(answer, root)
         for slot in state.x509:
             added = self._slot(answer, admin_pb2.KIND_X509, slot)
             added.not_after.FromDatetime(slot.authority.not_after)
@@ -189,6 +192,14 @@ def _reissuing(state: AuthorityState, kind: str, acks: Acks, now: datetime) -> b
         for each in state.directives
         if each.authority_id != state.active_x509_id
     )
+
+
+def _root(answer: admin_pb2.AuthorityStatus, root: UpstreamRoot) -> None:
+    told = answer.upstream_roots.add(id=root.id, subject=root.certificate.subject.rfc4514_string())
+    told.since.FromDatetime(root.since)
+    told.not_after.FromDatetime(root.certificate.not_valid_after_utc)
+    if root.ends_at is not None:
+        told.leaves_at.FromDatetime(root.ends_at)
 
 
 def _abandoned(each: Abandoned) -> admin_pb2.Abandoned:

@@ -109,7 +109,7 @@ class StepResponse(_message.Message):
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class AuthorityStatus(_message.Message):
-    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "unknown")
+    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "upstream_roots", "unknown")
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class AuthorityStatus(_message.Message):
     ABANDONED_FIELD_NUMBER: _ClassVar[int]
     TO_DO_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_X509_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAM_ROOTS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     trust_domain: str
     sequence: int
@@ -141,8 +142,9 @@ class AuthorityStatus(_message.Message):
     abandoned: _containers.RepeatedCompositeFieldContainer[Abandoned]
     to_do: _containers.RepeatedScalarFieldContainer[str]
     requested_x509: Requested
+    upstream_roots: _containers.RepeatedCompositeFieldContainer[UpstreamRoot]
     unknown: str
-    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., unknown: _Optional[str] = ...) -> None: ...
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., upstream_roots: _Optional[_Iterable[_Union[UpstreamRoot, _Mapping]]] = ..., unknown: _Optional[str] = ...) -> None: ...
 
 class Requested(_message.Message):
     __slots__ = ("id", "at", "since", "submitted", "said")
@@ -157,6 +159,20 @@ class Requested(_message.Message):
     submitted: bool
     said: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, id: _Optional[str] = ..., at: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., submitted: _Optional[bool] = ..., said: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UpstreamRoot(_message.Message):
+    __slots__ = ("id", "subject", "since", "leaves_at", "not_after")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_AT_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    subject: str
+    since: _timestamp_pb2.Timestamp
+    leaves_at: _timestamp_pb2.Timestamp
+    not_after: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., subject: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., leaves_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Abandoned(_message.Message):
     __slots__ = ("kind", "id", "asked_at", "left_at", "svids_end", "replaced", "certified_until")

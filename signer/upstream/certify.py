@@ -1,15 +1,18 @@
 """Who certifies the signer's X.509 authorities: nobody (each is its own root), or a CA above."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from runtime.bounded import Bounded, Unanswered
 from signer.errors import SignerError
+from signer.upstream.roots import RootSet
 from svid.acceptance import accept
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -17,6 +20,10 @@ from svid.certificates import certificates_from_pem
 from svid.errors import SvidError
 from svid.keys import PrivateKey, PublicKey, key_from_pem, public_key_of
 from svid.spiffeid import TrustDomain
+
+_T = TypeVar("_T")
+# Of a file with certificates: a hundred times what any CA has.
+MAX_BYTES = 1024 * 1024
 
 
 class UpstreamUnusable(SignerError):
@@ -49,6 +56,10 @@ class SelfSigned:
         except SvidError as error:
             raise UpstreamUnusable(f"{error.reason}: {error}") from None
 
+    async def roots(self) -> RootSet:
+        """There is no CA above."""
+        return RootSet(complete=True)
+
 
 class HeldKey(Protocol):
     """A CA's private key that is in no file."""
@@ -75,8 +86,17 @@ class FileUpstream:
     async def certify(
         self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime
     ) -> X509Authority:
+        return await self._read(lambda: self._certify(trust_domain, key, lifetime, now))
+
+    async def roots(self) -> RootSet:
+        """Those of the bundle; without one the last certificate, which is what is trusted then."""
+        return await self._read(self._roots)
+
+    async def _read(self, work: Callable[[], _T]) -> _T:
+        """What `work` makes of the files, which may hang. Raises UpstreamUnusable."""
         try:
-            return await self.reader.do(lambda: self._certify(trust_domain, key, lifetime, now))
+            with_names = partial(self._told, work)
+            return await self.reader.do(with_names)
         except Unanswered:
             raise UpstreamUnusable(
                 f"{self.certificate}, {self.key} or the bundle could not be read within {self.reader.seconds:g} s; is "
@@ -87,7 +107,7 @@ class FileUpstream:
         if self.bundle is None:
             return None
         try:
-            found = self.bundle.read_bytes()
+            found = read_bounded(self.bundle)
         except FileNotFoundError:
             if self.may_lack:
                 return None
@@ -96,19 +116,32 @@ class FileUpstream:
 
     def _key(self, certificate: x509.Certificate) -> PrivateKey:
         if isinstance(self.key, Path):
-            return key_from_pem(self.key.read_bytes())
+            return key_from_pem(read_bounded(self.key))
         return self.key.of(public_key_of(certificate))
 
     def _certify(self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime) -> X509Authority:
+        chain = self._chain()
+        given = self._given_roots()
+        roots = TrustBundle(trust_domain, chain[-1:] if given is None else certificates_from_pem(given))
+        above = X509Authority(trust_domain, chain, self._key(chain[0]), roots)
+        authority = above.issue_intermediate(key, lifetime=lifetime, now=now)
+        # Here as well as where it is admitted: the text names the files.
+        accept(authority, now)
+        return authority
+
+    def _roots(self) -> RootSet:
+        given = self._given_roots()
+        if given is not None:
+            return RootSet(certificates_from_pem(given), complete=True)
+        return RootSet(self._chain()[-1:])
+
+    def _chain(self) -> tuple[x509.Certificate, ...]:
+        return certificates_from_pem(read_bounded(self.certificate))
+
+    def _told(self, work: Callable[[], _T]) -> _T:
+        """What is wrong with the files, with their names."""
         try:
-            chain = certificates_from_pem(self.certificate.read_bytes())
-            given = self._given_roots()
-            roots = TrustBundle(trust_domain, chain[-1:] if given is None else certificates_from_pem(given))
-            above = X509Authority(trust_domain, chain, self._key(chain[0]), roots)
-            authority = above.issue_intermediate(key, lifetime=lifetime, now=now)
-            # Here as well as where it is admitted: the text names the files.
-            accept(authority, now)
-            return authority
+            return work()
         except OSError as error:
             raise UpstreamUnusable(f"{error.filename} cannot be read: {error.strerror}") from None
         except SvidError as error:
@@ -121,9 +154,18 @@ class FileUpstream:
             raise UpstreamUnusable(f"{self.certificate} or the bundle is not a PEM certificate chain") from None
 
 
+def read_bounded(path: Path) -> bytes:
+    """What a file holds. Raises OSError, and UpstreamUnusable for one that is larger than any of them."""
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UpstreamUnusable(f"{path} is larger than {MAX_BYTES >> 20} MiB: it is no file of certificates")
+    return data
+
+
 def upstream_of(
     certificate: Path | None, key: Path | HeldKey | None, bundle: Path | None, folder: Path | None
-) -> Upstream:
+) -> SelfSigned | FileUpstream:
     """The CA of those files, or of a Secret's `folder`, where `bundle` wins over its roots; without any, none above.
 
     A key that is given wins over the folder's.

@@ -5,19 +5,21 @@ from dataclasses import dataclass
 
 from signer.cluster.kube import KubeApi
 from signer.upstream import certmanager
-from signer.upstream.certify import Upstream, upstream_of
+from signer.upstream.certify import FileUpstream, SelfSigned, Upstream, upstream_of
 from signer.upstream.certmanager import CertManager
 from signer.upstream.openbao import OpenBao
 from signer.upstream.pkcs11 import TokenKey
 from signer.upstream.remote import Elsewhere, RemoteUpstream
+from signer.upstream.roots import RootSource
 from signer.upstream_settings import FileSettings, UpstreamSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What makes an authority at once; or, of a CA elsewhere, its name, and whom to ask."""
+    """What makes an authority at once; or, of a CA elsewhere, its name, and whom to ask. `roots`: who names them."""
 
     above: Upstream | Elsewhere
+    roots: RootSource
     remote: RemoteUpstream | None = None
 
 
@@ -29,11 +31,12 @@ def chosen(settings: UpstreamSettings, api: KubeApi) -> Chosen:
     elif settings.kind == "cert-manager":
         remote = CertManager(settings.cert_manager, api)
     else:
-        return Chosen(at_hand(settings.files))
-    return Chosen(Elsewhere(remote.name), remote)
+        above = at_hand(settings.files)
+        return Chosen(above, above.roots)
+    return Chosen(Elsewhere(remote.name), remote.roots, remote)
 
 
-def at_hand(by: FileSettings) -> Upstream:
+def at_hand(by: FileSettings) -> SelfSigned | FileUpstream:
     """What makes an authority at once."""
     key = TokenKey(by.key_uri) if by.key_uri is not None else by.key_file
     return upstream_of(by.cert_file, key, by.bundle_file, by.dir)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from cryptography import x509
 
 from runtime.bounded import Bounded, Unanswered
-from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.certify import UpstreamUnusable, read_bounded
 from svid.certificates import certificates_from_pem
 from svid.errors import SvidError
 
@@ -50,7 +50,7 @@ def readable(path: Path | None) -> None:
 def roots(path: Path) -> tuple[x509.Certificate, ...]:
     """Certificates in PEM."""
     try:
-        return certificates_from_pem(path.read_bytes())
+        return certificates_from_pem(read_bounded(path))
     except OSError as error:
         raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
     except (SvidError, ValueError):

@@ -55,6 +55,7 @@ class Fleet:
     # Without a CA above, and with a new authority that is not wanted.
     upstream_left: float | None = None
     wanted_at: float = 0.0
+    roots_refused: bool = False
     up: dict[str, bool] = field(default_factory=lambda: {"agent": True, "signer-0": True, "signer-1": True})
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class Fleet:
                 authority_life=lambda: 30 * 86400.0,
                 upstream_ends=lambda: self.now + self.upstream_left if self.upstream_left is not None else 0.0,
                 authority_wanted=lambda: self.wanted_at,
+                roots_refused=lambda: float(self.roots_refused),
                 contact=lambda: self.now if self.contact_lost_at is None else self.contact_lost_at,
                 services_left_out=lambda: 0.0,
                 pods_left_out=lambda: 0.0,
@@ -216,6 +218,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidAuthorityNotRotated": _set(authority_left=10 * 86400.0),
     "PodsvidUpstreamEnds": _set(upstream_left=6 * 86400.0),
     "PodsvidAuthorityWanted": _set(wanted_at=60.0),
+    "PodsvidUpstreamRootsRefused": _set(roots_refused=True),
     "PodsvidAgentsWithoutTrustBundle": _set(unacknowledged=1),
     "PodsvidApiServerLost": _set(contact_lost_at=600.0),
     "PodsvidSecretPutBack": _put_back,

@@ -37,6 +37,7 @@ from signer.policy.policy import GROUP
 from tests.shapes import described
 from tests.signer_rig import START, Serving, Site, serving
 from tests.unit.signer.test_lifecycle import TTL, advanced, done, first, life, stages
+from tests.unit.signer.test_upstream_roots import ONE, TWO, upstream
 
 WIDE = f"{GROUP}/clusterworkloadidentities/wide"
 
@@ -608,3 +609,29 @@ def test_who_stops_looking_stops_no_rotation(
         )
 
     rigged(test)
+
+
+def test_show_says_which_roots_the_ca_above_names_and_why_some_are_not_taken(tmp_path: Path) -> None:
+    above = upstream(tmp_path, ONE, ONE, TWO)
+
+    async def test(rig: Rig) -> None:
+        await rig.until(lambda: len(rig.state.roots) == 2)
+        told = (await rig.shown())["upstream_roots"]
+        assert [each["subject"] for each in told] == ["CN=two", "CN=one"]
+        assert told[0]["id"] == rig.state.roots[0].id
+        assert not any("leaves_at" in each for each in told)
+        times = "ends 2039-12-30T00:00:00Z, named since 2030-01-01T00:00:00Z"
+        line = f"root of the CA above: {told[0]['id']}, CN=two, {times}"
+        assert line in (await rig.authority("show")).splitlines()
+        leaving = replace(rig.state.roots[0], ends_at=START + TTL)
+        rig.rotation.see(replace(rig.state, sequence=rig.state.sequence + 1, roots=(leaving,)))
+        assert f"{line}; named no more, leaves at 2030-01-01T01:00:00Z" in (await rig.authority("show")).splitlines()
+        upstream(tmp_path, ONE, TWO)
+        rig.site.clock.pass_by(minutes=5)
+        await rig.until(lambda: rig.rotation.roots.refuses)
+        assert "no root of the active authority is among them" in await rig.authority("show")
+        kube = rig.site.kube
+        await rig.until(lambda: any(each.get("reason") == "UpstreamRootsRefused" for each in kube.objects.values()))
+
+    files = ("--upstream-cert-file", str(above.certificate), "--upstream-key-file", str(above.key))
+    rigged(test, *files, "--upstream-bundle-file", str(above.bundle))

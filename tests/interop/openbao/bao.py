@@ -49,10 +49,14 @@ class Bao:
         found: dict[str, Any] = json.loads(self.raw(path, body) or b"{}").get("data") or {}
         return found
 
-    def raw(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+    def delete(self, path: str) -> None:
+        """DELETE it. Raises BaoError."""
+        self.raw(path, method="DELETE")
+
+    def raw(self, path: str, body: Mapping[str, Any] | None = None, method: str | None = None) -> bytes:
         """As `call`, the answer as it came. Raises BaoError."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.address}/v1/{path}", data, {"X-Vault-Token": _TOKEN})
+        request = urllib.request.Request(f"{self.address}/v1/{path}", data, {"X-Vault-Token": _TOKEN}, method=method)
         try:
             # A proxy of the environment has no business with the loopback.
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:

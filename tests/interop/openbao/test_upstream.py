@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cryptography import x509
 
 from svid.certificates import certificates_from_pem
 from tests import openbao_contract as contract
+from tests.cluster.fleet import handshake
 from tests.interop.openbao.bao import Bao, server
 from tests.interop.rig import Cluster, authorities, cluster, openssl, spiffe_ids, until
 from tests.ports import free_port
@@ -25,6 +28,7 @@ path "pki/issuer/nobody/sign-intermediate" { capabilities = ["update"] }
 path "issuing/root/sign-intermediate" { capabilities = ["update"] }
 path "brief/root/sign-intermediate" { capabilities = ["update"] }
 path "moving/root/sign-intermediate" { capabilities = ["update"] }
+path "replaced/root/sign-intermediate" { capabilities = ["update"] }
 """
 
 
@@ -140,6 +144,72 @@ def test_the_next_authority_is_below_another_root_when_the_engine_has_one(real: 
             only_new.write_text(str(made["certificate"]))
             await here.authority("rotate", "--no-wait")
             await until(lambda: openssl(target, only_new) == "OK")
+
+    asyncio.run(run())
+
+
+class Traffic:
+    """Mutual TLS between two pods, each way, again and again: what failed, and how often it did not."""
+
+    def __init__(self, *volumes: Path) -> None:
+        self.volumes = volumes
+        self.done = 0
+        self.failed: list[str] = []
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            for serving, calling in permutations(self.volumes, 2):
+                try:
+                    await asyncio.to_thread(handshake, serving, calling)
+                    self.done += 1
+                except (ssl.SSLError, AssertionError) as error:
+                    self.failed.append(str(error))
+            await asyncio.sleep(0.05)
+
+
+def test_a_root_is_replaced_under_traffic_and_nobody_fails(real: Real, tmp_path: Path) -> None:
+    """Trusted before anything is below it, used when all have it, and the one before is gone in the end."""
+    real.root_of("replaced")
+    first = published(real, "replaced", tmp_path)
+    old = str(real.bao.call("replaced/config/issuers")["default"])
+    quick = (
+        "--upstream-root-interval",
+        "1s",
+        "--x509-min-ttl",
+        "2s",
+        "--x509-ttl",
+        "6s",
+        "--x509-max-ttl",
+        "6s",
+        "--outage-limit",
+        "6s",
+    )
+
+    async def run() -> None:
+        async with cluster(*flags(real, tmp_path, "replaced"), *quick) as here:
+            targets = [await here.publish(0), await here.publish(1)]
+            traffic = Traffic(*targets)
+            talking = asyncio.create_task(traffic.run())
+            try:
+                made = real.bao.call("replaced/root/rotate/internal", {"common_name": "next root", "key_type": "ec"})
+                only_new = tmp_path / "next.crt"
+                only_new.write_text(str(made["certificate"]))
+                await until(lambda: [authorities(each) for each in targets] == [2, 2])
+                assert [openssl(each, first) for each in targets] == ["OK", "OK"]
+                assert "OK" not in [openssl(each, only_new) for each in targets]
+                told = json.loads(await here.authority("show", "--output", "json"))
+                assert {each["subject"] for each in told["upstream_roots"]} == {"CN=replaced root", "CN=next root"}
+                real.bao.call("replaced/root/replace", {"default": made["issuer_id"]})
+                await here.authority("rotate", "--no-wait")
+                await until(lambda: [openssl(each, only_new) for each in targets] == ["OK", "OK"])
+                real.bao.delete(f"replaced/issuer/{old}")
+                await until(lambda: [authorities(each) for each in targets] == [1, 1])
+                assert [openssl(each, only_new) for each in targets] == ["OK", "OK"]
+            finally:
+                talking.cancel()
+            assert traffic.failed == []
+            assert traffic.done > 100
 
     asyncio.run(run())
 

@@ -100,6 +100,7 @@ def _signer(ask: Callable[[], float]) -> SignerMetrics:
         authority_life=ask,
         upstream_ends=ask,
         authority_wanted=ask,
+        roots_refused=ask,
         contact=ask,
         services_left_out=ask,
         pods_left_out=ask,

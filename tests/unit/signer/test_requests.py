@@ -765,7 +765,7 @@ def test_a_request_is_stored_whole_and_only_while_there_is_one() -> None:
     with pytest.raises(StateDamaged):
         AuthorityState.from_json(json.dumps({**document, "request": None}).encode(), TD)
     with pytest.raises(StateDamaged, match="run the newer signer again") as caught:
-        AuthorityState.from_json(json.dumps({**document, "version": 4}).encode(), TD)
+        AuthorityState.from_json(json.dumps({**document, "version": 5}).encode(), TD)
     assert "delete it" not in str(caught.value)
 
 

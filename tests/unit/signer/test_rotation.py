@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from signer.authority.acknowledgements import Agents
+from signer.authority.lifecycle import Life
 from signer.authority.rotation import ATTEMPTS, Rotation
 from signer.authority.slots import BOTH
 from signer.authority.state import AuthorityState
@@ -22,6 +23,7 @@ from signer.errors import Conflict, StateDamaged, TransitionRefused
 from signer.metrics import Metrics
 from signer.model import Agent
 from signer.upstream.certify import SelfSigned, UpstreamUnusable
+from signer.upstream.roots import RootSource
 from svid.authority import X509Authority
 from svid.keys import PrivateKey
 from svid.spiffeid import TrustDomain
@@ -56,7 +58,7 @@ class Cluster:
 class Replica:
     """One signer's part of it."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, by: Life | None = None, roots: RootSource | None = None) -> None:
         self.leader = Leader(
             cluster.kube,
             "podsvid",
@@ -72,13 +74,14 @@ class Replica:
         self.rotation = Rotation(
             SecretStore(cluster.kube, "podsvid", "authority", TD),
             abandonments(cluster.kube, cluster.clock),
-            life(),
+            by or life(),
             self.leader,
             self.agents,
             sources(lambda: cluster.live, lambda: self.witness.doubt),
             self.metrics,
             cluster.clock,
             random.Random(1),
+            roots=roots,
         )
 
     async def open(self) -> None:
