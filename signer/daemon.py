@@ -44,6 +44,7 @@ from signer.cluster.objects import DataObject, plain
 from signer.cluster.taints import StartupTaint
 from signer.cluster.witness import Witness
 from signer.config import SignerConfig
+from signer.front import budget
 from signer.front.admin import AdminService, serve_admin
 from signer.front.agents import SignerService
 from signer.front.audit import Audit
@@ -233,7 +234,11 @@ class Replica:
         background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "pods": self._pods.run,
             "policies": self._policies.run,
-            "heap": lambda: heap.settle(self._pods.wait_synced, self._policies.wait_synced),
+            "heap": lambda: heap.settle(
+                self._pods.wait_synced,
+                self._policies.wait_synced,
+                in_use=lambda: self._agents.connected * budget.OF_AGENT,
+            ),
             "gauges": lambda: gauges.keep(self.metrics),
             "offline tokens": self._offline.run,
             "authority Secret": self._secret.run,

@@ -32,6 +32,8 @@ WAITING: Final = 512
 # room for all of them: where there is none, a node's older one goes for another node's newer one.
 AGENT_CONNECTIONS: Final = 6_144
 NODE_CONNECTIONS: Final = 8
+# What a replica takes for an agent that is connected and watches it; measured, bench/results/scale.md.
+OF_AGENT: Final = 70 * KIB
 # Bytes that both sockets of a connection keep in the kernel, each way.
 SOCKET_BUFFER: Final = 32 * KIB
 

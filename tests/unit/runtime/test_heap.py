@@ -77,10 +77,10 @@ class Pauses:
 
 
 @asynccontextmanager
-async def settled(size: Callable[[], int] = lambda: 1) -> AsyncIterator[Pauses]:
+async def settled(size: Callable[[], int] = lambda: 1, in_use: Callable[[], int] = lambda: 0) -> AsyncIterator[Pauses]:
     """What is there is left out, and it is the first pause."""
     pauses = Pauses()
-    settling = asyncio.create_task(heap.settle(pause=pauses, size=size))
+    settling = asyncio.create_task(heap.settle(pause=pauses, size=size, in_use=in_use))
     await pauses.settled()
     try:
         yield pauses
@@ -186,6 +186,30 @@ def test_it_has_grown_since_it_was_looked_at_and_not_since_the_start() -> None:
             for _ in range(heap.AT_LEAST + 1):
                 await pauses.over()
             assert gone() is not None
+
+    without_collector(run)
+
+
+@pytest.mark.parametrize(("known", "goes"), [(0, True), (900, False), (400, True)])
+def test_a_process_that_has_grown_by_what_is_in_use_is_not_looked_at_as_a_whole(known: int, goes: bool) -> None:
+    """Agents that connect: a replica is as large with them, and all of them come at once."""
+    megabytes, in_use = 1000, 50
+
+    async def run() -> None:
+        nonlocal megabytes, in_use
+        kept = Cycle()
+        async with settled(lambda: megabytes, lambda: in_use) as pauses:
+            gone = weakref.ref(kept)
+            del kept
+            megabytes, in_use = 2000, 50 + known
+            await pauses.over()
+            assert (gone() is None) == goes
+            # Who leaves takes it away again.
+            megabytes, in_use = 1050, 50
+            before = gone()
+            for _ in range(heap.AT_LEAST - 1):
+                await pauses.over()
+            assert gone() is before
 
     without_collector(run)
 
