@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from svid.bundle import TrustBundle
-from svid.certificates import check_readable, extension
+from svid.certificates import ExtensionT, check_readable, extension
 from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, public_key_of, signature_hash
 from svid.spiffeid import SpiffeId, TrustDomain
@@ -175,29 +175,23 @@ class X509Authority:
         not_after = now + min(ttl, self.not_after - now)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
         names += [x509.DNSName(name) for name in dict.fromkeys(dns_names)]
-        leaf = (
-            x509.CertificateBuilder(
-                issuer_name=self.chain[0].subject,
-                subject_name=self.subject,
-                public_key=public_key,
-                serial_number=x509.random_serial_number(),
-                not_valid_before=max(now - backdate, self.chain[0].not_valid_before_utc),
-                not_valid_after=not_after,
-            )
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                _key_usage(digital_signature=True, key_encipherment=isinstance(public_key, rsa.RSAPublicKey)),
-                critical=True,
-            )
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(self._authority_key_identifier, critical=False)
-            .add_extension(x509.SubjectAlternativeName(names), critical=not list(self.subject))
-            .sign(self.private_key, signature_hash(self.private_key))
-        )
+        leaf = x509.CertificateBuilder(
+            issuer_name=self.chain[0].subject,
+            subject_name=self.subject,
+            public_key=public_key,
+            serial_number=x509.random_serial_number(),
+            not_valid_before=max(now - backdate, self.chain[0].not_valid_before_utc),
+            not_valid_after=not_after,
+            # At once: each that is added alone copies the builder. That none is twice in it shows when it is read.
+            extensions=[
+                _END_ENTITY,
+                _USAGE_OF_RSA if isinstance(public_key, rsa.RSAPublicKey) else _USAGE,
+                _EXTENDED_USAGE,
+                _extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False),
+                _extension(self._authority_key_identifier, critical=False),
+                _extension(x509.SubjectAlternativeName(names), critical=not list(self.subject)),
+            ],
+        ).sign(self.private_key, signature_hash(self.private_key))
         chain = (leaf, *self._intermediates)
         try:
             check_x509_svid(chain, self.bundle, now)
@@ -314,3 +308,16 @@ def _key_usage(
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _extension(value: ExtensionT, *, critical: bool) -> x509.Extension[ExtensionT]:
+    return x509.Extension(value.oid, critical, value)
+
+
+# What is the same in every leaf.
+_END_ENTITY = _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+_USAGE = _extension(_key_usage(digital_signature=True), critical=True)
+_USAGE_OF_RSA = _extension(_key_usage(digital_signature=True, key_encipherment=True), critical=True)
+_EXTENDED_USAGE = _extension(
+    x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+)

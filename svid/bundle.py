@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, NoReturn, Self, TypeAlias
 
 from cryptography import x509
@@ -54,7 +55,7 @@ class JwtAuthority:
     public_key: JwtKey
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrustBundle:
     """What authenticates SVIDs of one trust domain.
 
@@ -154,6 +155,11 @@ class TrustBundle:
 
     def to_jwks(self) -> bytes:
         """The SPIFFE JWKS: X509-SVID.md 6.1 and JWT-SVID.md 6.1 say which members an entry has."""
+        return self._jwks
+
+    @cached_property
+    def _jwks(self) -> bytes:
+        # Kept: all volumes of a node have one bundle, and each renewal writes it twice.
         keys: list[dict[str, Any]] = [
             {"use": "x509-svid", **_x509_key_members(certificate), "x5c": [_b64(_der(certificate))]}
             for certificate in self.x509_authorities

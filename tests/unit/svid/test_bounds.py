@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import jwt
@@ -92,3 +93,11 @@ def test_audiences_are_bounded_in_number_and_bytes() -> None:
 def test_a_token_names_no_trust_domain() -> None:
     with pytest.raises(IssuanceRefused, match="with a path"):
         KEY.issue(OWN.id, ["api"], ttl=HOUR, now=NOW)
+
+
+def test_what_each_renewal_writes_of_a_bundle_is_made_once() -> None:
+    assert ISSUER.bundle.to_jwks() is ISSUER.bundle.to_jwks()
+    # Kept with the bundle, and not with what is made of it.
+    other = replace(ISSUER.bundle, jwt_authorities=(KEY.public,))
+    assert other.to_jwks() != ISSUER.bundle.to_jwks()
+    assert replace(other, jwt_authorities=()).to_jwks() == ISSUER.bundle.to_jwks()
