@@ -73,6 +73,8 @@ class Requests:
         # Since when the first authority is asked for in vain; and whether the Secret is new though there was one.
         self._vain_since: float | None = None
         self.bereft = False
+        # Whether a person decides of what was asked last: another replica would withdraw it, and ask that person anew.
+        self._by_person = False
         # The request that was sent, or sent in vain, last.
         self._tried = ""
         # What was issued without roots, by its request: where they cannot be had it is not asked for again.
@@ -180,7 +182,9 @@ class Requests:
             await swap(stored, await self._life.again(stored.state, now), Step("withdraw", "x509", why))
         else:
             await self.look(stored.state, load, swap, leading)
-            if self._last and self._vain_since is None:
+            if self._by_person:
+                self._vain_since = None
+            elif self._last and self._vain_since is None:
                 self._vain_since = self._clock.monotonic()
 
     async def look(self, state: AuthorityState, load: Load, swap: Swap, leading: Callable[[], bool]) -> None:
@@ -283,7 +287,7 @@ class Requests:
         to_ca = request.to_ca(state.trust_domain)
         if request.wished and request.id != self._tried:
             self._backoff.forget()
-        self._tried = request.id
+        self._tried, self._by_person = request.id, False
         try:
             handle = request.handle
             if handle is None:
@@ -308,6 +312,7 @@ class Requests:
             )
             return None
         if isinstance(found, Pending):
+            self._by_person = found.by_person
             self._metrics.upstream_answered("pending")
             self._wanted, self._last = wanted(state), f"{request.at} has not decided: {found.reason[:_MAX_TEXT]}"
             self._backoff.forget()

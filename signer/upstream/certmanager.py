@@ -90,7 +90,7 @@ def verdict(data: bytes, which: str) -> Verdict:
     if ready is not None and ready.status == "True" and status.certificate:
         return _certified(status, which)
     if approved is None:
-        return Pending(f"{which} is not approved yet", LOOK_AGAIN)
+        return Pending(f"{which} is not approved yet", LOOK_AGAIN, by_person=True)
     return Pending(f"{which} is approved, and waits for its issuer{_why(ready)}", LOOK_AGAIN)
 
 

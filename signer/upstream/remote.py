@@ -42,10 +42,12 @@ class CaRequest:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """It has not decided. `reason` is for people."""
+    """It has not decided. `reason` is for people. `by_person`: one of them has to decide, in days maybe, and asking
+    in another way would not get further."""
 
     reason: str
     retry_after: timedelta
+    by_person: bool = False
 
 
 @dataclass(frozen=True, slots=True)

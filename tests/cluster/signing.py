@@ -50,10 +50,10 @@ _WITHOUT_WORKLOADS = (
 BUNDLE = f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-bundle"
 
 
-def install(cluster: Cluster, progress: Progress) -> None:
-    """Apply what the chart ships but for the workloads: CRDs, permissions, the CSIDriver."""
+def install(cluster: Cluster, progress: Progress, *values: str) -> None:
+    """Apply what the chart ships with these values but for the workloads: CRDs, permissions, the CSIDriver."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    shipped = chart.render(f"trustDomain={TRUST_DOMAIN}", namespace=NAMESPACE)
+    shipped = chart.render(f"trustDomain={TRUST_DOMAIN}", *values, namespace=NAMESPACE)
     documents = [namespace, *(each for each in shipped if each["kind"] in _WITHOUT_WORKLOADS)]
     cluster.api.apply(documents)
     names = [each["metadata"]["name"] for each in documents if each["kind"] == "CustomResourceDefinition"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import go_tools
+from tests.cluster.programs import PROGRAMS as CLUSTER_PROGRAMS
 from tests.interop.__main__ import main
 from tests.interop.run import Found, count
 from tests.interop.suites import HERE, Suite, SuiteError, load, load_all, names
@@ -53,6 +55,14 @@ def test_a_module_is_pinned_at_the_version_of_its_manifest() -> None:
         for program in pinned:
             assert f"\t{suite.tool} {suite.version}" in (program.manifest_dir / "go.mod").read_text(encoding="utf-8")
             assert (program.manifest_dir / "go.sum").exists()
+
+
+def test_what_a_suite_takes_of_the_cluster_is_built_once() -> None:
+    """A manifest that says how in other words than the cluster's would have it built again, for minutes."""
+    ours = {each.name: go_tools.path_of(each) for each in CLUSTER_PROGRAMS}
+    shared = [each for each in load("cert-manager").programs if each.name in ours]
+    assert {each.name for each in shared} == {"kube-apiserver", "etcd", "helm"}
+    assert [go_tools.path_of(each) for each in shared] == [ours[each.name] for each in shared]
 
 
 def test_every_folder_with_tests_is_a_suite() -> None:
@@ -137,7 +147,7 @@ def test_a_manifest_that_lacks_something_or_has_a_word_too_much_is_refused(tmp_p
 
 def test_a_suite_that_is_none_is_named_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "spyre"]) == 2
-    assert "there is no suite spyre; there are: openbao, spire" in capsys.readouterr().err
+    assert "there is no suite spyre; there are: cert-manager, openbao, spire" in capsys.readouterr().err
 
 
 def test_what_is_not_ready_is_said(
