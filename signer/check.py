@@ -1,4 +1,5 @@
-"""`podsvid signer --check`: what this host lacks for a signer with these settings. Nobody is asked."""
+"""`podsvid signer --check`: what this host lacks for a signer with these settings. Nobody is asked, but for a
+token that has the key of the CA above."""
 
 import asyncio
 import socket
@@ -15,6 +16,7 @@ from signer.authority.trial import Cause, admit
 from signer.cluster.kube_client import KubeClient
 from signer.config import SignerConfig
 from signer.policy.template import path_template
+from signer.upstream import pkcs11
 from signer.upstream.certify import SelfSigned
 from signer.upstream.chosen import at_hand, needed_files
 
@@ -110,4 +112,5 @@ def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
         admit(made, None, Cause.FIRST, policy, now)
 
     named = next(each for each in ("upstream_dir", "upstream_cert_file") if getattr(config, each) is not None)
-    yield host.usable(examined.shown(named), lambda: asyncio.run(first()), _TRIAL_SECONDS)
+    seconds = _TRIAL_SECONDS if config.upstream_key_uri is None else _TRIAL_SECONDS + pkcs11.SECONDS
+    yield host.usable(examined.shown(named), lambda: asyncio.run(first()), seconds)

@@ -295,8 +295,9 @@ class Replica:
             )
             if not synced
         ]
-        if missing and self._rotation.requests.first_awaited:
-            return self._rotation.requests.first_awaited
+        awaited = self._rotation.first.awaited or self._rotation.requests.first_awaited
+        if missing and awaited:
+            return awaited
         return f"not read yet: {', '.join(missing)}" if missing else None
 
     def _signing_state(self) -> AuthorityState | None:

@@ -32,7 +32,7 @@ class FileSettings:
             yield from self._key_conflicts(upstream)
             key = ("upstream_key_uri", None if self.dir is not None else self.key_uri)
         for (name, file), (other, its) in ((certificate, key), (key, certificate)):
-            if file is not None and its is None:
+            if file is not None and its is None and self.dir is None:
                 missing = (other, "upstream_key_uri") if other == "upstream_key_file" else (other,)
                 yield Conflict(
                     (name, *missing), "a CA is nothing without its certificate and key; give both, or neither"

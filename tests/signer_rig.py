@@ -180,8 +180,15 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(site: Site, folder: Path, clock: Clock, *flags: str, port: int = 0) -> AsyncIterator[Serving]:
-    """A replica at `site` on a free port of the loopback, until left."""
+async def serving(
+    site: Site,
+    folder: Path,
+    clock: Clock,
+    *flags: str,
+    port: int = 0,
+    made: Callable[[Replica], object] = lambda _: None,
+) -> AsyncIterator[Serving]:
+    """A replica at `site` on a free port of the loopback, until left; `made` is told of it before it is ready."""
     parser = argparse.ArgumentParser()
     config.add_arguments(parser)
     if not port:
@@ -194,6 +201,7 @@ async def serving(site: Site, folder: Path, clock: Clock, *flags: str, port: int
     async with AsyncExitStack() as services:
         spans = services.enter_context(tracing(loaded.tracing_endpoint, "podsvid-signer", {}))
         replica = Replica(loaded, site.kube, clock, random.Random(7), spans)
+        made(replica)
         running = asyncio.create_task(replica.run(stopping, services))
         try:
             while await replica.not_ready():

@@ -2,21 +2,56 @@
 
 import asyncio
 import logging
+import random
+from collections.abc import Callable
+from datetime import timedelta
 
 from runtime.clock import Clock
 from signer.authority.abandonments import Abandonments
+from signer.authority.backoff import Backoff
 from signer.authority.lifecycle import Life
 from signer.authority.rollback import Published
+from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
-from signer.errors import Conflict, SignerError, StateDamaged
+from signer.errors import CertificateRefused, Conflict, SignerError, StateDamaged
+from signer.upstream.certify import UpstreamUnusable
 
 _log = logging.getLogger("podsvid.authority")
 # Looks in which those that run put a newer Secret back, at once or at their next read, before one starts by an older.
 HEALED_AFTER = 20
 
 
+class First:
+    """The first authorities ever, made at a start; a CA above that certifies none is asked again by who leads.
+
+    The process stays meanwhile: each start of one would ask at once, and a token that holds the CA's key counts.
+    """
+
+    def __init__(self, life: Life, leading: Callable[[], bool], clock: Clock, rng: random.Random) -> None:
+        self._life = life
+        self._leading = leading
+        self._clock = clock
+        self._backoff = Backoff(clock, rng)
+        # What is waited for, for people; empty where nothing is.
+        self.awaited = ""
+
+    async def made(self) -> AuthorityState | None:
+        """A state with them; None where it is not time to try, or the CA above does not certify one."""
+        if self._backoff.failing and not (self._leading() and self._backoff.left(pressed=True) <= timedelta(0)):
+            return None
+        try:
+            return await self._life.first(self._clock.now())
+        except (UpstreamUnusable, CertificateRefused) as error:
+            self._backoff.failed()
+            self.awaited = f"waits for the first authority: {error.reason}: {error}"
+            _log.error(
+                "no authority yet: the CA above certifies none", extra={"reason": error.reason, "error": str(error)}
+            )
+            return None
+
+
 async def found(
-    store: StateStore, abandonments: Abandonments, published: Published, life: Life, clock: Clock
+    store: StateStore, abandonments: Abandonments, published: Published, first: First, look_seconds: float
 ) -> Stored | None:
     """What is stored, or was made for it as the first ever; None where that is gone again. Raises SignerError."""
     # Unknown blocks: without the record an older Secret looks like any other.
@@ -26,13 +61,18 @@ async def found(
     except SignerError as error:
         # What agents say shows it as well.
         _log.info("published trust bundle not read", extra={"reason": error.reason, "error": str(error)})
-    stored = await store.load()
-    if stored is None:
+    while (stored := await store.load()) is None:
+        made = await first.made()
+        if made is None:
+            await asyncio.sleep(look_seconds)
+            continue
         try:
-            stored = await store.create(await life.first(clock.now()))
+            stored = await store.create(made)
             _log.info("authorities created", extra={"sequence": stored.state.sequence})
         except Conflict:
             stored = await store.load()
+        break
+    first.awaited = ""
     return stored
 
 

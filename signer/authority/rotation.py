@@ -67,6 +67,7 @@ class Rotation:
         self.roots = RootFeed(roots, life.policy, sources.untimely, clock, rng)
         self._leader = leader
         self._leads: Callable[[], bool] = lambda: leader.leading
+        self.first = opening.First(life, self._leads, clock, rng)
         self._agents = agents
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)
         self._rollbacks = Rollbacks(clock)
@@ -148,7 +149,7 @@ class Rotation:
 
         Until then there is nothing to sign, serve or publish by. Raises StateDamaged, SignerError.
         """
-        stored = await opening.found(self._store, self._abandonments, self._published, self._life, self._clock)
+        stored = await opening.found(self._store, self._abandonments, self._published, self.first, LOOK_SECONDS)
         stored = await self._freed(await opening.healed(stored, self._store, self._published, LOOK_SECONDS))
         stored = await self.requests.born(stored, self._store, self._swap, self._leads, LOOK_SECONDS)
         self.see(stored.state)

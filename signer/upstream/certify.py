@@ -33,7 +33,7 @@ class UpstreamUnusable(SignerError):
 
 
 class Upstream(Protocol):
-    """Certifies a new authority's key. Implementations for cert-manager, Vault or a cloud's CA send a request there."""
+    """Certifies a new authority's key at once; a CA that is asked for it, and answers later, is a `RemoteUpstream`."""
 
     async def certify(
         self, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime

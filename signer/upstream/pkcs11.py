@@ -2,10 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -26,9 +26,10 @@ _WHY: Mapping[str, str] = MappingProxyType(
         "is its configuration there (SoftHSM: SOFTHSM2_CONF)?",
         "no-token": "there is no such token at {module}; is it plugged in, and the service behind it there?",
         "several-tokens": "several tokens at {module} are called so; name its serial number as well (serial=)",
-        "pin-unreadable": "{pin_file} holds no PIN: one line of UTF-8",
-        "pin-refused": "the token refuses the PIN in {pin_file} ({detail}). It is not tried again until that file "
-        "changes: tokens lock themselves after a few wrong ones",
+        "pin-unread": "{pin_file} cannot be read: {detail}",
+        "no-pin": "{pin_file} holds no PIN: one line of printable UTF-8",
+        "pin-refused": "the token refuses the PIN in {pin_file} ({detail}). This process does not try it again: tokens "
+        "lock themselves after a few wrong ones. Put the right one there",
         "pin-last-try": "the token locks itself at the next wrong PIN, and so the one in {pin_file} is not tried: log "
         "in once by the vendor's tool, which resets the count",
         "pin-locked": "the token has locked its user's PIN after too many wrong ones: unlock it by the vendor's tool",
@@ -43,25 +44,33 @@ Run = Callable[[bytes, float], "subprocess.CompletedProcess[bytes]"]
 
 
 def run(asked: bytes, seconds: float) -> "subprocess.CompletedProcess[bytes]":
-    """The process that signs. Raises OSError, subprocess.TimeoutExpired once it was killed."""
-    return subprocess.run(
-        [sys.executable, "-m", "signer.upstream.pkcs11_child"],
-        input=asked,
-        stdout=subprocess.PIPE,
+    """The process that signs. Raises OSError; subprocess.TimeoutExpired once it, and what it began, was killed."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "signer.upstream.pkcs11_child"],
+        stdin=pipe,
+        stdout=pipe,
         stderr=subprocess.DEVNULL,
-        timeout=seconds,
-        check=False,
-    )
+        cwd="/",
+        process_group=0,
+    ) as process:
+        try:
+            found, _ = process.communicate(asked, timeout=seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, found)
 
 
 class TokenKey:
     """The private key that `uri` names. Blocks; one thread at a time."""
 
-    def __init__(self, uri: KeyUri, run: Run = run) -> None:
+    def __init__(self, uri: KeyUri, run: Run = run, salt: bytes | None = None) -> None:
         self._uri = uri
         self._run = run
-        # The PIN file, as it was when the token refused what is in it.
-        self._refused: tuple[int, int, int] | None = None
+        # Which PIN the token refused: that process tells its digest, of which nobody finds the PIN without the salt.
+        self._salt = salt or os.urandom(16)
+        self._refused = ""
 
     def __str__(self) -> str:
         return str(self._uri)
@@ -74,9 +83,7 @@ class TokenKey:
             raise UpstreamUnusable(f"the key in the token cannot be used: {error}") from None
 
     def _signed(self, kind: str, scheme: Scheme, data: bytes) -> bytes:
-        uri, stamp = self._uri, _stamp(self._uri.pin_file)
-        if stamp is not None and stamp == self._refused:
-            raise self._unusable("pin-refused", "before")
+        uri = self._uri
         asked = {
             "module": str(uri.module),
             "token": uri.token,
@@ -87,6 +94,8 @@ class TokenKey:
             "kind": kind,
             "mechanism": _MECHANISMS[scheme],
             "data": data.hex(),
+            "salt": self._salt.hex(),
+            "refused": self._refused,
         }
         try:
             done = self._run(json.dumps(asked).encode(), SECONDS)
@@ -95,13 +104,13 @@ class TokenKey:
         except OSError as error:
             raise UpstreamUnusable(f"{uri}: no process can be started to ask it: {error.strerror}") from None
         if done.returncode != 0:
-            raise UpstreamUnusable(f"{uri}: {uri.module} ended the process that loaded it (status {done.returncode})")
+            raise UpstreamUnusable(f"{uri}: the process that asks the token ended (status {done.returncode})")
         found = _read(done.stdout)
         if "signature" in found:
-            self._refused = None
+            self._refused = ""
             return bytes.fromhex(found["signature"])
         if found.get("failed") == "pin-refused":
-            self._refused = stamp
+            self._refused = found.get("pin", "")
         raise self._unusable(found.get("failed", ""), found.get("detail", ""))
 
     def _unusable(self, why: str, detail: str) -> UpstreamUnusable:
@@ -124,13 +133,3 @@ def _read(answer: bytes) -> Mapping[str, str]:
         return {name: value for name, value in found.items() if isinstance(value, str)}
     except (ValueError, AttributeError, TypeError):
         return {"failed": "failed", "detail": "no answer"}
-
-
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    if path is None:
-        return None
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

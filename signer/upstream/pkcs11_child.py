@@ -1,13 +1,16 @@
 """`python -m signer.upstream.pkcs11_child`: signs once with a key in a PKCS#11 token, and ends.
 
 A process of its own, since a vendor's library may crash, hang, print, start threads, or hold on to a session that the
-token has forgotten. One JSON object comes in (module, token, serial, label, id, pin_file, kind, mechanism, data; bytes
-as hex), one goes out: {"signature": hex}, or {"failed": why, "detail": the name of a PKCS#11 error}.
+token has forgotten. One JSON object comes in (module, token, serial, label, id, pin_file, kind, mechanism, data, salt,
+refused; bytes as hex), one goes out: {"signature": hex}, or {"failed": why, "detail": the error's name, "pin": digest}.
 """
 
+import ctypes
+import hashlib
 import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -16,13 +19,15 @@ if TYPE_CHECKING:
     import pkcs11
 
 MAX_PIN = 1024
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 class _Failed(Exception):
-    def __init__(self, why: str, detail: str = "") -> None:
+    def __init__(self, why: str, detail: str = "", pin: str = "") -> None:
         super().__init__(why)
         self.why = why
         self.detail = detail
+        self.pin = pin
 
 
 def _pin(path: str | None) -> str | None:
@@ -30,11 +35,13 @@ def _pin(path: str | None) -> str | None:
         return None
     try:
         with open(path, "rb") as file:
-            pin = file.read(MAX_PIN + 1).decode().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError):
-        raise _Failed("pin-unreadable") from None
-    if not pin or len(pin) > MAX_PIN:
-        raise _Failed("pin-unreadable")
+            data = file.read(MAX_PIN + 1)
+    except OSError as error:
+        raise _Failed("pin-unread", error.strerror or "") from None
+    pin = data.decode("utf-8", "replace").rstrip("\r\n")
+    # What is no PIN is not tried: a wrong one counts.
+    if not pin or len(data) > MAX_PIN or not pin.isprintable() or "\ufffd" in pin:
+        raise _Failed("no-pin")
     return pin
 
 
@@ -54,9 +61,12 @@ def _token(asked: Mapping[str, Any]) -> "pkcs11.Token":
         raise _Failed("several-tokens") from None
 
 
-def _session(token: "pkcs11.Token", pin: str | None) -> "pkcs11.Session":
+def _session(token: "pkcs11.Token", pin: str | None, asked: Mapping[str, Any]) -> "pkcs11.Session":
     from pkcs11 import TokenFlag, exceptions
 
+    digest = "" if pin is None else hashlib.sha256(bytes.fromhex(asked["salt"]) + pin.encode()).hexdigest()
+    if pin is not None and digest == asked["refused"]:
+        raise _Failed("pin-refused", "before", digest)
     # A wrong one counts, and the last one locks the key away for good.
     if pin is not None and token.flags & TokenFlag.USER_PIN_LOCKED:
         raise _Failed("pin-locked")
@@ -67,7 +77,7 @@ def _session(token: "pkcs11.Token", pin: str | None) -> "pkcs11.Session":
     except exceptions.PinLocked:
         raise _Failed("pin-locked") from None
     except (exceptions.PinIncorrect, exceptions.PinInvalid, exceptions.PinLenRange, exceptions.PinExpired) as error:
-        raise _Failed("pin-refused", type(error).__name__) from None
+        raise _Failed("pin-refused", type(error).__name__, digest) from None
 
 
 def _signed(asked: Mapping[str, Any]) -> bytes:
@@ -75,8 +85,8 @@ def _signed(asked: Mapping[str, Any]) -> bytes:
         from pkcs11 import KeyType, Mechanism, ObjectClass, exceptions
     except ImportError:
         raise _Failed("not-installed") from None
-    token, pin = _token(asked), _pin(asked["pin_file"])
-    with _session(token, pin) as session:
+    pin = _pin(asked["pin_file"])
+    with _session(_token(asked), pin, asked) as session:
         try:
             key = session.get_key(
                 object_class=ObjectClass.PRIVATE_KEY,
@@ -97,7 +107,7 @@ def _answer(asked: Mapping[str, Any]) -> Mapping[str, str]:
     try:
         return {"signature": _signed(asked).hex()}
     except _Failed as failed:
-        return {"failed": failed.why, "detail": failed.detail}
+        return {"failed": failed.why, "detail": failed.detail, "pin": failed.pin}
     except Exception as error:
         # Its text is the vendor's; its name is PKCS#11's.
         return {"failed": "failed", "detail": type(error).__name__}
@@ -105,8 +115,12 @@ def _answer(asked: Mapping[str, Any]) -> Mapping[str, str]:
 
 def main() -> None:
     """Answer once."""
-    # The PIN is in it.
+    # The PIN is in it: no core, in no file and for no program of the host's, and nobody of the same user looks into it.
+    libc = ctypes.CDLL(None, use_errno=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, int(signal.SIGKILL))):
+        if libc.prctl(what, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
     # What the library prints is no answer.
     answers = os.dup(1)
     os.dup2(2, 1)
