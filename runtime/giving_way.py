@@ -6,11 +6,13 @@ would wait for a dozen slices; so what is no call's rests for a moment after eac
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TypeVar
 
 # Seconds. A call that is at hand meets two or three slices, however long the work is.
 REST = 0.003
+# Of the processor's time, where the things of a slice differ in what they take: what a count of them cannot bound.
+SLICE_SECONDS = 0.001
 T = TypeVar("T")
 
 
@@ -28,3 +30,18 @@ async def slices(things: Iterable[T], size: int) -> AsyncIterator[tuple[T, ...]]
         part = tuple(itertools.islice(left, size))
         if part:
             await give_way()
+
+
+class Slicing:
+    """Gives way when SLICE_SECONDS of `used`, the processor's time of this thread, have passed since the last rest."""
+
+    def __init__(self, used: Callable[[], float]) -> None:
+        self._used = used
+        self._since = used()
+
+    async def go_on(self) -> None:
+        """After each thing that was done."""
+        if self._used() - self._since >= SLICE_SECONDS:
+            await give_way()
+            # What others did meanwhile is not of this slice.
+            self._since = self._used()

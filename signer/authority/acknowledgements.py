@@ -216,20 +216,17 @@ class Agents:
             told.count(part, known, doubtful, wanted)
         return told.summary
 
-    async def newest(self, live: frozenset[str]) -> int:
-        """The highest sequence that a live agent has, of those that can be believed; 0 without any. Gives way."""
-        now, (known, _) = self._clock.now(), self._known()
-        # Nearly all have the same.
-        found: set[int] = set()
-        async for part in slices(live, NODES_AT_ONCE):
-            found.update(known[node].sequence for node in part if node in known)
-        return max((each for each in found if believable(each, self._own, now)), default=0)
+    async def ahead(self, live: frozenset[str]) -> Mapping[str, int]:
+        """The live nodes whose agents name, believably, a higher number than this replica has, and which.
 
-    def ahead(self, live: frozenset[str]) -> frozenset[str]:
-        """The live nodes whose agents name, believably, a higher number than this replica has."""
-        now, (known, _) = self._clock.now(), self._known()
-        found = ((node, known[node].sequence) for node in live if node in known)
-        return frozenset(node for node, each in found if each > self._own and believable(each, self._own, now))
+        Of how it is when this begins; gives way meanwhile.
+        """
+        own, now, (known, _) = self._own, self._clock.now(), self._known()
+        found: dict[str, int] = {}
+        async for part in slices(live, NODES_AT_ONCE):
+            named = ((node, known[node].sequence) for node in part if node in known)
+            found.update((node, each) for node, each in named if each > own and believable(each, own, now))
+        return found
 
     async def run(self) -> None:
         """Follow the other replicas and tell them what this one knows, for ever."""

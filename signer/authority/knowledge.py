@@ -85,6 +85,9 @@ class Knowledge:
         if leading and not self._leads:
             self._since = self._clock.monotonic()
         self._leads = leading
+        if not leading:
+            # Nobody looks meanwhile, and the next time that this replica leads it is another number.
+            self.lacking = 0
 
     def acks(self, state: AuthorityState) -> Acks:
         """Who lacks the state's trust, and how many SVIDs of each authority are held."""

@@ -1,10 +1,12 @@
 """How replicas tell each other what agents acknowledged: a ConfigMap of each, written by one and read by the others."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from runtime.giving_way import slices
 from signer.authority.state import MAX_SEQUENCE, AuthorityState
@@ -55,6 +57,35 @@ class Acknowledged:
         if not self.digest:
             return self.sequence == wanted.sequence
         return self.sequence >= wanted.sequence and self.digest == wanted.digest
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**32)]
+
+
+class _OldWord(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Of one node, as it stands in a ConfigMap."""
+
+    sequence: Annotated[int, msgspec.Meta(ge=0)]
+    in_use: dict[str, _Count]
+
+
+class _Word(_OldWord, frozen=True, gc=False, array_like=True):
+    """With the place of the digest."""
+
+    digest: _Count
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """What `words_text` makes."""
+
+    digests: tuple[str, ...]
+    nodes: dict[str, msgspec.Raw]
+    authorities: tuple[str, ...] | None = None
+    left: dict[str, msgspec.Raw] = {}
+
+
+_TOLD, _OLD_TOLD = msgspec.json.Decoder(_Told), msgspec.json.Decoder(dict[str, msgspec.Raw])
+_WORD, _OLD_WORD = msgspec.json.Decoder(_Word), msgspec.json.Decoder(_OldWord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,55 +158,66 @@ def read_replica(body: Object) -> Replica | None:
         # A copy under another name would speak, and be removed, in the place of the replica that it names.
         if body["metadata"]["name"] != map_name(str(data["identity"])):
             return None
-        told = json.loads(data["nodes"])
         if data["version"] in (str(_VERSION), str(_NAMED_VERSION)):
-            digests = [_digest(each) for each in told["digests"]]
-            names = [str(each) for each in told["authorities"]] if data["version"] == str(_VERSION) else None
-            nodes, left = (_words(each, digests, names) for each in (told["nodes"], told.get("left", {})))
+            told = _TOLD.decode(data["nodes"])
+            digests = [_digest(each) for each in told.digests]
+            names = None
+            if data["version"] == str(_VERSION):
+                if told.authorities is None:
+                    return None
+                names = {str(place): name for place, name in enumerate(told.authorities)}
+
+            def word(text: bytes) -> Acknowledged:
+                found = _WORD.decode(text)
+                return Acknowledged(_sequence(found), _uses(found.in_use, names), digests[found.digest])
+
+            nodes, left = _words(told.nodes, word), _words(told.left, word)
         elif data["version"] == str(_OLD_VERSION):
-            nodes = {
-                str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use))
-                for node, (sequence, in_use) in told.items()
-            }
-            left = {}
+            nodes, left = _words(_OLD_TOLD.decode(data["nodes"]), _old_word), {}
         else:
             return None
         written_at = datetime.fromisoformat(data["written_at"])
         if written_at.tzinfo is None:
             return None
         return Replica(str(data["identity"]), written_at, nodes, left)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError):
+    except (msgspec.MsgspecError, KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _words(told: Mapping[str, Any], digests: Sequence[str], names: Sequence[str] | None) -> dict[str, Acknowledged]:
-    """Raises ValueError and what a wrong type raises."""
-    return {
-        str(node): Acknowledged(_number(sequence, MAX_SEQUENCE), _uses(in_use, names), digests[_number(index)])
-        for node, (sequence, in_use, index) in told.items()
-    }
+def _words(told: Mapping[str, msgspec.Raw], read: Callable[[bytes], Acknowledged]) -> dict[str, Acknowledged]:
+    # Nearly all have the same trust and a few dozen SVIDs: what many say is read, and kept, once.
+    known: dict[bytes, Acknowledged] = {}
+    found = {}
+    for node, raw in told.items():
+        text = bytes(raw)
+        if text not in known:
+            known[text] = read(text)
+        found[node] = known[text]
+    return found
+
+
+def _old_word(text: bytes) -> Acknowledged:
+    found = _OLD_WORD.decode(text)
+    return Acknowledged(_sequence(found), _uses(found.in_use, None))
 
 
 def _places(those: set[str]) -> dict[str, int]:
     return {each: index for index, each in enumerate(sorted(those))}
 
 
-def _uses(in_use: Mapping[str, Any], names: Sequence[str] | None = None) -> Mapping[str, int]:
-    """By authority, whose place in `names` is what stands there; without any it is its name. Raises ValueError."""
+def _uses(in_use: Mapping[str, int], names: Mapping[str, str] | None) -> Mapping[str, int]:
+    """By authority, whose place in `names` is what stands there; without any it is its name."""
     told = list(in_use.items())[:MAX_AUTHORITIES]
-    found = [(str(key) if names is None else names[_number(int(key))], _number(count)) for key, count in told]
-    return {name: min(count, MAX_SVIDS) for name, count in found}
+    return {key if names is None else names[key]: min(count, MAX_SVIDS) for key, count in told}
 
 
-def _digest(text: Any) -> str:
-    found = str(text)
-    if found and len(bytes.fromhex(found)) != DIGEST_BYTES:
-        raise ValueError("not a digest")
-    return found
-
-
-def _number(value: Any, most: int = 2**32) -> int:
-    """A count that is one. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+def _sequence(word: _OldWord) -> int:
+    if word.sequence > MAX_SEQUENCE:
         raise ValueError("not a number that can be")
-    return value
+    return word.sequence
+
+
+def _digest(text: str) -> str:
+    if text and len(bytes.fromhex(text)) != DIGEST_BYTES:
+        raise ValueError("not a digest")
+    return text

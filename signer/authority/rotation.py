@@ -260,11 +260,12 @@ class Rotation:
         state = self.state
         assert state is not None
         published, live = self._published.beside(state), self.live_nodes()
-        known = max(published, await self._agents.newest(live))
+        ahead = await self._agents.ahead(live)
+        known = max([published, *ahead.values()])
         if known <= state.sequence:
             self._rollbacks.nobody()
             return
-        shown = Shown(self._agents.ahead(live), in_the_cluster=published > state.sequence)
+        shown = Shown(frozenset(ahead), in_the_cluster=published > state.sequence)
         if not self._rollbacks.due or self._rollbacks.waits(shown, live):
             return
         # Usually it is this replica that is late.

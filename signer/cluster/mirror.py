@@ -59,6 +59,8 @@ class Mirror(Generic[Kept, Value]):
         self._values: dict[str, Value] = {}
         self._first = asyncio.Event()
         self._failures = 0
+        # Of what a list that is not complete has not come to yet nothing new is known.
+        self._listing = False
         # Since a watch brought anything: lists alone, of which none can be followed, are asked for ever more rarely.
         self._tries = 0
         self.changed: Feed[None] = Feed()
@@ -76,7 +78,7 @@ class Mirror(Generic[Kept, Value]):
     @property
     def fresh(self) -> bool:
         """Whether it is complete, followed now, and not silent for longer than a watch that hangs can be."""
-        if not self.synced or self.lost_since is not None or self.heard_at is None:
+        if not self.synced or self._listing or self.lost_since is not None or self.heard_at is None:
             return False
         return self._clock.monotonic() - self.heard_at <= FRESH_SECONDS
 
@@ -129,6 +131,7 @@ class Mirror(Generic[Kept, Value]):
         found: set[str] = set()
         different = False
         version = ""
+        self._listing = True
         async for page in self._paging.pages(self._api, self._path, self._kind, self._query):
             self._heard()
             different |= await self._take(page.items, found)
@@ -138,6 +141,7 @@ class Mirror(Generic[Kept, Value]):
             if number % SLICE == 0:
                 await self._give_way()
         self._failures = 0
+        self._listing = False
         self.lost_since = None
         if different or not self.synced:
             self._first.set()

@@ -4,13 +4,13 @@ import logging
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
-from runtime.seldom import Seldom
 
 _log = logging.getLogger("podsvid.signer")
 # NTP keeps clocks far closer; and an old authority stays trusted for longer than this after its last SVID.
 TOLERANCE = timedelta(minutes=1)
-# Seconds between two lines of log that say so.
-COMPLAINT_SECONDS = 600.0
+# Seconds between two lines of log that say so: while they differ, and where they agreed in between, as after one answer
+# that was late.
+COMPLAINT_SECONDS, CHANGE_SECONDS = 600.0, 10.0
 
 
 class Witness:
@@ -20,15 +20,15 @@ class Witness:
         self._clock = clock
         # What it said, and when by the clock that nobody sets: this replica's may be set between two answers.
         self._heard: tuple[datetime, float] | None = None
-        self._complaint = Seldom(COMPLAINT_SECONDS, clock.monotonic)
         self._complained = False
+        self._complained_at = float("-inf")
 
     def heard(self, at: datetime) -> None:
         """The API server's time of day is `at`, which is aware. Where they differ that is said now and then."""
         self._heard = at, self._clock.monotonic()
-        doubt = self.doubt
-        if doubt and self._complaint.due:
-            self._complained = True
+        doubt, now = self.doubt, self._clock.monotonic()
+        if doubt and now - self._complained_at >= (COMPLAINT_SECONDS if self._complained else CHANGE_SECONDS):
+            self._complained, self._complained_at = True, now
             _log.error(
                 "clocks differ; the authorities stay as they are, a rotation after a theft too",
                 extra={"ahead": round(self.ahead.total_seconds()), "error": doubt},

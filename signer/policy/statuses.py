@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.clock import Clock
-from runtime.giving_way import give_way
+from runtime.giving_way import Slicing, slices
 from runtime.pace import Pace
 from runtime.seldom import Seldom
 from signer.cluster.kube import KubeApi, Object
@@ -23,8 +24,8 @@ _NAMED = 3
 MAX_WRITES = 100
 # Of these that fail: more of them are the API server's affair, and each can take its whole deadline.
 MAX_REFUSED = 3
-# Pods, policies and namespaces' sums after which others have their turns: half a millisecond or so each.
-PODS_AT_ONCE, POLICIES_AT_ONCE, SUMS_AT_ONCE = 16, 16, 32
+# What some policies have in some namespaces that is added up before others have their turns: half a millisecond or so.
+SUMS_AT_ONCE = 256
 # Seconds until one that was not taken is tried again, at first and at most: who may write policies can have any number
 # that the API server never takes.
 FIRST_WAIT, MAX_WAIT = 10.0, 1800.0
@@ -115,10 +116,13 @@ class _Tally:
 class Statuses:
     """Brought up to date by what changed. Belongs to one event loop."""
 
-    def __init__(self, api: KubeApi, policies: Known, clock: Clock) -> None:
+    def __init__(
+        self, api: KubeApi, policies: Known, clock: Clock, used: Callable[[], float] = time.thread_time
+    ) -> None:
         self._api = api
         self._policies = policies
         self._clock = clock
+        self._used = used
         # Of what was written, by uid, the digest: a status is larger than what is kept of most policies.
         self._written: dict[str, bytes] = {}
         # What each namespace's pods add to the statuses, by policy, and the namespaces where that may be different now.
@@ -155,18 +159,20 @@ class Statuses:
 
         Looks at the pods of those namespaces only where something changed, and gives way meanwhile. Nothing is written
         where nothing changed, and no more than MAX_WRITES at one time: the next call goes on. One that is not taken
-        keeps no other's from being written, and is tried ever more rarely, until its policy is another one.
+        keeps no other's from being written, and is tried ever more rarely, until its policy is another one. One that
+        changes meanwhile is left to the next call: its pods were counted as it was.
         """
-        await self._count(pods)
+        slicing = Slicing(self._used)
+        counted = {each.uid: each for each in self._policies.all()}
+        await self._count(pods, slicing)
         tallies = await self._totals()
         every = self._policies.all()
         self._written = {each.uid: self._written[each.uid] for each in every if each.uid in self._written}
         self._refused = {each.uid: self._refused[each.uid] for each in every if each.uid in self._refused}
         begin, writes, refused = self._turn % max(1, len(every)), 0, 0
         for number, policy in enumerate(every[begin:] + every[:begin], 1):
-            if number % POLICIES_AT_ONCE == 0:
-                await give_way()
-            if self._policies.is_due(policy) or self._waits(policy):
+            await slicing.go_on()
+            if counted.get(policy.uid) is not policy or self._policies.is_due(policy) or self._waits(policy):
                 continue
             path = policy.object_path
             # To whom one would apply that is left out is not known.
@@ -218,7 +224,7 @@ class Statuses:
         if merged != (present.get("status") or {}):
             await self._api.replace(f"{path}/status", {**present, "status": merged})
 
-    async def _count(self, pods: LivePods) -> None:
+    async def _count(self, pods: LivePods, slicing: Slicing) -> None:
         """Bring what stale namespaces' pods add up to date."""
         if self._all_stale:
             self._all_stale = False
@@ -227,21 +233,19 @@ class Statuses:
             # Before it is looked at: what changes meanwhile makes it stale again.
             self._stale.discard(namespace)
             try:
-                tallies = await self._tally(pods.of_namespace(namespace))
+                tallies = await self._tally(pods.of_namespace(namespace), slicing)
             except BaseException:
                 self._stale.add(namespace)
                 raise
             self._tallies[namespace] = tallies
             if not tallies:
                 del self._tallies[namespace]
-            await give_way()
 
-    async def _tally(self, pods: Iterable[LivePod]) -> "dict[str, _Tally]":
+    async def _tally(self, pods: Iterable[LivePod], slicing: Slicing) -> "dict[str, _Tally]":
         tallies: dict[str, _Tally] = {}
-        for number, pod in enumerate(list(pods), 1):
+        for pod in list(pods):
             self._add(pod, tallies)
-            if number % PODS_AT_ONCE == 0:
-                await give_way()
+            await slicing.go_on()
         return tallies
 
     def _add(self, pod: LivePod, tallies: "dict[str, _Tally]") -> None:
@@ -265,8 +269,9 @@ class Statuses:
 
     async def _totals(self) -> "dict[str, _Tally]":
         totals: dict[str, _Tally] = {}
-        for number, namespace in enumerate(list(self._tallies), 1):
-            for uid, each in self._tallies.get(namespace, {}).items():
+        every = (each for tallies in self._tallies.values() for each in tallies.items())
+        async for part in slices(every, SUMS_AT_ONCE):
+            for uid, each in part:
                 total = totals.setdefault(uid, _Tally())
                 total.matched += each.matched
                 total.yielded += each.yielded
@@ -276,8 +281,6 @@ class Statuses:
                 total.asked = total.asked or each.asked
                 total.unusable = total.unusable or each.unusable
                 total.unread = total.unread or each.unread
-            if number % SUMS_AT_ONCE == 0:
-                await give_way()
         return totals
 
 

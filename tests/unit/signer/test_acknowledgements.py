@@ -234,7 +234,9 @@ def test_an_agent_that_changes_over_counts_with_its_last_word_for_a_while() -> N
     clock.pass_by(seconds=RETURN_SECONDS - RETURN_USES_SECONDS)
     assert here.summary(wanted(7), A) == (frozenset(), None), "a root must not go by what it held then"
     assert here.summary(wanted(8), A)[0] == A, "but with no more than it said"
-    assert asyncio.run(here.newest(A)) == 7
+    here.know(wanted(6))
+    assert asyncio.run(here.ahead(A)) == {"a": 7}
+    here.know(wanted(9))
     # It is back, and has not said anything yet; what it does not say does not count for ever.
     handle = here.connect(agent("a"))
     assert here.summary(wanted(7), A) == (frozenset(), None)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 
+from runtime import giving_way
 from signer.authority import acknowledgements
 from signer.authority.acknowledgements import MAX_TOTAL, Agents
 from signer.authority.knowledge import SETTLE, Acks, Knowledge, Sources
@@ -251,15 +252,15 @@ def test_an_absurd_word_of_one_agent_is_bounded_where_it_comes_in(caplog: pytest
     begun = here._lively_until = clock.monotonic()
     for sequence in (2**64 - 1, top + 1):
         says(here, "a", sequence, {"x": 2**32 - 1, "unheard-of": 5})
-        assert asyncio.run(here.newest(A)) == 0
+        assert asyncio.run(here.ahead(A)) == {}
         assert here.summary(wanted(7), A) == (A, {"x": MAX_SVIDS})
     assert len(caplog.records) == 1, "said once in a while, not each time"
     clock.pass_by(minutes=2)
     says(here, "a", 2**64 - 1, {})
     assert len(caplog.records) == 2
     says(here, "a", top, {"x": 1})
-    assert asyncio.run(here.newest(A)) == top
-    assert asyncio.run(here.newest(frozenset("b"))) == 0
+    assert asyncio.run(here.ahead(A)) == {"a": top}
+    assert asyncio.run(here.ahead(frozenset("b"))) == {}
     # What nobody waits for keeps no replica writing.
     assert here._lively_until == begun
 
@@ -486,7 +487,7 @@ def test_who_is_ahead_of_a_signer() -> None:
     for node, number in (("a", 9), ("b", 10), ("c", top), ("d", top + 1), ("e", 8), ("gone", 10)):
         here.connect(agent(node))
         here._nodes[node] = Acknowledged(number)
-    assert here.ahead(frozenset("abcdef")) == frozenset("bc")
+    assert asyncio.run(here.ahead(frozenset("abcdef"))) == {"b": 10, "c": top}
 
 
 def test_each_lie_of_one_agent_waits_for_others_again() -> None:
@@ -510,6 +511,29 @@ def test_each_lie_of_one_agent_waits_for_others_again() -> None:
         at.cluster.clock.pass_by(seconds=OTHERS.total_seconds())
         await at.one.rotation._go_above()
         assert at.cluster.stored.sequence > answered
+
+    restored(test)
+
+
+def test_who_leaves_while_it_is_looked_is_named_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(at: Restored) -> None:
+        await at.begin(0)
+        at.connect(at.cluster.stored.sequence + 1)
+        at.cluster.live |= frozenset("b")
+        at.one.leader._led_until = float("inf")
+        await at.one.rotation._go_above()
+        at.cluster.clock.pass_by(seconds=OTHERS.total_seconds())
+
+        async def leave() -> None:
+            at.one.agents._nodes.clear()
+
+        monkeypatch.setattr(giving_way, "give_way", leave)
+        monkeypatch.setattr(acknowledgements, "NODES_AT_ONCE", 1)
+        await at.one.rotation._go_above()
+        told = [each for each in caplog.records if each.getMessage().startswith("one agent names a newer")]
+        assert [vars(each)["node"] for each in told] == ["a"]
 
     restored(test)
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -29,6 +29,7 @@ from tests.signer_rig import START, StepClock
 from tests.unit.signer.said import DIGEST, all_read, says, wanted
 from tests.unit.signer.test_acknowledgements import agent, agents
 from tests.unit.signer.test_lifecycle import POLICY, first
+from tests.unit.signer.test_policy import policy
 
 
 class Slices:
@@ -41,6 +42,10 @@ class Slices:
     def did(self) -> None:
         self.sizes[-1] += 1
 
+    def used(self) -> float:
+        """The processor's time: a little more than a quarter of a slice for each thing."""
+        return sum(self.sizes) * giving_way.SLICE_SECONDS * 0.26
+
     async def give_way(self) -> None:
         self.sizes.append(0)
         self.meanwhile()
@@ -49,7 +54,7 @@ class Slices:
 @pytest.fixture
 def slices(monkeypatch: pytest.MonkeyPatch) -> Slices:
     found = Slices()
-    for module in (giving_way, statuses, mirror):
+    for module in (giving_way, mirror):
         monkeypatch.setattr(module, "give_way", found.give_way)
     return found
 
@@ -93,7 +98,8 @@ def test_who_lacks_the_trust_is_looked_at_some_nodes_at_a_time(slices: Slices, m
     assert max(slices.sizes) == acknowledgements.NODES_AT_ONCE < 1000 / 3
     assert sum(slices.sizes) == 1000
     slices.sizes = [0]
-    assert asyncio.run(here.newest(live)) == 9
+    here.know(wanted(8))
+    assert asyncio.run(here.ahead(live)) == dict.fromkeys(live, 9)
     assert len(slices.sizes) == -(-1000 // acknowledgements.NODES_AT_ONCE)
 
 
@@ -152,12 +158,18 @@ def test_how_many_lacked_the_trust_at_the_last_look_is_kept(slices: Slices) -> N
     live = frozenset("abc")
     knowledge, here, state = known(Sources(lambda: live, lambda: "", nothing))
     assert knowledge.lacking == 0
+    knowledge.leads(True)
     asyncio.run(knowledge.look(state))
+    knowledge.leads(True)
     assert knowledge.lacking == 3
     here.connect(agent("a"))
     says(here, "a", state.sequence, {}, state.digest)
     asyncio.run(knowledge.look(state))
     assert knowledge.lacking == 2
+    # It leads no more; when it does again, the first look is still to come.
+    knowledge.leads(False)
+    knowledge.leads(True)
+    assert knowledge.lacking == 0
 
 
 def test_what_agents_said_is_written_some_nodes_at_a_time_and_read_as_it_was(
@@ -185,19 +197,26 @@ def test_what_agents_said_is_written_some_nodes_at_a_time_and_read_as_it_was(
 
 
 class Matching:
-    """Policies of which each pod is asked for."""
+    """Policies of which each pod is asked for; these match it."""
 
     followed = True
 
-    def __init__(self, slices: Slices) -> None:
+    def __init__(self, slices: Slices, matching: Sequence[object] = ()) -> None:
         self._slices = slices
+        self._matching = list(matching)
 
     def all(self) -> list[object]:
         return []
 
     def matching(self, pod: LivePod) -> list[object]:
         self._slices.did()
-        return []
+        return self._matching
+
+    def unusable(self, policy: object, pod: LivePod) -> tuple[str, str]:
+        return "", ""
+
+    def unread_services(self, policy: object, pod: LivePod) -> str:
+        return ""
 
 
 POD = LivePod("shop", "web-0", "uid-1", "node-a", "web", {"app": "web"})
@@ -206,10 +225,49 @@ POD = LivePod("shop", "web-0", "uid-1", "node-a", "web", {"app": "web"})
 def test_pods_are_counted_for_statuses_some_at_a_time(slices: Slices) -> None:
     clock = StepClock()
     pods = Fixed(replace(POD, namespace=f"ns{n % 3}", uid=f"u{n}") for n in range(500))
-    found = statuses.Statuses(FakeKube(clock), Matching(slices), clock)  # type: ignore[arg-type]
+    found = statuses.Statuses(FakeKube(clock), Matching(slices), clock, slices.used)  # type: ignore[arg-type]
     asyncio.run(found.write(pods))
-    assert max(slices.sizes) <= statuses.PODS_AT_ONCE <= 32
-    assert sum(slices.sizes) == 500
+    # By what they take, in whichever namespace they are.
+    assert slices.sizes == [4] * 125 + [0]
+    assert giving_way.SLICE_SECONDS <= 0.001
+
+
+def test_what_policies_have_in_namespaces_is_added_up_some_at_a_time(
+    slices: Slices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few the namespaces are: there can be any number of policies of all of them."""
+    monkeypatch.setattr(Slices, "used", lambda _: 0.0)
+    clock = StepClock()
+    every = [policy(f"p{number}") for number in range(300)]
+    pods = Fixed(replace(POD, namespace=f"ns{n}", uid=f"u{n}") for n in range(20))
+    found = statuses.Statuses(FakeKube(clock), Matching(slices, every), clock, slices.used)  # type: ignore[arg-type]
+    asyncio.run(found._count(pods, giving_way.Slicing(slices.used)))
+    slices.sizes = [0]
+    totals = asyncio.run(found._totals())
+    assert len(slices.sizes) == -(-20 * 300 // statuses.SUMS_AT_ONCE)
+    assert {uid: each.matched for uid, each in totals.items()} == {each.uid: 20 for each in every}
+    assert statuses.SUMS_AT_ONCE <= 256
+
+
+def test_a_slice_by_time_is_what_was_used_since_the_last_rest(slices: Slices) -> None:
+    """What others use during one is theirs."""
+    now = [0.0]
+    rested = []
+
+    def others() -> None:
+        rested.append(now[0])
+        now[0] += 60 * giving_way.SLICE_SECONDS
+
+    slices.meanwhile = others
+
+    async def run() -> None:
+        slicing = giving_way.Slicing(lambda: now[0])
+        for _ in range(4):
+            now[0] += giving_way.SLICE_SECONDS / 2
+            await slicing.go_on()
+
+    asyncio.run(run())
+    assert rested == [giving_way.SLICE_SECONDS, pytest.approx(62 * giving_way.SLICE_SECONDS)]
 
 
 def test_a_list_that_is_read_again_is_taken_some_objects_at_a_time(slices: Slices) -> None:

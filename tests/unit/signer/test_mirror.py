@@ -356,6 +356,29 @@ def test_fresh_is_what_is_complete_and_followed_and_not_silent_for_longer_than_a
     assert float(WATCH_SECONDS) < FRESH_SECONDS
 
 
+def test_while_it_is_listed_again_it_is_not_fresh() -> None:
+    """What was missed since is known at the end of the list only, however lately a part of it came."""
+
+    async def run() -> None:
+        rig = Rig()
+        async with running(rig):
+            rig.api.listed(7, thing("one", 1), thing("two", 2))
+            await until(lambda: rig.mirror.fresh)
+            rig.api.tell(Gone("too old"))
+            await until(lambda: len(rig.api.asked) == 3)
+            assert not rig.mirror.fresh
+            rig.api.listed(20, thing("one", 1), more="t1")
+            await until(lambda: len(rig.api.asked) == 4)
+            assert rig.mirror.heard_at == rig.clock.monotonic()
+            assert not rig.mirror.fresh
+            assert not rig.mirror.outdated(timedelta(0)), "nobody is refused for it"
+            rig.api.listed(20, thing("three", 3))
+            await until(lambda: rig.mirror.fresh)
+            assert rig.names == {"one", "three"}
+
+    asyncio.run(run())
+
+
 def test_a_long_list_gives_way_and_each_change_is_told() -> None:
     async def run() -> None:
         told: list[tuple[str | None, str | None]] = []

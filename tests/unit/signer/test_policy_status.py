@@ -1,6 +1,7 @@
 """What a policy's status and `explain` say: to whom pods went, why a policy cannot be used, and since when."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from runtime import giving_way
 from signer.cluster.kube import Object
 from signer.cluster.objects import PolicyObject
 from signer.errors import ApiUnavailable, Conflict, Reason, Refused
@@ -498,6 +500,8 @@ def test_who_stops_to_count_half_way_counts_again() -> None:
         path = rig.cluster("all")
         await told()
         pods = Fixed([pod(number) for number in range(200)])
+        steps = itertools.count()
+        rig.policies.statuses._used = lambda: next(steps) * giving_way.SLICE_SECONDS / 50
         writing = asyncio.ensure_future(rig.policies.statuses.write(pods))
         while not pods.looked_at:
             await asyncio.sleep(0)
@@ -505,6 +509,33 @@ def test_who_stops_to_count_half_way_counts_again() -> None:
         await asyncio.gather(writing, return_exceptions=True)
         await rig.policies.statuses.write(pods)
         assert rig.kube.objects[path]["status"]["podsMatched"] == 200
+
+    followed(test)
+
+
+def test_what_changes_during_a_count_has_a_status_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its generation would stand beside a count of what it was before, or of a part of the pods."""
+
+    async def test(rig: Rig) -> None:
+        path, other = rig.cluster("changes"), rig.cluster("other")
+        pods = Fixed(pod(number) for number in range(3))
+        await told()
+
+        async def change() -> None:
+            changed = {"name": "changes", "uid": rig.kube.objects[path]["metadata"]["uid"], "generation": 8}
+            rig.kube.put(path, {"metadata": changed, "spec": {"podSelector": {"matchLabels": {"app": "none"}}}})
+            rig.cluster("new")
+            await told()
+            monkeypatch.setattr(giving_way, "give_way", told)
+
+        monkeypatch.setattr(giving_way, "give_way", change)
+        rig.policies.statuses._used = itertools.count().__next__
+        await rig.policies.statuses.write(pods)
+        new = f"{GROUP}/{CLUSTER}/new"
+        assert [path for path in (path, other, new) if "status" in rig.kube.objects[path]] == [other]
+        await rig.policies.statuses.write(pods)
+        found = [rig.kube.objects[each]["status"] for each in (path, other, new)]
+        assert [(each["observedGeneration"], each["podsMatched"]) for each in found] == [(8, 0), (7, 3), (7, 3)]
 
     followed(test)
 

@@ -13,7 +13,7 @@ import pytest
 from signer import config, daemon
 from signer.authority.slots import Stage
 from signer.cluster import kube_client
-from signer.cluster.witness import COMPLAINT_SECONDS, TOLERANCE, Witness
+from signer.cluster.witness import CHANGE_SECONDS, COMPLAINT_SECONDS, TOLERANCE, Witness
 from signer.errors import TransitionRefused
 from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
@@ -83,6 +83,34 @@ def test_that_clocks_differ_is_said_now_and_then_and_that_they_agree_again(caplo
     for _ in range(3):
         witness.heard(clock.at)
     assert [each.getMessage() for each in caplog.records][2:] == ["clocks agree again"]
+
+
+def test_one_answer_that_was_late_is_not_the_last_word_about_clocks_that_differ(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "podsvid.signer")
+    clock = StepClock()
+    witness = Witness(clock)
+    clock.wrong = -DAY
+
+    def said() -> list[str]:
+        witness.heard(clock.at)
+        return [each.getMessage()[:12] for each in caplog.records]
+
+    assert said() == ["clocks diffe"]
+    clock.wrong = timedelta(0)
+    assert said() == ["clocks diffe", "clocks agree"]
+    clock.wrong = -DAY
+    # Nor does an API server that answers with one time and another fill the log.
+    clock.pass_by(seconds=CHANGE_SECONDS - 1)
+    assert said() == ["clocks diffe", "clocks agree"]
+    clock.pass_by(seconds=1)
+    assert said() == ["clocks diffe", "clocks agree", "clocks diffe"]
+    clock.pass_by(seconds=COMPLAINT_SECONDS - 1)
+    assert len(said()) == 3
+    clock.pass_by(seconds=1)
+    assert len(said()) == 4
+    assert CHANGE_SECONDS <= 60
 
 
 class Scene:
