@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -33,8 +34,8 @@ Load = Callable[[], Awaitable[Stored]]
 Swap = Callable[[Stored, AuthorityState, Step], Awaitable[bool]]
 # A replica that asks for the first authority in vain lets another one lead for so long of each round.
 ROUND_SECONDS, TURN_SECONDS = 90.0, 30.0
-# Of one call.
-DEADLINE_SECONDS = 30.0
+# Of one call; and until a CA that was not to be told that a request is wanted no more is told again.
+DEADLINE_SECONDS, TELL_AGAIN_SECONDS = 30.0, 60.0
 # A CA that says when to look again is believed within these.
 _SOONEST, _LATEST = timedelta(seconds=1), timedelta(minutes=15)
 _MAX_TEXT = 500
@@ -81,8 +82,10 @@ class Requests:
         self._rootless: dict[str, Issued] = {}
         # What is stored while there is no authority yet.
         self.unborn: AuthorityState | None = None
-        # The request that was seen last, to be cleaned up once nobody wants it.
+        # The request that was seen last; and those that nobody wants any more, until the CA was told, and when to try.
         self._seen: X509Request | None = None
+        self._left_there: deque[X509Request] = deque(maxlen=8)
+        self._told_again_at = 0.0
 
     def notes(self, state: AuthorityState) -> list[str]:
         """For people: what the CA said last."""
@@ -344,15 +347,21 @@ class Requests:
         )
 
     async def _clean_up(self, request: X509Request | None) -> None:
-        """Tell the CA that nobody waits any more for what was requested before."""
+        """Tell the CA that nobody waits any more for what was requested before; else it may be issued years later."""
         seen, self._seen = self._seen, request
-        if seen is None or self._remote is None or (request and request.id == seen.id):
+        if seen is not None and (request is None or request.id != seen.id):
+            self._left_there.append(seen)
+        if not self._left_there or self._remote is None or self._clock.monotonic() < self._told_again_at:
             return
+        left = self._left_there[0]
         try:
             # One without a handle may have been sent all the same.
-            await _in_time(self._remote.forget(seen.id, seen.handle or NO_HANDLE), seen.at)
+            await _in_time(self._remote.forget(left.id, left.handle or NO_HANDLE), left.at)
         except SignerError as error:
-            _log.info("a request to the CA above was not cleaned up", extra={"request": seen.id, "error": str(error)})
+            self._told_again_at = self._clock.monotonic() + TELL_AGAIN_SECONDS
+            _log.info("a request to the CA above was not cleaned up", extra={"request": left.id, "error": str(error)})
+        else:
+            self._left_there.popleft()
 
 
 def _checked(request: X509Request, handle: str) -> str:

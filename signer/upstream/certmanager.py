@@ -17,6 +17,7 @@ from typing import TypeAlias
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
 
 from runtime.bounded import Bounded
 from signer.certmanager_settings import DEFAULT_GROUP, DEFAULT_KIND, CertManagerSettings
@@ -200,6 +201,11 @@ class CertManager:
         own, above = found[0], (*found[1:], *certificates([said.ca], self.name))
         if len(above) > MAX_ABOVE:
             raise UpstreamUnusable(f"{self.name} gave more than {MAX_ABOVE} certificates above the one asked for")
+        if _numbers(own.subject) != _numbers(request.csr.subject):
+            raise UpstreamUnusable(
+                f"{self.name} replaced the subject that was asked for: two authorities would have one name, and "
+                "verifiers mistake them; take an issuer that keeps it"
+            )
         chain, root = chained(own, above)
         note = shorter(own, request.lifetime, self.name, ": see the issuer, and what it asks in turn")
         return Issued(chain, given or (() if root is None else (root,)), note)
@@ -252,7 +258,7 @@ class CertManager:
     def _failed(self, what: str, which: str, error: SignerError) -> SignerError:
         if isinstance(error, Forbidden):
             return UpstreamUnusable(f"the signer may not {what} {which}: {error}")
-        return UpstreamAway(f"{which} cannot be reached: {error}")
+        return UpstreamAway(f"the signer could not {what} {which}: {error}")
 
     def _verdict(self, found: CertificateRequest) -> Verdict:
         return verdict(bytes(found.status), found.metadata.name or "")
@@ -275,6 +281,11 @@ class _Deleted(UpstreamAway):
 def needed_files(settings: CertManagerSettings) -> Mapping[str, Callable[[], object]]:
     """By setting, what reads a file that is needed. Each raises UpstreamUnusable. Blocks."""
     return {} if settings.roots is None else {"upstream_bundle_file": partial(files.roots, settings.roots)}
+
+
+def _numbers(name: x509.Name) -> list[object]:
+    """What tells two authorities apart."""
+    return [each.value for each in name.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
 
 
 def _handle(uid: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -182,6 +183,22 @@ def test_a_certificate_that_ends_early_is_told() -> None:
     answered(test)
 
 
+def test_an_issuer_that_drops_what_tells_two_authorities_apart_is_refused_at_the_first() -> None:
+    """Vault's, of cert-manager, does: the first authority would serve, and each rotation be refused."""
+
+    async def test(at: StandIn, remote: CertManager) -> None:
+        request = a_request(remote)
+        handle = await remote.submit(request.to_ca(TD))
+        kept = [each for each in request.csr.subject if each.oid == NameOID.COMMON_NAME]
+        own = at.issuers["root"].sign(x509.Name(kept), request.csr.public_key(), DAY, None)
+        at.status(f"{PREFIX}{request.id}", conditions=[READY], certificate=_b64(to_pem([own])))
+        found = await remote.poll(request.to_ca(TD), handle)
+        assert isinstance(found, Denied)
+        assert "replaced the subject that was asked for" in found.reason
+
+    answered(test)
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -295,7 +312,7 @@ def test_of_those_that_were_refused_the_last_one_stays() -> None:
         ("get", "may not read CertificateRequest podsvid/", UpstreamUnusable),
         ("list", "may not clean up CertificateRequest podsvid/", UpstreamUnusable),
         ("delete", "may not clean up CertificateRequest podsvid/", UpstreamUnusable),
-        ("down", "cannot be reached: the API server is down", UpstreamAway),
+        ("down", ": the API server is down", UpstreamAway),
     ],
 )
 def test_what_the_api_server_refuses_is_said(denied: str, said: str, kind: type[SignerError]) -> None:

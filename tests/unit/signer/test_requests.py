@@ -635,6 +635,40 @@ def test_a_theft_takes_the_requested_key_along_and_the_ca_is_told() -> None:
     asyncio.run(run())
 
 
+def test_who_could_not_be_told_that_a_request_is_wanted_no_more_is_told_again() -> None:
+    """A stolen key's request would wait for its approval for ever, and be granted one day."""
+
+    async def run() -> None:
+        ca = RemoteCa()
+        cluster = Cluster(ca)
+        one = Replica(cluster, "one")
+        await one.open()
+        ca.thinks = True
+        await one.rotation.step("rotate", "x509", "", forced=False)
+        told: list[str] = []
+
+        async def forget(request_id: str, handle: str) -> None:
+            told.append(request_id)
+            if len(told) < 3:
+                raise UpstreamAway("the API server is away")
+
+        async with loop(one.rotation.run()), loop(one.rotation.ask_above()):
+            await until(lambda: len(ca.polled) == 2)
+            stolen = cluster.stored.request
+            assert stolen is not None
+            ca.forget = forget  # type: ignore[method-assign]
+            await one.rotation.step("rotate", "x509", "", forced=True)
+            for times in (1, 2, 3):
+                await until(lambda: len(told) == times)  # noqa: B023
+                await passes()
+                assert told == [stolen.id] * times
+                cluster.clock.pass_by(seconds=60)
+            await passes()
+            assert len(told) == 3
+
+    asyncio.run(run())
+
+
 def test_another_theft_while_a_request_waits_takes_that_one() -> None:
     by = Life(POLICY, Elsewhere(CA), TD)
     state, _ = by.asked(first(), "x509", forced=True, now=START)
