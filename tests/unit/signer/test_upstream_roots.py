@@ -45,6 +45,7 @@ from tests.unit.signer.test_upstream_trial import (
     Ca,
     Extension,
     authority,
+    marked,
     usual,
 )
 
@@ -267,7 +268,7 @@ def test_a_prepared_one_of_another_ca_keeps_what_it_leads_to() -> None:
 
 def test_an_authority_keeps_no_root_that_it_does_not_lead_to() -> None:
     """The file's others would be trusted for as long as the authority."""
-    both = Above(lambda key, end: authority(ONE.below(f"{id(key)}", key, life=end - START), roots=[TWO, ONE]))
+    both = Above(lambda key, end: authority(ONE.below(marked(key), key, life=end - START), roots=[TWO, ONE]))
     life = Life(POLICY, both, TD)
     state = done(life.first(START))
     assert trusted(state) == {"one", "two"}

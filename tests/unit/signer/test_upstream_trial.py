@@ -31,6 +31,11 @@ STRANGE = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x0
 WEB_ONLY = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 
 
+def marked(key: PrivateKey) -> str:
+    """A name that no other key's CA has; where a key was in memory says nothing, as another comes to be there."""
+    return x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
+
+
 def name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
@@ -104,7 +109,7 @@ def usual(root: Ca, **bent: object) -> Above:
     top = root.certificate.not_valid_after_utc
 
     def answer(key: PrivateKey, end: datetime) -> X509Authority:
-        text = f"authority {id(key)}"
+        text = f"authority {marked(key)}"
         return authority(root.below(text, key, life=min(end, top) - START, **bent), roots=[root])
 
     return Above(answer)
@@ -300,7 +305,7 @@ def test_a_key_or_a_name_that_is_there_already_is_refused() -> None:
 
 def test_too_short_a_life_is_refused_and_after_a_theft_taken() -> None:
     root = Ca.root()
-    brief = Above(lambda key, end: authority(root.below(f"b {id(key)}", key, life=3 * TTL), roots=[root]))
+    brief = Above(lambda key, end: authority(root.below(f"b {marked(key)}", key, life=3 * TTL), roots=[root]))
     with pytest.raises(CertificateRefused, match=r"ends at 2030-01-01T03:00:00Z, before 2030-01-01T04:00:00Z"):
         first(brief)
     state = first(usual(root))
