@@ -18,7 +18,7 @@ from agent.process import LOCK
 from agent.servers.process import is_mapped
 from csi.mount import TmpfsMounts
 from csi.mountable import MAY_MOUNT, capabilities, refusal
-from csi.reach import is_shared_at
+from csi.reach import LOOK_SECONDS, is_shared_at
 from csi.room import MIB
 from runtime import host
 from runtime.clock import SystemClock
@@ -46,12 +46,13 @@ def lacks(
         _federated(examined),
         iter([host.tracing(_shown(examined, "tracing_endpoint"), config.tracing_endpoint)]),
     )
-    return [each for part in parts for each in part if each is not None]
+    # What does not answer does not for each who asks.
+    return list(dict.fromkeys(each for part in parts for each in part if each is not None))
 
 
 def running(config: AgentConfig) -> bool:
     """Whether an agent has that run directory now, and with it the ports."""
-    return host.is_locked(config.run_dir / LOCK)
+    return host.seen(lambda: host.is_locked(config.run_dir / LOCK))
 
 
 def _shown(examined: Examined[AgentConfig], name: str) -> str:
@@ -91,31 +92,50 @@ def _kubelet(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
     if not _sound(examined, "kubelet_root"):
         return
     shown, pods = _shown(examined, "kubelet_root"), config.kubelet_root / "pods"
-    missing = [each for each in ("plugins_registry", "pods") if not os.path.isdir(config.kubelet_root / each)]
-    if missing:
-        yield Lack(
+    missing = list[str]()
+
+    def started() -> Lack | None:
+        missing.extend(each for each in ("plugins_registry", "pods") if not os.path.isdir(config.kubelet_root / each))
+        if not missing:
+            return None
+        return Lack(
             "NO_KUBELET",
             f"{shown}: it has no directory {' and '.join(missing)}, which a kubelet with that --root-dir makes when it "
             "starts; look at kubelet's --root-dir, and at what the agent's pod mounts of it",
         )
+
+    found = host.looked(shown, started)
+    yield found
+    if _hangs(found):
+        return
     for each in ("plugins", "plugins_registry"):
         if each not in missing:
             yield host.directory(shown, config.kubelet_root / each)
     if config.volumes_without_mounts:
         return
-    why = refusal(str(pods), TmpfsMounts())
-    if why:
-        yield Lack(
-            "MOUNT_DENIED",
-            f"nothing can be mounted here ({why}): {MAY_MOUNT}",
-        )
-    if "pods" not in missing and not is_shared_at(str(pods)) and not _kubelet_is_beside():
-        yield Lack(
+
+    def denied() -> Lack | None:
+        why = refusal(str(pods), TmpfsMounts())
+        return Lack("MOUNT_DENIED", f"nothing can be mounted here ({why}): {MAY_MOUNT}") if why else None
+
+    def alone() -> Lack | None:
+        if is_shared_at(str(pods)) or _kubelet_is_beside():
+            return None
+        return Lack(
             "MOUNT_NOT_SHARED",
             f"{shown}: {pods} is no shared mount, and no kubelet is seen that has the same mounts: pods would find "
             "their volumes empty. In a pod mount it with mountPropagation Bidirectional; where / of the node is not "
             "shared, `mount --make-rshared /` there",
         )
+
+    found = host.looked(shown, denied, LOOK_SECONDS)
+    yield found
+    if "pods" not in missing and not _hangs(found):
+        yield host.looked(shown, alone)
+
+
+def _hangs(found: Lack | None) -> bool:
+    return found is not None and found.reason == host.NO_ANSWER
 
 
 def _kubelet_is_beside() -> bool:
@@ -135,18 +155,24 @@ def _places(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
     if _sound(examined, "run_dir"):
         shown = _shown(examined, "run_dir")
         disk = f"{shown}: a reboot has to empty it, and it is on no tmpfs; choose one, as below /run"
-        yield host.directory(shown, config.run_dir)
-        yield host.looked(shown, lambda: None if host.is_memory(config.run_dir) else Lack("KEPT_ON_DISK", disk))
+        yield from _place(shown, config.run_dir, lambda memory: None if memory else Lack("KEPT_ON_DISK", disk))
     if config.authority == "embedded" and _sound(examined, "state_dir", "authority"):
         shown = _shown(examined, "state_dir")
         tmpfs = f"{shown}: the authority has to survive a reboot, and that is on a tmpfs; choose a disk"
-        yield host.directory(shown, config.state_dir)
-        yield host.looked(shown, lambda: Lack("NOT_KEPT", tmpfs) if host.is_memory(config.state_dir) else None)
+        yield from _place(shown, config.state_dir, lambda memory: Lack("NOT_KEPT", tmpfs) if memory else None)
     if _sound(examined, "run_dir") and running(config):
         return
     for name in ("metrics_listen", "health_listen"):
         if _sound(examined, name):
             yield host.port(_shown(examined, name), getattr(config, name))
+
+
+def _place(shown: str, path: Path, kept: Callable[[bool], Lack | None]) -> Iterator[Lack | None]:
+    """The directory; `kept` says whether it is in memory or not as it has to be."""
+    found = host.directory(shown, path)
+    yield found
+    if not _hangs(found):
+        yield host.looked(shown, lambda: kept(host.is_memory(path)))
 
 
 def _limits(examined: Examined[AgentConfig], memory: MemoryUse | None) -> Iterator[Lack]:
@@ -173,12 +199,16 @@ def _authority(examined: Examined[AgentConfig]) -> Iterator[Lack | None]:
     if not _sound(examined, "authority", "trust_domain"):
         return
     if config.authority == "embedded":
-        if _sound(examined, "state_dir") and os.path.exists(config.state_dir / STATE_FILE):
-            shown = _shown(examined, "state_dir")
-            yield host.usable(shown, lambda: open_embedded(config.state_dir, config.trust_domain, SystemClock()))
-        kept = config.state_dir / jwt_keys.STATE_FILE
-        if _sound(examined, "state_dir", "jwt_svids") and config.issues_jwt and os.path.exists(kept):
-            yield host.usable(_shown(examined, "state_dir"), lambda: read_kept(kept))
+        shown, kept = _shown(examined, "state_dir"), config.state_dir / jwt_keys.STATE_FILE
+
+        def opened() -> None:
+            if os.path.exists(config.state_dir / STATE_FILE):
+                open_embedded(config.state_dir, config.trust_domain, SystemClock())
+
+        found = host.usable(shown, opened) if _sound(examined, "state_dir") else None
+        yield found
+        if _sound(examined, "state_dir", "jwt_svids") and config.issues_jwt and not _hangs(found):
+            yield host.usable(shown, lambda: read_kept(kept) if os.path.exists(kept) else None)
     elif config.authority == "file":
         yield from _files(examined)
     else:

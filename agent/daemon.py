@@ -141,7 +141,7 @@ async def _start(
     services.callback(node.close)
     services.push_async_callback(workloads.stop)
     services.push_async_callback(node.settle)
-    await node.look()
+    await unless(stopping, node.look())
     adopting = asyncio.create_task(node.adopt(), name="adoption")
     services.push_async_callback(_end, adopting)
     # kubelet finds the volumes of a usual node picked up; what takes longer does not keep it from unpublishing.

@@ -17,14 +17,18 @@ from csi.journal import Damaged, Entry, Journal
 from csi.model import Contents, PodRef, Volume, Weight
 from csi.mount import Targets
 from csi.ports import Workloads
+from csi.reach import looked
 from csi.room import INODE, MOUNT, Room, expected
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
+from runtime.bounded import Bounded
 from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.csi")
 # Seconds that the next volume waits for unpublishes at most, and until it is looked whether there is memory again.
 CALM_SECONDS, LOOK_SECONDS = 1.0, 5.0
+# Seconds that finding all of them may take: thousands take some.
+FIND_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,11 @@ class Adoption:
         return len(self._left) + len(self._picking)
 
     async def look(self) -> None:
-        """Find what is left, forget what is gone, and make room where memory is short. Nothing is picked up yet."""
-        found = await self._blocking(lambda: list(self._found()))
+        """Find what is left, forget what is gone, and make room where memory is short. Nothing is picked up yet.
+
+        Raises HostUnanswered; whoever is cancelled waits for no place that hangs.
+        """
+        found = await looked(Bounded(FIND_SECONDS), lambda: list(self._found()))
         self._left = {each.entry.volume.id: each for each in in_turn(each for each in found if isinstance(each, Left))}
         for each in found:
             if isinstance(each, Volume):

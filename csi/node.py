@@ -14,6 +14,8 @@ from csi.errors import (
     CsiError,
     IdentityUnavailable,
     InvalidRequest,
+    MountDenied,
+    MountNotShared,
     TargetConflict,
     UndoFailed,
     VolumeConflict,
@@ -27,13 +29,12 @@ from csi.operations import Operations
 from csi.pb import csi_pb2, csi_pb2_grpc
 from csi.ports import Workloads
 from csi.profile import Profile
-from csi.reach import LOOK_SECONDS, Reach, looked
+from csi.reach import LOOK_SECONDS, Reach, SharedLooks
 from csi.request import PublishRequest, check_target, parse_publish
 from csi.room import INODE, MOUNT, Room
 from csi.turns import VolumeTurns
 from csi.volume import VolumeDirectory, modes
 from runtime.blocking import Blocking
-from runtime.bounded import Bounded
 from runtime.terminal import shown
 from runtime.tracing import Tracing
 from svid.keys import PrivateKey
@@ -132,8 +133,7 @@ class NodeService:
         self._tracing = tracing
         self._room = room
         self._turns = turns
-        self._reach = reach
-        self._looks = Bounded(LOOK_SECONDS)
+        self._looks = None if reach is None else SharedLooks(reach.check, LOOK_SECONDS)
         self._published: dict[str, Published] = {}
         self._operations = Operations()
         self._adoption = Adoption(targets, workloads, journal, blocking, room, self._picked_up)
@@ -196,7 +196,10 @@ class NodeService:
         )
 
     async def look(self) -> None:
-        """Find what an earlier process published and make room where memory is short, before kubelet may call."""
+        """Find what an earlier process published and make room where memory is short, before kubelet may call.
+
+        Raises HostUnanswered.
+        """
         await self._adoption.look()
 
     async def adopt(self) -> None:
@@ -221,17 +224,18 @@ class NodeService:
         with self._operations.exclusively(volume.id):
             await self._adoption.before_publish(volume.id)
             published = self._published.get(volume.id)
-            gone = False
             if published is not None:
                 _check_same(published.volume, volume)
+                # What is there already is no volume that cannot be made.
+                with suppress(MountDenied, MountNotShared):
+                    await self._look()
                 if await self._blocking(lambda: self._targets.is_at(published.directory.descriptor, volume.below_pods)):
                     self._workloads.republished(volume.id, request.token)
                     return "republished"
+            await self._look()
+            if published is not None:
                 _log.warning("volume was unmounted behind podsvid; mounting again", extra={"volume_id": volume.id})
                 await self._forget(volume.id)
-                gone = True
-            if self._reach is not None:
-                await looked(self._looks, self._reach.check)
             taken = self._room.admit(volume)
             try:
                 async with AsyncExitStack() as turn:
@@ -244,10 +248,16 @@ class NodeService:
                 raise  # something is there still; kubelet comes back and unpublishes it
             except BaseException:
                 # One that an earlier publish or agent left is there as before.
-                if taken or gone:
+                if taken or published is not None:
                     self._room.release(volume.id)
                 raise
             return "published"
+
+    async def _look(self) -> None:
+        """Raises HostUnanswered, and what says that no volume can be made here."""
+        if self._looks is not None:
+            with self._operations.waiting():
+                await self._looks.look()
 
     async def _publish_new(self, request: PublishRequest, key: PrivateKey) -> None:
         volume = request.volume

@@ -1,9 +1,11 @@
 """Whether what is mounted here reaches kubelet: by a mount that both share, or because kubelet sees the same mounts."""
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Protocol
+from threading import Event
+from typing import Protocol, TypeVar
 
 from csi.errors import HostUnanswered, MountNotShared
 from csi.files import mount_id
@@ -15,6 +17,7 @@ _NAMESPACE = "/proc/{}/ns/mnt"
 _OUTSIDE = 0
 # Seconds that a look at the node's mounts may take: it takes milliseconds, or for ever where a file system hangs.
 LOOK_SECONDS = 10.0
+_Found = TypeVar("_Found")
 
 
 class Reach(Protocol):
@@ -25,15 +28,46 @@ class Reach(Protocol):
         ...
 
 
-async def looked(looks: Bounded, check: Callable[[], None]) -> None:
-    """What `check` raises, off the event loop. Raises HostUnanswered where it does not end in time."""
+async def looked(looks: Bounded, look: Callable[[], _Found]) -> _Found:
+    """What `look` returns or raises, off the event loop. Raises HostUnanswered where it does not end in time."""
     try:
-        await looks.do(check)
+        return await looks.do(look)
     except Unanswered:
         raise HostUnanswered(
-            f"the node's file systems do not answer: whether volumes can be made here was not known within "
+            f"the node's file systems do not answer: a look at kubelet's directories did not end within "
             f"{looks.seconds:g} s; look for mounts that hang (NFS) and for a disk that fails. It is tried again"
         ) from None
+
+
+class SharedLooks:
+    """Looks at one thing, of which each answers all who asked before it began: hundreds at once cost one or two.
+
+    Who comes while one goes on waits for the next: what that one saw may have changed. Belongs to one event loop.
+    """
+
+    def __init__(self, check: Callable[[], None], seconds: float) -> None:
+        self._check = check
+        self._bounded = Bounded(seconds)
+        # The newest, and whether it has begun.
+        self._newest: tuple[asyncio.Task[None], Event] | None = None
+
+    async def look(self) -> None:
+        """What the check raises. Raises HostUnanswered."""
+        if self._newest is None or self._newest[0].done() or self._newest[1].is_set():
+            self._newest = self._asked()
+        await asyncio.shield(self._newest[0])
+
+    def _asked(self) -> tuple[asyncio.Task[None], Event]:
+        begun = Event()
+
+        def check() -> None:
+            begun.set()
+            self._check()
+
+        asked = asyncio.create_task(looked(self._bounded, check), name="look at the node")
+        # Also where all who wait for it have gone.
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return asked, begun
 
 
 def connected(address: str) -> list[int]:

@@ -15,7 +15,7 @@ import grpc.aio
 from csi.boundary import ErrorBoundary
 from csi.errors import CsiError
 from csi.pb import pluginregistration_pb2, pluginregistration_pb2_grpc
-from csi.reach import LOOK_SECONDS, Reach, looked
+from csi.reach import Reach, looked
 from runtime.bounded import Bounded
 from runtime.stopping import stay_cancelled
 
@@ -25,6 +25,8 @@ SUPPORTED_VERSIONS = ("1.0.0",)
 # How often to look whether somebody removed our socket, in seconds.
 WATCH_INTERVAL = 5.0
 RETRY_DELAY = 1.0
+# Less than the second that kubelet waits for GetInfo: else nobody would be told why.
+LOOK_SECONDS = 0.7
 
 
 class Registration(pluginregistration_pb2_grpc.RegistrationServicer):

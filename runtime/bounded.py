@@ -22,13 +22,16 @@ class Bounded:
 
     def __init__(self, seconds: float = DEADLINE_SECONDS) -> None:
         self.seconds = seconds
+        # In the order in which they came; whoever waits is woken once, when it is its turn.
+        self._turn = asyncio.Lock()
         self._ended: Future[None] | None = None
 
     async def do(self, work: Callable[[], _T]) -> _T:
         """What `work` returns or raises. Raises Unanswered."""
         try:
-            async with asyncio.timeout(self.seconds):
-                while self._ended is not None and not self._ended.done():
+            async with asyncio.timeout(self.seconds), self._turn:
+                # Of one that was given up.
+                if self._ended is not None and not self._ended.done():
                     await asyncio.wait([asyncio.wrap_future(self._ended)])
                 return await asyncio.wrap_future(self._begin(work))
         except TimeoutError:

@@ -11,13 +11,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 from runtime import listening
+from runtime.bounded import Unanswered
 
 _MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
 _LEAST_BYTES, _LEAST_FILES = 1024 * 1024, 16
 # Seconds that a file system may take to answer.
 SECONDS = 2.0
+# The reason of what was not answered in time, and what may be why.
+NO_ANSWER = "NO_ANSWER"
+_HANGS = "is it on a file system that hangs, or a pipe?"
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +83,29 @@ def _nearest(path: Path) -> Path:
     return path
 
 
-def usable(shown: str, read: Callable[[], object], seconds: float = SECONDS) -> Lack | None:
+def usable(shown: str, read: Callable[[], object], seconds: float = SECONDS, hint: str = _HANGS) -> Lack | None:
     """Whether `read` can use a file. What it raises says why, and by its `reason` which kind of trouble it is."""
-    return looked(shown, lambda: _usable(shown, read), seconds)
+    return looked(shown, lambda: _usable(shown, read), seconds, hint)
 
 
-def looked(shown: str, look: Callable[[], Lack | None], seconds: float = SECONDS) -> Lack | None:
-    """What `look` finds, within that time: on a thread that keeps no process from ending: a file system may hang."""
-    found: Future[Lack | None] = Future()
+def looked(shown: str, look: Callable[[], Lack | None], seconds: float = SECONDS, hint: str = _HANGS) -> Lack | None:
+    """What `look` finds, within that time; `hint` is what to look at where it does not."""
+    try:
+        return _answer(look, seconds)
+    except Unanswered:
+        return Lack(NO_ANSWER, f"{shown}: no answer within {seconds:g} s; {hint}")
+
+
+def seen(look: Callable[[], bool], seconds: float = SECONDS) -> bool:
+    """What `look` says; no where it says nothing within that time."""
+    with suppress(Unanswered):
+        return _answer(look, seconds)
+    return False
+
+
+def _answer(look: Callable[[], _Found], seconds: float) -> _Found:
+    """Raises Unanswered, and what `look` raises: on a thread that keeps no process from ending."""
+    found: Future[_Found] = Future()
 
     def run() -> None:
         try:
@@ -94,8 +115,7 @@ def looked(shown: str, look: Callable[[], Lack | None], seconds: float = SECONDS
 
     Thread(target=run, daemon=True).start()
     if not wait([found], seconds).done:
-        why = f"no answer within {seconds:g} s; is it on a file system that hangs, or a pipe?"
-        return Lack("NO_ANSWER", f"{shown}: {why}")
+        raise Unanswered
     return found.result()
 
 

@@ -18,6 +18,7 @@ from http import HTTPStatus
 
 from runtime import listening
 from runtime.bucket import Bucket
+from runtime.stopping import end
 
 _log = logging.getLogger("podsvid.http")
 # What a head ends with.
@@ -228,9 +229,7 @@ class _Server:
         """Cut everybody off."""
         for each in list(self._connections):
             each.end("leave")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     async def _answer(self, connection: _Connection, path: str, accept: str) -> None:
         try:

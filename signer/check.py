@@ -31,6 +31,9 @@ _UPSTREAM = (
 _ELSEWHERE = ("openbao_", "cert_manager_")
 # A key of RSA is made for it, beside the files that are read.
 _TRIAL_SECONDS = 10.0
+# A kubeconfig may name a program that logs in, or have a token that is asked for anew, over the network.
+_LOGIN_SECONDS = 10.0
+_LOGIN = "does the program that it logs in by end (users: exec), and is it on a file system that answers?"
 _LIFETIMES = ("authority_ttl", "x509_ttl", "x509_max_ttl")
 
 
@@ -48,9 +51,13 @@ def lacks(examined: Examined[SignerConfig]) -> list[Lack]:
 
 def running(config: SignerConfig) -> bool:
     """Whether a signer listens at that admin socket now, and has the ports with it."""
+    return host.seen(lambda: _listens(str(config.admin_socket)))
+
+
+def _listens(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(str(config.admin_socket))
+            probe.connect(path)
         except OSError:
             return False
     return True
@@ -78,7 +85,7 @@ def _files(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
         async def connect() -> None:
             await (await KubeClient.connect(config.kubeconfig)).close()
 
-        yield host.usable(examined.shown("kubeconfig"), lambda: asyncio.run(connect()))
+        yield host.usable(examined.shown("kubeconfig"), lambda: asyncio.run(connect()), _LOGIN_SECONDS, _LOGIN)
     if _sound(examined, "state_key_file"):
         yield host.usable(examined.shown("state_key_file"), lambda: read_cipher(config.state_key_file))
     if _sound(examined, "default_path"):

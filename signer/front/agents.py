@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ import grpc.aio
 from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
+from runtime.stopping import end
 from runtime.tracing import NO_TRACING, Tracing
 from signer.attestation.attestor import Attestor
 from signer.authority.acknowledgements import Agents
@@ -369,12 +370,11 @@ class SignerService:
             await abort(context, refusal)
         finally:
             # Trust changes once in weeks: what waits for it would stay for each stream that ended until then.
-            for each in (reading, waiting):
-                each.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(reading, waiting, return_exceptions=True)
-            self._agents.disconnect(handle)
-            place.close()
+            try:
+                await end((reading, waiting))
+            finally:
+                self._agents.disconnect(handle)
+                place.close()
 
     async def _read(self, agent: Agent, messages: Messages) -> None:
         """Take what an agent says, as fast as a node may speak; what comes faster stays where it is. Raises Refused."""

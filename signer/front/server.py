@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 
 from runtime.clock import Clock
+from runtime.stopping import end
 from signer.authority.state import AuthorityState
 from signer.front import budget
 from signer.front.admission import Admission, Places
@@ -113,10 +114,8 @@ class AgentServer:
         """Stop listening; calls in flight get `grace` seconds, those of older servers too."""
         self._door.close()
         retiring = dict(self._retiring)
-        for task in retiring:
-            task.cancel()
         servers = [*retiring.values(), *([self._server] if self._server is not None else [])]
-        await asyncio.gather(*retiring, return_exceptions=True)
+        await end(retiring)
         await asyncio.gather(*(each.stop(grace) for each in servers))
         await self._door.end()
         if self._private is not None:

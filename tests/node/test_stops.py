@@ -282,6 +282,31 @@ def test_an_agent_whose_host_hangs_stops() -> None:
         assert [each["event"] for each in here.events()].count("agent stopping") == 1
 
 
+# One where the volumes of before cannot be looked at; it says when it does.
+UNFOUND = """
+import pathlib, runpy, sys, threading
+from csi.journal import Journal
+looks = pathlib.Path(sys.argv[1])
+Journal.entries = lambda _: (looks.touch(), threading.Event().wait())
+sys.argv = ["podsvid", *sys.argv[2:]]
+runpy.run_module("podsvid", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_an_agent_whose_volumes_of_before_hang_stops(tmp_path: Path) -> None:
+    looks = tmp_path / "looks"
+    with host() as here:
+        here.start(within=lambda *command: [command[0], "-c", UNFOUND, str(looks), *command[3:]])
+        assert here.process is not None
+        waits_until = time.monotonic() + DEADLINE
+        while not looks.exists():
+            assert here.process.poll() is None
+            assert time.monotonic() < waits_until
+            time.sleep(0.01)
+        assert here.stop() == 0
+        assert [each["event"] for each in here.events()].count("agent stopping") == 1
+
+
 def test_an_agent_that_is_told_to_stop_while_it_starts_stops() -> None:
     """It waits for a signer that does not answer, and for nothing else."""
     with host() as here:

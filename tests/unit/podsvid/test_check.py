@@ -6,7 +6,9 @@ import resource
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +28,7 @@ from runtime.loading import Examined
 from runtime.memory import MemoryUse
 from signer import check as signer_check
 from signer import config as signer_config
+from signer.cluster.kube_client import KubeClient
 from svid.authority import X509Authority
 from svid.certificates import to_pem
 from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem, signature_hash
@@ -401,6 +404,85 @@ def test_mounts_that_are_impossible_or_reach_nobody(places: dict[str, str], monk
     assert "SYS_ADMIN" not in found["CAPABILITIES_MISSING"]
     monkeypatch.setattr(agent_check, "_kubelet_is_beside", lambda: True)
     assert "MOUNT_NOT_SHARED" not in [each.reason for each in lacking(places)(lambda: None)]
+
+
+@pytest.fixture
+def hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """To be called on a thread of a look: does not return, and the look's time is over as soon as it is there."""
+    go, there, real = threading.Event(), threading.Event(), wait
+
+    def hang() -> None:
+        there.set()
+        assert go.wait(60)
+
+    def over(futures: list[Any], _: float) -> object:
+        while not there.is_set() and not real(futures, 0.01).done:
+            pass
+        there.clear()
+        return real(futures, 0)
+
+    monkeypatch.setattr(host, "wait", over)
+    yield hang
+    go.set()
+
+
+def test_directories_that_hang_are_said_once_each_and_nothing_waits_for_them(
+    places: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hangs: Callable[[], None],
+) -> None:
+    names = ("kubelet", "run", "state")
+    real = {"exists": os.path.exists, "isdir": os.path.isdir}
+
+    def looks(name: str) -> Callable[[Any], bool]:
+        def look(path: Any) -> bool:
+            if any(str(path).startswith(places[each]) for each in names):
+                hangs()
+            return real[name](path)
+
+        return look
+
+    for name in real:
+        monkeypatch.setattr(os.path, name, looks(name))
+    monkeypatch.setattr(host, "is_locked", lambda _: hangs())
+    flags = ["--trust-domain", "a.test", "--kubelet-root", places["kubelet"], "--run-dir", places["run"]]
+    flags += ["--state-dir", places["state"], "--metrics-listen", f"127.0.0.1:{places['taken']}"]
+    assert main(["agent", "--check", *flags]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    said = {name: [each for each in lines if places[name] in each] for name in names}
+    assert [len(each) for each in said.values()] == [1, 1, 1], lines
+    assert all(each[0].startswith("podsvid: NO_ANSWER: ") for each in said.values())
+    assert len(lines) == 4
+    assert any("ADDRESS_IN_USE" in each for each in lines), "what does answer is looked at all the same"
+
+
+def test_kubelets_mounts_that_hang_are_said_once(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, hangs: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(agent_check, "refusal", lambda *_: hangs())
+    monkeypatch.setattr(agent_check, "is_shared_at", lambda _: hangs())
+    assert [each.reason for each in lacking(places)(lambda: None)] == ["NO_ANSWER"]
+    monkeypatch.setattr(agent_check, "refusal", lambda *_: "")
+    assert [each.reason for each in lacking(places)(lambda: None)] == ["NO_ANSWER"]
+
+
+def test_a_login_has_time_and_one_that_does_not_end_is_called_by_its_name(
+    places: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hangs: Callable[[], None],
+) -> None:
+    async def logs_in(_: object) -> None:
+        hangs()
+
+    monkeypatch.setattr(KubeClient, "connect", logs_in)
+    flags = ["--trust-domain", "a.test", "--kubeconfig", places["kubeconfig"], "--listen", "127.0.0.1:0"]
+    flags += ["--metrics-listen", "off", "--admin-socket", f"{places['run']}/admin.sock"]
+    assert main(["signer", "--check", *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("podsvid: NO_ANSWER: ")
+    assert "no answer within 10 s; does the program that it logs in by end" in line
 
 
 def test_ports_of_one_that_runs_are_its_own(

@@ -21,6 +21,7 @@ from runtime.http import Answer, Limits
 from runtime.pages import HEALTH_LIMITS, METRICS_LIMITS, PAGE_BYTES
 from signer.errors import Reason
 from signer.metrics import Metrics as SignerMetrics
+from tests.unit.runtime.test_stopping import Loses, on_fake_time
 
 # Seconds that a test waits for what must come.
 PATIENCE = 30.0
@@ -344,3 +345,14 @@ def test_refusals_are_counted_by_listener_and_why(make: type[AgentMetrics] | typ
     metrics.http_refused("health", "crowded")
     name = "podsvid_http_refused_total" if make is AgentMetrics else "podsvid_signer_http_refused_total"
     assert metrics.registry.get_sample_value(name, {"listener": "health", "why": "crowded"}) == 1.0
+
+
+def test_a_page_that_loses_its_cancellation_keeps_nobody_from_stopping() -> None:
+    async def main() -> None:
+        server, page = http._Server({}, LOOSE, lambda why: None), Loses()
+        server._tasks.add(asyncio.ensure_future(page.run()))
+        await asyncio.sleep(0)
+        await server.close()
+        assert page.ended
+
+    on_fake_time(main)

@@ -19,6 +19,7 @@ from signer.front.budget import MAX_TOKEN
 from signer.model import PodClaim
 from signer.pb import signer_pb2
 from svid.certificates import certificates_from_der, serial_of
+from tests.unit.runtime.test_stopping import Loses
 from tests.unit.signer.door import EVENTS, REQUEST, Aborted, Door, at_the_door, call, lines, nothing, pod, refused, said
 
 
@@ -376,6 +377,34 @@ def test_one_node_has_only_so_many_streams(caplog: pytest.LogCaptureFixture) -> 
         await anext(streams[-1])
         for each in streams:
             await each.aclose()  # type: ignore[attr-defined]
+        assert door.agents.connected == 0
+
+    at_the_door(test)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_stream_whose_agent_goes_on_being_heard_ends_all_the_same(cancelled: bool) -> None:
+    async def test(door: Door) -> None:
+        heard = Loses()
+
+        async def requests() -> AsyncIterator[bytes]:
+            await heard.run()
+            yield b""
+
+        stream = door.service.watch_trust(requests(), call(door.site.agent()))
+        await anext(stream)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(100):
+            closing = asyncio.ensure_future(stream.aclose())  # type: ignore[attr-defined]
+            await asyncio.sleep(1)
+            assert not closing.done()
+            if cancelled:
+                closing.cancel()
+                # Whoever ends a call is not told that it ended by itself.
+                with pytest.raises(asyncio.CancelledError):
+                    await closing
+            await asyncio.wait([closing])
+        assert heard.ended
         assert door.agents.connected == 0
 
     at_the_door(test)

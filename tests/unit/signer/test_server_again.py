@@ -17,6 +17,7 @@ from signer.front.server import AgentServer
 from svid.dnsnames import SIGNER_NAME
 from tests.ports import free_port
 from tests.signer_rig import StepClock
+from tests.unit.runtime.test_stopping import Loses, on_fake_time
 from tests.unit.signer.test_lifecycle import done, first, life
 
 SAYS = "/test.Echo/Say"
@@ -147,3 +148,22 @@ def test_nobody_is_let_in_before_all_is_known() -> None:
 
     with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name:
         asyncio.run(run(Path(name)))
+
+
+def test_an_older_server_that_loses_its_cancellation_keeps_no_signer_from_stopping(tmp_path: Path) -> None:
+    stopped: list[float] = []
+
+    class Older:
+        async def stop(self, grace: float) -> None:
+            stopped.append(grace)
+
+    async def main() -> None:
+        door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
+        server, retiring = AgentServer(NOTHING, door, ("127.0.0.1", 0), tmp_path, StepClock()), Loses()
+        server._retiring[asyncio.create_task(retiring.run())] = Older()  # type: ignore[assignment]
+        await asyncio.sleep(0)
+        await server.close(3.0)
+        assert retiring.ended
+        assert stopped == [3.0]
+
+    on_fake_time(main)
