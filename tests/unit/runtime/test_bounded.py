@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,9 +20,16 @@ def test_hundreds_at_once_are_done_in_their_order_and_each_is_woken_once(monkeyp
 
     async def main() -> None:
         monkeypatch.setattr(asyncio, "wrap_future", wrapped)
-        done = list[int]()
-        one = Bounded()
-        await asyncio.gather(*(one.do(lambda number=number: done.append(number)) for number in range(300)))  # type: ignore[misc]
+        loop, one, done = asyncio.get_running_loop(), Bounded(), list[int]()
+
+        def work(number: int) -> None:
+            # Not over before whoever waits for it could be woken.
+            round_ = threading.Event()
+            loop.call_soon_threadsafe(round_.set)
+            assert round_.wait(30)
+            done.append(number)
+
+        await asyncio.gather(*(one.do(partial(work, number)) for number in range(300)))
         assert done == list(range(300))
         # For its own result, and for the end of the one before where the thread has not quite ended.
         assert woken <= 600
