@@ -191,7 +191,6 @@ CONFIGURATIONS = (
     signer(
         f"{TD}upstream_dir: {{folder}}\nupstream_cert_file: {{cert}}\n",
         (S, "upstream_dir in {config}:6 is '{folder}' and upstream_cert_file in {config}:7 is '{cert}'"),
-        (S, "upstream_cert_file in {config}:7 is '{cert}' and upstream_key_file is not set"),
         ("UPSTREAM_UNUSABLE", "upstream_dir in {config}:6 is '{folder}': {folder}/tls.crt cannot be read"),
     ),
     signer(
