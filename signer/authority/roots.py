@@ -27,6 +27,7 @@ from svid.acceptance import check_root, leads_to
 from svid.bundle import TrustBundle
 from svid.certificates import check_readable, extension
 from svid.errors import SvidError
+from svid.keys import public_key_of
 from svid.x509svid import issued_by
 
 _log = logging.getLogger("podsvid.authority")
@@ -58,22 +59,30 @@ def fed(
 ) -> Fed:
     """What comes of the roots that the CA above names. Raises RootsRefused, and then nothing changes.
 
-    `before`: what could be trusted of the set that was read last. What is not in both, which are the same, leaves.
+    `before`: what could be trusted of the set that was read last. What is in neither leaves; where the CA does not name
+    all of them only what no authority leads to.
     """
     _check_number(found.certificates)
     named, odd = _sorted_out(state, found.certificates, now)
     fresh = Fed(state, frozenset(named), "; ".join(odd[:_NAMED]))
-    if not _has_the_active_ones(state, named):
-        if not found.complete:
-            # Of a CA that was replaced it is the other one's: trusted with what that certifies.
-            return fresh
+    fit = _has_the_active_ones(state, named)
+    if not fit and found.complete:
         raise RootsRefused(
             "no root of the active authority is among them; is the file whole, and of this CA? After a change to "
             f"another CA, `podsvid authority rotate` takes it{'; ' + fresh.left_out if odd else ''}"
         )
-    steady = found.complete and before == fresh.named
+
+    def gone(certificate: x509.Certificate) -> bool:
+        # Not in two reads in a row: of a file that is being written the rest is missing.
+        if before is None or certificate in before or certificate in fresh.named:
+            return False
+        return found.complete or not any(leads_to(slot.authority, [certificate]) for slot in state.x509)
+
     leaves_at = now + policy.most("x509") + policy.overlap
-    after = [each for each in (_after(root, fresh.named, steady, leaves_at, now) for root in state.roots) if each]
+    after = [each for each in (_after(state, root, fresh.named, gone, leaves_at, now) for root in state.roots) if each]
+    if not fit:
+        # Of a CA that was replaced it is the other one's: trusted with what that certifies.
+        named = []
     known = {each.certificate for each in after}
     after += [UpstreamRoot(each, now) for each in named if each not in known]
     _check_number([each.certificate for each in after])
@@ -83,17 +92,36 @@ def fed(
 
 
 def _after(
-    root: UpstreamRoot, named: frozenset[x509.Certificate], steady: bool, leaves_at: datetime, now: datetime
+    state: AuthorityState,
+    root: UpstreamRoot,
+    named: frozenset[x509.Certificate],
+    gone: Callable[[x509.Certificate], bool],
+    leaves_at: datetime,
+    now: datetime,
 ) -> UpstreamRoot | None:
+    if _is_stolen(state, root.certificate):
+        return None
     if root.certificate in named:
         return replace(root, ends_at=None)
     if root.certificate.not_valid_after_utc < now:
         return None
-    if not steady:
+    if not gone(root.certificate):
         return root
+    stolen = state.abandoned_ids("x509")
+    if stolen and not any(leads_to(each.authority, [root.certificate]) for each in state.x509 if each.id not in stolen):
+        # What was issued below it and is not stolen has a slot: after a theft nothing else is waited for.
+        return None
     if root.ends_at is None:
         return replace(root, ends_at=leaves_at)
     return root if now < root.ends_at else None
+
+
+def _is_stolen(state: AuthorityState, certificate: x509.Certificate) -> bool:
+    """Whether it is that of an authority that was declared stolen; by its key, as its extension is its maker's."""
+    named = extension(certificate, x509.SubjectKeyIdentifier)
+    own = x509.SubjectKeyIdentifier.from_public_key(public_key_of(certificate))
+    ids = {own.digest.hex(), named.value.digest.hex() if named is not None else ""}
+    return not ids.isdisjoint(state.abandoned_ids("x509"))
 
 
 def _check_number(certificates: Sequence[x509.Certificate]) -> None:
@@ -123,6 +151,8 @@ def _sorted_out(
     for each in dict.fromkeys(certificates):
         try:
             check_readable(each)
+            if _is_stolen(state, each):
+                raise ValueError("its key was declared stolen")
             if each not in trusted:
                 _check_root(state, each)
         except (SvidError, ValueError) as error:
@@ -169,7 +199,7 @@ class RootFeed:
         self._backoff = Backoff(clock, rng)
         self.refused: Callable[[str], None] = lambda text: None
         self._read_at: float | None = None
-        # What was read and is not stored yet, and what could be trusted of the complete set before.
+        # What was read and is not stored yet, and what could be trusted of the set before.
         self._kept: RootSet | None = None
         self._before: frozenset[x509.Certificate] | None = None
         self._why = ""
@@ -234,7 +264,7 @@ class RootFeed:
             self._kept = self._before = None
             self._refuse(f"{error.reason}: {error}"[:_MAX_TEXT])
             return
-        self._before = done.named if self._kept.complete else None
+        self._before = done.named
         self._kept = None
         self._refuse(done.left_out)
 

@@ -70,7 +70,7 @@ def read(state: AuthorityState, *sets: RootSet, now: datetime = START) -> Author
     last: frozenset[x509.Certificate] | None = None
     for each in sets:
         found = fed(state, each, last, POLICY, now)
-        state, last = found.state, found.named if each.complete else None
+        state, last = found.state, found.named
     return state
 
 
@@ -127,7 +127,8 @@ def test_what_is_named_no_more_leaves_once_what_was_issued_below_it_has_ended() 
     assert [each.ends_at for each in leaving.roots] == [None, START + KEPT]
     assert read(leaving, named(ONE), named(ONE), now=START + KEPT - timedelta(seconds=1)) is leaving
     assert read(leaving, named(ONE), now=START + KEPT) is leaving
-    assert read(leaving, named(ONE), named(ONE, THREE), now=START + KEPT).roots[1] == leaving.roots[1]
+    # One that comes and goes keeps no other.
+    assert trusted(read(leaving, named(ONE), named(ONE, THREE), now=START + KEPT)) == {"one", "three"}
     assert trusted(read(leaving, named(ONE), named(ONE), now=START + KEPT)) == {"one"}
     again = read(leaving, named(ONE, TWO))
     assert [each.ends_at for each in again.roots] == [None, None]
@@ -150,14 +151,38 @@ def test_the_root_of_an_authority_that_was_replaced_stays_with_it() -> None:
     assert trusted(read(ended, named(TWO), named(TWO), now=START + KEPT)) == {"two"}
 
 
-def test_who_does_not_know_all_of_them_takes_none_away() -> None:
+def test_who_does_not_know_all_of_them_takes_away_what_no_authority_leads_to() -> None:
     both = read(below(), named(ONE, TWO))
     some = named(ONE, complete=False)
-    assert read(both, some, some, some) is both
+    assert read(both, some) is both
     assert trusted(read(both, named(ONE, THREE, complete=False))) == {"one", "two", "three"}
-    # Of a CA that was replaced it is the other one's: trusted with what that certifies.
-    assert read(both, named(THREE, complete=False)) is both
-    assert read(both, RootSet()) is both
+    # Of a CA that was replaced it is the other one's: trusted with what that certifies. Its own roots stay with it.
+    for other in (named(THREE, complete=False), RootSet()):
+        assert read(both, other) is both
+        leaving = read(both, other, other)
+        assert [each.ends_at for each in leaving.roots] == [None, START + KEPT]
+        assert trusted(read(leaving, other, other, now=START + KEPT)) == {"one"}
+
+
+def test_after_a_theft_a_root_that_was_replaced_leaves_with_what_was_stolen() -> None:
+    state = read(below(), named(ONE, TWO))
+    life = Life(POLICY, usual(TWO), TD)
+    asked, _ = life.asked(state, "x509", forced=True, now=START)
+    moved = advanced(asked, START, by=life)
+    while stages(moved) != ["active"]:
+        moved = advanced(moved, START + KEPT, by=life)
+    assert trusted(read(moved, named(TWO))) == {"one", "two"}, "one read may have been of half a file"
+    assert trusted(read(moved, named(TWO), named(TWO))) == {"two"}
+
+
+def test_an_authority_that_was_declared_stolen_is_no_root_again() -> None:
+    own = self_signed()
+    life = Life(POLICY, usual(ONE), TD)
+    moved = advanced(life.asked(own, "x509", forced=True, now=START)[0], START, by=life)
+    stolen = own.active_x509.chain[0]
+    found = fed(moved, RootSet((ONE.certificate, stolen), True), None, POLICY, START)
+    assert stolen not in {each.certificate for each in found.state.roots}
+    assert "its key was declared stolen" in found.left_out
 
 
 def test_roots_without_the_active_ones_are_kept_out() -> None:
