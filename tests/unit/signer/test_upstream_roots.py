@@ -583,6 +583,30 @@ def test_the_next_leader_goes_on_with_what_is_stored() -> None:
     asyncio.run(run())
 
 
+def test_who_leads_again_counts_no_read_of_before() -> None:
+    """In between another one led, and the CA may have named anything."""
+
+    async def run() -> None:
+        cluster, source = Cluster(), Source(ONE, TWO)
+        one = await led(cluster, source)
+        async with loop(one.rotation.ask_above()):
+            await until(lambda: trusted(cluster.stored) == {"one", "two"})
+            source.says = named(ONE)
+            interval(cluster)
+            await until(lambda: source.asked == 2)
+            await passes()
+            await one.leader.release()
+            await passes()
+            await one.leader.attempt()
+            await until(lambda: source.asked == 3)
+            await passes()
+            assert all(each.ends_at is None for each in cluster.stored.roots)
+            interval(cluster)
+            await until(lambda: cluster.stored.roots[1].ends_at is not None)
+
+    asyncio.run(run())
+
+
 def test_one_that_comes_and_goes_stays() -> None:
     async def run() -> None:
         cluster, source = Cluster(), Source(ONE, TWO)
