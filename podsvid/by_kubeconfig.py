@@ -150,7 +150,9 @@ class KubeconfigCluster:
             pod = self._get(f"{_pods(namespace)}/{quote(name)}", {}, _Pod)
         except ApiException as error:
             if error.status == NOT_FOUND:
-                raise NoSuchPod(f"there is no pod {namespace}/{name} (is --context the right cluster?)") from None
+                raise NoSuchPod(
+                    f"pod {namespace}/{name} does not exist (any more); is --context the right cluster?"
+                ) from None
             raise NotTold(f"pod {namespace}/{name} cannot be read: {_said(error)}") from None
         except msgspec.DecodeError as error:
             raise NotTold(

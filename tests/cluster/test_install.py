@@ -161,7 +161,7 @@ def explain(cluster: Cluster, progress: Progress) -> None:
     assert volume["spiffe_id"] == found["policy"]["spiffe_id"]
     nobody = asked("default/nobody")
     assert nobody.returncode == 1
-    assert "there is no pod default/nobody" in nobody.stderr
+    assert "pod default/nobody does not exist" in nobody.stderr
 
 
 def refusals(cluster: Cluster, progress: Progress) -> None:

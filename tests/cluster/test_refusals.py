@@ -130,7 +130,7 @@ def _contradictions(shown: Shown) -> list[str]:
         Kind.CALLER: f"pod {told.pod}: {IDENTITY}",
     }
     verdict = verdicts[shown.kind]
-    gone = reason == "POD_NOT_FOUND" and f"there is no pod {told.pod}" in first
+    gone = reason == "POD_NOT_FOUND" and first.startswith(f"podsvid: {reason}: pod {told.pod} does not exist")
     if not gone and not (first == verdict if shown.kind is Kind.CALLER else first.startswith(verdict)):
         found.append(f"explain begins with {first!r}")
     if shown.kind in (Kind.POD, Kind.NODE) and told.code != 3:
@@ -139,7 +139,7 @@ def _contradictions(shown: Shown) -> list[str]:
     expected = {
         Kind.POD: {"podsvid explain", *_HEARD, *asked},
         Kind.NODE: {"podsvid explain", *_HEARD, *asked},
-        Kind.UNFIT: asked if gone else {"podsvid explain", *asked},
+        Kind.UNFIT: {"podsvid explain", *asked},
         Kind.CALLER: asked,
     }[shown.kind]
     found += [f"{place}: nothing of {reason}" for place in sorted(expected - has)]

@@ -472,7 +472,7 @@ def test_where_nothing_can_be_told_it_says_what_to_do(tmp_path: Path) -> None:
         told = explain(garbled).stderr
         assert told.startswith("podsvid: API_SERVER_UNAVAILABLE: no usable kubeconfig"), text + told
     with serving(Cluster(pod=None), tmp_path) as config:
-        absent = "podsvid: POD_NOT_FOUND: there is no pod shop/cart-0 (is --context the right cluster?)\n"
+        absent = "podsvid: POD_NOT_FOUND: pod shop/cart-0 does not exist (any more); is --context the right cluster?\n"
         assert explain(config).stderr == absent
         assert "no usable kubeconfig" in explain(config, "--context", "elsewhere").stderr
         assert "NAMESPACE/POD" in explain(config, what="cart-0").stderr
