@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NoReturn, Self
+from typing import NoReturn, TypeVar
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
 from svid.keys import PrivateKey, PublicKey
+
+T = TypeVar("T")
 
 
 class Scheme(StrEnum):
@@ -42,11 +44,18 @@ def held(public: PublicKey, sign: Sign) -> PrivateKey:
     raise Unsupported("its algorithm is not EC, RSA or Ed25519")
 
 
-def _stays() -> NoReturn:
+def _stays(*_: object, **__: object) -> NoReturn:
     raise Unsupported("the private key stays where it is")
 
 
+def _itself(key: T, memo: object = None) -> T:
+    return key
+
+
 class _EcKey(ec.EllipticCurvePrivateKey):
+    exchange = private_numbers = private_bytes = _stays
+    __copy__ = __deepcopy__ = _itself
+
     def __init__(self, public: ec.EllipticCurvePublicKey, sign: Sign) -> None:
         self._public = public
         self._sign = sign
@@ -74,23 +83,11 @@ class _EcKey(ec.EllipticCurvePrivateKey):
         self._public.verify(signature, _bytes(data), signature_algorithm)
         return signature
 
-    def exchange(self, algorithm: object, peer_public_key: object) -> NoReturn:
-        _stays()
-
-    def private_numbers(self) -> NoReturn:
-        _stays()
-
-    def private_bytes(self, *_: object, **__: object) -> NoReturn:
-        _stays()
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
 
 class _RsaKey(rsa.RSAPrivateKey):
+    decrypt = private_numbers = private_bytes = _stays
+    __copy__ = __deepcopy__ = _itself
+
     def __init__(self, public: rsa.RSAPublicKey, sign: Sign) -> None:
         self._public = public
         self._sign = sign
@@ -109,23 +106,11 @@ class _RsaKey(rsa.RSAPrivateKey):
         self._public.verify(signature, _bytes(data), padding, algorithm)
         return signature
 
-    def decrypt(self, ciphertext: object, padding: object) -> NoReturn:
-        _stays()
-
-    def private_numbers(self) -> NoReturn:
-        _stays()
-
-    def private_bytes(self, *_: object, **__: object) -> NoReturn:
-        _stays()
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
 
 class _Ed25519Key(ed25519.Ed25519PrivateKey):
+    private_bytes = private_bytes_raw = _stays
+    __copy__ = __deepcopy__ = _itself
+
     def __init__(self, public: ed25519.Ed25519PublicKey, sign: Sign) -> None:
         self._public = public
         self._sign = sign
@@ -137,18 +122,6 @@ class _Ed25519Key(ed25519.Ed25519PrivateKey):
         signature = self._sign(Scheme.ED25519, _bytes(data))
         self._public.verify(signature, _bytes(data))
         return signature
-
-    def private_bytes(self, *_: object, **__: object) -> NoReturn:
-        _stays()
-
-    def private_bytes_raw(self) -> NoReturn:
-        _stays()
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
 
 
 _PKCS1 = padding.PKCS1v15
