@@ -23,7 +23,8 @@ from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
 from podsvid.interrupts import unwinding
 from podsvid.options import add_output, add_pod, add_timeout, as_yaml, which_pod
 from podsvid.output import console
-from podsvid.waiting import GaveUp, Waiting, begun
+from podsvid.waiting import GaveUp, Waiting
+from runtime.aside import begun
 from runtime.terminal import printable
 from signer.errors import SignerError
 from signer.pb import admin_pb2

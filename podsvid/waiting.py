@@ -1,12 +1,12 @@
 """How long a command waits, for what, and that it says so: nobody looks at a terminal that says nothing."""
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from podsvid.outcome import CommandError
+from runtime.aside import begun
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -71,19 +71,3 @@ class Waiting:
     def ask(self, what: str, work: Callable[[], _Answer]) -> _Answer:
         """What `work` returns or raises. Raises GaveUp."""
         return self.result(begun(work), what)
-
-
-def begun(work: Callable[[], _Answer]) -> "Future[_Answer]":
-    """`work` on a thread that keeps no process from ending."""
-    from concurrent.futures import Future
-
-    future: Future[_Answer] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

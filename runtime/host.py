@@ -6,14 +6,14 @@ import fcntl
 import importlib.util
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import TypeVar
 
 from runtime import listening
+from runtime.aside import begun
 from runtime.bounded import Unanswered
 
 _MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
@@ -104,16 +104,8 @@ def seen(look: Callable[[], bool], seconds: float = SECONDS) -> bool:
 
 
 def _answer(look: Callable[[], _Found], seconds: float) -> _Found:
-    """Raises Unanswered, and what `look` raises: on a thread that keeps no process from ending."""
-    found: Future[_Found] = Future()
-
-    def run() -> None:
-        try:
-            found.set_result(look())
-        except BaseException as error:
-            found.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
+    """Raises Unanswered, and what `look` raises."""
+    found = begun(look)
     if not wait([found], seconds).done:
         raise Unanswered
     return found.result()

@@ -85,7 +85,7 @@ def api_server(folder: Path, progress: Progress) -> Iterator[Alone]:
         api = KubeApi(url, str(authority.ca_cert), admin)
 
         def ready() -> None:
-            wait_for("the API server", lambda: _ready(api), progress=progress, alive=processes.check)
+            wait_for("the API server", api.ready, progress=progress, alive=processes.check)
 
         def restart(*flags: str) -> None:
             processes.end(("kube-apiserver",))
@@ -96,13 +96,6 @@ def api_server(folder: Path, progress: Progress) -> Iterator[Alone]:
         yield Alone(api, layout, progress, restart, authority)
     finally:
         processes.end(("kube-apiserver", "etcd"))
-
-
-def _ready(api: KubeApi) -> bool:
-    try:
-        return api.text("/readyz") == "ok"
-    except (ApiError, OSError):
-        return False
 
 
 def audited(log: Path, account: str) -> Iterator[tuple[Call, int]]:

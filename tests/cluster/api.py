@@ -74,6 +74,15 @@ class KubeApi:
         """The same API server with a service account's token."""
         return KubeApi(self.url, self._ca_cert, None, token)
 
+    def ready(self) -> bool | str:
+        """Whether it serves; or what it says instead, for `wait_for`."""
+        try:
+            return self.text("/readyz") == "ok"
+        except ApiError as error:
+            return f"not ready ({error.status})"
+        except OSError:
+            return False
+
     def text(self, path: str) -> str:
         """GET whose answer is plain text, such as a log. Raises ApiError, OSError."""
         return self._call("GET", path, None).decode(errors="replace")

@@ -160,7 +160,7 @@ class Cluster:
     def ready(self) -> bool | str:
         """Whether the API server answers and the node is ready; else what is missing."""
         try:
-            answers = self._api_ready()
+            answers = self.api.ready()
             return self._node_ready() if answers is True else answers or "the API server does not answer"
         except (ApiError, OSError) as error:
             return str(error)
@@ -185,20 +185,12 @@ class Cluster:
         admin = authority.issue("admin", "admin", "system:masters")
         kubeconfig.write(self.kubeconfig, url, authority.ca_cert, admin)
         self._api = KubeApi(url, str(authority.ca_cert), admin)
-        self._wait("the API server", self._api_ready)
+        self._wait("the API server", self.api.ready)
         self._progress(f"the API server answers: {self.api.get('/version')['gitVersion']}")
         controllers = control_plane.controllers(self.layout, authority, url, manager_port)
         self._processes.start("kube-controller-manager", controllers)
         self._processes.start("kube-scheduler", control_plane.scheduler(self.layout, authority, url, scheduler_port))
         return url
-
-    def _api_ready(self) -> bool | str:
-        try:
-            return self.api.text("/readyz") == "ok"
-        except ApiError as error:
-            return f"not ready ({error.status})"
-        except OSError:
-            return False
 
     def _node_ready(self) -> bool | str:
         node = self.api.find(f"/api/v1/nodes/{NODE}")

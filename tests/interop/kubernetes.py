@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cluster import control_plane, kubeconfig
-from tests.cluster.api import ApiError, KubeApi
+from tests.cluster.api import KubeApi
 from tests.cluster.layout import Layout
 from tests.cluster.pki import ClusterAuthority
 from tests.cluster.pods import Pods
@@ -52,15 +52,7 @@ class Kubernetes:
         self.processes.start("etcd", control_plane.etcd(self.layout, self.authority, etcd, peer))
         command = control_plane.api_server(self.layout, self.authority, self._port, etcd)
         self.processes.start("kube-apiserver", [*command, *_ON_THE_LOOPBACK])
-        wait_for("the API server", self._ready, progress=say, alive=self.processes.check)
-
-    def _ready(self) -> bool | str:
-        try:
-            return self.api.text("/readyz") == "ok"
-        except ApiError as error:
-            return f"not ready ({error.status})"
-        except OSError:
-            return False
+        wait_for("the API server", self.api.ready, progress=say, alive=self.processes.check)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from podsvid.waiting import GaveUp, Waiting, begun
+from podsvid.waiting import GaveUp, Waiting
+from runtime.aside import begun
 
 
 def test_what_is_waited_for_is_said_once_and_given_up() -> None:
