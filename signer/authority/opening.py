@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from runtime.clock import Clock
 from signer.authority.abandonments import Abandonments
@@ -32,8 +32,9 @@ class First:
         self._leading = leading
         self._clock = clock
         self._backoff = Backoff(clock, rng)
-        # What is waited for, for people; empty where nothing is.
+        # What is waited for, for people, and since when; empty where nothing is.
         self.awaited = ""
+        self.since: datetime | None = None
 
     async def made(self) -> AuthorityState | None:
         """A state with them; None where it is not time to try, or the CA above does not certify one."""
@@ -43,6 +44,7 @@ class First:
             return await self._life.first(self._clock.now())
         except (UpstreamUnusable, CertificateRefused) as error:
             self._backoff.failed()
+            self.since = self.since or self._clock.now()
             self.awaited = f"waits for the first authority: {error.reason}: {error}"
             _log.error(
                 "no authority yet: the CA above certifies none", extra={"reason": error.reason, "error": str(error)}
@@ -72,7 +74,7 @@ async def found(
         except Conflict:
             stored = await store.load()
         break
-    first.awaited = ""
+    first.awaited, first.since = "", None
     return stored
 
 

@@ -21,6 +21,7 @@ from signer.authority.backoff import Backoff
 from signer.authority.granting import granted
 from signer.authority.lifecycle import Life, Step
 from signer.authority.request import X509Request
+from signer.authority.seat import Load, Seat, Swap
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.errors import ApiUnavailable, CertificateRefused, SignerError, StateDamaged
@@ -30,8 +31,6 @@ from signer.upstream.remote import NO_HANDLE, Answer, Denied, Issued, Pending, R
 
 _log = logging.getLogger("podsvid.authority")
 _Found = TypeVar("_Found")
-Load = Callable[[], Awaitable[Stored]]
-Swap = Callable[[Stored, AuthorityState, Step], Awaitable[bool]]
 # A replica that asks for the first authority in vain lets another one lead for so long of each round.
 ROUND_SECONDS, TURN_SECONDS = 90.0, 30.0
 # Of one call; and until a CA that was not to be told that a request is wanted no more is told again.
@@ -109,25 +108,9 @@ class Requests:
         self._kept = self._seen = None
         self._rootless = {}
 
-    async def run(
-        self,
-        known: Callable[[], AuthorityState | None],
-        load: Load,
-        swap: Swap,
-        leading: Callable[[], bool],
-        pause: float,
-    ) -> None:
+    async def run(self, seat: Seat) -> None:
         """Look again and again while this replica leads, for ever."""
-        while True:
-            state = known()
-            if state is not None and leading():
-                try:
-                    await self.look(state, load, swap, leading)
-                except SignerError as error:
-                    _not_stored(error)
-            else:
-                self.rest()
-            await asyncio.sleep(pause)
+        await seat.hold(self.look, self.rest, _not_stored)
 
     async def born(
         self, stored: Stored, store: StateStore, swap: Swap, leading: Callable[[], bool], pause: float
@@ -349,8 +332,12 @@ class Requests:
     async def _clean_up(self, request: X509Request | None) -> None:
         """Tell the CA that nobody waits any more for what was requested before; else it may be issued years later."""
         seen, self._seen = self._seen, request
-        if seen is not None and (request is None or request.id != seen.id):
+        if seen is not None:
             self._left_there.append(seen)
+        if request is not None:
+            # It is wanted, or is again: an older Secret was put back.
+            left_there = [each for each in self._left_there if each.id != request.id]
+            self._left_there = deque(left_there, self._left_there.maxlen)
         if not self._left_there or self._remote is None or self._clock.monotonic() < self._told_again_at:
             return
         left = self._left_there[0]
@@ -359,6 +346,7 @@ class Requests:
             await _in_time(self._remote.forget(left.id, left.handle or NO_HANDLE), left.at)
         except SignerError as error:
             self._told_again_at = self._clock.monotonic() + TELL_AGAIN_SECONDS
+            self._left_there.rotate(-1)
             _log.info("a request to the CA above was not cleaned up", extra={"request": left.id, "error": str(error)})
         else:
             self._left_there.popleft()

@@ -18,7 +18,8 @@ from runtime.clock import Clock
 from signer.authority.anchors import UpstreamRoot
 from signer.authority.backoff import Backoff
 from signer.authority.lifecycle import Step
-from signer.authority.requests import Load, Swap, place
+from signer.authority.requests import place
+from signer.authority.seat import Load, Seat, Swap
 from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
 from signer.errors import RootsRefused, SignerError
@@ -214,28 +215,9 @@ class RootFeed:
         """For people: why."""
         return [f"x509: roots of the CA above: {self._why}"] if self._why else []
 
-    async def run(
-        self,
-        known: Callable[[], AuthorityState | None],
-        load: Load,
-        swap: Swap,
-        leading: Callable[[], bool],
-        pause: float,
-    ) -> None:
+    async def run(self, seat: Seat) -> None:
         """Look again and again while this replica leads, for ever."""
-        while True:
-            state = known()
-            if not leading():
-                self.rest()
-            elif state is not None and not self._doubt():
-                try:
-                    await self.look(state, load, swap, leading)
-                except SignerError as error:
-                    _log.warning(
-                        "the roots of the CA above are not stored yet",
-                        extra={"reason": error.reason, "error": str(error)},
-                    )
-            await asyncio.sleep(pause)
+        await seat.hold(self.look, self.rest, _not_stored)
 
     def rest(self) -> None:
         """Another replica leads: what this one knows is over."""
@@ -245,7 +227,7 @@ class RootFeed:
 
     async def look(self, state: AuthorityState, load: Load, swap: Swap, leading: Callable[[], bool]) -> None:
         """Read them where it is time, and store what comes of them. Raises SignerError where it was not stored."""
-        if self._source is None:
+        if self._source is None or self._doubt():
             return
         if self._due:
             self._read_at = self._clock.monotonic()
@@ -304,6 +286,10 @@ class RootFeed:
             _log.warning("the roots of the CA above were not taken; the ones before stay", extra={"error": why})
             self.refused(told)
         self._why = why
+
+
+def _not_stored(error: SignerError) -> None:
+    _log.warning("the roots of the CA above are not stored yet", extra={"reason": error.reason, "error": str(error)})
 
 
 def _told(state: AuthorityState) -> str:

@@ -21,6 +21,7 @@ from signer.authority.lifecycle import Life, Step
 from signer.authority.requests import Requests
 from signer.authority.rollback import Published, Rollbacks, Shown, say
 from signer.authority.roots import RootFeed
+from signer.authority.seat import Seat
 from signer.authority.slots import BOTH, KINDS
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
@@ -120,9 +121,11 @@ class Rotation:
     @property
     def waiting_since(self) -> datetime | None:
         """Since when this replica, which leads, wants a new X.509 authority in vain."""
-        state = self.state or self.requests.unborn
-        if state is None or not self._leader.leading:
+        if not self._leader.leading:
             return None
+        state = self.state or self.requests.unborn
+        if state is None:
+            return self.first.since
         return self._attempts.waiting_since or self.requests.waiting_since(state)
 
     def live_nodes(self) -> frozenset[str]:
@@ -191,8 +194,8 @@ class Rotation:
 
     async def ask_above(self) -> None:
         """Ask the CA above for what is requested, and for its roots, while this replica leads; no step waits for it."""
-        seat = lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS
-        await side_by_side(self.requests.run(*seat), self.roots.run(*seat))
+        seat = Seat(lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS)
+        await side_by_side(self.requests.run(seat), self.roots.run(seat))
 
     async def confirm(self, every: timedelta) -> None:
         """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""

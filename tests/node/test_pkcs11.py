@@ -188,6 +188,8 @@ def test_a_wrong_pin_at_the_first_start_is_said_and_not_tried_at_one_start_after
         async def mended() -> None:
             while "waits for the first authority: UPSTREAM_UNUSABLE" not in (await replicas[0].not_ready() or ""):
                 await asyncio.sleep(0.02)
+            # What the alert PodsvidAuthorityWanted looks at.
+            assert replicas[0]._rotation.waiting_since == START
             token.pin_file.write_text(token.pin)
             clock.pass_by(seconds=75)
 

@@ -1,11 +1,13 @@
 """RFC 7512 as far as podsvid takes it: what names a key, and that everything else is refused without being repeated."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer import config
 from signer.pkcs11_uri import MAX_URI, KeyUri, parse
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=40)
@@ -76,3 +78,31 @@ def test_everything_else_is_refused_and_not_repeated(text: str, why: str) -> Non
         parse(text)
     assert why in str(caught.value)
     assert "SECRET" not in str(caught.value)
+
+
+URI = "pkcs11:token=a;object=b?module-path=/m&pin-source=file:/pin"
+CERT, KEY, FOLDER = ("--upstream-cert-file", "/c"), ("--upstream-key-file", "/k"), ("--upstream-dir", "/d")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((*CERT,), ""),
+        ((*FOLDER,), ""),
+        ((), "a CA is nothing without its certificate and key"),
+        ((*CERT, *KEY), "they name two keys of the upstream CA; give one"),
+        ((*FOLDER, *CERT), "they name two upstream CAs; give one"),
+        ((*FOLDER, "--upstream", "openbao"), "they name two upstream CAs; leave one out"),
+        ((*CERT, "--upstream", "cert-manager"), "they name two upstream CAs; leave one out"),
+    ],
+)
+def test_what_stands_beside_it(flags: tuple[str, ...], said: str) -> None:
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    sound = ("--trust-domain", "a.test", "--namespace", "n", "--upstream-key-uri", URI)
+    found = config.examine(parser.parse_args([*sound, *flags]), {})
+    assert said in "\n".join(found.faults)
+    assert said or found.faults == ()
+    assert "/pin" not in "\n".join(found.faults), "where a secret may be is not shown"
+    if not said:
+        assert found.config.above.files.key_uri == parse(URI)

@@ -669,6 +669,40 @@ def test_who_could_not_be_told_that_a_request_is_wanted_no_more_is_told_again() 
     asyncio.run(run())
 
 
+def test_a_request_that_is_wanted_again_is_not_withdrawn() -> None:
+    """An older Secret was put back, before the CA could be told that nobody wants it."""
+
+    async def run() -> None:
+        ca = RemoteCa()
+        cluster = Cluster(ca)
+        one = Replica(cluster, "one")
+        await one.open()
+        ca.thinks = True
+        await one.rotation.step("rotate", "x509", "", forced=False)
+        async with loop(one.rotation.run()):
+            await until(lambda: cluster.stored.request is not None)
+        wanted, told = cluster.stored, list[str]()
+
+        async def forget(request_id: str, handle: str) -> None:
+            told.append(request_id)
+            raise UpstreamAway("the API server is away")
+
+        async def unused(*_: Any) -> Any:
+            raise AssertionError
+
+        # The first one, which is done with, is.
+        await one.rotation.requests.look(wanted, unused, unused, lambda: False)
+        assert len(ca.forgotten) == 1
+        ca.forget = forget  # type: ignore[method-assign]
+        for state in (wanted, replace(wanted, request=None), wanted):
+            await one.rotation.requests.look(state, unused, unused, lambda: False)
+            cluster.clock.pass_by(seconds=60)
+        assert wanted.request is not None
+        assert told == [wanted.request.id]
+
+    asyncio.run(run())
+
+
 def test_another_theft_while_a_request_waits_takes_that_one() -> None:
     by = Life(POLICY, Elsewhere(CA), TD)
     state, _ = by.asked(first(), "x509", forced=True, now=START)
