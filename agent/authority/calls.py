@@ -104,13 +104,16 @@ class Calls:
                 reason, text, retry = explain(error)
                 if put_off is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
                     raise put_off from None
-                put_off = self._failed(error.code(), reason, text, patience)
-                if retry is None and not reason and error.code() is grpc.StatusCode.CANCELLED:
+                failed = self._failed(error.code(), reason, text, patience)
+                if not reason and error.code() is grpc.StatusCode.CANCELLED:
                     # A signer with a new certificate takes no more on older connections: what comes there is dropped.
-                    retry = 0.0
+                    # It says nothing of why there is no answer later.
+                    retry = 0.0 if retry is None else retry
+                else:
+                    put_off = failed
                 wait = max(retry or 0.0, least) * self._rng.uniform(1.0, 2.0)
                 if retry is None or wait >= deadline - asyncio.get_running_loop().time():
-                    raise put_off from None
+                    raise failed from None
                 least = min(least * 2, MOST_LEAST_WAIT)
             except asyncio.CancelledError:
                 if is_cancelled():

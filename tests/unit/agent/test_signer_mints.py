@@ -155,6 +155,19 @@ def test_a_call_that_a_server_drops_as_it_is_replaced_is_made_again(tmp_path: Pa
     on_stage(tmp_path, play)
 
 
+def test_what_a_server_dropped_does_not_hide_that_none_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.5)
+
+    async def play(at: Scene) -> None:
+        dropped = Refusal(grpc.StatusCode.CANCELLED, message="CANCELLED")
+        at.signer.mint.refusals, at.signer.mint.gate = [dropped], asyncio.Event()
+        with pytest.raises(AuthorityUnavailable, match=r"^SIGNER_UNREACHABLE: .* did not answer within 0.5 s"):
+            await at.authority.mint_x509(at.request())
+        at.signer.mint.gate.set()
+
+    on_stage(tmp_path, play)
+
+
 def test_a_signer_that_only_ever_says_later_is_the_reason_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
