@@ -18,7 +18,8 @@ from signer.config import SignerConfig
 from signer.policy.template import path_template
 from signer.upstream import pkcs11
 from signer.upstream.certify import SelfSigned
-from signer.upstream.chosen import at_hand, needed_files
+from signer.upstream.chosen import at_hand, needed
+from signer.upstream_settings import PREFIXES
 
 _UPSTREAM = (
     "upstream",
@@ -28,7 +29,6 @@ _UPSTREAM = (
     "upstream_bundle_file",
     "upstream_dir",
 )
-_ELSEWHERE = ("openbao_", "cert_manager_")
 # A key of RSA is made for it, beside the files that are read.
 _TRIAL_SECONDS = 10.0
 # A kubeconfig may name a program that logs in, or have a token that is asked for anew, over the network.
@@ -105,9 +105,9 @@ def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
     config = examined.config
     if not _sound(examined, *_UPSTREAM, "trust_domain", *_LIFETIMES):
         return
-    if not _sound(examined, *(name for name in config.__dataclass_fields__ if name.startswith(_ELSEWHERE))):
+    if not _sound(examined, *(name for name in config.__dataclass_fields__ if name.startswith(PREFIXES))):
         return
-    for name, read in needed_files(config.above).items():
+    for name, read in needed(config.above).items():
         yield host.usable(examined.shown(name), read)
     above = at_hand(config.above.files)
     if isinstance(above, SelfSigned) or config.above.kind != "files":

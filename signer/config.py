@@ -12,14 +12,14 @@ from pathlib import Path
 from runtime import durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
-from signer import certmanager_settings, openbao_settings, pkcs11_uri, upstream_settings
+from signer import awspca_settings, certmanager_settings, openbao_settings, pkcs11_uri, setting_texts, upstream_settings
+from signer.awspca_settings import AwsPcaSettings
 from signer.certmanager_settings import CertManagerSettings
 from signer.model import TtlLimits
 from signer.openbao_settings import OpenBaoSettings
 from signer.pkcs11_uri import KeyUri
 from signer.upstream_settings import FileSettings, UpstreamSettings
 from svid.authority import MAX_BACKDATE
-from svid.dnsnames import is_pattern
 from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
@@ -33,35 +33,6 @@ _namespace = settings.matching(_LABEL, "a namespace's name")
 _DOOR_OVERHEAD = len("/door-01234567/9999")
 _wait = settings.duration(most=timedelta(days=7))
 _lease = settings.duration(timedelta(seconds=3), timedelta(minutes=5))
-
-
-def _path_template(text: str) -> str:
-    if not text.startswith("/") or len(text) > 1024:
-        raise ValueError("a path such as /ns/{namespace}/sa/{service_account}")
-    return text
-
-
-def _dns_pattern(text: str) -> str:
-    if not is_pattern(text):
-        raise ValueError(
-            "DNS names in lower case, where {namespace}, {service_account} and {pod} stand for the pod's own "
-            "and a leading *. for one label"
-        )
-    return text
-
-
-def _key_algorithm(text: str) -> KeyAlgorithm:
-    try:
-        return KeyAlgorithm(text)
-    except ValueError:
-        raise ValueError("one of " + ", ".join(KeyAlgorithm)) from None
-
-
-def _federated(text: str) -> tuple[TrustDomain, Path]:
-    name, equals, path = text.partition("=")
-    if not equals:
-        raise ValueError("TRUST-DOMAIN=FILE with an absolute path")
-    return settings.trust_domain(name), settings.absolute(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +95,7 @@ class SignerConfig:
     upstream: str = setting(
         settings.choice(*upstream_settings.KINDS),
         "which kind of CA signs the authorities: files (upstream_dir, or upstream_cert_file and upstream_key_file; "
-        "without any, each authority is its own root), openbao (also Vault), or cert-manager",
+        "without any, each authority is its own root), openbao (also Vault), cert-manager, or aws-pca (AWS Private CA)",
         "files",
     )
     openbao_address: str | None = setting(
@@ -172,10 +143,20 @@ class SignerConfig:
     cert_manager_namespace: str = setting(
         _namespace, "where CertificateRequests are made, and an Issuer is (default: --namespace)"
     )
+    aws_pca_arns: tuple[str, ...] = setting(
+        settings.listed(awspca_settings.arn),
+        "ARNs of AWS Private CAs: the first certifies the authorities, the roots of all are trusted",
+        "",
+    )
+    aws_pca_template: str = setting(
+        settings.choice(*awspca_settings.TEMPLATES),
+        "by which template: the blank one leaves out the usage digitalSignature",
+        awspca_settings.TEMPLATES[0],
+    )
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
     )
-    authority_algorithm: KeyAlgorithm = setting(_key_algorithm, "key of an X.509 authority", "ec-p256")
+    authority_algorithm: KeyAlgorithm = setting(setting_texts.key_algorithm, "key of an X.509 authority", "ec-p256")
     x509_ttl: timedelta = setting(settings.ttl, "lifetime of an X.509-SVID, 2s to 90d", "1h")
     x509_min_ttl: timedelta = setting(settings.ttl, "shortest lifetime that a wish or a policy gets", "1m")
     x509_pod_max_ttl: timedelta | None = setting(
@@ -198,7 +179,9 @@ class SignerConfig:
     jwt_jti: bool = setting(settings.boolean, "give each JWT-SVID a jti of its own", "false")
     jwt_key_period: timedelta = setting(settings.period, "how long a JWT authority signs, 1h to 3650d", "30d")
     default_path: str = setting(
-        _path_template, "path of the SPIFFE ID of a pod without a policy", "/ns/{namespace}/sa/{service_account}"
+        setting_texts.path_template,
+        "path of the SPIFFE ID of a pod without a policy",
+        "/ns/{namespace}/sa/{service_account}",
     )
     require_policy: bool = setting(settings.boolean, "refuse pods that no policy matches", "false")
     policies_per_namespace: int = setting(
@@ -213,11 +196,11 @@ class SignerConfig:
         "10000",
     )
     dns_names: tuple[str, ...] = setting(
-        settings.listed(_dns_pattern), "DNS names that pods without a policy may ask for", ""
+        settings.listed(setting_texts.dns_pattern), "DNS names that pods without a policy may ask for", ""
     )
     cluster_domain: str = setting(_name, "the cluster's DNS domain, for names of Services", "cluster.local")
     federated_bundles: tuple[tuple[TrustDomain, Path], ...] = setting(
-        settings.listed(_federated, pairs=True),
+        settings.listed(setting_texts.federated, pairs=True),
         "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read",
         "",
     )
@@ -355,6 +338,7 @@ class SignerConfig:
                 self.cert_manager_namespace,
                 roots,
             ),
+            AwsPcaSettings(self.aws_pca_arns, self.aws_pca_template, roots),
         )
 
     @property

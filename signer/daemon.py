@@ -164,7 +164,7 @@ class Replica:
         self._agents = Agents(api, config.namespace, config.identity, clock)
         self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
         self._leader.unfit = lambda: bool(self.witness.doubt or self._rotation.requests.gives_way)
-        ca = chosen(config.above, api)
+        ca = chosen(config.above, api, clock)
         self._rotation = Rotation(
             self._store,
             Abandonments(api, config.namespace, config.state_secret, config.trust_domain, clock),

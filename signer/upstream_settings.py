@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.settings import Conflict
+from signer.awspca_settings import AwsPcaSettings
 from signer.certmanager_settings import CertManagerSettings
 from signer.openbao_settings import OpenBaoSettings
 from signer.pkcs11_uri import KeyUri
 
 # By the setting `upstream`; beside files, how its own settings begin, and what people call it.
-KINDS = ("files", "openbao", "cert-manager")
-_ELSEWHERE = {"openbao": ("openbao_", "OpenBao"), "cert-manager": ("cert_manager_", "cert-manager")}
+KINDS = ("files", "openbao", "cert-manager", "aws-pca")
+_ELSEWHERE = {
+    "openbao": ("openbao_", "OpenBao"),
+    "cert-manager": ("cert_manager_", "cert-manager"),
+    "aws-pca": ("aws_pca_", "AWS Private CA"),
+}
+PREFIXES = tuple(prefix for prefix, _ in _ELSEWHERE.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class UpstreamSettings:
     files: FileSettings
     openbao: OpenBaoSettings
     cert_manager: CertManagerSettings
+    aws_pca: AwsPcaSettings
 
     def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
         """What keeps the one that is wanted from being used; `given` are the settings that somebody said."""
@@ -76,6 +83,8 @@ class UpstreamSettings:
             yield from self.openbao.conflicts(given)
         elif self.kind == "cert-manager":
             yield from self.cert_manager.conflicts()
+        elif self.kind == "aws-pca":
+            yield from self.aws_pca.conflicts()
         for kind, (prefix, called) in _ELSEWHERE.items():
             idle = sorted(name for name in given if name.startswith(prefix))
             if idle and kind != self.kind:

@@ -17,7 +17,6 @@ from typing import TypeAlias
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import NameOID
 
 from runtime.bounded import Bounded
 from signer.certmanager_settings import DEFAULT_GROUP, DEFAULT_KIND, CertManagerSettings
@@ -26,7 +25,7 @@ from signer.cluster.objects import CertificateRequest
 from signer.errors import Conflict, Forbidden, NotFound, SignerError
 from signer.upstream import files
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.given import MAX_ABOVE, certificates, chained, line, shorter
+from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, line, shorter
 from signer.upstream.remote import Answer, CaRequest, Denied, Issued, Pending, UpstreamAway
 from signer.upstream.roots import RootSet
 
@@ -201,11 +200,7 @@ class CertManager:
         own, above = found[0], (*found[1:], *certificates([said.ca], self.name))
         if len(above) > MAX_ABOVE:
             raise UpstreamUnusable(f"{self.name} gave more than {MAX_ABOVE} certificates above the one asked for")
-        if _numbers(own.subject) != _numbers(request.csr.subject):
-            raise UpstreamUnusable(
-                f"{self.name} replaced the subject that was asked for: two authorities would have one name, and "
-                "verifiers mistake them; take an issuer that keeps it"
-            )
+        check_name(own, request.csr, self.name, "take an issuer that keeps it")
         chain, root = chained(own, above)
         note = shorter(own, request.lifetime, self.name, ": see the issuer, and what it asks in turn")
         return Issued(chain, given or (() if root is None else (root,)), note)
@@ -281,11 +276,6 @@ class _Deleted(UpstreamAway):
 def needed_files(settings: CertManagerSettings) -> Mapping[str, Callable[[], object]]:
     """By setting, what reads a file that is needed. Each raises UpstreamUnusable. Blocks."""
     return {} if settings.roots is None else {"upstream_bundle_file": partial(files.roots, settings.roots)}
-
-
-def _numbers(name: x509.Name) -> list[object]:
-    """What tells two authorities apart."""
-    return [each.value for each in name.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
 
 
 def _handle(uid: object) -> str:

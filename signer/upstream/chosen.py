@@ -3,14 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from runtime.clock import Clock
+from runtime.settings import InvalidSetting
 from signer.cluster.kube import KubeApi
-from signer.upstream import certmanager
+from signer.upstream import awspca, certmanager
+from signer.upstream.awspca import AwsPca
 from signer.upstream.certify import FileUpstream, SelfSigned, Upstream, upstream_of
 from signer.upstream.certmanager import CertManager
 from signer.upstream.openbao import OpenBao
 from signer.upstream.pkcs11 import TokenKey
 from signer.upstream.remote import Elsewhere, RemoteUpstream
 from signer.upstream.roots import RootSource
+from signer.upstream.sdk import NotInstalled
 from signer.upstream_settings import FileSettings, UpstreamSettings
 
 
@@ -23,13 +27,19 @@ class Chosen:
     remote: RemoteUpstream | None = None
 
 
-def chosen(settings: UpstreamSettings, api: KubeApi) -> Chosen:
-    """By its kind. `api` is for a CA that is asked through the API server."""
+def chosen(settings: UpstreamSettings, api: KubeApi, clock: Clock) -> Chosen:
+    """By its kind. `api` is for a CA that is asked through the API server.
+
+    Raises InvalidSetting where what that kind takes is not installed.
+    """
+    _check_installed(settings)
     remote: RemoteUpstream
     if settings.kind == "openbao":
         remote = OpenBao(settings.openbao)
     elif settings.kind == "cert-manager":
         remote = CertManager(settings.cert_manager, api)
+    elif settings.kind == "aws-pca":
+        remote = AwsPca(settings.aws_pca, clock)
     else:
         above = at_hand(settings.files)
         return Chosen(above, above.roots)
@@ -42,8 +52,20 @@ def at_hand(by: FileSettings) -> SelfSigned | FileUpstream:
     return upstream_of(by.cert_file, key, by.bundle_file, by.dir)
 
 
-def needed_files(settings: UpstreamSettings) -> Mapping[str, Callable[[], object]]:
-    """By setting, what reads a file that a CA elsewhere is not asked without. Each raises SignerError. Blocks."""
+def needed(settings: UpstreamSettings) -> Mapping[str, Callable[[], object]]:
+    """By setting, what reads a file that a CA elsewhere is not asked without; by `upstream`, what looks for the library
+    that asks. Each raises SignerError. Blocks."""
     if settings.kind == "openbao":
         return OpenBao(settings.openbao).files()
+    if settings.kind == "aws-pca":
+        return awspca.needed(settings.aws_pca)
     return certmanager.needed_files(settings.cert_manager) if settings.kind == "cert-manager" else {}
+
+
+def _check_installed(settings: UpstreamSettings) -> None:
+    look = needed(settings).get("upstream")
+    try:
+        if look is not None:
+            look()
+    except NotInstalled as error:
+        raise InvalidSetting(f"upstream is {settings.kind}, and {error}") from None

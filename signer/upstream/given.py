@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from runtime import durations
 from signer.upstream.certify import UpstreamUnusable
@@ -49,6 +50,19 @@ def chained(
         chain.append(found)
         below = found
     return tuple(chain), found
+
+
+def check_name(own: x509.Certificate, asked: x509.CertificateSigningRequest, by: str, hint: str) -> None:
+    """Raises UpstreamUnusable where it lost the number in its subject by which two authorities are told apart."""
+    if _numbers(own.subject) != _numbers(asked.subject):
+        raise UpstreamUnusable(
+            f"{by} replaced the subject that was asked for: two authorities would have one name, and verifiers mistake "
+            f"them; {hint}"
+        )
+
+
+def _numbers(name: x509.Name) -> list[object]:
+    return [each.value for each in name.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
 
 
 def shorter(own: x509.Certificate, wanted: timedelta, by: str, hint: str) -> str:

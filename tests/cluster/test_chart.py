@@ -15,6 +15,7 @@ import yaml
 
 from agent import config as agent_config
 from podsvid.cli import _parser
+from runtime.clock import SystemClock
 from signer import config as signer_config
 from signer.cluster.kube import KubeApi
 from signer.upstream.certmanager import PREFIX, CertManager
@@ -534,6 +535,8 @@ OTHER: dict[str, object] = {
     "signer.certManager.issuerName": "other-ca",
     "signer.certManager.issuerKind": "ClusterIssuer",
     "signer.certManager.issuerGroup": "other.example",
+    "signer.awsPca.arns": ["arn:aws:acm-pca:x"],
+    "signer.serviceAccountAnnotations": {"some": "other"},
     "tracing.endpoint": "http://collector:4317",
     "monitoring.serviceMonitor.interval": "7s",
     **{f"{each}.tolerations": [{"key": "x"}] for each in ("agent", "signer")},
@@ -550,6 +553,8 @@ SWITCHED_ON = (
 )
 
 
+# Another CA above.
+ALONE = ("signer.upstreamSecret", "signer.awsPca.arns")
 OF_CERT_MANAGER = tuple(
     f"signer.certManager.{each}" for each in ("issuerName", "issuerKind", "issuerGroup", "namespace", "rootsConfigMap")
 )
@@ -588,7 +593,7 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
     # There is one CA above: with the one the other is refused.
     no_openbao = [each for each in SWITCHED_ON if not each.startswith("signer.openbao.")]
     cert_manager = [*no_openbao, "signer.certManager.issuerName=org-ca"]
-    others = {"signer.upstreamSecret": no_openbao, **dict.fromkeys(OF_CERT_MANAGER, cert_manager)}
+    others = {**dict.fromkeys(ALONE, no_openbao), **dict.fromkeys(OF_CERT_MANAGER, cert_manager)}
     without = {path: chart.template("trustDomain=example.org", *switched_on) for path, switched_on in others.items()}
     for path, default in leaves(yaml.safe_load((chart.CHART / "values.yaml").read_text())).items():
         body = another(path, default)
@@ -672,7 +677,7 @@ def test_below_cert_manager_the_signer_may_do_what_it_does_in_that_namespace_and
         at = StandIn()
         at.namespace = "pki"
         guarded = permissions.Guarded(at.api, given)
-        remote = chosen(loaded.above, cast(KubeApi, guarded)).remote
+        remote = chosen(loaded.above, cast(KubeApi, guarded), SystemClock()).remote
         assert isinstance(remote, CertManager)
         request = certmanager_contract.a_request(remote)
         handle = await remote.submit(request.to_ca(TD))
@@ -725,6 +730,30 @@ def test_the_admission_policy_holds_the_signer_to_its_own_requests() -> None:
 def test_a_cert_manager_that_the_signer_would_refuse_is_refused_before(values: tuple[str, ...], said: str) -> None:
     with pytest.raises(ClusterError, match=said):
         chart.template(*values)
+
+
+ARN = "arn:aws:acm-pca:eu-west-1:111122223333:certificate-authority/11223344-1234-1122-2233-112233445566"
+ROLE = "arn:aws:iam::111122223333:role/podsvid-signer"
+
+
+def test_below_aws_the_signer_is_told_which_ca_and_its_account_which_role(tmp_path: Path) -> None:
+    annotation = f"signer.serviceAccountAnnotations.eks\\.amazonaws\\.com/role-arn={ROLE}"
+    found = documents("trustDomain=a", f"signer.awsPca.arns={{{ARN}}}", annotation)
+    (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    assert (loaded.upstream, loaded.above.aws_pca.arns) == ("aws-pca", (ARN,))
+    account = found["ServiceAccount", "podsvid-signer"]["metadata"]
+    assert account["annotations"] == {"eks.amazonaws.com/role-arn": ROLE}
+    assert "annotations" not in documents("trustDomain=a")["ServiceAccount", "podsvid-signer"]["metadata"]
+
+
+@pytest.mark.parametrize(
+    "other", ["signer.upstreamSecret=x", "signer.openbao.address=http://127.0.0.1:1", "signer.certManager.issuerName=x"]
+)
+def test_beside_a_clouds_ca_there_is_no_other(other: str) -> None:
+    with pytest.raises(ClusterError, match="there is one CA above"):
+        chart.template("trustDomain=a", f"signer.awsPca.arns={{{ARN}}}", other)
 
 
 def test_every_key_of_a_secret_that_is_documented_is_read(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ PLANTED = {
     "agent/workload": ("agent/workload/issuer.py", "agent.authority.local"),
     "signer/cluster": ("signer/cluster/mirror.py", "svid.identity"),
     "signer/upstream": ("signer/upstream/certify.py", "signer.model"),
+    "a cloud's library": ("signer/upstream/openbao.py", "boto3"),
     "signer/attestation": ("signer/attestation/pods.py", "svid.authority"),
     "signer/policy": ("signer/policy/template.py", "cryptography"),
     "signer/publishing": ("signer/publishing/config_maps.py", "svid.jwtauthority"),

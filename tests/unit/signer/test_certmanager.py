@@ -398,7 +398,7 @@ def test_the_settings_that_are_needed_are_a_name() -> None:
     found = loaded(SOUND)
     assert found.above.cert_manager == CertManagerSettings("org-ca", "Issuer", "cert-manager.io", "identity", None)
     api = FakeKube(StepClock())
-    ca = chosen(found.above, api)
+    ca = chosen(found.above, api, StepClock())
     assert isinstance(ca.remote, CertManager)
     assert ca.remote.api is api
     assert ca.above == Elsewhere("cert-manager Issuer org-ca, asked in namespace identity")
@@ -406,7 +406,7 @@ def test_the_settings_that_are_needed_are_a_name() -> None:
         "cert_manager_issuer_kind": "AWSPCAClusterIssuer",
         "cert_manager_issuer_group": "awspca.cert-manager.io",
     }
-    named = chosen(loaded({**SOUND, **external, "cert_manager_namespace": "pki"}).above, api).above
+    named = chosen(loaded({**SOUND, **external, "cert_manager_namespace": "pki"}).above, api, StepClock()).above
     assert named == Elsewhere("cert-manager AWSPCAClusterIssuer.awspca.cert-manager.io org-ca, asked in namespace pki")
 
 

@@ -42,15 +42,23 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Ca:
     """A CA of the stand-in."""
 
-    def __init__(self, name: str, above: "Ca | None" = None) -> None:
+    def __init__(self, name: str, above: "Ca | None" = None, life: timedelta = 365 * DAY) -> None:
         self.key = KeyAlgorithm.EC_P256.generate()
         self.name = x509.Name.from_rfc4514_string(f"CN={name}")
         by = above or self
-        self.certificate = by.sign(self.name, self.key.public_key(), 365 * DAY, None)
+        self.certificate = by.sign(self.name, self.key.public_key(), life, None)
 
-    def sign(self, subject: x509.Name, key: Any, life: timedelta, path_length: int | None, *names: Any) -> Any:
+    def sign(
+        self,
+        subject: x509.Name,
+        key: Any,
+        life: timedelta,
+        path_length: int | None,
+        *names: Any,
+        digital_signature: bool = False,
+    ) -> Any:
         now = datetime.now(UTC).replace(microsecond=0)
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        usage = x509.KeyUsage(digital_signature, False, False, False, False, True, True, False, False)
         builder = (
             x509.CertificateBuilder(
                 self.name, subject, key, x509.random_serial_number(), now - DAY / 24 / 120, now + life

@@ -186,6 +186,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .Values.signer.stateKeySecret -}}
 {{- $_ := set $own "state_key_file" "/var/run/podsvid-state-key/key" -}}
 {{- end -}}
+{{- include "podsvid.checkOneAbove" . -}}
 {{- if .Values.signer.upstreamSecret -}}
 {{- $_ := set $own "upstream_dir" "/var/run/podsvid-upstream" -}}
 {{- end -}}
@@ -193,9 +194,6 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .address -}}
 {{- $_ := set $own "upstream" "openbao" -}}
 {{- $_ := set $own "openbao_address" .address -}}
-{{- if $.Values.signer.upstreamSecret -}}
-{{- fail "signer.upstreamSecret and signer.openbao.address: there is one CA above; set one of them" -}}
-{{- end -}}
 {{- if and (hasPrefix "https://" .address) (not .caSecret) -}}
 {{- fail "signer.openbao.caSecret: name the Secret whose ca.crt is the CA of OpenBao's server certificate" -}}
 {{- end -}}
@@ -208,9 +206,6 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- end -}}
 {{- with .Values.signer.certManager -}}
 {{- if .issuerName -}}
-{{- if or $.Values.signer.upstreamSecret $.Values.signer.openbao.address -}}
-{{- fail "signer.certManager.issuerName, signer.upstreamSecret and signer.openbao.address: there is one CA above; set one of them" -}}
-{{- end -}}
 {{- $_ := set $own "upstream" "cert-manager" -}}
 {{- $_ := set $own "cert_manager_issuer_name" .issuerName -}}
 {{- $_ := set $own "cert_manager_issuer_kind" .issuerKind -}}
@@ -221,7 +216,24 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- fail "signer.certManager.rootsConfigMap: nothing is asked of cert-manager; set signer.certManager.issuerName, or leave it out" -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.signer.awsPca.arns -}}
+{{- $_ := set $own "upstream" "aws-pca" -}}
+{{- $_ := set $own "aws_pca_arns" . -}}
+{{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.signer.settings) $own) }}
+{{- end }}
+
+{{- define "podsvid.checkOneAbove" -}}
+{{- $above := list -}}
+{{- with .Values.signer -}}
+{{- if .upstreamSecret -}}{{- $above = append $above "signer.upstreamSecret" -}}{{- end -}}
+{{- if .openbao.address -}}{{- $above = append $above "signer.openbao.address" -}}{{- end -}}
+{{- if .certManager.issuerName -}}{{- $above = append $above "signer.certManager.issuerName" -}}{{- end -}}
+{{- if .awsPca.arns -}}{{- $above = append $above "signer.awsPca.arns" -}}{{- end -}}
+{{- end -}}
+{{- if gt (len $above) 1 -}}
+{{- fail (printf "%s: there is one CA above; set one of them" (join " and " $above)) -}}
+{{- end -}}
 {{- end }}
 
 {{- /* Where CertificateRequests are made. */ -}}

@@ -1,0 +1,315 @@
+"""AWS Private CA as the CA above: a certificate that is issued a few seconds after it was asked for.
+
+boto3 asks, in a thread, with the credentials that it finds by itself: a role of the pod's service account, or of its
+node. Nothing of it is loaded before.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
+
+from runtime.bounded import Bounded, Unanswered
+from runtime.clock import Clock
+from signer.awspca_settings import TEMPLATES, AwsPcaSettings, partition_of, region_of
+from signer.upstream import files, sdk
+from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, is_root, line, shorter
+from signer.upstream.remote import Answer, CaRequest, Denied, Issued, Pending, UpstreamAway
+from signer.upstream.roots import RootSet
+
+# Seconds: of one connection, of one answer, and of all that one call takes, the credentials' too.
+CONNECT_SECONDS, ANSWER_SECONDS, CALL_SECONDS = 5, 10, 25.0
+READ_SECONDS = 10.0
+LOOK_AGAIN = timedelta(seconds=3)
+# Characters, of a certificate or of what is above it.
+MAX_CERTIFICATE = 256 * 1024
+# Of what AWS takes as one.
+MAX_TOKEN = 36
+_DAY = timedelta(days=1)
+_BLANK = TEMPLATES[1]
+_BY_CURVE: Mapping[int, str] = MappingProxyType(
+    {256: "SHA256WITHECDSA", 384: "SHA384WITHECDSA", 521: "SHA512WITHECDSA"}
+)
+_BY_KIND = (
+    (mldsa.MLDSA44PublicKey, "ML_DSA_44"),
+    (mldsa.MLDSA65PublicKey, "ML_DSA_65"),
+    (mldsa.MLDSA87PublicKey, "ML_DSA_87"),
+)
+_IN_PROGRESS = "RequestInProgressException"
+_AWAY = ("Throttl", "TooManyRequests", "RequestLimitExceeded", "InternalFailure", "ServiceUnavailable")
+# Whose words are told. Those about a signature that is wrong repeat what was signed, the session's token in it.
+_TOLD = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "InvalidArgsException",
+        "InvalidArnException",
+        "InvalidIdentityToken",
+        "InvalidRequestException",
+        "InvalidStateException",
+        "LimitExceededException",
+        "MalformedCSRException",
+        "RequestFailedException",
+        "ResourceNotFoundException",
+        "UnrecognizedClientException",
+        "ValidationException",
+    }
+)
+_T = TypeVar("_T")
+
+
+class Client(Protocol):
+    """boto3's of the service acm-pca, as far as it is used."""
+
+    def issue_certificate(self, **asked: Any) -> Mapping[str, Any]: ...
+
+    def get_certificate(self, **asked: Any) -> Mapping[str, Any]: ...
+
+    def get_certificate_authority_certificate(self, **asked: Any) -> Mapping[str, Any]: ...
+
+
+# To the service in that region. Blocks, and raises what boto3 does.
+Connect: TypeAlias = Callable[[str], Client]
+
+
+def connect(region: str) -> Client:
+    """With the credentials that are there."""
+    import boto3
+    from botocore.config import Config
+
+    by = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=ANSWER_SECONDS,
+        # The signer asks again itself, ever more rarely.
+        retries={"total_max_attempts": 1},
+    )
+    # A session of its own: the module's is everybody's.
+    client: Client = boto3.session.Session(region_name=region).client("acm-pca", config=by)
+    return client
+
+
+class _Failed(Exception):
+    """AWS answered with an error: its code, and its words where they may be told."""
+
+    def __init__(self, code: str, said: str) -> None:
+        super().__init__(f"{code}: {said}" if said else code)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class AwsPca:
+    """Private CAs, of which the first one certifies."""
+
+    settings: AwsPcaSettings
+    clock: Clock = field(repr=False, compare=False)
+    connect: Connect = field(default=connect, repr=False, compare=False)
+    asks: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
+    reader: Bounded = field(default_factory=lambda: Bounded(READ_SECONDS), repr=False, compare=False)
+    # By region; boto3's take a moment to make, and renew their credentials.
+    _clients: dict[str, Client] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"AWS Private CA {self._arn}"
+
+    async def submit(self, request: CaRequest) -> str:
+        arn = await self._asked("certify", partial(self._submitted, request))
+        return json.dumps({"certificate": arn})
+
+    async def poll(self, request: CaRequest, handle: str) -> Answer:
+        arn = _named(handle)
+        if not arn.startswith(f"{self._arn}/"):
+            return Denied(f"{self.name} was not asked for what is waited for", permanent=True)
+        try:
+            found = await self._do(partial(self._got, arn))
+        except _Failed as error:
+            if error.code == _IN_PROGRESS:
+                return Pending(f"{self.name} is issuing it", LOOK_AGAIN)
+            if error.code == "RequestFailedException":
+                return Denied(f"{self.name} did not issue it ({error})", permanent=True)
+            raise self._unusable("give the certificate", error) from None
+        given = await self._given_roots()
+        try:
+            return self._issued(_text(found, "Certificate"), _text(found, "CertificateChain"), given, request)
+        except UpstreamUnusable as error:
+            # The same answer would come again.
+            return Denied(str(error), permanent=True)
+
+    async def forget(self, request_id: str, handle: str) -> None:
+        """What was issued stays: it is of a key that nobody uses."""
+
+    async def roots(self) -> RootSet:
+        given = await self._given_roots()
+        if given:
+            return RootSet(given, complete=True)
+        found = await self._asked("name its root", lambda: [self._root(arn) for arn in self.settings.arns])
+        roots = tuple(each for each in found if each is not None)
+        # Of a CA below another one that did not give it its root nothing is said.
+        return RootSet(roots, complete=len(roots) == len(found))
+
+    @property
+    def _arn(self) -> str:
+        return self.settings.arns[0]
+
+    def _submitted(self, request: CaRequest) -> str:
+        ca = self._ca(self._arn)[0]
+        template = self.settings.template
+        asked: dict[str, Any] = {
+            "CertificateAuthorityArn": self._arn,
+            "Csr": request.csr.public_bytes(serialization.Encoding.PEM),
+            "SigningAlgorithm": _algorithm(ca, self.name),
+            # Without one it would be the certificate of a server.
+            "TemplateArn": f"arn:{partition_of(self._arn)}:acm-pca:::template/{template}",
+            "Validity": _validity(request.lifetime, ca.not_valid_after_utc, self.clock.now()),
+            # For five minutes the same one is the same request.
+            "IdempotencyToken": request.id[:MAX_TOKEN],
+        }
+        if template == _BLANK:
+            asked["ApiPassthrough"] = {"Extensions": {"KeyUsage": {"KeyCertSign": True, "CRLSign": True}}}
+        arn = _text(self._client(self._arn).issue_certificate(**asked), "CertificateArn")
+        if not arn.startswith(f"{self._arn}/"):
+            raise UpstreamUnusable(f"{self.name} names what it issues by something that is not its own")
+        return arn
+
+    def _got(self, arn: str) -> Mapping[str, Any]:
+        return self._client(self._arn).get_certificate(CertificateAuthorityArn=self._arn, CertificateArn=arn)
+
+    def _issued(
+        self, own_text: str, above_text: str, given: tuple[x509.Certificate, ...], request: CaRequest
+    ) -> Issued:
+        found = certificates([own_text], self.name)
+        above = certificates([above_text], self.name)
+        if len(found) != 1 or len(above) > MAX_ABOVE:
+            raise UpstreamUnusable(f"{self.name} gave {len(found)} certificates, and {len(above)} above")
+        check_name(found[0], request.csr, self.name, "take a template that passes it through")
+        chain, root = chained(found[0], above)
+        note = shorter(found[0], request.lifetime, self.name, ": see when the private CA ends")
+        return Issued(chain, given or (() if root is None else (root,)), note)
+
+    def _ca(self, arn: str) -> tuple[x509.Certificate, ...]:
+        """Its certificate, and what is above it."""
+        found = self._client(arn).get_certificate_authority_certificate(CertificateAuthorityArn=arn)
+        by = f"AWS Private CA {arn}"
+        own = certificates([_text(found, "Certificate")], by)
+        above = certificates([_text(found, "CertificateChain")], by)
+        if len(own) != 1 or len(above) > MAX_ABOVE:
+            raise UpstreamUnusable(f"{by} has {len(own)} certificates, and {len(above)} above")
+        return *own, *above
+
+    def _root(self, arn: str) -> x509.Certificate | None:
+        own, *above = self._ca(arn)
+        return own if is_root(own) else chained(own, above)[1]
+
+    def _client(self, arn: str) -> Client:
+        region = region_of(arn)
+        if region not in self._clients:
+            self._clients[region] = self.connect(region)
+        return self._clients[region]
+
+    async def _given_roots(self) -> tuple[x509.Certificate, ...]:
+        path = self.settings.roots
+        return () if path is None else await files.read(self.reader, partial(files.roots, path), self.name)
+
+    async def _asked(self, what: str, work: Callable[[], _T]) -> _T:
+        try:
+            return await self._do(work)
+        except _Failed as error:
+            raise self._unusable(what, error) from None
+
+    async def _do(self, work: Callable[[], _T]) -> _T:
+        """What AWS says. Raises UpstreamAway, UpstreamUnusable, and _Failed for what asking again does not change."""
+        try:
+            return await self.asks.do(lambda: self._told(work))
+        except Unanswered:
+            raise UpstreamAway(f"{self.name} did not answer within {self.asks.seconds:g} s") from None
+
+    def _told(self, work: Callable[[], _T]) -> _T:
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+        from botocore.exceptions import ConnectionError as Unconnected
+
+        try:
+            return work()
+        except ClientError as error:
+            raise self._error(error.response, error.operation_name) from None
+        except (HTTPClientError, Unconnected) as error:
+            # Not its words: they may have what was sent.
+            raise UpstreamAway(f"{self.name} cannot be reached ({type(error).__name__})") from None
+        except BotoCoreError as error:
+            self._clients.clear()
+            hint = ": has the signer's service account a role?" if isinstance(error, NoCredentialsError) else ""
+            raise UpstreamUnusable(f"{self.name} was not asked ({type(error).__name__}){hint}") from None
+
+    def _error(self, response: Mapping[str, Any], operation: str) -> Exception:
+        said = response.get("Error") or {}
+        code = line(str(said.get("Code") or "without a code"))
+        words = line(str(said.get("Message") or "")) if code in _TOLD else ""
+        status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
+        failed = _Failed(code, f"{operation}: {words}" if words else operation)
+        if code.startswith(_AWAY) or status == 429 or status >= 500:
+            return UpstreamAway(f"{self.name} answers {status} ({failed})")
+        if code != _IN_PROGRESS:
+            # Other credentials may be there by now.
+            self._clients.clear()
+        return failed
+
+    def _unusable(self, what: str, error: _Failed) -> UpstreamUnusable:
+        hint = ": what its role and the CA's policy allow is in docs/awspca.md" if "AccessDenied" in error.code else ""
+        return UpstreamUnusable(f"{self.name} does not {what} ({error}){hint}")
+
+
+def needed(settings: AwsPcaSettings) -> Mapping[str, Callable[[], object]]:
+    """By setting, what says that something is missing. Each raises UpstreamUnusable. Blocks."""
+    found: dict[str, Callable[[], object]] = {"upstream": partial(sdk.check_installed, "boto3", "boto3", "aws")}
+    if settings.roots is not None:
+        found["upstream_bundle_file"] = partial(files.roots, settings.roots)
+    return found
+
+
+def _validity(lifetime: timedelta, ca_ends: datetime, now: datetime) -> dict[str, Any]:
+    """Whole days where it can be: the same request is the same one later, too. AWS refuses what outlives the CA."""
+    if lifetime % _DAY or now + lifetime >= ca_ends:
+        return {"Type": "ABSOLUTE", "Value": int(min(now + lifetime, ca_ends).timestamp())}
+    return {"Type": "DAYS", "Value": lifetime // _DAY}
+
+
+def _algorithm(ca: x509.Certificate, name: str) -> str:
+    """By which it signs: it has to be of its key's kind."""
+    key: object = None
+    with suppress(ValueError, UnsupportedAlgorithm):
+        key = ca.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        return "SHA256WITHRSA"
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size in _BY_CURVE:
+        return _BY_CURVE[key.curve.key_size]
+    for kind, algorithm in _BY_KIND:
+        if isinstance(key, kind):
+            return algorithm
+    raise UpstreamUnusable(f"{name} has a key of an algorithm that is not known here")
+
+
+def _named(handle: str) -> str:
+    """The certificate that a handle is of; empty where it is none."""
+    try:
+        found = json.loads(handle)["certificate"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def _text(found: Mapping[str, Any], name: str) -> str:
+    """What an answer has by that name; empty where it has nothing."""
+    text = found.get(name) or ""
+    if not isinstance(text, str) or len(text) > MAX_CERTIFICATE:
+        raise UpstreamUnusable(f"AWS Private CA answered with more than {MAX_CERTIFICATE >> 10} KiB")
+    return text
