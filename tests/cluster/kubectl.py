@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .chart import ROOT
@@ -19,23 +20,37 @@ MANIFESTS = ROOT / "deploy" / "manifests"
 
 @dataclass(frozen=True)
 class Shell:
-    """Where a person types: a copy of deploy/manifests, with the rights of a kubeconfig."""
+    """Where a person types, such as in a copy of deploy/manifests, with the rights of a kubeconfig.
+
+    `programs`: folders of others beside kubectl and Helm; `more`: what these read of the environment.
+    """
 
     folder: Path
     kubeconfig: Path
+    programs: tuple[Path, ...] = ()
+    more: Mapping[str, str] = field(default_factory=dict)
 
     def typed(self, line: str, seconds: float = 180) -> subprocess.CompletedProcess[str]:
-        """Run a line of kubectl's; what it printed. The caller looks at the return code."""
-        path = os.pathsep.join([str(program("kubectl").parent), SEARCH_PATH])
-        # What it remembers of an API server is kept in the home directory.
-        environment = {**os.environ, "PATH": path, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.folder)}
+        """Run a line, or several; what they printed. The caller looks at the return code."""
+        ours = [program("kubectl").parent, program("helm").parent, *self.programs]
+        path = os.pathsep.join([*map(str, ours), SEARCH_PATH])
+        # What kubectl remembers of an API server is kept in the home directory.
+        own = {"PATH": path, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.folder)}
         # The limit is the shell's: it ends what the line started, too.
-        command = [which("timeout"), f"{seconds}", which("sh"), "-c", line]
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        command = [which("timeout"), f"{seconds}", which("sh"), "-e", "-c", line]
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **own, **self.more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
-    def done(self, line: str) -> str:
-        """The same for a line that has to succeed."""
-        done = self.typed(line)
+    def done(self, line: str, seconds: float = 180) -> str:
+        """The same for what has to succeed."""
+        done = self.typed(line, seconds)
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 

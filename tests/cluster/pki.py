@@ -62,15 +62,15 @@ class ClusterAuthority:
         self._write(path, _key_pem(ec.generate_private_key(ec.SECP256R1())))
         return path
 
-    def issue(self, file_name: str, common_name: str, organization: str = "") -> Pair:
-        """A certificate for both ends of a connection in this cluster."""
+    def issue(self, file_name: str, common_name: str, organization: str = "", *services: str) -> Pair:
+        """A certificate for both ends of a connection in this cluster; `services`: of those names, too."""
         key = ec.generate_private_key(ec.SECP256R1())
         attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
         if organization:
             attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
         names: list[x509.GeneralName] = [
             x509.DNSName("localhost"),
-            x509.DNSName("kubernetes.default.svc"),
+            *map(x509.DNSName, ("kubernetes.default.svc", *services)),
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
             x509.IPAddress(ipaddress.ip_address(API_ADDRESS)),
             x509.IPAddress(ipaddress.ip_address(NODE_ADDRESS)),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 from cryptography import x509
@@ -19,15 +20,17 @@ from svid.certificates import to_pem
 from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem
 from tests import go_tools
 from tests.cluster.api import ApiError, KubeApi, Object
+from tests.cluster.pki import ClusterAuthority
+from tests.cluster.processes import Processes
 from tests.cluster.waiting import say, wait_for
-from tests.interop.kubernetes import Kubernetes
 from tests.interop.suites import HERE
 from tests.ports import free_port
 
 MODULE = "github.com/cert-manager/cert-manager"
 API = "/apis/cert-manager.io/v1"
 NAMESPACE = "podsvid"
-_KINDS = ("certificaterequests", "issuers", "clusterissuers")
+_KINDS = ("certificaterequests", "certificates", "issuers", "clusterissuers")
+_HOOKS = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
 _DAY = timedelta(days=1)
 _PEM = serialization.Encoding.PEM
 
@@ -65,6 +68,26 @@ def _made(name: str, above: Ca | None, path_length: int | None) -> Ca:
         .sign(by, hashes.SHA256())
     )
     return Ca(made, key)
+
+
+class Kubernetes(Protocol):
+    """Where it runs: an API server that reaches the loopback, and a CA for its webhook."""
+
+    @property
+    def api(self) -> KubeApi:
+        """An administrator's."""
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The same, as a file."""
+
+    @property
+    def processes(self) -> Processes:
+        """Starts it."""
+
+    @property
+    def authority(self) -> ClusterAuthority:
+        """Whom the webhook's certificate is of."""
 
 
 @dataclass
@@ -206,15 +229,22 @@ class CertManager:
 
 @contextmanager
 def cert_manager(kubernetes: Kubernetes, programs: Mapping[str, Path], *, approve: bool) -> Iterator[CertManager]:
-    """One in namespaces `cert-manager` and `podsvid`; its end is that of the API server."""
+    """One in namespaces `cert-manager` and `podsvid`; what there is of it goes with it, but for those."""
     namespaces = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ("cert-manager", NAMESPACE)
     ]
     kubernetes.api.apply([*namespaces, *_resources()])
     found = CertManager(kubernetes, programs["certmanager"])
     wait_for("cert-manager's resources", lambda: all(map(found.served, _KINDS)), progress=say)
-    found.run(approve=approve)
-    yield found
+    try:
+        found.run(approve=approve)
+        yield found
+    finally:
+        kubernetes.processes.end(["certmanager"])
+        for hook in _HOOKS:
+            kubernetes.api.remove(f"/apis/admissionregistration.k8s.io/v1/{hook}/cert-manager-webhook")
+        for kind in _KINDS:
+            kubernetes.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{kind}.cert-manager.io")
 
 
 def _resources() -> list[Object]:

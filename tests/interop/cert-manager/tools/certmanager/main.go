@@ -1,5 +1,5 @@
-// Certmanager is as much of cert-manager as answers CertificateRequests: the controllers of issuers, and the webhook that
-// the API server asks. It approves requests only where it is told to.
+// Certmanager is as much of cert-manager as answers CertificateRequests and keeps Certificates: the controllers of both and of
+// issuers, and the webhook that the API server asks. It approves requests only where it is told to.
 //
 // The path of this module lets it import what cert-manager's own programs are made of.
 package main
@@ -24,9 +24,16 @@ import (
 	"github.com/cert-manager/cert-manager/pkg/controller"
 	"github.com/cert-manager/cert-manager/pkg/controller/certificaterequests/approver"
 	requestsca "github.com/cert-manager/cert-manager/pkg/controller/certificaterequests/ca"
+	requestsselfsigned "github.com/cert-manager/cert-manager/pkg/controller/certificaterequests/selfsigned"
+	"github.com/cert-manager/cert-manager/pkg/controller/certificates/issuing"
+	"github.com/cert-manager/cert-manager/pkg/controller/certificates/keymanager"
+	"github.com/cert-manager/cert-manager/pkg/controller/certificates/readiness"
+	"github.com/cert-manager/cert-manager/pkg/controller/certificates/requestmanager"
+	"github.com/cert-manager/cert-manager/pkg/controller/certificates/trigger"
 	"github.com/cert-manager/cert-manager/pkg/controller/clusterissuers"
 	"github.com/cert-manager/cert-manager/pkg/controller/issuers"
 	_ "github.com/cert-manager/cert-manager/pkg/issuer/ca" // for its effect: the kind of issuer is registered
+	_ "github.com/cert-manager/cert-manager/pkg/issuer/selfsigned"
 	"github.com/cert-manager/cert-manager/pkg/logs"
 	"github.com/cert-manager/cert-manager/pkg/webhook/admission"
 	"github.com/cert-manager/cert-manager/pkg/webhook/options"
@@ -62,7 +69,12 @@ func main() {
 
 // control runs the controllers until the context ends.
 func (given settings) control(ctx context.Context) error {
-	wanted := []string{issuers.ControllerName, clusterissuers.ControllerName, requestsca.CRControllerName}
+	wanted := []string{
+		issuers.ControllerName, clusterissuers.ControllerName,
+		requestsca.CRControllerName, requestsselfsigned.CRControllerName,
+		trigger.ControllerName, keymanager.ControllerName, requestmanager.ControllerName, issuing.ControllerName,
+		readiness.ControllerName,
+	}
 	if given.approve {
 		wanted = append(wanted, approver.ControllerName)
 	}
