@@ -12,9 +12,18 @@ from pathlib import Path
 from runtime import durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
-from signer import awspca_settings, certmanager_settings, openbao_settings, pkcs11_uri, setting_texts, upstream_settings
+from signer import (
+    awspca_settings,
+    certmanager_settings,
+    googlecas_settings,
+    openbao_settings,
+    pkcs11_uri,
+    setting_texts,
+    upstream_settings,
+)
 from signer.awspca_settings import AwsPcaSettings
 from signer.certmanager_settings import CertManagerSettings
+from signer.googlecas_settings import GoogleCasSettings
 from signer.model import TtlLimits
 from signer.openbao_settings import OpenBaoSettings
 from signer.pkcs11_uri import KeyUri
@@ -95,7 +104,7 @@ class SignerConfig:
     upstream: str = setting(
         settings.choice(*upstream_settings.KINDS),
         "which kind of CA signs the authorities: files (upstream_dir, or upstream_cert_file and upstream_key_file; "
-        "without any, each authority is its own root), openbao (also Vault), cert-manager, or aws-pca (AWS Private CA)",
+        "without any, each authority is its own root), openbao (also Vault), cert-manager, aws-pca or google-cas",
         "files",
     )
     openbao_address: str | None = setting(
@@ -152,6 +161,13 @@ class SignerConfig:
         settings.choice(*awspca_settings.TEMPLATES),
         "by which template: the blank one leaves out the usage digitalSignature",
         awspca_settings.TEMPLATES[0],
+    )
+    google_cas_pool: str | None = setting(
+        settings.matching(googlecas_settings.POOL, "projects/PROJECT/locations/LOCATION/caPools/POOL"),
+        "pool of Google's Certificate Authority Service that certifies the authorities",
+    )
+    google_cas_ca: str | None = setting(
+        settings.matching(googlecas_settings.CA, "the name of a CA of that pool"), "a CA of it (default: any)"
     )
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
@@ -339,6 +355,7 @@ class SignerConfig:
                 roots,
             ),
             AwsPcaSettings(self.aws_pca_arns, self.aws_pca_template, roots),
+            GoogleCasSettings(self.google_cas_pool, self.google_cas_ca, roots),
         )
 
     @property

@@ -7,15 +7,17 @@ from pathlib import Path
 from runtime.settings import Conflict
 from signer.awspca_settings import AwsPcaSettings
 from signer.certmanager_settings import CertManagerSettings
+from signer.googlecas_settings import GoogleCasSettings
 from signer.openbao_settings import OpenBaoSettings
 from signer.pkcs11_uri import KeyUri
 
 # By the setting `upstream`; beside files, how its own settings begin, and what people call it.
-KINDS = ("files", "openbao", "cert-manager", "aws-pca")
+KINDS = ("files", "openbao", "cert-manager", "aws-pca", "google-cas")
 _ELSEWHERE = {
     "openbao": ("openbao_", "OpenBao"),
     "cert-manager": ("cert_manager_", "cert-manager"),
     "aws-pca": ("aws_pca_", "AWS Private CA"),
+    "google-cas": ("google_cas_", "Google's CAS"),
 }
 PREFIXES = tuple(prefix for prefix, _ in _ELSEWHERE.values())
 
@@ -76,6 +78,7 @@ class UpstreamSettings:
     openbao: OpenBaoSettings
     cert_manager: CertManagerSettings
     aws_pca: AwsPcaSettings
+    google_cas: GoogleCasSettings
 
     def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
         """What keeps the one that is wanted from being used; `given` are the settings that somebody said."""
@@ -85,6 +88,8 @@ class UpstreamSettings:
             yield from self.cert_manager.conflicts()
         elif self.kind == "aws-pca":
             yield from self.aws_pca.conflicts()
+        elif self.kind == "google-cas":
+            yield from self.google_cas.conflicts()
         for kind, (prefix, called) in _ELSEWHERE.items():
             idle = sorted(name for name in given if name.startswith(prefix))
             if idle and kind != self.kind:

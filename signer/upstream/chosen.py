@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from runtime.clock import Clock
 from runtime.settings import InvalidSetting
 from signer.cluster.kube import KubeApi
-from signer.upstream import awspca, certmanager
+from signer.upstream import awspca, certmanager, googlecas
 from signer.upstream.awspca import AwsPca
 from signer.upstream.certify import FileUpstream, SelfSigned, Upstream, upstream_of
 from signer.upstream.certmanager import CertManager
+from signer.upstream.googlecas import GoogleCas
 from signer.upstream.openbao import OpenBao
 from signer.upstream.pkcs11 import TokenKey
 from signer.upstream.remote import Elsewhere, RemoteUpstream
@@ -40,6 +41,8 @@ def chosen(settings: UpstreamSettings, api: KubeApi, clock: Clock) -> Chosen:
         remote = CertManager(settings.cert_manager, api)
     elif settings.kind == "aws-pca":
         remote = AwsPca(settings.aws_pca, clock)
+    elif settings.kind == "google-cas":
+        remote = GoogleCas(settings.google_cas)
     else:
         above = at_hand(settings.files)
         return Chosen(above, above.roots)
@@ -59,6 +62,8 @@ def needed(settings: UpstreamSettings) -> Mapping[str, Callable[[], object]]:
         return OpenBao(settings.openbao).files()
     if settings.kind == "aws-pca":
         return awspca.needed(settings.aws_pca)
+    if settings.kind == "google-cas":
+        return googlecas.needed(settings.google_cas)
     return certmanager.needed_files(settings.cert_manager) if settings.kind == "cert-manager" else {}
 
 

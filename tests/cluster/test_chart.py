@@ -536,6 +536,7 @@ OTHER: dict[str, object] = {
     "signer.certManager.issuerKind": "ClusterIssuer",
     "signer.certManager.issuerGroup": "other.example",
     "signer.awsPca.arns": ["arn:aws:acm-pca:x"],
+    "signer.googleCas.pool": "projects/p/locations/l/caPools/other",
     "signer.serviceAccountAnnotations": {"some": "other"},
     "tracing.endpoint": "http://collector:4317",
     "monitoring.serviceMonitor.interval": "7s",
@@ -553,8 +554,9 @@ SWITCHED_ON = (
 )
 
 
+POOL = "projects/org-pki/locations/europe-west1/caPools/podsvid"
 # Another CA above.
-ALONE = ("signer.upstreamSecret", "signer.awsPca.arns")
+ALONE = ("signer.upstreamSecret", "signer.awsPca.arns", "signer.googleCas.pool")
 OF_CERT_MANAGER = tuple(
     f"signer.certManager.{each}" for each in ("issuerName", "issuerKind", "issuerGroup", "namespace", "rootsConfigMap")
 )
@@ -593,7 +595,12 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
     # There is one CA above: with the one the other is refused.
     no_openbao = [each for each in SWITCHED_ON if not each.startswith("signer.openbao.")]
     cert_manager = [*no_openbao, "signer.certManager.issuerName=org-ca"]
-    others = {**dict.fromkeys(ALONE, no_openbao), **dict.fromkeys(OF_CERT_MANAGER, cert_manager)}
+    google = [*no_openbao, f"signer.googleCas.pool={POOL}"]
+    others = {
+        **dict.fromkeys(ALONE, no_openbao),
+        **dict.fromkeys(OF_CERT_MANAGER, cert_manager),
+        "signer.googleCas.ca": google,
+    }
     without = {path: chart.template("trustDomain=example.org", *switched_on) for path, switched_on in others.items()}
     for path, default in leaves(yaml.safe_load((chart.CHART / "values.yaml").read_text())).items():
         body = another(path, default)
@@ -748,8 +755,24 @@ def test_below_aws_the_signer_is_told_which_ca_and_its_account_which_role(tmp_pa
     assert "annotations" not in documents("trustDomain=a")["ServiceAccount", "podsvid-signer"]["metadata"]
 
 
+def test_below_google_the_signer_is_told_which_pool(tmp_path: Path) -> None:
+    found = documents("trustDomain=a", f"signer.googleCas.pool={POOL}", "signer.googleCas.ca=first")
+    (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    assert (loaded.upstream, loaded.above.google_cas.pool, loaded.above.google_cas.ca) == ("google-cas", POOL, "first")
+    with pytest.raises(ClusterError, match="nothing is asked of Google"):
+        chart.template("trustDomain=a", "signer.googleCas.ca=first")
+
+
 @pytest.mark.parametrize(
-    "other", ["signer.upstreamSecret=x", "signer.openbao.address=http://127.0.0.1:1", "signer.certManager.issuerName=x"]
+    "other",
+    [
+        "signer.upstreamSecret=x",
+        "signer.openbao.address=http://127.0.0.1:1",
+        "signer.certManager.issuerName=x",
+        f"signer.googleCas.pool={POOL}",
+    ],
 )
 def test_beside_a_clouds_ca_there_is_no_other(other: str) -> None:
     with pytest.raises(ClusterError, match="there is one CA above"):

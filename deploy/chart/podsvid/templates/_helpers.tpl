@@ -220,6 +220,15 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- $_ := set $own "upstream" "aws-pca" -}}
 {{- $_ := set $own "aws_pca_arns" . -}}
 {{- end -}}
+{{- with .Values.signer.googleCas -}}
+{{- if .pool -}}
+{{- $_ := set $own "upstream" "google-cas" -}}
+{{- $_ := set $own "google_cas_pool" .pool -}}
+{{- if .ca -}}{{- $_ := set $own "google_cas_ca" .ca -}}{{- end -}}
+{{- else if .ca -}}
+{{- fail "signer.googleCas.ca: nothing is asked of Google; set signer.googleCas.pool, or leave it out" -}}
+{{- end -}}
+{{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.signer.settings) $own) }}
 {{- end }}
 
@@ -230,6 +239,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .openbao.address -}}{{- $above = append $above "signer.openbao.address" -}}{{- end -}}
 {{- if .certManager.issuerName -}}{{- $above = append $above "signer.certManager.issuerName" -}}{{- end -}}
 {{- if .awsPca.arns -}}{{- $above = append $above "signer.awsPca.arns" -}}{{- end -}}
+{{- if .googleCas.pool -}}{{- $above = append $above "signer.googleCas.pool" -}}{{- end -}}
 {{- end -}}
 {{- if gt (len $above) 1 -}}
 {{- fail (printf "%s: there is one CA above; set one of them" (join " and " $above)) -}}
