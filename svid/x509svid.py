@@ -145,19 +145,27 @@ def check_x509_svid(chain: Sequence[x509.Certificate], bundle: TrustBundle, now:
     """
     if not chain:
         raise InvalidSvid("chain is empty")
-    if len(chain) > _MAX_CHAIN:
-        raise InvalidSvid(f"chain is longer than {_MAX_CHAIN} certificates")
     leaf = chain[0]
     spiffe_id = spiffe_id_of(leaf)
     if spiffe_id.trust_domain != bundle.trust_domain:
         raise InvalidSvid(f"{spiffe_id} is not of trust domain {bundle.trust_domain}")
     try:
         _check_leaf(leaf)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidSvid(f"certificate cannot be parsed: {error}") from None
+    check_path(chain, bundle, now)
+    return spiffe_id
+
+
+def check_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime) -> None:
+    """Validate as much of it as RFC 5280 asks for, whoever the leaf is. Raises InvalidSvid."""
+    if len(chain) > _MAX_CHAIN:
+        raise InvalidSvid(f"chain is longer than {_MAX_CHAIN} certificates")
+    try:
         _check_path(chain, bundle, now)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # TypeError: how the library answers a distinguished name of an impossible type.
         raise InvalidSvid(f"certificate cannot be parsed: {error}") from None
-    return spiffe_id
 
 
 def _check_leaf(leaf: x509.Certificate) -> None:

@@ -2,6 +2,8 @@
 
 Under an upstream CA that others share, somebody else can have a certificate with that DNS name; the SPIFFE ID is the
 signer's alone. What grpc connects to is a socket of this process; behind it are servers that have proved themselves.
+Their certificates are verified by the validator for all that is received: OpenSSL before 3.5 knows no ML-DSA, by which
+a CA above may sign.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,12 @@ from cryptography import x509
 from agent.authority.pacing import Pacing
 from runtime.settings import host_and_port
 from runtime.stopping import end
-from svid.certificates import certificate_from_der
+from svid.bundle import TrustBundle
+from svid.certificates import certificate_from_der, extension
 from svid.dnsnames import SIGNER_NAME, signer_id
-from svid.errors import InvalidSvid
+from svid.errors import InvalidBundle, InvalidSvid
 from svid.spiffeid import TrustDomain
-from svid.x509svid import issued_by, leaf_spiffe_id
+from svid.x509svid import check_path, issued_by, leaf_spiffe_id
 
 SOCKET = "to-signer.sock"
 # Seconds: for addresses, connection and handshake together; between two addresses of one name; for TLS's goodbye.
@@ -36,6 +40,8 @@ ACCEPT_AGAIN_SECONDS = 1.0
 _FROM_SIGNER, _TO_SIGNER = 64 * 1024, 1024
 _BACKLOG = 16
 _END = b"-----END CERTIFICATE-----"
+# As ssl's own get_unverified_chain asks for it, which is there from Python 3.13 on.
+_DER = 2
 
 
 # What the network says where nothing listens.
@@ -64,8 +70,10 @@ class ProvenSigner:
         folder: Path,
         roots: Callable[[], bytes],
         pacing: Pacing | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._pacing = pacing
+        self._now = now
         self._address = address
         self._wanted = signer_id(trust_domain)
         self._folder = folder
@@ -173,16 +181,11 @@ class ProvenSigner:
                 far, far_out = await asyncio.open_connection(
                     host,
                     port,
-                    ssl=_context(roots),
+                    ssl=_context(),
                     server_hostname=SIGNER_NAME,
                     happy_eyeballs_delay=NEXT_ADDRESS_SECONDS,
                     ssl_shutdown_timeout=GOODBYE_SECONDS,
                 )
-        except ssl.SSLCertVerificationError as error:
-            raise NotProven(
-                f"SIGNER_NOT_TRUSTED: what answers at {self._address} has a certificate that this agent's trust bundle "
-                f"does not verify for {SIGNER_NAME}: {error.verify_message}"
-            ) from None
         except TimeoutError:
             raise NotProven(
                 f"SIGNER_UNREACHABLE: {self._address} does not answer within {CONNECT_SECONDS:g} s"
@@ -190,7 +193,7 @@ class ProvenSigner:
         except OSError as error:
             raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}", nobody=_is_nobody(error)) from None
         try:
-            leaf = self._check(far_out.get_extra_info("ssl_object").getpeercert(binary_form=True))
+            leaf = self._check(_shown(far_out.get_extra_info("ssl_object")), roots)
         except BaseException:
             far_out.transport.abort()
             raise
@@ -199,12 +202,22 @@ class ProvenSigner:
         self._failure = ""
         return far, far_out
 
-    def _check(self, certificate: bytes) -> x509.Certificate:
-        """OpenSSL has verified the chain and the DNS name; this is whose it is. Raises NotProven."""
+    def _check(self, shown: list[bytes], roots: bytes) -> x509.Certificate:
+        """The leaf of what a server showed, which TLS has seen to have its key. Raises NotProven."""
         try:
-            leaf = certificate_from_der(certificate)
+            chain = [certificate_from_der(each) for each in shown]
+            check_path(chain, TrustBundle.from_pem(self._wanted.trust_domain, roots), self._now())
+            leaf = chain[0]
+            if not _is_named(leaf):
+                raise InvalidSvid("it has another name")
+        except (InvalidSvid, InvalidBundle, ValueError) as error:
+            raise NotProven(
+                f"SIGNER_NOT_TRUSTED: what answers at {self._address} has a certificate that this agent's trust bundle "
+                f"does not verify for {SIGNER_NAME}: {error}"
+            ) from None
+        try:
             found = leaf_spiffe_id(leaf)
-        except (InvalidSvid, ValueError) as error:
+        except InvalidSvid as error:
             raise NotProven(self._stranger(f"no X.509-SVID: {error}")) from None
         if found != self._wanted:
             raise NotProven(self._stranger(str(found)))
@@ -233,14 +246,24 @@ def _path(directory: int) -> str:
     return f"/proc/self/fd/{directory}/{SOCKET}"
 
 
-def _context(roots: bytes) -> ssl.SSLContext:
+def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # An authority of a trust bundle is trusted as it stands there, also where a CA above has signed it.
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    # Whose the certificate is will be looked at before a byte is sent: here only that who shows it has its key.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    context.load_verify_locations(cadata=roots.decode("ascii"))
     return context
+
+
+def _shown(connection: Any) -> list[bytes]:
+    """The certificates that a server showed (DER), leaf first."""
+    return [each.public_bytes(_DER) for each in connection._sslobj.get_unverified_chain() or ()]
+
+
+def _is_named(leaf: x509.Certificate) -> bool:
+    names = extension(leaf, x509.SubjectAlternativeName)
+    return names is not None and SIGNER_NAME in names.value.get_values_for_type(x509.DNSName)
 
 
 def _why(error: OSError) -> str:

@@ -81,6 +81,16 @@ def rigged(test: Callable[[Rig], Awaitable[None]], *flags: str) -> None:
         asyncio.run(run(Path(folder)))
 
 
+@pytest.mark.parametrize("algorithm", ["ml-dsa-44", "ml-dsa-87"])
+def test_below_an_ml_dsa_authority_whatever_openssl_python_has(algorithm: str) -> None:
+    async def test(rig: Rig) -> None:
+        claim = rig.site.pod("web-1")
+        minted = await rig.authority.mint_x509(request(claim, passed_on(rig.site.token(claim))))
+        assert check_x509_svid(minted.chain, minted.trust.bundle, datetime.now(UTC)) == minted.spiffe_id
+
+    rigged(test, "--authority-algorithm", algorithm)
+
+
 def trust(authority: SignerAuthority) -> Trust:
     found = authority.trust.current
     assert found is not None

@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_pem
 from svid.dnsnames import SIGNER_NAME, signer_id
-from svid.keys import KeyAlgorithm, key_to_pem, signature_hash
+from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem, signature_hash
 from svid.spiffeid import TrustDomain
 from tests.fake_signer import TRUST_DOMAIN, authority, certified
 from tests.unit.agent.signer_scene import Scene, on_stage
@@ -101,16 +101,21 @@ class Line:
         self.above = authority(datetime.now(UTC))
         self.roots = self.above.bundle
         self.run_dir = base / ("deep" * 30)
+        # Those by which it was sent something.
         self.connections = 0
         self.ended = asyncio.Event()
         self.server: asyncio.Server | None = None
         self.port = 0
+        # Instead of a certificate by `above`.
+        self.shown: tuple[PrivateKey, tuple[x509.Certificate, ...]] | None = None
 
     async def serve(
         self, name: str = SIGNER_NAME, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, at: str = "127.0.0.1"
     ) -> None:
-        key = KeyAlgorithm.EC_P256.generate()
+        key: PrivateKey = KeyAlgorithm.EC_P256.generate()
         chain = certified(self.above, key.public_key(), datetime.now(UTC), name, OWN)
+        if self.shown is not None:
+            key, chain = self.shown
         pem = self.run_dir.parent / "server.pem"
         pem.write_bytes(key_to_pem(key) + to_pem(chain))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -120,10 +125,12 @@ class Line:
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
+        told = False
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                self.connections, told = self.connections + (not told), True
+                writer.write(data)
+                await writer.drain()
         self.ended.set()
         writer.close()
 
@@ -332,6 +339,53 @@ def test_an_authority_that_a_ca_above_signed_is_trusted_as_it_stands_in_the_bund
         await line.serve()
         proven = line.proven()
         assert await line.through(proven, b"x") == b"x"
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def test_a_certificate_that_has_ended_or_not_begun_is_not_trusted(tmp_path: Path) -> None:
+    async def test(line: Line) -> None:
+        for ahead, why in ((timedelta(hours=7), "expired at"), (timedelta(hours=-1), "not valid before")):
+            proven = ProvenSigner(
+                f"127.0.0.1:{line.port}",
+                TRUST_DOMAIN,
+                line.run_dir,
+                line.roots.to_pem,
+                now=lambda ahead=ahead: datetime.now(UTC) + ahead,  # type: ignore[misc]
+            )
+            assert await line.through(proven, b"x") == b""
+            assert proven.failure.startswith("SIGNER_NOT_TRUSTED: ")
+            assert why in proven.failure
+            await proven.close()
+        assert line.connections == 0
+
+    lined(tmp_path, test)
+
+
+def test_what_an_authority_below_a_trusted_one_may_not_sign_proves_nobody(tmp_path: Path) -> None:
+    """A pod's SVID is no CA: what is signed with its key leads nowhere."""
+
+    async def test(line: Line) -> None:
+        await stopped(line)
+        key, now = KeyAlgorithm.EC_P256.generate(), datetime.now(UTC)
+        pod = certified(line.above, key.public_key(), now, "web", "spiffe://example.org/ns/default/sa/web")[0]
+        real = certified(line.above, key.public_key(), now, SIGNER_NAME, OWN)[0]
+        forged = x509.CertificateBuilder(
+            pod.subject,
+            real.subject,
+            key.public_key(),
+            x509.random_serial_number(),
+            real.not_valid_before_utc,
+            real.not_valid_after_utc,
+            list(real.extensions),
+        ).sign(key, signature_hash(key))
+        line.shown = (key, (forged, pod))
+        await line.serve()
+        proven = line.proven()
+        assert await line.through(proven, b"x") == b""
+        assert proven.failure.startswith("SIGNER_NOT_TRUSTED: ")
+        assert "signing certificate is not a CA certificate" in proven.failure
         await proven.close()
 
     lined(tmp_path, test)
