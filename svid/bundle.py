@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self, TypeAlias
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 
 from svid.certificates import (
     certificate_from_der,
@@ -35,6 +35,9 @@ _RSA_BITS = range(2048, 16384 + 1)
 _SHOWN = 80
 _NUMBERS = frozenset({"n", "e", "x", "y", "pub"})
 _KEY_TYPES = frozenset({"RSA", "EC", "OKP", "AKP"})
+# Of a document with a key of kind AKP (ML-DSA, RFC 9964) among its keys go-jose (go-spiffe, SPIRE, gRPC for Go) and
+# gRPC's C core take nothing at all. Such authorities stand beside the keys, as DER in base64, where nobody else looks.
+_BESIDE = "podsvid_x509_authorities"
 _PEM_LABEL = re.compile(rb"-----BEGIN ([^-\r\n]*)-----")
 # Told of each authority that cannot be used and is left out: which it is, and why.
 LeftOut: TypeAlias = Callable[[str], object]
@@ -59,8 +62,9 @@ class JwtAuthority:
 class TrustBundle:
     """What authenticates SVIDs of one trust domain.
 
-    `x509_authorities` are CA certificates, `sequence` only rises (TDB 4.1.1), `refresh_hint` says how often to look
-    for a newer one. An empty bundle is a valid state and authenticates nothing (TDB 4.1.3).
+    `x509_authorities` are CA certificates, those with ML-DSA keys last; `sequence` only rises (TDB 4.1.1),
+    `refresh_hint` says how often to look for a newer one. An empty bundle is a valid state and authenticates nothing
+    (TDB 4.1.3).
     """
 
     trust_domain: TrustDomain
@@ -72,8 +76,9 @@ class TrustBundle:
     def __post_init__(self) -> None:
         for certificate in self.x509_authorities:
             _check_authority(certificate)
-        if len(set(self.x509_authorities)) != len(self.x509_authorities):
-            object.__setattr__(self, "x509_authorities", tuple(dict.fromkeys(self.x509_authorities)))
+        ordered = tuple(sorted(dict.fromkeys(self.x509_authorities), key=_is_akp))
+        if ordered != self.x509_authorities:
+            object.__setattr__(self, "x509_authorities", ordered)
 
     @classmethod
     def from_pem(cls, trust_domain: TrustDomain, data: bytes, left_out: LeftOut | None = None) -> Self:
@@ -121,6 +126,9 @@ class TrustBundle:
                 authorities.extend(_x509_entry(entry, left_out))
             elif entry.get("use") == "jwt-svid":
                 jwt.extend(_jwt_entry(entry, left_out))
+        beside = document.get(_BESIDE)
+        for each in beside if isinstance(beside, list) else ():
+            authorities.extend(_x509_entry({"x5c": [each]}, left_out))
         hint = _integer(document, "spiffe_refresh_hint")
         return cls(
             trust_domain,
@@ -154,7 +162,10 @@ class TrustBundle:
         return to_der(self.x509_authorities)
 
     def to_jwks(self) -> bytes:
-        """The SPIFFE JWKS: X509-SVID.md 6.1 and JWT-SVID.md 6.1 say which members an entry has."""
+        """The SPIFFE JWKS: X509-SVID.md 6.1 and JWT-SVID.md 6.1 say which members an entry has.
+
+        X.509 authorities with ML-DSA keys stand in a member of their own, which `from_jwks` reads.
+        """
         return self._jwks
 
     @cached_property
@@ -163,9 +174,13 @@ class TrustBundle:
         keys: list[dict[str, Any]] = [
             {"use": "x509-svid", **_x509_key_members(certificate), "x5c": [_b64(_der(certificate))]}
             for certificate in self.x509_authorities
+            if not _is_akp(certificate)
         ]
         keys += [{"use": "jwt-svid", "kid": key.key_id, **jwk_members(key.public_key)} for key in self.jwt_authorities]
         document: dict[str, Any] = {"keys": keys}
+        beside = [_b64(_der(certificate)) for certificate in self.x509_authorities if _is_akp(certificate)]
+        if beside:
+            document[_BESIDE] = beside
         if self.sequence is not None:
             document["spiffe_sequence"] = self.sequence
         if self.refresh_hint is not None:
@@ -267,6 +282,12 @@ def _jwt_key(key_id: str, entry: dict[str, Any]) -> list[JwtAuthority]:
     except (KeyError, TypeError, ValueError, UnsupportedAlgorithm, binascii.Error):
         return []
     return [JwtAuthority(key_id, key)]
+
+
+def _is_akp(certificate: x509.Certificate) -> bool:
+    return isinstance(
+        certificate.public_key(), mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey
+    )
 
 
 def _x509_key_members(certificate: x509.Certificate) -> dict[str, str]:

@@ -53,16 +53,13 @@ def unpadded(text: str) -> bytes:
         (KeyAlgorithm.EC_P384, {"kty": "EC", "crv": "P-384"}),
         (KeyAlgorithm.ED25519, {"kty": "OKP", "crv": "Ed25519"}),
         (KeyAlgorithm.RSA_2048, {"kty": "RSA", "e": "AQAB"}),
-        (KeyAlgorithm.ML_DSA_44, {"kty": "AKP", "alg": "ML-DSA-44"}),
-        (KeyAlgorithm.ML_DSA_65, {"kty": "AKP", "alg": "ML-DSA-65"}),
-        (KeyAlgorithm.ML_DSA_87, {"kty": "AKP", "alg": "ML-DSA-87"}),
     ],
 )
 def test_an_x509_entry(algorithm: KeyAlgorithm, members: dict[str, str]) -> None:
     bundle = authority(algorithm).bundle
     (entry,) = json.loads(bundle.to_jwks())["keys"]
     assert members.items() <= entry.items()
-    material = {"EC": {"x", "y"}, "RSA": {"n"}, "OKP": {"x"}, "AKP": {"pub"}}[members["kty"]]
+    material = {"EC": {"x", "y"}, "RSA": {"n"}, "OKP": {"x"}}[members["kty"]]
     assert set(entry) == {"use", "x5c"} | set(members) | material, "no kid, nothing private, nothing else"
     assert entry["use"] == "x509-svid"
     (x5c,) = entry["x5c"]
@@ -75,9 +72,52 @@ def test_an_x509_entry(algorithm: KeyAlgorithm, members: dict[str, str]) -> None
     elif isinstance(key, rsa.RSAPublicKey):
         assert int.from_bytes(unpadded(entry["n"]), "big") == key.public_numbers().n
     else:
-        raw = entry["x" if isinstance(key, ed25519.Ed25519PublicKey) else "pub"]
-        assert unpadded(raw) == key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        assert isinstance(key, ed25519.Ed25519PublicKey)
+        assert unpadded(entry["x"]) == key.public_bytes(Encoding.Raw, PublicFormat.Raw)
     assert TrustBundle.from_jwks(TD, bundle.to_jwks()) == bundle
+
+
+ML_DSA = (KeyAlgorithm.ML_DSA_44, KeyAlgorithm.ML_DSA_65, KeyAlgorithm.ML_DSA_87)
+
+
+@pytest.mark.spec("TD-20")
+@pytest.mark.parametrize("algorithm", ML_DSA)
+def test_an_ml_dsa_authority_is_not_among_the_keys_and_is_read_back(algorithm: KeyAlgorithm) -> None:
+    """Readers that do not know the kind AKP refuse the whole document: tests/conformance/test_post_quantum.py."""
+    (later,) = authority(algorithm).chain
+    made = TrustBundle(TD, (later, *BUNDLE.x509_authorities), (JwtAuthority("a", JWT_KEYS[min(JWT_KEYS)]),))
+    assert made.x509_authorities == (*BUNDLE.x509_authorities, later)
+    document = json.loads(made.to_jwks())
+    assert "AKP" not in [each["kty"] for each in document["keys"]]
+    assert len(document["keys"]) == len(BUNDLE.x509_authorities) + 1
+    (beside,) = document["podsvid_x509_authorities"]
+    assert base64.b64decode(beside, validate=True) == later.public_bytes(Encoding.DER)
+    found = TrustBundle.from_jwks(TD, made.to_jwks())
+    assert (found, found.digest()) == (made, made.digest())
+    only = TrustBundle(TD, (later,))
+    assert json.loads(only.to_jwks())["keys"] == []
+    assert TrustBundle.from_jwks(TD, only.to_jwks()) == only
+
+
+@pytest.mark.parametrize("algorithm", ML_DSA)
+def test_an_ml_dsa_authority_among_another_publishers_keys_is_read(algorithm: KeyAlgorithm) -> None:
+    (certificate,) = authority(algorithm).chain
+    raw = certificate.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    pub = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    x5c = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()]
+    entry = {"use": "x509-svid", "kty": "AKP", "alg": algorithm.value.upper(), "pub": pub, "x5c": x5c}
+    assert parse(entry).x509_authorities == (certificate,)
+    other = entry | {"pub": pub[:-8] + "AAAAAAAA"}
+    assert parse(other).x509_authorities == ()
+
+
+@pytest.mark.parametrize("beside", [None, "x", 7, {"a": 1}, [7], ["x"], [[]], ["AAAA"], [GOOD["x5c"][0][:-8]]])
+def test_what_is_no_authority_beside_the_keys_is_left_out(beside: object) -> None:
+    said: list[str] = []
+    document = json.dumps({"keys": [GOOD], "podsvid_x509_authorities": beside}).encode()
+    found = TrustBundle.from_jwks(TD, document, said.append)
+    assert found.x509_authorities == parse(GOOD).x509_authorities
+    assert len(said) == isinstance(beside, list)
 
 
 @pytest.mark.spec("TD-30", "TD-34")
