@@ -29,6 +29,7 @@ from signer.config import SignerConfig  # noqa: E402
 from signer.errors import HELP, Reason  # noqa: E402
 from signer.front.statuses import STATUS_CODES  # noqa: E402
 from signer.metrics import Metrics as SignerMetrics  # noqa: E402
+from svid.postquantum import VERIFIERS, Part  # noqa: E402
 
 BEGIN, END = "<!-- generated: {name}, by docs/generate.py -->", "<!-- end of {name} -->"
 
@@ -140,6 +141,11 @@ def events(*packages: str) -> str:
     return table(("event", "level", "fields"), sorted(rows, key=lambda row: (row[0].lower(), row)))
 
 
+def verifiers() -> str:
+    head = ("verifier", *(f"{part}" for part in Part), "instead")
+    return table(head, ((each.name, *map(each.answer, Part), each.instead) for each in VERIFIERS.values()))
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "attributes": ("docs/volumes.md", attributes),
     "layouts": ("docs/volumes.md", layouts),
@@ -154,6 +160,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "shared-events": ("docs/logs.md", lambda: events("runtime", "svid")),
     "exit-codes": ("docs/cli.md", exit_codes),
     "shapes": ("docs/output.md", shapes.page),
+    "verifiers": ("docs/post-quantum.md", verifiers),
     "signer-metrics": ("docs/metrics.md", lambda: metrics(SignerMetrics().registry)),
 }
 

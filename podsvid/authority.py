@@ -181,11 +181,13 @@ def run(parsed: argparse.Namespace) -> int:
                 answer = waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left()))
                 asked = True
                 if parsed.output == "text":
-                    print(answer.message, flush=True)
+                    for line in (answer.message, *map(_warning, answer.warnings)):
+                        print(printable(line), flush=True)
                 else:
                     _print(answer, parsed.output)
                 if parsed.action == "rotate" and not parsed.no_wait:
-                    _follow(channel, _kind(parsed), parsed.wait or parsed.forced, parsed.output)
+                    told = set(answer.warnings)
+                    _follow(channel, _kind(parsed), parsed.wait or parsed.forced, parsed.output, told)
             return 0
         except (grpc.RpcError, GaveUp) as error:
             failed = error if isinstance(error, GaveUp) else _failed(error, parsed.socket, waiting)
@@ -304,6 +306,12 @@ def _print_rest(status: admin_pb2.AuthorityStatus, console: "Console") -> None:
         console.print(f"next: {line}")
     for line in status.to_do:
         console.print(f"to do: {line}")
+    for line in status.warnings:
+        console.print(_warning(line))
+
+
+def _warning(line: str) -> str:
+    return f"warning: {line}"
 
 
 def _root(each: admin_pb2.UpstreamRoot) -> str:
@@ -322,15 +330,22 @@ def _abandoned(each: admin_pb2.Abandoned) -> str:
     return head + left + ("; all its SVIDs were replaced" if each.replaced else f"; {ends}")
 
 
-def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, output: str) -> None:
-    """Print each change until SVIDs are re-issued, or nothing of before is trusted; then what is left."""
+def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, output: str, told: set[str]) -> None:
+    """Print each change until SVIDs are re-issued, or nothing of before is trusted; then what is left.
+
+    `told`: warnings that were printed, to which those are added that come with a change.
+    """
     last, console = "", console_for(output)
     for status in _watch(channel, None):
         line = _progress(status, kind)
-        if line != last:
+        new = [each for each in status.warnings if each not in told]
+        told.update(new)
+        if line != last or new:
             last = line
             if output == "text":
                 console.print(f"{rfc3339(datetime.now(UTC))} {line}")
+                for each in new:
+                    console.print(_warning(each), soft_wrap=True)
             else:
                 _print(status, output)
         x509, jwt = (

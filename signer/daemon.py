@@ -189,7 +189,7 @@ class Replica:
         self._events = Events(api, config.identity, clock)
         self._taint = StartupTaint(api, drivers, clock) if config.startup_taint else None
         self._trust: Feed[Broadcast] = Feed()
-        audit = Audit(clock)
+        audit = self._audit = Audit(clock)
         self._rotation.heard = audit.authorities
         self._rotation.requests.refused = partial(self._events.gave_up, config.namespace, config.state_secret)
         self._rotation.roots.refused = partial(self._events.roots_refused, config.namespace, config.state_secret)
@@ -231,6 +231,8 @@ class Replica:
         services.push_async_callback(self._leader.release)
         services.push_async_callback(loops.cancel, tasks)
         await unless(stopping, loops.beside(tasks, self._rotation.open()))
+        if self._rotation.state is not None:
+            self._audit.followed(self._rotation.state)
         background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "pods": self._pods.run,
             "policies": self._policies.run,

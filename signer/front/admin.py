@@ -17,6 +17,7 @@ from signer.attestation import fitness
 from signer.attestation.pods import Pods
 from signer.authority.advice import to_do
 from signer.authority.anchors import UpstreamRoot
+from signer.authority.followers import warnings
 from signer.authority.knowledge import Acks
 from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
@@ -91,7 +92,8 @@ class AdminService:
             message = await self._rotation.step(action, kind, request.authority_id, forced=request.forced)
         except SignerError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.reason}: {error}")
-        return admin_pb2.StepResponse(message=message)
+        state = self._rotation.state
+        return admin_pb2.StepResponse(message=message, warnings=warnings(state) if state is not None else ())
 
     async def explain(self, request: admin_pb2.ExplainRequest, context: Context) -> admin_pb2.ExplainResponse:
         pod = self._pods.named(request.namespace, request.pod)
@@ -144,6 +146,7 @@ class AdminService:
             abandoned=[_abandoned(each) for each in state.abandoned],
             to_do=to_do(state, self._clock.now()),
             unknown=acks.untimely or acks.unknown,
+            warnings=warnings(state),
         )
         if state.request is not None:
             said = self._rotation.requests.notes(state)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from runtime.clock import Clock
+from signer.authority.followers import warnings
 from signer.authority.state import AuthorityState
 from signer.errors import Reason
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim
@@ -39,6 +40,7 @@ class Audit:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._windows: dict[tuple[str, Reason], _Window] = {}
+        self._warned: frozenset[str] = frozenset()
 
     def allowed(
         self,
@@ -98,7 +100,7 @@ class Audit:
         )
 
     def authorities(self, before: AuthorityState, after: AuthorityState) -> None:
-        """What a change of the authorities abandoned, and what of it left the trust bundle: a line each."""
+        """What a change of the authorities abandoned, and what of it left the trust bundle; and who cannot follow."""
         known = {(each.kind, each.authority_id): each for each in before.abandoned}
         for each in after.abandoned:
             was = known.get((each.kind, each.authority_id))
@@ -119,6 +121,16 @@ class Audit:
                         "certified_until": each.certified_until.isoformat() if each.certified_until else None,
                     },
                 )
+
+        self.followed(after)
+
+    def followed(self, state: AuthorityState) -> None:
+        """What of the authorities some verifiers cannot follow: a line for each, once."""
+        now = warnings(state)
+        for line in now:
+            if line not in self._warned:
+                _log.warning("some verifiers cannot follow", extra={"why": line})
+        self._warned = frozenset(now)
 
     def _shown(self, at: float) -> str:
         return (self._clock.now() + timedelta(seconds=at - self._clock.monotonic())).isoformat()

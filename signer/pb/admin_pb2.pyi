@@ -103,13 +103,15 @@ class StepRequest(_message.Message):
     def __init__(self, action: _Optional[_Union[Action, str]] = ..., kind: _Optional[_Union[Kind, str]] = ..., authority_id: _Optional[str] = ..., forced: _Optional[bool] = ...) -> None: ...
 
 class StepResponse(_message.Message):
-    __slots__ = ("message",)
+    __slots__ = ("message", "warnings")
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     message: str
-    def __init__(self, message: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, message: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AuthorityStatus(_message.Message):
-    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "upstream_roots", "unknown")
+    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "upstream_roots", "unknown", "warnings")
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +129,7 @@ class AuthorityStatus(_message.Message):
     REQUESTED_X509_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_ROOTS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     trust_domain: str
     sequence: int
     leader: str
@@ -144,7 +147,8 @@ class AuthorityStatus(_message.Message):
     requested_x509: Requested
     upstream_roots: _containers.RepeatedCompositeFieldContainer[UpstreamRoot]
     unknown: str
-    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., upstream_roots: _Optional[_Iterable[_Union[UpstreamRoot, _Mapping]]] = ..., unknown: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., upstream_roots: _Optional[_Iterable[_Union[UpstreamRoot, _Mapping]]] = ..., unknown: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Requested(_message.Message):
     __slots__ = ("id", "at", "since", "submitted", "said")

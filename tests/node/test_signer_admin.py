@@ -8,6 +8,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from podsvid import authority
@@ -15,6 +16,7 @@ from podsvid.authority import CommandFailed, NoSuchPod
 from podsvid.outcome import WrongUsage
 from podsvid.sockets import SocketAbsent
 from signer.front.admin import AdminService, serve_admin
+from signer.pb import admin_pb2
 from tests.signer_rig import Serving, Site, serving
 
 WEB = "/api/v1/namespaces/default/pods/web"
@@ -87,6 +89,52 @@ def test_only_the_owner_opens_the_socket_from_its_first_moment_whatever_the_umas
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
     with_signer(test)
+
+
+def test_who_cannot_follow_is_said_by_every_command_that_has_to_do_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run() -> None:
+        site = Site()
+        site.pod("agent-node-a", account="podsvid-agent", namespace="podsvid", driver=None)
+        async with serving(site, tmp_path, site.clock, "--authority-algorithm", "ml-dsa-65"):
+            assert await say(tmp_path, "show") == 0
+            assert "warning: x509: SVIDs of the active authority" in capsys.readouterr().out
+            assert await say(tmp_path, "prepare", "--forced") == 0
+            told = capsys.readouterr().out.splitlines()
+            assert [line.split(" authority ")[0] for line in told] == [
+                "prepared x509",
+                "warning: x509: SVIDs of the active",
+                "warning: x509: SVIDs of the prepared",
+            ]
+            assert all("Go before 1.27" in line for line in told[1:])
+            found = await shown(tmp_path, capsys)
+            assert [f"warning: {each}" for each in found["warnings"]] == told[1:]  # type: ignore[attr-defined]
+
+    asyncio.run(run())
+
+
+def test_where_all_can_follow_nothing_is_warned_of(
+    with_signer: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test(here: Serving) -> None:
+        found = await shown(tmp_path, capsys)
+        assert not found.get("warnings")
+
+    with_signer(test)
+
+
+def test_a_rotation_says_who_cannot_follow_as_soon_as_that_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    going_on = admin_pb2.AuthorityStatus(reissuing_x509=True, warnings=["x509: old"])
+    new = admin_pb2.AuthorityStatus(reissuing_x509=True, warnings=["x509: old", "x509: new"])
+    done = admin_pb2.AuthorityStatus(warnings=["x509: new"])
+    monkeypatch.setattr(authority, "_watch", lambda channel, seconds: iter([going_on, new, new, done]))
+    with grpc.insecure_channel("unix:/nowhere") as channel:
+        authority._follow(channel, admin_pb2.KIND_X509, False, "text", {"x509: old"})
+    said = capsys.readouterr().out
+    assert said.count("warning: ") == said.count("warning: x509: new") == 1
 
 
 def test_a_socket_that_was_left_is_replaced(with_signer: Check, tmp_path: Path) -> None:
