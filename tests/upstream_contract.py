@@ -9,11 +9,13 @@ from cryptography import x509
 from signer.authority.granting import granted
 from signer.authority.lifecycle import Life
 from signer.authority.request import X509Request, new_request
+from signer.authority.state import AuthorityState
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.remote import Answer, Denied, Elsewhere, Issued, Pending, RemoteUpstream, UpstreamAway
 from svid.certificates import to_pem
 from svid.keys import KeyAlgorithm
-from tests.openbao_contract import POLICY, TD, serves
+from svid.x509svid import check_x509_svid
+from tests.openbao_contract import POLICY, TD, WEB, serves
 
 LONGEST = 10
 
@@ -69,6 +71,21 @@ async def issued(remote: RemoteUpstream, request: X509Request | None = None) -> 
     found = await answered(remote, request)
     assert isinstance(found, Issued), found
     return found
+
+
+async def first(remote: RemoteUpstream) -> AuthorityState:
+    """What a signer stores whose first authority it certified."""
+    unborn = await Life(POLICY, Elsewhere(remote.name), TD).first(datetime.now(UTC))
+    return granted(unborn, await issued(remote, unborn.request), POLICY, datetime.now(UTC))[0]
+
+
+async def check_two_signers_below_it_verify_each_other(cloud: Cloud, folder: Path) -> None:
+    """One trust domain may be that of several clusters."""
+    cloud.is_below()
+    here, there = await first(cloud.remote()), await first(cloud.remote())
+    leaf = KeyAlgorithm.EC_P256.generate().public_key()
+    chain = here.active_x509.issue(leaf, WEB, ttl=timedelta(minutes=1), now=datetime.now(UTC))
+    assert check_x509_svid(chain, there.bundle, datetime.now(UTC)) == WEB
 
 
 async def check_signs(cloud: Cloud, folder: Path, *, blank: bool = False) -> None:
@@ -165,6 +182,7 @@ CHECKS = (
     check_signs,
     check_signs_by_the_other_way,
     check_below_a_root,
+    check_two_signers_below_it_verify_each_other,
     check_what_is_asked_again_is_one_request,
     check_names_its_roots,
     check_the_roots_of_a_file_count_and_no_others,
