@@ -11,7 +11,7 @@ from runtime.settings import Conflict
 TEMPLATES = ("SubordinateCACertificate_PathLen0/V1", "BlankSubordinateCACertificate_PathLen0_APICSRPassthrough/V1")
 MAX_ARNS = 8
 _ARN = re.compile(
-    r"arn:(aws[a-z-]{0,16}):acm-pca:([a-z]{2}(?:-[a-z]{1,16}){1,3}-[0-9]{1,2}):[0-9]{12}:certificate-authority/[0-9a-f-]{36}",
+    r"arn:(aws[a-z-]{0,16}):acm-pca:([a-z]{2,4}(?:-[a-z]{1,16}){1,3}-[0-9]{1,2}):[0-9]{12}:certificate-authority/[0-9a-f-]{36}",
     re.ASCII,
 )
 

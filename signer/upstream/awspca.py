@@ -47,6 +47,8 @@ _BY_KIND = (
 )
 _IN_PROGRESS = "RequestInProgressException"
 _AWAY = ("Throttl", "TooManyRequests", "RequestLimitExceeded", "InternalFailure", "ServiceUnavailable")
+# What is said of credentials that are no good any more.
+_CREDENTIALS = ("Expired", "UnrecognizedClient", "InvalidIdentityToken", "InvalidClientTokenId", "AccessDenied")
 # Whose words are told. Those about a signature that is wrong repeat what was signed, the session's token in it.
 _TOLD = frozenset(
     {
@@ -86,24 +88,29 @@ Connect: TypeAlias = Callable[[str], Client]
 def connect(region: str) -> Client:
     """With the credentials that are there."""
     import boto3
+    import botocore.session
     from botocore.config import Config
 
+    sdk.silence("botocore", "boto3")
     by = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=ANSWER_SECONDS,
         # The signer asks again itself, ever more rarely.
         retries={"total_max_attempts": 1},
     )
-    # A session of its own: the module's is everybody's.
-    client: Client = boto3.session.Session(region_name=region).client("acm-pca", config=by)
+    # A session of its own: the module's is everybody's. By its default STS is asked, too, which boto3 does by itself.
+    core = botocore.session.get_session()
+    core.set_default_client_config(by)
+    client: Client = boto3.session.Session(botocore_session=core, region_name=region).client("acm-pca")
     return client
 
 
 class _Failed(Exception):
-    """AWS answered with an error: its code, and its words where they may be told."""
+    """AWS answered for the CA `by` with an error: its code, and its words where they may be told."""
 
-    def __init__(self, code: str, said: str) -> None:
+    def __init__(self, by: str, code: str, said: str) -> None:
         super().__init__(f"{code}: {said}" if said else code)
+        self.by = by
         self.code = code
 
 
@@ -121,10 +128,10 @@ class AwsPca:
 
     @property
     def name(self) -> str:
-        return f"AWS Private CA {self._arn}"
+        return _name(self._arn)
 
     async def submit(self, request: CaRequest) -> str:
-        arn = await self._asked("certify", partial(self._submitted, request))
+        arn = await self._asked(self._arn, "certify", partial(self._submitted, request))
         return json.dumps({"certificate": arn})
 
     async def poll(self, request: CaRequest, handle: str) -> Answer:
@@ -132,13 +139,13 @@ class AwsPca:
         if not arn.startswith(f"{self._arn}/"):
             return Denied(f"{self.name} was not asked for what is waited for", permanent=True)
         try:
-            found = await self._do(partial(self._got, arn))
+            found = await self._do(self._arn, partial(self._got, arn))
         except _Failed as error:
             if error.code == _IN_PROGRESS:
                 return Pending(f"{self.name} is issuing it", LOOK_AGAIN)
             if error.code == "RequestFailedException":
                 return Denied(f"{self.name} did not issue it ({error})", permanent=True)
-            raise self._unusable("give the certificate", error) from None
+            raise _unusable("give the certificate", error) from None
         given = await self._given_roots()
         try:
             return self._issued(_text(found, "Certificate"), _text(found, "CertificateChain"), given, request)
@@ -153,7 +160,7 @@ class AwsPca:
         given = await self._given_roots()
         if given:
             return RootSet(given, complete=True)
-        found = await self._asked("name its root", lambda: [self._root(arn) for arn in self.settings.arns])
+        found = [await self._asked(arn, "name its root", partial(self._root, arn)) for arn in self.settings.arns]
         roots = tuple(each for each in found if each is not None)
         # Of a CA below another one that did not give it its root nothing is said.
         return RootSet(roots, complete=len(roots) == len(found))
@@ -177,13 +184,14 @@ class AwsPca:
         }
         if template == _BLANK:
             asked["ApiPassthrough"] = {"Extensions": {"KeyUsage": {"KeyCertSign": True, "CRLSign": True}}}
-        arn = _text(self._client(self._arn).issue_certificate(**asked), "CertificateArn")
+        arn = _text(self._call(self._arn, lambda client: client.issue_certificate(**asked)), "CertificateArn")
         if not arn.startswith(f"{self._arn}/"):
             raise UpstreamUnusable(f"{self.name} names what it issues by something that is not its own")
         return arn
 
     def _got(self, arn: str) -> Mapping[str, Any]:
-        return self._client(self._arn).get_certificate(CertificateAuthorityArn=self._arn, CertificateArn=arn)
+        asked = {"CertificateAuthorityArn": self._arn, "CertificateArn": arn}
+        return self._call(self._arn, lambda client: client.get_certificate(**asked))
 
     def _issued(
         self, own_text: str, above_text: str, given: tuple[x509.Certificate, ...], request: CaRequest
@@ -199,8 +207,8 @@ class AwsPca:
 
     def _ca(self, arn: str) -> tuple[x509.Certificate, ...]:
         """Its certificate, and what is above it."""
-        found = self._client(arn).get_certificate_authority_certificate(CertificateAuthorityArn=arn)
-        by = f"AWS Private CA {arn}"
+        asked, by = {"CertificateAuthorityArn": arn}, _name(arn)
+        found = self._call(arn, lambda client: client.get_certificate_authority_certificate(**asked))
         own = certificates([_text(found, "Certificate")], by)
         above = certificates([_text(found, "CertificateChain")], by)
         if len(own) != 1 or len(above) > MAX_ABOVE:
@@ -221,51 +229,60 @@ class AwsPca:
         path = self.settings.roots
         return () if path is None else await files.read(self.reader, partial(files.roots, path), self.name)
 
-    async def _asked(self, what: str, work: Callable[[], _T]) -> _T:
+    async def _asked(self, arn: str, what: str, work: Callable[[], _T]) -> _T:
         try:
-            return await self._do(work)
+            return await self._do(arn, work)
         except _Failed as error:
-            raise self._unusable(what, error) from None
+            raise _unusable(what, error) from None
 
-    async def _do(self, work: Callable[[], _T]) -> _T:
-        """What AWS says. Raises UpstreamAway, UpstreamUnusable, and _Failed for what asking again does not change."""
+    async def _do(self, arn: str, work: Callable[[], _T]) -> _T:
+        """Raises UpstreamAway, UpstreamUnusable, and _Failed for what asking again does not change."""
         try:
-            return await self.asks.do(lambda: self._told(work))
+            return await self.asks.do(work)
         except Unanswered:
-            raise UpstreamAway(f"{self.name} did not answer within {self.asks.seconds:g} s") from None
+            raise UpstreamAway(f"{_name(arn)} did not answer within {self.asks.seconds:g} s") from None
 
-    def _told(self, work: Callable[[], _T]) -> _T:
+    def _call(self, arn: str, ask: Callable[[Client], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """What AWS says of that CA. Raises as `_do`."""
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
         from botocore.exceptions import ConnectionError as Unconnected
+        from botocore.parsers import ResponseParserError
 
+        by = _name(arn)
         try:
-            return work()
+            return ask(self._client(arn))
         except ClientError as error:
-            raise self._error(error.response, error.operation_name) from None
-        except (HTTPClientError, Unconnected) as error:
+            raise self._error(by, error.response, error.operation_name) from None
+        except (HTTPClientError, Unconnected, ResponseParserError) as error:
             # Not its words: they may have what was sent.
-            raise UpstreamAway(f"{self.name} cannot be reached ({type(error).__name__})") from None
-        except BotoCoreError as error:
+            raise UpstreamAway(f"{by} cannot be reached ({type(error).__name__})") from None
+        except (BotoCoreError, OSError, RuntimeError, ValueError) as error:
+            # Of a token's file, of a variable that is no address, of credentials that stay old it says the last three.
             self._clients.clear()
             hint = ": has the signer's service account a role?" if isinstance(error, NoCredentialsError) else ""
-            raise UpstreamUnusable(f"{self.name} was not asked ({type(error).__name__}){hint}") from None
+            raise UpstreamUnusable(f"{by} was not asked ({type(error).__name__}){hint}") from None
 
-    def _error(self, response: Mapping[str, Any], operation: str) -> Exception:
+    def _error(self, by: str, response: Mapping[str, Any], operation: str) -> Exception:
         said = response.get("Error") or {}
         code = line(str(said.get("Code") or "without a code"))
         words = line(str(said.get("Message") or "")) if code in _TOLD else ""
         status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
-        failed = _Failed(code, f"{operation}: {words}" if words else operation)
+        failed = _Failed(by, code, f"{operation}: {words}" if words else operation)
         if code.startswith(_AWAY) or status == 429 or status >= 500:
-            return UpstreamAway(f"{self.name} answers {status} ({failed})")
-        if code != _IN_PROGRESS:
-            # Other credentials may be there by now.
+            return UpstreamAway(f"{by} answers {status} ({failed})")
+        if code.startswith(_CREDENTIALS):
+            # Others may be there by now.
             self._clients.clear()
         return failed
 
-    def _unusable(self, what: str, error: _Failed) -> UpstreamUnusable:
-        hint = ": what its role and the CA's policy allow is in docs/awspca.md" if "AccessDenied" in error.code else ""
-        return UpstreamUnusable(f"{self.name} does not {what} ({error}){hint}")
+
+def _name(arn: str) -> str:
+    return f"AWS Private CA {arn}"
+
+
+def _unusable(what: str, error: _Failed) -> UpstreamUnusable:
+    hint = ": what its role and the CA's policy allow is in docs/awspca.md" if "AccessDenied" in error.code else ""
+    return UpstreamUnusable(f"{error.by} does not {what} ({error}){hint}")
 
 
 def needed(settings: AwsPcaSettings) -> Mapping[str, Callable[[], object]]:

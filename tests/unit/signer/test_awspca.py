@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -301,6 +302,79 @@ def test_without_credentials_it_says_whose_are_missing(monkeypatch: pytest.Monke
         assert said.startswith("UPSTREAM_UNUSABLE: ")
         assert "NoCredentialsError): has the signer's service account a role?" in said
         await contract.issued(remote)
+
+    with_cloud(monkeypatch, test)
+
+
+@asynccontextmanager
+async def sts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[list[str]]:
+    """One that fails and repeats what it was sent, where a role is asked for with a token; what it was sent."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text(SESSION)
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(await request.text())
+        said = f"<Code>InternalFailure</Code><Message>Value '{SESSION}' at 'webIdentityToken'</Message>"
+        text = f"<ErrorResponse><Error>{said}</Error></ErrorResponse>"
+        return web.Response(status=500, text=text, content_type="text/xml")
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/podsvid")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    try:
+        yield asked
+    finally:
+        await runner.cleanup()
+
+
+def test_neither_what_is_sent_nor_what_is_answered_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """boto3 logs headers with a session's token at debug, and at warning what STS says, which repeats a token."""
+    logging.getLogger("botocore").setLevel(logging.NOTSET)
+    caplog.set_level(logging.DEBUG)
+
+    async def test(cloud: StandIn) -> None:
+        await contract.issued(cloud.remote())
+        async with sts(monkeypatch, tmp_path) as asked:
+            said = await contract.failure(cloud.remote())
+        assert said.startswith("UPSTREAM_")
+        assert SESSION not in said
+        # Nor is STS asked again by boto3 itself.
+        assert [SESSION in each for each in asked] == [True]
+
+    with_cloud(monkeypatch, test)
+    assert SESSION not in caplog.text
+
+
+def test_all_that_is_asked_has_an_end() -> None:
+    config = awspca.connect("eu-west-1").meta.config  # type: ignore[attr-defined]
+    assert (config.connect_timeout, config.read_timeout) == (awspca.CONNECT_SECONDS, awspca.ANSWER_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_WEB_IDENTITY_TOKEN_FILE", "/none"), ("AWS_ENDPOINT_URL_ACM_PCA", "nowhere")]
+)
+def test_what_is_around_boto3_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str) -> None:
+    async def test(cloud: StandIn) -> None:
+        async with sts(monkeypatch, tmp_path):
+            monkeypatch.setenv(name, value)
+            assert (await contract.failure(cloud.remote())).startswith("UPSTREAM_UNUSABLE: AWS Private CA arn:")
+
+    with_cloud(monkeypatch, test)
+
+
+def test_of_several_cas_it_says_which_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(cloud: StandIn) -> None:
+        with pytest.raises(UpstreamUnusable, match=rf"^AWS Private CA {OTHER} does not name its root"):
+            await cloud.remote(arns=(ARN, OTHER)).roots()
 
     with_cloud(monkeypatch, test)
 
