@@ -1,8 +1,9 @@
-"""`podsvid signer --check`: what this host lacks for a signer with these settings. Nobody is asked, but for a
-token that has the key of the CA above."""
+"""`podsvid signer --check`: what this host lacks for a signer with these settings. Nobody is asked, but for a token
+that has the key of the CA above, or is to have the authorities'."""
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -15,6 +16,9 @@ from signer.authority.timing import lifecycle_policy
 from signer.authority.trial import Cause, admit
 from signer.cluster.kube_client import KubeClient
 from signer.config import SignerConfig
+from signer.keystore.store import JWT_KEYS
+from signer.keystore.token import MAKE_SECONDS, OPEN_SECONDS, TokenStore
+from signer.keystore.worker import Worker
 from signer.policy.template import path_template
 from signer.upstream import pkcs11
 from signer.upstream.certify import SelfSigned
@@ -34,6 +38,7 @@ _TRIAL_SECONDS = 10.0
 # A kubeconfig may name a program that logs in, or have a token that is asked for anew, over the network.
 _LOGIN_SECONDS = 10.0
 _LOGIN = "does the program that it logs in by end (users: exec), and is it on a file system that answers?"
+_KEYS = ("authority_algorithm", "jwt_algorithm", "jwt_svids", "authority_keys_return")
 _LIFETIMES = ("authority_ttl", "x509_ttl", "x509_max_ttl")
 
 
@@ -44,6 +49,7 @@ def lacks(examined: Examined[SignerConfig]) -> list[Lack]:
         _addresses(examined),
         _files(examined),
         _upstream(examined),
+        _authority_keys(examined),
         iter([host.tracing(examined.shown("tracing_endpoint"), config.tracing_endpoint)]),
     )
     return [each for part in parts for each in part if each is not None]
@@ -121,3 +127,22 @@ def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
     named = next(each for each in ("upstream_dir", "upstream_cert_file") if getattr(config, each) is not None)
     seconds = _TRIAL_SECONDS if config.upstream_key_uri is None else _TRIAL_SECONDS + pkcs11.SECONDS
     yield host.usable(examined.shown(named), lambda: asyncio.run(first()), seconds)
+
+
+def _authority_keys(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
+    """Whether the token makes keys as the settings have them, which are not kept, and signs with them."""
+    config = examined.config
+    token = config.authority_key_uri
+    if token is None or config.authority_keys_return or not _sound(examined, "authority_key_uri", *_KEYS):
+        return
+    kinds = [config.authority_algorithm, *([JWT_KEYS[config.jwt_algorithm]] if config.jwt_svids else [])]
+
+    def work() -> None:
+        store = TokenStore(token, Worker("token"), time.monotonic)
+        try:
+            for kind in dict.fromkeys(kinds):
+                store.probe(kind)
+        finally:
+            store.close()
+
+    yield host.usable(examined.shown("authority_key_uri"), work, OPEN_SECONDS + 2 * MAKE_SECONDS)

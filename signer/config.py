@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from runtime import durations, loading, settings
+from runtime import loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
 from signer import (
     awspca_settings,
     certmanager_settings,
     googlecas_settings,
+    lifetime_settings,
     openbao_settings,
     pkcs11_uri,
     setting_texts,
@@ -24,9 +25,10 @@ from signer import (
 from signer.awspca_settings import AwsPcaSettings
 from signer.certmanager_settings import CertManagerSettings
 from signer.googlecas_settings import GoogleCasSettings
+from signer.key_settings import KeySettings
 from signer.model import TtlLimits
 from signer.openbao_settings import OpenBaoSettings
-from signer.pkcs11_uri import KeyUri
+from signer.pkcs11_uri import KeyUri, TokenUri
 from signer.upstream_settings import FileSettings, UpstreamSettings
 from svid.authority import MAX_BACKDATE
 from svid.jws import JwtAlgorithm
@@ -173,6 +175,15 @@ class SignerConfig:
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
     )
     authority_algorithm: KeyAlgorithm = setting(setting_texts.key_algorithm, "key of an X.509 authority", "ec-p256")
+    authority_key_uri: TokenUri | None = setting(
+        pkcs11_uri.parse_token,
+        "PKCS#11 token that the authorities' keys are made in and never leave, so that it signs every SVID: "
+        "pkcs11:token=NAME?module-path=/PATH&pin-source=file:/PATH (default: they are in the Secret)",
+        secret=True,
+    )
+    authority_keys_return: bool = setting(
+        settings.boolean, "beside authority_key_uri: make new keys for the Secret again, the way back from it", "false"
+    )
     x509_ttl: timedelta = setting(settings.ttl, "lifetime of an X.509-SVID, 2s to 90d", "1h")
     x509_min_ttl: timedelta = setting(settings.ttl, "shortest lifetime that a wish or a policy gets", "1m")
     x509_pod_max_ttl: timedelta | None = setting(
@@ -273,7 +284,8 @@ class SignerConfig:
         if self.listen is None:
             yield Conflict(("listen",), "agents need the signer's API; give it an address")
         yield from self.above.conflicts(given)
-        yield from self._lifetime_conflicts()
+        yield from self.keys.conflicts()
+        yield from lifetime_settings.conflicts(self.authority_ttl, self.x509_pod_max_ttl, self.ttls)
         if not self.driver_names:
             yield Conflict(("driver_names",), "driver_names is empty; name at least one")
         if len(set(self.driver_names)) != len(self.driver_names):
@@ -296,31 +308,11 @@ class SignerConfig:
                 f"the path is too long: its sockets would take {longest} bytes, and {settings.MAX_SOCKET_PATH} fit",
             )
 
-    def _lifetime_conflicts(self) -> Iterator[Conflict]:
-        if self.x509_ttl < self.x509_min_ttl:
-            yield Conflict(("x509_ttl", "x509_min_ttl"), "the usual lifetime is below the shortest; change one of them")
-        if self.x509_ttl > self.x509_max_ttl:
-            yield Conflict(("x509_ttl", "x509_max_ttl"), "the usual lifetime is above the longest; change one of them")
-        most = self.x509_pod_max_ttl
-        if most is not None and most < self.x509_ttl:
-            yield Conflict(
-                ("x509_pod_max_ttl", "x509_ttl"),
-                "what a pod's author may get is below what every pod gets: raise it, or leave it out for x509_ttl",
-            )
-        if most is not None and most > self.x509_max_ttl:
-            yield Conflict(
-                ("x509_pod_max_ttl", "x509_max_ttl"),
-                "what a pod's author may get is above the longest lifetime: lower it, or leave it out for x509_ttl",
-            )
-        if self.jwt_ttl > self.jwt_max_ttl:
-            yield Conflict(("jwt_ttl", "jwt_max_ttl"), "the usual lifetime is above the longest; change one of them")
-        # Half of an authority's life must outlast what it issues, or there would be no time to replace it.
-        if self.authority_ttl < 4 * self.x509_max_ttl:
-            yield Conflict(
-                ("authority_ttl", "x509_max_ttl"),
-                "an authority has to live four times as long as what it signs, so that it can be replaced in time: "
-                f"set authority_ttl to {durations.text(4 * self.x509_max_ttl)} or more, or lower x509_max_ttl",
-            )
+    @property
+    def keys(self) -> KeySettings:
+        """Where the authorities' private keys are."""
+        jwt = self.jwt_algorithm if self.jwt_svids else None
+        return KeySettings(self.authority_key_uri, self.authority_keys_return, self.authority_algorithm, jwt)
 
     @property
     def above(self) -> UpstreamSettings:

@@ -6,7 +6,7 @@ import os
 import random
 import resource
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from signer.attestation.pods import AgentAddresses, AgentNodes, Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
+from signer.authority.key_care import KeyEnd, KeyWatch
 from signer.authority.knowledge import Sources
 from signer.authority.lifecycle import Life
 from signer.authority.lifetimes import Lifetimes
@@ -50,6 +51,7 @@ from signer.front.agents import SignerService
 from signer.front.audit import Audit
 from signer.front.limits import NodeLimits
 from signer.front.server import AgentServer, counted
+from signer.keystore import chosen as keystore
 from signer.metrics import Metrics
 from signer.minting.minting import Minting, MintingSettings
 from signer.policy.policies import Policies
@@ -150,8 +152,18 @@ class Replica:
             Accounts(api),
             self.witness,
         )
+        self._ending = ExitStack()
+        told = self.metrics.key_store_asked
+        self._keys = keystore.chosen(config.keys, config.trust_domain, clock.monotonic, told, self._ending)
+        self._key_watch = KeyWatch(self._keys)
+        self._key_end = KeyEnd(self._keys, lambda: self.witness.doubt, clock)
         self._store = SecretStore(
-            api, config.namespace, config.state_secret, config.trust_domain, read_cipher(config.state_key_file)
+            api,
+            config.namespace,
+            config.state_secret,
+            config.trust_domain,
+            read_cipher(config.state_key_file),
+            self._keys.open,
         )
         self._secret: Mirror[DataObject, AuthorityState] = Mirror(
             api,
@@ -168,7 +180,7 @@ class Replica:
         self._rotation = Rotation(
             self._store,
             Abandonments(api, config.namespace, config.state_secret, config.trust_domain, clock),
-            Life(lifecycle_policy(config), ca.above, config.trust_domain, lambda: self._holders.count),
+            Life(lifecycle_policy(config), ca.above, config.trust_domain, lambda: self._holders.count, self._keys),
             self._leader,
             self._agents,
             Sources(lambda: nodes.names, self._pods_unread, self._published_sequence, lambda: self.witness.doubt),
@@ -193,7 +205,8 @@ class Replica:
         self._rotation.heard = audit.authorities
         self._rotation.requests.refused = partial(self._events.gave_up, config.namespace, config.state_secret)
         self._rotation.roots.refused = partial(self._events.roots_refused, config.namespace, config.state_secret)
-        minting = Minting(self._signing_state, _minting(config), clock, Lifetimes(self._rotation, clock))
+        lifetimes = Lifetimes(self._rotation, clock)
+        minting = Minting(self._signing_state, _minting(config), clock, lifetimes, self._keys)
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst, places)
         self._service = SignerService(
@@ -212,13 +225,23 @@ class Replica:
             spans,
         )
         self._server = AgentServer(
-            self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock
+            self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock, self._keys
         )
-        gauges.watch(self.metrics, self._rotation, self._leader, self._agents, self._pods, self._policies, self.witness)
+        gauges.watch(
+            self.metrics,
+            self._rotation,
+            self._leader,
+            self._agents,
+            self._pods,
+            self._policies,
+            self.witness,
+            self._key_watch,
+        )
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
         """Serve until `stopping`. Raises SignerError when it cannot start, RuntimeError when a loop ends."""
         config = self._config
+        services.enter_context(self._ending)
         # Serving the page first: a signer that cannot start says why there.
         checks = pages.Checks(asyncio.get_running_loop(), _healthy, self.not_ready)
         metrics = self.metrics
@@ -248,6 +271,8 @@ class Replica:
             "agents": self._agents.run,
             "rotation": self._rotation.run,
             "CA above": self._rotation.ask_above,
+            "authority keys": lambda: self._key_watch.run(self._rotation.states),
+            "left keys": lambda: self._key_end.run(self._rotation.seat),
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
             "trust": self._follow_state,
             "port": self._serve_agents,
@@ -300,6 +325,10 @@ class Replica:
         awaited = self._rotation.first.awaited or self._rotation.requests.first_awaited
         if missing and awaited:
             return awaited
+        state = self._rotation.state
+        lacking = self._key_watch.lacking(state) if state is not None else ""
+        if lacking:
+            return lacking
         return f"not read yet: {', '.join(missing)}" if missing else None
 
     def _signing_state(self) -> AuthorityState | None:

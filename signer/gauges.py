@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from runtime.stopping import side_by_side
 from signer.attestation.pods import Pods
 from signer.authority.acknowledgements import Agents
+from signer.authority.key_care import KeyWatch
 from signer.authority.rotation import Rotation
 from signer.cluster.leader import Leader
 from signer.cluster.witness import Witness
@@ -27,6 +28,7 @@ def watch(
     pods: Pods,
     policies: Policies,
     witness: Witness,
+    keys: KeyWatch,
 ) -> None:
     """Have `metrics` ask these."""
 
@@ -59,6 +61,7 @@ def watch(
         services_left_out=lambda: float(policies.services_left_out),
         pods_left_out=lambda: float(pods.left_out),
         clock_ahead=lambda: witness.ahead.total_seconds(),
+        key_store_down=lambda: float(bool(keys.trouble)),
     )
 
 

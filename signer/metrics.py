@@ -8,6 +8,7 @@ from runtime.shown import Shown
 
 # How an older Secret came to be noticed.
 ROLLBACKS = ("restored", "replaced", "abandoned")
+KEY_STORE_RESULTS = ("ok", "failed", "late", "full")
 UPSTREAM_ANSWERS = ("issued", "pending", "denied", "away", "unusable", "unfit")
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -135,6 +136,18 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self._key_store = Counter(
+            "podsvid_signer_key_store_requests",
+            "What was asked of the token that has the authorities' keys, by result: ok, failed, late (nobody waited "
+            "any more), full (too many waited).",
+            ["result"],
+            registry=self.registry,
+        )
+        self._key_store_down = Gauge(
+            "podsvid_signer_key_store_unavailable",
+            "1 while the token that has the authorities' keys does not sign for this replica; 0 without one.",
+            registry=self.registry,
+        )
         self._http_refused = Counter(
             "podsvid_signer_http_refused",
             "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
@@ -150,6 +163,8 @@ class Metrics:
             ["how"],
             registry=self.registry,
         )
+        for result in KEY_STORE_RESULTS:
+            self._key_store.labels(result)
         for result in UPSTREAM_ANSWERS:
             self._upstream_answers.labels(result)
         for how in ROLLBACKS:
@@ -188,6 +203,10 @@ class Metrics:
         """Count an answer of a CA elsewhere, by one of UPSTREAM_ANSWERS."""
         self._upstream_answers.labels(result).inc()
 
+    def key_store_asked(self, result: str) -> None:
+        """Count what was asked of a key store, by one of KEY_STORE_RESULTS."""
+        self._key_store.labels(result).inc()
+
     def http_refused(self, listener: str, why: str) -> None:
         """Count a connection that was cut off, or a page that was refused; from any thread."""
         self._http_refused.labels(listener, why).inc()
@@ -223,6 +242,7 @@ class Metrics:
         services_left_out: Callable[[], float],
         pods_left_out: Callable[[], float],
         clock_ahead: Callable[[], float],
+        key_store_down: Callable[[], float],
     ) -> None:
         """Ask these for the values of the gauges, every two seconds."""
         self._shown.add(self._agents, agents)
@@ -237,3 +257,4 @@ class Metrics:
         self._shown.add(self._services_left_out, services_left_out)
         self._shown.add(self._pods_left_out, pods_left_out)
         self._shown.add(self._clock_ahead, clock_ahead)
+        self._shown.add(self._key_store_down, key_store_down)

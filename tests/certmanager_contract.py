@@ -54,7 +54,7 @@ def signer(at: Installation, issuer: str, **changes: Any) -> CertManager:
 
 def a_request(remote: CertManager, lifetime: timedelta = POLICY.authority_ttl) -> X509Request:
     """Of a new key."""
-    return new_request(remote.name, TD, KeyAlgorithm.EC_P256, lifetime, datetime.now(UTC), wished=False)
+    return new_request(remote.name, TD, KeyAlgorithm.EC_P256.generate(), lifetime, datetime.now(UTC), wished=False)
 
 
 async def decided(remote: CertManager, request: X509Request, handle: str) -> Answer:

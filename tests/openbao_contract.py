@@ -85,7 +85,7 @@ def signer(engine: Engine, folder: Path) -> Signer:
 
 def a_request(remote: OpenBao, lifetime: timedelta = POLICY.authority_ttl) -> X509Request:
     """Of a new key."""
-    return new_request(remote.name, TD, KeyAlgorithm.EC_P256, lifetime, _now(), wished=False)
+    return new_request(remote.name, TD, KeyAlgorithm.EC_P256.generate(), lifetime, _now(), wished=False)
 
 
 async def issued(remote: OpenBao, request: X509Request | None = None) -> Issued:

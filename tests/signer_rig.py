@@ -17,7 +17,6 @@ from runtime.clock import Clock
 from runtime.collector import tracing
 from signer import config
 from signer.attestation.tokens import REVIEWS
-from signer.authority.state import AuthorityState
 from signer.cluster.kube import Object
 from signer.daemon import Replica
 from signer.model import PodClaim
@@ -208,8 +207,8 @@ async def serving(
                 await asyncio.wait([running], timeout=0.02)
                 if running.done():
                     running.result()
-            secret = site.kube.objects["/api/v1/namespaces/podsvid/secrets/podsvid-authority"]
-            state = AuthorityState.from_json(base64.b64decode(secret["data"]["state.json"]), TrustDomain("example.org"))
+            state = replica._rotation.state
+            assert state is not None
             bundle_file = folder / "bundle.json"
             bundle_file.write_bytes(state.bundle.to_jwks())
             yield Serving(replica, f"127.0.0.1:{port}", bundle_file, site)

@@ -66,6 +66,11 @@ class Token:
         """That of a key in it."""
         return KeyUri(module, self.label if token is None else token, "", label, number, self.pin_file)
 
+    @property
+    def whole_uri(self) -> str:
+        """That of itself, in which keys are to be made."""
+        return f"pkcs11:token={self.label}?module-path={MODULE}&pin-source=file:{self.pin_file}"
+
     def _util(self, *arguments: str) -> None:
         done = subprocess.run(["softhsm2-util", *arguments], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -54,7 +54,7 @@ class Cloud(Protocol):
 
 def a_request(remote: RemoteUpstream, lifetime: timedelta = POLICY.authority_ttl) -> X509Request:
     """Of a new key."""
-    return new_request(remote.name, TD, KeyAlgorithm.EC_P256, lifetime, datetime.now(UTC), wished=False)
+    return new_request(remote.name, TD, KeyAlgorithm.EC_P256.generate(), lifetime, datetime.now(UTC), wished=False)
 
 
 async def answered(remote: RemoteUpstream, request: X509Request | None = None) -> Answer:

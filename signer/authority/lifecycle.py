@@ -25,6 +25,7 @@ from signer.authority.state import AuthorityState, Goal, sequence_at
 from signer.authority.timing import LifecyclePolicy
 from signer.authority.trial import Cause, cause_of
 from signer.errors import TransitionRefused
+from signer.keystore.keys import Keys
 from signer.upstream.certify import Upstream
 from signer.upstream.remote import Elsewhere
 from svid.spiffeid import TrustDomain
@@ -52,19 +53,22 @@ class Life:
         above: Upstream | Elsewhere,
         trust_domain: TrustDomain,
         svids: Callable[[], int] = lambda: 0,
+        keys: Keys | None = None,
     ) -> None:
         self.policy = policy
-        self._make = Maker(policy, above, trust_domain)
+        self.keys = keys or Keys()
+        self._make = Maker(policy, above, trust_domain, self.keys)
         self._trust_domain = trust_domain
         self._svids = svids
 
     async def first(self, now: datetime) -> AuthorityState:
         """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
         usual = self.policy.usual
-        x509, request = self._serving(await self._make.x509(None, Cause.FIRST, now), now)
+        made, key = await self._make.first(now)
+        x509, request = self._serving(made, now)
         jwt: tuple[JwtSlot, ...] = ()
-        if self.policy.jwt_algorithm is not None:
-            jwt = (replace(await self._make.jwt(now), stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
+        if key is not None:
+            jwt = (replace(key, stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
         x509, roots = parted(x509, (), now)
         return AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request, roots=roots)
 
@@ -126,7 +130,7 @@ class Life:
             return _parted(state, (*state.x509, made), now), f"prepared x509 authority {made.id}"
         if self.policy.jwt_algorithm is None:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
-        key = await self._make.jwt(now)
+        key = await self._make.jwt(state, now)
         if not state.jwt:
             first = replace(key, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual(kind))
             return _changed(state, jwt=(first,)), f"made the first jwt authority {key.id}"
@@ -329,10 +333,14 @@ class Life:
         active = state.find(kind, Stage.ACTIVE)
         assert active is not None
         if isinstance(active, X509Slot):
+            if self.keys.misplaced(active.private_key):
+                return active.prepared_at
             start = active.activated_at or active.prepared_at
             return start + max(active.authority.not_after - start, timedelta(0)) / 2
         signing = state.active_jwt
-        if signing is not None and signing.algorithm is not self.policy.jwt_algorithm:
+        if signing is not None and (
+            signing.algorithm is not self.policy.jwt_algorithm or self.keys.misplaced(signing.private_key)
+        ):
             return active.prepared_at
         lead = max(self.policy.jwt_lead, self.policy.ack_bound)
         return (active.activated_at or active.prepared_at) + max(self.policy.jwt_period - lead, timedelta(0))

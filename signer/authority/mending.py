@@ -36,7 +36,7 @@ async def without(
         if successor is None and kind == "x509":
             successor = request or await make.x509(state, Cause.THEFT, now)
         elif successor is None and policy.jwt_algorithm is not None:
-            successor = await make.jwt(now)
+            successor = await make.jwt(state, now)
         kept = [slot for slot in kept if slot.stage is not Stage.PREPARED]
         if successor is None:
             kept = []

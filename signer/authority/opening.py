@@ -11,10 +11,13 @@ from signer.authority.abandonments import Abandonments
 from signer.authority.backoff import Backoff
 from signer.authority.lifecycle import Life
 from signer.authority.rollback import Published
+from signer.authority.slots import Slot
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.errors import CertificateRefused, Conflict, SignerError, StateDamaged
+from signer.keystore.store import KeyStoreUnavailable
 from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.held_key import ref_of
 
 _log = logging.getLogger("podsvid.authority")
 # Looks in which those that run put a newer Secret back, at once or at their next read, before one starts by an older.
@@ -42,14 +45,23 @@ class First:
             return None
         try:
             return await self._life.first(self._clock.now())
-        except (UpstreamUnusable, CertificateRefused) as error:
+        except (UpstreamUnusable, CertificateRefused, KeyStoreUnavailable) as error:
             self._backoff.failed()
             self.since = self.since or self._clock.now()
             self.awaited = f"waits for the first authority: {error.reason}: {error}"
             _log.error(
-                "no authority yet: the CA above certifies none", extra={"reason": error.reason, "error": str(error)}
+                "no authority yet: its key is not made, or the CA above certifies none",
+                extra={"reason": error.reason, "error": str(error)},
             )
             return None
+
+    async def unused(self, made: AuthorityState, stored: Stored | None) -> None:
+        """Another replica was faster: destroy what a key store made for these, unless they are what is stored."""
+        named = stored.state.key_refs if stored is not None else frozenset()
+        slots: list[Slot] = [*made.x509, *made.jwt]
+        for key in (*(slot.private_key for slot in slots), made.request.key if made.request is not None else None):
+            if key is not None and ref_of(key) not in named:
+                await self._life.keys.discard(key)
 
 
 async def found(
@@ -73,6 +85,7 @@ async def found(
             _log.info("authorities created", extra={"sequence": stored.state.sequence})
         except Conflict:
             stored = await store.load()
+            await first.unused(made, stored)
         break
     first.awaited, first.since = "", None
     return stored

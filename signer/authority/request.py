@@ -8,15 +8,15 @@ import json
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from signer.authority.slots import instant
+from signer.authority.slots import OpenKey, instant, key_entry, nowhere, read_key
 from signer.upstream.remote import MAX_HANDLE, CaRequest
 from svid.authority import authority_request
-from svid.keys import KeyAlgorithm, PrivateKey, key_from_pem, key_to_pem, public_bytes
+from svid.keys import PrivateKey, PublicKey, algorithm_of, public_bytes
 from svid.spiffeid import TrustDomain
 
 _ID_DIGITS = 40
@@ -63,18 +63,17 @@ class X509Request:
 
 
 def new_request(
-    at: str, trust_domain: TrustDomain, algorithm: KeyAlgorithm, lifetime: timedelta, now: datetime, *, wished: bool
+    at: str, trust_domain: TrustDomain, key: PrivateKey, lifetime: timedelta, now: datetime, *, wished: bool
 ) -> X509Request:
-    """One of a new key."""
-    key = algorithm.generate()
+    """One of a new key, with which it is signed."""
     return X509Request(at, key, authority_request(trust_domain, key), lifetime, now, wished)
 
 
 def request_entry(request: X509Request) -> dict[str, Any]:
-    """Its entry in the stored state, with the private key."""
+    """Its entry in the stored state, with the private key, or where that is."""
     return {
         "at": request.at,
-        "key": key_to_pem(request.key).decode(),
+        **key_entry(request.key),
         "csr": request.csr.public_bytes(serialization.Encoding.PEM).decode(),
         "lifetime_seconds": request.lifetime.total_seconds(),
         "asked_at": request.asked_at.isoformat(),
@@ -83,23 +82,33 @@ def request_entry(request: X509Request) -> dict[str, Any]:
     }
 
 
-def read_request(each: dict[str, Any]) -> X509Request:
+def read_request(each: dict[str, Any], open_key: OpenKey = nowhere) -> X509Request:
     """What `request_entry` wrote. Raises SvidError, and what comes of an entry that is none."""
     seconds = each["lifetime_seconds"]
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError("not a lifetime")
-    texts = each["at"], each["key"], each["csr"]
+    texts = each["at"], each["csr"]
     if not all(isinstance(text, str) for text in texts) or not isinstance(each["handle"], str | None):
         raise TypeError("not a text")
+    csr = x509.load_pem_x509_csr(each["csr"].encode())
+    key = read_key(each, lambda: _key_of(csr), open_key)
+    if key is None:
+        raise KeyError("key")
     return X509Request(
         each["at"],
-        key_from_pem(each["key"].encode()),
-        x509.load_pem_x509_csr(each["csr"].encode()),
+        key,
+        csr,
         timedelta(seconds=seconds),
         instant(each["asked_at"]),
         bool(each["wished"]),
         each["handle"],
     )
+
+
+def _key_of(csr: x509.CertificateSigningRequest) -> PublicKey:
+    key = csr.public_key()
+    algorithm_of(key)
+    return cast(PublicKey, key)
 
 
 def _public(csr: x509.CertificateSigningRequest) -> bytes:

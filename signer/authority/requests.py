@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from signer.authority.seat import Load, Seat, Swap
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.errors import ApiUnavailable, CertificateRefused, SignerError, StateDamaged
+from signer.keystore.signing import PATIENCE_SECONDS
 from signer.metrics import Metrics
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.remote import NO_HANDLE, Answer, Denied, Issued, Pending, RemoteUpstream, UpstreamAway
@@ -225,7 +227,8 @@ class Requests:
             return Step("request", "x509", f"{request.at} has the request"), after
         if isinstance(outcome, Issued):
             try:
-                after, slot = granted(state, outcome, self._life.policy, now)
+                grant = partial(granted, state, outcome, self._life.policy, now)
+                after, slot = await self._life.keys.do(request.key, grant, seconds=PATIENCE_SECONDS)
             except CertificateRefused as error:
                 note = f" ({outcome.note})" if outcome.note else ""
                 outcome = Denied(f"{error.reason}: {error}{note}", permanent=True)

@@ -79,6 +79,7 @@ class Rotation:
         # Is told of each change that this replica made or saw: the state before it and after it. One whose answer was
         # lost it saw, and one whose writer died the others did.
         self.heard: Callable[[AuthorityState, AuthorityState], None] = lambda before, after: None
+        self.seat = Seat(lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS)
         # When the stored state was last read, or seen to change, by the monotonic clock.
         self.confirmed_at: float | None = None
 
@@ -194,8 +195,7 @@ class Rotation:
 
     async def ask_above(self) -> None:
         """Ask the CA above for what is requested, and for its roots, while this replica leads; no step waits for it."""
-        seat = Seat(lambda: self.state, self._to_change, self._swap, self._leads, LOOK_SECONDS)
-        await side_by_side(self.requests.run(seat), self.roots.run(seat))
+        await side_by_side(self.requests.run(self.seat), self.roots.run(self.seat))
 
     async def confirm(self, every: timedelta) -> None:
         """Read the stored state again and again, for ever: a watch that hangs is silent just as one with no news."""
@@ -374,7 +374,7 @@ class Rotation:
 
     async def _written(self, stored: Stored, after: AuthorityState, step: Step) -> Stored | None:
         """What is stored now; None when another replica was faster. Raises SignerError."""
-        dated = after.dated(self._clock.now())
+        dated = after.noting(stored.state, self._clock.now()).dated(self._clock.now())
         if dated.abandoned:
             # First there: what a leader that dies between the two has begun, the next one ends.
             await self._abandonments.keep(dated)

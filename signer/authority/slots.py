@@ -10,12 +10,14 @@ from typing import Any, TypeAlias, TypeVar
 
 from cryptography import x509
 
+from signer.errors import StateDamaged
+from signer.upstream.held_key import KeyRef, ref_of
 from svid.authority import PublicAuthority, X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.certificates import certificates_from_pem, extension, to_pem
-from svid.jws import JwtAlgorithm
+from svid.jws import JwtAlgorithm, JwtPrivateKey
 from svid.jwtauthority import JwtSigningKey, public_from_pem, public_to_pem
-from svid.keys import key_from_pem, key_to_pem, public_key_of
+from svid.keys import PrivateKey, PublicKey, key_from_pem, key_to_pem, public_key_of
 from svid.spiffeid import TrustDomain
 
 _Slot = TypeVar("_Slot", bound="X509Slot | JwtSlot")
@@ -23,6 +25,8 @@ KINDS = ("x509", "jwt")
 # JWT keys that were checked already, by their PEM text: to check an RSA key takes some 30 ms, and holds everything up.
 KnownKeys: TypeAlias = Mapping[str, JwtSigningKey]
 NO_KEYS: KnownKeys = MappingProxyType({})
+# What makes of a key's name the key, where it is in a key store. Raises StateDamaged.
+OpenKey: TypeAlias = Callable[[KeyRef, PublicKey], PrivateKey]
 # Of a step that is for all kinds at once.
 BOTH = "both"
 
@@ -65,8 +69,13 @@ class X509Slot:
 
     @property
     def signs(self) -> bool:
-        """Whether its private key is here."""
+        """Whether its private key is here, or can be asked for signatures."""
         return isinstance(self.authority, X509Authority)
+
+    @property
+    def private_key(self) -> PrivateKey | None:
+        """What it signs with; None where it signs no more."""
+        return self.authority.private_key if isinstance(self.authority, X509Authority) else None
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,13 @@ class JwtSlot:
 
     @property
     def signs(self) -> bool:
-        """Whether its private key is here."""
+        """Whether its private key is here, or can be asked for signatures."""
         return isinstance(self.key, JwtSigningKey)
+
+    @property
+    def private_key(self) -> JwtPrivateKey | None:
+        """What it signs with; None where it signs no more."""
+        return self.key.private_key if isinstance(self.key, JwtSigningKey) else None
 
 
 Slot: TypeAlias = X509Slot | JwtSlot
@@ -121,36 +135,68 @@ def _times(slot: Slot) -> dict[str, str | float | None]:
     }
 
 
-def x509_entry(slot: X509Slot) -> dict[str, str | float | None]:
-    """Its entry; with the private key if it signs or will."""
-    entry = {
+def nowhere(ref: KeyRef, _: PublicKey) -> PrivateKey:
+    """There is no key store. Raises StateDamaged."""
+    raise StateDamaged(
+        f"the authorities' keys are in a {ref.store[:20]!r} key store, and none is set here: set authority_key_uri as "
+        "the other signers have it"
+    )
+
+
+def key_entry(key: PrivateKey) -> dict[str, Any]:
+    """The key, or where it is: a key store gives none out."""
+    ref = ref_of(key)
+    if ref is None:
+        return {"key": key_to_pem(key).decode()}
+    return {"key_ref": {"store": ref.store, "name": ref.name}}
+
+
+def read_key(each: dict[str, Any], public: Callable[[], PublicKey], open_key: OpenKey) -> PrivateKey | None:
+    """What `key_entry` wrote, if it did. Raises SvidError, StateDamaged, and what comes of an entry that is none."""
+    if "key" in each:
+        return key_from_pem(each["key"].encode())
+    return open_key(read_ref(each["key_ref"]), public()) if "key_ref" in each else None
+
+
+def read_ref(each: dict[str, Any]) -> KeyRef:
+    """Raises KeyError, TypeError."""
+    if not isinstance(each["store"], str) or not isinstance(each["name"], str):
+        raise TypeError("not a key's name")
+    return KeyRef(each["store"], each["name"])
+
+
+def x509_entry(slot: X509Slot) -> dict[str, Any]:
+    """Its entry; with the private key, or where that is, if it signs or will."""
+    entry: dict[str, Any] = {
         **_times(slot),
         "chain": to_pem(slot.authority.chain).decode(),
         "roots": to_pem(slot.authority.bundle.x509_authorities).decode(),
     }
     if isinstance(slot.authority, X509Authority):
-        entry["key"] = key_to_pem(slot.authority.private_key).decode()
+        entry |= key_entry(slot.authority.private_key)
     return entry
 
 
-def jwt_entry(slot: JwtSlot) -> dict[str, str | float | None]:
-    """Its entry; with the private key if it signs or will."""
+def jwt_entry(slot: JwtSlot) -> dict[str, Any]:
+    """Its entry; with the private key, or where that is, if it signs or will."""
     if isinstance(slot.key, JwtAuthority):
         return {**_times(slot), "public": public_to_pem(slot.key).decode()}
-    return {**_times(slot), "key": slot.key.to_pem().decode(), "algorithm": slot.key.algorithm.value}
+    entry = {**_times(slot), **key_entry(slot.key.private_key), "algorithm": slot.key.algorithm.value}
+    return entry if "key" in entry else {**entry, "public": public_to_pem(slot.public).decode()}
 
 
-def x509_slot(each: dict[str, Any], trust_domain: TrustDomain) -> X509Slot:
+def x509_slot(each: dict[str, Any], trust_domain: TrustDomain, open_key: OpenKey = nowhere) -> X509Slot:
     """What `x509_entry` wrote. Raises SvidError, and what comes of an entry that is none."""
     chain = certificates_from_pem(each["chain"].encode())
     roots = TrustBundle(trust_domain, certificates_from_pem(each["roots"].encode()))
     authority: X509Authority | PublicAuthority = PublicAuthority(trust_domain, chain, roots)
-    if "key" in each:
-        authority = X509Authority(trust_domain, chain, key_from_pem(each["key"].encode()), roots)
+    key = read_key(each, lambda: public_key_of(chain[0]), open_key)
+    if key is not None:
+        authority = X509Authority(trust_domain, chain, key, roots)
     return _timed(each, lambda *times: X509Slot(Stage(each["stage"]), authority, *times))
 
 
-def jwt_slot(each: dict[str, Any], known: KnownKeys = NO_KEYS) -> JwtSlot:
+def jwt_slot(each: dict[str, Any], known: KnownKeys = NO_KEYS, open_key: OpenKey = nowhere) -> JwtSlot:
     """What `jwt_entry` wrote. Raises SvidError, and what comes of an entry that is none."""
     key: JwtSigningKey | JwtAuthority
     if "key" in each:
@@ -158,6 +204,11 @@ def jwt_slot(each: dict[str, Any], known: KnownKeys = NO_KEYS) -> JwtSlot:
         if found is None or found.algorithm is not algorithm:
             found = JwtSigningKey.from_pem(each["key"].encode(), algorithm)
         key = found
+    elif "key_ref" in each:
+        algorithm, public = JwtAlgorithm(each["algorithm"]), public_from_pem(each["public"].encode())
+        private = read_key(each, lambda: public.public_key, open_key)
+        assert isinstance(private, JwtPrivateKey)
+        key = JwtSigningKey.of(private, algorithm)
     else:
         key = public_from_pem(each["public"].encode())
     return _timed(each, lambda *times: JwtSlot(Stage(each["stage"]), key, *times))

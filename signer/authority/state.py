@@ -16,6 +16,7 @@ from typing import Any
 from cryptography.x509 import Certificate
 
 from signer.authority.anchors import UpstreamRoot, read_root, root_entry
+from signer.authority.left_keys import LeftKey, left_entry, noted, read_left, refs
 from signer.authority.request import X509Request, read_request, request_entry
 from signer.authority.slots import (
     KINDS,
@@ -23,6 +24,7 @@ from signer.authority.slots import (
     SIGNING,
     JwtSlot,
     KnownKeys,
+    OpenKey,
     Slot,
     Stage,
     X509Slot,
@@ -30,12 +32,14 @@ from signer.authority.slots import (
     instant,
     jwt_entry,
     jwt_slot,
+    nowhere,
     read,
     written,
     x509_entry,
     x509_slot,
 )
 from signer.errors import StateDamaged
+from signer.upstream.held_key import KeyRef
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.errors import SvidError
@@ -44,8 +48,8 @@ from svid.spiffeid import TrustDomain
 
 # A state that leaves keys out or has abandoned authorities would be misread by who knows version 1 only, one with a
 # request by who knows no such stage, one with roots that no authority leads to by who publishes but authorities' own;
-# any other is written as before, so that a signer of before goes on from it.
-_PLAIN_VERSION, _VERSION, _REQUEST_VERSION, _ROOTS_VERSION = 1, 2, 3, 4
+# one with keys in a key store by who knows none; any other is written as before, so that a signer of before goes on.
+_PLAIN_VERSION, _VERSION, _REQUEST_VERSION, _ROOTS_VERSION, _KEYS_VERSION = 1, 2, 3, 4, 5
 # Half of what the signer's API has room for: it goes on rising.
 MAX_SEQUENCE = 2**63
 # Milliseconds: how far above the time what others say of sequences is believed. Clocks of replicas differ, by a day at
@@ -98,7 +102,8 @@ class AuthorityState:
     """All authorities of one trust domain. `sequence` rises with every change. Raises StateDamaged at construction.
 
     `request`: what a CA elsewhere is asked for. Without any X.509 authority the state is unborn: it is stored while the
-    first one is asked for, and nobody signs or publishes by it. `roots`: those that the CA above names.
+    first one is asked for, and nobody signs or publishes by it. `roots`: those that the CA above names. `left`: keys in
+    a key store that nothing here names any more.
     """
 
     trust_domain: TrustDomain
@@ -110,6 +115,7 @@ class AuthorityState:
     abandoned: tuple[Abandoned, ...] = ()
     request: X509Request | None = None
     roots: tuple[UpstreamRoot, ...] = ()
+    left: tuple[LeftKey, ...] = ()
     # It was read from a text that has more, or less, than one that is written today: the leader writes it anew.
     outdated: bool = field(default=False, compare=False)
 
@@ -173,6 +179,16 @@ class AuthorityState:
         assert not isinstance(found, JwtAuthority)
         return found
 
+    @cached_property
+    def key_refs(self) -> frozenset[KeyRef]:
+        """The keys in a key store that its authorities sign with, or will, or are requested with."""
+        return refs((*self.x509, *self.jwt), self.request.key if self.request is not None else None)
+
+    def noting(self, before: "AuthorityState", now: datetime) -> "AuthorityState":
+        """The same, where it follows `before`, with those of its keys that nothing names any more."""
+        left = noted(self.left, before.key_refs, self.key_refs, now)
+        return self if left == self.left else replace(self, left=left)
+
     def abandoned_ids(self, kind: str) -> frozenset[str]:
         """The authorities of a kind that must never be put in service again."""
         return frozenset(each.authority_id for each in self.abandoned if each.kind == kind)
@@ -219,10 +235,14 @@ class AuthorityState:
             document["roots"] = [root_entry(each) for each in self.roots]
             if not {each.certificate for each in self.roots} <= set(self._own_roots):
                 document["version"] = _ROOTS_VERSION
+        if self.key_refs or self.left:
+            document |= {"version": _KEYS_VERSION, "left_keys": [left_entry(each) for each in self.left]}
         return json.dumps(document, indent=1).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, data: bytes, trust_domain: TrustDomain, known: KnownKeys = NO_KEYS) -> "AuthorityState":
+    def from_json(
+        cls, data: bytes, trust_domain: TrustDomain, known: KnownKeys = NO_KEYS, open_key: OpenKey = nowhere
+    ) -> "AuthorityState":
         """What `to_json` wrote. Raises StateDamaged, which quotes nothing of it and says what to do."""
         try:
             document = json.loads(data.decode("utf-8"))
@@ -240,16 +260,17 @@ class AuthorityState:
             return cls(
                 trust_domain,
                 sequence,
-                tuple(x509_slot(each, trust_domain) for each in document["x509"]),
-                tuple(jwt_slot(each, known) for each in document["jwt"]),
+                tuple(x509_slot(each, trust_domain, open_key) for each in document["x509"]),
+                tuple(jwt_slot(each, known, open_key) for each in document["jwt"]),
                 tuple(
                     Directive(str(each["authority_id"]), instant(each["start"]), instant(each["end"]))
                     for each in document["directives"]
                 ),
                 goals,
                 abandoned,
-                read_request(document["request"]) if _asks(document, version) else None,
+                read_request(document["request"], open_key) if _asks(document, version) else None,
                 tuple(read_root(each, trust_domain) for each in document.get("roots", [])),
+                tuple(read_left(each) for each in document.get("left_keys", [])),
                 outdated=_is_outdated(document, goals, abandoned),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -286,17 +307,17 @@ def _damaged(why: str) -> StateDamaged:
 
 def _version(found: object) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or found < _PLAIN_VERSION:
-        raise _damaged(f"it is of version {found!r}, this signer knows up to {_ROOTS_VERSION}")
-    if found > _ROOTS_VERSION:
+        raise _damaged(f"it is of version {found!r}, this signer knows up to {_KEYS_VERSION}")
+    if found > _KEYS_VERSION:
         raise StateDamaged(
             f"the stored authorities are of version {found}, which a newer signer wrote, and this one knows up to "
-            f"{_ROOTS_VERSION}: run the newer signer again"
+            f"{_KEYS_VERSION}: run the newer signer again"
         )
     return found
 
 
 def _asks(document: dict[str, Any], version: int) -> bool:
-    return version == _REQUEST_VERSION or (version == _ROOTS_VERSION and "request" in document)
+    return version == _REQUEST_VERSION or (version > _REQUEST_VERSION and "request" in document)
 
 
 def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Sequence[Abandoned]) -> bool:

@@ -11,9 +11,11 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from signer.authority.slots import OpenKey, nowhere
 from signer.authority.state import AuthorityState
 from signer.cluster.kube import OWN_LABELS, KubeApi, Object
 from signer.errors import NotFound, StateDamaged
+from signer.upstream.held_key import ref_of
 from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
 
@@ -92,7 +94,13 @@ class SecretStore:
     """Implements StateStore on a Secret of the signer's own namespace."""
 
     def __init__(
-        self, api: KubeApi, namespace: str, name: str, trust_domain: TrustDomain, cipher: Cipher | None = None
+        self,
+        api: KubeApi,
+        namespace: str,
+        name: str,
+        trust_domain: TrustDomain,
+        cipher: Cipher | None = None,
+        open_key: OpenKey = nowhere,
     ) -> None:
         self._api = api
         self._collection = f"/api/v1/namespaces/{namespace}/secrets"
@@ -101,6 +109,7 @@ class SecretStore:
         self._namespace = namespace
         self._trust_domain = trust_domain
         self._cipher = cipher
+        self._open_key = open_key
         # Of the state that was read or written last.
         self._keys: dict[str, JwtSigningKey] = {}
 
@@ -144,7 +153,7 @@ class SecretStore:
             raise StateDamaged(f"Secret {self._name} is damaged; restore it from a backup") from None
         if self._cipher:
             content = self._cipher.decrypt(content, self._aad)
-        state = AuthorityState.from_json(content, self._trust_domain, self._keys)
+        state = AuthorityState.from_json(content, self._trust_domain, self._keys, self._open_key)
         self._keys = _jwt_keys(state)
         return Stored(state, str((body.get("metadata") or {}).get("resourceVersion", "")))
 
@@ -175,4 +184,5 @@ class SecretStore:
 
 
 def _jwt_keys(state: AuthorityState) -> dict[str, JwtSigningKey]:
-    return {slot.key.to_pem().decode(): slot.key for slot in state.jwt if isinstance(slot.key, JwtSigningKey)}
+    here = [slot.key for slot in state.jwt if isinstance(slot.key, JwtSigningKey)]
+    return {key.to_pem().decode(): key for key in here if ref_of(key.private_key) is None}

@@ -190,14 +190,18 @@ class SignerService:
         ) -> signer_pb2.MintX509SVIDResponse:
             wished = timedelta(seconds=min(max(request.ttl_seconds, 0), MAX_WISH)) or None
             await self._minting.promise_x509(entitlement, wished)
-            issued = self._minting.x509(
-                attested.pod,
-                entitlement,
-                request.csr,
-                wished,
-                request.dns_names,
-                _written(request.ttl, wished),
-                attested.until,
+            issued = await self._minting.signed(
+                "x509",
+                attested.agent.node_uid,
+                lambda: self._minting.x509(
+                    attested.pod,
+                    entitlement,
+                    request.csr,
+                    wished,
+                    request.dns_names,
+                    _written(request.ttl, wished),
+                    attested.until,
+                ),
             )
             leaf = issued.chain[0]
             stale = [each for each in map(stale_mounts, attested.pod.wishes) if each]
@@ -239,7 +243,11 @@ class SignerService:
             request: signer_pb2.MintJWTSVIDRequest, attested: AttestedPod, entitlement: Entitlement
         ) -> signer_pb2.MintJWTSVIDResponse:
             await self._minting.promise_jwt(entitlement)
-            issued = self._minting.jwt(entitlement, request.spiffe_id, request.audiences, attested.until)
+            issued = await self._minting.signed(
+                "jwt",
+                attested.agent.node_uid,
+                lambda: self._minting.jwt(entitlement, request.spiffe_id, request.audiences, attested.until),
+            )
             answer = signer_pb2.MintJWTSVIDResponse(token=issued.svid.token, reusable=issued.reusable)
             answer.renew_from.FromDatetime(issued.renewal.start)
             answer.renew_until.FromDatetime(issued.renewal.end)

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -18,11 +19,15 @@ from signer.front.admission import Admission, Places
 from signer.front.agents import STREAM_LIFE
 from signer.front.door import Door
 from signer.front.tls import ServerIdentity
+from signer.keystore.keys import Keys
+from signer.keystore.store import KeyStoreUnavailable
 from signer.metrics import Metrics
 from svid.errors import SvidError
 
 _log = logging.getLogger("podsvid.signer")
 MAX_ANSWER = 8 * budget.MIB
+# That a key store may take to sign the server's certificate: until then no change of trust is passed on.
+RENEW_SECONDS = 5.0
 # A dead agent's connection is noticed; an idle one is kept for a while.
 _OPTIONS = (
     ("grpc.max_receive_message_length", budget.MAX_MINT),
@@ -67,7 +72,13 @@ class AgentServer:
     """
 
     def __init__(
-        self, handlers: grpc.GenericRpcHandler, door: Door, address: tuple[str, int], folder: Path, clock: Clock
+        self,
+        handlers: grpc.GenericRpcHandler,
+        door: Door,
+        address: tuple[str, int],
+        folder: Path,
+        clock: Clock,
+        keys: Keys | None = None,
     ) -> None:
         self._handlers = handlers
         self._door = door
@@ -76,6 +87,7 @@ class AgentServer:
         self._private: Path | None = None
         self._made = 0
         self._identity = ServerIdentity(clock)
+        self._keys = keys or Keys()
         self._server: grpc.aio.Server | None = None
         self._certified = asyncio.Event()
         self._opened = False
@@ -98,17 +110,19 @@ class AgentServer:
 
     async def renew(self, state: AuthorityState) -> None:
         """Take a new certificate of `state` where one is due. Raises OSError when the address cannot be bound."""
+        if not self._identity.due(state):
+            return
+        make = partial(self._identity.made, state)
         try:
-            credentials = self._identity.renewed(state)
-        except SvidError as error:
+            made = await self._keys.do(state.active_x509.private_key, make, seconds=RENEW_SECONDS)
+        except (SvidError, KeyStoreUnavailable) as error:
             _log.error("server certificate cannot be renewed", extra={"reason": error.reason, "error": str(error)})
             return
-        if credentials is not None:
-            try:
-                await self._replace(credentials)
-            except BaseException:
-                self._identity.unused()
-                raise
+        try:
+            await self._replace(self._identity.taken(made))
+        except BaseException:
+            self._identity.unused()
+            raise
 
     async def close(self, grace: float) -> None:
         """Stop listening; calls in flight get `grace` seconds, those of older servers too."""

@@ -1,6 +1,7 @@
 """The server's own certificate: an X.509-SVID of the authority it serves, renewed before it ends."""
 
 import logging
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import grpc
@@ -13,6 +14,16 @@ from svid.keys import KeyAlgorithm, key_to_pem
 
 _log = logging.getLogger("podsvid.tls")
 LIFETIME = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Credentials, of which authority, and when others are due."""
+
+    credentials: grpc.ServerCredentials = field(repr=False)
+    issuer: str
+    renew_at: datetime
+    not_after: datetime
 
 
 class ServerIdentity:
@@ -31,21 +42,32 @@ class ServerIdentity:
         """The last ones could not be put in use: others are due now."""
         self._renew_at = None
 
-    def renewed(self, state: AuthorityState) -> grpc.ServerCredentials | None:
-        """New credentials when there are none, half of their life has passed, or another authority is active.
+    def due(self, state: AuthorityState) -> bool:
+        """Whether there are none, half of their life has passed, or another authority is active."""
+        renew_at = self._renew_at
+        return renew_at is None or self._clock.now() >= renew_at or state.active_x509_id != self._issuer
 
-        None while the present ones are good. Clients prove themselves by token, not by certificate. Raises SvidError
-        when the authority cannot sign.
+    def renewed(self, state: AuthorityState) -> grpc.ServerCredentials | None:
+        """New credentials where they are due; None while the present ones are good. Raises SvidError."""
+        return self.taken(self.made(state)) if self.due(state) else None
+
+    def made(self, state: AuthorityState) -> Made:
+        """New credentials, which are not the present ones before they are `taken`; for any thread.
+
+        Clients prove themselves by token, not by certificate. Raises SvidError when the authority cannot sign.
         """
-        now = self._clock.now()
-        issuer = state.active_x509_id
-        if self._renew_at is not None and now < self._renew_at and issuer == self._issuer:
-            return None
-        key = KeyAlgorithm.EC_P256.generate()
+        now, key = self._clock.now(), KeyAlgorithm.EC_P256.generate()
         chain = state.active_x509.issue(
             key.public_key(), signer_id(state.trust_domain), ttl=LIFETIME, now=now, dns_names=[SIGNER_NAME]
         )
         not_after = chain[0].not_valid_after_utc
-        self._renew_at, self._issuer = now + (not_after - now) / 2, issuer
-        _log.info("server certificate renewed", extra={"authority": issuer, "not_after": not_after.isoformat()})
-        return grpc.ssl_server_credentials([(key_to_pem(key), to_pem(chain))])
+        credentials = grpc.ssl_server_credentials([(key_to_pem(key), to_pem(chain))])
+        return Made(credentials, state.active_x509_id, now + (not_after - now) / 2, not_after)
+
+    def taken(self, made: Made) -> grpc.ServerCredentials:
+        """These are the present ones from now on."""
+        self._renew_at, self._issuer = made.renew_at, made.issuer
+        _log.info(
+            "server certificate renewed", extra={"authority": made.issuer, "not_after": made.not_after.isoformat()}
+        )
+        return made.credentials

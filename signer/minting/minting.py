@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -13,8 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from runtime import durations
 from runtime.clock import Clock
 from signer import ttls, wishes
+from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
+from signer.keystore.keys import Keys
+from signer.keystore.store import KeyStoreUnavailable
 from signer.model import SOON, Entitlement, LivePod, TtlLimits
 from svid.authority import BACKDATE
 from svid.dnsnames import is_own_id
@@ -67,6 +70,9 @@ class IssuedJwt:
     reusable: bool
 
 
+_Issued = TypeVar("_Issued", IssuedX509, IssuedJwt)
+
+
 class Promises(Protocol):
     """Records how long SVIDs may live, before they do."""
 
@@ -87,11 +93,13 @@ class Minting:
         settings: MintingSettings,
         clock: Clock,
         promises: Promises | None = None,
+        keys: Keys | None = None,
     ) -> None:
         self._state = state
         self._settings = settings
         self._clock = clock
         self._promises = promises
+        self._keys = keys or Keys()
 
     async def promise_x509(self, entitlement: Entitlement, wished_ttl: timedelta | None) -> None:
         """To be awaited before `x509`."""
@@ -102,6 +110,18 @@ class Minting:
         """To be awaited before `jwt`."""
         if self._promises is not None:
             await self._promises.promise("jwt", ttls.jwt(self._settings.ttls, entitlement))
+
+    async def signed(self, kind: str, holder: str, sign: Callable[[], _Issued]) -> _Issued:
+        """What `sign`, which is `x509` or `jwt` of this with its arguments, returns or raises.
+
+        Where a key store signs it is done off the loop, of each holder in turn. Raises Refused.
+        """
+        state = self._state()
+        active = state.find(kind, Stage.ACTIVE) if state is not None else None
+        try:
+            return await self._keys.do(active.private_key if active is not None else None, sign, holder)
+        except KeyStoreUnavailable as error:
+            raise Refused(Reason.AUTHORITY_KEY_STORE_UNAVAILABLE, str(error), retry_after=SOON) from None
 
     def x509(
         self,

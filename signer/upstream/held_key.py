@@ -1,6 +1,7 @@
 """Private keys that stay where they are: this process has their public half, and asks for signatures."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn, TypeVar
 
@@ -25,23 +26,36 @@ class Scheme(StrEnum):
 Sign = Callable[[Scheme, bytes], bytes]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class KeyRef:
+    """By what somebody who keeps no key knows one: the kind of store that has it, and its name there."""
+
+    store: str
+    name: str
+
+
 class Unsupported(Exception):
     """A key cannot do what it was asked for, or is of another kind than those here."""
 
 
-def held(public: PublicKey, sign: Sign) -> PrivateKey:
+def held(public: PublicKey, sign: Sign, ref: KeyRef | None = None) -> PrivateKey:
     """The private key to `public`, that signs by `sign`, as x509's builders take it. Raises Unsupported.
 
     Each signature is verified before it is given out: nobody looks at it again, and of another key it would be none.
     Signing raises cryptography's InvalidSignature then.
     """
     if isinstance(public, ec.EllipticCurvePublicKey):
-        return _EcKey(public, sign)
+        return _EcKey(public, sign, ref)
     if isinstance(public, rsa.RSAPublicKey):
-        return _RsaKey(public, sign)
+        return _RsaKey(public, sign, ref)
     if isinstance(public, ed25519.Ed25519PublicKey):
-        return _Ed25519Key(public, sign)
+        return _Ed25519Key(public, sign, ref)
     raise Unsupported("its algorithm is not EC, RSA or Ed25519")
+
+
+def ref_of(key: object) -> KeyRef | None:
+    """By what the key is known where it is; None of one whose private half is in this process, and of one without."""
+    return key.ref if isinstance(key, _EcKey | _RsaKey | _Ed25519Key) else None
 
 
 def _stays(*_: object, **__: object) -> NoReturn:
@@ -56,9 +70,10 @@ class _EcKey(ec.EllipticCurvePrivateKey):
     exchange = private_numbers = private_bytes = _stays
     __copy__ = __deepcopy__ = _itself
 
-    def __init__(self, public: ec.EllipticCurvePublicKey, sign: Sign) -> None:
+    def __init__(self, public: ec.EllipticCurvePublicKey, sign: Sign, ref: KeyRef | None) -> None:
         self._public = public
         self._sign = sign
+        self.ref = ref
 
     @property
     def curve(self) -> ec.EllipticCurve:
@@ -88,9 +103,10 @@ class _RsaKey(rsa.RSAPrivateKey):
     decrypt = private_numbers = private_bytes = _stays
     __copy__ = __deepcopy__ = _itself
 
-    def __init__(self, public: rsa.RSAPublicKey, sign: Sign) -> None:
+    def __init__(self, public: rsa.RSAPublicKey, sign: Sign, ref: KeyRef | None) -> None:
         self._public = public
         self._sign = sign
+        self.ref = ref
 
     @property
     def key_size(self) -> int:
@@ -111,9 +127,10 @@ class _Ed25519Key(ed25519.Ed25519PrivateKey):
     private_bytes = private_bytes_raw = _stays
     __copy__ = __deepcopy__ = _itself
 
-    def __init__(self, public: ed25519.Ed25519PublicKey, sign: Sign) -> None:
+    def __init__(self, public: ed25519.Ed25519PublicKey, sign: Sign, ref: KeyRef | None) -> None:
         self._public = public
         self._sign = sign
+        self.ref = ref
 
     def public_key(self) -> ed25519.Ed25519PublicKey:
         return self._public

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from signer.pkcs11_uri import KeyUri
+from signer.pkcs11_uri import KeyUri, TokenUri
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.held_key import Scheme, Unsupported, held
 from svid.keys import PrivateKey, PublicKey
@@ -18,7 +18,8 @@ from svid.keys import PrivateKey, PublicKey
 # Seconds that a token may take for one signature, with the start of the process that asks it.
 SECONDS = 20.0
 MAX_ANSWER = 64 * 1024
-_MECHANISMS = MappingProxyType({Scheme.ECDSA: "ECDSA", Scheme.RSA_SHA256: "SHA256_RSA_PKCS", Scheme.ED25519: "EDDSA"})
+# By PKCS#11's names.
+MECHANISMS = MappingProxyType({Scheme.ECDSA: "ECDSA", Scheme.RSA_SHA256: "SHA256_RSA_PKCS", Scheme.ED25519: "EDDSA"})
 _WHY: Mapping[str, str] = MappingProxyType(
     {
         "not-installed": "python-pkcs11 is not installed: pip install 'podsvid[pkcs11]'",
@@ -78,7 +79,7 @@ class TokenKey:
     def of(self, public: PublicKey) -> PrivateKey:
         """The key to that public half. It, and signing with it, raise UpstreamUnusable."""
         try:
-            return held(public, lambda scheme, data: self._signed(_kind(public), scheme, data))
+            return held(public, lambda scheme, data: self._signed(kind_of(public), scheme, data))
         except Unsupported as error:
             raise UpstreamUnusable(f"the key in the token cannot be used: {error}") from None
 
@@ -92,7 +93,7 @@ class TokenKey:
             "id": uri.id.hex(),
             "pin_file": str(uri.pin_file) if uri.pin_file is not None else None,
             "kind": kind,
-            "mechanism": _MECHANISMS[scheme],
+            "mechanism": MECHANISMS[scheme],
             "data": data.hex(),
             "salt": self._salt.hex(),
             "refused": self._refused,
@@ -114,13 +115,16 @@ class TokenKey:
         raise self._unusable(found.get("failed", ""), found.get("detail", ""))
 
     def _unusable(self, why: str, detail: str) -> UpstreamUnusable:
-        text = _WHY.get(why, _WHY["failed"])
-        return UpstreamUnusable(
-            f"{self._uri}: {text.format(module=self._uri.module, pin_file=self._uri.pin_file, detail=detail[:80])}"
-        )
+        return UpstreamUnusable(f"{self._uri}: {sentence(self._uri, why, detail)}")
 
 
-def _kind(public: PublicKey) -> str:
+def sentence(uri: KeyUri | TokenUri, why: str, detail: str) -> str:
+    """What a process that asks the token means by that word, and what to do about it."""
+    return _WHY.get(why, _WHY["failed"]).format(module=uri.module, pin_file=uri.pin_file, detail=detail[:80])
+
+
+def kind_of(public: PublicKey) -> str:
+    """Which kind of key the token has, by PKCS#11's name."""
     if isinstance(public, ec.EllipticCurvePublicKey):
         return "EC"
     return "RSA" if isinstance(public, rsa.RSAPublicKey) else "EC_EDWARDS"

@@ -22,7 +22,9 @@ MAX_PIN = 1024
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
-class _Failed(Exception):
+class Failed(Exception):
+    """Why it did not sign, by a word that the signer has a sentence for."""
+
     def __init__(self, why: str, detail: str = "", pin: str = "") -> None:
         super().__init__(why)
         self.why = why
@@ -30,63 +32,68 @@ class _Failed(Exception):
         self.pin = pin
 
 
-def _pin(path: str | None) -> str | None:
+def read_pin(path: str | None) -> str | None:
+    """The PIN in that file; None: there is none. Raises Failed."""
     if path is None:
         return None
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_PIN + 1)
     except OSError as error:
-        raise _Failed("pin-unread", error.strerror or "") from None
+        raise Failed("pin-unread", error.strerror or "") from None
     pin = data.decode("utf-8", "replace").rstrip("\r\n")
     # What is no PIN is not tried: a wrong one counts.
     if not pin or len(data) > MAX_PIN or not pin.isprintable() or "\ufffd" in pin:
-        raise _Failed("no-pin")
+        raise Failed("no-pin")
     return pin
 
 
-def _token(asked: Mapping[str, Any]) -> "pkcs11.Token":
+def token_of(asked: Mapping[str, Any]) -> "pkcs11.Token":
+    """The token that is asked for, by its label and serial number. Raises Failed."""
     from pkcs11 import exceptions, lib
 
     try:
         library = lib(asked["module"])
     except (exceptions.PKCS11Error, RuntimeError, OSError):
-        raise _Failed("no-module") from None
+        raise Failed("no-module") from None
     serial = asked["serial"].encode() or None
     try:
         return library.get_token(token_label=asked["token"] or None, token_serial=serial)
     except exceptions.NoSuchToken:
-        raise _Failed("no-token") from None
+        raise Failed("no-token") from None
     except exceptions.MultipleTokensReturned:
-        raise _Failed("several-tokens") from None
+        raise Failed("several-tokens") from None
 
 
-def _session(token: "pkcs11.Token", pin: str | None, asked: Mapping[str, Any]) -> "pkcs11.Session":
+def session_with(
+    token: "pkcs11.Token", pin: str | None, asked: Mapping[str, Any], *, rw: bool = False
+) -> "pkcs11.Session":
+    """A session with it, logged in if there is a PIN that was not refused before. Raises Failed."""
     from pkcs11 import TokenFlag, exceptions
 
     digest = "" if pin is None else hashlib.sha256(bytes.fromhex(asked["salt"]) + pin.encode()).hexdigest()
     if pin is not None and digest == asked["refused"]:
-        raise _Failed("pin-refused", "before", digest)
+        raise Failed("pin-refused", "before", digest)
     # A wrong one counts, and the last one locks the key away for good.
     if pin is not None and token.flags & TokenFlag.USER_PIN_LOCKED:
-        raise _Failed("pin-locked")
+        raise Failed("pin-locked")
     if pin is not None and token.flags & TokenFlag.USER_PIN_FINAL_TRY:
-        raise _Failed("pin-last-try")
+        raise Failed("pin-last-try")
     try:
-        return token.open(user_pin=pin)
+        return token.open(rw=rw, user_pin=pin)
     except exceptions.PinLocked:
-        raise _Failed("pin-locked") from None
+        raise Failed("pin-locked") from None
     except (exceptions.PinIncorrect, exceptions.PinInvalid, exceptions.PinLenRange, exceptions.PinExpired) as error:
-        raise _Failed("pin-refused", type(error).__name__, digest) from None
+        raise Failed("pin-refused", type(error).__name__, digest) from None
 
 
 def _signed(asked: Mapping[str, Any]) -> bytes:
     try:
         from pkcs11 import KeyType, Mechanism, ObjectClass, exceptions
     except ImportError:
-        raise _Failed("not-installed") from None
-    pin = _pin(asked["pin_file"])
-    with _session(_token(asked), pin, asked) as session:
+        raise Failed("not-installed") from None
+    pin = read_pin(asked["pin_file"])
+    with session_with(token_of(asked), pin, asked) as session:
         try:
             key = session.get_key(
                 object_class=ObjectClass.PRIVATE_KEY,
@@ -95,9 +102,9 @@ def _signed(asked: Mapping[str, Any]) -> bytes:
                 id=bytes.fromhex(asked["id"]) or None,
             )
         except exceptions.NoSuchKey:
-            raise _Failed("no-key") from None
+            raise Failed("no-key") from None
         except exceptions.MultipleObjectsReturned:
-            raise _Failed("several-keys") from None
+            raise Failed("several-keys") from None
         return bytes(
             cast("pkcs11.SignMixin", key).sign(bytes.fromhex(asked["data"]), mechanism=Mechanism[asked["mechanism"]])
         )
@@ -106,21 +113,26 @@ def _signed(asked: Mapping[str, Any]) -> bytes:
 def _answer(asked: Mapping[str, Any]) -> Mapping[str, str]:
     try:
         return {"signature": _signed(asked).hex()}
-    except _Failed as failed:
+    except Failed as failed:
         return {"failed": failed.why, "detail": failed.detail, "pin": failed.pin}
     except Exception as error:
         # Its text is the vendor's; its name is PKCS#11's.
         return {"failed": "failed", "detail": type(error).__name__}
 
 
-def main() -> None:
-    """Answer once."""
+def harden() -> None:
+    """Keep what is in this process in it, and end with the thread that began it. Raises OSError."""
     # The PIN is in it: no core, in no file and for no program of the host's, and nobody of the same user looks into it.
     libc = ctypes.CDLL(None, use_errno=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for what, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, int(signal.SIGKILL))):
         if libc.prctl(what, value, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
+
+
+def main() -> None:
+    """Answer once."""
+    harden()
     # What the library prints is no answer.
     answers = os.dup(1)
     os.dup2(2, 1)

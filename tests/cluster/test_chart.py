@@ -44,6 +44,7 @@ EVERYTHING = (
         "agent.hostNetwork=true",
     ),
     *("agent.nodeSelector.a=b", "agent.podLabels.c=d", "signer.replicas=3", "signer.stateKeySecret=state-key"),
+    "signer.keyStoreSecret=key-store",
     *("signer.upstreamSecret=upstream", "signer.settings.dns_names={a.b,*.c}", "signer.settings.node_rate=7"),
     *(
         "startupTaint.enabled=true",

@@ -39,6 +39,8 @@ ABSENT = {
     "ISSUANCE_REFUSED": "policies and names are checked before (`tests/unit/signer/test_minting.py`)",
     "JWT_DISABLED": "a setting of the whole signer, `jwt_svids` (`tests/unit/signer/test_agents_answers.py`)",
     "AUTHORITY_UNAVAILABLE": "the Secret is to be away for `outage_limit` (`tests/node/test_signer_settings.py`)",
+    "AUTHORITY_KEY_STORE_UNAVAILABLE": "a token that has the authorities' keys is to be away "
+    "(`tests/node/test_strict_keys.py`)",
     "RECONNECT": "refuses nothing: a stream of trust bundles ends, and agents open it again",
     "INTERNAL": "a bug of the signer; its log has the traceback",
 }

@@ -56,6 +56,7 @@ class Fleet:
     upstream_left: float | None = None
     wanted_at: float = 0.0
     roots_refused: bool = False
+    key_store_down: bool = False
     up: dict[str, bool] = field(default_factory=lambda: {"agent": True, "signer-0": True, "signer-1": True})
 
     def __post_init__(self) -> None:
@@ -80,6 +81,7 @@ class Fleet:
                 services_left_out=lambda: 0.0,
                 pods_left_out=lambda: 0.0,
                 clock_ahead=lambda: self.clock_ahead,
+                key_store_down=lambda: float(self.key_store_down),
             )
 
     def step(self) -> None:
@@ -219,6 +221,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidUpstreamEnds": _set(upstream_left=6 * 86400.0),
     "PodsvidAuthorityWanted": _set(wanted_at=60.0),
     "PodsvidUpstreamRootsRefused": _set(roots_refused=True),
+    "PodsvidKeyStoreUnavailable": _set(key_store_down=True),
     "PodsvidAgentsWithoutTrustBundle": _set(unacknowledged=1),
     "PodsvidApiServerLost": _set(contact_lost_at=600.0),
     "PodsvidSecretPutBack": _put_back,

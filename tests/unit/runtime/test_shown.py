@@ -105,6 +105,7 @@ def _signer(ask: Callable[[], float]) -> SignerMetrics:
         services_left_out=ask,
         pods_left_out=ask,
         clock_ahead=ask,
+        key_store_down=ask,
     )
     metrics.watch_connections(ask, ask, ask)
     return metrics

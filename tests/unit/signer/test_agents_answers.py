@@ -218,6 +218,7 @@ def test_each_reason_has_its_code() -> None:
             Reason.POD_TOKEN_EXPIRED,
             Reason.API_SERVER_UNAVAILABLE,
             Reason.AUTHORITY_UNAVAILABLE,
+            Reason.AUTHORITY_KEY_STORE_UNAVAILABLE,
             Reason.RECONNECT,
         },
         grpc.StatusCode.RESOURCE_EXHAUSTED: {Reason.RATE_LIMITED, Reason.BUSY, Reason.NAMESPACE_FULL},

@@ -317,7 +317,7 @@ def test_an_answer_that_could_not_be_stored_is_not_asked_for_again() -> None:
                 raise ApiUnavailable("away")
             return await swap(*args)
 
-        one.rotation._swap = failing  # type: ignore[assignment,method-assign]
+        one.rotation.seat = replace(one.rotation.seat, swap=failing)
         async with loop(one.rotation.ask_above()):
             await until(lambda: cluster.stored.request is None)
         assert failures < 0
@@ -860,7 +860,7 @@ def test_a_request_is_stored_whole_and_only_while_there_is_one() -> None:
     with pytest.raises(StateDamaged):
         AuthorityState.from_json(json.dumps({**document, "request": None}).encode(), TD)
     with pytest.raises(StateDamaged, match="run the newer signer again") as caught:
-        AuthorityState.from_json(json.dumps({**document, "version": 5}).encode(), TD)
+        AuthorityState.from_json(json.dumps({**document, "version": 6}).encode(), TD)
     assert "delete it" not in str(caught.value)
 
 

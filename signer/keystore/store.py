@@ -1,0 +1,57 @@
+"""The small interface to what keeps authorities' private keys and gives none out, and the error that it raises."""
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Protocol
+
+from signer.errors import SignerError
+from signer.upstream.held_key import KeyRef
+from svid.jws import JwtAlgorithm
+from svid.keys import KeyAlgorithm, PrivateKey, PublicKey
+
+# Which key one for a JWT algorithm is. Others have hashes and paddings that no store here is asked for.
+JWT_KEYS = MappingProxyType(
+    {
+        JwtAlgorithm.RS256: KeyAlgorithm.RSA_2048,
+        JwtAlgorithm.ES256: KeyAlgorithm.EC_P256,
+        JwtAlgorithm.ES384: KeyAlgorithm.EC_P384,
+    }
+)
+
+
+class KeyStoreUnavailable(SignerError):
+    """The store that has the authorities' keys does not sign; asking again later may help."""
+
+    reason = "AUTHORITY_KEY_STORE_UNAVAILABLE"
+
+
+class KeyStore(Protocol):
+    """Makes keys that never leave it. All but `open` block, for seconds at most, and raise KeyStoreUnavailable."""
+
+    @property
+    def kind(self) -> str:
+        """The `store` of its keys' KeyRef."""
+        ...
+
+    def create(self, name: str, algorithm: KeyAlgorithm) -> PrivateKey:
+        """A new key of that name, as `open` gives it."""
+        ...
+
+    def open(self, ref: KeyRef, public: PublicKey) -> PrivateKey:
+        """The key to that public half; signing with it asks the store, and verifies what comes.
+
+        Signing raises KeyStoreUnavailable, and InvalidSignature where the store signed with another key.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Destroy that key for good, if there is one."""
+        ...
+
+    def names(self, prefix: str) -> Sequence[str]:
+        """Those of its private keys that begin so."""
+        ...
+
+    def probe(self, algorithm: KeyAlgorithm) -> None:
+        """Make a key that is not kept, and sign with it."""
+        ...
