@@ -18,7 +18,7 @@ help:
 	@echo "make test         unit and node tests, $(JOBS) side by side (JOBS=): 15 minutes (node tests want root or user namespaces)"
 	@echo "make unit         the unit tests: 1 minute"
 	@echo "make lint         ruff, mypy --strict, the import rules: 1 minute"
-	@echo "make conformance  clients and suites that others wrote: 3 minutes, and 7 for building once (Go, root; Node.js, Rust and Maven for some)"
+	@echo "make conformance  clients and suites that others wrote: 4 minutes, and 10 for building once (Go, root; Node.js, Rust and Maven for some)"
 	@echo "make cluster      a pod on a real kubelet, brought up on this host: 25 minutes, and 15 for building once (root, Go)"
 	@echo "make interop      lists the peers that take long to build; SUITE=name builds one, and runs it"
 	@echo "make mutants      changes of the product that the tests must notice: more than an hour; SAMPLE=200 tries so many"
@@ -70,7 +70,7 @@ unit: $(VENV)/.test
 conformance: $(VENV)/.test
 	$(BIN)/python -m tests.go_tools build conformance
 	$(BIN)/python -m tests.conformance.foreign
-	@echo "about 3 minutes"
+	@echo "about 4 minutes"
 	$(BIN)/python -m pytest tests/conformance
 
 cluster: $(VENV)/.test
