@@ -34,11 +34,11 @@ def main() -> int:
         flags = {"memory": es256, "token": (*es256, "--authority-key-uri", token.whole_uri)}
         for _ in range(ROUNDS):
             for where, given in flags.items():
-                found = asyncio.run(mints(2000, 1, flags=given))
+                found = asyncio.run(mints(1000, 1, flags=given))
                 cpu[where] += found.cpu
                 rates[where] += found.rates
                 # As many callers as nodes: each waits for its last before it asks again.
-                quiet = asyncio.run(mints(800, 1, flags=given, at_once=NODES))
+                quiet = asyncio.run(mints(400, 1, flags=given, at_once=NODES))
                 alone[where] += [NODES * 1000 / each for each in quiet.rates]
     for what, unit, values in (
         ("CPU time of an attested mint in the signer's process", "ms", cpu),
