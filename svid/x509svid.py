@@ -158,7 +158,8 @@ def check_x509_svid(chain: Sequence[x509.Certificate], bundle: TrustBundle, now:
 
 
 def check_path(chain: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime) -> None:
-    """Validate as much of it as RFC 5280 asks for, whoever the leaf is. Raises InvalidSvid."""
+    """Validate it as far as SVIDs use it (RFC 5280), whoever the leaf is: of issuers not what they are for. Raises
+    InvalidSvid."""
     if len(chain) > _MAX_CHAIN:
         raise InvalidSvid(f"chain is longer than {_MAX_CHAIN} certificates")
     try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from agent.authority.pacing import Pacing
 from runtime.settings import host_and_port
@@ -28,7 +29,7 @@ from svid.certificates import certificate_from_der, extension
 from svid.dnsnames import SIGNER_NAME, signer_id
 from svid.errors import InvalidBundle, InvalidSvid
 from svid.spiffeid import TrustDomain
-from svid.x509svid import check_path, issued_by, leaf_spiffe_id
+from svid.x509svid import check_extensions, check_path, issued_by, leaf_spiffe_id
 
 SOCKET = "to-signer.sock"
 # Seconds: for addresses, connection and handshake together; between two addresses of one name; for TLS's goodbye.
@@ -44,6 +45,7 @@ _END = b"-----END CERTIFICATE-----"
 _DER = 2
 
 
+_SERVING = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 # What the network says where nothing listens.
 _NOBODY = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 
@@ -206,7 +208,11 @@ class ProvenSigner:
         """The leaf of what a server showed, which TLS has seen to have its key. Raises NotProven."""
         try:
             chain = [certificate_from_der(each) for each in shown]
-            check_path(chain, TrustBundle.from_pem(self._wanted.trust_domain, roots), self._now())
+            trusted = TrustBundle.from_pem(self._wanted.trust_domain, roots)
+            anchors = tuple(filter(_certifies_servers, trusted.x509_authorities))
+            check_path(chain, TrustBundle(trusted.trust_domain, anchors), self._now())
+            if not all(map(_certifies_servers, chain[1:])):
+                raise InvalidSvid("a signing certificate of it is not for servers")
             leaf = chain[0]
             if not _is_named(leaf):
                 raise InvalidSvid("it has another name")
@@ -264,6 +270,17 @@ def _shown(connection: Any) -> list[bytes]:
 def _is_named(leaf: x509.Certificate) -> bool:
     names = extension(leaf, x509.SubjectAlternativeName)
     return names is not None and SIGNER_NAME in names.value.get_values_for_type(x509.DNSName)
+
+
+def _certifies_servers(signing: x509.Certificate) -> bool:
+    """Nothing that limits what it is for lets it be. Under a CA that others share there are some for mail, or for a
+    name of somebody else's; no authority of a signer is below such a one (svid/acceptance.py)."""
+    try:
+        check_extensions(signing)
+    except InvalidSvid:
+        return False
+    usages = extension(signing, x509.ExtendedKeyUsage)
+    return usages is None or not _SERVING.isdisjoint(usages.value)
 
 
 def _why(error: OSError) -> str:

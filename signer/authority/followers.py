@@ -21,8 +21,9 @@ def warnings(state: AuthorityState) -> list[str]:
         if slot.stage is Stage.PREPARED:
             lines.append(
                 f"x509: SVIDs of the prepared authority {slot.id} take verifiers that know ML-DSA; as soon as it signs "
-                f"these refuse all of them: {refused}. Change these first, or take it back: podsvid authority revoke "
-                f"{slot.id} ({_SEE})"
+                f"these refuse all of them: {refused}. Change these first; or give the signer a CA above, or an "
+                "authority_algorithm, that is not ML-DSA, and then take this one back, else another is made: podsvid "
+                f"authority revoke {slot.id} ({_SEE})"
             )
         elif slot.stage is Stage.ACTIVE:
             lines.append(

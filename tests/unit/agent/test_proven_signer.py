@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from agent.authority.proven import SOCKET, ProvenSigner, _signers, certificates
 from agent.errors import AuthorityUnavailable
@@ -281,6 +283,63 @@ def test_where_another_authority_stands_between_any_root_may_have_proved_it() ->
     assert len(roots) == 2
     leaf = certified(authority(now), KeyAlgorithm.EC_P256.generate().public_key(), now, "x")[0]
     assert _signers(leaf, roots) == roots
+
+
+EKU = ExtendedKeyUsageOID
+FOR = {
+    "of nothing in particular": (None, False, True),
+    "of servers": (x509.ExtendedKeyUsage([EKU.SERVER_AUTH, EKU.CLIENT_AUTH]), False, True),
+    "of anything": (x509.ExtendedKeyUsage([EKU.ANY_EXTENDED_KEY_USAGE]), False, True),
+    "of mail": (x509.ExtendedKeyUsage([EKU.EMAIL_PROTECTION]), False, False),
+    "of clients": (x509.ExtendedKeyUsage([EKU.CLIENT_AUTH]), True, False),
+    "of another name": (x509.NameConstraints([x509.DNSName("other.example")], None), True, False),
+}
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["a root", "a CA below a root"])
+@pytest.mark.parametrize(("limit", "critical", "taken"), FOR.values(), ids=list(FOR))
+def test_a_ca_for_something_else_certifies_no_signer(
+    tmp_path: Path, limit: x509.ExtensionType | None, critical: bool, taken: bool, below: bool
+) -> None:
+    """Under a root that others share there are CAs for mail, for clients, for one department's names."""
+
+    async def test(line: Line) -> None:
+        await stopped(line)
+        root = ca("root", None, None if below else limit, critical)
+        above = ca("issuing", root, limit, critical) if below else root
+        key: PrivateKey = KeyAlgorithm.EC_P256.generate()
+        line.shown = key, certified(above, key.public_key(), datetime.now(UTC), SIGNER_NAME, OWN)
+        line.roots = TrustBundle(TRUST_DOMAIN, (root.chain[0],))
+        await line.serve()
+        proven = line.proven()
+        assert await line.through(proven, b"x") == (b"x" if taken else b"")
+        assert proven.failure.startswith("" if taken else "SIGNER_NOT_TRUSTED: ")
+        assert line.connections == taken
+        await proven.close()
+
+    lined(tmp_path, test)
+
+
+def ca(name: str, above: X509Authority | None, limit: x509.ExtensionType | None, critical: bool) -> X509Authority:
+    """As one that a PKI makes, also such as podsvid would not sign with."""
+    key, now = KeyAlgorithm.EC_P256.generate(), datetime.now(UTC)
+    subject = x509.Name.from_rfc4514_string(f"CN={name}")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(above.chain[0].subject if above else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(False, False, False, False, False, True, True, False, False), critical=True)
+    )
+    if limit is not None:
+        builder = builder.add_extension(limit, critical=critical)
+    signing = above.private_key if above else key
+    own = builder.sign(signing, signature_hash(signing))
+    return cast(X509Authority, SimpleNamespace(chain=(own, *(above.chain if above else ())), private_key=key))
 
 
 def test_the_dns_name_must_be_the_signers_too(tmp_path: Path) -> None:
