@@ -67,28 +67,29 @@ def test_one_that_opens_each_socket_late_is_replaced(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-# In the exposed process: there is no memory when the third connection is taken.
+# In the exposed process: there is no memory when the third connection comes so far.
 FULL = """
 import sys
 if "agent.exposed" in sys.orig_argv:
     from agent.socket.connections import Connections
-    taken, seen = Connections.taken, []
+    method, seen = Connections.METHOD, []
 
-    def failing(self, descriptor):
-        seen.append(descriptor)
+    def failing(self, *given):
+        seen.append(given)
         if len(seen) == 3:
             raise MemoryError
-        taken(self, descriptor)
+        return method(self, *given)
 
-    Connections.taken = failing
+    Connections.METHOD = failing
 """
 
 
-def test_one_that_has_no_memory_for_a_connection_ends_instead_of_listening_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["young", "adopted"], ids=["at the gate", "where grpc takes it"])
+def test_one_that_has_no_memory_for_a_connection_ends_instead_of_listening_no_more(tmp_path: Path, method: str) -> None:
     """gRPC closes a listener whose connection could not be looked at: an innocent pod's socket was dead for good."""
     folder = tmp_path / "planted"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(FULL, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(FULL.replace("METHOD", method), encoding="utf-8")
 
     async def run() -> None:
         async with planted_node(folder) as (here, kubelet):

@@ -217,3 +217,59 @@ def test_connections_with_something_to_be_read_are_busy(listeners: list[Listener
     for theirs, _ in pairs:
         theirs.close()
     os.close(pairs[1][1])
+
+
+def taken_here(listener: Listener) -> tuple[socket.socket, socket.socket]:
+    theirs, ours = listener.connect()
+    return theirs, socket.socket(fileno=ours)
+
+
+def test_a_connection_that_grpc_does_not_have_yet_counts_and_keeps_nobody_busy(listeners: list[Listener]) -> None:
+    at, holder = Connections(pod=2), Holder("pod")
+    pairs = [taken_here(listeners[0]) for _ in range(3)]
+    held = [at.young(ours, holder) for _, ours in pairs]
+    assert [each is not None for each in held] == [True, True, False]
+    assert (at.held("pod"), holder.taken, holder.open) == (2, 3, 2)
+    pairs[0][0].send(b"unread on purpose")
+    assert at.unheard() == frozenset()
+    assert held[0] is not None
+    assert held[0].is_open()
+    # gRPC has it now, behind another descriptor, at which something else was.
+    other, _end = socket.socketpair()
+    at.adopted(held[0], other.fileno())
+    assert other.recv(100) == b"unread on purpose"
+    pairs[0][0].send(b"more")
+    assert at.unheard() == {held[0]}
+    other.close()
+    assert not held[0].is_open()
+    at.look()
+    assert (at.held("pod"), holder.open) == (1, 1)
+    for _, ours in pairs[:2]:
+        ours.detach()
+
+
+def test_a_connection_that_was_given_up_is_over_when_it_is_read_and_never_grpcs(listeners: list[Listener]) -> None:
+    at = Connections()
+    theirs, ours = taken_here(listeners[0])
+    held = at.young(ours, Holder("pod"))
+    assert held is not None
+    ours.send(b"unread")
+    at.give_up(held)
+    other, _end = socket.socketpair()
+    with pytest.raises(OSError, match="given up"):
+        at.adopted(held, other.fileno())
+    at.look()
+    assert at.held("pod") == 1
+    assert theirs.recv(100) == b"unread"
+    assert is_shut(theirs)
+    at.look()
+    assert at.held("pod") == 0
+    ours.detach()
+
+
+def test_what_a_young_one_does_not_read_is_bounded_as_well(listeners: list[Listener]) -> None:
+    _theirs, ours = taken_here(listeners[0])
+    assert Connections().young(ours, Holder("pod"))
+    fill(ours.fileno(), b"x" * 1000)
+    assert 0 < unread(ours.fileno()) <= connections.UNREAD
+    ours.detach()
