@@ -283,6 +283,7 @@ def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str
                 "contact_lost_at",
                 "wanted_at",
                 "upstream_left",
+                "key_store_down",
                 "up",
             ):
                 setattr(fleet, name, getattr(fresh, name))
