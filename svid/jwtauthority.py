@@ -134,8 +134,10 @@ class JwtSigningKey:
             claims["jti"] = jwt_id
         header = {"alg": self.algorithm.value, "kid": self.key_id, "typ": "JWT"}
         signed = ".".join(_base64url(json.dumps(each, separators=(",", ":")).encode()) for each in (header, claims))
-        token = f"{signed}.{_base64url(self.algorithm.sign(signed.encode(), self.private_key))}"
-        if len(token) > MAX_TOKEN:
+        # Before it is signed, too: a key elsewhere is sent all of it.
+        if len(signed) <= MAX_TOKEN:
+            token = f"{signed}.{_base64url(self.algorithm.sign(signed.encode(), self.private_key))}"
+        if len(signed) > MAX_TOKEN or len(token) > MAX_TOKEN:
             raise IssuanceRefused("the token would be too long for verifiers")
         return JwtSvid(spiffe_id, tuple(named), expires_at, issued_at, token, claims)
 

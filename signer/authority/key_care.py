@@ -118,7 +118,8 @@ class KeyEnd:
         # Made for a step that was not stored: another replica was faster, or the one that made it died.
         strays = frozenset(KeyRef(store.kind, name) for name in present)
         left = noted(stored.state.left, strays, named, now)
-        over = [each for each in left if each.ref.store == store.kind and each.left_at + KEPT <= now]
+        # Whoever writes the Secret can name any key of the token, the CA's above, too.
+        over = [each for each in left if self._keys.is_own(each.ref) and each.left_at + KEPT <= now]
         for each in over:
             if not leading():
                 return

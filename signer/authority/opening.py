@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from runtime.clock import Clock
@@ -111,3 +111,14 @@ async def healed(stored: Stored | None, store: StateStore, published: Published,
         stored = await store.load()
     assert stored is not None
     return stored
+
+
+async def patient(work: Callable[[], Awaitable[Stored]], look_seconds: float) -> Stored:
+    """What `work` returns, for however long the key store is away: a process that ends and begins again would try its
+    PIN anew each time. Raises SignerError."""
+    while True:
+        try:
+            return await work()
+        except KeyStoreUnavailable as error:
+            _log.warning("waiting for the key store", extra={"reason": error.reason, "error": str(error)})
+            await asyncio.sleep(look_seconds)

@@ -27,6 +27,7 @@ from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.errors import ApiUnavailable, CertificateRefused, SignerError, StateDamaged
 from signer.keystore.signing import PATIENCE_SECONDS
+from signer.keystore.store import KeyStoreUnavailable
 from signer.metrics import Metrics
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.remote import NO_HANDLE, Answer, Denied, Issued, Pending, RemoteUpstream, UpstreamAway
@@ -135,7 +136,7 @@ class Requests:
                     await self._bear(stored, load, swap, leading)
                 await asyncio.sleep(pause)
                 stored = await load()
-            except ApiUnavailable as error:
+            except (ApiUnavailable, KeyStoreUnavailable) as error:
                 _not_stored(error)
                 await asyncio.sleep(pause)
         self.unborn = self._vain_since = None

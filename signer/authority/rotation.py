@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from runtime import durations
 from runtime.clock import Clock
@@ -149,12 +150,11 @@ class Rotation:
         return [*notes, *self._life.outlook(state, self.acks(state), self._clock.now())]
 
     async def open(self) -> None:
-        """Read the state, or as the first replica ever make it; nothing that was abandoned is in it afterwards.
-
-        Until then there is nothing to sign, serve or publish by. Raises StateDamaged, SignerError.
-        """
+        """Read the state, or as the first replica ever make it, without what was abandoned: what to sign, serve and
+        publish by. Raises StateDamaged, SignerError."""
         stored = await opening.found(self._store, self._abandonments, self._published, self.first, LOOK_SECONDS)
-        stored = await self._freed(await opening.healed(stored, self._store, self._published, LOOK_SECONDS))
+        healed = await opening.healed(stored, self._store, self._published, LOOK_SECONDS)
+        stored = await opening.patient(partial(self._freed, healed), LOOK_SECONDS)
         stored = await self.requests.born(stored, self._store, self._swap, self._leads, LOOK_SECONDS)
         self.see(stored.state)
 

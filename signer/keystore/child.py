@@ -74,7 +74,9 @@ class ChildProcess:
         self._ours.close()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        # In a driver it may not even end by that; whoever comes next gets another process.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
 
     def _read(self, size: int, until: float) -> bytes:
         found = bytearray()

@@ -55,7 +55,7 @@ class Keys:
     async def discard(self, key: object) -> None:
         """Destroy a key that was made for nothing; what is not stored anywhere no state will name."""
         ref, store = ref_of(key), self.store
-        if ref is None or store is None:
+        if ref is None or store is None or not self.is_own(ref):
             return
         try:
             await self.ask(lambda: store.delete(ref.name))
@@ -92,11 +92,13 @@ class Keys:
         ref = ref_of(key)
         return (ref.store if ref is not None else None) != (self._makes.kind if self._makes is not None else None)
 
+    def is_own(self, ref: KeyRef) -> bool:
+        """Whether a key is one that was made here, by its name: what else a state names is not ours to destroy."""
+        return self.store is not None and ref.store == self.store.kind and ref.name.startswith(self._begins)
+
     def own(self, named: Iterable[KeyRef]) -> Sequence[str]:
         """How the names of those keys begin that are this state's and of no other one. Sorted."""
-        refs = [each for each in named if self.store is not None and each.store == self.store.kind]
-        begun = {each.name.rpartition("-")[0] + "-" for each in refs if each.name.startswith(self._begins)}
-        return sorted(begun)
+        return sorted({each.name.rpartition("-")[0] + "-" for each in named if self.is_own(each)})
 
     async def _made(self, store: KeyStore, algorithm: KeyAlgorithm, named: Iterable[KeyRef]) -> PrivateKey:
         begun = next(iter(self.own(named)), None)

@@ -25,6 +25,10 @@ class KeyStoreUnavailable(SignerError):
     reason = "AUTHORITY_KEY_STORE_UNAVAILABLE"
 
 
+class KeyMissing(KeyStoreUnavailable):
+    """The store answers, and does not have that key, or has several of its name."""
+
+
 class KeyStore(Protocol):
     """Makes keys that never leave it. All but `open` block, for seconds at most, and raise KeyStoreUnavailable."""
 

@@ -5,12 +5,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from signer.keystore.child import Child, ChildProcess, Gone, Late
-from signer.keystore.store import KeyStoreUnavailable
+from signer.keystore.child import MAX_FRAME, Child, ChildProcess, Gone, Late
+from signer.keystore.store import KeyMissing, KeyStoreUnavailable
 from signer.keystore.worker import Worker
 from signer.pkcs11_uri import TokenUri
 from signer.upstream.held_key import KeyRef, Scheme, held
@@ -23,6 +25,8 @@ KIND = "pkcs11"
 SIGN_SECONDS, OPEN_SECONDS, MAKE_SECONDS = 5.0, 20.0, 20.0
 # Seconds until another attempt, after the first that failed: the second comes at once.
 FIRST_PAUSE, MOST_PAUSE = 0.5, 30.0
+# What is to be signed when it is tried.
+_PROBE = bytes(32)
 _MISSING = (
     "the token has no key {name}, with which the authority is to sign: is it the token that the key was made in? Where "
     "it is lost, replace the authority: podsvid authority rotate --forced"
@@ -54,6 +58,8 @@ class TokenStore:
         self._failures = 0
         self._not_before = 0.0
         self._last = ""
+        # Of keys that a new session did not find: until when that is believed of the sessions in use, too.
+        self._missing: dict[str, float] = {}
 
     def __str__(self) -> str:
         return str(self._uri)
@@ -92,9 +98,13 @@ class TokenStore:
         mechanism = MECHANISMS[Scheme.RSA_SHA256 if rsa_key else Scheme.ECDSA]
         asked = {"operation": "probe", "name": "", "id": "", "algorithm": algorithm.value, "mechanism": mechanism}
         answer = self._asked(asked, MAKE_SECONDS)
-        _public(answer, algorithm)
-        if not _bytes(answer, "signature"):
-            raise KeyStoreUnavailable(f"{self._uri}: the token signs with nothing")
+        public, signature = _public(answer, algorithm), _bytes(answer, "signature")
+        try:
+            _verify(public, signature)
+        except InvalidSignature:
+            raise KeyStoreUnavailable(
+                f"{self._uri}: what the token signs does not verify by the key that it made"
+            ) from None
 
     def close(self) -> None:
         """Ask nothing more, and have the process end; what is being asked now is not waited for."""
@@ -105,9 +115,19 @@ class TokenStore:
         return self._worker.call(lambda: self._answered(asked, seconds, again=again))
 
     def _answered(self, asked: Mapping[str, Any], seconds: float, *, again: bool) -> Mapping[str, Any]:
-        fresh = self._child is None
+        fresh, name = self._child is None, str(asked.get("name", ""))
         try:
-            return self._attempt(asked, seconds)
+            answer = self._attempt(asked, seconds)
+            self._missing.pop(name, None)
+            return answer
+        except KeyMissing:
+            if not fresh and self._now() >= self._missing.get(name, 0.0):
+                self._drop()
+                return self._answered(asked, seconds, again=again)
+            # The others' session goes on: it is this key that is not there.
+            if fresh:
+                self._missing[name] = self._now() + MOST_PAUSE
+            raise
         except KeyStoreUnavailable:
             # A session that was good may be one of before the token was taken out and put back.
             if fresh or not again:
@@ -144,8 +164,11 @@ class TokenStore:
         return child
 
     def _told(self, child: Child, asked: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
+        message = json.dumps(asked).encode()
+        if len(message) > MAX_FRAME:
+            raise KeyStoreUnavailable(f"{self._uri}: that is too long to be signed there")
         try:
-            answer = _read(child.ask(json.dumps(asked).encode(), seconds))
+            answer = _read(child.ask(message, seconds))
         except Late:
             raise self._failed(f"the token did not answer within {seconds:g} s") from None
         except Gone as error:
@@ -158,9 +181,12 @@ class TokenStore:
             return answer
         if why == "pin-refused":
             self._refused = str(answer.get("pin", ""))
+        said = sentence(self._uri, str(why), str(answer.get("detail", "")))
         if why == "no-key":
-            raise self._failed(_MISSING.format(name=asked.get("name", "")))
-        raise self._failed(sentence(self._uri, str(why), str(answer.get("detail", ""))))
+            raise KeyMissing(f"{self._uri}: {_MISSING.format(name=asked.get('name', ''))}")
+        if why == "several-keys":
+            raise KeyMissing(f"{self._uri}: {said}")
+        raise self._failed(said)
 
     def _failed(self, why: str) -> KeyStoreUnavailable:
         self._drop()
@@ -189,6 +215,16 @@ def _bytes(answer: Mapping[str, Any], name: str) -> bytes:
         return bytes.fromhex(answer[name])
     except (KeyError, TypeError, ValueError):
         raise KeyStoreUnavailable("the token's answer cannot be read") from None
+
+
+def _verify(public: PublicKey, signature: bytes) -> None:
+    """Whether that signs what is tried. Raises InvalidSignature."""
+    if isinstance(public, rsa.RSAPublicKey):
+        public.verify(signature, _PROBE, padding.PKCS1v15(), SHA256())
+    elif isinstance(public, ec.EllipticCurvePublicKey):
+        half = len(signature) // 2
+        pair = encode_dss_signature(int.from_bytes(signature[:half]), int.from_bytes(signature[half:]))
+        public.verify(pair, _PROBE, ec.ECDSA(Prehashed(SHA256())))
 
 
 def _public(answer: Mapping[str, Any], algorithm: KeyAlgorithm) -> PublicKey:

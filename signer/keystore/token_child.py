@@ -3,14 +3,15 @@
 A process of its own for what a vendor's library may do (signer/upstream/pkcs11_child.py), that stays: a login takes
 longer than many signatures. Frames come in over standard input, which is a socket, and answers go back: the first says
 which token (module, token, serial, pin_file, salt, refused), each other what to do. What fails ends the process: its
-session may be one that the token has forgotten.
+session may be one that the token has forgotten. A key that is not there is no failure of the session.
 """
 
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 from signer.keystore.child import read_frame, write_frame
@@ -19,8 +20,10 @@ from signer.upstream.pkcs11_child import Failed, harden, read_pin, session_with,
 if TYPE_CHECKING:
     import pkcs11
 
-# Of a token that is somebody else's, too.
-MAX_KEYS = 10_000
+# Of a token that is somebody else's, too: so many keys are looked at, and for so many seconds, as mints wait meanwhile.
+MAX_KEYS, NAMING_SECONDS = 10_000, 1.0
+# What is said of a key, and not of the token.
+OF_A_KEY = frozenset({"no-key", "several-keys"})
 _CURVES = {"ec-p256": "secp256r1", "ec-p384": "secp384r1"}
 _PROBE = bytes(32)
 
@@ -64,7 +67,8 @@ class _Session:
         from pkcs11 import Attribute, ObjectClass
 
         found: Iterator[Any] = iter(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
-        labels = [each.label for each in list(islice(found, MAX_KEYS))]
+        present, until = list(islice(found, MAX_KEYS)), time.monotonic() + NAMING_SECONDS
+        labels = (each.label for each in takewhile(lambda _: time.monotonic() < until, present))
         return {"names": [each for each in labels if isinstance(each, str) and each.startswith(asked["prefix"])]}
 
     def _found(self, name: str, kind: str) -> "pkcs11.SignMixin":
@@ -148,7 +152,7 @@ def _serve(connection: socket.socket) -> None:
         asked = json.loads(frame)
         found = _answered(lambda asked=asked: answer(asked))  # type: ignore[misc]
         write_frame(connection, json.dumps(found).encode())
-        if "failed" in found:
+        if "failed" in found and found["failed"] not in OF_A_KEY:
             return
 
 

@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.authority.key_care import TIDY_SECONDS, KeyEnd, KeyWatch
 from signer.authority.left_keys import KEPT, LeftKey, noted
 from signer.authority.lifecycle import Life
+from signer.authority.opening import patient
 from signer.authority.request import new_request, read_request, request_entry
 from signer.authority.slots import KINDS, Stage
 from signer.authority.state import AuthorityState
 from signer.authority.store import Stored
 from signer.errors import Reason, Refused, StateDamaged
+from signer.keystore import child as child_frames
 from signer.keystore import signing, token
 from signer.keystore.child import Gone, Late
 from signer.keystore.keys import Keys
@@ -389,6 +393,33 @@ def test_keys_end_a_week_after_the_last_state_that_named_them() -> None:
     assert set(store.keys) == others | {each.name for each in cluster.state.key_refs}
 
 
+def test_what_was_not_made_here_is_destroyed_by_no_state_that_names_it() -> None:
+    """Who writes the Secret can name any key of the token, such as the CA's above."""
+    store, clock = Store(), StepClock()
+    keys = kept(store)
+    cluster = Cluster(done(life(keys).first(START)))
+    store.keys |= {name: KeyAlgorithm.EC_P256.generate() for name in ("ca", "")}
+    named = [LeftKey(KeyRef("shelf", name), START - 2 * KEPT) for name in ("ca", "")]
+    cluster.state = replace(cluster.state, left=tuple(named))
+    tidied(cluster, KeyEnd(keys, str, clock))
+    assert {"ca", ""} <= set(store.keys)
+    done(keys.discard(held(store.keys["ca"].public_key(), elsewhere(store.keys["ca"]), KeyRef("shelf", "ca"))))
+    assert "ca" in store.keys
+
+
+def test_a_start_waits_for_the_key_store() -> None:
+    """Whoever ends and is begun again tries the PIN anew, and tokens count."""
+    left = [KeyStoreUnavailable("away"), KeyStoreUnavailable("away")]
+    found = Stored(done(life(kept(Store())).first(START)), "1")
+
+    async def work() -> Stored:
+        if left:
+            raise left.pop()
+        return found
+
+    assert done(patient(work, 0.0)) is found
+
+
 def test_keys_are_tried_before_they_are_needed() -> None:
     store = Store()
     keys = kept(store)
@@ -458,6 +489,67 @@ def test_a_session_of_before_is_replaced_at_once_and_only_for_what_may_be_asked_
     with pytest.raises(KeyStoreUnavailable, match=r"ended \(status -9\)"):
         store.create("a", KeyAlgorithm.EC_P256)
     assert new.asked == []
+
+
+def test_a_key_that_is_missing_takes_the_session_from_no_other() -> None:
+    """Once it is looked for in a new session; then it is believed for a while."""
+    key = KeyAlgorithm.EC_P256.generate().public_key()
+    gone, fine = {"failed": "no-key", "detail": ""}, {"signature": "00"}
+    old = Child(FINE, {"names": []}, gone)
+    new = Child(FINE, gone, fine, gone, {"failed": "several-keys", "detail": ""})
+    last = Child(FINE, fine)
+    store, clock = asked(old, new, last)
+
+    def sign(name: str) -> None:
+        signs = store.open(KeyRef("pkcs11", name), key)
+        assert isinstance(signs, ec.EllipticCurvePrivateKey)
+        with pytest.raises(InvalidSignature):
+            signs.sign(b"data", ec.ECDSA(SHA256()))
+
+    store.names("")
+    with pytest.raises(KeyStoreUnavailable, match="has no key lost"):
+        sign("lost")
+    assert old.ended
+    sign("good")
+    for _ in range(2):
+        with pytest.raises(KeyStoreUnavailable, match=r"has no key lost|several private keys"):
+            sign("lost")
+    assert not new.ended
+    # It may have come.
+    clock[0] += token.MOST_PAUSE
+    new.answers.append(gone)
+    sign("lost")
+    assert new.ended
+
+
+def test_what_is_too_long_for_the_session_does_not_end_it() -> None:
+    child = Child(FINE, {"names": []}, {"names": []})
+    store, _ = asked(child)
+    store.names("")
+    with pytest.raises(KeyStoreUnavailable, match="too long"):
+        store.names("x" * child_frames.MAX_FRAME)
+    store.names("")
+    assert not child.ended
+
+
+@pytest.mark.parametrize("algorithm", [KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384, KeyAlgorithm.RSA_2048])
+def test_a_token_that_is_tried_has_to_sign_with_the_key_that_it_made(algorithm: KeyAlgorithm) -> None:
+    made, other = algorithm.generate(), algorithm.generate()
+    public = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
+
+    def signature(key: PrivateKey) -> str:
+        if isinstance(key, rsa.RSAPrivateKey):
+            return key.sign(bytes(32), padding.PKCS1v15(), SHA256()).hex()
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        pair = decode_dss_signature(key.sign(bytes(32), ec.ECDSA(Prehashed(SHA256()))))
+        return b"".join(each.to_bytes((key.key_size + 7) // 8) for each in pair).hex()
+
+    store, _ = asked(Child(FINE, {"public": public, "signature": signature(made)}))
+    store.probe(algorithm)
+    for wrong in (signature(other), ""):
+        store, _ = asked(Child(FINE, {"public": public, "signature": wrong}))
+        with pytest.raises(KeyStoreUnavailable, match="does not verify"):
+            store.probe(algorithm)
 
 
 def test_a_token_that_fails_is_asked_ever_more_rarely() -> None:

@@ -8,9 +8,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svid.errors import InvalidKey
+from svid.errors import InvalidKey, IssuanceRefused
 from svid.jws import JwtAlgorithm
 from svid.jwtauthority import SKEW, JwtKeyring, JwtSigningKey, KeyringPolicy
+from svid.spiffeid import SpiffeId
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -49,6 +50,15 @@ def test_a_key_from_pem_has_the_same_id_and_must_fit() -> None:
     small = rsa.generate_private_key(65537, 1024)
     with pytest.raises(InvalidKey):
         JwtSigningKey.from_pem(JwtSigningKey("x", small, JwtAlgorithm.RS256).to_pem(), JwtAlgorithm.RS256)
+
+
+def test_what_is_too_long_is_not_signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the key is elsewhere, all that is signed is sent there: control characters take six times their length."""
+    key = JwtSigningKey.create(JwtAlgorithm.ES256)
+    monkeypatch.setattr(JwtAlgorithm, "sign", lambda *_: pytest.fail("signed"))
+    audiences = ["\x01" * 511 + str(each) for each in range(9)]
+    with pytest.raises(IssuanceRefused, match="too long"):
+        key.issue(SpiffeId.parse("spiffe://example.org/a"), audiences, ttl=HOUR, now=NOW)
 
 
 @pytest.mark.spec("FED-1", "FED-3", "JWT-11", "C-63")
