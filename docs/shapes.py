@@ -142,7 +142,10 @@ _JWT_SVID = obj(
     expires_at=TIME,
     token=replace(STRING, null=True),
 )
-_STEPS = ("authority prepare", "authority activate", "authority revoke", "authority rotate")
+_STEPS = (
+    *("authority prepare", "authority activate", "authority revoke", "authority rotate"),
+    *("authority revoke-upstream", "authority trust-upstream"),
+)
 # Of which commands, and what each of them prints.
 SHAPES: Mapping[tuple[str, ...], Shape] = MappingProxyType(
     {

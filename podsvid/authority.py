@@ -18,8 +18,9 @@ from podsvid.interrupts import unwinding
 from podsvid.options import TABLE_FORMS, add_output, add_timeout, as_yaml, which_pod
 from podsvid.outcome import SIGNALLED
 from podsvid.output import console as console_for
-from podsvid.output import instant, print_table, rfc3339, to_json
+from podsvid.output import rfc3339, to_json
 from podsvid.sockets import SocketAbsent
+from podsvid.status import print_status, warning
 from podsvid.waiting import GaveUp, Waiting
 from runtime.terminal import printable
 from signer.admin_api import KINDS, SERVICE
@@ -34,12 +35,12 @@ ACTIONS = {
     "activate": admin_pb2.ACTION_ACTIVATE,
     "revoke": admin_pb2.ACTION_REVOKE,
     "rotate": admin_pb2.ACTION_ROTATE,
+    "revoke-upstream": admin_pb2.ACTION_REVOKE_UPSTREAM,
+    "trust-upstream": admin_pb2.ACTION_TRUST_UPSTREAM,
 }
 _BY_NAME = {name: kind for kind, name in KINDS.items()}
 _NAMES = {**KINDS, admin_pb2.KIND_BOTH: "x509, jwt"}
 DEFAULT_SOCKET = "/run/podsvid-signer/admin.sock"
-_COLUMNS = ("KIND", "STAGE", "ID", "SINCE", "ENDS", "SVIDS HELD")
-_WIDE = ("KIND", "STAGE", "ID", "PREPARED", "SIGNS SINCE", "LEAVES BUNDLE", "CERTIFICATE ENDS", "SVIDS HELD")
 # Policies that do not match, shown unless all are asked for: those of the same namespace or none, the nearest first.
 _NEAR = 5
 # Whoever asks for a forced rotation once more abandons what the first one made.
@@ -76,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "revoke": "take an authority that does not sign out of the trust bundle",
         "rotate": "replace an authority: prepare, activate when all agents have it, re-issue; with progress. The one "
         "before stays trusted until its last SVID has ended, which `show` tells and --wait waits for",
+        "revoke-upstream": "a root of the CA above is stolen: replace what leads to it alone as in a forced rotation, "
+        "then trust it no more, and never take it again; with progress",
+        "trust-upstream": "take a revoke-upstream back: the root is trusted again when the CA above names it",
     }
     for name, text in texts.items():
         each = commands.add_parser(name, help=text, description=text)
@@ -91,12 +95,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             each.add_argument("--watch", action="store_true", help="go on showing changes")
             continue
         add_output(each)
-        usual = "x509; with --forced: both" if name == "rotate" else "x509"
-        each.add_argument("--kind", choices=sorted(_BY_NAME), help=f"which authorities (default: {usual})")
+        if name in ("revoke-upstream", "trust-upstream"):
+            each.set_defaults(kind="x509")
+            of = "the root's SHA-256 fingerprint, or its subject key identifier, as `show` prints them"
+            each.add_argument("authority_id", metavar="ROOT", help=of)
+        else:
+            usual = "x509; with --forced: both" if name == "rotate" else "x509"
+            each.add_argument("--kind", choices=sorted(_BY_NAME), help=f"which authorities (default: {usual})")
         if name == "revoke":
             each.add_argument("authority_id", metavar="AUTHORITY_ID", help="its id, as `show` prints it")
-        if name in ("rotate", "revoke", "activate", "prepare"):
+        if name != "trust-upstream":
             text = {
+                "revoke-upstream": "trust it no more from now on, whoever is cut off until it has another SVID",
                 "rotate": "the keys are stolen: abandon all authorities that there are now, re-issue in minutes, and "
                 "wait until none of them is trusted",
                 "revoke": "do not wait until its SVIDs are re-issued",
@@ -105,9 +115,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             }[name]
             flags = ("--forced", "--compromised") if name == "rotate" else ("--forced",)
             each.add_argument(*flags, dest="forced", action="store_true", help=text)
-        if name == "rotate":
+        if name in ("rotate", "revoke-upstream"):
             waiting = each.add_mutually_exclusive_group()
-            waiting.add_argument("--wait", action="store_true", help="wait until the one before is trusted no more")
+            waits = (
+                "wait until the one before is trusted no more"
+                if name == "rotate"
+                else "wait until it is trusted no more and what was below it is re-issued: the default"
+            )
+            waiting.add_argument("--wait", action="store_true", help=waits)
             waiting.add_argument("--no-wait", action="store_true", help="do not wait for anything")
 
 
@@ -181,13 +196,13 @@ def run(parsed: argparse.Namespace) -> int:
                 answer = waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left()))
                 asked = True
                 if parsed.output == "text":
-                    for line in (answer.message, *map(_warning, answer.warnings)):
+                    for line in (answer.message, *map(warning, answer.warnings)):
                         print(printable(line), flush=True)
                 else:
                     _print(answer, parsed.output)
-                if parsed.action == "rotate" and not parsed.no_wait:
+                if parsed.action in ("rotate", "revoke-upstream") and not parsed.no_wait:
                     told = set(answer.warnings)
-                    _follow(channel, _kind(parsed), parsed.wait or parsed.forced, parsed.output, told)
+                    _follow(channel, _kind(parsed), _goes_on(parsed), parsed.output, told)
             return 0
         except (grpc.RpcError, GaveUp) as error:
             failed = error if isinstance(error, GaveUp) else _failed(error, parsed.socket, waiting)
@@ -260,78 +275,43 @@ def _show(channel: grpc.Channel, parsed: argparse.Namespace, waiting: Waiting) -
         if parsed.output in ("json", "yaml"):
             _print(status, parsed.output)
         else:
-            console = console_for(parsed.output)
-            console.print(f"trust domain {status.trust_domain}, sequence {status.sequence}")
-            wide = parsed.output == "wide"
-            print_table(console, _WIDE if wide else _COLUMNS, map(_wide if wide else _row, status.authorities))
-            _print_rest(status, console)
+            print_status(status, console_for(parsed.output), wide=parsed.output == "wide")
         if not parsed.watch:
             break
     return 0
 
 
-def _row(each: admin_pb2.Authority) -> tuple[str, ...]:
-    since = each.activated_at if each.HasField("activated_at") else each.prepared_at
-    ends = _at(each, "leaves_at") or _at(each, "not_after")
-    return KINDS[each.kind], each.stage, each.id, instant(since), ends, _held(each)
+def _goes_on(parsed: argparse.Namespace) -> Callable[[admin_pb2.AuthorityStatus], bool]:
+    """Whether what was asked for is still to be waited for: that SVIDs are re-issued, or nothing of before trusted."""
+    if parsed.action == "revoke-upstream":
+        root = parsed.authority_id.replace(":", "").strip().lower()
+        return lambda status: _is_leaving(status, root)
+    kind, to_the_end = _kind(parsed), parsed.wait or parsed.forced
+
+    def rotating(status: admin_pb2.AuthorityStatus) -> bool:
+        x509, jwt = (
+            (status.rotating_x509, status.rotating_jwt) if to_the_end else (status.reissuing_x509, status.reissuing_jwt)
+        )
+        return (x509 and kind != admin_pb2.KIND_JWT) or (jwt and kind != admin_pb2.KIND_X509)
+
+    return rotating
 
 
-def _wide(each: admin_pb2.Authority) -> tuple[str, ...]:
-    times = (_at(each, name) for name in ("prepared_at", "activated_at", "leaves_at", "not_after"))
-    return KINDS[each.kind], each.stage, each.id, *times, _held(each)
+def _is_leaving(status: admin_pb2.AuthorityStatus, root: str) -> bool:
+    found = [each for each in status.revoked_roots if root in (each.id, each.key_id)]
+    if not found:
+        raise CommandFailed(f"the revocation of root {root} was taken back meanwhile; {_SEE}")
+    return status.reissuing_x509 or any(each.trusted for each in found)
 
 
-def _at(each: admin_pb2.Authority, name: str) -> str:
-    return instant(getattr(each, name)) if each.HasField(name) else ""
-
-
-def _held(each: admin_pb2.Authority) -> str:
-    # Unknown is not none.
-    return str(each.svids) if each.svids_known else "" if each.kind == admin_pb2.KIND_JWT else "?"
-
-
-def _print_rest(status: admin_pb2.AuthorityStatus, console: "Console") -> None:
-    have = status.agents - status.agents_waiting
-    known = ", as far as is known" if status.unknown else ""
-    console.print(f"agents: {have} of {status.agents} have acknowledged sequence {status.sequence}{known}")
-    if status.waiting_nodes:
-        more = status.agents_waiting - len(status.waiting_nodes)
-        console.print(f"missing: {', '.join(status.waiting_nodes)}{f' and {more} more' if more else ''}")
-    console.print(f"leader: {status.leader or 'none'}")
-    for root in status.upstream_roots:
-        console.print(f"root of the CA above: {_root(root)}")
-    for each in status.abandoned:
-        console.print(f"abandoned: {_abandoned(each)}")
-    for line in status.next:
-        console.print(f"next: {line}")
-    for line in status.to_do:
-        console.print(f"to do: {line}")
-    for line in status.warnings:
-        console.print(_warning(line))
-
-
-def _warning(line: str) -> str:
-    return f"warning: {line}"
-
-
-def _root(each: admin_pb2.UpstreamRoot) -> str:
-    leaves = f"; named no more, leaves at {instant(each.leaves_at)}" if each.HasField("leaves_at") else ""
-    return f"{each.id}, {each.subject}, ends {instant(each.not_after)}, named since {instant(each.since)}{leaves}"
-
-
-def _abandoned(each: admin_pb2.Abandoned) -> str:
-    head = f"{KINDS[each.kind]} {each.id}, asked for {instant(each.asked_at)}: "
-    ends = f"its last SVID ends at {instant(each.svids_end)} at the latest" if each.HasField("svids_end") else ""
-    if not each.HasField("left_at"):
-        return head + (f"trusted until its SVIDs are replaced; {ends}" if ends else "signs until its successor does")
-    left = f"left the trust bundle at {instant(each.left_at)}"
-    if not ends:
-        return f"{head}{left}; it never signed"
-    return head + left + ("; all its SVIDs were replaced" if each.replaced else f"; {ends}")
-
-
-def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, output: str, told: set[str]) -> None:
-    """Print each change until SVIDs are re-issued, or nothing of before is trusted; then what is left.
+def _follow(
+    channel: grpc.Channel,
+    kind: "admin_pb2.Kind",
+    goes_on: Callable[[admin_pb2.AuthorityStatus], bool],
+    output: str,
+    told: set[str],
+) -> None:
+    """Print each change as long as it goes on; then what is left.
 
     `told`: warnings that were printed, to which those are added that come with a change.
     """
@@ -345,13 +325,10 @@ def _follow(channel: grpc.Channel, kind: "admin_pb2.Kind", to_the_end: bool, out
             if output == "text":
                 console.print(f"{rfc3339(datetime.now(UTC))} {line}")
                 for each in new:
-                    console.print(_warning(each), soft_wrap=True)
+                    console.print(warning(each), soft_wrap=True)
             else:
                 _print(status, output)
-        x509, jwt = (
-            (status.rotating_x509, status.rotating_jwt) if to_the_end else (status.reissuing_x509, status.reissuing_jwt)
-        )
-        if not ((x509 and kind != admin_pb2.KIND_JWT) or (jwt and kind != admin_pb2.KIND_X509)):
+        if not goes_on(status):
             if output == "text":
                 _print_left(status, kind, console)
             return

@@ -202,9 +202,10 @@ class Replica:
         self._taint = StartupTaint(api, drivers, clock) if config.startup_taint else None
         self._trust: Feed[Broadcast] = Feed()
         audit = self._audit = Audit(clock)
-        self._rotation.heard = audit.authorities
+        self._rotation.heard = audit.changed
         self._rotation.requests.refused = partial(self._events.gave_up, config.namespace, config.state_secret)
         self._rotation.roots.refused = partial(self._events.roots_refused, config.namespace, config.state_secret)
+        self._rotation.roots.said = partial(self._events.root_revoked, config.namespace, config.state_secret)
         lifetimes = Lifetimes(self._rotation, clock)
         minting = Minting(self._signing_state, _minting(config), clock, lifetimes, self._keys)
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from runtime.clock import Clock
+from signer.authority.revoked import MAX_REVOKED, RevokedRoot, joined, read_revoked, revoked_entry
 from signer.authority.slots import KINDS, X509Slot, read, written
 from signer.authority.state import (
     SEQUENCE_SLACK,
@@ -60,11 +61,13 @@ class Entry:
 class Record:
     """What was abandoned in the life of a trust domain.
 
-    `thefts`: by kind, a number that each state of before the last theft is below; it is never forgotten.
+    `thefts`: by kind, a number that each state of before the last theft is below; it is never forgotten. `roots`: those
+    of the CA above that were declared stolen, or were once.
     """
 
     entries: tuple[Entry, ...] = ()
     thefts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    roots: tuple[RevokedRoot, ...] = ()
 
     def ids(self, kind: str) -> frozenset[str]:
         """All of a kind."""
@@ -98,7 +101,7 @@ class Record:
 
     def covers(self, other: "Record") -> bool:
         """Whether it says all that the other one does."""
-        return all(
+        return set(joined(self.roots, other.roots)) <= set(self.roots) and all(
             other.ids(kind) <= self.ids(kind)
             and other.left(kind) <= self.left(kind)
             and other.thefts.get(kind, 0) <= self.thefts.get(kind, 0)
@@ -111,7 +114,8 @@ class Record:
         for each in other.entries:
             found[each.key] = each.joined(found[each.key]) if each.key in found else each
         thefts = {kind: max(self.thefts.get(kind, 0), other.thefts.get(kind, 0)) for kind in KINDS}
-        return Record(tuple(found.values()), {kind: number for kind, number in thefts.items() if number})
+        known = {kind: number for kind, number in thefts.items() if number}
+        return Record(tuple(found.values()), known, joined(self.roots, other.roots))
 
     def lasting(self, now: datetime, named: "Record") -> "Record":
         """Without what ended long ago, unless it is `named`; of more than `MAX_ENTRIES` without the first ones."""
@@ -127,7 +131,9 @@ class Record:
                 extra={"forgotten": len(entries) - MAX_ENTRIES, "kept": MAX_ENTRIES},
             )
             entries = entries[-MAX_ENTRIES:]
-        return Record(tuple(entries), self.thefts)
+        # Those in force last; of the others what was said last.
+        roots = sorted(self.roots, key=lambda each: (each.in_force, each.said_at))[-MAX_REVOKED:]
+        return Record(tuple(entries), self.thefts, tuple(roots))
 
 
 def record_of(state: AuthorityState, now: datetime) -> Record:
@@ -139,7 +145,7 @@ def record_of(state: AuthorityState, now: datetime) -> Record:
         number = sequence_at(each.asked_at)
         if _can_be(number, now):
             thefts[each.kind] = max(thefts.get(each.kind, 0), number)
-    return Record(entries, thefts)
+    return Record(entries, thefts, state.revoked)
 
 
 class Abandonments:
@@ -243,6 +249,7 @@ class Abandonments:
             "trust_domain": self._trust_domain.name,
             "thefts": dict(record.thefts),
             "entries": [{**abandoned_entry(each.abandoned), "ends": written(each.ends)} for each in record.entries],
+            "roots": [revoked_entry(each) for each in record.roots],
         }
         return {
             "apiVersion": "v1",
@@ -265,13 +272,16 @@ def _read(body: Object, trust_domain: TrustDomain, now: datetime) -> tuple[Recor
         if domain != trust_domain.name:
             return Record(), "it is of another trust domain"
         entries, thefts = list(document["entries"]), dict(document["thefts"])
+        # A signer of before names none.
+        told = list(document.get("roots", []))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         return Record(), f"it is not what a signer wrote ({type(error).__name__})"
     read_entries = [_entry(each, now) for each in entries[-MAX_ENTRIES:]]
     understood = [each for each in read_entries if each is not None]
     numbers = {kind: number for kind, number in thefts.items() if kind in KINDS and _can_be(number, now)}
-    strange = len(entries) - len(understood) + len(thefts) - len(numbers)
-    record = Record().joined(Record(tuple(understood), numbers))
+    roots = [each for each in map(_revoked, told[-MAX_REVOKED:]) if each is not None]
+    strange = len(entries) - len(understood) + len(thefts) - len(numbers) + len(told) - len(roots)
+    record = Record().joined(Record(tuple(understood), numbers, tuple(roots)))
     return record, f"{strange} of its entries are not what a signer wrote" if strange else ""
 
 
@@ -283,6 +293,13 @@ def _entry(each: Any, now: datetime) -> Entry | None:
         # A person may have asked for it where the clock was wrong: it is abandoned all the same.
         believed = _can_be(sequence_at(found.abandoned.asked_at), now)
         return found if believed else replace(found, abandoned=replace(found.abandoned, asked_at=now))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+
+
+def _revoked(each: Any) -> RevokedRoot | None:
+    try:
+        return read_revoked(each)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 

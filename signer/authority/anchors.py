@@ -1,7 +1,7 @@
 """A root of the CA above, as the state keeps it apart from the authorities: trusted whether or not one leads to it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -9,9 +9,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from signer.authority.slots import SIGNING, X509Slot, instant, read, written
-from svid.acceptance import leads_to
-from svid.authority import PublicAuthority, X509Authority
+from signer.authority.slots import instant, read, written
 from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_pem, to_pem
 from svid.spiffeid import TrustDomain
@@ -46,34 +44,3 @@ def read_root(each: Mapping[str, Any], trust_domain: TrustDomain) -> UpstreamRoo
     # Here, and not when somebody asks for the trust bundle: one that has no place there is damage.
     TrustBundle(trust_domain, (certificate,))
     return UpstreamRoot(certificate, instant(each["since"]), read(each["ends_at"]))
-
-
-def parted(
-    slots: Iterable[X509Slot], known: Iterable[UpstreamRoot], now: datetime
-) -> tuple[tuple[X509Slot, ...], tuple[UpstreamRoot, ...]]:
-    """The same trust, where no authority that signs keeps a root that it does not lead to.
-
-    It would be trusted for as long as the authority, however soon the CA above names it no more.
-    """
-    roots = {each.certificate: each for each in known}
-    after = []
-    for slot in slots:
-        own, others = _own(slot)
-        for certificate in others:
-            roots.setdefault(certificate, UpstreamRoot(certificate, now))
-        after.append(slot if not others else _with(slot, own))
-    return tuple(after), tuple(roots.values())
-
-
-def _own(slot: X509Slot) -> tuple[tuple[x509.Certificate, ...], tuple[x509.Certificate, ...]]:
-    """Its roots: those that it leads to, and others. Of one that leads to none all are its own."""
-    held = slot.authority.bundle.x509_authorities
-    own = tuple(each for each in held if leads_to(slot.authority, [each]))
-    if slot.stage not in SIGNING or not own:
-        return held, ()
-    return own, tuple(each for each in held if each not in own)
-
-
-def _with(slot: X509Slot, roots: tuple[x509.Certificate, ...]) -> X509Slot:
-    authority: X509Authority | PublicAuthority = slot.authority
-    return replace(slot, authority=replace(authority, bundle=replace(authority.bundle, x509_authorities=roots)))

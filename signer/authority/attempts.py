@@ -9,7 +9,7 @@ from signer.authority.backoff import Backoff
 from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life, Step
 from signer.authority.slots import KINDS
-from signer.authority.state import AuthorityState, Goal
+from signer.authority.state import AuthorityState
 from signer.errors import CertificateRefused, SignerError
 
 
@@ -89,14 +89,13 @@ class Attempts:
 
 def wanted(state: AuthorityState) -> object:
     """What an attempt is for: where it is another one, what failed before says nothing of it."""
-    return frozenset(goal for goal in state.goals if goal.kind == "x509"), [
-        slot.id for slot in state.x509 if slot.signs
-    ]
+    goals = frozenset(goal for goal in state.goals if goal.kind == "x509")
+    return goals, state.forced("x509"), [slot.id for slot in state.x509 if slot.signs]
 
 
 def pressed(state: AuthorityState, now: datetime) -> bool:
-    """Whether the active authority was stolen, or less than a quarter of its life is left."""
-    if Goal("x509", True) in state.goals:
+    """Whether the active authority or its root was stolen, or less than a quarter of its life is left."""
+    if state.forced("x509"):
         return True
     authority = state.active_x509
     begun = authority.chain[0].not_valid_before_utc

@@ -3,19 +3,20 @@
 from dataclasses import replace
 from datetime import datetime
 
+from signer.authority.fit_roots import check_not_revoked, check_number
+from signer.authority.revoked import roots_left
 from signer.authority.slots import Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
 from signer.authority.trial import Cause, admit, cause_of
-from signer.errors import CertificateRefused
+from signer.errors import CertificateRefused, RootsRefused
 from signer.upstream.remote import Issued
-from svid.acceptance import leads_to
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.errors import SvidError
 
-# No CA names that many on purpose.
-MAX_CHAIN, MAX_ROOTS = 10, 64
+# No CA has that many on purpose.
+MAX_CHAIN = 10
 
 
 def granted(
@@ -24,23 +25,24 @@ def granted(
     """The state in which what was requested is prepared, or serves as the first. Raises CertificateRefused."""
     request = state.request
     assert request is not None
-    if len(issued.chain) > MAX_CHAIN or len(issued.roots) > MAX_ROOTS:
-        raise CertificateRefused(
-            f"{len(issued.chain)} certificates and {len(issued.roots)} roots came; more than {MAX_CHAIN} and "
-            f"{MAX_ROOTS} are not taken"
-        )
+    if len(issued.chain) > MAX_CHAIN:
+        raise CertificateRefused(f"{len(issued.chain)} certificates came; more than {MAX_CHAIN} are not taken")
     try:
+        check_number(issued.roots)
         roots = TrustBundle(state.trust_domain, tuple(dict.fromkeys(issued.roots)))
         authority = X509Authority(state.trust_domain, issued.chain, request.key, roots)
-        own = tuple(root for root in roots.x509_authorities if leads_to(authority, [root]))
+        own = roots_left(authority, roots.x509_authorities, ())
         authority = replace(authority, bundle=TrustBundle(state.trust_domain, own))
-    except (SvidError, ValueError) as error:
+    except (SvidError, ValueError, RootsRefused) as error:
         raise CertificateRefused(f"what the CA above gave is no authority of the requested key: {error}") from None
     if not own:
         raise CertificateRefused(
             "the CA above names no root that its certificate leads to: import the root where the CA has its chain, or "
             "give it in upstream_bundle_file"
         )
+    check_not_revoked(authority, state.revoked_keys)
+    own = roots_left(authority, own, state.revoked_keys)
+    authority = replace(authority, bundle=TrustBundle(state.trust_domain, own))
     cause = _first_cause(state) if state.unborn else cause_of(state, by_time=not request.wished)
     slot = X509Slot(Stage.PREPARED, admit(authority, None if state.unborn else state, cause, policy, now), now)
     if state.unborn:

@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from signer.authority import recovery, succession
+from signer.authority import recovery, revocation, succession
 from signer.authority.abandonments import Record
-from signer.authority.anchors import parted
+from signer.authority.fit_roots import parted
 from signer.authority.knowledge import Acks
 from signer.authority.made import Maker
 from signer.authority.mending import without
 from signer.authority.request import X509Request
+from signer.authority.revoked import joined
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState, Goal, sequence_at
 from signer.authority.timing import LifecyclePolicy
@@ -59,7 +60,7 @@ class Life:
         self.keys = keys or Keys()
         self._make = Maker(policy, above, trust_domain, self.keys)
         self._trust_domain = trust_domain
-        self._svids = svids
+        self.svids = svids
 
     async def first(self, now: datetime) -> AuthorityState:
         """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
@@ -69,13 +70,13 @@ class Life:
         jwt: tuple[JwtSlot, ...] = ()
         if key is not None:
             jwt = (replace(key, stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
-        x509, roots = parted(x509, (), now)
-        return AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request, roots=roots)
+        state = AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request)
+        return parted(state, None, now)
 
     async def again(self, state: AuthorityState, now: datetime) -> AuthorityState:
         """An unborn state with another key: the CA above is another, or did not want that one. Raises SignerError."""
         x509, request = self._serving(await self._make.x509(None, Cause.FIRST, now), now)
-        return _parted(state, x509, now, request=request)
+        return parted(_changed(state, x509=x509, request=request), state, now)
 
     def asks(self, request: X509Request) -> bool:
         """Whether that is a request to the CA above."""
@@ -102,7 +103,7 @@ class Life:
         if step.action == "prepare":
             return (await self.prepare(state, step.kind, now, by_time=True))[0]
         if step.action == "activate":
-            return _changed(succession.activated(state, step.kind, self.policy, now, self._svids()))
+            return _changed(succession.activated(state, step.kind, self.policy, now, self.svids()))
         if step.action == "withdraw":
             return _changed(state, request=None)
         if step.action == "rewrite":
@@ -127,7 +128,7 @@ class Life:
             made = await self._make.x509(state, cause_of(state, by_time=by_time), now)
             if isinstance(made, X509Request):
                 return _changed(state, request=made), f"requested an x509 authority of {made.at}; see authority show"
-            return _parted(state, (*state.x509, made), now), f"prepared x509 authority {made.id}"
+            return parted(_changed(state, x509=(*state.x509, made)), state, now), f"prepared x509 authority {made.id}"
         if self.policy.jwt_algorithm is None:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
         key = await self._make.jwt(state, now)
@@ -150,7 +151,7 @@ class Life:
         if acks.unknown and not forced:
             raise TransitionRefused(f"nobody knows yet who would refuse its SVIDs: {acks.unknown}; or use --forced")
         return _changed(
-            succession.activated(state, kind, self.policy, now, self._svids())
+            succession.activated(state, kind, self.policy, now, self.svids())
         ), f"activated {kind} authority {prepared.id}"
 
     def revoke(
@@ -167,7 +168,7 @@ class Life:
         if slot.stage is Stage.TAINTED:
             return state, f"{kind} authority {slot.id} is being revoked already"
         assert isinstance(slot, X509Slot)
-        tainted = succession.tainted(slot, self.policy, now, self._svids())
+        tainted = succession.tainted(slot, self.policy, now, self.svids())
         return (
             _changed(
                 state,
@@ -203,6 +204,8 @@ class Life:
         self, state: AuthorityState, found: recovery.Returned, record: Record, now: datetime
     ) -> AuthorityState:
         """The state without what was abandoned and came back; what signs instead is new. Raises SignerError."""
+        before, known = state, joined(state.revoked, found.revoked)
+        state = revocation.carried_out(replace(state, revoked=known), self.policy, now, self.svids())
         for kind, ids in found.drop.items():
             state = await without(state, kind, ids, record, self._make, self.policy, now)
         if "x509" in found.declare and state.unborn:
@@ -211,7 +214,7 @@ class Life:
         kinds = tuple(kind for kind in found.declare if state.slots(kind))
         if kinds:
             state, _ = self.compromised(state, kinds, now)
-        return _parted(state, state.x509, now)
+        return parted(_changed(state), before, now)
 
     def promised(self, state: AuthorityState, kind: str, ttl: timedelta) -> AuthorityState:
         """The state that says that SVIDs of the active authority live as long as `ttl`; the same when it says so."""
@@ -226,7 +229,8 @@ class Life:
     def waits_for_agents(self, state: AuthorityState) -> bool:
         """Whether what agents acknowledge or hold matters to the next steps or to somebody who watches them."""
         moving = (Stage.PREPARED, Stage.TAINTED)
-        return bool(state.goals) or any(slot.stage in moving for kind in KINDS for slot in state.slots(kind))
+        waited = any(slot.stage in moving for kind in KINDS for slot in state.slots(kind))
+        return bool(state.goals) or state.condemned or waited
 
     def outlook(self, state: AuthorityState, acks: Acks, now: datetime) -> list[str]:
         """What happens next, for people."""
@@ -257,7 +261,7 @@ class Life:
                     lines.append(f"{kind}: stop trusting {slot.id} {what}, at {slot.ends_at:%Y-%m-%dT%H:%M:%SZ}")
             if prepared is None and due is None and request is None:
                 lines.append(f"{kind}: prepare a new authority at {self._prepare_at(state, kind):%Y-%m-%dT%H:%M:%SZ}")
-        return lines
+        return [*lines, *revocation.outlook(state)]
 
     def _due(self, state: AuthorityState, kind: str, acks: Acks, now: datetime) -> Step | None:
         slots = state.slots(kind)
@@ -283,8 +287,9 @@ class Life:
         prepared = state.find(kind, Stage.PREPARED)
         if prepared is not None:
             return self._activation_due(state, kind, prepared, acks, now)
-        if any(goal.kind == kind for goal in state.goals):
-            return Step("prepare", kind, "a rotation was asked for")
+        if state.wanted(kind):
+            revoked = kind == "x509" and state.condemned
+            return Step("prepare", kind, "the root above was revoked" if revoked else "a rotation was asked for")
         if now >= self._prepare_at(state, kind):
             return Step("prepare", kind, "the active one is due for replacement")
         return None
@@ -300,7 +305,7 @@ class Life:
         if not acks.unknown and now >= self._bound(state, prepared):
             why = f"although {acks.lacking} did not acknowledge" if acks.waiting else "its time has come"
             return Step("activate", kind, why)
-        asked = any(goal.kind == kind for goal in state.goals)
+        asked = state.wanted(kind)
         lead = self.policy.jwt_lead if kind == "jwt" and not asked else timedelta(0)
         if acks.all_have_it and now >= prepared.prepared_at + lead:
             return Step("activate", kind, "all live agents have acknowledged it")
@@ -309,7 +314,7 @@ class Life:
     def _bound(self, state: AuthorityState, prepared: Slot) -> datetime:
         kind = "x509" if isinstance(prepared, X509Slot) else "jwt"
         bound = self.policy.ack_bound
-        if Goal(kind, True) in state.goals:
+        if state.forced(kind):
             bound = min(bound, self.policy.forced_window)
         elif kind == "jwt" and Goal(kind) not in state.goals:
             bound = max(bound, self.policy.jwt_lead)
@@ -336,7 +341,8 @@ class Life:
             if self.keys.misplaced(active.private_key):
                 return active.prepared_at
             start = active.activated_at or active.prepared_at
-            return start + max(active.authority.not_after - start, timedelta(0)) / 2
+            end = self.policy.serves_until(start, active.authority.not_after)
+            return start + max(end - start, timedelta(0)) / 2
         signing = state.active_jwt
         if signing is not None and (
             signing.algorithm is not self.policy.jwt_algorithm or self.keys.misplaced(signing.private_key)
@@ -380,11 +386,6 @@ def _active_id(state: AuthorityState, kind: str) -> str:
 
 def _changed(state: AuthorityState, **changes: Any) -> AuthorityState:
     return replace(state, sequence=state.sequence + 1, **changes)
-
-
-def _parted(state: AuthorityState, slots: tuple[X509Slot, ...], now: datetime, **changes: Any) -> AuthorityState:
-    x509, roots = parted(slots, state.roots, now)
-    return _changed(state, x509=x509, roots=roots, **changes)
 
 
 def _without(

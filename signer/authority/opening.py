@@ -6,6 +6,8 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
+from cryptography.hazmat.primitives import hashes
+
 from runtime.clock import Clock
 from signer.authority.abandonments import Abandonments
 from signer.authority.backoff import Backoff
@@ -82,7 +84,8 @@ async def found(
             continue
         try:
             stored = await store.create(made)
-            _log.info("authorities created", extra={"sequence": stored.state.sequence})
+            roots = [each.fingerprint(hashes.SHA256()).hex() for each in stored.state.bundle.x509_authorities]
+            _log.info("authorities created", extra={"sequence": stored.state.sequence, "roots": roots})
         except Conflict:
             stored = await store.load()
             await first.unused(made, stored)

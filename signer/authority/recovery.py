@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from signer.authority.abandonments import Record
+from signer.authority.revoked import EVER, RevokedRoot
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState, Goal
 
@@ -23,14 +24,16 @@ class Returned:
     """What a state has in service although it was abandoned, as an older Secret has it.
 
     `drop`: by kind, what nobody trusts any more: it is never trusted again, not for a moment. `declare`: kinds of which
-    something is still trusted, so that SVIDs of it have to be replaced first.
+    something is still trusted, so that SVIDs of it have to be replaced first. `revoked`: roots of the CA above that
+    were declared stolen, which the state does not know of.
     """
 
     drop: Mapping[str, frozenset[str]]
     declare: tuple[str, ...]
+    revoked: tuple[RevokedRoot, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.drop or self.declare)
+        return bool(self.drop or self.declare or self.revoked)
 
 
 def returned(state: AuthorityState, record: Record, known: AuthorityState | None) -> Returned:
@@ -51,7 +54,10 @@ def returned(state: AuthorityState, record: Record, known: AuthorityState | None
         rest = ids - gone - state.abandoned_ids(kind)
         if (rest and earlier) or rest & record.ids(kind):
             declare.append(kind)
-    return Returned(drop, tuple(declare))
+    said = {each.key: each.said_at for each in state.revoked}
+    # Nothing but a state says that one may be trusted again: the record has fewer that may write it.
+    unknown = (each for each in record.roots if each.in_force and each.said_at > said.get(each.key, EVER))
+    return Returned(drop, tuple(declare), tuple(unknown))
 
 
 def dropped(

@@ -7,16 +7,16 @@ for as long as what was issued below it may live, and while an authority leads t
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from runtime.clock import Clock
 from signer.authority.anchors import UpstreamRoot
 from signer.authority.backoff import Backoff
+from signer.authority.fit_roots import check_number, is_stolen, sorted_out
 from signer.authority.lifecycle import Step
 from signer.authority.requests import place
 from signer.authority.seat import Load, Seat, Swap
@@ -24,18 +24,12 @@ from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
 from signer.errors import RootsRefused, SignerError
 from signer.upstream.roots import RootSet, RootSource
-from svid.acceptance import check_root, leads_to
-from svid.bundle import TrustBundle
-from svid.certificates import check_readable, extension
-from svid.errors import SvidError
-from svid.keys import public_key_of
+from svid.acceptance import leads_to
 from svid.x509svid import issued_by
 
 _log = logging.getLogger("podsvid.authority")
 # Of one call.
 DEADLINE_SECONDS = 30.0
-# Nobody trusts that many CAs on purpose; every pod gets all of them, and the authorities' Secret has to hold them.
-MAX_ROOTS, MAX_BYTES = 64, 128 * 1024
 _MAX_TEXT, _NAMED = 500, 3
 
 
@@ -63,10 +57,11 @@ def fed(
     `before`: what could be trusted of the set that was read last. What is in neither leaves; where the CA does not name
     all of them only what no authority leads to.
     """
-    _check_number(found.certificates)
-    named, odd = _sorted_out(state, found.certificates, now)
+    check_number(found.certificates)
+    named, odd = sorted_out(state, found.certificates, state.bundle.x509_authorities, now)
     fresh = Fed(state, frozenset(named), "; ".join(odd[:_NAMED]))
-    fit = _has_the_active_ones(state, named)
+    # What the CA above names beside a root that was revoked is what the next authority leads to.
+    fit = state.condemned or _has_the_active_ones(state, named)
     if not fit and found.complete:
         raise RootsRefused(
             "no root of the active authority is among them; is the file whole, and of this CA? After a change to "
@@ -86,7 +81,7 @@ def fed(
         named = []
     known = {each.certificate for each in after}
     after += [UpstreamRoot(each, now) for each in named if each not in known]
-    _check_number([each.certificate for each in after])
+    check_number([each.certificate for each in after])
     if tuple(after) == state.roots:
         return fresh
     return replace(fresh, state=replace(state, sequence=state.sequence + 1, roots=tuple(after)))
@@ -100,7 +95,7 @@ def _after(
     leaves_at: datetime,
     now: datetime,
 ) -> UpstreamRoot | None:
-    if _is_stolen(state, root.certificate):
+    if is_stolen(state, root.certificate):
         return None
     if root.certificate in named:
         return replace(root, ends_at=None)
@@ -117,66 +112,12 @@ def _after(
     return root if now < root.ends_at else None
 
 
-def _is_stolen(state: AuthorityState, certificate: x509.Certificate) -> bool:
-    """Whether it is that of an authority that was declared stolen; by its key, as its extension is its maker's."""
-    named = extension(certificate, x509.SubjectKeyIdentifier)
-    own = x509.SubjectKeyIdentifier.from_public_key(public_key_of(certificate))
-    ids = {own.digest.hex(), named.value.digest.hex() if named is not None else ""}
-    return not ids.isdisjoint(state.abandoned_ids("x509"))
-
-
-def _check_number(certificates: Sequence[x509.Certificate]) -> None:
-    size = sum(len(each.public_bytes(Encoding.DER)) for each in certificates)
-    if len(certificates) > MAX_ROOTS or size > MAX_BYTES:
-        raise RootsRefused(
-            f"{len(certificates)} certificates of {size} bytes, with those that are to leave, are more than the "
-            f"{MAX_ROOTS} of {MAX_BYTES} that are trusted at once"
-        )
-
-
 def _has_the_active_ones(state: AuthorityState, named: Sequence[x509.Certificate]) -> bool:
     active = state.active_x509
     if not named:
         # There is no CA above, and none was.
         return issued_by(active.chain[0], active.chain[0])
     return leads_to(active, named)
-
-
-def _sorted_out(
-    state: AuthorityState, certificates: Iterable[x509.Certificate], now: datetime
-) -> tuple[list[x509.Certificate], list[str]]:
-    """Those that can be trusted now, and why others cannot; one that is not valid yet, or no more, is not missed."""
-    named: list[x509.Certificate] = []
-    odd: list[str] = []
-    trusted = set(state.bundle.x509_authorities)
-    for each in dict.fromkeys(certificates):
-        try:
-            check_readable(each)
-            if _is_stolen(state, each):
-                raise ValueError("its key was declared stolen")
-            if each not in trusted:
-                _check_root(state, each)
-        except (SvidError, ValueError) as error:
-            odd.append(f"{_subject(each)} is left out: {str(error)[:_MAX_TEXT]}")
-        else:
-            if each.not_valid_before_utc <= now <= each.not_valid_after_utc:
-                named.append(each)
-    return named, odd
-
-
-def _check_root(state: AuthorityState, certificate: x509.Certificate) -> None:
-    TrustBundle(state.trust_domain, (certificate,))
-    usage = extension(certificate, x509.KeyUsage)
-    if usage is not None and not usage.value.key_cert_sign:
-        raise ValueError("it must not sign certificates, so it is no CA's")
-    check_root(certificate, [slot.authority for slot in state.x509])
-
-
-def _subject(certificate: x509.Certificate) -> str:
-    try:
-        return f"certificate {certificate.subject.rfc4514_string()[:256] or 'without a subject'}"
-    except (ValueError, TypeError):
-        return "a certificate"
 
 
 class RootFeed:
@@ -199,6 +140,8 @@ class RootFeed:
         self._clock = clock
         self._backoff = Backoff(clock, rng)
         self.refused: Callable[[str], None] = lambda text: None
+        # Is told, for people, of a root that was revoked at this replica, and where that was taken back.
+        self.said: Callable[[str], None] = lambda text: None
         self._read_at: float | None = None
         # What was read and is not stored yet, and what could be trusted of the set before.
         self._kept: RootSet | None = None

@@ -16,6 +16,7 @@ from runtime.stopping import side_by_side
 from signer.authority import opening, recovery
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
+from signer.authority.asked import OF_ROOTS, Asked, answered
 from signer.authority.attempts import Attempts
 from signer.authority.knowledge import Acks, Knowledge, Sources
 from signer.authority.lifecycle import Life, Step
@@ -23,7 +24,7 @@ from signer.authority.requests import Requests
 from signer.authority.rollback import Published, Rollbacks, Shown, say
 from signer.authority.roots import RootFeed
 from signer.authority.seat import Seat
-from signer.authority.slots import BOTH, KINDS
+from signer.authority.slots import BOTH
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.cluster.leader import Leader
@@ -216,22 +217,14 @@ class Rotation:
 
     async def step(self, action: str, kind: str, authority_id: str, *, forced: bool) -> str:
         """Do what a person asked for; what was done, as text. Raises SignerError."""
+        asked = Asked(action, kind, authority_id, forced)
         for _ in range(ATTEMPTS):
             stored = await self._to_change()
-            state, now, acks = stored.state, self._clock.now(), self.acks(stored.state)
-            if acks.untimely and not forced:
-                raise TransitionRefused(acks.untimely)
-            if action == "rotate" and kind == BOTH:
-                after, message = self._life.compromised(state, KINDS, now)
-            elif action == "rotate":
-                after, message = self._life.asked(state, kind, forced=forced, now=now)
-            elif action == "prepare":
-                after, message = await self._life.prepare(state, kind, now)
-            elif action == "activate":
-                after, message = self._life.activate(state, kind, acks, now, forced=forced)
-            else:
-                after, message = self._life.revoke(state, kind, authority_id, now, forced=forced)
+            acks = self.acks(stored.state)
+            after, message = await answered(asked, stored.state, self._life, acks, self._clock.now())
             if await self._swap(stored, after, Step(action, kind, message)):
+                if action in OF_ROOTS and after is not stored.state:
+                    self.roots.said(message)
                 return message
         raise TransitionRefused("other steps were taken at the same time; look at the state and try again")
 
@@ -332,11 +325,13 @@ class Rotation:
         for _ in range(ATTEMPTS):
             state, record = stored.state, self._abandonments.record
             found = recovery.returned(state, record, self.state)
-            if not found.drop and (not found.declare or not (self.state is None or self._leader.leading)):
+            acts = self.state is None or self._leader.leading
+            if not found.drop and not (acts and found):
                 return stored
             told = ", ".join(
                 [f"{kind} {each}" for kind, ids in found.drop.items() for each in sorted(ids)]
                 + [f"{kind} authorities" for kind in found.declare]
+                + [f"the revoked root {each.id}" for each in found.revoked]
             )
             _log.error(
                 "the authorities' Secret has in service what was abandoned; abandoned again before anything is signed",
@@ -375,7 +370,7 @@ class Rotation:
     async def _written(self, stored: Stored, after: AuthorityState, step: Step) -> Stored | None:
         """What is stored now; None when another replica was faster. Raises SignerError."""
         dated = after.noting(stored.state, self._clock.now()).dated(self._clock.now())
-        if dated.abandoned:
+        if dated.abandoned or dated.revoked:
             # First there: what a leader that dies between the two has begun, the next one ends.
             await self._abandonments.keep(dated)
         dated = replace(dated, sequence=max(dated.sequence, self._abandonments.record.floor))

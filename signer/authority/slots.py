@@ -185,10 +185,14 @@ def jwt_entry(slot: JwtSlot) -> dict[str, Any]:
     return entry if "key" in entry else {**entry, "public": public_to_pem(slot.public).decode()}
 
 
-def x509_slot(each: dict[str, Any], trust_domain: TrustDomain, open_key: OpenKey = nowhere) -> X509Slot:
-    """What `x509_entry` wrote. Raises SvidError, and what comes of an entry that is none."""
+def x509_slot(
+    each: dict[str, Any], trust_domain: TrustDomain, open_key: OpenKey = nowhere, *, cut: bool = False
+) -> X509Slot:
+    """What `x509_entry` wrote; `cut`: a revoked one may have no root left. Raises SvidError, and what comes of an entry
+    that is none."""
     chain = certificates_from_pem(each["chain"].encode())
-    roots = TrustBundle(trust_domain, certificates_from_pem(each["roots"].encode()))
+    rootless = cut and each["roots"] == "" and each["stage"] == Stage.TAINTED
+    roots = TrustBundle(trust_domain, () if rootless else certificates_from_pem(each["roots"].encode()))
     authority: X509Authority | PublicAuthority = PublicAuthority(trust_domain, chain, roots)
     key = read_key(each, lambda: public_key_of(chain[0]), open_key)
     if key is not None:

@@ -15,9 +15,11 @@ from typing import Any
 
 from cryptography.x509 import Certificate
 
+from signer.authority import versions
 from signer.authority.anchors import UpstreamRoot, read_root, root_entry
 from signer.authority.left_keys import LeftKey, left_entry, noted, read_left, refs
 from signer.authority.request import X509Request, read_request, request_entry
+from signer.authority.revoked import RevokedRoot, read_revoked, revoked_entry, roots_left
 from signer.authority.slots import (
     KINDS,
     NO_KEYS,
@@ -38,6 +40,7 @@ from signer.authority.slots import (
     x509_entry,
     x509_slot,
 )
+from signer.authority.versions import asks, damaged, version_of
 from signer.errors import StateDamaged
 from signer.upstream.held_key import KeyRef
 from svid.authority import X509Authority
@@ -46,20 +49,12 @@ from svid.errors import SvidError
 from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
 
-# A state that leaves keys out or has abandoned authorities would be misread by who knows version 1 only, one with a
-# request by who knows no such stage, one with roots that no authority leads to by who publishes but authorities' own;
-# one with keys in a key store by who knows none; any other is written as before, so that a signer of before goes on.
-_PLAIN_VERSION, _VERSION, _REQUEST_VERSION, _ROOTS_VERSION, _KEYS_VERSION = 1, 2, 3, 4, 5
 # Half of what the signer's API has room for: it goes on rising.
 MAX_SEQUENCE = 2**63
 # Milliseconds: how far above the time what others say of sequences is believed. Clocks of replicas differ, by a day at
 # the very worst. Nothing is added to the signer's own number: who is answered by one above it could push it on from
 # there, again and again, to where a signer that starts with an earlier Secret does not believe what all agents have.
 SEQUENCE_SLACK = 24 * 3600 * 1000
-_ADVICE = (
-    "restore the Secret from a backup; or, if there is none, delete it and restart all signer pods: every workload "
-    "must then get new SVIDs, and none trusts the old ones"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,8 @@ class AuthorityState:
 
     `request`: what a CA elsewhere is asked for. Without any X.509 authority the state is unborn: it is stored while the
     first one is asked for, and nobody signs or publishes by it. `roots`: those that the CA above names. `left`: keys in
-    a key store that nothing here names any more.
+    a key store that nothing here names any more. `revoked`: roots that were declared stolen, or were and are not any
+    more.
     """
 
     trust_domain: TrustDomain
@@ -116,6 +112,7 @@ class AuthorityState:
     request: X509Request | None = None
     roots: tuple[UpstreamRoot, ...] = ()
     left: tuple[LeftKey, ...] = ()
+    revoked: tuple[RevokedRoot, ...] = ()
     # It was read from a text that has more, or less, than one that is written today: the leader writes it anew.
     outdated: bool = field(default=False, compare=False)
 
@@ -125,11 +122,13 @@ class AuthorityState:
         for kind in KINDS:
             self._check_abandoned(kind)
         if self.request is not None and self.find("x509", Stage.PREPARED) is not None:
-            raise _damaged("it has a prepared X.509 authority and asks for another")
+            raise damaged("it has a prepared X.509 authority and asks for another")
         if len({each.certificate for each in self.roots}) != len(self.roots):
-            raise _damaged("it has a root of the CA above twice")
+            raise damaged("it has a root of the CA above twice")
+        if len({each.key for each in self.revoked}) != len(self.revoked):
+            raise damaged("it has a revoked root twice")
         if any(slot.authority.trust_domain != self.trust_domain for slot in self.x509):
-            raise _damaged(f"an authority is not of trust domain {self.trust_domain}")
+            raise damaged(f"an authority is not of trust domain {self.trust_domain}")
 
     @property
     def unborn(self) -> bool:
@@ -189,6 +188,26 @@ class AuthorityState:
         left = noted(self.left, before.key_refs, self.key_refs, now)
         return self if left == self.left else replace(self, left=left)
 
+    @cached_property
+    def revoked_keys(self) -> frozenset[str]:
+        """The keys of roots that must not be trusted."""
+        return frozenset(each.key for each in self.revoked if each.in_force)
+
+    @cached_property
+    def condemned(self) -> bool:
+        """Whether the active X.509 authority leads to no root but revoked ones."""
+        if not self.revoked_keys or self.unborn:
+            return False
+        return not roots_left(self.active_x509, self.bundle.x509_authorities, self.revoked_keys)
+
+    def forced(self, kind: str) -> bool:
+        """Whether the active authority of a kind is to be replaced in minutes: it, or its root, was stolen."""
+        return Goal(kind, True) in self.goals or (kind == "x509" and self.condemned)
+
+    def wanted(self, kind: str) -> bool:
+        """Whether another authority of a kind is wanted before its time."""
+        return self.forced(kind) or Goal(kind) in self.goals
+
     def abandoned_ids(self, kind: str) -> frozenset[str]:
         """The authorities of a kind that must never be put in service again."""
         return frozenset(each.authority_id for each in self.abandoned if each.kind == kind)
@@ -211,13 +230,13 @@ class AuthorityState:
         for slot in self.slots(kind):
             leaving = slot.stage is Stage.TAINTED or (slot.stage is Stage.ACTIVE and Goal(kind, True) in self.goals)
             if slot.id in abandoned and not leaving:
-                raise _damaged(f"a {kind} authority that was abandoned is {slot.stage}")
+                raise damaged(f"a {kind} authority that was abandoned is {slot.stage}")
 
     def to_json(self) -> bytes:
         """Everything, with the private keys of those that sign or will."""
         plain = not self.abandoned and all(slot.signs for kind in KINDS for slot in self.slots(kind))
         document: dict[str, Any] = {
-            "version": _PLAIN_VERSION if plain else _VERSION,
+            "version": versions.PLAIN if plain else versions.LEAN,
             "trust_domain": self.trust_domain.name,
             "sequence": self.sequence,
             "x509": [x509_entry(slot) for slot in self.x509],
@@ -230,13 +249,17 @@ class AuthorityState:
             "abandoned": [abandoned_entry(each) for each in self.abandoned],
         }
         if self.request is not None:
-            document |= {"version": _REQUEST_VERSION, "request": request_entry(self.request)}
+            document |= {"version": versions.REQUEST, "request": request_entry(self.request)}
         if self.roots:
             document["roots"] = [root_entry(each) for each in self.roots]
             if not {each.certificate for each in self.roots} <= set(self._own_roots):
-                document["version"] = _ROOTS_VERSION
+                document["version"] = versions.ROOTS
         if self.key_refs or self.left:
-            document |= {"version": _KEYS_VERSION, "left_keys": [left_entry(each) for each in self.left]}
+            document |= {"version": versions.KEYS, "left_keys": [left_entry(each) for each in self.left]}
+        if self.revoked:
+            document["revoked"] = [revoked_entry(each) for each in self.revoked]
+        if self.revoked_keys:
+            document["version"] = versions.REVOKED
         return json.dumps(document, indent=1).encode() + b"\n"
 
     @classmethod
@@ -246,7 +269,7 @@ class AuthorityState:
         """What `to_json` wrote. Raises StateDamaged, which quotes nothing of it and says what to do."""
         try:
             document = json.loads(data.decode("utf-8"))
-            version = _version(document["version"])
+            version = version_of(document["version"])
             if document["trust_domain"] != trust_domain.name:
                 raise StateDamaged(
                     f"the authorities are those of another trust domain than {trust_domain}; set trust_domain back, or "
@@ -254,13 +277,13 @@ class AuthorityState:
                 )
             sequence = document["sequence"]
             if isinstance(sequence, bool) or not isinstance(sequence, int) or not 1 <= sequence <= MAX_SEQUENCE:
-                raise _damaged("sequence is not a positive number that agents can be told")
+                raise damaged("sequence is not a positive number that agents can be told")
             goals = frozenset(Goal(_kind(each["kind"]), bool(each["forced"])) for each in document["goals"])
             abandoned = _all_abandoned(document, version)
             return cls(
                 trust_domain,
                 sequence,
-                tuple(x509_slot(each, trust_domain, open_key) for each in document["x509"]),
+                tuple(x509_slot(each, trust_domain, open_key, cut="revoked" in document) for each in document["x509"]),
                 tuple(jwt_slot(each, known, open_key) for each in document["jwt"]),
                 tuple(
                     Directive(str(each["authority_id"]), instant(each["start"]), instant(each["end"]))
@@ -268,15 +291,16 @@ class AuthorityState:
                 ),
                 goals,
                 abandoned,
-                read_request(document["request"], open_key) if _asks(document, version) else None,
+                read_request(document["request"], open_key) if asks(document, version) else None,
                 tuple(read_root(each, trust_domain) for each in document.get("roots", [])),
                 tuple(read_left(each) for each in document.get("left_keys", [])),
+                tuple(read_revoked(each) for each in document.get("revoked", [])),
                 outdated=_is_outdated(document, goals, abandoned),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise _damaged(f"it is not what a signer wrote ({type(error).__name__})") from None
+            raise damaged(f"it is not what a signer wrote ({type(error).__name__})") from None
         except SvidError as error:
-            raise _damaged(f"{error.reason}: {error}") from None
+            raise damaged(f"{error.reason}: {error}") from None
 
 
 def sequence_at(now: datetime) -> int:
@@ -292,32 +316,13 @@ def believable(sequence: int, own: int, now: datetime) -> bool:
 def _check_slots(what: str, slots: Sequence[Slot], *, needed: bool) -> None:
     stages = [slot.stage for slot in slots]
     if (slots or needed) and stages.count(Stage.ACTIVE) != 1:
-        raise _damaged(f"it has {stages.count(Stage.ACTIVE)} active {what} authorities, not one")
+        raise damaged(f"it has {stages.count(Stage.ACTIVE)} active {what} authorities, not one")
     if stages.count(Stage.PREPARED) > 1:
-        raise _damaged(f"it has more than one prepared {what} authority")
+        raise damaged(f"it has more than one prepared {what} authority")
     if len({slot.id for slot in slots}) != len(slots):
-        raise _damaged(f"it has a {what} authority twice")
+        raise damaged(f"it has a {what} authority twice")
     if any(slot.stage in SIGNING and not slot.signs for slot in slots):
-        raise _damaged(f"it has no key of a {what} authority that is to sign")
-
-
-def _damaged(why: str) -> StateDamaged:
-    return StateDamaged(f"the stored authorities cannot be used: {why}; {_ADVICE}")
-
-
-def _version(found: object) -> int:
-    if not isinstance(found, int) or isinstance(found, bool) or found < _PLAIN_VERSION:
-        raise _damaged(f"it is of version {found!r}, this signer knows up to {_KEYS_VERSION}")
-    if found > _KEYS_VERSION:
-        raise StateDamaged(
-            f"the stored authorities are of version {found}, which a newer signer wrote, and this one knows up to "
-            f"{_KEYS_VERSION}: run the newer signer again"
-        )
-    return found
-
-
-def _asks(document: dict[str, Any], version: int) -> bool:
-    return version == _REQUEST_VERSION or (version > _REQUEST_VERSION and "request" in document)
+        raise damaged(f"it has no key of a {what} authority that is to sign")
 
 
 def _is_outdated(document: dict[str, Any], goals: frozenset[Goal], abandoned: Sequence[Abandoned]) -> bool:
@@ -347,7 +352,7 @@ def abandoned_entry(each: Abandoned) -> dict[str, Any]:
 
 
 def _all_abandoned(document: dict[str, Any], version: int) -> tuple[Abandoned, ...]:
-    entries = document["abandoned"] if version != _PLAIN_VERSION else document.get("abandoned", [])
+    entries = document["abandoned"] if version != versions.PLAIN else document.get("abandoned", [])
     return tuple(read_abandoned(each) for each in entries)
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from signer.authority import recovery
 from signer.authority.slots import JwtSlot, Slot, Stage, X509Slot
-from signer.authority.state import AuthorityState, Directive, Goal
+from signer.authority.state import AuthorityState, Directive
 from signer.authority.timing import FORCED_GRACE, LifecyclePolicy
 
 
@@ -15,7 +15,7 @@ def activated(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: da
 
     `svids`: how many are held in all.
     """
-    forced = Goal(kind, True) in state.goals
+    forced = state.forced(kind)
     goals = frozenset(goal for goal in state.goals if goal.kind != kind)
     active = state.find(kind, Stage.ACTIVE)
     assert active is not None

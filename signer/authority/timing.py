@@ -1,7 +1,7 @@
 """How long each step of the authorities' life takes."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from signer.config import SignerConfig
 from svid.jws import JwtAlgorithm
@@ -66,6 +66,10 @@ class LifecyclePolicy:
     def gain(self) -> timedelta:
         """How much later than the active one a new X.509 authority ends, where it is to be worth a rotation."""
         return min(self.authority_ttl * _GAIN, self.x509_max_ttl)
+
+    def serves_until(self, since: datetime, not_after: datetime) -> datetime:
+        """By when an X.509 authority is to be replaced: a CA above may certify for years what was to serve a month."""
+        return min(not_after, since + self.authority_ttl)
 
     def spread(self, shortest: timedelta, svids: int, longest: timedelta | None) -> timedelta:
         """Over how long that many SVIDs of an authority are renewed early: `shortest` where that is time enough.

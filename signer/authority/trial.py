@@ -3,10 +3,11 @@
 from datetime import datetime, timedelta
 from enum import Enum
 
-from signer.authority.slots import authority_id
-from signer.authority.state import AuthorityState, Goal
+from signer.authority.fit_roots import check_number
+from signer.authority.slots import Stage, authority_id
+from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
-from signer.errors import CertificateRefused
+from signer.errors import CertificateRefused, RootsRefused
 from svid.acceptance import accept, check_root
 from svid.authority import X509Authority
 from svid.errors import SvidError
@@ -23,9 +24,9 @@ class Cause(Enum):
 
 def cause_of(state: AuthorityState, *, by_time: bool) -> Cause:
     """Why the state is to have a new authority; `by_time`: no person asked for it just now."""
-    if Goal("x509", True) in state.goals:
+    if state.forced("x509"):
         return Cause.THEFT
-    return Cause.TIME if by_time and Goal("x509") not in state.goals else Cause.WISH
+    return Cause.TIME if by_time and not state.wanted("x509") else Cause.WISH
 
 
 def admit(
@@ -40,21 +41,29 @@ def admit(
     urgent = cause is Cause.THEFT or (state is not None and state.active_x509.not_after <= now)
     least = timedelta(0) if urgent else policy.shortest_authority
     try:
+        check_number(authority.bundle.x509_authorities)
         accept(authority, now, least=least, others=[slot.authority for slot in others])
         for root in state.roots if state is not None else ():
             check_root(root.certificate, [authority])
-    except SvidError as error:
+    except (SvidError, RootsRefused) as error:
         raise CertificateRefused(f"the new authority cannot be used: {error.reason}: {error}") from None
     if authority_id(authority) in {slot.id for slot in others}:
         raise CertificateRefused("the new authority is there already: its CA certified a key of before")
     # One that was cut short and ends no later would be replaced at half of the rest that it has, and so the next,
     # without an end. One that lives as long as was asked for is what a shortened authority_ttl wants.
     cut = authority.not_after < now + policy.authority_ttl - policy.gain
-    late = state is not None and authority.not_after < state.active_x509.not_after + policy.gain
+    end = _to_be_replaced_by(state, policy) if state is not None else now
+    late = authority.not_after < end + policy.gain
     if state is not None and cause is Cause.TIME and not urgent and cut and late:
         raise CertificateRefused(
             f"the new authority would end at {authority.not_after:%Y-%m-%dT%H:%M:%SZ}, which is not long enough after "
-            f"the active one ({state.active_x509.not_after:%Y-%m-%dT%H:%M:%SZ}) to be worth a rotation; the active one "
+            f"the active one ({end:%Y-%m-%dT%H:%M:%SZ}) to be worth a rotation; the active one "
             "signs on: renew the CA above, or its root"
         )
     return authority
+
+
+def _to_be_replaced_by(state: AuthorityState, policy: LifecyclePolicy) -> datetime:
+    active = state.find("x509", Stage.ACTIVE)
+    assert active is not None
+    return policy.serves_until(active.activated_at or active.prepared_at, state.active_x509.not_after)

@@ -66,6 +66,10 @@ class Events:
         """Roots that a CA above names are not trusted; said of the authorities' Secret."""
         self._warn(namespace, secret, "UpstreamRootsRefused", message)
 
+    def root_revoked(self, namespace: str, secret: str, message: str) -> None:
+        """A person declared a root of a CA above stolen, or took that back; said of the authorities' Secret."""
+        self._warn(namespace, secret, "UpstreamRootRevoked", message)
+
     def _warn(self, namespace: str, secret: str, reason: str, message: str) -> None:
         of = PodClaim(namespace, secret, "")
         with suppress(asyncio.QueueFull):

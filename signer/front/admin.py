@@ -3,22 +3,25 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from runtime.clock import Clock
 from signer.admin_api import KINDS, SERVICE
 from signer.attestation import fitness
 from signer.attestation.pods import Pods
 from signer.authority.advice import to_do
-from signer.authority.anchors import UpstreamRoot
 from signer.authority.followers import warnings
 from signer.authority.knowledge import Acks
+from signer.authority.revocation import is_trusted
+from signer.authority.revoked import key_id_of
 from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState
@@ -26,6 +29,7 @@ from signer.authority.timing import FORCED_GRACE
 from signer.errors import Refused, SignerError
 from signer.pb import admin_pb2
 from signer.policy.policies import ALLOWED, Policies
+from svid.acceptance import leads_to
 
 _log = logging.getLogger("podsvid.admin")
 # Seconds between looks at what has no feed: who has acknowledged, and the time.
@@ -155,8 +159,13 @@ class AdminService:
             )
             asked.since.FromDatetime(state.request.asked_at)
             answer.requested_x509.CopyFrom(asked)
-        for root in state.roots:
-            _root(answer, root)
+        for root, since, leaves_at in _roots(state):
+            _root(answer, state, root, since, leaves_at)
+        for each in state.revoked:
+            if each.in_force:
+                told = answer.revoked_roots.add(id=each.id, key_id=each.key_id, subject=each.subject)
+                told.asked_at.FromDatetime(each.asked_at)
+                told.trusted = is_trusted(state, each)
         for slot in state.x509:
             added = self._slot(answer, admin_pb2.KIND_X509, slot)
             added.not_after.FromDatetime(slot.authority.not_after)
@@ -181,11 +190,11 @@ class AdminService:
 def _rotating(state: AuthorityState, kind: str) -> bool:
     slots: tuple[X509Slot | JwtSlot, ...] = state.x509 if kind == "x509" else state.jwt
     asked = kind == "x509" and state.request is not None
-    return asked or len(slots) > 1 or any(goal.kind == kind for goal in state.goals)
+    return asked or len(slots) > 1 or state.wanted(kind)
 
 
 def _reissuing(state: AuthorityState, kind: str, acks: Acks, now: datetime) -> bool:
-    if state.find(kind, Stage.PREPARED) is not None or any(goal.kind == kind for goal in state.goals):
+    if state.find(kind, Stage.PREPARED) is not None or state.wanted(kind):
         return True
     if kind != "x509":
         return False
@@ -197,12 +206,35 @@ def _reissuing(state: AuthorityState, kind: str, acks: Acks, now: datetime) -> b
     )
 
 
-def _root(answer: admin_pb2.AuthorityStatus, root: UpstreamRoot) -> None:
-    told = answer.upstream_roots.add(id=root.id, subject=root.certificate.subject.rfc4514_string())
-    told.since.FromDatetime(root.since)
-    told.not_after.FromDatetime(root.certificate.not_valid_after_utc)
-    if root.ends_at is not None:
-        told.leaves_at.FromDatetime(root.ends_at)
+def _roots(state: AuthorityState) -> Iterator[tuple[x509.Certificate, datetime | None, datetime | None]]:
+    """Those of the CA above, since when it names each, and when that leaves."""
+    named = {each.certificate: each for each in state.roots}
+    own = {slot.authority.chain[0] for slot in state.x509}
+    for root in state.bundle.x509_authorities:
+        if root in named:
+            yield root, named[root].since, named[root].ends_at
+        elif root not in own:
+            yield root, None, None
+
+
+def _root(
+    answer: admin_pb2.AuthorityStatus,
+    state: AuthorityState,
+    root: x509.Certificate,
+    since: datetime | None,
+    leaves_at: datetime | None,
+) -> None:
+    told = answer.upstream_roots.add(
+        id=root.fingerprint(hashes.SHA256()).hex(),
+        subject=root.subject.rfc4514_string(),
+        key_id=key_id_of(root),
+        authorities=[slot.id for slot in state.x509 if leads_to(slot.authority, [root])],
+    )
+    told.not_after.FromDatetime(root.not_valid_after_utc)
+    if since is not None:
+        told.since.FromDatetime(since)
+    if leaves_at is not None:
+        told.leaves_at.FromDatetime(leaves_at)
 
 
 def _abandoned(each: Abandoned) -> admin_pb2.Abandoned:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from runtime.clock import Clock
 from signer.authority.followers import warnings
+from signer.authority.revoked import is_revoked
 from signer.authority.state import AuthorityState
 from signer.errors import Reason
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim
@@ -99,6 +103,11 @@ class Audit:
             },
         )
 
+    def changed(self, before: AuthorityState, after: AuthorityState) -> None:
+        """All that a change of the authorities is to be known for later."""
+        self.authorities(before, after)
+        self.trusted(before, after)
+
     def authorities(self, before: AuthorityState, after: AuthorityState) -> None:
         """What a change of the authorities abandoned, and what of it left the trust bundle; and who cannot follow."""
         known = {(each.kind, each.authority_id): each for each in before.abandoned}
@@ -132,6 +141,28 @@ class Audit:
                 _log.warning("some verifiers cannot follow", extra={"why": line})
         self._warned = frozenset(now)
 
+    def trusted(self, before: AuthorityState, after: AuthorityState) -> None:
+        """Which roots a change made enter or leave the trust bundle, whence, and which were declared stolen."""
+        had, has = _roots(before), _roots(after)
+        for root, whence in has.items():
+            if root not in had:
+                _log.info("root entered the trust bundle", extra={**_named(root), "of": whence})
+        for root, whence in had.items():
+            if root not in has:
+                revoked = is_revoked(root, after.revoked_keys)
+                _log.info("root left the trust bundle", extra={**_named(root), "of": whence, "revoked": revoked})
+        for each in after.revoked:
+            if each not in before.revoked:
+                _log.warning(
+                    "root of the CA above revoked" if each.in_force else "revocation of a root taken back",
+                    extra={
+                        "root": each.id,
+                        "key_id": each.key_id,
+                        "subject": each.subject,
+                        "said_at": each.said_at.isoformat(),
+                    },
+                )
+
     def _shown(self, at: float) -> str:
         return (self._clock.now() + timedelta(seconds=at - self._clock.monotonic())).isoformat()
 
@@ -149,3 +180,22 @@ class Audit:
             self._windows.clear()
         window = self._windows[node, reason] = _Window(now + REFUSAL_WINDOW)
         return window
+
+
+def _roots(state: AuthorityState) -> dict[x509.Certificate, str]:
+    """Each that is trusted, and by what: the CA above that names it, or the authorities that lead to it."""
+    found: dict[x509.Certificate, list[str]] = {each: [] for each in state.bundle.x509_authorities}
+    for slot in state.x509:
+        for root in slot.authority.bundle.x509_authorities:
+            found[root].append(f"authority {slot.id}")
+    for each in state.roots:
+        found[each.certificate].append("the CA above names it")
+    return {root: ", ".join(whence) for root, whence in found.items()}
+
+
+def _named(root: x509.Certificate) -> dict[str, str]:
+    return {
+        "root": root.fingerprint(hashes.SHA256()).hex(),
+        "subject": root.subject.rfc4514_string()[:_MAX_TEXT],
+        "not_after": root.not_valid_after_utc.isoformat(),
+    }

@@ -24,6 +24,8 @@ class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACTION_ACTIVATE: _ClassVar[Action]
     ACTION_REVOKE: _ClassVar[Action]
     ACTION_ROTATE: _ClassVar[Action]
+    ACTION_REVOKE_UPSTREAM: _ClassVar[Action]
+    ACTION_TRUST_UPSTREAM: _ClassVar[Action]
 KIND_UNSPECIFIED: Kind
 KIND_X509: Kind
 KIND_JWT: Kind
@@ -33,6 +35,8 @@ ACTION_PREPARE: Action
 ACTION_ACTIVATE: Action
 ACTION_REVOKE: Action
 ACTION_ROTATE: Action
+ACTION_REVOKE_UPSTREAM: Action
+ACTION_TRUST_UPSTREAM: Action
 
 class ExplainRequest(_message.Message):
     __slots__ = ("namespace", "pod")
@@ -111,7 +115,7 @@ class StepResponse(_message.Message):
     def __init__(self, message: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AuthorityStatus(_message.Message):
-    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "upstream_roots", "unknown", "warnings")
+    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "upstream_roots", "revoked_roots", "unknown", "warnings")
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +132,7 @@ class AuthorityStatus(_message.Message):
     TO_DO_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_X509_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_ROOTS_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_ROOTS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     trust_domain: str
@@ -146,9 +151,10 @@ class AuthorityStatus(_message.Message):
     to_do: _containers.RepeatedScalarFieldContainer[str]
     requested_x509: Requested
     upstream_roots: _containers.RepeatedCompositeFieldContainer[UpstreamRoot]
+    revoked_roots: _containers.RepeatedCompositeFieldContainer[RevokedRoot]
     unknown: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., upstream_roots: _Optional[_Iterable[_Union[UpstreamRoot, _Mapping]]] = ..., unknown: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., upstream_roots: _Optional[_Iterable[_Union[UpstreamRoot, _Mapping]]] = ..., revoked_roots: _Optional[_Iterable[_Union[RevokedRoot, _Mapping]]] = ..., unknown: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Requested(_message.Message):
     __slots__ = ("id", "at", "since", "submitted", "said")
@@ -165,18 +171,36 @@ class Requested(_message.Message):
     def __init__(self, id: _Optional[str] = ..., at: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., submitted: _Optional[bool] = ..., said: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UpstreamRoot(_message.Message):
-    __slots__ = ("id", "subject", "since", "leaves_at", "not_after")
+    __slots__ = ("id", "subject", "since", "leaves_at", "not_after", "key_id", "authorities")
     ID_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     LEAVES_AT_FIELD_NUMBER: _ClassVar[int]
     NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
     id: str
     subject: str
     since: _timestamp_pb2.Timestamp
     leaves_at: _timestamp_pb2.Timestamp
     not_after: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., subject: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., leaves_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    key_id: str
+    authorities: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., subject: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., leaves_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., key_id: _Optional[str] = ..., authorities: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RevokedRoot(_message.Message):
+    __slots__ = ("id", "key_id", "subject", "asked_at", "trusted")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    ASKED_AT_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    key_id: str
+    subject: str
+    asked_at: _timestamp_pb2.Timestamp
+    trusted: bool
+    def __init__(self, id: _Optional[str] = ..., key_id: _Optional[str] = ..., subject: _Optional[str] = ..., asked_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., trusted: _Optional[bool] = ...) -> None: ...
 
 class Abandoned(_message.Message):
     __slots__ = ("kind", "id", "asked_at", "left_at", "svids_end", "replaced", "certified_until")

@@ -18,8 +18,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives import hashes
 
 from podsvid import authority as authority_command
+from podsvid import status as authority_status
 from podsvid.authority import CommandFailed, NoSuchPod, show_explained
 from podsvid.outcome import WrongUsage
 from podsvid.sockets import NotASocket, SocketAbsent
@@ -305,7 +307,7 @@ def test_a_theft_is_of_both_kinds_unless_one_is_named(flag: str, caplog: pytest.
 def test_what_is_told_of_an_abandoned_authority() -> None:
     def told(**changes: Any) -> str:
         entry = replace(Abandoned("x509", "id", START), **changes)
-        return authority_command._abandoned(_abandoned(entry))
+        return authority_status._abandoned(_abandoned(entry))
 
     later = START + timedelta(hours=1)
     head = "x509 id, asked for 2030-01-01T00:00:00Z: "
@@ -617,21 +619,61 @@ def test_show_says_which_roots_the_ca_above_names_and_why_some_are_not_taken(tmp
     async def test(rig: Rig) -> None:
         await rig.until(lambda: len(rig.state.roots) == 2)
         told = (await rig.shown())["upstream_roots"]
-        assert [each["subject"] for each in told] == ["CN=two", "CN=one"]
-        assert told[0]["id"] == rig.state.roots[0].id
+        assert [each["subject"] for each in told] == ["CN=one", "CN=two"]
+        assert told[1]["id"] == rig.state.roots[0].id
+        assert [each["authorities"] for each in told] == [[rig.state.active_x509_id], []]
         assert not any("leaves_at" in each for each in told)
         times = "ends 2039-12-30T00:00:00Z, named since 2030-01-01T00:00:00Z"
-        line = f"root of the CA above: {told[0]['id']}, CN=two, {times}"
+        line = f"root of the CA above: {told[1]['id']}, key {told[1]['key_id']}, CN=two, {times}"
         assert line in (await rig.authority("show")).splitlines()
         leaving = replace(rig.state.roots[0], ends_at=START + TTL)
         rig.rotation.see(replace(rig.state, sequence=rig.state.sequence + 1, roots=(leaving,)))
-        assert f"{line}; named no more, leaves at 2030-01-01T01:00:00Z" in (await rig.authority("show")).splitlines()
+        assert (
+            f"{line}; named no more, leaves not before 2030-01-01T01:00:00Z"
+            in (await rig.authority("show")).splitlines()
+        )
         upstream(tmp_path, ONE, TWO)
         rig.site.clock.pass_by(minutes=5)
         await rig.until(lambda: rig.rotation.roots.refuses)
         assert "no root of the active authority is among them" in await rig.authority("show")
         kube = rig.site.kube
         await rig.until(lambda: any(each.get("reason") == "UpstreamRootsRefused" for each in kube.objects.values()))
+
+    files = ("--upstream-cert-file", str(above.certificate), "--upstream-key-file", str(above.key))
+    rigged(test, *files, "--upstream-bundle-file", str(above.bundle))
+
+
+def test_a_root_is_revoked_followed_to_its_end_and_trusted_again(tmp_path: Path) -> None:
+    above = upstream(tmp_path, ONE, ONE, TWO)
+
+    async def test(rig: Rig) -> None:
+        await rig.until(lambda: len(rig.state.roots) == 2)
+        one, two = (each.certificate.fingerprint(hashes.SHA256()).hex() for each in (ONE, TWO))
+        assert "neither a subject key identifier" in await rig.refused("revoke-upstream", "one")
+        assert "no revoked roots" in await rig.refused("trust-upstream", two)
+        said = await rig.authority("revoke-upstream", two)
+        assert f"root {two} (CN=two) is revoked: it has left the trust bundle" in said
+        (told,) = (await rig.shown())["revoked_roots"]
+        assert (told["id"], told["subject"], told["trusted"]) == (two, "CN=two", False)
+        shown = (await rig.authority("show")).splitlines()
+        assert any(each.startswith(f"revoked root: {two}, key ") and each.endswith("; not trusted") for each in shown)
+        assert "may be trusted again" in await rig.authority("trust-upstream", told["key_id"])
+        assert (await rig.shown())["revoked_roots"] == []
+        # Every authority is below the other one: it is waited for until one is not.
+        assert "leave --forced out" in await rig.refused("revoke-upstream", one, "--forced")
+        said = await rig.authority("revoke-upstream", one, "--no-wait")
+        assert "is revoked, and trusted until another authority signs" in said
+        assert (await rig.shown())["revoked_roots"][0]["trusted"] is True
+        assert "the CA above has to certify one below another" in await rig.authority("show")
+        upstream(tmp_path, TWO, ONE, TWO)
+        rig.site.clock.pass_by(minutes=5)
+        await rig.authority("prepare")
+        said = await rig.authority("revoke-upstream", one)
+        assert "is being revoked already" in said
+        assert one not in {each["id"] for each in (await rig.shown())["upstream_roots"]}
+        assert stages(rig.state) == ["active"]
+        events = [each for each in rig.site.kube.objects.values() if each.get("reason") == "UpstreamRootRevoked"]
+        assert events
 
     files = ("--upstream-cert-file", str(above.certificate), "--upstream-key-file", str(above.key))
     rigged(test, *files, "--upstream-bundle-file", str(above.bundle))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from svid.certificates import certificates_from_pem
 from tests import openbao_contract as contract
@@ -29,6 +30,7 @@ path "issuing/root/sign-intermediate" { capabilities = ["update"] }
 path "brief/root/sign-intermediate" { capabilities = ["update"] }
 path "moving/root/sign-intermediate" { capabilities = ["update"] }
 path "replaced/root/sign-intermediate" { capabilities = ["update"] }
+path "stolen/root/sign-intermediate" { capabilities = ["update"] }
 """
 
 
@@ -148,6 +150,12 @@ def test_the_next_authority_is_below_another_root_when_the_engine_has_one(real: 
     asyncio.run(run())
 
 
+QUICK = (
+    *("--upstream-root-interval", "1s", "--x509-min-ttl", "2s", "--x509-ttl", "6s", "--x509-max-ttl", "6s"),
+    *("--outage-limit", "6s", "--forced-reissue-over", "2s"),
+)
+
+
 class Traffic:
     """Mutual TLS between two pods, each way, again and again: what failed, and how often it did not."""
 
@@ -173,21 +181,9 @@ def test_a_root_is_replaced_under_traffic_and_nobody_fails(real: Real, tmp_path:
     real.root_of("replaced")
     first = published(real, "replaced", tmp_path)
     old = str(real.bao.call("replaced/config/issuers")["default"])
-    quick = (
-        "--upstream-root-interval",
-        "1s",
-        "--x509-min-ttl",
-        "2s",
-        "--x509-ttl",
-        "6s",
-        "--x509-max-ttl",
-        "6s",
-        "--outage-limit",
-        "6s",
-    )
 
     async def run() -> None:
-        async with cluster(*flags(real, tmp_path, "replaced"), *quick) as here:
+        async with cluster(*flags(real, tmp_path, "replaced"), *QUICK) as here:
             targets = [await here.publish(0), await here.publish(1)]
             traffic = Traffic(*targets)
             talking = asyncio.create_task(traffic.run())
@@ -206,6 +202,45 @@ def test_a_root_is_replaced_under_traffic_and_nobody_fails(real: Real, tmp_path:
                 real.bao.delete(f"replaced/issuer/{old}")
                 await until(lambda: [authorities(each) for each in targets] == [1, 1])
                 assert [openssl(each, only_new) for each in targets] == ["OK", "OK"]
+            finally:
+                talking.cancel()
+            assert traffic.failed == []
+            assert traffic.done > 100
+
+    asyncio.run(run())
+
+
+def test_a_stolen_root_is_revoked_under_traffic_and_nobody_fails(real: Real, tmp_path: Path) -> None:
+    """It leaves with the last SVID below it, and stays away though the engine names it still."""
+    stolen = real.root_of("stolen").fingerprint(hashes.SHA256()).hex()
+
+    async def shown(here: Cluster) -> dict[str, set[str]]:
+        told = json.loads(await here.authority("show", "--output", "json"))
+        return {which: {each["subject"] for each in told[f"{which}_roots"]} for which in ("upstream", "revoked")}
+
+    async def run() -> None:
+        async with cluster(*flags(real, tmp_path, "stolen"), *QUICK) as here:
+            targets = [await here.publish(0), await here.publish(1)]
+            traffic = Traffic(*targets)
+            talking = asyncio.create_task(traffic.run())
+            try:
+                # Nothing below another root can be had yet: nobody is cut off, and the word is kept.
+                await here.authority("revoke-upstream", stolen, "--no-wait")
+                await until_said(here, "leads to no root but one that was revoked")
+                assert await shown(here) == {"upstream": {"CN=stolen root"}, "revoked": {"CN=stolen root"}}
+                made = real.bao.call("stolen/root/rotate/internal", {"common_name": "next root", "key_type": "ec"})
+                only_new = tmp_path / "next.crt"
+                only_new.write_text(str(made["certificate"]))
+                real.bao.call("stolen/root/replace", {"default": made["issuer_id"]})
+                await here.authority("prepare")
+                await here.authority("revoke-upstream", stolen)
+                await until(lambda: [openssl(each, only_new) for each in targets] == ["OK", "OK"])
+                await until(lambda: [authorities(each) for each in targets] == [1, 1])
+                await until_said(here, "CN=stolen root is left out: it was revoked")
+                assert await shown(here) == {"upstream": {"CN=next root"}, "revoked": {"CN=stolen root"}}
+                assert [authorities(each) for each in targets] == [1, 1]
+                await here.authority("trust-upstream", stolen)
+                await until(lambda: [authorities(each) for each in targets] == [2, 2])
             finally:
                 talking.cancel()
             assert traffic.failed == []

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from signer.authority.fit_roots import MAX_BYTES, MAX_ROOTS
 from signer.authority.lifecycle import Life
-from signer.authority.roots import DEADLINE_SECONDS, MAX_BYTES, MAX_ROOTS, fed
+from signer.authority.roots import DEADLINE_SECONDS, fed
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState
 from signer.cluster.kube import Object
