@@ -125,7 +125,7 @@ class Life:
         if kind == "x509":
             if state.request is not None:
                 raise TransitionRefused(f"a new x509 authority is requested of {state.request.at} already; wait for it")
-            made = await self._make.x509(state, cause_of(state, by_time=by_time), now)
+            made = await self._make.x509(state, cause_of(state, by_time=by_time), now, by_person=not by_time)
             if isinstance(made, X509Request):
                 return _changed(state, request=made), f"requested an x509 authority of {made.at}; see authority show"
             return parted(_changed(state, x509=(*state.x509, made)), state, now), f"prepared x509 authority {made.id}"

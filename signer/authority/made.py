@@ -47,11 +47,13 @@ class Maker:
             await self.keys.discard(key)
             raise
 
-    async def x509(self, state: AuthorityState | None, cause: Cause, now: datetime) -> X509Slot | X509Request:
+    async def x509(
+        self, state: AuthorityState | None, cause: Cause, now: datetime, *, by_person: bool = False
+    ) -> X509Slot | X509Request:
         """A new authority that is tried and not yet published, or what is to be asked for it. Raises SignerError."""
         key = await self.keys.x509(self._policy.key_algorithm, _named(state))
         try:
-            return await self._certified(key, state, cause, now)
+            return await self._certified(key, state, cause, now, by_person)
         except BaseException:
             await self.keys.discard(key)
             raise
@@ -64,11 +66,11 @@ class Maker:
         return JwtSlot(Stage.PREPARED, JwtSigningKey.of(key, algorithm), now)
 
     async def _certified(
-        self, key: PrivateKey, state: AuthorityState | None, cause: Cause, now: datetime
+        self, key: PrivateKey, state: AuthorityState | None, cause: Cause, now: datetime, by_person: bool
     ) -> X509Slot | X509Request:
         by, above, trust_domain = self._policy, self.above, self._trust_domain
         if isinstance(above, Elsewhere):
-            wished = cause is Cause.WISH
+            wished = by_person or cause is Cause.WISH
             ask = partial(new_request, above.name, trust_domain, key, by.authority_ttl, now, wished=wished)
             return await self.keys.do(key, ask, seconds=PATIENCE_SECONDS)
         if isinstance(above, SelfSigned):

@@ -178,6 +178,14 @@ def test_a_certificate_that_leads_to_another_root_as_well_brings_it_not_back() -
     assert slot.authority.bundle.x509_authorities == (THREE.certificate,)
 
 
+@pytest.mark.parametrize("by_time", [False, True], ids=["a person", "the time"])
+def test_what_a_person_asks_for_meanwhile_is_asked_for_at_once(by_time: bool) -> None:
+    """A refusal of before is waited out for an hour, but not by a person."""
+    asked = done(Life(POLICY, Elsewhere("CA"), TD).prepare(stolen(below()), "x509", START, by_time=by_time))[0]
+    assert asked.request is not None
+    assert asked.request.wished is not by_time
+
+
 def test_the_first_authority_of_a_new_secret_below_it_is_refused_too() -> None:
     unborn = done(Life(POLICY, Elsewhere("CA"), TD).first(START))
     assert unborn.request is not None
