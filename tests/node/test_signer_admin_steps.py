@@ -131,7 +131,7 @@ def test_show_says_what_is_so_and_no_key() -> None:
             rig.agent(f"node-{number:02}")
         await rig.until(lambda: len(rig.rotation.live_nodes()) == MAX_NODES + 5)
         said = described("authority prepare", await rig.authority("prepare", "-o", "json"))
-        assert said == {"message": f"prepared x509 authority {rig.state.x509[1].id}"}
+        assert said == {"message": f"prepared x509 authority {rig.state.x509[1].id}", "warnings": []}
         state = rig.state
         found = await rig.shown()
         assert (found["trust_domain"], found["leader"]) == ("example.org", "signer-1")

@@ -5,6 +5,7 @@ import base64
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def test_a_key_cannot_be_had_of_the_token(token: Token) -> None:
         "try:\n    key[A.VALUE]\nexcept pkcs11.exceptions.AttributeSensitive:\n    print('kept')\n"
     )
     done = subprocess.run(
-        ["python", "-c", script, str(MODULE), token.pin], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, str(MODULE), token.pin], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "kept\n", done.stderr
 
