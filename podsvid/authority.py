@@ -298,7 +298,9 @@ def _goes_on(parsed: argparse.Namespace) -> Callable[[admin_pb2.AuthorityStatus]
 
 
 def _is_leaving(status: admin_pb2.AuthorityStatus, root: str) -> bool:
-    found = [each for each in status.revoked_roots if root in (each.id, each.key_id)]
+    # Another certificate of its key may be what a person names.
+    names = {root, *(each.key_id for each in status.upstream_roots if each.id == root)}
+    found = [each for each in status.revoked_roots if names & {each.id, each.key_id}]
     if not found:
         raise CommandFailed(f"the revocation of root {root} was taken back meanwhile; {_SEE}")
     return status.reissuing_x509 or any(each.trusted for each in found)

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 from signer.authority import recovery, revocation, succession
 from signer.authority.abandonments import Record
-from signer.authority.fit_roots import parted
 from signer.authority.knowledge import Acks
 from signer.authority.made import Maker
 from signer.authority.mending import without
 from signer.authority.request import X509Request
-from signer.authority.revoked import joined
+from signer.authority.revoked import RevokedRoot, joined
 from signer.authority.slots import KINDS, JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState, Goal, sequence_at
 from signer.authority.timing import LifecyclePolicy
@@ -62,7 +61,7 @@ class Life:
         self._trust_domain = trust_domain
         self.svids = svids
 
-    async def first(self, now: datetime) -> AuthorityState:
+    async def first(self, now: datetime, revoked: tuple[RevokedRoot, ...] = ()) -> AuthorityState:
         """The state of a cluster without any. The sequence starts with the time: above that of one that was lost."""
         usual = self.policy.usual
         made, key = await self._make.first(now)
@@ -70,13 +69,13 @@ class Life:
         jwt: tuple[JwtSlot, ...] = ()
         if key is not None:
             jwt = (replace(key, stage=Stage.ACTIVE, activated_at=now, longest=usual("jwt")),)
-        state = AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request)
-        return parted(state, None, now)
+        state = AuthorityState(self._trust_domain, sequence_at(now), x509, jwt, request=request, revoked=revoked)
+        return await self._make.fit(state, None, now)
 
     async def again(self, state: AuthorityState, now: datetime) -> AuthorityState:
         """An unborn state with another key: the CA above is another, or did not want that one. Raises SignerError."""
         x509, request = self._serving(await self._make.x509(None, Cause.FIRST, now), now)
-        return parted(_changed(state, x509=x509, request=request), state, now)
+        return await self._make.fit(_changed(state, x509=x509, request=request), state, now)
 
     def asks(self, request: X509Request) -> bool:
         """Whether that is a request to the CA above."""
@@ -128,7 +127,8 @@ class Life:
             made = await self._make.x509(state, cause_of(state, by_time=by_time), now, by_person=not by_time)
             if isinstance(made, X509Request):
                 return _changed(state, request=made), f"requested an x509 authority of {made.at}; see authority show"
-            return parted(_changed(state, x509=(*state.x509, made)), state, now), f"prepared x509 authority {made.id}"
+            after = await self._make.fit(_changed(state, x509=(*state.x509, made)), state, now)
+            return after, f"prepared x509 authority {made.id}"
         if self.policy.jwt_algorithm is None:
             raise TransitionRefused("this signer issues no JWT-SVIDs; start it with --jwt-svids")
         key = await self._make.jwt(state, now)
@@ -214,7 +214,7 @@ class Life:
         kinds = tuple(kind for kind in found.declare if state.slots(kind))
         if kinds:
             state, _ = self.compromised(state, kinds, now)
-        return parted(_changed(state), before, now)
+        return await self._make.fit(_changed(state), before, now)
 
     def promised(self, state: AuthorityState, kind: str, ttl: timedelta) -> AuthorityState:
         """The state that says that SVIDs of the active authority live as long as `ttl`; the same when it says so."""

@@ -4,16 +4,17 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 
+from signer.authority.fit_roots import parted
 from signer.authority.left_keys import refs
 from signer.authority.request import X509Request, new_request
-from signer.authority.slots import JwtSlot, Stage, X509Slot
+from signer.authority.slots import JwtSlot, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
 from signer.authority.trial import Cause, admit
 from signer.keystore.keys import Keys
 from signer.keystore.signing import PATIENCE_SECONDS
 from signer.upstream.certify import SelfSigned, Upstream
-from signer.upstream.held_key import KeyRef
+from signer.upstream.held_key import KeyRef, ref_of
 from signer.upstream.remote import Elsewhere
 from svid.jwtauthority import JwtSigningKey
 from svid.keys import PrivateKey
@@ -64,6 +65,21 @@ class Maker:
         assert algorithm is not None
         key = await self.keys.jwt(algorithm, [*_named(state), *beside])
         return JwtSlot(Stage.PREPARED, JwtSigningKey.of(key, algorithm), now)
+
+    async def fit(self, after: AuthorityState, before: AuthorityState | None, now: datetime) -> AuthorityState:
+        """The same, with roots as they may be trusted. Raises CertificateRefused; what was made for it is destroyed."""
+        try:
+            return parted(after, before, now)
+        except BaseException:
+            known = before.key_refs if before is not None else frozenset()
+            slots: list[Slot] = [*after.x509, *after.jwt]
+            for key in (
+                *(slot.private_key for slot in slots),
+                after.request.key if after.request is not None else None,
+            ):
+                if key is not None and ref_of(key) not in known:
+                    await self.keys.discard(key)
+            raise
 
     async def _certified(
         self, key: PrivateKey, state: AuthorityState | None, cause: Cause, now: datetime, by_person: bool

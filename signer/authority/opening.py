@@ -12,6 +12,7 @@ from runtime.clock import Clock
 from signer.authority.abandonments import Abandonments
 from signer.authority.backoff import Backoff
 from signer.authority.lifecycle import Life
+from signer.authority.revoked import RevokedRoot
 from signer.authority.rollback import Published
 from signer.authority.slots import Slot
 from signer.authority.state import AuthorityState
@@ -41,12 +42,13 @@ class First:
         self.awaited = ""
         self.since: datetime | None = None
 
-    async def made(self) -> AuthorityState | None:
-        """A state with them; None where it is not time to try, or the CA above does not certify one."""
+    async def made(self, revoked: tuple[RevokedRoot, ...]) -> AuthorityState | None:
+        """A state with them, below none of the `revoked`; None where it is not time to try, or the CA above certifies
+        none."""
         if self._backoff.failing and not (self._leading() and self._backoff.left(pressed=True) <= timedelta(0)):
             return None
         try:
-            return await self._life.first(self._clock.now())
+            return await self._life.first(self._clock.now(), revoked)
         except (UpstreamUnusable, CertificateRefused, KeyStoreUnavailable) as error:
             self._backoff.failed()
             self.since = self.since or self._clock.now()
@@ -78,7 +80,7 @@ async def found(
         # What agents say shows it as well.
         _log.info("published trust bundle not read", extra={"reason": error.reason, "error": str(error)})
     while (stored := await store.load()) is None:
-        made = await first.made()
+        made = await first.made(abandonments.record.roots)
         if made is None:
             await asyncio.sleep(look_seconds)
             continue

@@ -40,7 +40,8 @@ def revoke(
     Raises TransitionRefused.
     """
     known = _in_force(state, named)
-    if known and not any(is_trusted(state, each) for each in known):
+    named_now = any(_id(named) in _ids(each) for each in state.bundle.x509_authorities)
+    if known and not named_now and not any(is_trusted(state, each) for each in known):
         return state, f"root {known[0].id} ({known[0].subject}) is revoked already, and not trusted any more"
     root = _root(state, named)
     entry = revoked_root(root, now)

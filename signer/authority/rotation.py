@@ -13,7 +13,7 @@ from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.pace import Pace
 from runtime.stopping import side_by_side
-from signer.authority import opening, recovery
+from signer.authority import opening, recovery, revocation
 from signer.authority.abandonments import Abandonments
 from signer.authority.acknowledgements import Agents
 from signer.authority.asked import OF_ROOTS, Asked, answered
@@ -369,7 +369,10 @@ class Rotation:
 
     async def _written(self, stored: Stored, after: AuthorityState, step: Step) -> Stored | None:
         """What is stored now; None when another replica was faster. Raises SignerError."""
-        dated = after.noting(stored.state, self._clock.now()).dated(self._clock.now())
+        now = self._clock.now()
+        # Whatever the step was for: another root, or another authority, may be there now to do without a revoked one.
+        after = revocation.carried_out(after, self._life.policy, now, self._life.svids())
+        dated = after.noting(stored.state, now).dated(now)
         if dated.abandoned or dated.revoked:
             # First there: what a leader that dies between the two has begun, the next one ends.
             await self._abandonments.keep(dated)

@@ -258,7 +258,7 @@ class AuthorityState:
             document |= {"version": versions.KEYS, "left_keys": [left_entry(each) for each in self.left]}
         if self.revoked:
             document["revoked"] = [revoked_entry(each) for each in self.revoked]
-        if self.revoked_keys:
+        if self.revoked_keys or any(not slot.authority.bundle.x509_authorities for slot in self.x509):
             document["version"] = versions.REVOKED
         return json.dumps(document, indent=1).encode() + b"\n"
 

@@ -37,6 +37,7 @@ from svid.keys import signature_hash
 from svid.x509svid import check_x509_svid
 from tests.meanwhile import before
 from tests.signer_rig import START
+from tests.unit.signer.test_key_store import Store, kept
 from tests.unit.signer.test_lifecycle import ALL, KEY, POLICY, TD, TTL, WEB, advanced, done, stages
 from tests.unit.signer.test_lifecycle import first as self_signed
 from tests.unit.signer.test_rotation import PATH, Cluster, Replica, loop, passes, said, until
@@ -218,6 +219,75 @@ def test_what_leads_to_another_root_as_well_goes_on() -> None:
     assert check_x509_svid(leaf, after.bundle, START) == WEB
     # Of THREE's key there is one below TWO: who stole it makes what verifies there.
     assert stolen(state, THREE).condemned
+
+
+def test_it_leaves_as_soon_as_the_active_one_leads_to_another_root_as_well() -> None:
+    """A CA moves to another root, which the old one has certified: the one is stolen before the other is named."""
+
+    async def run() -> None:
+        cluster, source = Cluster(), Source(ONE)
+        crossed = over(THREE, ONE)
+        moving = Above(
+            lambda key, end: authority(THREE.below(marked(key), key, life=end - START), crossed, roots=[ONE])
+        )
+        one = Replica(cluster, "one", Life(POLICY, moving, TD), source.roots)
+        await one.open()
+        await one.leader.attempt()
+        await one.rotation.step("revoke_upstream", "x509", fingerprint(ONE), forced=False)
+        assert (trusted(cluster.stored), cluster.stored.condemned) == ({"one"}, True)
+        async with loop(one.rotation.ask_above()):
+            await passes()
+            source.says = named(ONE, THREE)
+            interval(cluster)
+            await until(lambda: "three" in trusted(cluster.stored))
+        assert (trusted(cluster.stored), cluster.stored.condemned) == ({"three"}, False)
+        assert stages(cluster.stored) == ["active"]
+
+    asyncio.run(run())
+
+
+def test_keys_of_authorities_that_are_refused_for_their_root_do_not_stay_in_a_store() -> None:
+    store = Store()
+    life = Life(POLICY, usual(ONE), TD, keys=kept(store))
+    state = done(life.first(START))
+    before_that = set(store.keys)
+    condemned = stolen(state)
+    for _ in range(3):
+        with pytest.raises(CertificateRefused, match="was revoked"):
+            done(life.prepare(condemned, "x509", START))
+    with pytest.raises(CertificateRefused, match="was revoked"):
+        done(life.first(START, condemned.revoked))
+    assert set(store.keys) == before_that
+
+
+def test_where_the_secret_was_deleted_the_first_authority_is_below_none() -> None:
+    async def run() -> None:
+        cluster, source = Cluster(), Source(ONE, TWO)
+        one = await led(cluster, source)
+        await one.rotation.step("revoke_upstream", "x509", fingerprint(ONE), forced=False)
+        await one.leader.release()
+        del cluster.kube.objects[PATH]
+        two = Replica(cluster, "two", Life(POLICY, usual(ONE), TD), source.roots)
+        opening = asyncio.ensure_future(two.open())
+        await two.leader.attempt()
+        await until(lambda: "was revoked" in two.rotation.first.awaited)
+        assert PATH not in cluster.kube.objects
+        two.rotation._life._make.above = usual(TWO)
+        cluster.clock.pass_by(seconds=120)
+        await opening
+        assert trusted(cluster.stored) == {"two"}
+        assert [each.id for each in cluster.stored.revoked] == [fingerprint(ONE)]
+
+    asyncio.run(run())
+
+
+def test_what_was_cut_is_refused_by_signers_of_before_though_it_was_taken_back() -> None:
+    prepared = done(BELOW_TWO.prepare(below(), "x509", START))[0]
+    cut = stolen(prepared, forced=True)
+    back = revocation.take_back(cut, fingerprint(ONE), START)[0]
+    assert any(not slot.authority.bundle.x509_authorities for slot in back.x509)
+    assert version(back) == version(cut) == 6
+    assert stored(back).to_json() == back.to_json()
 
 
 def test_what_signed_below_it_is_re_issued_and_what_was_to_sign_is_dropped() -> None:
