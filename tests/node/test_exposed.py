@@ -82,7 +82,6 @@ if "agent.exposed" in sys.orig_argv:
         "the agent's memory": lambda: open(f"/proc/{parent}/mem", "rb").close(),
         "the agent's descriptors": lambda: os.listdir(f"/proc/{parent}/fd"),
         "signal the agent": lambda: os.kill(parent, 0),
-        "connect by an abstract name": lambda: dial(socket.AF_UNIX, places["abstract"]),
         "connect out": lambda: dial(socket.AF_INET, ("127.0.0.1", places["port"])),
         "connect out, IPv6": lambda: dial(socket.AF_INET6, ("::1", places["port"])),
         "a datagram": lambda: dial(socket.AF_UNIX, "/dev/log", socket.SOCK_DGRAM),
@@ -377,7 +376,6 @@ def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:
             "processes": ["/proc/1", "/proc/self", f"/proc/{here.processes()[0]}"],
             "libraries": ["/usr/lib", os.path.dirname(os.__file__), os.path.join(ROOT, "agent")],
             "datagrams": str(here.base / "log"),
-            "abstract": f"\0{here.base}",
             "port": 9,
         }
         (here.base / "open").mkdir()
@@ -385,10 +383,6 @@ def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:
         log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         log.bind(str(here.base / "log"))
         (here.base / "log").chmod(0o666)
-        # A name that is no path, as a host's daemons may have.
-        daemon = socket.socket(socket.AF_UNIX)
-        daemon.bind(f"\0{here.base}")
-        daemon.listen()
         program = PLANTED.replace("PLACES", repr(json.dumps(places))).replace("USER", USER)
         (tmp_path / "planted" / "sitecustomize.py").write_text(program, encoding="utf-8")
         before = exposed(here)
@@ -404,7 +398,6 @@ def test_who_runs_in_it_reaches_nothing_but_its_sockets(tmp_path: Path) -> None:
             # What whoever is sent this descriptor finds above it.
             assert os.listdir(f"/proc/{process}/fd/{number}/..") == []
         log.close()
-        daemon.close()
         return [each for line in lines if not line.startswith("kept") for each in line.split(" | ")]
 
     async def run() -> None:

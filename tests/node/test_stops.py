@@ -57,7 +57,7 @@ class Heard:
 
 
 class Client:
-    """Speaks HTTP/2 by hand, acknowledges the settings unheard and pings, and keeps what it hears."""
+    """Speaks HTTP/2 by hand, acknowledges what a client does, and keeps what it hears."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -69,7 +69,7 @@ class Client:
     async def connect(cls, path: Path, window: int = 1 << 20) -> "Client":
         reader, writer = await asyncio.open_unix_connection(path)
         settings = attacks.frame(SETTINGS, 0, 0, struct.pack(">HIHI", TABLE, 0, WINDOW, window))
-        writer.write(attacks.PREFACE + settings + attacks.frame(SETTINGS, ACK, 0))
+        writer.write(attacks.PREFACE + settings)
         return cls(reader, writer)
 
     async def listen(self, enough: Callable[[], bool] = lambda: False) -> None:
@@ -83,8 +83,8 @@ class Client:
                 return
             self.messages += kind == attacks.DATA
             self.heard.take(kind, stream, payload)
-            if kind == PING and not flags & ACK:
-                self.writer.write(attacks.frame(kind, ACK, 0, payload))
+            if kind in (SETTINGS, PING) and not flags & ACK:
+                self.writer.write(attacks.frame(kind, ACK, 0, payload if kind == PING else b""))
 
 
 def begun(stream: int, path: bytes) -> bytes:

@@ -44,7 +44,7 @@ def test_the_pages_say_how_many_files_the_sockets_process_may_open() -> None:
     assert f"| open files of the process that serves all pods' sockets | {most}: two for each" in PAGE
     for name in ("configuration.md", "threat-model.md"):
         assert f"({most:,} with {Bounds().volumes:,} volumes" in (ROOT / "docs" / name).read_text(encoding="utf-8")
-    assert (budget.EACH, budget.OF_A_VOLUME, budget.REFUSED, budget.REST) == (2, 2, 1024, 200)
+    assert (budget.EACH, budget.OF_A_VOLUME, budget.REFUSED, budget.REST) == (2, 1, 1024, 200)
 
 
 def test_the_page_adds_up() -> None:

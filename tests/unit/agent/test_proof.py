@@ -32,16 +32,6 @@ OTHERS = {
         "connections._Struct = Struct"
     ),
     "it has no such argument": "proof.MUTATOR = 'grpc.other'",
-    "it takes no other connection": (
-        "proof._MOST = 1; proof.Gate.taken = lambda self, descriptor: self.connections.taken(descriptor)"
-    ),
-    "it says something longer on the next one": (
-        "learn = proof.Gate._learn\n"
-        "async def other(self, address):\n"
-        "    said = await learn(self, address)\n"
-        "    return said[:-9] + (int.from_bytes(said[-9:-6], 'big') - 6).to_bytes(3, 'big') + said[-6:]\n"
-        "proof.Gate._learn = other"
-    ),
     "it hangs": "proof._MOST = 1; proof.secrets.token_hex = lambda size: __import__('time').sleep(60)",
     "it ends by an error": "proof.secrets = None",
 }
