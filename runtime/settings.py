@@ -26,6 +26,8 @@ ENVIRONMENT_PREFIX = "PODSVID_"
 # What a socket's address holds.
 MAX_SOCKET_PATH = 107
 _HOST = re.compile(r"[a-z0-9_]([-a-z0-9_]{0,62})(\.[a-z0-9_][-a-z0-9_]{0,62})*\.?", re.ASCII | re.IGNORECASE)
+# Characters of what --help calls a value.
+_WIDTH = 60
 MIN_PERIOD, MAX_PERIOD = timedelta(hours=1), timedelta(days=3650)
 
 
@@ -256,7 +258,9 @@ def _called(setting: "dataclasses.Field[Any]") -> str:
     """What --help calls the value, by which shells complete it."""
     parse = setting.metadata["parse"]
     if isinstance(parse, Choice):
-        return "|".join(parse.accepted)
+        listed = "|".join(parse.accepted)
+        # A screen's width: longer ones are in the documentation, and in what refuses others.
+        return listed if len(listed) <= _WIDTH else "VALUE"
     if setting.name.endswith("_socket"):
         return "SOCKET"
     if parse is absolute:

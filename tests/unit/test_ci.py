@@ -109,7 +109,7 @@ def test_a_build_in_the_background_ends_with_it(checkout: Path) -> None:
 
 def test_a_part_that_does_not_end_is_ended_and_named(checkout: Path) -> None:
     script = checkout / ".ci" / "run"
-    script.write_text(script.read_text().replace("limited 25 make test", "limited 0.001 make test"))
+    script.write_text(script.read_text().replace("limited 40 make test", "limited 0.001 make test"))
     (checkout / "bin" / "make").write_text('#!/bin/sh\n[ "$1" = test ] || exit 0\nexec sleep 1000\n')
     code, out, _ = run(checkout)
     assert code == 1

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,8 @@ class StandIn:
         names = x509.Extension(x509.SubjectAlternativeName.oid, False, x509.SubjectAlternativeName(uris))
         key = serialization.load_pem_public_key(config.public_key.key)
         # It cuts what would outlive the CA.
-        now = ca[0].certificate.not_valid_before_utc + timedelta(seconds=30)
-        life = min(request.certificate.lifetime, ca[0].certificate.not_valid_after_utc - now)
+        left = ca[0].certificate.not_valid_after_utc - datetime.now(UTC) - timedelta(seconds=1)
+        life = min(request.certificate.lifetime, left)
         own = ca[0].sign(subject, key, life, options.max_issuer_path_length, names)
         made = privateca_v1.Certificate(
             name=name, pem_certificate=to_pem([own]).decode(), pem_certificate_chain=[_pem(each) for each in ca]
