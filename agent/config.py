@@ -15,7 +15,6 @@ from csi.profile import PROFILES, default_profile_for
 from runtime import durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
-from svid.dnsnames import is_pattern
 from svid.jws import JwtAlgorithm
 from svid.spiffeid import TrustDomain
 
@@ -52,22 +51,6 @@ def _driver(text: str) -> DriverName:
     if profile not in PROFILES:
         raise ValueError("NAME=PROFILE with a profile out of " + ", ".join(PROFILES))
     return DriverName(name, profile)
-
-
-def _federated(text: str) -> tuple[TrustDomain, Path]:
-    name, equals, path = text.partition("=")
-    if not equals:
-        raise ValueError("TRUST-DOMAIN=FILE with an absolute path")
-    return settings.trust_domain(name), settings.absolute(path)
-
-
-def _dns_pattern(text: str) -> str:
-    if not is_pattern(text):
-        raise ValueError(
-            "DNS names in lower case, where {namespace}, {service_account} and {pod} stand for the pod's own "
-            "and a leading *. for one label"
-        )
-    return text
 
 
 def _secret_name(text: str) -> str:
@@ -124,7 +107,7 @@ class AgentConfig:
         settings.ttl, "longest lifetime that a volume's ttl attribute gets (default: x509_ttl)"
     )
     dns_names: tuple[str, ...] = setting(
-        settings.listed(_dns_pattern),
+        settings.listed(settings.dns_pattern),
         "DNS names that pods may ask for, such as {service_account}.{namespace}.svc or *.{namespace}.svc",
         "",
     )
@@ -149,7 +132,7 @@ class AgentConfig:
         settings.absolute, "authority file: SPIFFE JWKS whose JWT keys are published beside that key (for its rotation)"
     )
     federated_bundles: tuple[tuple[TrustDomain, Path], ...] = setting(
-        settings.listed(_federated, pairs=True),
+        settings.listed(settings.federated, pairs=True),
         "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read",
         "",
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from runtime import durations
 from runtime.listening import ANY, overlap
+from svid.dnsnames import is_pattern
 from svid.errors import InvalidSpiffeId
 from svid.jws import JwtAlgorithm
 from svid.spiffeid import TrustDomain
@@ -54,6 +55,24 @@ def trust_domain(text: str) -> TrustDomain:
         return TrustDomain.parse(text)
     except InvalidSpiffeId as error:
         raise ValueError(f"a trust domain name such as example.org ({error})") from None
+
+
+def dns_pattern(text: str) -> str:
+    """A DNS name in which a pod's own names are left open."""
+    if not is_pattern(text):
+        raise ValueError(
+            "DNS names in lower case, where {namespace}, {service_account} and {pod} stand for the pod's own "
+            "and a leading *. for one label"
+        )
+    return text
+
+
+def federated(text: str) -> tuple[TrustDomain, Path]:
+    """A trust domain and the file that has its bundle."""
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise ValueError("TRUST-DOMAIN=FILE with an absolute path")
+    return trust_domain(name), absolute(path)
 
 
 @dataclass(frozen=True, slots=True)

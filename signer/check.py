@@ -16,7 +16,7 @@ from signer.authority.timing import lifecycle_policy
 from signer.authority.trial import Cause, admit
 from signer.cluster.kube_client import KubeClient
 from signer.config import SignerConfig
-from signer.keystore.store import JWT_KEYS
+from signer.key_settings import JWT_KEYS
 from signer.keystore.token import MAKE_SECONDS, OPEN_SECONDS, TokenStore
 from signer.keystore.worker import Worker
 from signer.policy.template import path_template

@@ -223,11 +223,11 @@ class SignerConfig:
         "10000",
     )
     dns_names: tuple[str, ...] = setting(
-        settings.listed(setting_texts.dns_pattern), "DNS names that pods without a policy may ask for", ""
+        settings.listed(settings.dns_pattern), "DNS names that pods without a policy may ask for", ""
     )
     cluster_domain: str = setting(_name, "the cluster's DNS domain, for names of Services", "cluster.local")
     federated_bundles: tuple[tuple[TrustDomain, Path], ...] = setting(
-        settings.listed(setting_texts.federated, pairs=True),
+        settings.listed(settings.federated, pairs=True),
         "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read",
         "",
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from runtime.settings import Conflict
 from signer.pkcs11_uri import TokenUri
@@ -16,7 +17,14 @@ X509_KEYS = (
     KeyAlgorithm.RSA_3072,
     KeyAlgorithm.RSA_4096,
 )
-JWT_KEYS = (JwtAlgorithm.RS256, JwtAlgorithm.ES256, JwtAlgorithm.ES384)
+# Which key one for a JWT algorithm is. Others have hashes and paddings that no store here is asked for.
+JWT_KEYS = MappingProxyType(
+    {
+        JwtAlgorithm.RS256: KeyAlgorithm.RSA_2048,
+        JwtAlgorithm.ES256: KeyAlgorithm.EC_P256,
+        JwtAlgorithm.ES384: KeyAlgorithm.EC_P384,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,6 @@
 """How the texts of the signer's own kinds of settings are read."""
 
-from pathlib import Path
-
-from runtime import settings
-from svid.dnsnames import is_pattern
 from svid.keys import KeyAlgorithm
-from svid.spiffeid import TrustDomain
 
 
 def path_template(text: str) -> str:
@@ -15,27 +10,9 @@ def path_template(text: str) -> str:
     return text
 
 
-def dns_pattern(text: str) -> str:
-    """A DNS name in which a pod's own names are left open."""
-    if not is_pattern(text):
-        raise ValueError(
-            "DNS names in lower case, where {namespace}, {service_account} and {pod} stand for the pod's own "
-            "and a leading *. for one label"
-        )
-    return text
-
-
 def key_algorithm(text: str) -> KeyAlgorithm:
     """A key algorithm by its word."""
     try:
         return KeyAlgorithm(text)
     except ValueError:
         raise ValueError("one of " + ", ".join(KeyAlgorithm)) from None
-
-
-def federated(text: str) -> tuple[TrustDomain, Path]:
-    """A trust domain and the file that has its bundle."""
-    name, equals, path = text.partition("=")
-    if not equals:
-        raise ValueError("TRUST-DOMAIN=FILE with an absolute path")
-    return settings.trust_domain(name), settings.absolute(path)

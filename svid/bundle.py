@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self, TypeAlias
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from svid.certificates import (
     certificate_from_der,
@@ -22,6 +22,7 @@ from svid.certificates import (
     certificates_from_pem,
     check_readable,
     extension,
+    is_ml_dsa,
     to_der,
     to_pem,
 )
@@ -76,7 +77,7 @@ class TrustBundle:
     def __post_init__(self) -> None:
         for certificate in self.x509_authorities:
             _check_authority(certificate)
-        ordered = tuple(sorted(dict.fromkeys(self.x509_authorities), key=_is_akp))
+        ordered = tuple(sorted(dict.fromkeys(self.x509_authorities), key=is_ml_dsa))
         if ordered != self.x509_authorities:
             object.__setattr__(self, "x509_authorities", ordered)
 
@@ -174,11 +175,11 @@ class TrustBundle:
         keys: list[dict[str, Any]] = [
             {"use": "x509-svid", **_x509_key_members(certificate), "x5c": [_b64(_der(certificate))]}
             for certificate in self.x509_authorities
-            if not _is_akp(certificate)
+            if not is_ml_dsa(certificate)
         ]
         keys += [{"use": "jwt-svid", "kid": key.key_id, **jwk_members(key.public_key)} for key in self.jwt_authorities]
         document: dict[str, Any] = {"keys": keys}
-        beside = [_b64(_der(certificate)) for certificate in self.x509_authorities if _is_akp(certificate)]
+        beside = [_b64(_der(certificate)) for certificate in self.x509_authorities if is_ml_dsa(certificate)]
         if beside:
             document[_BESIDE] = beside
         if self.sequence is not None:
@@ -282,12 +283,6 @@ def _jwt_key(key_id: str, entry: dict[str, Any]) -> list[JwtAuthority]:
     except (KeyError, TypeError, ValueError, UnsupportedAlgorithm, binascii.Error):
         return []
     return [JwtAuthority(key_id, key)]
-
-
-def _is_akp(certificate: x509.Certificate) -> bool:
-    return isinstance(
-        certificate.public_key(), mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey
-    )
 
 
 def _x509_key_members(certificate: x509.Certificate) -> dict[str, str]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import mldsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
@@ -105,3 +107,12 @@ def _element_size(data: memoryview) -> int:
     if len(data) < header + size:
         raise ValueError("DER certificate is cut short")
     return header + size
+
+
+def is_ml_dsa(certificate: x509.Certificate) -> bool:
+    """Whether its key is; what it signs then takes a verifier that knows the algorithm (RFC 9881)."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return isinstance(key, mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey)

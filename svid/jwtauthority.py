@@ -137,9 +137,9 @@ class JwtSigningKey:
         # Before it is signed, too: a key elsewhere is sent all of it.
         if len(signed) <= MAX_TOKEN:
             token = f"{signed}.{_base64url(self.algorithm.sign(signed.encode(), self.private_key))}"
-        if len(signed) > MAX_TOKEN or len(token) > MAX_TOKEN:
-            raise IssuanceRefused("the token would be too long for verifiers")
-        return JwtSvid(spiffe_id, tuple(named), expires_at, issued_at, token, claims)
+            if len(token) <= MAX_TOKEN:
+                return JwtSvid(spiffe_id, tuple(named), expires_at, issued_at, token, claims)
+        raise IssuanceRefused("the token would be too long for verifiers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from types import MappingProxyType
 from cryptography import x509
 
 from svid.authority import PublicAuthority, X509Authority
-from svid.errors import InvalidKey
-from svid.keys import algorithm_of
+from svid.certificates import is_ml_dsa
 from svid.x509svid import issued_by
 
 
@@ -74,14 +73,6 @@ VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
 def refusing(part: Part) -> tuple[Verifier, ...]:
     """Those that cannot follow."""
     return tuple(each for each in VERIFIERS.values() if part not in each.follows)
-
-
-def is_ml_dsa(certificate: x509.Certificate) -> bool:
-    """Whether its key is; what it signs then takes a verifier that knows the algorithm."""
-    try:
-        return algorithm_of(certificate.public_key()).value.startswith("ml-dsa-")
-    except (InvalidKey, ValueError):
-        return False
 
 
 def signs_below(authority: X509Authority | PublicAuthority) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from signer.authority.slots import Slot, instant, read_ref
+from signer.authority.slots import instant, read_ref
 from signer.upstream.held_key import KeyRef, ref_of
 
 KEPT = timedelta(days=7)
@@ -22,9 +22,8 @@ class LeftKey:
     left_at: datetime
 
 
-def refs(slots: Iterable[Slot], request: object) -> frozenset[KeyRef]:
-    """The keys that these, and the key of a request, are in a key store by."""
-    keys = [*(slot.private_key for slot in slots), request]
+def refs(keys: Iterable[object]) -> frozenset[KeyRef]:
+    """By what those of these are known that are in a key store."""
     return frozenset(found for found in map(ref_of, keys) if found is not None)
 
 

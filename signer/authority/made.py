@@ -7,7 +7,7 @@ from functools import partial
 from signer.authority.fit_roots import parted
 from signer.authority.left_keys import refs
 from signer.authority.request import X509Request, new_request
-from signer.authority.slots import JwtSlot, Slot, Stage, X509Slot
+from signer.authority.slots import JwtSlot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
 from signer.authority.trial import Cause, admit
@@ -43,7 +43,7 @@ class Maker:
             return x509, None
         key = x509.key if isinstance(x509, X509Request) else x509.private_key
         try:
-            return x509, await self.jwt(None, now, refs((), key))
+            return x509, await self.jwt(None, now, refs([key]))
         except BaseException:
             await self.keys.discard(key)
             raise
@@ -71,14 +71,7 @@ class Maker:
         try:
             return parted(after, before, now)
         except BaseException:
-            known = before.key_refs if before is not None else frozenset()
-            slots: list[Slot] = [*after.x509, *after.jwt]
-            for key in (
-                *(slot.private_key for slot in slots),
-                after.request.key if after.request is not None else None,
-            ):
-                if key is not None and ref_of(key) not in known:
-                    await self.keys.discard(key)
+            await undone(self.keys, after, before.key_refs if before is not None else frozenset())
             raise
 
     async def _certified(
@@ -96,6 +89,13 @@ class Maker:
             authority = await above.certify(trust_domain, key, by.authority_ttl, now)
         tried = await self.keys.do(key, lambda: admit(authority, state, cause, by, now), seconds=PATIENCE_SECONDS)
         return X509Slot(Stage.PREPARED, tried, now)
+
+
+async def undone(keys: Keys, made: AuthorityState, named: frozenset[KeyRef]) -> None:
+    """Destroy what a key store made for a state that was not stored, but for keys that are `named` in one that was."""
+    for key in made.private_keys:
+        if ref_of(key) not in named:
+            await keys.discard(key)
 
 
 def _named(state: AuthorityState | None) -> Iterable[KeyRef]:

@@ -12,15 +12,14 @@ from runtime.clock import Clock
 from signer.authority.abandonments import Abandonments
 from signer.authority.backoff import Backoff
 from signer.authority.lifecycle import Life
+from signer.authority.made import undone
 from signer.authority.revoked import RevokedRoot
 from signer.authority.rollback import Published
-from signer.authority.slots import Slot
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.errors import CertificateRefused, Conflict, SignerError, StateDamaged
 from signer.keystore.store import KeyStoreUnavailable
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.held_key import ref_of
 
 _log = logging.getLogger("podsvid.authority")
 # Looks in which those that run put a newer Secret back, at once or at their next read, before one starts by an older.
@@ -61,11 +60,7 @@ class First:
 
     async def unused(self, made: AuthorityState, stored: Stored | None) -> None:
         """Another replica was faster: destroy what a key store made for these, unless they are what is stored."""
-        named = stored.state.key_refs if stored is not None else frozenset()
-        slots: list[Slot] = [*made.x509, *made.jwt]
-        for key in (*(slot.private_key for slot in slots), made.request.key if made.request is not None else None):
-            if key is not None and ref_of(key) not in named:
-                await self._life.keys.discard(key)
+        await undone(self._life.keys, made, stored.state.key_refs if stored is not None else frozenset())
 
 
 async def found(

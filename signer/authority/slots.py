@@ -211,7 +211,8 @@ def jwt_slot(each: dict[str, Any], known: KnownKeys = NO_KEYS, open_key: OpenKey
     elif "key_ref" in each:
         algorithm, public = JwtAlgorithm(each["algorithm"]), public_from_pem(each["public"].encode())
         private = read_key(each, lambda: public.public_key, open_key)
-        assert isinstance(private, JwtPrivateKey)
+        if not isinstance(private, JwtPrivateKey):
+            raise TypeError("no key that signs JWTs")
         key = JwtSigningKey.of(private, algorithm)
     else:
         key = public_from_pem(each["public"].encode())

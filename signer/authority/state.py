@@ -181,7 +181,13 @@ class AuthorityState:
     @cached_property
     def key_refs(self) -> frozenset[KeyRef]:
         """The keys in a key store that its authorities sign with, or will, or are requested with."""
-        return refs((*self.x509, *self.jwt), self.request.key if self.request is not None else None)
+        return refs(self.private_keys)
+
+    @property
+    def private_keys(self) -> Sequence[object]:
+        """Those of its authorities, None of one that signs no more, and of its request."""
+        request = [] if self.request is None else [self.request.key]
+        return [*(slot.private_key for kind in KINDS for slot in self.slots(kind)), *request]
 
     def noting(self, before: "AuthorityState", now: datetime) -> "AuthorityState":
         """The same, where it follows `before`, with those of its keys that nothing names any more."""

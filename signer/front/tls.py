@@ -47,10 +47,6 @@ class ServerIdentity:
         renew_at = self._renew_at
         return renew_at is None or self._clock.now() >= renew_at or state.active_x509_id != self._issuer
 
-    def renewed(self, state: AuthorityState) -> grpc.ServerCredentials | None:
-        """New credentials where they are due; None while the present ones are good. Raises SvidError."""
-        return self.taken(self.made(state)) if self.due(state) else None
-
     def made(self, state: AuthorityState) -> Made:
         """New credentials, which are not the present ones before they are `taken`; for any thread.
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from signer.errors import StateDamaged
+from signer.key_settings import JWT_KEYS
 from signer.keystore.signing import DEADLINE_SECONDS, PATIENCE_SECONDS, Signing
-from signer.keystore.store import JWT_KEYS, KeyStore, KeyStoreUnavailable
+from signer.keystore.store import KeyStore, KeyStoreUnavailable
 from signer.upstream.held_key import KeyRef, Unsupported, ref_of
 from svid.jws import JwtAlgorithm, JwtPrivateKey
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey

@@ -41,8 +41,12 @@ class Signing:
         self._running = 0
 
     async def do(self, work: Callable[[], _T], holder: str = "", seconds: float = DEADLINE_SECONDS) -> _T:
-        """What `work` returns or raises. Raises KeyStoreUnavailable."""
-        if self._waiting >= MOST_WAITING or len(self._lines.get(holder, ())) >= MOST_OF_ONE:
+        """What `work` returns or raises. Raises KeyStoreUnavailable.
+
+        What is done for the authorities themselves has no `holder`, waits its turn, and is not turned away: there is
+        little of it, and a replica whose key is not tried since many want SVIDs would be taken from all of them.
+        """
+        if holder and (self._waiting >= MOST_WAITING or len(self._lines.get(holder, ())) >= MOST_OF_ONE):
             self._told("full")
             raise KeyStoreUnavailable("as many wait for the key store as may; try again in a moment")
         job = _Job(work, asyncio.get_running_loop().create_future())

@@ -1,22 +1,11 @@
 """The small interface to what keeps authorities' private keys and gives none out, and the error that it raises."""
 
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Protocol
 
 from signer.errors import SignerError
 from signer.upstream.held_key import KeyRef
-from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey
-
-# Which key one for a JWT algorithm is. Others have hashes and paddings that no store here is asked for.
-JWT_KEYS = MappingProxyType(
-    {
-        JwtAlgorithm.RS256: KeyAlgorithm.RSA_2048,
-        JwtAlgorithm.ES256: KeyAlgorithm.EC_P256,
-        JwtAlgorithm.ES384: KeyAlgorithm.EC_P384,
-    }
-)
 
 
 class KeyStoreUnavailable(SignerError):

@@ -146,7 +146,7 @@ class AwsPca:
             if error.code == "RequestFailedException":
                 return Denied(f"{self.name} did not issue it ({error})", permanent=True)
             raise _unusable("give the certificate", error) from None
-        given = await self._given_roots()
+        given = await files.given(self.reader, self.settings.roots, self.name)
         try:
             return self._issued(_text(found, "Certificate"), _text(found, "CertificateChain"), given, request)
         except UpstreamUnusable as error:
@@ -157,7 +157,7 @@ class AwsPca:
         """What was issued stays: it is of a key that nobody uses."""
 
     async def roots(self) -> RootSet:
-        given = await self._given_roots()
+        given = await files.given(self.reader, self.settings.roots, self.name)
         if given:
             return RootSet(given, complete=True)
         found = [await self._asked(arn, "name its root", partial(self._root, arn)) for arn in self.settings.arns]
@@ -224,10 +224,6 @@ class AwsPca:
         if region not in self._clients:
             self._clients[region] = self.connect(region)
         return self._clients[region]
-
-    async def _given_roots(self) -> tuple[x509.Certificate, ...]:
-        path = self.settings.roots
-        return () if path is None else await files.read(self.reader, partial(files.roots, path), self.name)
 
     async def _asked(self, arn: str, what: str, work: Callable[[], _T]) -> _T:
         try:

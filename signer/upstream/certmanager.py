@@ -158,7 +158,7 @@ class CertManager:
         said = verdict(bytes(found.status), which)
         if not isinstance(said, Certified):
             return said
-        given = await self._given_roots()
+        given = await files.given(self.reader, self.settings.roots, self.name)
         try:
             return self._issued(said, given, request)
         except UpstreamUnusable as error:
@@ -185,13 +185,9 @@ class CertManager:
             raise self._failed("clean up", self._which(request_id), error) from None
 
     async def roots(self) -> RootSet:
-        given = await self._given_roots()
+        given = await files.given(self.reader, self.settings.roots, self.name)
         # cert-manager says what is to be trusted with a certificate, and at no other time.
         return RootSet(given, complete=bool(given))
-
-    async def _given_roots(self) -> tuple[x509.Certificate, ...]:
-        path = self.settings.roots
-        return () if path is None else await files.read(self.reader, partial(files.roots, path), self.name)
 
     def _issued(self, said: Certified, given: tuple[x509.Certificate, ...], request: CaRequest) -> Issued:
         found = certificates([said.chain], self.name)

@@ -1,6 +1,7 @@
 """Files that are needed to ask a CA elsewhere. Each read blocks, and raises UpstreamUnusable."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +46,11 @@ def readable(path: Path | None) -> None:
             pass
     except OSError as error:
         raise UpstreamUnusable(f"{path} cannot be read: {error.strerror}") from None
+
+
+async def given(reader: Bounded, path: Path | None, whose: str) -> tuple[x509.Certificate, ...]:
+    """The roots that a file names for a CA; none without one. Raises UpstreamUnusable."""
+    return () if path is None else await read(reader, partial(roots, path), whose)
 
 
 def roots(path: Path) -> tuple[x509.Certificate, ...]:

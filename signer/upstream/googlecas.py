@@ -87,7 +87,7 @@ class GoogleCas:
 
     async def poll(self, request: CaRequest, handle: str) -> Answer:
         made = await self._asked("certify", partial(self._made, request))
-        given = await self._given_roots()
+        given = await files.given(self.reader, self.settings.roots, self.name)
         try:
             return self._issued(made, given, request)
         except UpstreamUnusable as error:
@@ -98,7 +98,7 @@ class GoogleCas:
         """What was issued stays: it is of a key that nobody uses."""
 
     async def roots(self) -> RootSet:
-        given = await self._given_roots()
+        given = await files.given(self.reader, self.settings.roots, self.name)
         if given:
             return RootSet(given, complete=True)
         found = await self._asked("name its roots", self._roots)
@@ -162,10 +162,6 @@ class GoogleCas:
         if not self._clients:
             self._clients.append(self.connect())
         return self._clients[0]
-
-    async def _given_roots(self) -> tuple[x509.Certificate, ...]:
-        path = self.settings.roots
-        return () if path is None else await files.read(self.reader, partial(files.roots, path), self.name)
 
     async def _asked(self, what: str, work: Callable[[], _T]) -> _T:
         """What Google says. Raises UpstreamAway and UpstreamUnusable."""

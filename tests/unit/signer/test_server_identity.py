@@ -7,6 +7,7 @@ import grpc
 import pytest
 from cryptography import x509
 
+from signer.authority.state import AuthorityState
 from signer.front.tls import LIFETIME, ServerIdentity
 from svid.dnsnames import SIGNER_NAME
 from svid.errors import SvidError
@@ -34,9 +35,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     return found
 
 
+def renewed(identity: ServerIdentity, state: AuthorityState) -> grpc.ServerCredentials | None:
+    """New credentials where they are due, as the server takes them."""
+    return identity.taken(identity.made(state)) if identity.due(state) else None
+
+
 def test_it_is_the_signers_and_for_a_day(made: Made) -> None:
     state = first()
-    assert ServerIdentity(StepClock()).renewed(state) is not None
+    assert renewed(ServerIdentity(StepClock()), state) is not None
     ((key, pem),) = made.pairs
     chain = tuple(x509.load_pem_x509_certificates(pem))
     assert str(check_x509_svid(chain, state.bundle, START)) == "spiffe://example.org/podsvid/signer"
@@ -49,13 +55,13 @@ def test_it_is_the_signers_and_for_a_day(made: Made) -> None:
 def test_it_is_renewed_at_half_of_its_life(made: Made) -> None:
     clock, state = StepClock(), first()
     identity = ServerIdentity(clock)
-    assert identity.renewed(state) is not None
-    assert identity.renewed(state) is None
+    assert renewed(identity, state) is not None
+    assert renewed(identity, state) is None
     clock.pass_by(hours=12, seconds=-1)
-    assert identity.renewed(state) is None
+    assert renewed(identity, state) is None
     clock.pass_by(seconds=1)
-    assert identity.renewed(state) is not None
-    assert identity.renewed(state) is None
+    assert renewed(identity, state) is not None
+    assert renewed(identity, state) is None
     one, other = made.pairs
     assert one[0] != other[0]
 
@@ -68,9 +74,9 @@ def test_it_is_renewed_when_another_authority_signs(made: Made) -> None:
         clock.pass_by(hours=6)
         later = advanced(later, clock.now())
     identity = ServerIdentity(clock)
-    assert identity.renewed(state) is not None
-    assert identity.renewed(later) is not None
-    assert identity.renewed(later) is None
+    assert renewed(identity, state) is not None
+    assert renewed(identity, later) is not None
+    assert renewed(identity, later) is None
     issuers = [x509.load_pem_x509_certificate(pem).issuer for _, pem in made.pairs]
     assert issuers[0] != issuers[1]
 
@@ -81,7 +87,7 @@ def test_an_authority_that_is_over_signs_none_and_the_next_one_is_tried(made: Ma
     clock.pass_by(days=11)
     for _ in range(2):
         with pytest.raises(SvidError):
-            identity.renewed(state)
+            renewed(identity, state)
     assert made.pairs == []
     clock.set_by(days=-11)
-    assert identity.renewed(state) is not None
+    assert renewed(identity, state) is not None
