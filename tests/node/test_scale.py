@@ -58,17 +58,22 @@ def test_a_step_that_takes_too_long_says_how_far_it_came_and_the_others_go_on(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = children.Fleets.count
+    counted = []
 
     async def slow(fleets: children.Fleets, name: str) -> int:
         found = await count(fleets, name)
-        return found - 1 if name == "served" else found
+        if name != "served":
+            return found
+        counted.append(found - 1)
+        return found - 1
 
     monkeypatch.setattr(children.Fleets, "count", slow)
     plan = replace(TINY, limits=replace(TINY.limits, restart=6.0))
     figures = asyncio.run(Run(plan, base, lambda text: None).run())
     assert figures.failure.startswith("the restart: 6 served: not within 6 s")
     assert figures.figure("restart_last").value is None
-    assert figures.figure("restart_last").note == "5 of 6 in the time that it may take"
+    # As many as came: a busy machine may not bring all the others within the time.
+    assert figures.figure("restart_last").note == f"{counted[-1]} of 6 in the time that it may take"
     assert figures.figure("restart_mints").value
     assert figures.figure("reissue_last").value
     assert figures.figure("rss_reissue").value
