@@ -13,6 +13,8 @@ from runtime import loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
 from signer import (
+    above,
+    audience_settings,
     awspca_settings,
     certmanager_settings,
     googlecas_settings,
@@ -22,14 +24,10 @@ from signer import (
     setting_texts,
     upstream_settings,
 )
-from signer.awspca_settings import AwsPcaSettings
-from signer.certmanager_settings import CertManagerSettings
-from signer.googlecas_settings import GoogleCasSettings
 from signer.key_settings import KeySettings
 from signer.model import TtlLimits
-from signer.openbao_settings import OpenBaoSettings
 from signer.pkcs11_uri import KeyUri, TokenUri
-from signer.upstream_settings import FileSettings, UpstreamSettings
+from signer.upstream_settings import UpstreamSettings
 from svid.authority import MAX_BACKDATE
 from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
@@ -231,6 +229,18 @@ class SignerConfig:
         "trust bundles of other trust domains, TRUST-DOMAIN=FILE (JWKS or PEM), re-read",
         "",
     )
+    trust_audiences: tuple[str, ...] = setting(
+        settings.listed(settings.choice(*audience_settings.AUDIENCES)),
+        "who reads the trust and never acknowledges it, wherever it is hosted: federation (trust domains that poll the "
+        "bundle), oidc (readers of JWT-SVIDs' keys; on with jwt_issuer); a new authority waits for them",
+        "",
+    )
+    bundle_hint: timedelta = setting(
+        settings.duration(audience_settings.MIN_HINT, audience_settings.MAX_HINT),
+        "how often who polls the bundle is to (spiffe_refresh_hint), 1m to 1d; with federation a new authority is "
+        "published for five times as long before it signs",
+        "5m",
+    )
     bundle_config_map: str = setting(_name, "ConfigMap that the trust bundle is published as", "podsvid-bundle")
     bundle_namespaces: str = setting(
         settings.matching(re.compile(r"[-A-Za-z0-9_./=!, ()]{0,1024}"), "a label selector"),
@@ -286,6 +296,7 @@ class SignerConfig:
         yield from self.above.conflicts(given)
         yield from self.keys.conflicts()
         yield from lifetime_settings.conflicts(self.authority_ttl, self.x509_pod_max_ttl, self.ttls)
+        yield from audience_settings.conflicts(self)
         if not self.driver_names:
             yield Conflict(("driver_names",), "driver_names is empty; name at least one")
         if len(set(self.driver_names)) != len(self.driver_names):
@@ -317,38 +328,7 @@ class SignerConfig:
     @property
     def above(self) -> UpstreamSettings:
         """The CA that certifies the authorities."""
-        roots = self.upstream_bundle_file
-        return UpstreamSettings(
-            self.upstream,
-            FileSettings(
-                self.upstream_cert_file, self.upstream_key_file, roots, self.upstream_dir, self.upstream_key_uri
-            ),
-            OpenBaoSettings(
-                self.openbao_address,
-                self.openbao_mount,
-                self.openbao_issuer,
-                self.openbao_namespace,
-                self.openbao_ca_file,
-                self.openbao_auth,
-                self.openbao_auth_mount,
-                self.openbao_role,
-                self.openbao_token_file,
-                self.openbao_role_id,
-                self.openbao_secret_id_file,
-                self.openbao_cert_file,
-                self.openbao_key_file,
-                roots,
-            ),
-            CertManagerSettings(
-                self.cert_manager_issuer_name,
-                self.cert_manager_issuer_kind,
-                self.cert_manager_issuer_group,
-                self.cert_manager_namespace,
-                roots,
-            ),
-            AwsPcaSettings(self.aws_pca_arns, self.aws_pca_template, roots),
-            GoogleCasSettings(self.google_cas_pool, self.google_cas_ca, roots),
-        )
+        return above.of(self)
 
     @property
     def ttls(self) -> TtlLimits:

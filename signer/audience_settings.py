@@ -1,0 +1,83 @@
+"""Who reads the trust and never acknowledges it, as the settings have it; which lifetimes leave them no time."""
+
+import math
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from runtime import durations
+from runtime.settings import Conflict
+
+if TYPE_CHECKING:
+    from signer.config import SignerConfig
+
+# Trust domains that poll the trust bundle, and verifiers that read the keys of JWT-SVIDs as OpenID Connect has it.
+FEDERATION, OIDC = "federation", "oidc"
+AUDIENCES = (FEDERATION, OIDC)
+# Of the SPIFFE Federation's "three to five times the refresh hint": who misses four polls still has the fifth.
+POLLS = 5
+# For how long readers of keys keep them at most, whatever they are told: libraries and clouds do for up to a day.
+KEYS_KEPT = timedelta(days=1)
+# For how long they are told to. What obeys reads anew within a forced rotation.
+KEYS_MAX_AGE = timedelta(seconds=60)
+MIN_HINT, MAX_HINT = timedelta(minutes=1), timedelta(days=1)
+# Of a CA above an authority may get less than was asked for (timing.py).
+_LEAST = 0.75
+
+
+def audiences(config: "SignerConfig") -> frozenset[str]:
+    """Those that are on: that the settings name, and that come with others."""
+    found = set(config.trust_audiences)
+    if config.jwt_issuer is not None and config.jwt_svids:
+        # Tokens that name an issuer are for who looks its keys up.
+        found.add(OIDC)
+    return frozenset(found)
+
+
+def settle(audience: str, kind: str, hint: timedelta) -> timedelta:
+    """How long a new authority of a kind is published before all of that audience have it."""
+    if audience == FEDERATION:
+        return POLLS * hint
+    return KEYS_KEPT if kind == "jwt" else timedelta(0)
+
+
+def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
+    """What leaves those that are on without the time that they need before an authority signs."""
+    if OIDC in config.trust_audiences and not config.jwt_svids:
+        yield Conflict(("trust_audiences", "jwt_svids"), "without JWT-SVIDs nobody reads keys of them; leave oidc out")
+    on = audiences(config)
+    for audience, names in ((FEDERATION, ("bundle_hint",)), (OIDC, _brought_by(config))):
+        if audience not in on:
+            continue
+        waits = settle(audience, "x509", config.bundle_hint)
+        least = _whole(2 * (waits + config.x509_max_ttl) / _LEAST)
+        if waits and config.authority_ttl < least:
+            yield Conflict(
+                (*names, "authority_ttl"),
+                f"{_needs(audience, waits)}, and at half of its life the one before still has to outlive what it "
+                f"issues: set authority_ttl to {durations.text(least)} or more{_or_lower(audience)}",
+            )
+        waits = settle(audience, "jwt", config.bundle_hint)
+        if config.jwt_svids and config.jwt_key_period < 2 * waits:
+            yield Conflict(
+                (*names, "jwt_key_period"),
+                f"{_needs(audience, waits)}, which has to be half of the period at most: set jwt_key_period to "
+                f"{durations.text(2 * waits)} or more{_or_lower(audience)}",
+            )
+
+
+def _whole(duration: timedelta) -> timedelta:
+    return timedelta(seconds=math.ceil(duration.total_seconds()))
+
+
+def _brought_by(config: "SignerConfig") -> tuple[str, ...]:
+    return ("trust_audiences",) if OIDC in config.trust_audiences else ("jwt_issuer",)
+
+
+def _needs(audience: str, waits: timedelta) -> str:
+    why = f"{POLLS} times bundle_hint" if audience == FEDERATION else "for which readers keep keys"
+    return f"a new authority is published for {durations.text(waits)} ({why}) before it signs"
+
+
+def _or_lower(audience: str) -> str:
+    return ", or lower bundle_hint" if audience == FEDERATION else ""

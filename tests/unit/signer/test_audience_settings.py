@@ -1,0 +1,102 @@
+"""Which verifiers never acknowledge, by the settings; lifetimes that leave them no time are refused."""
+
+import argparse
+from datetime import timedelta
+
+import pytest
+
+from runtime.settings import InvalidSetting
+from signer import config
+from signer.audience_settings import FEDERATION, OIDC, audiences, settle
+from signer.config import SignerConfig
+
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+ISSUER = ("--jwt-issuer", "https://issuer.test")
+FEDERATED, READ = ("--trust-audiences", "federation"), ("--trust-audiences", "oidc")
+
+
+def loaded(*flags: str) -> SignerConfig:
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    return config.load(parser.parse_args(["--trust-domain", "example.org", *flags]), {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "on"),
+    [
+        ((), set()),
+        (FEDERATED, {FEDERATION}),
+        (READ, {OIDC}),
+        (("--trust-audiences", "oidc,federation"), {FEDERATION, OIDC}),
+        (ISSUER, {OIDC}),
+        ((*ISSUER, *FEDERATED), {FEDERATION, OIDC}),
+        ((*ISSUER, "--jwt-svids", "false"), set()),
+    ],
+)
+def test_who_is_on(flags: tuple[str, ...], on: set[str]) -> None:
+    assert audiences(loaded(*flags)) == on
+
+
+def test_who_needs_how_long() -> None:
+    assert settle(FEDERATION, "x509", 7 * MINUTE) == settle(FEDERATION, "jwt", 7 * MINUTE) == 35 * MINUTE
+    assert settle(OIDC, "jwt", 7 * MINUTE) == DAY
+    assert settle(OIDC, "x509", 7 * MINUTE) == timedelta(0)
+
+
+def test_the_hint_is_five_minutes_and_bounded() -> None:
+    assert loaded().bundle_hint == 5 * MINUTE
+    assert loaded("--bundle-hint", "1m").bundle_hint == MINUTE
+    assert loaded("--bundle-hint", "1d").bundle_hint == DAY
+    for hint in ("59s", "1d1s", "0s"):
+        with pytest.raises(InvalidSetting, match="from 1m to 1d"):
+            loaded("--bundle-hint", hint)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "sentence"),
+    [
+        (
+            (*FEDERATED, "--bundle-hint", "1d", "--authority-ttl", "15d23h59m59s"),
+            ("bundle_hint", "authority_ttl"),
+            r"for 5d \(5 times bundle_hint\) .* set authority_ttl to 16d or more, or lower bundle_hint$",
+        ),
+        (
+            (*FEDERATED, "--bundle-hint", "10m", "--jwt-key-period", "1h39m59s"),
+            ("bundle_hint", "jwt_key_period"),
+            r"for 50m \(5 times bundle_hint\) .* set jwt_key_period to 1h40m or more, or lower bundle_hint$",
+        ),
+        (
+            (*READ, "--jwt-key-period", "1d23h59m59s"),
+            ("trust_audiences", "jwt_key_period"),
+            "for 1d .* set jwt_key_period to 2d or more$",
+        ),
+        (
+            (*ISSUER, "--jwt-key-period", "1d23h59m59s"),
+            ("jwt_issuer", "jwt_key_period"),
+            "for 1d .* set jwt_key_period to 2d or more$",
+        ),
+        ((*READ, "--jwt-svids", "false"), ("trust_audiences", "jwt_svids"), "leave oidc out$"),
+        (("--trust-audiences", "hosts"), ("--trust-audiences",), "one of federation, oidc"),
+    ],
+)
+def test_what_leaves_them_no_time_is_refused(flags: tuple[str, ...], names: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(InvalidSetting, match=sentence) as refused:
+        loaded(*flags)
+    (fault,) = refused.value.faults
+    assert all(name in fault for name in names)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (*FEDERATED, "--bundle-hint", "1d", "--authority-ttl", "16d"),
+        (*FEDERATED, "--bundle-hint", "10m", "--jwt-key-period", "1h40m"),
+        (*READ, "--jwt-key-period", "2d"),
+        # Of who is not on nothing is asked, and readers of keys read no X.509 authorities.
+        ("--bundle-hint", "1d", "--authority-ttl", "4d", "--jwt-key-period", "1h"),
+        (*READ, "--authority-ttl", "4d"),
+        (*FEDERATED, "--bundle-hint", "1d", "--jwt-svids", "false", "--jwt-key-period", "1h"),
+    ],
+)
+def test_what_leaves_them_just_enough_is_taken(flags: tuple[str, ...]) -> None:
+    assert loaded(*flags)
