@@ -165,6 +165,7 @@ SHAPES: Mapping[tuple[str, ...], Shape] = MappingProxyType(
             ),
         ),
         ("explain --socket",): POLICY,
+        ("bundle show",): message(admin_pb2.PublishResponse.DESCRIPTOR),
         ("authority show",): message(admin_pb2.AuthorityStatus.DESCRIPTOR),
         _STEPS: message(admin_pb2.StepResponse.DESCRIPTOR),
         ("api fetch x509", "api watch"): obj(svids=listed(_SVID), federated_bundles=mapped(STRING)),

@@ -133,7 +133,7 @@ def explain(parsed: argparse.Namespace) -> int:
     """
     namespace, pod = which_pod(parsed)
     parsed.socket = here(parsed.socket)
-    _check_socket(parsed.socket, "explain NAMESPACE/POD")
+    check_socket(parsed.socket, "explain NAMESPACE/POD")
     request = admin_pb2.ExplainRequest(namespace=namespace, pod=pod)
     waiting = Waiting(parsed.timeout)
 
@@ -145,9 +145,9 @@ def explain(parsed: argparse.Namespace) -> int:
             return call(request, timeout=waiting.left())
 
     try:
-        found = waiting.ask(_signer(parsed.socket), work)
+        found = waiting.ask(signer_at(parsed.socket), work)
     except grpc.RpcError as error:
-        raise _failed(error, parsed.socket, waiting) from None
+        raise failed(error, parsed.socket, waiting) from None
     if parsed.output == "text":
         show_explained(f"{namespace}/{pod}", found, every=parsed.all)
     else:
@@ -185,7 +185,7 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool, l
 
 def run(parsed: argparse.Namespace) -> int:
     """Run it; the exit code. Raises CommandFailed."""
-    _check_socket(parsed.socket, "authority show")
+    check_socket(parsed.socket, "authority show")
     waiting, asked = Waiting(parsed.timeout), parsed.action == "show"
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:
         try:
@@ -193,7 +193,7 @@ def run(parsed: argparse.Namespace) -> int:
                 return _show(channel, parsed, waiting)
             # Once it is asked it goes on, whether or not anybody waits.
             with unwinding():
-                answer = waiting.ask(_signer(parsed.socket), lambda: _step(channel, parsed, waiting.left()))
+                answer = waiting.ask(signer_at(parsed.socket), lambda: _step(channel, parsed, waiting.left()))
                 asked = True
                 if parsed.output == "text":
                     for line in (answer.message, *map(warning, answer.warnings)):
@@ -205,8 +205,8 @@ def run(parsed: argparse.Namespace) -> int:
                     _follow(channel, _kind(parsed), _goes_on(parsed), parsed.output, told)
             return 0
         except (grpc.RpcError, GaveUp) as error:
-            failed = error if isinstance(error, GaveUp) else _failed(error, parsed.socket, waiting)
-            raise failed if asked else _unsure(failed) from None
+            found = error if isinstance(error, GaveUp) else failed(error, parsed.socket, waiting)
+            raise found if asked else _unsure(found) from None
         except KeyboardInterrupt as error:
             print(f"podsvid: {'the signer goes on by itself' if asked else _UNKNOWN}; {_SEE}", file=sys.stderr)
             return SIGNALLED + int(getattr(error, "number", signal.SIGINT))
@@ -216,19 +216,22 @@ def _unsure(error: Exception) -> Exception:
     return GaveUp(f"{error}; {_UNKNOWN}; {_SEE}") if isinstance(error, GaveUp) else error
 
 
-def _signer(path: str) -> str:
+def signer_at(path: str) -> str:
+    """Who is waited for, in words."""
     return f"the signer at {path}"
 
 
-def _failed(error: grpc.RpcError, path: str, waiting: Waiting) -> Exception:
+def failed(error: grpc.RpcError, path: str, waiting: Waiting) -> Exception:
+    """What to raise of what a call to the admin socket at `path` ended with."""
     seen = sockets.explained(error, path, "a signer", SERVICE)
     if seen is None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        seen = waiting.gave_up(_signer(path))
+        seen = waiting.gave_up(signer_at(path))
     kind = NoSuchPod if error.code() is grpc.StatusCode.NOT_FOUND else CommandFailed
     return seen or kind(str(error.details()))
 
 
-def _check_socket(path: str, example: str) -> None:
+def check_socket(path: str, example: str) -> None:
+    """Raises SocketAbsent, which says how to run `example` where there is one."""
     if not Path(path).exists():
         raise SocketAbsent(
             f"no signer listens at {path}; run this in a signer's pod, for example "
@@ -270,7 +273,7 @@ def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
 
 def _show(channel: grpc.Channel, parsed: argparse.Namespace, waiting: Waiting) -> int:
     coming = _watch(channel, None if parsed.watch else waiting.left())
-    first = waiting.ask(_signer(parsed.socket), lambda: next(coming))
+    first = waiting.ask(signer_at(parsed.socket), lambda: next(coming))
     for status in chain([first], coming):
         if parsed.output in ("json", "yaml"):
             _print(status, parsed.output)

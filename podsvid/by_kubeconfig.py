@@ -127,7 +127,13 @@ class KubeconfigCluster:
     Raises NotTold where the kubeconfig cannot be used. So does every method; several threads may call them.
     """
 
-    def __init__(self, kubeconfig: str | None, context: str | None, podsvid_namespace: str) -> None:
+    def __init__(
+        self,
+        kubeconfig: str | None,
+        context: str | None,
+        podsvid_namespace: str,
+        example: str = "explain NAMESPACE/POD",
+    ) -> None:
         self.podsvid_namespace = podsvid_namespace
         try:
             # Not the package's typed calls: its models take a second to load. What is left of it is without types.
@@ -136,7 +142,7 @@ class KubeconfigCluster:
             why = " ".join(_told(error).split()).rstrip(".")
             raise NotTold(
                 f"no usable kubeconfig: {why}; give --kubeconfig and --context, or run this in a signer's pod: "
-                f"kubectl -n {podsvid_namespace} exec deploy/podsvid-signer -- podsvid explain NAMESPACE/POD"
+                f"kubectl -n {podsvid_namespace} exec deploy/podsvid-signer -- podsvid {example}"
             ) from None
 
     @property
@@ -184,6 +190,16 @@ class KubeconfigCluster:
         # One that is ready knows the cluster; one that is not may still answer.
         running.sort(key=lambda pod: not pod.ready)
         return running[0].metadata.name if running else None
+
+    def signer(self) -> str:
+        """The name of a signer's pod that runs. Raises CommandFailed."""
+        found = self.running("signer")
+        if found is None:
+            raise CommandFailed(
+                f"no signer runs in namespace {self.podsvid_namespace}; look at its Deployment podsvid-signer, or say "
+                "with --podsvid-namespace where podsvid is installed"
+            )
+        return found
 
     def run(self, pod: str, container: str, command: list[str]) -> Any:
         """What the command printed in a pod of podsvid, from JSON."""
@@ -315,8 +331,8 @@ def _said(error: Any) -> str:
         reason = _told(error.__context__) if isinstance(error.__context__, ValueError) else str(error.reason)
         message = f"the API server answered {status}" if status else reason
     advice = {
-        FORBIDDEN: "; explain needs get on pods and list on events of the pod's namespace, list on pods and create (or "
-        "get) on pods/exec of podsvid's",
+        FORBIDDEN: "; list on pods and create (or get) on pods/exec of podsvid's namespace are needed, and by "
+        "explain get on pods and list on events of the pod's",
         UNAUTHORIZED: "; the kubeconfig's credentials have expired or are wrong: log in again",
     }
     return message + advice.get(status, "")

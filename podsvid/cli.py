@@ -20,6 +20,8 @@ _COMMANDS = {
     "signer": "the cluster CA as a service",
     "authority": "show and rotate the signer's authorities",
     "uninstall-check": "who still needs podsvid in the cluster",
+    "bundle": "the trust bundle, as other trust domains fetch it",
+    "oidc": "the documents by which OpenID Connect verifies JWT-SVIDs",
     "explain": "which identity a pod gets, and why; from anywhere",
     "quickstart": "see a volume rotate, without Kubernetes",
     "node": "the volumes of this node's agent",
@@ -103,6 +105,10 @@ def _add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
         from podsvid import authority as authority_command
 
         authority_command.add_arguments(parser)
+    elif command in ("bundle", "oidc"):
+        from podsvid import documents
+
+        (documents.add_bundle_arguments if command == "bundle" else documents.add_oidc_arguments)(parser)
     elif command == "uninstall-check":
         from podsvid import uninstall_check
 
@@ -207,6 +213,18 @@ def _explain(parsed: argparse.Namespace) -> int:
     return explain.run(parsed)
 
 
+def _bundle(parsed: argparse.Namespace) -> int:
+    from podsvid import documents
+
+    return documents.run_bundle(parsed)
+
+
+def _oidc(parsed: argparse.Namespace) -> int:
+    from podsvid import documents
+
+    return documents.run_oidc(parsed)
+
+
 def _node(parsed: argparse.Namespace) -> int:
     from podsvid import node as node_command
 
@@ -229,6 +247,8 @@ _RUN = {
     "agent": _agent,
     "signer": _signer,
     "authority": _authority,
+    "bundle": _bundle,
+    "oidc": _oidc,
     "explain": _explain,
     "uninstall-check": _uninstall_check,
     "quickstart": _quickstart,

@@ -21,7 +21,7 @@ from podsvid import authority as authority_command
 from podsvid import node as node_command
 from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
 from podsvid.interrupts import unwinding
-from podsvid.options import add_output, add_pod, add_timeout, as_yaml, which_pod
+from podsvid.options import add_cluster, add_output, add_pod, add_timeout, as_yaml, which_pod
 from podsvid.output import console
 from podsvid.waiting import GaveUp, Waiting
 from runtime.aside import begun
@@ -38,19 +38,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     add_pod(parser)
-    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: $KUBECONFIG, ~/.kube/config)")
-    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
-    parser.add_argument(
-        "--podsvid-namespace",
-        default="podsvid",
-        metavar="NAMESPACE",
-        help="where podsvid is installed (default: podsvid)",
-    )
-    parser.add_argument(
-        "--socket",
-        metavar="SOCKET",
-        help=f"ask only this signer's admin socket (default: {here()}, where it exists) [PODSVID_ADMIN_SOCKET]",
-    )
+    add_cluster(parser, here())
     parser.add_argument("--all", action="store_true", help="show all policies that do not match, not only the nearest")
     add_output(parser)
     add_timeout(parser)
@@ -158,13 +146,9 @@ def _explain(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: W
 
 
 def _ask_signer(cluster: "KubeconfigCluster", what: str) -> Any:
-    signer = cluster.running("signer")
-    if signer is None:
-        raise CommandFailed(
-            f"no signer runs in namespace {cluster.podsvid_namespace}; look at its Deployment podsvid-signer, or say "
-            "with --podsvid-namespace where podsvid is installed"
-        )
-    return cluster.run(signer, "signer", ["podsvid", "explain", what, "--socket", DEFAULT_SOCKET, "--output", "json"])
+    return cluster.run(
+        cluster.signer(), "signer", ["podsvid", "explain", what, "--socket", DEFAULT_SOCKET, "--output", "json"]
+    )
 
 
 def _ask_agent(cluster: "KubeconfigCluster", pod: "SeenPod") -> Any:

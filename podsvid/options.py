@@ -64,6 +64,23 @@ def as_yaml(document: str) -> str:
     return yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True, width=1000)
 
 
+def add_cluster(parser: argparse.ArgumentParser, socket: str) -> None:
+    """By what a signer is found: a kubeconfig, or its admin socket."""
+    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: $KUBECONFIG, ~/.kube/config)")
+    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
+    parser.add_argument(
+        "--podsvid-namespace",
+        default="podsvid",
+        metavar="NAMESPACE",
+        help="where podsvid is installed (default: podsvid)",
+    )
+    parser.add_argument(
+        "--socket",
+        metavar="SOCKET",
+        help=f"ask only this signer's admin socket (default: {socket}, where it exists) [PODSVID_ADMIN_SOCKET]",
+    )
+
+
 def add_pod(parser: argparse.ArgumentParser) -> None:
     """Which pod: NAMESPACE/POD, NAMESPACE POD, or POD with -n."""
     parser.add_argument("pod", metavar="NAMESPACE/POD", help="or NAMESPACE POD, or -n NAMESPACE POD")

@@ -20,9 +20,9 @@ from runtime.listening import ANY, shown
 from runtime.stopping import Stopped, asked_to_stop, side_by_side, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import VERSION
-from signer import gauges, loops
+from signer import gauges, loops, parts
 from signer.attestation.accounts import Accounts
-from signer.attestation.attestor import AttestationSettings, Attestor
+from signer.attestation.attestor import Attestor
 from signer.attestation.pods import AgentAddresses, AgentNodes, Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.abandonments import Abandonments
@@ -53,9 +53,8 @@ from signer.front.limits import NodeLimits
 from signer.front.server import AgentServer, counted
 from signer.keystore import chosen as keystore
 from signer.metrics import Metrics
-from signer.minting.minting import Minting, MintingSettings
+from signer.minting.minting import Minting
 from signer.policy.policies import Policies
-from signer.policy.policy import PolicySettings
 from signer.publishing.config_maps import Publisher, published_sequence
 from signer.upstream.chosen import chosen
 
@@ -118,16 +117,7 @@ class Replica:
         self._federated = FederatedBundles(dict(config.federated_bundles))
         self._policies = Policies(
             api,
-            PolicySettings(
-                trust_domain=config.trust_domain,
-                default_path=config.default_path,
-                cluster_domain=config.cluster_domain,
-                require_policy=config.require_policy,
-                max_per_namespace=config.policies_per_namespace,
-                max_services=config.services_per_namespace,
-                ttls=config.ttls,
-                dns_names=config.dns_names,
-            ),
+            parts.policy(config),
             config.outage_limit,
             clock,
             lambda: frozenset(each.trust_domain for each in self._federated.bundles),
@@ -140,12 +130,7 @@ class Replica:
         self._offline = OfflineTokens(api, config.audience, self.witness, self.metrics.keys_read)
         reviews = TokenReviews(api, config.audience, self._offline, self.witness, told=self.metrics.token_checked)
         attestor = Attestor(
-            AttestationSettings(
-                agent_namespace=config.agent_namespace,
-                agent_service_account=config.agent_service_account,
-                drivers=drivers,
-                outage_limit=config.outage_limit,
-            ),
+            parts.attestation(config),
             reviews,
             self._offline,
             self._pods,
@@ -207,7 +192,7 @@ class Replica:
         self._rotation.roots.refused = partial(self._events.roots_refused, config.namespace, config.state_secret)
         self._rotation.roots.said = partial(self._events.root_revoked, config.namespace, config.state_secret)
         lifetimes = Lifetimes(self._rotation, clock)
-        minting = Minting(self._signing_state, _minting(config), clock, lifetimes, self._keys)
+        minting = Minting(self._signing_state, parts.minting(config), clock, lifetimes, self._keys)
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst, places)
         self._service = SignerService(
@@ -288,7 +273,8 @@ class Replica:
         services.callback(self._service.end_streams)
         await self._refresh()
         drivers = frozenset(config.driver_names)
-        asked = AdminService(self._rotation, self._policies, self._pods, drivers, self._clock)
+        publication = parts.publication(config)
+        asked = AdminService(self._rotation, self._policies, self._pods, drivers, self._clock, publication)
         admin = await serve_admin(asked, config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
         await loops.until(stopping, tasks)
@@ -387,12 +373,6 @@ class Replica:
         await self._policies.wait_synced()
         await self._pods.wait_synced()
         await self._policies.statuses.lead(self._pods, REFRESH_SECONDS)
-
-
-def _minting(config: SignerConfig) -> MintingSettings:
-    return MintingSettings(
-        config.ttls, config.jwt_issuer or "", config.jwt_jti, config.dns_names, backdate=config.x509_backdate
-    )
 
 
 async def _healthy() -> str | None:

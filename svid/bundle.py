@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, NoReturn, Self, TypeAlias
@@ -53,10 +53,11 @@ _CURVES_BY_NAME: dict[str, ec.EllipticCurve] = {
 
 @dataclass(frozen=True, slots=True)
 class JwtAuthority:
-    """A public key that signs JWT-SVIDs, and its `kid`."""
+    """A public key that signs JWT-SVIDs, and its `kid`; `algorithm`: with which one, where that is known."""
 
     key_id: str
     public_key: JwtKey
+    algorithm: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

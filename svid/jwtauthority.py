@@ -37,8 +37,8 @@ def public_to_pem(authority: JwtAuthority) -> bytes:
     )
 
 
-def public_from_pem(data: bytes) -> JwtAuthority:
-    """A PEM public key under its thumbprint. Raises InvalidKey."""
+def public_from_pem(data: bytes, algorithm: JwtAlgorithm | None = None) -> JwtAuthority:
+    """A PEM public key under its thumbprint. Raises InvalidKey, also where `algorithm` is none of it."""
     try:
         key = serialization.load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -47,7 +47,9 @@ def public_from_pem(data: bytes) -> JwtAuthority:
         raise InvalidKey("a JWT key is RSA or EC")
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < 2048:
         raise InvalidKey("an RSA key needs 2048 bits")
-    return JwtAuthority(thumbprint(key), key)
+    if algorithm is not None and not algorithm.fits(key):
+        raise InvalidKey(f"the key is not one for {algorithm}")
+    return JwtAuthority(thumbprint(key), key, algorithm.value if algorithm else None)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class JwtSigningKey:
     @cached_property
     def public(self) -> JwtAuthority:
         """What a trust bundle publishes."""
-        return JwtAuthority(self.key_id, self.private_key.public_key())
+        return JwtAuthority(self.key_id, self.private_key.public_key(), self.algorithm.value)
 
     def issue(
         self,

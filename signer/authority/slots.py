@@ -180,7 +180,9 @@ def x509_entry(slot: X509Slot) -> dict[str, Any]:
 def jwt_entry(slot: JwtSlot) -> dict[str, Any]:
     """Its entry; with the private key, or where that is, if it signs or will."""
     if isinstance(slot.key, JwtAuthority):
-        return {**_times(slot), "public": public_to_pem(slot.key).decode()}
+        # Verifiers by OpenID Connect are told with which algorithm a key signed.
+        signed = {} if slot.key.algorithm is None else {"algorithm": slot.key.algorithm}
+        return {**_times(slot), "public": public_to_pem(slot.key).decode(), **signed}
     entry = {**_times(slot), **key_entry(slot.key.private_key), "algorithm": slot.key.algorithm.value}
     return entry if "key" in entry else {**entry, "public": public_to_pem(slot.public).decode()}
 
@@ -215,7 +217,8 @@ def jwt_slot(each: dict[str, Any], known: KnownKeys = NO_KEYS, open_key: OpenKey
             raise TypeError("no key that signs JWTs")
         key = JwtSigningKey.of(private, algorithm)
     else:
-        key = public_from_pem(each["public"].encode())
+        signed = JwtAlgorithm(each["algorithm"]) if "algorithm" in each else None
+        key = public_from_pem(each["public"].encode(), signed)
     return _timed(each, lambda *times: JwtSlot(Stage(each["stage"]), key, *times))
 
 

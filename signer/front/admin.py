@@ -29,6 +29,7 @@ from signer.authority.timing import FORCED_GRACE
 from signer.errors import Refused, SignerError
 from signer.pb import admin_pb2
 from signer.policy.policies import ALLOWED, Policies
+from signer.publishing.documents import Documents, Publication
 from svid.acceptance import leads_to
 
 _log = logging.getLogger("podsvid.admin")
@@ -43,13 +44,20 @@ class AdminService:
     """Implements podsvid.signer.v1.Admin."""
 
     def __init__(
-        self, rotation: Rotation, policies: Policies, pods: Pods, drivers: frozenset[str], clock: Clock
+        self,
+        rotation: Rotation,
+        policies: Policies,
+        pods: Pods,
+        drivers: frozenset[str],
+        clock: Clock,
+        publication: Publication,
     ) -> None:
         self._rotation = rotation
         self._policies = policies
         self._pods = pods
         self._drivers = drivers
         self._clock = clock
+        self._publication = publication
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
@@ -62,6 +70,9 @@ class AdminService:
             ),
             "Explain": grpc.unary_unary_rpc_method_handler(
                 self.explain, admin_pb2.ExplainRequest.FromString, admin_pb2.ExplainResponse.SerializeToString
+            ),
+            "Publish": grpc.unary_unary_rpc_method_handler(
+                self.publish, admin_pb2.PublishRequest.FromString, admin_pb2.PublishResponse.SerializeToString
             ),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -126,6 +137,26 @@ class AdminService:
             x509_ttl=found.x509_ttl,
             x509_ttl_most=found.x509_ttl_most,
             ttl_clipped=found.clipped,
+        )
+
+    async def publish(self, request: admin_pb2.PublishRequest, context: Context) -> admin_pb2.PublishResponse:
+        state, by = self._rotation.state, self._publication
+        found = None if state is None else Documents.of(state.bundle, by)
+        if state is None or found is None:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "there is no authority yet; `podsvid authority show` says what is awaited"
+            )
+        assert state is not None
+        assert found is not None
+        return admin_pb2.PublishResponse(
+            trust_domain=state.trust_domain.name,
+            sequence=found.sequence,
+            spiffe=found.bundle.decode(),
+            pem=state.bundle.to_pem().decode(),
+            issuer=by.issuer.url if by.issuer else "",
+            jwks_uri=by.issuer.jwks_uri if by.issuer else "",
+            openid_configuration=(found.configuration or b"").decode(),
+            jwks=(found.keys or b"").decode(),
         )
 
     def status(self) -> admin_pb2.AuthorityStatus | None:

@@ -38,6 +38,30 @@ ACTION_ROTATE: Action
 ACTION_REVOKE_UPSTREAM: Action
 ACTION_TRUST_UPSTREAM: Action
 
+class PublishRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PublishResponse(_message.Message):
+    __slots__ = ("trust_domain", "sequence", "spiffe", "pem", "issuer", "jwks_uri", "openid_configuration", "jwks")
+    TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SPIFFE_FIELD_NUMBER: _ClassVar[int]
+    PEM_FIELD_NUMBER: _ClassVar[int]
+    ISSUER_FIELD_NUMBER: _ClassVar[int]
+    JWKS_URI_FIELD_NUMBER: _ClassVar[int]
+    OPENID_CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    JWKS_FIELD_NUMBER: _ClassVar[int]
+    trust_domain: str
+    sequence: int
+    spiffe: str
+    pem: str
+    issuer: str
+    jwks_uri: str
+    openid_configuration: str
+    jwks: str
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., spiffe: _Optional[str] = ..., pem: _Optional[str] = ..., issuer: _Optional[str] = ..., jwks_uri: _Optional[str] = ..., openid_configuration: _Optional[str] = ..., jwks: _Optional[str] = ...) -> None: ...
+
 class ExplainRequest(_message.Message):
     __slots__ = ("namespace", "pod")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]

@@ -17,6 +17,8 @@ from podsvid.outcome import WrongUsage
 from podsvid.sockets import SocketAbsent
 from signer.front.admin import AdminService, serve_admin
 from signer.pb import admin_pb2
+from signer.publishing.documents import Publication
+from svid.federation import REFRESH_HINT
 from tests.signer_rig import Serving, Site, serving
 
 WEB = "/api/v1/namespaces/default/pods/web"
@@ -72,7 +74,9 @@ def test_only_the_owner_opens_the_socket_from_its_first_moment_whatever_the_umas
     async def test(here: Serving) -> None:
         replica, path = here.replica, tmp_path / "new" / "admin.sock"
         drivers: frozenset[str] = frozenset()
-        service = AdminService(replica._rotation, replica._policies, replica._pods, drivers, here.site.clock)
+        service = AdminService(
+            replica._rotation, replica._policies, replica._pods, drivers, here.site.clock, Publication(REFRESH_HINT)
+        )
         modes: set[int] = set()
         before = os.umask(0)
         try:

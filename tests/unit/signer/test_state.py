@@ -307,3 +307,22 @@ def test_a_forced_rotation_of_before_that_says_not_what_is_stolen_counts_for_all
     assert step is not None
     assert step.action == "rewrite"
     assert [slot.stage for slot in done(life().do(older, step, START)).x509] == [Stage.ACTIVE, Stage.PREPARED]
+
+
+def test_with_which_algorithm_a_key_signed_outlives_its_service() -> None:
+    """Verifiers by OpenID Connect are told; an RSA key alone does not say it."""
+    key = JwtSigningKey.create(JwtAlgorithm.PS256)
+    old = JwtSlot(Stage.OLD, key, START)
+    state = AuthorityState.from_json(replace(first(), jwt=(*first().jwt, old)).to_json(), TD)
+    assert [each.algorithm for each in state.bundle.jwt_authorities if each.key_id == key.key_id] == ["PS256"]
+    # A signer of before wrote none.
+    document = json.loads(state.to_json())
+    (entry,) = [each for each in document["jwt"] if each["id"] == key.key_id]
+    assert entry.pop("algorithm") == "PS256"
+    before = AuthorityState.from_json(json.dumps(document).encode(), TD)
+    assert before.digest == state.digest
+    assert [each.algorithm for each in before.bundle.jwt_authorities if each.key_id == key.key_id] == [None]
+    # And one that is none of the key is damage.
+    entry["algorithm"] = "ES256"
+    with pytest.raises(StateDamaged):
+        AuthorityState.from_json(json.dumps(document).encode(), TD)

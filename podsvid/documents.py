@@ -1,0 +1,189 @@
+"""`podsvid bundle` and `podsvid oidc`: what verifiers without an agent fetch, to be looked at, or for any web server.
+
+Inside a signer's pod that signer's admin socket is asked; from anywhere else, by a kubeconfig, one of its pods by exec.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.json_format import Parse
+
+from podsvid import authority as authority_command
+from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
+from podsvid.interrupts import unwinding
+from podsvid.options import add_cluster, add_output, add_timeout, as_yaml
+from podsvid.output import to_json
+from podsvid.waiting import Waiting
+from runtime.terminal import printable
+from signer.admin_api import SERVICE
+from signer.pb import admin_pb2
+
+if TYPE_CHECKING:
+    from podsvid.by_kubeconfig import KubeconfigCluster
+
+FORMATS = ("spiffe", "pem")
+_EXAMPLE = "bundle show"
+_DISCOVERY = Path(".well-known", "openid-configuration")
+_KEYS = Path("keys")
+_MODE = 0o644
+
+
+class OlderDocument(CommandFailed):
+    """What is there already is newer than what was to be written."""
+
+    reason = "OLDER_DOCUMENT"
+
+
+class NoDocument(CommandFailed):
+    """The signer has no such document."""
+
+    reason = "NO_DOCUMENT"
+
+
+def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands of `podsvid bundle`, and their flags."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "print the trust bundle of the trust domain"
+    show = commands.add_parser("show", help=text, description=text)
+    text = "write the trust bundle into a file, for a web server; whoever reads it sees the one before, or all of it"
+    export = commands.add_parser("export", help=text, description=text)
+    export.add_argument("path", metavar="FILE", type=Path, help="the file, in a directory that there is")
+    for each in (show, export):
+        each.add_argument(
+            "--format",
+            choices=FORMATS,
+            default=FORMATS[0],
+            help="spiffe: the document that other trust domains fetch; pem: its X.509 authorities (default: spiffe)",
+        )
+        _add_common(each)
+    add_output(show)
+
+
+def add_oidc_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand of `podsvid oidc`, and its flags."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "write the discovery document and the keys of JWT-SVIDs below a directory, for a web server"
+    export = commands.add_parser("export", help=text, description=text)
+    export.add_argument(
+        "path", metavar="DIRECTORY", type=Path, help="what is served at the issuer's URL; made where there is none"
+    )
+    _add_common(export)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add_cluster(parser, here())
+    add_timeout(parser)
+
+
+def run_bundle(parsed: argparse.Namespace) -> int:
+    """Print or write it; the exit code. Raises SignerError, OSError."""
+    found = _asked(parsed)
+    text: str = found.spiffe if parsed.format == "spiffe" else found.pem
+    if parsed.action == "export":
+        _not_older(parsed.path, found.sequence, lambda path: json.loads(path.read_bytes())["spiffe_sequence"])
+        _write(parsed.path, text)
+        _said(f"{parsed.path}: trust bundle of {found.trust_domain}, sequence {found.sequence}")
+    elif parsed.output == "text":
+        print(text, end="")
+    else:
+        document = to_json(found)
+        print(document if parsed.output == "json" else as_yaml(document).rstrip())
+    return 0
+
+
+def run_oidc(parsed: argparse.Namespace) -> int:
+    """Write them; the exit code. Raises SignerError, OSError."""
+    found = _asked(parsed)
+    if not found.issuer:
+        raise NoDocument("JWT-SVIDs name no issuer: set jwt_issuer of the signer to the URL that these are served at")
+    if not found.jwks:
+        raise NoDocument("there is no JWT authority (yet): look at jwt_svids of the signer, and at authority show")
+    folder: Path = parsed.path
+    (folder / _DISCOVERY).parent.mkdir(parents=True, exist_ok=True)
+    # Keys first: nobody is led to some that are not there.
+    _write(folder / _KEYS, found.jwks)
+    _write(folder / _DISCOVERY, found.openid_configuration)
+    _said(f"{folder / _KEYS}: for {found.jwks_uri}")
+    _said(f"{folder / _DISCOVERY}: for {found.issuer.removesuffix('/')}/{_DISCOVERY}")
+    return 0
+
+
+def _asked(parsed: argparse.Namespace) -> admin_pb2.PublishResponse:
+    if parsed.socket or (Path(here()).exists() and not parsed.kubeconfig):
+        return _by_socket(parsed.socket or here(), parsed.timeout)
+    # The kubernetes package takes as long to load as everything else.
+    from podsvid.by_kubeconfig import KubeconfigCluster
+
+    with unwinding():
+        cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, _EXAMPLE)
+        waiting = Waiting(parsed.timeout)
+        found = waiting.ask(f"a signer of the cluster at {cluster.host}", lambda: _by_exec(cluster))
+    return Parse(json.dumps(found), admin_pb2.PublishResponse(), ignore_unknown_fields=True)
+
+
+def _by_socket(path: str, seconds: float) -> admin_pb2.PublishResponse:
+    path = here(path)
+    authority_command.check_socket(path, _EXAMPLE)
+    waiting = Waiting(seconds)
+
+    def work() -> admin_pb2.PublishResponse:
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            call: Callable[..., admin_pb2.PublishResponse] = channel.unary_unary(
+                f"/{SERVICE}/Publish", admin_pb2.PublishRequest.SerializeToString, admin_pb2.PublishResponse.FromString
+            )
+            return call(admin_pb2.PublishRequest(), timeout=waiting.left())
+
+    try:
+        return waiting.ask(authority_command.signer_at(path), work)
+    except grpc.RpcError as error:
+        raise authority_command.failed(error, path, waiting) from None
+
+
+def _by_exec(cluster: "KubeconfigCluster") -> Any:
+    command = ["podsvid", "bundle", "show", "--socket", DEFAULT_SOCKET, "--output", "json"]
+    return cluster.run(cluster.signer(), "signer", command)
+
+
+def _not_older(path: Path, sequence: int, read: Callable[[Path], Any]) -> None:
+    """A replica may be behind, and partners are not to be sent back. Raises OlderDocument."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        there = read(path)
+        if isinstance(there, int) and there > sequence:
+            raise OlderDocument(
+                f"{path} has sequence {there}, and the signer that was asked {sequence}: ask again, or remove the file "
+                "where it is of something else"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing, on the disk and under its name. Raises OSError."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            # Whatever the umask is: a web server reads it, and it is no secret.
+            os.fchmod(file.fileno(), _MODE)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _said(line: str) -> None:
+    print(printable(line))

@@ -1,0 +1,50 @@
+"""What the settings mean for each part of a replica."""
+
+from signer.attestation.attestor import AttestationSettings
+from signer.config import SignerConfig
+from signer.minting.minting import MintingSettings
+from signer.policy.policy import PolicySettings
+from signer.publishing.documents import Publication
+from svid.federation import REFRESH_HINT
+from svid.oidc import Issuer
+
+
+def policy(config: SignerConfig) -> PolicySettings:
+    """Which identity a pod gets."""
+    return PolicySettings(
+        trust_domain=config.trust_domain,
+        default_path=config.default_path,
+        cluster_domain=config.cluster_domain,
+        require_policy=config.require_policy,
+        max_per_namespace=config.policies_per_namespace,
+        max_services=config.services_per_namespace,
+        ttls=config.ttls,
+        dns_names=config.dns_names,
+    )
+
+
+def attestation(config: SignerConfig) -> AttestationSettings:
+    """Who calls, and for which pod."""
+    return AttestationSettings(
+        agent_namespace=config.agent_namespace,
+        agent_service_account=config.agent_service_account,
+        drivers=frozenset(config.driver_names),
+        outage_limit=config.outage_limit,
+    )
+
+
+def minting(config: SignerConfig) -> MintingSettings:
+    """What is signed."""
+    return MintingSettings(
+        config.ttls, config.jwt_issuer or "", config.jwt_jti, config.dns_names, backdate=config.x509_backdate
+    )
+
+
+def publication(config: SignerConfig) -> Publication:
+    """What verifiers without an agent fetch."""
+    try:
+        issuer = Issuer.of(config.jwt_issuer, None) if config.jwt_issuer else None
+    except ValueError:
+        # Such an issuer was always allowed in tokens; nobody can discover its keys.
+        issuer = None
+    return Publication(REFRESH_HINT, issuer)
