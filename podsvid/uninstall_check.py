@@ -21,6 +21,8 @@ from signer.cluster.paging import Paging
 from signer.errors import NotFound
 
 POLICIES = ("workloadidentities", "clusterworkloadidentities")
+# And what the cluster federates with.
+DEFINED = (*POLICIES, "federatedtrustdomains")
 # The label of what signers publish.
 MANAGED = "app.kubernetes.io/managed-by=podsvid"
 # Pods are named up to this many.
@@ -139,9 +141,9 @@ def report(pods: list[str], policies: list[str], drivers: frozenset[str], place:
     if policies:
         what = f"{len(policies)} policies stay in the cluster, with their custom resource definitions"
         said.append(Said(what, _some(policies)))
-    definitions = "kubectl delete crd " + " ".join(f"{each}.podsvid.io" for each in POLICIES)
+    definitions = "kubectl delete crd " + " ".join(f"{each}.podsvid.io" for each in DEFINED)
     said += [
-        Said("the custom resource definitions stay; to remove them, with every policy", (definitions,)),
+        Said("the custom resource definitions stay; to remove them, with every policy and federation", (definitions,)),
         Said(
             f"the CA stays (Secret {place.secret}, ConfigMap {place.secret}-abandoned), and another installation "
             "goes on with it; to remove it, for good",

@@ -8,9 +8,10 @@ from typing import TypeAlias
 from runtime.bounded import Bounded, Unanswered
 from svid.bundle import TrustBundle
 from svid.errors import InvalidBundle, SvidError
+from svid.federated import Order, order
 from svid.spiffeid import TrustDomain
 
-_log = logging.getLogger("podsvid.federation")
+_log = logging.getLogger("podsvid.federated")
 # Clients take answers of 4 MiB; an answer holds all bundles.
 MAX_TOTAL_BYTES = 2 * 1024 * 1024
 # So long is waited for a look at the files: trust that changed otherwise waits as long.
@@ -118,18 +119,17 @@ def read_bundle(trust_domain: TrustDomain, path: Path) -> TrustBundle:
 
 
 def _newer(kept: TrustBundle | None, found: TrustBundle) -> TrustBundle:
-    """Federation 4.2: by sequence where both have one, else the one that came last; that also where they are equal."""
-    if kept is None or kept.sequence is None or found.sequence is None or found.sequence > kept.sequence:
-        return found
-    if found.sequence == kept.sequence:
-        if found.digest() != kept.digest():
-            _log.warning(
-                "federated trust bundle changed and its sequence did not; taken all the same, though it should rise",
-                extra={"trust_domain": found.trust_domain.name, "sequence": found.sequence},
-            )
-        return found
-    _log.warning(
-        "federated trust bundle is older than the one held; ignored",
-        extra={"trust_domain": found.trust_domain.name, "sequence": found.sequence, "held": kept.sequence},
-    )
-    return kept
+    """The one that counts (Federation 4.2); what ought not to be is said."""
+    how = order(kept, found)
+    if kept is not None and how is Order.OLDER:
+        _log.warning(
+            "federated trust bundle is older than the one held; ignored",
+            extra={"trust_domain": found.trust_domain.name, "sequence": found.sequence, "held": kept.sequence},
+        )
+        return kept
+    if how is Order.UNNUMBERED:
+        _log.warning(
+            "federated trust bundle changed and its sequence did not; taken all the same, though it should rise",
+            extra={"trust_domain": found.trust_domain.name, "sequence": found.sequence},
+        )
+    return found

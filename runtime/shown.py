@@ -33,6 +33,21 @@ class Shown:
 
         self._add(show)
 
+    def add_each(self, gauge: Gauge, ask: Callable[[], Mapping[str, float]]) -> None:
+        """Show in `gauge` a value for each label that the answer has, and none for others."""
+        shown: set[str] = set()
+
+        def show() -> None:
+            found = ask()
+            for label in shown - found.keys():
+                gauge.remove(label)
+            shown.clear()
+            shown.update(found)
+            for label, value in found.items():
+                gauge.labels(label).set(value)
+
+        self._add(show)
+
     def refresh(self) -> None:
         """Ask all of them."""
         for show in self._asked:

@@ -1,7 +1,17 @@
-"""TLS 1.3 and nothing older for every connection of a process."""
+"""TLS of a process: nothing older than 1.3 where grpc speaks it, and what a peer showed."""
 
 import os
 import sys
+from typing import Any
+
+# As ssl's own get_unverified_chain asks for it, which is there from Python 3.13 on.
+_DER = 2
+
+
+def shown(connection: Any) -> list[bytes]:
+    """The certificates that the peer of an `ssl.SSLSocket` or `ssl.SSLObject` showed (DER), leaf first; nobody has
+    verified them."""
+    return [each.public_bytes(_DER) for each in connection._sslobj.get_unverified_chain() or ()]
 
 
 def require_tls13() -> None:

@@ -14,10 +14,9 @@ from typing import Any
 from runtime import heap, pages
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
-from runtime.federation import FederatedBundles
 from runtime.feed import Feed
 from runtime.listening import ANY, shown
-from runtime.stopping import Stopped, asked_to_stop, side_by_side, unless
+from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import VERSION
 from signer import gauges, loops, parts
@@ -45,6 +44,9 @@ from signer.cluster.objects import DataObject, plain
 from signer.cluster.taints import StartupTaint
 from signer.cluster.witness import Witness
 from signer.config import SignerConfig
+from signer.federation.domains import Domains
+from signer.federation.endpoint import HttpsEndpoint
+from signer.federation.polling import Polling
 from signer.front import budget
 from signer.front.admin import AdminService, serve_admin
 from signer.front.agents import SignerService
@@ -56,13 +58,12 @@ from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.policy.policies import Policies
 from signer.publishing.config_maps import Publisher, published_sequence
+from signer.telling import REFRESH_SECONDS, Telling
 from signer.upstream.chosen import chosen
 
 _log = logging.getLogger("podsvid.signer")
 # Seconds that calls in flight get at a stop.
 STOP_GRACE = 5.0
-# Seconds between looks at the server's certificate and the federated bundles' files.
-REFRESH_SECONDS = 5.0
 # How often each replica reads the authorities' Secret, beside watching it.
 CONFIRM = timedelta(seconds=15)
 CLUSTER_TRUST_BUNDLE_SIGNER = "podsvid.io/spiffe"
@@ -114,13 +115,14 @@ class Replica:
         self.metrics.built(VERSION)
         self.witness = Witness(clock)
         self._pods = Pods(api, clock, agents, config.pods_per_namespace, drivers)
-        self._federated = FederatedBundles(dict(config.federated_bundles))
+        files = dict(config.federated_bundles)
+        self._domains = Domains(api, config.namespace, config.trust_domain, files, clock)
         self._policies = Policies(
             api,
             parts.policy(config),
             config.outage_limit,
             clock,
-            lambda: frozenset(each.trust_domain for each in self._federated.bundles),
+            lambda: frozenset(each.trust_domain for each in self._domains.bundles),
         )
         self._holders = Holders(drivers)
         places, nodes = AgentAddresses(), AgentNodes(agents)
@@ -183,6 +185,15 @@ class Replica:
             config.trust_domain,
             clock,
         )
+        self._polling = Polling(
+            api,
+            self._domains,
+            HttpsEndpoint(clock.now),
+            lambda: self._rotation.state.bundle if self._rotation.state else None,
+            clock,
+            rng,
+            self.metrics.federation_looked,
+        )
         self._events = Events(api, config.identity, clock)
         self._taint = StartupTaint(api, drivers, clock) if config.startup_taint else None
         self._trust: Feed[Broadcast] = Feed()
@@ -213,6 +224,7 @@ class Replica:
         self._server = AgentServer(
             self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock, self._keys
         )
+        self._telling = Telling(self._rotation, self._domains, self._publisher, self._trust, self._server.renew)
         gauges.watch(
             self.metrics,
             self._rotation,
@@ -222,6 +234,7 @@ class Replica:
             self._policies,
             self.witness,
             self._key_watch,
+            self._domains,
         )
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
@@ -260,9 +273,11 @@ class Replica:
             "authority keys": lambda: self._key_watch.run(self._rotation.states),
             "left keys": lambda: self._key_end.run(self._rotation.seat),
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
-            "trust": self._follow_state,
+            "trust": self._telling.follow,
             "port": self._serve_agents,
-            "publishing": lambda: self._leader.lead(self._publish),
+            "federation": self._domains.run,
+            "bundle endpoints": lambda: self._leader.lead(self._polling.lead),
+            "publishing": lambda: self._leader.lead(self._telling.publish),
             "policy status": lambda: self._leader.lead(self._write_policy_statuses),
         }
         if self._taint is not None:
@@ -271,7 +286,7 @@ class Replica:
         tasks |= {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
         services.push_async_callback(self._server.close, STOP_GRACE)
         services.callback(self._service.end_streams)
-        await self._refresh()
+        await self._telling.refresh()
         drivers = frozenset(config.driver_names)
         publication = parts.publication(config)
         asked = AdminService(self._rotation, self._policies, self._pods, drivers, self._clock, publication)
@@ -337,36 +352,6 @@ class Replica:
             version = await self._secret.changed.wait_beyond(version)
             for state in self._secret.values.values():
                 await self._rotation.follow(state)
-
-    async def _follow_state(self) -> None:
-        version = 0
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_SECONDS):
-                    version = await self._rotation.states.wait_beyond(version)
-            await self._refresh()
-
-    async def _refresh(self) -> None:
-        await self._federated.look()
-        state = self._rotation.state
-        if state is None:
-            return
-        found = Broadcast.of(state, self._federated.bundles)
-        if found != self._trust.current:
-            self._trust.publish(found)
-        await self._server.renew(state)
-
-    async def _publish(self) -> None:
-        """Bundles out to the cluster, for ever; only while leading."""
-        await self._trust.wait_beyond(0)
-        await side_by_side(self._publisher.run(), self._publish_changes())
-
-    async def _publish_changes(self) -> None:
-        while True:
-            version = self._trust.version
-            assert self._trust.current is not None
-            await self._publisher.publish(self._trust.current.bundles)
-            await self._trust.wait_beyond(version)
 
     async def _write_policy_statuses(self) -> None:
         """What each policy matches, into its status, for ever; only while leading."""

@@ -12,6 +12,7 @@ from signer.authority.key_care import KeyWatch
 from signer.authority.rotation import Rotation
 from signer.cluster.leader import Leader
 from signer.cluster.witness import Witness
+from signer.federation.domains import Domains
 from signer.metrics import Metrics
 from signer.policy.policies import Policies
 
@@ -29,6 +30,7 @@ def watch(
     policies: Policies,
     witness: Witness,
     keys: KeyWatch,
+    domains: Domains,
 ) -> None:
     """Have `metrics` ask these."""
 
@@ -63,6 +65,7 @@ def watch(
         clock_ahead=lambda: witness.ahead.total_seconds(),
         key_store_down=lambda: float(bool(keys.trouble)),
     )
+    metrics.watch_federation(domains.ages)
 
 
 async def keep(metrics: Metrics) -> None:

@@ -1,6 +1,6 @@
 """What the signer counts, in one registry that is made and handed in. Labels name outcomes, never pods or nodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -10,6 +10,7 @@ from runtime.shown import Shown
 ROLLBACKS = ("restored", "replaced", "abandoned")
 KEY_STORE_RESULTS = ("ok", "failed", "late", "full")
 UPSTREAM_ANSWERS = ("issued", "pending", "denied", "away", "unusable", "unfit")
+FEDERATION_RESULTS = ("newer", "same", "unnumbered", "older", "failed")
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -148,6 +149,19 @@ class Metrics:
             "1 while the token that has the authorities' keys does not sign for this replica; 0 without one.",
             registry=self.registry,
         )
+        self._federation_looks = Counter(
+            "podsvid_signer_federation_looks",
+            "Looks at other trust domains' bundle endpoints (leader only), by result: newer, same, unnumbered (it "
+            "changed and its sequence did not), older (ignored), failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._federation_age = Gauge(
+            "podsvid_signer_federation_age_seconds",
+            "Since the bundle of another trust domain was fetched, of each that is fetched.",
+            ["trust_domain"],
+            registry=self.registry,
+        )
         self._http_refused = Counter(
             "podsvid_signer_http_refused",
             "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
@@ -167,6 +181,8 @@ class Metrics:
             self._key_store.labels(result)
         for result in UPSTREAM_ANSWERS:
             self._upstream_answers.labels(result)
+        for result in FEDERATION_RESULTS:
+            self._federation_looks.labels(result)
         for how in ROLLBACKS:
             # There from the start: an increase from nothing is none to Prometheus.
             self._rollbacks.labels(how)
@@ -206,6 +222,14 @@ class Metrics:
     def key_store_asked(self, result: str) -> None:
         """Count what was asked of a key store, by one of KEY_STORE_RESULTS."""
         self._key_store.labels(result).inc()
+
+    def federation_looked(self, result: str) -> None:
+        """Count a look at another trust domain's bundle endpoint."""
+        self._federation_looks.labels(result).inc()
+
+    def watch_federation(self, ages: Callable[[], Mapping[str, float]]) -> None:
+        """Ask this for the ages of bundles, every two seconds."""
+        self._shown.add_each(self._federation_age, ages)
 
     def http_refused(self, listener: str, why: str) -> None:
         """Count a connection that was cut off, or a page that was refused; from any thread."""

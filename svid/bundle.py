@@ -155,6 +155,15 @@ class TrustBundle:
             found.update(len(part).to_bytes(8, "big") + part)
         return found.digest()
 
+    @property
+    def public_keys(self) -> frozenset[bytes]:
+        """Of all authorities of both kinds, as DER SubjectPublicKeyInfo."""
+        certified = (each.public_key() for each in self.x509_authorities)
+        return frozenset(
+            each.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+            for each in (*certified, *(each.public_key for each in self.jwt_authorities))
+        )
+
     def to_pem(self) -> bytes:
         """The X.509 authorities as concatenated PEM."""
         return to_pem(self.x509_authorities)

@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from agent.authority.pacing import Pacing
 from runtime.settings import host_and_port
 from runtime.stopping import end
+from runtime.tls import shown
 from svid.bundle import TrustBundle
 from svid.certificates import certificate_from_der, extension
 from svid.dnsnames import SIGNER_NAME, signer_id
@@ -41,10 +42,6 @@ ACCEPT_AGAIN_SECONDS = 1.0
 _FROM_SIGNER, _TO_SIGNER = 64 * 1024, 1024
 _BACKLOG = 16
 _END = b"-----END CERTIFICATE-----"
-# As ssl's own get_unverified_chain asks for it, which is there from Python 3.13 on.
-_DER = 2
-
-
 _SERVING = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 # What the network says where nothing listens.
 _NOBODY = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
@@ -195,7 +192,7 @@ class ProvenSigner:
         except OSError as error:
             raise NotProven(f"SIGNER_UNREACHABLE: {self._address}: {_why(error)}", nobody=_is_nobody(error)) from None
         try:
-            leaf = self._check(_shown(far_out.get_extra_info("ssl_object")), roots)
+            leaf = self._check(shown(far_out.get_extra_info("ssl_object")), roots)
         except BaseException:
             far_out.transport.abort()
             raise
@@ -260,11 +257,6 @@ def _context() -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     return context
-
-
-def _shown(connection: Any) -> list[bytes]:
-    """The certificates that a server showed (DER), leaf first."""
-    return [each.public_bytes(_DER) for each in connection._sslobj.get_unverified_chain() or ()]
 
 
 def _is_named(leaf: x509.Certificate) -> bool:

@@ -14,7 +14,7 @@ from signer.cluster.decoding import CHANGES, Kept
 from signer.cluster.kube import KubeApi
 from signer.cluster.objects import Item
 from signer.cluster.paging import Paging
-from signer.errors import Forbidden, Gone, SignerError
+from signer.errors import Forbidden, Gone, NotFound, SignerError
 
 _log = logging.getLogger("podsvid.mirror")
 Value = TypeVar("Value")
@@ -33,7 +33,8 @@ class Mirror(Generic[Kept, Value]):
     """The objects of the collection at `path`, each as what `read` makes of it (None leaves it out).
 
     `read` must not raise. `observe` hears of each change as it is made, what was there and what is there now, and must
-    be quick. Belongs to one event loop, and gives way to others in long lists.
+    be quick. `optional`: the cluster may not know such objects, and then has none. Belongs to one event loop, and gives
+    way to others in long lists.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Mirror(Generic[Kept, Value]):
         query: Mapping[str, str] | None = None,
         rng: random.Random | None = None,
         observe: Callable[[Value | None, Value | None], None] | None = None,
+        *,
+        optional: bool = False,
     ) -> None:
         self._api = api
         self._path = path
@@ -55,6 +58,7 @@ class Mirror(Generic[Kept, Value]):
         self._query = dict(query or {})
         self._rng = rng or random.SystemRandom()
         self._observe = observe
+        self._optional = optional
         self._paging = Paging()
         self._values: dict[str, Value] = {}
         self._first = asyncio.Event()
@@ -123,6 +127,9 @@ class Mirror(Generic[Kept, Value]):
                 if isinstance(error, Gone) and listed and gaps < MAX_GAPS:
                     gaps += 1
                     continue
+                if self._optional and isinstance(error, NotFound) and not self.synced:
+                    self._first.set()
+                    self.changed.publish(None)
                 self._report(error)
                 await asyncio.sleep(self._delay())
 

@@ -139,6 +139,19 @@ class PolicyRank(msgspec.Struct, frozen=True, gc=False):
     priority: Any = None
 
 
+class FederationState(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of the `status` of a FederatedTrustDomain what is read again."""
+
+    fetched_at: str | None = None
+
+
+class FederatedTrustDomainObject(Item, frozen=True, gc=False):
+    """A FederatedTrustDomain. Its `spec` is text yet: its reader knows what it may hold."""
+
+    spec: msgspec.Raw = msgspec.Raw(b"{}")
+    status: FederationState | None = None
+
+
 class ServiceSpec(msgspec.Struct, frozen=True, gc=False):
     """Of a Service."""
 

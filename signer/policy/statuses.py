@@ -12,6 +12,7 @@ from runtime.clock import Clock
 from runtime.giving_way import Slicing, slices
 from runtime.pace import Pace
 from runtime.seldom import Seldom
+from signer.cluster.conditions import condition, with_times
 from signer.cluster.kube import KubeApi, Object
 from signer.errors import Conflict, NotFound, SignerError
 from signer.model import LivePod
@@ -220,7 +221,7 @@ class Statuses:
 
     async def _replace(self, path: str, status: Object) -> None:
         present = await self._api.get(path)
-        merged = _keep_times(present.get("status") or {}, status, self._clock)
+        merged = with_times(present.get("status") or {}, status, self._clock)
         if merged != (present.get("status") or {}):
             await self._api.replace(f"{path}/status", {**present, "status": merged})
 
@@ -333,22 +334,4 @@ def _dispute(tally: _Tally) -> str:
 
 
 def _condition(policy: Policy, kind: str, holds: bool, reason: str, message: str) -> Object:
-    return {
-        "type": kind,
-        "status": "True" if holds else "False",
-        "reason": reason,
-        "message": message[:1024],
-        "observedGeneration": policy.generation,
-    }
-
-
-def _keep_times(present: Object, status: Object, clock: Clock) -> Object:
-    """`status` with each condition's time: the old one while its status is the same."""
-    old = {each.get("type"): each for each in present.get("conditions") or []}
-    now = clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
-    conditions = []
-    for each in status["conditions"]:
-        before = old.get(each["type"]) or {}
-        since = before.get("lastTransitionTime") if before.get("status") == each["status"] else None
-        conditions.append({**each, "lastTransitionTime": since or now})
-    return {**status, "conditions": conditions}
+    return condition(kind, holds=holds, reason=reason, message=message, generation=policy.generation)

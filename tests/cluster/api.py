@@ -32,6 +32,7 @@ _CLUSTER_WIDE = {
     "CSIDriver",
     "CustomResourceDefinition",
     "ClusterWorkloadIdentity",
+    "FederatedTrustDomain",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
     "MutatingWebhookConfiguration",

@@ -83,7 +83,7 @@ def empty(cluster: Cluster) -> None:
         for name in ("podsvid-signer", "podsvid-uninstall-guard"):
             cluster.api.remove(f"{rbac}/{kind}/{name}")
     cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
-    for name in ("workloadidentities", "clusterworkloadidentities"):
+    for name in ("workloadidentities", "clusterworkloadidentities", "federatedtrustdomains"):
         cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")
 
     def gone() -> bool:

@@ -51,6 +51,7 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.authority.acknowledgements.WRITE_SECONDS", 0.2)
     monkeypatch.setattr("signer.authority.acknowledgements.IDLE_SECONDS", 0.5)
     monkeypatch.setattr("signer.daemon.REFRESH_SECONDS", 0.2)
+    monkeypatch.setattr("signer.telling.REFRESH_SECONDS", 0.2)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import yaml
 
 from agent import config as agent_config
 from podsvid.cli import _parser
+from podsvid.uninstall_check import DEFINED
 from runtime.clock import SystemClock
 from signer import config as signer_config
 from signer.cluster.kube import KubeApi
@@ -344,7 +345,8 @@ def test_the_signer_writes_under_names_that_a_policy_gives() -> None:
     rules = [*found["ClusterRole", "podsvid-signer"]["rules"], *found["Role", "podsvid-signer"]["rules"]]
     for rule in rules:
         changes = {"create", "update", "patch", "delete"} & set(rule["verbs"])
-        nameless = {"tokenreviews", "events", "workloadidentities/status", "clusterworkloadidentities/status"}
+        nameless = {"tokenreviews", "events"}
+        nameless |= {f"{each}/status" for each in DEFINED}
         if changes and "resourceNames" not in rule:
             assert set(rule.get("resources", ())) - nameless <= covered
     assert not any(

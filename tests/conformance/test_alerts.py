@@ -57,6 +57,7 @@ class Fleet:
     wanted_at: float = 0.0
     roots_refused: bool = False
     key_store_down: bool = False
+    federation_age: float = 60.0
     up: dict[str, bool] = field(default_factory=lambda: {"agent": True, "signer-0": True, "signer-1": True})
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ class Fleet:
                 clock_ahead=lambda: self.clock_ahead,
                 key_store_down=lambda: float(self.key_store_down),
             )
+            signer.watch_federation(lambda: {"partner.test": self.federation_age})
 
     def step(self) -> None:
         """What goes on all the time, a publish and a mint now and then."""
@@ -221,6 +223,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidUpstreamEnds": _set(upstream_left=6 * 86400.0),
     "PodsvidAuthorityWanted": _set(wanted_at=60.0),
     "PodsvidUpstreamRootsRefused": _set(roots_refused=True),
+    "PodsvidFederationStale": _set(federation_age=4 * 3600.0),
     "PodsvidKeyStoreUnavailable": _set(key_store_down=True),
     "PodsvidAgentsWithoutTrustBundle": _set(unacknowledged=1),
     "PodsvidApiServerLost": _set(contact_lost_at=600.0),

@@ -23,6 +23,7 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.cluster.leader.RENEW", 0.001)
     monkeypatch.setattr("signer.publishing.config_maps.SETTLE_SECONDS", 0.0)
     monkeypatch.setattr("signer.daemon.REFRESH_SECONDS", 0.001)
+    monkeypatch.setattr("signer.telling.REFRESH_SECONDS", 0.001)
 
 
 def replicated(site: Site, test: Callable[[Serving], Awaitable[None]], *flags: str) -> None:

@@ -376,7 +376,7 @@ def test_a_new_certificate_is_shown_in_time_and_open_streams_go_on() -> None:
             answers = aiter(stream)
             sequence = (await anext(answers)).sequence
             clock.pass_by(hours=12, minutes=1)
-            await replica._refresh()
+            await replica._telling.refresh()
             after = await served_certificate(caller.signer.address, before.serial_number)
             assert after.not_valid_after_utc > before.not_valid_after_utc
             found = replica._trust.current
@@ -397,7 +397,7 @@ def test_a_partners_bundle_that_hangs_keeps_no_signer_from_its_work(tmp_path: Pa
             await caller.x509(claim, caller.site.token(claim))
         ).spiffe_id == "spiffe://example.org/ns/default/sa/web"
         async with asyncio.timeout(60):
-            await caller.signer.replica._refresh()
+            await caller.signer.replica._telling.refresh()
 
     # What waits for the file would not come back.
     watch = threading.Timer(120, (tmp_path / "pipe").open, ["r+b"])

@@ -61,6 +61,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Token:
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.authority.rotation.LOOK_SECONDS", 0.01)
     monkeypatch.setattr("signer.daemon.REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr("signer.telling.REFRESH_SECONDS", 0.05)
     monkeypatch.setattr(key_care, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(key_care, "TROUBLED_SECONDS", 0.05)
     monkeypatch.setattr(token_module, "FIRST_PAUSE", 0.0)

@@ -52,6 +52,7 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.authority.acknowledgements.IDLE_SECONDS", 0.1)
     monkeypatch.setattr("signer.publishing.config_maps.SETTLE_SECONDS", 0.0)
     monkeypatch.setattr("signer.daemon.REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr("signer.telling.REFRESH_SECONDS", 0.05)
 
 
 def shipped(account: str) -> list[Permission]:
@@ -79,6 +80,10 @@ def world(site: Site) -> None:
     policies = "/apis/podsvid.io/v1alpha1"
     kube.put(f"{policies}/namespaces/default/workloadidentities/a", {"spec": {}})
     kube.put(f"{policies}/clusterworkloadidentities/b", {"spec": {}})
+    # Nobody is there, and its status says so.
+    partner = {"trustDomain": "partner.test", "bundleEndpointURL": "https://127.0.0.1:1/"}
+    profile = {"bundleEndpointProfile": {"type": "https_web"}}
+    kube.put(f"{policies}/federatedtrustdomains/partner", {"spec": {**partner, **profile}})
     kube.put("/api/v1/nodes/node-a", {"spec": {"taints": [TAINT]}})
     kube.put("/apis/storage.k8s.io/v1/csinodes/node-a", {"spec": {"drivers": [{"name": DRIVER}]}})
     jwk = jwt.algorithms.ECAlgorithm.to_jwk(CLUSTER_KEY.public_key(), as_dict=True)

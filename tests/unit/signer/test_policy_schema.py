@@ -42,7 +42,7 @@ def unbounded(node: dict[str, Any], path: str = "") -> Iterator[str]:
             yield from unbounded(each, f"{path}.{name}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "federatedtrustdomains"])
 def test_everything_has_a_maximum(kind: str) -> None:
     assert list(unbounded(schema(kind))) == []
 

@@ -17,6 +17,7 @@ from tests.signer_rig import DRIVER, Site
 
 DRIVERS = frozenset({DRIVER})
 HERE = Place("here")
+DEFINITIONS = "workloadidentities.podsvid.io clusterworkloadidentities.podsvid.io federatedtrustdomains.podsvid.io"
 
 
 def test_pods_that_mount_the_driver_and_policies_are_named() -> None:
@@ -32,7 +33,7 @@ def test_pods_that_mount_the_driver_and_policies_are_named() -> None:
     text = "\n".join(in_lines(report(pods, policies, DRIVERS, HERE)))
     assert text.startswith(f"REFUSED: 1 pods mount {DRIVER}")
     assert "default/web" in text
-    assert "kubectl delete crd workloadidentities.podsvid.io clusterworkloadidentities.podsvid.io" in text
+    assert f"kubectl delete crd {DEFINITIONS}" in text
 
 
 def test_nothing_in_the_way() -> None:
@@ -141,7 +142,7 @@ def test_all_that_signers_leave_is_said_with_a_command_for_each() -> None:
         "kubectl delete clustertrustbundle -l app.kubernetes.io/managed-by=podsvid",
         "kubectl -n here delete lease podsvid-signer",
         "kubectl -n here delete configmap -l podsvid.io/agents-of",
-        "kubectl delete crd workloadidentities.podsvid.io clusterworkloadidentities.podsvid.io",
+        f"kubectl delete crd {DEFINITIONS}",
     ):
         assert f"  {command}\n" in text + "\n"
 

@@ -1,0 +1,71 @@
+"""Bundles of other trust domains: which are taken, and when to look for a newer one (SPIFFE_Federation.md 4, 6)."""
+
+from datetime import timedelta
+from enum import Enum
+
+from svid.bundle import LeftOut, TrustBundle
+from svid.errors import InvalidBundle
+from svid.spiffeid import TrustDomain
+
+# Of a partner's document: bytes, and authorities of both kinds. Clients of the Workload API take answers of 4 MiB, and
+# one holds all bundles.
+MAX_DOCUMENT = 512 * 1024
+MAX_AUTHORITIES = 100
+# A partner's hint is believed within these; without one (4.1) it is the middle one.
+LEAST_HINT, NO_HINT, MOST_HINT = timedelta(seconds=60), timedelta(seconds=300), timedelta(hours=24)
+# Looked for thrice in a hint's time, as one look may fail; and never so rarely that a key which a partner took back is
+# believed for hours longer.
+LOOKS_IN_A_HINT = 3
+LEAST_INTERVAL, MOST_INTERVAL = timedelta(seconds=30), timedelta(hours=1)
+# The longest after a look that failed.
+AFTER_FAILURE = timedelta(minutes=5)
+
+
+class Order(Enum):
+    """How a bundle that was found stands to the one that is held (4.2)."""
+
+    NEWER = "newer"
+    SAME = "same"
+    # Something changed and the sequence did not, which it has to (TDB 4.1.1).
+    UNNUMBERED = "unnumbered"
+    OLDER = "older"
+
+
+def order(held: TrustBundle | None, found: TrustBundle) -> Order:
+    """By sequence where both have one; else the one that came last is the newest."""
+    if held is None:
+        return Order.NEWER
+    same = found.digest() == held.digest()
+    if held.sequence is None or found.sequence is None:
+        return Order.SAME if same and found.sequence == held.sequence else Order.NEWER
+    if found.sequence == held.sequence:
+        return Order.SAME if same else Order.UNNUMBERED
+    return Order.NEWER if found.sequence > held.sequence else Order.OLDER
+
+
+def accepted(trust_domain: TrustDomain, document: bytes, own: TrustBundle, left_out: LeftOut) -> TrustBundle:
+    """What a partner publishes as the bundle of `trust_domain`, which the document does not name. Raises InvalidBundle.
+
+    `left_out` is told of entries that cannot be authorities. An empty bundle is one (TDB 4.1.3). `own`: of the trust
+    domain that looks; a document with one of its authorities is somebody else's mistake, or a trick.
+    """
+    if len(document) > MAX_DOCUMENT:
+        raise InvalidBundle(f"the bundle is longer than {MAX_DOCUMENT >> 10} KiB")
+    found = TrustBundle.from_jwks(trust_domain, document, left_out)
+    if len(found.x509_authorities) + len(found.jwt_authorities) > MAX_AUTHORITIES:
+        raise InvalidBundle(f"the bundle has more than {MAX_AUTHORITIES} authorities")
+    if found.public_keys & own.public_keys:
+        raise InvalidBundle(f"the bundle has an authority of {own.trust_domain}: does its URL lead back here?")
+    return found
+
+
+def interval(bundle: TrustBundle | None) -> timedelta:
+    """Until the next look, after one that succeeded."""
+    hint = bundle.refresh_hint if bundle is not None and bundle.refresh_hint is not None else NO_HINT
+    hint = min(max(hint, LEAST_HINT), MOST_HINT)
+    return min(max(hint / LOOKS_IN_A_HINT, LEAST_INTERVAL), MOST_INTERVAL)
+
+
+def interval_after_failure(bundle: TrustBundle | None) -> timedelta:
+    """The same after one that failed: the next interval, and no burst (6.2)."""
+    return min(interval(bundle), AFTER_FAILURE)
