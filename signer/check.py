@@ -1,5 +1,5 @@
 """`podsvid signer --check`: what this host lacks for a signer with these settings. Nobody is asked, but for a token
-that has the key of the CA above, or is to have the authorities'."""
+or a KMS that has the key of the CA above, or is to have the authorities'."""
 
 import asyncio
 import socket
@@ -17,12 +17,11 @@ from signer.authority.trial import Cause, admit
 from signer.cluster.kube_client import KubeClient
 from signer.config import SignerConfig
 from signer.key_settings import JWT_KEYS
-from signer.keystore.token import MAKE_SECONDS, OPEN_SECONDS, TokenStore
+from signer.keystore.chosen import opened, probe_seconds
 from signer.keystore.worker import Worker
 from signer.policy.template import path_template
-from signer.upstream import pkcs11
 from signer.upstream.certify import SelfSigned
-from signer.upstream.chosen import at_hand, needed
+from signer.upstream.chosen import at_hand, key_seconds, needed
 from signer.upstream_settings import PREFIXES
 
 _UPSTREAM = (
@@ -125,24 +124,24 @@ def _upstream(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
         admit(made, None, Cause.FIRST, policy, now)
 
     named = next(each for each in ("upstream_dir", "upstream_cert_file") if getattr(config, each) is not None)
-    seconds = _TRIAL_SECONDS if config.upstream_key_uri is None else _TRIAL_SECONDS + pkcs11.SECONDS
+    seconds = _TRIAL_SECONDS + key_seconds(config.upstream_key_uri)
     yield host.usable(examined.shown(named), lambda: asyncio.run(first()), seconds)
 
 
 def _authority_keys(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
-    """Whether the token makes keys as the settings have them, which are not kept, and signs with them."""
+    """Whether a token makes keys as the settings have them, which are not kept, and signs with them; a KMS answers."""
     config = examined.config
-    token = config.authority_key_uri
-    if token is None or config.authority_keys_return or not _sound(examined, "authority_key_uri", *_KEYS):
+    place = config.authority_key_uri
+    if place is None or config.authority_keys_return or not _sound(examined, "authority_key_uri", *_KEYS):
         return
     kinds = [config.authority_algorithm, *([JWT_KEYS[config.jwt_algorithm]] if config.jwt_svids else [])]
 
     def work() -> None:
-        store = TokenStore(token, Worker("token"), time.monotonic)
+        store = opened(place, Worker("keys"), time.monotonic)
         try:
             for kind in dict.fromkeys(kinds):
                 store.probe(kind)
         finally:
             store.close()
 
-    yield host.usable(examined.shown("authority_key_uri"), work, OPEN_SECONDS + 2 * MAKE_SECONDS)
+    yield host.usable(examined.shown("authority_key_uri"), work, probe_seconds(place))

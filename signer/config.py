@@ -18,15 +18,16 @@ from signer import (
     awspca_settings,
     certmanager_settings,
     googlecas_settings,
+    key_uri,
+    kms_uri,
     lifetime_settings,
     openbao_settings,
-    pkcs11_uri,
     setting_texts,
     upstream_settings,
 )
 from signer.key_settings import KeySettings
+from signer.key_uri import CaKey, KeyPlace
 from signer.model import TtlLimits
-from signer.pkcs11_uri import KeyUri, TokenUri
 from signer.upstream_settings import UpstreamSettings
 from svid.authority import MAX_BACKDATE
 from svid.jws import JwtAlgorithm
@@ -84,10 +85,11 @@ class SignerConfig:
         settings.absolute, "PEM chain of an upstream CA that signs the authorities (default: self-signed roots)"
     )
     upstream_key_file: Path | None = setting(settings.absolute, "PEM private key of the upstream CA", secret=True)
-    upstream_key_uri: KeyUri | None = setting(
-        pkcs11_uri.parse,
-        "that key in a PKCS#11 token, in place of the file (or of tls.key): "
-        "pkcs11:token=NAME;object=NAME?module-path=/PATH&pin-source=file:/PATH",
+    upstream_key_uri: CaKey | None = setting(
+        key_uri.parse,
+        "that key in a PKCS#11 token or a KMS, in place of the file (or of tls.key): "
+        "pkcs11:token=NAME;object=NAME?module-path=/PATH&pin-source=file:/PATH, "
+        f"{kms_uri.WANTED_AWS_KEY} or {kms_uri.WANTED_GOOGLE_KEY}",
         secret=True,
     )
     upstream_bundle_file: Path | None = setting(
@@ -173,10 +175,11 @@ class SignerConfig:
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"
     )
     authority_algorithm: KeyAlgorithm = setting(setting_texts.key_algorithm, "key of an X.509 authority", "ec-p256")
-    authority_key_uri: TokenUri | None = setting(
-        pkcs11_uri.parse_token,
-        "PKCS#11 token that the authorities' keys are made in and never leave, so that it signs every SVID: "
-        "pkcs11:token=NAME?module-path=/PATH&pin-source=file:/PATH (default: they are in the Secret)",
+    authority_key_uri: KeyPlace | None = setting(
+        key_uri.parse_place,
+        "PKCS#11 token or KMS that the authorities' keys are made in and never leave, so that it signs every SVID: "
+        "pkcs11:token=NAME?module-path=/PATH&pin-source=file:/PATH, "
+        f"{kms_uri.WANTED_AWS_PLACE} or {kms_uri.WANTED_GOOGLE_RING} (default: they are in the Secret)",
         secret=True,
     )
     authority_keys_return: bool = setting(

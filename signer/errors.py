@@ -176,8 +176,8 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.API_SERVER_UNAVAILABLE: "the API server does not answer, or the signer may not review tokens; new "
         "pods wait, others are renewed up to `outage_limit`",
         Reason.AUTHORITY_UNAVAILABLE: "this replica has not read the authorities, or the active one has ended",
-        Reason.AUTHORITY_KEY_STORE_UNAVAILABLE: "the token that has the authorities' keys does not sign, or not in "
-        "time; the text says why: docs/pkcs11.md; agents wait and ask again",
+        Reason.AUTHORITY_KEY_STORE_UNAVAILABLE: "the token or KMS that has the authorities' keys does not sign, or not "
+        "in time; the text says why: docs/pkcs11.md, docs/kms.md; agents wait and ask again",
         Reason.RECONNECT: "the trust stream's time is over; agents open it again",
     }
 )

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from runtime.settings import Conflict
-from signer.pkcs11_uri import TokenUri
+from signer.key_uri import KeyPlace
 from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 
-# What a token makes and signs with here.
+# What a key store makes and signs with here.
 X509_KEYS = (
     KeyAlgorithm.EC_P256,
     KeyAlgorithm.EC_P384,
@@ -29,21 +29,22 @@ JWT_KEYS = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class KeySettings:
-    """`token`: where they are; None: in the Secret. `returning`: new ones are made for the Secret again all the same.
+    """`place`: where they are; None: in the Secret. `returning`: new ones are made for the Secret again all the same.
     `jwt`: None where there are no JWT-SVIDs."""
 
-    token: TokenUri | None
+    place: KeyPlace | None
     returning: bool
     x509: KeyAlgorithm
     jwt: JwtAlgorithm | None
 
     def conflicts(self) -> Iterator[Conflict]:
         """What keeps these from being used."""
-        if self.token is None:
+        if self.place is None:
             if self.returning:
                 yield Conflict(
                     ("authority_keys_return", "authority_key_uri"),
-                    "there is no token that keys could come back from; name it in authority_key_uri, or leave this out",
+                    "there is no key store that keys could come back from; name it in "
+                    "authority_key_uri, or leave this out",
                 )
             return
         if self.returning:
@@ -51,9 +52,9 @@ class KeySettings:
         if self.x509 not in X509_KEYS:
             yield Conflict(
                 ("authority_key_uri", "authority_algorithm"),
-                f"in a token authority_algorithm is one of {', '.join(X509_KEYS)}",
+                f"in a key store authority_algorithm is one of {', '.join(X509_KEYS)}",
             )
         if self.jwt is not None and self.jwt not in JWT_KEYS:
             yield Conflict(
-                ("authority_key_uri", "jwt_algorithm"), f"in a token jwt_algorithm is one of {', '.join(JWT_KEYS)}"
+                ("authority_key_uri", "jwt_algorithm"), f"in a key store jwt_algorithm is one of {', '.join(JWT_KEYS)}"
             )

@@ -8,8 +8,8 @@ from runtime.settings import Conflict
 from signer.awspca_settings import AwsPcaSettings
 from signer.certmanager_settings import CertManagerSettings
 from signer.googlecas_settings import GoogleCasSettings
+from signer.key_uri import CaKey
 from signer.openbao_settings import OpenBaoSettings
-from signer.pkcs11_uri import KeyUri
 
 # By the setting `upstream`; beside files, how its own settings begin, and what people call it.
 KINDS = ("files", "openbao", "cert-manager", "aws-pca", "google-cas")
@@ -30,11 +30,11 @@ class FileSettings:
     key_file: Path | None
     bundle_file: Path | None
     dir: Path | None
-    key_uri: KeyUri | None = None
+    key_uri: CaKey | None = None
 
     def conflicts(self, upstream: str) -> Iterator[Conflict]:
         """What keeps these from being used beside that kind of CA."""
-        key: tuple[str, Path | KeyUri | None] = ("upstream_key_file", self.key_file)
+        key: tuple[str, Path | CaKey | None] = ("upstream_key_file", self.key_file)
         certificate = ("upstream_cert_file", self.cert_file)
         if self.key_uri is not None:
             yield from self._key_conflicts(upstream)

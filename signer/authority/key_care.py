@@ -21,7 +21,7 @@ from signer.errors import SignerError
 from signer.keystore.keys import Keys
 from signer.keystore.signing import PATIENCE_SECONDS
 from signer.keystore.store import KeyStoreUnavailable
-from signer.upstream.held_key import KeyRef, ref_of
+from signer.kms.held_key import KeyRef, ref_of
 from svid.keys import PrivateKey, signature_hash
 
 _log = logging.getLogger("podsvid.authority")

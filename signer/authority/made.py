@@ -13,8 +13,8 @@ from signer.authority.timing import LifecyclePolicy
 from signer.authority.trial import Cause, admit
 from signer.keystore.keys import Keys
 from signer.keystore.signing import PATIENCE_SECONDS
+from signer.kms.held_key import KeyRef, ref_of
 from signer.upstream.certify import SelfSigned, Upstream
-from signer.upstream.held_key import KeyRef, ref_of
 from signer.upstream.remote import Elsewhere
 from svid.jwtauthority import JwtSigningKey
 from svid.keys import PrivateKey

@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from signer.keystore.child import MAX_FRAME, Child, ChildProcess, Gone, Late
+from runtime.child import MAX_FRAME, Child, ChildProcess, Gone, Late
 from signer.keystore.store import KeyMissing, KeyStoreUnavailable
 from signer.keystore.worker import Worker
+from signer.kms.held_key import KeyRef, Scheme, held
 from signer.pkcs11_uri import TokenUri
-from signer.upstream.held_key import KeyRef, Scheme, held
 from signer.upstream.pkcs11 import MECHANISMS, kind_of, sentence
 from svid.errors import InvalidKey
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of
@@ -33,6 +33,10 @@ _MISSING = (
 )
 
 
+def _begun() -> Child:
+    return ChildProcess("signer.keystore.token_child")
+
+
 class TokenStore:
     """Implements KeyStore. Everything that is asked of the token is asked by `worker`, on whose thread it may run.
 
@@ -44,7 +48,7 @@ class TokenStore:
         uri: TokenUri,
         worker: Worker,
         now: Callable[[], float],
-        start: Callable[[], Child] = ChildProcess,
+        start: Callable[[], Child] = _begun,
         salt: bytes | None = None,
     ) -> None:
         self._uri = uri

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, cast
 
-from signer.keystore.child import read_frame, write_frame
-from signer.upstream.pkcs11_child import Failed, harden, read_pin, session_with, token_of
+from runtime.child import harden, read_frame, write_frame
+from signer.upstream.pkcs11_child import Failed, read_pin, session_with, token_of
 
 if TYPE_CHECKING:
     import pkcs11

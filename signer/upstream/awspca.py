@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 
 from runtime.bounded import Bounded, Unanswered
 from runtime.clock import Clock
+from runtime.words import line
 from signer.awspca_settings import TEMPLATES, AwsPcaSettings, partition_of, region_of
 from signer.upstream import files, sdk
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, is_root, line, shorter
+from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, is_root, shorter
 from signer.upstream.remote import Answer, CaRequest, Denied, Issued, Pending, UpstreamAway
 from signer.upstream.roots import RootSet
 

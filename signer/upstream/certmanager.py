@@ -19,13 +19,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from runtime.bounded import Bounded
+from runtime.words import line
 from signer.certmanager_settings import DEFAULT_GROUP, DEFAULT_KIND, CertManagerSettings
 from signer.cluster.kube import OWN_LABELS, KubeApi, Object
 from signer.cluster.objects import CertificateRequest
 from signer.errors import Conflict, Forbidden, NotFound, SignerError
 from signer.upstream import files
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, line, shorter
+from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, shorter
 from signer.upstream.remote import Answer, CaRequest, Denied, Issued, Pending, UpstreamAway
 from signer.upstream.roots import RootSet
 

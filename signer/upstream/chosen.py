@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from runtime.clock import Clock
 from runtime.settings import InvalidSetting
 from signer.cluster.kube import KubeApi
-from signer.upstream import awspca, certmanager, googlecas
+from signer.key_uri import CaKey
+from signer.pkcs11_uri import KeyUri
+from signer.upstream import awspca, certmanager, googlecas, kms, pkcs11
 from signer.upstream.awspca import AwsPca
-from signer.upstream.certify import FileUpstream, SelfSigned, Upstream, upstream_of
+from signer.upstream.certify import FileUpstream, HeldKey, SelfSigned, Upstream, upstream_of
 from signer.upstream.certmanager import CertManager
 from signer.upstream.googlecas import GoogleCas
+from signer.upstream.kms import KmsCaKey
 from signer.upstream.openbao import OpenBao
 from signer.upstream.pkcs11 import TokenKey
 from signer.upstream.remote import Elsewhere, RemoteUpstream
@@ -51,8 +54,18 @@ def chosen(settings: UpstreamSettings, api: KubeApi, clock: Clock) -> Chosen:
 
 def at_hand(by: FileSettings) -> SelfSigned | FileUpstream:
     """What makes an authority at once."""
-    key = TokenKey(by.key_uri) if by.key_uri is not None else by.key_file
-    return upstream_of(by.cert_file, key, by.bundle_file, by.dir)
+    return upstream_of(by.cert_file, by.key_file if by.key_uri is None else _held(by.key_uri), by.bundle_file, by.dir)
+
+
+def _held(uri: CaKey) -> HeldKey:
+    return TokenKey(uri) if isinstance(uri, KeyUri) else KmsCaKey(uri)
+
+
+def key_seconds(uri: CaKey | None) -> float:
+    """How long a signature of a CA's key may take; of one in a file nothing that is worth to be said."""
+    if uri is None:
+        return 0.0
+    return pkcs11.SECONDS if isinstance(uri, KeyUri) else kms.SECONDS
 
 
 def needed(settings: UpstreamSettings) -> Mapping[str, Callable[[], object]]:

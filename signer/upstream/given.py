@@ -1,6 +1,5 @@
 """What a CA elsewhere gave, brought into order: its certificates into a chain, its words into a line for people."""
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -15,7 +14,6 @@ from svid.x509svid import issued_by
 
 # Above one certificate: each is verified.
 MAX_ABOVE = 32
-MAX_TEXT = 300
 # Its clock, and that lifetimes are said in whole seconds.
 _SLACK = timedelta(minutes=2)
 
@@ -72,8 +70,3 @@ def shorter(own: x509.Certificate, wanted: timedelta, by: str, hint: str) -> str
         return ""
     given = durations.text(timedelta(seconds=int(life.total_seconds())))
     return f"{by} gives {given} of the {durations.text(wanted)} that were asked for{hint}"
-
-
-def line(text: str) -> str:
-    """Somebody else's words in one line of printable ASCII, of MAX_TEXT characters at most."""
-    return json.dumps(" ".join(text.split()), ensure_ascii=True)[1:-1][:MAX_TEXT]

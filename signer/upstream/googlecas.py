@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from runtime.bounded import Bounded, Unanswered
+from runtime.words import line
 from signer.googlecas_settings import GoogleCasSettings
 from signer.upstream import files, sdk
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, is_root, line, shorter
+from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, is_root, shorter
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Denied, Issued, UpstreamAway
 from signer.upstream.roots import RootSet
 

@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from signer.kms.held_key import Scheme, Unsupported, held
 from signer.pkcs11_uri import KeyUri, TokenUri
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.held_key import Scheme, Unsupported, held
 from svid.keys import PrivateKey, PublicKey
 
 # Seconds that a token may take for one signature, with the start of the process that asks it.

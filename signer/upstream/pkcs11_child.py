@@ -5,21 +5,19 @@ token has forgotten. One JSON object comes in (module, token, serial, label, id,
 refused; bytes as hex), one goes out: {"signature": hex}, or {"failed": why, "detail": the error's name, "pin": digest}.
 """
 
-import ctypes
 import hashlib
 import json
 import os
-import resource
-import signal
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
+
+from runtime.child import harden
 
 if TYPE_CHECKING:
     import pkcs11
 
 MAX_PIN = 1024
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 class Failed(Exception):
@@ -118,16 +116,6 @@ def _answer(asked: Mapping[str, Any]) -> Mapping[str, str]:
     except Exception as error:
         # Its text is the vendor's; its name is PKCS#11's.
         return {"failed": "failed", "detail": type(error).__name__}
-
-
-def harden() -> None:
-    """Keep what is in this process in it, and end with the thread that began it. Raises OSError."""
-    # The PIN is in it: no core, in no file and for no program of the host's, and nobody of the same user looks into it.
-    libc = ctypes.CDLL(None, use_errno=True)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for what, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, int(signal.SIGKILL))):
-        if libc.prctl(what, value, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl")
 
 
 def main() -> None:

@@ -20,20 +20,21 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from podsvid.cli import main
+from runtime.child import ChildProcess
 from signer.authority import key_care
 from signer.authority.slots import KINDS, Stage
 from signer.authority.state import AuthorityState
 from signer.daemon import Replica
 from signer.errors import StateDamaged
 from signer.keystore import token as token_module
-from signer.keystore.child import ChildProcess
 from signer.keystore.store import KeyStoreUnavailable
 from signer.keystore.token import TokenStore
 from signer.keystore.worker import Worker
+from signer.kms.held_key import ref_of
 from signer.pkcs11_uri import parse_token
-from signer.upstream.held_key import ref_of
 from svid.certificates import certificates_from_der
 from svid.keys import KeyAlgorithm, PrivateKey, algorithm_of
+from tests import key_store_contract as contract
 from tests.node.test_signer_admin_steps import Rig
 from tests.node.test_signer_settings import WEB, Caller
 from tests.signer_rig import Serving, Site, StepClock, serving
@@ -98,6 +99,11 @@ def child_of(found: TokenStore) -> int:
     child = found._child
     assert isinstance(child, ChildProcess)
     return child._process.pid
+
+
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda each: each.__name__)
+def test_a_token_keeps_the_contract(token: Token, check: Any) -> None:
+    check(partial(store, token.whole_uri))
 
 
 @pytest.mark.parametrize("algorithm", KINDS_OF_KEYS)
@@ -181,7 +187,7 @@ def test_a_library_that_dies_or_hangs_is_asked_again_ever_more_rarely(
 
     def start() -> ChildProcess:
         begun.append(1)
-        return ChildProcess()
+        return ChildProcess("signer.keystore.token_child")
 
     worker = Worker("token")
     uri = parse_token(token.whole_uri.replace(str(MODULE), str(bad)))

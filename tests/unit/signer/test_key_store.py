@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime import child as child_frames
+from runtime.child import Gone, Late
 from signer.authority.key_care import TIDY_SECONDS, KeyEnd, KeyWatch
 from signer.authority.left_keys import KEPT, LeftKey, noted
 from signer.authority.lifecycle import Life
@@ -26,18 +28,16 @@ from signer.authority.slots import KINDS, Stage
 from signer.authority.state import AuthorityState
 from signer.authority.store import Stored
 from signer.errors import Reason, Refused, StateDamaged
-from signer.keystore import child as child_frames
 from signer.keystore import signing, token
-from signer.keystore.child import Gone, Late
 from signer.keystore.keys import Keys
 from signer.keystore.signing import Signing
 from signer.keystore.store import KeyStoreUnavailable
 from signer.keystore.token import TokenStore
 from signer.keystore.worker import Worker
+from signer.kms.held_key import KeyRef, held, ref_of
 from signer.minting.minting import IssuedX509, Minting
 from signer.pkcs11_uri import parse_token
 from signer.upstream.certify import SelfSigned, UpstreamUnusable
-from signer.upstream.held_key import KeyRef, held, ref_of
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey
 from tests.signer_rig import START, StepClock
 from tests.unit.signer.test_held_key import elsewhere

@@ -1,6 +1,8 @@
-"""The process that has a token's session open, as seen from the signer: one question, one answer, each in a frame."""
+"""A process of its own for what may hang, crash or leak: one question, one answer, each in a frame over a socket."""
 
+import ctypes
 import os
+import resource
 import signal
 import socket
 import struct
@@ -10,10 +12,11 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
-# Bytes of an answer: names of keys, some hundred at most.
+# Bytes of a question or an answer: names of keys, some hundred at most.
 MAX_FRAME = 256 * 1024
 _HEAD = struct.Struct(">I")
 _END_SECONDS = 1.0
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 class Gone(Exception):
@@ -37,13 +40,13 @@ class Child(Protocol):
 
 
 class ChildProcess:
-    """Implements Child. Raises OSError at construction. It ends with the thread that makes it."""
+    """Implements Child: `python -m MODULE`. Raises OSError at construction. It ends with the thread that makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         self._ours, its = socket.socketpair()
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "signer.keystore.token_child"],
+            self._process = subprocess.Popen(  # noqa: S603 - a module of ours
+                [sys.executable, "-P", "-m", module],
                 stdin=its.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -111,3 +114,14 @@ def read_frame(connection: socket.socket) -> bytes | None:
 def write_frame(connection: socket.socket, message: bytes) -> None:
     """In that process: an answer. Raises OSError."""
     connection.sendall(_HEAD.pack(len(message)) + message)
+
+
+def harden() -> None:
+    """In that process: keep what is in it in it, and end with the thread that began it. Raises OSError."""
+    # There are credentials in it: no core, in no file and for no program of the host's, and nobody of the same user
+    # looks into it.
+    libc = ctypes.CDLL(None, use_errno=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, int(signal.SIGKILL))):
+        if libc.prctl(what, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")

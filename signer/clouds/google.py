@@ -1,0 +1,71 @@
+"""Google Cloud by its own libraries, with the credentials that they find by themselves: the pod's service account."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runtime.words import line
+from signer.clouds.process import Failed
+
+# Seconds of one answer.
+ANSWER_SECONDS = 5.0
+# Statuses by HTTP's numbers: another attempt may get past these, beside 5xx.
+_BUSY = (408, 429, 499)
+# Whose words are told: those of others may be about a credential.
+_TOLD = (400, 403, 404, 409, 412, 429)
+_KINDS = {401: "credentials", 404: "missing", 409: "there"}
+
+
+def _kms() -> Any:
+    from google.cloud import kms_v1
+
+    return kms_v1.KeyManagementServiceClient()
+
+
+# By service: what makes its client, and the package that has it.
+_SERVICES: Mapping[str, tuple[Callable[[], Any], str]] = {"kms": (_kms, "google-cloud-kms")}
+
+
+class Google:
+    """Implements child.Library: of one service. `region` is in the names that are asked for."""
+
+    def __init__(self, service: str, region: str, connect: Callable[[], Any] | None = None) -> None:
+        known, package = _SERVICES[service]
+        try:
+            import google.api_core.exceptions
+            import google.auth.exceptions
+
+            self._client = (connect or known)()
+        except ImportError:
+            raise Failed("not-installed", f"{package} is not installed: pip install 'podsvid[google]'") from None
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise _unasked(error) from None
+
+    def ask(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        from google.api_core.exceptions import GoogleAPIError
+        from google.auth.exceptions import GoogleAuthError
+
+        try:
+            found = getattr(self._client, method)(dict(parameters), timeout=ANSWER_SECONDS, retry=None)
+        except GoogleAuthError as error:
+            raise _unasked(error) from None
+        except GoogleAPIError as error:
+            raise _failed(error) from None
+        # Of a list the page that was asked for; it says itself where the next one begins.
+        page = next(iter(found.pages)) if hasattr(found, "pages") else found
+        answer: Mapping[str, Any] = type(page).to_dict(page, use_integers_for_enums=False)
+        return answer
+
+
+def _unasked(error: Exception) -> Failed:
+    # Not its words: they may have an answer to a credential.
+    hint = ": has the signer's service account an identity at Google?"
+    return Failed("credentials", f"it was not asked ({type(error).__name__}){hint}")
+
+
+def _failed(error: Any) -> Failed:
+    status = int(getattr(error, "code", None) or 0)
+    words = line(str(getattr(error, "message", ""))) if status in _TOLD else ""
+    said = ": ".join(each for each in (type(error).__name__, words) if each)
+    if status >= 500 or status in _BUSY or not status:
+        return Failed("busy", f"it answers {status} ({said})")
+    return Failed(_KINDS.get(status, "refused"), said, type(error).__name__)
