@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from podsvid.uninstall_check import DEFINED
 from tests.go_tools import Progress
 from tests.permissions import Call
 from tests.ports import free_port
@@ -59,9 +60,7 @@ class Alone:
     def served(self) -> bool:
         """Whether there are the custom resources."""
         try:
-            return all(
-                self.api.find(f"{POLICIES}/{each}") for each in ("workloadidentities", "clusterworkloadidentities")
-            )
+            return all(self.api.find(f"{POLICIES}/{each}") for each in DEFINED)
         except ApiError:
             return False
 

@@ -77,7 +77,12 @@ def test_the_configuration_is_not_the_signers_to_change(alone: Alone, signer: Ku
 
 
 def test_config_maps_that_are_the_signers(signer: KubeApi) -> None:
-    for collection, name in ((HOME, "podsvid-bundle"), (ELSEWHERE, "podsvid-bundle"), (HOME, "podsvid-agents-a")):
+    for collection, name in (
+        (HOME, "podsvid-bundle"),
+        (ELSEWHERE, "podsvid-bundle"),
+        (HOME, "podsvid-agents-a"),
+        (HOME, "podsvid-federated-a"),
+    ):
         made = signer.create(collection, config_map(name))
         signer.replace(f"{collection}/{name}", {**made, "data": {"a": "b"}})
         signer.delete(f"{collection}/{name}")
@@ -88,7 +93,12 @@ def test_config_maps_that_are_the_signers(signer: KubeApi) -> None:
     assert signer.get(record)["data"] == {"a": "b"}
     refused(signer.delete, record)
     refused(signer.create, ELSEWHERE, config_map("podsvid-authority-abandoned"))
-    for collection, name in ((HOME, "other"), (ELSEWHERE, "other"), (ELSEWHERE, "podsvid-agents-a")):
+    for collection, name in (
+        (HOME, "other"),
+        (ELSEWHERE, "other"),
+        (ELSEWHERE, "podsvid-agents-a"),
+        (ELSEWHERE, "podsvid-federated-a"),
+    ):
         refused(signer.create, collection, config_map(name))
     generated = config_map("x")
     generated["metadata"] = {"generateName": "kube-"}

@@ -105,6 +105,17 @@ def world(alone: Alone) -> None:
             ),
             _object("WorkloadIdentity", "a", "podsvid.io/v1alpha1", "default", spec={}),
             _object("ClusterWorkloadIdentity", "b", "podsvid.io/v1alpha1", spec={}),
+            # Nobody is there, and its status says so.
+            _object(
+                "FederatedTrustDomain",
+                "partner",
+                "podsvid.io/v1alpha1",
+                spec={
+                    "trustDomain": "partner.test",
+                    "bundleEndpointURL": "https://127.0.0.1:1/",
+                    "bundleEndpointProfile": {"type": "https_web"},
+                },
+            ),
             _object("Node", "node-a", spec={"taints": [TAINT]}),
             _object("CSINode", "node-a", "storage.k8s.io/v1", spec={"drivers": [{"name": DRIVER, "nodeID": "node-a"}]}),
             _object("ServiceAccount", "web", namespace="default"),

@@ -1,0 +1,167 @@
+"""A FederatedTrustDomain at a real API server: what its schema takes, and the way from an endpoint to agents."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.authority.connection import SignerSettings
+from agent.authority.signer import SignerAuthority
+from runtime.clock import SystemClock
+from svid.bundle import TrustBundle
+from svid.spiffeid import SpiffeId, TrustDomain
+from tests.fake_authority import root
+from tests.go_tools import Progress
+from tests.unit.signer.test_federation_endpoint import served, svid
+
+from .alone import POLICIES, TRUST_DOMAIN, Alone, api_server
+from .api import ApiError, Object
+from .signing import AUDIENCE, NAMESPACE
+from .test_alone_life import CTB, _namespace, _pod, replica, until
+
+pytestmark = pytest.mark.timeout(600)
+RELATIONS = f"{POLICIES}/federatedtrustdomains"
+PARTNER = TrustDomain("partner.test")
+SERVER = SpiffeId(PARTNER, "/spire/server")
+
+
+@pytest.fixture
+def alone(built: None, tmp_path: Path, progress: Progress) -> Iterator[Alone]:
+    with api_server(tmp_path, progress) as found:
+        found.api.apply([_namespace(NAMESPACE)])
+        found.install()
+        found.api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}})
+        yield found
+
+
+def relation(name: str = "partner", **change: Any) -> Object:
+    spec = {
+        "trustDomain": "partner.test",
+        "bundleEndpointURL": "https://partner.test/",
+        "bundleEndpointProfile": {"type": "https_web"},
+        **change,
+    }
+    return {
+        "apiVersion": "podsvid.io/v1alpha1",
+        "kind": "FederatedTrustDomain",
+        "metadata": {"name": name},
+        "spec": {key: value for key, value in spec.items() if value is not None},
+    }
+
+
+def spiffe(endpoint_id: str | None = "spiffe://partner.test/spire/server") -> dict[str, str]:
+    return {"type": "https_spiffe"} | ({"endpointSPIFFEID": endpoint_id} if endpoint_id is not None else {})
+
+
+def test_the_schema_refuses_what_the_signer_would(alone: Alone) -> None:
+    for change, why in (
+        ({"trustDomain": "Partner"}, "spec.trustDomain"),
+        ({"trustDomain": None}, "spec.trustDomain"),
+        ({"bundleEndpointURL": "http://partner.test/"}, "spec.bundleEndpointURL"),
+        ({"bundleEndpointURL": "https://me@partner.test/"}, "spec.bundleEndpointURL"),
+        ({"bundleEndpointProfile": {"type": "http"}}, "spec.bundleEndpointProfile.type"),
+        ({"bundleEndpointProfile": spiffe(None)}, "whom https_spiffe wants to meet"),
+        ({"bundleEndpointProfile": {**spiffe(), "type": "https_web"}}, "https_web has none"),
+        ({"bundleEndpointProfile": spiffe("spiffe://partner.test")}, "endpointSPIFFEID"),
+        ({"bundleEndpointProfile": spiffe(), "caBundle": "x"}, "caBundle is for https_web"),
+    ):
+        with pytest.raises(ApiError) as refused:
+            alone.api.create(RELATIONS, relation(**change))
+        assert refused.value.status == 422
+        assert why in str(refused.value)
+    made = alone.api.create(RELATIONS, relation(bundleEndpointProfile=spiffe(), maxStale="72h"))
+    with pytest.raises(ApiError, match="another trust domain is another object"):
+        alone.api.replace(f"{RELATIONS}/partner", {**made, "spec": {**made["spec"], "trustDomain": "other.test"}})
+
+
+class Heard:
+    """What an agent is told of other trust domains."""
+
+    def __init__(self, authority: SignerAuthority) -> None:
+        self._authority = authority
+
+    def sequences(self) -> dict[str, int | None]:
+        trust = self._authority.trust.current
+        found: tuple[TrustBundle, ...] = trust.federated if trust is not None else ()
+        return {each.trust_domain.name: each.sequence for each in found}
+
+
+def test_a_bundle_goes_from_its_endpoint_to_agents_and_the_cluster_and_away_with_its_object(
+    alone: Alone, tmp_path: Path
+) -> None:
+    theirs = root(datetime.now(UTC), PARTNER)
+    published = [replace(theirs.bundle, sequence=2)]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = published[0].to_jwks()
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+    async def run() -> None:
+        async with replica(alone, tmp_path) as address, served(tmp_path, *svid(theirs), answer) as port:
+            bundle, token = tmp_path / "bundle.json", tmp_path / "token"
+            own = f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-bundle"
+            agent = _pod(alone, "agent", "podsvid-agent", NAMESPACE)
+            token.write_text(alone.api.token("podsvid-agent", NAMESPACE, AUDIENCE, agent))
+            trusted = f"{CTB}/podsvid.io:spiffe:{TRUST_DOMAIN}"
+            await until(lambda: alone.api.find(own) or alone.api.find(trusted))
+            bundle.write_text(alone.api.get(trusted)["spec"]["trustBundle"])
+            settings = SignerSettings(
+                address, bundle, token, AUDIENCE, TrustDomain(TRUST_DOMAIN), "test", run_dir=tmp_path
+            )
+            authority = SignerAuthority(settings, SystemClock(), random.Random(3))
+            authority.load()
+            following = asyncio.create_task(authority.run())
+            try:
+                await authority.wait_answered()
+                await meet(Heard(authority), port)
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def meet(heard: Heard, port: int) -> None:
+        given = replace(theirs.bundle, sequence=1).to_jwks().decode()
+        made = alone.api.create(
+            RELATIONS,
+            relation(
+                bundleEndpointURL=f"https://127.0.0.1:{port}/",
+                bundleEndpointProfile=spiffe(),
+                trustDomainBundle=given,
+            ),
+        )
+        await until(lambda: heard.sequences() == {"partner.test": 2})
+        assert heard.sequences() == {"partner.test": 2}
+        bundle = f"{CTB}/podsvid.io:spiffe:partner.test"
+        await until(lambda: alone.api.find(bundle))
+        assert alone.api.get(bundle)["spec"]["trustBundle"] == theirs.bundle.to_pem().decode()
+
+        def ready() -> bool:
+            conditions = (alone.api.get(f"{RELATIONS}/partner").get("status") or {}).get("conditions") or []
+            return [each["status"] for each in conditions] == ["True", "True"]
+
+        await until(ready)
+        status = alone.api.get(f"{RELATIONS}/partner")["status"]
+        assert (status["sequence"], status["x509Authorities"], status["jwtKeys"]) == (2, 1, [])
+        stored = alone.api.get(f"/api/v1/namespaces/{NAMESPACE}/configmaps/podsvid-federated-{made['metadata']['uid']}")
+        assert stored["metadata"]["ownerReferences"][0]["uid"] == made["metadata"]["uid"]
+        # Its spec changes, so it is asked at once.
+        published[0] = replace(theirs.bundle, sequence=3)
+        present = alone.api.get(f"{RELATIONS}/partner")
+        alone.api.replace(f"{RELATIONS}/partner", {**present, "spec": {**present["spec"], "maxStale": "72h"}})
+        await until(lambda: heard.sequences() == {"partner.test": 3})
+        assert heard.sequences() == {"partner.test": 3}
+        alone.api.delete(f"{RELATIONS}/partner")
+        # tests/unit/signer/test_federation.py has the time that this takes.
+        await until(lambda: not heard.sequences())
+        assert heard.sequences() == {}
+        await until(lambda: not alone.api.find(bundle))
+        assert alone.api.find(bundle) is None
+
+    asyncio.run(run())
