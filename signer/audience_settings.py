@@ -21,8 +21,9 @@ KEYS_KEPT = timedelta(days=1)
 # For how long they are told to. What obeys reads anew within a forced rotation.
 KEYS_MAX_AGE = timedelta(seconds=60)
 MIN_HINT, MAX_HINT = timedelta(minutes=1), timedelta(days=1)
-# Of a CA above an authority may get less than was asked for (timing.py).
-_LEAST = 0.75
+# Of the wanted life of an authority: what it has to have at least where that is short (a CA above dates what it
+# certifies some time after it was asked).
+LEAST = 0.75
 
 
 def audiences(config: "SignerConfig") -> frozenset[str]:
@@ -50,12 +51,12 @@ def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
         if audience not in on:
             continue
         waits = settle(audience, "x509", config.bundle_hint)
-        least = _whole(2 * (waits + config.x509_max_ttl) / _LEAST)
-        if waits and config.authority_ttl < least:
+        least = _whole(4 * waits / LEAST)
+        if config.authority_ttl < least:
             yield Conflict(
                 (*names, "authority_ttl"),
-                f"{_needs(audience, waits)}, and at half of its life the one before still has to outlive what it "
-                f"issues: set authority_ttl to {durations.text(least)} or more{_or_lower(audience)}",
+                f"{_needs(audience, waits)}, and what it replaces signs for half of its life: set authority_ttl to "
+                f"{durations.text(least)} or more{_or_lower(audience)}",
             )
         waits = settle(audience, "jwt", config.bundle_hint)
         if config.jwt_svids and config.jwt_key_period < 2 * waits:

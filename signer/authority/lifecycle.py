@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from signer.authority import recovery, revocation, succession
+from signer.authority import recovery, revocation, settling, succession
 from signer.authority.abandonments import Record
 from signer.authority.knowledge import Acks
 from signer.authority.made import Maker
@@ -150,6 +150,8 @@ class Life:
             )
         if acks.unknown and not forced:
             raise TransitionRefused(f"nobody knows yet who would refuse its SVIDs: {acks.unknown}; or use --forced")
+        if not forced:
+            settling.check(state, kind, self.policy, now)
         return _changed(
             succession.activated(state, kind, self.policy, now, self.svids())
         ), f"activated {kind} authority {prepared.id}"
@@ -226,11 +228,9 @@ class Life:
             return _changed(state, x509=tuple(_raised(slot, longest) for slot in state.x509))
         return _changed(state, jwt=tuple(_raised(slot, longest) for slot in state.jwt))
 
-    def waits_for_agents(self, state: AuthorityState) -> bool:
-        """Whether what agents acknowledge or hold matters to the next steps or to somebody who watches them."""
-        moving = (Stage.PREPARED, Stage.TAINTED)
-        waited = any(slot.stage in moving for kind in KINDS for slot in state.slots(kind))
-        return bool(state.goals) or state.condemned or waited
+    def waits_for_agents(self, state: AuthorityState, now: datetime) -> bool:
+        """Whether what agents acknowledge or hold matters to the next steps."""
+        return settling.agents_matter(state, self.policy, now)
 
     def outlook(self, state: AuthorityState, acks: Acks, now: datetime) -> list[str]:
         """What happens next, for people."""
@@ -245,7 +245,7 @@ class Life:
             if due is not None:
                 lines.append(f"{kind}: {due.action} now, {due.reason}")
             elif prepared is not None:
-                bound = self._bound(state, prepared)
+                bound = settling.bound(state, prepared, self.policy)
                 lines.append(
                     f"{kind}: activate {prepared.id} when {self._awaited(prepared, acks, now)}, "
                     f"at {bound:%Y-%m-%dT%H:%M:%SZ} at the latest"
@@ -261,7 +261,7 @@ class Life:
                     lines.append(f"{kind}: stop trusting {slot.id} {what}, at {slot.ends_at:%Y-%m-%dT%H:%M:%SZ}")
             if prepared is None and due is None and request is None:
                 lines.append(f"{kind}: prepare a new authority at {self._prepare_at(state, kind):%Y-%m-%dT%H:%M:%SZ}")
-        return [*lines, *revocation.outlook(state)]
+        return [*lines, *settling.outlook(state, self.policy, now), *revocation.outlook(state)]
 
     def _due(self, state: AuthorityState, kind: str, acks: Acks, now: datetime) -> Step | None:
         slots = state.slots(kind)
@@ -302,23 +302,12 @@ class Life:
             return Step("activate", kind, "the active one has ended")
         # A bound is for agents that are known not to answer, not for a leader that knows nobody yet. Where that lasts,
         # the API server is away and nothing could be written; or a person sees why, and may force it.
-        if not acks.unknown and now >= self._bound(state, prepared):
+        if not acks.unknown and now >= settling.bound(state, prepared, self.policy):
             why = f"although {acks.lacking} did not acknowledge" if acks.waiting else "its time has come"
             return Step("activate", kind, why)
-        asked = state.wanted(kind)
-        lead = self.policy.jwt_lead if kind == "jwt" and not asked else timedelta(0)
-        if acks.all_have_it and now >= prepared.prepared_at + lead:
+        if acks.all_have_it and now >= settling.ready_at(state, prepared, self.policy):
             return Step("activate", kind, "all live agents have acknowledged it")
         return None
-
-    def _bound(self, state: AuthorityState, prepared: Slot) -> datetime:
-        kind = "x509" if isinstance(prepared, X509Slot) else "jwt"
-        bound = self.policy.ack_bound
-        if state.forced(kind):
-            bound = min(bound, self.policy.forced_window)
-        elif kind == "jwt" and Goal(kind) not in state.goals:
-            bound = max(bound, self.policy.jwt_lead)
-        return prepared.prepared_at + bound
 
     def _patience(self, slot: Slot, acks: Acks) -> timedelta:
         """How much longer than its bound a revoked authority stays trusted while nobody knows who holds its SVIDs.
@@ -342,13 +331,13 @@ class Life:
                 return active.prepared_at
             start = active.activated_at or active.prepared_at
             end = self.policy.serves_until(start, active.authority.not_after)
-            return start + max(end - start, timedelta(0)) / 2
+            return start + max((end - start) / 2 - self.policy.settle(kind), timedelta(0))
         signing = state.active_jwt
         if signing is not None and (
             signing.algorithm is not self.policy.jwt_algorithm or self.keys.misplaced(signing.private_key)
         ):
             return active.prepared_at
-        lead = max(self.policy.jwt_lead, self.policy.ack_bound)
+        lead = settling.lead(kind, self.policy)
         return (active.activated_at or active.prepared_at) + max(self.policy.jwt_period - lead, timedelta(0))
 
     def _rewritten(self, state: AuthorityState, now: datetime) -> AuthorityState:

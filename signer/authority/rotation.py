@@ -182,7 +182,7 @@ class Rotation:
         pace = Pace(self._clock.monotonic, MOST_SECONDS)
         while True:
             state = self.state
-            self._agents.wanted = state is not None and self._life.waits_for_agents(state)
+            self._agents.wanted = state is not None and self._life.waits_for_agents(state, self._clock.now())
             self._knowledge.leads(self._leader.leading)
             if state is not None and self._leader.leading:
                 try:

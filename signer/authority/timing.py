@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from signer import audience_settings
 from signer.config import SignerConfig
 from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
@@ -13,9 +14,26 @@ SHORTEST = timedelta(hours=1) / 16
 FORCED_GRACE = timedelta(seconds=30)
 # Other clusters and clouds look at a bundle every few minutes to hours; all know a scheduled key before it signs.
 JWT_LEAD = timedelta(days=1)
-# Of the wanted life of an authority: what it has to have at least where that is short (a CA above dates what it
-# certifies some time after it was asked), and by how much it has to outlive the one that it replaces.
-_LEAST, _GAIN = 0.75, 0.1
+# Of the wanted life of an authority: by how much it has to outlive the one that it replaces.
+_GAIN = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Verifiers that read the trust and never acknowledge it.
+
+    `x509`, `jwt`: how long a new authority is published before all of them have it; none where they read none of the
+    kind. `told`: how long readers of keys are told to keep them, which is all that a forced rotation waits for.
+    """
+
+    name: str
+    x509: timedelta
+    jwt: timedelta
+    told: timedelta = timedelta(0)
+
+    def settle(self, kind: str) -> timedelta:
+        """That of a kind."""
+        return self.x509 if kind == "x509" else self.jwt
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +47,8 @@ class LifecyclePolicy:
     outside that look at the bundle now and then.
 
     `reissue_rate`: early renewals a second, of all agents together, that the signers are to be asked for at most.
-    `root_interval`: how often the CA above is asked which roots there are.
+    `root_interval`: how often the CA above is asked which roots there are. `audiences`: who reads the trust and never
+    acknowledges it.
     """
 
     authority_ttl: timedelta
@@ -47,6 +66,11 @@ class LifecyclePolicy:
     jwt_ttl: timedelta | None = None
     reissue_rate: int = 300
     root_interval: timedelta = timedelta(minutes=5)
+    audiences: tuple[Audience, ...] = ()
+
+    def settle(self, kind: str) -> timedelta:
+        """How long a new authority of a kind is published before all of those audiences have it."""
+        return max((each.settle(kind) for each in self.audiences), default=timedelta(0))
 
     def most(self, kind: str) -> timedelta:
         """How long an SVID of a kind may live by today's settings."""
@@ -59,8 +83,10 @@ class LifecyclePolicy:
 
     @property
     def shortest_authority(self) -> timedelta:
-        """How long a new X.509 authority must last: half of its life has to outlast what it usually issues."""
-        return min(4 * (self.x509_ttl or self.x509_max_ttl), self.authority_ttl * _LEAST)
+        """How long a new X.509 authority must last: half of its life has to outlast what it usually issues, and to have
+        room for the time in which the next one is published."""
+        needed = 4 * max(self.x509_ttl or self.x509_max_ttl, self.settle("x509"))
+        return min(needed, self.authority_ttl * audience_settings.LEAST)
 
     @property
     def gain(self) -> timedelta:
@@ -107,4 +133,18 @@ def lifecycle_policy(config: SignerConfig) -> LifecyclePolicy:
         jwt_lead=min(JWT_LEAD, config.jwt_key_period / 4),
         x509_ttl=config.x509_ttl,
         jwt_ttl=config.jwt_ttl,
+        audiences=_audiences(config),
+    )
+
+
+def _audiences(config: SignerConfig) -> tuple[Audience, ...]:
+    hint = config.bundle_hint
+    return tuple(
+        Audience(
+            name,
+            audience_settings.settle(name, "x509", hint),
+            audience_settings.settle(name, "jwt", hint),
+            audience_settings.KEYS_MAX_AGE if name == audience_settings.OIDC else timedelta(0),
+        )
+        for name in sorted(audience_settings.audiences(config))
     )

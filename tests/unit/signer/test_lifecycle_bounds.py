@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from signer.authority.knowledge import Acks
-from signer.authority.lifecycle import Step
+from signer.authority.lifecycle import Life, Step
+from signer.authority.settling import ROUSED
 from signer.authority.slots import Stage
 from signer.authority.state import AuthorityState, Goal
 from signer.authority.timing import FORCED_GRACE
@@ -255,7 +256,12 @@ def test_jwt_authorities_by_hand() -> None:
 
 def test_when_agents_matter() -> None:
     """Then what they say is passed on at once."""
-    waits = life().waits_for_agents
+
+    usual = life()
+
+    def waits(state: AuthorityState, by: Life = usual, now: datetime = START) -> bool:
+        return by.waits_for_agents(state, now)
+
     state = first()
     assert not waits(state)
     assert waits(asked())
@@ -263,6 +269,11 @@ def test_when_agents_matter() -> None:
     assert waits(done(life().prepare(state, "jwt", START))[0])
     assert not waits(rotated())
     assert waits(rotated(forced=True))
+    # While a key is published for a day nothing hangs on them, but at its end.
+    patient, lead = life(jwt_lead=timedelta(days=1)), timedelta(days=1)
+    prepared = done(patient.prepare(state, "jwt", START))[0]
+    assert not waits(prepared, patient, START + lead - ROUSED - SECOND)
+    assert waits(prepared, patient, START + lead - ROUSED)
 
 
 def test_a_person_may_go_on_without_agents_that_are_silent() -> None:

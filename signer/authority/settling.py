@@ -1,0 +1,147 @@
+"""How long an authority is published before it signs, and who may be behind: verifiers that never acknowledge.
+
+Agents say what they have; partners that poll the trust bundle and readers of a JWKS do not. Each audience that is on
+has a time in which all of it has read what is published. It counts from the publication, which is in the state: another
+leader goes on with it. Nobody waits for them after a theft, so they may lose until they read; until when is said.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from signer.authority.slots import KINDS, Slot, Stage, X509Slot
+from signer.authority.state import AuthorityState
+from signer.authority.timing import Audience, LifecyclePolicy
+from signer.errors import TransitionRefused
+
+# So long before a prepared authority may sign, what agents acknowledge is passed on at once.
+ROUSED = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Of that audience nobody may lack the prepared authority when it signs: not before `until`."""
+
+    kind: str
+    authority_id: str
+    audience: str
+    until: datetime
+
+
+def published_at(state: AuthorityState, slot: Slot) -> datetime:
+    """Since when verifiers can have what they verify its SVIDs by: its root may have been there long before."""
+    if not isinstance(slot, X509Slot):
+        return slot.prepared_at
+    named = {each.certificate: each.since for each in state.roots}
+    since = slot.prepared_at
+    roots = slot.authority.bundle.x509_authorities
+    if roots:
+        since = max(
+            named.get(root)
+            or min(each.prepared_at for each in state.x509 if root in each.authority.bundle.x509_authorities)
+            for root in roots
+        )
+    return min(since, slot.prepared_at)
+
+
+def waits(state: AuthorityState, policy: LifecyclePolicy) -> Iterator[Wait]:
+    """What prepared authorities wait for, over or not."""
+    for kind in KINDS:
+        prepared = state.find(kind, Stage.PREPARED)
+        for each in policy.audiences if prepared is not None else ():
+            needed = each.settle(kind)
+            if state.forced(kind):
+                # Those who do as they are told read anew in that time; for no others is a stolen key kept signing.
+                needed = min(needed, each.told, policy.forced_window)
+            if prepared is not None and needed:
+                yield Wait(kind, prepared.id, each.name, published_at(state, prepared) + needed)
+
+
+def ready_at(state: AuthorityState, prepared: Slot, policy: LifecyclePolicy) -> datetime:
+    """Before then a prepared authority signs only where a person wants it at any price, or nothing else can sign."""
+    kind = _kind(prepared)
+    lead = policy.jwt_lead if kind == "jwt" and not state.wanted(kind) else timedelta(0)
+    return max([prepared.prepared_at + lead, *(each.until for each in waits(state, policy) if each.kind == kind)])
+
+
+def bound(state: AuthorityState, prepared: Slot, policy: LifecyclePolicy) -> datetime:
+    """From when on agents that do not acknowledge are not waited for."""
+    most = policy.ack_bound
+    if state.forced(_kind(prepared)):
+        most = min(most, policy.forced_window)
+    return max(prepared.prepared_at + most, ready_at(state, prepared, policy))
+
+
+def lead(kind: str, policy: LifecyclePolicy) -> timedelta:
+    """How long before its turn an authority of a kind has to be published."""
+    own = policy.jwt_lead if kind == "jwt" else timedelta(0)
+    return max(own, policy.ack_bound, policy.settle(kind))
+
+
+def check(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: datetime) -> None:
+    """Raise TransitionRefused where the prepared authority of a kind is not published for long enough."""
+    left = [each for each in waits(state, policy) if each.kind == kind and now < each.until]
+    if left:
+        named = " and ".join(each.audience for each in left)
+        raise TransitionRefused(
+            f"verifiers that never acknowledge ({named}) may not have it before "
+            f"{_at(max(each.until for each in left))}, and would refuse its SVIDs; wait, or use --forced"
+        )
+
+
+def agents_matter(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> bool:
+    """Whether a next step may soon hang on what agents have or hold: not while others are waited for, for a day."""
+    for kind in KINDS:
+        prepared = state.find(kind, Stage.PREPARED)
+        if prepared is None and state.wanted(kind):
+            return True
+        if prepared is not None and now >= ready_at(state, prepared, policy) - ROUSED:
+            return True
+    return any(slot.stage is Stage.TAINTED for kind in KINDS for slot in state.slots(kind))
+
+
+def outlook(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> list[str]:
+    """Who is waited for and until when, and who may be behind, for people."""
+    lines = [
+        f"{each.kind}: {each.authority_id} does not sign before {_at(each.until)}: until then {_called(each.audience)} "
+        "may not have it"
+        for each in waits(state, policy)
+        if now < each.until
+    ]
+    for kind in KINDS:
+        active = state.find(kind, Stage.ACTIVE)
+        for audience in policy.audiences if active is not None else ():
+            assert active is not None
+            lines += _behind(state, kind, active, audience, now)
+    return lines
+
+
+def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, now: datetime) -> Iterator[str]:
+    """Where it was not waited for: after a theft, or as a person wanted."""
+    needed, read = audience.settle(kind), "the trust bundle" if kind == "x509" else "the keys"
+    since, signs = published_at(state, active), active.activated_at or active.prepared_at
+    stolen = [each for each in state.abandoned if each.kind == kind]
+    # What signed from its first moment on, and nothing before it, nobody can have missed.
+    if (signs > active.prepared_at or stolen) and signs < since + needed and now < since + needed:
+        yield (
+            f"{kind}: {_called(audience.name)} may refuse what {active.id} signs until {_at(since + needed)}: who has "
+            f"not read {read} since {_at(since)} does not know it"
+        )
+    for each in stolen:
+        if each.svids_end is not None and each.left_at is not None and now < each.left_at + needed:
+            yield (
+                f"{kind}: {_called(audience.name)} may accept what {each.authority_id}, which was abandoned, signs "
+                f"until {_at(each.left_at + needed)}: who has not read {read} since {_at(each.left_at)} trusts it still"
+            )
+
+
+def _kind(slot: Slot) -> str:
+    return "x509" if isinstance(slot, X509Slot) else "jwt"
+
+
+def _called(audience: str) -> str:
+    return f"verifiers that never acknowledge ({audience})"
+
+
+def _at(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,423 @@
+"""Verifiers that never acknowledge lose nothing: partners that poll the bundle, readers that cache keys for a day."""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from signer.authority import settling
+from signer.authority.anchors import UpstreamRoot
+from signer.authority.knowledge import Acks
+from signer.authority.lifecycle import Life
+from signer.authority.slots import KINDS, Stage, X509Slot
+from signer.authority.state import AuthorityState
+from signer.authority.timing import Audience, LifecyclePolicy, lifecycle_policy
+from signer.errors import TransitionRefused
+from signer.upstream.certify import SelfSigned
+from svid.authority import X509Authority
+from svid.bundle import TrustBundle
+from svid.errors import SvidError
+from svid.jwtsvid import check_jwt_svid
+from svid.x509svid import check_x509_svid
+from tests.signer_rig import START
+from tests.unit.signer.test_audience_settings import loaded
+from tests.unit.signer.test_lifecycle import ALL, KEY, POLICY, TD, TTL, WEB, advanced, done, stages
+
+SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
+HINT = 5 * MINUTE
+FEDERATION = Audience("federation", 5 * HINT, 5 * HINT)
+OIDC = Audience("oidc", timedelta(0), DAY, MINUTE)
+BOTH = (FEDERATION, OIDC)
+NOBODY = Acks(frozenset({"silent"}), None)
+
+
+def life(*audiences: Audience, **changes: Any) -> Life:
+    return Life(replace(POLICY, audiences=audiences, **changes), SelfSigned(), TD)
+
+
+def first(by: Life) -> AuthorityState:
+    return done(by.first(START))
+
+
+def rotating(by: Life, kind: str, *, forced: bool = False) -> AuthorityState:
+    """A rotation was asked for at START, and the new authority is published."""
+    state, _ = by.asked(first(by), kind, forced=forced, now=START)
+    return advanced(state, START, NOBODY, by=by)
+
+
+@dataclass
+class Verifier:
+    """What it has read last, and when; `kinds`: what it verifies by that."""
+
+    every: timedelta
+    kinds: tuple[str, ...] = KINDS
+    bundle: TrustBundle | None = None
+    read_at: datetime = START - 1000 * DAY
+
+    def passes(self, state: AuthorityState, now: datetime) -> None:
+        if now - self.read_at >= self.every:
+            self.bundle, self.read_at = state.bundle, now
+
+    def accepts(self, kind: str, issued: Any, now: datetime) -> bool:
+        assert self.bundle is not None
+        try:
+            if kind == "x509":
+                check_x509_svid(issued, self.bundle, now)
+            else:
+                check_jwt_svid(issued.token, {TD: self.bundle}, "api", now)
+        except SvidError:
+            return False
+        return True
+
+
+@dataclass
+class World:
+    """A leader, another one at each moment, and verifiers outside; each SVID is presented when new and at its end."""
+
+    policy: LifecyclePolicy
+    verifiers: list[Verifier]
+    acks: Acks = ALL
+    now: datetime = START
+    held: list[tuple[str, Any, datetime]] = field(default_factory=list)
+    lost: int = 0
+    served: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.state = done(self.leader.first(self.now))
+        # They read a moment before anything changes: the worst moment that there is.
+        self.look()
+
+    @property
+    def leader(self) -> Life:
+        return Life(self.policy, SelfSigned(), TD)
+
+    def ask(self, kind: str, *, forced: bool = False) -> None:
+        self.state, _ = self.leader.asked(self.state, kind, forced=forced, now=self.now)
+
+    def look(self) -> None:
+        for each in self.verifiers:
+            each.passes(self.state, self.now)
+
+    def passes(self, step: timedelta) -> None:
+        """Verifiers that are about to read do so before the leader's steps, and not after them."""
+        self.now += step
+        self.look()
+        self.state = AuthorityState.from_json(advanced(self.state, self.now, self.acks, self.leader).to_json(), TD)
+        self.issue()
+        self.present()
+
+    def issue(self) -> None:
+        active = self.state.active_x509
+        self.served.add(("x509", self.state.active_x509_id))
+        if active.not_after > self.now:
+            chain = active.issue(KEY, WEB, ttl=TTL, now=self.now)
+            self.held.append(("x509", chain, chain[0].not_valid_after_utc))
+        key = self.state.active_jwt
+        if key is not None:
+            self.served.add(("jwt", key.key_id))
+            token = key.issue(WEB, ["api"], ttl=POLICY.jwt_max_ttl, now=self.now)
+            self.held.append(("jwt", token, token.expires_at))
+
+    def present(self) -> None:
+        self.held = [each for each in self.held if each[2] > self.now]
+        # The oldest and the newest of each kind: what is between has one's key or the other's.
+        for kind in KINDS:
+            mine = [each for each in self.held if each[0] == kind]
+            for _, issued, _ in mine[:1] + mine[-1:]:
+                for each in self.verifiers:
+                    self.lost += kind in each.kinds and not each.accepts(kind, issued, self.now)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_partner_that_polls_loses_nothing_through_two_rotations(kind: str) -> None:
+    partner = Verifier(HINT)
+    world = World(life(FEDERATION).policy, [partner])
+    for _ in range(2):
+        world.ask(kind)
+        for _ in range(90):
+            world.passes(MINUTE)
+    assert len({each for each in world.served if each[0] == kind}) == 3
+    assert world.lost == 0
+
+
+def test_a_partner_that_missed_four_polls_loses_nothing() -> None:
+    world = World(life(FEDERATION).policy, [Verifier(5 * HINT)])
+    for kind in (*KINDS, *KINDS):
+        world.ask(kind)
+        for _ in range(40):
+            world.passes(MINUTE)
+    assert len(world.served) == 6
+    assert world.lost == 0
+
+
+def test_a_reader_of_keys_with_a_cache_of_a_day_loses_nothing_through_two_rotations() -> None:
+    reader = Verifier(DAY, ("jwt",))
+    world = World(life(OIDC).policy, [reader])
+    for _ in range(2):
+        world.ask("jwt")
+        for _ in range(5 * 12):
+            world.passes(30 * MINUTE)
+    assert len({each for each in world.served if each[0] == "jwt"}) == 3
+    assert world.lost == 0
+
+
+def test_by_themselves_they_lose_nothing_either() -> None:
+    """Both kinds, as the defaults have it but with short lives: no person asks for anything."""
+    flags = ("--trust-audiences", "federation,oidc", "--jwt-key-period", "2d", "--authority-ttl", "4d")
+    config = loaded(*flags, "--jwt-algorithm", "ES256", "--acknowledge-within", "2m")
+    policy = lifecycle_policy(config)
+    assert policy.audiences == BOTH
+    assert lifecycle_policy(loaded()).audiences == ()
+    world = World(policy, [Verifier(3 * HINT), Verifier(DAY, ("jwt",))])
+    # Silent agents bring nothing forward: the bound is for them alone.
+    world.acks = NOBODY
+    while len(world.served) < 6 and world.now < START + 8 * DAY:
+        world.passes(15 * MINUTE)
+    assert sum(kind == "jwt" for kind, _ in world.served) >= 3
+    assert sum(kind == "x509" for kind, _ in world.served) >= 3
+    assert world.lost == 0
+
+
+def test_without_an_audience_they_would_lose() -> None:
+    """The test's own verifiers are no sleepers: nobody waits for them here, and they refuse."""
+    world = World(life().policy, [Verifier(HINT), Verifier(DAY, ("jwt",))])
+    for kind in KINDS:
+        world.ask(kind)
+        world.passes(MINUTE)
+    assert world.lost > 0
+
+
+@pytest.mark.parametrize(
+    ("audiences", "kind", "needed"),
+    [
+        ((FEDERATION,), "x509", 5 * HINT),
+        ((FEDERATION,), "jwt", 5 * HINT),
+        ((OIDC,), "x509", timedelta(0)),
+        ((OIDC,), "jwt", DAY),
+        (BOTH, "x509", 5 * HINT),
+        (BOTH, "jwt", DAY),
+        ((), "jwt", timedelta(0)),
+    ],
+)
+def test_it_signs_when_the_last_of_them_has_it(audiences: tuple[Audience, ...], kind: str, needed: timedelta) -> None:
+    by = life(*audiences)
+    state = rotating(by, kind)
+    if needed:
+        assert by.due(state, ALL, START + needed - SECOND) is None
+        # The bound for silent agents is none for them.
+        assert by.due(state, NOBODY, START + needed - SECOND) is None
+    step = by.due(state, ALL, START + needed)
+    assert step is not None
+    assert (step.action, step.kind) == ("activate", kind)
+    # Agents are waited for as before.
+    assert by.due(state, NOBODY, START + min(needed, POLICY.ack_bound - SECOND)) is None
+    assert by.due(state, NOBODY, START + max(needed, POLICY.ack_bound)) is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_person_waits_as_well_unless_it_is_forced(kind: str) -> None:
+    by = life(*BOTH)
+    state, _ = done(by.prepare(first(by), kind, START))
+    needed = by.policy.settle(kind)
+    with pytest.raises(TransitionRefused, match=r"federation.* may not have it before .*; wait, or use --forced"):
+        by.activate(state, kind, ALL, START + 5 * HINT - SECOND, forced=False)
+    with pytest.raises(TransitionRefused, match=f"before {START + needed:%Y-%m-%dT%H:%M:%SZ}"):
+        by.activate(state, kind, ALL, START + needed - SECOND, forced=False)
+    assert stages(by.activate(state, kind, ALL, START + needed, forced=False)[0], kind) == ["old", "active"]
+    assert stages(by.activate(state, kind, ALL, START, forced=True)[0], kind) == ["old", "active"]
+
+
+def test_after_a_theft_nobody_is_waited_for_but_readers_that_obey() -> None:
+    by = life(*BOTH)
+    state = rotating(by, "x509", forced=True)
+    assert by.due(state, ALL, START) is not None
+    state = rotating(by, "jwt", forced=True)
+    assert by.due(state, ALL, START + MINUTE - SECOND) is None
+    assert by.due(state, ALL, START + MINUTE) is not None
+    hurried = life(*BOTH, forced_window=20 * SECOND)
+    state = rotating(hurried, "jwt", forced=True)
+    assert hurried.due(state, NOBODY, START + 20 * SECOND - SECOND) is None
+    assert hurried.due(state, NOBODY, START + 20 * SECOND) is not None
+
+
+@pytest.mark.parametrize(("kind", "audience", "until"), [("x509", FEDERATION, 5 * HINT), ("jwt", OIDC, DAY)])
+def test_after_a_theft_verifiers_lose_until_they_read_and_until_when_is_said(
+    kind: str, audience: Audience, until: timedelta
+) -> None:
+    world = World(life(audience).policy, [Verifier(until, (kind,))])
+    stolen = world.state.slots(kind)[0].id
+    world.passes(MINUTE)
+    world.ask(kind, forced=True)
+    world.passes(SECOND)
+    published = world.now
+    while world.state.abandoned_ids(kind) - {each.authority_id for each in world.state.abandoned if each.left_at}:
+        world.passes(30 * SECOND)
+    assert world.lost > 0
+    left = next(each.left_at for each in world.state.abandoned if each.authority_id == stolen)
+    assert left is not None
+
+    def said(now: datetime) -> list[str]:
+        return [line for line in world.leader.outlook(world.state, ALL, now) if "never acknowledge" in line]
+
+    active = world.state.find(kind, Stage.ACTIVE)
+    assert active is not None
+    refuses, accepts = said(world.now)
+    assert (
+        f"({audience.name}) may refuse what {active.id} signs until {published + until:%Y-%m-%dT%H:%M:%SZ}" in refuses
+    )
+    assert f"({audience.name}) may accept what {stolen}" in accepts
+    assert f"until {left + until:%Y-%m-%dT%H:%M:%SZ}" in accepts
+    assert len(said(published + until - SECOND)) == 2
+    assert accepts in said(left + until - SECOND)
+    assert said(left + until) == []
+    # From then on nothing is lost of what was issued since.
+    while world.now < left + until:
+        world.passes(10 * MINUTE)
+    world.lost = 0
+    world.held.clear()
+    for _ in range(3):
+        world.passes(10 * MINUTE)
+    assert world.lost == 0
+
+
+def test_it_is_said_whom_it_waits_for_and_until_when() -> None:
+    by = life(*BOTH)
+    state = rotating(by, "jwt")
+    prepared = state.jwt[1].id
+
+    def said(now: datetime) -> list[str]:
+        return [line for line in by.outlook(state, ALL, now) if "never acknowledge" in line]
+
+    partners, readers = said(START)
+    assert partners == (
+        f"jwt: {prepared} does not sign before 2030-01-01T00:25:00Z: until then verifiers that never acknowledge "
+        "(federation) may not have it"
+    )
+    assert readers == (
+        f"jwt: {prepared} does not sign before 2030-01-02T00:00:00Z: until then verifiers that never acknowledge "
+        "(oidc) may not have it"
+    )
+    assert said(START + 5 * HINT) == [readers]
+    assert said(START + DAY) == []
+    # The first ones of a cluster are new to everybody, and nobody has trusted others.
+    state = first(by)
+    assert said(START) == []
+
+
+def test_who_went_on_without_them_is_told_until_when_they_may_refuse() -> None:
+    by = life(FEDERATION)
+    state = done(by.prepare(first(by), "x509", START))[0]
+    state, _ = by.activate(state, "x509", ALL, START + MINUTE, forced=True)
+    (line,) = [line for line in by.outlook(state, ALL, START + MINUTE) if "never acknowledge" in line]
+    assert f"may refuse what {state.active_x509_id} signs until 2030-01-01T00:25:00Z" in line
+    late, _ = by.activate(done(by.prepare(first(by), "x509", START))[0], "x509", ALL, START + 5 * HINT, forced=False)
+    assert not [line for line in by.outlook(late, ALL, START + 5 * HINT) if "never acknowledge" in line]
+
+
+def test_an_ended_authority_is_replaced_whoever_may_not_have_the_next() -> None:
+    by = life(*BOTH)
+    end = first(by).active_x509.not_after
+    late = end - MINUTE
+    state = advanced(first(by), late, by=by)
+    assert stages(state) == ["active", "prepared"]
+    assert by.due(state, ALL, end - SECOND, ("x509",)) is None
+    step = by.due(state, ALL, end, ("x509",))
+    assert step is not None
+    assert (step.action, step.reason) == ("activate", "the active one has ended")
+
+
+def test_each_is_prepared_in_time_to_sign_when_its_turn_comes() -> None:
+    by = life(*BOTH)
+    state = first(by)
+    half = START + (state.active_x509.not_after - START) / 2
+    alone = life(FEDERATION, jwt_algorithm=None)
+    without = replace(state, jwt=())
+    assert alone.due(without, ALL, half - 5 * HINT - SECOND) is None
+    assert alone.due(without, ALL, half - 5 * HINT) is not None
+    turn = START + POLICY.jwt_period
+    assert by.due(state, ALL, turn - DAY - SECOND, ("jwt",)) is None
+    assert by.due(state, ALL, turn - DAY, ("jwt",)) is not None
+
+
+def test_what_a_ca_above_gives_has_to_leave_them_their_time() -> None:
+    assert life().policy.shortest_authority == 4 * TTL
+    assert life(replace(FEDERATION, x509=7 * TTL)).policy.shortest_authority == 28 * TTL
+    # A year is not asked for where a month is.
+    assert life(replace(FEDERATION, x509=365 * DAY)).policy.shortest_authority == POLICY.authority_ttl * 0.75
+
+
+def test_under_a_root_that_they_have_nobody_waits() -> None:
+    """A CA above certifies the next authority below the same root: nothing is new to verifiers outside."""
+    policy = life(FEDERATION).policy
+    state = done(life(FEDERATION).prepare(first(life(FEDERATION)), "x509", START + DAY))[0]
+    active, prepared = state.x509
+    assert isinstance(prepared.authority, X509Authority)
+    (root,) = active.authority.bundle.x509_authorities
+    (other,) = prepared.authority.bundle.x509_authorities
+
+    def below(*roots: Any) -> X509Slot:
+        bundle = TrustBundle(TD, roots)
+        return replace(prepared, authority=replace(prepared.authority, bundle=bundle))
+
+    def since(slot: X509Slot, **changes: Any) -> datetime:
+        return settling.published_at(replace(state, x509=(active, slot), **changes), slot)
+
+    assert since(below(root)) == START
+    assert since(below(other)) == since(below(root, other)) == START + DAY
+    # The CA above named it before.
+    assert since(below(other), roots=(UpstreamRoot(other, START + 2 * MINUTE),)) == START + 2 * MINUTE
+    assert since(below(other), roots=(UpstreamRoot(other, START + 2 * DAY),)) == START + DAY
+    known = replace(state, x509=(active, below(root)))
+    assert settling.ready_at(known, known.x509[1], policy) == START + DAY
+    assert [each.until for each in settling.waits(known, policy)] == [START + 5 * HINT]
+
+
+class Outside(RuleBasedStateMachine):
+    """A partner and a reader that read when they like, but for as long as they may not; all else in any order."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.world = World(life(*BOTH).policy, [Verifier(5 * HINT), Verifier(DAY, ("jwt",))])
+
+    @rule(minutes=st.integers(1, 60 * 8), step=st.sampled_from([1, 7, 25]))
+    def wait(self, minutes: int, step: int) -> None:
+        for _ in range(max(1, min(minutes // step, 8))):
+            self.world.passes(timedelta(minutes=step))
+
+    @rule(which=st.integers(0, 1))
+    def reads(self, which: int) -> None:
+        self.world.verifiers[which].bundle = self.world.state.bundle
+        self.world.verifiers[which].read_at = self.world.now
+
+    @rule(kind=st.sampled_from(KINDS))
+    def ask(self, kind: str) -> None:
+        self.world.ask(kind)
+
+    @rule(kind=st.sampled_from(KINDS), forced=st.just(False))
+    def by_hand(self, kind: str, forced: bool) -> None:
+        world = self.world
+        try:
+            if world.state.find(kind, Stage.PREPARED) is None:
+                world.state = done(world.leader.prepare(world.state, kind, world.now))[0]
+            else:
+                world.state = world.leader.activate(world.state, kind, ALL, world.now, forced=forced)[0]
+        except TransitionRefused:
+            return
+
+    @rule(silent=st.booleans())
+    def agents(self, silent: bool) -> None:
+        self.world.acks = NOBODY if silent else ALL
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert self.world.lost == 0
+
+
+TestOutside = Outside.TestCase
+TestOutside.settings = settings(
+    max_examples=12, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
+)
