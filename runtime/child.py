@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
-# Bytes of a question or an answer: names of keys, some hundred at most.
-MAX_FRAME = 256 * 1024
+# Bytes of a question or an answer: names of keys, or certificates, some hundred at most.
+MAX_FRAME = 1024 * 1024
 _HEAD = struct.Struct(">I")
 _END_SECONDS = 1.0
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.cloud import kms_v1
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
 
-from signer.clouds import aws, google
-from signer.clouds.child import Answers
+from signer.clouds import google
+from signer.clouds.child import LIBRARIES, Answers, Libraries
 from svid.keys import KeyAlgorithm, PrivateKey
 
 ACCOUNT = "arn:aws:kms:eu-west-1:111122223333"
@@ -350,11 +350,8 @@ def google_kms() -> Iterator[GoogleKms]:
 class Inside:
     """Implements Child: what a process of `signer.clouds.child` does, done here."""
 
-    def __init__(self, kms: GoogleKms | None = None) -> None:
-        connect = kms.connect if kms is not None else None
-        self._answers = Answers(
-            {"aws": aws.Aws, "google": lambda service, region: google.Google(service, region, connect)}
-        )
+    def __init__(self, libraries: Libraries = LIBRARIES) -> None:
+        self._answers = Answers(libraries)
         self.ended = False
 
     def ask(self, message: bytes, seconds: float) -> bytes:
@@ -362,3 +359,8 @@ class Inside:
 
     def end(self) -> None:
         self.ended = True
+
+
+def by_google(connect: Callable[[], Any]) -> Libraries:
+    """Google's library, with a client that knows where the stand-in is."""
+    return {"google": lambda service, region: google.Google(service, region, connect)}

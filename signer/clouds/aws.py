@@ -21,12 +21,20 @@ _TOLD = frozenset(
         "AlreadyExistsException",
         "DisabledException",
         "ExpiredTokenException",
+        "InvalidArgsException",
         "InvalidArnException",
+        "InvalidIdentityToken",
         "InvalidKeyUsageException",
+        "InvalidRequestException",
+        "InvalidStateException",
         "KMSInvalidStateException",
         "LimitExceededException",
+        "MalformedCSRException",
         "NotFoundException",
+        "RequestFailedException",
+        "ResourceNotFoundException",
         "TagException",
+        "UnrecognizedClientException",
         "UnsupportedOperationException",
         "ValidationException",
     }
@@ -41,17 +49,21 @@ class Aws:
             import boto3
             import botocore.session
             from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
         except ImportError:
             raise Failed("not-installed", "boto3 is not installed: pip install 'podsvid[aws]'") from None
         # The signer asks again itself, ever more rarely.
         by = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"total_max_attempts": 1})
-        core = botocore.session.get_session()
-        # By its default STS is asked, too, which boto3 does by itself.
-        core.set_default_client_config(by)
-        self._client = boto3.session.Session(botocore_session=core, region_name=region).client(service)
+        try:
+            core = botocore.session.get_session()
+            # By its default STS is asked, too, which boto3 does by itself.
+            core.set_default_client_config(by)
+            self._client = boto3.session.Session(botocore_session=core, region_name=region).client(service)
+        except (BotoCoreError, OSError, RuntimeError, ValueError) as error:
+            raise _unasked(error) from None
 
     def ask(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
         from botocore.exceptions import ConnectionError as Unconnected
         from botocore.parsers import ResponseParserError
 
@@ -63,11 +75,16 @@ class Aws:
             # Not its words: they may have what was sent.
             raise Failed("unreached", f"it cannot be reached ({type(error).__name__})") from None
         except (BotoCoreError, OSError, RuntimeError, ValueError) as error:
-            # Of a token's file, of a variable that is no address, of credentials that stay old it says the last three.
-            hint = ": has the signer's service account a role?" if isinstance(error, NoCredentialsError) else ""
-            raise Failed("credentials", f"it was not asked ({type(error).__name__}){hint}") from None
+            raise _unasked(error) from None
         found.pop("ResponseMetadata", None)
         return found
+
+
+def _unasked(error: Exception) -> Failed:
+    """Of a token's file, of a variable that is no address, of credentials that are not there or stay old."""
+    name = type(error).__name__
+    hint = ": has the signer's service account a role?" if name == "NoCredentialsError" else ""
+    return Failed("credentials", f"it was not asked ({name}){hint}")
 
 
 def _failed(response: Mapping[str, Any], operation: str) -> Failed:

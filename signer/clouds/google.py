@@ -1,6 +1,7 @@
 """Google Cloud by its own libraries, with the credentials that they find by themselves: the pod's service account."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from runtime.words import line
@@ -12,7 +13,7 @@ ANSWER_SECONDS = 5.0
 _BUSY = (408, 429, 499)
 # Whose words are told: those of others may be about a credential.
 _TOLD = (400, 403, 404, 409, 412, 429)
-_KINDS = {401: "credentials", 404: "missing", 409: "there"}
+_KINDS = {401: "credentials", 404: "missing"}
 
 
 def _kms() -> Any:
@@ -21,8 +22,16 @@ def _kms() -> Any:
     return kms_v1.KeyManagementServiceClient()
 
 
+def _privateca() -> Any:
+    from google.cloud.security import privateca_v1
+
+    return privateca_v1.CertificateAuthorityServiceClient()
+
+
 # By service: what makes its client, and the package that has it.
-_SERVICES: Mapping[str, tuple[Callable[[], Any], str]] = {"kms": (_kms, "google-cloud-kms")}
+_SERVICES: Mapping[str, tuple[Callable[[], Any], str]] = MappingProxyType(
+    {"kms": (_kms, "google-cloud-kms"), "privateca": (_privateca, "google-cloud-private-ca")}
+)
 
 
 class Google:
@@ -37,7 +46,7 @@ class Google:
             self._client = (connect or known)()
         except ImportError:
             raise Failed("not-installed", f"{package} is not installed: pip install 'podsvid[google]'") from None
-        except google.auth.exceptions.GoogleAuthError as error:
+        except (google.auth.exceptions.GoogleAuthError, OSError, ValueError) as error:
             raise _unasked(error) from None
 
     def ask(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -68,4 +77,5 @@ def _failed(error: Any) -> Failed:
     said = ": ".join(each for each in (type(error).__name__, words) if each)
     if status >= 500 or status in _BUSY or not status:
         return Failed("busy", f"it answers {status} ({said})")
-    return Failed(_KINDS.get(status, "refused"), said, type(error).__name__)
+    code = type(error).__name__
+    return Failed("there" if code == "AlreadyExists" else _KINDS.get(status, "refused"), said, code)

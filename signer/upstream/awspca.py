@@ -1,17 +1,18 @@
 """AWS Private CA as the CA above: a certificate that is issued a few seconds after it was asked for.
 
-boto3 asks, in a thread, with the credentials that it finds by itself: a role of the pod's service account, or of its
-node. Nothing of it is loaded before.
+boto3 asks, in a process of its own, with the credentials that it finds by itself: a role of the pod's service account,
+or of its node.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,16 +21,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 
 from runtime.bounded import Bounded, Unanswered
 from runtime.clock import Clock
-from runtime.words import line
 from signer.awspca_settings import TEMPLATES, AwsPcaSettings, partition_of, region_of
+from signer.clouds.process import PASSING, Cloud, CloudProcess, Failed, Service
 from signer.upstream import files, sdk
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, is_root, shorter
 from signer.upstream.remote import Answer, CaRequest, Denied, Issued, Pending, UpstreamAway
 from signer.upstream.roots import RootSet
 
-# Seconds: of one connection, of one answer, and of all that one call takes, the credentials' too.
-CONNECT_SECONDS, ANSWER_SECONDS, CALL_SECONDS = 5, 10, 25.0
+# Seconds: of one answer, and of all that one call takes, with the start of its process and the credentials' way.
+ANSWER_SECONDS, CALL_SECONDS = 10.0, 28.0
 READ_SECONDS = 10.0
 LOOK_AGAIN = timedelta(seconds=3)
 # Characters, of a certificate or of what is above it.
@@ -47,70 +48,23 @@ _BY_KIND = (
     (mldsa.MLDSA87PublicKey, "ML_DSA_87"),
 )
 _IN_PROGRESS = "RequestInProgressException"
-_AWAY = ("Throttl", "TooManyRequests", "RequestLimitExceeded", "InternalFailure", "ServiceUnavailable")
-# What is said of credentials that are no good any more.
-_CREDENTIALS = ("Expired", "UnrecognizedClient", "InvalidIdentityToken", "InvalidClientTokenId", "AccessDenied")
-# Whose words are told. Those about a signature that is wrong repeat what was signed, the session's token in it.
-_TOLD = frozenset(
-    {
-        "AccessDenied",
-        "AccessDeniedException",
-        "ExpiredTokenException",
-        "InvalidArgsException",
-        "InvalidArnException",
-        "InvalidIdentityToken",
-        "InvalidRequestException",
-        "InvalidStateException",
-        "LimitExceededException",
-        "MalformedCSRException",
-        "RequestFailedException",
-        "ResourceNotFoundException",
-        "UnrecognizedClientException",
-        "ValidationException",
-    }
-)
 _T = TypeVar("_T")
 
 
-class Client(Protocol):
-    """boto3's of the service acm-pca, as far as it is used."""
-
-    def issue_certificate(self, **asked: Any) -> Mapping[str, Any]: ...
-
-    def get_certificate(self, **asked: Any) -> Mapping[str, Any]: ...
-
-    def get_certificate_authority_certificate(self, **asked: Any) -> Mapping[str, Any]: ...
+# With what a cloud is asked, as long as one call takes.
+Begin: TypeAlias = Callable[[Service], Cloud]
 
 
-# To the service in that region. Blocks, and raises what boto3 does.
-Connect: TypeAlias = Callable[[str], Client]
-
-
-def connect(region: str) -> Client:
-    """With the credentials that are there."""
-    import boto3
-    import botocore.session
-    from botocore.config import Config
-
-    sdk.silence("botocore", "boto3")
-    by = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=ANSWER_SECONDS,
-        # The signer asks again itself, ever more rarely.
-        retries={"total_max_attempts": 1},
-    )
-    # A session of its own: the module's is everybody's. By its default STS is asked, too, which boto3 does by itself.
-    core = botocore.session.get_session()
-    core.set_default_client_config(by)
-    client: Client = boto3.session.Session(botocore_session=core, region_name=region).client("acm-pca")
-    return client
+def begun(service: Service) -> Cloud:
+    """By a process of its own: certificates are asked for once in weeks, and nothing of it runs between."""
+    return CloudProcess(service, time.monotonic)
 
 
 class _Failed(Exception):
-    """AWS answered for the CA `by` with an error: its code, and its words where they may be told."""
+    """AWS answered for the CA `by` with an error: its code, and what is told of it."""
 
     def __init__(self, by: str, code: str, said: str) -> None:
-        super().__init__(f"{code}: {said}" if said else code)
+        super().__init__(said)
         self.by = by
         self.code = code
 
@@ -121,11 +75,9 @@ class AwsPca:
 
     settings: AwsPcaSettings
     clock: Clock = field(repr=False, compare=False)
-    connect: Connect = field(default=connect, repr=False, compare=False)
+    begin: Begin = field(default=begun, repr=False, compare=False)
     asks: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
     reader: Bounded = field(default_factory=lambda: Bounded(READ_SECONDS), repr=False, compare=False)
-    # By region; boto3's take a moment to make, and renew their credentials.
-    _clients: dict[str, Client] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -161,8 +113,11 @@ class AwsPca:
         given = await files.given(self.reader, self.settings.roots, self.name)
         if given:
             return RootSet(given, complete=True)
-        found = [await self._asked(arn, "name its root", partial(self._root, arn)) for arn in self.settings.arns]
-        roots = tuple(each for each in found if each is not None)
+        found: dict[str, x509.Certificate | None] = {}
+        for region in dict.fromkeys(map(region_of, self.settings.arns)):
+            arns = [each for each in self.settings.arns if region_of(each) == region]
+            found |= await self._asked(arns[0], "name its root", partial(self._roots, arns))
+        roots = tuple(root for arn in self.settings.arns if (root := found[arn]) is not None)
         # Of a CA below another one that did not give it its root nothing is said.
         return RootSet(roots, complete=len(roots) == len(found))
 
@@ -170,8 +125,8 @@ class AwsPca:
     def _arn(self) -> str:
         return self.settings.arns[0]
 
-    def _submitted(self, request: CaRequest) -> str:
-        ca = self._ca(self._arn)[0]
+    def _submitted(self, request: CaRequest, cloud: Cloud) -> str:
+        ca = self._ca(self._arn, cloud)[0]
         template = self.settings.template
         asked: dict[str, Any] = {
             "CertificateAuthorityArn": self._arn,
@@ -185,14 +140,14 @@ class AwsPca:
         }
         if template == _BLANK:
             asked["ApiPassthrough"] = {"Extensions": {"KeyUsage": {"KeyCertSign": True, "CRLSign": True}}}
-        arn = _text(self._call(self._arn, lambda client: client.issue_certificate(**asked)), "CertificateArn")
+        arn = _text(self._call(cloud, self._arn, "issue_certificate", asked), "CertificateArn")
         if not arn.startswith(f"{self._arn}/"):
             raise UpstreamUnusable(f"{self.name} names what it issues by something that is not its own")
         return arn
 
-    def _got(self, arn: str) -> Mapping[str, Any]:
+    def _got(self, arn: str, cloud: Cloud) -> Mapping[str, Any]:
         asked = {"CertificateAuthorityArn": self._arn, "CertificateArn": arn}
-        return self._call(self._arn, lambda client: client.get_certificate(**asked))
+        return self._call(cloud, self._arn, "get_certificate", asked)
 
     def _issued(
         self, own_text: str, above_text: str, given: tuple[x509.Certificate, ...], request: CaRequest
@@ -206,71 +161,52 @@ class AwsPca:
         note = shorter(found[0], request.lifetime, self.name, ": see when the private CA ends")
         return Issued(chain, given or (() if root is None else (root,)), note)
 
-    def _ca(self, arn: str) -> tuple[x509.Certificate, ...]:
+    def _ca(self, arn: str, cloud: Cloud) -> tuple[x509.Certificate, ...]:
         """Its certificate, and what is above it."""
         asked, by = {"CertificateAuthorityArn": arn}, _name(arn)
-        found = self._call(arn, lambda client: client.get_certificate_authority_certificate(**asked))
+        found = self._call(cloud, arn, "get_certificate_authority_certificate", asked)
         own = certificates([_text(found, "Certificate")], by)
         above = certificates([_text(found, "CertificateChain")], by)
         if len(own) != 1 or len(above) > MAX_ABOVE:
             raise UpstreamUnusable(f"{by} has {len(own)} certificates, and {len(above)} above")
         return *own, *above
 
-    def _root(self, arn: str) -> x509.Certificate | None:
-        own, *above = self._ca(arn)
+    def _roots(self, arns: Sequence[str], cloud: Cloud) -> dict[str, x509.Certificate | None]:
+        return {each: self._root(each, cloud) for each in arns}
+
+    def _root(self, arn: str, cloud: Cloud) -> x509.Certificate | None:
+        own, *above = self._ca(arn, cloud)
         return own if is_root(own) else chained(own, above)[1]
 
-    def _client(self, arn: str) -> Client:
-        region = region_of(arn)
-        if region not in self._clients:
-            self._clients[region] = self.connect(region)
-        return self._clients[region]
-
-    async def _asked(self, arn: str, what: str, work: Callable[[], _T]) -> _T:
+    async def _asked(self, arn: str, what: str, work: Callable[[Cloud], _T]) -> _T:
         try:
             return await self._do(arn, work)
         except _Failed as error:
             raise _unusable(what, error) from None
 
-    async def _do(self, arn: str, work: Callable[[], _T]) -> _T:
+    async def _do(self, arn: str, work: Callable[[Cloud], _T]) -> _T:
         """Raises UpstreamAway, UpstreamUnusable, and _Failed for what asking again does not change."""
+        asked = partial(self._with_cloud, arn, work)
         try:
-            return await self.asks.do(work)
+            return await self.asks.do(asked)
         except Unanswered:
             raise UpstreamAway(f"{_name(arn)} did not answer within {self.asks.seconds:g} s") from None
 
-    def _call(self, arn: str, ask: Callable[[Client], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """What AWS says of that CA. Raises as `_do`."""
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
-        from botocore.exceptions import ConnectionError as Unconnected
-        from botocore.parsers import ResponseParserError
+    def _with_cloud(self, arn: str, work: Callable[[Cloud], _T]) -> _T:
+        with closing(self.begin(Service("aws", "acm-pca", region_of(arn)))) as cloud:
+            return work(cloud)
 
+    def _call(self, cloud: Cloud, arn: str, method: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What AWS says of that CA. Raises as `_do`."""
         by = _name(arn)
         try:
-            return ask(self._client(arn))
-        except ClientError as error:
-            raise self._error(by, error.response, error.operation_name) from None
-        except (HTTPClientError, Unconnected, ResponseParserError) as error:
-            # Not its words: they may have what was sent.
-            raise UpstreamAway(f"{by} cannot be reached ({type(error).__name__})") from None
-        except (BotoCoreError, OSError, RuntimeError, ValueError) as error:
-            # Of a token's file, of a variable that is no address, of credentials that stay old it says the last three.
-            self._clients.clear()
-            hint = ": has the signer's service account a role?" if isinstance(error, NoCredentialsError) else ""
-            raise UpstreamUnusable(f"{by} was not asked ({type(error).__name__}){hint}") from None
-
-    def _error(self, by: str, response: Mapping[str, Any], operation: str) -> Exception:
-        said = response.get("Error") or {}
-        code = line(str(said.get("Code") or "without a code"))
-        words = line(str(said.get("Message") or "")) if code in _TOLD else ""
-        status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
-        failed = _Failed(by, code, f"{operation}: {words}" if words else operation)
-        if code.startswith(_AWAY) or status == 429 or status >= 500:
-            return UpstreamAway(f"{by} answers {status} ({failed})")
-        if code.startswith(_CREDENTIALS):
-            # Others may be there by now.
-            self._clients.clear()
-        return failed
+            return cloud.ask(method, asked, ANSWER_SECONDS)
+        except Failed as failed:
+            if failed.kind in PASSING:
+                raise UpstreamAway(f"{by}: {failed}") from None
+            if not failed.code:
+                raise UpstreamUnusable(f"{by}: {failed}") from None
+            raise _Failed(by, failed.code, str(failed)) from None
 
 
 def _name(arn: str) -> str:

@@ -1,22 +1,24 @@
 """Google's Certificate Authority Service as the CA above: it answers in the call itself, and knows a request again.
 
-Its library asks, in a thread, with the credentials that it finds by itself: the identity that the cluster gives the
-pod's service account. Nothing of it is loaded before.
+Its library asks, in a process of its own, with the credentials that it finds by itself: the identity that the cluster
+gives the pod's service account.
 """
 
+import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from runtime.bounded import Bounded, Unanswered
-from runtime.words import line
+from signer.clouds.process import PASSING, Cloud, CloudProcess, Failed, Service
 from signer.googlecas_settings import GoogleCasSettings
 from signer.upstream import files, sdk
 from signer.upstream.certify import UpstreamUnusable
@@ -25,17 +27,13 @@ from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Denied, Issued,
 from signer.upstream.roots import RootSet
 
 # Seconds: of one answer, and of all that one call takes, the credentials' too.
-ANSWER_SECONDS, CALL_SECONDS, READ_SECONDS = 10.0, 25.0, 10.0
+ANSWER_SECONDS, CALL_SECONDS, READ_SECONDS = 10.0, 28.0, 10.0
 # And the request's id: what is issued has a name in the pool.
 PREFIX = "podsvid-"
 MAX_CAS = 32
 # Characters, of all that comes in one answer.
 MAX_CERTIFICATES = 512 * 1024
 MODULE = "google.cloud.security.privateca_v1"
-# Statuses by HTTP's numbers: another attempt may get past these, beside 5xx.
-_AWAY = (408, 429, 499)
-# Whose words are told: those of others may be about a credential.
-_TOLD = (400, 403, 404, 409, 412, 429)
 # What is named otherwise than by its number.
 _ATTRIBUTES: Mapping[x509.ObjectIdentifier, str] = MappingProxyType(
     {NameOID.COMMON_NAME: "COMMON_NAME", NameOID.ORGANIZATION_NAME: "ORGANIZATION"}
@@ -43,25 +41,13 @@ _ATTRIBUTES: Mapping[x509.ObjectIdentifier, str] = MappingProxyType(
 _T = TypeVar("_T")
 
 
-class Client(Protocol):
-    """Of the service, as far as it is used. Each method takes a request as a mapping."""
-
-    def create_certificate(self, request: dict[str, Any], *, timeout: float, retry: None) -> Any: ...
-
-    def get_certificate(self, request: dict[str, Any], *, timeout: float, retry: None) -> Any: ...
-
-    def fetch_ca_certs(self, request: dict[str, Any], *, timeout: float, retry: None) -> Any: ...
+# With what Google is asked, as long as one call takes.
+Begin: TypeAlias = Callable[[Service], Cloud]
 
 
-# Blocks, and raises what the library does.
-Connect: TypeAlias = Callable[[], Client]
-
-
-def connect() -> Client:
-    """With the credentials that are there."""
-    from google.cloud.security import privateca_v1
-
-    return privateca_v1.CertificateAuthorityServiceClient()
+def begun(service: Service) -> Cloud:
+    """By a process of its own: certificates are asked for once in weeks, and nothing of it runs between."""
+    return CloudProcess(service, time.monotonic)
 
 
 class _Failed(Exception):
@@ -73,10 +59,9 @@ class GoogleCas:
     """One pool, or one CA of it."""
 
     settings: GoogleCasSettings
-    connect: Connect = field(default=connect, repr=False, compare=False)
+    begin: Begin = field(default=begun, repr=False, compare=False)
     asks: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
     reader: Bounded = field(default_factory=lambda: Bounded(READ_SECONDS), repr=False, compare=False)
-    _clients: list[Client] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -107,10 +92,8 @@ class GoogleCas:
         # Of a CA whose chain ends below its root nothing is said.
         return RootSet(roots, complete=None not in found)
 
-    def _made(self, request: CaRequest) -> list[str]:
+    def _made(self, request: CaRequest, cloud: Cloud) -> list[str]:
         """In PEM, what was issued and what is above it."""
-        from google.api_core.exceptions import AlreadyExists
-
         by = self.settings
         name = f"{PREFIX}{request.id}"
         asked = {
@@ -119,15 +102,17 @@ class GoogleCas:
             # For an hour the same one is the same request.
             "request_id": str(uuid.UUID(hex=request.id[:32], version=4)),
             "issuing_certificate_authority_id": by.ca or "",
-            "certificate": {"lifetime": request.lifetime, "config": _config(request)},
+            "certificate": {"lifetime": {"seconds": int(request.lifetime.total_seconds())}, "config": _config(request)},
         }
         try:
-            made = self._client().create_certificate(asked, timeout=ANSWER_SECONDS, retry=None)
-        except AlreadyExists:
+            made = cloud.ask("create_certificate", asked, ANSWER_SECONDS)
+        except Failed as failed:
+            if failed.kind != "there":
+                raise
             # Later its name says so; of which key it is, is looked at before it is used.
             there = {"name": f"{by.pool}/certificates/{name}"}
-            made = self._client().get_certificate(there, timeout=ANSWER_SECONDS, retry=None)
-        return self._bounded([made.pem_certificate, *made.pem_certificate_chain])
+            made = cloud.ask("get_certificate", there, ANSWER_SECONDS)
+        return self._bounded([_text(made, "pem_certificate"), *_texts(made, "pem_certificate_chain")])
 
     def _issued(self, made: list[str], given: tuple[x509.Certificate, ...], request: CaRequest) -> Issued:
         own, above = certificates(made[:1], self.name), certificates(made[1:], self.name)
@@ -141,12 +126,12 @@ class GoogleCas:
         note = shorter(own[0], request.lifetime, self.name, ": see maximumLifetime of the pool, and when its CA ends")
         return Issued(chain, given or (() if root is None else (root,)), note)
 
-    def _roots(self) -> list[x509.Certificate | None]:
+    def _roots(self, cloud: Cloud) -> list[x509.Certificate | None]:
         """Of each CA of the pool."""
-        answer = self._client().fetch_ca_certs({"ca_pool": self.settings.pool}, timeout=ANSWER_SECONDS, retry=None)
-        if len(answer.ca_certs) > MAX_CAS:
-            raise UpstreamUnusable(f"{self.name} has {len(answer.ca_certs)} CAs; {MAX_CAS} at most are trusted")
-        return [self._root(list(each.certificates)) for each in answer.ca_certs]
+        found = cloud.ask("fetch_ca_certs", {"ca_pool": self.settings.pool}, ANSWER_SECONDS).get("ca_certs") or []
+        if len(found) > MAX_CAS:
+            raise UpstreamUnusable(f"{self.name} has {len(found)} CAs; {MAX_CAS} at most are trusted")
+        return [self._root(_texts(each, "certificates")) for each in found]
 
     def _root(self, texts: list[str]) -> x509.Certificate | None:
         own, *above = certificates(self._bounded(texts), self.name) or (None,)
@@ -159,12 +144,7 @@ class GoogleCas:
             raise UpstreamUnusable(f"{self.name} answered with more than {MAX_CERTIFICATES >> 10} KiB")
         return texts
 
-    def _client(self) -> Client:
-        if not self._clients:
-            self._clients.append(self.connect())
-        return self._clients[0]
-
-    async def _asked(self, what: str, work: Callable[[], _T]) -> _T:
+    async def _asked(self, what: str, work: Callable[[Cloud], _T]) -> _T:
         """What Google says. Raises UpstreamAway and UpstreamUnusable."""
         try:
             return await self.asks.do(lambda: self._told(work))
@@ -173,24 +153,16 @@ class GoogleCas:
         except _Failed as error:
             raise UpstreamUnusable(f"{self.name} does not {what} ({error})") from None
 
-    def _told(self, work: Callable[[], _T]) -> _T:
-        from google.api_core.exceptions import GoogleAPIError
-        from google.auth.exceptions import GoogleAuthError
-
-        try:
-            return work()
-        except GoogleAuthError as error:
-            self._clients.clear()
-            # Not its words: they may have an answer to a credential.
-            hint = ": has the signer's service account an identity at Google?"
-            raise UpstreamUnusable(f"{self.name} was not asked ({type(error).__name__}){hint}") from None
-        except GoogleAPIError as error:
-            status = int(getattr(error, "code", None) or 0)
-            words = line(str(getattr(error, "message", ""))) if status in _TOLD else ""
-            said = ": ".join(each for each in (type(error).__name__, words) if each)
-            if status >= 500 or status in _AWAY or not status:
-                raise UpstreamAway(f"{self.name} answers {status} ({said})") from None
-            raise _Failed(said) from None
+    def _told(self, work: Callable[[Cloud], _T]) -> _T:
+        with closing(self.begin(Service("google", "privateca"))) as cloud:
+            try:
+                return work(cloud)
+            except Failed as failed:
+                if failed.kind in PASSING:
+                    raise UpstreamAway(f"{self.name}: {failed}") from None
+                if not failed.code:
+                    raise UpstreamUnusable(f"{self.name}: {failed}") from None
+                raise _Failed(str(failed)) from None
 
 
 def needed(settings: GoogleCasSettings) -> Mapping[str, Callable[[], object]]:
@@ -224,3 +196,13 @@ def _attribute(each: x509.NameAttribute[Any]) -> dict[str, Any]:
         return {"type_": _ATTRIBUTES[each.oid], "value": each.value}
     path = [int(number) for number in each.oid.dotted_string.split(".")]
     return {"object_id": {"object_id_path": path}, "value": each.value}
+
+
+def _text(found: Mapping[str, Any], name: str) -> str:
+    text = found.get(name)
+    return text if isinstance(text, str) else ""
+
+
+def _texts(found: Mapping[str, Any], name: str) -> list[str]:
+    texts = found.get(name)
+    return [each for each in texts if isinstance(each, str)] if isinstance(texts, list) else []

@@ -1,7 +1,7 @@
-"""The libraries with which clouds' CAs are asked: extras, looked for at the start and loaded when they are used."""
+"""The libraries with which clouds' CAs are asked: extras, looked for at the start and loaded by processes of
+their own."""
 
 import importlib.util
-import logging
 
 from signer.upstream.certify import UpstreamUnusable
 
@@ -20,9 +20,3 @@ def check_installed(module: str, library: str, extra: str) -> None:
         found = None
     if found is None:
         raise NotInstalled(f"{library} is not installed: pip install 'podsvid[{extra}]'")
-
-
-def silence(*loggers: str) -> None:
-    """Keep a library's own lines out of the log: they have what is sent and answered, credentials in it."""
-    for each in loggers:
-        logging.getLogger(each).setLevel(logging.CRITICAL)

@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import json
-import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from runtime.bounded import Bounded
 from runtime.clock import SystemClock
 from runtime.settings import InvalidSetting
 from signer.awspca_settings import MAX_ARNS, TEMPLATES, AwsPcaSettings
+from signer.clouds import aws
+from signer.clouds.aws import Aws
+from signer.clouds.process import Cloud, CloudProcess, Service
 from signer.upstream import awspca
 from signer.upstream.awspca import MAX_CERTIFICATE, AwsPca, _validity
 from signer.upstream.certify import UpstreamUnusable
@@ -27,6 +31,7 @@ from signer.upstream.chosen import chosen, needed
 from signer.upstream.remote import MAX_HANDLE, Denied, Elsewhere, Pending, UpstreamAway
 from svid.certificates import to_pem
 from tests import upstream_contract as contract
+from tests.fake_kms import Inside
 from tests.fake_kube import FakeKube
 from tests.openbao_contract import TD
 from tests.signer_rig import START, StepClock
@@ -50,13 +55,20 @@ class StandIn:
         self.polled = 0
         self.subjects = True
         self.instead: Callable[[str, dict[str, Any]], web.Response | None] = lambda operation, body: None
+        # A client takes a moment to make: one serves all processes that there would be.
+        self.libraries = {"aws": cache(Aws)}
+        # Set: what it answers comes a byte at a time.
+        self.drips = False
 
     def root(self) -> x509.Certificate:
         found: x509.Certificate = self.top.certificate
         return found
 
     def remote(self, *, roots: Path | None = None, blank: bool = False, arns: tuple[str, ...] = (ARN,)) -> AwsPca:
-        return AwsPca(AwsPcaSettings(arns, TEMPLATES[blank], roots), SystemClock())
+        return AwsPca(AwsPcaSettings(arns, TEMPLATES[blank], roots), SystemClock(), self.begin)
+
+    def begin(self, service: Service) -> Cloud:
+        return CloudProcess(service, time.monotonic, lambda: Inside(self.libraries))
 
     def is_below(self) -> None:
         self.cas[ARN] = [Ca("issuing", self.top), self.top]
@@ -76,7 +88,9 @@ class StandIn:
     def drops_subjects(self) -> None:
         self.subjects = False
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if self.drips:
+            return await dripping(request)
         operation = request.headers["X-Amz-Target"].removeprefix("ACMPrivateCA.")
         body = await request.json()
         self.asked.append((operation, body))
@@ -121,6 +135,18 @@ class StandIn:
         self.issued[name] = {"Certificate": to_pem([own]).decode(), "CertificateChain": above}
         self.tokens[token] = name
         return web.json_response({"CertificateArn": name})
+
+
+async def dripping(request: web.Request) -> web.StreamResponse:
+    """Each byte is within the time that a library waits for one."""
+    response = web.StreamResponse()
+    response.content_length = 1_000_000
+    await response.prepare(request)
+    with suppress(ConnectionError):
+        for _ in range(1_000):
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+    return response
 
 
 def _pem(*cas: Ca) -> str:
@@ -299,6 +325,7 @@ def test_without_credentials_it_says_whose_are_missing(monkeypatch: pytest.Monke
                 without.delenv(name)
             remote = cloud.remote()
             said = await contract.failure(remote)
+        cloud.libraries["aws"] = cache(Aws)
         assert said.startswith("UPSTREAM_UNUSABLE: ")
         assert "NoCredentialsError): has the signer's service account a role?" in said
         await contract.issued(remote)
@@ -335,28 +362,45 @@ async def sts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
 
 
 def test_neither_what_is_sent_nor_what_is_answered_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """boto3 logs headers with a session's token at debug, and at warning what STS says, which repeats a token."""
-    logging.getLogger("botocore").setLevel(logging.NOTSET)
-    caplog.set_level(logging.DEBUG)
+    """boto3 logs at warning what STS says, which repeats a token: its process says that to nobody."""
 
     async def test(cloud: StandIn) -> None:
-        await contract.issued(cloud.remote())
+        remote = AwsPca(AwsPcaSettings((ARN,), TEMPLATES[0], None), SystemClock())
+        await contract.issued(remote)
         async with sts(monkeypatch, tmp_path) as asked:
-            said = await contract.failure(cloud.remote())
+            said = await contract.failure(remote)
         assert said.startswith("UPSTREAM_")
         assert SESSION not in said
         # Nor is STS asked again by boto3 itself.
         assert [SESSION in each for each in asked] == [True]
 
     with_cloud(monkeypatch, test)
-    assert SESSION not in caplog.text
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_an_answer_that_comes_a_byte_at_a_time_is_given_up_and_the_next_one_is_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It held the signer until its next start: AWS was not asked again before that answer had ended."""
+
+    async def test(cloud: StandIn) -> None:
+        remote = AwsPca(AwsPcaSettings((ARN,), TEMPLATES[0], None), SystemClock())
+        cloud.drips = True
+        with monkeypatch.context() as short:
+            short.setattr(awspca, "ANSWER_SECONDS", 1.0)
+            with pytest.raises(UpstreamAway, match="it did not answer within 1 s"):
+                await remote.roots()
+        cloud.drips = False
+        assert (await remote.roots()).certificates == (cloud.root(),)
+
+    with_cloud(monkeypatch, test)
 
 
 def test_all_that_is_asked_has_an_end() -> None:
-    config = awspca.connect("eu-west-1").meta.config  # type: ignore[attr-defined]
-    assert (config.connect_timeout, config.read_timeout) == (awspca.CONNECT_SECONDS, awspca.ANSWER_SECONDS)
+    config = Aws("acm-pca", "eu-west-1")._client.meta.config
+    assert (config.connect_timeout, config.read_timeout) == (aws.CONNECT_SECONDS, aws.READ_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -394,9 +438,9 @@ def test_a_library_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
     async def run() -> None:
         ended = threading.Event()
 
-        def hangs(region: str) -> awspca.Client:
+        def hangs(service: Service) -> Cloud:
             ended.wait(10)
-            raise AssertionError(region)
+            raise AssertionError(service)
 
         remote = AwsPca(AwsPcaSettings((ARN,), TEMPLATES[0], None), SystemClock(), hangs, Bounded(0.05))
         with pytest.raises(UpstreamAway, match="did not answer within"):
@@ -410,8 +454,8 @@ def test_a_ca_is_asked_in_its_own_region() -> None:
     async def run() -> None:
         asked: list[str] = []
 
-        def other(region: str) -> awspca.Client:
-            asked.append(region)
+        def other(service: Service) -> Cloud:
+            asked.append(service.region)
             raise UpstreamUnusable("none")
 
         china = "arn:aws-cn:acm-pca:cn-north-1:111122223333:certificate-authority/11223344-1234-1122-2233-112233445566"

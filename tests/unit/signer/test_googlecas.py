@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from google.cloud.security.privateca_v1.services.certificate_authority_service.t
 
 from runtime.bounded import Bounded
 from runtime.settings import InvalidSetting
+from signer.clouds.process import Cloud, CloudProcess, Service
 from signer.googlecas_settings import GoogleCasSettings
 from signer.upstream import googlecas
 from signer.upstream.certify import UpstreamUnusable
@@ -32,6 +34,7 @@ from signer.upstream.remote import NO_HANDLE, Denied, Elsewhere, UpstreamAway
 from svid.certificates import to_pem
 from svid.keys import KeyAlgorithm
 from tests import upstream_contract as contract
+from tests.fake_kms import Inside, by_google
 from tests.fake_kube import FakeKube
 from tests.signer_rig import StepClock
 from tests.unit.signer.test_openbao import DAY, Ca, loaded
@@ -40,6 +43,11 @@ POOL = "projects/org-pki/locations/europe-west1/caPools/podsvid"
 SERVICE = "google.cloud.security.privateca.v1.CertificateAuthorityService"
 OIDS = {"COMMON_NAME": NameOID.COMMON_NAME, "ORGANIZATION": NameOID.ORGANIZATION_NAME}
 Instead = Callable[[str, Any], Any]
+
+
+def asked_by(connect: Callable[[], Any]) -> googlecas.Begin:
+    """As by a process of Google's library."""
+    return lambda service: CloudProcess(service, time.monotonic, lambda: Inside(by_google(connect)))
 
 
 class Refused(Exception):
@@ -69,9 +77,9 @@ class StandIn:
         return found
 
     def remote(self, *, roots: Path | None = None, blank: bool = False) -> GoogleCas:
-        return GoogleCas(GoogleCasSettings(POOL, "first" if blank else None, roots), self.connect)
+        return GoogleCas(GoogleCasSettings(POOL, "first" if blank else None, roots), asked_by(self.connect))
 
-    def connect(self) -> googlecas.Client:
+    def connect(self) -> Any:
         self.channels.append(grpc.insecure_channel(self.address))
         transport = CertificateAuthorityServiceGrpcTransport(channel=self.channels[-1])
         return privateca_v1.CertificateAuthorityServiceClient(transport=transport)
@@ -323,12 +331,12 @@ def test_without_credentials_it_says_whose_are_missing() -> None:
     async def test(pool: StandIn) -> None:
         there: list[bool] = []
 
-        def connect() -> googlecas.Client:
+        def connect() -> Any:
             if not there:
                 raise DefaultCredentialsError("Your default credentials were not found: /secret")  # type: ignore[no-untyped-call]
             return pool.connect()
 
-        remote = GoogleCas(GoogleCasSettings(POOL, None, None), connect)
+        remote = GoogleCas(GoogleCasSettings(POOL, None, None), asked_by(connect))
         said = await contract.failure(remote)
         assert said.startswith("UPSTREAM_UNUSABLE: ")
         assert "(DefaultCredentialsError): has the signer's service account an identity at Google?" in said
@@ -350,7 +358,7 @@ def test_a_library_that_hangs_is_given_up() -> None:
     async def run() -> None:
         ended = threading.Event()
 
-        def hangs() -> googlecas.Client:
+        def hangs(service: Service) -> Cloud:
             ended.wait(10)
             raise AssertionError
 

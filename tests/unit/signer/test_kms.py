@@ -29,7 +29,7 @@ from svid.certificates import to_pem
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from tests import fake_kms
 from tests import key_store_contract as contract
-from tests.fake_kms import ACCOUNT, RING, SESSION, Inside, Wrong
+from tests.fake_kms import ACCOUNT, RING, SESSION, Inside, Wrong, by_google
 from tests.key_store_contract import NAME, NEXT, OWN, sign
 from tests.signer_rig import START
 from tests.unit.signer.test_lifecycle import TD, done
@@ -64,7 +64,7 @@ def aws_store(seconds: Seconds | None = None) -> Iterator[KmsStore]:
 @contextmanager
 def google_store(cloud: fake_kms.GoogleKms, seconds: Seconds | None = None) -> Iterator[KmsStore]:
     now = seconds or Seconds()
-    begun = CloudProcess(Service("google", "kms"), now, lambda: Inside(cloud))
+    begun = CloudProcess(Service("google", "kms"), now, lambda: Inside(by_google(cloud.connect)))
     found = KmsStore(GOOGLE_PLACE, GoogleKms(begun, RING, True, now, lambda _: None), Worker("keys"))
     try:
         yield found
@@ -287,7 +287,9 @@ def test_what_google_is_asked_for(google: fake_kms.GoogleKms) -> None:
 
 def test_a_key_ring_of_software_is_asked_for_such_keys(google: fake_kms.GoogleKms) -> None:
     place = parse_google_ring(f"gcpkms://{RING}?protection-level=software")
-    kms = kms_of_place(place, Seconds(), lambda service, now: CloudProcess(service, now, lambda: Inside(google)))
+    kms = kms_of_place(
+        place, Seconds(), lambda service, now: CloudProcess(service, now, lambda: Inside(by_google(google.connect)))
+    )
     kms.create(NAME, KeyAlgorithm.EC_P256)
     assert google.keys[VERSION].about["level"] == "SOFTWARE"
     assert str(place).endswith("?protection-level=software")
@@ -301,7 +303,13 @@ def test_a_key_that_google_does_not_make_is_waited_for_so_long(google: fake_kms.
         seconds.at += pause
 
     google.takes = 10_000
-    kms = GoogleKms(CloudProcess(Service("google", "kms"), seconds, lambda: Inside(google)), RING, True, seconds, sleep)
+    kms = GoogleKms(
+        CloudProcess(Service("google", "kms"), seconds, lambda: Inside(by_google(google.connect))),
+        RING,
+        True,
+        seconds,
+        sleep,
+    )
     store = KmsStore(GOOGLE_PLACE, kms, Worker("keys"))
     with pytest.raises(KeyStoreUnavailable, match="the key that it made is PENDING_GENERATION"):
         store.create(NAME, KeyAlgorithm.EC_P256)
@@ -408,7 +416,7 @@ def above(
             uri = parse_google_key(f"gcpkms://{cloud.put(key)}")
 
         def begin(service: Service, now: Callable[[], float]) -> CloudProcess:
-            began.append(Inside(cloud if kind == "google" else None))
+            began.append(Inside(by_google(cloud.connect)) if kind == "google" else Inside())
             return CloudProcess(service, now, lambda: began[-1])
 
         (folder / "ca.crt").write_bytes(to_pem([root_of(key)]))
