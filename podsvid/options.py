@@ -45,15 +45,23 @@ def add_timeout(parser: argparse.ArgumentParser, default: float | None = GIVEN_U
     )
 
 
+# Characters.
+_MAX_FORMS = 24
+
+
 def add_output(parser: argparse.ArgumentParser, forms: Sequence[str] = FORMS) -> None:
     """-o: the form of what is printed; the first one where none is said."""
     wide = "wide is the table with more columns, " if "wide" in forms else ""
+    # Twice in a line of --help; a list that is longer stands in the text.
+    long = sum(map(len, forms)) > _MAX_FORMS
+    named = f"{', '.join(forms)}; " if long else ""
     parser.add_argument(
         "-o",
         "--output",
         choices=forms,
+        metavar="FORM" if long else None,
         default=forms[0],
-        help=f"how to print it: {wide}json and yaml are for programs (default: {forms[0]})",
+        help=f"how to print it: {named}{wide}json and yaml are for programs (default: {forms[0]})",
     )
 
 

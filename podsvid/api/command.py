@@ -31,6 +31,8 @@ CUSTOMARY: Final = ("/spiffe/socket", "/spiffe-workload-api/spire-agent.sock")
 _TIMEOUT: Final = 10.0
 _EXEC_TIMEOUT: Final = 30.0
 _LONGEST_TOKEN: Final = 64 * 1024
+_EXEC_CREDENTIAL: Final = "exec-credential"
+_EXEC_INFO: Final = "KUBERNETES_EXEC_INFO"
 
 
 class _TokenInvalid(AgentError):
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     x509 = _command(_page(kinds, "x509", "the X.509-SVIDs with their bundles"), ("pem",))
     _add_write(x509, "data", "svid.N.pem, svid.N.key, bundle.N.pem and federated_bundle.TRUST_DOMAIN.pem")
 
-    jwt = _command(_page(kinds, "jwt", "JWT-SVIDs for an audience"), ("token",))
+    jwt = _command(_page(kinds, "jwt", "JWT-SVIDs for an audience"), ("token", _EXEC_CREDENTIAL))
     jwt.add_argument("--audience", action="append", required=True, type=_audience, metavar="A", help="repeatable")
     jwt.add_argument("--spiffe-id", type=_spiffe_id, metavar="ID", help="of this identity only (default: one of each)")
     _add_write(jwt, "jwt", "jwt_svid.N.token")
@@ -158,6 +160,7 @@ async def _seen(address: str, error: WorkloadApiError) -> WorkloadApiError:
 async def _answer(client: WorkloadApiClient, arguments: argparse.Namespace, token: str) -> Rendered:
     from podsvid.api import rendering
     from podsvid.api.errors import RequestRefused
+    from runtime.settings import InvalidSetting
 
     if arguments.verb == "validate":
         try:
@@ -166,6 +169,12 @@ async def _answer(client: WorkloadApiClient, arguments: argparse.Namespace, toke
             raise _TokenInvalid(str(error)) from None
     if arguments.kind == "jwt":
         found = await client.fetch_jwt(arguments.audience, arguments.spiffe_id)
+        if arguments.output == _EXEC_CREDENTIAL:
+            if len(found) != 1:
+                raise InvalidSetting(
+                    f"the socket has {len(found)} identities, and an {_EXEC_CREDENTIAL} is one: name it by --spiffe-id"
+                )
+            return rendering.exec_credential(found[0], os.environ.get(_EXEC_INFO, ""))
         return rendering.jwt(found, show_tokens=arguments.write is None)
     if arguments.kind == "bundle":
         return rendering.bundles(await client.fetch_bundles())

@@ -19,10 +19,12 @@ from svid.certificates import serial_of
 if TYPE_CHECKING:
     from svid.jwtsvid import JwtSvid
 
+_EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One answer in every form. `bare` is PEM, or a token a line."""
+    """One answer in every form. `bare` is PEM, or a token a line, or a credential for kubectl."""
 
     files: Mapping[str, SetFile] = field(repr=False)
     document: Mapping[str, Any] = field(repr=False)
@@ -75,6 +77,23 @@ def x509(state: X509State) -> Rendered:
         "federated_bundles": {name: content.decode() for name, content in federated.items()},
     }
     return Rendered(files, document, "\n".join(text), "".join(pem))
+
+
+def exec_credential(svid: "JwtSvid", info: str) -> Rendered:
+    """What kubectl, and other clients of Kubernetes, take from a program that they run for a token.
+
+    `info`: KUBERNETES_EXEC_INFO, in which they say the version of the document that they want.
+    """
+    try:
+        asked = json.loads(info or "{}").get("apiVersion")
+    except (ValueError, AttributeError, RecursionError):
+        asked = None
+    document = {
+        "apiVersion": asked if asked in _EXEC_VERSIONS else _EXEC_VERSIONS[0],
+        "kind": "ExecCredential",
+        "status": {"token": svid.token, "expirationTimestamp": _time(svid.expires_at)},
+    }
+    return Rendered({}, document, "", json.dumps(document) + "\n")
 
 
 def jwt(svids: "Sequence[JwtSvid]", *, show_tokens: bool) -> Rendered:

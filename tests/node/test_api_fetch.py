@@ -209,6 +209,47 @@ def test_fetch_jwt_prints_every_form_and_writes_the_bare_token(base: Path) -> No
     with_server(base, run)
 
 
+def test_fetch_jwt_prints_what_kubectl_takes_from_a_program(base: Path) -> None:
+    async def run(server: FakeWorkloadApi) -> None:
+        fetch = ("fetch", "jwt", "--socket", str(server.path), "--audience", "kube", "--output", "exec-credential")
+        (row,) = (await podsvid(*fetch[:-2], "--output", "json")).document["svids"]
+        v1, v1beta1 = "client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"
+        for info, version in (
+            ("", v1),
+            (json.dumps({"apiVersion": v1beta1, "kind": "ExecCredential", "spec": {"interactive": False}}), v1beta1),
+            (json.dumps({"apiVersion": "client.authentication.k8s.io/v1alpha1"}), v1),
+            ("{", v1),
+            ("[]", v1),
+        ):
+            found = await podsvid(*fetch, KUBERNETES_EXEC_INFO=info)
+            assert (found.code, found.err) == (0, "")
+            document = json.loads(found.out)
+            assert sorted(document) == ["apiVersion", "kind", "status"]
+            assert (document["apiVersion"], document["kind"]) == (version, "ExecCredential")
+            assert sorted(document["status"]) == ["expirationTimestamp", "token"]
+            # kubectl asks again when that has passed; of a token without it, it never does.
+            assert document["status"]["expirationTimestamp"] >= row["expires_at"]
+            assert document["status"]["token"].count(".") == 2
+
+    with_server(base, run)
+
+
+def test_a_credential_is_of_one_identity(base: Path) -> None:
+    async def run(server: FakeWorkloadApi) -> None:
+        fetch = ("fetch", "jwt", "--socket", str(server.path), "--audience", "kube", "--output", "exec-credential")
+        # One message after the other is one with both.
+        server.jwt = lambda request: b"".join(
+            server.issue_jwt(workload_pb2.JWTSVIDRequest(audience=request.audience, spiffe_id=each))
+            for each in ("spiffe://example.org/a", "spiffe://example.org/b")
+        )
+        found = await podsvid(*fetch)
+        assert (found.code, found.out) == (2, "")
+        assert "the socket has 2 identities" in found.err
+        assert "--spiffe-id" in found.err
+
+    with_server(base, run)
+
+
 def test_an_identity_that_is_not_the_callers_is_exit_code_4(base: Path) -> None:
     async def run(server: FakeWorkloadApi) -> None:
         server.before["FetchJWTSVID"] = refuse(grpc.StatusCode.PERMISSION_DENIED)
