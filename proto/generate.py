@@ -20,6 +20,7 @@ SETS = (
     ("envoy", "agent/pb", False),
     ("podsvid/agent/v1", "agent/pb", False),
     ("podsvid/signer/v1", "signer/pb", False),
+    ("spire", "signer/pb", False),
 )
 INIT = '"""Generated from proto/ by proto/generate.py; do not edit."""\n'
 

@@ -6,6 +6,7 @@ from signer.awspca_settings import AwsPcaSettings
 from signer.certmanager_settings import CertManagerSettings
 from signer.googlecas_settings import GoogleCasSettings
 from signer.openbao_settings import OpenBaoSettings
+from signer.spire_settings import SpireSettings
 from signer.upstream_settings import FileSettings, UpstreamSettings
 
 if TYPE_CHECKING:
@@ -45,4 +46,12 @@ def of(config: "SignerConfig") -> UpstreamSettings:
         ),
         AwsPcaSettings(config.aws_pca_arns, config.aws_pca_template, roots),
         GoogleCasSettings(config.google_cas_pool, config.google_cas_ca, roots),
+        SpireSettings(
+            config.trust_domain,
+            config.spire_address,
+            config.spire_agent_socket,
+            config.spire_svid_dir,
+            config.spire_spiffe_id,
+            roots,
+        ),
     )

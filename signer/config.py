@@ -23,6 +23,7 @@ from signer import (
     lifetime_settings,
     openbao_settings,
     setting_texts,
+    spire_settings,
     upstream_settings,
 )
 from signer.key_settings import KeySettings
@@ -32,7 +33,7 @@ from signer.upstream_settings import UpstreamSettings
 from svid.authority import MAX_BACKDATE
 from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
-from svid.spiffeid import TrustDomain
+from svid.spiffeid import SpiffeId, TrustDomain
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
@@ -106,7 +107,7 @@ class SignerConfig:
     upstream: str = setting(
         settings.choice(*upstream_settings.KINDS),
         "which kind of CA signs the authorities: files (upstream_dir, or upstream_cert_file and upstream_key_file; "
-        "without any, each authority is its own root), openbao (also Vault), cert-manager, aws-pca or google-cas",
+        "without any, each authority is its own root), openbao (or Vault), cert-manager, aws-pca, google-cas or spire",
         "files",
     )
     openbao_address: str | None = setting(
@@ -170,6 +171,17 @@ class SignerConfig:
     )
     google_cas_ca: str | None = setting(
         settings.matching(googlecas_settings.CA, "the name of a CA of that pool"), "a CA of it (default: any)"
+    )
+    spire_address: str | None = setting(spire_settings.address, "HOST:PORT of the SPIRE server of this trust domain")
+    spire_agent_socket: Path | None = setting(
+        settings.absolute,
+        "socket of a SPIRE agent's Workload API, which gives the signer an SVID of a downstream entry",
+    )
+    spire_svid_dir: Path | None = setting(
+        settings.absolute, "in place of that socket: a folder with that SVID in tls.crt, tls.key and ca.crt, re-read"
+    )
+    spire_spiffe_id: SpiffeId | None = setting(
+        spire_settings.spiffe_id, "the ID of that SVID, where the agent gives several (default: the first)"
     )
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"

@@ -10,14 +10,16 @@ from signer.certmanager_settings import CertManagerSettings
 from signer.googlecas_settings import GoogleCasSettings
 from signer.key_uri import CaKey
 from signer.openbao_settings import OpenBaoSettings
+from signer.spire_settings import SpireSettings
 
 # By the setting `upstream`; beside files, how its own settings begin, and what people call it.
-KINDS = ("files", "openbao", "cert-manager", "aws-pca", "google-cas")
+KINDS = ("files", "openbao", "cert-manager", "aws-pca", "google-cas", "spire")
 _ELSEWHERE = {
     "openbao": ("openbao_", "OpenBao"),
     "cert-manager": ("cert_manager_", "cert-manager"),
     "aws-pca": ("aws_pca_", "AWS Private CA"),
     "google-cas": ("google_cas_", "Google's CAS"),
+    "spire": ("spire_", "a SPIRE server"),
 }
 PREFIXES = tuple(prefix for prefix, _ in _ELSEWHERE.values())
 
@@ -79,6 +81,7 @@ class UpstreamSettings:
     cert_manager: CertManagerSettings
     aws_pca: AwsPcaSettings
     google_cas: GoogleCasSettings
+    spire: SpireSettings
 
     def conflicts(self, given: Collection[str]) -> Iterator[Conflict]:
         """What keeps the one that is wanted from being used; `given` are the settings that somebody said."""
@@ -90,6 +93,8 @@ class UpstreamSettings:
             yield from self.aws_pca.conflicts()
         elif self.kind == "google-cas":
             yield from self.google_cas.conflicts()
+        elif self.kind == "spire":
+            yield from self.spire.conflicts()
         for kind, (prefix, called) in _ELSEWHERE.items():
             idle = sorted(name for name in given if name.startswith(prefix))
             if idle and kind != self.kind:

@@ -13,7 +13,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from agent.authority.pacing import Pacing
+from runtime.relay import pass_on
 from runtime.settings import host_and_port
 from runtime.stopping import end
 from runtime.tls import shown
@@ -155,8 +156,8 @@ class ProvenSigner:
             if self._pacing is not None:
                 self._pacing.forget()
             ways = [
-                asyncio.ensure_future(_pass_on(near, far_out, _TO_SIGNER)),
-                asyncio.ensure_future(_pass_on(far, near_out, _FROM_SIGNER)),
+                asyncio.ensure_future(pass_on(near, far_out, _TO_SIGNER)),
+                asyncio.ensure_future(pass_on(far, near_out, _FROM_SIGNER)),
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -290,11 +291,3 @@ def _is_nobody(error: OSError) -> bool:
         # Of one that is overloaded nobody asks again at once.
         return error.errno == socket.EAI_NONAME
     return bool(said) and _NOBODY.issuperset(said)
-
-
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int) -> None:
-    """Until one side ends, `most` bytes at once; a side that reads slowly holds up the other."""
-    with suppress(OSError):
-        while data := await reader.read(most):
-            writer.write(data)
-            await writer.drain()

@@ -44,7 +44,9 @@ def granted(
     own = roots_left(authority, own, state.revoked_keys)
     authority = replace(authority, bundle=TrustBundle(state.trust_domain, own))
     cause = _first_cause(state) if state.unborn else cause_of(state, by_time=not request.wished)
-    slot = X509Slot(Stage.PREPARED, admit(authority, None if state.unborn else state, cause, policy, now), now)
+    before = None if state.unborn else state
+    taken = admit(authority, before, cause, policy, now, named_alike=issued.named_alike)
+    slot = X509Slot(Stage.PREPARED, taken, now)
     if state.unborn:
         slot = replace(slot, stage=Stage.ACTIVE, activated_at=now, longest=policy.usual("x509"))
     return replace(state, sequence=state.sequence + 1, x509=(*state.x509, slot), request=None), slot

@@ -30,19 +30,26 @@ def cause_of(state: AuthorityState, *, by_time: bool) -> Cause:
 
 
 def admit(
-    authority: X509Authority, state: AuthorityState | None, cause: Cause, policy: LifecyclePolicy, now: datetime
+    authority: X509Authority,
+    state: AuthorityState | None,
+    cause: Cause,
+    policy: LifecyclePolicy,
+    now: datetime,
+    *,
+    named_alike: bool = False,
 ) -> X509Authority:
     """The same. Raises CertificateRefused with why it is not taken; then nothing of it was published.
 
     After a theft, and where the active one has ended, any authority that can sign is the way out: how soon it ends does
-    not matter then.
+    not matter then. `named_alike`: another may have its name, as its CA has none to choose.
     """
     others = state.x509 if state is not None else ()
     urgent = cause is Cause.THEFT or (state is not None and state.active_x509.not_after <= now)
     least = timedelta(0) if urgent else policy.shortest_authority
     try:
         check_number(authority.bundle.x509_authorities)
-        accept(authority, now, least=least, others=[slot.authority for slot in others])
+        alike = [] if named_alike else [slot.authority for slot in others]
+        accept(authority, now, least=least, others=alike)
         for root in state.roots if state is not None else ():
             check_root(root.certificate, [authority])
     except (SvidError, RootsRefused) as error:

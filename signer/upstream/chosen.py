@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from runtime.clock import Clock
+from runtime.clock import Clock, SystemClock
 from runtime.settings import InvalidSetting
 from signer.cluster.kube import KubeApi
 from signer.key_uri import CaKey
@@ -19,6 +19,7 @@ from signer.upstream.pkcs11 import TokenKey
 from signer.upstream.remote import Elsewhere, RemoteUpstream
 from signer.upstream.roots import RootSource
 from signer.upstream.sdk import NotInstalled
+from signer.upstream.spire import Spire
 from signer.upstream_settings import FileSettings, UpstreamSettings
 
 
@@ -46,6 +47,8 @@ def chosen(settings: UpstreamSettings, api: KubeApi, clock: Clock) -> Chosen:
         remote = AwsPca(settings.aws_pca, clock)
     elif settings.kind == "google-cas":
         remote = GoogleCas(settings.google_cas)
+    elif settings.kind == "spire":
+        remote = Spire(settings.spire, clock)
     else:
         above = at_hand(settings.files)
         return Chosen(above, above.roots)
@@ -77,6 +80,8 @@ def needed(settings: UpstreamSettings) -> Mapping[str, Callable[[], object]]:
         return awspca.needed(settings.aws_pca)
     if settings.kind == "google-cas":
         return googlecas.needed(settings.google_cas)
+    if settings.kind == "spire":
+        return Spire(settings.spire, SystemClock()).files()
     return certmanager.needed_files(settings.cert_manager) if settings.kind == "cert-manager" else {}
 
 

@@ -54,12 +54,14 @@ class Pending:
 class Issued:
     """`chain`: the new certificate first, then what is above it. `roots`: those that it names along; () says nothing.
 
-    `note`: what a person should know of it, such as that it ends sooner than was asked for.
+    `note`: what a person should know of it, such as that it ends sooner than was asked for. `named_alike`: this CA
+    gives all that it certifies one subject; verifiers tell them apart by their keys' identifiers, which it sets.
     """
 
     chain: tuple[x509.Certificate, ...]
     roots: tuple[x509.Certificate, ...] = ()
     note: str = ""
+    named_alike: bool = False
 
 
 @dataclass(frozen=True, slots=True)

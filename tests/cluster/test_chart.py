@@ -540,6 +540,9 @@ OTHER: dict[str, object] = {
     "signer.certManager.issuerGroup": "other.example",
     "signer.awsPca.arns": ["arn:aws:acm-pca:x"],
     "signer.googleCas.pool": "projects/p/locations/l/caPools/other",
+    "signer.spire.address": "elsewhere:8081",
+    "signer.spire.hostPath": "/run/other",
+    "signer.spire.spiffeId": "spiffe://example.org/other",
     "signer.serviceAccountAnnotations": {"some": "other"},
     "tracing.endpoint": "http://collector:4317",
     "monitoring.serviceMonitor.interval": "7s",
@@ -559,7 +562,8 @@ SWITCHED_ON = (
 
 POOL = "projects/org-pki/locations/europe-west1/caPools/podsvid"
 # Another CA above.
-ALONE = ("signer.upstreamSecret", "signer.awsPca.arns", "signer.googleCas.pool")
+ALONE = ("signer.upstreamSecret", "signer.awsPca.arns", "signer.googleCas.pool", "signer.spire.address")
+OF_SPIRE = tuple(f"signer.spire.{each}" for each in ("csiDriver", "hostPath", "socket", "spiffeId", "svidSecret"))
 OF_CERT_MANAGER = tuple(
     f"signer.certManager.{each}" for each in ("issuerName", "issuerKind", "issuerGroup", "namespace", "rootsConfigMap")
 )
@@ -599,10 +603,12 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
     no_openbao = [each for each in SWITCHED_ON if not each.startswith("signer.openbao.")]
     cert_manager = [*no_openbao, "signer.certManager.issuerName=org-ca"]
     google = [*no_openbao, f"signer.googleCas.pool={POOL}"]
+    spire = [*no_openbao, "signer.spire.address=spire-server:8081"]
     others = {
         **dict.fromkeys(ALONE, no_openbao),
         **dict.fromkeys(OF_CERT_MANAGER, cert_manager),
         "signer.googleCas.ca": google,
+        **dict.fromkeys(OF_SPIRE, spire),
     }
     without = {path: chart.template("trustDomain=example.org", *switched_on) for path, switched_on in others.items()}
     for path, default in leaves(yaml.safe_load((chart.CHART / "values.yaml").read_text())).items():
@@ -769,12 +775,51 @@ def test_below_google_the_signer_is_told_which_pool(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "volume", "found"),
+    [
+        ([], {"csi": {"driver": "csi.spiffe.io", "readOnly": True}}, {"spire_agent_socket": "spire-agent.sock"}),
+        (
+            ["signer.spire.hostPath=/run/spire", "signer.spire.socket=api.sock"],
+            {"hostPath": {"path": "/run/spire", "type": "Directory"}},
+            {"spire_agent_socket": "api.sock"},
+        ),
+        (
+            ["signer.spire.svidSecret=svid", "signer.spire.spiffeId=spiffe://a/podsvid-signer"],
+            {"secret": {"secretName": "svid", "defaultMode": 0o440}},
+            {"spire_svid_dir": "", "spire_spiffe_id": "spiffe://a/podsvid-signer"},
+        ),
+    ],
+)
+def test_below_spire_the_signer_has_its_svid_from_where_it_is_told(
+    tmp_path: Path, more: list[str], volume: Object, found: dict[str, str]
+) -> None:
+    made = documents("trustDomain=a", "signer.spire.address=spire-server.spire:8081", *more)
+    (tmp_path / "signer.yaml").write_text(made["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
+    line = ["signer", "--config", str(tmp_path / "signer.yaml")]
+    loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
+    assert (loaded.upstream, loaded.spire_address) == ("spire", "spire-server.spire:8081")
+    pod = made["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]
+    (own,) = (each for each in pod["volumes"] if each["name"].startswith("spire"))
+    assert {key: each for key, each in own.items() if key != "name"} == volume
+    (mount,) = (each for each in pod["containers"][0]["volumeMounts"] if each["name"] == own["name"])
+    assert mount["readOnly"] is True
+    wanted = {
+        name: str(Path(mount["mountPath"]) / text) if name != "spire_spiffe_id" else text
+        for name, text in found.items()
+    }
+    assert {name: str(getattr(loaded, name)) for name in wanted} == wanted
+    with pytest.raises(ClusterError, match="nothing is asked of a SPIRE server"):
+        chart.template("trustDomain=a", "signer.spire.svidSecret=svid")
+
+
+@pytest.mark.parametrize(
     "other",
     [
         "signer.upstreamSecret=x",
         "signer.openbao.address=http://127.0.0.1:1",
         "signer.certManager.issuerName=x",
         f"signer.googleCas.pool={POOL}",
+        "signer.spire.address=spire-server:8081",
     ],
 )
 def test_beside_a_clouds_ca_there_is_no_other(other: str) -> None:

@@ -368,7 +368,7 @@ def test_every_setting_is_read_by_something(model: type[Any], package: str) -> N
     apart = {"x509_pod_max_ttl", "x509_min_ttl", "x509_max_ttl", "jwt_max_ttl", "log_format", "log_level", "jwt_svids"}
     names = {each.name for each in fields(model)}
     # Handed on as UpstreamSettings, and read of those.
-    handed_on = ("openbao_", "cert_manager_", "aws_pca_", "google_cas_", "upstream_")
+    handed_on = ("openbao_", "cert_manager_", "aws_pca_", "google_cas_", "spire_", "upstream_")
     apart |= {name for name in names for prefix in handed_on if name.removeprefix(prefix) in read} | {"upstream"}
     assert names - read - apart == set()
 

@@ -229,6 +229,20 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- fail "signer.googleCas.ca: nothing is asked of Google; set signer.googleCas.pool, or leave it out" -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.signer.spire -}}
+{{- if .address -}}
+{{- $_ := set $own "upstream" "spire" -}}
+{{- $_ := set $own "spire_address" .address -}}
+{{- if .spiffeId -}}{{- $_ := set $own "spire_spiffe_id" .spiffeId -}}{{- end -}}
+{{- if .svidSecret -}}
+{{- $_ := set $own "spire_svid_dir" "/var/run/podsvid-spire-svid" -}}
+{{- else -}}
+{{- $_ := set $own "spire_agent_socket" (printf "/var/run/podsvid-spire/%s" .socket) -}}
+{{- end -}}
+{{- else if or .hostPath .spiffeId .svidSecret -}}
+{{- fail "signer.spire: nothing is asked of a SPIRE server; set signer.spire.address, or leave the others out" -}}
+{{- end -}}
+{{- end -}}
 {{- include "podsvid.settings" (merge (deepCopy .Values.signer.settings) $own) }}
 {{- end }}
 
@@ -240,6 +254,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .certManager.issuerName -}}{{- $above = append $above "signer.certManager.issuerName" -}}{{- end -}}
 {{- if .awsPca.arns -}}{{- $above = append $above "signer.awsPca.arns" -}}{{- end -}}
 {{- if .googleCas.pool -}}{{- $above = append $above "signer.googleCas.pool" -}}{{- end -}}
+{{- if .spire.address -}}{{- $above = append $above "signer.spire.address" -}}{{- end -}}
 {{- end -}}
 {{- if gt (len $above) 1 -}}
 {{- fail (printf "%s: there is one CA above; set one of them" (join " and " $above)) -}}
