@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,9 @@ from cryptography.hazmat.primitives import hashes
 
 from svid.certificates import certificates_from_pem
 from tests import openbao_contract as contract
-from tests.cluster.fleet import handshake
 from tests.interop.openbao.bao import Bao, server
 from tests.interop.rig import Cluster, authorities, cluster, openssl, spiffe_ids, until
+from tests.interop.traffic import Traffic
 from tests.ports import free_port
 from tests.support import ROOT
 
@@ -154,26 +152,6 @@ QUICK = (
     *("--upstream-root-interval", "1s", "--x509-min-ttl", "2s", "--x509-ttl", "6s", "--x509-max-ttl", "6s"),
     *("--outage-limit", "6s", "--forced-reissue-over", "2s"),
 )
-
-
-class Traffic:
-    """Mutual TLS between two pods, each way, again and again: what failed, and how often it did not."""
-
-    def __init__(self, *volumes: Path) -> None:
-        self.volumes = volumes
-        self.done = 0
-        self.failed: list[str] = []
-
-    async def run(self) -> None:
-        """For ever."""
-        while True:
-            for serving, calling in permutations(self.volumes, 2):
-                try:
-                    await asyncio.to_thread(handshake, serving, calling)
-                    self.done += 1
-                except (ssl.SSLError, AssertionError) as error:
-                    self.failed.append(str(error))
-            await asyncio.sleep(0.05)
 
 
 def test_a_root_is_replaced_under_traffic_and_nobody_fails(real: Real, tmp_path: Path) -> None:

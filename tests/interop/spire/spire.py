@@ -1,4 +1,4 @@
-"""A real SPIRE server and agent of trust domain other.example: a port of the loopback, sockets, SQLite in memory."""
+"""Real SPIRE servers and agents: a port of the loopback, sockets. `started` is another trust domain's, in memory."""
 
 import asyncio
 import json
@@ -30,16 +30,20 @@ server {{
   trust_domain = "{trust_domain}"
   data_dir = "{folder}/server"
   log_level = "DEBUG"
-  ca_ttl = "24h"
+  ca_ttl = "{ca_ttl}"
+  experimental {{ cache_reload_interval = "1s" }}
 }}
 plugins {{
-  DataStore "sql" {{
-    plugin_data {{ database_type = "sqlite3" connection_string = "file:interop?mode=memory&cache=shared" }}
-  }}
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{database}" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
-  KeyManager "memory" {{ plugin_data {{}} }}
+  KeyManager {keys}
 }}
 """
+IN_MEMORY = {
+    "ca_ttl": "24h",
+    "database": "file:interop?mode=memory&cache=shared",
+    "keys": '"memory" { plugin_data {} }',
+}
 _AGENT = """
 agent {{
   data_dir = "{folder}/agent"
@@ -133,18 +137,44 @@ async def _healthy(process: subprocess.Popen[bytes], log: Path, program: Path, s
 
 
 @asynccontextmanager
-async def started(programs: Mapping[str, Path], folder: Path) -> AsyncIterator[Spire]:
-    """SPIRE in that folder, whose path is short, until left."""
-    values = {"port": free_port(), "folder": folder, "trust_domain": THEIRS}
-    server, agent = programs["spire-server"], programs["spire-agent"]
-    here = Spire(programs, folder)
+async def serving(spire: Spire) -> AsyncIterator[None]:
+    """Its server runs, by the folder's server.conf."""
+    program, log = spire.programs["spire-server"], spire.folder / "server.log"
+    with _process(log, program, "run", "-config", spire.folder / "server.conf") as process:
+        await _healthy(process, log, program, spire.folder / "server.sock")
+        yield
+
+
+async def admitted(spire: Spire, values: Mapping[str, object]) -> str:
+    """The ID of an agent that may join, which is told in the folder's agent.conf."""
+    token = json.loads(await spire.server("token", "generate", output="json"))["value"]
+    (spire.folder / "bundle.pem").write_text(await spire.server("bundle", "show", format="pem"))
+    (spire.folder / "agent.conf").write_text(_AGENT.format(**values, token=token))
+    return f"spiffe://{values['trust_domain']}/spire/agent/join_token/{token}"
+
+
+@asynccontextmanager
+async def joined(spire: Spire) -> AsyncIterator[None]:
+    """Its agent runs."""
+    program, log = spire.programs["spire-agent"], spire.folder / "agent.log"
+    with _process(log, program, "run", "-config", spire.folder / "agent.conf") as process:
+        await _healthy(process, log, program, spire.folder / "agent.sock")
+        yield
+
+
+def configured(programs: Mapping[str, Path], folder: Path, values: Mapping[str, object]) -> Spire:
+    """One that does not run yet. The folder's path is short."""
     (folder / "server.conf").write_text(_SERVER.format(**values))
-    log = folder / "server.log"
-    with _process(log, server, "run", "-config", folder / "server.conf") as process:
-        await _healthy(process, log, server, folder / "server.sock")
-        token = json.loads(await here.server("token", "generate", output="json"))["value"]
-        (folder / "bundle.pem").write_text(await here.server("bundle", "show", format="pem"))
-        parent = f"spiffe://{THEIRS}/spire/agent/join_token/{token}"
+    return Spire(programs, folder)
+
+
+@asynccontextmanager
+async def started(programs: Mapping[str, Path], folder: Path) -> AsyncIterator[Spire]:
+    """SPIRE of trust domain other.example in that folder, whose path is short, until left."""
+    values = {"port": free_port(), "folder": folder, "trust_domain": THEIRS, **IN_MEMORY}
+    here = configured(programs, folder, values)
+    async with serving(here):
+        parent = await admitted(here, values)
         await here.server(
             *("entry", "create"), spiffeID=STRANGER, parentID=parent, selector=f"unix:gid:{STRANGER_GROUP}"
         )
@@ -158,9 +188,6 @@ async def started(programs: Mapping[str, Path], folder: Path) -> AsyncIterator[S
             selector=f"unix:gid:{PARTNER_GROUP}",
             federatesWith=str(OURS.id),
         )
-        (folder / "agent.conf").write_text(_AGENT.format(**values, token=token))
-        log = folder / "agent.log"
-        with _process(log, agent, "run", "-config", folder / "agent.conf") as process:
-            await _healthy(process, log, agent, folder / "agent.sock")
+        async with joined(here):
             await here.trust(folder / "empty.json")
             yield here
