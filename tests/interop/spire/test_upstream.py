@@ -33,7 +33,7 @@ def test_it_is_what_the_stand_in_of_the_unit_tests_is(
     asyncio.run(run())
 
 
-def flags(spire: Above, ttl: str = "1h") -> tuple[str, ...]:
+def flags(spire: Above, ttl: str = "4d") -> tuple[str, ...]:
     """A signer's."""
     return (
         *("--upstream", "spire", "--spire-address", spire.address, "--spire-agent-socket", str(spire.agent_socket)),
