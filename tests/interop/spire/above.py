@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 
 from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.own_svid import from_agent
 from svid.certificates import certificates_from_pem
 from tests import spire_contract as contract
 from tests.interop.rig import LOOK_SECONDS
@@ -104,11 +106,14 @@ class Above:
         await self.activate(await self.prepare())
 
     async def drop_the_old_ca(self) -> None:
-        """The bundle has it no more."""
+        """The bundle has it no more. Without the wait the agent would keep an SVID that nobody takes."""
         said = json.loads(await self.spire.server("localauthority", "x509", "show", output="json"))
-        old = said["old"]["authority_id"]
-        for step in ("taint", "revoke"):
-            await self.spire.server("localauthority", "x509", step, authorityID=old)
+        old, new = said["old"]["authority_id"], said["active"]["authority_id"]
+        await self.spire.server("localauthority", "x509", "taint", authorityID=old)
+        async with asyncio.timeout(DEADLINE):
+            while (await from_agent(contract.settings(self), datetime.now(UTC))).svid.authority_id != new:
+                await asyncio.sleep(LOOK_SECONDS)
+        await self.spire.server("localauthority", "x509", "revoke", authorityID=old)
 
     async def files(self, folder: Path) -> None:
         await self.spire.server("x509", "mint", spiffeID=SIGNER, write=folder)
