@@ -18,7 +18,7 @@ from podsvid.interrupts import unwinding
 from podsvid.options import TABLE_FORMS, add_output, add_timeout, as_yaml, which_pod
 from podsvid.outcome import SIGNALLED
 from podsvid.output import console as console_for
-from podsvid.output import rfc3339, to_json
+from podsvid.output import instant, rfc3339, to_json
 from podsvid.sockets import SocketAbsent
 from podsvid.status import print_status, warning
 from podsvid.waiting import GaveUp, Waiting
@@ -353,6 +353,9 @@ def _progress(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind") -> str:
     line = f"{stages}; agents acknowledged {have} of {status.agents}"
     if status.unknown:
         line += f"; unknown: {status.unknown}"
+    for awaited in status.awaited:
+        if kind in (awaited.kind, admin_pb2.KIND_BOTH):
+            line += f"; waits for {awaited.audience} until {instant(awaited.until)}"
     known = [each for each in mine if each.svids_known]
     if known:
         total = sum(each.svids for each in known)

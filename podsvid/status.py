@@ -25,6 +25,11 @@ def warning(line: str) -> str:
     return f"warning: {line}"
 
 
+def waiting_for(each: admin_pb2.Awaited) -> str:
+    """Of those to whom a prepared authority has to be known first."""
+    return f"{KINDS[each.kind]} {each.id} waits for {each.audience} until {instant(each.until)}"
+
+
 def _row(each: admin_pb2.Authority) -> tuple[str, ...]:
     since = each.activated_at if each.HasField("activated_at") else each.prepared_at
     ends = _at(each, "leaves_at") or _at(each, "not_after")
@@ -52,6 +57,8 @@ def _print_rest(status: admin_pb2.AuthorityStatus, console: "Console") -> None:
     if status.waiting_nodes:
         more = status.agents_waiting - len(status.waiting_nodes)
         console.print(f"missing: {', '.join(status.waiting_nodes)}{f' and {more} more' if more else ''}")
+    for awaited in status.awaited:
+        console.print(f"verifiers that never acknowledge: {waiting_for(awaited)}")
     console.print(f"leader: {status.leader or 'none'}")
     for root in status.upstream_roots:
         console.print(f"root of the CA above: {_root(root)}")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,6 +24,7 @@ from signer.authority.requests import Requests
 from signer.authority.rollback import Published, Rollbacks, Shown, say
 from signer.authority.roots import RootFeed
 from signer.authority.seat import Seat
+from signer.authority.settling import Wait, waits
 from signer.authority.slots import BOTH
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
@@ -70,6 +71,7 @@ class Rotation:
         self.roots = RootFeed(roots, life.policy, sources.untimely, clock, rng)
         self._leader = leader
         self._leads: Callable[[], bool] = lambda: leader.leading
+        self.awaited: Callable[[AuthorityState], Iterable[Wait]] = partial(waits, policy=life.policy)
         self.first = opening.First(life, self._leads, clock, rng)
         self._agents = agents
         self._knowledge = Knowledge(agents, sources, life.policy.ack_bound, clock)

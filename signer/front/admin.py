@@ -183,6 +183,10 @@ class AdminService:
             unknown=acks.untimely or acks.unknown,
             warnings=warnings(state),
         )
+        for wait in self._rotation.awaited(state):
+            if self._clock.now() < wait.until:
+                one = answer.awaited.add(kind=_KIND_NUMBERS[wait.kind], id=wait.authority_id, audience=wait.audience)
+                one.until.FromDatetime(wait.until)
         if state.request is not None:
             said = self._rotation.requests.notes(state)
             asked = admin_pb2.Requested(

@@ -139,7 +139,7 @@ class StepResponse(_message.Message):
     def __init__(self, message: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AuthorityStatus(_message.Message):
-    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "upstream_roots", "revoked_roots", "unknown", "warnings")
+    __slots__ = ("trust_domain", "sequence", "leader", "authorities", "agents", "agents_waiting", "waiting_nodes", "next", "rotating_x509", "rotating_jwt", "reissuing_x509", "reissuing_jwt", "abandoned", "to_do", "requested_x509", "upstream_roots", "revoked_roots", "unknown", "warnings", "awaited")
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,7 @@ class AuthorityStatus(_message.Message):
     REVOKED_ROOTS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
     trust_domain: str
     sequence: int
     leader: str
@@ -178,7 +179,20 @@ class AuthorityStatus(_message.Message):
     revoked_roots: _containers.RepeatedCompositeFieldContainer[RevokedRoot]
     unknown: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., upstream_roots: _Optional[_Iterable[_Union[UpstreamRoot, _Mapping]]] = ..., revoked_roots: _Optional[_Iterable[_Union[RevokedRoot, _Mapping]]] = ..., unknown: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    awaited: _containers.RepeatedCompositeFieldContainer[Awaited]
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., leader: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., agents: _Optional[int] = ..., agents_waiting: _Optional[int] = ..., waiting_nodes: _Optional[_Iterable[str]] = ..., next: _Optional[_Iterable[str]] = ..., rotating_x509: _Optional[bool] = ..., rotating_jwt: _Optional[bool] = ..., reissuing_x509: _Optional[bool] = ..., reissuing_jwt: _Optional[bool] = ..., abandoned: _Optional[_Iterable[_Union[Abandoned, _Mapping]]] = ..., to_do: _Optional[_Iterable[str]] = ..., requested_x509: _Optional[_Union[Requested, _Mapping]] = ..., upstream_roots: _Optional[_Iterable[_Union[UpstreamRoot, _Mapping]]] = ..., revoked_roots: _Optional[_Iterable[_Union[RevokedRoot, _Mapping]]] = ..., unknown: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., awaited: _Optional[_Iterable[_Union[Awaited, _Mapping]]] = ...) -> None: ...
+
+class Awaited(_message.Message):
+    __slots__ = ("kind", "id", "audience", "until")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    kind: Kind
+    id: str
+    audience: str
+    until: _timestamp_pb2.Timestamp
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., id: _Optional[str] = ..., audience: _Optional[str] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Requested(_message.Message):
     __slots__ = ("id", "at", "since", "submitted", "said")

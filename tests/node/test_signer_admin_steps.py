@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 import pytest
 from cryptography.hazmat.primitives import hashes
+from google.protobuf.json_format import ParseDict
 
 from podsvid import authority as authority_command
 from podsvid import status as authority_status
@@ -123,6 +124,32 @@ def test_the_replica_serves_it_on_a_private_socket() -> None:
         assert mode(rig.socket) == 0o600
 
     rigged(test)
+
+
+def test_show_says_whom_outside_a_prepared_authority_waits_for() -> None:
+    async def test(rig: Rig) -> None:
+        begun = rig.site.clock.now()
+        await rig.authority("rotate", "--kind", "jwt", "--no-wait")
+        await rig.until(lambda: stages(rig.state, "jwt") == ["active", "prepared"])
+        prepared = rig.state.jwt[1].id
+        known = {"kind": "KIND_JWT", "id": prepared}
+        partners = {**known, "audience": "federation", "until": f"{begun + timedelta(minutes=25):%Y-%m-%dT%H:%M:%SZ}"}
+        readers = {**known, "audience": "oidc", "until": f"{begun + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"}
+        assert (await rig.shown())["awaited"] == [partners, readers]
+        text = await rig.authority("show")
+        assert f"verifiers that never acknowledge: jwt {prepared} waits for oidc until {readers['until']}" in text
+        assert f"next: jwt: {prepared} does not sign before {readers['until']}" in text
+        assert "may not have it before" in await rig.refused("activate", "--kind", "jwt")
+        rig.site.clock.pass_by(minutes=25)
+        assert (await rig.shown())["awaited"] == [readers]
+        status = admin_pb2.AuthorityStatus()
+        ParseDict(await rig.shown(), status)
+        assert authority_command._progress(status, admin_pb2.KIND_JWT).endswith(
+            f"; waits for oidc until {readers['until']}"
+        )
+        assert "waits" not in authority_command._progress(status, admin_pb2.KIND_X509)
+
+    rigged(test, "--trust-audiences", "federation,oidc")
 
 
 def test_show_says_what_is_so_and_no_key() -> None:

@@ -1,5 +1,6 @@
 """Verifiers that never acknowledge lose nothing: partners that poll the bundle, readers that cache keys for a day."""
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,6 +27,7 @@ from svid.x509svid import check_x509_svid
 from tests.signer_rig import START
 from tests.unit.signer.test_audience_settings import loaded
 from tests.unit.signer.test_lifecycle import ALL, KEY, POLICY, TD, TTL, WEB, advanced, done, stages
+from tests.unit.signer.test_rotation import Cluster, Replica, loop, passes, until
 
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
 HINT = 5 * MINUTE
@@ -33,6 +35,11 @@ FEDERATION = Audience("federation", 5 * HINT, 5 * HINT)
 OIDC = Audience("oidc", timedelta(0), DAY, MINUTE)
 BOTH = (FEDERATION, OIDC)
 NOBODY = Acks(frozenset({"silent"}), None)
+
+
+@pytest.fixture(autouse=True)
+def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.authority.rotation.LOOK_SECONDS", 0.0)
 
 
 def life(*audiences: Audience, **changes: Any) -> Life:
@@ -374,6 +381,37 @@ def test_under_a_root_that_they_have_nobody_waits() -> None:
     known = replace(state, x509=(active, below(root)))
     assert settling.ready_at(known, known.x509[1], policy) == START + DAY
     assert [each.until for each in settling.waits(known, policy)] == [START + 5 * HINT]
+
+
+def test_a_leader_that_follows_goes_on_with_the_time_that_has_passed() -> None:
+    async def run() -> None:
+        cluster = Cluster()
+        one, two = (Replica(cluster, name, life(FEDERATION)) for name in ("one", "two"))
+        for each in (one, two):
+            await each.open()
+        await one.leader.attempt()
+        await two.leader.attempt()
+        await one.rotation.step("rotate", "x509", "", forced=False)
+        async with loop(one.rotation.run()):
+            await until(lambda: stages(cluster.stored) == ["active", "prepared"])
+        (wait,) = one.rotation.awaited(cluster.stored)
+        assert (wait.audience, wait.until) == ("federation", START + 5 * HINT)
+        cluster.clock.pass_by(minutes=24)
+        cluster.monotonic += 24 * 60
+        await two.rotation.follow(cluster.stored)
+        await two.leader.attempt()
+        assert two.leader.leading
+        async with loop(two.rotation.run()):
+            await passes()
+            assert stages(cluster.stored) == ["active", "prepared"]
+            # A replica that has just started knows it from the Secret.
+            three = Replica(cluster, "three", life(FEDERATION))
+            await three.open()
+            assert list(three.rotation.awaited(cluster.stored)) == [wait]
+            cluster.clock.pass_by(minutes=1)
+            await until(lambda: stages(cluster.stored) == ["old", "active"])
+
+    asyncio.run(run())
 
 
 class Outside(RuleBasedStateMachine):
