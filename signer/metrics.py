@@ -139,14 +139,14 @@ class Metrics:
         )
         self._key_store = Counter(
             "podsvid_signer_key_store_requests",
-            "What was asked of the token that has the authorities' keys, by result: ok, failed, late (nobody waited "
-            "any more), full (too many waited).",
+            "What was asked of the key store that has the authorities' keys, by result: ok, failed, late (nobody "
+            "waited any more), full (too many waited).",
             ["result"],
             registry=self.registry,
         )
         self._key_store_down = Gauge(
             "podsvid_signer_key_store_unavailable",
-            "1 while the token that has the authorities' keys does not sign for this replica; 0 without one.",
+            "1 while the key store that has the authorities' keys does not sign for this replica; 0 without one.",
             registry=self.registry,
         )
         self._federation_looks = Counter(

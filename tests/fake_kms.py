@@ -3,17 +3,23 @@
 import base64
 import json
 import re
+import socket
+import socketserver
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
@@ -23,7 +29,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 
 from signer.clouds import google
 from signer.clouds.child import LIBRARIES, Answers, Libraries
-from svid.keys import KeyAlgorithm, PrivateKey
+from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem
 
 ACCOUNT = "arn:aws:kms:eu-west-1:111122223333"
 RING = "projects/org-pki/locations/europe-west1/keyRings/podsvid"
@@ -309,8 +315,8 @@ class GoogleKms:
 
 
 @contextmanager
-def google_kms() -> Iterator[GoogleKms]:
-    """On the loopback; with threads of its own."""
+def google_kms(certified: grpc.ServerCredentials | None = None) -> Iterator[GoogleKms]:
+    """On the loopback; with threads of its own. `certified`: by TLS."""
     kms = GoogleKms()
 
     def method(name: str, request: Any, response: Any) -> Any:
@@ -337,7 +343,8 @@ def google_kms() -> Iterator[GoogleKms]:
     server = grpc.server(ThreadPoolExecutor(2))
     service = "google.cloud.kms.v1.KeyManagementService"
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-    kms.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    add = server.add_insecure_port if certified is None else partial(_secure_port, server, certified)
+    kms.address = f"127.0.0.1:{add('127.0.0.1:0')}"
     server.start()
     try:
         yield kms
@@ -345,6 +352,77 @@ def google_kms() -> Iterator[GoogleKms]:
         for channel in kms.channels:
             channel.close()
         server.stop(None).wait()
+
+
+def _secure_port(server: grpc.Server, certified: grpc.ServerCredentials, address: str) -> int:
+    return server.add_secure_port(address, certified)
+
+
+@contextmanager
+def google_at_its_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[GoogleKms]:
+    """Where Google's library comes by itself: behind a proxy, by a certificate for the service's own name."""
+    name = "cloudkms.googleapis.com"
+    key = KeyAlgorithm.EC_P256.generate()
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    subject, now = x509.Name.from_rfc4514_string(f"CN={name}"), datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(
+            subject, subject, key.public_key(), 7, now - timedelta(hours=1), now + timedelta(days=1)
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(Encoding.PEM)
+    (folder / "roots.pem").write_bytes(pem)
+    account = {
+        "type": "service_account",
+        "project_id": "org-pki",
+        "private_key_id": "1",
+        "private_key": key_to_pem(KeyAlgorithm.RSA_2048.generate()).decode(),
+        "client_email": "podsvid@org-pki.iam.gserviceaccount.com",
+        "token_uri": "https://127.0.0.1:9/token",
+    }
+    (folder / "account.json").write_text(json.dumps(account))
+    with google_kms(grpc.ssl_server_credentials([(key_to_pem(key), pem)])) as kms, proxy(kms.address) as address:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(folder / "account.json"))
+        monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(folder / "roots.pem"))
+        monkeypatch.setenv("https_proxy", f"http://{address}")
+        yield kms
+
+
+@contextmanager
+def proxy(to: str) -> Iterator[str]:
+    """One that connects everybody there, wherever they want to; its address."""
+    host, _, port = to.rpartition(":")
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            with socket.create_connection((host, int(port))) as there:
+                self.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                back = threading.Thread(target=_carry, args=(there, self.connection), daemon=True)
+                back.start()
+                _carry(self.connection, there)
+                back.join(10)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 class Inside:

@@ -62,7 +62,7 @@ class Aws:
         except (BotoCoreError, OSError, RuntimeError, ValueError) as error:
             raise _unasked(error) from None
 
-    def ask(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    def ask(self, method: str, parameters: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
         from botocore.exceptions import ConnectionError as Unconnected
         from botocore.parsers import ResponseParserError

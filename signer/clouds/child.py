@@ -2,7 +2,7 @@
 
 A process of its own: a library may hang, and an answer come a byte at a time, for longer than any of its timeouts says.
 Frames come in over standard input, which is a socket, and answers go back: the first says which service (cloud, name,
-region), each other one a method and its parameters, bytes in them as {"bytes": hex}. What comes back is
+region), each other one a method, its parameters and how long there is, bytes as {"bytes": hex}. What comes back is
 {"answer": {...}}, or {"failed": kind, "code": the cloud's, "text": for people}.
 """
 
@@ -21,8 +21,8 @@ from signer.clouds.process import Failed
 class Library(Protocol):
     """One service of a cloud, by the cloud's own library."""
 
-    def ask(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Raises Failed; what else it raises is its own fault."""
+    def ask(self, method: str, parameters: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
+        """Raises Failed; what else it raises is its own fault. After so many seconds its process is ended."""
         ...
 
 
@@ -52,7 +52,7 @@ class Answers:
         if self._library is None:
             self._library = self._libraries[asked["cloud"]](asked["name"], asked["region"])
             return {}
-        return self._library.ask(asked["method"], asked["parameters"])
+        return self._library.ask(asked["method"], asked["parameters"], asked["seconds"])
 
 
 def _bytes(found: dict[str, Any]) -> Any:

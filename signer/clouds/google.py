@@ -7,8 +7,8 @@ from typing import Any
 from runtime.words import line
 from signer.clouds.process import Failed
 
-# Seconds of one answer.
-ANSWER_SECONDS = 5.0
+# Seconds by which an answer is given up before its process is ended.
+EARLIER_SECONDS = 1.0
 # Statuses by HTTP's numbers: another attempt may get past these, beside 5xx.
 _BUSY = (408, 429, 499)
 # Whose words are told: those of others may be about a credential.
@@ -49,12 +49,13 @@ class Google:
         except (google.auth.exceptions.GoogleAuthError, OSError, ValueError) as error:
             raise _unasked(error) from None
 
-    def ask(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    def ask(self, method: str, parameters: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
 
+        within = max(seconds - EARLIER_SECONDS, seconds / 2)
         try:
-            found = getattr(self._client, method)(dict(parameters), timeout=ANSWER_SECONDS, retry=None)
+            found = getattr(self._client, method)(dict(parameters), timeout=within, retry=None)
         except GoogleAuthError as error:
             raise _unasked(error) from None
         except GoogleAPIError as error:

@@ -81,7 +81,9 @@ class CloudProcess:
         if left > 0:
             raise Failed(self._last.kind, f"{self._last}; asked again in {left:.0f} s", self._last.code)
         try:
-            found = self._told(self._child or self._opened(), {"method": method, "parameters": parameters}, seconds)
+            found = self._told(
+                self._child or self._opened(), {"method": method, "parameters": parameters, "seconds": seconds}, seconds
+            )
         except Failed as failed:
             if failed.kind in _AWAY:
                 self._rest(failed)

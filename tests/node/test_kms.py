@@ -151,6 +151,22 @@ def test_keys_that_sign_no_more_are_destroyed_after_a_week(aws: fake_kms.AwsKms)
     run(work)
 
 
+def test_google_is_asked_by_its_library_where_that_goes_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By TLS, with a service account's key, which is sent to nobody."""
+    ca = Ca("above")
+    (tmp_path / "ca.crt").write_bytes(to_pem([ca.certificate]))
+    with fake_kms.google_at_its_name(monkeypatch, tmp_path) as google:
+        uri = f"gcpkms://{google.put(ca.key)}"
+        code, said = check(tmp_path, capsys, upstream_cert_file=str(tmp_path / "ca.crt"), upstream_key_uri=uri)
+        assert code == 0, said
+        assert [each for each, _ in google.asked] == ["AsymmetricSign"]
+        code, said = check(tmp_path, capsys, authority_key_uri=f"gcpkms://{fake_kms.RING}", jwt_algorithm="ES256")
+        assert code == 0, said
+        assert {each for each, _ in google.asked[1:]} == {"ListCryptoKeys"}
+
+
 def check(folder: Path, capsys: pytest.CaptureFixture[str], **flags: str) -> tuple[int, str]:
     (folder / "kubeconfig").write_text(
         'apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: "http://127.0.0.1:9"}}]\n'

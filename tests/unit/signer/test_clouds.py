@@ -58,7 +58,7 @@ def test_it_is_told_once_which_service_and_then_what_to_ask() -> None:
     assert cloud.ask("sign", {"Message": b"\0\xff"}) == {"a": 1}
     assert cloud.ask("sign", {}) == {"b": 2}
     assert one.asked[0] == {"cloud": "aws", "name": "kms", "region": "eu-west-1"}
-    assert one.asked[1] == {"method": "sign", "parameters": {"Message": {"bytes": "00ff"}}}
+    assert one.asked[1] == {"method": "sign", "parameters": {"Message": {"bytes": "00ff"}}, "seconds": 10.0}
     cloud.close()
     assert one.ended
 
@@ -144,7 +144,7 @@ class Library:
     def __init__(self, service: str, region: str) -> None:
         assert (service, region) == ("kms", "eu-west-1")
 
-    def ask(self, method: str, parameters: Any) -> Any:
+    def ask(self, method: str, parameters: Any, seconds: float) -> Any:
         if method == "refuse":
             raise Failed("refused", "why not", "Code")
         if method == "crash":
@@ -160,14 +160,14 @@ def answers() -> Answers:
 
 
 def test_bytes_come_through(answers: Answers) -> None:
-    found = json.loads(answers.of(b'{"method": "a", "parameters": {"Message": {"bytes": "00ff"}}}'))
+    found = json.loads(answers.of(b'{"method": "a", "parameters": {"Message": {"bytes": "00ff"}}, "seconds": 5}'))
     assert found["answer"]["got"] == {"bytes": "00ff"}
 
 
 def test_what_fails_is_told_without_what_was_sent(answers: Answers) -> None:
-    said = json.loads(answers.of(b'{"method": "refuse", "parameters": {}}'))
+    said = json.loads(answers.of(b'{"method": "refuse", "parameters": {}, "seconds": 5}'))
     assert said == {"failed": "refused", "code": "Code", "text": "why not"}
-    crashed = answers.of(b'{"method": "crash", "parameters": {}}')
+    crashed = answers.of(b'{"method": "crash", "parameters": {}, "seconds": 5}')
     assert json.loads(crashed)["failed"] == "unreached"
     assert b"session-token" not in crashed
 
