@@ -139,6 +139,7 @@ class World:
                     self.lost += kind in each.kinds and not each.accepts(kind, issued, self.now)
 
 
+@pytest.mark.spec("FED-1", "FED-3")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_partner_that_polls_loses_nothing_through_two_rotations(kind: str) -> None:
     partner = Verifier(HINT)
@@ -198,6 +199,7 @@ def test_without_an_audience_they_would_lose() -> None:
     assert world.lost > 0
 
 
+@pytest.mark.spec("FED-2")
 @pytest.mark.parametrize(
     ("audiences", "kind", "needed"),
     [
