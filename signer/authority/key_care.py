@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from runtime.clock import Clock
 from runtime.feed import Feed
-from signer.authority.left_keys import KEPT, noted
+from signer.authority.left_keys import KEPT, LeftKey, noted
 from signer.authority.lifecycle import Step
 from signer.authority.seat import Load, Seat, Swap
 from signer.authority.slots import KINDS, Slot, Stage
@@ -20,12 +20,11 @@ from signer.authority.state import AuthorityState
 from signer.errors import SignerError
 from signer.keystore.keys import Keys
 from signer.keystore.signing import PATIENCE_SECONDS
-from signer.keystore.store import KeyStoreUnavailable
+from signer.keystore.store import KeyStore, KeyStoreUnavailable
 from signer.kms.held_key import KeyRef, ref_of
 from svid.keys import PrivateKey, signature_hash
 
 _log = logging.getLogger("podsvid.authority")
-_audit = logging.getLogger("podsvid.audit")
 # Seconds: between looks at keys that sign, between those at keys that do not, and between looks for what is left.
 LOOK_SECONDS, TROUBLED_SECONDS, TIDY_SECONDS = 30.0, 1.0, 600.0
 _SAID = b"podsvid tries its key"
@@ -110,25 +109,40 @@ class KeyEnd:
         if store is None or self._clock.monotonic() < self._next or self._doubt():
             return
         self._next = self._clock.monotonic() + TIDY_SECONDS
-        present: set[str] = set()
-        for begun in self._keys.own([*state.key_refs, *(each.ref for each in state.left)]):
-            present |= set(await self._keys.ask(partial(store.names, begun)))
+        strays = await self._present(store, state)
         stored = await load()
         named, now = stored.state.key_refs, self._clock.now()
-        # Made for a step that was not stored: another replica was faster, or the one that made it died.
-        strays = frozenset(KeyRef(store.kind, name) for name in present)
         left = noted(stored.state.left, strays, named, now)
         # Whoever writes the Secret can name any key of the token, the CA's above, too.
         over = [each for each in left if self._keys.is_own(each.ref) and each.left_at + KEPT <= now]
+        ended: set[LeftKey] = set()
         for each in over:
             if not leading():
                 return
-            await self._keys.ask(partial(store.delete, each.ref.name))
-            _audit.info("authority key destroyed", extra={"key": each.ref.name, "left_at": each.left_at.isoformat()})
-        kept = tuple(each for each in left if each not in over)
+            try:
+                await self._keys.destroy(each.ref, f"no authority signs with it since {each.left_at.isoformat()}")
+                ended.add(each)
+            except KeyStoreUnavailable as error:
+                # One that cannot be destroyed keeps no other.
+                _not_yet(error)
+        kept = tuple(each for each in left if each not in ended)
         if kept != stored.state.left:
             after = replace(stored.state, sequence=stored.state.sequence + 1, left=kept)
             await swap(stored, after, Step("tidy keys", "all", "no authority signs with them any more"))
+
+    async def _present(self, store: KeyStore, state: AuthorityState) -> frozenset[KeyRef]:
+        """Keys of this state's that are there. What the state does not name was made for a step that was not stored:
+        another replica was faster, or the one that made it died."""
+        found: set[KeyRef] = set()
+        for begun in self._keys.own([*state.key_refs, *(each.ref for each in state.left)]):
+            try:
+                names = await self._keys.ask(partial(store.names, begun))
+            except KeyStoreUnavailable as error:
+                # Those that are known can be destroyed all the same.
+                _not_yet(error)
+            else:
+                found |= {KeyRef(store.kind, name) for name in names}
+        return frozenset(each for each in found if self._keys.is_own(each))
 
 
 def _signing(state: AuthorityState) -> list[Slot]:

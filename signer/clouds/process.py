@@ -101,8 +101,13 @@ class CloudProcess:
             child = self._start()
         except OSError as error:
             raise Failed("unreached", f"no process can be started to ask it: {error.strerror}") from None
+        try:
+            self._told(child, asdict(self._service), OPEN_SECONDS)
+        except BaseException:
+            # It would take what it is asked next for the service's name.
+            child.end()
+            raise
         self._child = child
-        self._told(child, asdict(self._service), OPEN_SECONDS)
         return child
 
     def _told(self, child: Child, asked: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:

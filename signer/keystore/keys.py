@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -38,6 +39,8 @@ class Keys:
         self.store = store
         self._signing = signing
         self._begins = f"podsvid-{trust_domain.name if trust_domain is not None else ''}-"
+        # Whole: `podsvid-prod-` is also how those of a trust domain begin that is called prod-eu.
+        self._own = re.compile(f"{re.escape(self._begins)}[0-9a-f]{{{2 * _OWNER}}}-[0-9a-f]{{{2 * _NUMBER}}}", re.ASCII)
         self._makes = store if not returning else None
 
     async def x509(self, algorithm: KeyAlgorithm, named: Iterable[KeyRef]) -> PrivateKey:
@@ -59,11 +62,21 @@ class Keys:
         if ref is None or store is None or not self.is_own(ref):
             return
         try:
-            await self.ask(lambda: store.delete(ref.name))
+            await self.destroy(ref, "it was made for nothing")
         except KeyStoreUnavailable as error:
             _log.warning("authority key left in its store", extra={"key": ref.name, "error": str(error)})
+
+    async def destroy(self, ref: KeyRef, why: str) -> None:
+        """Destroy a key for good, if it is there. Raises KeyStoreUnavailable."""
+        store = self.store
+        assert store is not None
+        if await self.ask(lambda: store.delete(ref.name)):
+            _log.info("authority key destroyed", extra={"key": ref.name, "why": why})
         else:
-            _log.info("authority key destroyed", extra={"key": ref.name, "why": "it was made for nothing"})
+            _log.warning(
+                "authority key not destroyed: its store has none of that name",
+                extra={"key": ref.name, "store": store.kind, "why": why},
+            )
 
     async def do(self, key: object, work: Callable[[], _T], holder: str = "", seconds: float = DEADLINE_SECONDS) -> _T:
         """What `work`, which signs with that key, returns or raises. Raises KeyStoreUnavailable."""
@@ -95,7 +108,7 @@ class Keys:
 
     def is_own(self, ref: KeyRef) -> bool:
         """Whether a key is one that was made here, by its name: what else a state names is not ours to destroy."""
-        return self.store is not None and ref.store == self.store.kind and ref.name.startswith(self._begins)
+        return self.store is not None and ref.store == self.store.kind and self._own.fullmatch(ref.name) is not None
 
     def own(self, named: Iterable[KeyRef]) -> Sequence[str]:
         """How the names of those keys begin that are this state's and of no other one. Sorted."""

@@ -1,7 +1,6 @@
 """Authorities' keys in a cloud's KMS: made there, asked for signatures by one process, and destroyed there."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TypeVar
 
 from signer.clouds import process
@@ -49,10 +48,12 @@ class KmsStore:
 
         return held(public, signed, ref)
 
-    def delete(self, name: str) -> None:
-        # What is called otherwise was not made here.
-        with suppress(Unsupported):
-            self._asked(lambda: self._kms.destroy(name))
+    def delete(self, name: str) -> bool:
+        try:
+            return self._asked(lambda: self._kms.destroy(name))
+        except Unsupported:
+            # What is called otherwise was not made here.
+            return False
 
     def names(self, prefix: str) -> Sequence[str]:
         try:

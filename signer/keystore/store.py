@@ -37,8 +37,8 @@ class KeyStore(Protocol):
         """
         ...
 
-    def delete(self, name: str) -> None:
-        """Destroy that key for good, if there is one."""
+    def delete(self, name: str) -> bool:
+        """Destroy that key for good; whether there was one."""
         ...
 
     def names(self, prefix: str) -> Sequence[str]:

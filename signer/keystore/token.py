@@ -87,8 +87,8 @@ class TokenStore:
 
         return held(public, signed, ref)
 
-    def delete(self, name: str) -> None:
-        self._asked({"operation": "delete", "name": name}, SIGN_SECONDS)
+    def delete(self, name: str) -> bool:
+        return bool(self._asked({"operation": "delete", "name": name}, SIGN_SECONDS).get("found"))
 
     def names(self, prefix: str) -> Sequence[str]:
         found = self._asked({"operation": "names", "prefix": prefix}, SIGN_SECONDS).get("names")

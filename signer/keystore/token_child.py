@@ -56,12 +56,14 @@ class _Session:
         from pkcs11 import Attribute, ObjectClass
 
         self._known.pop(asked["name"], None)
+        found = False
         for which in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
             wanted = {Attribute.CLASS: which, Attribute.LABEL: asked["name"]}
             # Found first: a search that is open bars its session from everything else.
             for each in list(self._session.get_objects(wanted)):
                 each.destroy()
-        return {}
+                found = True
+        return {"found": found}
 
     def names(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         from pkcs11 import Attribute, ObjectClass

@@ -75,18 +75,22 @@ class AwsKms:
         self._made[self.path(name)] = arn
         return found
 
-    def destroy(self, name: str) -> None:
+    def destroy(self, name: str) -> bool:
+        path = self.path(name)
         try:
-            about = self._key(self._ask("describe_key", {"KeyId": self.path(name)}))
+            about = self._key(self._ask("describe_key", {"KeyId": self._made.get(path, path)}))
         except KmsMissing:
-            return
+            return False
         # Whoever may lead the alias elsewhere could have any key destroyed, the CA's above, too.
         if about.get("Description") != name:
             raise KmsFailed(f"{self}: {self._alias(name)} leads to a key that was not made as {name}: it is left")
         if about.get("KeyState") != "PendingDeletion":
             self._end(str(about.get("Arn")))
-        self._ask("delete_alias", {"AliasName": self._alias(name)})
-        self._made.pop(self.path(name), None)
+        # Of a key that was just made it may not be known yet; it ends with the key.
+        with suppress(KmsMissing):
+            self._ask("delete_alias", {"AliasName": self._alias(name)})
+        self._made.pop(path, None)
+        return True
 
     def names(self, prefix: str) -> Sequence[str]:
         found: list[str] = []

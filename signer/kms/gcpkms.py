@@ -82,14 +82,15 @@ class GoogleKms:
             raise KmsFailed(f"{self}: the public key of {name} cannot be read") from None
         return public_of(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), algorithm)
 
-    def destroy(self, name: str) -> None:
+    def destroy(self, name: str) -> bool:
         try:
             state = self._state(self.path(name))
         except KmsMissing:
-            return
+            return False
         if state in _ALIVE:
             self._ask("destroy_crypto_key_version", {"name": self.path(name)})
         self._ended.add(id_of(name))
+        return True
 
     def names(self, prefix: str) -> Sequence[str]:
         found: list[str] = []

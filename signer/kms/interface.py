@@ -40,8 +40,8 @@ class Kms(Protocol):
         """Make a key that is found again by `name`."""
         ...
 
-    def destroy(self, name: str) -> None:
-        """Have it end, some days from now where the cloud has it so; if there is one, and it was made here."""
+    def destroy(self, name: str) -> bool:
+        """Have it end, some days from now where the cloud has it so; whether there was one, which was made here."""
         ...
 
     def names(self, prefix: str) -> Sequence[str]:
@@ -71,6 +71,9 @@ class Digest:
 
 
 _NAME = re.compile(r"(?P<begun>podsvid-.*)-(?P<rest>[0-9a-f]{8}-(?:[0-9a-f]{16})?)", re.ASCII)
+_NUMBER = re.compile(r"[0-9a-f]{16}", re.ASCII)
+# Of the digest of what names begin with: what is called in a KMS has 63 characters at most.
+DIGITS = 26
 _BY_LENGTH: Mapping[int, str] = MappingProxyType({32: "sha256", 48: "sha384"})
 
 
@@ -115,10 +118,11 @@ def id_of(name: str) -> str:
     # It may come from the Secret, and goes into a path there.
     if found is None:
         raise Unsupported("its name is not one that podsvid gives")
-    return f"podsvid-{hashlib.sha256(found['begun'].encode()).hexdigest()[:12]}-{found['rest']}"
+    return f"podsvid-{hashlib.sha256(found['begun'].encode()).hexdigest()[:DIGITS]}-{found['rest']}"
 
 
 def named(found: str, prefix: str) -> str | None:
     """The name of a key that is called so, if `prefix` is how it begins."""
     begins = id_of(prefix)
-    return prefix + found.removeprefix(begins) if found.startswith(begins) else None
+    number = found.removeprefix(begins)
+    return prefix + number if found.startswith(begins) and _NUMBER.fullmatch(number) else None

@@ -352,8 +352,8 @@ def test_what_nothing_signs_with_is_destroyed_after_a_week(token: Token) -> None
             keys = signer.replica._keys
             at = keys.store
             assert at is not None
-            of_another = "podsvid-example.org-00000000-01"
-            for name in (f"{begun}-stray", of_another):
+            of_another = "podsvid-example.org-00000000-0000000000000001"
+            for name in (f"{begun}-0000000000000001", of_another):
                 await keys.ask(partial(at.create, name, KeyAlgorithm.EC_P256))
             await replaced(rig, "x509")
             (gone,) = before - refs(rig.state)

@@ -76,6 +76,18 @@ def test_a_process_that_hangs_ends_or_says_what_is_no_answer_is_away_and_another
     assert cloud.ask("sign", {}) == {"a": 1}
 
 
+@pytest.mark.parametrize("end", [failed("unreached"), failed("busy"), failed("refused"), b"7", KeyboardInterrupt()])
+def test_a_process_whose_library_does_not_come_up_is_asked_nothing(end: Any) -> None:
+    """It would take the next question for a service's name, and fail for ever."""
+    one, other = Scripted(end), Scripted(FINE, {"answer": {"a": 1}})
+    cloud, _ = asked(one, other)
+    with pytest.raises(KeyboardInterrupt if isinstance(end, BaseException) else Failed):
+        cloud.ask("sign", {})
+    assert one.ended
+    assert cloud.ask("sign", {}) == {"a": 1}
+    assert len(one.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "stays"),
     [("busy", True), ("unreached", True), ("credentials", False), ("not-installed", False)],

@@ -39,6 +39,8 @@ from signer.minting.minting import IssuedX509, Minting
 from signer.pkcs11_uri import parse_token
 from signer.upstream.certify import SelfSigned, UpstreamUnusable
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey
+from svid.spiffeid import TrustDomain
+from tests.key_store_contract import FOREIGN, OWN
 from tests.signer_rig import START, StepClock
 from tests.unit.signer.test_held_key import elsewhere
 from tests.unit.signer.test_lifecycle import ALL, POLICY, TD, done
@@ -55,6 +57,9 @@ class Store:
     def __init__(self) -> None:
         self.keys: dict[str, PrivateKey] = {}
         self.away = False
+        # Keys that it does not destroy, and whether it names any.
+        self.stuck: set[str] = set()
+        self.names_none = False
 
     def create(self, name: str, algorithm: KeyAlgorithm) -> PrivateKey:
         self._look()
@@ -71,12 +76,16 @@ class Store:
 
         return held(public, sign, ref)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str) -> bool:
         self._look()
-        self.keys.pop(name, None)
+        if name in self.stuck:
+            raise KeyStoreUnavailable(f"{name} is left")
+        return self.keys.pop(name, None) is not None
 
     def names(self, prefix: str) -> Sequence[str]:
         self._look()
+        if self.names_none:
+            raise KeyStoreUnavailable("no names")
         return [each for each in self.keys if each.startswith(prefix)]
 
     def probe(self, algorithm: KeyAlgorithm) -> None:
@@ -373,29 +382,70 @@ def test_keys_end_a_week_after_the_last_state_that_named_them() -> None:
     keys = kept(store)
     cluster = Cluster(done(life(keys).first(START)))
     begun = keys.own(cluster.state.key_refs)[0]
-    for name in (f"{begun}00", "podsvid-example.org-00000000-00", "mine"):
+    stray = f"{begun}{0:016x}"
+    for name in (stray, FOREIGN, f"{begun}00", "mine"):
         store.keys[name] = KeyAlgorithm.EC_P256.generate()
-    others = {"podsvid-example.org-00000000-00", "mine"}
+    others = {FOREIGN, f"{begun}00", "mine"}
     doubt = ["the clock is wrong"]
     end = KeyEnd(keys, lambda: doubt[0], clock)
     tidied(cluster, end)
     assert cluster.left == []
     doubt[0] = ""
     tidied(cluster, end)
-    assert cluster.left == [f"{begun}00"]
+    assert cluster.left == [stray]
     clock.pass_by(seconds=KEPT.total_seconds() - 1)
     tidied(cluster, end)
-    assert f"{begun}00" in store.keys
+    assert stray in store.keys
     clock.pass_by(seconds=TIDY_SECONDS)
     # It leads no more.
     cluster.leads = False
     tidied(cluster, end)
-    assert f"{begun}00" in store.keys
+    assert stray in store.keys
     clock.pass_by(seconds=TIDY_SECONDS)
     cluster.leads = True
     tidied(cluster, end)
     assert cluster.left == []
     assert set(store.keys) == others | {each.name for each in cluster.state.key_refs}
+
+
+def over(*numbers: int, begun: str = OWN) -> tuple[LeftKey, ...]:
+    return tuple(LeftKey(KeyRef("shelf", f"{begun}{each:016x}"), START - 2 * KEPT) for each in numbers)
+
+
+def test_a_key_that_cannot_be_destroyed_keeps_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    store = Store()
+    keys = kept(store)
+    cluster = Cluster(done(life(keys).first(START)))
+    cluster.state = replace(cluster.state, left=over(1, 2, 3, 4))
+    for each in over(1, 2, 3):
+        store.keys[each.ref.name] = KeyAlgorithm.EC_P256.generate()
+    store.stuck = {f"{OWN}{1:016x}"}
+    # Nor does a store that names none.
+    store.names_none = True
+    with caplog.at_level("INFO", "podsvid"):
+        tidied(cluster, KeyEnd(keys, str, StepClock()))
+    assert cluster.left == [f"{OWN}{1:016x}"]
+    assert set(store.keys) == {f"{OWN}{1:016x}"} | {each.name for each in cluster.state.key_refs}
+    said = {each.message: each.key for each in caplog.records if hasattr(each, "key") and "destroyed" in each.message}
+    assert said == {
+        "authority key destroyed": f"{OWN}{3:016x}",
+        "authority key not destroyed: its store has none of that name": f"{OWN}{4:016x}",
+    }
+
+
+@pytest.mark.parametrize("domain", ["example.org-eu", "example.org-00112233", "example.org-00112233-0011223344556677"])
+def test_a_key_of_a_trust_domain_whose_name_begins_the_same_is_not_ours(domain: str) -> None:
+    store = Store()
+    keys = kept(store)
+    others = over(1, begun=f"podsvid-{domain}-00112233-")
+    store.keys[others[0].ref.name] = KeyAlgorithm.EC_P256.generate()
+    assert not keys.is_own(others[0].ref)
+    assert keys.own([others[0].ref]) == []
+    assert Keys(TrustDomain(domain), store).is_own(others[0].ref)
+    cluster = Cluster(done(life(keys).first(START)))
+    cluster.state = replace(cluster.state, left=others)
+    tidied(cluster, KeyEnd(keys, str, StepClock()))
+    assert others[0].ref.name in store.keys
 
 
 def test_what_was_not_made_here_is_destroyed_by_no_state_that_names_it() -> None:

@@ -178,6 +178,35 @@ def test_a_key_that_somebody_destroys_already_is_left_to_that(aws: fake_kms.AwsK
         assert list(store.names(OWN)) == []
 
 
+def test_a_key_whose_alias_is_not_known_yet_is_destroyed_all_the_same(aws: fake_kms.AwsKms) -> None:
+    """Right after it was made, where nothing came of what it was made for."""
+
+    def unknown(operation: str, body: Any) -> Any:
+        if "alias/" in body.get("KeyId", "") or operation == "DeleteAlias":
+            raise Wrong("NotFoundException", "Alias is not found.")
+
+    with aws_store() as store:
+        store.create(NAME, KeyAlgorithm.EC_P256)
+        aws.instead = unknown
+        assert store.delete(NAME)
+    assert [each.state for each in aws.keys.values()] == ["PendingDeletion"]
+
+
+@pytest.mark.parametrize("kind", ["aws", "google"])
+def test_what_somebody_else_has_there_is_not_named_and_hides_nothing(
+    kind: str, aws: fake_kms.AwsKms, google: fake_kms.GoogleKms
+) -> None:
+    with aws_store() if kind == "aws" else google_store(google) as store:
+        store.create(NAME, KeyAlgorithm.EC_P256)
+        begun = id_of(OWN)
+        for rest in ("", "backup", "0011223344556677x", "00112233445566778", "001122334455667G"):
+            if kind == "aws":
+                aws.aliases[f"alias/podsvid/{begun}{rest}"] = aws.put(KeyAlgorithm.EC_P256.generate())
+            else:
+                google.put(KeyAlgorithm.EC_P256.generate(), f"{begun}{rest}")
+        assert list(store.names(OWN)) == [NAME]
+
+
 @pytest.mark.parametrize(
     ("code", "status", "said"),
     [
