@@ -11,7 +11,7 @@ from svid.errors import InvalidBundle, SvidError
 from svid.federated import Order, order
 from svid.spiffeid import TrustDomain
 
-_log = logging.getLogger("podsvid.federated")
+_log = logging.getLogger("podsvid.federation")
 # Clients take answers of 4 MiB; an answer holds all bundles.
 MAX_TOTAL_BYTES = 2 * 1024 * 1024
 # So long is waited for a look at the files: trust that changed otherwise waits as long.

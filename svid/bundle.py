@@ -34,6 +34,7 @@ MAX_JWKS_BYTES = 4 * 1024 * 1024
 # RFC 7518 3.3 asks for 2048 bits; above 16384 a signature check costs seconds.
 _RSA_BITS = range(2048, 16384 + 1)
 _SHOWN = 80
+_MAX_KEY_ID = 1024
 _NUMBERS = frozenset({"n", "e", "x", "y", "pub"})
 _KEY_TYPES = frozenset({"RSA", "EC", "OKP", "AKP"})
 # Of a document with a key of kind AKP (ML-DSA, RFC 9964) among its keys go-jose (go-spiffe, SPIRE, gRPC for Go) and
@@ -106,10 +107,13 @@ class TrustBundle:
             raise InvalidBundle(f"not a DER trust bundle: {error}") from None
 
     @classmethod
-    def from_jwks(cls, trust_domain: TrustDomain, data: bytes, left_out: LeftOut = lambda why: None) -> Self:
+    def from_jwks(
+        cls, trust_domain: TrustDomain, data: bytes, left_out: LeftOut = lambda why: None, most: int | None = None
+    ) -> Self:
         """A bundle from a SPIFFE JWKS: entries of unknown use or type are ignored, the document itself is strict.
 
-        `left_out` is told of entries that should be authorities and cannot be. Raises InvalidBundle.
+        `left_out` is told of entries that should be authorities and cannot be. `most`: entries that it may have, of
+        whatever kind. Raises InvalidBundle.
         """
         if len(data) > MAX_JWKS_BYTES:
             raise InvalidBundle(f"trust bundle is longer than {MAX_JWKS_BYTES} bytes")
@@ -119,6 +123,10 @@ class TrustBundle:
             raise InvalidBundle(f"not a JWKS document: {error}") from None
         if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
             raise InvalidBundle("not a JWKS document: `keys` must be an array")
+        beside = document.get(_BESIDE)
+        others = beside if isinstance(beside, list) else []
+        if most is not None and len(document["keys"]) + len(others) > most:
+            raise InvalidBundle(f"trust bundle has more than {most} entries")
         authorities: list[x509.Certificate] = []
         jwt: list[JwtAuthority] = []
         for entry in document["keys"]:
@@ -128,8 +136,7 @@ class TrustBundle:
                 authorities.extend(_x509_entry(entry, left_out))
             elif entry.get("use") == "jwt-svid":
                 jwt.extend(_jwt_entry(entry, left_out))
-        beside = document.get(_BESIDE)
-        for each in beside if isinstance(beside, list) else ():
+        for each in others:
             authorities.extend(_x509_entry({"x5c": [each]}, left_out))
         hint = _integer(document, "spiffe_refresh_hint")
         return cls(
@@ -271,6 +278,10 @@ def _jwt_entry(entry: dict[str, Any], left_out: LeftOut) -> list[JwtAuthority]:
     key_id = entry.get("kid")
     if not isinstance(key_id, str) or not key_id:
         left_out("JWT key without a key id (kid)")
+        return []
+    # JSON can write half a character, which no UTF-8 has: it could be neither hashed nor published.
+    if len(key_id) > _MAX_KEY_ID or any("\ud800" <= each <= "\udfff" for each in key_id):
+        left_out(f"JWT key whose key id is longer than {_MAX_KEY_ID} characters, or no text: kid {key_id[:_SHOWN]!a}")
         return []
     found = _jwt_key(key_id, entry)
     if not found:

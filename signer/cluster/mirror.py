@@ -23,6 +23,9 @@ FIRST_RETRY, MAX_RETRY = 0.5, 30.0
 SLICE = 64
 # Watches in a row that began too late; more are no accident, and a list that is too old before its end never is.
 MAX_GAPS = 3
+# Seconds after which objects of a kind that the cluster knows no more are gone: an API server that starts knows its
+# custom ones a little later.
+UNKNOWN_SECONDS = 60.0
 # Seconds; the API server ends a watch by itself then, so that a dead connection is noticed.
 WATCH_SECONDS = "290"
 # Seconds without a word of the API server, which ends each watch before: silent for longer, a connection is dead.
@@ -127,11 +130,20 @@ class Mirror(Generic[Kept, Value]):
                 if isinstance(error, Gone) and listed and gaps < MAX_GAPS:
                     gaps += 1
                     continue
-                if self._optional and isinstance(error, NotFound) and not self.synced:
-                    self._first.set()
-                    self.changed.publish(None)
+                if self._optional and isinstance(error, NotFound):
+                    self._unknown()
                 self._report(error)
                 await asyncio.sleep(self._delay())
+
+    def _unknown(self) -> None:
+        """The cluster knows no such objects; where it did, it may only be about to know them again."""
+        different = not self.synced
+        if self.lost_since is not None and self._clock.monotonic() - self.lost_since > UNKNOWN_SECONDS:
+            gone = [self._put(uid, None) for uid in list(self._values)]
+            different |= bool(gone)
+        if different:
+            self._first.set()
+            self.changed.publish(None)
 
     async def _list(self) -> str:
         # Each part is taken over as it comes: two whole copies would be twice the memory.

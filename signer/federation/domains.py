@@ -19,7 +19,7 @@ from svid.errors import SvidError
 from svid.federated import Order, order
 from svid.spiffeid import TrustDomain
 
-_log = logging.getLogger("podsvid.federated")
+_log = logging.getLogger("podsvid.federation")
 # On the ConfigMaps that hold fetched bundles, whose owner is the object.
 LABEL = "podsvid.io/federated-trust-domain"
 BUNDLE, ABOUT = "bundle.json", "trust-domain"
@@ -67,7 +67,7 @@ class Domains:
     ) -> None:
         self._api = api
         self._files = FederatedBundles(files)
-        self._began = clock.monotonic()
+        self._began: float | None = None
         self._configs = f"/api/v1/namespaces/{namespace}/configmaps"
         self._namespace = namespace
         self._elsewhere = {own: "it is the own trust domain, whose bundle is here"}
@@ -84,8 +84,9 @@ class Domains:
     @property
     def known(self) -> bool:
         """Whether all objects were read once, or could not be for long: before that, that there are none is no news."""
-        synced = self._relations.synced and self._stored.synced
-        return synced or self._clock.monotonic() - self._began > PATIENCE
+        if self._relations.synced and self._stored.synced:
+            return True
+        return self._began is not None and self._clock.monotonic() - self._began > PATIENCE
 
     async def wait_synced(self) -> None:
         """Wait until all objects were read once."""
@@ -98,6 +99,7 @@ class Domains:
 
     async def run(self) -> None:
         """Follow the objects, for ever."""
+        self._began = self._clock.monotonic()
         await side_by_side(
             self._relations.run(), self._stored.run(), self._tell(self._relations), self._tell(self._stored)
         )
@@ -132,8 +134,11 @@ class Domains:
             held = _latest(stored.get(each.uid), each)
             withheld = _STALE if self._outdated(each) else None
             if held is not None and withheld is None:
-                size += len(held.to_jwks())
-                withheld = _LARGE if size > MAX_TOTAL_BYTES else None
+                length = len(held.to_jwks())
+                if size + length > MAX_TOTAL_BYTES:
+                    withheld = _LARGE
+                else:
+                    size += length
             found.append(Domain(each, held, withheld))
         return found
 
@@ -142,6 +147,11 @@ class Domains:
         """In force, of files and of objects, in the order of their names."""
         found = [each.bundle for each in self.followed if each.bundle is not None]
         return tuple(sorted((*self._files.bundles, *found), key=lambda each: each.trust_domain.name))
+
+    def is_current(self, relation: Relation) -> bool:
+        """Whether its object is there, and says still what it did."""
+        found = self._relations.find(relation.uid)
+        return found is not None and found.generation == relation.generation
 
     def is_stored(self, relation: Relation) -> bool:
         """Whether there is one of its trust domain that was fetched."""
@@ -190,9 +200,9 @@ class Domains:
         await self._api.replace(f"{self._configs}/{name}", body)
 
     def _outdated(self, relation: Relation) -> bool:
-        if relation.max_stale is None or relation.fetched_at is None:
+        if relation.max_stale is None or relation.since is None:
             return False
-        return self._clock.now() - relation.fetched_at > relation.max_stale
+        return self._clock.now() - relation.since > relation.max_stale
 
     def _oldest_first(self) -> list[Relation]:
         return sorted(self._relations.values.values(), key=lambda each: (each.created, each.name))
@@ -243,5 +253,6 @@ def about(bundle: TrustBundle) -> Object:
     if bundle.sequence is not None:
         found["sequence"] = bundle.sequence
     if ends is not None:
-        found["earliestNotAfter"] = ends.strftime("%Y-%m-%dT%H:%M:%SZ")
+        # strftime has three digits for a year that has three.
+        found["earliestNotAfter"] = f"{ends.year:04}-{ends:%m-%dT%H:%M:%SZ}"
     return found

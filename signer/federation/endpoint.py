@@ -3,8 +3,8 @@
 import asyncio
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from socket import AF_INET, AddressFamily
 from typing import Protocol
 from urllib.parse import urljoin, urlsplit
@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from runtime.bounded import Bounded
+from runtime.bounded import Bounded, Unanswered
 from runtime.tls import shown
 from signer.errors import SignerError
 from signer.federation.relation import InvalidRelation, Profile, Relation, endpoint_url, is_refused
@@ -29,6 +29,9 @@ CONNECT_SECONDS, ALL_SECONDS = 5.0, 10.0
 MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_HEADERS = 32 * 1024
+# Certificates that an endpoint may show, each of which is tried with each authority: a SPIRE below others shows three.
+_MAX_SHOWN = 5
+_MOST_ASIDE = 1024
 
 
 class FetchFailed(SignerError):
@@ -46,18 +49,28 @@ class Endpoint(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class HttpsEndpoint:
-    """Asks anew each time: names are resolved again, and no connection is kept."""
+    """Asks anew each time: names are resolved again, and no connection is kept. Belongs to one event loop."""
 
-    now: Callable[[], datetime]
-    resolver: Bounded = field(default_factory=lambda: Bounded(CONNECT_SECONDS), repr=False, compare=False)
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        # By the relation's uid: a name whose servers are silent holds up nobody else's.
+        self._aside: dict[str, Bounded] = {}
 
     async def fetch(self, relation: Relation, trusted: TrustBundle | None) -> bytes:
-        context = self._context(relation, trusted)
+        if len(self._aside) >= _MOST_ASIDE:
+            self._aside.clear()
+        aside = self._aside.setdefault(relation.uid, Bounded(CONNECT_SECONDS))
+        try:
+            # The system's authorities are read from files, and are many.
+            context = await aside.do(partial(self._context, relation, trusted))
+        except (ssl.SSLError, ValueError, TypeError, OSError):
+            raise FetchFailed("caBundle, or the bundle to know the endpoint by, cannot be used for TLS") from None
+        except Unanswered:
+            raise FetchFailed("what this host trusts, or the endpoint's name, cannot be read in time") from None
         # No proxy, cookies or netrc of the environment, and what comes is not unpacked.
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=1, force_close=True, resolver=_Partners(self.resolver)),
+            connector=aiohttp.TCPConnector(ssl=context, limit=1, force_close=True, resolver=_Partners(aside)),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             max_line_size=_MAX_HEADERS,
@@ -96,7 +109,7 @@ class HttpsEndpoint:
                     f"there is no bundle of {relation.endpoint_id.trust_domain} to know the endpoint by: give one in "
                     "trustDomainBundle"
                 )
-            context = _spiffe_context(relation.endpoint_id, trusted, self.now)
+            context = _spiffe_context(relation.endpoint_id, trusted, self._now)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
@@ -128,6 +141,8 @@ def _spiffe_context(expected: SpiffeId, trusted: TrustBundle, now: Callable[[], 
             super().do_handshake()
             try:
                 chain = [certificate_from_der(each) for each in shown(self)]
+                if len(chain) > _MAX_SHOWN:
+                    raise InvalidSvid(f"it shows more than {_MAX_SHOWN} certificates")
                 found = check_x509_svid(chain, trusted, now())
             except (InvalidSvid, ValueError) as error:
                 raise ssl.SSLCertVerificationError(f"no X509-SVID of {expected}: {error}") from None
@@ -169,6 +184,8 @@ def _why(error: Exception, relation: Relation) -> str:
         text = said.verify_message if getattr(said, "verify_message", "") else str(said)
         other = Profile.SPIFFE if relation.profile is Profile.WEB else Profile.WEB
         return f"its certificate is not accepted by {relation.profile} ({text[:300]}); is the profile {other}?"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return f"it cannot be reached (no connection within {CONNECT_SECONDS:g} s)"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"it cannot be reached ({(error.strerror or type(error.os_error).__name__)[:200]})"
     return f"it gives no answer that can be read ({type(error).__name__})"

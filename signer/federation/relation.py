@@ -14,7 +14,7 @@ from runtime import durations
 from signer.cluster.objects import FederatedTrustDomainObject
 from signer.errors import SignerError
 from svid.bundle import TrustBundle
-from svid.certificates import certificates_from_pem
+from svid.certificates import certificates_from_pem, to_pem
 from svid.errors import InvalidBundle, InvalidSpiffeId
 from svid.spiffeid import SpiffeId, TrustDomain
 
@@ -61,6 +61,11 @@ class Relation:
     max_stale: timedelta | None = None
     problem: str = ""
     fetched_at: datetime | None = None
+
+    @property
+    def since(self) -> datetime | None:
+        """Since when nothing newer is known: it was fetched then, or made."""
+        return self.fetched_at or _time(self.created)
 
     @property
     def path(self) -> str:
@@ -133,7 +138,8 @@ def _rest(spec: Mapping[str, Any], trust_domain: TrustDomain) -> dict[str, Any]:
         raise InvalidRelation("caBundle is for the profile https_web; https_spiffe goes by trustDomainBundle")
     if ca_bundle:
         try:
-            certificates_from_pem(ca_bundle.encode())
+            # Written anew: what stands around the certificates is not everybody's PEM.
+            ca_bundle = to_pem(certificates_from_pem(ca_bundle.encode())).decode()
         except ValueError as error:
             raise InvalidRelation(f"caBundle: {error}") from None
     bootstrap = None

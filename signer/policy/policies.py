@@ -208,7 +208,8 @@ class Policies:
         absent = sorted(each.name for each in policy.federates_with if each not in known)
         if not absent:
             return ""
-        return f"federatesWith {', '.join(absent)}: this cluster has no trust bundle of it (federated_bundles)"
+        where = "FederatedTrustDomain, federated_bundles"
+        return f"federatesWith {', '.join(absent)}: this cluster has no trust bundle of it ({where})"
 
     def _not_granted(self, policy: Policy) -> str:
         return "; ".join(each for each in (self.clipped(policy), self.unknown_domains(policy)) if each)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import looptime
 import pytest
@@ -42,6 +42,13 @@ class LoopClock:
 
     def monotonic(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+class Here:
+    """Implements Aside on the loop, whose time threads do not know."""
+
+    async def do(self, work: Callable[[], Any]) -> Any:
+        return work()
 
 
 class Partner:
@@ -84,8 +91,9 @@ class Cluster:
         known = Domains(self.kube, "podsvid", OWN, files or {}, self.clock)
         self.tasks.append(asyncio.create_task(known.run()))
         if leads:
+            rng = random.Random(1)
             polling = Polling(
-                self.kube, known, self.partner, lambda: OURS, self.clock, random.Random(1), self.results.append
+                self.kube, known, self.partner, lambda: OURS, self.clock, rng, self.results.append, Here()
             )
             self.tasks.append(asyncio.create_task(polling.lead()))
         return known
@@ -212,6 +220,145 @@ def test_what_fails_or_is_older_changes_nothing_but_the_status() -> None:
         assert known.bundles[0].sequence == 4
         assert cluster.condition("Fetched")[1] == "Fetched"
         assert set(cluster.results) == {"newer", "same", "older", "failed"}
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"keys": [{"kty": "EC", "use": "jwt-svid", "crv": "P-256", "kid": "\ud800"}], "spiffe_sequence": 9},
+        {"keys": [], "spiffe_sequence": 2**70},
+        {"keys": [], "spiffe_sequence": -1},
+    ],
+)
+def test_no_document_of_a_partner_ends_a_signer_or_stops_the_others(document: dict[str, Any]) -> None:
+    point = {"x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}
+
+    async def test(cluster: Cluster) -> None:
+        found = {**document, "keys": [{**each, **point} for each in document["keys"]]}
+        cluster.partner.says[URL] = json.dumps(found).encode()
+        cluster.relate(trustDomainBundle=THEIRS[0].to_jwks().decode())
+        known = cluster.replica()
+        await asyncio.sleep(2)
+        cluster.partner.publishes(replace(root(START, OTHER).bundle, sequence=1), "https://other")
+        cluster.relate("other", "other.test", "https://other")
+        await asyncio.sleep(1000)
+        assert all(not each.done() for each in cluster.tasks)
+        assert OTHER in {each.trust_domain for each in known.bundles}
+        assert cluster.condition("Ready", "other")[0] == "True"
+
+    play(test)
+
+
+def test_what_nobody_had_thought_of_is_a_look_that_failed() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.partner.says[URL] = cast(bytes, 7)
+        cluster.relate()
+        cluster.replica()
+        await asyncio.sleep(400)
+        assert all(not each.done() for each in cluster.tasks)
+        assert set(cluster.results) == {"failed"}
+        assert cluster.condition("Fetched") == ("False", "Failed", "it cannot be read (TypeError); see the log")
+
+    play(test)
+
+
+def test_a_status_that_is_not_taken_stops_no_other_and_is_tried_ever_more_rarely() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.partner.publishes(THEIRS[0])
+        cluster.relate()
+        await asyncio.sleep(2)
+        cluster.kube.denied.add(("replace", f"{COLLECTION}/partner/status"))
+        cluster.partner.publishes(replace(root(START, OTHER).bundle, sequence=1), "https://other")
+        cluster.relate("other", "other.test", "https://other")
+        cluster.replica()
+        await asyncio.sleep(3600)
+        assert "conditions" not in cluster.status()
+        assert cluster.condition("Ready", "other")[0] == "True"
+        reads = [path for path in cluster.kube.reads if path == f"{COLLECTION}/partner"]
+        assert len(reads) < 15
+
+    play(test)
+
+
+def test_objects_that_are_not_followed_are_not_asked_about_again_and_again() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.relate("own", "example.org")
+        cluster.replica()
+        await asyncio.sleep(3600)
+        assert len([path for path in cluster.kube.reads if path == f"{COLLECTION}/own"]) == 1
+
+    play(test)
+
+
+def test_what_is_asked_of_an_object_that_changes_is_no_answer() -> None:
+    async def test(cluster: Cluster) -> None:
+        cluster.partner.takes = 9.0
+        # Of one who has its endpoint, and holds back each answer as long as it can.
+        cluster.partner.publishes(replace(root(START, PARTNER).bundle, sequence=2**60), "https://stolen.test")
+        cluster.relate(url="https://stolen.test")
+        known = cluster.replica()
+        await asyncio.sleep(5)
+        cluster.partner.publishes(THEIRS[0])
+        cluster.relate()
+        await asyncio.sleep(30)
+        assert [each.sequence for each in known.bundles] == [1]
+
+    play(test)
+
+
+def test_an_old_document_for_ever_and_one_that_never_came_are_too_old_in_the_end() -> None:
+    async def test(cluster: Cluster) -> None:
+        known = cluster.replica()
+        cluster.partner.publishes(THEIRS[2])
+        cluster.relate(maxStale="30m")
+        cluster.relate(
+            "silent",
+            "other.test",
+            "https://other",
+            trustDomainBundle=root(START, OTHER).bundle.to_jwks().decode(),
+            maxStale="30m",
+        )
+        await asyncio.sleep(600)
+        assert len(known.bundles) == 2
+        cluster.partner.publishes(THEIRS[0])
+        await asyncio.sleep(2200)
+        assert not known.bundles
+        assert cluster.condition("Ready")[1] == cluster.condition("Ready", "silent")[1] == "TooOld"
+
+    play(test)
+
+
+def test_a_stored_bundle_that_somebody_removes_is_fetched_again_at_once() -> None:
+    async def test(cluster: Cluster) -> None:
+        known = cluster.replica()
+        cluster.partner.publishes(replace(THEIRS[0], refresh_hint=timedelta(hours=20)))
+        cluster.relate()
+        await asyncio.sleep(SOON)
+        (stored,) = [path for path in cluster.kube.objects if path.startswith(CONFIGS)]
+        cluster.kube.remove(stored)
+        await asyncio.sleep(SOON)
+        assert [each.sequence for each in known.bundles] == [1]
+
+    play(test)
+
+
+def test_a_kind_that_the_cluster_knows_no_more_takes_its_objects_along() -> None:
+    async def test(cluster: Cluster) -> None:
+        known = cluster.replica()
+        cluster.partner.publishes(THEIRS[0])
+        cluster.relate()
+        await asyncio.sleep(SOON)
+        cluster.kube.missing.add(COLLECTION)
+        cluster.kube.down = True
+        await asyncio.sleep(1)
+        cluster.kube.down = False
+        # An API server that starts knows it a little later.
+        await asyncio.sleep(20)
+        assert len(known.bundles) == 1
+        await asyncio.sleep(200)
+        assert not known.bundles
 
     play(test)
 
@@ -350,6 +497,9 @@ def test_one_that_cannot_be_reached_for_longer_than_allowed_is_trusted_no_more_a
         assert cluster.condition("Ready")[:2] == ("False", "TooOld")
         # What was held is held against what comes: nobody brings an older one back by silence.
         cluster.partner.publishes(THEIRS[0])
+        await asyncio.sleep(400)
+        assert not other.bundles
+        cluster.partner.publishes(THEIRS[2])
         await asyncio.sleep(400)
         assert [each.sequence for each in other.bundles] == [3]
 

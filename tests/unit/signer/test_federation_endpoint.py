@@ -1,9 +1,12 @@
 """A partner's bundle endpoint over real TLS: who it is, and what it may say (SPIFFE_Federation.md 5.2)."""
 
 import asyncio
+import json
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,10 +15,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from runtime.bounded import Bounded
+from signer.cluster import decoding
+from signer.cluster.objects import FederatedTrustDomainObject
 from signer.federation import endpoint as room
 from signer.federation.endpoint import FetchFailed, HttpsEndpoint
-from signer.federation.relation import Profile, Relation
+from signer.federation.relation import Profile, Relation, read_relation
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_pem
@@ -292,12 +296,78 @@ def test_who_answers_without_end_is_waited_for_so_long(tmp_path: Path, monkeypat
     asyncio.run(run())
 
 
+def test_a_ca_bundle_is_read_whatever_stands_around_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        web = Web()
+        async with web_server(tmp_path, web, says(DOCUMENT)) as port:
+            pem = web.relation(port).ca_bundle
+            for written in (f"# Zürich Root\n{pem}", f"subject=web\n\n{pem}\n\n"):
+                spec = {
+                    "trustDomain": "partner.test",
+                    "bundleEndpointURL": f"https://localhost:{port}/",
+                    "bundleEndpointProfile": {"type": "https_web"},
+                    "caBundle": written,
+                }
+                body = {"metadata": {"uid": "uid", "name": "partner"}, "spec": spec}
+                relation = read_relation(decoding.one(json.dumps(body).encode(), FederatedTrustDomainObject))
+                assert relation is not None
+                assert (relation.problem, await fetched(relation)) == ("", DOCUMENT)
+            # Whatever becomes of it later is said and ends nothing.
+            said = await refused(replace(web.relation(port), ca_bundle="-----BEGIN CERTIFICATE-----\nAA\n"))
+            assert "cannot be used for TLS" in said
+
+    asyncio.run(run())
+
+
+def test_an_endpoint_shows_no_long_chain(tmp_path: Path) -> None:
+    async def run() -> None:
+        theirs = root(NOW, PARTNER)
+        (leaf,), key = svid(theirs)
+        for number, taken in ((5, True), (6, False)):
+            async with served(tmp_path, (leaf, *theirs.chain * (number - 1)), key, says(DOCUMENT)) as port:
+                if taken:
+                    assert await fetched(spiffe(port), theirs.bundle) == DOCUMENT
+                else:
+                    assert "more than 5 certificates" in await refused(spiffe(port), theirs.bundle)
+
+    asyncio.run(run())
+
+
+def test_a_name_whose_servers_are_silent_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def look(host: str, *rest: object) -> list[object]:
+        if host == "slow.test":
+            ended.wait(60)
+        return [(2, 1, 6, "", ("0.0.0.0", 443))]
+
+    async def run() -> None:
+        endpoint = HttpsEndpoint(lambda: NOW)
+        relations = [
+            Relation(name, name, "", trust_domain=PARTNER, url=f"https://{name}.test/") for name in ("slow", "good")
+        ]
+        slow = asyncio.create_task(endpoint.fetch(relations[0], None))
+        async with asyncio.timeout(30):
+            with pytest.raises(FetchFailed, match="no address where"):
+                await endpoint.fetch(relations[1], None)
+        assert not slow.done()
+        ended.set()
+        with pytest.raises(FetchFailed):
+            await slow
+
+    monkeypatch.setattr("socket.getaddrinfo", look)
+    # A machine that is busy is no slow name server.
+    monkeypatch.setattr(room, "CONNECT_SECONDS", 60.0)
+    monkeypatch.setattr(room, "ALL_SECONDS", 60.0)
+    asyncio.run(run())
+
+
 def test_a_name_that_leads_to_no_partners_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(*addresses: str) -> str:
         monkeypatch.setattr("socket.getaddrinfo", lambda *rest: [(2, 1, 6, "", (each, 443)) for each in addresses])
         relation = Relation("uid", "partner", "", trust_domain=PARTNER, url="https://metadata.test/")
         with pytest.raises(FetchFailed) as found:
-            await HttpsEndpoint(lambda: NOW, Bounded(5)).fetch(relation, None)
+            await HttpsEndpoint(lambda: NOW).fetch(relation, None)
         return str(found.value)
 
     assert "no address where a trust domain could be published" in asyncio.run(run("169.254.169.254"))

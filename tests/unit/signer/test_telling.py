@@ -74,6 +74,7 @@ def test_agents_do_not_lose_other_trust_domains_because_a_signer_starts() -> Non
 def test_who_cannot_read_them_tells_what_it_has_after_a_while() -> None:
     async def run() -> None:
         site = Site()
+        site.kube.denied.add(("list", COLLECTION))
         trust: Feed[Broadcast] = Feed()
 
         async def renew(state: object) -> None:
@@ -81,10 +82,18 @@ def test_who_cannot_read_them_tells_what_it_has_after_a_while() -> None:
 
         domains = Domains(site.kube, "podsvid", TrustDomain("example.org"), {}, site.clock)
         telling = Telling(cast(Any, Rotation()), domains, cast(Any, None), trust, renew)
+        # However long it took until they were asked for.
+        site.clock.at += timedelta(seconds=PATIENCE + 1)
+        await telling.refresh()
+        assert trust.current is None
+        following = asyncio.create_task(domains.run())
+        await asyncio.sleep(0.05)
         await telling.refresh()
         assert trust.current is None
         site.clock.at += timedelta(seconds=PATIENCE + 1)
         await telling.refresh()
         assert trust.current is not None
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
     asyncio.run(run())

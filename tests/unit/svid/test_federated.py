@@ -1,10 +1,15 @@
 """Which bundle of another trust domain is taken, and when it is looked for again (SPIFFE_Federation.md 4, 6)."""
 
+import base64
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +30,7 @@ from svid.federated import (
 )
 from svid.jws import JwtAlgorithm
 from svid.jwtauthority import JwtSigningKey
+from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.fake_authority import bundle_of, root
 
@@ -85,6 +91,65 @@ def test_a_document_is_bounded() -> None:
     assert len(taken(json.dumps({"keys": full}).encode()).jwt_authorities) == MAX_AUTHORITIES
     with pytest.raises(InvalidBundle, match="more than 100 authorities"):
         taken(json.dumps({"keys": [*full, key]}).encode())
+
+
+def jwt_keys(*entries: Mapping[str, object]) -> bytes:
+    return json.dumps({"keys": [{"use": "jwt-svid", **each} for each in entries]}).encode()
+
+
+def test_what_verifying_costs_is_bounded() -> None:
+    left_out: list[str] = []
+    large = rsa.generate_private_key(65537, 2048).public_key().public_numbers()
+    odd = {"kty": "RSA", "kid": "e", "n": _number(large.n), "e": _number(2**40 + 1)}
+    long = {"kty": "RSA", "kid": "n", "n": _number(2**8300 + 1), "e": "AQAB"}
+    assert taken(jwt_keys(odd, long), left_out).jwt_authorities == ()
+    assert len(left_out) == 2
+    certificates = [each for _ in range(9) for each in _of_one_name()]
+    keys = [json.loads(TrustBundle(PARTNER, (each,)).to_jwks())["keys"][0] for each in certificates]
+    assert len(taken(json.dumps({"keys": keys[:8]}).encode()).x509_authorities) == 8
+    with pytest.raises(InvalidBundle, match="more than 8 X"):
+        taken(json.dumps({"keys": keys}).encode())
+    with pytest.raises(InvalidBundle, match="more than 200 entries"):
+        taken(json.dumps({"keys": [{"kty": "x"}] * 201}).encode())
+
+
+def _number(value: int) -> str:
+    return base64.urlsafe_b64encode(value.to_bytes((value.bit_length() + 7) // 8, "big")).rstrip(b"=").decode()
+
+
+def _of_one_name() -> tuple[x509.Certificate, ...]:
+    key, name = KeyAlgorithm.EC_P256.generate(), x509.Name.from_rfc4514_string("CN=partner")
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - timedelta(days=1), NOW)
+    return (builder.add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256()),)
+
+
+@pytest.mark.parametrize("kid", ["\ud800", "a\udfff", "x" * 1025])
+def test_a_key_id_that_is_no_text_is_left_out(kid: str) -> None:
+    (key,) = json.loads(OTHER.to_jwks())["keys"]
+    left_out: list[str] = []
+    entry = {each: key[each] for each in ("kty", "crv", "x", "y")}
+    assert taken(jwt_keys({**entry, "kid": kid}), left_out).jwt_authorities == ()
+    assert len(left_out) == 1
+    assert len(
+        taken(jwt_keys({**entry, "kid": kid[:1024].replace("\ud800", "é").replace("\udfff", "é")})).jwt_authorities
+    )
+
+
+@pytest.mark.parametrize("sequence", [-1, 2**63, 2**70])
+def test_a_sequence_has_63_bits(sequence: int) -> None:
+    with pytest.raises(InvalidBundle, match="63 bits"):
+        taken(json.dumps({"keys": [], "spiffe_sequence": sequence}).encode())
+    assert taken(json.dumps({"keys": [], "spiffe_sequence": 2**63 - 1}).encode()).sequence == 2**63 - 1
+
+
+def test_what_is_short_as_it_came_and_long_as_it_is_published_is_refused() -> None:
+    (key,) = json.loads(OTHER.to_jwks())["keys"]
+    entry = {each: key[each] for each in ("kty", "crv", "x", "y")}
+    document = {"keys": [{"use": "jwt-svid", **entry, "kid": f"{number:03}" + "é" * 1000} for number in range(95)]}
+    data = json.dumps(document, ensure_ascii=False).encode()
+    assert len(data) < MAX_DOCUMENT
+    with pytest.raises(InvalidBundle, match="once written in full"):
+        taken(data)
 
 
 @pytest.mark.parametrize("mine", [OWN_ROOT.bundle, replace(OWN, x509_authorities=())])
