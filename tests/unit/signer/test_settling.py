@@ -14,6 +14,7 @@ from signer.authority import settling
 from signer.authority.anchors import UpstreamRoot
 from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life
+from signer.authority.rollback import Rollbacks
 from signer.authority.slots import KINDS, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import Audience, LifecyclePolicy, lifecycle_policy
@@ -24,7 +25,7 @@ from svid.bundle import TrustBundle
 from svid.errors import SvidError
 from svid.jwtsvid import check_jwt_svid
 from svid.x509svid import check_x509_svid
-from tests.signer_rig import START
+from tests.signer_rig import START, StepClock
 from tests.unit.signer.test_audience_settings import loaded
 from tests.unit.signer.test_lifecycle import ALL, KEY, POLICY, TD, TTL, WEB, advanced, done, stages
 from tests.unit.signer.test_rotation import Cluster, Replica, loop, passes, until
@@ -383,6 +384,21 @@ def test_under_a_root_that_they_have_nobody_waits() -> None:
     known = replace(state, x509=(active, below(root)))
     assert settling.ready_at(known, known.x509[1], policy) == START + DAY
     assert [each.until for each in settling.waits(known, policy)] == [START + 5 * HINT]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_an_older_secret_was_restored_the_time_begins_anew(kind: str) -> None:
+    """Nobody knows what was published since the backup was saved."""
+    by, clock = life(*BOTH), StepClock()
+    state = rotating(by, kind)
+    clock.pass_by(hours=2)
+    after = Rollbacks(clock).above(state, state.sequence + 7, proven=True)
+    assert {each.until for each in settling.waits(state, by.policy)} == {START + each for each in needed(kind)}
+    assert {each.until for each in settling.waits(after, by.policy)} == {clock.now() + each for each in needed(kind)}
+
+
+def needed(kind: str) -> set[timedelta]:
+    return {each.settle(kind) for each in BOTH} - {timedelta(0)}
 
 
 def test_a_leader_that_follows_goes_on_with_the_time_that_has_passed() -> None:
