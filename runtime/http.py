@@ -1,15 +1,13 @@
 """A small HTTP/1.1 server on a thread of its own, for pages that peers nobody vouches for may ask for.
 
 Everything that a peer decides has a bound: connections in all and by address, bytes of a head, seconds of a connection,
-pages a second. One request a connection. When it is full, who has been slow for longest makes place: an honest peer
-sends its request at once, so that a crowd of slow ones keeps nobody out.
+pages a second. One request a connection.
 """
 
 import asyncio
 import logging
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from enum import IntEnum
 from http import HTTPStatus
 
 from runtime import listening
-from runtime.bucket import Bucket
+from runtime.crowd import Crowd
 from runtime.stopping import end
 
 _log = logging.getLogger("podsvid.http")
@@ -52,10 +50,6 @@ class Limits:
         return self.connections * (self.head + 2 * (self.received + self.sent) + page + _OBJECTS)
 
 
-# Who asks without end leaves pages for others.
-SHARE = 0.25
-# Addresses whose shares are remembered; of more, who has not asked for longest is forgotten.
-MAX_ADDRESSES = 256
 # Bytes of a connection's objects: transport, protocol, timer, selector's entry.
 _OBJECTS = 8 * 1024
 
@@ -103,7 +97,7 @@ class _Connection(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self.address = listening.whose(str(peer[0])) if peer else ""
         self._timer = asyncio.get_running_loop().call_later(self._limits.deadline, self.end, "deadline")
-        self._server.enter(self)
+        self._server.crowd.enter(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._buffer)[self._filled :]
@@ -133,7 +127,7 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._server.leave(self)
+        self._server.crowd.leave(self)
 
     def refuse(self, why: str, status: HTTPStatus) -> None:
         """Answer what is wrong, and count it."""
@@ -172,7 +166,7 @@ class _Connection(asyncio.BufferedProtocol):
                 self._server.refused(why)
             self._transport.abort()
         # Its place is free now, not when the loop comes round to it.
-        self._server.leave(self)
+        self._server.crowd.leave(self)
 
 
 class _Server:
@@ -182,30 +176,8 @@ class _Server:
         self.limits = limits
         self.refused = refused
         self._pages = pages
-        # In the order in which they came.
-        self._connections: dict[_Connection, None] = {}
-        self._addresses: dict[str, int] = {}
+        self.crowd = Crowd[_Connection](limits.connections, limits.by_address, limits.rate, limits.burst)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._all: Bucket | None = None
-        self._shares: OrderedDict[str, Bucket] = OrderedDict()
-
-    def enter(self, new: _Connection) -> None:
-        """Give it a place; somebody else's, when there is none."""
-        if self._addresses.get(new.address, 0) >= self.limits.by_address:
-            self._slowest([each for each in self._connections if each.address == new.address]).end("address")
-        elif len(self._connections) >= self.limits.connections:
-            self._slowest(list(self._connections)).end("crowded")
-        self._connections[new] = None
-        self._addresses[new.address] = self._addresses.get(new.address, 0) + 1
-
-    def leave(self, gone: _Connection) -> None:
-        """Take its place back; again does no harm."""
-        if gone not in self._connections:
-            return
-        del self._connections[gone]
-        self._addresses[gone.address] -= 1
-        if not self._addresses[gone.address]:
-            del self._addresses[gone.address]
 
     def take(self, connection: _Connection, head: bytes) -> None:
         """Answer a request."""
@@ -213,10 +185,10 @@ class _Server:
         if asked is None:
             connection.refuse("request", HTTPStatus.BAD_REQUEST)
             return
-        method, path, accept = asked
+        method, path, accept = asked.method, asked.target, asked.field("accept")
         if method != "GET":
             connection.refuse("request", HTTPStatus.NOT_IMPLEMENTED)
-        elif not self._may(connection.address):
+        elif not self.crowd.may(connection.address, asyncio.get_running_loop().time()):
             connection.refuse("rate", HTTPStatus.TOO_MANY_REQUESTS)
         elif path not in self._pages:
             connection.answer(Answer(404, f"try {' or '.join(sorted(self._pages))}\n".encode()))
@@ -227,7 +199,7 @@ class _Server:
 
     async def close(self) -> None:
         """Cut everybody off."""
-        for each in list(self._connections):
+        for each in self.crowd.guests:
             each.end("leave")
         await end(self._tasks)
 
@@ -239,38 +211,37 @@ class _Server:
             answer = Answer(500, b"the log says why\n")
         connection.answer(answer)
 
-    def _may(self, address: str) -> bool:
-        rate, burst, now = self.limits.rate, self.limits.burst, asyncio.get_running_loop().time()
-        if rate == math.inf:
-            return True
-        self._all = self._all or Bucket(rate, burst, now)
-        share = self._shares.setdefault(address, Bucket(rate * SHARE, burst * SHARE, now))
-        self._shares.move_to_end(address)
-        if len(self._shares) > MAX_ADDRESSES:
-            self._shares.popitem(last=False)
-        return share.take(now) and self._all.take(now)
 
-    def _slowest(self, candidates: list[_Connection]) -> _Connection:
-        return min(candidates, key=lambda each: each.stage)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request's head. `fields`: by their names in lower case, in their order."""
+
+    method: str
+    target: str
+    version: str
+    fields: tuple[tuple[str, str], ...]
+
+    def field(self, name: str) -> str:
+        """The last of that name; empty where there is none."""
+        return next((value for each, value in reversed(self.fields) if each == name), "")
 
 
-def parse(head: bytes) -> tuple[str, str, str] | None:
-    """Method, target and Accept of a head without its end; None when it is none."""
+def parse(head: bytes) -> Asked | None:
+    """A head without its end; None when it is none."""
     try:
         first, *lines = head.decode("latin-1").split("\r\n")
-        method, path, version = first.split(" ")
+        method, target, version = first.split(" ")
     except ValueError:
         return None
-    if version not in ("HTTP/1.1", "HTTP/1.0") or not method.isalpha() or not path.isprintable():
+    if version not in ("HTTP/1.1", "HTTP/1.0") or not method.isalpha() or not target.isprintable():
         return None
-    accept = ""
+    fields = []
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name or name.strip() != name:
             return None
-        if name.lower() == "accept":
-            accept = value.strip()
-    return method, path, accept
+        fields.append((name.lower(), value.strip()))
+    return Asked(method, target, version, tuple(fields))
 
 
 @contextmanager

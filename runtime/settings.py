@@ -309,3 +309,11 @@ def address_conflicts(**addresses: tuple[str, int] | None) -> Iterator[Conflict]
         # By whatever name: an address is also taken by who has all of them.
         if overlap(first[0], second[0]):
             yield Conflict((one, other), "both are one port; give each its own")
+
+
+def too_long(name: str, longest: int) -> Iterator[Conflict]:
+    """Where a setting's sockets would take more bytes, an end of string among them, than a socket's path can have."""
+    if longest > MAX_SOCKET_PATH:
+        yield Conflict(
+            (name,), f"the path is too long: its sockets would take {longest} bytes, and {MAX_SOCKET_PATH} fit"
+        )

@@ -29,6 +29,8 @@ LEAST = 0.75
 def audiences(config: "SignerConfig") -> frozenset[str]:
     """Those that are on: that the settings name, and that come with others."""
     found = set(config.trust_audiences)
+    if config.bundle_listen is not None:
+        found.add(FEDERATION)
     if config.jwt_issuer is not None and config.jwt_svids:
         # Tokens that name an issuer are for who looks its keys up.
         found.add(OIDC)

@@ -6,20 +6,23 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 from runtime import host
 from runtime.federation import read_bundle
 from runtime.host import Lack
 from runtime.loading import Examined
+from signer import public_settings
 from signer.authority.store import read_cipher
 from signer.authority.timing import lifecycle_policy
 from signer.authority.trial import Cause, admit
 from signer.cluster.kube_client import KubeClient
-from signer.config import SignerConfig
+from signer.config import ADDRESSES, SignerConfig
 from signer.key_settings import JWT_KEYS
 from signer.keystore.chosen import opened, probe_seconds
 from signer.keystore.worker import Worker
 from signer.policy.template import path_template
+from signer.public.pairs import read_pair
 from signer.upstream.certify import SelfSigned
 from signer.upstream.chosen import at_hand, key_seconds, needed
 from signer.upstream_settings import PREFIXES
@@ -78,7 +81,7 @@ def _addresses(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
         yield host.directory(examined.shown("admin_socket"), config.admin_socket.parent)
         if running(config):
             return
-    for name in ("listen", "metrics_listen", "health_listen"):
+    for name in ADDRESSES:
         if _sound(examined, name):
             yield host.port(examined.shown(name), getattr(config, name))
 
@@ -96,6 +99,10 @@ def _files(examined: Examined[SignerConfig]) -> Iterator[Lack | None]:
     if _sound(examined, "default_path"):
         found = host.usable(examined.shown("default_path"), lambda: path_template(config.default_path))
         yield None if found is None else Lack("INVALID_SETTING", found.text)
+    for chain, key in (("bundle_cert_file", "bundle_key_file"), ("oidc_cert_file", "oidc_key_file")):
+        pair = public_settings.files(getattr(config, chain), getattr(config, key))
+        if pair is not None and _sound(examined, chain, key):
+            yield host.usable(examined.shown(chain), partial(read_pair, *pair, datetime.now(UTC)))
     if _sound(examined, "federated_bundles"):
         for domain, path in config.federated_bundles:
             shown = f"federated_bundles: {domain.name}={path}"

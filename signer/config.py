@@ -22,6 +22,7 @@ from signer import (
     kms_uri,
     lifetime_settings,
     openbao_settings,
+    public_settings,
     setting_texts,
     spire_settings,
     upstream_settings,
@@ -42,6 +43,7 @@ _name = settings.matching(_NAME, "a Kubernetes name: lower-case letters, digits,
 _namespace = settings.matching(_LABEL, "a namespace's name")
 # Below the admin socket's directory: where gRPC listens behind the signer's own door.
 _DOOR_OVERHEAD = len("/door-01234567/9999")
+ADDRESSES = ("listen", "metrics_listen", "health_listen", "bundle_listen", "oidc_listen")
 _wait = settings.duration(most=timedelta(days=7))
 _lease = settings.duration(timedelta(seconds=3), timedelta(minutes=5))
 
@@ -216,6 +218,9 @@ class SignerConfig:
         settings.jwt_algorithm, "JWT-SVID signatures: RS256 (what clouds take), ES256, ...", "RS256"
     )
     jwt_issuer: str | None = setting(settings.url, "iss of JWT-SVIDs, for OpenID Connect federation (default: none)")
+    jwks_uri: str | None = setting(
+        settings.url, "where verifiers find the keys of JWT-SVIDs (default: jwt_issuer and /keys)"
+    )
     jwt_jti: bool = setting(settings.boolean, "give each JWT-SVID a jti of its own", "false")
     jwt_key_period: timedelta = setting(settings.period, "how long a JWT authority signs, 1h to 3650d", "30d")
     default_path: str = setting(
@@ -256,6 +261,19 @@ class SignerConfig:
         "published for five times as long before it signs",
         "5m",
     )
+    bundle_listen: tuple[str, int] | None = setting(
+        settings.listen, "address where anybody may fetch the trust bundle over HTTPS, or off", "off"
+    )
+    bundle_profile: str = setting(
+        settings.choice(*public_settings.PROFILES), public_settings.PROFILE_HELP, public_settings.SPIFFE
+    )
+    bundle_cert_file: Path | None = setting(settings.absolute, "of https_web: PEM chain, re-read")
+    bundle_key_file: Path | None = setting(settings.absolute, "of https_web: PEM key, re-read", secret=True)
+    oidc_listen: tuple[str, int] | None = setting(
+        settings.listen, "address of the documents of OpenID Connect, over HTTPS, at jwt_issuer's path; or off", "off"
+    )
+    oidc_cert_file: Path | None = setting(settings.absolute, "PEM chain of that listener, re-read")
+    oidc_key_file: Path | None = setting(settings.absolute, "PEM key of it, re-read", secret=True)
     bundle_config_map: str = setting(_name, "ConfigMap that the trust bundle is published as", "podsvid-bundle")
     bundle_namespaces: str = setting(
         settings.matching(re.compile(r"[-A-Za-z0-9_./=!, ()]{0,1024}"), "a label selector"),
@@ -312,6 +330,7 @@ class SignerConfig:
         yield from self.keys.conflicts()
         yield from lifetime_settings.conflicts(self.authority_ttl, self.x509_pod_max_ttl, self.ttls)
         yield from audience_settings.conflicts(self)
+        yield from public_settings.conflicts(self)
         if not self.driver_names:
             yield Conflict(("driver_names",), "driver_names is empty; name at least one")
         if len(set(self.driver_names)) != len(self.driver_names):
@@ -323,16 +342,11 @@ class SignerConfig:
             yield Conflict(
                 ("federated_bundles", "trust_domain"), "it is the own trust domain, whose bundle is here; leave it out"
             )
-        yield from settings.address_conflicts(
-            listen=self.listen, metrics_listen=self.metrics_listen, health_listen=self.health_listen
+        yield from settings.address_conflicts(**{name: getattr(self, name) for name in ADDRESSES})
+        directory = len(os.fsencode(self.admin_socket.parent))
+        yield from settings.too_long(
+            "admin_socket", max(directory + _DOOR_OVERHEAD, len(os.fsencode(self.admin_socket)) + 1)
         )
-        longest = len(os.fsencode(self.admin_socket.parent)) + _DOOR_OVERHEAD
-        longest = max(longest, len(os.fsencode(self.admin_socket)) + 1)
-        if longest > settings.MAX_SOCKET_PATH:
-            yield Conflict(
-                ("admin_socket",),
-                f"the path is too long: its sockets would take {longest} bytes, and {settings.MAX_SOCKET_PATH} fit",
-            )
 
     @property
     def keys(self) -> KeySettings:

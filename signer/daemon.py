@@ -57,6 +57,7 @@ from signer.keystore import chosen as keystore
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.policy.policies import Policies
+from signer.public.listeners import PublicListeners
 from signer.publishing.config_maps import Publisher, published_sequence
 from signer.telling import REFRESH_SECONDS, Telling
 from signer.upstream.chosen import chosen
@@ -225,6 +226,7 @@ class Replica:
             self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock, self._keys
         )
         self._telling = Telling(self._rotation, self._domains, self._publisher, self._trust, self._server.renew)
+        self._public = PublicListeners(parts.public(config), self._keys, clock, self.metrics)
         gauges.watch(
             self.metrics,
             self._rotation,
@@ -247,6 +249,7 @@ class Replica:
         services.enter_context(
             pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
         )
+        services.enter_context(self._public.bound())
         # Who leads asks a CA elsewhere for the first authority, however long that takes; events say what it answers.
         early = {"leader election": self._leader.run(), "events": self._events.run()}
         tasks = {name: asyncio.create_task(loop, name=name) for name, loop in early.items()}
@@ -275,6 +278,7 @@ class Replica:
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
             "trust": self._telling.follow,
             "port": self._serve_agents,
+            "public listeners": lambda: self._public.run(self._rotation.states),
             "federation": self._domains.run,
             "bundle endpoints": lambda: self._leader.lead(self._polling.lead),
             "publishing": lambda: self._leader.lead(self._telling.publish),

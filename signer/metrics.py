@@ -164,12 +164,30 @@ class Metrics:
         )
         self._http_refused = Counter(
             "podsvid_signer_http_refused",
-            "Connections cut off and pages refused to probes and scrapers, by listener (health, metrics) and why "
-            "(address, crowded, deadline, head, leave, rate, request).",
+            "Connections cut off and pages refused, by listener (health, metrics; bundle, oidc: of strangers) and why "
+            "(address, crowded, deadline, head, leave, rate, request; of strangers also bytes, certificate, tls).",
             ["listener", "why"],
             registry=self.registry,
         )
-
+        self._public_answers = Counter(
+            "podsvid_signer_public_answers",
+            "Answers to whoever fetches the trust bundle or OpenID Connect's documents, by listener (bundle, oidc) and "
+            "status.",
+            ["listener", "status"],
+            registry=self.registry,
+        )
+        self._public_trouble = Gauge(
+            "podsvid_signer_public_trouble",
+            "1 while a public listener that is on serves nobody, or its newest certificate files cannot be used.",
+            ["listener"],
+            registry=self.registry,
+        )
+        self._public_ends = Gauge(
+            "podsvid_signer_public_certificate_expiry_timestamp_seconds",
+            "When the certificate ends that a public listener has from files, as Unix time; 0 without one.",
+            ["listener"],
+            registry=self.registry,
+        )
         self._rollbacks = Counter(
             "podsvid_signer_rollbacks_detected",
             "Older Secrets that were noticed and mended, by how (restored: while no signer ran; replaced: under one; "
@@ -235,6 +253,11 @@ class Metrics:
         """Count a connection that was cut off, or a page that was refused; from any thread."""
         self._http_refused.labels(listener, why).inc()
 
+    def public_counted(self, listener: str, kind: str, which: str, times: int) -> None:
+        """Count what became of strangers' connections: answered with a status, or refused and why."""
+        counter = self._public_answers if kind == "answered" else self._http_refused
+        counter.labels(listener, which).inc(times)
+
     def rolled_back(self, how: str) -> None:
         """Count an older Secret that was mended, by one of ROLLBACKS."""
         self._rollbacks.labels(how).inc()
@@ -250,6 +273,11 @@ class Metrics:
         self._shown.add(self._aside, aside)
         self._shown.add(self._connections.labels("agents"), agents)
         self._shown.add(self._connections.labels("strangers"), strangers)
+
+    def watch_public(self, listener: str, trouble: Callable[[], float], ends: Callable[[], float]) -> None:
+        """Ask these of a public listener that is on, every two seconds."""
+        self._shown.add(self._public_trouble.labels(listener), trouble)
+        self._shown.add(self._public_ends.labels(listener), ends)
 
     def watch(
         self,

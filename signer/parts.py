@@ -1,12 +1,13 @@
 """What the settings mean for each part of a replica."""
 
+from signer import public_settings
 from signer.attestation.attestor import AttestationSettings
+from signer.audience_settings import KEYS_MAX_AGE
 from signer.config import SignerConfig
 from signer.minting.minting import MintingSettings
 from signer.policy.policy import PolicySettings
+from signer.public.listeners import BUNDLE, OIDC, Listening, PublicSettings
 from signer.publishing.documents import Publication
-from svid.federation import REFRESH_HINT
-from svid.oidc import Issuer
 
 
 def policy(config: SignerConfig) -> PolicySettings:
@@ -43,8 +44,21 @@ def minting(config: SignerConfig) -> MintingSettings:
 def publication(config: SignerConfig) -> Publication:
     """What verifiers without an agent fetch."""
     try:
-        issuer = Issuer.of(config.jwt_issuer, None) if config.jwt_issuer else None
+        issuer = public_settings.issuer(config)
     except ValueError:
         # Such an issuer was always allowed in tokens; nobody can discover its keys.
         issuer = None
-    return Publication(REFRESH_HINT, issuer)
+    return Publication(config.bundle_hint, issuer)
+
+
+def public(config: SignerConfig) -> PublicSettings:
+    """What is served to anybody."""
+    bundle = public_settings.files(config.bundle_cert_file, config.bundle_key_file)
+    listening = []
+    if config.bundle_listen is not None:
+        listening.append(Listening(BUNDLE, config.bundle_listen, bundle))
+    if config.oidc_listen is not None:
+        pair = public_settings.files(config.oidc_cert_file, config.oidc_key_file)
+        listening.append(Listening(OIDC, config.oidc_listen, pair))
+    max_age = min(KEYS_MAX_AGE, config.bundle_hint)
+    return PublicSettings(tuple(listening), publication(config), int(max_age.total_seconds()))

@@ -2,18 +2,16 @@
 
 import logging
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import grpc
 
 from runtime.clock import Clock
 from signer.authority.state import AuthorityState
-from svid.certificates import to_pem
-from svid.dnsnames import SIGNER_NAME, signer_id
-from svid.keys import KeyAlgorithm, key_to_pem
+from signer.minting.own import OwnSvid
+from svid.dnsnames import SIGNER_NAME
 
 _log = logging.getLogger("podsvid.tls")
-LIFETIME = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,8 @@ class ServerIdentity:
 
         Clients prove themselves by token, not by certificate. Raises SvidError when the authority cannot sign.
         """
-        now, key = self._clock.now(), KeyAlgorithm.EC_P256.generate()
-        chain = state.active_x509.issue(
-            key.public_key(), signer_id(state.trust_domain), ttl=LIFETIME, now=now, dns_names=[SIGNER_NAME]
-        )
-        not_after = chain[0].not_valid_after_utc
-        credentials = grpc.ssl_server_credentials([(key_to_pem(key), to_pem(chain))])
-        return Made(credentials, state.active_x509_id, now + (not_after - now) / 2, not_after)
+        own = OwnSvid.issued(state, self._clock.now(), (SIGNER_NAME,))
+        return Made(grpc.ssl_server_credentials([(own.key, own.chain)]), own.issuer, own.renew_at, own.not_after)
 
     def taken(self, made: Made) -> grpc.ServerCredentials:
         """These are the present ones from now on."""

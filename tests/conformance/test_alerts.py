@@ -58,6 +58,8 @@ class Fleet:
     roots_refused: bool = False
     key_store_down: bool = False
     federation_age: float = 60.0
+    public_trouble: bool = False
+    public_left: float = 0.0
     up: dict[str, bool] = field(default_factory=lambda: {"agent": True, "signer-0": True, "signer-1": True})
 
     def __post_init__(self) -> None:
@@ -85,6 +87,11 @@ class Fleet:
                 key_store_down=lambda: float(self.key_store_down),
             )
             signer.watch_federation(lambda: {"partner.test": self.federation_age})
+            signer.watch_public(
+                "bundle",
+                lambda: float(self.public_trouble),
+                lambda: self.now + self.public_left if self.public_left else 0.0,
+            )
 
     def step(self) -> None:
         """What goes on all the time, a publish and a mint now and then."""
@@ -225,6 +232,8 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidUpstreamRootsRefused": _set(roots_refused=True),
     "PodsvidFederationStale": _set(federation_age=4 * 3600.0),
     "PodsvidKeyStoreUnavailable": _set(key_store_down=True),
+    "PodsvidPublicListener": _set(public_trouble=True),
+    "PodsvidPublicCertificateEnds": _set(public_left=2 * 86400.0),
     "PodsvidAgentsWithoutTrustBundle": _set(unacknowledged=1),
     "PodsvidApiServerLost": _set(contact_lost_at=600.0),
     "PodsvidSecretPutBack": _put_back,
@@ -287,6 +296,8 @@ def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str
                 "wanted_at",
                 "upstream_left",
                 "key_store_down",
+                "public_trouble",
+                "public_left",
                 "up",
             ):
                 setattr(fleet, name, getattr(fresh, name))

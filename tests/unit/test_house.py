@@ -40,6 +40,7 @@ PLANTED = {
     "signer/policy": ("signer/policy/template.py", "cryptography"),
     "signer/publishing": ("signer/publishing/config_maps.py", "svid.jwtauthority"),
     "signer/minting": ("signer/minting/minting.py", "signer.cluster.kube"),
+    "the process that serves strangers": ("signer/public/child.py", "svid.identity"),
     "podsvid/api": ("podsvid/api/watch.py", "agent.workload.problems"),
 }
 

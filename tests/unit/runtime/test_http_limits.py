@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from agent.metrics import Metrics as AgentMetrics
 from runtime import http, pages
+from runtime.crowd import MAX_ADDRESSES, Crowd
 from runtime.http import Answer, Limits
 from runtime.pages import HEALTH_LIMITS, METRICS_LIMITS, PAGE_BYTES
 from signer.errors import Reason
@@ -263,13 +265,10 @@ def test_pages_above_the_rate_come_later_and_one_address_leaves_some_for_others(
 
 
 def test_shares_are_remembered_of_so_many_addresses() -> None:
-    async def run() -> None:
-        server = http._Server({}, dataclasses.replace(LOOSE, rate=1.0, burst=10_000.0), lambda why: None)
-        for number in range(3 * http.MAX_ADDRESSES):
-            assert server._may(f"address-{number}")
-        assert len(server._shares) == http.MAX_ADDRESSES
-
-    asyncio.run(run())
+    crowd = Crowd[Any](1, 1, rate=1.0, burst=10_000.0)
+    for number in range(3 * MAX_ADDRESSES):
+        assert crowd.may(f"address-{number}", 0.0)
+    assert len(crowd.shares) == MAX_ADDRESSES
 
 
 def test_a_page_that_fails_is_the_logs_business() -> None:

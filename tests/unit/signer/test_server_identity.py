@@ -8,7 +8,8 @@ import pytest
 from cryptography import x509
 
 from signer.authority.state import AuthorityState
-from signer.front.tls import LIFETIME, ServerIdentity
+from signer.front.tls import ServerIdentity
+from signer.minting.own import LIFETIME
 from svid.dnsnames import SIGNER_NAME
 from svid.errors import SvidError
 from svid.x509svid import check_x509_svid

@@ -1,0 +1,128 @@
+"""The process that serves strangers, as seen from the signer: kept running, told what to show, asked for nothing."""
+
+import asyncio
+import json
+import logging
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from runtime.stopping import side_by_side
+from signer.public.shown import HEAD_BYTES, Shown, encode, framed
+
+_log = logging.getLogger("podsvid.public")
+# Seconds between two of them, and that one gets to end by itself.
+AGAIN, END = 1.0, 1.0
+# Of what it says: counts by a few names.
+MAX_REPORT = 16 * 1024
+STATUSES = ("200", "304", "400", "404", "405", "431", "503")
+REASONS = ("address", "bytes", "certificate", "crowded", "deadline", "head", "leave", "rate", "tls")
+# Told listener, kind (answered or refused), which (a status or a reason), and how often.
+Counted = Callable[[str, str, str, int], None]
+
+
+class PublicProcess:
+    """Shows what it was last given on `sockets`, by the listeners' names. They are bound, and stay so when it ends."""
+
+    def __init__(self, sockets: Mapping[str, Sequence[socket.socket]], counted: Counted) -> None:
+        self._sockets = sockets
+        self._counted = counted
+        self._shown: Shown | None = None
+        self._changed = asyncio.Event()
+        self.serving = False
+
+    def show(self, shown: Shown) -> None:
+        """This from now on."""
+        if shown != self._shown:
+            self._shown = shown
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Keep it running, for ever."""
+        while True:
+            # Nothing to show yet: it would refuse everybody.
+            await self._changed.wait()
+            why = ""
+            try:
+                why = await self._once()
+            except OSError as error:
+                why = error.strerror or type(error).__name__
+            finally:
+                self.serving = False
+            _log.error("the process of the public listeners ended; another is started", extra={"error": why})
+            self._changed.set()
+            await asyncio.sleep(AGAIN)
+
+    async def _once(self) -> str:
+        """One process, from start to end; how it ended. Raises OSError."""
+        ours, its = socket.socketpair()
+        listeners = {name: [each.fileno() for each in sockets] for name, sockets in self._sockets.items()}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-P", "-m", "signer.public.child", str(its.fileno())),
+                *(f"{name}={','.join(map(str, numbers))}" for name, numbers in listeners.items()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                pass_fds=(its.fileno(), *(number for numbers in listeners.values() for number in numbers)),
+                cwd="/",
+                process_group=0,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            its.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            await side_by_side(self._tell(writer), self._hear(reader))
+        except (asyncio.IncompleteReadError, OSError, ValueError):
+            pass
+        finally:
+            writer.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END):
+                    await process.wait()
+            with suppress(ProcessLookupError):
+                process.kill()
+            code = await process.wait()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    async def _tell(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            assert self._shown is not None
+            writer.write(framed(encode(self._shown)))
+            await writer.drain()
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        """Raises IncompleteReadError at its end, ValueError where it says what it should not."""
+        while True:
+            size = int.from_bytes(await reader.readexactly(HEAD_BYTES), "big")
+            if size > MAX_REPORT:
+                raise ValueError("it says too much")
+            said = json.loads(await reader.readexactly(size))
+            if said == {"shown": True}:
+                self.serving = True
+                continue
+            for name, number in _counts(said):
+                listener, kind, which = name
+                if listener not in self._sockets or which not in (STATUSES if kind == "answered" else REASONS):
+                    raise ValueError("it counts what there is not")
+                self._counted(listener, kind, which, number)
+
+
+def _counts(said: object) -> list[tuple[tuple[str, str, str], int]]:
+    """Raises ValueError: strangers may have got into it, and names become labels."""
+    counts = said.get("counts") if isinstance(said, dict) else None
+    if not isinstance(counts, dict):
+        raise ValueError("it says what is no report")
+    found = []
+    for name, number in counts.items():
+        listener, kind, which = name.split(" ")
+        if kind not in ("answered", "refused") or isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError("it says what is no count")
+        found.append(((listener, kind, which), number))
+    return found

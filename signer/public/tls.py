@@ -1,0 +1,38 @@
+"""TLS for strangers: 1.2 and 1.3 with Mozilla's intermediate suites (Federation.md 5), no client certificates."""
+
+import os
+import ssl
+
+from signer.public.shown import Pair
+
+# Of that list those that agree on a key by elliptic curves: one that does so by a finite field costs the server so much
+# more than its client that it is left out.
+SUITES = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+)
+
+
+def context(pair: Pair) -> ssl.SSLContext:
+    """A server's with that certificate. Raises OSError (ssl.SSLError) where chain and key are none, or do not fit."""
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    found.minimum_version = ssl.TLSVersion.TLSv1_2
+    found.set_ciphers(":".join(SUITES))
+    # One request a connection: nothing is resumed, nothing agreed anew.
+    found.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    found.num_tickets = 0
+    found.set_alpn_protocols(["http/1.1"])
+    # Python loads them from files only: one that has no name and is no disk's.
+    descriptor = os.memfd_create("pair", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(pair.chain + b"\n" + pair.key)
+        # A key that is encrypted is none: nobody is there to be asked for its password.
+        found.load_cert_chain(f"/proc/self/fd/{descriptor}", password=lambda: b"")
+    finally:
+        os.close(descriptor)
+    return found
