@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import grpc
 import grpc.aio
@@ -33,13 +34,15 @@ _NEW_CA = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"
 _GET_BUNDLE = "/spire.api.server.bundle.v1.Bundle/GetBundle"
 _MOST_SECONDS = 2**31 - 1
 # What does not pass by itself, and what to look at; everything else may.
-_FOR_GOOD: Mapping[grpc.StatusCode, str] = {
-    grpc.StatusCode.PERMISSION_DENIED: ": is the entry of the signer's SVID marked -downstream, and still there?",
-    grpc.StatusCode.UNAUTHENTICATED: ": it does not take the signer's SVID",
-    grpc.StatusCode.INVALID_ARGUMENT: "",
-    grpc.StatusCode.NOT_FOUND: "",
-    grpc.StatusCode.UNIMPLEMENTED: ": is spire_address a SPIRE server's?",
-}
+_FOR_GOOD: Mapping[grpc.StatusCode, str] = MappingProxyType(
+    {
+        grpc.StatusCode.PERMISSION_DENIED: ": is the entry of the signer's SVID marked -downstream, and still there?",
+        grpc.StatusCode.UNAUTHENTICATED: ": it does not take the signer's SVID",
+        grpc.StatusCode.INVALID_ARGUMENT: "",
+        grpc.StatusCode.NOT_FOUND: "",
+        grpc.StatusCode.UNIMPLEMENTED: ": is spire_address a SPIRE server's?",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -436,7 +436,7 @@ def test_an_svid_that_has_ended_is_not_shown() -> None:
             return super().now() + 2 * DAY
 
     async def work(spire: StandIn) -> None:
-        with pytest.raises(UpstreamUnusable, match="expired"):
+        with pytest.raises(UpstreamUnusable, match="gives cannot be used: certificate expired"):
             await contract.issued(Spire(contract.settings(spire), Later()))
         assert spire.callers == []
 
