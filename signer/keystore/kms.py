@@ -71,16 +71,15 @@ class KmsStore:
         self._worker.end()
 
     def _asked(self, work: Callable[[], _T]) -> _T:
-        return self._worker.call(lambda: _told(work))
+        return self._worker.call(lambda: self._told(work))
 
-
-def _told(work: Callable[[], _T]) -> _T:
-    try:
-        return work()
-    except KmsMissing as error:
-        raise KeyMissing(f"{error}; {_MISSING}") from None
-    except KmsFailed as error:
-        raise KeyStoreUnavailable(str(error)) from None
+    def _told(self, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except KmsMissing as error:
+            raise KeyMissing(f"{self._uri}: {error}; {_MISSING}") from None
+        except KmsFailed as error:
+            raise KeyStoreUnavailable(f"{self._uri}: {error}") from None
 
 
 def _again(sign: Callable[[], bytes]) -> bytes:

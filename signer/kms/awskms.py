@@ -41,9 +41,6 @@ class AwsKms:
         # Of keys made by this process: an alias is not known everywhere at once.
         self._made: dict[str, str] = {}
 
-    def __str__(self) -> str:
-        return f"AWS KMS {self._at}"
-
     def sign(self, key: str, public: PublicKey, scheme: Scheme, data: bytes) -> bytes:
         digest = digest_of(scheme, data)
         asked = {
@@ -64,7 +61,7 @@ class AwsKms:
         }
         arn = self._key(self._ask("create_key", asked)).get("Arn")
         if not isinstance(arn, str) or not arn.startswith(f"{self._at}:key/"):
-            raise KmsFailed(f"{self} made a key elsewhere: {str(arn)[:100]!r}")
+            raise KmsFailed(f"it made a key elsewhere: {str(arn)[:100]!r}")
         try:
             self._ask("create_alias", {"AliasName": self._alias(name), "TargetKeyId": arn})
             found = public_of(self._bytes(self._ask("get_public_key", {"KeyId": arn}), "PublicKey"), algorithm)
@@ -83,7 +80,7 @@ class AwsKms:
             return False
         # Whoever may lead the alias elsewhere could have any key destroyed, the CA's above, too.
         if about.get("Description") != name:
-            raise KmsFailed(f"{self}: {self._alias(name)} leads to a key that was not made as {name}: it is left")
+            raise KmsFailed(f"{self._alias(name)} leads to a key that was not made as {name}: it is left")
         if about.get("KeyState") != "PendingDeletion":
             self._end(str(about.get("Arn")))
         # Of a key that was just made it may not be known yet; it ends with the key.
@@ -128,19 +125,19 @@ class AwsKms:
         except Failed as failed:
             kind = KmsMissing if failed.kind == "missing" or failed.code in _ENDED else KmsFailed
             hint = ": what its role has to be allowed is in docs/kms.md" if "AccessDenied" in failed.code else ""
-            raise kind(f"{self}: {failed}{hint}", again=failed.kind in PASSING) from None
+            raise kind(f"{failed}{hint}", again=failed.kind in PASSING) from None
 
     def _key(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         found = answer.get("KeyMetadata")
         if not isinstance(found, dict):
-            raise KmsFailed(f"{self}: its answer cannot be read")
+            raise KmsFailed("its answer cannot be read")
         return found
 
     def _bytes(self, answer: Mapping[str, Any], name: str) -> bytes:
         try:
             return bytes.fromhex(answer[name]["bytes"])
         except (KeyError, TypeError, ValueError):
-            raise KmsFailed(f"{self}: its answer cannot be read") from None
+            raise KmsFailed("its answer cannot be read") from None
 
 
 def _by(hash_name: str) -> str:

@@ -50,9 +50,6 @@ class GoogleKms:
         # Keys stay listed for ever; of these it is known that they are destroyed.
         self._ended: set[str] = set()
 
-    def __str__(self) -> str:
-        return f"Google KMS {self._ring}"
-
     def sign(self, key: str, public: PublicKey, scheme: Scheme, data: bytes) -> bytes:
         digest = digest_of(scheme, data)
         # No checksums: the signature is verified.
@@ -60,7 +57,7 @@ class GoogleKms:
         try:
             return signature_for(public, base64.b64decode(answer["signature"], validate=True))
         except (KeyError, TypeError, binascii.Error):
-            raise KmsFailed(f"{self}: its answer cannot be read") from None
+            raise KmsFailed("its answer cannot be read") from None
 
     def create(self, name: str, algorithm: KeyAlgorithm) -> PublicKey:
         level = "HSM" if self._hardware else "SOFTWARE"
@@ -79,7 +76,7 @@ class GoogleKms:
         try:
             key = load_pem_public_key(str(found).encode())
         except ValueError:
-            raise KmsFailed(f"{self}: the public key of {name} cannot be read") from None
+            raise KmsFailed(f"the public key of {name} cannot be read") from None
         return public_of(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), algorithm)
 
     def destroy(self, name: str) -> bool:
@@ -138,7 +135,7 @@ class GoogleKms:
         while (state := self._state(version)) == "PENDING_GENERATION" and self._now() < until:
             self._sleep(LOOK_SECONDS)
         if state != "ENABLED":
-            raise KmsFailed(f"{self}: the key that it made is {state}: {version}")
+            raise KmsFailed(f"the key that it made is {state}: {version}")
 
     def _ask(self, method: str, asked: Mapping[str, Any], *seconds: float) -> Mapping[str, Any]:
         try:
@@ -146,7 +143,7 @@ class GoogleKms:
         except Failed as failed:
             kind = KmsMissing if failed.kind == "missing" or failed.code == _ENDED else KmsFailed
             hint = ": what its identity needs is in docs/kms.md" if failed.code in _DENIED else ""
-            raise kind(f"{self}: {failed}{hint}", again=failed.kind in PASSING) from None
+            raise kind(f"{failed}{hint}", again=failed.kind in PASSING) from None
 
 
 def _label(name: str) -> str:

@@ -364,7 +364,7 @@ async def sts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
 def test_neither_what_is_sent_nor_what_is_answered_is_logged(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """boto3 logs at warning what STS says, which repeats a token: its process says that to nobody."""
+    """Nor told: STS repeats the token that it was sent."""
 
     async def test(cloud: StandIn) -> None:
         remote = AwsPca(AwsPcaSettings((ARN,), TEMPLATES[0], None), SystemClock())

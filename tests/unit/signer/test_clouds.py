@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.child import MAX_FRAME, Gone, Late
+from runtime.child import MAX_FRAME, ChildProcess, Gone, Late
 from signer.clouds import child, process
 from signer.clouds.child import Answers
 from signer.clouds.process import CloudProcess, Failed, Service
@@ -122,6 +122,14 @@ def test_what_is_answered_of_one_key_takes_the_cloud_from_no_other(kind: str) ->
             cloud.ask("sign", {})
         assert (caught.value.kind, caught.value.code) == (kind, "Code")
     assert cloud.ask("sign", {}) == {"a": 1}
+
+
+def test_what_its_process_prints_reaches_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    """A library's own log has what is sent and answered, credentials in it."""
+    told = CloudProcess(SERVICE, Seconds(), lambda: ChildProcess("no_module_of_that_name"))
+    with pytest.raises(Failed, match=r"ended \(status 1\)"):
+        told.ask("sign", {})
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_where_no_process_can_be_begun_it_is_away() -> None:
