@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from runtime import durations
 from signer.authority.slots import KINDS, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import Audience, LifecyclePolicy
@@ -45,16 +46,24 @@ def published_at(state: AuthorityState, slot: Slot) -> datetime:
 
 
 def waits(state: AuthorityState, policy: LifecyclePolicy) -> Iterator[Wait]:
-    """What prepared authorities wait for, over or not."""
+    """What prepared authorities wait for, over or not.
+
+    Not beyond what the active one has left: from then on every pod of the cluster would have shorter and shorter
+    SVIDs, and then none.
+    """
     for kind in KINDS:
         prepared = state.find(kind, Stage.PREPARED)
+        active = state.find(kind, Stage.ACTIVE)
         for each in policy.audiences if prepared is not None else ():
             needed = each.settle(kind)
             if state.forced(kind):
                 # Those who do as they are told read anew in that time; for no others is a stolen key kept signing.
                 needed = min(needed, each.told, policy.forced_window)
             if prepared is not None and needed:
-                yield Wait(kind, prepared.id, each.name, published_at(state, prepared) + needed)
+                until = published_at(state, prepared) + needed
+                if isinstance(active, X509Slot):
+                    until = min(until, policy.spent_at(active.authority.not_after))
+                yield Wait(kind, prepared.id, each.name, until)
 
 
 def ready_at(state: AuthorityState, prepared: Slot, policy: LifecyclePolicy) -> datetime:
@@ -112,8 +121,23 @@ def outlook(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> li
         active = state.find(kind, Stage.ACTIVE)
         for audience in policy.audiences if active is not None else ():
             assert active is not None
+            lines += _hurried(kind, active, audience, policy)
             lines += _behind(state, kind, active, audience, now)
     return lines
+
+
+def _hurried(kind: str, active: Slot, audience: Audience, policy: LifecyclePolicy) -> Iterator[str]:
+    """Where the next one cannot be published for long enough: a CA above gave less than was asked for."""
+    needed = audience.settle(kind)
+    if not needed or not isinstance(active, X509Slot):
+        return
+    since, ends = active.activated_at or active.prepared_at, active.authority.not_after
+    if since + needed > policy.spent_at(ends):
+        yield (
+            f"{kind}: {active.id} ends at {_at(ends)}, too soon to publish the next one for {durations.text(needed)} "
+            f"before it signs: {_called(audience.name)} may refuse that one; lower bundle_hint, or let the CA above "
+            "certify for longer"
+        )
 
 
 def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, now: datetime) -> Iterator[str]:

@@ -83,10 +83,20 @@ class LifecyclePolicy:
 
     @property
     def shortest_authority(self) -> timedelta:
-        """How long a new X.509 authority must last: half of its life has to outlast what it usually issues, and to have
-        room for the time in which the next one is published."""
-        needed = 4 * max(self.x509_ttl or self.x509_max_ttl, self.settle("x509"))
-        return min(needed, self.authority_ttl * audience_settings.LEAST)
+        """How long a new X.509 authority must last: half of its life has to outlast what it usually issues.
+
+        Not what verifiers outside need: the cluster's own pods would have no CA, that those may miss none.
+        """
+        return min(4 * self._full, self.authority_ttl * audience_settings.LEAST)
+
+    def spent_at(self, not_after: datetime) -> datetime:
+        """From when on an X.509 authority that ends then has no time for one more SVID that lives as long as usual,
+        and for renewing what it issued."""
+        return not_after - self._full - min(self.reissue_window, self._full)
+
+    @property
+    def _full(self) -> timedelta:
+        return self.x509_ttl or self.x509_max_ttl
 
     @property
     def gain(self) -> timedelta:

@@ -82,6 +82,16 @@ def test_the_bundle_is_shown_and_exported_as_partners_fetch_it(
     beside(tmp_path, test)
 
 
+def test_partners_are_told_to_poll_as_often_as_the_setting_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test(here: Serving) -> None:
+        assert await say(tmp_path, "bundle", "show") == 0
+        assert json.loads(capsys.readouterr().out)["spiffe_refresh_hint"] == 7 * 60
+
+    beside(tmp_path, test, "--bundle-hint", "7m")
+
+
 def test_a_replica_that_is_behind_does_not_send_partners_back(tmp_path: Path) -> None:
     async def test(here: Serving) -> None:
         file = tmp_path / "out.json"

@@ -332,12 +332,37 @@ def test_an_ended_authority_is_replaced_whoever_may_not_have_the_next() -> None:
     by = life(*BOTH)
     end = first(by).active_x509.not_after
     late = end - MINUTE
-    state = advanced(first(by), late, by=by)
+    state = advanced(first(by), late, NOBODY, by=by)
     assert stages(state) == ["active", "prepared"]
-    assert by.due(state, ALL, end - SECOND, ("x509",)) is None
-    step = by.due(state, ALL, end, ("x509",))
+    assert by.due(state, NOBODY, end - SECOND, ("x509",)) is None
+    step = by.due(state, NOBODY, end, ("x509",))
     assert step is not None
     assert (step.action, step.reason) == ("activate", "the active one has ended")
+
+
+def test_nobody_outside_is_waited_for_at_the_price_of_the_pods_own_svids() -> None:
+    """The next one came late: its CA was away, or partners poll once a day."""
+    by = life(replace(FEDERATION, x509=5 * DAY))
+    state = first(by)
+    end = state.active_x509.not_after
+    spent = end - TTL - POLICY.reissue_window
+    state = advanced(state, spent - MINUTE, by=by)
+    assert stages(state) == ["active", "prepared"]
+    assert f"does not sign before {spent:%Y-%m-%dT%H:%M:%SZ}" in "".join(by.outlook(state, ALL, spent - MINUTE))
+    with pytest.raises(TransitionRefused, match=f"before {spent:%Y-%m-%dT%H:%M:%SZ}"):
+        by.activate(state, "x509", ALL, spent - SECOND, forced=False)
+    assert by.due(state, ALL, spent - SECOND, ("x509",)) is None
+    # Agents are: what has not acknowledged refuses, in the cluster itself.
+    assert by.due(state, NOBODY, spent, ("x509",)) is None
+    assert by.due(state, NOBODY, spent - MINUTE + POLICY.ack_bound, ("x509",)) is not None
+    step = by.due(state, ALL, spent, ("x509",))
+    assert step is not None
+    assert step.action == "activate"
+    # All that it signs until then lives as long as usual.
+    old = state.active_x509
+    assert old.issue(KEY, WEB, ttl=TTL, now=spent)[0].not_valid_after_utc == spent + TTL
+    state = done(by.do(state, step, spent))
+    assert "may refuse what" in "".join(by.outlook(state, ALL, spent))
 
 
 def test_each_is_prepared_in_time_to_sign_when_its_turn_comes() -> None:
@@ -353,11 +378,23 @@ def test_each_is_prepared_in_time_to_sign_when_its_turn_comes() -> None:
     assert by.due(state, ALL, turn - DAY, ("jwt",)) is not None
 
 
-def test_what_a_ca_above_gives_has_to_leave_them_their_time() -> None:
-    assert life().policy.shortest_authority == 4 * TTL
-    assert life(replace(FEDERATION, x509=7 * TTL)).policy.shortest_authority == 28 * TTL
+def test_a_ca_above_that_gives_too_little_for_them_is_taken_and_it_is_said() -> None:
+    """A setting for partners is no reason to be left without a CA."""
+    partners = life(replace(FEDERATION, x509=5 * TTL))
+    assert partners.policy.shortest_authority == life().policy.shortest_authority == 4 * TTL
     # A year is not asked for where a month is.
-    assert life(replace(FEDERATION, x509=365 * DAY)).policy.shortest_authority == POLICY.authority_ttl * 0.75
+    assert life(x509_max_ttl=90 * DAY).policy.shortest_authority == POLICY.authority_ttl * 0.75
+
+    def said(by: Life, lives: timedelta) -> list[str]:
+        state = first(life(*by.policy.audiences, authority_ttl=lives))
+        return [line for line in by.outlook(state, ALL, START) if "too soon to publish" in line]
+
+    least = 5 * TTL + TTL + POLICY.reissue_window
+    (line,) = said(partners, least - SECOND)
+    assert "for 5h before it signs: verifiers that never acknowledge (federation) may refuse that one" in line
+    assert "lower bundle_hint, or let the CA above certify for longer" in line
+    assert said(partners, least) == []
+    assert said(life(OIDC), 4 * TTL) == []
 
 
 def test_under_a_root_that_they_have_nobody_waits() -> None:
