@@ -5,9 +5,11 @@ Inside a signer's pod that signer's admin socket is asked; from anywhere else, b
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ FORMATS = ("spiffe", "pem")
 _EXAMPLE = "bundle show"
 _DISCOVERY = Path(".well-known", "openid-configuration")
 _KEYS = Path("keys")
-_MODE = 0o644
+_MODE, _FOLDER_MODE = 0o644, 0o755
 
 
 class OlderDocument(CommandFailed):
@@ -86,8 +88,12 @@ def run_bundle(parsed: argparse.Namespace) -> int:
     found = _asked(parsed)
     text: str = found.spiffe if parsed.format == "spiffe" else found.pem
     if parsed.action == "export":
-        _not_older(parsed.path, found.sequence, lambda path: json.loads(path.read_bytes())["spiffe_sequence"])
-        _write(parsed.path, text)
+        with unwinding(), _alone(parsed.path.parent):
+            if parsed.format == "spiffe":
+                _not_older(parsed.path, found.sequence, lambda path: json.loads(path.read_bytes())["spiffe_sequence"])
+            else:
+                _follow(parsed.path, found.sequence)
+            _write(parsed.path, text)
         _said(f"{parsed.path}: trust bundle of {found.trust_domain}, sequence {found.sequence}")
     elif parsed.output == "text":
         print(text, end="")
@@ -105,10 +111,13 @@ def run_oidc(parsed: argparse.Namespace) -> int:
     if not found.jwks:
         raise NoDocument("there is no JWT authority (yet): look at jwt_svids of the signer, and at authority show")
     folder: Path = parsed.path
-    (folder / _DISCOVERY).parent.mkdir(parents=True, exist_ok=True)
-    # Keys first: nobody is led to some that are not there.
-    _write(folder / _KEYS, found.jwks)
-    _write(folder / _DISCOVERY, found.openid_configuration)
+    with unwinding():
+        _make((folder / _DISCOVERY).parent)
+        with _alone(folder):
+            _follow(folder / _KEYS, found.sequence)
+            # Keys first: nobody is led to some that are not there.
+            _write(folder / _KEYS, found.jwks)
+            _write(folder / _DISCOVERY, found.openid_configuration)
     _said(f"{folder / _KEYS}: for {found.jwks_uri}")
     _said(f"{folder / _DISCOVERY}: for {found.issuer.removesuffix('/')}/{_DISCOVERY}")
     return 0
@@ -161,9 +170,40 @@ def _not_older(path: Path, sequence: int, read: Callable[[Path], Any]) -> None:
             )
 
 
+def _follow(path: Path, sequence: int) -> None:
+    """The same of a document that says no sequence: it is in a file beside, and there before the document is, so that
+    no older one comes between. Raises OlderDocument, OSError."""
+    noted = path.with_name(f".{path.name}.sequence")
+    if path.exists():
+        _not_older(path, sequence, lambda _: int(noted.read_text(encoding="utf-8")))
+    _write(noted, f"{sequence}\n")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One export at a time: what one has looked at, another may be replacing by a newer one. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Some file systems of other hosts have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make(folder: Path) -> None:
+    """Make it and what is missing above it, for a web server to enter, whatever the umask is. Raises OSError."""
+    for each in (*reversed(folder.parents), folder):
+        if not each.is_dir():
+            each.mkdir()
+            each.chmod(_FOLDER_MODE)
+
+
 def _write(path: Path, text: str) -> None:
     """All of it or nothing, on the disk and under its name. Raises OSError."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not by a number of a process: in a container each has the same, and one that was killed leaves its file.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:

@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import fcntl
 import json
 import os
+import signal
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 
 from podsvid import documents
 from podsvid.documents import NoDocument, OlderDocument
+from podsvid.interrupts import Interrupted
 from podsvid.sockets import SocketAbsent
+from signer.pb import admin_pb2
 from svid import oidc
 from svid.bundle import TrustBundle
 from svid.federation import REFRESH_HINT, bundle_document
@@ -170,6 +174,94 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, flags: tuple[str
         assert not (tmp_path / "web").exists()
 
     beside(tmp_path, test, *flags)
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, sequence: int) -> None:
+    """A signer answers with what is of that sequence."""
+    found = admin_pb2.PublishResponse(
+        sequence=sequence,
+        trust_domain="example.org",
+        spiffe=json.dumps({"keys": [], "spiffe_sequence": sequence}),
+        pem=f"pem {sequence}",
+        issuer=ISSUER,
+        jwks=f"keys {sequence}",
+        openid_configuration="{}",
+    )
+    monkeypatch.setattr(documents, "_asked", lambda _: found)
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        (("bundle", "export", "b"), "b"),
+        (("bundle", "export", "b", "--format", "pem"), "b"),
+        (("oidc", "export", "."), "keys"),
+    ],
+)
+def test_no_older_document_replaces_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...], file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def export(sequence: int) -> bytes:
+        answered(monkeypatch, sequence)
+        assert asyncio.run(say(tmp_path, *line)) == 0
+        return Path(file).read_bytes()
+
+    newer = export(7)
+    for _ in range(2):
+        with pytest.raises(OlderDocument, match="has sequence 7, and the signer that was asked 6"):
+            export(6)
+        assert Path(file).read_bytes() == newer == export(7)
+    assert export(8) != newer
+    # Another cluster's, say.
+    Path(file).unlink()
+    assert export(6)
+
+    # Another export has gone first and was quicker.
+    def waits(descriptor: int, how: int) -> None:
+        assert how == fcntl.LOCK_EX
+        assert os.path.samestat(os.fstat(descriptor), tmp_path.stat())
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+        export(9)
+        answered(monkeypatch, 7)
+
+    monkeypatch.setattr(fcntl, "flock", waits)
+    answered(monkeypatch, 7)
+    with pytest.raises(OlderDocument, match="has sequence 9"):
+        documents.run_bundle(found) if (found := parsed(tmp_path, *line)).command == "bundle" else documents.run_oidc(
+            found
+        )
+
+
+def test_an_export_that_was_killed_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered(monkeypatch, 7)
+    (tmp_path / f".b.{os.getpid()}").touch()
+    assert asyncio.run(say(tmp_path, "bundle", "export", str(tmp_path / "b"))) == 0
+
+
+def test_an_export_that_is_ended_leaves_the_document_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered(monkeypatch, 7)
+    file = tmp_path / "b"
+    file.write_text("before")
+    monkeypatch.setattr(os, "fsync", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        documents.run_bundle(parsed(tmp_path, "bundle", "export", str(file)))
+    assert file.read_text() == "before"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_web_server_may_enter_what_an_export_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered(monkeypatch, 7)
+    (tmp_path / "own").mkdir(mode=0o700)
+    before = os.umask(0o077)
+    try:
+        assert documents.run_oidc(parsed(tmp_path, "oidc", "export", str(tmp_path / "own" / "a" / "b"))) == 0
+    finally:
+        os.umask(before)
+    made = [tmp_path / "own" / "a", tmp_path / "own" / "a" / "b", tmp_path / "own" / "a" / "b" / ".well-known"]
+    assert [stat.S_IMODE(each.stat().st_mode) for each in made] == [0o755] * 3
+    assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o700, "that was there"
 
 
 def test_without_a_signer_it_is_said_how_to_ask_one(tmp_path: Path) -> None:
