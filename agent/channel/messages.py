@@ -29,7 +29,7 @@ METHODS = (
 # Why a call is refused; see agent.socket.guard.
 REFUSALS = ("open calls", "calls a second", "unread answers")
 
-# What a process lacks whose gRPC does not show its connections; see agent.socket.proof.
+# What a process lacks that has no network or root of its own, in which it could have the relay; see agent.socket.relay.
 UNCOUNTED = "a count of connections"
 
 Number: TypeAlias = Annotated[int, Meta(ge=0, lt=2**53)]

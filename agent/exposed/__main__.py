@@ -11,9 +11,7 @@ import google.protobuf.descriptor_pb2
 from cryptography.hazmat.backends.openssl import backend
 
 # All that it needs is loaded while it may still read files; nothing that a pod sent has been read.
-from agent.channel.messages import UNCOUNTED
 from agent.exposed import confinement, exhaustion, server
-from agent.socket import proof
 from runtime.stopping import SIGNALS
 
 # What others load only when they come to it.
@@ -35,14 +33,12 @@ def main() -> None:
     # It ends with its channel, after the agent has had its calls ended: not before that with a whole process group.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    trial = proof.begin()
     try:
-        lacking = confinement.confine(bounds)
+        lacking, alone = confinement.confine(bounds)
     except confinement.Refused as error:
         sys.exit(f"cannot be confined: {error}")
-    counted = trial.passed()
     exhaustion.end_when_exhausted()
-    server.run(channel, lacking if counted else (*lacking, UNCOUNTED), counted=counted)
+    server.run(channel, lacking, alone=alone)
 
 
 if __name__ == "__main__":

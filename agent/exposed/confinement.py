@@ -38,6 +38,8 @@ _TCP_RIGHTS, _SCOPES = 0b11, 0b11
 _STACK, _PTHREAD_ATTR = 1024 * 1024, 256
 # How likely the kernel is to end this process and not the agent when memory is short.
 _OOM_SCORE = "500"
+# What it has of its own where nobody else can be reached by a name or a path.
+_NETWORK, _ROOT = "no network", "own root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,9 @@ class Refused(Exception):
     """A step did not succeed: the process must not go on."""
 
 
-def confine(bounds: Bounds) -> tuple[str, ...]:
-    """Give up everything; answers what the host did not let it give up. Raises Refused."""
+def confine(bounds: Bounds) -> tuple[tuple[str, ...], bool]:
+    """Give up everything; answers what the host did not let it give up, and whether this process is alone: then it may
+    connect, to itself. Raises Refused."""
     libc = ctypes.CDLL(None, use_errno=True)
     if len(os.listdir("/proc/self/task")) != 1:
         raise Refused("there are threads already")
@@ -75,8 +78,8 @@ def confine(bounds: Bounds) -> tuple[str, ...]:
 
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
-    step("no network", lambda: _call(libc.unshare, _CLONE_NEWNET | _CLONE_NEWIPC), needed=bounds.strict)
-    step("own root", lambda: _enter(libc), needed=bounds.strict)
+    step(_NETWORK, lambda: _call(libc.unshare, _CLONE_NEWNET | _CLONE_NEWIPC), needed=bounds.strict)
+    step(_ROOT, lambda: _enter(libc), needed=bounds.strict)
     step("limits", lambda: _limit(bounds), needed=True)
     step("small stacks", lambda: _shrink_stacks(libc), needed=False)
     step("no bounding set", lambda: _empty_bounding_set(libc), needed=bounds.strict)
@@ -93,8 +96,9 @@ def confine(bounds: Bounds) -> tuple[str, ...]:
     else:
         step("no files", lambda: _call(libc.syscall, _LANDLOCK_RESTRICT, ruleset, 0), needed=True)
         os.close(ruleset)
-    step("system calls", lambda: _filter(libc), needed=True)
-    return tuple(lacking)
+    alone = not {_NETWORK, _ROOT} & set(lacking)
+    step("system calls", lambda: _filter(libc, connect=alone), needed=True)
+    return tuple(lacking), alone
 
 
 def _call(function: Callable[..., int], *arguments: object) -> int:
@@ -109,7 +113,7 @@ def _enter(libc: ctypes.CDLL) -> None:
     try:
         root.enter(libc, _call, _named())
     except root.Stranded as error:
-        raise Refused(f"own root: {error}") from None
+        raise Refused(f"{_ROOT}: {error}") from None
 
 
 def _limit(bounds: Bounds) -> None:
@@ -202,11 +206,11 @@ def _folder(package: str) -> str:
     return os.path.dirname(file) if file else ""
 
 
-def _filter(libc: ctypes.CDLL) -> None:
+def _filter(libc: ctypes.CDLL, *, connect: bool) -> None:
     machine = syscalls.here()
     if machine is None:
         raise OSError(None, "the system calls of this machine are not known")
-    code = syscalls.program(machine, os.getpid())
+    code = syscalls.program(machine, os.getpid(), connect=connect)
     kept = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: the number of instructions of eight bytes, and where they are.
     given = struct.pack("@HP", len(code) // 8, ctypes.addressof(kept))

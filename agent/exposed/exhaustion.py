@@ -1,7 +1,7 @@
 """The exposed process ends when its memory is used up: what failed for that may be missed for as long as it lives.
 
-gRPC stops listening on a socket for good when its callback for a new connection fails, and Python's part of that fails
-with whatever it asks of the memory then. Once the process is gone another one serves all sockets within a second.
+A connection that could not be passed on would stay as it is. Once the process is gone another one serves all sockets
+within a second.
 """
 
 import asyncio
@@ -12,13 +12,11 @@ from typing import Any, Final
 
 # Its exit code, and what it says then: nothing that needs memory.
 STATUS: Final = 75
-SAID: Final = b"memory is used up, or a connection could not be counted\n"
-# How Python names what failed where it has nobody to raise it to.
-_CALLBACK: Final = "ctypes callback"
+SAID: Final = b"memory is used up\n"
 
 
 def end_when_exhausted() -> None:
-    """From now on this process ends where memory failed and nobody can be told, or a callback of gRPC did."""
+    """From now on this process ends where memory failed and nobody can be told."""
     sys.unraisablehook = _unraisable
     threading.excepthook = _of_thread
 
@@ -31,7 +29,7 @@ def of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 def _unraisable(failed: "sys.UnraisableHookArgs") -> None:
-    if issubclass(failed.exc_type, MemoryError) or _CALLBACK in (failed.err_msg or ""):
+    if issubclass(failed.exc_type, MemoryError):
         _end()
     sys.__unraisablehook__(failed)
 

@@ -18,8 +18,10 @@ from agent.exposed.tokens import Tokens
 from agent.exposed.weighing import Weighing
 from agent.socket import reflection
 from agent.socket.accounts import Accounts, Limits
-from agent.socket.connections import Connections, Mutator
+from agent.socket.closing import Closers
+from agent.socket.connections import Connections
 from agent.socket.endpoint import Endpoint
+from agent.socket.relay import Relay
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.serving import Serving
 from runtime.clock import SystemClock
@@ -31,16 +33,18 @@ from svid.identity import WorkloadIdentity
 _log = logging.getLogger("podsvid.exposed")
 
 
-# Connections of one socket where nobody counts those of a pod and of all: each may keep 213 KB of the kernel.
+# Connections of one socket without the relay, where nobody counts those of a pod and of all: each may keep 213 KB of
+# the kernel, and have gRPC keep headers of 16 MB.
 UNCOUNTED_CONNECTIONS = 8
 
 
-def run(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
-    """Serve until the channel ends. `lacking`: what could not be given up. `counted`: whether connections can be."""
-    asyncio.run(_serve(channel, lacking, counted=counted))
+def run(channel: int, lacking: tuple[str, ...], *, alone: bool) -> None:
+    """Serve until the channel ends. `lacking`: what could not be given up. `alone`: whether nobody else is in this
+    process's network, in which the relay connects to gRPC."""
+    asyncio.run(_serve(channel, lacking if alone else (*lacking, messages.UNCOUNTED), alone=alone))
 
 
-async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool) -> None:
+async def _serve(channel: int, lacking: tuple[str, ...], *, alone: bool) -> None:
     asyncio.get_running_loop().set_exception_handler(exhaustion.of_loop)
     wire: Wire[messages.Order] = Wire(
         socket.socket(fileno=channel), messages.orders(), messages.MAX_SNAPSHOT, descriptors=True
@@ -49,7 +53,7 @@ async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool) -> No
     logging.getLogger().handlers[:] = [saying]
     await wire.send(messages.Ready(lacking))
     with suppress(OSError, BadFrame):
-        served = Served(wire, counted=counted)
+        served = Served(wire, alone=alone)
         loops = [
             asyncio.ensure_future(each)
             for each in (saying.run(), served.counts.run(wire), served.weighing.run(wire), served.run())
@@ -64,15 +68,15 @@ async def _serve(channel: int, lacking: tuple[str, ...], *, counted: bool) -> No
 class Served:
     """The sockets that are open, by the volume's number."""
 
-    def __init__(self, wire: Wire[messages.Order], *, counted: bool = True) -> None:
+    def __init__(self, wire: Wire[messages.Order], *, alone: bool = True) -> None:
         self._wire = wire
         self._tasks: set[asyncio.Task[None]] = set()
         self._clock = SystemClock()
         self._reader = Reader()
         self.counts = Counts()
-        self._connections = Connections()
+        self._connections = Connections(Closers())
         self.weighing = Weighing(self._connections)
-        self._mutator = Mutator(self._connections) if counted else None
+        self._relay = Relay(self._connections) if alone else None
         self._serving = Serving()
         self._accounts = self._accounts_within(Limits())
         self._shared = reflection.handlers()
@@ -120,9 +124,9 @@ class Served:
     def _begin(self, order: messages.Begin) -> None:
         logging.getLogger().setLevel(order.log_level)
         names = SdsNames(order.svid_name, order.bundle_name, order.all_bundles_name, order.spiffe_validator)
-        connections = order.connections if self._mutator else min(order.connections, UNCOUNTED_CONNECTIONS)
+        connections = order.connections if self._relay else min(order.connections, UNCOUNTED_CONNECTIONS)
         self._accounts = self._accounts_within(Limits(connections, order.calls, order.rate, order.burst))
-        self._serving = Serving(names, self._shared, self._mutator)
+        self._serving = Serving(names, self._shared, self._relay)
         self._connections.allow(order.all_connections)
 
     def _accounts_within(self, limits: Limits) -> Accounts:
@@ -141,7 +145,6 @@ class Served:
         account = self._accounts.begin(number, order.uid)
         endpoint = self._serving.endpoint(feed, tokens, self._clock, self.counts, order.pod, account)
         error = ""
-        self._connections.begin(messages.name(number), account.connections)
         try:
             try:
                 # A path from here: it is short, and needs no view of /proc. Orders are followed one after the other.
@@ -175,7 +178,6 @@ class Served:
         await self._wire.send(messages.Closed(number))
 
     def _forget(self, number: int) -> None:
-        self._connections.end(messages.name(number))
         self._accounts.end(number)
         self._tokens.closed(number)
         self._feeds.pop(number, None)

@@ -36,8 +36,6 @@ mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, open_tree 428 42
 # give way more than it is told to: who waits for it would take it for one that gets no processor
 setpriority 141 140, sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, sched_setaffinity 203
 122, ioprio_set 251 30
-# reach anybody
-connect 42 203
 # what the kernel is attacked by
 bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, io_uring_setup 425 425, io_uring_enter 426 426,
 io_uring_register 427 427, add_key 248 217, request_key 249 218, keyctl 250 219, memfd_create 319 279, memfd_secret
@@ -58,8 +56,8 @@ syslog 103 116, vhangup 153 58
 """
 # Looked into, or refused in another way.
 _SPECIAL = """
-clone 56 220, clone3 435 435, socket 41 198, socketpair 53 199, open 2 -, openat 257 56, openat2 437 437,
-tgkill 234 131, mmap 9 222
+clone 56 220, clone3 435 435, socket 41 198, socketpair 53 199, open 2 -, openat 257 56, openat2 437 437, connect 42
+203, tgkill 234 131, mmap 9 222
 """
 
 
@@ -86,8 +84,9 @@ def refused(machine: Machine) -> Mapping[str, int]:
     return machine.calls(_REFUSED)
 
 
-def program(machine: Machine, pid: int) -> bytes:
-    """The filter as an array of struct sock_filter. `pid`: the only process that threads may be signalled of."""
+def program(machine: Machine, pid: int, *, connect: bool = False) -> bytes:
+    """The filter as an array of struct sock_filter. `pid`: the only process that threads may be signalled of.
+    `connect`: it may do that, having nobody in reach but itself."""
     special = machine.calls(_SPECIAL)
     code = [
         *_when(_ARCHITECTURE, _EQUAL, machine.audit, 1, 0),
@@ -99,6 +98,8 @@ def program(machine: Machine, pid: int) -> bytes:
         code += [_jump(_GREATER_EQUAL, _X32, 0, 1), _do(_RETURN, _KILL)]
     for number in refused(machine).values():
         code += [_jump(_EQUAL, number, 0, 1), _do(_RETURN, _ERRNO | _EPERM)]
+    if not connect:
+        code += [_jump(_EQUAL, special["connect"], 0, 1), _do(_RETURN, _ERRNO | _EPERM)]
     # A libc that is told so makes threads by clone, whose flags can be looked at.
     for name in ("clone3", "openat2"):
         code += [_jump(_EQUAL, special[name], 0, 1), _do(_RETURN, _ERRNO | _ENOSYS)]

@@ -284,9 +284,9 @@ class Server:
         exposed.check()
         self._metrics.server_lacks(len(report.lacking))
         if messages.UNCOUNTED in report.lacking:
-            _log.error(
-                "this version of gRPC does not show its connections: pods' sockets have lower limits, and what pods "
-                "leave unread is not bounded; use a version that podsvid was tested with"
+            _log.warning(
+                "the process that serves pods' sockets has no network or root of its own: they have lower limits, and "
+                "what pods leave unread, or say before they know their limits, is not bounded; run the agent as root"
             )
         if report.lacking and not self._told_lacking:
             self._told_lacking = True

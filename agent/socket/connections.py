@@ -1,38 +1,30 @@
-"""The connections of pods' sockets: how many, and how much of what was sent on them may stay unread.
+"""The books of pods' connections: how many, what was sent and is not read yet, and who keeps this process busy.
 
 What a peer does not read is memory of the kernel that counts as this process's, until the peer reads it or goes, also
-after this end was closed. gRPC has no setting for it; its socket mutator sees each connection before gRPC uses it.
+after this end was closed: so its descriptor is kept until then.
 """
 
-import ctypes
 import fcntl
-import os
 import socket
 import struct
-import threading
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-# gRPC's argument, and struct grpc_mutate_socket_info's number for a connection that was taken.
-MUTATOR: Final = "grpc.socket_mutator"
-_TAKEN = 2
+from agent.socket.closing import Closers, emptied
+
 # Of one pod, whatever its volumes are, and of all: open, or closed with something unread.
 POD, ALL = 256, 3072
 # Bytes of the kernel at most for each: the smallest send buffer, and one more message of half of it in its own page.
 UNREAD: Final = 10 * 1024
-# Looked at with each new one. ALL / LOOKS < POD - 64: what a pod has left is seen before it keeps that pod out.
+SMALLEST: Final = 1
+# Of those that were closed, so many are looked at with each new one: what a pod has left is seen before it keeps that
+# pod out.
 _LOOKS = 17
 # And whenever somebody asks what is open.
 _SOME = 256
-_SMALLEST = 1
 _SIOCOUTQ, _SIOCINQ = 0x5411, 0x541B
-_Mutate = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_int, ctypes.c_void_p)
-_MutateInfo = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(ctypes.c_int * 2), ctypes.c_void_p)
-_Compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-_Destroy = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Holder:
@@ -46,74 +38,61 @@ class Holder:
         self.taken = self.open = self.busy = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """`own`: a descriptor of it that gRPC does not close; `theirs`: gRPC's, for as long as `inode` is behind it."""
+@dataclass(eq=False, slots=True)
+class Held:
+    """A pod's connection that is in the books."""
 
     holder: Holder
-    own: int
-    theirs: int
-    inode: int
-
-    def is_open(self) -> bool:
-        """Whether gRPC has not closed it."""
-        with suppress(OSError):
-            return os.fstat(self.theirs).st_ino == self.inode
-        return False
-
-    def is_over(self) -> bool:
-        """Whether gRPC has closed it and nothing is unread."""
-        return not self.is_open() and unread(self.own) == 0
+    connection: socket.socket
 
 
 class Connections:
-    """The books of them. Threads of gRPC call `taken`."""
+    """The books of them. Belongs to one event loop, in which `closers` are."""
 
-    def __init__(self, pod: int = POD, most: int = ALL) -> None:
+    def __init__(self, closers: Closers, pod: int = POD, most: int = ALL) -> None:
+        self.closers = closers
         self._pod = pod
         self._most = most
-        self._holders: dict[str, Holder] = {}
-        self._held: deque[_Held] = deque()
+        # Those in use; those that were closed here, the one that was looked at the longest ago first; and how many of
+        # each pod are one or the other.
+        self._open: dict[Held, None] = {}
+        self._left: deque[Held] = deque()
         self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def begin(self, address: str, holder: Holder) -> None:
-        """What is taken at this address from now on is the holder's."""
-        self._holders[address] = holder
-
-    def end(self, address: str) -> None:
-        """Nothing more is taken there."""
-        self._holders.pop(address, None)
+        self._all = 0
 
     def held(self, pod: str) -> int:
         """How many are the pod's."""
         return self._counts[pod]
 
-    def taken(self, descriptor: int) -> None:
-        """A connection that was just taken; it is shut where there are too many. Raises OSError."""
-        entered = False
-        with _borrowed(descriptor) as each:
-            try:
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALLEST)
-                address = str(each.getsockname())
-                entered = self._enter(self._holders.get(address) or Holder(address), descriptor)
-            finally:
-                if not entered:
-                    # It takes no descriptor: there may be none left.
-                    with suppress(OSError):
-                        each.shutdown(socket.SHUT_RDWR)
+    def enter(self, connection: socket.socket, holder: Holder) -> Held | None:
+        """One that was just accepted; None where there are too many: it was closed. Raises OSError."""
+        holder.taken += 1
+        if self._counts[holder.pod] >= self._pod or self._all >= self._most:
+            self.refuse(connection)
+            return None
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALLEST)
+        held = Held(holder, connection)
+        self._open[held] = None
+        self._counts[holder.pod] += 1
+        self._all += 1
+        holder.open += 1
+        return held
 
-    def _enter(self, holder: Holder, descriptor: int) -> bool:
-        """Whether there was room for it in the books. Raises OSError."""
-        with self._lock:
-            holder.taken += 1
-            self._look(_LOOKS)
-            if self._counts[holder.pod] >= self._pod or len(self._held) >= self._most:
-                return False
-            self._held.append(_Held(holder, os.dup(descriptor), descriptor, os.fstat(descriptor).st_ino))
-            self._counts[holder.pod] += 1
-            holder.open += 1
-            return True
+    def refuse(self, connection: socket.socket) -> None:
+        """Close one that is in no books."""
+        if emptied(connection):
+            connection.close()
+        else:
+            self.closers.close(connection)
+
+    def leave(self, held: Held) -> None:
+        """It is in use no longer: what its peer has not read yet is the last that it gets, and counts until then."""
+        del self._open[held]
+        if emptied(held.connection):
+            self._left.appendleft(held)
+            self._look(1)
+        else:
+            self.closers.close(held.connection, lambda: self._over(held))
 
     def allow(self, most: int) -> None:
         """So many of all pods from now on."""
@@ -121,76 +100,45 @@ class Connections:
 
     def shut(self, pod: str) -> None:
         """End all of the pod's: what it has not read yet is the last that it gets."""
-        with self._lock:
-            for held in self._held:
-                if held.holder.pod == pod:
-                    with _borrowed(held.own) as each, suppress(OSError):
-                        each.shutdown(socket.SHUT_RDWR)
+        for held in self._open:
+            if held.holder.pod == pod:
+                with suppress(OSError):
+                    held.connection.shutdown(socket.SHUT_RDWR)
+
+    def tidy(self) -> None:
+        """Let go of some that are over, as each new one has it done."""
+        self._look(_LOOKS)
 
     def look(self) -> None:
         """Let go of some that are over, where no new ones come."""
-        with self._lock:
-            self._look(_SOME)
+        self.closers.go_on()
+        self._look(_SOME)
 
-    def unheard(self) -> frozenset["_Held"]:
+    def unheard(self) -> frozenset[Held]:
         """Those with something to be read. A connection that keeps this process busy has that always."""
-        with self._lock:
-            return frozenset(held for held in self._held if held.is_open() and unheard(held.own) > 0)
+        return frozenset(held for held in self._open if unheard(held.connection.fileno()) > 0)
 
-    def count_busy(self, before: frozenset["_Held"]) -> None:
+    def count_busy(self, before: frozenset[Held]) -> None:
         """Count those of them that have it still, or again."""
         for held in before & self.unheard():
             held.holder.busy += 1
 
     def _look(self, number: int) -> None:
         """Let go of those that are over, of the ones that were looked at the longest ago."""
-        for _ in range(min(number, len(self._held))):
-            held = self._held.popleft()
-            if held.is_over():
-                os.close(held.own)
-                held.holder.open -= 1
-                self._counts[held.holder.pod] -= 1
-                if not self._counts[held.holder.pod]:
-                    del self._counts[held.holder.pod]
+        for _ in range(min(number, len(self._left))):
+            held = self._left.popleft()
+            if unread(held.connection.fileno()):
+                self._left.append(held)
             else:
-                self._held.append(held)
+                held.connection.close()
+                self._over(held)
 
-
-class _Table(ctypes.Structure):
-    """struct grpc_socket_mutator_vtable."""
-
-    _fields_ = (("mutate", _Mutate), ("compare", _Compare), ("destroy", _Destroy), ("mutate_info", _MutateInfo))
-
-
-class _Struct(ctypes.Structure):
-    """struct grpc_socket_mutator."""
-
-    _fields_ = (("table", ctypes.POINTER(_Table)), ("references", ctypes.c_ssize_t))
-
-
-class Mutator:
-    """What gRPC takes as its argument `MUTATOR`: hands what it takes to `connections`. Must outlive its servers."""
-
-    def __init__(self, connections: Connections) -> None:
-        def mutate(info: "ctypes._Pointer[ctypes.Array[ctypes.c_int]]", _: object) -> bool:
-            descriptor, usage = info.contents
-            if usage == _TAKEN:
-                # A refusal would end the listening: what could not be entered was shut.
-                with suppress(OSError):
-                    connections.taken(descriptor)
-            return True
-
-        self._table = _Table(
-            _Mutate(lambda descriptor, this: True),
-            _Compare(lambda one, other: (one or 0) - (other or 0) and 1),
-            _Destroy(lambda this: None),
-            _MutateInfo(mutate),
-        )
-        # The first reference is this object's: gRPC never destroys it.
-        self._struct = _Struct(ctypes.pointer(self._table), 1)
-
-    def __int__(self) -> int:
-        return ctypes.addressof(self._struct)
+    def _over(self, held: Held) -> None:
+        held.holder.open -= 1
+        self._all -= 1
+        self._counts[held.holder.pod] -= 1
+        if not self._counts[held.holder.pod]:
+            del self._counts[held.holder.pod]
 
 
 def unread(descriptor: int) -> int:
@@ -205,13 +153,3 @@ def unheard(descriptor: int) -> int:
         found: int = struct.unpack("i", fcntl.ioctl(descriptor, _SIOCINQ, b"\0" * 4))[0]
         return found
     return 0
-
-
-@contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """The socket of a descriptor that stays open."""
-    found = socket.socket(fileno=descriptor)
-    try:
-        yield found
-    finally:
-        found.detach()

@@ -6,8 +6,8 @@ import grpc
 import grpc.aio
 
 from agent.socket.accounts import Account
-from agent.socket.connections import MUTATOR, Mutator
 from agent.socket.guard import MAX_METADATA, CallMetrics, Guard
+from agent.socket.relay import Door, Relay
 
 MAX_REQUEST = 64 * 1024
 # Bytes that a call's client may send before it is read from; a longer request is asked for then.
@@ -27,12 +27,13 @@ class Endpoint:
         handlers: Sequence[grpc.GenericRpcHandler],
         account: Account,
         metrics: CallMetrics,
-        mutator: Mutator | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self._handlers = tuple(handlers)
         self._account = account
         self._metrics = metrics
-        self._mutator = mutator
+        self._relay = relay
+        self._door: Door | None = None
         self._server: grpc.aio.Server | None = None
         self._guard: Guard | None = None
 
@@ -56,7 +57,8 @@ class Endpoint:
                 ("grpc.max_metadata_size", MAX_METADATA),
                 # An open call keeps whole what its metadata was read with.
                 ("grpc.experimental.tcp_max_read_chunk_size", 16 * 1024),
-                ("grpc.max_allowed_incoming_connections", limits.connections),
+                # The relay counts them itself, and knows of an end before gRPC does.
+                *([] if self._relay else [("grpc.max_allowed_incoming_connections", limits.connections)]),
                 ("grpc.max_concurrent_streams", limits.calls),
                 ("grpc.server.max_pending_requests", waiting // 2),
                 ("grpc.server.max_pending_requests_hard_limit", waiting),
@@ -68,19 +70,28 @@ class Endpoint:
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 ("grpc.http2.settings_timeout", 10_000),
                 ("grpc.so_reuseport", 0),
-                *([(MUTATOR, self._mutator)] if self._mutator else []),
             ),
         )
         server.add_generic_rpc_handlers(self._handlers)
+        door = None
         try:
-            server.add_insecure_port(f"unix:{address}")
+            if self._relay is None:
+                server.add_insecure_port(f"unix:{address}")
+            else:
+                # Before anything is waited for: the directory is only for now this process's.
+                door = self._relay.door(address, self._account.connections, limits.connections)
+                server.add_insecure_port(f"unix-abstract:{door.inner}")
             await server.start()
+            if door is not None:
+                door.open()
         except BaseException as error:
+            if door is not None:
+                door.shut()
             await server.stop(None)
             if isinstance(error, RuntimeError):
                 raise OSError(None, f"cannot listen on the volume's socket: {error}") from None
             raise
-        self._server, self._guard = server, guard
+        self._server, self._guard, self._door = server, guard, door
 
     async def close(self) -> None:
         """End all calls with UNAVAILABLE, so that clients reconnect, then all connections, and remove the socket."""
@@ -89,4 +100,9 @@ class Endpoint:
             try:
                 await self._guard.end(ENDING)
             finally:
+                door, self._door = self._door, None
+                if door is not None:
+                    door.shut()
                 await server.stop(LEAVING)
+                if door is not None:
+                    door.end()

@@ -6,10 +6,10 @@ from typing import Protocol
 import grpc
 
 from agent.socket.accounts import Account
-from agent.socket.connections import Mutator
 from agent.socket.endpoint import Endpoint
 from agent.socket.guard import CallMetrics
 from agent.socket.health import Health
+from agent.socket.relay import Relay
 from agent.socket.sds import SdsMetrics, SecretDiscovery
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.workload_api import JwtSource, WorkloadApi
@@ -24,12 +24,12 @@ class SocketMetrics(CallMetrics, SdsMetrics, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How the volumes' sockets are served: Envoy's names, and what is the same for all of them: handlers, and who sees
-    the connections."""
+    """How the volumes' sockets are served: Envoy's names, and what is the same for all of them: handlers, and what is
+    before gRPC."""
 
     sds: SdsNames = SdsNames()
     shared: tuple[grpc.GenericRpcHandler, ...] = ()
-    mutator: Mutator | None = None
+    relay: Relay | None = None
 
     def endpoint(
         self,
@@ -46,4 +46,4 @@ class Serving:
         sds = SecretDiscovery(feed, self.sds, clock, metrics, pod)
         health = Health(feed, clock)
         handlers = (api.handlers(), sds.handlers(), health.handlers(), *self.shared)
-        return Endpoint(handlers, account, metrics, self.mutator)
+        return Endpoint(handlers, account, metrics, self.relay)

@@ -14,8 +14,11 @@ import grpc.aio
 import pytest
 
 from agent.socket.accounts import Account, Limits
+from agent.socket.closing import Closers
+from agent.socket.connections import Connections
 from agent.socket.endpoint import Endpoint
 from agent.socket.guard import HEADER
+from agent.socket.relay import Relay
 from bench import attacks
 from tests.here_sockets import alone
 
@@ -114,13 +117,15 @@ class Served:
             yield channel
 
 
-def served(main: Callable[[Served], Awaitable[Any]], limits: Limits = DEFAULT) -> None:
+def served(main: Callable[[Served], Awaitable[Any]], limits: Limits = DEFAULT, *, relayed: bool = True) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
             methods, counts = Methods(), Counts()
             handlers = [methods.handlers(name) for name in ("SpiffeWorkloadAPI", SDS.split("/")[1])]
             account = alone(limits)
-            endpoint = Endpoint(handlers, account, counts)
+            # As it is served where the host lets it be.
+            relay = Relay(Connections(Closers())) if relayed else None
+            endpoint = Endpoint(handlers, account, counts, relay)
             path = Path(base, "socket")
             await endpoint.open(str(path))
             try:
@@ -324,7 +329,8 @@ def test_what_is_asked_on_an_open_stream_counts_as_calls_do_and_waits() -> None:
     served(main, Limits(rate=0.0001, burst=4))
 
 
-def test_connections_above_the_limit_are_closed_and_the_open_ones_go_on() -> None:
+@pytest.mark.parametrize("relayed", [True, False])
+def test_connections_above_the_limit_are_closed_and_the_open_ones_go_on(relayed: bool) -> None:
     async def main(at: Served) -> None:
         async with at.channel() as channel:
             call = channel.unary_stream("/SpiffeWorkloadAPI/WaitStream")(b"", metadata=GOOD)
@@ -344,7 +350,7 @@ def test_connections_above_the_limit_are_closed_and_the_open_ones_go_on() -> Non
                 await channel.unary_unary("/SpiffeWorkloadAPI/Call")(b"x", metadata=GOOD, wait_for_ready=True) == b"x"
             )
 
-    served(main, Limits(connections=4))
+    served(main, Limits(connections=4), relayed=relayed)
 
 
 @pytest.mark.spec("C-19", "EP-7")
@@ -368,7 +374,7 @@ def test_keepalive_pings_on_an_idle_stream_are_borne() -> None:
 
     async def main(at: Served) -> None:
         reader, writer = await asyncio.open_unix_connection(at.path)
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + attacks.frame(4, 0, 0))
+        writer.write(attacks.PREFACE + attacks.frame(4, 0, 0))
         for number in range(20):
             # One after the other: a GOAWAY comes behind the answer to the ping that was one too many.
             writer.write(attacks.frame(6, 0, 0, number.to_bytes(8, "big")))
@@ -388,13 +394,16 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
 
 
 def test_metadata_that_no_setting_limits_is_refused_and_who_acknowledges_nothing_is_closed() -> None:
-    """A client that does not acknowledge the server's SETTINGS is not held to what they say."""
+    """A client is not held to what the server's SETTINGS say by what it sent before it acknowledged them."""
 
     async def main(at: Served) -> None:
         mute, quiet = await asyncio.open_unix_connection(at.path)
+        unheard, speaks = await asyncio.open_unix_connection(at.path)
+        speaks.write(attacks.PREFACE + attacks.frame(4, 0, 0) + attacks.call(1))
         for _ in range(5):
             reader, writer = await asyncio.open_unix_connection(at.path)
-            writer.write(attacks.PREFACE + attacks.frame(4, 0, 0) + attacks.call(1, (b"x", b"y" * 100_000)))
+            writer.write(attacks.PREFACE + attacks.frame(4, 0, 0) + attacks.call(1, (b"x", b"y" * 30_000)))
+            writer.write(attacks.frame(4, attacks.ACK, 0))
             seen = b""
             while b"grpc-status" not in seen:
                 kind, _, payload = await read_frame(reader)
@@ -406,12 +415,13 @@ def test_metadata_that_no_setting_limits_is_refused_and_who_acknowledges_nothing
         assert b"metadata of more than" in seen
         assert not at.methods.tasks
         assert at.counts.open == 0
-        # Neither that connection nor one that says nothing is kept.
-        for each in (reader, mute):
+        # Neither who says nothing nor who acknowledges nothing is kept.
+        for each in (unheard, mute):
             while await each.read(4096):
                 pass
-        writer.close()
-        quiet.close()
+        assert at.counts.taken == []
+        for ours in (writer, quiet, speaks):
+            ours.close()
 
     served(main)
 

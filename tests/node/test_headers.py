@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from agent.socket import accounts as accounts_module
 from agent.socket import guard
 from agent.socket.accounts import Account, Accounts, Limits
-from agent.socket.connections import Connections, Mutator
+from agent.socket.closing import Closers
+from agent.socket.connections import Connections
 from agent.socket.endpoint import Endpoint
 from agent.socket.guard import Guard
+from agent.socket.relay import Relay
 from bench.attacks import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame, headers, message
 from tests.node.test_endpoint import DEADLINE, GOOD, Counts, Methods, Served, code_of, served, until
 
@@ -306,14 +308,12 @@ def test_who_lets_refusals_lie_loses_the_pods_connections(tmp_path: Path, monkey
     monkeypatch.setattr(accounts_module, "UNTAKEN", 8)
 
     async def run() -> None:
-        connections = Connections()
-        mutator = Mutator(connections)
+        connections = Connections(Closers())
         accounts = Accounts(Limits(calls=8), connections.shut, time.monotonic)
         account = accounts.begin(1, "pod")
         counts = Counts()
         path = tmp_path / "socket"
-        connections.begin(str(path), account.connections)
-        endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], account, counts, mutator)
+        endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], account, counts, Relay(connections))
         await endpoint.open(str(path))
         try:
             async with asyncio.timeout(DEADLINE):

@@ -136,18 +136,36 @@ def on_node(main: Callable[[Pods], Awaitable[None]], folder: Path | None = None)
     asyncio.run(run())
 
 
-# Calls without an end, large headers, many short connections, many fast calls: each goes on while it is served. (Calls
-# that are held, "unfinished", come to rest once they are refused, and who is at rest is to blame for nothing.)
-KINDS = ("begun", "metadata", "connections", "garbage", "forks", "calls")
+# Calls without an end, connections one after the other, many fast calls: each goes on while it is served. (Calls that
+# are held, "unfinished", come to rest once they are refused, and who is at rest is to blame for nothing.)
+KINDS = ("begun", "garbage", "forks", "calls")
+# Headers of 15 MB, in large frames and small ones, and of 400 KB: from clients that acknowledge nothing, and that do;
+# more connections at once than there may be; and those that bring descriptors, or bytes that change while they wait.
+BORNE = ("headers", "continuations", "early metadata", "metadata", "connections", "descriptors", "spliced")
 GOOD = ("g1", "g2", "g3")
 
 
 @pytest.mark.timeout(300)
-def test_large_headers_without_end_end_in_quarantine_and_then_closed_and_all_others_are_served() -> None:
+@pytest.mark.parametrize("kind", BORNE)
+def test_large_headers_and_too_many_connections_cost_no_other_pod_a_call(kind: str, tmp_path: Path) -> None:
+    async def main(at: Pods) -> None:
+        await at.publish("bad", *GOOD)
+        with attacked(kind, [at.sockets["bad"]]):
+            ends = asyncio.get_running_loop().time() + 8
+            interrupted = await at.fetching(GOOD, lambda: asyncio.get_running_loop().time() > ends)
+        assert interrupted == 0
+        assert at.ends() == 0
+        assert {each for each, _ in at.moves()} <= {"bad"}
+
+    on_node(main, tmp_path / "planted")
+
+
+@pytest.mark.timeout(300)
+def test_calls_without_end_end_in_quarantine_and_then_closed_and_all_others_are_served() -> None:
     async def main(at: Pods) -> None:
         await at.publish("bad", *GOOD)
         before = held([at.targets["bad"]], at.here)
-        with attacked("metadata", [at.sockets["bad"]]):
+        with attacked("begun", [at.sockets["bad"]]):
             interrupted = await at.fetching(GOOD, lambda: ("bad", "closed") in at.moves())
             assert at.moves()[:2] == [("bad", "quarantine"), ("bad", "closed")]
             volume = at.explained("bad")

@@ -24,7 +24,7 @@ def defaults() -> config.AgentConfig:
 def test_the_settings_are_the_bounds() -> None:
     assert bounds_of(defaults()) == Bounds()
     assert defaults().socket_memory * MIB == budget.SOCKETS
-    assert connections.ALL * connections.UNREAD == budget.LEFT_UNREAD
+    assert connections.ALL * 3 * connections.UNREAD == budget.LEFT_UNREAD
     assert connections.ALL == budget.CONNECTIONS
 
 
@@ -41,10 +41,10 @@ def test_the_page_says_so(what: str) -> None:
 
 def test_the_pages_say_how_many_files_the_sockets_process_may_open() -> None:
     most = budget.descriptors(Bounds().volumes)
-    assert f"| open files of the process that serves all pods' sockets | {most}: two for each" in PAGE
+    assert f"| open files of the process that serves all pods' sockets | {most}: three for each" in PAGE
     for name in ("configuration.md", "threat-model.md"):
         assert f"({most:,} with {Bounds().volumes:,} volumes" in (ROOT / "docs" / name).read_text(encoding="utf-8")
-    assert (budget.EACH, budget.OF_A_VOLUME, budget.REFUSED, budget.REST) == (2, 1, 1024, 200)
+    assert (budget.EACH, budget.OF_A_VOLUME, budget.REFUSED, budget.REST) == (3, 2, 1024, 200)
 
 
 def test_the_page_adds_up() -> None:

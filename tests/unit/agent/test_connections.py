@@ -1,157 +1,136 @@
 """The books of the connections of pods' sockets."""
 
-import errno
+import array
+import asyncio
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from agent.socket import connections
+from agent.socket import closing, connections
 from agent.socket.accounts import Limits
-from agent.socket.connections import Connections, Holder, unread
+from agent.socket.closing import Closers, close_listener, emptied
+from agent.socket.connections import Connections, Held, Holder, unread
 
 
-class Listener:
-    """A socket at a path; `connect` answers the pod's end and a descriptor of this one, as gRPC would have it."""
+@dataclass
+class Pods:
+    """Sockets of pods, and the books of what connects there."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(self.path)
-        self._socket.listen()
+    base: Path
+    books: Connections
+    listening: dict[str, socket.socket] = field(default_factory=dict)
+    holders: dict[str, Holder] = field(default_factory=dict)
 
-    def connect(self) -> tuple[socket.socket, int]:
+    def connect(self, name: str, pod: str = "") -> tuple[socket.socket, Held | None]:
+        """The pod's end, and what the books have of it."""
+        if name not in self.listening:
+            self.listening[name] = socket.socket(socket.AF_UNIX)
+            self.listening[name].bind(str(self.base / name))
+            self.listening[name].listen()
+            self.holders[name] = Holder(pod or name)
         theirs = socket.socket(socket.AF_UNIX)
         theirs.settimeout(5)
-        theirs.connect(self.path)
-        taken, _ = self._socket.accept()
-        return theirs, taken.detach()
+        theirs.connect(str(self.base / name))
+        taken, _ = self.listening[name].accept()
+        return theirs, self.books.enter(taken, self.holders[name])
 
-    def close(self) -> None:
-        self._socket.close()
-
-
-@pytest.fixture
-def listeners(tmp_path: Path) -> Iterator[list[Listener]]:
-    found = [Listener(tmp_path / name) for name in ("a", "b", "c")]
-    yield found
-    for each in found:
-        each.close()
+    def enter(self, name: str, pod: str = "") -> tuple[socket.socket, Held]:
+        theirs, held = self.connect(name, pod)
+        assert held is not None
+        return theirs, held
 
 
-def books(listeners: list[Listener], pod: int = 3, most: int = 100) -> Connections:
-    made = Connections(pod, most)
-    for listener, name in zip(listeners, ("one", "one", "two"), strict=True):
-        made.begin(listener.path, Holder(name))
-    return made
+def with_books(main: Callable[[Pods], None], base: Path, pod: int = 3, most: int = 100) -> None:
+    async def run() -> None:
+        at = Pods(base, Connections(Closers(), pod, most))
+        main(at)
+        for each in at.listening.values():
+            each.close()
+
+    asyncio.run(run())
 
 
 def is_shut(theirs: socket.socket) -> bool:
     theirs.setblocking(False)
-    try:
+    with suppress(BlockingIOError):
         return theirs.recv(1) == b""
-    except BlockingIOError:
-        return False
+    return False
 
 
-def fill(descriptor: int, message: bytes) -> None:
-    os.set_blocking(descriptor, False)
-    try:
-        while True:
-            os.write(descriptor, message)
-    except BlockingIOError:
-        pass
+def send_descriptor(theirs: socket.socket) -> None:
+    theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))])
 
 
 @pytest.mark.parametrize("size", [1, 17, 100, 1000, 2200, 3000, 16384, 100_000])
-def test_what_is_unread_is_bounded(listeners: list[Listener], size: int) -> None:
-    _theirs, ours = listeners[0].connect()
-    books(listeners).taken(ours)
-    fill(ours, b"x" * size)
-    assert 0 < unread(ours) <= connections.UNREAD
+def test_what_is_unread_is_bounded(tmp_path: Path, size: int) -> None:
+    def main(at: Pods) -> None:
+        _theirs, held = at.enter("a")
+        held.connection.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                held.connection.send(b"x" * size)
+        assert 0 < unread(held.connection.fileno()) <= connections.UNREAD
+
+    with_books(main, tmp_path)
 
 
-def test_a_pods_volumes_share_a_bound_and_others_have_theirs(listeners: list[Listener]) -> None:
-    taken = books(listeners)
-    kept = [each.connect() for each in (listeners[0], listeners[1]) * 4]
-    for _, ours in kept:
-        taken.taken(ours)
-    assert [is_shut(theirs) for theirs, _ in kept] == [False] * 3 + [True] * 5
-    theirs, ours = listeners[2].connect()
-    taken.taken(ours)
-    assert not is_shut(theirs)
-    assert (taken.held("one"), taken.held("two")) == (3, 1)
-
-
-def test_all_pods_have_one(listeners: list[Listener]) -> None:
-    taken = books(listeners, most=2)
-    kept = [each.connect() for each in listeners]
-    for _, ours in kept:
-        taken.taken(ours)
-    assert [is_shut(theirs) for theirs, _ in kept] == [False, False, True]
-
-
-def test_one_that_cannot_be_entered_is_shut(listeners: list[Listener], monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(_: int) -> int:
-        raise OSError(errno.EMFILE, "too many open files")
-
-    taken = books(listeners)
-    theirs, ours = listeners[0].connect()
-    with monkeypatch.context() as full:
-        full.setattr(os, "dup", none_left)
-        with pytest.raises(OSError, match="too many open files"):
-            taken.taken(ours)
-    assert is_shut(theirs)
-    assert taken.held("one") == 0
-    able, second = listeners[0].connect()
-    taken.taken(second)
-    assert not is_shut(able)
-
-
-def test_one_that_is_refused_takes_no_descriptor(listeners: list[Listener], monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = books(listeners, most=0)
-    theirs, ours = listeners[0].connect()
-    monkeypatch.setattr(os, "dup", lambda _: pytest.fail("a descriptor was taken"))
-    taken.taken(ours)
-    assert is_shut(theirs)
-
-
-def test_one_that_was_closed_counts_until_it_is_read(listeners: list[Listener]) -> None:
-    taken = books(listeners, pod=1)
-    theirs, ours = listeners[0].connect()
-    taken.taken(ours)
-    os.write(ours, b"unread")
-    os.close(ours)
-    refused, second = listeners[0].connect()
-    taken.taken(second)
-    assert is_shut(refused)
-    assert theirs.recv(100) == b"unread"
-    able, third = listeners[0].connect()
-    taken.taken(third)
-    assert not is_shut(able)
-    assert taken.held("one") == 1
-
-
-def test_a_number_that_is_used_again_is_another_connection(listeners: list[Listener]) -> None:
-    taken = books(listeners, pod=1)
-    for _ in range(50):
-        theirs, ours = listeners[0].connect()
-        taken.taken(ours)
+def test_a_pods_volumes_share_a_bound_and_others_have_theirs(tmp_path: Path) -> None:
+    def main(at: Pods) -> None:
+        kept = [at.connect(name, "one") for name in ("a", "b") * 4]
+        assert [held is not None for _, held in kept] == [True] * 3 + [False] * 5
+        assert [is_shut(theirs) for theirs, _ in kept] == [False] * 3 + [True] * 5
+        theirs, _ = at.connect("c", "two")
         assert not is_shut(theirs)
-        os.close(ours)
-    assert taken.held("one") == 1
+        assert (at.books.held("one"), at.books.held("two")) == (3, 1)
+        assert [(each.taken, each.open) for each in at.holders.values()] == [(4, 2), (4, 1), (1, 1)]
+
+    with_books(main, tmp_path)
 
 
-def test_pods_that_went_are_forgotten(listeners: list[Listener]) -> None:
-    taken = books(listeners)
-    _theirs, ours = listeners[2].connect()
-    taken.taken(ours)
-    os.close(ours)
-    _other, kept = listeners[0].connect()
-    taken.taken(kept)
-    assert (taken.held("one"), taken.held("two")) == (1, 0)
+def test_all_pods_have_one(tmp_path: Path) -> None:
+    def main(at: Pods) -> None:
+        kept = [at.connect(name) for name in ("a", "b", "c")]
+        assert [is_shut(theirs) for theirs, _ in kept] == [False, False, True]
+        at.books.allow(3)
+        assert not is_shut(at.connect("c")[0])
+
+    with_books(main, tmp_path, most=2)
+
+
+def test_one_that_was_closed_counts_until_it_is_read(tmp_path: Path) -> None:
+    def main(at: Pods) -> None:
+        theirs, held = at.enter("a")
+        held.connection.send(b"unread")
+        at.books.leave(held)
+        assert is_shut(at.connect("a")[0])
+        assert (theirs.recv(100), theirs.recv(100)) == (b"unread", b"")
+        at.books.tidy()
+        assert not is_shut(at.connect("a")[0])
+        assert (at.books.held("a"), at.holders["a"].open) == (1, 1)
+
+    with_books(main, tmp_path, pod=1)
+
+
+def test_one_that_was_closed_and_read_or_whose_peer_has_gone_is_over_at_once(tmp_path: Path) -> None:
+    def main(at: Pods) -> None:
+        theirs, held = at.enter("a")
+        at.books.leave(held)
+        assert is_shut(theirs)
+        assert at.books.held("a") == 0
+        theirs, held = at.enter("a")
+        theirs.send(b"said and gone")
+        held.connection.send(b"never read")
+        theirs.close()
+        at.books.leave(held)
+        assert (at.books.held("a"), at.holders["a"].open, at.books.closers.waiting) == (0, 0, 0)
+
+    with_books(main, tmp_path)
 
 
 def test_what_a_pod_has_left_is_seen_in_time() -> None:
@@ -159,61 +138,119 @@ def test_what_a_pod_has_left_is_seen_in_time() -> None:
     assert connections.ALL / looks < connections.POD - Limits().connections
 
 
-def test_each_socket_knows_what_it_took_and_what_is_open(listeners: list[Listener]) -> None:
-    taken, one, two = Connections(pod=3), Holder("pod"), Holder("pod")
-    taken.begin(listeners[0].path, one)
-    taken.begin(listeners[1].path, two)
-    kept = [each.connect() for each in (listeners[0], listeners[0], listeners[1], listeners[1])]
-    for _, ours in kept:
-        taken.taken(ours)
-    assert is_shut(kept[3][0])
-    assert [(each.taken, each.open) for each in (one, two)] == [(2, 2), (2, 1)]
-    os.close(kept[0][1])
-    taken.look()
-    assert [(each.taken, each.open) for each in (one, two)] == [(2, 1), (2, 1)]
+def test_a_pods_connections_are_shut_at_once_and_nobody_elses(tmp_path: Path) -> None:
+    def main(at: Pods) -> None:
+        kept = [at.enter("a", "one"), at.enter("b", "one"), at.enter("c", "two")]
+        at.books.shut("one")
+        assert [is_shut(theirs) for theirs, _ in kept] == [True, True, False]
+        # They count until they are closed.
+        assert at.books.held("one") == 2
+        for _, held in kept:
+            at.books.leave(held)
+        assert (at.books.held("one"), at.books.held("two")) == (0, 0)
+
+    with_books(main, tmp_path)
 
 
-def test_a_pods_connections_are_shut_at_once_and_nobody_elses(listeners: list[Listener]) -> None:
-    taken = books(listeners)
-    kept = [each.connect() for each in listeners]
-    for _, ours in kept:
-        taken.taken(ours)
-    taken.shut("one")
-    assert [is_shut(theirs) for theirs, _ in kept] == [True, True, False]
-    # They are gRPC's to close, and count until it does.
-    assert taken.held("one") == 2
-    for _, ours in kept:
-        os.close(ours)
-    taken.look()
-    assert (taken.held("one"), taken.held("two")) == (0, 0)
+def test_connections_with_something_to_be_read_are_busy(tmp_path: Path) -> None:
+    def main(at: Pods) -> None:
+        one, two = at.enter("a"), at.enter("b")
+
+        def busy() -> list[int]:
+            return [each.busy for each in at.holders.values()]
+
+        one[0].send(b"x")
+        at.books.count_busy(at.books.unheard())
+        at.books.count_busy(at.books.unheard())
+        assert busy() == [2, 0]
+        # What was read meanwhile, or has just come, keeps nobody busy.
+        before = at.books.unheard()
+        one[1].connection.recv(1)
+        two[0].send(b"x")
+        at.books.count_busy(before)
+        assert busy() == [2, 0]
+        # Nor does what was closed, whatever was left in it.
+        before = at.books.unheard()
+        assert before == {two[1]}
+        at.books.leave(two[1])
+        at.books.count_busy(before)
+        assert busy() == [2, 0]
+        assert at.books.unheard() == frozenset()
+
+    with_books(main, tmp_path)
 
 
-def test_connections_with_something_to_be_read_are_busy(listeners: list[Listener]) -> None:
-    at = Connections()
-    holders = [Holder("one"), Holder("two")]
-    for listener, holder in zip(listeners, holders, strict=False):
-        at.begin(listener.path, holder)
-    pairs = [listener.connect() for listener in listeners[:2]]
-    for _, ours in pairs:
-        at.taken(ours)
-    pairs[0][0].send(b"x")
-    at.count_busy(at.unheard())
-    at.count_busy(at.unheard())
-    assert [each.busy for each in holders] == [2, 0]
-    # What was read meanwhile, or has just come, keeps nobody busy.
-    before = at.unheard()
-    os.read(pairs[0][1], 1)
-    pairs[1][0].send(b"x")
-    at.count_busy(before)
-    assert [each.busy for each in holders] == [2, 0]
-    os.read(pairs[1][1], 1)
-    # What its process has closed keeps nobody busy, whatever was left in it.
-    pairs[0][0].send(b"x")
-    before = at.unheard()
-    os.close(pairs[0][1])
-    at.count_busy(before)
-    assert [each.busy for each in holders] == [2, 0]
-    assert at.unheard() == frozenset()
-    for theirs, _ in pairs:
+def test_one_with_a_descriptor_in_it_is_closed_in_a_thread_and_counts_until_then(tmp_path: Path) -> None:
+    async def run() -> None:
+        at = Pods(tmp_path, Connections(Closers(most=1), pod=3))
+        theirs, held = at.enter("a")
+        send_descriptor(theirs)
+        another, also = at.enter("a")
+        send_descriptor(another)
+        at.books.leave(held)
+        at.books.leave(also)
+        assert at.books.closers.waiting == 1
+        assert at.books.held("a") == 2
+        async with asyncio.timeout(10):
+            while at.books.held("a"):
+                await asyncio.sleep(0.001)
+        assert held.connection.fileno() == also.connection.fileno() == -1
+        at.listening["a"].close()
+
+    asyncio.run(run())
+
+
+def test_what_can_be_taken_is_taken_and_what_may_last_is_left() -> None:
+    for what, sent in (("nothing", 0), ("little", 100), ("as much as it can hold", 10_000_000)):
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        with suppress(BlockingIOError):
+            theirs.send(b"x" * sent)
+        assert emptied(ours), what
+        with pytest.raises(BrokenPipeError):
+            theirs.send(b"later")
+        ours.close()
         theirs.close()
-    os.close(pairs[1][1])
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x" * 30_000)
+    send_descriptor(theirs)
+    before = len(os.listdir("/proc/self/fd"))
+    assert not emptied(ours)
+    assert len(os.listdir("/proc/self/fd")) == before
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("waiting", [0, 2])
+def test_a_listener_is_closed_with_whoever_waits_there(
+    tmp_path: Path, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        monkeypatch.setattr(closing, "WAITING", 2)
+        closers = Closers(most=0)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        ends = []
+        for number in range(waiting + 3):
+            ends.append(socket.socket(socket.AF_UNIX))
+            ends[-1].connect(str(tmp_path / "socket"))
+            if number < waiting:
+                send_descriptor(ends[-1])
+        close_listener(listening, closers)
+        # Beyond so many, all that are left wait with their listener.
+        assert closers.waiting == (3 if waiting else 0)
+        assert (listening.fileno() == -1) == (not waiting)
+        assert [is_shut(each) for each in ends] == [True] * waiting + [not waiting] * 3
+        with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+            late.connect(str(tmp_path / "socket"))
+        for each in ends:
+            each.close()
+        closers._most = 4
+        closers.go_on()
+        started = time.monotonic()
+        while listening.fileno() != -1:
+            assert time.monotonic() < started + 10
+            await asyncio.sleep(0.001)
+
+    asyncio.run(run())

@@ -76,8 +76,3 @@ def test_it_goes_on_after_other_failures(place: str) -> None:
     code, said, error = ran(f"{place}(wrong)")
     assert (code, said) == (0, b"went on\n")
     assert b"something else" in error
-
-
-def test_a_callback_that_fails_ends_it_whatever_it_failed_with() -> None:
-    """Nobody would listen on that pod's socket any more."""
-    assert ran("in_a_callback(wrong)") == (STATUS, b"", SAID)

@@ -21,6 +21,7 @@ from agent.exposed import weighing
 from agent.exposed.server import Served
 from agent.pb import workload_pb2
 from agent.socket import connections
+from bench import attacks
 from runtime.clock import SystemClock
 from svid.identity import WorkloadIdentity
 from svid.keys import KeyAlgorithm
@@ -230,6 +231,9 @@ def test_who_is_asked_whether_it_is_there_says_what_volumes_cost_first(
         before = len(at.reports)
         with socket.socket(socket.AF_UNIX) as silent:
             silent.connect(str(at.base / messages.name(7)))
+            silent.sendall(
+                attacks.PREFACE + attacks.frame(attacks.SETTINGS, 0, 0) + attacks.frame(attacks.SETTINGS, 1, 0)
+            )
             # Connections alone are no calls: they, and who is busy, are seen by whoever asks.
             async with asyncio.timeout(20):
                 while not (found := (await asked(at)).get(7, messages.Weight())).open_connections or not found.busy:

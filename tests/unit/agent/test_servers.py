@@ -699,7 +699,7 @@ def test_what_one_lacks_is_shown_and_said(tmp_path: Path, monkeypatch: Any, capl
         await first.heard(messages.Begin)
         assert at.value("podsvid_socket_server_lacks") == 2
         said = [(each.levelname, getattr(each, "lacking", None)) for each in caplog.records]
-        assert said == [("ERROR", None), ("WARNING", ["own root", messages.UNCOUNTED])]
+        assert said == [("WARNING", None), ("WARNING", ["own root", messages.UNCOUNTED])]
         at.first = ()
         first.raw.shutdown(socket.SHUT_RDWR)
         await (await at.life(2)).heard(messages.Begin)

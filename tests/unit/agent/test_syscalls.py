@@ -35,11 +35,13 @@ NEEDED = {
 }
 
 
-def verdict(machine: Machine, number: int, *arguments: int, audit: int | None = None) -> str | int:
+def verdict(
+    machine: Machine, number: int, *arguments: int, audit: int | None = None, connect: bool = False
+) -> str | int:
     """What the kernel would do: allow, kill, or the error. As the kernel's own machine does it (bpf(2), classic)."""
     given = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("=iIQ6Q", number, machine.audit if audit is None else audit, 0, *given)
-    code = program(machine, PID)
+    code = program(machine, PID, connect=connect)
     held = at = 0
     while True:
         what, then, otherwise, value = struct.unpack_from("=HBBI", code, at * 8)
@@ -81,7 +83,6 @@ def test_all_on_the_list_are_refused_and_what_serving_takes_is_not(name: str) ->
         "mount",
         "setns",
         "unshare",
-        "connect",
         "execve",
         "bpf",
         "keyctl",
@@ -94,6 +95,12 @@ def test_all_on_the_list_are_refused_and_what_serving_takes_is_not(name: str) ->
         assert verdict(machine, number) == errno.EPERM, call
     for call, number in NEEDED[name].items():
         assert verdict(machine, number) == ALLOW, call
+
+
+@pytest.mark.parametrize(("name", "number"), [("x86_64", 42), ("aarch64", 203)])
+def test_only_who_has_nobody_in_reach_may_connect(name: str, number: int) -> None:
+    assert verdict(MACHINES[name], number) == errno.EPERM
+    assert verdict(MACHINES[name], number, connect=True) == ALLOW
 
 
 @pytest.mark.parametrize("name", MACHINES)
