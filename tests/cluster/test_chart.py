@@ -46,6 +46,12 @@ EVERYTHING = (
     ),
     *("agent.nodeSelector.a=b", "agent.podLabels.c=d", "signer.replicas=3", "signer.stateKeySecret=state-key"),
     "signer.keyStoreSecret=key-store",
+    *("signer.bundle.enabled=true", "signer.bundle.serviceType=LoadBalancer", "signer.bundle.serviceAnnotations.g=h"),
+    *(
+        "signer.oidc.enabled=true",
+        "signer.oidc.certSecret=oidc-tls",
+        "signer.settings.jwt_issuer=https://oidc.example.org",
+    ),
     *("signer.upstreamSecret=upstream", "signer.settings.dns_names={a.b,*.c}", "signer.settings.node_rate=7"),
     *(
         "startupTaint.enabled=true",
@@ -838,3 +844,20 @@ def test_every_key_of_a_secret_that_is_documented_is_read(tmp_path: Path) -> Non
     # Of a volume's tls.crt, tls.key and ca.crt: tests/unit/signer/test_upstream.py.
     assert str(loaded.upstream_dir) == secrets["upstream"]
     assert str(loaded.state_key_file) == f"{secrets['state-key']}/key"
+
+
+def test_public_listeners_are_off_unless_said_and_by_whom_they_prove_themselves() -> None:
+    assert ("Service", "podsvid-bundle") not in documents("trustDomain=example.org")
+    web = ("trustDomain=example.org", "signer.bundle.enabled=true", "signer.bundle.profile=https_web")
+    found = documents(*web, "signer.bundle.certSecret=tls")
+    assert found["Service", "podsvid-bundle"]["spec"]["type"] == "ClusterIP"
+    assert "/var/run/podsvid-bundle/tls.key" in found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"]
+    oidc = ("trustDomain=example.org", "signer.oidc.enabled=true")
+    for values, lacks in (
+        (web, "signer.bundle.certSecret"),
+        ((*web, "signer.bundle.profile=https_spiffe", "signer.bundle.certSecret=tls"), "signer.bundle.certSecret"),
+        (oidc, "signer.oidc.certSecret"),
+        ((*oidc, "signer.oidc.certSecret=tls"), "signer.settings.jwt_issuer"),
+    ):
+        with pytest.raises(ClusterError, match=lacks):
+            chart.render(*values)

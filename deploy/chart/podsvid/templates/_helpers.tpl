@@ -186,6 +186,28 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .Values.signer.stateKeySecret -}}
 {{- $_ := set $own "state_key_file" "/var/run/podsvid-state-key/key" -}}
 {{- end -}}
+{{- with .Values.signer.bundle -}}
+{{- if .enabled -}}
+{{- $_ := set $own "bundle_listen" "[::]:8444" -}}
+{{- $_ := set $own "bundle_profile" .profile -}}
+{{- if eq .profile "https_web" -}}
+{{- if not .certSecret -}}{{- fail "signer.bundle.certSecret: name the Secret whose tls.crt and tls.key prove the listener, or choose profile https_spiffe" -}}{{- end -}}
+{{- $_ := set $own "bundle_cert_file" "/var/run/podsvid-bundle/tls.crt" -}}
+{{- $_ := set $own "bundle_key_file" "/var/run/podsvid-bundle/tls.key" -}}
+{{- else if .certSecret -}}
+{{- fail "signer.bundle.certSecret: the profile https_spiffe uses none; choose https_web, or leave it out" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.signer.oidc -}}
+{{- if .enabled -}}
+{{- if not .certSecret -}}{{- fail "signer.oidc.certSecret: name the Secret whose tls.crt and tls.key prove the listener" -}}{{- end -}}
+{{- if not $.Values.signer.settings.jwt_issuer -}}{{- fail "signer.settings.jwt_issuer: verifiers look up the keys of tokens that name an issuer; set it to the URL of the documents" -}}{{- end -}}
+{{- $_ := set $own "oidc_listen" "[::]:8445" -}}
+{{- $_ := set $own "oidc_cert_file" "/var/run/podsvid-oidc/tls.crt" -}}
+{{- $_ := set $own "oidc_key_file" "/var/run/podsvid-oidc/tls.key" -}}
+{{- end -}}
+{{- end -}}
 {{- include "podsvid.checkOneAbove" . -}}
 {{- if .Values.signer.upstreamSecret -}}
 {{- $_ := set $own "upstream_dir" "/var/run/podsvid-upstream" -}}
