@@ -11,6 +11,7 @@ from signer.authority.lifecycle import Life, Step
 from signer.authority.slots import KINDS
 from signer.authority.state import AuthorityState
 from signer.errors import CertificateRefused, SignerError
+from signer.keystore.store import KeyUnfinished
 
 
 class Attempts:
@@ -21,9 +22,11 @@ class Attempts:
         # Whether no new request is to be made of a CA elsewhere yet: it did not want the one before.
         self.held: Callable[[AuthorityState, datetime], bool] = lambda state, now: False
         self._failed: dict[str, str] = {}
-        self._backoff = Backoff(clock, rng)
+        self._backoffs = {kind: Backoff(clock, rng) for kind in KINDS}
         # What was wanted when it failed: what a person asks for afterwards is tried at once.
-        self._wanted: object = None
+        self._wanted: dict[str, object] = {}
+        # Of which kinds a key store made a key in vain, as it would the next time.
+        self._unfinished: set[str] = set()
         # Since when a new X.509 authority is wanted in vain.
         self.waiting_since: datetime | None = None
 
@@ -35,7 +38,9 @@ class Attempts:
     def rest(self) -> None:
         """Nothing is due, or another replica leads: what failed before is over."""
         self._failed.clear()
-        self._backoff.forget()
+        self._unfinished.clear()
+        for backoff in self._backoffs.values():
+            backoff.forget()
         self.waiting_since = None
 
     async def next(self, state: AuthorityState, acks: Acks, now: datetime) -> tuple[Step, AuthorityState] | None:
@@ -55,8 +60,9 @@ class Attempts:
                 failed = failed or error
                 continue
             self._failed.pop(kind, None)
+            self._unfinished.discard(kind)
+            self._backoffs[kind].forget()
             if kind == "x509":
-                self._backoff.forget()
                 self.waiting_since = None
             if found is not None:
                 return found
@@ -66,31 +72,44 @@ class Attempts:
 
     def _rests(self, step: Step, state: AuthorityState, now: datetime) -> bool:
         """Whether that step failed a moment ago."""
-        if step.action != "prepare" or step.kind != "x509":
+        kind = step.kind
+        if step.action != "prepare":
             return False
-        if self.held(state, now):
+        if kind == "x509" and self.held(state, now):
             return True
-        if step.kind not in self._failed:
+        # Of JWT keys only those count that were made in vain.
+        if kind not in self._failed or (kind != "x509" and kind not in self._unfinished):
             return False
-        return self._wanted == wanted(state) and self._backoff.left(pressed=pressed(state, now)) > timedelta(0)
+        return self._wanted[kind] == wanted(state, kind) and self._left(kind, state, now) > timedelta(0)
 
     def _missed(self, kind: str, step: Step | None, error: SignerError, state: AuthorityState, now: datetime) -> None:
         told = f"it failed to {step.action if step else 'go on'}: {error.reason}: {error}"
-        if kind == "x509":
-            if self._wanted != wanted(state):
-                self._backoff.forget()
-            self._wanted = wanted(state)
-            self._backoff.failed(for_good=isinstance(error, CertificateRefused))
-            self.waiting_since = self.waiting_since or now
-            again = now + self._backoff.left(pressed=pressed(state, now))
-            told += f"; wanted since {self.waiting_since:%Y-%m-%dT%H:%M:%SZ}, tried again at {again:%Y-%m-%dT%H:%M:%SZ}"
+        made = isinstance(error, KeyUnfinished)
+        (self._unfinished.add if made else self._unfinished.discard)(kind)
+        if kind == "x509" or made:
+            backoff, goal = self._backoffs[kind], wanted(state, kind)
+            if self._wanted.get(kind) != goal:
+                backoff.forget()
+            self._wanted[kind] = goal
+            for_good = isinstance(error, CertificateRefused) or (isinstance(error, KeyUnfinished) and not error.again)
+            backoff.failed(for_good=for_good)
+            if kind == "x509":
+                self.waiting_since = self.waiting_since or now
+                told += f"; wanted since {self.waiting_since:%Y-%m-%dT%H:%M:%SZ}, tried again at"
+            else:
+                told += "; tried again at"
+            told += f" {now + self._left(kind, state, now):%Y-%m-%dT%H:%M:%SZ}"
         self._failed[kind] = told
 
+    def _left(self, kind: str, state: AuthorityState, now: datetime) -> timedelta:
+        """For how long it rests. Keys that are made in vain are paid for: nothing presses for more of them."""
+        return self._backoffs[kind].left(pressed=kind not in self._unfinished and pressed(state, now))
 
-def wanted(state: AuthorityState) -> object:
+
+def wanted(state: AuthorityState, kind: str = "x509") -> object:
     """What an attempt is for: where it is another one, what failed before says nothing of it."""
-    goals = frozenset(goal for goal in state.goals if goal.kind == "x509")
-    return goals, state.forced("x509"), [slot.id for slot in state.x509 if slot.signs]
+    goals = frozenset(goal for goal in state.goals if goal.kind == kind)
+    return goals, state.forced(kind), [slot.id for slot in state.slots(kind) if slot.signs]
 
 
 def pressed(state: AuthorityState, now: datetime) -> bool:

@@ -18,12 +18,14 @@ from signer.authority.rollback import Published
 from signer.authority.state import AuthorityState
 from signer.authority.store import StateStore, Stored
 from signer.errors import CertificateRefused, Conflict, SignerError, StateDamaged
-from signer.keystore.store import KeyStoreUnavailable
+from signer.keystore.store import KeyStoreUnavailable, KeyUnfinished
 from signer.upstream.certify import UpstreamUnusable
 
 _log = logging.getLogger("podsvid.authority")
 # Looks in which those that run put a newer Secret back, at once or at their next read, before one starts by an older.
 HEALED_AFTER = 20
+# How often the pause is doubled at most, each time for a key that was made in vain: to a quarter of an hour.
+MOST_DOUBLED = 10
 
 
 class First:
@@ -37,6 +39,8 @@ class First:
         self._leading = leading
         self._clock = clock
         self._backoff = Backoff(clock, rng)
+        # A key store made a key in vain: once a minute it would make, and be paid for, 1,400 a day.
+        self._unfinished = False
         # What is waited for, for people, and since when; empty where nothing is.
         self.awaited = ""
         self.since: datetime | None = None
@@ -44,19 +48,26 @@ class First:
     async def made(self, revoked: tuple[RevokedRoot, ...]) -> AuthorityState | None:
         """A state with them, below none of the `revoked`; None where it is not time to try, or the CA above certifies
         none."""
-        if self._backoff.failing and not (self._leading() and self._backoff.left(pressed=True) <= timedelta(0)):
+        if self._backoff.failing and not (self._leading() and self._left() <= timedelta(0)):
             return None
         try:
             return await self._life.first(self._clock.now(), revoked)
         except (UpstreamUnusable, CertificateRefused, KeyStoreUnavailable) as error:
-            self._backoff.failed()
+            self._unfinished = isinstance(error, KeyUnfinished)
+            self._backoff.failed(for_good=isinstance(error, KeyUnfinished) and not error.again)
             self.since = self.since or self._clock.now()
             self.awaited = f"waits for the first authority: {error.reason}: {error}"
+            if self._unfinished:
+                again = self._clock.now() + self._left()
+                self.awaited += f"; tried again at {again:%Y-%m-%dT%H:%M:%SZ}, or when the signer is started anew"
             _log.error(
                 "no authority yet: its key is not made, or the CA above certifies none",
                 extra={"reason": error.reason, "error": str(error)},
             )
             return None
+
+    def _left(self) -> timedelta:
+        return self._backoff.left(pressed=not self._unfinished)
 
     async def unused(self, made: AuthorityState, stored: Stored | None) -> None:
         """Another replica was faster: destroy what a key store made for these, unless they are what is stored."""
@@ -116,9 +127,12 @@ async def healed(stored: Stored | None, store: StateStore, published: Published,
 async def patient(work: Callable[[], Awaitable[Stored]], look_seconds: float) -> Stored:
     """What `work` returns, for however long the key store is away: a process that ends and begins again would try its
     PIN anew each time. Raises SignerError."""
+    made = 0
     while True:
         try:
             return await work()
         except KeyStoreUnavailable as error:
             _log.warning("waiting for the key store", extra={"reason": error.reason, "error": str(error)})
-            await asyncio.sleep(look_seconds)
+            # What it makes in vain is paid for.
+            made += isinstance(error, KeyUnfinished)
+            await asyncio.sleep(look_seconds * 2 ** min(made, MOST_DOUBLED))

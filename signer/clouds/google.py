@@ -1,6 +1,7 @@
 """Google Cloud by its own libraries, with the credentials that they find by themselves: the pod's service account."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,19 +14,40 @@ EARLIER_SECONDS = 1.0
 _BUSY = (408, 429, 499)
 # Whose words are told: those of others may be about a credential.
 _TOLD = (400, 403, 404, 409, 412, 429)
+# What gRPC says where no token was to be had, as its own 503; what follows may have an answer to a credential.
+_NO_TOKEN = "Getting metadata from plugin failed"
+# Milliseconds: by its default it would not connect again for two minutes, however soon it is asked.
+RECONNECT_MS = 5000
 _KINDS = {401: "credentials", 404: "missing"}
 
 
 def _kms() -> Any:
     from google.cloud import kms_v1
+    from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
 
-    return kms_v1.KeyManagementServiceClient()
+    return kms_v1.KeyManagementServiceClient(transport=_reconnecting(KeyManagementServiceGrpcTransport))
 
 
 def _privateca() -> Any:
     from google.cloud.security import privateca_v1
+    from google.cloud.security.privateca_v1.services.certificate_authority_service.transports import (
+        CertificateAuthorityServiceGrpcTransport,
+    )
 
-    return privateca_v1.CertificateAuthorityServiceClient()
+    return privateca_v1.CertificateAuthorityServiceClient(
+        transport=_reconnecting(CertificateAuthorityServiceGrpcTransport)
+    )
+
+
+def _reconnecting(transport: Any) -> Callable[..., Any]:
+    """The library's own transport, which connects again as often as it is asked."""
+
+    def connect(*args: Any, options: Sequence[Any] = (), **kwargs: Any) -> Any:
+        return transport.create_channel(
+            *args, options=[*options, ("grpc.max_reconnect_backoff_ms", RECONNECT_MS)], **kwargs
+        )
+
+    return partial(transport, channel=connect)
 
 
 # By service: what makes its client, and the package that has it.
@@ -59,6 +81,8 @@ class Google:
         except GoogleAuthError as error:
             raise _unasked(error) from None
         except GoogleAPIError as error:
+            if _NO_TOKEN in str(error.message if hasattr(error, "message") else error):
+                raise _unasked(error) from None
             raise _failed(error) from None
         # Of a list the page that was asked for; it says itself where the next one begins.
         page = next(iter(found.pages)) if hasattr(found, "pages") else found

@@ -5,10 +5,10 @@ from typing import TypeVar
 
 from signer.clouds import process
 from signer.key_uri import KmsPlace
-from signer.keystore.store import KeyMissing, KeyStoreUnavailable
+from signer.keystore.store import KeyMissing, KeyStoreUnavailable, KeyUnfinished
 from signer.keystore.worker import Worker
 from signer.kms.held_key import KeyRef, Scheme, Unsupported, held
-from signer.kms.interface import Kms, KmsFailed, KmsMissing
+from signer.kms.interface import Kms, KmsFailed, KmsMissing, KmsUnfinished
 from signer.kms_uri import AwsPlace
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey
 
@@ -78,6 +78,8 @@ class KmsStore:
             return work()
         except KmsMissing as error:
             raise KeyMissing(f"{self._uri}: {error}; {_MISSING}") from None
+        except KmsUnfinished as error:
+            raise KeyUnfinished(f"{self._uri}: {error}", again=error.again) from None
         except KmsFailed as error:
             raise KeyStoreUnavailable(f"{self._uri}: {error}") from None
 

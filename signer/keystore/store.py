@@ -18,6 +18,17 @@ class KeyMissing(KeyStoreUnavailable):
     """The store answers, and does not have that key, or has several of its name."""
 
 
+class KeyUnfinished(KeyStoreUnavailable):
+    """The store made a key that cannot be used: each attempt would make another one, which is paid for.
+
+    `again`: it may have been throttled, or away; where not, the same would come of the next attempt.
+    """
+
+    def __init__(self, text: str, *, again: bool) -> None:
+        super().__init__(text)
+        self.again = again
+
+
 class KeyStore(Protocol):
     """Makes keys that never leave it. All but `open` block, for seconds at most, and raise KeyStoreUnavailable."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from signer.clouds.process import PASSING, Cloud, Failed
 from signer.kms.held_key import Scheme
-from signer.kms.interface import KmsFailed, KmsMissing, digest_of, id_of, named, public_of, signature_for
+from signer.kms.interface import KmsFailed, KmsMissing, digest_of, id_of, named, public_of, signature_for, unfinished
 from signer.kms_uri import AwsAccount
 from svid.keys import KeyAlgorithm, PublicKey
 
@@ -65,10 +65,8 @@ class AwsKms:
         try:
             self._ask("create_alias", {"AliasName": self._alias(name), "TargetKeyId": arn})
             found = public_of(self._bytes(self._ask("get_public_key", {"KeyId": arn}), "PublicKey"), algorithm)
-        except KmsFailed:
-            with suppress(KmsFailed):
-                self._end(arn)
-            raise
+        except KmsFailed as error:
+            raise unfinished(error, arn, lambda: self._end(arn)) from None
         self._made[self.path(name)] = arn
         return found
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from signer.clouds.process import PASSING, Cloud, Failed
 from signer.kms.held_key import Scheme
-from signer.kms.interface import KmsFailed, KmsMissing, digest_of, id_of, named, public_of, signature_for
+from signer.kms.interface import KmsFailed, KmsMissing, digest_of, id_of, named, public_of, signature_for, unfinished
 from svid.keys import KeyAlgorithm, PublicKey
 
 # Seconds: for one signature, in which keys are looked through, as mints wait meanwhile, and until a key is made.
@@ -71,6 +71,12 @@ class GoogleKms:
             },
         }
         self._ask("create_crypto_key", asked)
+        try:
+            return self._finished(name, algorithm)
+        except KmsFailed as error:
+            raise unfinished(error, self.path(name), lambda: self.destroy(name)) from None
+
+    def _finished(self, name: str, algorithm: KeyAlgorithm) -> PublicKey:
         self._await(self.path(name))
         found = self._ask("get_public_key", {"name": self.path(name)}).get("pem")
         try:

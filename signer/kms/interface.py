@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, cast
@@ -29,6 +29,20 @@ class KmsMissing(KmsFailed):
     """It answers, and has no such key, or one that may sign no more."""
 
 
+class KmsUnfinished(KmsFailed):
+    """It made a key that cannot be used: another attempt would make one more, and each is paid for."""
+
+
+def unfinished(error: KmsFailed, key: str, end: Callable[[], object]) -> KmsUnfinished:
+    """What is to be raised where `key` was made and cannot be used: it is ended before, or else named for people."""
+    try:
+        end()
+    except KmsFailed as left:
+        said = f"{error}; {key} was made, and is there and paid for until somebody destroys it: {left}"
+        return KmsUnfinished(said, again=error.again)
+    return KmsUnfinished(str(error), again=error.again)
+
+
 class Kms(Protocol):
     """Keys in one account, or one key ring. All of it blocks, for seconds at most, and raises KmsFailed."""
 
@@ -37,7 +51,7 @@ class Kms(Protocol):
         ...
 
     def create(self, name: str, algorithm: KeyAlgorithm) -> PublicKey:
-        """Make a key that is found again by `name`."""
+        """Make a key that is found again by `name`. Raises KmsUnfinished where one was made in vain."""
         ...
 
     def destroy(self, name: str) -> bool:

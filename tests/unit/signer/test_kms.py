@@ -1,6 +1,8 @@
 """Keys in AWS KMS and Google Cloud KMS: their own libraries ask stand-ins, on the wire that the clouds have."""
 
+import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,12 +12,15 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from google.cloud import kms_v1
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.clouds.process import CloudProcess, Service
+from signer.clouds.google import Google
+from signer.clouds.process import CloudProcess, Failed, Service
 from signer.keystore.kms import KmsStore
-from signer.keystore.store import KeyMissing, KeyStore, KeyStoreUnavailable
+from signer.keystore.store import KeyMissing, KeyStore, KeyStoreUnavailable, KeyUnfinished
 from signer.keystore.worker import Worker
 from signer.kms import gcpkms
 from signer.kms.chosen import kms_of_key, kms_of_place
@@ -26,7 +31,7 @@ from signer.kms_uri import parse_aws_key, parse_aws_place, parse_google_key, par
 from signer.upstream.certify import FileUpstream, UpstreamUnusable
 from signer.upstream.kms import KmsCaKey
 from svid.certificates import to_pem
-from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
+from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem, signature_hash
 from tests import fake_kms
 from tests import key_store_contract as contract
 from tests.fake_kms import ACCOUNT, RING, SESSION, Inside, Wrong, by_google
@@ -147,6 +152,35 @@ def test_a_key_that_aws_made_and_cannot_be_used_is_not_left_there(aws: fake_kms.
     aws.instead = another
     with aws_store() as store, pytest.raises(KeyStoreUnavailable, match="made a key that is not ec-p256"):
         store.create(NEXT, KeyAlgorithm.EC_P256)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_role_that_may_make_keys_and_not_finish_them_leaves_none_or_says_which(
+    aws: fake_kms.AwsKms, ends: bool
+) -> None:
+    def refuse(operation: str, body: Any) -> Any:
+        if operation == "CreateAlias" or (operation == "ScheduleKeyDeletion" and not ends):
+            raise Wrong("AccessDeniedException", "not authorized to perform")
+
+    aws.instead = refuse
+    with aws_store() as store, pytest.raises(KeyUnfinished, match="AccessDeniedException: CreateAlias") as caught:
+        store.create(NAME, KeyAlgorithm.EC_P256)
+    ((arn, made),) = aws.keys.items()
+    assert made.state == ("PendingDeletion" if ends else "Enabled")
+    assert (f"{arn} was made, and is there and paid for until somebody destroys it" in str(caught.value)) is not ends
+    assert not caught.value.again
+
+
+def test_a_role_that_may_make_no_key_makes_none_in_vain(aws: fake_kms.AwsKms, google: fake_kms.GoogleKms) -> None:
+    def refuse(code: Any) -> Any:
+        raise Wrong(code, "not authorized")
+
+    aws.instead = lambda operation, body: refuse("AccessDeniedException")
+    google.instead = lambda method, asked: refuse(grpc.StatusCode.PERMISSION_DENIED)
+    for opened in (aws_store(), google_store(google)):
+        with opened as store, pytest.raises(KeyStoreUnavailable) as caught:
+            store.create(NAME, KeyAlgorithm.EC_P256)
+        assert not isinstance(caught.value, KeyUnfinished)
 
 
 def test_a_key_that_aws_made_in_another_account_is_not_taken(aws: fake_kms.AwsKms) -> None:
@@ -343,6 +377,78 @@ def test_a_key_that_google_does_not_make_is_waited_for_so_long(google: fake_kms.
     with pytest.raises(KeyStoreUnavailable, match="the key that it made is PENDING_GENERATION"):
         store.create(NAME, KeyAlgorithm.EC_P256)
     assert sum(slept) == gcpkms.MAKE_SECONDS
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_identity_that_may_make_keys_and_not_finish_them_leaves_none_or_says_which(
+    google: fake_kms.GoogleKms, ends: bool
+) -> None:
+    def refuse(method: str, asked: Any) -> Any:
+        if method == "GetPublicKey" or (method == "DestroyCryptoKeyVersion" and not ends):
+            raise Wrong(grpc.StatusCode.PERMISSION_DENIED, "not authorized to perform")
+
+    google.instead = refuse
+    with google_store(google) as store, pytest.raises(KeyUnfinished, match="PermissionDenied") as caught:
+        store.create(NAME, KeyAlgorithm.EC_P256)
+    assert google.keys[VERSION].state == ("DESTROY_SCHEDULED" if ends else "ENABLED")
+    assert (f"{VERSION} was made, and is there and paid for" in str(caught.value)) is not ends
+
+
+@pytest.mark.parametrize("service", ["kms", "privateca"])
+def test_google_is_connected_to_again_as_often_as_it_is_asked(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its default gRPC waits for two minutes in the end."""
+    account = {
+        "type": "service_account",
+        "private_key": key_to_pem(KeyAlgorithm.RSA_2048.generate()).decode(),
+        "client_email": "podsvid@org-pki.iam.gserviceaccount.com",
+        "token_uri": "https://127.0.0.1:9/token",
+    }
+    (tmp_path / "account.json").write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
+    options: list[Any] = []
+
+    def channel(*_: Any, **asked: Any) -> grpc.Channel:
+        options.extend(asked["options"])
+        return grpc.insecure_channel("127.0.0.1:9")
+
+    monkeypatch.setattr("google.api_core.grpc_helpers.create_channel", channel)
+    Google(service, "")
+    assert ("grpc.max_reconnect_backoff_ms", 5000) in options
+    assert ("grpc.max_receive_message_length", -1) in options
+
+
+def test_where_google_gives_no_token_it_is_begun_anew_and_its_words_are_told_to_nobody(tmp_path: Path) -> None:
+    class Metadata(grpc.AuthMetadataPlugin):
+        def __call__(self, context: Any, callback: Any) -> None:
+            raise RuntimeError(SESSION)
+
+    # By a Unix socket, where gRPC sends credentials without TLS.
+    local = grpc.LocalConnectionType.UDS
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_secure_port(f"unix:{tmp_path}/kms", grpc.local_server_credentials(local))
+    server.start()
+    by = grpc.composite_channel_credentials(
+        grpc.local_channel_credentials(local), grpc.metadata_call_credentials(Metadata())
+    )
+    began: list[Inside] = []
+    with grpc.secure_channel(f"unix:{tmp_path}/kms", by) as channel:
+
+        def connect() -> Any:
+            return kms_v1.KeyManagementServiceClient(transport=KeyManagementServiceGrpcTransport(channel=channel))
+
+        def begin() -> Inside:
+            began.append(Inside(by_google(connect)))
+            return began[-1]
+
+        cloud = CloudProcess(Service("google", "kms"), Seconds(), begin)
+        with pytest.raises(Failed, match="has the signer's service account an identity at Google") as caught:
+            cloud.ask("list_crypto_keys", {"parent": RING})
+    server.stop(None).wait()
+    assert caught.value.kind == "credentials"
+    assert SESSION not in str(caught.value)
+    assert [each.ended for each in began] == [True]
 
 
 def test_destroyed_keys_which_google_lists_for_ever_are_looked_at_once(google: fake_kms.GoogleKms) -> None:

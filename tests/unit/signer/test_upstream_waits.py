@@ -3,17 +3,24 @@
 import random
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
 from signer.authority.attempts import Attempts
 from signer.authority.backoff import Backoff
 from signer.authority.lifecycle import Life
+from signer.authority.opening import First, patient
+from signer.authority.slots import KINDS
 from signer.authority.state import AuthorityState
 from signer.errors import CertificateRefused, SignerError
+from signer.keystore.keys import Keys
+from signer.keystore.signing import Signing
+from signer.keystore.store import KeyUnfinished
+from signer.keystore.worker import Worker
 from signer.upstream.certify import SelfSigned, UpstreamUnusable
 from svid.authority import X509Authority
-from svid.keys import PrivateKey
+from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import StepClock
 from tests.unit.signer.test_lifecycle import ALL, POLICY, TD, done, first, stages
@@ -159,3 +166,75 @@ def test_pauses_are_spread(seed: int) -> None:
     assert timedelta(minutes=48) <= pause.left() <= timedelta(minutes=72)
     pause.forget()
     assert pause.left() == timedelta(0)
+
+
+class Vain:
+    """Implements KeyStore: makes keys that cannot be used."""
+
+    kind = "shelf"
+
+    def __init__(self, *, again: bool) -> None:
+        self.again = again
+        self.made: list[str] = []
+
+    def create(self, name: str, algorithm: KeyAlgorithm) -> PrivateKey:
+        self.made.append(name)
+        raise KeyUnfinished("made in vain", again=self.again)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"nothing else is asked: {name}")
+
+
+def in_vain(store: Vain) -> Life:
+    return Life(POLICY, SelfSigned(), TD, keys=Keys(TD, store, Signing(Worker("vain"))))
+
+
+@pytest.mark.parametrize(("again", "least", "most"), [(False, 6, 11), (True, 30, 60)])
+def test_keys_that_are_made_in_vain_and_paid_for_are_few(again: bool, least: int, most: int) -> None:
+    """Also while the active authority is about to end."""
+    store = Vain(again=again)
+    leader = Leader(away())
+    leader.life = in_vain(store)
+    leader.attempts = Attempts(leader.life, leader.clock, random.Random(1))
+    leader.clock.pass_by(days=7, hours=13)
+    leader.watch(timedelta(seconds=30), hours=8)
+    assert least * len(KINDS) <= len(store.made) <= most * len(KINDS)
+    for kind, note in zip(KINDS, leader.attempts.notes, strict=True):
+        assert note.startswith(f"{kind}: it failed to prepare: AUTHORITY_KEY_STORE_UNAVAILABLE: made in vain; ")
+        assert "tried again at 2030-01-08T2" in note
+    # What a person asks for then is tried at once.
+    for kind in KINDS:
+        before = len(store.made)
+        leader.state, _ = leader.life.compromised(leader.state, (kind,), leader.clock.now())
+        leader.look()
+        assert len(store.made) == before + 1
+
+
+@pytest.mark.parametrize(("again", "least", "most"), [(False, 6, 11), (True, 30, 60)])
+def test_first_keys_that_are_made_in_vain_are_few(again: bool, least: int, most: int) -> None:
+    store, clock = Vain(again=again), StepClock()
+    opens = First(in_vain(store), lambda: True, clock, random.Random(1))
+    for _ in range(8 * 360):
+        assert done(opens.made(())) is None
+        clock.pass_by(seconds=10)
+    assert least <= len(store.made) <= most
+    assert "made in vain; tried again at 2030-01-01T0" in opens.awaited
+    assert opens.awaited.endswith("or when the signer is started anew")
+
+
+def test_a_start_that_makes_keys_in_vain_waits_ever_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("signer.authority.opening.asyncio.sleep", sleep)
+    left = [KeyUnfinished("made in vain", again=False) for _ in range(13)]
+
+    async def work() -> Any:
+        if left:
+            raise left.pop()
+        return None
+
+    done(patient(work, 1.0))
+    assert slept == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 1024.0, 1024.0, 1024.0]
