@@ -218,11 +218,23 @@ def test_what_all_say_early_has_a_bound_and_a_first_call_is_always_possible(monk
     monkeypatch.setattr(relay, "Budget", lambda: early.Budget(pod=1 << 20, most=40_000))
 
     async def main(here: Relayed) -> None:
+        refused: list[bool] = []
+        charge = here.relay._budget.charge
+
+        def charging(pod: str, before: int, cost: int) -> bool:
+            found = charge(pod, before, cost)
+            refused.append(not found)
+            return found
+
+        monkeypatch.setattr(here.relay._budget, "charge", charging)
         one, two = await here.raw(), await here.raw()
         much = BEGUN + call(1, b"x") + 3 * frame(DATA, 0, 3, b"n" * 16_000)
         one.writer.write(much[:30_000])
         await until(lambda: here.at.methods.seen == [b"x"])
         two.writer.write(much[:30_000])
+        await until(lambda: any(refused))
+        # At once, and not when its time is over.
+        assert len(door_of(here).pairs) == 1
         await two.closed()
         three = await here.raw()
         three.writer.write(BEGUN + call(1, b"y"))
@@ -247,8 +259,10 @@ def test_who_says_nothing_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) 
         slow.writer.write(BEGUN)
         stays = await here.raw()
         stays.writer.write(BEGUN + ACK)
-        await silent.closed()
-        await slow.closed()
+        # Before gRPC would do it, after ten seconds.
+        async with asyncio.timeout(8):
+            await silent.closed()
+            await slow.closed()
         stays.writer.write(call(1, b"still there"))
         await until(lambda: here.at.methods.seen == [b"still there"])
         stays.writer.close()
