@@ -107,7 +107,10 @@ def run_oidc(parsed: argparse.Namespace) -> int:
     """Write them; the exit code. Raises SignerError, OSError."""
     found = _asked(parsed)
     if not found.issuer:
-        raise NoDocument("JWT-SVIDs name no issuer: set jwt_issuer of the signer to the URL that these are served at")
+        raise NoDocument(
+            "JWT-SVIDs name no issuer, or one that verifiers cannot look up (upper case in the host, a user, a query, "
+            "a fragment, dots or escapes): set jwt_issuer of the signer to the https URL that these are served at"
+        )
     if not found.jwks:
         raise NoDocument("there is no JWT authority (yet): look at jwt_svids of the signer, and at authority show")
     folder: Path = parsed.path

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime import durations
 from runtime.settings import Conflict
+from signer import public_settings
 
 if TYPE_CHECKING:
     from signer.config import SignerConfig
@@ -31,17 +32,22 @@ def audiences(config: "SignerConfig") -> frozenset[str]:
     found = set(config.trust_audiences)
     if config.bundle_listen is not None:
         found.add(FEDERATION)
-    if config.jwt_issuer is not None and config.jwt_svids:
+    if config.jwt_svids and _discoverable(config):
         # Tokens that name an issuer are for who looks its keys up.
         found.add(OIDC)
     return frozenset(found)
 
 
-def settle(audience: str, kind: str, hint: timedelta) -> timedelta:
+def settle(audience: str, kind: str, config: "SignerConfig") -> timedelta:
     """How long a new authority of a kind is published before all of that audience have it."""
     if audience == FEDERATION:
-        return POLLS * hint
-    return KEYS_KEPT if kind == "jwt" else timedelta(0)
+        return POLLS * config.bundle_hint
+    if kind != "jwt":
+        return timedelta(0)
+    # A web server that has a copy may have it as late as is hinted.
+    most = KEYS_KEPT + config.bundle_hint
+    # Who only has an issuer may have no such readers: that is no reason not to start.
+    return most if _named(config) else min(most, config.jwt_key_period / 2)
 
 
 def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
@@ -52,7 +58,7 @@ def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
     for audience, names in ((FEDERATION, ("bundle_hint",)), (OIDC, _brought_by(config))):
         if audience not in on:
             continue
-        waits = settle(audience, "x509", config.bundle_hint)
+        waits = settle(audience, "x509", config)
         least = _whole(4 * waits / LEAST)
         if config.authority_ttl < least:
             yield Conflict(
@@ -60,7 +66,10 @@ def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
                 f"{_needs(audience, waits)}, and what it replaces signs for half of its life: set authority_ttl to "
                 f"{durations.text(least)} or more{_or_lower(audience)}",
             )
-        waits = settle(audience, "jwt", config.bundle_hint)
+        # Periods of two days were always enough; a copy's delay is taken off the time before.
+        waits = settle(audience, "jwt", config)
+        if audience == OIDC:
+            waits = KEYS_KEPT if _named(config) else timedelta(0)
         if config.jwt_svids and config.jwt_key_period < 2 * waits:
             yield Conflict(
                 (*names, "jwt_key_period"),
@@ -73,8 +82,19 @@ def _whole(duration: timedelta) -> timedelta:
     return timedelta(seconds=math.ceil(duration.total_seconds()))
 
 
+def _named(config: "SignerConfig") -> bool:
+    return OIDC in config.trust_audiences or config.oidc_listen is not None
+
+
+def _discoverable(config: "SignerConfig") -> bool:
+    try:
+        return public_settings.issuer(config) is not None
+    except ValueError:
+        return False
+
+
 def _brought_by(config: "SignerConfig") -> tuple[str, ...]:
-    return ("trust_audiences",) if OIDC in config.trust_audiences else ("jwt_issuer",)
+    return ("trust_audiences",) if OIDC in config.trust_audiences else ("oidc_listen",)
 
 
 def _needs(audience: str, waits: timedelta) -> str:

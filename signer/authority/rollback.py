@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from runtime.clock import Clock
-from signer.authority.slots import JwtSlot, Stage, X509Slot
+from signer.authority.slots import KINDS, JwtSlot, Stage, X509Slot
 from signer.authority.state import AuthorityState, believable
 
 _log = logging.getLogger("podsvid.authority")
@@ -74,7 +74,9 @@ class Rollbacks:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._times = 0
-        self._begun = False
+        # Prepared authorities whose time began anew, and those for which it is about to.
+        self._begun: frozenset[str] = frozenset()
+        self._beginning: frozenset[str] = frozenset()
         # By the monotonic clock.
         self._named_at: float | None = None
         self._last: float | None = None
@@ -110,7 +112,7 @@ class Rollbacks:
         """The same authorities above `number`, and above the time.
 
         Where a restore is proven nobody knows how long SVIDs live that were issued since the backup was saved: as long
-        as they may. The first time, what waits for agents begins its time anew: it was measured before that.
+        as they may. What waits for agents begins its time anew, once: it was measured before that.
         """
         now = self._clock.now()
         return replace(self._doubted(state, now) if proven else state, sequence=max(state.sequence, number) + 1).dated(
@@ -123,13 +125,15 @@ class Rollbacks:
             x509=tuple(_unrecorded(slot) for slot in state.x509),
             jwt=tuple(_unrecorded(slot) for slot in state.jwt),
         )
-        if not self._begun:
-            state = replace(
-                state,
-                x509=tuple(_begun(slot, now) for slot in state.x509),
-                jwt=tuple(_begun(slot, now) for slot in state.jwt),
-            )
-        return state
+        # Another older Secret has others than the one before.
+        found = (state.find(kind, Stage.PREPARED) for kind in KINDS)
+        prepared = {slot.id for slot in found if slot is not None}
+        self._beginning = frozenset(prepared - self._begun)
+        return replace(
+            state,
+            x509=tuple(_begun(slot, now) if slot.id in self._beginning else slot for slot in state.x509),
+            jwt=tuple(_begun(slot, now) if slot.id in self._beginning else slot for slot in state.jwt),
+        )
 
     def done(self, before: int, number: int, after: int, shown: Shown) -> None:
         """It was published anew. What is in the cluster was not restored with it, as far as can be told."""
@@ -144,7 +148,7 @@ class Rollbacks:
             )
             self._note = (self._clock.monotonic(), text)
             return
-        self._begun = True
+        self._begun |= self._beginning
         self._noted(
             f"sequence {number} was known in the cluster, the Secret had {before}, an older one; published again as "
             f"{after}; "
@@ -189,4 +193,4 @@ def _unrecorded(slot: _Slot) -> _Slot:
 
 
 def _begun(slot: _Slot, now: datetime) -> _Slot:
-    return replace(slot, prepared_at=now) if slot.stage is Stage.PREPARED else slot
+    return replace(slot, prepared_at=now)

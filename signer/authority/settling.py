@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtime import durations
+from signer.audience_settings import KEYS_KEPT, OIDC
 from signer.authority.slots import KINDS, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import Audience, LifecyclePolicy
@@ -17,6 +18,10 @@ from signer.errors import TransitionRefused
 
 # So long before a prepared authority may sign, what agents acknowledge is passed on at once.
 ROUSED = timedelta(minutes=2)
+# Who does not read keys by time has no bound.
+_BY_NEED = (
+    "; who reads keys only for a key id that it does not know (API servers, OpenBao, Keycloak) accepts it until then"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +132,14 @@ def outlook(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> li
 
 
 def _hurried(kind: str, active: Slot, audience: Audience, policy: LifecyclePolicy) -> Iterator[str]:
-    """Where the next one cannot be published for long enough: a CA above gave less than was asked for."""
+    """Where the next one cannot be published for long enough: a CA above gave less than was asked for, or settings."""
     needed = audience.settle(kind)
+    if kind == "jwt" and audience.name == OIDC and needed < KEYS_KEPT:
+        yield (
+            f"jwt: a new key is published for {durations.text(needed)} before it signs, and {_called(audience.name)} "
+            f"keep keys for up to {durations.text(KEYS_KEPT)}: set jwt_key_period to {durations.text(2 * KEYS_KEPT)} "
+            "or more"
+        )
     if not needed or not isinstance(active, X509Slot):
         return
     since, ends = active.activated_at or active.prepared_at, active.authority.not_after
@@ -152,10 +163,18 @@ def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, 
             f"not read {read} since {_at(since)} does not know it"
         )
     for each in stolen:
-        if each.svids_end is not None and each.left_at is not None and now < each.left_at + needed:
+        if each.certified_until is not None and now < each.certified_until:
+            if needed and each.left_at is not None:
+                yield (
+                    f"{kind}: {_called(audience.name)} may accept what {each.authority_id}, which was abandoned, signs "
+                    f"until {_at(each.certified_until)}: a CA above certified it, and they trust its root"
+                )
+        elif each.svids_end is not None and each.left_at is not None and now < each.left_at + needed:
+            by_need = "" if audience.told == timedelta(0) else _BY_NEED
             yield (
                 f"{kind}: {_called(audience.name)} may accept what {each.authority_id}, which was abandoned, signs "
                 f"until {_at(each.left_at + needed)}: who has not read {read} since {_at(each.left_at)} trusts it still"
+                f"{by_need}"
             )
 
 

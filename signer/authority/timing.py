@@ -148,12 +148,11 @@ def lifecycle_policy(config: SignerConfig) -> LifecyclePolicy:
 
 
 def _audiences(config: SignerConfig) -> tuple[Audience, ...]:
-    hint = config.bundle_hint
     return tuple(
         Audience(
             name,
-            audience_settings.settle(name, "x509", hint),
-            audience_settings.settle(name, "jwt", hint),
+            audience_settings.settle(name, "x509", config),
+            audience_settings.settle(name, "jwt", config),
             audience_settings.KEYS_MAX_AGE if name == audience_settings.OIDC else timedelta(0),
         )
         for name in sorted(audience_settings.audiences(config))

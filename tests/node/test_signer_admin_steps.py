@@ -134,7 +134,7 @@ def test_show_says_whom_outside_a_prepared_authority_waits_for() -> None:
         prepared = rig.state.jwt[1].id
         known = {"kind": "KIND_JWT", "id": prepared}
         partners = {**known, "audience": "federation", "until": f"{begun + timedelta(minutes=25):%Y-%m-%dT%H:%M:%SZ}"}
-        readers = {**known, "audience": "oidc", "until": f"{begun + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"}
+        readers = {**known, "audience": "oidc", "until": f"{begun + timedelta(days=1, minutes=5):%Y-%m-%dT%H:%M:%SZ}"}
         assert (await rig.shown())["awaited"] == [partners, readers]
         text = await rig.authority("show")
         assert f"verifiers that never acknowledge: jwt {prepared} waits for oidc until {readers['until']}" in text

@@ -603,6 +603,28 @@ def test_a_cluster_whose_published_bundle_cannot_be_read_starts_all_the_same() -
     asyncio.run(run())
 
 
+def test_of_a_second_older_secret_what_waited_waits_anew_as_well() -> None:
+    shown, clock = Shown(frozenset("ab")), StepClock()
+    rollbacks = Rollbacks(clock)
+
+    def restored_again(state: AuthorityState) -> AuthorityState:
+        clock.at += timedelta(hours=1)
+        after = rollbacks.above(state, state.sequence + 7, proven=True)
+        rollbacks.done(state.sequence, state.sequence + 7, after.sequence, shown)
+        return after
+
+    one, two = (done(prepared(first())) for _ in range(2))
+    assert one.x509[1].id != two.x509[1].id
+    for each in (one, two):
+        after = restored_again(each)
+        assert after.x509[1].prepared_at == clock.at
+        assert restored_again(after).x509[1].prepared_at == after.x509[1].prepared_at
+    # What was not written has begun nothing.
+    three = done(prepared(first()))
+    rollbacks.above(three, three.sequence + 7, proven=True)
+    assert restored_again(three).x509[1].prepared_at == clock.at
+
+
 def test_what_waited_before_the_backup_waits_anew_once() -> None:
     """Its bound passed long ago, and no agent has what was prepared. Nobody can put the bound off again."""
 

@@ -31,6 +31,8 @@ def loaded(*flags: str) -> SignerConfig:
         (ISSUER, {OIDC}),
         ((*ISSUER, *FEDERATED), {FEDERATION, OIDC}),
         ((*ISSUER, "--jwt-svids", "false"), set()),
+        # Nobody can look up the keys of such a one.
+        (("--jwt-issuer", "https://issuer.test/?x"), set()),
     ],
 )
 def test_who_is_on(flags: tuple[str, ...], on: set[str]) -> None:
@@ -38,9 +40,16 @@ def test_who_is_on(flags: tuple[str, ...], on: set[str]) -> None:
 
 
 def test_who_needs_how_long() -> None:
-    assert settle(FEDERATION, "x509", 7 * MINUTE) == settle(FEDERATION, "jwt", 7 * MINUTE) == 35 * MINUTE
-    assert settle(OIDC, "jwt", 7 * MINUTE) == DAY
-    assert settle(OIDC, "x509", 7 * MINUTE) == timedelta(0)
+    seven = loaded("--bundle-hint", "7m")
+    assert settle(FEDERATION, "x509", seven) == settle(FEDERATION, "jwt", seven) == 35 * MINUTE
+    assert settle(OIDC, "jwt", seven) == DAY + 7 * MINUTE
+    assert settle(OIDC, "jwt", loaded(*READ, "--jwt-key-period", "2d")) == DAY + 5 * MINUTE
+    assert settle(OIDC, "x509", seven) == timedelta(0)
+
+
+def test_an_issuer_with_short_periods_starts_as_before_and_waits_for_half_of_one() -> None:
+    assert settle(OIDC, "jwt", loaded(*ISSUER, "--jwt-key-period", "12h")) == DAY / 4
+    assert settle(OIDC, "jwt", loaded(*ISSUER, "--jwt-key-period", "9d")) == DAY + 5 * MINUTE
 
 
 def test_the_hint_is_five_minutes_and_bounded() -> None:
@@ -71,8 +80,11 @@ def test_the_hint_is_five_minutes_and_bounded() -> None:
             "for 1d .* set jwt_key_period to 2d or more$",
         ),
         (
-            (*ISSUER, "--jwt-key-period", "1d23h59m59s"),
-            ("jwt_issuer", "jwt_key_period"),
+            (
+                *(*ISSUER, "--jwt-key-period", "1d23h59m59s", "--oidc-listen", "127.0.0.1:1"),
+                *("--oidc-cert-file", "/a", "--oidc-key-file", "/b"),
+            ),
+            ("oidc_listen", "jwt_key_period"),
             "for 1d .* set jwt_key_period to 2d or more$",
         ),
         ((*READ, "--jwt-svids", "false"), ("trust_audiences", "jwt_svids"), "leave oidc out$"),

@@ -16,7 +16,7 @@ from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life
 from signer.authority.rollback import Rollbacks
 from signer.authority.slots import KINDS, Stage, X509Slot
-from signer.authority.state import AuthorityState
+from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.timing import Audience, LifecyclePolicy, lifecycle_policy
 from signer.errors import TransitionRefused
 from signer.upstream.certify import SelfSigned
@@ -179,9 +179,9 @@ def test_by_themselves_they_lose_nothing_either() -> None:
     flags = ("--trust-audiences", "federation,oidc", "--jwt-key-period", "2d", "--authority-ttl", "4d")
     config = loaded(*flags, "--jwt-algorithm", "ES256", "--acknowledge-within", "2m")
     policy = lifecycle_policy(config)
-    assert policy.audiences == BOTH
+    assert policy.audiences == (FEDERATION, replace(OIDC, jwt=DAY + HINT))
     assert lifecycle_policy(loaded()).audiences == ()
-    world = World(policy, [Verifier(3 * HINT), Verifier(DAY, ("jwt",))])
+    world = World(policy, [Verifier(3 * HINT), Verifier(DAY + HINT, ("jwt",))])
     # Silent agents bring nothing forward: the bound is for them alone.
     world.acks = NOBODY
     while len(world.served) < 6 and world.now < START + 8 * DAY:
@@ -281,6 +281,15 @@ def test_after_a_theft_verifiers_lose_until_they_read_and_until_when_is_said(
     )
     assert f"({audience.name}) may accept what {stolen}" in accepts
     assert f"until {left + until:%Y-%m-%dT%H:%M:%SZ}" in accepts
+    # Some readers have no bound.
+    assert ("accepts it until then" in accepts) is (kind == "jwt")
+    above = replace(world.state, abandoned=tuple(_certified(each, left + 9 * until) for each in world.state.abandoned))
+    later = [line for line in world.leader.outlook(above, ALL, left + 2 * until) if "may accept" in line]
+    if kind == "x509":
+        (line,) = later
+        assert f"until {left + 9 * until:%Y-%m-%dT%H:%M:%SZ}: a CA above certified it" in line
+    else:
+        assert later == []
     assert len(said(published + until - SECOND)) == 2
     assert accepts in said(left + until - SECOND)
     assert said(left + until) == []
@@ -292,6 +301,10 @@ def test_after_a_theft_verifiers_lose_until_they_read_and_until_when_is_said(
     for _ in range(3):
         world.passes(10 * MINUTE)
     assert world.lost == 0
+
+
+def _certified(each: Abandoned, until: datetime) -> Abandoned:
+    return replace(each, certified_until=until if each.kind == "x509" else None)
 
 
 def test_it_is_said_whom_it_waits_for_and_until_when() -> None:
@@ -395,6 +408,17 @@ def test_a_ca_above_that_gives_too_little_for_them_is_taken_and_it_is_said() -> 
     assert "lower bundle_hint, or let the CA above certify for longer" in line
     assert said(partners, least) == []
     assert said(life(OIDC), 4 * TTL) == []
+
+
+def test_readers_of_keys_that_the_period_leaves_too_little_are_named() -> None:
+    def said(*flags: str) -> list[str]:
+        by = Life(lifecycle_policy(loaded("--jwt-issuer", "https://issuer.test", *flags)), SelfSigned(), TD)
+        return [line for line in by.outlook(first(by), ALL, START) if "keep keys" in line]
+
+    (line,) = said("--jwt-key-period", "12h")
+    assert line.startswith("jwt: a new key is published for 6h before it signs")
+    assert line.endswith("for up to 1d: set jwt_key_period to 2d or more")
+    assert said() == []
 
 
 def test_under_a_root_that_they_have_nobody_waits() -> None:
