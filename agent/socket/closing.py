@@ -44,6 +44,9 @@ def brings_descriptors(connection: socket.socket, buffer: bytearray) -> tuple[in
 def emptied(connection: socket.socket) -> bool:
     """End a connection both ways, and take what was left in it; False: something is left, and closing it may last."""
     buffer = bytearray(_CHUNK)
+    with suppress(OSError):
+        # An urgent byte would be passed over by the look, and descriptors with it, and be closed all the same.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     # Nothing can be sent to it any more, by whoever has its other end.
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -64,10 +64,14 @@ class Connections:
         """How many are the pod's."""
         return self._counts[pod]
 
+    def is_full(self, pod: str) -> bool:
+        """Whether one more of the pod's would be refused."""
+        return self._counts[pod] >= self._pod or self._all >= self._most
+
     def enter(self, connection: socket.socket, holder: Holder) -> Held | None:
         """One that was just accepted; None where there are too many: it was closed. Raises OSError."""
         holder.taken += 1
-        if self._counts[holder.pod] >= self._pod or self._all >= self._most:
+        if self.is_full(holder.pod):
             self.refuse(connection)
             return None
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALLEST)

@@ -50,7 +50,11 @@ class Verdict(Enum):
 
 
 class Early:
-    """One connection's. What comes after the acknowledgement is not looked at."""
+    """One connection's. What comes after the acknowledgement is not looked at.
+
+    `clear`: what of all that came gRPC may have since the last `feed`. It reads a part of a frame as soon as that is
+    there, and part of a block of headers can stand for as much as all of it: so it gets them whole, and counted.
+    """
 
     __slots__ = (
         "_begun",
@@ -58,15 +62,19 @@ class Early:
         "_blocked",
         "_continued",
         "_frames",
+        "_held",
         "_parts",
         "_rest",
         "_sizes",
         "_streams",
         "_taken",
+        "clear",
     )
 
     def __init__(self) -> None:
-        self._rest = b""
+        # Of a frame that is not whole; and before it frames whose block of headers is not.
+        self._rest = self._held = b""
+        self.clear = b""
         self._taken = self._frames = self._parts = self._streams = 0
         self._begun = False
         # Of the header block that is not whole yet.
@@ -84,7 +92,8 @@ class Early:
         """More of it."""
         self._taken += len(data)
         self._parts += 1
-        rest, at = self._rest + data, 0
+        self.clear = b""
+        rest, at, start = self._rest + data, 0, 0
         if not self._begun:
             if not (PREFACE.startswith(rest) or rest.startswith(PREFACE)):
                 return Verdict.REFUSED
@@ -98,6 +107,7 @@ class Early:
             if not self._may_be(length, kind, flags, stream):
                 return Verdict.REFUSED
             if kind == _SETTINGS and flags & _ACK:
+                self.clear += self._held + rest[start:]
                 return Verdict.ACKNOWLEDGED
             if len(rest) < at + 9 + length:
                 break
@@ -106,6 +116,10 @@ class Early:
             at += 9 + length
             if kind in (_HEADERS, _CONTINUATION) and not self._take(payload, kind, flags, stream):
                 return Verdict.REFUSED
+            if self._continued is None:
+                self.clear += self._held + rest[start:at]
+                self._held, start = b"", at
+        self._held += rest[start:at]
         self._rest = rest[at:]
         return Verdict.MORE if self._taken <= BYTES and self._parts <= PARTS else Verdict.REFUSED
 

@@ -5,18 +5,20 @@ and they are known by the name at which gRPC accepted them.
 """
 
 import socket
-from collections.abc import Container, Set
+from collections.abc import Collection, Set
 from contextlib import suppress
 
-# The kernel gives out the lowest number that is free: behind so many that are not open there are no others.
+# The kernel gives out the lowest number that is free: behind so many that are not open, and behind all of our own,
+# there are no others. Before ours there can be a hole: a pod closes what it opened.
 _GAP = 512
 
 
-def narrow(names: Set[bytes], own: Container[int], size: int) -> None:
+def narrow(names: Set[bytes], own: Collection[int], size: int) -> None:
     """Give every socket of this process that was accepted at one of these names a send buffer of `size`; none of `own`
     is one of them."""
     number = missing = 0
-    while missing < _GAP:
+    highest = max(own, default=0)
+    while missing < _GAP or number <= highest:
         descriptor, number = number, number + 1
         if descriptor in own:
             missing = 0

@@ -14,7 +14,7 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from agent.socket.closing import brings_descriptors, close_listener
+from agent.socket.closing import WAITING, brings_descriptors, close_listener
 from agent.socket.connections import SMALLEST, Connections, Held, Holder
 from agent.socket.early import Budget, Early, Verdict
 from agent.socket.listener import connected, listening_at, remove
@@ -185,10 +185,16 @@ class Relay:
         data = self._view[:count]
         if end is pair.grpc:
             self._pass(pair.pod, data)
-        elif pair.early is None or self._may_say(pair, pair.early, bytes(data)):
+        elif pair.early is None:
             self._pass(pair.grpc, data)
         else:
+            self._heard_early(pair, pair.early, bytes(data))
+
+    def _heard_early(self, pair: _Pair, early: Early, data: bytes) -> None:
+        if not self._may_say(pair, early, data):
             self.drop(pair)
+        elif early.clear:
+            self._pass(pair.grpc, memoryview(early.clear))
 
     def _may_say(self, pair: _Pair, early: Early, data: bytes) -> bool:
         verdict = early.feed(data)
@@ -340,6 +346,9 @@ class Door:
     def accept(self) -> None:
         """Somebody connects."""
         for _ in range(_ACCEPTED):
+            if self._would_be_kept():
+                self._rest(FULL)
+                return
             try:
                 connection, _ = self._listening.accept()
             except BlockingIOError:
@@ -351,6 +360,13 @@ class Door:
                 self._rest(FULL)
                 return
             self._relay.connections.tidy()
+
+    def _would_be_kept(self) -> bool:
+        """Whether the next one would be refused, and could then wait for a thread, as too many do: not accepted it has
+        none of this process's descriptors."""
+        books = self._relay.connections
+        full = len(self.pairs) >= self._most or books.is_full(self._holder.pod)
+        return full and books.closers.waiting >= WAITING
 
     def _take(self, connection: socket.socket) -> bool:
         """Whether there was room for it."""

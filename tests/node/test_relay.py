@@ -9,7 +9,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -408,6 +408,73 @@ def test_only_grpcs_ends_are_narrowed() -> None:
                 sizes = [each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for each in (taken, ours, other)]
             assert sizes == [sizes[0], usual, usual]
             assert sizes[0] < 10_000
+
+
+def test_of_headers_that_are_not_whole_grpc_gets_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[bytes] = []
+    real = Relay._pass
+
+    def spy(self: Relay, to: Any, data: memoryview) -> None:
+        if to is to.pair.grpc:
+            passed.append(bytes(data))
+        real(self, to, data)
+
+    monkeypatch.setattr(Relay, "_pass", spy)
+
+    async def main(here: Relayed) -> None:
+        raw = await here.raw()
+        begun = call(1, b"x")
+        raw.writer.write(BEGUN + begun[:-1])
+        await raw.writer.drain()
+        await until(lambda: bool(passed))
+        await asyncio.sleep(0.1)
+        # The message's frame is not whole; the call's headers are.
+        assert b"".join(passed) == BEGUN + frame(HEADERS, END_HEADERS, 1, headers(CALL))
+        raw.writer.write(begun[-1:] + ACK)
+        await until(lambda: b"".join(passed) == BEGUN + begun + ACK)
+        raw.writer.close()
+
+    relayed(main)
+
+
+def test_behind_a_hole_that_a_pod_made_they_are_narrowed_too() -> None:
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base, socket.socket(socket.AF_UNIX) as listening:
+        name = f"\0{base}".encode()
+        listening.bind(name)
+        listening.listen()
+        with ExitStack() as filled:
+            for _ in range(600):
+                filled.callback(os.close, os.dup(0))
+            ours = socket.socket(socket.AF_UNIX)
+            ours.connect(name)
+            taken, _ = listening.accept()
+        with ours, taken:
+            narrow({name}, {ours.fileno()}, SMALLEST)
+            assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 10_000
+
+
+def test_who_would_be_refused_and_kept_waits_in_the_kernel_while_too_many_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main(here: Relayed) -> None:
+        monkeypatch.setattr(relay, "WAITING", 2)
+        monkeypatch.setattr(Connections, "is_full", lambda books, pod: True)
+        closers = here.connections.closers
+        monkeypatch.setattr(closers, "_most", 0)
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            theirs.close()
+            closers.close(ours)
+        before = here.account.connections.taken
+        raw = await here.raw()
+        await asyncio.sleep(0.2)
+        assert here.account.connections.taken == before
+        monkeypatch.setattr(closers, "_most", 1)
+        closers.go_on()
+        await until(lambda: here.account.connections.taken > before)
+        raw.writer.close()
+
+    relayed(main)
 
 
 def lingering() -> tuple[socket.socket, list[socket.socket]]:

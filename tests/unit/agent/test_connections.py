@@ -4,6 +4,7 @@ import array
 import asyncio
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -219,6 +220,17 @@ def test_what_can_be_taken_is_taken_and_what_may_last_is_left() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     ours.close()
     theirs.close()
+
+
+def test_a_descriptor_beside_an_urgent_byte_is_left_as_well() -> None:
+    ours, theirs = socket.socketpair()
+    reading, writing = os.pipe()
+    theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", reading))], socket.MSG_OOB)
+    assert not emptied(ours)
+    for each in (ours, theirs):
+        each.close()
+    for number in (reading, writing):
+        os.close(number)
 
 
 @pytest.mark.parametrize("waiting", [0, 2])

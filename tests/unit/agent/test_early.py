@@ -211,3 +211,46 @@ def test_huffmans_code_counts_as_the_most_that_it_can_be() -> None:
 def test_a_table_that_is_made_smaller_counts_as_the_least_header() -> None:
     assert HeaderSizes(64).take(b"\x20\x3f\xe1\x1f")
     assert not HeaderSizes(63).take(b"\x20\x3f\xe1\x1f")
+
+
+def cleared(said: bytes, part: int) -> tuple[bytes, Verdict]:
+    """What gRPC gets of it as it comes in parts of so many bytes, and the last verdict."""
+    at, clear, found = Early(), b"", Verdict.MORE
+    for start in range(0, len(said), part):
+        found = at.feed(said[start : start + part])
+        if found is Verdict.REFUSED:
+            break
+        clear += at.clear
+        if found is Verdict.ACKNOWLEDGED:
+            return clear + said[start + part :], found
+    return clear, found
+
+
+@pytest.mark.parametrize("what", HONEST)
+@given(part=st.integers(64, 20_000))
+def test_grpc_gets_all_of_it_in_its_order(what: str, part: int) -> None:
+    said = HONEST[what]
+    if len(said) / part > early.PARTS - 2:
+        part = len(said) // 100
+    assert cleared(said, part) == (said, Verdict.MORE)
+    assert cleared(said + ACK + b"and whatever comes then", part)[0] == said + ACK + b"and whatever comes then"
+
+
+def test_of_headers_that_are_not_whole_grpc_gets_nothing() -> None:
+    # A name that is added once and referred to again and again: each byte stands for four thousand.
+    block = field(b"n" * 3_900, b"v", added=True) + b"\xbe" * 3_600
+    whole = frame(HEADERS, END_HEADERS, 1, block)
+    for said, clear in (
+        (whole[:-1], b""),
+        (whole[:2_000], b""),
+        (frame(HEADERS, 0, 1, block), b""),
+        (frame(HEADERS, 0, 1, block[:3_950]) + frame(CONTINUATION, 0, 1, b"\xbe" * 3_000), b""),
+        (frame(PING, 0, 0, b"12345678") + whole[:-1], frame(PING, 0, 0, b"12345678")),
+    ):
+        for part in (64, 1_000, 20_000):
+            assert cleared(BEGUN + said, part) == (BEGUN + clear, Verdict.MORE)
+    # The last byte shows what it becomes.
+    assert cleared(BEGUN + whole, 20_000) == (b"", Verdict.REFUSED)
+    assert cleared(BEGUN + frame(HEADERS, 0, 1, block) + frame(CONTINUATION, END_HEADERS, 1, b""), 64)[1] is (
+        Verdict.REFUSED
+    )
