@@ -4,6 +4,7 @@ python -m tests.interop list             the suites, and what each would need
 python -m tests.interop build SUITE      get or build a suite's programs (no time limit)
 python -m tests.interop run SUITE        build, run, and add a line to docs/interop.md
 python -m tests.interop run --ready      all whose programs are wheels or in the cache; says which it leaves out
+                                         (--most MINUTES: and those that take longer)
 """
 
 import argparse
@@ -31,6 +32,13 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     which = running.add_mutually_exclusive_group(required=True)
     which.add_argument("suite", nargs="?")
     which.add_argument("--ready", action="store_true", help="those whose programs are wheels or in the cache")
+    running.add_argument(
+        "--most",
+        type=float,
+        default=float("inf"),
+        metavar="MINUTES",
+        help="of --ready, suites that take longer are left out",
+    )
     running.add_argument("--no-record", action="store_true", help="write nothing to docs/interop.md (as with CI=true)")
     options = parser.parse_args(arguments)
     try:
@@ -41,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             return 0
         if os.geteuid() != 0:
             raise SuiteError("the suites make real mounts: run them as root")
-        suites = _ready() if options.ready else [load(options.suite)]
+        suites = _ready(options.most) if options.ready else [load(options.suite)]
         record = not options.no_record and environment.get("CI") != "true"
         return max([_run(suite, record) for suite in suites], default=0)
     except (SuiteError, BuildError, table.TableError) as error:
@@ -59,10 +67,12 @@ def _list() -> int:
     return 0
 
 
-def _ready() -> list[Suite]:
+def _ready(most: float) -> list[Suite]:
     found = []
     for suite in load_all():
         why = lacking(suite)
+        if not why and suite.minutes > most:
+            why = f"its tests take some {suite.minutes:g} minutes; make interop SUITE={suite.name}"
         if why:
             print(f"interop: {suite.name} left out: {why}", flush=True)
         else:

@@ -10,7 +10,7 @@ from tests.go_tools import Program
 
 HERE = Path(__file__).parent
 _KINDS = ("wheel", "go")
-_KEYS = {"shows", "kind", "tool", "version", "build_minutes"}
+_KEYS = {"shows", "kind", "tool", "version", "build_minutes", "minutes"}
 
 
 class SuiteError(Exception):
@@ -22,7 +22,8 @@ class Suite:
     """One peer.
 
     `tool` is the package of PyPI or the Go module that `version` is of; `build_minutes` is what two cores took with
-    nothing cached. `places` are the programs in the wheel, `programs` those that are built.
+    nothing cached, and `minutes` what its tests take there. `places` are the programs in the wheel, `programs` those
+    that are built.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Suite:
     tool: str
     version: str
     build_minutes: float
+    minutes: float
     hashes: tuple[str, ...] = ()
     places: Mapping[str, str] | None = None
     programs: tuple[Program, ...] = ()
@@ -69,7 +71,8 @@ def _suite(name: str, folder: Path, found: Mapping[str, Any]) -> Suite:
     more = {"hashes", "places"} if kind == "wheel" else {"programs"}
     if set(found) != _KEYS | more:
         raise ValueError(f"it has {', '.join(sorted(set(found) ^ (_KEYS | more)))} too much or too little")
-    common = Suite(name, str(found["shows"]), str(found["tool"]), str(found["version"]), float(found["build_minutes"]))
+    shows, tool, version = (str(found[each]) for each in ("shows", "tool", "version"))
+    common = Suite(name, shows, tool, version, float(found["build_minutes"]), float(found["minutes"]))
     if kind == "wheel":
         hashes, places = tuple(map(str, found["hashes"])), {str(key): str(at) for key, at in found["places"].items()}
         return Suite(**{**vars(common), "hashes": hashes, "places": places})

@@ -66,7 +66,7 @@ def test_every_part_is_run_and_named_with_its_minutes_and_what_was_left_out(chec
         f"make {target}" for target in (".venv/.dev", "lint", "test", "conformance", "cluster")
     ]
     assert "python -m tests.go_tools build conformance cluster" in calls
-    assert "python -m tests.interop run --ready --no-record" in calls
+    assert "python -m tests.interop run --ready --most 8 --no-record" in calls
     assert out.splitlines()[-1] == "spire left out: spire-server is not built"
     assert "the compiler's words" not in out
 

@@ -26,6 +26,7 @@ kind = "wheel"
 tool = "t"
 version = "1"
 build_minutes = 1
+minutes = 2
 hashes = ["0"]
 places = { t = "bin/t" }
 """
