@@ -251,8 +251,8 @@ class SignerConfig:
     )
     trust_audiences: tuple[str, ...] = setting(
         settings.listed(settings.choice(*audience_settings.AUDIENCES)),
-        "who reads the trust and never acknowledges it, wherever it is hosted: federation (trust domains that poll the "
-        "bundle), oidc (readers of JWT-SVIDs' keys; on with jwt_issuer); a new authority waits for them",
+        "who reads the trust and never acknowledges it, so that new authorities wait: federation (trust domains that "
+        "poll the bundle; on with bundle_listen), oidc (readers of JWT-SVIDs' keys; on with jwt_issuer)",
         "",
     )
     bundle_hint: timedelta = setting(
