@@ -183,7 +183,7 @@ class SignerConfig:
         settings.absolute, "in place of that socket: a folder with that SVID in tls.crt, tls.key and ca.crt, re-read"
     )
     spire_spiffe_id: SpiffeId | None = setting(
-        spire_settings.spiffe_id, "the ID of that SVID, where the agent gives several (default: the first)"
+        spire_settings.spiffe_id, "the ID of that SVID, of several that the agent gives; no pod gets it"
     )
     authority_ttl: timedelta = setting(
         settings.duration(), "lifetime of an X.509 authority; replaced at half of it", "30d"

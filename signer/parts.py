@@ -19,6 +19,7 @@ def policy(config: SignerConfig) -> PolicySettings:
         require_policy=config.require_policy,
         max_per_namespace=config.policies_per_namespace,
         max_services=config.services_per_namespace,
+        reserved_ids=frozenset(() if config.spire_spiffe_id is None else (config.spire_spiffe_id,)),
         ttls=config.ttls,
         dns_names=config.dns_names,
     )

@@ -57,7 +57,13 @@ class SpireSettings:
             yield Conflict(sources, "they name two SVIDs of the signer; give one")
         if self.agent_socket is not None and len(str(self.agent_socket)) > MAX_SOCKET_PATH:
             yield Conflict(("spire_agent_socket",), f"the path is too long for a socket: {MAX_SOCKET_PATH} bytes fit")
-        if self.spiffe_id is not None and self.spiffe_id.trust_domain != self.trust_domain:
+        if self.spiffe_id is None:
+            # Not to be guessed from what an agent gives: until it did, a pod could have it.
+            yield Conflict(
+                ("upstream", "spire_spiffe_id"),
+                "say by which SPIFFE ID the SPIRE server knows the signer; no pod gets it",
+            )
+        elif self.spiffe_id.trust_domain != self.trust_domain:
             yield Conflict(
                 ("spire_spiffe_id", "trust_domain"), "a SPIRE server certifies for its own trust domain, which is one"
             )

@@ -1,7 +1,8 @@
-"""Which DNS names a pod may have in its certificate: patterns over the pod's own names; and the signer's own names."""
+"""Which DNS names a pod may have in its certificate: patterns over its own names; and what no pod may have."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from svid.spiffeid import SpiffeId, TrustDomain
 
@@ -10,8 +11,10 @@ _PATTERN = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*", re.ASCII)
 # What the signer's own certificate is known by; no workload ever gets it, or it could stand in for the signer.
 SIGNER_NAME = "signer.podsvid.internal"
 _RESERVED = "podsvid.internal"
-# Below this first segment of a path are podsvid's own identities.
 _OWN = "podsvid"
+# First segments of paths, and whose own the identities below them are. SPIRE takes whoever shows /spire/server or
+# /spire/agent/… for that, where its bundle is podsvid's as well, or federates with it.
+_OWNERS: Mapping[str, str] = MappingProxyType({_OWN: "podsvid", "spire": "SPIRE"})
 
 
 def signer_id(trust_domain: TrustDomain) -> SpiffeId:
@@ -19,9 +22,10 @@ def signer_id(trust_domain: TrustDomain) -> SpiffeId:
     return SpiffeId.from_segments(trust_domain, _OWN, "signer")
 
 
-def is_own_id(spiffe_id: SpiffeId) -> bool:
-    """Whether it is one of podsvid's own, which no workload may have, whatever a policy says."""
-    return f"{spiffe_id.path}/".startswith(f"/{_OWN}/")
+def owner_of(spiffe_id: SpiffeId) -> str:
+    """Whose own it is, so that no workload may have it, whatever a policy says; empty where nobody's."""
+    first, _, _ = spiffe_id.path[1:].partition("/")
+    return _OWNERS.get(first, "")
 
 
 def is_pattern(text: str) -> bool:

@@ -20,7 +20,7 @@ from signer.keystore.keys import Keys
 from signer.keystore.store import KeyStoreUnavailable
 from signer.model import SOON, Entitlement, LivePod, TtlLimits
 from svid.authority import BACKDATE
-from svid.dnsnames import is_own_id
+from svid.dnsnames import owner_of
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
 from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
@@ -251,5 +251,5 @@ def proven_key(csr: bytes) -> PublicKey:
 
 
 def _check_id(spiffe_id: SpiffeId) -> None:
-    if is_own_id(spiffe_id):
-        raise Refused(Reason.POLICY_UNUSABLE, f"{spiffe_id} is one of podsvid's own identities; no pod can have it")
+    if owner := owner_of(spiffe_id):
+        raise Refused(Reason.POLICY_UNUSABLE, f"{spiffe_id} is {owner}'s own; no pod can have it")

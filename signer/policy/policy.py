@@ -26,6 +26,7 @@ from signer.policy.selector import Selector, read_selector
 from signer.policy.services import MAX_SERVICES, Service
 from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
 from svid.authority import is_dns_name
+from svid.dnsnames import owner_of
 from svid.errors import InvalidSpiffeId
 from svid.identity import MAX_HINT_BYTES
 from svid.keys import KeyAlgorithm
@@ -63,6 +64,7 @@ class PolicySettings:
 
     `max_per_namespace`: policies of a namespace that count; `max_services`: its Services.
 
+    `reserved_ids` are the signer's own elsewhere: whoever had one there would be taken for it.
     `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
     `dns_names` are patterns of what a pod without a policy may ask for, which is decided elsewhere, too.
     """
@@ -73,6 +75,7 @@ class PolicySettings:
     require_policy: bool = False
     max_per_namespace: int = 100
     max_services: int = 5000
+    reserved_ids: frozenset[SpiffeId] = frozenset()
     ttls: TtlLimits | None = None
     dns_names: tuple[str, ...] = ()
 
@@ -186,7 +189,7 @@ def decide(
     if winner.problem or winner.path is None:
         raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner} cannot be used: {winner.problem}")
     try:
-        spiffe_id = _render_id(settings.trust_domain, winner.path, pod)
+        spiffe_id = _render_id(settings, winner.path, pod)
         if winner.namespace and not spiffe_id.path.startswith(f"/ns/{pod.namespace}/"):
             raise InvalidPolicy(f"{spiffe_id} is outside of the namespace's /ns/{pod.namespace}/")
         names, left_out = _dns_names(winner, pod, services, settings)
@@ -245,17 +248,22 @@ def read_outline(body: PolicyObject, problem: str) -> Policy | None:
 
 def _default(pod: LivePod, settings: PolicySettings) -> Entitlement:
     try:
-        return Entitlement(_render_id(settings.trust_domain, path_template(settings.default_path), pod))
+        return Entitlement(_render_id(settings, path_template(settings.default_path), pod))
     except InvalidPolicy as error:
         raise Refused(Reason.POLICY_UNUSABLE, f"the default path: {error}") from None
 
 
-def _render_id(trust_domain: TrustDomain, path: Template, pod: LivePod) -> SpiffeId:
+def _render_id(settings: PolicySettings, path: Template, pod: LivePod) -> SpiffeId:
     text = path.render(pod, is_segment, "one segment of a SPIFFE ID's path")
     try:
-        return SpiffeId.from_segments(trust_domain, *text[1:].split("/"))
+        found = SpiffeId.from_segments(settings.trust_domain, *text[1:].split("/"))
     except InvalidSpiffeId as error:
         raise InvalidPolicy(str(error)) from None
+    owner = "this signer" if found in settings.reserved_ids else owner_of(found)
+    if owner:
+        # Of what was rendered: a label can say `spire` as well as a template's text.
+        raise InvalidPolicy(f"{found} is {owner}'s own; no pod can have it")
+    return found
 
 
 def _dns_names(

@@ -550,6 +550,8 @@ OTHER: dict[str, object] = {
     "signer.spire.hostPath": "/run/other",
     "signer.spire.spiffeId": "spiffe://example.org/other",
     "signer.serviceAccountAnnotations": {"some": "other"},
+    "signer.bundle.profile": "https_web",
+    **{f"signer.{each}.serviceType": "NodePort" for each in ("bundle", "oidc")},
     "tracing.endpoint": "http://collector:4317",
     "monitoring.serviceMonitor.interval": "7s",
     **{f"{each}.tolerations": [{"key": "x"}] for each in ("agent", "signer")},
@@ -568,8 +570,13 @@ SWITCHED_ON = (
 
 POOL = "projects/org-pki/locations/europe-west1/caPools/podsvid"
 # Another CA above.
-ALONE = ("signer.upstreamSecret", "signer.awsPca.arns", "signer.googleCas.pool", "signer.spire.address")
-OF_SPIRE = tuple(f"signer.spire.{each}" for each in ("csiDriver", "hostPath", "socket", "spiffeId", "svidSecret"))
+ALONE = ("signer.upstreamSecret", "signer.awsPca.arns", "signer.googleCas.pool")
+BELOW_SPIRE = ("signer.spire.address=spire-server.spire:8081", "signer.spire.spiffeId=spiffe://a/podsvid-signer")
+OF_SPIRE = tuple(
+    f"signer.spire.{each}" for each in ("address", "csiDriver", "hostPath", "socket", "spiffeId", "svidSecret")
+)
+# What another value is refused without.
+TOGETHER = {"signer.bundle.profile": ("signer.bundle.certSecret=tls",)}
 OF_CERT_MANAGER = tuple(
     f"signer.certManager.{each}" for each in ("issuerName", "issuerKind", "issuerGroup", "namespace", "rootsConfigMap")
 )
@@ -609,8 +616,16 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
     no_openbao = [each for each in SWITCHED_ON if not each.startswith("signer.openbao.")]
     cert_manager = [*no_openbao, "signer.certManager.issuerName=org-ca"]
     google = [*no_openbao, f"signer.googleCas.pool={POOL}"]
-    spire = [*no_openbao, "signer.spire.address=spire-server:8081"]
+    spire = [*no_openbao, *BELOW_SPIRE]
+    bundle = [*SWITCHED_ON, "signer.bundle.enabled=true"]
+    web = [*bundle, "signer.bundle.profile=https_web", "signer.bundle.certSecret=tls"]
+    issuer = [*SWITCHED_ON, "signer.settings.jwt_issuer=https://oidc.example.org", "signer.oidc.certSecret=tls"]
+    oidc = [*issuer, "signer.oidc.enabled=true"]
     others = {
+        **{f"signer.bundle.{each}": bundle for each in ("profile", "serviceType", "serviceAnnotations")},
+        **{f"signer.oidc.{each}": oidc for each in ("certSecret", "serviceType", "serviceAnnotations")},
+        "signer.bundle.certSecret": web,
+        "signer.oidc.enabled": issuer,
         **dict.fromkeys(ALONE, no_openbao),
         **dict.fromkeys(OF_CERT_MANAGER, cert_manager),
         "signer.googleCas.ca": google,
@@ -625,6 +640,7 @@ def test_every_value_is_read_by_something(tmp_path: Path) -> None:
         # Files of values give way to --set.
         switched_on = others.get(path, SWITCHED_ON)
         given = [each for each in ("trustDomain=example.org", *switched_on) if each.partition("=")[0] != path]
+        given += TOGETHER.get(path, ())
         found = chart.template(*given, flags=("--values", str(tmp_path / "values.yaml")))
         if found == without.get(path, before):
             unread.append(path)
@@ -790,32 +806,35 @@ def test_below_google_the_signer_is_told_which_pool(tmp_path: Path) -> None:
             {"spire_agent_socket": "api.sock"},
         ),
         (
-            ["signer.spire.svidSecret=svid", "signer.spire.spiffeId=spiffe://a/podsvid-signer"],
+            ["signer.spire.svidSecret=svid"],
             {"secret": {"secretName": "svid", "defaultMode": 0o440}},
-            {"spire_svid_dir": "", "spire_spiffe_id": "spiffe://a/podsvid-signer"},
+            {"spire_svid_dir": ""},
         ),
     ],
 )
 def test_below_spire_the_signer_has_its_svid_from_where_it_is_told(
     tmp_path: Path, more: list[str], volume: Object, found: dict[str, str]
 ) -> None:
-    made = documents("trustDomain=a", "signer.spire.address=spire-server.spire:8081", *more)
+    made = documents("trustDomain=a", *BELOW_SPIRE, *more)
     (tmp_path / "signer.yaml").write_text(made["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])
     line = ["signer", "--config", str(tmp_path / "signer.yaml")]
     loaded = signer_config.load(_parser("signer").parse_args(line), {"PODSVID_IDENTITY": "b"})
     assert (loaded.upstream, loaded.spire_address) == ("spire", "spire-server.spire:8081")
+    assert str(loaded.spire_spiffe_id) == "spiffe://a/podsvid-signer"
     pod = made["Deployment", "podsvid-signer"]["spec"]["template"]["spec"]
     (own,) = (each for each in pod["volumes"] if each["name"].startswith("spire"))
     assert {key: each for key, each in own.items() if key != "name"} == volume
     (mount,) = (each for each in pod["containers"][0]["volumeMounts"] if each["name"] == own["name"])
     assert mount["readOnly"] is True
-    wanted = {
-        name: str(Path(mount["mountPath"]) / text) if name != "spire_spiffe_id" else text
-        for name, text in found.items()
-    }
+    wanted = {name: str(Path(mount["mountPath"]) / text) for name, text in found.items()}
     assert {name: str(getattr(loaded, name)) for name in wanted} == wanted
     with pytest.raises(ClusterError, match="nothing is asked of a SPIRE server"):
         chart.template("trustDomain=a", "signer.spire.svidSecret=svid")
+
+
+def test_by_which_id_spire_knows_the_signer_has_to_be_said() -> None:
+    with pytest.raises(ClusterError, match="by which SPIFFE ID the SPIRE server knows the signer"):
+        chart.template("trustDomain=a", BELOW_SPIRE[0])
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,10 @@ def test_the_signers_own_name_is_given_to_nobody(name: str) -> None:
     assert refused(Entitlement(WEB), name) is Reason.DNS_NAME_DENIED
 
 
-@pytest.mark.parametrize("path", ["/podsvid", "/podsvid/signer", "/podsvid/x/y"])
-def test_podsvids_own_identities_are_given_to_nobody(path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/podsvid", "/podsvid/signer", "/podsvid/x/y", "/spire", "/spire/server", "/spire/agent/x"]
+)
+def test_podsvids_and_spires_own_identities_are_given_to_nobody(path: str) -> None:
     own = replace(GIVEN, spiffe_id=SpiffeId.parse(f"spiffe://example.org{path}"))
     assert refused(own) is Reason.POLICY_UNUSABLE
     with pytest.raises(Refused):

@@ -180,6 +180,31 @@ def test_what_wins_and_is_broken_refuses() -> None:
         assert refused(POD, wide, broken) is Reason.POLICY_UNUSABLE, broken
 
 
+@pytest.mark.parametrize("path", ["/spire", "/spire/server", "/spire/agent/x/{node}", "/podsvid/signer", "/signer"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_ids_that_are_somebodys_own_are_given_to_no_pod(path: str, labelled: bool) -> None:
+    """By no policy and by no default path, whether their text says so or what a pod's author wrote on it."""
+    settings = replace(SETTINGS, reserved_ids=frozenset({SpiffeId.parse(f"{TD.id}/signer")}))
+    first, slash, rest = path[1:].partition("/")
+    pod = replace(POD, labels={"a": first}) if labelled else POD
+    text = f"/{{labels['a']}}{slash}{rest}" if labelled else path
+    for policies, by in (
+        ([policy("p", spiffeIDTemplate=text)], settings),
+        ([], replace(settings, default_path=text)),
+    ):
+        with pytest.raises(Refused, match="own; no pod can have it") as caught:
+            decide(policies, pod, (), by)
+        assert caught.value.reason is Reason.POLICY_UNUSABLE
+
+
+@pytest.mark.parametrize(
+    "path", ["/spires/server", "/Spire/server", "/ns/spire/server", "/signer/x", "/podsvid-signer"]
+)
+def test_ids_beside_those_are_given(path: str) -> None:
+    settings = replace(SETTINGS, reserved_ids=frozenset({SpiffeId.parse(f"{TD.id}/signer")}))
+    assert decide([policy("p", spiffeIDTemplate=path)], POD, (), settings).spiffe_id.path == path
+
+
 @pytest.mark.parametrize(
     ("selector", "matches"),
     [

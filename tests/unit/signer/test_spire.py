@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from runtime.clock import SystemClock
 from runtime.settings import InvalidSetting
-from signer import config
+from signer import config, parts
 from signer.authority.granting import granted
 from signer.authority.lifecycle import Life
 from signer.authority.request import new_request
@@ -527,7 +527,12 @@ def test_two_of_one_name_are_refused_where_the_ca_did_not_say_so() -> None:
     run(work)
 
 
-SOUND = {"upstream": "spire", "spire_address": "spire-server.spire:8081", "spire_agent_socket": "/run/spire/agent.sock"}
+SOUND = {
+    "upstream": "spire",
+    "spire_address": "spire-server.spire:8081",
+    "spire_agent_socket": "/run/spire/agent.sock",
+    "spire_spiffe_id": str(SIGNER),
+}
 
 
 def loaded(changes: dict[str, str | None]) -> SignerConfig:
@@ -545,13 +550,14 @@ def _arguments(changes: dict[str, str | None]) -> argparse.Namespace:
 
 
 def test_the_settings_say_whom_to_ask() -> None:
-    found = loaded({"spire_spiffe_id": str(SIGNER)})
+    found = loaded({})
     assert found.above.spire == SpireSettings(
         TD, "spire-server.spire:8081", Path("/run/spire/agent.sock"), None, SIGNER, None
     )
     ca = chosen(found.above, FakeKube(SystemClock()), SystemClock())
     assert isinstance(ca.remote, Spire)
     assert ca.above == Elsewhere("SPIRE server spire-server.spire:8081")
+    assert parts.policy(found).reserved_ids == {SIGNER}
 
 
 @pytest.mark.parametrize(
@@ -562,6 +568,7 @@ def test_the_settings_say_whom_to_ask() -> None:
         ({"spire_agent_socket": None}, "give a SPIRE agent's socket, or a folder with files"),
         ({"spire_svid_dir": "/run/svid"}, "they name two SVIDs"),
         ({"spire_agent_socket": "/" + "a" * 107}, "too long for a socket"),
+        ({"spire_spiffe_id": None}, "by which SPIFFE ID the SPIRE server knows the signer"),
         ({"spire_spiffe_id": "spiffe://other.example/a"}, "its own trust domain"),
         ({"spire_spiffe_id": str(TD.id)}, "a SPIFFE ID with a path"),
         ({"spire_spiffe_id": "a"}, "a SPIFFE ID such as"),

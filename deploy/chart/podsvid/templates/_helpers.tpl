@@ -255,7 +255,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .address -}}
 {{- $_ := set $own "upstream" "spire" -}}
 {{- $_ := set $own "spire_address" .address -}}
-{{- if .spiffeId -}}{{- $_ := set $own "spire_spiffe_id" .spiffeId -}}{{- end -}}
+{{- $_ := set $own "spire_spiffe_id" (required "signer.spire.spiffeId: say by which SPIFFE ID the SPIRE server knows the signer (docs/spire-upstream.md)" .spiffeId) -}}
 {{- if .svidSecret -}}
 {{- $_ := set $own "spire_svid_dir" "/var/run/podsvid-spire-svid" -}}
 {{- else -}}
