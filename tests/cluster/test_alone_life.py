@@ -136,8 +136,8 @@ def _pod(alone: Alone, name: str, account: str, namespace: str) -> Object:
 
 
 @asynccontextmanager
-async def replica(alone: Alone, folder: Path) -> AsyncIterator[str]:
-    """One with the chart's account, leading; its address."""
+async def replica(alone: Alone, folder: Path, *more: str) -> AsyncIterator[str]:
+    """One with the chart's account, leading; its address. `more`: flags beside its own, which count before those."""
     parser = argparse.ArgumentParser()
     config.add_arguments(parser)
     port = free_port()
@@ -152,7 +152,7 @@ async def replica(alone: Alone, folder: Path) -> AsyncIterator[str]:
         "off",
     )
     flags = ("--bundle-namespaces", "wanted=yes", "--startup-taint", "true", "--listen", f"127.0.0.1:{port}")
-    loaded = config.load(parser.parse_args([*line, *flags, "--admin-socket", str(folder / "a.sock")]), {})
+    loaded = config.load(parser.parse_args([*line, *flags, "--admin-socket", str(folder / "a.sock"), *more]), {})
     stopping = asyncio.Event()
     async with AsyncExitStack() as services:
         client = await KubeClient.connect(alone.kubeconfig("podsvid-signer"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, ExitStack, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from svid.bundle import TrustBundle
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.fake_authority import root
 from tests.go_tools import Progress
+from tests.ports import free_port
 from tests.unit.signer.test_federation_endpoint import served, svid
 
 from .alone import POLICIES, TRUST_DOMAIN, Alone, api_server
 from .api import ApiError, Object
 from .signing import AUDIENCE, NAMESPACE
-from .test_alone_life import CTB, _namespace, _pod, replica, until
+from .test_alone_life import CTB, PATIENCE, _namespace, _pod, replica, until
 
 pytestmark = pytest.mark.timeout(600)
 RELATIONS = f"{POLICIES}/federatedtrustdomains"
@@ -165,3 +167,81 @@ def test_a_bundle_goes_from_its_endpoint_to_agents_and_the_cluster_and_away_with
         assert alone.api.find(bundle) is None
 
     asyncio.run(run())
+
+
+@dataclass(frozen=True)
+class Side:
+    """A cluster with a trust domain of its own."""
+
+    alone: Alone
+    domain: str
+    port: int
+    folder: Path
+
+    def running(self) -> AbstractAsyncContextManager[str]:
+        flags = ("--trust-domain", self.domain, "--bundle-listen", f"127.0.0.1:{self.port}", "--bundle-hint", "1m")
+        return replica(self.alone, self.folder, *flags)
+
+    def published(self, domain: str) -> bytes:
+        """The PEM of that trust domain's bundle in this cluster; empty while there is none."""
+        found = self.alone.api.find(f"{CTB}/podsvid.io:spiffe:{domain}")
+        return found["spec"]["trustBundle"].encode() if found else b""
+
+    def trust(self, other: Side) -> None:
+        """As docs/federate.md has it, with the other's first bundle."""
+        first = TrustBundle.from_pem(TrustDomain(other.domain), other.published(other.domain))
+        profile = {"type": "https_spiffe", "endpointSPIFFEID": f"spiffe://{other.domain}/podsvid/signer"}
+        self.alone.api.create(
+            RELATIONS,
+            relation(
+                trustDomain=other.domain,
+                bundleEndpointURL=f"https://127.0.0.1:{other.port}/",
+                bundleEndpointProfile=profile,
+                trustDomainBundle=first.to_jwks().decode(),
+            ),
+        )
+
+    async def wait_fetched(self) -> None:
+        """Wait for it, or for long. A look that a busy machine did not answer in time is made again in minutes, or at
+        once where the object changes."""
+        for hours in range(72, 78):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE / 6):
+                    while not await asyncio.to_thread(self.fetched):
+                        await asyncio.sleep(0.1)
+                    return
+            present = self.alone.api.get(f"{RELATIONS}/partner")
+            changed = {**present, "spec": {**present["spec"], "maxStale": f"{hours}h"}}
+            self.alone.api.replace(f"{RELATIONS}/partner", changed)
+
+    def fetched(self) -> bool:
+        status = self.alone.api.get(f"{RELATIONS}/partner").get("status") or {}
+        conditions = status.get("conditions") or []
+        # A first bundle has no sequence; one that was fetched has.
+        return [each["status"] for each in conditions] == ["True", "True"] and "sequence" in status
+
+
+def test_two_clusters_trust_each_other_by_their_own_endpoints(built: None, tmp_path: Path, progress: Progress) -> None:
+    async def meet(sides: list[Side]) -> None:
+        one, other = sides
+        async with one.running(), other.running():
+            for side in sides:
+                await until(lambda side=side: side.published(side.domain))  # type: ignore[misc]
+            for side, partner in ((one, other), (other, one)):
+                side.trust(partner)
+            for side, partner in ((one, other), (other, one)):
+                await side.wait_fetched()
+                assert side.fetched(), side.alone.api.get(f"{RELATIONS}/partner").get("status")
+                await until(lambda side=side, partner=partner: side.published(partner.domain))  # type: ignore[misc]
+                assert side.published(partner.domain) == partner.published(partner.domain)
+
+    with ExitStack() as both:
+        sides = []
+        for name in ("one", "other"):
+            folder = tmp_path / name
+            folder.mkdir()
+            found = both.enter_context(api_server(folder, progress))
+            found.api.apply([_namespace(NAMESPACE)])
+            found.install()
+            sides.append(Side(found, f"{name}.test", free_port(), folder))
+        asyncio.run(meet(sides))
