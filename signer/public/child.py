@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import socket
 import ssl
 import sys
@@ -16,11 +15,12 @@ from collections.abc import Iterable
 from email.utils import formatdate
 
 from runtime import listening
+from runtime.child import harden
 from runtime.crowd import Crowd
 from signer.public import tls
 from signer.public.answers import Answers
 from signer.public.limits import BACKLOG, BURST, BY_ADDRESS, CONNECTIONS, DEADLINE, LEAVE, RATE
-from signer.public.shown import HEAD_BYTES, MAX_FRAME, Shown, decode, framed
+from signer.public.shown import HEAD_BYTES, MAX_FRAME, Pair, Shown, decode, framed
 from signer.public.talk import Stage, Talk
 
 # Seconds between two reports, when there is something to say.
@@ -37,8 +37,13 @@ class _Door:
         self._counts = counts
         self._talk: tuple[ssl.SSLContext, Answers] | None = None
 
-    def show(self, context: ssl.SSLContext, answers: Answers) -> None:
-        self._talk = context, answers
+    def show(self, pair: Pair, answers: Answers) -> None:
+        """A pair that is none leaves the one before, and other listeners theirs."""
+        context = None if self._talk is None else self._talk[0]
+        with contextlib.suppress(OSError, ValueError):
+            context = tls.context(pair)
+        if context is not None:
+            self._talk = context, answers
 
     def talk(self) -> Talk | None:
         """For a new connection; None while there is no certificate."""
@@ -166,7 +171,7 @@ class _Child:
     def _show(self, shown: Shown) -> None:
         for name, each in shown.items():
             if each.pair is not None:
-                self._doors[name].show(tls.context(each.pair), Answers(each.pages))
+                self._doors[name].show(each.pair, Answers(each.pages))
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -196,7 +201,7 @@ def _sockets(arguments: Iterable[str]) -> dict[str, list[socket.socket]]:
 def main() -> None:
     """Serve until the other end is gone."""
     channel, *listeners = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    harden()
     # Agents come first.
     with contextlib.suppress(OSError):
         os.nice(10)

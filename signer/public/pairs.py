@@ -1,6 +1,7 @@
 """The listeners' certificates: files, read anew when they change, or the signer's own SVID. The last good one stays."""
 
 import logging
+import ssl
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -101,7 +102,11 @@ class FilePair:
 
 
 class OwnPair:
-    """Implements Source, by the authority that signs: re-issued with it, and at half of its life."""
+    """Implements Source, by the authority that signs: re-issued with it, and at half of its life.
+
+    One that this process' OpenSSL cannot show (before 3.5 it knows no ML-DSA) is not signed again until it is due, and
+    the one before stays.
+    """
 
     def __init__(self, name: str, clock: Clock, keys: Keys) -> None:
         self._name = name
@@ -116,16 +121,38 @@ class OwnPair:
         if state is None or state.unborn:
             return
         now = self._clock.now()
-        if self._own is not None and not self._own.due(state, now):
+        own = self._own
+        if own is None or own.due(state, now):
+            try:
+                own = self._own = await self._keys.do(
+                    state.active_x509.private_key, lambda: OwnSvid.issued(state, now), seconds=SIGN_SECONDS
+                )
+            except (SvidError, KeyStoreUnavailable) as error:
+                if str(error) != self.trouble:
+                    _log.error("own SVID cannot be renewed", extra={"listener": self._name, "error": str(error)})
+                self.trouble = str(error)
+                return
+        found = Pair(own.chain, own.key)
+        if found == self.pair:
             return
         try:
-            own = await self._keys.do(
-                state.active_x509.private_key, lambda: OwnSvid.issued(state, now), seconds=SIGN_SECONDS
+            tls.context(found)
+        except ssl.SSLError:
+            why = (
+                f"{ssl.OPENSSL_VERSION} does not take the chain of authority {own.issuer}: before 3.5 it knows no "
+                "ML-DSA; let an EC or RSA authority sign, or set bundle_profile https_web"
             )
-        except (SvidError, KeyStoreUnavailable) as error:
-            if str(error) != self.trouble:
-                _log.error("own SVID cannot be renewed", extra={"listener": self._name, "error": str(error)})
-            self.trouble = str(error)
-            return
-        self._own, self.pair, self.trouble = own, Pair(own.chain, own.key), ""
-        _log.info("certificate taken", extra={"listener": self._name, "not_after": own.not_after.isoformat()})
+            self._not_shown(why)
+        except OSError as error:
+            self._not_shown(error.strerror or type(error).__name__)
+        else:
+            self.pair, self.trouble = found, ""
+            _log.info("certificate taken", extra={"listener": self._name, "not_after": own.not_after.isoformat()})
+
+    def _not_shown(self, why: str) -> None:
+        if why != self.trouble:
+            _log.error(
+                "own SVID cannot be shown; " + ("the one before stays" if self.pair else "nobody is served"),
+                extra={"listener": self._name, "error": why},
+            )
+        self.trouble = why

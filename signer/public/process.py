@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +14,15 @@ from runtime.stopping import side_by_side
 from signer.public.shown import HEAD_BYTES, Shown, encode, framed
 
 _log = logging.getLogger("podsvid.public")
-# Seconds between two of them, and that one gets to end by itself.
-AGAIN, END = 1.0, 1.0
+# Seconds until another is started: the double each time, up to the most, until one has served for so long; and that one
+# gets to end by itself.
+AGAIN, AGAIN_MOST, SETTLED, END = 1.0, 60.0, 60.0, 1.0
+# Seconds that it gets to say that it shows what it was given, and when it is to start for that.
+TAKES, STARTS = 10.0, 60.0
 # Of what it says: counts by a few names.
 MAX_REPORT = 16 * 1024
+# Of a second, and far more: what is greater would be no number to the metrics.
+MAX_COUNT = 10**9
 STATUSES = ("200", "304", "400", "404", "405", "431", "503")
 REASONS = ("address", "bytes", "certificate", "crowded", "deadline", "head", "leave", "rate", "tls")
 # Told listener, kind (answered or refused), which (a status or a reason), and how often.
@@ -30,7 +37,13 @@ class PublicProcess:
         self._counted = counted
         self._shown: Shown | None = None
         self._changed = asyncio.Event()
-        self.serving = False
+        self._taken = asyncio.Event()
+        self._since: float | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is one that shows something."""
+        return self._since is not None
 
     def show(self, shown: Shown) -> None:
         """This from now on."""
@@ -40,6 +53,8 @@ class PublicProcess:
 
     async def run(self) -> None:
         """Keep it running, for ever."""
+        loop = asyncio.get_running_loop()
+        pause, said = AGAIN, ""
         while True:
             # Nothing to show yet: it would refuse everybody.
             await self._changed.wait()
@@ -49,10 +64,15 @@ class PublicProcess:
             except OSError as error:
                 why = error.strerror or type(error).__name__
             finally:
-                self.serving = False
-            _log.error("the process of the public listeners ended; another is started", extra={"error": why})
+                since, self._since = self._since, None
+            if since is not None and loop.time() - since >= SETTLED:
+                pause, said = AGAIN, ""
+            if why != said:
+                _log.error("the process of the public listeners ended; another is started", extra={"error": why})
+            said = why
             self._changed.set()
-            await asyncio.sleep(AGAIN)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, AGAIN_MOST)
 
     async def _once(self) -> str:
         """One process, from start to end; how it ended. Raises OSError."""
@@ -75,27 +95,39 @@ class PublicProcess:
         finally:
             its.close()
         reader, writer = await asyncio.open_connection(sock=ours)
+        why = ""
         try:
             await side_by_side(self._tell(writer), self._hear(reader))
-        except (asyncio.IncompleteReadError, OSError, ValueError):
+        except TimeoutError:
+            why = "it does not say in time that it shows what it was given"
+        except ValueError as error:
+            why = str(error)
+        except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
             writer.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(END):
                     await process.wait()
+            # And what somebody who got into it began there.
             with suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
             code = await process.wait()
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return why or (f"signal {-code}" if code < 0 else f"exit code {code}")
 
     async def _tell(self, writer: asyncio.StreamWriter) -> None:
+        """Raises TimeoutError where it hangs: it would show what was revoked for ever."""
+        seconds = STARTS
         while True:
             await self._changed.wait()
             self._changed.clear()
+            self._taken.clear()
             assert self._shown is not None
-            writer.write(framed(encode(self._shown)))
-            await writer.drain()
+            async with asyncio.timeout(seconds):
+                writer.write(framed(encode(self._shown)))
+                await writer.drain()
+                await self._taken.wait()
+            seconds = TAKES
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         """Raises IncompleteReadError at its end, ValueError where it says what it should not."""
@@ -103,15 +135,25 @@ class PublicProcess:
             size = int.from_bytes(await reader.readexactly(HEAD_BYTES), "big")
             if size > MAX_REPORT:
                 raise ValueError("it says too much")
-            said = json.loads(await reader.readexactly(size))
+            said = _read(await reader.readexactly(size))
             if said == {"shown": True}:
-                self.serving = True
+                self._taken.set()
+                if self._since is None:
+                    self._since = asyncio.get_running_loop().time()
                 continue
             for name, number in _counts(said):
                 listener, kind, which = name
                 if listener not in self._sockets or which not in (STATUSES if kind == "answered" else REASONS):
                     raise ValueError("it counts what there is not")
                 self._counted(listener, kind, which, number)
+
+
+def _read(said: bytes) -> object:
+    """Raises ValueError, whose text has nothing of what it says."""
+    try:
+        return json.loads(said)
+    except (ValueError, RecursionError):
+        raise ValueError("it says what is no report") from None
 
 
 def _counts(said: object) -> list[tuple[tuple[str, str, str], int]]:
@@ -122,7 +164,8 @@ def _counts(said: object) -> list[tuple[tuple[str, str, str], int]]:
     found = []
     for name, number in counts.items():
         listener, kind, which = name.split(" ")
-        if kind not in ("answered", "refused") or isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if kind not in ("answered", "refused") or not whole or not 0 <= number <= MAX_COUNT:
             raise ValueError("it says what is no count")
         found.append(((listener, kind, which), number))
     return found

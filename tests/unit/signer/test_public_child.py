@@ -1,16 +1,19 @@
 """Who comes too often is not let in, and so takes nobody's place; who is let in has so long."""
 
 import asyncio
+import socket
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from runtime.http import parse
 from signer.public import child
-from signer.public.child import _Connection, _Door
+from signer.public.child import _Child, _Connection, _Door
 from signer.public.limits import BY_ADDRESS, DEADLINE, LEAVE
+from signer.public.shown import Listener, Page, Pair
 from tests.unit.runtime.test_stopping import on_fake_time
-from tests.unit.signer.test_public_talk import ANSWERS, ASK, CONTEXT, Client
+from tests.unit.signer.test_public_talk import ANSWERS, ASK, PAIR, Client
 
 
 class Transport(asyncio.Transport):
@@ -46,7 +49,7 @@ class Strangers:
         self.counts: Counter[str] = Counter()
         self.door = _Door("bundle", self.counts)
         if shown:
-            self.door.show(CONTEXT, ANSWERS)
+            self.door.show(PAIR, ANSWERS)
 
     def comes(self, address: str) -> tuple[_Connection, Transport]:
         made, transport = _Connection(self.door), Transport(address)
@@ -117,5 +120,22 @@ def test_without_a_certificate_nobody_is_let_in() -> None:
         here = Strangers(shown=False)
         assert here.comes("192.0.2.1")[1].gone
         assert here.counts == {"bundle refused certificate": 1}
+
+    on_fake_time(main)
+
+
+def test_a_pair_that_is_none_leaves_the_one_before_and_takes_no_other_listener_along() -> None:
+    async def main() -> None:
+        with socket.socket() as one, socket.socket() as other:
+            here = _Child({"bundle": [one], "oidc": [other]})
+            broken = Pair(b"-----BEGIN CERTIFICATE-----\n", PAIR.key)
+            here._show({"bundle": Listener(broken, {}), "oidc": Listener(PAIR, {"/": None})})
+            assert here._doors["bundle"].talk() is None
+            assert here._doors["oidc"].talk() is not None
+            newer = {"/keys": Page(b"{}", 60)}
+            here._show({"oidc": Listener(broken, newer)})
+            talk = here._doors["oidc"].talk()
+            assert talk is not None
+            assert talk._answers.to(parse(b"GET /keys HTTP/1.0")).status == 200
 
     on_fake_time(main)

@@ -3,23 +3,30 @@
 import asyncio
 import logging
 import os
+import ssl
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agent.authority.proven import _is_named
+from signer.authority.lifecycle import Life
 from signer.keystore.keys import Keys
 from signer.keystore.store import KeyStoreUnavailable
 from signer.minting.own import OwnSvid
+from signer.public import tls
 from signer.public.pairs import MAX_FILE, FilePair, OwnPair, PairUnusable, read_pair
 from signer.public.shown import Pair
+from signer.upstream.certify import SelfSigned
 from svid.certificates import certificates_from_pem
 from svid.dnsnames import SIGNER_NAME
+from svid.keys import KeyAlgorithm
 from svid.x509svid import check_x509_svid
 from tests.public_rig import web_pair, write_pair
 from tests.signer_rig import START, StepClock
-from tests.unit.signer.test_lifecycle import advanced, first, life
+from tests.unit.signer.test_lifecycle import POLICY, TD, advanced, first, life
 
 GOOD = web_pair(START)
 OTHER = web_pair(START)
@@ -180,5 +187,69 @@ def test_agents_do_not_take_the_listeners_svid_for_the_signers() -> None:
         await source.look(state)
         assert source.pair is not None
         assert not _is_named(certificates_from_pem(source.pair.chain)[0])
+
+    asyncio.run(run())
+
+
+def test_an_authority_whose_chain_openssl_refuses_leaves_the_svid_before_and_signs_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As OpenSSL before 3.5 does below an ML-DSA authority."""
+    state = first()
+    asked, _ = life().asked(state, "x509", forced=False, now=START + timedelta(hours=1))
+    later = advanced(asked, START + timedelta(hours=1))
+    signed: list[str] = []
+
+    class Counting(Keys):
+        async def do(self, *arguments: object, **named: object) -> object:  # type: ignore[override]
+            signed.append("once")
+            return await super().do(*arguments, **named)  # type: ignore[arg-type]
+
+    refused: list[bytes] = []
+
+    def context(pair: Pair) -> ssl.SSLContext:
+        if refused:
+            raise ssl.SSLError(1, "unsupported")
+        return tls.context(pair)
+
+    monkeypatch.setattr("signer.public.pairs.tls", SimpleNamespace(context=context))
+
+    async def run() -> None:
+        clock = StepClock()
+        source = OwnPair("bundle", clock, Counting())
+        await source.look(state)
+        kept = source.pair
+        assert kept is not None
+        clock.pass_by(hours=1)
+        refused.append(b"from now on")
+        signed.clear()
+        caplog.clear()
+        for _ in range(3):
+            await source.look(later)
+        assert source.pair is kept
+        assert "knows no ML-DSA" in source.trouble
+        assert signed == ["once"]
+        assert len(caplog.records) == 1
+        # Its turn again: no other is signed for that.
+        refused.clear()
+        await source.look(later)
+        assert source.trouble == ""
+        assert source.pair not in (None, kept)
+        assert signed == ["once"]
+
+    asyncio.run(run())
+
+
+def test_whatever_openssl_there_is_an_ml_dsa_authority_breaks_no_listener() -> None:
+    by = Life(replace(POLICY, key_algorithm=KeyAlgorithm.ML_DSA_44), SelfSigned(), TD)
+    state = asyncio.run(by.first(START))
+
+    async def run() -> None:
+        source = OwnPair("bundle", StepClock(), Keys())
+        await source.look(state)
+        if source.pair is None:
+            assert "knows no ML-DSA" in source.trouble
+        else:
+            tls.context(source.pair)
 
     asyncio.run(run())

@@ -1,6 +1,8 @@
 """One connection of a stranger, byte by byte: what it costs has a bound, and whatever it sends it ends well."""
 
+import socket
 import ssl
+import subprocess
 from datetime import UTC, datetime
 
 import pytest
@@ -12,7 +14,7 @@ from signer.public.answers import Answers
 from signer.public.limits import GREETING, HEAD, MOST
 from signer.public.shown import Page, Pair
 from signer.public.talk import Stage, Talk
-from tests.public_rig import trusting, web_pair
+from tests.public_rig import PATIENCE, trusting, web_pair
 
 PAIR = web_pair(datetime.now(UTC))
 CONTEXT = tls.context(PAIR)
@@ -90,6 +92,22 @@ def test_only_intermediate_suites_and_versions() -> None:
     with pytest.raises(ssl.SSLError):
         client.agree()
     assert client.talk.refused == "tls"
+
+
+@pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192", "X448", "P-521"])
+def test_no_key_is_agreed_on_that_costs_a_server_much(group: str) -> None:
+    """Python's client cannot be told groups of finite fields."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        line = ("openssl", "s_client", "-connect", f"127.0.0.1:{server.getsockname()[1]}", "-groups", group)
+        with subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            peer, _ = server.accept()
+            talk = Talk(CONTEXT, ANSWERS, lambda: "now")
+            with peer:
+                peer.settimeout(PATIENCE)
+                while not talk.over and (data := peer.recv(4096)):
+                    peer.sendall(talk.receive(data))
+    assert talk.refused == "tls"
 
 
 @pytest.mark.spec("FED-25", "FED-45")
