@@ -118,10 +118,18 @@ def write_frame(connection: socket.socket, message: bytes) -> None:
 
 def harden() -> None:
     """In that process: keep what is in it in it, and end with the thread that began it. Raises OSError."""
-    # There are credentials in it: no core, in no file and for no program of the host's, and nobody of the same user
-    # looks into it.
-    libc = ctypes.CDLL(None, use_errno=True)
+    keep_within()
+    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+def keep_within() -> None:
+    """In a process with keys or credentials: keep them in it. Raises OSError."""
+    # No core, in no file and for no program of the host's, and nobody of the same user looks into it.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for what, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, int(signal.SIGKILL))):
-        if libc.prctl(what, value, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl")
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _prctl(what: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(what, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from runtime import heap, pages
+from runtime.child import keep_within
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
 from runtime.feed import Feed
@@ -88,8 +89,8 @@ async def run_signer(config: SignerConfig) -> None:
 
 
 def _prepare_process() -> None:
-    """Keys are in this process's memory: no core file."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Keys are in this process's memory: for no core file, nor for what serves strangers as the same user."""
+    keep_within()
     # Three for each connection.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -278,7 +279,7 @@ class Replica:
             "confirmation": lambda: self._rotation.confirm(min(CONFIRM, self._config.outage_limit / 3)),
             "trust": self._telling.follow,
             "port": self._serve_agents,
-            "public listeners": lambda: self._public.run(self._rotation.states),
+            "public listeners": lambda: self._public.run(self._rotation.states, self._signing_state),
             "federation": self._domains.run,
             "bundle endpoints": lambda: self._leader.lead(self._polling.lead),
             "publishing": lambda: self._leader.lead(self._telling.publish),
@@ -338,7 +339,7 @@ class Replica:
         return f"not read yet: {', '.join(missing)}" if missing else None
 
     def _signing_state(self) -> AuthorityState | None:
-        """The state, while it is fresh enough to sign by: another replica may have revoked since."""
+        """The state, while it is fresh enough to sign by, and to show: another replica may have revoked since."""
         return self._rotation.state if self._rotation.confirmed_within(self._config.outage_limit) else None
 
     def _pods_unread(self) -> str:

@@ -28,14 +28,13 @@ class Answer:
 class _Prepared:
     etag: str
     whole: Answer
-    head: Answer
     unchanged: Answer
 
     @classmethod
     def of(cls, page: Page) -> "_Prepared":
         kept = f"ETag: {page.etag}\r\nCache-Control: public, max-age={page.max_age}\r\n"
         whole = _answer(HTTPStatus.OK, page.body, page.content_type, kept)
-        return cls(page.etag, whole, Answer(200, whole.head), Answer(304, _head(HTTPStatus.NOT_MODIFIED, kept)))
+        return cls(page.etag, whole, Answer(304, _head(HTTPStatus.NOT_MODIFIED, kept)))
 
 
 class Answers:
@@ -45,7 +44,7 @@ class Answers:
         self._pages = {path: None if page is None else _Prepared.of(page) for path, page in pages.items()}
 
     def to(self, asked: Asked | None) -> Answer:
-        """What that request gets; None is none. Nothing that it says is in it, nor decides more than which."""
+        """What that request gets, or would by GET; None is none. What it says decides which, no more."""
         # RFC 9112 3.2: exactly one, and never looked into.
         hosts = 0 if asked is None else sum(name == "host" for name, _ in asked.fields)
         if asked is None or hosts > 1 or (asked.version == "HTTP/1.1" and hosts != 1):
@@ -57,10 +56,10 @@ class Answers:
             return OTHER_METHOD
         page = self._pages[path]
         if page is None:
-            return NOT_YET if asked.method == "GET" else Answer(503, NOT_YET.head)
+            return NOT_YET
         if _has(asked.field("if-none-match"), page.etag):
             return page.unchanged
-        return page.whole if asked.method == "GET" else page.head
+        return page.whole
 
 
 def _path(target: str) -> str:

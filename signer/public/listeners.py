@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,27 +75,29 @@ class PublicListeners:
             self._process = PublicProcess(sockets, self._metrics.public_counted)
             yield
 
-    async def run(self, states: "Feed[AuthorityState]") -> None:
-        """Serve, for ever; inside `bound`."""
+    async def run(self, states: "Feed[AuthorityState]", known: Callable[[], AuthorityState | None]) -> None:
+        """Serve, for ever; inside `bound`. `known`: the state while it may be shown: one that was not seen for long may
+        have what was revoked since."""
         process = self._process
         assert process is not None
         if not self._settings.listening:
             await asyncio.Event().wait()
-        await side_by_side(process.run(), self._follow(states, process))
+        await side_by_side(process.run(), self._follow(states, known, process))
 
-    async def _follow(self, states: "Feed[AuthorityState]", process: PublicProcess) -> None:
+    async def _follow(
+        self, states: "Feed[AuthorityState]", known: Callable[[], AuthorityState | None], process: PublicProcess
+    ) -> None:
         version = 0
         while True:
-            state = states.current
             for source in self._sources.values():
-                await source.look(state)
-            process.show(self.showing(state))
+                await source.look(states.current)
+            process.show(self.showing(known()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     version = await states.wait_beyond(version)
 
     def showing(self, state: AuthorityState | None) -> dict[str, Listener]:
-        """What is shown while that is the state; None: before it was read."""
+        """What is shown while that is the state; None: before it was read, or when it was read too long ago."""
         found = None if state is None else Documents.of(state.bundle, self._settings.publication)
         return {name: Listener(source.pair, self._pages(name, found)) for name, source in self._sources.items()}
 

@@ -80,6 +80,9 @@ class Talk:
                 self._say(self._answers.to(parse(bytes(self._head[:end]))))
 
     def _say(self, answer: Answer) -> None:
+        if self._head.startswith(b"HEAD "):
+            # RFC 9110 9.3.2: whatever comes of it, also of one that is not understood.
+            answer = Answer(answer.status, answer.head)
         self._tls.write(answer.at(self._date()))
         self.answered, self.stage, self.over = answer.status, Stage.LEAVING, True
         # Its half of the leave; the peer's is not waited for here.

@@ -80,12 +80,6 @@ def test_no_host_is_needed_before_it_was_invented_and_else_exactly_one() -> None
     assert ANSWERS.to(parse(b"GET / HTTP/1.1")) is REFUSED
 
 
-def test_head_is_get_without_its_body() -> None:
-    whole, head = asked("GET / HTTP/1.1"), asked("HEAD / HTTP/1.1")
-    assert (head.head, head.body) == (whole.head, b"")
-    assert asked("HEAD /x/keys HTTP/1.1").body == b""
-
-
 def test_what_changed_nothing_has_no_body_and_its_etag() -> None:
     found = asked("GET / HTTP/1.1", "If-None-Match: *")
     assert found.body == b""

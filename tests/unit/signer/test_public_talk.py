@@ -18,7 +18,7 @@ from tests.public_rig import PATIENCE, trusting, web_pair
 
 PAIR = web_pair(datetime.now(UTC))
 CONTEXT = tls.context(PAIR)
-ANSWERS = Answers({"/": Page(b"{}", 60)})
+ANSWERS = Answers({"/": Page(b"{}", 60), "/not/yet": None})
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -131,6 +131,29 @@ def test_a_head_of_just_the_bound_is_taken() -> None:
     client.agree()
     start = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
     assert client.say(start + b"x" * (HEAD - len(start)) + b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b" / HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b" /other HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+        (b" /not/yet HTTP/1.1\r\nHost: a\r\n\r\n", 503),
+        (b" / HTTP/1.1\r\n\r\n", 400),
+        (b" / HTTP/9\r\n\r\n", 400),
+        (b" / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * (2 * HEAD), 431),
+    ],
+)
+def test_head_is_get_without_its_body_whatever_comes_of_it(rest: bytes, status: int) -> None:
+    answers = {}
+    for method in (b"GET", b"HEAD"):
+        client = Client()
+        client.agree()
+        head, _, body = client.say(method + rest).partition(b"\r\n\r\n")
+        assert client.talk.answered == status
+        answers[method] = head, body
+    assert answers[b"HEAD"] == (answers[b"GET"][0], b"")
+    assert answers[b"GET"][1]
 
 
 def test_what_comes_after_a_request_is_nobodys() -> None:
