@@ -133,7 +133,7 @@ async def check_who_is_not_downstream_is_told_so(server: Server, folder: Path) -
     try:
         said = await unusable(remote)
         assert "PERMISSION_DENIED" in said
-        assert "marked -downstream" in said
+        assert f"is the entry of {TD.id}/podsvid-signer marked -downstream" in said
         assert (await remote.roots()).certificates
     finally:
         await server.downstream(True)

@@ -4,7 +4,8 @@ The signer is to it what a nested SPIRE server is: it shows an SVID whose entry 
 that anew and makes a connection of its own; nothing is kept.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,13 +31,15 @@ from svid.certificates import certificate_from_der, check_readable
 from svid.spiffeid import SpiffeId
 
 READ_SECONDS = 10.0
+# SPIRE dates what it signs back by as much; a clock that is behind by more than twice that is to be set.
+MAX_AHEAD_SECONDS = 10.0
 _NEW_CA = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"
 _GET_BUNDLE = "/spire.api.server.bundle.v1.Bundle/GetBundle"
 _MOST_SECONDS = 2**31 - 1
 # What does not pass by itself, and what to look at; everything else may.
 _FOR_GOOD: Mapping[grpc.StatusCode, str] = MappingProxyType(
     {
-        grpc.StatusCode.PERMISSION_DENIED: ": is the entry of the signer's SVID marked -downstream, and still there?",
+        grpc.StatusCode.PERMISSION_DENIED: ": is the entry of {shown} marked -downstream, and still there?",
         grpc.StatusCode.UNAUTHENTICATED: ": it does not take the signer's SVID",
         grpc.StatusCode.INVALID_ARGUMENT: "",
         grpc.StatusCode.NOT_FOUND: "",
@@ -74,6 +77,7 @@ class Spire:
         chain = self._certificates(found.ca_cert_chain)
         if not chain or len(chain) > MAX_ABOVE:
             raise UpstreamUnusable(f"{self.name} gave {len(chain)} certificates, of 1 to {MAX_ABOVE}")
+        await _begun(chain, self.clock, self.name)
         note = shorter(chain[0], request.lifetime, self.name, ": see its ca_ttl, and when its CA ends")
         # All of one SPIRE CA have one name, which is made of its own.
         return Issued(chain, self._certificates(found.x509_authorities), note, named_alike=True)
@@ -93,12 +97,14 @@ class Spire:
         assert by.address is not None
         now = self.clock.now()
         wanted = SpiffeId.parse(f"{by.trust_domain.id}{SERVER_PATH}")
+        own = await self._own()
         try:
-            async with connected(by.address, wanted, await self._own(), self.resolver, now) as server:
+            async with connected(by.address, wanted, own, self.resolver, now) as server:
                 yield server
         except rpc.CallFailed as error:
             if error.code in _FOR_GOOD:
-                raise UpstreamUnusable(f"{self.name} does not {what} ({error}){_FOR_GOOD[error.code]}") from None
+                advice = _FOR_GOOD[error.code].format(shown=own.svid.spiffe_id)
+                raise UpstreamUnusable(f"{self.name} does not {what} ({error}){advice}") from None
             raise UpstreamAway(f"{self.name} does not {what} now ({error})") from None
 
     async def _own(self) -> OwnSvid:
@@ -122,3 +128,12 @@ class Spire:
         if by.agent_socket is not None:
             return {"spire_agent_socket": partial(own_svid.look, by.agent_socket)}
         return {"spire_svid_dir": lambda: own_svid.from_files(by, self.clock.now())} if by.svid_dir is not None else {}
+
+
+async def _begun(chain: Sequence[x509.Certificate], clock: Clock, by: str) -> None:
+    """Waits for the time from which they are valid, which is soon. Raises UpstreamAway where it is not."""
+    ahead = (max(each.not_valid_before_utc for each in chain) - clock.now()).total_seconds()
+    if ahead > MAX_AHEAD_SECONDS:
+        raise UpstreamAway(f"{by} certifies from a time that is {ahead:.0f} s ahead of here: look at the clocks")
+    if ahead > 0:
+        await asyncio.sleep(ahead)

@@ -832,6 +832,16 @@ def test_below_spire_the_signer_has_its_svid_from_where_it_is_told(
         chart.template("trustDomain=a", "signer.spire.svidSecret=svid")
 
 
+@pytest.mark.parametrize("drivers", ["{csi.podsvid.io,csi.spiffe.io}", "{csi.podsvid.io,csi.spiffe.io=spire}"])
+def test_the_svid_of_spires_comes_from_no_driver_of_podsvids_own(drivers: str) -> None:
+    """The signer would wait for its own authority, or get an SVID of its own."""
+    taken_over = ("trustDomain=a", *BELOW_SPIRE, f"drivers={drivers}")
+    with pytest.raises(ClusterError, match=r"csi\.spiffe\.io is podsvid's own .*set signer\.spire\.hostPath"):
+        chart.template(*taken_over)
+    for other in ("hostPath=/run/spire", "svidSecret=svid", "csiDriver=csi.spire.example"):
+        chart.template(*taken_over, f"signer.spire.{other}")
+
+
 def test_by_which_id_spire_knows_the_signer_has_to_be_said() -> None:
     with pytest.raises(ClusterError, match="by which SPIFFE ID the SPIRE server knows the signer"):
         chart.template("trustDomain=a", BELOW_SPIRE[0])

@@ -4,23 +4,26 @@ import argparse
 import asyncio
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import looptime
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
+from runtime.bounded import Bounded
 from runtime.clock import SystemClock
 from runtime.settings import InvalidSetting
 from signer import config, parts
@@ -32,6 +35,7 @@ from signer.config import SignerConfig
 from signer.errors import CertificateRefused
 from signer.pb import spire_pb2
 from signer.spire_settings import SpireSettings
+from signer.upstream import spire as spire_module
 from signer.upstream import spire_server
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.chosen import chosen
@@ -64,10 +68,12 @@ class Ca:
         self.trust_domain = trust_domain
         self.key = KeyAlgorithm.EC_P256.generate()
         self.serial = x509.random_serial_number()
+        # How far its clock is ahead.
+        self.ahead = timedelta(0)
         self.certificate = self.sign(self.key.public_key(), life, downstream=False)
 
     def sign(self, key: Any, life: timedelta, *, downstream: bool = True) -> x509.Certificate:
-        now = datetime.now(UTC).replace(microsecond=0)
+        now = datetime.now(UTC).replace(microsecond=0) + self.ahead
         end = now + life
         if downstream:
             end = min(end, self.certificate.not_valid_after_utc)
@@ -199,6 +205,11 @@ async def serving(stand_in: StandIn) -> AsyncIterator[StandIn]:
             yield stand_in
         finally:
             await asyncio.gather(server.stop(None), agent.stop(None))
+
+
+def loop_of_its_own() -> Any:
+    """One whose time is what is waited for."""
+    return looptime.new_event_loop(start=0)
 
 
 def run(work: Callable[[StandIn], Awaitable[None]], stand_in: StandIn | None = None) -> None:
@@ -466,6 +477,69 @@ def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
         with socket.create_server(("127.0.0.1", 0)) as mute:
             remote = contract.signer(spire, address=f"127.0.0.1:{mute.getsockname()[1]}")
             assert "does not answer within 0.1 s" in await contract.away(remote)
+
+    run(work)
+
+
+def test_an_address_that_says_nothing_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several behind one name. What one does not use of its share is the others'."""
+    asked: list[tuple[str, float]] = []
+    started = loop_of_its_own()
+
+    async def several(*_: object) -> list[tuple[str, int]]:
+        return [("mute", 1), ("refuses", 1), ("mute too", 1), ("serves", 1)]
+
+    async def opened(host: str, port: int, **_: object) -> str:
+        asked.append((host, started.time()))
+        if host == "refuses":
+            raise ConnectionRefusedError
+        if host != "serves":
+            await asyncio.Event().wait()
+        return host
+
+    monkeypatch.setattr(spire_server, "addresses", several)
+    monkeypatch.setattr(asyncio, "open_connection", opened)
+    context = ssl.create_default_context()
+    with closing(started) as loop:
+        found: object = loop.run_until_complete(spire_server._reached("spire:1", context, Bounded(1.0)))
+    assert found == "serves"
+    share = spire_server.CONNECT_SECONDS / 4
+    rest = share + 3 * share / 2
+    assert [host for host, _ in asked] == ["mute", "refuses", "mute too", "serves"]
+    assert [at for _, at in asked] == pytest.approx([0, share, share, rest])
+
+
+@dataclass(frozen=True)
+class Behind(SystemClock):
+    """So many seconds before `made` is valid, when the loop starts."""
+
+    made: x509.Certificate
+    seconds: float
+    loop: asyncio.AbstractEventLoop
+
+    def now(self) -> datetime:
+        return self.made.not_valid_before_utc + timedelta(seconds=self.loop.time() - self.seconds)
+
+
+@pytest.mark.parametrize(("behind", "waited"), [(-5.0, 0.0), (0.0, 0.0), (0.5, 0.5), (10.0, 10.0), (10.6, None)])
+def test_a_clock_that_is_a_little_behind_is_waited_for(behind: float, waited: float | None) -> None:
+    with closing(loop_of_its_own()) as loop:
+        clock = Behind(Ca().certificate, behind, loop)
+        waiting = spire_module._begun([clock.made], clock, "it")
+        if waited is None:
+            with pytest.raises(UpstreamAway, match="it certifies from a time that is 11 s ahead of here"):
+                loop.run_until_complete(waiting)
+        else:
+            loop.run_until_complete(waiting)
+        assert loop.time() == pytest.approx(waited or 0.0)
+
+
+def test_what_is_not_valid_for_long_is_not_taken() -> None:
+    """It would be refused, and asked for again an hour later: with clocks that are set it is there soon."""
+
+    async def work(spire: StandIn) -> None:
+        spire.cas[-1].ahead = timedelta(minutes=5)
+        assert "s ahead of here: look at the clocks" in await contract.away(contract.signer(spire))
 
     run(work)
 

@@ -259,6 +259,14 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- if .svidSecret -}}
 {{- $_ := set $own "spire_svid_dir" "/var/run/podsvid-spire-svid" -}}
 {{- else -}}
+{{- if not .hostPath -}}
+{{- $driver := .csiDriver -}}
+{{- range $.Values.drivers -}}
+{{- if eq $driver (first (splitList "=" .)) -}}
+{{- fail (printf "signer.spire.csiDriver: %s is podsvid's own (drivers), and gives no SVID of SPIRE's; set signer.spire.hostPath to the directory of the SPIRE agent's socket, or signer.spire.svidSecret" $driver) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $_ := set $own "spire_agent_socket" (printf "/var/run/podsvid-spire/%s" .socket) -}}
 {{- end -}}
 {{- else if or .hostPath .spiffeId .svidSecret -}}
