@@ -331,8 +331,8 @@ def _said(error: Any) -> str:
         reason = _told(error.__context__) if isinstance(error.__context__, ValueError) else str(error.reason)
         message = f"the API server answered {status}" if status else reason
     advice = {
-        FORBIDDEN: "; list on pods and create (or get) on pods/exec of podsvid's namespace are needed, and by "
-        "explain get on pods and list on events of the pod's",
+        FORBIDDEN: "; needed are list on pods and create (or get) on pods/exec of podsvid's namespace, and for explain "
+        "get on pods and list on events of the pod's namespace",
         UNAUTHORIZED: "; the kubeconfig's credentials have expired or are wrong: log in again",
     }
     return message + advice.get(status, "")

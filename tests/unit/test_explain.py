@@ -10,7 +10,7 @@ import pytest
 
 from podsvid import authority, explain
 from podsvid.authority import here
-from podsvid.by_kubeconfig import NotTold, SeenPod
+from podsvid.by_kubeconfig import KubeconfigCluster, NotTold, SeenPod
 from podsvid.explain import _explain, _Explained
 from podsvid.outcome import WrongUsage
 from podsvid.sockets import SocketAbsent
@@ -45,6 +45,11 @@ class FakeCluster:
     def running(self, component: str, node: str | None = None) -> str | None:
         self.asked.append((component, node))
         return self.running_pods[component]
+
+    def signer(self) -> str:
+        # What it says of one that does not run is part of what is told.
+        this: Any = self
+        return KubeconfigCluster.signer(this)
 
     def run(self, pod: str, container: str, command: Sequence[str]) -> Any:
         self.ran.append((pod, container, list(command)))
