@@ -199,7 +199,7 @@ def test_trust_is_followed_and_acknowledged() -> None:
         # The agent's node counts as live by its pod.
         claim = rig.site.pod("agent-a", account="podsvid-agent", namespace="podsvid", driver=None)
         assert claim
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while rotation.live_nodes() != {"node-a"}:
                 await asyncio.sleep(0.02)
             await rotation.step("prepare", "x509", "", forced=False)
