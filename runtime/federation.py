@@ -8,7 +8,7 @@ from typing import TypeAlias
 from runtime.bounded import Bounded, Unanswered
 from svid.bundle import TrustBundle
 from svid.errors import InvalidBundle, SvidError
-from svid.federated import Order, order
+from svid.federation import Order, order
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.federation")

@@ -62,6 +62,7 @@ from signer.public.listeners import PublicListeners
 from signer.publishing.config_maps import Publisher, published_sequence
 from signer.telling import REFRESH_SECONDS, Telling
 from signer.upstream.chosen import chosen
+from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.signer")
 # Seconds that calls in flight get at a stop.
@@ -124,7 +125,7 @@ class Replica:
             parts.policy(config),
             config.outage_limit,
             clock,
-            lambda: frozenset(each.trust_domain for each in self._domains.bundles),
+            self._told_domains,
         )
         self._holders = Holders(drivers)
         places, nodes = AgentAddresses(), AgentNodes(agents)
@@ -315,6 +316,11 @@ class Replica:
             },
         )
         await asyncio.Event().wait()  # the stop
+
+    def _told_domains(self) -> frozenset[TrustDomain]:
+        """Of which trust domains agents are told the bundle; asked for each policy."""
+        found = self._trust.current
+        return frozenset(each.trust_domain for each in found.bundles) if found is not None else frozenset()
 
     async def not_ready(self) -> str | None:
         """What keeps this replica from signing; None when nothing does."""

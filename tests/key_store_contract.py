@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from signer.held_key import KeyRef, Unsupported, ref_of
 from signer.keystore.keys import Keys
 from signer.keystore.store import KeyMissing, KeyStore
-from signer.kms.held_key import KeyRef, Unsupported, ref_of
 from svid.keys import KeyAlgorithm, PrivateKey, algorithm_of, signature_hash
 from svid.spiffeid import TrustDomain
 

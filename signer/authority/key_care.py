@@ -18,10 +18,10 @@ from signer.authority.seat import Load, Seat, Swap
 from signer.authority.slots import KINDS, Slot, Stage
 from signer.authority.state import AuthorityState
 from signer.errors import SignerError
+from signer.held_key import KeyRef, ref_of
 from signer.keystore.keys import Keys
 from signer.keystore.signing import PATIENCE_SECONDS
 from signer.keystore.store import KeyStore, KeyStoreUnavailable
-from signer.kms.held_key import KeyRef, ref_of
 from svid.keys import PrivateKey, signature_hash
 
 _log = logging.getLogger("podsvid.authority")

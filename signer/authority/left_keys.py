@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from signer.authority.slots import instant, read_ref
-from signer.kms.held_key import KeyRef, ref_of
+from signer.held_key import KeyRef, ref_of
 
 KEPT = timedelta(days=7)
 

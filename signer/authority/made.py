@@ -11,9 +11,9 @@ from signer.authority.slots import JwtSlot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
 from signer.authority.trial import Cause, admit
+from signer.held_key import KeyRef, ref_of
 from signer.keystore.keys import Keys
 from signer.keystore.signing import PATIENCE_SECONDS
-from signer.kms.held_key import KeyRef, ref_of
 from signer.upstream.certify import SelfSigned, Upstream
 from signer.upstream.remote import Elsewhere
 from svid.jwtauthority import JwtSigningKey

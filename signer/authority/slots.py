@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 from cryptography import x509
 
 from signer.errors import StateDamaged
-from signer.kms.held_key import KeyRef, ref_of
+from signer.held_key import KeyRef, ref_of
 from svid.authority import PublicAuthority, X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.certificates import certificates_from_pem, extension, to_pem

@@ -42,7 +42,7 @@ from signer.authority.slots import (
 )
 from signer.authority.versions import asks, damaged, version_of
 from signer.errors import StateDamaged
-from signer.kms.held_key import KeyRef
+from signer.held_key import KeyRef
 from svid.authority import X509Authority
 from svid.bundle import JwtAuthority, TrustBundle
 from svid.errors import SvidError

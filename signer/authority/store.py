@@ -15,7 +15,7 @@ from signer.authority.slots import OpenKey, nowhere
 from signer.authority.state import AuthorityState
 from signer.cluster.kube import OWN_LABELS, KubeApi, Object
 from signer.errors import NotFound, StateDamaged
-from signer.kms.held_key import ref_of
+from signer.held_key import ref_of
 from svid.jwtauthority import JwtSigningKey
 from svid.spiffeid import TrustDomain
 

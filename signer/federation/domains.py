@@ -16,7 +16,6 @@ from signer.errors import Conflict
 from signer.federation.relation import COLLECTION, KIND, Relation, read_relation
 from svid.bundle import TrustBundle
 from svid.errors import SvidError
-from svid.federated import Order, order
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.federation")
@@ -218,13 +217,10 @@ def _latest(stored: TrustBundle | None, relation: Relation) -> TrustBundle | Non
     """The latest: what was fetched (FED-49), or a bootstrap bundle that somebody has replaced by a later one."""
     if stored is None or stored.trust_domain != relation.trust_domain:
         return relation.bootstrap
-    later = (
-        relation.bootstrap is not None
-        and relation.bootstrap.sequence is not None
-        and stored.sequence is not None
-        and order(stored, relation.bootstrap) is Order.NEWER
-    )
-    return relation.bootstrap if later else stored
+    given = relation.bootstrap
+    if given is None or given.sequence is None or stored.sequence is None:
+        return stored
+    return given if given.sequence > stored.sequence else stored
 
 
 def _read_stored(body: DataObject) -> Stored | None:

@@ -16,11 +16,11 @@ from runtime.bounded import Bounded, Unanswered
 from runtime.tls import shown
 from signer.errors import SignerError
 from signer.federation.relation import InvalidRelation, Profile, Relation, endpoint_url, is_refused
-from signer.upstream.naming import Names
+from signer.naming import Names
 from svid.bundle import TrustBundle
 from svid.certificates import certificate_from_der
 from svid.errors import InvalidSvid
-from svid.federated import MAX_DOCUMENT
+from svid.federation import MAX_DOCUMENT
 from svid.spiffeid import SpiffeId
 from svid.x509svid import check_x509_svid
 

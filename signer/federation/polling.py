@@ -22,7 +22,7 @@ from signer.federation.endpoint import Endpoint
 from signer.federation.relation import Profile, Relation
 from svid.bundle import TrustBundle
 from svid.errors import SvidError
-from svid.federated import Order, accepted, interval, interval_after_failure, order
+from svid.federation import Order, accepted, interval, interval_after_failure, order
 
 _log = logging.getLogger("podsvid.federation")
 # Looks at the same time.

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from signer.errors import StateDamaged
+from signer.held_key import KeyRef, Unsupported, ref_of
 from signer.key_settings import JWT_KEYS
 from signer.keystore.signing import DEADLINE_SECONDS, PATIENCE_SECONDS, Signing
 from signer.keystore.store import KeyStore, KeyStoreUnavailable
-from signer.kms.held_key import KeyRef, Unsupported, ref_of
 from svid.jws import JwtAlgorithm, JwtPrivateKey
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey
 from svid.spiffeid import TrustDomain

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from signer.clouds import process
+from signer.held_key import KeyRef, Scheme, Unsupported, held
 from signer.key_uri import KmsPlace
 from signer.keystore.store import KeyMissing, KeyStoreUnavailable, KeyUnfinished
 from signer.keystore.worker import Worker
-from signer.kms.held_key import KeyRef, Scheme, Unsupported, held
 from signer.kms.interface import Kms, KmsFailed, KmsMissing, KmsUnfinished
 from signer.kms_uri import AwsPlace
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey

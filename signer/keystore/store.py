@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from signer.errors import SignerError
-from signer.kms.held_key import KeyRef
+from signer.held_key import KeyRef
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey
 
 

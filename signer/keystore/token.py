@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from runtime.child import MAX_FRAME, Child, ChildProcess, Gone, Late
+from signer.held_key import KeyRef, Scheme, held
 from signer.keystore.store import KeyMissing, KeyStoreUnavailable
 from signer.keystore.worker import Worker
-from signer.kms.held_key import KeyRef, Scheme, held
 from signer.pkcs11_uri import TokenUri
 from signer.upstream.pkcs11 import MECHANISMS, kind_of, sentence
 from svid.errors import InvalidKey

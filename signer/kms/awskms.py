@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from signer.clouds.process import PASSING, Cloud, Failed
-from signer.kms.held_key import Scheme
+from signer.held_key import Scheme
 from signer.kms.interface import KmsFailed, KmsMissing, digest_of, id_of, named, public_of, signature_for, unfinished
 from signer.kms_uri import AwsAccount
 from svid.keys import KeyAlgorithm, PublicKey

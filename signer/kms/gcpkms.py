@@ -9,7 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from signer.clouds.process import PASSING, Cloud, Failed
-from signer.kms.held_key import Scheme
+from signer.held_key import Scheme
 from signer.kms.interface import KmsFailed, KmsMissing, digest_of, id_of, named, public_of, signature_for, unfinished
 from svid.keys import KeyAlgorithm, PublicKey
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from signer.kms.held_key import Scheme, Unsupported
+from signer.held_key import Scheme, Unsupported
 from svid.errors import InvalidKey
 from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
 

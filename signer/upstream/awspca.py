@@ -5,14 +5,13 @@ or of its node.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from runtime.bounded import Bounded, Unanswered
 from runtime.clock import Clock
 from signer.awspca_settings import TEMPLATES, AwsPcaSettings, partition_of, region_of
-from signer.clouds.process import PASSING, Cloud, CloudProcess, Failed, Service
+from signer.clouds.process import PASSING, Cloud, Failed, Service
 from signer.upstream import files, sdk
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.given import MAX_ABOVE, certificates, chained, check_name, is_root, shorter
@@ -51,15 +50,6 @@ _IN_PROGRESS = "RequestInProgressException"
 _T = TypeVar("_T")
 
 
-# With what a cloud is asked, as long as one call takes.
-Begin: TypeAlias = Callable[[Service], Cloud]
-
-
-def begun(service: Service) -> Cloud:
-    """By a process of its own: certificates are asked for once in weeks, and nothing of it runs between."""
-    return CloudProcess(service, time.monotonic)
-
-
 class _Failed(Exception):
     """AWS answered for the CA `by` with an error: its code, and what is told of it."""
 
@@ -75,7 +65,7 @@ class AwsPca:
 
     settings: AwsPcaSettings
     clock: Clock = field(repr=False, compare=False)
-    begin: Begin = field(default=begun, repr=False, compare=False)
+    begin: sdk.Begin = field(default=sdk.begun, repr=False, compare=False)
     asks: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
     reader: Bounded = field(default_factory=lambda: Bounded(READ_SECONDS), repr=False, compare=False)
 

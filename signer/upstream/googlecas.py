@@ -4,21 +4,20 @@ Its library asks, in a process of its own, with the credentials that it finds by
 gives the pod's service account.
 """
 
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from runtime.bounded import Bounded, Unanswered
-from signer.clouds.process import PASSING, Cloud, CloudProcess, Failed, Service
+from signer.clouds.process import PASSING, Cloud, Failed, Service
 from signer.googlecas_settings import GoogleCasSettings
 from signer.upstream import files, sdk
 from signer.upstream.certify import UpstreamUnusable
@@ -41,15 +40,6 @@ _ATTRIBUTES: Mapping[x509.ObjectIdentifier, str] = MappingProxyType(
 _T = TypeVar("_T")
 
 
-# With what Google is asked, as long as one call takes.
-Begin: TypeAlias = Callable[[Service], Cloud]
-
-
-def begun(service: Service) -> Cloud:
-    """By a process of its own: certificates are asked for once in weeks, and nothing of it runs between."""
-    return CloudProcess(service, time.monotonic)
-
-
 class _Failed(Exception):
     """Google answered with an error."""
 
@@ -59,7 +49,7 @@ class GoogleCas:
     """One pool, or one CA of it."""
 
     settings: GoogleCasSettings
-    begin: Begin = field(default=begun, repr=False, compare=False)
+    begin: sdk.Begin = field(default=sdk.begun, repr=False, compare=False)
     asks: Bounded = field(default_factory=lambda: Bounded(CALL_SECONDS), repr=False, compare=False)
     reader: Bounded = field(default_factory=lambda: Bounded(READ_SECONDS), repr=False, compare=False)
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from contextlib import closing
 
 from signer.clouds import process
+from signer.held_key import Scheme, Unsupported, held
 from signer.key_uri import KmsKey
 from signer.kms.awskms import SIGN_SECONDS
 from signer.kms.chosen import kms_of_key
-from signer.kms.held_key import Scheme, Unsupported, held
 from signer.kms.interface import Kms, KmsFailed
 from signer.upstream.certify import UpstreamUnusable
 from svid.keys import PrivateKey, PublicKey

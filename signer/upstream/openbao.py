@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives import serialization
 
 from runtime.bounded import Bounded
 from runtime.words import line
+from signer.naming import Names
 from signer.openbao_settings import OpenBaoSettings
 from signer.upstream import files
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.given import MAX_ABOVE, certificates, chained, is_root, shorter
-from signer.upstream.naming import Names
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway
 from signer.upstream.roots import RootSet
 

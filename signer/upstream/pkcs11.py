@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from signer.kms.held_key import Scheme, Unsupported, held
+from signer.held_key import Scheme, Unsupported, held
 from signer.pkcs11_uri import KeyUri, TokenUri
 from signer.upstream.certify import UpstreamUnusable
 from svid.keys import PrivateKey, PublicKey

@@ -2,8 +2,20 @@
 their own."""
 
 import importlib.util
+import time
+from collections.abc import Callable
+from typing import TypeAlias
 
+from signer.clouds.process import Cloud, CloudProcess, Service
 from signer.upstream.certify import UpstreamUnusable
+
+# With what a cloud is asked, as long as one call takes.
+Begin: TypeAlias = Callable[[Service], Cloud]
+
+
+def begun(service: Service) -> Cloud:
+    """By a process of its own: certificates are asked for once in weeks, and nothing of it runs between."""
+    return CloudProcess(service, time.monotonic)
 
 
 class NotInstalled(UpstreamUnusable):

@@ -20,9 +20,9 @@ from runtime.bounded import Bounded
 from runtime.settings import host_and_port
 from runtime.stopping import end
 from runtime.tls import shown
+from signer.naming import addresses
 from signer.upstream import rpc
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.naming import addresses
 from signer.upstream.own_svid import OwnSvid
 from signer.upstream.remote import UpstreamAway
 from svid.certificates import certificate_from_der

@@ -20,7 +20,7 @@ from podsvid.sockets import SocketAbsent
 from signer.pb import admin_pb2
 from svid import oidc
 from svid.bundle import TrustBundle
-from svid.federation import REFRESH_HINT, bundle_document
+from svid.federation import NO_HINT, bundle_document
 from svid.oidc import Issuer
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import Serving, Site, serving
@@ -61,7 +61,7 @@ def test_the_bundle_is_shown_and_exported_as_partners_fetch_it(
     async def test(here: Serving) -> None:
         state = here.replica._rotation.state
         assert state is not None
-        expected = bundle_document(state.bundle, REFRESH_HINT)
+        expected = bundle_document(state.bundle, NO_HINT)
         assert await say(tmp_path, "bundle", "show") == 0
         assert capsys.readouterr().out.encode() == expected
         assert await say(tmp_path, "bundle", "show", "--format", "pem") == 0

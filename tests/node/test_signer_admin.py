@@ -18,7 +18,7 @@ from podsvid.sockets import SocketAbsent
 from signer.front.admin import AdminService, serve_admin
 from signer.pb import admin_pb2
 from signer.publishing.documents import Publication
-from svid.federation import REFRESH_HINT
+from svid.federation import NO_HINT
 from tests.signer_rig import Serving, Site, serving
 
 WEB = "/api/v1/namespaces/default/pods/web"
@@ -75,7 +75,7 @@ def test_only_the_owner_opens_the_socket_from_its_first_moment_whatever_the_umas
         replica, path = here.replica, tmp_path / "new" / "admin.sock"
         drivers: frozenset[str] = frozenset()
         service = AdminService(
-            replica._rotation, replica._policies, replica._pods, drivers, here.site.clock, Publication(REFRESH_HINT)
+            replica._rotation, replica._policies, replica._pods, drivers, here.site.clock, Publication(NO_HINT)
         )
         modes: set[int] = set()
         before = os.umask(0)

@@ -26,11 +26,11 @@ from signer.authority.slots import KINDS, Stage
 from signer.authority.state import AuthorityState
 from signer.daemon import Replica
 from signer.errors import StateDamaged
+from signer.held_key import ref_of
 from signer.keystore import token as token_module
 from signer.keystore.store import KeyStoreUnavailable
 from signer.keystore.token import TokenStore
 from signer.keystore.worker import Worker
-from signer.kms.held_key import ref_of
 from signer.pkcs11_uri import parse_token
 from svid.certificates import certificates_from_der
 from svid.keys import KeyAlgorithm, PrivateKey, algorithm_of

@@ -23,7 +23,7 @@ from signer.federation.relation import Profile, Relation, read_relation
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_pem
-from svid.federated import MAX_DOCUMENT
+from svid.federation import MAX_DOCUMENT
 from svid.keys import KeyAlgorithm, PrivateKey, key_to_pem
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.fake_authority import root

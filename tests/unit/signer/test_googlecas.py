@@ -26,7 +26,7 @@ from runtime.bounded import Bounded
 from runtime.settings import InvalidSetting
 from signer.clouds.process import Cloud, CloudProcess, Service
 from signer.googlecas_settings import GoogleCasSettings
-from signer.upstream import googlecas
+from signer.upstream import sdk
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.chosen import chosen, needed
 from signer.upstream.googlecas import MAX_CAS, MAX_CERTIFICATES, PREFIX, GoogleCas
@@ -45,7 +45,7 @@ OIDS = {"COMMON_NAME": NameOID.COMMON_NAME, "ORGANIZATION": NameOID.ORGANIZATION
 Instead = Callable[[str, Any], Any]
 
 
-def asked_by(connect: Callable[[], Any]) -> googlecas.Begin:
+def asked_by(connect: Callable[[], Any]) -> sdk.Begin:
     """As by a process of Google's library."""
     return lambda service: CloudProcess(service, time.monotonic, lambda: Inside(by_google(connect)))
 

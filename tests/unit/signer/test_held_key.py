@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
 
-from signer.kms.held_key import Scheme, Sign, Unsupported, held
+from signer.held_key import Scheme, Sign, Unsupported, held
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 
 KINDS = [KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384, KeyAlgorithm.RSA_2048, KeyAlgorithm.ED25519]

@@ -28,13 +28,13 @@ from signer.authority.slots import KINDS, Stage
 from signer.authority.state import AuthorityState
 from signer.authority.store import Stored
 from signer.errors import Reason, Refused, StateDamaged
+from signer.held_key import KeyRef, held, ref_of
 from signer.keystore import signing, token
 from signer.keystore.keys import Keys
 from signer.keystore.signing import Signing
 from signer.keystore.store import KeyStoreUnavailable
 from signer.keystore.token import TokenStore
 from signer.keystore.worker import Worker
-from signer.kms.held_key import KeyRef, held, ref_of
 from signer.minting.minting import IssuedX509, Minting
 from signer.pkcs11_uri import parse_token
 from signer.upstream.certify import SelfSigned, UpstreamUnusable

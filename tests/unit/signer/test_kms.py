@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from signer.clouds.google import Google
 from signer.clouds.process import CloudProcess, Failed, Service
+from signer.held_key import KeyRef, Unsupported
 from signer.keystore.kms import KmsStore
 from signer.keystore.store import KeyMissing, KeyStore, KeyStoreUnavailable, KeyUnfinished
 from signer.keystore.worker import Worker
 from signer.kms import gcpkms
 from signer.kms.chosen import kms_of_key, kms_of_place
 from signer.kms.gcpkms import GoogleKms
-from signer.kms.held_key import KeyRef, Unsupported
 from signer.kms.interface import id_of, named
 from signer.kms_uri import parse_aws_key, parse_aws_place, parse_google_key, parse_google_ring
 from signer.upstream.certify import FileUpstream, UpstreamUnusable

@@ -23,10 +23,10 @@ from runtime.bounded import Bounded
 from runtime.settings import InvalidSetting
 from signer import config
 from signer.config import SignerConfig
+from signer.naming import Names
 from signer.openbao_settings import OpenBaoSettings
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.given import certificates
-from signer.upstream.naming import Names
 from signer.upstream.openbao import MAX_ANSWER, OpenBao, _Signed
 from signer.upstream.remote import UpstreamAway
 from svid.certificates import to_pem

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from svid.bundle import TrustBundle
 from svid.errors import InvalidBundle
-from svid.federated import (
+from svid.federation import (
     AFTER_FAILURE,
     LEAST_INTERVAL,
     MAX_AUTHORITIES,
