@@ -10,7 +10,7 @@ import pytest
 from svid.certificates import certificates_from_pem, to_pem
 from tests import spire_contract as contract
 from tests.interop.rig import Cluster, authorities, cluster, openssl, spiffe_ids, until
-from tests.interop.spire.above import WORKLOAD, WORKLOAD_GROUP, Above, above
+from tests.interop.spire.above import SIGNER, WORKLOAD, WORKLOAD_GROUP, Above, above
 from tests.interop.spire.spire import OURS
 from tests.interop.spire.talk import Peer, talk
 from tests.interop.traffic import Traffic
@@ -36,6 +36,7 @@ def flags(spire: Above, ttl: str = "4d") -> tuple[str, ...]:
     """A signer's."""
     return (
         *("--upstream", "spire", "--spire-address", spire.address, "--spire-agent-socket", str(spire.agent_socket)),
+        *("--spire-spiffe-id", SIGNER),
         *("--authority-ttl", ttl, "--reissue-over", "2s", "--retire-after", "1s"),
     )
 
