@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from signer.cluster.taints import CSI_NODES, NODES, TAINT
+from signer.federation.relation import COLLECTION
+from svid.spiffeid import TrustDomain
+from tests.fake_authority import root
 from tests.fake_kube import FakeKube
 from tests.signer_rig import DRIVER, Serving, Site, serving
 
@@ -183,3 +186,28 @@ def test_a_forced_rotation_takes_as_long_as_the_clusters_pods_need() -> None:
         assert (directive.end - directive.start).total_seconds() == 2.0
 
     replicated(site, test, "--forced-reissue-over", "1s", "--reissue-rate", "2")
+
+
+def test_a_policys_status_says_of_which_trust_domains_there_is_no_bundle() -> None:
+    site = Site()
+    site.kube.put(POLICY, {"metadata": {"name": "wide"}, "spec": {"federatesWith": ["partner.test"]}})
+
+    def missing() -> str:
+        conditions = (site.kube.objects[POLICY].get("status") or {}).get("conditions") or []
+        return next((each["status"] for each in conditions if each["type"] == "FederationMissing"), "")
+
+    async def test(signer: Serving) -> None:
+        await until(lambda: missing() == "True")
+        partner = {
+            "trustDomain": "partner.test",
+            # Nobody is there: it goes by the bundle that is given.
+            "bundleEndpointURL": "https://127.0.0.1:1/",
+            "bundleEndpointProfile": {"type": "https_web"},
+            "trustDomainBundle": root(site.clock.now(), TrustDomain("partner.test")).bundle.to_jwks().decode(),
+        }
+        site.kube.put(f"{COLLECTION}/partner", {"spec": partner})
+        await until(lambda: missing() == "False")
+        site.kube.remove(f"{COLLECTION}/partner")
+        await until(lambda: missing() == "True")
+
+    replicated(site, test)
