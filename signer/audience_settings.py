@@ -21,6 +21,10 @@ POLLS = 5
 KEYS_KEPT = timedelta(days=1)
 # For how long they are told to. What obeys reads anew within a forced rotation.
 KEYS_MAX_AGE = timedelta(seconds=60)
+# Partners by podsvid and by SPIRE's server look four times in a hint, a tenth late at worst; then it has to get to
+# their workloads. Podsvid looks every half a minute at most, whatever the hint.
+LOOKS = 3
+LEAST_LOOK = timedelta(seconds=45)
 MIN_HINT, MAX_HINT = timedelta(minutes=1), timedelta(days=1)
 # Of the wanted life of an authority: what it has to have at least where that is short (a CA above dates what it
 # certifies some time after it was asked).
@@ -48,6 +52,11 @@ def settle(audience: str, kind: str, config: "SignerConfig") -> timedelta:
     most = KEYS_KEPT + config.bundle_hint
     # Who only has an issuer may have no such readers: that is no reason not to start.
     return most if _named(config) else min(most, config.jwt_key_period / 2)
+
+
+def told(audience: str, config: "SignerConfig") -> timedelta:
+    """How long one is published before those of that audience have it who read as often as they are told."""
+    return max(config.bundle_hint / LOOKS, LEAST_LOOK) if audience == FEDERATION else KEYS_MAX_AGE
 
 
 def conflicts(config: "SignerConfig") -> Iterator[Conflict]:

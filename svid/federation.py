@@ -24,9 +24,9 @@ MAX_RSA_BITS, MAX_RSA_EXPONENT, MAX_OF_ONE_NAME = 8192, 2**32, 8
 _MAX_SEQUENCE = 2**63 - 1
 # A partner's hint is believed within these; without one (4.1) it is the middle one.
 LEAST_HINT, NO_HINT, MOST_HINT = timedelta(seconds=60), timedelta(seconds=300), timedelta(hours=24)
-# Looked for thrice in a hint's time, as one look may fail; and never so rarely that a key which a partner took back is
-# believed for hours longer.
-LOOKS_IN_A_HINT = 3
+# As often as SPIRE's server looks: one look may fail, and a partner whose key was stolen waits for no more than a third
+# of its hint. Never so rarely that a key which was taken back is believed for hours longer.
+LOOKS_IN_A_HINT = 4
 LEAST_INTERVAL, MOST_INTERVAL = timedelta(seconds=30), timedelta(hours=1)
 # The longest after a look that failed.
 AFTER_FAILURE = timedelta(minutes=5)

@@ -2,7 +2,8 @@
 
 Agents say what they have; partners that poll the trust bundle and readers of a JWKS do not. Each audience that is on
 has a time in which all of it has read what is published. It counts from the publication, which is in the state: another
-leader goes on with it. Nobody waits for them after a theft, so they may lose until they read; until when is said.
+leader goes on with it. After a theft only those are waited for who read as often as they are told, and no longer than
+silent agents are: the others may lose until they read; until when is said.
 """
 
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, 
                     f"until {_at(each.certified_until)}: a CA above certified it, and they trust its root"
                 )
         elif each.svids_end is not None and each.left_at is not None and now < each.left_at + needed:
-            by_need = "" if audience.told == timedelta(0) else _BY_NEED
+            by_need = _BY_NEED if audience.name == OIDC else ""
             yield (
                 f"{kind}: {_called(audience.name)} may accept what {each.authority_id}, which was abandoned, signs "
                 f"until {_at(each.left_at + needed)}: who has not read {read} since {_at(each.left_at)} trusts it still"

@@ -23,13 +23,13 @@ class Audience:
     """Verifiers that read the trust and never acknowledge it.
 
     `x509`, `jwt`: how long a new authority is published before all of them have it; none where they read none of the
-    kind. `told`: how long readers of keys are told to keep them, which is all that a forced rotation waits for.
+    kind. `told`: the same for those who read as often as they are told, which is all that a forced rotation waits for.
     """
 
     name: str
     x509: timedelta
     jwt: timedelta
-    told: timedelta = timedelta(0)
+    told: timedelta
 
     def settle(self, kind: str) -> timedelta:
         """That of a kind."""
@@ -153,7 +153,7 @@ def _audiences(config: SignerConfig) -> tuple[Audience, ...]:
             name,
             audience_settings.settle(name, "x509", config),
             audience_settings.settle(name, "jwt", config),
-            audience_settings.KEYS_MAX_AGE if name == audience_settings.OIDC else timedelta(0),
+            audience_settings.told(name, config),
         )
         for name in sorted(audience_settings.audiences(config))
     )

@@ -1,12 +1,14 @@
-"""The signer's own X.509-SVID, by which its servers prove to be it: of the authority that it serves, for a day."""
+"""The signer's own X.509-SVID, by which its servers prove to be it: for a day."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from signer.authority.state import AuthorityState
-from svid.certificates import to_pem
+from svid.certificates import certificates_from_pem, to_pem
 from svid.dnsnames import signer_id
+from svid.errors import InvalidSvid
 from svid.keys import KeyAlgorithm, key_to_pem
+from svid.x509svid import check_x509_svid
 
 LIFETIME = timedelta(hours=24)
 
@@ -36,5 +38,20 @@ class OwnSvid:
         return cls(key_to_pem(key), to_pem(chain), state.active_x509_id, renew_at, not_after)
 
     def due(self, state: AuthorityState, now: datetime) -> bool:
-        """Whether another is: half of its life has passed, or another authority is active."""
-        return now >= self.renew_at or state.active_x509_id != self.issuer
+        """Whether another is: half of its life has passed, or who has the newest bundle would refuse it.
+
+        Not as soon as another authority signs: a partner that has not read since that one was published knows only the
+        one before, and reads nothing from an endpoint that it does not believe. Who has any bundle since this one's
+        issuer was published believes it for as long as the issuer is trusted.
+        """
+        if now >= self.renew_at:
+            return True
+        if self.issuer == state.active_x509_id:
+            return False
+        if all(slot.id != self.issuer for slot in state.x509):
+            return True
+        try:
+            check_x509_svid(certificates_from_pem(self.chain), state.bundle, now)
+        except InvalidSvid:
+            return True
+        return False

@@ -13,6 +13,8 @@ import pytest
 
 from agent.authority.proven import _is_named
 from signer.authority.lifecycle import Life
+from signer.authority.slots import Stage
+from signer.authority.state import AuthorityState
 from signer.keystore.keys import Keys
 from signer.keystore.store import KeyStoreUnavailable
 from signer.minting.own import OwnSvid
@@ -31,6 +33,11 @@ from tests.unit.signer.test_lifecycle import POLICY, TD, advanced, first, life
 GOOD = web_pair(START)
 OTHER = web_pair(START)
 Look = tuple[Pair | None, str]
+
+
+def left(state: AuthorityState) -> AuthorityState:
+    """The state when all but the active X.509 authority have left it."""
+    return replace(state, x509=tuple(each for each in state.x509 if each.stage is Stage.ACTIVE))
 
 
 def looks(source: FilePair) -> Look:
@@ -109,11 +116,12 @@ def test_a_pair_that_ended_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.spec("FED-44")
-def test_the_own_svid_is_re_issued_at_half_of_its_life_and_with_the_authority() -> None:
+def test_the_own_svid_is_re_issued_at_half_of_its_life_and_when_its_issuer_leaves() -> None:
     state = first()
     asked, _ = life().asked(state, "x509", forced=False, now=START + timedelta(hours=12))
     later = advanced(asked, START + timedelta(hours=12))
     assert later.active_x509_id != state.active_x509_id
+    without = left(later)
 
     async def run() -> None:
         clock = StepClock()
@@ -134,12 +142,19 @@ def test_the_own_svid_is_re_issued_at_half_of_its_life_and_with_the_authority() 
         two = source.pair
         assert two is not None
         assert two != one
-        # Not due by the clock: due by the authority.
+        # Another authority signs: partners may know only the one before, which is trusted still.
         await source.look(later)
+        assert source.pair is two
+        check_x509_svid(certificates_from_pem(two.chain), state.bundle, clock.now())
+        check_x509_svid(certificates_from_pem(two.chain), later.bundle, clock.now())
+        # It has left: due, whatever the clock says.
+        await source.look(without)
         three = source.pair
         assert three is not None
         assert three != two
         check_x509_svid(certificates_from_pem(three.chain), later.active_x509.bundle, clock.now())
+        await source.look(without)
+        assert source.pair is three
 
     asyncio.run(run())
 
@@ -173,6 +188,20 @@ def test_an_authority_that_cannot_sign_leaves_the_svid_before(caplog: pytest.Log
         assert source.pair is not kept
 
     asyncio.run(run())
+
+
+def test_below_a_root_that_is_trusted_no_more_another_is_due_at_once() -> None:
+    state = first()
+    asked, _ = life().asked(state, "x509", forced=False, now=START)
+    later = advanced(asked, START)
+    own = OwnSvid.issued(state, START)
+    active, old = later.active_x509, next(each for each in later.x509 if each.stage is Stage.OLD)
+    assert not own.due(later, START)
+    # Its issuer is there, and the root that it leads to is not.
+    elsewhere = replace(old, authority=replace(old.authority, bundle=active.bundle))
+    moved = replace(later, x509=tuple(elsewhere if each is old else each for each in later.x509))
+    assert own.due(moved, START)
+    assert not OwnSvid.issued(moved, START).due(moved, START)
 
 
 def test_agents_do_not_take_the_listeners_svid_for_the_signers() -> None:
@@ -225,14 +254,14 @@ def test_an_authority_whose_chain_openssl_refuses_leaves_the_svid_before_and_sig
         signed.clear()
         caplog.clear()
         for _ in range(3):
-            await source.look(later)
+            await source.look(left(later))
         assert source.pair is kept
         assert "knows no ML-DSA" in source.trouble
         assert signed == ["once"]
         assert len(caplog.records) == 1
         # Its turn again: no other is signed for that.
         refused.clear()
-        await source.look(later)
+        await source.look(left(later))
         assert source.trouble == ""
         assert source.pair not in (None, kept)
         assert signed == ["once"]

@@ -168,16 +168,16 @@ def test_what_cannot_be_an_authority_is_told_and_the_others_count() -> None:
 
 
 @given(st.none() | st.integers(0, 10**9))
-def test_a_partner_is_asked_thrice_in_its_hint_and_neither_all_the_time_nor_once_a_day(seconds: int | None) -> None:
+def test_a_partner_is_asked_four_times_in_its_hint_and_neither_all_the_time_nor_once_a_day(seconds: int | None) -> None:
     hint = None if seconds is None else timedelta(seconds=seconds)
     bundle = replace(ONE, refresh_hint=hint)
     found = interval(bundle)
     assert LEAST_INTERVAL <= found <= MOST_INTERVAL
-    assert found <= max((hint or NO_HINT) / 3, LEAST_INTERVAL)
+    assert found <= max((hint or NO_HINT) / 4, LEAST_INTERVAL)
     # No hint makes a failure be tried again at once, nor forgotten for an hour.
     assert min(found, AFTER_FAILURE) == interval_after_failure(bundle)
 
 
 @pytest.mark.spec("FED-5")
 def test_without_a_bundle_it_is_asked_as_without_a_hint() -> None:
-    assert interval(None) == NO_HINT / 3
+    assert interval(None) == NO_HINT / 4
