@@ -13,6 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from agent.pb import node_admin_pb2
 from signer.pb import admin_pb2
+from svid.readers import Standing
 
 _NONE: Mapping[str, "Shape"] = MappingProxyType({})
 _NUMBERS = (FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_INT32)
@@ -166,6 +167,31 @@ SHAPES: Mapping[tuple[str, ...], Shape] = MappingProxyType(
         ),
         ("explain --socket",): POLICY,
         ("bundle show",): message(admin_pb2.PublishResponse.DESCRIPTOR),
+        ("oidc probe",): obj(
+            trust_domain=STRING,
+            sequence=Shape("digits"),
+            issuer=STRING,
+            at=TIME,
+            documents=listed(
+                obj(
+                    name=Shape("string", words=("discovery", "keys")),
+                    url=STRING,
+                    kept=replace(NUMBER, null=True),
+                    age=NUMBER,
+                    error=STRING,
+                )
+            ),
+            keys=listed(
+                obj(
+                    id=STRING,
+                    outside=Shape("string", words=(*(each.value for each in Standing), "missing")),
+                    stage=STRING,
+                )
+            ),
+            kept_until=replace(TIME, null=True),
+            findings=listed(obj(reason=STRING, text=STRING)),
+            to_do=listed(STRING),
+        ),
         ("authority show",): message(admin_pb2.AuthorityStatus.DESCRIPTOR),
         _STEPS: message(admin_pb2.StepResponse.DESCRIPTOR),
         ("api fetch x509", "api watch"): obj(svids=listed(_SVID), federated_bundles=mapped(STRING)),

@@ -245,7 +245,8 @@ def _print(message: Message, output: str) -> None:
     print(document if output == "json" else f"---\n{as_yaml(document).rstrip()}", flush=True)
 
 
-def _watch(channel: grpc.Channel, seconds: float | None) -> Iterator[admin_pb2.AuthorityStatus]:
+def watch(channel: grpc.Channel, seconds: float | None) -> Iterator[admin_pb2.AuthorityStatus]:
+    """The authorities' state now and after each change, for so many seconds."""
     call: Callable[..., Iterator[admin_pb2.AuthorityStatus]] = channel.unary_stream(
         f"/{SERVICE}/Watch", admin_pb2.WatchRequest.SerializeToString, admin_pb2.AuthorityStatus.FromString
     )
@@ -272,7 +273,7 @@ def _kind(parsed: argparse.Namespace) -> "admin_pb2.Kind":
 
 
 def _show(channel: grpc.Channel, parsed: argparse.Namespace, waiting: Waiting) -> int:
-    coming = _watch(channel, None if parsed.watch else waiting.left())
+    coming = watch(channel, None if parsed.watch else waiting.left())
     first = waiting.ask(signer_at(parsed.socket), lambda: next(coming))
     for status in chain([first], coming):
         if parsed.output in ("json", "yaml"):
@@ -321,7 +322,7 @@ def _follow(
     `told`: warnings that were printed, to which those are added that come with a change.
     """
     last, console = "", console_for(output)
-    for status in _watch(channel, None):
+    for status in watch(channel, None):
         line = _progress(status, kind)
         new = [each for each in status.warnings if each not in told]
         told.update(new)

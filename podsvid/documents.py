@@ -11,23 +11,17 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import grpc
-from google.protobuf.json_format import Parse
-
-from podsvid import authority as authority_command
-from podsvid.authority import DEFAULT_SOCKET, CommandFailed, here
+from podsvid import probe
+from podsvid.asked import check_discoverable, signer_of
+from podsvid.authority import CommandFailed, here
 from podsvid.interrupts import unwinding
 from podsvid.options import add_cluster, add_output, add_timeout, as_yaml
 from podsvid.output import to_json
 from podsvid.waiting import Waiting
 from runtime.terminal import printable
-from signer.admin_api import SERVICE
 from signer.pb import admin_pb2
-
-if TYPE_CHECKING:
-    from podsvid.by_kubeconfig import KubeconfigCluster
 
 FORMATS = ("spiffe", "pem")
 _EXAMPLE = "bundle show"
@@ -40,12 +34,6 @@ class OlderDocument(CommandFailed):
     """What is there already is newer than what was to be written."""
 
     reason = "OLDER_DOCUMENT"
-
-
-class NoDocument(CommandFailed):
-    """The signer has no such document."""
-
-    reason = "NO_DOCUMENT"
 
 
 def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +56,7 @@ def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_oidc_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommand of `podsvid oidc`, and its flags."""
+    """The subcommands of `podsvid oidc`, and their flags."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     text = "write the discovery document and the keys of JWT-SVIDs below a directory, for a web server"
     export = commands.add_parser("export", help=text, description=text)
@@ -76,6 +64,11 @@ def add_oidc_arguments(parser: argparse.ArgumentParser) -> None:
         "path", metavar="DIRECTORY", type=Path, help="what is served at the issuer's URL; made where there is none"
     )
     _add_common(export)
+    text = (
+        "read the two documents where verifiers outside do, and say which keys these still have or lack; 3 is the exit "
+        "code where it is not what the signer publishes"
+    )
+    probe.add_arguments(commands.add_parser("probe", help=text, description=text))
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -104,15 +97,11 @@ def run_bundle(parsed: argparse.Namespace) -> int:
 
 
 def run_oidc(parsed: argparse.Namespace) -> int:
-    """Write them; the exit code. Raises SignerError, OSError."""
+    """Write or probe them; the exit code. Raises SignerError, OSError."""
+    if parsed.action == "probe":
+        return probe.run(parsed)
     found = _asked(parsed)
-    if not found.issuer:
-        raise NoDocument(
-            "JWT-SVIDs name no issuer, or one that verifiers cannot look up (upper case in the host, a user, a query, "
-            "a fragment, dots or escapes): set jwt_issuer of the signer to the https URL that these are served at"
-        )
-    if not found.jwks:
-        raise NoDocument("there is no JWT authority (yet): look at jwt_svids of the signer, and at authority show")
+    check_discoverable(found)
     folder: Path = parsed.path
     with unwinding():
         _make((folder / _DISCOVERY).parent)
@@ -127,39 +116,8 @@ def run_oidc(parsed: argparse.Namespace) -> int:
 
 
 def _asked(parsed: argparse.Namespace) -> admin_pb2.PublishResponse:
-    if parsed.socket or (Path(here()).exists() and not parsed.kubeconfig):
-        return _by_socket(parsed.socket or here(), parsed.timeout)
-    # The kubernetes package takes as long to load as everything else.
-    from podsvid.by_kubeconfig import KubeconfigCluster
-
     with unwinding():
-        cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, _EXAMPLE)
-        waiting = Waiting(parsed.timeout)
-        found = waiting.ask(f"a signer of the cluster at {cluster.host}", lambda: _by_exec(cluster))
-    return Parse(json.dumps(found), admin_pb2.PublishResponse(), ignore_unknown_fields=True)
-
-
-def _by_socket(path: str, seconds: float) -> admin_pb2.PublishResponse:
-    path = here(path)
-    authority_command.check_socket(path, _EXAMPLE)
-    waiting = Waiting(seconds)
-
-    def work() -> admin_pb2.PublishResponse:
-        with grpc.insecure_channel(f"unix:{path}") as channel:
-            call: Callable[..., admin_pb2.PublishResponse] = channel.unary_unary(
-                f"/{SERVICE}/Publish", admin_pb2.PublishRequest.SerializeToString, admin_pb2.PublishResponse.FromString
-            )
-            return call(admin_pb2.PublishRequest(), timeout=waiting.left())
-
-    try:
-        return waiting.ask(authority_command.signer_at(path), work)
-    except grpc.RpcError as error:
-        raise authority_command.failed(error, path, waiting) from None
-
-
-def _by_exec(cluster: "KubeconfigCluster") -> Any:
-    command = ["podsvid", "bundle", "show", "--socket", DEFAULT_SOCKET, "--output", "json"]
-    return cluster.run(cluster.signer(), "signer", command)
+        return signer_of(parsed, Waiting(parsed.timeout), _EXAMPLE).published()
 
 
 def _not_older(path: Path, sequence: int, read: Callable[[Path], Any]) -> None:

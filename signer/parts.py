@@ -49,7 +49,7 @@ def publication(config: SignerConfig) -> Publication:
     except ValueError:
         # Such an issuer was always allowed in tokens; nobody can discover its keys.
         issuer = None
-    return Publication(config.bundle_hint, issuer)
+    return Publication(config.bundle_hint, issuer, config.jwt_issuer or "")
 
 
 def public(config: SignerConfig) -> PublicSettings:

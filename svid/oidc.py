@@ -48,6 +48,11 @@ class Issuer:
         return cls(url, jwks_uri or url.removesuffix("/") + KEYS)
 
     @property
+    def configuration_url(self) -> str:
+        """Where verifiers look for the discovery document."""
+        return self.url.removesuffix("/") + WELL_KNOWN
+
+    @property
     def configuration_path(self) -> str:
         """The path of the discovery document (OpenID Connect Discovery 4.1)."""
         return path_of(self.url).removesuffix("/") + WELL_KNOWN

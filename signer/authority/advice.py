@@ -7,6 +7,10 @@ from signer.authority.state import Abandoned, AuthorityState
 
 # Verifiers outside are told of for so long after a key has left.
 TOLD_FOR = timedelta(days=7)
+_OUTSIDE = (
+    "jwt: `podsvid oidc probe` shows which keys verifiers can read now, and for how long they keep them: the abandoned "
+    "ones must not be among them"
+)
 
 
 def to_do(state: AuthorityState, now: datetime) -> list[str]:
@@ -41,4 +45,4 @@ def _of_jwt(state: AuthorityState, keys: list[Abandoned]) -> list[str]:
         "jwt: then probe each with a token of before, which it must refuse; for workloads: "
         "`podsvid api validate jwt --audience A --svid-file OLD` in a pod must end with status 5"
     )
-    return [remembered, probe]
+    return [remembered, probe, _OUTSIDE]

@@ -200,7 +200,8 @@ class Life:
         if not abandoned:
             return state, f"a forced rotation of the {named} authorities is under way already; nothing was made since"
         told = ", ".join(f"{each.kind} {each.authority_id}" for each in abandoned)
-        return _changed(after), f"forced rotation of the {named} authorities started; abandoned: {told}"
+        outside = settling.still_accepted(self.policy) if any(each.kind == "jwt" for each in abandoned) else ""
+        return _changed(after), f"forced rotation of the {named} authorities started; abandoned: {told}{outside}"
 
     async def freed(
         self, state: AuthorityState, found: recovery.Returned, record: Record, now: datetime

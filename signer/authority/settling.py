@@ -104,6 +104,18 @@ def check(state: AuthorityState, kind: str, policy: LifecyclePolicy, now: dateti
         )
 
 
+def still_accepted(policy: LifecyclePolicy) -> str:
+    """What to say beside a forced rotation of JWT keys, which readers of keys outside hear of by reading only."""
+    told = [each.told for each in policy.audiences if each.name == OIDC]
+    if not told:
+        return ""
+    return (
+        f"; {_called(OIDC)} accept their tokens until they read the keys anew, which those who do as they are told do "
+        f"in {durations.text(told[0])} and others for an unknown key only: `podsvid oidc probe` shows what they can "
+        "read, `podsvid authority show` what is left to do"
+    )
+
+
 def agents_matter(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> bool:
     """Whether a next step may soon hang on what agents have or hold: not while others are waited for, for a day."""
     for kind in KINDS:

@@ -157,6 +157,7 @@ class AdminService:
             jwks_uri=by.issuer.jwks_uri if by.issuer else "",
             openid_configuration=(found.configuration or b"").decode(),
             jwks=(found.keys or b"").decode(),
+            token_issuer=by.token_issuer,
         )
 
     def status(self) -> admin_pb2.AuthorityStatus | None:

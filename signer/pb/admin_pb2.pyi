@@ -43,7 +43,7 @@ class PublishRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class PublishResponse(_message.Message):
-    __slots__ = ("trust_domain", "sequence", "spiffe", "pem", "issuer", "jwks_uri", "openid_configuration", "jwks")
+    __slots__ = ("trust_domain", "sequence", "spiffe", "pem", "issuer", "jwks_uri", "openid_configuration", "jwks", "token_issuer")
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     SPIFFE_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class PublishResponse(_message.Message):
     JWKS_URI_FIELD_NUMBER: _ClassVar[int]
     OPENID_CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
     JWKS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ISSUER_FIELD_NUMBER: _ClassVar[int]
     trust_domain: str
     sequence: int
     spiffe: str
@@ -60,7 +61,8 @@ class PublishResponse(_message.Message):
     jwks_uri: str
     openid_configuration: str
     jwks: str
-    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., spiffe: _Optional[str] = ..., pem: _Optional[str] = ..., issuer: _Optional[str] = ..., jwks_uri: _Optional[str] = ..., openid_configuration: _Optional[str] = ..., jwks: _Optional[str] = ...) -> None: ...
+    token_issuer: str
+    def __init__(self, trust_domain: _Optional[str] = ..., sequence: _Optional[int] = ..., spiffe: _Optional[str] = ..., pem: _Optional[str] = ..., issuer: _Optional[str] = ..., jwks_uri: _Optional[str] = ..., openid_configuration: _Optional[str] = ..., jwks: _Optional[str] = ..., token_issuer: _Optional[str] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("namespace", "pod")

@@ -12,10 +12,12 @@ from svid.oidc import Issuer
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What the settings say of it. `issuer`: None where JWT-SVIDs name none."""
+    """What the settings say of it. `issuer`: None where JWT-SVIDs name none, or one whose keys nobody can look up;
+    `token_issuer` is what they name."""
 
     refresh_hint: timedelta
     issuer: Issuer | None = None
+    token_issuer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

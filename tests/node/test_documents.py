@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from podsvid import documents
-from podsvid.documents import NoDocument, OlderDocument
+from podsvid.asked import NoDocument
+from podsvid.documents import OlderDocument
 from podsvid.interrupts import Interrupted
 from podsvid.sockets import SocketAbsent
 from signer.pb import admin_pb2
@@ -162,8 +163,8 @@ def test_the_documents_of_openid_connect_are_laid_out_below_the_issuers_url(
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        ((), "set jwt_issuer"),
-        (("--jwt-issuer", "https://a.example/?x"), "set jwt_issuer"),
+        ((), "name no issuer"),
+        (("--jwt-issuer", "https://a.example/?x"), r"name the issuer https://a.example/\?x, which verifiers cannot"),
         (("--jwt-issuer", ISSUER, "--jwt-svids", "false"), "no JWT authority"),
     ],
 )

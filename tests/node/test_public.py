@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,8 +69,8 @@ class Here:
 
 @asynccontextmanager
 async def listening(folder: Path, *flags: str) -> AsyncIterator[Here]:
-    pair = web_pair(START)
-    chain, key = write_pair(pair, folder)
+    # Of the replica's clock and of this host's, by which clients go.
+    chain, key = write_pair(web_pair(datetime.now(UTC), timedelta(days=3650)), folder)
     ports = free_port(), free_port()
     on = (
         *("--bundle-listen", f"127.0.0.1:{ports[0]}", "--bundle-hint", HINT),

@@ -134,7 +134,7 @@ def test_a_rotation_says_who_cannot_follow_as_soon_as_that_is_known(
     going_on = admin_pb2.AuthorityStatus(reissuing_x509=True, warnings=["x509: old"])
     new = admin_pb2.AuthorityStatus(reissuing_x509=True, warnings=["x509: old", "x509: new"])
     done = admin_pb2.AuthorityStatus(warnings=["x509: new"])
-    monkeypatch.setattr(authority, "_watch", lambda channel, seconds: iter([going_on, new, new, done]))
+    monkeypatch.setattr(authority, "watch", lambda channel, seconds: iter([going_on, new, new, done]))
     with grpc.insecure_channel("unix:/nowhere") as channel:
         authority._follow(channel, admin_pb2.KIND_X509, lambda status: status.reissuing_x509, "text", {"x509: old"})
     said = capsys.readouterr().out

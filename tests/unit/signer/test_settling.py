@@ -575,3 +575,11 @@ TestOutside = Outside.TestCase
 TestOutside.settings = settings(
     max_examples=12, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_a_forced_rotation_of_keys_says_who_accepts_them_still() -> None:
+    for by, kind, told in ((life(*BOTH), "jwt", True), (life(*BOTH), "x509", False), (life(FEDERATION), "jwt", False)):
+        _, said = by.asked(first(by), kind, forced=True, now=START)
+        assert said.startswith(f"forced rotation of the {kind} authorities started; abandoned: ")
+        assert ("podsvid oidc probe" in said) == told
+        assert ("those who do as they are told do in 1m " in said) == told
