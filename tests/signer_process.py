@@ -105,6 +105,16 @@ def populated(folder: Path, pods: int, nodes: int) -> tuple["Site", Mapping[str,
         begun.write_text(datetime.now(UTC).replace(microsecond=0).isoformat())
     site = Site(datetime.fromisoformat(begun.read_text()))
     names = [f"node-{number}" for number in range(nodes)]
+    for name in names:
+        # A signer waits for agents that there are: without their pods it would take every step at once.
+        site.pod(
+            f"agent-{name}",
+            node=name,
+            account="podsvid-agent",
+            namespace="podsvid",
+            uid=f"agent-uid-{name}",
+            driver=None,
+        )
     agents = [site.agent(name, TOKEN_LIFE) for name in names]
     found = []
     for number in range(pods):
