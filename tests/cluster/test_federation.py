@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 
 from agent.authority.connection import SignerSettings
 from agent.authority.signer import SignerAuthority
+from podsvid import authority as authority_command
 from runtime.clock import SystemClock
+from signer.authority.state import AuthorityState
 from svid.bundle import TrustBundle
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.fake_authority import root
@@ -25,8 +28,9 @@ from tests.unit.signer.test_federation_endpoint import served, svid
 
 from .alone import POLICIES, TRUST_DOMAIN, Alone, api_server
 from .api import ApiError, Object
+from .crossing import Crossing, Member, Thief, member
 from .signing import AUDIENCE, NAMESPACE
-from .test_alone_life import CTB, PATIENCE, _namespace, _pod, replica, until
+from .test_alone_life import CTB, PATIENCE, _namespace, _object, _pod, replica, until
 
 pytestmark = pytest.mark.timeout(600)
 RELATIONS = f"{POLICIES}/federatedtrustdomains"
@@ -169,6 +173,14 @@ def test_a_bundle_goes_from_its_endpoint_to_agents_and_the_cluster_and_away_with
     asyncio.run(run())
 
 
+async def until_async(true: Callable[[], Awaitable[bool]]) -> None:
+    """As `until`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while not await true():
+                await asyncio.sleep(0.1)
+
+
 @dataclass(frozen=True)
 class Side:
     """A cluster with a trust domain of its own."""
@@ -180,7 +192,36 @@ class Side:
 
     def running(self) -> AbstractAsyncContextManager[str]:
         flags = ("--trust-domain", self.domain, "--bundle-listen", f"127.0.0.1:{self.port}", "--bundle-hint", "1m")
-        return replica(self.alone, self.folder, *flags)
+        hurried = ("--reissue-over", "5s", "--forced-reissue-over", "20s", "--jwt-algorithm", "ES256")
+        return replica(self.alone, self.folder, *flags, *hurried)
+
+    @asynccontextmanager
+    async def pod(self, address: str) -> AsyncIterator[Member]:
+        """One of its pods, on a node with an agent."""
+        agent, web = (
+            _pod(self.alone, "agent", "podsvid-agent", NAMESPACE),
+            _pod(self.alone, "web", "web", "default"),
+        )
+        roots = self.published(self.domain)
+        async with member(self.alone, self.domain, address, roots, agent, web) as found:
+            yield found
+
+    async def rotate(self, *, forced: bool) -> None:
+        """Of both kinds, as docs/operations.md has it, and waiting for nothing."""
+        parser = argparse.ArgumentParser()
+        authority_command.add_arguments(parser)
+        for kind in ((),) if forced else (("--kind", "x509"), ("--kind", "jwt")):
+            line = ["rotate", "--no-wait", "--socket", str(self.folder / "a.sock"), *kind]
+            parsed = parser.parse_args([*line, *(["--forced"] if forced else [])])
+            assert await asyncio.to_thread(authority_command.run, parsed) == 0
+
+    def signs_anew(self, before: AuthorityState) -> bool:
+        """Whether both kinds are signed by others than in that state."""
+        now = Thief.of(self.alone, SpiffeId(TrustDomain(self.domain), "/any")).state
+        one, other = now.active_jwt, before.active_jwt
+        assert one is not None
+        assert other is not None
+        return now.active_x509_id != before.active_x509_id and one.key_id != other.key_id
 
     def published(self, domain: str) -> bytes:
         """The PEM of that trust domain's bundle in this cluster; empty while there is none."""
@@ -214,6 +255,10 @@ class Side:
             changed = {**present, "spec": {**present["spec"], "maxStale": f"{hours}h"}}
             self.alone.api.replace(f"{RELATIONS}/partner", changed)
 
+    def knows(self, other: Side) -> bool:
+        """Whether its cluster has what the other's has."""
+        return self.published(other.domain) == other.published(other.domain)
+
     def fetched(self) -> bool:
         status = self.alone.api.get(f"{RELATIONS}/partner").get("status") or {}
         conditions = status.get("conditions") or []
@@ -221,10 +266,22 @@ class Side:
         return [each["status"] for each in conditions] == ["True", "True"] and "sequence" in status
 
 
-def test_two_clusters_trust_each_other_by_their_own_endpoints(built: None, tmp_path: Path, progress: Progress) -> None:
+@pytest.fixture
+def sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partners look every two seconds and have 20 for it, in a rotation and after a theft; half a minute and more for
+    each is what a hint of a minute gives."""
+    monkeypatch.setattr("svid.federation.LOOKS_IN_A_HINT", 30)
+    monkeypatch.setattr("svid.federation.LEAST_INTERVAL", timedelta(seconds=2))
+    monkeypatch.setattr("signer.audience_settings.POLLS", 1 / 3)
+    monkeypatch.setattr("signer.audience_settings.LEAST_LOOK", timedelta(seconds=20))
+
+
+def test_two_clusters_trust_each_other_and_lose_no_request_through_rotations_and_thefts(
+    sooner: None, built: None, tmp_path: Path, progress: Progress
+) -> None:
     async def meet(sides: list[Side]) -> None:
         one, other = sides
-        async with one.running(), other.running():
+        async with one.running() as at_one, other.running() as at_other:
             for side in sides:
                 await until(lambda side=side: side.published(side.domain))  # type: ignore[misc]
             for side, partner in ((one, other), (other, one)):
@@ -233,7 +290,46 @@ def test_two_clusters_trust_each_other_by_their_own_endpoints(built: None, tmp_p
                 await side.wait_fetched()
                 assert side.fetched(), side.alone.api.get(f"{RELATIONS}/partner").get("status")
                 await until(lambda side=side, partner=partner: side.published(partner.domain))  # type: ignore[misc]
-                assert side.published(partner.domain) == partner.published(partner.domain)
+                assert side.knows(partner)
+            async with one.pod(at_one) as here, other.pod(at_other) as there:
+                for each, elsewhere in ((here, there), (there, here)):
+                    domain = elsewhere.spiffe_id.trust_domain
+                    await until(lambda each=each, domain=domain: domain in each.papers[1].trusted)  # type: ignore[misc]
+                await live(sides, [here, there])
+
+    async def live(sides: list[Side], members: list[Member]) -> None:
+        crossing = Crossing(*members)
+        running = asyncio.create_task(crossing.run())
+        try:
+            for forced in (False, True):
+                thieves = [Thief.of(side.alone, each.spiffe_id) for side, each in zip(sides, members, strict=True)]
+                for thief, victim in zip(thieves, reversed(members), strict=True):
+                    assert await thief.deceives(victim) == (True, True), "the test's own thief is none"
+                # Both at the same time: each has to believe the other's endpoint while it changes itself.
+                for side in sides:
+                    await side.rotate(forced=forced)
+                for thief, side in zip(thieves, sides, strict=True):
+                    await until(lambda thief=thief, side=side: side.signs_anew(thief.state))  # type: ignore[misc]
+                    assert side.signs_anew(thief.state)
+                for thief, victim in zip(thieves, reversed(members), strict=True):
+                    if forced:
+                        await until_async(lambda thief=thief, victim=victim: refused(thief, victim))  # type: ignore[misc]
+                        assert await thief.deceives(victim) == (False, False)
+                before = crossing.done
+                await until(lambda before=before: crossing.done > before + 20 or crossing.failed)  # type: ignore[misc]
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert crossing.failed == []
+        assert crossing.done > 100
+        for side, partner in (sides, reversed(sides)):
+            # It believes the endpoint still: no bundle went by hand.
+            assert side.fetched(), side.alone.api.get(f"{RELATIONS}/partner").get("status")
+            await until(lambda side=side, partner=partner: side.knows(partner))  # type: ignore[misc]
+            assert side.knows(partner)
+
+    async def refused(thief: Thief, victim: Member) -> bool:
+        return await thief.deceives(victim) == (False, False)
 
     with ExitStack() as both:
         sides = []
@@ -243,5 +339,7 @@ def test_two_clusters_trust_each_other_by_their_own_endpoints(built: None, tmp_p
             found = both.enter_context(api_server(folder, progress))
             found.api.apply([_namespace(NAMESPACE)])
             found.install()
+            found.api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}})
+            found.api.apply([_object("ServiceAccount", "web", namespace="default")])
             sides.append(Side(found, f"{name}.test", free_port(), folder))
         asyncio.run(meet(sides))
