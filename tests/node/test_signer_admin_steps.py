@@ -357,11 +357,12 @@ def test_people_are_told_what_no_signer_can_do() -> None:
     own = replace(x509, authority_id="own", certified_until=None)
     after = replace(state, abandoned=(signed, never, x509, own))
     lines = to_do(after, START)
-    assert [line.partition(":")[0] for line in lines] == ["jwt", "jwt", "x509"]
+    assert [line.partition(":")[0] for line in lines] == ["jwt", "jwt", "jwt", "x509"]
     assert "accept tokens of signed until" in lines[0]
     assert f"one token that was issued after 2030-01-01T00:00:00Z (key id {active})" in lines[0]
-    assert "what a thief signs is accepted until 2030-01-01T01:00:00Z: replace that root" in lines[2]
-    assert len(to_do(after, until - timedelta(seconds=1))) == 2
+    assert "podsvid oidc probe" in lines[2]
+    assert "what a thief signs is accepted until 2030-01-01T01:00:00Z: replace that root" in lines[3]
+    assert len(to_do(after, until - timedelta(seconds=1))) == 3
     assert to_do(after, until) == []
     assert to_do(state, START) == []
     # While it signs there is nothing to present.
