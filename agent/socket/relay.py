@@ -218,7 +218,7 @@ class Relay:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.drop(to.pair)
+            self._left(to)
             return
         if sent < len(data):
             to.pending = bytes(data[sent:])
@@ -234,7 +234,7 @@ class Relay:
         except BlockingIOError:
             return
         except OSError:
-            self.drop(end.pair)
+            self._left(end)
             return
         end.pending = end.pending[sent:]
         if end.pending:
@@ -245,6 +245,16 @@ class Relay:
             self._watch(other, other.watched | _IN)
         elif other is end.pair.grpc:
             self.drop(end.pair)
+
+    def _left(self, end: _End) -> None:
+        """It takes nothing any more. What gRPC said before, why it went say, the pod gets still, whatever that says."""
+        pair = end.pair
+        if end is pair.pod:
+            self.drop(pair)
+            return
+        end.pending = b""
+        self._watch(end, end.watched & ~_OUT)
+        self._watch(pair.pod, pair.pod.watched & ~_IN)
 
     def _ended(self, end: _End) -> None:
         """Nothing more comes from there."""

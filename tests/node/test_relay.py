@@ -20,7 +20,7 @@ import pytest
 from agent.socket import closing, early, relay
 from agent.socket.accounts import Account, Accounts, Limits
 from agent.socket.closing import Closers
-from agent.socket.connections import SMALLEST, Connections, unread
+from agent.socket.connections import SMALLEST, Connections, Holder, unread
 from agent.socket.endpoint import Endpoint
 from agent.socket.narrow import narrow
 from agent.socket.relay import Relay
@@ -334,6 +334,41 @@ def test_a_client_that_says_no_more_is_answered_and_gone() -> None:
         raw.writer.write_eof()
         await raw.closed()
         await until(here.nothing_held)
+
+    relayed(main)
+
+
+@pytest.mark.parametrize("size", [20, 300_000], ids=["at-once", "in-parts"])
+def test_what_grpc_said_last_is_heard_by_one_who_speaks_meanwhile(size: int) -> None:
+    """Why a call or a connection ended is what a client shows, or comes back for."""
+    last = bytes(range(256)) * (size // 256 + 1)
+
+    async def main(here: Relayed) -> None:
+        door = here.relay.door(f"{here.path}2", Holder("pod"), 8)
+        with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:
+            listening.bind(door.address)
+            listening.listen()
+            for each in (listening, client):
+                each.setblocking(False)
+            door.open()
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, f"{here.path}2")
+            await loop.sock_sendall(client, BEGUN + ACK)
+            inner, _ = await loop.sock_accept(listening)
+            with inner:
+                heard = b""
+                while len(heard) < len(BEGUN + ACK):
+                    heard += await loop.sock_recv(inner, 4096)
+                # The relay, which waits for the loop, sees this first, and that nobody is there any more.
+                client.send(ACK)
+                sent = inner.send(last)
+            answer = b""
+            while part := await loop.sock_recv(client, 4096):
+                answer += part
+            assert answer == last[:sent]
+            await until(here.nothing_held)
+        door.shut()
+        door.end()
 
     relayed(main)
 
