@@ -11,6 +11,7 @@ PROGRAMS = (
     Program("csi-sanity", _HERE / "go", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"),
     Program("watchers", _HERE / "watchers", "."),
     Program("go-client", _HERE / "go", "./client"),
+    Program("outsider", _HERE / "outside", "."),
     # Before ML-DSA was in Go, and since.
     Program("verifier-go1.26", _HERE / "verifier", ".", toolchain="go1.26.8"),
     Program("verifier-go1.27", _HERE / "verifier", ".", toolchain="go1.27.3"),

@@ -194,7 +194,7 @@ def test_a_partner_is_asked_four_times_in_its_hint_and_what_is_the_same_is_not_w
     play(test)
 
 
-@pytest.mark.spec("FED-6", "FED-14", "FED-17")
+@pytest.mark.spec("FED-6", "FED-14", "FED-17", "C-106", "C-107")
 def test_what_fails_or_is_older_changes_nothing_but_the_status() -> None:
     async def test(cluster: Cluster) -> None:
         known = cluster.replica()
@@ -363,6 +363,7 @@ def test_a_kind_that_the_cluster_knows_no_more_takes_its_objects_along() -> None
     play(test)
 
 
+@pytest.mark.spec("TD-9", "C-105")
 def test_an_empty_bundle_is_believed_at_once_and_said() -> None:
     async def test(cluster: Cluster) -> None:
         known = cluster.replica()
@@ -397,7 +398,7 @@ def test_the_next_leader_goes_on_from_what_was_stored() -> None:
     play(test)
 
 
-@pytest.mark.spec("FED-41", "FED-49", "FED-50")
+@pytest.mark.spec("FED-41", "FED-42", "FED-43", "FED-49", "FED-50", "C-112")
 def test_https_spiffe_goes_by_the_latest_bundle_and_first_by_the_one_that_was_given() -> None:
     profile = {"type": "https_spiffe", "endpointSPIFFEID": "spiffe://partner.test/spire/server"}
 
@@ -566,6 +567,7 @@ def test_who_may_not_read_them_waits_for_a_while_and_goes_on_without() -> None:
     play(test)
 
 
+@pytest.mark.spec("FED-8")
 def test_what_somebody_wrote_into_the_store_is_not_another_domains() -> None:
     async def test(cluster: Cluster) -> None:
         known = cluster.replica()
@@ -623,7 +625,7 @@ def test_what_somebody_wrote_into_the_store_is_not_another_domains() -> None:
         ({"maxStale": "soon"}, "maxStale 'soon'"),
     ],
 )
-@pytest.mark.spec("FED-12", "FED-20", "FED-21")
+@pytest.mark.spec("FED-12", "FED-20", "FED-21", "FED-30", "FED-52")
 def test_what_cannot_be_followed_is_said_where_it_was_written(change: dict[str, Any], why: str) -> None:
     async def test(cluster: Cluster) -> None:
         known = cluster.replica()

@@ -148,8 +148,10 @@ def roomy_root() -> X509Authority:
     return X509Authority(PARTNER, (certificate,), key, TrustBundle(PARTNER, (certificate,)))
 
 
-@pytest.mark.spec("FED-9", "FED-29")
-def test_https_web_wants_a_certificate_of_the_host_by_a_known_authority(tmp_path: Path) -> None:
+@pytest.mark.spec("FED-9", "FED-22", "FED-29")
+def test_https_web_wants_a_certificate_of_the_host_by_a_known_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run() -> None:
         web, stranger = Web(), Web()
         async with web_server(tmp_path, web, says(DOCUMENT)) as port:
@@ -161,6 +163,10 @@ def test_https_web_wants_a_certificate_of_the_host_by_a_known_authority(tmp_path
             # Without a CA of its own it is the system's that count.
             system = Relation("uid", "partner", "", trust_domain=PARTNER, url=f"https://localhost:{port}/")
             assert "not accepted by https_web" in await refused(system)
+            (tmp_path / "system.crt").write_bytes(to_pem([web.root]))
+            with monkeypatch.context() as patch:
+                patch.setenv("SSL_CERT_FILE", str(tmp_path / "system.crt"))
+                assert await fetched(system) == DOCUMENT
         async with web_server(tmp_path, web, says(DOCUMENT), x509.DNSName("elsewhere.test")) as port:
             assert "not accepted by https_web" in await refused(web.relation(port))
         assert "it cannot be reached" in await refused(web.relation(port))
@@ -168,7 +174,7 @@ def test_https_web_wants_a_certificate_of_the_host_by_a_known_authority(tmp_path
     asyncio.run(run())
 
 
-@pytest.mark.spec("FED-9", "FED-48")
+@pytest.mark.spec("FED-9", "FED-48", "C-111", "C-113", "C-114")
 def test_https_spiffe_wants_exactly_the_id_by_the_bundle_and_no_host_name(tmp_path: Path) -> None:
     async def run() -> None:
         theirs, others = roomy_root(), root(NOW, PARTNER)
@@ -237,7 +243,7 @@ def test_both_versions_of_tls_are_spoken(
         (says(b"", "308 Permanent Redirect", "Location: /again"), "sends on more than 3 times"),
     ],
 )
-@pytest.mark.spec("FED-31")
+@pytest.mark.spec("FED-17", "FED-31", "C-106", "C-109")
 def test_what_is_no_answer_is_none(tmp_path: Path, answer: Answer, why: str) -> None:
     async def run() -> None:
         web = Web()
@@ -247,7 +253,7 @@ def test_what_is_no_answer_is_none(tmp_path: Path, answer: Answer, why: str) -> 
     asyncio.run(run())
 
 
-@pytest.mark.spec("FED-31", "FED-32", "FED-51")
+@pytest.mark.spec("FED-31", "FED-32", "FED-51", "FED-52", "C-110")
 def test_a_redirect_is_followed_to_whoever_proves_to_be_it_and_is_never_kept(tmp_path: Path) -> None:
     async def run() -> None:
         theirs, asked = root(NOW, PARTNER), list[int]()
@@ -261,7 +267,8 @@ def test_a_redirect_is_followed_to_whoever_proves_to_be_it_and_is_never_kept(tmp
             async def leads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 target = (good, bad)[len(asked) % 2]
                 asked.append(target)
-                await says(b"", "302 Found", f"Location: https://localhost:{target}/")(reader, writer)
+                moved = ("301 Moved Permanently", "302 Found", "308 Permanent Redirect")[len(asked) - 1]
+                await says(b"", moved, f"Location: https://localhost:{target}/")(reader, writer)
 
             async with served(tmp_path, *svid(theirs), leads) as port:
                 assert await fetched(spiffe(port), theirs.bundle) == DOCUMENT
@@ -272,6 +279,7 @@ def test_a_redirect_is_followed_to_whoever_proves_to_be_it_and_is_never_kept(tmp
     asyncio.run(run())
 
 
+@pytest.mark.spec("FED-17")
 def test_who_answers_without_end_is_waited_for_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "ALL_SECONDS", 0.3)
     ended = asyncio.Event()

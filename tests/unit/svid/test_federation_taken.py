@@ -67,6 +67,7 @@ def test_the_sequence_says_what_is_newer_and_else_the_last_one_is(
     assert order(held, found) is how
 
 
+@pytest.mark.spec("FED-30")
 def test_what_is_published_is_read_as_the_bundle_of_the_domain_that_was_asked_for() -> None:
     found = taken(replace(ONE, sequence=3).to_jwks())
     assert (found.trust_domain, found.x509_authorities, found.sequence) == (PARTNER, ONE.x509_authorities, 3)
@@ -153,6 +154,7 @@ def test_what_is_short_as_it_came_and_long_as_it_is_published_is_refused() -> No
 
 
 @pytest.mark.parametrize("mine", [OWN_ROOT.bundle, replace(OWN, x509_authorities=())])
+@pytest.mark.spec("FED-8", "TD-16")
 def test_the_own_authorities_are_nobody_elses(mine: TrustBundle) -> None:
     keys = json.loads(ONE.to_jwks())["keys"] + json.loads(mine.to_jwks())["keys"]
     with pytest.raises(InvalidBundle, match=r"an authority of example\.org"):
