@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from runtime.bodies import TooLong, whole
 from runtime.bounded import Bounded
 from signer.naming import Names
 from svid.readers import MAX_DOCUMENT, age_of, kept_for
@@ -80,14 +81,12 @@ async def _document(answer: aiohttp.ClientResponse) -> Document:
         raise Unread(f"it sends on to elsewhere ({answer.status}), where not every verifier follows: serve it there")
     if answer.status != _OK:
         raise Unread(f"it answers {answer.status}")
-    data = bytearray()
-    async for piece in answer.content.iter_any():
-        data += piece
-        if len(data) > MAX_DOCUMENT:
-            answer.close()
-            raise Unread(f"it answers with more than {MAX_DOCUMENT >> 10} KiB")
+    try:
+        data = bytes(await whole(answer, MAX_DOCUMENT))
+    except TooLong:
+        raise Unread(f"it answers with more than {MAX_DOCUMENT >> 10} KiB") from None
     control = ",".join(answer.headers.getall("Cache-Control", []))
-    return Document(bytes(data), kept_for(control), age_of(answer.headers.get("Age", "")))
+    return Document(data, kept_for(control), age_of(answer.headers.get("Age", "")))
 
 
 def _why(error: Exception) -> str:

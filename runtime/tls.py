@@ -1,6 +1,7 @@
-"""TLS of a process: nothing older than 1.3 where grpc speaks it, and what a peer showed."""
+"""TLS of a process: nothing older than 1.3 where grpc speaks it, what it shows of memory, and what a peer showed."""
 
 import os
+import ssl
 import sys
 from typing import Any
 
@@ -12,6 +13,22 @@ def shown(connection: Any) -> list[bytes]:
     """The certificates that the peer of an `ssl.SSLSocket` or `ssl.SSLObject` showed (DER), leaf first; nobody has
     verified them."""
     return [each.public_bytes(_DER) for each in connection._sslobj.get_unverified_chain() or ()]
+
+
+def load(context: ssl.SSLContext, chain: bytes, key: bytes) -> None:
+    """Have `context` show that certificate (PEM, leaf first) and prove that key (PEM, not encrypted). Raises OSError
+    (ssl.SSLError) where they are none, or do not fit.
+
+    Python loads them from files only: this one has no name and is no disk's.
+    """
+    descriptor = os.memfd_create("pair", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(chain + b"\n" + key)
+        # Nobody is there to be asked for a password.
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=lambda: b"")
+    finally:
+        os.close(descriptor)
 
 
 def require_tls13() -> None:

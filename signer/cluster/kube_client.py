@@ -18,6 +18,7 @@ import msgspec
 import yaml
 from kubernetes.aio import client, config
 
+from runtime.bodies import TooLong, whole
 from signer.cluster import decoding
 from signer.cluster.decoding import Event, Kept, Page
 from signer.cluster.kube import Object
@@ -180,13 +181,10 @@ class KubeClient:
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytearray:
     """All of it, up to `most` bytes. Raises AnswerTooLarge."""
-    data = bytearray()
-    async for piece in response.content.iter_any():
-        data += piece
-        if len(data) > most:
-            response.close()
-            raise AnswerTooLarge(f"the API server's answer has more than {most >> 20} MiB")
-    return data
+    try:
+        return await whole(response, most)
+    except TooLong:
+        raise AnswerTooLarge(f"the API server's answer has more than {most >> 20} MiB") from None
 
 
 async def _lines(response: aiohttp.ClientResponse, most: int, large: asyncio.Semaphore) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from runtime.bodies import TooLong, whole
 from runtime.bounded import Bounded, Unanswered
 from runtime.tls import shown
 from signer.errors import SignerError
@@ -160,13 +161,10 @@ def _spiffe_context(expected: SpiffeId, trusted: TrustBundle, now: Callable[[], 
 async def _document(response: aiohttp.ClientResponse) -> bytes:
     if response.status != 200:
         raise FetchFailed(f"it answers {response.status}")
-    data = bytearray()
-    async for piece in response.content.iter_any():
-        data += piece
-        if len(data) > MAX_DOCUMENT:
-            response.close()
-            raise FetchFailed(f"it answers with more than {MAX_DOCUMENT >> 10} KiB")
-    return bytes(data)
+    try:
+        return bytes(await whole(response, MAX_DOCUMENT))
+    except TooLong:
+        raise FetchFailed(f"it answers with more than {MAX_DOCUMENT >> 10} KiB") from None
 
 
 def _target(base: str, location: str) -> str:

@@ -1,8 +1,8 @@
 """TLS for strangers: 1.2 and 1.3 with Mozilla's intermediate suites (Federation.md 5), no client certificates."""
 
-import os
 import ssl
 
+from runtime.tls import load
 from signer.public.shown import Pair
 
 # Of that list those that agree on a key by elliptic curves: one that does so by a finite field costs the server so much
@@ -30,13 +30,5 @@ def context(pair: Pair) -> ssl.SSLContext:
     found.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     found.num_tickets = 0
     found.set_alpn_protocols(["http/1.1"])
-    # Python loads them from files only: one that has no name and is no disk's.
-    descriptor = os.memfd_create("pair", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(pair.chain + b"\n" + pair.key)
-        # A key that is encrypted is none: nobody is there to be asked for its password.
-        found.load_cert_chain(f"/proc/self/fd/{descriptor}", password=lambda: b"")
-    finally:
-        os.close(descriptor)
+    load(found, pair.chain, pair.key)
     return found

@@ -17,6 +17,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from runtime.bodies import TooLong, whole
 from runtime.bounded import Bounded
 from runtime.words import line
 from signer.naming import Names
@@ -292,13 +293,10 @@ class OpenBao:
         raise _Refused(status, said)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        data = bytearray()
-        async for piece in response.content.iter_any():
-            data += piece
-            if len(data) > MAX_ANSWER:
-                response.close()
-                raise UpstreamAway(f"{self.name} answers with more than {MAX_ANSWER >> 20} MiB")
-        return bytes(data)
+        try:
+            return bytes(await whole(response, MAX_ANSWER))
+        except TooLong:
+            raise UpstreamAway(f"{self.name} answers with more than {MAX_ANSWER >> 20} MiB") from None
 
     def _unusable(self, what: str, error: _Refused) -> UpstreamUnusable:
         hint = {

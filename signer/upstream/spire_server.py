@@ -19,7 +19,7 @@ from runtime import relay
 from runtime.bounded import Bounded
 from runtime.settings import host_and_port
 from runtime.stopping import end
-from runtime.tls import shown
+from runtime.tls import load, shown
 from signer.naming import addresses
 from signer.upstream import rpc
 from signer.upstream.certify import UpstreamUnusable
@@ -97,14 +97,7 @@ def _context(own: OwnSvid) -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    # The library takes files; this one is memory.
-    file = os.memfd_create("svid", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(file), "wb") as written:
-            written.write(key_to_pem(own.svid.private_key) + own.svid.chain_pem())
-        context.load_cert_chain(f"/proc/self/fd/{file}")
-    finally:
-        os.close(file)
+    load(context, own.svid.chain_pem(), key_to_pem(own.svid.private_key))
     return context
 
 
