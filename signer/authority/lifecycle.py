@@ -246,11 +246,8 @@ class Life:
             if due is not None:
                 lines.append(f"{kind}: {due.action} now, {due.reason}")
             elif prepared is not None:
-                bound = settling.bound(state, prepared, self.policy)
-                lines.append(
-                    f"{kind}: activate {prepared.id} when {self._awaited(prepared, acks, now)}, "
-                    f"at {bound:%Y-%m-%dT%H:%M:%SZ} at the latest"
-                )
+                when = settling.awaited(state, prepared, acks, self.policy, now)
+                lines.append(f"{kind}: activate {prepared.id} {when}")
             elif request is not None:
                 asked = f"{request.asked_at:%Y-%m-%dT%H:%M:%SZ}"
                 lines.append(f"{kind}: waits for a certificate of {request.at}, wanted since {asked}")
@@ -316,13 +313,6 @@ class Life:
         After an outage of all signers the bound has passed and no SVID is renewed yet; and a stolen one must go.
         """
         return self.policy.ack_bound if slot.stage is Stage.TAINTED and acks.unknown else timedelta(0)
-
-    def _awaited(self, prepared: Slot, acks: Acks, now: datetime) -> str:
-        if acks.waiting:
-            return f"{acks.lacking} acknowledged it"
-        if acks.unknown:
-            return "it is known who has it"
-        return "its lead time is over"
 
     def _prepare_at(self, state: AuthorityState, kind: str) -> datetime:
         active = state.find(kind, Stage.ACTIVE)

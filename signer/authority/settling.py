@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from runtime import durations
 from signer.audience_settings import KEYS_KEPT, OIDC
+from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import Audience, LifecyclePolicy
@@ -127,14 +128,31 @@ def agents_matter(state: AuthorityState, policy: LifecyclePolicy, now: datetime)
     return any(slot.stage is Stage.TAINTED for kind in KINDS for slot in state.slots(kind))
 
 
+def awaited(state: AuthorityState, prepared: Slot, acks: Acks, policy: LifecyclePolicy, now: datetime) -> str:
+    """When it will sign: who is waited for and until when, for people."""
+    kind, ready = _kind(prepared), ready_at(state, prepared, policy)
+    conditions = [f"{acks.lacking} acknowledged it"] if acks.waiting else []
+    if acks.unknown:
+        # What is not known bounds nothing.
+        conditions = ["it is known who has it"]
+    audiences = [each.audience for each in waits(state, policy) if each.kind == kind and now < each.until]
+    if audiences:
+        conditions.append(f"{_called(', '.join(audiences))} had time to read it")
+    elif now < ready or not conditions:
+        conditions.append("its lead time is over")
+    found = f"when {' and '.join(conditions)}"
+    if acks.unknown:
+        return f"{found}, not before {_at(ready)}" if now < ready else found
+    return (
+        f"{found}, at {_at(bound(state, prepared, policy))} at the latest"
+        if acks.waiting
+        else f"{found}, at {_at(ready)}"
+    )
+
+
 def outlook(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> list[str]:
-    """Who is waited for and until when, and who may be behind, for people."""
-    lines = [
-        f"{each.kind}: {each.authority_id} does not sign before {_at(each.until)}: until then {_called(each.audience)} "
-        "may not have it"
-        for each in waits(state, policy)
-        if now < each.until
-    ]
+    """Who may be behind, for people."""
+    lines: list[str] = []
     for kind in KINDS:
         active = state.find(kind, Stage.ACTIVE)
         for audience in policy.audiences if active is not None else ():
@@ -170,7 +188,8 @@ def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, 
     since, signs = published_at(state, active), active.activated_at or active.prepared_at
     stolen = [each for each in state.abandoned if each.kind == kind]
     # What signed from its first moment on, and nothing before it, nobody can have missed.
-    if (signs > active.prepared_at or stolen) and signs < since + needed and now < since + needed:
+    replaced = any(each.svids_end is not None and each.authority_id != active.id for each in stolen)
+    if (signs > active.prepared_at or replaced) and signs < since + needed and now < since + needed:
         yield (
             f"{kind}: {_called(audience.name)} may refuse what {active.id} signs until {_at(since + needed)}: who has "
             f"not read {read} since {_at(since)} does not know it"

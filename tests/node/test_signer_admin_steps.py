@@ -39,6 +39,7 @@ from signer.pb import admin_pb2
 from signer.policy.policy import GROUP
 from tests.shapes import described
 from tests.signer_rig import START, Serving, Site, serving
+from tests.support import ROOT
 from tests.unit.signer.test_lifecycle import TTL, advanced, done, first, life, stages
 from tests.unit.signer.test_upstream_roots import ONE, TWO, upstream
 
@@ -138,7 +139,8 @@ def test_show_says_whom_outside_a_prepared_authority_waits_for() -> None:
         assert (await rig.shown())["awaited"] == [partners, readers]
         text = await rig.authority("show")
         assert f"verifiers that never acknowledge: jwt {prepared} waits for oidc until {readers['until']}" in text
-        assert f"next: jwt: {prepared} does not sign before {readers['until']}" in text
+        both = "verifiers that never acknowledge (federation, oidc) had time to read it"
+        assert f"next: jwt: activate {prepared} when {both}, at {readers['until']}\n" in text
         assert "may not have it before" in await rig.refused("activate", "--kind", "jwt")
         rig.site.clock.pass_by(minutes=25)
         assert (await rig.shown())["awaited"] == [readers]
@@ -150,6 +152,40 @@ def test_show_says_whom_outside_a_prepared_authority_waits_for() -> None:
         assert "waits" not in authority_command._progress(status, admin_pb2.KIND_X509)
 
     rigged(test, "--trust-audiences", "federation,oidc")
+
+
+def test_in_the_middle_of_a_rotation_with_everything_on_it_is_as_operations_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looked at as by who is paged: which node, who outside, and until when."""
+    # It has led for long.
+    monkeypatch.setattr("signer.authority.knowledge.SETTLE", timedelta(0))
+
+    async def test(rig: Rig) -> None:
+        for node in ("node-a", "node-b"):
+            rig.agent(node)
+        await rig.until(lambda: rig.rotation.live_nodes() == {"node-a", "node-b"})
+        agents, clock = rig.rotation._agents, rig.site.clock
+        for node in ("node-a", "node-b"):
+            agents.connect(Agent(node, f"uid-{node}", f"agent-{node}", f"pod-uid-{node}", clock.now()))
+            agents.acknowledged(node, rig.state.sequence, {rig.state.active_x509_id: 40})
+        for kind in KINDS:
+            await rig.authority("rotate", "--kind", kind, "--no-wait")
+            await rig.until(lambda kind=kind: stages(rig.state, kind) == ["active", "prepared"])  # type: ignore[misc]
+        agents.acknowledged("node-a", rig.state.sequence, {rig.state.active_x509_id: 40})
+        shown = await rig.authority("show")
+        documented = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+        _, _, rest = documented.partition("    $ podsvid authority show\n")
+        block = [line.removeprefix("    ") for line in rest.partition("\n\n")[0].splitlines()]
+        assert [_named(line) for line in shown.rstrip().splitlines()] == [_named(line) for line in block], shown
+
+    rigged(test, "--trust-audiences", "federation,oidc")
+
+
+def _named(line: str) -> str:
+    """Without what is another each time."""
+    line = re.sub(r"\b[0-9a-f]{40}\b|(?<![-\w])[-\w]{43}(?![-\w])", "ID", line)
+    return re.sub(" +", " ", re.sub(r"sequence \d+", "sequence N", line)).rstrip()
 
 
 def test_show_says_what_is_so_and_no_key() -> None:
@@ -200,7 +236,8 @@ def test_show_says_what_is_so_and_no_key() -> None:
         assert "missing: node-00, node-01" in people
         assert "node-19 and 5 more\n" in people
         assert "leader: signer-1" in people
-        assert f"next: x509: activate {state.x509[1].id} when 25 agents" in people
+        # It has just begun to lead.
+        assert f"next: x509: activate {state.x509[1].id} when it is known who has it\n" in people
         assert "PRIVATE" not in people + json.dumps(found)
 
     rigged(test)

@@ -349,23 +349,34 @@ def test_it_is_said_whom_it_waits_for_and_until_when() -> None:
     state = rotating(by, "jwt")
     prepared = state.jwt[1].id
 
-    def said(now: datetime) -> list[str]:
-        return [line for line in by.outlook(state, ALL, now) if "never acknowledge" in line]
+    def said(now: datetime, acks: Acks = ALL) -> str:
+        (found,) = [line for line in by.outlook(state, acks, now) if line.startswith(f"jwt: activate {prepared} ")]
+        return found.removeprefix(f"jwt: activate {prepared} ")
 
-    partners, readers = said(START)
-    assert partners == (
-        f"jwt: {prepared} does not sign before 2030-01-01T00:25:00Z: until then verifiers that never acknowledge "
-        "(federation) may not have it"
+    both, readers = (
+        f"verifiers that never acknowledge ({each}) had time to read it" for each in ("federation, oidc", "oidc")
     )
-    assert readers == (
-        f"jwt: {prepared} does not sign before 2030-01-02T00:00:00Z: until then verifiers that never acknowledge "
-        "(oidc) may not have it"
-    )
-    assert said(START + 5 * HINT) == [readers]
-    assert said(START + DAY) == []
+    last, unknown = "2030-01-02T00:00:00Z", Acks(frozenset(), None, "pods cannot be read now")
+    assert said(START) == f"when {both}, at {last}"
+    assert said(START + 5 * HINT) == f"when {readers}, at {last}"
+    agents = "when 1 agents (silent) acknowledged it"
+    assert said(START, NOBODY) == f"{agents} and {both}, at {last} at the latest"
+    # What is not known has no end.
+    assert said(START, unknown) == f"when it is known who has it and {both}, not before {last}"
+    assert said(START + DAY, unknown) == "when it is known who has it"
+    assert said(START + DAY, replace(NOBODY, unknown="why")) == "when it is known who has it"
     # The first ones of a cluster are new to everybody, and nobody has trusted others.
     state = first(by)
-    assert said(START) == []
+    assert "never acknowledge" not in "".join(by.outlook(state, ALL, START))
+
+
+def test_a_stolen_key_that_signs_on_is_not_said_to_be_missed() -> None:
+    """Nor what was dropped before it signed: verifiers have had the active one for as long as there is any."""
+    by = life(*BOTH)
+    state = done(by.prepare(first(by), "jwt", START))[0]
+    state, _ = by.compromised(state, ("jwt",), START + MINUTE)
+    assert len(state.abandoned) == 2
+    assert "may refuse" not in "".join(by.outlook(state, ALL, START + MINUTE))
 
 
 def test_who_went_on_without_them_is_told_until_when_they_may_refuse() -> None:
@@ -398,7 +409,7 @@ def test_nobody_outside_is_waited_for_at_the_price_of_the_pods_own_svids() -> No
     spent = end - TTL - POLICY.reissue_window
     state = advanced(state, spent - MINUTE, by=by)
     assert stages(state) == ["active", "prepared"]
-    assert f"does not sign before {spent:%Y-%m-%dT%H:%M:%SZ}" in "".join(by.outlook(state, ALL, spent - MINUTE))
+    assert f"had time to read it, at {spent:%Y-%m-%dT%H:%M:%SZ}" in "".join(by.outlook(state, ALL, spent - MINUTE))
     with pytest.raises(TransitionRefused, match=f"before {spent:%Y-%m-%dT%H:%M:%SZ}"):
         by.activate(state, "x509", ALL, spent - SECOND, forced=False)
     assert by.due(state, ALL, spent - SECOND, ("x509",)) is None
