@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,18 @@ def podsvid(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "podsvid", *arguments]
 
 
-async def ended(*command: str, group: int = 0) -> tuple[int, str, str]:
+def as_group(group: int, *command: str) -> list[str]:
+    """The command line that runs it as that group alone.
+
+    Not by `group=` of subprocess: that forks in the midst of gRPC's threads, whose handlers then run in both processes,
+    and children were seen to crash and to hang before they became the program. Without it a vfork runs no handlers.
+    """
+    if group == os.getgid():
+        return list(command)
+    return ["setpriv", "--regid", str(group), "--clear-groups", *command]
+
+
+async def ended(*command: str) -> tuple[int, str, str]:
     """A program, run to its end: its exit status, what it printed, what it complained of."""
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -93,8 +105,6 @@ async def ended(*command: str, group: int = 0) -> tuple[int, str, str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        group=group,
-        extra_groups=[],
     )
     try:
         async with asyncio.timeout(DEADLINE):

@@ -157,6 +157,6 @@ def test_what_is_not_ready_is_said(
     monkeypatch.setenv("TESTS_CACHE", str(tmp_path))
     assert main(["list"]) == 0
     said = capsys.readouterr().out
-    assert "spire-agent, spire-server, go-client: not in the cache" in said
+    assert "spire-agent, spire-server, go-client, kube-apiserver, etcd, helm, kubectl: not in the cache" in said
     assert "python -m tests.interop build spire" in said
     assert said.count("\n  ready\n") == 1, "a wheel takes no time to get"

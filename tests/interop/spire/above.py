@@ -131,6 +131,7 @@ async def above(programs: Mapping[str, Path], ca_ttl: str = "24h") -> AsyncItera
             "folder": folder,
             "trust_domain": OURS,
             "ca_ttl": ca_ttl,
+            "federation": "",
             "database": folder / "db.sqlite3",
             "keys": f'"disk" {{ plugin_data {{ keys_path = "{folder}/keys.json" }} }}',
         }

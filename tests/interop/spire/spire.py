@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import os
 import subprocess
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
@@ -32,6 +34,7 @@ server {{
   log_level = "DEBUG"
   ca_ttl = "{ca_ttl}"
   experimental {{ cache_reload_interval = "1s" }}
+{federation}
 }}
 plugins {{
   DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{database}" }} }}
@@ -43,6 +46,7 @@ IN_MEMORY = {
     "ca_ttl": "24h",
     "database": "file:interop?mode=memory&cache=shared",
     "keys": '"memory" { plugin_data {} }',
+    "federation": "",
 }
 _AGENT = """
 agent {{
@@ -74,6 +78,8 @@ class Spire:
 
     programs: Mapping[str, Path]
     folder: Path
+    # What the server's environment has beside this one's.
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def socket(self) -> str:
@@ -113,9 +119,11 @@ class Spire:
 
 
 @contextmanager
-def _process(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+def _process(log: Path, more: Mapping[str, str], *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as sink:
-        process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+        process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**os.environ, **more}
+        )
     try:
         yield process
     finally:
@@ -140,7 +148,7 @@ async def _healthy(process: subprocess.Popen[bytes], log: Path, program: Path, s
 async def serving(spire: Spire) -> AsyncIterator[None]:
     """Its server runs, by the folder's server.conf."""
     program, log = spire.programs["spire-server"], spire.folder / "server.log"
-    with _process(log, program, "run", "-config", spire.folder / "server.conf") as process:
+    with _process(log, spire.environment, program, "run", "-config", spire.folder / "server.conf") as process:
         await _healthy(process, log, program, spire.folder / "server.sock")
         yield
 
@@ -157,15 +165,20 @@ async def admitted(spire: Spire, values: Mapping[str, object]) -> str:
 async def joined(spire: Spire) -> AsyncIterator[None]:
     """Its agent runs."""
     program, log = spire.programs["spire-agent"], spire.folder / "agent.log"
-    with _process(log, program, "run", "-config", spire.folder / "agent.conf") as process:
+    with _process(log, {}, program, "run", "-config", spire.folder / "agent.conf") as process:
         await _healthy(process, log, program, spire.folder / "agent.sock")
         yield
 
 
-def configured(programs: Mapping[str, Path], folder: Path, values: Mapping[str, object]) -> Spire:
+def configured(
+    programs: Mapping[str, Path],
+    folder: Path,
+    values: Mapping[str, object],
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Spire:
     """One that does not run yet. The folder's path is short."""
     (folder / "server.conf").write_text(_SERVER.format(**values))
-    return Spire(programs, folder)
+    return Spire(programs, folder, environment)
 
 
 @asynccontextmanager

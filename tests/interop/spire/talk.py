@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.interop.rig import ended
+from tests.interop.rig import as_group, ended
 from tests.interop.spire.spire import PARTNER_GROUP
 from tests.support import DEADLINE
 
@@ -30,7 +30,7 @@ async def talk(program: Path, server: Peer, client: Peer, renewals: int = 0) -> 
     """
     async with _serving(program, server, client) as address:
         command = [str(program), "tls-client", f"unix://{client.socket}", address, server.spiffe_id, str(renewals)]
-        status, out, complaints = await ended(*command, group=client.group)
+        status, out, complaints = await ended(*as_group(client.group, *command))
     if status != 0:
         return complaints
     found: dict[str, int] = json.loads(out)
@@ -40,10 +40,8 @@ async def talk(program: Path, server: Peer, client: Peer, renewals: int = 0) -> 
 @asynccontextmanager
 async def _serving(program: Path, server: Peer, client: Peer) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(
-        *(str(program), "tls-server", f"unix://{server.socket}", client.spiffe_id),
+        *as_group(server.group, str(program), "tls-server", f"unix://{server.socket}", client.spiffe_id),
         stdout=subprocess.PIPE,
-        group=server.group,
-        extra_groups=[],
     )
     try:
         assert process.stdout is not None
@@ -55,6 +53,48 @@ async def _serving(program: Path, server: Peer, client: Peer) -> AsyncIterator[s
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came of traffic: connections that were made, what was said of those that failed, and how many authorities
+    signed for the client and for the server."""
+
+    made: int
+    failed: list[str]
+    own: int
+    peers: int
+
+
+class Traffic:
+    """A new connection each second from one workload to another, by go-spiffe."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def heard(self) -> Heard:
+        """End it."""
+        out, complaints = await asyncio.wait_for(self._process.communicate(), DEADLINE)
+        assert self._process.returncode == 0, complaints.decode()
+        return Heard(**json.loads(out))
+
+
+@asynccontextmanager
+async def traffic(program: Path, server: Peer, client: Peer) -> AsyncIterator[Traffic]:
+    """While it is entered; each takes the other only for its SPIFFE ID."""
+    async with _serving(program, server, client) as address:
+        process = await asyncio.create_subprocess_exec(
+            *as_group(client.group, str(program), "traffic", f"unix://{client.socket}", address, server.spiffe_id),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield Traffic(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,16 @@ func watch(ctx context.Context, address string, updates int) error {
 	return err
 }
 
+// atMost ends who is left behind; what is ended by whom started it may go on for long.
+func atMost(verb string) time.Duration {
+	if verb == "tls-server" || verb == "traffic" {
+		return 20 * time.Minute
+	}
+	return 3 * time.Minute
+}
+
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), atMost(os.Args[1]))
 	defer cancel()
 	if err := run(ctx, os.Args[1], os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -123,6 +131,8 @@ func run(ctx context.Context, verb string, arguments []string) error {
 		return tlsServer(ctx, arguments[0], arguments[1])
 	case "tls-client":
 		return tlsClient(ctx, arguments[0], arguments[1], arguments[2], arguments[3])
+	case "traffic":
+		return traffic(ctx, arguments[0], arguments[1], arguments[2])
 	case "follow":
 		return follow(arguments[0])
 	case "files":
