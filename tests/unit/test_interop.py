@@ -1,5 +1,7 @@
 """The table of docs/interop.md is of the suites that there are, at the versions that they pin."""
 
+import asyncio
+import os
 import threading
 from dataclasses import replace
 from datetime import date
@@ -10,9 +12,11 @@ import pytest
 from tests import go_tools
 from tests.cluster.programs import PROGRAMS as CLUSTER_PROGRAMS
 from tests.interop.__main__ import main
+from tests.interop.rig import as_group, ran
 from tests.interop.run import Found, count
 from tests.interop.suites import HERE, Suite, SuiteError, load, load_all, names
 from tests.interop.table import PAGE, Row, TableError, append, rows
+from tests.support import IS_ROOT
 
 SUITES = load_all()
 _ROW = Row("spire", "v1", date(2026, 11, 27), "0123456789", 12, 0, 1.5)
@@ -160,3 +164,9 @@ def test_what_is_not_ready_is_said(
     assert "spire-agent, spire-server, go-client, kube-apiserver, etcd, helm, kubectl: not in the cache" in said
     assert "python -m tests.interop build spire" in said
     assert said.count("\n  ready\n") == 1, "a wheel takes no time to get"
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="others' groups are root's to take")
+def test_a_program_runs_as_a_group_alone_by_its_own_means() -> None:
+    assert asyncio.run(ran(*as_group(65534, "id", "-G"))).split() == ["65534"]
+    assert as_group(os.getgid(), "id") == ["id"]
