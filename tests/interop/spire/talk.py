@@ -74,7 +74,7 @@ class Traffic:
 
     async def heard(self) -> Heard:
         """End it."""
-        out, complaints = await asyncio.wait_for(self._process.communicate(), DEADLINE)
+        out, complaints = await asyncio.wait_for(self._process.communicate(b""), DEADLINE)
         assert self._process.returncode == 0, complaints.decode()
         return Heard(**json.loads(out))
 
