@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,17 +24,21 @@ from svid.bundle import TrustBundle
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.fake_authority import root
 from tests.go_tools import Progress
+from tests.interop.rig import podsvid, ran
 from tests.ports import free_port
 from tests.unit.signer.test_federation_endpoint import served, svid
 
 from .alone import POLICIES, TRUST_DOMAIN, Alone, api_server
 from .api import ApiError, Object
+from .chart import ROOT
 from .crossing import Crossing, Member, Thief, member
+from .kubectl import Shell
 from .signing import AUDIENCE, NAMESPACE
 from .test_alone_life import CTB, PATIENCE, _namespace, _object, _pod, replica, until
 
 pytestmark = pytest.mark.timeout(600)
 RELATIONS = f"{POLICIES}/federatedtrustdomains"
+PAGE = ROOT / "docs" / "podsvid-federation.md"
 PARTNER = TrustDomain("partner.test")
 SERVER = SpiffeId(PARTNER, "/spire/server")
 
@@ -228,19 +233,23 @@ class Side:
         found = self.alone.api.find(f"{CTB}/podsvid.io:spiffe:{domain}")
         return found["spec"]["trustBundle"].encode() if found else b""
 
-    def trust(self, other: Side) -> None:
-        """As docs/federate.md has it, with the other's first bundle."""
-        first = TrustBundle.from_pem(TrustDomain(other.domain), other.published(other.domain))
-        profile = {"type": "https_spiffe", "endpointSPIFFEID": f"spiffe://{other.domain}/podsvid/signer"}
-        self.alone.api.create(
-            RELATIONS,
-            relation(
-                trustDomain=other.domain,
-                bundleEndpointURL=f"https://127.0.0.1:{other.port}/",
-                bundleEndpointProfile=profile,
-                trustDomainBundle=first.to_jwks().decode(),
-            ),
-        )
+    async def trust(self, other: Side) -> None:
+        """As a person has it typed by docs/podsvid-federation.md."""
+        first = await ran(*podsvid("bundle", "show", "--socket", str(other.folder / "a.sock")))
+        (self.folder / "other.json").write_text(first, encoding="utf-8")
+        text = PAGE.read_text(encoding="utf-8")
+        begin = text.index("    { cat <<'EOF'; sed")
+        typed = textwrap.dedent(text[begin : text.index("\n    EOF\n", begin)]) + "\nEOF\n"
+        there = {
+            "--context one ": "",
+            "https://bundle.other.example/": f"https://127.0.0.1:{other.port}/",
+            "other.example": other.domain,
+        }
+        for documented, actual in there.items():
+            assert documented in typed
+            typed = typed.replace(documented, actual)
+        said = await asyncio.to_thread(Shell(self.folder, self.alone.layout.kubeconfig).done, typed)
+        assert "federatedtrustdomain.podsvid.io/partner created" in said
 
     async def wait_fetched(self) -> None:
         """Wait for it, or for long. A look that a busy machine did not answer in time is made again in minutes, or at
@@ -262,8 +271,8 @@ class Side:
     def fetched(self) -> bool:
         status = self.alone.api.get(f"{RELATIONS}/partner").get("status") or {}
         conditions = status.get("conditions") or []
-        # A first bundle has no sequence; one that was fetched has.
-        return [each["status"] for each in conditions] == ["True", "True"] and "sequence" in status
+        # Of a first bundle alone there is but one.
+        return [each["status"] for each in conditions] == ["True", "True"]
 
 
 @pytest.fixture
@@ -285,7 +294,7 @@ def test_two_clusters_trust_each_other_and_lose_no_request_through_rotations_and
             for side in sides:
                 await until(lambda side=side: side.published(side.domain))  # type: ignore[misc]
             for side, partner in ((one, other), (other, one)):
-                side.trust(partner)
+                await side.trust(partner)
             for side, partner in ((one, other), (other, one)):
                 await side.wait_fetched()
                 assert side.fetched(), side.alone.api.get(f"{RELATIONS}/partner").get("status")
