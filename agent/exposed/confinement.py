@@ -10,30 +10,23 @@ import os
 import resource
 import signal
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.exposed import root, syscalls
+from agent.exposed import root
+from runtime import confining
+from runtime.confining import call
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
-_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITIES = 64
 _CLONE_NEWIPC, _CLONE_NEWNET = 0x08000000, 0x40000000
-_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
-_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION = 0x20080522
-# The same numbers on all machines.
-_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
-# Not to list directories: from one that is open its receiver could walk up.
-_READ_FILE = 1 << 2
-_MAKE_SOCK = 1 << 9
-# Rights that exist from each version on.
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16, 9: 17}
-_TCP_RIGHTS, _SCOPES = 0b11, 0b11
+# Where its program is; the libraries are beside.
+_PACKAGES = ("agent", "csi", "runtime", "svid")
 # Bytes of a thread's stack; and of a pthread_attr_t, with room.
 _STACK, _PTHREAD_ATTR = 1024 * 1024, 256
 # How likely the kernel is to end this process and not the agent when memory is short.
@@ -66,7 +59,7 @@ def confine(bounds: Bounds) -> tuple[tuple[str, ...], bool]:
         raise Refused("there are threads already")
     lacking = []
     # Made while the program's files may be looked at, wherever they are.
-    ruleset = _ruleset(libc)
+    ruleset = confining.ruleset(libc, readable(), binds_sockets=True)
 
     def step(name: str, act: Callable[[], object], *, needed: bool) -> None:
         try:
@@ -78,40 +71,31 @@ def confine(bounds: Bounds) -> tuple[tuple[str, ...], bool]:
 
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
-    step(_NETWORK, lambda: _call(libc.unshare, _CLONE_NEWNET | _CLONE_NEWIPC), needed=bounds.strict)
+    step(_NETWORK, lambda: call(libc.unshare, _CLONE_NEWNET | _CLONE_NEWIPC), needed=bounds.strict)
     step(_ROOT, lambda: _enter(libc), needed=bounds.strict)
     step("limits", lambda: _limit(bounds), needed=True)
     step("small stacks", lambda: _shrink_stacks(libc), needed=False)
     step("no bounding set", lambda: _empty_bounding_set(libc), needed=bounds.strict)
     step("own user", lambda: _become(bounds.user), needed=bounds.strict)
     step("no capabilities", lambda: _drop_capabilities(libc), needed=True)
-    step("no new privileges", lambda: _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), needed=True)
-    step("not dumpable", lambda: _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0), needed=True)
+    step("no new privileges", lambda: confining.no_new_privileges(libc), needed=True)
+    step("not dumpable", lambda: call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0), needed=True)
     # A change of user takes this away.
-    step("end with the agent", lambda: _call(libc.prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), needed=True)
+    step("end with the agent", lambda: call(libc.prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), needed=True)
     if os.getppid() != bounds.parent:
         raise Refused("the agent has ended")
     if ruleset is None:
         lacking.append("no files")
     else:
-        step("no files", lambda: _call(libc.syscall, _LANDLOCK_RESTRICT, ruleset, 0), needed=True)
-        os.close(ruleset)
+        step("no files", lambda: confining.restrict(libc, ruleset), needed=True)
     alone = not {_NETWORK, _ROOT} & set(lacking)
-    step("system calls", lambda: _filter(libc, connect=alone), needed=True)
+    step("system calls", lambda: confining.refuse_calls(libc, connect=alone), needed=True)
     return tuple(lacking), alone
-
-
-def _call(function: Callable[..., int], *arguments: object) -> int:
-    answer = function(*arguments)
-    if answer < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return answer
 
 
 def _enter(libc: ctypes.CDLL) -> None:
     try:
-        root.enter(libc, _call, _named())
+        root.enter(libc, call, confining.program_paths(_PACKAGES))
     except root.Stranded as error:
         raise Refused(f"{_ROOT}: {error}") from None
 
@@ -158,67 +142,9 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0))
     none = ctypes.create_string_buffer(24)
-    _call(libc.syscall, _number(_SYS_CAPSET), header, none)
-
-
-def _ruleset(libc: ctypes.CDLL) -> int | None:
-    """A Landlock ruleset (Linux 5.13): no file but those of the program, by whatever path or directory, no TCP, nobody
-    else's signals. None where the kernel has none. Raises OSError."""
-    version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
-    if version < 0:
-        number = ctypes.get_errno()
-        if number in (errno.ENOSYS, errno.EOPNOTSUPP):
-            return None
-        raise OSError(number, os.strerror(number))
-    rights = (1 << _FILE_RIGHTS[max(each for each in _FILE_RIGHTS if each <= version)]) - 1
-    # It binds sockets in directories that it is handed later.
-    attributes = struct.pack("=QQQ", rights & ~_MAKE_SOCK, _TCP_RIGHTS, _SCOPES)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = _call(libc.syscall, _LANDLOCK_CREATE, attributes[:size], ctypes.c_size_t(size), 0)
-    for path in readable():
-        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        rule = struct.pack("=Qi", _READ_FILE, found)
-        _call(libc.syscall, _LANDLOCK_ADD, ruleset, 1, rule, 0)
-        os.close(found)
-    return ruleset
+    call(libc.syscall, confining.number_of(_SYS_CAPSET), header, none)
 
 
 def readable() -> Sequence[str]:
     """Where the program and its libraries are: all that may be read. Not sys.path, in which any folder could be."""
-    return list(dict.fromkeys(os.path.realpath(path) for path in _named()))
-
-
-def _named() -> Sequence[str]:
-    """The same by the names that they are found by, which may lead through links."""
-    own = [_folder(name) for name in ("agent", "csi", "runtime", "svid")]
-    # Of a module of the standard library, and beside a package that was installed.
-    installed = [os.path.dirname(os.__file__), os.path.dirname(_folder("grpc") or os.__file__)]
-    libraries = [os.path.join(top, name) for top in ("/", "/usr") for name in ("lib", "lib64")]
-    # gRPC seeds itself from there.
-    devices = ["/dev/urandom", "/dev/random", "/dev/null"]
-    found = [*installed, *(each for each in own if each), *libraries, *devices]
-    return [each for each in dict.fromkeys(found) if os.path.exists(each)]
-
-
-def _folder(package: str) -> str:
-    """The folder of a package that was loaded; empty for one that was not."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    return os.path.dirname(file) if file else ""
-
-
-def _filter(libc: ctypes.CDLL, *, connect: bool) -> None:
-    machine = syscalls.here()
-    if machine is None:
-        raise OSError(None, "the system calls of this machine are not known")
-    code = syscalls.program(machine, os.getpid(), connect=connect)
-    kept = ctypes.create_string_buffer(code, len(code))
-    # struct sock_fprog: the number of instructions of eight bytes, and where they are.
-    given = struct.pack("@HP", len(code) // 8, ctypes.addressof(kept))
-    _call(libc.syscall, _number(_SYS_SECCOMP), _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, given)
-
-
-def _number(numbers: dict[str, int]) -> int:
-    machine = os.uname().machine
-    if machine not in numbers:
-        raise OSError(None, "the system calls of this machine are not known")
-    return numbers[machine]
+    return list(dict.fromkeys(os.path.realpath(path) for path in confining.program_paths(_PACKAGES)))

@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 
 from runtime import listening
@@ -19,6 +19,7 @@ from runtime.child import harden
 from runtime.crowd import Crowd
 from signer.public import tls
 from signer.public.answers import Answers
+from signer.public.confinement import confine
 from signer.public.limits import BACKLOG, BURST, BY_ADDRESS, CONNECTIONS, DEADLINE, LEAVE, RATE
 from signer.public.shown import HEAD_BYTES, MAX_FRAME, Pair, Shown, decode, framed
 from signer.public.talk import Stage, Talk
@@ -144,13 +145,16 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 class _Child:
-    def __init__(self, sockets: dict[str, list[socket.socket]]) -> None:
+    def __init__(self, sockets: dict[str, list[socket.socket]], lacking: Sequence[str]) -> None:
         self._sockets = sockets
+        self._lacking = lacking
         self._counts: Counter[str] = Counter()
         self._doors = {name: _Door(name, self._counts) for name in sockets}
 
     async def run(self, channel: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=channel)
+        if self._lacking:
+            writer.write(framed(json.dumps({"lacking": list(self._lacking)}).encode()))
         reporting: asyncio.Task[None] | None = None
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -205,7 +209,9 @@ def main() -> None:
     # Agents come first.
     with contextlib.suppress(OSError):
         os.nice(10)
-    asyncio.run(_Child(_sockets(listeners)).run(socket.socket(fileno=int(channel))))
+    sockets, own = _sockets(listeners), socket.socket(fileno=int(channel))
+    lacking = confine()
+    asyncio.run(_Child(sockets, lacking).run(own))
 
 
 if __name__ == "__main__":

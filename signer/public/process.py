@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from runtime.stopping import side_by_side
+from signer.public.confinement import NO_CALLS, NO_FILES
 from signer.public.shown import HEAD_BYTES, Shown, encode, framed
 
 _log = logging.getLogger("podsvid.public")
@@ -25,6 +26,7 @@ MAX_REPORT = 16 * 1024
 MAX_COUNT = 10**9
 STATUSES = ("200", "304", "400", "404", "405", "431", "503")
 REASONS = ("address", "bytes", "certificate", "crowded", "deadline", "head", "leave", "rate", "tls")
+LACKING = (NO_FILES, NO_CALLS)
 # Told listener, kind (answered or refused), which (a status or a reason), and how often.
 Counted = Callable[[str, str, str, int], None]
 
@@ -39,6 +41,7 @@ class PublicProcess:
         self._changed = asyncio.Event()
         self._taken = asyncio.Event()
         self._since: float | None = None
+        self._lacking: list[str] = []
 
     @property
     def serving(self) -> bool:
@@ -141,11 +144,26 @@ class PublicProcess:
                 if self._since is None:
                     self._since = asyncio.get_running_loop().time()
                 continue
+            if isinstance(said, dict) and "lacking" in said:
+                self._lacks(said["lacking"])
+                continue
             for name, number in _counts(said):
                 listener, kind, which = name
                 if listener not in self._sockets or which not in (STATUSES if kind == "answered" else REASONS):
                     raise ValueError("it counts what there is not")
                 self._counted(listener, kind, which, number)
+
+    def _lacks(self, names: object) -> None:
+        """Raises ValueError."""
+        if not isinstance(names, list) or not all(each in LACKING for each in names):
+            raise ValueError("it lacks what there is not")
+        if names != self._lacking:
+            _log.warning(
+                "the host does not let the process of the public listeners give up what it should: whoever takes it "
+                "over may read what the signer may",
+                extra={"lacking": names},
+            )
+        self._lacking = names
 
 
 def _read(said: bytes) -> object:

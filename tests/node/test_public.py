@@ -217,6 +217,8 @@ def test_what_serves_strangers_has_neither_the_signers_modules_nor_its_files(tmp
         assert os.getpriority(os.PRIO_PROCESS, here.pid) >= min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
         files = {os.readlink(each) for each in Path(f"/proc/{here.pid}/fd").iterdir()}
         assert not [each for each in files if str(tmp_path) in each]
+        status = dict(each.split(":\t") for each in Path(f"/proc/{here.pid}/status").read_text().splitlines())
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
     beside(tmp_path, test)
 

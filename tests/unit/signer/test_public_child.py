@@ -127,7 +127,7 @@ def test_without_a_certificate_nobody_is_let_in() -> None:
 def test_a_pair_that_is_none_leaves_the_one_before_and_takes_no_other_listener_along() -> None:
     async def main() -> None:
         with socket.socket() as one, socket.socket() as other:
-            here = _Child({"bundle": [one], "oidc": [other]})
+            here = _Child({"bundle": [one], "oidc": [other]}, ())
             broken = Pair(b"-----BEGIN CERTIFICATE-----\n", PAIR.key)
             here._show({"bundle": Listener(broken, {}), "oidc": Listener(PAIR, {"/": None})})
             assert here._doors["bundle"].talk() is None

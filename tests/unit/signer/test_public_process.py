@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from signer.public.confinement import NO_CALLS, NO_FILES
 from signer.public.process import (
     AGAIN_MOST,
     MAX_COUNT,
@@ -71,6 +72,9 @@ def test_answers_and_refusals_are_counted() -> None:
         lambda: counts(bundle_answered_200=MAX_COUNT + 1),
         lambda: counts(bundle=1),
         lambda: framed(b'{"counts": []}'),
+        lambda: framed(b'{"lacking": ["everything"]}'),
+        lambda: framed(b'{"lacking": "no files"}'),
+        lambda: framed(b'{"lacking": [["no files"]]}'),
         lambda: framed(b"[]"),
         lambda: framed(b"\xff"),
         lambda: framed(b"secret"),
@@ -84,6 +88,13 @@ def test_what_is_no_report_ends_it(said: Callable[[], bytes]) -> None:
     assert found == []
     assert how == "ValueError"
     assert not serving
+
+
+def test_what_the_host_does_not_let_it_give_up_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    said = framed(json.dumps({"lacking": [NO_FILES, NO_CALLS]}).encode())
+    found, how, _ = heard(said, said, counts(bundle_refused_tls=2))
+    assert (found, how) == ([("bundle", "refused", "tls", 2)], "IncompleteReadError")
+    assert [each.__dict__["lacking"] for each in caplog.records] == [[NO_FILES, NO_CALLS]]
 
 
 class Writer:

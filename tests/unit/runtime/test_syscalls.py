@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.exposed.syscalls import MACHINES, Machine, program, refused
+from runtime.syscalls import MACHINES, Machine, program, refused
 
 ALLOW, KILL = "allow", "kill"
 PID = 4711

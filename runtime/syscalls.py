@@ -1,4 +1,4 @@
-"""The system calls that the exposed process may not make, as a seccomp filter: what a server of sockets does not need.
+"""The system calls that a process for strangers may not make, as a seccomp filter: what a server does not need.
 
 A list of what is refused and not of what is allowed: a newer libc or interpreter keeps working.
 """
@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 _LOAD, _EQUAL, _GREATER_EQUAL, _SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
@@ -84,9 +84,9 @@ def refused(machine: Machine) -> Mapping[str, int]:
     return machine.calls(_REFUSED)
 
 
-def program(machine: Machine, pid: int, *, connect: bool = False) -> bytes:
+def program(machine: Machine, pid: int, *, connect: bool = False, needed: Collection[str] = ()) -> bytes:
     """The filter as an array of struct sock_filter. `pid`: the only process that threads may be signalled of.
-    `connect`: it may do that, having nobody in reach but itself."""
+    `connect`: it may do that, having nobody in reach but itself. `needed`: what is not refused all the same."""
     special = machine.calls(_SPECIAL)
     code = [
         *_when(_ARCHITECTURE, _EQUAL, machine.audit, 1, 0),
@@ -96,7 +96,9 @@ def program(machine: Machine, pid: int, *, connect: bool = False) -> bytes:
     if machine.column == 1:
         # x86_64's other numbering of the same calls.
         code += [_jump(_GREATER_EQUAL, _X32, 0, 1), _do(_RETURN, _KILL)]
-    for number in refused(machine).values():
+    for name, number in refused(machine).items():
+        if name in needed:
+            continue
         code += [_jump(_EQUAL, number, 0, 1), _do(_RETURN, _ERRNO | _EPERM)]
     if not connect:
         code += [_jump(_EQUAL, special["connect"], 0, 1), _do(_RETURN, _ERRNO | _EPERM)]
