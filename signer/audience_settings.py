@@ -56,7 +56,9 @@ def settle(audience: str, kind: str, config: "SignerConfig") -> timedelta:
 
 def told(audience: str, config: "SignerConfig") -> timedelta:
     """How long one is published before those of that audience have it who read as often as they are told."""
-    return max(config.bundle_hint / LOOKS, LEAST_LOOK) if audience == FEDERATION else KEYS_MAX_AGE
+    if audience == FEDERATION:
+        return max(config.bundle_hint / LOOKS, LEAST_LOOK)
+    return KEYS_MAX_AGE if audience == OIDC else timedelta(0)
 
 
 def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
