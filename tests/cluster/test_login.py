@@ -103,7 +103,7 @@ def alone(built: None, tmp_path: Path, progress: Progress) -> Iterator[Alone]:
 
 
 def configuration(published: Published) -> Object:
-    """As docs/oidc.md has it."""
+    """As docs/login.md has it."""
     return {
         "apiVersion": "apiserver.config.k8s.io/v1",
         "kind": "AuthenticationConfiguration",
