@@ -9,7 +9,7 @@ from typing import Any
 from tests.go_tools import Program
 
 HERE = Path(__file__).parent
-_KINDS = ("wheel", "go")
+_KINDS = ("wheel", "maven", "go")
 _KEYS = {"shows", "kind", "tool", "version", "build_minutes", "minutes"}
 
 
@@ -21,12 +21,13 @@ class SuiteError(Exception):
 class Suite:
     """One peer.
 
-    `tool` is the package of PyPI or the Go module that `version` is of; `build_minutes` is what two cores took with
-    nothing cached, and `minutes` what its tests take there. `places` are the programs in the wheel, `programs` those
-    that are built.
+    `tool` is the package of PyPI, the archive of a Maven repository or the Go module that `version` is of;
+    `build_minutes` is what two cores took with nothing cached, and `minutes` what its tests take there. `places` are
+    the programs in the wheel or archive, `programs` those that are built.
     """
 
     name: str
+    kind: str
     shows: str
     tool: str
     version: str
@@ -68,12 +69,12 @@ def _suite(name: str, folder: Path, found: Mapping[str, Any]) -> Suite:
     kind = found["kind"]
     if kind not in _KINDS:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(_KINDS)}")
-    more = {"hashes", "places"} if kind == "wheel" else {"programs"}
+    more = {"programs"} if kind == "go" else {"hashes", "places"}
     if set(found) != _KEYS | more:
         raise ValueError(f"it has {', '.join(sorted(set(found) ^ (_KEYS | more)))} too much or too little")
     shows, tool, version = (str(found[each]) for each in ("shows", "tool", "version"))
-    common = Suite(name, shows, tool, version, float(found["build_minutes"]), float(found["minutes"]))
-    if kind == "wheel":
+    common = Suite(name, kind, shows, tool, version, float(found["build_minutes"]), float(found["minutes"]))
+    if kind != "go":
         hashes, places = tuple(map(str, found["hashes"])), {str(key): str(at) for key, at in found["places"].items()}
         return Suite(**{**vars(common), "hashes": hashes, "places": places})
     programs = tuple(

@@ -15,9 +15,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from docs import shapes
 from podsvid import documents, outside, probe
-from podsvid.asked import NoDocument
+from podsvid.asked import NoDocument, signer_of
 from podsvid.authority import CommandFailed
+from podsvid.output import to_json
 from podsvid.probe import findings
+from podsvid.waiting import Waiting
 from signer.pb import admin_pb2
 from svid import oidc
 from svid.bundle import TrustBundle
@@ -316,3 +318,32 @@ def test_it_says_what_people_have_to_do_and_ends_with_three(
         assert "present a token" in said
         assert "replace that root" not in said
         assert "\x1b" not in said
+
+
+class Kubeconfig:
+    """Implements what is asked of a cluster by exec: pods that come and go."""
+
+    host = "https://api.test"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def signer(self) -> str:
+        return f"signer-{len(self.asked)}"
+
+    def run(self, pod: str, container: str, command: list[str]) -> object:
+        assert container == "signer"
+        self.asked.append((pod, command))
+        message = signer(NOW) if command[1] == "bundle" else status(OLD)
+        return json.loads(to_json(message))
+
+
+def test_from_anywhere_else_one_pod_is_asked_for_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cluster = Kubeconfig()
+    monkeypatch.setattr("podsvid.by_kubeconfig.KubeconfigCluster", lambda *_: cluster)
+    found = signer_of(parsed("--kubeconfig", str(tmp_path / "config")), Waiting(30), "oidc probe")
+    assert found.published() == signer(NOW)
+    assert found.status() == status(OLD)
+    assert [pod for pod, _ in cluster.asked] == ["signer-0", "signer-0"]
+    line = ["podsvid", "authority", "show", "--socket", "/run/podsvid-signer/admin.sock", "--output", "json"]
+    assert cluster.asked[1][1] == line

@@ -1,8 +1,10 @@
 """The table of docs/interop.md is of the suites that there are, at the versions that they pin."""
 
 import asyncio
+import hashlib
 import os
 import threading
+import zipfile
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.interop.rig import as_group, ran
 from tests.interop.run import Found, count
 from tests.interop.suites import HERE, Suite, SuiteError, load, load_all, names
 from tests.interop.table import PAGE, Row, TableError, append, rows
+from tests.interop.tools import get, lacking
 from tests.support import IS_ROOT
 
 SUITES = load_all()
@@ -152,7 +155,7 @@ def test_a_manifest_that_lacks_something_or_has_a_word_too_much_is_refused(tmp_p
 
 def test_a_suite_that_is_none_is_named_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "spyre"]) == 2
-    assert "there is no suite spyre; there are: cert-manager, openbao, spire" in capsys.readouterr().err
+    assert "there is no suite spyre; there are: cert-manager, keycloak, openbao, spire" in capsys.readouterr().err
 
 
 def test_what_is_not_ready_is_said(
@@ -164,9 +167,34 @@ def test_what_is_not_ready_is_said(
     assert "spire-agent, spire-server, go-client, kube-apiserver, etcd, helm, kubectl: not in the cache" in said
     assert "python -m tests.interop build spire" in said
     assert said.count("\n  ready\n") == 1, "a wheel takes no time to get"
+    assert "kc: not in the cache" in said
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="others' groups are root's to take")
 def test_a_program_runs_as_a_group_alone_by_its_own_means() -> None:
     assert asyncio.run(ran(*as_group(65534, "id", "-G"))).split() == ["65534"]
     assert as_group(os.getgid(), "id") == ["id"]
+
+
+def test_an_archive_of_maven_is_taken_by_its_hash_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "peer-1.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("peer/bin/run.sh", "#!/bin/sh\n")
+    (tmp_path / "bin").mkdir()
+    # What the plugin does: the archive comes into the folder that it is told.
+    mvn = "#!/bin/sh\nfor each; do case $each in -DoutputDirectory=*) to=${each#*=};; esac; done\n"
+    for name, text in (("mvn", f'{mvn}mkdir "$to" && cp {archive} "$to"\n'), ("java", "#!/bin/sh\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TESTS_CACHE", str(tmp_path / "cache"))
+    there = {"run": "peer/bin/run.sh"}
+    other = Suite("peer", "maven", "x", "org.peer:peer", "1", 1, 2, hashes=("0" * 64,), places=there)
+    with pytest.raises(SuiteError, match="which its suite does not name"):
+        get(other, lambda _: None)
+    assert "run: not in the cache" in lacking(other)
+    assert [each.name for each in (tmp_path / "cache" / "archives").iterdir()] == ["peer-1.lock"]
+    suite = replace(other, hashes=(hashlib.sha256(archive.read_bytes()).hexdigest(),))
+    found = get(suite, lambda _: None)
+    assert os.access(found["run"], os.X_OK)
+    assert lacking(suite) == ""
