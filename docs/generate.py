@@ -179,7 +179,15 @@ _CHART_OWN = {
     "signerSettings": (
         *("trust_domain", "driver_names", "audience", "x509_ttl", "x509_pod_max_ttl", "jwt_ttl", "namespace"),
         *("metrics_listen", "health_listen", "listen"),
-        *("startup_taint", "state_key_file", "upstream_cert_file", "upstream_key_file", "identity", "kubeconfig"),
+        *(
+            "startup_taint",
+            "pod_certificates",
+            "state_key_file",
+            "upstream_cert_file",
+            "upstream_key_file",
+            "identity",
+            "kubeconfig",
+        ),
         *("upstream_dir", "agent_namespace", "agent_service_account", "admin_socket"),
         # What the chart gives leave for.
         *(f"cert_manager_{each}" for each in ("issuer_name", "issuer_kind", "issuer_group", "namespace")),

@@ -19,11 +19,17 @@ from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException
 
 from podsvid.authority import CommandFailed, NoSuchPod
+from signer.pod_certificate_settings import SIGNER_NAME
 
 # Seconds for one command in a pod, and for one answer of the API server.
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
 OK, NOT_FOUND, FORBIDDEN, UNAUTHORIZED = 200, 404, 403, 401
 MAX_EVENTS = 10
+# What kubelet says of volumes and, the last four, of pods' certificates.
+KUBELETS = (
+    *("FailedMount", "VolumeConditionAbnormal"),
+    *("Denied", "Failed", "CertificateOverdueForRefresh", "CertificateExpired"),
+)
 _Kind = TypeVar("_Kind")
 
 
@@ -40,8 +46,26 @@ class _Csi(msgspec.Struct, frozen=True, rename="camel"):
     driver: str = ""
 
 
+class _PodCertificate(msgspec.Struct, frozen=True, rename="camel"):
+    signer_name: str = ""
+
+
+class _Source(msgspec.Struct, frozen=True, rename="camel"):
+    pod_certificate: _PodCertificate | None = None
+
+
+class _Projected(msgspec.Struct, frozen=True, rename="camel"):
+    sources: tuple[_Source, ...] | None = None
+
+
 class _Volume(msgspec.Struct, frozen=True, rename="camel"):
     csi: _Csi | None = None
+    projected: _Projected | None = None
+
+    @property
+    def certified(self) -> bool:
+        sources = (self.projected.sources if self.projected else None) or ()
+        return any(each.pod_certificate and each.pod_certificate.signer_name == SIGNER_NAME for each in sources)
 
 
 class _Spec(msgspec.Struct, frozen=True, rename="camel"):
@@ -111,7 +135,8 @@ class NotTold(CommandFailed):
 
 @dataclass(frozen=True, slots=True)
 class SeenPod:
-    """What a pod's object says that matters here. `drivers`: of its csi volumes."""
+    """What a pod's object says that matters here. `drivers`: of its csi volumes. `certified`: kubelet asks podsvid for
+    its certificate."""
 
     namespace: str
     name: str
@@ -119,6 +144,7 @@ class SeenPod:
     node: str
     phase: str
     drivers: tuple[str, ...]
+    certified: bool = False
 
 
 class KubeconfigCluster:
@@ -176,6 +202,7 @@ class KubeconfigCluster:
             pod.spec.node_name or "",
             pod.status.phase or "",
             tuple(each.csi.driver for each in pod.spec.volumes or () if each.csi),
+            any(each.certified for each in pod.spec.volumes or ()),
         )
 
     def running(self, component: str, node: str = "") -> str | None:
@@ -234,10 +261,7 @@ class KubeconfigCluster:
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/events"
         found = self._asked(path, {"fieldSelector": f"involvedObject.uid={pod.uid}"}, _Events)
         mine = [
-            each
-            for each in found.items
-            if "podsvid" in (each.reporting_component or "")
-            or each.reason in ("FailedMount", "VolumeConditionAbnormal")
+            each for each in found.items if "podsvid" in (each.reporting_component or "") or each.reason in KUBELETS
         ]
         mine.sort(key=lambda each: each.last_seen)
         return [

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from podsvid.by_kubeconfig import KubeconfigCluster, SeenPod
 
 
+# Events of a pod that starts only when its certificate is there: the signer's and kubelet's.
+_NOT_CERTIFIED = ("PodCertificatePending", "Denied", "Failed")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
     add_pod(parser)
@@ -75,16 +79,23 @@ class _Explained:
     volumes: dict[str, Any] | None
     events: list[dict[str, str]]
     missing: dict[str, str]
+    # No agent has anything of it: kubelet asks for its certificate; and what that waits for.
+    by_kubelet: bool = False
+    certificate_waits: str = ""
 
     @property
     def well(self) -> bool:
         allowed = self.policy is not None and self.policy["outcome"] == "allowed"
+        if self.by_kubelet:
+            return allowed and not self.lacking
         return allowed and bool((self.volumes or {}).get("volumes")) and not self.lacking
 
     @property
     def lacking(self) -> str:
         """What the node says against it that the pod has the identity that it may have; empty where it says nothing."""
         on_node = self.volumes or {}
+        if self.certificate_waits:
+            return f"its certificate is not there: {self.certificate_waits}"
         found = [f"a volume is {each['state']} {each.get('state_reason', '')}".rstrip() for each in _unwell(on_node)]
         for each in on_node.get("publish_problems", [])[-1:]:
             found.append(f"a volume is refused on its node: {code_of(each['message'], each['reason'])}")
@@ -136,13 +147,20 @@ def _explain(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: W
             return None
 
     # At once: two of them start a process in a pod, which takes a second.
+    by_kubelet = pod.certified and not pod.drivers
     asked = [
         ("policy", "a signer", begun(lambda: _ask_signer(cluster, what))),
-        ("on_node", f"the agent on node {pod.node}", begun(lambda: _ask_agent(cluster, pod))),
+        (
+            "on_node",
+            f"the agent on node {pod.node}",
+            begun(lambda: None if by_kubelet else _ask_agent(cluster, pod)),
+        ),
         ("events", "the pod's events", begun(lambda: cluster.events(pod))),
     ]
     policy, volumes, events = (part(*each) for each in asked)
-    return _Explained(what, pod.node, policy, volumes, events or [], missing)
+    newest = events[-1] if events and by_kubelet and pod.phase == "Pending" else {}
+    waits = newest["message"] if newest.get("reason") in _NOT_CERTIFIED else ""
+    return _Explained(what, pod.node, policy, volumes, events or [], missing, by_kubelet, waits)
 
 
 def _ask_signer(cluster: "KubeconfigCluster", what: str) -> Any:
@@ -181,6 +199,11 @@ def _show(found: _Explained, screen: "Console", *, every: bool) -> None:
         # An agent of another version may say more.
         answer = Parse(json.dumps(found.volumes), node_admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
         node_command.show(answer, screen, datetime.now(UTC))
+    if found.by_kubelet:
+        screen.print(
+            "its certificate is kubelet's to ask for, of signer podsvid.io/spiffe: where it waits, or is denied, an "
+            "event says why"
+        )
     for note in found.notes:
         screen.print(printable(f"note: {note}"))
     if found.events:

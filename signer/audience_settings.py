@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 
 from runtime import durations
 from runtime.settings import Conflict
-from signer import public_settings
+from signer import pod_certificate_settings, public_settings
 
 if TYPE_CHECKING:
     from signer.config import SignerConfig
 
 # Trust domains that poll the trust bundle, and verifiers that read the keys of JWT-SVIDs as OpenID Connect has it.
-FEDERATION, OIDC = "federation", "oidc"
+# The third comes with `pod_certificates` only: pods that have them, and trust by ClusterTrustBundles.
+FEDERATION, OIDC, POD_CERTIFICATES = "federation", "oidc", "pod_certificates"
 AUDIENCES = (FEDERATION, OIDC)
+HELP = (
+    "who reads the trust and never acknowledges it, so that new authorities wait: federation (trust domains that "
+    "poll the bundle; on with bundle_listen), oidc (readers of JWT-SVIDs' keys; on with jwt_issuer)"
+)
 # Of the SPIFFE Federation's "three to five times the refresh hint": who misses four polls still has the fifth.
 POLLS = 5
 # For how long readers of keys keep them at most, whatever they are told: libraries and clouds do for up to a day.
@@ -39,6 +44,8 @@ def audiences(config: "SignerConfig") -> frozenset[str]:
     if config.jwt_svids and _discoverable(config):
         # Tokens that name an issuer are for who looks its keys up.
         found.add(OIDC)
+    if config.pod_certificates:
+        found.add(POD_CERTIFICATES)
     return frozenset(found)
 
 
@@ -46,6 +53,8 @@ def settle(audience: str, kind: str, config: "SignerConfig") -> timedelta:
     """How long a new authority of a kind is published before all of that audience have it."""
     if audience == FEDERATION:
         return POLLS * config.bundle_hint
+    if audience == POD_CERTIFICATES:
+        return pod_certificate_settings.SETTLE if kind == "x509" else timedelta(0)
     if kind != "jwt":
         return timedelta(0)
     # A web server that has a copy may have it as late as is hinted.
@@ -66,6 +75,7 @@ def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
     if OIDC in config.trust_audiences and not config.jwt_svids:
         yield Conflict(("trust_audiences", "jwt_svids"), "without JWT-SVIDs nobody reads keys of them; leave oidc out")
     on = audiences(config)
+    # Authorities of pods' certificates live for four hours at least anyway.
     for audience, names in ((FEDERATION, ("bundle_hint",)), (OIDC, _brought_by(config))):
         if audience not in on:
             continue

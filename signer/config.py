@@ -22,6 +22,7 @@ from signer import (
     kms_uri,
     lifetime_settings,
     openbao_settings,
+    pod_certificate_settings,
     public_settings,
     setting_texts,
     spire_settings,
@@ -250,11 +251,9 @@ class SignerConfig:
         "",
     )
     trust_audiences: tuple[str, ...] = setting(
-        settings.listed(settings.choice(*audience_settings.AUDIENCES)),
-        "who reads the trust and never acknowledges it, so that new authorities wait: federation (trust domains that "
-        "poll the bundle; on with bundle_listen), oidc (readers of JWT-SVIDs' keys; on with jwt_issuer)",
-        "",
+        settings.listed(settings.choice(*audience_settings.AUDIENCES)), audience_settings.HELP, ""
     )
+    pod_certificates: bool = setting(settings.boolean, pod_certificate_settings.HELP, "false")
     bundle_hint: timedelta = setting(
         settings.duration(audience_settings.MIN_HINT, audience_settings.MAX_HINT),
         "how often who polls the bundle is to (spiffe_refresh_hint), 1m to 1d; with federation a new authority is "
@@ -331,6 +330,7 @@ class SignerConfig:
         yield from lifetime_settings.conflicts(self.authority_ttl, self.x509_pod_max_ttl, self.ttls)
         yield from audience_settings.conflicts(self)
         yield from public_settings.conflicts(self)
+        yield from pod_certificate_settings.conflicts(self)
         if not self.driver_names:
             yield Conflict(("driver_names",), "driver_names is empty; name at least one")
         if len(set(self.driver_names)) != len(self.driver_names):

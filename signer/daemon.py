@@ -20,9 +20,10 @@ from runtime.listening import ANY, shown
 from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import VERSION
-from signer import gauges, loops, parts
+from signer import gauges, loops, parts, pod_certificate_settings
 from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import Attestor
+from signer.attestation.certified import CertifiedPods
 from signer.attestation.pods import AgentAddresses, AgentNodes, Holders, Pods
 from signer.attestation.tokens import OfflineTokens, TokenReviews
 from signer.authority.abandonments import Abandonments
@@ -53,10 +54,12 @@ from signer.front.admin import AdminService, serve_admin
 from signer.front.agents import SignerService
 from signer.front.audit import Audit
 from signer.front.limits import NodeLimits
+from signer.front.pod_certificates import PodCertificates
 from signer.front.server import AgentServer, counted
 from signer.keystore import chosen as keystore
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
+from signer.pod_certificate_settings import SIGNER_NAME
 from signer.policy.policies import Policies
 from signer.public.listeners import PublicListeners
 from signer.publishing.config_maps import Publisher, published_sequence
@@ -69,7 +72,6 @@ _log = logging.getLogger("podsvid.signer")
 STOP_GRACE = 5.0
 # How often each replica reads the authorities' Secret, beside watching it.
 CONFIRM = timedelta(seconds=15)
-CLUSTER_TRUST_BUNDLE_SIGNER = "podsvid.io/spiffe"
 
 
 async def run_signer(config: SignerConfig) -> None:
@@ -117,7 +119,8 @@ class Replica:
         self.metrics = Metrics()
         self.metrics.built(VERSION)
         self.witness = Witness(clock)
-        self._pods = Pods(api, clock, agents, config.pods_per_namespace, drivers)
+        ours = pod_certificate_settings.name(config)
+        self._pods = Pods(api, clock, agents, config.pods_per_namespace, drivers, ours)
         files = dict(config.federated_bundles)
         self._domains = Domains(api, config.namespace, config.trust_domain, files, clock)
         self._policies = Policies(
@@ -134,12 +137,13 @@ class Replica:
         # What the API server has dated is judged by its clock.
         self._offline = OfflineTokens(api, config.audience, self.witness, self.metrics.keys_read)
         reviews = TokenReviews(api, config.audience, self._offline, self.witness, told=self.metrics.token_checked)
+        accounts = Accounts(api)
         attestor = Attestor(
             parts.attestation(config),
             reviews,
             self._offline,
             self._pods,
-            Accounts(api),
+            accounts,
             self.witness,
         )
         self._ending = ExitStack()
@@ -184,7 +188,7 @@ class Replica:
             api,
             config.bundle_namespaces,
             config.bundle_config_map,
-            CLUSTER_TRUST_BUNDLE_SIGNER,
+            SIGNER_NAME,
             config.trust_domain,
             clock,
         )
@@ -207,6 +211,17 @@ class Replica:
         self._rotation.roots.said = partial(self._events.root_revoked, config.namespace, config.state_secret)
         lifetimes = Lifetimes(self._rotation, clock)
         minting = Minting(self._signing_state, parts.minting(config), clock, lifetimes, self._keys)
+        self._certificates = PodCertificates(
+            api,
+            CertifiedPods(self._pods, accounts, config.outage_limit),
+            self._policies,
+            minting,
+            self._events,
+            audit,
+            self.metrics,
+            clock,
+            rng,
+        )
         limits = NodeLimits(config.node_rate, config.node_burst, config.node_concurrency, clock)
         door = counted(self.metrics, config.address_rate, config.node_rate, config.node_burst, places)
         self._service = SignerService(
@@ -239,6 +254,7 @@ class Replica:
             self.witness,
             self._key_watch,
             self._domains,
+            self._certificates,
         )
 
     async def run(self, stopping: asyncio.Event, services: AsyncExitStack) -> None:
@@ -286,6 +302,8 @@ class Replica:
             "publishing": lambda: self._leader.lead(self._telling.publish),
             "policy status": lambda: self._leader.lead(self._write_policy_statuses),
         }
+        if config.pod_certificates:
+            background["pod certificates"] = lambda: self._leader.lead(self._certify)
         if self._taint is not None:
             taint = self._taint
             background |= {"nodes": taint.follow, "start-up taint": lambda: self._leader.lead(taint.remove)}
@@ -363,6 +381,12 @@ class Replica:
             version = await self._secret.changed.wait_beyond(version)
             for state in self._secret.values.values():
                 await self._rotation.follow(state)
+
+    async def _certify(self) -> None:
+        """Pods' certificates, for ever; only while leading."""
+        await self._policies.wait_synced()
+        await self._pods.wait_synced()
+        await self._certificates.lead()
 
     async def _write_policy_statuses(self) -> None:
         """What each policy matches, into its status, for ever; only while leading."""

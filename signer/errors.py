@@ -35,6 +35,7 @@ class Reason(StrEnum):
     POD_OVERSIZED = "POD_OVERSIZED"
     NAMESPACE_FULL = "NAMESPACE_FULL"
     POD_WITHOUT_DRIVER = "POD_WITHOUT_DRIVER"
+    POD_WITHOUT_CERTIFICATE_SOURCE = "POD_WITHOUT_CERTIFICATE_SOURCE"
     SERVICE_ACCOUNT_MISMATCH = "SERVICE_ACCOUNT_MISMATCH"
     CSR_INVALID = "CSR_INVALID"
     PROOF_OF_POSSESSION = "PROOF_OF_POSSESSION"
@@ -159,6 +160,8 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.POD_OVERSIZED: "the pod has more labels or drivers than anybody needs, and none of them is looked at",
         Reason.NAMESPACE_FULL: "the pod's namespace has more than `pods_per_namespace` pods, and older ones go first",
         Reason.POD_WITHOUT_DRIVER: "the pod has no inline csi volume of `driver_names`",
+        Reason.POD_WITHOUT_CERTIFICATE_SOURCE: "the pod has no projected podCertificate source of the signer "
+        "podsvid.io/spiffe, so that no kubelet asked for it",
         Reason.SERVICE_ACCOUNT_MISMATCH: "token and pod name different service accounts: look at that node",
         Reason.CSR_INVALID: "the certificate request cannot be read",
         Reason.PROOF_OF_POSSESSION: "the certificate request is not signed with its own key",

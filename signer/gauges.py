@@ -13,6 +13,7 @@ from signer.authority.rotation import Rotation
 from signer.cluster.leader import Leader
 from signer.cluster.witness import Witness
 from signer.federation.domains import Domains
+from signer.front.pod_certificates import PodCertificates
 from signer.metrics import Metrics
 from signer.policy.policies import Policies
 
@@ -31,6 +32,7 @@ def watch(
     witness: Witness,
     keys: KeyWatch,
     domains: Domains,
+    certificates: PodCertificates,
 ) -> None:
     """Have `metrics` ask these."""
 
@@ -66,6 +68,7 @@ def watch(
         key_store_down=lambda: float(bool(keys.trouble)),
     )
     metrics.watch_federation(domains.ages)
+    metrics.watch_certificates(lambda: float(certificates.waiting), lambda: certificates.oldest_seconds)
 
 
 async def keep(metrics: Metrics) -> None:

@@ -10,6 +10,7 @@ from runtime.shown import Shown
 ROLLBACKS = ("restored", "replaced", "abandoned")
 KEY_STORE_RESULTS = ("ok", "failed", "late", "full")
 UPSTREAM_ANSWERS = ("issued", "pending", "denied", "away", "unusable", "unfit")
+CERTIFICATE_RESULTS = ("issued", "denied", "put_off")
 FEDERATION_RESULTS = ("newer", "same", "unnumbered", "older", "failed")
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MINT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -22,7 +23,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._mints = Histogram(
             "podsvid_signer_mint_duration_seconds",
-            "Time of a mint by kind of SVID (x509, jwt) and result (ok, degraded, or a reason code).",
+            "Time of a mint by kind of SVID (x509, jwt, pod_certificate) and result (ok, degraded, or a reason code).",
             ["kind", "result"],
             buckets=_MINT_BUCKETS,
             registry=self.registry,
@@ -188,6 +189,22 @@ class Metrics:
             ["listener"],
             registry=self.registry,
         )
+        self._certificates = Counter(
+            "podsvid_signer_pod_certificate_decisions",
+            "What became of PodCertificateRequests (leader only), by result: issued, denied, put_off (each try).",
+            ["result"],
+            registry=self.registry,
+        )
+        self._certificates_waiting = Gauge(
+            "podsvid_signer_pod_certificates_waiting",
+            "PodCertificateRequests that are not decided (leader only, else 0).",
+            registry=self.registry,
+        )
+        self._certificates_oldest = Gauge(
+            "podsvid_signer_pod_certificate_wait_seconds",
+            "For how long the oldest PodCertificateRequest that is not decided has waited (leader only, else 0).",
+            registry=self.registry,
+        )
         self._rollbacks = Counter(
             "podsvid_signer_rollbacks_detected",
             "Older Secrets that were noticed and mended, by how (restored: while no signer ran; replaced: under one; "
@@ -199,6 +216,8 @@ class Metrics:
             self._key_store.labels(result)
         for result in UPSTREAM_ANSWERS:
             self._upstream_answers.labels(result)
+        for result in CERTIFICATE_RESULTS:
+            self._certificates.labels(result)
         for result in FEDERATION_RESULTS:
             self._federation_looks.labels(result)
         for how in ROLLBACKS:
@@ -240,6 +259,15 @@ class Metrics:
     def key_store_asked(self, result: str) -> None:
         """Count what was asked of a key store, by one of KEY_STORE_RESULTS."""
         self._key_store.labels(result).inc()
+
+    def certified(self, result: str) -> None:
+        """Count a try of a PodCertificateRequest, by one of CERTIFICATE_RESULTS."""
+        self._certificates.labels(result).inc()
+
+    def watch_certificates(self, waiting: Callable[[], float], oldest: Callable[[], float]) -> None:
+        """Ask these of the requests that wait, every two seconds."""
+        self._shown.add(self._certificates_waiting, waiting)
+        self._shown.add(self._certificates_oldest, oldest)
 
     def federation_looked(self, result: str) -> None:
         """Count a look at another trust domain's bundle endpoint."""

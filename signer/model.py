@@ -100,6 +100,7 @@ class LivePod:
     them, as `runtime.listening.exact` spells them; they tell who may wait longer for a place, never who somebody is.
     `left_out`: its namespace has more pods than count, and this is an outline that nobody may decide by. `leaving`: it
     is being deleted. `wishes`, of volumes of podsvid's drivers: for what is said, never for what is decided.
+    `pod_certificate`: it has a projected podCertificate source of podsvid's Kubernetes signer, where that is on.
     """
 
     namespace: str
@@ -117,6 +118,7 @@ class LivePod:
     left_out: bool = False
     leaving: Leaving | None = None
     wishes: tuple[VolumeWish, ...] = ()
+    pod_certificate: bool = False
 
     @property
     def age(self) -> tuple[str, str, str]:
@@ -125,7 +127,7 @@ class LivePod:
 
     def outline(self) -> "LivePod":
         """Of one that does not count."""
-        return replace(self, labels={}, drivers=frozenset(), wishes=(), left_out=True)
+        return replace(self, labels={}, drivers=frozenset(), wishes=(), pod_certificate=False, left_out=True)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

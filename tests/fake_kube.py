@@ -228,8 +228,9 @@ def _member(key: str, collection: str) -> bool:
 
 def _selected(query: Mapping[str, str], each: Object) -> bool:
     field, _, name = query.get("fieldSelector", "").partition("=")
-    assert field in ("", "metadata.name"), "the fake knows no other field"
-    return _selects(query.get("labelSelector", ""), each) and (not field or each["metadata"]["name"] == name)
+    assert field in ("", "metadata.name", "spec.signerName"), "the fake knows no other field"
+    part, _, key = field.partition(".")
+    return _selects(query.get("labelSelector", ""), each) and (not field or each[part].get(key) == name)
 
 
 def _selects(selector: str, each: Object) -> bool:

@@ -8,6 +8,25 @@ from signer.model import LivePod
 
 def check(pod: LivePod, drivers: frozenset[str]) -> None:
     """`drivers`: it must mount one of them. Raises Refused."""
+    _check_any(pod)
+    if not pod.drivers & drivers:
+        raise Refused(
+            Reason.POD_WITHOUT_DRIVER,
+            f"pod {pod} has no csi volume of driver {' or '.join(sorted(drivers))} (the signer's driver_names)",
+        )
+
+
+def check_certified(pod: LivePod) -> None:
+    """It must have a podCertificate source of podsvid's Kubernetes signer. Raises Refused."""
+    _check_any(pod)
+    if not pod.pod_certificate:
+        raise Refused(
+            Reason.POD_WITHOUT_CERTIFICATE_SOURCE,
+            f"pod {pod} has no projected podCertificate source of this signer: no kubelet asked for it",
+        )
+
+
+def _check_any(pod: LivePod) -> None:
     if pod.mirror:
         raise Refused(
             Reason.POD_IS_MIRROR,
@@ -27,9 +46,4 @@ def check(pod: LivePod, drivers: frozenset[str]) -> None:
             Reason.POD_OVERSIZED,
             f"pod {pod} has more than {MAX_LABELS} labels, or {MAX_LABEL_CHARACTERS} characters of them, "
             f"or {MAX_DRIVERS} CSI drivers: take some away",
-        )
-    if not pod.drivers & drivers:
-        raise Refused(
-            Reason.POD_WITHOUT_DRIVER,
-            f"pod {pod} has no csi volume of driver {' or '.join(sorted(drivers))} (the signer's driver_names)",
         )

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from msgspec import UNSET
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 
 class Pods:
     """All pods, by uid. Those of `agents` (namespace, service account) with their addresses, volumes of `drivers` with
-    what is asked for in them.
+    what is asked for in them. `signer_name`: which Kubernetes signer's podCertificate sources are looked for.
 
     Of a namespace's pods the oldest `most` count, agents aside; of the others an outline is kept. So who starts very
     many pushes out none that was there, and none that is left out takes anything but its few bytes.
@@ -44,9 +44,11 @@ class Pods:
         agents: tuple[str, str] | None = None,
         most: int = MOST_OF_NAMESPACE,
         drivers: frozenset[str] = frozenset(),
+        signer_name: str = "",
     ) -> None:
         self._api = api
         self._drivers = drivers
+        self._signer_name = signer_name
         self._agents = agents
         self._most = most
         self._by_name: dict[str, dict[str, LivePod]] = {}
@@ -127,7 +129,7 @@ class Pods:
             raise Refused(Reason.POD_NOT_FOUND, f"pod {claim} does not exist (any more)") from None
         except Forbidden as error:
             raise ApiUnavailable(f"the signer may not read pods: {error}; apply its RBAC") from None
-        pod = read_pod(body, drivers=self._drivers)
+        pod = read_pod(body, drivers=self._drivers, signer_name=self._signer_name)
         if pod is None:
             raise ApiUnavailable(f"the API server's answer for pod {claim} is not a pod")
         if pod.uid != claim.uid:
@@ -138,7 +140,7 @@ class Pods:
         return pod
 
     def _read(self, body: PodObject) -> LivePod | None:
-        pod = read_pod(body, self._texts, self._agents, self._drivers)
+        pod = read_pod(body, self._texts, self._agents, self._drivers, self._signer_name)
         return pod and self._kept(pod)
 
     def _kept(self, pod: LivePod) -> LivePod:
@@ -276,11 +278,12 @@ def read_pod(
     texts: Texts | None = None,
     agents: tuple[str, str] | None = None,
     drivers: frozenset[str] = frozenset(),
+    signer_name: str = "",
 ) -> LivePod | None:
     """What attestation and policy look at; None for what is no pod. `texts` keeps the first of equal ones.
 
     `agents`: of whose pods (namespace, service account) addresses are kept, as long as they run. `drivers`: of whose
-    volumes it is kept what is asked for in them.
+    volumes it is kept what is asked for in them. `signer_name`: as `Pods` has it; empty for none.
     """
     same = (texts or Texts()).same
     metadata, spec = pod.metadata, pod.spec or PodSpec()
@@ -311,7 +314,16 @@ def read_pod(
         leaving=_leaving(metadata),
         # Most have a volume of the same name, in which nothing is asked for.
         wishes=same(read_wishes(spec, drivers)) if not finished and not oversized else (),
+        pod_certificate=bool(signer_name) and signer_name in _signers(spec),
     )
+
+
+def _signers(spec: PodSpec) -> Iterator[str | None]:
+    """Whose certificates kubelet asks for."""
+    for volume in spec.volumes or ():
+        for source in (volume.projected.sources if volume.projected else None) or ():
+            if source.pod_certificate is not None:
+                yield source.pod_certificate.signer_name
 
 
 def _leaving(metadata: PodMetadata) -> Leaving | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtime import durations
-from signer.audience_settings import KEYS_KEPT, OIDC
+from signer.audience_settings import FEDERATION, KEYS_KEPT, OIDC, POD_CERTIFICATES
 from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState
@@ -175,10 +175,11 @@ def _hurried(kind: str, active: Slot, audience: Audience, policy: LifecyclePolic
         return
     since, ends = active.activated_at or active.prepared_at, active.authority.not_after
     if since + needed > policy.spent_at(ends):
+        lower = "lower bundle_hint, or let" if audience.name == FEDERATION else "let"
         yield (
             f"{kind}: {active.id} ends at {_at(ends)}, too soon to publish the next one for {durations.text(needed)} "
-            f"before it signs: {_called(audience.name)} may refuse that one; lower bundle_hint, or let the CA above "
-            "certify for longer"
+            f"before it signs: {_called(audience.name)} may refuse that one; {lower} the CA above certify "
+            "for longer"
         )
 
 
@@ -195,6 +196,12 @@ def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, 
             f"not read {read} since {_at(since)} does not know it"
         )
     for each in stolen:
+        if audience.name == POD_CERTIFICATES and needed and each.left_at and each.svids_end and now < each.svids_end:
+            yield (
+                f"{kind}: pods with podCertificate volumes may have SVIDs of {each.authority_id}, which was abandoned, "
+                f"until {_at(each.svids_end)}, and are refused with them: kubelet renews none earlier than it was told "
+                "to; delete those pods, and what comes in their place has others"
+            )
         if each.certified_until is not None and now < each.certified_until:
             if needed and each.left_at is not None:
                 yield (

@@ -54,6 +54,10 @@ class Events:
         """An identity was refused to `pod` for `reason` (a reason code)."""
         self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}", reason, REPEAT)
 
+    def certificate_waits(self, pod: PodClaim, reason: str, message: str) -> None:
+        """A certificate that kubelet asked for `pod` is not given yet, for `reason` (a reason code)."""
+        self._say(pod, "Warning", "PodCertificatePending", f"{reason}: {message}", reason, REPEAT)
+
     def surprise(self, pod: PodClaim, reason: str, message: str) -> None:
         """Something about its policies that a person should look at."""
         self._say(pod, "Normal", reason, message, message, SURPRISE_REPEAT)

@@ -71,11 +71,30 @@ class InlineDriver(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     volume_attributes: VolumeAttributes | None = None
 
 
+class PodCertificateSource(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of a projected volume: which signer's certificate kubelet asks for."""
+
+    signer_name: str | None = None
+
+
+class ProjectedSource(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """One of a projected volume's sources; of most kinds nothing is kept."""
+
+    pod_certificate: PodCertificateSource | None = None
+
+
+class Projected(msgspec.Struct, frozen=True, gc=False):
+    """The `projected` of a volume."""
+
+    sources: list[ProjectedSource] | None = None
+
+
 class Volume(msgspec.Struct, frozen=True, gc=False):
     """A pod's volume."""
 
     name: str | None = None
     csi: InlineDriver | None = None
+    projected: Projected | None = None
 
 
 class VolumeMount(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -235,6 +254,40 @@ class CertificateRequest(Item, frozen=True, gc=False):
 
     spec: CertificateRequestSpec | None = None
     status: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class PodCertificateRequestSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Of a PodCertificateRequest. Its key is base64 of DER: in v1 of a certificate request, before that of the key."""
+
+    pod_name: str | None = None
+    pod_uid: str | None = msgspec.field(name="podUID", default=None)
+    service_account_name: str | None = None
+    service_account_uid: str | None = msgspec.field(name="serviceAccountUID", default=None)
+    node_name: str | None = None
+    max_expiration_seconds: int | None = None
+    stub_request: str | None = msgspec.field(name="stubPKCS10Request", default=None)
+    public_key: str | None = msgspec.field(name="pkixPublicKey", default=None)
+    proof_of_possession: str | None = None
+    unverified_user_annotations: dict[str, str] | None = None
+
+
+class ConditionType(msgspec.Struct, frozen=True, gc=False):
+    """Of a condition that it is there."""
+
+    type: str | None = None
+
+
+class PodCertificateRequestState(msgspec.Struct, frozen=True, gc=False):
+    """The `status` of a PodCertificateRequest: with any condition it is decided."""
+
+    conditions: list[ConditionType] | None = None
+
+
+class PodCertificateRequestObject(Item, frozen=True, gc=False):
+    """A PodCertificateRequest."""
+
+    spec: PodCertificateRequestSpec | None = None
+    status: PodCertificateRequestState | None = None
 
 
 def plain(each: DataObject) -> dict[str, Any]:

@@ -116,7 +116,10 @@ class AdminService:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
         assert pod is not None
         try:
-            fitness.check(pod, self._drivers)
+            if pod.pod_certificate and not pod.drivers & self._drivers:
+                fitness.check_certified(pod)
+            else:
+                fitness.check(pod, self._drivers)
         except Refused as error:
             # No policy is asked: of some such pods not even the labels are known.
             return admin_pb2.ExplainResponse(outcome=f"refused: {error.reason}: {error}")

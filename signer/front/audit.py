@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 from cryptography import x509
@@ -14,7 +15,7 @@ from signer.authority.followers import warnings
 from signer.authority.revoked import is_revoked
 from signer.authority.state import AuthorityState
 from signer.errors import Reason
-from signer.model import Agent, AttestedPod, Entitlement, PodClaim
+from signer.model import Agent, AttestedPod, Entitlement, LivePod, PodClaim
 
 _log = logging.getLogger("podsvid.audit")
 # What an agent sends is quoted only this far.
@@ -55,20 +56,38 @@ class Audit:
         seconds: float,
     ) -> None:
         """`facts` say what was issued: serial or audiences, key algorithm, window."""
-        pod = attested.pod
+        more = {"degraded": attested.degraded, "ended_token": attested.until is not None, **facts}
+        agent = attested.agent
+        self._allowed(kind, agent.node_name, agent.pod_uid, attested.pod, entitlement, more, seconds)
+
+    def certified(
+        self, request: str, pod: LivePod, entitlement: Entitlement, facts: Mapping[str, Any], seconds: float
+    ) -> None:
+        """For a PodCertificateRequest of that name, which no agent brings."""
+        more = {"request": request, **facts}
+        self._allowed("pod_certificate", pod.node_name, "", pod, entitlement, more, seconds)
+
+    def _allowed(
+        self,
+        kind: str,
+        node: str,
+        agent_pod_uid: str,
+        pod: LivePod,
+        entitlement: Entitlement,
+        facts: Mapping[str, Any],
+        seconds: float,
+    ) -> None:
         _log.info(
             "mint allowed",
             extra={
                 "kind": kind,
-                "node": attested.agent.node_name,
-                "agent_pod_uid": attested.agent.pod_uid,
+                "node": node,
+                "agent_pod_uid": agent_pod_uid,
                 "pod": str(pod),
                 "pod_uid": pod.uid,
                 "service_account": pod.service_account,
                 "policy": entitlement.decided_by,
                 "spiffe_id": str(entitlement.spiffe_id),
-                "degraded": attested.degraded,
-                "ended_token": attested.until is not None,
                 **facts,
                 "seconds": round(seconds, 6),
             },
@@ -78,7 +97,26 @@ class Audit:
         self, kind: str, agent: Agent | None, claim: PodClaim | None, reason: Reason, message: str, seconds: float
     ) -> None:
         """`claim` is what the agent said, not what was proven."""
-        node = agent.node_name if agent else ""
+        name, uid = (agent.node_name, agent.pod_uid) if agent else ("", "")
+        self._refused(kind, name, uid, claim, reason, message, seconds)
+
+    def uncertified(
+        self, request: str, node: str, claim: PodClaim, reason: Reason, message: str, seconds: float
+    ) -> None:
+        """A PodCertificateRequest is denied or waits; `node` and `claim` are what it says."""
+        self._refused("pod_certificate", node, "", claim, reason, message, seconds, {"request": request})
+
+    def _refused(
+        self,
+        kind: str,
+        node: str,
+        agent_pod_uid: str,
+        claim: PodClaim | None,
+        reason: Reason,
+        message: str,
+        seconds: float,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         window = self._window(node, reason)
         if window.written >= MAX_REFUSALS:
             window.counted += 1
@@ -94,9 +132,10 @@ class Audit:
             extra={
                 "kind": kind,
                 "node": node,
-                "agent_pod_uid": agent.pod_uid if agent else "",
+                "agent_pod_uid": agent_pod_uid,
                 "claimed_pod": str(claim)[: 2 * _MAX_TEXT] if claim else "",
                 "claimed_pod_uid": claim.uid[:_MAX_TEXT] if claim else "",
+                **more,
                 "reason": reason.value,
                 "why": message[:1024],
                 "seconds": round(seconds, 6),

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from signer.errors import Reason, Refused
 from signer.keystore.keys import Keys
 from signer.keystore.store import KeyStoreUnavailable
 from signer.model import SOON, Entitlement, LivePod, TtlLimits
+from signer.pod_certificate_settings import LEAST_LIFE
 from svid.authority import BACKDATE
 from svid.dnsnames import owner_of
 from svid.errors import InvalidKey, SvidError
@@ -31,6 +32,8 @@ MAX_CSR = 16 * 1024
 RSA_EXPONENT = 65537
 # What lives for less is of no use to anybody.
 LEAST = timedelta(seconds=5)
+# The API server takes no pod certificate that begins more than five minutes ago by its own clock.
+POD_CERTIFICATE_BACKDATE = timedelta(minutes=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ class Minting:
         if self._promises is not None:
             await self._promises.promise("x509", self._ttl(entitlement, wished_ttl)[0])
 
+    async def promise_pod_certificate(self, entitlement: Entitlement, most: timedelta) -> None:
+        """To be awaited before `pod_certificate`."""
+        if self._promises is not None:
+            await self._promises.promise("x509", self._pod_certificate_life(entitlement, most))
+
     async def promise_jwt(self, entitlement: Entitlement) -> None:
         """To be awaited before `jwt`."""
         if self._promises is not None:
@@ -140,27 +148,46 @@ class Minting:
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         public_key = proven_key(csr)
-        algorithm = algorithm_of(public_key)
-        wishes.check_key(entitlement, algorithm)
+        wishes.check_key(entitlement, algorithm_of(public_key))
         names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names)
         wanted, clipped = self._ttl(entitlement, wished_ttl, written_ttl)
         ttl, notice = _within(state.longest("x509"), wanted, clipped)
         ttl = _ending(ttl, until, now)
-        try:
-            chain = state.active_x509.issue(
-                public_key,
-                entitlement.spiffe_id,
-                ttl=ttl,
-                now=now,
-                dns_names=names,
-                backdate=self._settings.backdate,
+        issued = _issue(state, entitlement, public_key, names, ttl, now, self._settings.backdate)
+        return replace(issued, notice=notice, clipped=clipped)
+
+    def pod_certificate(
+        self, pod: LivePod, entitlement: Entitlement, public_key: PublicKey, most: timedelta, wished: Sequence[str]
+    ) -> IssuedX509:
+        """For a PodCertificateRequest: what the API server takes as one, `most` from its beginning to its end.
+
+        Raises Refused.
+        """
+        now, state = self._clock.now(), self._ready()
+        _check_id(entitlement.spiffe_id)
+        wishes.check_key(entitlement, algorithm_of(public_key))
+        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names)
+        backdate = min(self._settings.backdate, POD_CERTIFICATE_BACKDATE)
+        # Its whole life counts there, and it begins no earlier than its authority.
+        begins = max(now - backdate, state.active_x509.chain[0].not_valid_before_utc)
+        wanted = self._pod_certificate_life(entitlement, most) - (now - begins)
+        ttl, notice = _within(state.longest("x509"), wanted, "")
+        issued = _issue(state, entitlement, public_key, names, ttl, now, backdate)
+        leaf = issued.chain[0]
+        if leaf.not_valid_after_utc - leaf.not_valid_before_utc < LEAST_LIFE:
+            raise Refused(
+                Reason.AUTHORITY_UNAVAILABLE,
+                f"a pod's certificate lives for {durations.text(LEAST_LIFE)} at least, and the active "
+                f"authority cannot give so much now{f' ({notice})' if notice else ''}; it waits for the next one",
+                retry_after=SOON,
             )
-        except SvidError as error:
-            if state.active_x509.not_after <= now:
-                raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
-            raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
-        window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
-        return IssuedX509(chain, window, algorithm, state.sequence, now, notice, clipped)
+        given = entitlement.x509_ttl
+        if given is not None and given < LEAST_LIFE:
+            notice = (
+                f"policy {entitlement.decided_by} gives x509TTL {entitlement.x509_ttl_text or durations.text(given)}, "
+                f"and no pod's certificate lives for less than {durations.text(LEAST_LIFE)}"
+            )
+        return replace(issued, notice=notice)
 
     def jwt(
         self, entitlement: Entitlement, spiffe_id: str, audiences: Sequence[str], until: datetime | None = None
@@ -198,11 +225,41 @@ class Minting:
             )
         return state
 
+    def _pod_certificate_life(self, entitlement: Entitlement, most: timedelta) -> timedelta:
+        return min(max(ttls.usual(self._settings.ttls, entitlement), LEAST_LIFE), most)
+
     def _ttl(self, entitlement: Entitlement, wished: timedelta | None, written: str = "") -> tuple[timedelta, str]:
         limits = self._settings.ttls
         if wished is None:
             return ttls.usual(limits, entitlement), ""
         return ttls.granted(limits, entitlement, wished, written)
+
+
+def _issue(
+    state: AuthorityState,
+    entitlement: Entitlement,
+    public_key: PublicKey,
+    names: Sequence[str],
+    ttl: timedelta,
+    now: datetime,
+    backdate: timedelta,
+) -> IssuedX509:
+    """Raises Refused."""
+    try:
+        chain = state.active_x509.issue(
+            public_key,
+            entitlement.spiffe_id,
+            ttl=ttl,
+            now=now,
+            dns_names=names,
+            backdate=backdate,
+        )
+    except SvidError as error:
+        if state.active_x509.not_after <= now:
+            raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
+        raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
+    window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
+    return IssuedX509(chain, window, algorithm_of(public_key), state.sequence, now)
 
 
 def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[timedelta, str]:
@@ -234,6 +291,18 @@ def proven_key(csr: bytes) -> PublicKey:
         key = request.public_key()
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise Refused(Reason.CSR_INVALID, "csr is not a DER certificate request with a known kind of key") from None
+    accepted = accepted_key(key)
+    try:
+        proven = request.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm):
+        proven = False
+    if not proven:
+        raise Refused(Reason.PROOF_OF_POSSESSION, "csr is not signed with the key that it asks a certificate for")
+    return accepted
+
+
+def accepted_key(key: object) -> PublicKey:
+    """The key, if SVIDs are for such. Raises Refused."""
     try:
         algorithm_of(key)
     except InvalidKey as error:
@@ -241,12 +310,6 @@ def proven_key(csr: bytes) -> PublicKey:
     # Small ones are known to be misused; with huge ones a signature takes long to check, here and at every peer.
     if isinstance(key, rsa.RSAPublicKey) and key.public_numbers().e != RSA_EXPONENT:
         raise Refused(Reason.KEY_WEAK, f"an RSA key must have the public exponent {RSA_EXPONENT}")
-    try:
-        proven = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm):
-        proven = False
-    if not proven:
-        raise Refused(Reason.PROOF_OF_POSSESSION, "csr is not signed with the key that it asks a certificate for")
     return key  # type: ignore[return-value]  # algorithm_of lets only these pass
 
 

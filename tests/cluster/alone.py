@@ -23,11 +23,6 @@ from .waiting import wait_for
 
 TRUST_DOMAIN = "alone.test"
 POLICIES = "/apis/podsvid.io/v1alpha1"
-# What is off by default and the signer uses where it is on.
-TRUST_BUNDLES = (
-    "--feature-gates=ClusterTrustBundle=true",
-    "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true",
-)
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Alone:
 
 @contextmanager
 def api_server(folder: Path, progress: Progress) -> Iterator[Alone]:
-    """Start it in a folder, with ClusterTrustBundles, on the loopback; end it."""
+    """Start it in a folder, with ClusterTrustBundles and PodCertificateRequests, on the loopback; end it."""
     layout = Layout(folder / "alone")
     for each in (layout.directory, layout.logs):
         each.mkdir(mode=0o700)
@@ -77,7 +72,7 @@ def api_server(folder: Path, progress: Progress) -> Iterator[Alone]:
     try:
         processes.start("etcd", control_plane.etcd(layout, authority, etcd_port, peer_port))
         command = control_plane.api_server(layout, authority, port, etcd_port)
-        command += ["--bind-address=127.0.0.1", *TRUST_BUNDLES]
+        command.append("--bind-address=127.0.0.1")
         processes.start("kube-apiserver", command)
         url, admin = f"https://127.0.0.1:{port}", authority.issue("admin", "admin", "system:masters")
         kubeconfig.write(layout.kubeconfig, url, authority.ca_cert, admin)

@@ -29,6 +29,22 @@ _AUDIT_POLICY = {
 }
 
 
+# What pods' certificates need of the API server, the controllers and kubelet; off by default in this version.
+GATES = {"PodCertificateRequest": True, "ClusterTrustBundle": True, "ClusterTrustBundleProjection": True}
+
+
+def certificates() -> list[str]:
+    """Flags of an API server that has PodCertificateRequests and ClusterTrustBundles."""
+    resources = ",".join(
+        f"certificates.k8s.io/v1beta1/{each}=true" for each in ("podcertificaterequests", "clustertrustbundles")
+    )
+    return [f"--feature-gates={_gates()}", f"--runtime-config={resources}"]
+
+
+def _gates() -> str:
+    return ",".join(f"{name}={str(on).lower()}" for name, on in GATES.items())
+
+
 def etcd(layout: Layout, authority: ClusterAuthority, port: int, peer_port: int) -> list[str]:
     """The command that starts etcd for clients of the authority."""
     url, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
@@ -85,6 +101,7 @@ def api_server(layout: Layout, authority: ClusterAuthority, port: int, etcd_port
         f"--audit-log-path={layout.audit_log}",
         "--audit-log-mode=blocking-strict",
         "--audit-log-maxsize=1024",
+        *certificates(),
     ]
 
 
@@ -96,6 +113,8 @@ def controllers(layout: Layout, authority: ClusterAuthority, url: str, port: int
         f"--service-account-private-key-file={authority.tokens_key}",
         "--use-service-account-credentials=true",
         f"--flex-volume-plugin-dir={layout.volume_plugins}",
+        # It takes requests away that nobody decides.
+        f"--feature-gates={_gates()}",
     ]
 
 

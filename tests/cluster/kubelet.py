@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from . import cgroups
-from .control_plane import component_kubeconfig
+from .control_plane import GATES, component_kubeconfig
 from .host import run, which
 from .layout import NODE, Layout
 from .network import NODE_ADDRESS
@@ -65,6 +65,7 @@ def configure(layout: Layout, authority: ClusterAuthority, url: str, port: int, 
         # A developer's disk may be fuller than a node's; no pod here is worth evicting.
         "evictionHard": {"imagefs.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%"},
         "imageGCHighThresholdPercent": 100,
+        "featureGates": GATES,
     }
     path.write_text(yaml.safe_dump(settings))
     return [

@@ -26,20 +26,25 @@ from tests import permissions
 from tests.go_tools import Progress
 from tests.node.test_signer_authority import passed_on, request
 from tests.permissions import Call, Permission
+from tests.pod_certificates import body, pod_of, source
 from tests.ports import free_port
 from tests.unit.signer.test_permissions import OLD, OURS, TAINT
 
 from . import chart
 from .alone import TRUST_DOMAIN, Alone, api_server, audited
 from .api import Object
+from .certificates import ask, kubelet
 from .signing import AUDIENCE, DRIVER, NAMESPACE
 
 pytestmark = pytest.mark.timeout(600)
-VALUES = ("startupTaint.enabled=true", "signer.settings.bundle_namespaces=wanted=yes")
+VALUES = ("startupTaint.enabled=true", "podCertificates.enabled=true", "signer.settings.bundle_namespaces=wanted=yes")
 CTB = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles"
+PODS, ACCOUNT = "/api/v1/namespaces/default/pods", "/api/v1/namespaces/default/serviceaccounts/web"
 PATIENCE = 90.0
 # The API server asks itself for this one, when a bundle is written that names the signer.
 ATTEST = Call("attest", "certificates.k8s.io", "signers", "", "podsvid.io/spiffe")
+# And for this one, when a request is decided.
+SIGN = Call("sign", "certificates.k8s.io", "signers", "", "podsvid.io/spiffe")
 # What only a race brings, or ten minutes: the first mint of a pod that no watch has told of yet, and one of a pod that
 # is deleted, by a token that has ended. tests/unit/signer/test_permissions.py has both.
 RARE = {"get pods", "get serviceaccounts"}
@@ -197,6 +202,9 @@ async def asked(alone: Alone, address: str, folder: Path) -> None:
         await authority.mint_x509(request(claim, pod_token))
         with pytest.raises(AgentError, match="DNS_NAME_DENIED"):
             await authority.mint_x509(request(claim, pod_token, dns_names=("a.svc",)))
+        certified = alone.api.create(PODS, pod_of("certified", "web", "node-a", source()))
+        account, node = (alone.api.get(each) for each in (ACCOUNT, "/api/v1/nodes/node-a"))
+        await asyncio.to_thread(ask, alone, kubelet(alone, "node-a"), body(certified, account, node))
         # Its trust bundle is written anew, taken away by somebody, and made again with the next change.
         own, old = f"{CTB}/podsvid.io:spiffe:{TRUST_DOMAIN}", (alone.layout.pki / "ca.crt").read_text()
         await until(lambda: alone.api.get(own)["spec"]["trustBundle"] != old)
@@ -220,7 +228,8 @@ def shipped(account: str) -> list[Permission]:
 def calls(alone: Alone, account: str) -> set[Call]:
     found = {call for call, _ in audited(alone.layout.audit_log, account)}
     written = any(each.resource == "clustertrustbundles" and each.verb in ("create", "update") for each in found)
-    return found | ({ATTEST} if written else set())
+    signed = any(each.resource == "podcertificaterequests/status" for each in found)
+    return found | ({ATTEST} if written else set()) | ({SIGN} if signed else set())
 
 
 def test_a_life_under_the_charts_permissions(alone: Alone, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -228,7 +237,7 @@ def test_a_life_under_the_charts_permissions(alone: Alone, tmp_path: Path, caplo
     caplog.set_level(logging.INFO, "podsvid")
 
     async def run() -> None:
-        async with replica(alone, tmp_path) as address:
+        async with replica(alone, tmp_path, "--pod-certificates", "true") as address:
             await asked(alone, address, tmp_path)
 
     asyncio.run(run())

@@ -55,6 +55,7 @@ EVERYTHING = (
     *("signer.upstreamSecret=upstream", "signer.settings.dns_names={a.b,*.c}", "signer.settings.node_rate=7"),
     *(
         "startupTaint.enabled=true",
+        "podCertificates.enabled=true",
         "monitoring.serviceMonitor.enabled=true",
         "monitoring.rules.enabled=true",
         "signer.podAnnotations.e=f",
@@ -562,7 +563,12 @@ OTHER: dict[str, object] = {
     "ttl.podMax": "2h",
 }
 SWITCHED_ON = (
-    *("signer.stateKeySecret=state-key", "startupTaint.enabled=true", "monitoring.serviceMonitor.enabled=true"),
+    *(
+        "signer.stateKeySecret=state-key",
+        "startupTaint.enabled=true",
+        "podCertificates.enabled=true",
+        "monitoring.serviceMonitor.enabled=true",
+    ),
     *("monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true"),
     *("signer.openbao.address=https://openbao:8200", "signer.openbao.caSecret=openbao-ca"),
 )

@@ -21,20 +21,19 @@ pytestmark = pytest.mark.timeout(600)
 HERE = Path(__file__)
 # Permissions that this cluster gives no occasion for; test_alone_life.py has each of them.
 NO_OCCASION = {
-    "create certificates.k8s.io/clustertrustbundles": "the API server's default is not to serve them",
-    "update certificates.k8s.io/clustertrustbundles": "the same",
-    "delete certificates.k8s.io/clustertrustbundles": "the same",
-    "attest certificates.k8s.io/signers podsvid.io/spiffe": "the same",
+    "delete certificates.k8s.io/clustertrustbundles": "no test of this cluster has another trust domain",
+    "attest certificates.k8s.io/signers podsvid.io/spiffe": "the API server asks itself; test_alone_life.py has it",
+    "sign certificates.k8s.io/signers podsvid.io/spiffe": "the same",
     "delete configmaps podsvid-bundle": "no test takes a namespace out of the selected ones",
     "delete configmaps in podsvid": "what a replica left behind is removed after an hour",
-    "get podsvid.io/federatedtrustdomains": "no test of this cluster has another trust domain; test_federation.py has",
+    "get podsvid.io/federatedtrustdomains": "no test of this cluster has one; test_federation.py has",
     "update podsvid.io/federatedtrustdomains/status": "the same",
     "get pods": "whether a pod's first mint comes before its watch event is a race",
 }
 
 
 def shipped(account: str, *values: str) -> list[Permission]:
-    usual = (f"trustDomain={TRUST_DOMAIN}", "startupTaint.enabled=true")
+    usual = (f"trustDomain={TRUST_DOMAIN}", "startupTaint.enabled=true", "podCertificates.enabled=true")
     return permissions.permissions(chart.render(*usual, *values, namespace=NAMESPACE), account)
 
 

@@ -58,6 +58,7 @@ class Fleet:
     roots_refused: bool = False
     key_store_down: bool = False
     federation_age: float = 60.0
+    certificate_waits: float = 0.0
     public_trouble: bool = False
     public_left: float = 0.0
     up: dict[str, bool] = field(default_factory=lambda: {"agent": True, "signer-0": True, "signer-1": True})
@@ -87,6 +88,7 @@ class Fleet:
                 key_store_down=lambda: float(self.key_store_down),
             )
             signer.watch_federation(lambda: {"partner.test": self.federation_age})
+            signer.watch_certificates(lambda: 1.0, lambda: self.certificate_waits)
             signer.watch_public(
                 "bundle",
                 lambda: float(self.public_trouble),
@@ -231,6 +233,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidAuthorityWanted": _set(wanted_at=60.0),
     "PodsvidUpstreamRootsRefused": _set(roots_refused=True),
     "PodsvidFederationStale": _set(federation_age=4 * 3600.0),
+    "PodsvidPodCertificatesWait": _set(certificate_waits=240.0),
     "PodsvidKeyStoreUnavailable": _set(key_store_down=True),
     "PodsvidPublicListener": _set(public_trouble=True),
     "PodsvidPublicCertificateEnds": _set(public_left=2 * 86400.0),

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from podsvid.authority import here
 from podsvid.by_kubeconfig import KubeconfigCluster, NotTold, SeenPod
 from podsvid.explain import _explain, _Explained
 from podsvid.outcome import WrongUsage
+from podsvid.output import console
 from podsvid.sockets import SocketAbsent
 from podsvid.waiting import Waiting
 
@@ -160,6 +162,30 @@ def test_where_no_agent_can_know_none_is_asked(pod: SeenPod, said: str) -> None:
     assert re.search(said, found.missing["on_node"])
     assert found.policy == cluster.answers["signer"]
     assert not found.well
+
+
+CERTIFIED = SeenPod("shop", "cart-0", "u", "n1", "Running", (), certified=True)
+
+
+def test_of_a_pod_whose_certificate_kubelet_asks_for_no_agent_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = FakeCluster(CERTIFIED)
+    found = ask(cluster)
+    assert cluster.asked == [("signer", None)]
+    assert found.missing == {}
+    assert found.well
+    explain._show(found, console(), every=False)
+    assert "of signer podsvid.io/spiffe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reason", ["PodCertificatePending", "Denied"])
+def test_what_a_pods_certificate_waits_for_is_said(reason: str) -> None:
+    cluster = FakeCluster(replace(CERTIFIED, phase="Pending"))
+    cluster.the_events = [EVENT, {**EVENT, "reason": reason, "message": "POLICY_UNUSABLE: that"}]
+    found = ask(cluster)
+    assert not found.well
+    assert found.lacking == "its certificate is not there: POLICY_UNUSABLE: that"
+    cluster.the_pod = CERTIFIED
+    assert ask(cluster).well
 
 
 @pytest.mark.parametrize("component", ["signer", "agent"])

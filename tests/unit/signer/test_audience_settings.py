@@ -7,7 +7,7 @@ import pytest
 
 from runtime.settings import InvalidSetting
 from signer import config
-from signer.audience_settings import FEDERATION, OIDC, audiences, settle
+from signer.audience_settings import FEDERATION, OIDC, POD_CERTIFICATES, audiences, settle, told
 from signer.config import SignerConfig
 
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -31,6 +31,7 @@ def loaded(*flags: str) -> SignerConfig:
         (ISSUER, {OIDC}),
         ((*ISSUER, *FEDERATED), {FEDERATION, OIDC}),
         ((*ISSUER, "--jwt-svids", "false"), set()),
+        (("--pod-certificates", "true"), {POD_CERTIFICATES}),
         # Nobody can look up the keys of such a one.
         (("--jwt-issuer", "https://issuer.test/?x"), set()),
     ],
@@ -45,6 +46,9 @@ def test_who_needs_how_long() -> None:
     assert settle(OIDC, "jwt", seven) == DAY + 7 * MINUTE
     assert settle(OIDC, "jwt", loaded(*READ, "--jwt-key-period", "2d")) == DAY + 5 * MINUTE
     assert settle(OIDC, "x509", seven) == timedelta(0)
+    assert settle(POD_CERTIFICATES, "x509", seven) == 10 * MINUTE
+    assert settle(POD_CERTIFICATES, "jwt", seven) == timedelta(0)
+    assert told(POD_CERTIFICATES, seven) == timedelta(0)
 
 
 def test_an_issuer_with_short_periods_starts_as_before_and_waits_for_half_of_one() -> None:
@@ -88,6 +92,11 @@ def test_the_hint_is_five_minutes_and_bounded() -> None:
             "for 1d .* set jwt_key_period to 2d or more$",
         ),
         ((*READ, "--jwt-svids", "false"), ("trust_audiences", "jwt_svids"), "leave oidc out$"),
+        (
+            ("--pod-certificates", "true", "--x509-ttl", "30m", "--x509-max-ttl", "59m59s"),
+            ("pod_certificates", "x509_max_ttl"),
+            "lives for less than an hour: set x509_max_ttl to 1h or more",
+        ),
         (("--trust-audiences", "hosts"), ("--trust-audiences",), "one of federation, oidc"),
     ],
 )
@@ -104,6 +113,7 @@ def test_what_leaves_them_no_time_is_refused(flags: tuple[str, ...], names: tupl
         (*FEDERATED, "--bundle-hint", "1d", "--authority-ttl", "26d16h"),
         (*FEDERATED, "--bundle-hint", "10m", "--jwt-key-period", "1h40m"),
         (*READ, "--jwt-key-period", "2d"),
+        ("--pod-certificates", "true", "--x509-max-ttl", "1h", "--authority-ttl", "4h"),
         # Of who is not on nothing is asked, and readers of keys read no X.509 authorities.
         ("--bundle-hint", "1d", "--authority-ttl", "4d", "--jwt-key-period", "1h"),
         (*READ, "--authority-ttl", "4d"),

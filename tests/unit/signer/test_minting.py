@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.authority.state import AuthorityState
 from signer.errors import Reason, Refused
-from signer.minting.minting import MAX_CSR, Minting, MintingSettings, proven_key
+from signer.minting.minting import MAX_CSR, IssuedX509, Minting, MintingSettings, proven_key
 from signer.model import Entitlement, LivePod, TtlLimits
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import SpiffeId
@@ -32,6 +32,7 @@ SETTINGS = MintingSettings(
     dns_names=("{service_account}.{namespace}.svc", "*.podsvid.internal"),
 )
 GIVEN = Entitlement(WEB, "shop/policy")
+HOUR = timedelta(hours=1)
 
 
 def csr(key: PrivateKey) -> bytes:
@@ -278,3 +279,54 @@ def test_rubbish_is_no_request(request_: bytes) -> None:
     assert refused(GIVEN, request=request_) is Reason.CSR_INVALID
     assert refused(GIVEN, request=request_ + REQUEST) is Reason.CSR_INVALID
     assert refused(GIVEN, request=REQUEST + request_) is Reason.CSR_INVALID
+
+
+def certified(by: Minting, given: Entitlement = GIVEN, most: timedelta = timedelta(days=1)) -> IssuedX509:
+    return by.pod_certificate(POD, given, KeyAlgorithm.EC_P256.generate().public_key(), most, ())
+
+
+@pytest.mark.parametrize(
+    ("policy", "most", "lives"),
+    [(None, 24, 1), (timedelta(minutes=5), 24, 1), (timedelta(hours=3), 24, 3), (timedelta(hours=3), 2, 2)],
+)
+def test_a_pods_certificate_lives_for_an_hour_at_least_from_its_beginning_to_its_end(
+    policy: timedelta | None, most: int, lives: int
+) -> None:
+    state = roomy(first())
+    settings = replace(SETTINGS, ttls=replace(SETTINGS.ttls, x509_ttl=HOUR, x509_max_ttl=24 * HOUR))
+    # Older than what is back-dated.
+    by = Minting(lambda: state, settings, StepClock(START + 10 * HOUR / 60))
+    issued = certified(by, replace(GIVEN, x509_ttl=policy), most * HOUR)
+    leaf = issued.chain[0]
+    assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == lives * HOUR
+    assert bool(issued.notice) is (policy is not None and policy < HOUR)
+
+
+def test_a_pods_certificate_begins_within_what_the_api_server_takes() -> None:
+    state = roomy(first())
+    settings = replace(SETTINGS, backdate=timedelta(minutes=10))
+    at = START + HOUR
+    leaf = certified(Minting(lambda: state, settings, StepClock(at))).chain[0]
+    assert leaf.not_valid_before_utc == at - timedelta(minutes=3)
+
+
+def test_where_an_authority_has_no_hour_left_a_pods_certificate_waits() -> None:
+    state = roomy(first())
+    by = Minting(lambda: state, SETTINGS, StepClock(state.active_x509.not_after - timedelta(minutes=50)))
+    with pytest.raises(Refused, match="it waits for the next one") as caught:
+        certified(by)
+    assert caught.value.reason is Reason.AUTHORITY_UNAVAILABLE
+
+
+def test_what_is_recorded_of_lifetimes_bounds_a_pods_certificate_too() -> None:
+    state = first()
+    short = replace(state, x509=tuple(replace(slot, longest=HOUR / 2) for slot in state.x509))
+    with pytest.raises(Refused) as caught:
+        certified(Minting(lambda: short, SETTINGS, StepClock()))
+    assert caught.value.reason is Reason.AUTHORITY_UNAVAILABLE
+
+
+def test_nobody_elses_identity_is_certified_for_a_pod_either() -> None:
+    with pytest.raises(Refused) as caught:
+        certified(minting(), replace(GIVEN, spiffe_id=SpiffeId(WEB.trust_domain, "/podsvid/signer")))
+    assert caught.value.reason is Reason.POLICY_UNUSABLE

@@ -25,8 +25,9 @@ from podsvid import uninstall_check
 from runtime.clock import SystemClock
 from signer.attestation.tokens import JWKS
 from signer.cluster.kube import KubeApi
+from signer.front.pod_certificates import GROUP
 from signer.model import PodClaim
-from tests import permissions
+from tests import permissions, pod_certificates
 from tests.fake_kube import FakeKube
 from tests.node.test_signer_authority import passed_on, request
 from tests.permissions import Call, Guarded, Permission, call_of
@@ -43,6 +44,9 @@ CLUSTER_KEY = ec.generate_private_key(ec.SECP256R1())
 LEAVING = "/api/v1/namespaces/default/pods/leaving"
 # The API server asks by itself whether the signer may speak for the bundles that it writes.
 ATTEST = Call("attest", "certificates.k8s.io", "signers", "", "podsvid.io/spiffe")
+# And whether it may decide what kubelet asks of it.
+SIGN = Call("sign", "certificates.k8s.io", "signers", "", "podsvid.io/spiffe")
+DECIDED = f"{GROUP}/v1beta1/namespaces/default/podcertificaterequests/req-1"
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +93,12 @@ def world(site: Site) -> None:
     jwk = jwt.algorithms.ECAlgorithm.to_jwk(CLUSTER_KEY.public_key(), as_dict=True)
     kube.put(JWKS, {"keys": [{**jwk, "kid": "k1", "alg": "ES256"}]})
     kube.put("/api/v1/namespaces/default/serviceaccounts/web", {"metadata": {"uid": "sa-web"}})
+    certified = site.pod("certified", driver=None)
+    spec = kube.objects["/api/v1/namespaces/default/pods/certified"]["spec"]
+    spec["volumes"] = [{"name": "identity", "projected": {"sources": [pod_certificates.source()]}}]
+    account, node = {"metadata": {"name": "web", "uid": "sa-web"}}, {"metadata": {"name": "node-a", "uid": "uid-node"}}
+    pod = {"metadata": {"name": "certified", "uid": certified.uid}}
+    kube.put(DECIDED, {"spec": pod_certificates.body(pod, account, node)["spec"]})
     site.pod("leaving")
     ends = f"{site.clock.at + timedelta(minutes=10):%Y-%m-%dT%H:%M:%SZ}"
     kube.objects[LEAVING]["metadata"] |= {"deletionTimestamp": ends, "deletionGracePeriodSeconds": 1200}
@@ -111,7 +121,8 @@ async def until(true: Callable[[], bool]) -> None:
 
 def unused(given: Iterable[Permission], calls: set[Call]) -> list[str]:
     written = any(each.resource == "clustertrustbundles" and each.verb in ("create", "update") for each in calls)
-    return permissions.unused(given, calls | ({ATTEST} if written else set()))
+    signed = any(each.resource == "podcertificaterequests/status" for each in calls)
+    return permissions.unused(given, calls | ({ATTEST} if written else set()) | ({SIGN} if signed else set()))
 
 
 async def asked(signer: Serving, folder: Path) -> None:
@@ -153,7 +164,7 @@ def lived(given: list[Permission], do: Callable[[Serving, Path], Any]) -> Guarde
     site.kube = cast(FakeKube, guarded)
 
     async def run(folder: Path) -> None:
-        flags = ("--bundle-namespaces", "wanted=yes", "--startup-taint", "true")
+        flags = ("--bundle-namespaces", "wanted=yes", "--startup-taint", "true", "--pod-certificates", "true")
         async with serving(site, folder, SystemClock(), *flags) as signer:
             await do(signer, folder)
             await until(lambda: not unused(given, guarded.calls))

@@ -344,6 +344,29 @@ def _certified(each: Abandoned, until: datetime) -> Abandoned:
     return replace(each, certified_until=until if each.kind == "x509" else None)
 
 
+def test_after_a_theft_pods_that_kubelet_renews_are_named_for_as_long_as_they_may_fail() -> None:
+    pods = Audience("pod_certificates", 10 * MINUTE, timedelta(0), timedelta(0))
+    world = World(life(pods).policy, [])
+    stolen = world.state.active_x509_id
+    world.passes(MINUTE)
+    world.ask("x509", forced=True)
+    while not any(each.left_at for each in world.state.abandoned):
+        world.passes(30 * SECOND)
+    (left,) = world.state.abandoned
+    assert left.svids_end is not None
+    assert world.now < left.svids_end
+
+    def said(now: datetime) -> list[str]:
+        return [line for line in world.leader.outlook(world.state, ALL, now) if "podCertificate" in line]
+
+    (line,) = said(world.now)
+    assert f"SVIDs of {stolen}, which was abandoned, until {left.svids_end:%Y-%m-%dT%H:%M:%SZ}" in line
+    assert "delete those pods" in line
+    assert said(left.svids_end) == []
+    other = Life(life(FEDERATION).policy, SelfSigned(), TD)
+    assert not [each for each in other.outlook(world.state, ALL, world.now) if "podCertificate" in each]
+
+
 def test_it_is_said_whom_it_waits_for_and_until_when() -> None:
     by = life(*BOTH)
     state = rotating(by, "jwt")

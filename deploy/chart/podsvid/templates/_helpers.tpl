@@ -172,6 +172,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
   "metrics_listen" "[::]:9099"
   "health_listen" "[::]:9098"
   "startup_taint" .Values.startupTaint.enabled
+  "pod_certificates" .Values.podCertificates.enabled
 -}}
 {{- with .Values.ttl.podMax -}}{{- $_ := set $own "x509_pod_max_ttl" . -}}{{- end -}}
 {{- if eq .Values.profile "hostile" -}}

@@ -1,0 +1,69 @@
+"""For which live pod a PodCertificateRequest is: what it says of the pod is a hint, and each word of it is held
+against the API server's own.
+
+The API server holds nodes to their own pods (NodeRestriction), and nobody else: whoever may create such requests may
+name any pod. So a request gets what the pod that it names has, or nothing.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from runtime import durations
+from signer.attestation import fitness
+from signer.attestation.accounts import Accounts
+from signer.attestation.pods import Pods
+from signer.errors import ApiUnavailable, Reason, Refused
+from signer.model import OUTAGE_RETRY, LivePod, PodClaim
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedPod:
+    """The pod, its node and its service account as a request names them."""
+
+    pod: PodClaim
+    node_name: str
+    service_account: str
+    service_account_uid: str
+
+
+class CertifiedPods:
+    """Decides by live objects, and without the API server not at all: there is nowhere to write the answer either."""
+
+    def __init__(self, pods: Pods, accounts: Accounts, limit: timedelta) -> None:
+        self._pods = pods
+        self._accounts = accounts
+        self._limit = limit
+
+    async def find(self, claimed: ClaimedPod) -> LivePod:
+        """The pod that is asked for. Raises Refused."""
+        if self._pods.outdated(self._limit):
+            raise _away(f"pods could not be followed for longer than outage_limit ({durations.text(self._limit)})")
+        try:
+            pod = await self._pods.find(claimed.pod)
+            _check(pod, claimed)
+            # Of an account that was made anew under its name the pod is not.
+            if not await self._accounts.is_there(pod.namespace, pod.service_account, claimed.service_account_uid):
+                raise Refused(
+                    Reason.SERVICE_ACCOUNT_MISMATCH,
+                    f"the service account of pod {pod} is gone, or another one of its name by now",
+                )
+        except ApiUnavailable as error:
+            raise _away(str(error)) from None
+        return pod
+
+
+def _check(pod: LivePod, claimed: ClaimedPod) -> None:
+    if pod.node_name != claimed.node_name:
+        raise Refused(
+            Reason.POD_ON_OTHER_NODE, f"pod {pod} is on node {pod.node_name}, the request says {claimed.node_name}"
+        )
+    if pod.service_account != claimed.service_account:
+        raise Refused(
+            Reason.SERVICE_ACCOUNT_MISMATCH,
+            f"pod {pod} runs as {pod.service_account}, the request says {claimed.service_account}",
+        )
+    fitness.check_certified(pod)
+
+
+def _away(why: str) -> Refused:
+    return Refused(Reason.API_SERVER_UNAVAILABLE, f"the pod cannot be looked at now: {why}", retry_after=OUTAGE_RETRY)

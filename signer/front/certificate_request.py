@@ -1,0 +1,152 @@
+"""A PodCertificateRequest, read: for which pod, for which key, and what of it nothing can mend."""
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from signer.attestation.certified import ClaimedPod
+from signer.cluster.objects import PodCertificateRequestObject, PodCertificateRequestSpec
+from signer.errors import Reason, Refused
+from signer.minting.minting import accepted_key, proven_key
+from signer.model import MAX_DNS_NAMES, PodClaim
+from svid.keys import PublicKey
+
+# The one annotation of a pod's author that is taken: DNS names, as `dnsNames` of a csi volume has them.
+DNS_NAMES = "podsvid.io/dns-names"
+# Bytes of each of its keys and proofs, as the API server has it; and characters of what is wished.
+MAX_BYTES, MAX_TEXT = 10 * 1024, 8 * 1024
+# What the API server takes.
+SHORTEST, LONGEST = timedelta(hours=1), timedelta(days=91)
+# Of a text that is no DNS name, in a message.
+_SHOWN = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What of a request nothing can mend."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRequest:
+    """One that is not decided. `key` None: `flaw` says why. `most`: from the certificate's beginning to its end."""
+
+    uid: str
+    name: str
+    version: str
+    created: str
+    claimed: ClaimedPod
+    most: timedelta
+    # It is that of the version.
+    key: PublicKey | None = field(default=None, compare=False)
+    dns_names: tuple[str, ...] = ()
+    flaw: Flaw | None = None
+
+    @property
+    def path(self) -> str:
+        """Below a version of its group."""
+        return f"namespaces/{self.claimed.pod.namespace}/podcertificaterequests/{self.name}"
+
+
+def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None:
+    """What an object asks for; None for one that is decided, or is none."""
+    metadata, spec = body.metadata, body.spec
+    if not metadata.uid or not metadata.name or not metadata.namespace or spec is None:
+        return None
+    if body.status is not None and body.status.conditions:
+        return None
+    pod = PodClaim(metadata.namespace, spec.pod_name or "", spec.pod_uid or "")
+    key, flaw = None, None
+    names: tuple[str, ...] = ()
+    try:
+        names = _dns_names(spec)
+        key = _key(spec)
+    except Refused as refusal:
+        flaw = Flaw(refusal.reason, str(refusal))
+    return CertificateRequest(
+        uid=metadata.uid,
+        name=metadata.name,
+        version=metadata.resource_version or "",
+        created=metadata.creation_timestamp or "",
+        claimed=ClaimedPod(pod, spec.node_name or "", spec.service_account_name or "", spec.service_account_uid or ""),
+        most=_most(spec),
+        key=key,
+        dns_names=names,
+        flaw=flaw,
+    )
+
+
+def _most(spec: PodCertificateRequestSpec) -> timedelta:
+    longest = int(LONGEST.total_seconds())
+    seconds = min(max(spec.max_expiration_seconds or 0, 0), longest)
+    return max(timedelta(seconds=seconds), SHORTEST)
+
+
+def _dns_names(spec: PodCertificateRequestSpec) -> tuple[str, ...]:
+    annotations = spec.unverified_user_annotations or {}
+    unknown = sorted(annotations.keys() - {DNS_NAMES})
+    if unknown:
+        raise Refused(
+            Reason.INVALID_REQUEST,
+            f"the user annotation {unknown[0][:_SHOWN]!r} is not known; {DNS_NAMES} is the only one",
+        )
+    text = annotations.get(DNS_NAMES, "")
+    if len(text) > MAX_TEXT:
+        raise Refused(Reason.INVALID_REQUEST, f"the user annotation {DNS_NAMES} is longer than {MAX_TEXT} characters")
+    names = tuple(dict.fromkeys(each.strip() for each in text.split(",") if each.strip()))
+    if len(names) > MAX_DNS_NAMES:
+        raise Refused(Reason.INVALID_REQUEST, f"{DNS_NAMES} has more than {MAX_DNS_NAMES} names")
+    return names
+
+
+def _key(spec: PodCertificateRequestSpec) -> PublicKey:
+    """Of both encodings the newer one counts: a kubelet of 1.36 fills no other. Raises Refused."""
+    if spec.stub_request:
+        return proven_key(_bytes(spec.stub_request, "stubPKCS10Request"))
+    if not spec.public_key:
+        raise Refused(
+            Reason.CSR_INVALID,
+            "the request has no key: with a kubelet older than 1.36 v1beta1 is to be served",
+        )
+    try:
+        found: object = load_der_public_key(_bytes(spec.public_key, "pkixPublicKey"))
+    except (ValueError, UnsupportedAlgorithm):
+        raise Refused(Reason.CSR_INVALID, "pkixPublicKey is not the DER of a known kind of key") from None
+    key = accepted_key(found)
+    try:
+        _verify(key, _bytes(spec.proof_of_possession or "", "proofOfPossession"), (spec.pod_uid or "").encode())
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        raise Refused(
+            Reason.PROOF_OF_POSSESSION, "proofOfPossession is not the pod's uid, signed with the key that is asked for"
+        ) from None
+    return key
+
+
+def _verify(key: PublicKey, signature: bytes, message: bytes) -> None:
+    """As the API server does. Raises InvalidSignature, ValueError."""
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+    elif isinstance(key, rsa.RSAPublicKey):
+        scheme = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.AUTO)
+        key.verify(signature, message, scheme, hashes.SHA256())
+    elif isinstance(key, ed25519.Ed25519PublicKey):
+        key.verify(signature, message)
+    else:
+        raise InvalidSignature
+
+
+def _bytes(text: str, what: str) -> bytes:
+    if len(text) > 2 * MAX_BYTES:
+        raise Refused(Reason.CSR_INVALID, f"{what} is longer than {MAX_BYTES} bytes")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(Reason.CSR_INVALID, f"{what} is not base64") from None

@@ -1,0 +1,36 @@
+"""podsvid as a Kubernetes signer of PodCertificateRequests: its name, and what contradicts it in the settings."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from runtime.settings import Conflict
+
+if TYPE_CHECKING:
+    from signer.config import SignerConfig
+
+# Of ClusterTrustBundles, too.
+SIGNER_NAME = "podsvid.io/spiffe"
+HELP = (
+    f"certify pods' projected podCertificate volumes of signer {SIGNER_NAME} (Kubernetes 1.35 or newer, where it is "
+    "switched on)"
+)
+# The API server takes none that lives for less.
+LEAST_LIFE = timedelta(hours=1)
+# Kubelet follows ClusterTrustBundles and brings volumes up to date every minute or two; then a program reads again.
+SETTLE = timedelta(minutes=10)
+
+
+def name(config: "SignerConfig") -> str:
+    """Whose podCertificate sources are looked for in pods; empty for nobody's."""
+    return SIGNER_NAME if config.pod_certificates else ""
+
+
+def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
+    """Lifetimes below the API server's."""
+    if config.pod_certificates and config.x509_max_ttl < LEAST_LIFE:
+        yield Conflict(
+            ("pod_certificates", "x509_max_ttl"),
+            "the API server takes no pod certificate that lives for less than an hour: set x509_max_ttl to 1h or "
+            "more, or use csi volumes",
+        )

@@ -1,0 +1,327 @@
+"""PodCertificateRequests as a replica decides them: issued, denied for good, or tried again later."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.clock import SystemClock
+from signer.cluster.kube import Object
+from signer.front.pod_certificates import DENIED, GROUP
+from signer.model import PodClaim
+from svid.keys import KeyAlgorithm, public_bytes, public_key_of
+from tests.pod_certificates import body, csr, instant, leaf, outcome, source, spiffe_id
+from tests.signer_rig import Serving, Site, serving
+
+PATIENCE = 60.0
+REQUESTS = f"{GROUP}/v1beta1/podcertificaterequests"
+NODE = {"metadata": {"name": "node-a", "uid": "uid-node"}}
+POLICIES = "/apis/podsvid.io/v1alpha1/namespaces/default/workloadidentities"
+ID = "spiffe://example.org/ns/default/sa/web"
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.cluster.leader.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("signer.front.turns.FIRST", 0.05)
+    monkeypatch.setattr("signer.front.turns.MOST", 0.2)
+    monkeypatch.setattr("signer.front.pod_certificates.ABSENT_SECONDS", 0.05)
+    monkeypatch.setattr("signer.front.pod_certificates.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("signer.cluster.mirror.FIRST_RETRY", 0.05)
+    monkeypatch.setattr("signer.cluster.events.SPACING", 0.0)
+
+
+class Asking:
+    """An API server with accounts and pods, and kubelets that ask."""
+
+    def __init__(self) -> None:
+        self.site = Site(datetime.now(UTC).replace(microsecond=0))
+        self.kube = self.site.kube
+        for name in ("web", "other"):
+            self.kube.put(f"/api/v1/namespaces/default/serviceaccounts/{name}", {"metadata": {"uid": f"sa-{name}"}})
+        self.made = 0
+
+    def pod(self, name: str = "web", *sources: Object, **more: Any) -> PodClaim:
+        claim = self.site.pod(name, driver=None, **more)
+        path = f"/api/v1/namespaces/default/pods/{name}"
+        found = self.kube.objects[path]
+        found["spec"]["volumes"] = [{"name": "identity", "projected": {"sources": list(sources or (source(),))}}]
+        self.kube.put(path, found)
+        return claim
+
+    def ask(self, claim: PodClaim, account: str = "web", *, key: Any = None, **change: Any) -> str:
+        """The request's path."""
+        self.made += 1
+        pod = {"metadata": {"name": claim.name, "uid": claim.uid}}
+        asked = body(pod, {"metadata": {"name": account, "uid": f"sa-{account}"}}, NODE, key, **change)
+        path = f"{GROUP}/v1beta1/namespaces/default/podcertificaterequests/req-{self.made}"
+        self.kube.put(path, {"spec": asked["spec"]})
+        return path
+
+    def status(self, path: str) -> Object:
+        found: Object = self.kube.objects[path].get("status") or {}
+        return found
+
+    async def decided(self, path: str) -> Object:
+        await until(lambda: bool(self.status(path)))
+        return self.status(path)
+
+    def events(self, reason: str) -> list[str]:
+        return [each["note"] for each in self.kube.objects.values() if each.get("reason") == reason]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def run(asking: Asking, do: Callable[[Serving], Awaitable[None]], *flags: str) -> None:
+    async def whole(folder: Path) -> None:
+        async with serving(asking.site, folder, SystemClock(), "--pod-certificates", "true", *flags) as signer:
+            await do(signer)
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
+        asyncio.run(whole(Path(folder)))
+
+
+def test_a_request_becomes_a_certificate_within_the_api_servers_rules() -> None:
+    asking = Asking()
+    claim = asking.pod()
+
+    async def do(_: Serving) -> None:
+        for key, most in ((KeyAlgorithm.EC_P384.generate(), 3600), (KeyAlgorithm.ED25519.generate(), 90000)):
+            status = await asking.decided(asking.ask(claim, key=key, maxExpirationSeconds=most))
+            assert outcome(status) == ("Issued", "Issued")
+            found = leaf(status)
+            assert spiffe_id(found) == ID
+            assert public_bytes(public_key_of(found)) == public_bytes(key.public_key())
+            begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+            assert (instant(status["notBefore"]), instant(status["notAfter"])) == (begins, ends)
+            assert ends - begins == HOUR
+            assert begins + 10 * MINUTE <= instant(status["beginRefreshAt"]) <= ends - 10 * MINUTE
+            assert "BEGIN CERTIFICATE" in status["certificateChain"]
+
+    run(asking, do)
+
+
+def test_a_longer_life_that_policy_gives_is_bounded_by_the_request() -> None:
+    asking = Asking()
+    claim = asking.pod()
+
+    async def do(_: Serving) -> None:
+        for most, lives in ((7200, 2 * HOUR), (86400, 4 * HOUR)):
+            found = leaf(await asking.decided(asking.ask(claim, maxExpirationSeconds=most)))
+            assert found.not_valid_after_utc - found.not_valid_before_utc == lives
+
+    run(asking, do, "--x509-ttl", "4h", "--authority-ttl", "30d")
+
+
+def test_a_certificate_request_of_the_newer_version_is_read_as_well() -> None:
+    asking = Asking()
+    claim, key = asking.pod(), KeyAlgorithm.EC_P256.generate()
+    asking.kube.missing.add(REQUESTS)
+
+    async def do(_: Serving) -> None:
+        path = asking.ask(claim, key=key, stubPKCS10Request=csr(key), pkixPublicKey=None, proofOfPossession=None)
+        newer = path.replace("v1beta1", "v1")
+        asking.kube.put(newer, {"spec": asking.kube.objects[path]["spec"]})
+        assert outcome(await asking.decided(newer))[0] == "Issued"
+
+    run(asking, do)
+
+
+def test_what_nothing_mends_is_denied_and_once() -> None:
+    asking = Asking()
+    claim, plain = asking.pod(), asking.site.pod("plain")
+    done = asking.pod("done", phase="Succeeded")
+    static = asking.pod("static", annotations={"kubernetes.io/config.mirror": "x"})
+    nobody = PodClaim("default", "nobody", "uid-nobody")
+
+    async def do(_: Serving) -> None:
+        for path, reason in (
+            (asking.ask(claim, "other"), "SERVICE_ACCOUNT_MISMATCH"),
+            (asking.ask(claim, serviceAccountUID="another"), "SERVICE_ACCOUNT_MISMATCH"),
+            (asking.ask(claim, nodeName="node-b"), "POD_ON_OTHER_NODE"),
+            (asking.ask(claim, podName="plain"), "POD_UID_MISMATCH"),
+            (asking.ask(nobody), "POD_NOT_FOUND"),
+            (asking.ask(plain), "POD_WITHOUT_CERTIFICATE_SOURCE"),
+            (asking.ask(done), "POD_FINISHED"),
+            (asking.ask(static), "POD_IS_MIRROR"),
+            (asking.ask(claim, proofOfPossession="AAAA"), "PROOF_OF_POSSESSION"),
+            (asking.ask(claim, unverifiedUserAnnotations={"a.b/c": "d"}), "InvalidUnverifiedUserAnnotations"),
+        ):
+            status = await asking.decided(path)
+            assert outcome(status) == ("Denied", reason)
+            assert set(status) == {"conditions"}
+            assert asking.kube.writes.count(("patch", f"{path}/status")) == 1
+
+    run(asking, do)
+
+
+def test_of_a_pod_whose_source_is_another_signers_nobody_asked() -> None:
+    asking = Asking()
+    claim = asking.pod("web", source(signerName="other.example/signer"))
+
+    async def do(_: Serving) -> None:
+        status = await asking.decided(asking.ask(claim))
+        assert outcome(status) == ("Denied", "POD_WITHOUT_CERTIFICATE_SOURCE")
+
+    run(asking, do)
+
+
+def test_a_policy_that_is_missing_may_come_and_a_key_that_it_does_not_want_is_denied() -> None:
+    asking = Asking()
+    claim = asking.pod()
+
+    async def do(_: Serving) -> None:
+        path = asking.ask(claim)
+        await until(lambda: bool(asking.events("PodCertificatePending")))
+        assert asking.events("PodCertificatePending")[0].startswith("POLICY_DENIED: no WorkloadIdentity")
+        assert asking.status(path) == {}
+        asking.kube.put(f"{POLICIES}/a", {"spec": {"keyAlgorithms": ["ec-p384"]}})
+        status = await asking.decided(path)
+        assert outcome(status) == ("Denied", "UnsupportedKeyType")
+        assert "set keyType to ECDSAP384" in status["conditions"][0]["message"]
+
+    run(asking, do, "--require-policy", "true")
+
+
+def test_a_policy_that_denies_is_final() -> None:
+    asking = Asking()
+    path = asking.ask(asking.pod())
+
+    async def do(signer: Serving) -> None:
+        await put_off(signer)
+        asking.kube.put(f"{POLICIES}/a", {"spec": {"deny": True}})
+        assert outcome(await asking.decided(path)) == ("Denied", "POLICY_DENIED")
+
+    run(asking, do, "--require-policy", "true")
+
+
+def test_a_dns_name_that_policy_does_not_give_waits_for_it() -> None:
+    asking = Asking()
+    claim = asking.pod()
+
+    async def do(_: Serving) -> None:
+        path = asking.ask(claim, unverifiedUserAnnotations={"podsvid.io/dns-names": "web.example.org"})
+        await until(lambda: bool(asking.events("PodCertificatePending")))
+        assert asking.events("PodCertificatePending")[0].startswith("DNS_NAME_DENIED: ")
+        assert asking.status(path) == {}
+        cluster_wide = "/apis/podsvid.io/v1alpha1/clusterworkloadidentities"
+        asking.kube.put(f"{cluster_wide}/a", {"spec": {"dnsNameTemplates": ["web.example.org"]}})
+        assert outcome(await asking.decided(path))[0] == "Issued"
+
+    run(asking, do)
+
+
+async def put_off(signer: Serving) -> None:
+    """Some request has been tried, and again."""
+
+    def tries() -> float:
+        name = "podsvid_signer_pod_certificate_decisions_total"
+        return signer.replica.metrics.registry.get_sample_value(name, {"result": "put_off"}) or 0.0
+
+    before = tries()
+    await until(lambda: tries() > before + 1)
+
+
+def test_trouble_with_the_api_server_denies_nobody() -> None:
+    asking = Asking()
+    claim = asking.pod()
+
+    async def do(signer: Serving) -> None:
+        for denied in (("patch", REQUESTS.rpartition("/")[0]), ("get", "/api/v1/namespaces/default/serviceaccounts")):
+            asking.kube.denied.add(denied)
+            path = asking.ask(claim)
+            await put_off(signer)
+            assert asking.status(path) == {}
+            asking.kube.denied.clear()
+            assert outcome(await asking.decided(path))[0] == "Issued"
+
+    run(asking, do)
+
+
+def test_what_was_changed_meanwhile_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = Asking()
+    path = asking.ask(asking.pod())
+    patch = asking.kube.patch
+    tried: list[str] = []
+
+    async def late(where: str, what: Object) -> Object:
+        if where == f"{path}/status" and not tried:
+            tried.append(where)
+            asking.kube.put(path, asking.kube.objects[path])
+        return await patch(where, what)
+
+    monkeypatch.setattr(asking.kube, "patch", late)
+
+    async def do(_: Serving) -> None:
+        assert outcome(await asking.decided(path))[0] == "Issued"
+        assert asking.kube.writes.count(("patch", f"{path}/status")) == 2
+
+    run(asking, do)
+
+
+def test_the_api_may_go_and_come_again(caplog: pytest.LogCaptureFixture) -> None:
+    asking = Asking()
+    claim = asking.pod()
+    both = {REQUESTS, REQUESTS.replace("v1beta1", "v1")}
+    asking.kube.missing |= both
+
+    def absent() -> int:
+        return sum(each.startswith("pod_certificates is on, and the API server has none") for each in caplog.messages)
+
+    async def do(_: Serving) -> None:
+        await until(lambda: absent() == 1)
+        looked = len(asking.kube.reads)
+        await until(lambda: len(asking.kube.reads) > looked + 4)
+        assert absent() == 1
+        asking.kube.missing -= both
+        assert outcome(await asking.decided(asking.ask(claim)))[0] == "Issued"
+
+    run(asking, do)
+
+
+def test_off_nobody_looks() -> None:
+    asking = Asking()
+    path = asking.ask(asking.pod())
+
+    async def whole(folder: Path) -> None:
+        async with serving(asking.site, folder, SystemClock()) as signer:
+            await until(lambda: signer.replica._leader.leading)
+            await asyncio.sleep(0.05)
+            assert not signer.replica._pods.named("default", "web").pod_certificate  # type: ignore[union-attr]
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
+        asyncio.run(whole(Path(folder)))
+    assert asking.status(path) == {}
+    assert not [each for each in asking.kube.reads if "podcertificaterequests" in each]
+
+
+def test_a_crowd_is_served_whole_and_beyond_its_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signer.front.pod_certificates.MOST", 20)
+    monkeypatch.setattr("signer.front.pod_certificates.OF_NODE", 20)
+    monkeypatch.setattr("signer.front.pod_certificates.RATE", 1000.0)
+    asking = Asking()
+    claim = asking.pod()
+    paths = [asking.ask(claim) for _ in range(60)]
+    random.Random(1).shuffle(paths)
+
+    async def do(_: Serving) -> None:
+        for each in paths:
+            assert outcome(await asking.decided(each))[0] == "Issued"
+
+    run(asking, do)
+
+
+def test_failed_is_never_said() -> None:
+    assert "Failed" not in DENIED.values()
