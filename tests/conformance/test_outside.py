@@ -18,6 +18,7 @@ from joserfc import jwt as jose
 from joserfc.jwk import KeySet
 
 from runtime.clock import SystemClock
+from signer.federation import polling
 from signer.federation.relation import COLLECTION
 from svid.certificates import to_pem
 from svid.jws import JwtAlgorithm
@@ -266,7 +267,12 @@ class Followed:
 
 @pytest.mark.spec("FED-6", "FED-9", "FED-17", "FED-29", "FED-41", "FED-42", "FED-48")
 @pytest.mark.parametrize("profile", ["https_web", "https_spiffe"])
-def test_a_replica_follows_go_spiffes_handler(go_tools: Mapping[str, Path], tmp_path: Path, profile: str) -> None:
+def test_a_replica_follows_go_spiffes_handler(
+    go_tools: Mapping[str, Path], tmp_path: Path, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A status is written as soon as there is one.
+    monkeypatch.setattr(polling, "WAKE_SECONDS", 0.1)
+
     async def run() -> None:
         theirs = Handler(tmp_path)
         theirs.publish(5)
