@@ -75,7 +75,7 @@ def empty(cluster: Cluster) -> None:
     """Remove what other tests applied by hand: Helm would not take it over."""
     # The protection first, which refuses the rest.
     for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
-        for name in ("podsvid-protection", "podsvid-signer", "podsvid-trust-domain"):
+        for name in ("podsvid-protection", "podsvid-signer", "podsvid-trust-domain", "podsvid-pod-certificates"):
             cluster.api.remove(f"/apis/admissionregistration.k8s.io/v1/{kind}/{name}")
     cluster.api.remove(f"/api/v1/namespaces/{NAMESPACE}")
     rbac = "/apis/rbac.authorization.k8s.io/v1"

@@ -34,9 +34,9 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.front.pod_certificates.LOOK_SECONDS", 0.5)
 
 
-@pytest.fixture
-def alone(built: None, tmp_path: Path, progress: Progress) -> Iterator[Alone]:
-    with api_server(tmp_path, progress) as found:
+@pytest.fixture(scope="module")
+def alone(built: None, tmp_path_factory: pytest.TempPathFactory, progress: Progress) -> Iterator[Alone]:
+    with api_server(tmp_path_factory.mktemp("alone"), progress) as found:
         found.api.apply([_namespace(NAMESPACE)])
         found.install("podCertificates.enabled=true")
         found.api.apply(
@@ -113,7 +113,7 @@ def test_what_nothing_mends_is_denied_and_all_else_waits(alone: Alone, tmp_path:
 
     async def run() -> None:
         async with replica(alone, tmp_path, "--pod-certificates", "true", "--require-policy", "true"):
-            pod = site.pod("web")
+            pod = site.pod("mended")
             waits = site.ask(body(pod, site.account(), site.node))
             await until(lambda: [each for each in site.events() if each[0] == "PodCertificatePending"])
             ((_, note),) = [each for each in site.events() if each[0] == "PodCertificatePending"]
@@ -141,7 +141,7 @@ def policy(name: str, spec: Object) -> Object:
 def test_a_forged_request_gets_the_live_pods_identity_or_nothing(alone: Alone, tmp_path: Path) -> None:
     site = Site(alone)
     forger = alone.api
-    pod, plain = site.pod("web"), forger.create(PODS, pod_of("plain", "web", "node-a"))
+    pod, plain = site.pod("forged"), forger.create(PODS, pod_of("plain", "web", "node-a"))
     account, other = site.account(), site.account("other")
 
     def refused() -> bool | str:
@@ -178,7 +178,7 @@ def test_a_forged_request_gets_the_live_pods_identity_or_nothing(alone: Alone, t
 
 def test_the_api_may_come_later(alone: Alone, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     site = Site(alone)
-    site.pod("web")
+    site.pod("early")
 
     async def run() -> None:
         alone.restart(
@@ -189,7 +189,7 @@ def test_the_api_may_come_later(alone: Alone, tmp_path: Path, caplog: pytest.Log
             absent = "pod_certificates is on, and the API server has none"
             await until(lambda: [each for each in caplog.messages if each.startswith(absent)])
             await asyncio.to_thread(alone.restart)
-            found = site.ask(body(alone.api.get(f"{PODS}/web"), site.account(), site.node))
+            found = site.ask(body(alone.api.get(f"{PODS}/early"), site.account(), site.node))
             assert outcome(await site.answer(found))[0] == "Issued"
             assert len([each for each in caplog.messages if each.startswith(absent)]) == 1
 

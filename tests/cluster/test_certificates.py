@@ -39,10 +39,11 @@ def signer(cluster: Cluster, progress: Progress) -> Iterator[SignerProcess]:
         register(cluster, agent, progress)
         signing.account(cluster, "web")
         yield found
-        # Agents give back what pods had.
         for name in ("csi", "certified", "refused"):
-            cluster.api.remove(f"/api/v1/namespaces/default/pods/{name}?gracePeriodSeconds=0")
-        wait_for("the pods to end", lambda: not any(map(cluster.pods.find, ("csi", "certified"))), progress=progress)
+            if cluster.pods.find(name) is not None:
+                cluster.pods.delete(name)
+        # Kubelet takes volumes down after the pods are gone from the API, by the agent.
+        wait_for("the pods' volumes to be gone", lambda: agent.volumes() == 0, progress=progress)
 
 
 def certified(name: str, key_type: str = "ECDSAP256") -> Object:
