@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,21 +32,40 @@ def bao(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         yield found
 
 
-def mounted(bao: Bao, name: str, config: Mapping[str, Any]) -> None:
-    """As docs/login.md has it."""
-    bao.call(f"sys/auth/{name}", {"type": "jwt"})
-    bao.call(f"auth/{name}/config", config)
-    role = {
-        "role_type": "jwt",
-        "bound_audiences": [AUDIENCE],
-        "bound_claims_type": "glob",
-        "bound_claims": {"sub": "spiffe://example.org/ns/default/sa/*"},
-        "user_claim": "sub",
-        "claim_mappings": {"sub": "spiffe_id"},
-        "token_policies": ["default"],
-        "token_ttl": "5m",
-    }
-    bao.call(f"auth/{name}/role/web", role)
+@dataclass(frozen=True)
+class Operator:
+    """A person with OpenBao's own command."""
+
+    program: Path
+    bao: Bao
+    home: Path
+
+    def does(self, *line: str, body: Mapping[str, Any] | None = None) -> str:
+        """What it printed."""
+        # Root's token of the server in dev mode.
+        environment = {"BAO_ADDR": self.bao.address, "BAO_TOKEN": "root", "HOME": str(self.home)}
+        given = None if body is None else json.dumps(body).encode()
+        done = subprocess.run(
+            [str(self.program), *line], input=given, capture_output=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    def mounts(self, name: str, *config: str) -> None:
+        """As docs/login.md has it."""
+        self.does("auth", "enable", f"-path={name}", "jwt")
+        self.does("write", f"auth/{name}/config", *config)
+        role = {
+            "role_type": "jwt",
+            "bound_audiences": [AUDIENCE],
+            "user_claim": "sub",
+            "bound_claims_type": "glob",
+            "bound_claims": {"sub": "spiffe://example.org/ns/default/sa/*"},
+            "claim_mappings": {"sub": "spiffe_id"},
+            "token_policies": ["default"],
+            "token_ttl": "15m",
+        }
+        self.does("write", f"auth/{name}/role/web", "-", body=role)
 
 
 def entered(bao: Bao, name: str, token: str) -> str:
@@ -60,7 +81,9 @@ def refused(bao: Bao, name: str, token: str) -> str:
     return str(caught.value)
 
 
-def test_a_pod_logs_in_by_discovery_and_by_bundle_through_a_rotation_and_a_theft(bao: Bao, tmp_path: Path) -> None:
+def test_a_pod_logs_in_by_discovery_and_by_bundle_through_a_rotation_and_a_theft(
+    bao: Bao, programs: Mapping[str, Path], tmp_path: Path
+) -> None:
     oidc, bundle = free_port(), free_port()
     issuer = f"https://localhost:{oidc}"
     chain, key = write_pair(web_pair(datetime.now(UTC), host="localhost"), tmp_path)
@@ -74,9 +97,9 @@ def test_a_pod_logs_in_by_discovery_and_by_bundle_through_a_rotation_and_a_theft
     async def run() -> None:
         async with cluster(*flags, pods=1) as here:
             socket = here.host.short(await here.publish(0)) / "socket"
-            ca = chain.read_text()
-            mounted(bao, BY_DISCOVERY, {"oidc_discovery_url": issuer, "oidc_discovery_ca_pem": ca})
-            mounted(bao, BY_BUNDLE, {"jwks_url": f"https://localhost:{bundle}/", "jwks_ca_pem": ca})
+            operator = Operator(programs["bao"], bao, tmp_path)
+            operator.mounts(BY_DISCOVERY, f"oidc_discovery_url={issuer}", f"oidc_discovery_ca_pem=@{chain}")
+            operator.mounts(BY_BUNDLE, f"jwks_url=https://localhost:{bundle}/", f"jwks_ca_pem=@{chain}")
             asked = 0
 
             async def token(audience: str = AUDIENCE) -> str:
@@ -98,6 +121,11 @@ def test_a_pod_logs_in_by_discovery_and_by_bundle_through_a_rotation_and_a_theft
             for name in (BY_DISCOVERY, BY_BUNDLE):
                 assert entered(bao, name, first) == WEB
                 assert "aud" in refused(bao, name, await token("other"))
+            # As the agent keeps it in a volume: the token, and no line's end.
+            (tmp_path / "openbao.jwt").write_text(first)
+            line = ("-format=json", f"auth/{BY_DISCOVERY}/login", "role=web", f"jwt=@{tmp_path / 'openbao.jwt'}")
+            by_command = json.loads(operator.does("write", *line))
+            assert by_command["auth"]["metadata"]["spiffe_id"] == WEB
             failed: list[str] = []
             done = 0
 
