@@ -75,8 +75,10 @@ class ChildProcess:
 
     def end(self) -> None:
         self._ours.close()
+        # What it began, and itself also where it has left its group.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
         # In a driver it may not even end by that; whoever comes next gets another process.
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)

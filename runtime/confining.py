@@ -81,12 +81,22 @@ def ruleset(libc: ctypes.CDLL, readable: Iterable[str], *, binds_sockets: bool) 
     attributes = struct.pack("=QQQ", rights, _TCP_RIGHTS, _SCOPES)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     made = call(libc.syscall, _LANDLOCK_CREATE, attributes[:size], ctypes.c_size_t(size), 0)
-    for path in readable:
-        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        for path in readable:
+            _let_read(libc, made, path)
+    except OSError:
+        os.close(made)
+        raise
+    return made
+
+
+def _let_read(libc: ctypes.CDLL, made: int, path: str) -> None:
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
         rule = struct.pack("=Qi", _READ_FILE, found)
         call(libc.syscall, _LANDLOCK_ADD, made, 1, rule, 0)
+    finally:
         os.close(found)
-    return made
 
 
 def restrict(libc: ctypes.CDLL, made: int) -> None:

@@ -18,6 +18,8 @@ _EPERM, _ENOSYS, _EACCES, _EAFNOSUPPORT = 1, 38, 13, 97
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _CLONE_THREAD = 0x00010000
 _SOCK_TYPE_MASK = 0xF
+# Who is signalled by a descriptor: F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP.
+_OWNERS = (("fcntl", 1, (8, 15)), ("ioctl", 1, (0x8901, 0x8902)))
 _MAP_GROWSDOWN = 0x100
 _X32 = 0x40000000
 
@@ -27,6 +29,8 @@ _REFUSED = """
 ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, process_madvise 440 440, process_mrelease 448
 448, kcmp 312 272, pidfd_open 434 434, pidfd_getfd 438 438, pidfd_send_signal 424 424, kill 62 129, tkill 200 130,
 rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240
+# leave the group that it is ended with
+setpgid 109 154, setsid 112 157
 # become or make another program
 fork 57 -, vfork 58 -, execve 59 221, execveat 322 281, personality 135 92, modify_ldt 154 -, iopl 172 -, ioperm 173
 -
@@ -57,7 +61,8 @@ syslog 103 116, vhangup 153 58
 # Looked into, or refused in another way.
 _SPECIAL = """
 clone 56 220, clone3 435 435, socket 41 198, socketpair 53 199, open 2 -, openat 257 56, openat2 437 437, connect 42
-203, tgkill 234 131, mmap 9 222
+203, tgkill 234 131, mmap 9 222, sendto 44 206, sendmsg 46 211, sendmmsg 307 269, fcntl 72 25, ioctl 16 29, prlimit64
+302 261
 """
 
 
@@ -102,6 +107,16 @@ def program(machine: Machine, pid: int, *, connect: bool = False, needed: Collec
         code += [_jump(_EQUAL, number, 0, 1), _do(_RETURN, _ERRNO | _EPERM)]
     if not connect:
         code += [_jump(_EQUAL, special["connect"], 0, 1), _do(_RETURN, _ERRNO | _EPERM)]
+        # A send connects as well (TCP Fast Open), also on a listening socket that was shut down.
+        for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+            code += _looked_into(
+                special[name], [*_when(_argument(flags), _SET, int(socket.MSG_FASTOPEN), 0, 1), _no(_EPERM)]
+            )
+    for name, asked, numbers in _OWNERS:
+        checks = [[*_when(_argument(asked), _EQUAL, each, 0, 1), _no(_EPERM)] for each in numbers]
+        code += _looked_into(special[name], [step for check in checks for step in check])
+    # Its own limits, and nobody else's.
+    code += _looked_into(special["prlimit64"], [*_when(_argument(0), _EQUAL, 0, 1, 0), _no(_EPERM)])
     # A libc that is told so makes threads by clone, whose flags can be looked at.
     for name in ("clone3", "openat2"):
         code += [_jump(_EQUAL, special[name], 0, 1), _do(_RETURN, _ERRNO | _ENOSYS)]

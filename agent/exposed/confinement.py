@@ -1,7 +1,7 @@
 """Giving up: what this process could do beyond its descriptors is taken from it, for good.
 
-To be called while it has one thread and has read nothing that a pod sent. All that is imported later has to be below
-the directories that may still be read.
+To be called while it has one thread, has read nothing that a pod sent, and has loaded all that it needs: directories
+are not listed any more, by which modules are found.
 """
 
 import ctypes

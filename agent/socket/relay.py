@@ -255,6 +255,7 @@ class Relay:
         end.pending = b""
         self._watch(end, end.watched & ~_OUT)
         self._watch(pair.pod, pair.pod.watched & ~_IN)
+        self.finish(pair)
 
     def _ended(self, end: _End) -> None:
         """Nothing more comes from there."""

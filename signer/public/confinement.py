@@ -20,7 +20,8 @@ _PACKAGES = ("runtime", "signer", "svid")
 def confine() -> tuple[str, ...]:
     """Give up files but those of the program, connections, other processes; answers what the host does not let it.
 
-    To be called while it has one thread. Raises OSError.
+    To be called while it has one thread, and all that it needs is loaded: directories are not listed any more, by which
+    modules are found. Raises OSError.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     # OpenSSL reads its settings when it is first used.

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from runtime.stopping import side_by_side
 from signer.public.confinement import NO_CALLS, NO_FILES
@@ -112,9 +113,10 @@ class PublicProcess:
             with suppress(TimeoutError):
                 async with asyncio.timeout(END):
                     await process.wait()
-            # And what somebody who got into it began there.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            # And what somebody who got into it began there; itself also where it has left its group.
+            for end in (process.kill, partial(os.killpg, process.pid, signal.SIGKILL)):
+                with suppress(ProcessLookupError):
+                    end()
             code = await process.wait()
         return why or (f"signal {-code}" if code < 0 else f"exit code {code}")
 
@@ -157,13 +159,14 @@ class PublicProcess:
         """Raises ValueError."""
         if not isinstance(names, list) or not all(each in LACKING for each in names):
             raise ValueError("it lacks what there is not")
-        if names != self._lacking:
+        new = [each for each in LACKING if each in names and each not in self._lacking]
+        if new:
+            self._lacking += new
             _log.warning(
                 "the host does not let the process of the public listeners give up what it should: whoever takes it "
                 "over may read what the signer may",
-                extra={"lacking": names},
+                extra={"lacking": new},
             )
-        self._lacking = names
 
 
 def _read(said: bytes) -> object:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from signer.public.confinement import NO_CALLS, NO_FILES
 from svid.authority import X509Authority
 from svid.certificates import to_pem
@@ -18,7 +20,7 @@ from tests.support import ROOT
 
 # What whoever is in it tries; each line says what came of it.
 INSIDE = """
-import ctypes, json, os, signal, socket, sys
+import ctypes, fcntl, json, os, resource, signal, socket, sys
 from runtime.child import harden
 from signer.public import tls
 from signer.public.confinement import confine
@@ -43,8 +45,9 @@ def called(name, *arguments):
     return act
 
 tls.context(Pair(told["chain"].encode(), told["key"].encode()))
-with socket.socket(fileno=told["listening"]) as listening:
-    listening.accept()[0].sendall(b"served")
+listening = socket.socket(fileno=told["listening"])
+listening.accept()[0].sendall(b"served")
+signer = os.getppid()
 print(json.dumps({
     "lacking": lacking,
     "read": tried(lambda: os.open(told["secret"], os.O_RDONLY)),
@@ -54,6 +57,14 @@ print(json.dumps({
     "environment": tried(lambda: os.open(f"/proc/{os.getppid()}/environ", os.O_RDONLY)),
     "connect": tried(lambda: socket.socket(fileno=told["calling"]).connect(("127.0.0.1", told["port"]))),
     "call": tried(lambda: socket.socket()),
+    "connect by a send": tried(lambda: (
+        listening.shutdown(socket.SHUT_RD),
+        listening.sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", told["other"])),
+    )),
+    "limit": tried(lambda: resource.prlimit(signer, resource.RLIMIT_CORE, (0, 0))),
+    "own": tried(lambda: fcntl.fcntl(told["calling"], fcntl.F_SETOWN, signer)),
+    "leave the group": tried(lambda: os.setpgid(0, 0)),
+    "leave the session": tried(os.setsid),
     "fork": tried(os.fork) if hasattr(os, "fork") else 1,
     "run": tried(lambda: os.execv("/bin/true", ["true"])),
     "end": tried(lambda: os.kill(os.getppid(), signal.SIGTERM)),
@@ -71,7 +82,12 @@ def inside(folder: Path) -> Mapping[str, object]:
     )
     secret = folder / "token"
     secret.write_text("of the signer")
-    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as calling, socket.socket() as client:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.socket() as calling,
+        socket.socket() as client,
+    ):
         told = {
             "chain": to_pem(authority.chain).decode(),
             "key": key_to_pem(authority.private_key).decode(),
@@ -80,6 +96,7 @@ def inside(folder: Path) -> Mapping[str, object]:
             "listening": listening.fileno(),
             "calling": calling.fileno(),
             "port": listening.getsockname()[1],
+            "other": other.getsockname()[1],
         }
         client.connect(listening.getsockname())
         done = subprocess.run(
@@ -93,6 +110,9 @@ def inside(folder: Path) -> Mapping[str, object]:
         )
         assert done.returncode == 0, done.stderr
         assert client.recv(16) == b"served"
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
     found: Mapping[str, object] = json.loads(done.stdout)
     return found
 

@@ -1,6 +1,7 @@
 """The filter of system calls, run by hand for both machines: what it refuses, and that it refuses nothing needed."""
 
 import errno
+import fcntl
 import mmap
 import os
 import socket
@@ -127,6 +128,19 @@ def test_another_machines_numbers_end_the_process(name: str) -> None:
         ((41, 198), (socket.AF_INET, socket.SOCK_STREAM), errno.EAFNOSUPPORT),
         ((41, 198), (socket.AF_INET6, socket.SOCK_STREAM), errno.EAFNOSUPPORT),
         ((41, 198), (socket.AF_NETLINK, socket.SOCK_RAW), errno.EAFNOSUPPORT),
+        *(
+            ((calls), (3, 0, *before, flags), wanted)
+            for calls, before in (((44, 206), (0,)), ((46, 211), ()), ((307, 269), (0,)))
+            for flags, wanted in ((socket.MSG_NOSIGNAL, ALLOW), (socket.MSG_FASTOPEN | 0x4000, errno.EPERM))
+        ),
+        ((72, 25), (3, fcntl.F_SETFL, os.O_NONBLOCK), ALLOW),
+        ((72, 25), (3, fcntl.F_SETOWN, 1), errno.EPERM),
+        ((72, 25), (3, 15, 0), errno.EPERM),
+        ((16, 29), (3, 0x5421, 0), ALLOW),
+        ((16, 29), (3, 0x8901, 0), errno.EPERM),
+        ((16, 29), (3, 0x8902, 0), errno.EPERM),
+        ((302, 261), (0, 7, 0, 0), ALLOW),
+        ((302, 261), (1, 7, 0, 0), errno.EPERM),
         ((53, 199), (socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC), ALLOW),
         ((53, 199), (socket.AF_UNIX, socket.SOCK_DGRAM), errno.EPERM),
         ((53, 199), (socket.AF_UNIX, socket.SOCK_SEQPACKET), errno.EPERM),

@@ -92,7 +92,8 @@ def test_what_is_no_report_ends_it(said: Callable[[], bytes]) -> None:
 
 def test_what_the_host_does_not_let_it_give_up_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     said = framed(json.dumps({"lacking": [NO_FILES, NO_CALLS]}).encode())
-    found, how, _ = heard(said, said, counts(bundle_refused_tls=2))
+    none = framed(b'{"lacking": []}')
+    found, how, _ = heard(none, said, none, said, counts(bundle_refused_tls=2))
     assert (found, how) == ([("bundle", "refused", "tls", 2)], "IncompleteReadError")
     assert [each.__dict__["lacking"] for each in caplog.records] == [[NO_FILES, NO_CALLS]]
 
