@@ -149,6 +149,7 @@ def test_what_nothing_mends_is_denied_and_once() -> None:
     async def do(_: Serving) -> None:
         for path, reason in (
             (asking.ask(claim, "other"), "SERVICE_ACCOUNT_MISMATCH"),
+            (asking.ask(claim, serviceAccountName="other"), "SERVICE_ACCOUNT_MISMATCH"),
             (asking.ask(claim, serviceAccountUID="another"), "SERVICE_ACCOUNT_MISMATCH"),
             (asking.ask(claim, nodeName="node-b"), "POD_ON_OTHER_NODE"),
             (asking.ask(claim, podName="plain"), "POD_UID_MISMATCH"),
