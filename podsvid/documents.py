@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from podsvid import probe
 from podsvid.asked import check_discoverable, signer_of
 from podsvid.authority import CommandFailed, here
 from podsvid.interrupts import unwinding
@@ -57,6 +56,9 @@ def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_oidc_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands of `podsvid oidc`, and their flags."""
+    # Not above: `bundle show` answers by exec, and what compares keys takes as long to load as everything else.
+    from podsvid import probe
+
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     text = "write the discovery document and the keys of JWT-SVIDs below a directory, for a web server"
     export = commands.add_parser("export", help=text, description=text)
@@ -99,6 +101,8 @@ def run_bundle(parsed: argparse.Namespace) -> int:
 def run_oidc(parsed: argparse.Namespace) -> int:
     """Write or probe them; the exit code. Raises SignerError, OSError."""
     if parsed.action == "probe":
+        from podsvid import probe
+
         return probe.run(parsed)
     found = _asked(parsed)
     check_discoverable(found)
