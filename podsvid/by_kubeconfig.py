@@ -25,10 +25,10 @@ from signer.pod_certificate_settings import SIGNER_NAME
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
 OK, NOT_FOUND, FORBIDDEN, UNAUTHORIZED = 200, 404, 403, 401
 MAX_EVENTS = 10
-# What kubelet says of volumes and, the last four, of pods' certificates.
+# What kubelet says of volumes and, the last three, of pods' certificates. `Failed` it says of containers, too.
 KUBELETS = (
     *("FailedMount", "VolumeConditionAbnormal"),
-    *("Denied", "Failed", "CertificateOverdueForRefresh", "CertificateExpired"),
+    *("Denied", "CertificateOverdueForRefresh", "CertificateExpired"),
 )
 _Kind = TypeVar("_Kind")
 

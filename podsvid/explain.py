@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 # Events of a pod that starts only when its certificate is there: the signer's and kubelet's.
-_NOT_CERTIFIED = ("PodCertificatePending", "Denied", "Failed")
+_NOT_CERTIFIED = ("PodCertificatePending", "Denied")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

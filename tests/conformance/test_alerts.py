@@ -298,6 +298,7 @@ def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str
                 "contact_lost_at",
                 "wanted_at",
                 "upstream_left",
+                "certificate_waits",
                 "key_store_down",
                 "public_trouble",
                 "public_left",
