@@ -69,7 +69,7 @@ def as_yaml(document: str) -> str:
     """A JSON document as YAML, with its members in their order."""
     import yaml
 
-    return yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=False, width=1000)
 
 
 def add_cluster(parser: argparse.ArgumentParser, socket: str) -> None:

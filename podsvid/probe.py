@@ -194,10 +194,12 @@ def findings(
                 yield Finding(
                     reason, f"{name} of the discovery document is {shown(theirs)}, not {ours}: {more}; {_HOW}"
                 )
-    if outside.keys.kept is not None and outside.keys.kept > KEYS_MAX_AGE.total_seconds():
+    kept = max(outside.keys.kept or 0, outside.keys.age)
+    if kept > KEYS_MAX_AGE.total_seconds():
+        how = "are in a cache for" if outside.keys.age == kept else "may be kept for"
         yield Finding(
             "KEPT_TOO_LONG",
-            f"the keys may be kept for {outside.keys.kept} s: so much later verifiers notice that one was withdrawn, "
+            f"the keys {how} {kept} s: so much later verifiers notice that one was withdrawn, "
             f"or is new after a theft; serve them with Cache-Control: max-age={KEYS_MAX_AGE.total_seconds():.0f}",
         )
 

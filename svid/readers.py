@@ -23,7 +23,7 @@ _MAX_SECONDS = 2**31 - 1
 # The members that make a key (RFC 7638), by its type.
 _MADE_OF: Mapping[str, tuple[str, ...]] = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 _NAMES = frozenset({"crv"})
-_MAX_AGE = re.compile(r"(?:^|,)\s*max-age\s*=\s*\"?([0-9]{1,20})\"?\s*(?=,|$)", re.ASCII | re.IGNORECASE)
+_MAX_AGE = re.compile(r"(?:^|,)\s*(?:s-maxage|max-age)\s*=\s*\"?([0-9]{1,20})\"?\s*(?=,|$)", re.ASCII | re.IGNORECASE)
 _NOT_KEPT = re.compile(r"(?:^|,)\s*no-(?:store|cache)\s*(?=,|$)", re.ASCII | re.IGNORECASE)
 
 
@@ -44,6 +44,9 @@ class Standing(Enum):
     ANOTHER = "another key"
 
 
+_WORST = (Standing.ABANDONED, Standing.ANOTHER, Standing.NOT_PUBLISHED, Standing.PUBLISHED)
+
+
 @dataclass(frozen=True, slots=True)
 class Discovery:
     """What a discovery document leads to."""
@@ -62,7 +65,7 @@ class ReadKey:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is outside, and the ids of published keys that are not."""
+    """What is outside, the worst first, and the ids of published keys that are not."""
 
     keys: tuple[tuple[str, Standing], ...]
     missing: tuple[str, ...]
@@ -100,7 +103,7 @@ def compared(outside: Collection[ReadKey], own: Collection[ReadKey], abandoned: 
             return Standing.ABANDONED
         return Standing.PUBLISHED if ours is not None else Standing.NOT_PUBLISHED
 
-    keys = tuple((each.id, standing(each)) for each in outside)
+    keys = tuple(sorted(((each.id, standing(each)) for each in outside), key=lambda found: _WORST.index(found[1])))
     there = {each.id for each in outside if published.get(each.id) == each}
     return Comparison(keys, tuple(each.id for each in own if each.id not in there))
 
@@ -109,7 +112,9 @@ def kept_for(cache_control: str) -> int | None:
     """For how many seconds readers may keep an answer (RFC 9111 5.2.2); None where it does not say."""
     if _NOT_KEPT.search(cache_control):
         return 0
-    return _seconds(*_MAX_AGE.findall(cache_control)[:1])
+    # A cache between may go by another number than the verifier: the greater one counts.
+    said = [each for each in map(_seconds, _MAX_AGE.findall(cache_control)) if each is not None]
+    return max(said, default=None)
 
 
 def age_of(age: str) -> int:
@@ -117,7 +122,7 @@ def age_of(age: str) -> int:
     return _seconds(age.strip()) or 0
 
 
-def _seconds(text: str = "") -> int | None:
+def _seconds(text: str) -> int | None:
     return min(int(text), _MAX_SECONDS) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 

@@ -15,12 +15,8 @@ _OUTSIDE = (
 
 def to_do(state: AuthorityState, now: datetime) -> list[str]:
     """For people, a line each."""
-    # A key that never signed is in no cache.
-    keys = [
-        each
-        for each in state.abandoned
-        if each.kind == "jwt" and each.svids_end and each.left_at and now < each.left_at + TOLD_FOR
-    ]
+    # Caches have one that never signed as well: it was published.
+    keys = [each for each in state.abandoned if each.kind == "jwt" and each.left_at and now < each.left_at + TOLD_FOR]
     lines = _of_jwt(state, keys) if keys else []
     for each in state.abandoned:
         if each.certified_until and now < each.certified_until:

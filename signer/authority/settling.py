@@ -65,7 +65,7 @@ def waits(state: AuthorityState, policy: LifecyclePolicy) -> Iterator[Wait]:
             needed = each.settle(kind)
             if state.forced(kind):
                 # Those who do as they are told read anew in that time; for no others is a stolen key kept signing.
-                needed = min(needed, each.told, policy.forced_window)
+                needed = min(needed, each.told, policy.ack_bound, policy.forced_window)
             if prepared is not None and needed:
                 until = published_at(state, prepared) + needed
                 if isinstance(active, X509Slot):
@@ -135,10 +135,10 @@ def awaited(state: AuthorityState, prepared: Slot, acks: Acks, policy: Lifecycle
     if acks.unknown:
         # What is not known bounds nothing.
         conditions = ["it is known who has it"]
-    audiences = [each.audience for each in waits(state, policy) if each.kind == kind and now < each.until]
-    if audiences:
-        conditions.append(f"{_called(', '.join(audiences))} had time to read it")
-    elif now < ready or not conditions:
+    waited = [each for each in waits(state, policy) if each.kind == kind and now < each.until]
+    if waited:
+        conditions.append(f"{_called(', '.join(each.audience for each in waited))} had time to read it")
+    if not conditions or (now < ready and all(each.until < ready for each in waited)):
         conditions.append("its lead time is over")
     found = f"when {' and '.join(conditions)}"
     if acks.unknown:
@@ -208,7 +208,8 @@ def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, 
                     f"{kind}: {_called(audience.name)} may accept what {each.authority_id}, which was abandoned, signs "
                     f"until {_at(each.certified_until)}: a CA above certified it, and they trust its root"
                 )
-        elif each.svids_end is not None and each.left_at is not None and now < each.left_at + needed:
+        # One that never signed was published all the same.
+        elif each.left_at is not None and now < each.left_at + needed:
             by_need = _BY_NEED if audience.name == OIDC else ""
             yield (
                 f"{kind}: {_called(audience.name)} may accept what {each.authority_id}, which was abandoned, signs "

@@ -102,7 +102,7 @@ class FilePair:
 
 
 class OwnPair:
-    """Implements Source, by the authority that signs: re-issued with it, and at half of its life.
+    """Implements Source: by the authority that signs, until that one leaves the bundle or half of its life has passed.
 
     One that this process' OpenSSL cannot show (before 3.5 it knows no ML-DSA) is not signed again until it is due, and
     the one before stays.

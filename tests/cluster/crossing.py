@@ -214,6 +214,6 @@ class Crossing:
                     await asyncio.to_thread(handshake, serving.papers, calling.papers)
                     assert await serving.takes(await calling.token()) == str(calling.spiffe_id)
                     self.done += 1
-                except (ssl.SSLError, grpc.RpcError, AssertionError, KeyError) as error:
+                except (OSError, ValueError, grpc.RpcError, AssertionError, KeyError) as error:
                     self.failed.append(f"{calling.spiffe_id} -> {serving.spiffe_id}: {error!r}")
             await asyncio.sleep(0.05)

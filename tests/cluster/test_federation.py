@@ -326,6 +326,8 @@ def test_two_clusters_trust_each_other_and_lose_no_request_through_rotations_and
                         assert await thief.deceives(victim) == (False, False)
                 before = crossing.done
                 await until(lambda before=before: crossing.done > before + 20 or crossing.failed)  # type: ignore[misc]
+                assert crossing.done > before + 20, crossing.failed
+            assert not running.done(), "the traffic ended by itself"
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -395,7 +395,8 @@ def test_people_are_told_what_no_signer_can_do() -> None:
     after = replace(state, abandoned=(signed, never, x509, own))
     lines = to_do(after, START)
     assert [line.partition(":")[0] for line in lines] == ["jwt", "jwt", "jwt", "x509"]
-    assert "accept tokens of signed until" in lines[0]
+    # One that never signed was published all the same.
+    assert "accept tokens of signed, never until" in lines[0]
     assert f"one token that was issued after 2030-01-01T00:00:00Z (key id {active})" in lines[0]
     assert "podsvid oidc probe" in lines[2]
     assert "what a thief signs is accepted until 2030-01-01T01:00:00Z: replace that root" in lines[3]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from signer.authority import settling
+from signer.authority.advice import to_do
 from signer.authority.anchors import UpstreamRoot
 from signer.authority.knowledge import Acks
 from signer.authority.lifecycle import Life
@@ -400,6 +401,34 @@ def test_a_stolen_key_that_signs_on_is_not_said_to_be_missed() -> None:
     state, _ = by.compromised(state, ("jwt",), START + MINUTE)
     assert len(state.abandoned) == 2
     assert "may refuse" not in "".join(by.outlook(state, ALL, START + MINUTE))
+
+
+@pytest.mark.parametrize(("kind", "audience", "until"), [("x509", FEDERATION, 5 * HINT), ("jwt", OIDC, DAY)])
+def test_a_stolen_key_that_never_signed_was_published_and_is_told_of(
+    kind: str, audience: Audience, until: timedelta
+) -> None:
+    """Who read in those minutes has it, and accepts what a thief signs."""
+    by = life(audience)
+    state = done(by.prepare(first(by), kind, START))[0]
+    prepared = state.find(kind, Stage.PREPARED)
+    assert prepared is not None
+    left, before = START + MINUTE, state
+    state, _ = by.compromised(state, (kind,), left)
+    state = state.noting(before, left)
+    said = "".join(by.outlook(state, ALL, left + SECOND))
+    assert f"may accept what {prepared.id}, which was abandoned, signs until {left + until:%Y-%m-%dT%H:%M:%SZ}" in said
+    told = "".join(to_do(state, left + SECOND))
+    assert (prepared.id in told) is (kind == "jwt")
+
+
+def test_a_scheduled_key_waits_for_its_lead_time_too() -> None:
+    by = life(FEDERATION, jwt_lead=DAY)
+    state = replace(done(by.prepare(first(by), "jwt", START))[0], goals=frozenset())
+    (line,) = [each for each in by.outlook(state, ALL, START) if each.startswith("jwt: activate")]
+    ready = START + by.policy.jwt_lead
+    assert by.policy.jwt_lead > 5 * HINT
+    assert "(federation) had time to read it and its lead time is over" in line
+    assert f"at {ready:%Y-%m-%dT%H:%M:%SZ}" in line
 
 
 def test_who_went_on_without_them_is_told_until_when_they_may_refuse() -> None:
