@@ -213,7 +213,7 @@ class Replica:
         minting = Minting(self._signing_state, parts.minting(config), clock, lifetimes, self._keys)
         self._certificates = PodCertificates(
             api,
-            CertifiedPods(self._pods, accounts, config.outage_limit),
+            CertifiedPods(self._pods, accounts, config.outage_limit, clock),
             self._policies,
             minting,
             self._events,

@@ -9,6 +9,9 @@ from signer.errors import Reason, Refused
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 
+# How long what is issued to a pod that ends may outlast its grace period: as Kubernetes counts a token that is bound to
+# it.
+AFTERWARDS = timedelta(seconds=60)
 # When to ask again: during an outage of the API server, and where it is a matter of moments.
 OUTAGE_RETRY, SOON = timedelta(seconds=5), timedelta(seconds=2)
 # Of one pod: what policy gives it, and what it asks for beside.

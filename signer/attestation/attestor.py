@@ -16,14 +16,11 @@ from signer.attestation.accounts import Accounts
 from signer.attestation.pods import Pods
 from signer.attestation.tokens import NOBODY, OfflineTokens, TokenRefused, TokenReviews, claimed_pod, names_a_key
 from signer.errors import ApiUnavailable, Reason, Refused
-from signer.model import OUTAGE_RETRY, Agent, AttestedPod, BoundToken, LivePod, PodClaim, Sender, Standing
+from signer.model import AFTERWARDS, OUTAGE_RETRY, Agent, AttestedPod, BoundToken, LivePod, PodClaim, Sender, Standing
 from svid.spiffeid import SpiffeId
 
 # Pods whose last mint this replica remembers, for an outage of the API server.
 MAX_ISSUED = 200_000
-# How long what is issued to a pod that ends may outlast its grace period: as Kubernetes counts a token that is bound to
-# it.
-AFTERWARDS = timedelta(seconds=60)
 _AGENT_FAULTS = {
     "INVALID": Reason.AGENT_TOKEN_INVALID,
     "EXPIRED": Reason.AGENT_TOKEN_EXPIRED,

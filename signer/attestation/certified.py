@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from runtime import durations
+from runtime.clock import Clock
 from signer.attestation import fitness
 from signer.attestation.accounts import Accounts
 from signer.attestation.pods import Pods
 from signer.errors import ApiUnavailable, Reason, Refused
-from signer.model import OUTAGE_RETRY, LivePod, PodClaim
+from signer.model import AFTERWARDS, OUTAGE_RETRY, LivePod, PodClaim
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,11 @@ class ClaimedPod:
 class CertifiedPods:
     """Decides by live objects, and without the API server not at all: there is nowhere to write the answer either."""
 
-    def __init__(self, pods: Pods, accounts: Accounts, limit: timedelta) -> None:
+    def __init__(self, pods: Pods, accounts: Accounts, limit: timedelta, clock: Clock) -> None:
         self._pods = pods
         self._accounts = accounts
         self._limit = limit
+        self._clock = clock
 
     async def find(self, claimed: ClaimedPod) -> LivePod:
         """The pod that is asked for. Raises Refused."""
@@ -41,6 +43,9 @@ class CertifiedPods:
         try:
             pod = await self._pods.find(claimed.pod)
             _check(pod, claimed)
+            # As its token would end: nobody has to confirm that it is gone.
+            if pod.leaving is not None and pod.leaving.until + AFTERWARDS <= self._clock.now():
+                raise Refused(Reason.POD_FINISHED, f"pod {pod} was deleted, and its time is over")
             # Of an account that was made anew under its name the pod is not.
             if not await self._accounts.is_there(pod.namespace, pod.service_account, claimed.service_account_uid):
                 raise Refused(

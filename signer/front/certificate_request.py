@@ -61,7 +61,7 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
     metadata, spec = body.metadata, body.spec
     if not metadata.uid or not metadata.name or not metadata.namespace or spec is None:
         return None
-    if body.status is not None and body.status.conditions:
+    if is_decided(body):
         return None
     pod = PodClaim(metadata.namespace, spec.pod_name or "", spec.pod_uid or "")
     key, flaw = None, None
@@ -82,6 +82,11 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
         dns_names=names,
         flaw=flaw,
     )
+
+
+def is_decided(body: PodCertificateRequestObject) -> bool:
+    """Whether it has its answer."""
+    return body.status is not None and bool(body.status.conditions)
 
 
 def _most(spec: PodCertificateRequestSpec) -> timedelta:

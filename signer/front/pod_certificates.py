@@ -19,13 +19,12 @@ from runtime.stopping import end, side_by_side
 from signer.attestation.certified import CertifiedPods
 from signer.cluster.events import Events
 from signer.cluster.kube import KubeApi, Object
-from signer.cluster.mirror import Mirror
-from signer.cluster.objects import Named, PodCertificateRequestObject
+from signer.cluster.objects import Named
 from signer.errors import ApiUnavailable, Conflict, Forbidden, NotFound, Reason, Refused, SignerError
 from signer.front.audit import Audit
 from signer.front.calls import MINT_DEADLINE, refused_by
-from signer.front.certificate_request import CertificateRequest, read_request
-from signer.front.turns import Turns
+from signer.front.certificate_request import CertificateRequest
+from signer.front.certificate_requests import GROUP, Following
 from signer.metrics import Metrics
 from signer.minting.minting import IssuedX509, Minting
 from signer.model import Entitlement, LivePod
@@ -35,14 +34,16 @@ from svid.certificates import serial_of, to_pem
 from svid.keys import KeyAlgorithm, algorithm_of
 
 _log = logging.getLogger("podsvid.certificates")
-GROUP = "/apis/certificates.k8s.io"
 # The older one first: in it are both kinds of proofs, and kubelets of 1.35 have the older kind only.
 VERSIONS = ("v1beta1", "v1")
-# Requests that are held, of all nodes and of one; decided at a time; and a second, and at once.
-MOST, OF_NODE = 2000, 500
+# Decided at a time, and so many a second, and at once.
 AT_ONCE, RATE, BURST = 16, 50.0, 100.0
 # Seconds between looks whether the API is served, and whether what is followed still is.
 ABSENT_SECONDS, LOOK_SECONDS = 60.0, 10.0
+# Until what had no room is read again, at least: all else begins anew with it.
+AGAIN_SECONDS = 60.0
+# Of how many tries one is said to the pod.
+_TOLD_OF = 10
 # The API server wants so much before and after it.
 REFRESH_MARGIN = timedelta(minutes=10)
 # Of many key stores' turns: all pods' certificates together are one holder, as a node is.
@@ -109,7 +110,7 @@ class PodCertificates:
         self._clock = clock
         self._rng = rng
         self._bucket = Bucket(RATE, BURST, clock.monotonic())
-        self._following: _Following | None = None
+        self._following: Following | None = None
         self._absent = False
 
     async def lead(self) -> None:
@@ -173,15 +174,16 @@ class PodCertificates:
 
     async def _follow(self, version: str) -> None:
         """Until another version is to be followed, or what was left out has room again."""
-        found = self._following = _Following(self._api, version, self._clock)
+        found = self._following = Following(self._api, version, self._clock)
         workers = [self._work(found) for _ in range(AT_ONCE)]
         running = asyncio.ensure_future(side_by_side(found.mirror.run(), *workers))
+        again_at = self._clock.monotonic() + AGAIN_SECONDS
         try:
             while True:
                 await asyncio.wait([running], timeout=LOOK_SECONDS)
                 if running.done():
                     running.result()
-                if found.left_out and len(found.turns) < MOST // 2:
+                if self._clock.monotonic() >= again_at and found.has_room_again():
                     return
                 if found.mirror.lost_since is not None and await self._differs(version):
                     return
@@ -194,13 +196,13 @@ class PodCertificates:
         except SignerError:
             return False
 
-    async def _work(self, found: "_Following") -> None:
+    async def _work(self, found: "Following") -> None:
         while True:
             await self._decide(await self._next(found), found)
             # Agents' mints go on meanwhile.
             await give_way()
 
-    async def _next(self, found: "_Following") -> CertificateRequest:
+    async def _next(self, found: "Following") -> CertificateRequest:
         changed, turns = found.mirror.changed, found.turns
         while True:
             seen, now = changed.version, self._clock.monotonic()
@@ -223,7 +225,7 @@ class PodCertificates:
                 return request
             turns.remove(uid)
 
-    async def _decide(self, request: CertificateRequest, found: "_Following") -> None:
+    async def _decide(self, request: CertificateRequest, found: "Following") -> None:
         started = time.perf_counter()
         pod: LivePod | None = None
         try:
@@ -234,9 +236,11 @@ class PodCertificates:
                 entitlement = self._policies.entitlement(pod)
                 issued = await self._signed(request, pod, entitlement)
                 self._audit.certified(request.name, pod, entitlement, _facts(issued), time.perf_counter() - started)
-                await self._write(found.version, request, self._issued(issued))
+                is_there = await self._write(found.version, request, self._issued(issued))
         except Exception as error:
             await self._refused(request, found, pod, refused_by(error), started)
+            return
+        if not is_there:
             return
         claim = request.claimed.pod
         for surprise in entitlement.surprises:
@@ -262,16 +266,15 @@ class PodCertificates:
     async def _refused(
         self,
         request: CertificateRequest,
-        found: "_Following",
+        found: "Following",
         pod: LivePod | None,
         refusal: Refused,
         started: float,
     ) -> None:
         """Denied, or put off."""
-        reason, claim = refusal.reason, request.claimed.pod
-        self._audit.uncertified(
-            request.name, request.claimed.node_name, claim, reason, str(refusal), time.perf_counter() - started
-        )
+        reason, claim, seconds = refusal.reason, request.claimed.pod, time.perf_counter() - started
+        self._audit.uncertified(request.name, request.claimed.node_name, claim, reason, str(refusal), seconds)
+        self._metrics.minted("pod_certificate", reason.value, seconds)
         if self._is_final(reason, pod):
             try:
                 await self._write(found.version, request, self._denied(refusal))
@@ -283,15 +286,18 @@ class PodCertificates:
             else:
                 self._metrics.certified("denied")
                 return
-        elif pod is not None or reason in _OF_THE_POD:
+        elif (pod is not None or reason in _OF_THE_POD) and found.turns.tries(request.uid) % _TOLD_OF == 0:
             self._events.certificate_waits(claim, reason.value, str(refusal))
         self._metrics.certified("put_off")
         found.turns.put_off(request.uid, self._clock.monotonic(), self._rng.random())
 
     def _is_final(self, reason: Reason, pod: LivePod | None) -> bool:
+        if reason in (Reason.POLICY_DENIED, Reason.KEY_ALGORITHM_DENIED) and not self._policies.followed:
+            return False
         if reason is Reason.POLICY_DENIED:
-            # Where none matches and one is wanted, one may come.
-            return pod is not None and bool(self._policies.matching(pod))
+            # Where none matches and one is wanted, one may come; and one that cannot be read may not be for this pod.
+            matching = self._policies.matching(pod) if pod is not None else []
+            return bool(matching) and matching[0].deny and not matching[0].problem
         return reason in DENIED
 
     def _issued(self, issued: IssuedX509) -> Object:
@@ -322,49 +328,18 @@ class PodCertificates:
             "lastTransitionTime": _written(self._clock.now()),
         }
 
-    async def _write(self, version: str, request: CertificateRequest, status: Object) -> None:
-        """Of what is gone nothing is to be written. Raises ApiUnavailable."""
+    async def _write(self, version: str, request: CertificateRequest, status: Object) -> bool:
+        """Whether it was still there. Raises ApiUnavailable."""
         body: Object = {"metadata": {"resourceVersion": request.version}, "status": status}
         try:
             await self._api.patch(f"{GROUP}/{version}/{request.path}/status", body)
         except NotFound:
-            return
+            return False
         except Conflict:
             raise ApiUnavailable("the request was changed meanwhile") from None
         except Forbidden as error:
             raise ApiUnavailable(f"the signer may not decide the request: {error}; apply its RBAC") from None
-
-
-class _Following:
-    """What is followed of one version."""
-
-    def __init__(self, api: KubeApi, version: str, clock: Clock) -> None:
-        self.version = version
-        self.turns = Turns(MOST, OF_NODE)
-        # Some had no room: they come with the next list.
-        self.left_out = False
-        self.mirror: Mirror[PodCertificateRequestObject, CertificateRequest] = Mirror(
-            api,
-            f"{GROUP}/{version}/podcertificaterequests",
-            PodCertificateRequestObject,
-            self._read,
-            clock,
-            {"fieldSelector": f"spec.signerName={SIGNER_NAME}"},
-            observe=self._observe,
-        )
-
-    def _read(self, body: PodCertificateRequestObject) -> CertificateRequest | None:
-        found = read_request(body)
-        if found is not None and found.uid not in self.turns and not self.turns.room(found.claimed.node_name):
-            self.left_out = True
-            return None
-        return found
-
-    def _observe(self, old: CertificateRequest | None, new: CertificateRequest | None) -> None:
-        if new is not None:
-            self.turns.add(new.uid, new.claimed.node_name, new.created)
-        elif old is not None:
-            self.turns.remove(old.uid)
+        return True
 
 
 def _check_key(entitlement: Entitlement, algorithm: KeyAlgorithm) -> None:

@@ -4,7 +4,7 @@ Who asks for very much waits for itself only. Nothing is done twice at a time.
 """
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 # Seconds after which what was put off is tried again: at first, and at most.
@@ -14,6 +14,7 @@ FIRST, MOST = 5.0, 60.0
 @dataclass(slots=True)
 class _Entry:
     node: str
+    pod: str
     created: str
     # It waits in its node's line; else for its time, or somebody has it.
     ready: bool = True
@@ -23,16 +24,18 @@ class _Entry:
 
 
 class Turns:
-    """So many at most, and so many of one node. Times are seconds of a clock that only grows."""
+    """So many at most, so many of one node and of one pod. Times are seconds of a clock that only grows."""
 
-    def __init__(self, most: int, of_node: int) -> None:
+    def __init__(self, most: int, of_node: int, of_pod: int) -> None:
         self._most = most
         self._of_node = of_node
+        self._of_pod = of_pod
         self._entries: dict[str, _Entry] = {}
-        self._held: dict[str, int] = {}
-        # The ready ones of each node, the oldest first; the node whose turn is next comes first. With some that are
-        # there no more: what is taken out is looked for in `_entries`.
-        self._lines: OrderedDict[str, list[tuple[str, str]]] = OrderedDict()
+        self._held: Counter[str] = Counter()
+        self._of_pods: Counter[str] = Counter()
+        # The ready ones of each node, the oldest first, those that were put off behind all others; the node whose turn
+        # is next comes first. With some that are there no more: what is taken out is looked for in `_entries`.
+        self._lines: OrderedDict[str, list[tuple[int, str, str]]] = OrderedDict()
         self._later: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
@@ -41,16 +44,24 @@ class Turns:
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
-    def room(self, node: str) -> bool:
-        """Whether one more of that node has a place."""
-        return len(self._entries) < self._most and self._held.get(node, 0) < self._of_node
+    def room(self, node: str, pod: str) -> bool:
+        """Whether one more of that node and pod has a place."""
+        return (
+            len(self._entries) < self._most and self._held[node] < self._of_node and self._of_pods[pod] < self._of_pod
+        )
 
-    def add(self, key: str, node: str, created: str) -> None:
+    def tries(self, key: str) -> int:
+        """How often it was put off."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else entry.tries
+
+    def add(self, key: str, node: str, pod: str, created: str) -> None:
         """It waits for its turn; one that is there stays where it is."""
         if key in self._entries:
             return
-        self._entries[key] = _Entry(node, created)
-        self._held[node] = self._held.get(node, 0) + 1
+        self._entries[key] = _Entry(node, pod, created)
+        self._held[node] += 1
+        self._of_pods[pod] += 1
         self._line_up(key)
 
     def remove(self, key: str) -> None:
@@ -59,6 +70,9 @@ class Turns:
         if entry is None:
             return
         self._held[entry.node] -= 1
+        self._of_pods[entry.pod] -= 1
+        if not self._of_pods[entry.pod]:
+            del self._of_pods[entry.pod]
         if not self._held[entry.node]:
             del self._held[entry.node]
             self._lines.pop(entry.node, None)
@@ -69,7 +83,7 @@ class Turns:
         while self._lines:
             node, line = next(iter(self._lines.items()))
             while line:
-                _, key = heapq.heappop(line)
+                *_, key = heapq.heappop(line)
                 entry = self._entries.get(key)
                 if entry is not None and entry.ready:
                     entry.ready, entry.taken = False, True
@@ -105,4 +119,4 @@ class Turns:
 
     def _line_up(self, key: str) -> None:
         entry = self._entries[key]
-        heapq.heappush(self._lines.setdefault(entry.node, []), (entry.created, key))
+        heapq.heappush(self._lines.setdefault(entry.node, []), (min(entry.tries, 1), entry.created, key))

@@ -181,13 +181,13 @@ class Minting:
                 f"authority cannot give so much now{f' ({notice})' if notice else ''}; it waits for the next one",
                 retry_after=SOON,
             )
-        given = entitlement.x509_ttl
+        given, raised = entitlement.x509_ttl, ""
         if given is not None and given < LEAST_LIFE:
-            notice = (
+            raised = (
                 f"policy {entitlement.decided_by} gives x509TTL {entitlement.x509_ttl_text or durations.text(given)}, "
                 f"and no pod's certificate lives for less than {durations.text(LEAST_LIFE)}"
             )
-        return replace(issued, notice=notice)
+        return replace(issued, notice=raised)
 
     def jwt(
         self, entitlement: Entitlement, spiffe_id: str, audiences: Sequence[str], until: datetime | None = None

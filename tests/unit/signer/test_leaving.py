@@ -9,13 +9,12 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from signer.attestation.attestor import AFTERWARDS
 from signer.attestation.pods import read_pod
 from signer.attestation.tokens import REVIEWS, TokenRefused
 from signer.cluster.kube import Object
 from signer.cluster.objects import Pod, PodMetadata
 from signer.errors import Reason, Refused
-from signer.model import OUTAGE_RETRY, Leaving, PodClaim
+from signer.model import AFTERWARDS, OUTAGE_RETRY, Leaving, PodClaim
 from svid.certificates import certificates_from_der
 from tests.signer_rig import START
 from tests.unit.signer.door import Door, at_the_door, lines, refused

@@ -25,7 +25,7 @@ from podsvid import uninstall_check
 from runtime.clock import SystemClock
 from signer.attestation.tokens import JWKS
 from signer.cluster.kube import KubeApi
-from signer.front.pod_certificates import GROUP
+from signer.front.certificate_requests import GROUP
 from signer.model import PodClaim
 from tests import permissions, pod_certificates
 from tests.fake_kube import FakeKube

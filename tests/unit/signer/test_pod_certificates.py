@@ -14,7 +14,8 @@ import pytest
 
 from runtime.clock import SystemClock
 from signer.cluster.kube import Object
-from signer.front.pod_certificates import DENIED, GROUP
+from signer.front.certificate_requests import GROUP
+from signer.front.pod_certificates import DENIED
 from signer.model import PodClaim
 from svid.keys import KeyAlgorithm, public_bytes, public_key_of
 from tests.pod_certificates import body, csr, instant, leaf, outcome, source, spiffe_id
@@ -65,6 +66,14 @@ class Asking:
         path = f"{GROUP}/v1beta1/namespaces/default/podcertificaterequests/req-{self.made}"
         self.kube.put(path, {"spec": asked["spec"]})
         return path
+
+    def delete(self, name: str, ends_in: timedelta) -> None:
+        """It is asked to end, and somebody does not confirm that it has."""
+        path = f"/api/v1/namespaces/default/pods/{name}"
+        found = self.kube.objects[path]
+        ends = self.site.clock.at + ends_in
+        found["metadata"].update(deletionTimestamp=f"{ends:%Y-%m-%dT%H:%M:%SZ}", deletionGracePeriodSeconds=30)
+        self.kube.put(path, found)
 
     def status(self, path: str) -> Object:
         found: Object = self.kube.objects[path].get("status") or {}
@@ -208,6 +217,58 @@ def test_a_policy_that_denies_is_final() -> None:
     run(asking, do, "--require-policy", "true")
 
 
+def test_a_policy_that_denies_and_cannot_be_read_is_not() -> None:
+    """What it selects nobody knows, and kubelet asks no more for a pod that was denied."""
+    asking = Asking()
+    path = asking.ask(asking.pod())
+    asking.kube.put(
+        f"{POLICIES}/a",
+        {"spec": {"deny": True, "podSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}},
+    )
+
+    async def do(signer: Serving) -> None:
+        await until(lambda: bool(asking.events("PodCertificatePending")) or bool(asking.status(path)))
+        assert asking.status(path) == {}
+        asking.kube.put(f"{POLICIES}/a", {"spec": {}})
+        assert outcome(await asking.decided(path))[0] == "Issued"
+
+    run(asking, do)
+
+
+def test_what_is_denied_by_policies_that_are_followed_no_more_may_be_no_longer_so() -> None:
+    asking = Asking()
+    claim = asking.pod()
+    asking.kube.put(f"{POLICIES}/a", {"spec": {"deny": True}})
+
+    async def do(signer: Serving) -> None:
+        mirror = signer.replica._policies._namespaced
+        mirror.lost_since = 0.0
+        path = asking.ask(claim)
+        await put_off(signer)
+        assert asking.status(path) == {}
+        mirror.lost_since = None
+        assert outcome(await asking.decided(path)) == ("Denied", "POLICY_DENIED")
+
+    run(asking, do)
+
+
+def test_a_pod_that_was_deleted_gets_nothing_once_its_time_is_over() -> None:
+    asking = Asking()
+    claim = asking.pod()
+    asking.delete("web", timedelta(seconds=-50))
+
+    async def do(signer: Serving) -> None:
+        assert outcome(await asking.decided(asking.ask(claim)))[0] == "Issued"
+        asking.delete("web", timedelta(seconds=-70))
+        seen = signer.replica._pods
+        await until(lambda: (found := seen.known(claim.uid)) is not None and found.leaving is not None)
+        status = await asking.decided(asking.ask(claim))
+        assert outcome(status) == ("Denied", "POD_FINISHED")
+        assert "was deleted" in status["conditions"][0]["message"]
+
+    run(asking, do)
+
+
 def test_a_dns_name_that_policy_does_not_give_waits_for_it() -> None:
     asking = Asking()
     claim = asking.pod()
@@ -309,8 +370,9 @@ def test_off_nobody_looks() -> None:
 
 
 def test_a_crowd_is_served_whole_and_beyond_its_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.front.pod_certificates.MOST", 20)
-    monkeypatch.setattr("signer.front.pod_certificates.OF_NODE", 20)
+    monkeypatch.setattr("signer.front.certificate_requests.MOST", 20)
+    monkeypatch.setattr("signer.front.certificate_requests.OF_NODE", 20)
+    monkeypatch.setattr("signer.front.pod_certificates.AGAIN_SECONDS", 0.05)
     monkeypatch.setattr("signer.front.pod_certificates.RATE", 1000.0)
     asking = Asking()
     claim = asking.pod()

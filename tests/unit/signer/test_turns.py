@@ -12,11 +12,11 @@ from signer.front.turns import FIRST, MOST, Turns
 NODES = st.sampled_from(["a", "b", "c"])
 
 
-def made(*keys: str, most: int = 100, of_node: int = 100) -> Turns:
+def made(*keys: str, most: int = 100, of_node: int = 100, of_pod: int = 100) -> Turns:
     """Of keys such as a1: the node, and how old it is."""
-    turns = Turns(most, of_node)
+    turns = Turns(most, of_node, of_pod)
     for key in keys:
-        turns.add(key, key[0], key[1:])
+        turns.add(key, key[0], key[0], key[1:])
     return turns
 
 
@@ -28,14 +28,14 @@ def test_the_oldest_of_each_node_in_turn() -> None:
 def test_a_node_that_asks_for_much_waits_for_itself() -> None:
     turns = made(*(f"a{number:03}" for number in range(90)))
     assert turns.take(0.0) == "a000"
-    turns.add("b1", "b", "1")
+    turns.add("b1", "b", "b", "1")
     assert "b1" in {turns.take(0.0) for _ in range(2)}
 
 
 def test_what_is_taken_or_decided_does_not_come_again() -> None:
     turns = made("a1")
     assert turns.take(0.0) == "a1"
-    turns.add("a1", "a", "1")
+    turns.add("a1", "a", "a", "1")
     assert turns.take(10 * MOST) is None
     turns.remove("a1")
     assert (len(turns), turns.next_at(), turns.take(10 * MOST)) == (0, None, None)
@@ -61,12 +61,25 @@ def test_what_is_put_off_comes_ever_later() -> None:
 
 def test_there_is_room_for_so_many_and_so_many_of_a_node() -> None:
     turns = made("a1", "a2", most=3, of_node=2)
-    assert not turns.room("a")
-    assert turns.room("b")
-    turns.add("b1", "b", "1")
-    assert not turns.room("c")
+    assert not turns.room("a", "a")
+    assert turns.room("b", "b")
+    turns.add("b1", "b", "b", "1")
+    assert not turns.room("c", "c")
     turns.remove("a1")
-    assert turns.room("a")
+    assert turns.room("a", "a")
+
+
+def test_one_pod_fills_no_node_and_what_waits_long_is_behind_what_is_new() -> None:
+    turns = made("a1", "a2", of_pod=2)
+    assert not turns.room("a", "a")
+    assert turns.room("a", "another")
+    assert turns.take(0.0) == "a1"
+    turns.put_off("a1", 0.0, 1.0)
+    turns.add("a9", "a", "another", "9")
+    assert [turns.take(MOST) for _ in range(3)] == ["a2", "a9", "a1"]
+    assert (turns.tries("a1"), turns.tries("a9"), turns.tries("gone")) == (1, 0, 0)
+    turns.remove("a1")
+    assert turns.room("a", "a")
 
 
 class Machine(RuleBasedStateMachine):
@@ -74,7 +87,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = Turns(1000, 1000)
+        self.turns = Turns(1000, 1000, 1000)
         self.now = 0.0
         self.count = 0
         self.ready: dict[str, tuple[str, str]] = {}
@@ -87,7 +100,7 @@ class Machine(RuleBasedStateMachine):
     def add(self, node: str, created: str) -> None:
         self.count += 1
         key = f"{node}-{self.count:06}"
-        self.turns.add(key, node, created)
+        self.turns.add(key, node, key, created)
         self.ready[key] = node, created
 
     @rule(passed=st.floats(0, 200))
@@ -100,11 +113,11 @@ class Machine(RuleBasedStateMachine):
             assert not self.ready
             return
         key, of = found, self.ready.pop(found)
-        assert all(other >= (of[1], key) for other in self._line(of[0]))
+        assert all(other >= (self.tries[key] > 0, of[1], key) for other in self._line(of[0]))
         self.taken[key] = of
 
-    def _line(self, node: str) -> list[tuple[str, str]]:
-        return [(created, key) for key, (where, created) in self.ready.items() if where == node]
+    def _line(self, node: str) -> list[tuple[bool, str, str]]:
+        return [(self.tries[key] > 0, created, key) for key, (where, created) in self.ready.items() if where == node]
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data(), draw=st.floats(0, 1))
