@@ -200,7 +200,7 @@ def findings(
         yield Finding(
             "KEPT_TOO_LONG",
             f"the keys {how} {kept} s: so much later verifiers notice that one was withdrawn, "
-            f"or is new after a theft; serve them with Cache-Control: max-age={KEYS_MAX_AGE.total_seconds():.0f}",
+            f"or is new after a theft; serve them with Cache-Control: max-age={int(KEYS_MAX_AGE.total_seconds())}",
         )
 
 
