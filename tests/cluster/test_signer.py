@@ -349,8 +349,15 @@ def test_the_agent_may_do_nothing_else(site: Site) -> None:
         "spec": {"namespace": NAMESPACE},
     }
     rules = rights.create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review)["status"]["resourceRules"]
-    # What every service account may do: ask about itself.
-    allowed = {(group, resource) for rule in rules for group in rule["apiGroups"] for resource in rule["resources"]}
+    # What every service account may do: read published trust, where the API server has such objects, and ask about
+    # itself.
+    allowed = {
+        (group, resource)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        if (resource, set(rule["verbs"])) != ("clustertrustbundles", {"get", "list", "watch"})
+    }
     assert {group for group, _ in allowed} <= {"authorization.k8s.io", "authentication.k8s.io"}, allowed
     assert all(resource.startswith("self") for _, resource in allowed), allowed
     for path in (
