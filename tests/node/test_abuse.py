@@ -143,7 +143,8 @@ def test_streams_opened_and_cancelled_by_the_thousand() -> None:
                     except grpc.aio.AioRpcError as error:
                         codes.add(error.code())
                     each.cancel()
-            assert codes <= {grpc.StatusCode.UNAVAILABLE}
+            # CANCELLED is what grpc says where it drops a call itself, as too many wait to be looked at.
+            assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
             await pods.other_answers()
 
     under_attack(main)
