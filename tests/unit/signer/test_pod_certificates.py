@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -242,7 +243,7 @@ def test_what_is_denied_by_policies_that_are_followed_no_more_may_be_no_longer_s
 
     async def do(signer: Serving) -> None:
         mirror = signer.replica._policies._namespaced
-        mirror.lost_since = 0.0
+        mirror.lost_since = time.monotonic()
         path = asking.ask(claim)
         await put_off(signer)
         assert asking.status(path) == {}
