@@ -148,8 +148,7 @@ class Follower:
         self._channel.close()
 
     def _keep(self, svid: workload_pb2.X509SVID) -> None:
-        self.answers += 1
-        there = self.folder / str(self.answers)
+        there = self.folder / str(self.answers + 1)
         there.mkdir(mode=0o700)
         key = serialization.load_der_private_key(svid.x509_svid_key, None)
         written = {
@@ -164,6 +163,8 @@ class Follower:
         link = self.folder / "..new"
         link.symlink_to(there.name)
         link.replace(self.folder / "..data")
+        # Whoever waits for an answer reads it next.
+        self.answers += 1
 
 
 @contextmanager
