@@ -7,14 +7,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from runtime.bodies import TooLong, whole
+from runtime.bodies import TooLong, session, whole
 from runtime.bounded import Bounded
 from signer.naming import Names
 from svid.readers import MAX_DOCUMENT, age_of, kept_for
 
 # Seconds for a connection, and for one document.
 CONNECT_SECONDS, DOCUMENT_SECONDS = 5.0, 10.0
-_MAX_HEADERS = 32 * 1024
 _OK = 200
 _MOVED = range(300, 400)
 
@@ -47,22 +46,11 @@ class Stranger:
         if self._at is not None:
             host = f"[{self._at[0]}]" if ":" in self._at[0] else self._at[0]
             asked = parts._replace(netloc=f"{host}:{self._at[1]}").geturl()
-        # No proxy, cookies or netrc of the environment, and what comes is not unpacked.
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=self._context, limit=1, force_close=True, resolver=Names(Bounded(CONNECT_SECONDS))
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-            max_line_size=_MAX_HEADERS,
-            max_field_size=_MAX_HEADERS,
-            trust_env=False,
-            auto_decompress=False,
-        ) as session:
+        async with session(self._context, Names(Bounded(CONNECT_SECONDS)), CONNECT_SECONDS) as asking:
             try:
                 async with (
                     asyncio.timeout(DOCUMENT_SECONDS),
-                    session.get(
+                    asking.get(
                         asked,
                         allow_redirects=False,
                         server_hostname=parts.hostname,

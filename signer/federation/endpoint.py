@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from runtime.bodies import TooLong, whole
+from runtime.bodies import TooLong, session, whole
 from runtime.bounded import Bounded, Unanswered
 from runtime.tls import shown
 from signer.errors import SignerError
@@ -29,7 +29,6 @@ from svid.x509svid import check_x509_svid
 CONNECT_SECONDS, ALL_SECONDS = 5.0, 10.0
 MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
-_MAX_HEADERS = 32 * 1024
 # Certificates that an endpoint may show, each of which is tried with each authority: a SPIRE below others shows three.
 _MAX_SHOWN = 5
 _MOST_ASIDE = 1024
@@ -69,28 +68,19 @@ class HttpsEndpoint:
             raise FetchFailed("caBundle, or the bundle to know the endpoint by, cannot be used for TLS") from None
         except Unanswered:
             raise FetchFailed("what this host trusts, or the endpoint's name, cannot be read in time") from None
-        # No proxy, cookies or netrc of the environment, and what comes is not unpacked.
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=1, force_close=True, resolver=_Partners(aside)),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-            max_line_size=_MAX_HEADERS,
-            max_field_size=_MAX_HEADERS,
-            trust_env=False,
-            auto_decompress=False,
-        ) as session:
+        async with session(context, _Partners(aside), CONNECT_SECONDS) as asking:
             try:
                 async with asyncio.timeout(ALL_SECONDS):
-                    return await self._follow(session, relation)
+                    return await self._follow(asking, relation)
             except TimeoutError:
                 raise FetchFailed(f"no whole answer within {ALL_SECONDS:g} s") from None
 
-    async def _follow(self, session: aiohttp.ClientSession, relation: Relation) -> bytes:
+    async def _follow(self, asking: aiohttp.ClientSession, relation: Relation) -> bytes:
         # Always from the configured URL: where it sends to is never kept (FED-32).
         url = relation.url
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                async with session.get(
+                async with asking.get(
                     url, allow_redirects=False, headers={"Accept": "application/json", "Accept-Encoding": "identity"}
                 ) as response:
                     if response.status not in _REDIRECTS:

@@ -31,6 +31,7 @@ from tests.support import DEADLINE, HEADER, Host, host
 
 from .alone import Alone
 from .api import Object
+from .fleet import met
 from .signing import AUDIENCE, SECRET
 
 FOR = "db"
@@ -74,22 +75,7 @@ def handshake(server: tuple[SpiffeId, Papers], client: tuple[SpiffeId, Papers]) 
     """Each takes the other for its ID, by that ID's trust domain. Raises ssl.SSLError, AssertionError, KeyError."""
     serves = server[1].context(client[0].trust_domain, serves=True)
     calls = client[1].context(server[0].trust_domain, serves=False)
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    serving = serves.wrap_bio(to_server, to_client, server_side=True)
-    calling = calls.wrap_bio(to_client, to_server, server_side=False)
-    done: set[ssl.SSLObject] = set()
-    for _ in range(8):
-        for each in (calling, serving):
-            try:
-                if each not in done:
-                    each.do_handshake()
-                    done.add(each)
-            except ssl.SSLWantReadError:
-                continue
-    assert len(done) == 2, "the handshake did not end"
-    # TLS 1.3: whether the server took the client's certificate shows with the first data.
-    serving.write(b"x")
-    assert calling.read(1) == b"x"
+    serving, calling = met(serves, calls)
     for each, expected in ((calling, server[0]), (serving, client[0])):
         shown: Any = each.getpeercert()
         names = [value for kind, value in shown["subjectAltName"] if kind == "URI"]

@@ -60,10 +60,14 @@ def authority_of(target: Path) -> str:
 
 def handshake(server: Path, client: Path) -> None:
     """Mutual TLS between two volumes by OpenSSL, each with the files of one moment. Raises ssl.SSLError."""
-    first, second = tls_context(server, server_side=True), tls_context(client, server_side=False)
+    met(tls_context(server, server_side=True), tls_context(client, server_side=False))
+
+
+def met(serves: ssl.SSLContext, calls: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """The ends of a handshake in memory, that of the server first. Raises ssl.SSLError, AssertionError."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    serving = first.wrap_bio(to_server, to_client, server_side=True)
-    calling = second.wrap_bio(to_client, to_server, server_side=False)
+    serving = serves.wrap_bio(to_server, to_client, server_side=True)
+    calling = calls.wrap_bio(to_client, to_server, server_side=False)
     done: set[ssl.SSLObject] = set()
     for _ in range(8):
         for each in (calling, serving):
@@ -78,6 +82,7 @@ def handshake(server: Path, client: Path) -> None:
     # TLS 1.3: whether the server took the client's certificate shows with the first data.
     serving.write(b"x")
     assert calling.read(1) == b"x"
+    return serving, calling
 
 
 def tls_context(target: Path, *, server_side: bool) -> ssl.SSLContext:
