@@ -22,7 +22,8 @@ class Token:
 
     folder: Path
     label: str = "hsm"
-    pin: str = "9876"
+    # No digits: what is said to hold no PIN may hold keys, digests and names of folders.
+    pin: str = "right-pin"
 
     @property
     def pin_file(self) -> Path:

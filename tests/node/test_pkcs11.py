@@ -127,15 +127,15 @@ def test_a_wrong_pin_is_tried_once(token: Token) -> None:
         return pkcs11.run(request, seconds)
 
     key = TokenKey(token.uri(), counted)
-    token.pin_file.write_text("1111")
+    token.pin_file.write_text("wrong-pin")
     assert "the token refuses the PIN in" in refusal(token, key=key)
-    for again in ("1111", "1111\n"):
+    for again in ("wrong-pin", "wrong-pin\n"):
         token.pin_file.write_text(again)
         # It was not asked: it would have counted.
         assert "(before)" in refusal(token, key=key)
-        assert "1111" not in refusal(token, key=key)
-    assert all(token.pin.encode() not in each and b"1111" not in each for each in asked)
-    token.pin_file.write_text("2222")
+        assert "wrong-pin" not in refusal(token, key=key)
+    assert all(token.pin.encode() not in each and b"wrong-pin" not in each for each in asked)
+    token.pin_file.write_text("other-pin")
     assert "(PinIncorrect)" in refusal(token, key=key)
     token.pin_file.write_text(token.pin)
     certified(token, key)
@@ -178,7 +178,7 @@ def test_a_library_that_dies_prints_or_hangs_harms_nobody(
 
 def test_a_wrong_pin_at_the_first_start_is_said_and_not_tried_at_one_start_after_the_other(token: Token) -> None:
     above(token)
-    token.pin_file.write_text("1111")
+    token.pin_file.write_text("wrong-pin")
     flags = ("--upstream-cert-file", str(token.folder / "ca.crt"), "--upstream-key-uri", str(token.uri()))
 
     async def run(folder: Path) -> None:
@@ -266,6 +266,11 @@ def test_a_signer_below_it_starts_rotates_and_outlives_the_tokens_absence(token:
                 chain = certificates_from_der(answer.chain)
                 assert chain[-1].issuer == root.subject
                 rig = Rig(signer, folder)
+                # Who lacks what is prepared: without anybody it signs at the leader's next look.
+                rig.agent("node-a")
+                async with asyncio.timeout(60):
+                    while not rig.rotation.live_nodes():
+                        await asyncio.sleep(0.01)
                 assert rig.state.bundle.x509_authorities == (root,)
                 with token.away():
                     assert "no such token" in await rig.refused("prepare")

@@ -201,12 +201,12 @@ def test_a_library_that_dies_or_hangs_is_asked_again_ever_more_rarely(
 
 
 def test_a_wrong_pin_is_tried_once(token: Token) -> None:
-    token.pin_file.write_text("1111")
+    token.pin_file.write_text("wrong-pin")
     with store(token.whole_uri) as found:
         for said in (r"\(PinIncorrect\)", r"\(before\)", r"\(before\)"):
             with pytest.raises(KeyStoreUnavailable, match=said) as caught:
                 found.names("")
-            assert "1111" not in str(caught.value)
+            assert "wrong-pin" not in str(caught.value)
         token.pin_file.write_text(token.pin)
         assert list(found.names("")) == []
 
