@@ -27,10 +27,13 @@ from tests.support import DEADLINE, DRIVER, HEADER, ROOT, Host, first, host, pod
 
 VOLUME = PodVolume(name="spiffe")
 # A run that takes longer hangs.
-LIMIT = 480.0
+LIMIT = 900.0
 # From the kill of the agent until the SVIDs that it left are due: it starts, picks up, and streams are opened.
-LEAD = timedelta(seconds=9)
-IDLE_SECONDS = 5.0
+LEAD = timedelta(seconds=20)
+# What was begun with the last publish is done by then.
+IDLE_AFTER, IDLE_SECONDS = 8.0, 5.0
+# The floors' p50 on the host that the budgets were set on, a quiet one with two cores (2026-11-27).
+USUAL_START, USUAL_PUBLISH, USUAL_CONNECT, USUAL_IDLE, USUAL_KEYS = 0.0805, 0.794, 1.01, 0.019, 0.0143
 MEMORY = {0: 85.0, 110: 105.0, 500: 155.0}
 
 
@@ -85,7 +88,9 @@ class Bench:
                 async with registered(here):
                     values.append(time.perf_counter() - started)
         self.report.add("floor: start of Python, grpcio, cryptography, an empty server", "s", self._starting)
-        self.report.add("start to registered", "s", values, floor=self._starting, budget={"p50": 1.0})
+        self.report.add(
+            "start to registered", "s", values, floor=self._starting, budget={"p50": 1.0}, usual=USUAL_START
+        )
         self.report.add("floor: PSS of that empty server", "MB", self._resident)
 
     async def latencies(self) -> None:
@@ -129,7 +134,12 @@ class Bench:
                 values.append(await once(request))
             self.report.add("floor: an empty call + P-256 key + signature", "ms", floors)
             self.report.add(
-                "NodePublishVolume, one after the other", "ms", values, floor=floors, budget={"p50": 5, "p99": 25}
+                "NodePublishVolume, one after the other",
+                "ms",
+                values,
+                floor=floors,
+                budget={"p50": 5, "p99": 25},
+                usual=USUAL_PUBLISH,
             )
             each, whole, floors, whole_floors = [], [], [], []
             for turn in range(self.count(3)):
@@ -161,7 +171,9 @@ class Bench:
             floors.append(await timed(fetch_empty))
             values.append(await timed(fetch))
         self.report.add("floor: connect + first message of an empty handler", "ms", floors)
-        self.report.add("Workload API, connect + first SVID", "ms", values, floor=floors, budget={"p50": 1.5})
+        self.report.add(
+            "Workload API, connect + first SVID", "ms", values, floor=floors, budget={"p50": 1.5}, usual=USUAL_CONNECT
+        )
 
         async def rate(call: Callable[[], Awaitable[None]]) -> float:
             gate = asyncio.Semaphore(8)
@@ -234,7 +246,7 @@ class Bench:
                         for socket in sockets:
                             await anext(aiter(await stack.enter_async_context(svid_stream(socket))))
                         assert here.process is not None
-                        await asyncio.sleep(1)
+                        await asyncio.sleep(IDLE_AFTER)
                         both = await asyncio.gather(_busy(here.processes()), _busy([empty.pid]))
                         busy.append(both[0])
                         idle.append(both[1])
@@ -254,6 +266,7 @@ class Bench:
                             busy,
                             floor=idle,
                             budget={"max": 0.5} if number == 110 else None,
+                            usual=USUAL_IDLE if number == 110 else 0.0,
                         )
                         if number == 110:
                             await self._pick_up(here, kubelet)
@@ -275,7 +288,12 @@ class Bench:
                 await kubelet.wait_registered(DRIVER)
             values.append(time.perf_counter() - started)
         self.report.add(
-            "start to registered, 110 volumes to pick up", "s", values, floor=self._starting, budget={"p50": 1.5}
+            "start to registered, 110 volumes to pick up",
+            "s",
+            values,
+            floor=self._starting,
+            budget={"p50": 1.5},
+            usual=USUAL_START,
         )
 
     async def _due_at_once(self, here: Host, targets: Sequence[Path], sockets: Sequence[Path]) -> None:
@@ -297,6 +315,7 @@ class Bench:
             pushed,
             floor=floors,
             budget={"p50": 1.0},
+            usual=USUAL_KEYS,
         )
 
     async def _storm(self, here: Host, targets: Sequence[Path], sockets: Sequence[Path]) -> tuple[float, float]:
@@ -334,15 +353,12 @@ class Bench:
 
 
 async def _serving(here: Host, logged: int, volumes: int) -> None:
-    """Wait for the agent to say, beyond `logged` bytes of its log, that it serves. Raises RuntimeError."""
+    """Wait for the agent to say, beyond `logged` bytes of its log, that it serves and has picked up so many."""
     while True:
-        for line in here.log.read_bytes()[logged:].splitlines(keepends=True):
-            # The last line may be half written.
-            if b'"event": "agent serving"' in line and line.endswith(b"\n"):
-                found = json.loads(line)["volumes"]
-                if found != volumes:
-                    raise RuntimeError(f"the agent picked up {found} volumes, not {volumes}")
-                return
+        said = here.log.read_bytes()[logged:]
+        # Where it takes long it serves before it has picked up all.
+        if b'"event": "agent serving"' in said and said.count(b'"event": "volume picked up"') >= volumes:
+            return
         await asyncio.sleep(0.01)
 
 

@@ -18,7 +18,8 @@ RESULTS = Path(__file__).parent / "results"
 HEADINGS = ("what", "unit", "n", "min", "p50", "p99", "max", "p50 / floor", "budget", "")
 FLOORS = (
     "Floors are of the same run: for latencies and rates measured in turn with what stands beside them, "
-    "for idle CPU at the same time, the others before."
+    "for idle CPU at the same time, the others before. Budgets of times and of CPU are those of a host whose floor is "
+    "the one in brackets: a slower host has as much more."
 )
 # Fewer values have no 99th percentile to speak of.
 ENOUGH_FOR_P99 = 100
@@ -26,13 +27,23 @@ ENOUGH_FOR_P99 = 100
 
 @dataclass(frozen=True)
 class Row:
-    """One line: `values` in `unit`, the floor's p50 from the same run in that unit, and limits by statistic."""
+    """One line: `values` in `unit`, the floor's p50 from the same run in that unit, and limits by statistic.
+
+    `usual`: the floor's p50 on the host for which the limits were set; 0 where they hold on every host.
+    """
 
     what: str
     unit: str
     values: tuple[float, ...]
     floor: float | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
+    usual: float = 0.0
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The budget on this host; a faster one has no less."""
+        slower = max(1.0, self.floor / self.usual) if self.floor and self.usual else 1.0
+        return {name: limit * slower for name, limit in self.budget.items()}
 
     def statistic(self, name: str) -> float | None:
         """`min`, `p50`, `p99` or `max`; None where there are too few values for it."""
@@ -47,7 +58,8 @@ class Row:
         if not self.budget:
             return ""
         found = {name: self.statistic(name) for name in self.budget}
-        missed = [name for name, value in found.items() if value is not None and value > self.budget[name]]
+        limits = self.limits
+        missed = [name for name, value in found.items() if value is not None and value > limits[name]]
         if missed:
             return f"{' and '.join(missed)} missed"
         return "too few" if None in found.values() else "met"
@@ -58,6 +70,8 @@ class Row:
         numbers = [self.statistic(name) for name in ("min", "p50", "p99", "max")]
         shown = ["-" if number is None else f"{number:.4g}" for number in numbers]
         budget = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items()) or "-"
+        if self.usual:
+            budget += f" ({self.usual:g}), here " + ", ".join(f"{limit:.3g}" for limit in self.limits.values())
         return [self.what, self.unit, str(len(self.values)), *shown, ratio, budget, self.verdict()]
 
 
@@ -121,8 +135,9 @@ class Report:
         *,
         floor: Sequence[float] = (),
         budget: Mapping[str, float] | None = None,
+        usual: float = 0.0,
     ) -> None:
         """A row, with the p50 of `floor` beside it."""
-        row = Row(what, unit, tuple(values), statistics.median(floor) if floor else None, budget or {})
+        row = Row(what, unit, tuple(values), statistics.median(floor) if floor else None, budget or {}, usual)
         self.rows.append(row)
         print("  ".join(row.cells()), file=sys.stderr, flush=True)
