@@ -18,8 +18,8 @@ RESULTS = Path(__file__).parent / "results"
 HEADINGS = ("what", "unit", "n", "min", "p50", "p99", "max", "p50 / floor", "budget", "")
 FLOORS = (
     "Floors are of the same run: for latencies and rates measured in turn with what stands beside them, "
-    "for idle CPU at the same time, the others before. Budgets of times and of CPU are those of a host whose floor is "
-    "the one in brackets: a slower host has as much more."
+    "for idle CPU at the same time, the others before. Where a budget was set on a host whose floor is the one in "
+    "brackets, it is said too what it comes to by this host's: a slower host misses what is not missed by its floor."
 )
 # Fewer values have no 99th percentile to speak of.
 ENOUGH_FOR_P99 = 100
@@ -29,7 +29,7 @@ ENOUGH_FOR_P99 = 100
 class Row:
     """One line: `values` in `unit`, the floor's p50 from the same run in that unit, and limits by statistic.
 
-    `usual`: the floor's p50 on the host for which the limits were set; 0 where they hold on every host.
+    `usual`: the floor's p50 on the host on which the limits were set; 0 where a floor says nothing of them.
     """
 
     what: str
@@ -40,8 +40,8 @@ class Row:
     usual: float = 0.0
 
     @property
-    def limits(self) -> Mapping[str, float]:
-        """The budget on this host; a faster one has no less."""
+    def by_floor(self) -> Mapping[str, float]:
+        """What the budget comes to on a host that is so much slower; a faster one has no less."""
         slower = max(1.0, self.floor / self.usual) if self.floor and self.usual else 1.0
         return {name: limit * slower for name, limit in self.budget.items()}
 
@@ -54,14 +54,15 @@ class Row:
         return {"min": ordered[0], "p50": statistics.median(ordered), "max": ordered[-1]}[name]
 
     def verdict(self) -> str:
-        """What a reader would find by comparing; empty without a budget."""
+        """What a reader would find by comparing; empty without a budget. Missed is missed, however slow the host is."""
         if not self.budget:
             return ""
         found = {name: self.statistic(name) for name in self.budget}
-        limits = self.limits
-        missed = [name for name, value in found.items() if value is not None and value > limits[name]]
+        missed = [name for name, value in found.items() if value is not None and value > self.budget[name]]
         if missed:
-            return f"{' and '.join(missed)} missed"
+            by_floor = self.by_floor
+            slow = self.usual > 0 and all((found[name] or 0.0) <= by_floor[name] for name in missed)
+            return f"{' and '.join(missed)} missed{', not by the floor' if slow else ''}"
         return "too few" if None in found.values() else "met"
 
     def cells(self) -> list[str]:
@@ -70,8 +71,8 @@ class Row:
         numbers = [self.statistic(name) for name in ("min", "p50", "p99", "max")]
         shown = ["-" if number is None else f"{number:.4g}" for number in numbers]
         budget = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items()) or "-"
-        if self.usual:
-            budget += f" ({self.usual:g}), here " + ", ".join(f"{limit:.3g}" for limit in self.limits.values())
+        if self.usual and self.budget:
+            budget += f" ({self.usual:g}), here " + ", ".join(f"{limit:.3g}" for limit in self.by_floor.values())
         return [self.what, self.unit, str(len(self.values)), *shown, ratio, budget, self.verdict()]
 
 

@@ -1,0 +1,37 @@
+"""How the benchmarks judge: a budget that is missed is missed, and whether the host's slowness explains it is said."""
+
+import pytest
+
+from bench.report import Row
+
+
+@pytest.mark.parametrize(
+    ("values", "floor", "usual", "verdict", "budget"),
+    [
+        ((4.0,), 1.0, 1.0, "met", "p50 5 (1), here 5"),
+        ((5.1,), 1.0, 1.0, "p50 missed", "p50 5 (1), here 5"),
+        ((9.9,), 2.0, 1.0, "p50 missed, not by the floor", "p50 5 (1), here 10"),
+        ((10.1,), 2.0, 1.0, "p50 missed", "p50 5 (1), here 10"),
+        # A faster host has no less.
+        ((4.9,), 0.5, 1.0, "met", "p50 5 (1), here 5"),
+        ((9.9,), 2.0, 0.0, "p50 missed", "p50 5"),
+        ((9.9,), None, 1.0, "p50 missed", "p50 5 (1), here 5"),
+    ],
+)
+def test_a_budget_is_the_same_on_every_host(
+    values: tuple[float, ...], floor: float | None, usual: float, verdict: str, budget: str
+) -> None:
+    row = Row("a", "ms", values, floor, {"p50": 5.0}, usual)
+    assert row.verdict() == row.cells()[-1] == verdict
+    assert row.cells()[-2] == budget
+
+
+def test_one_that_the_floor_does_not_explain_is_enough() -> None:
+    values = (1.0,) * 98 + (9.0,) * 2
+    row = Row("a", "ms", values, 2.0, {"p50": 0.6, "p99": 4.0}, 1.0)
+    assert row.verdict() == "p50 and p99 missed"
+
+
+def test_without_a_budget_there_is_nothing_to_judge() -> None:
+    row = Row("a", "ms", (1.0,), 1.0, usual=1.0)
+    assert (row.verdict(), row.cells()[-2]) == ("", "-")
