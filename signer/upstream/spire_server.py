@@ -20,6 +20,7 @@ from runtime.bounded import Bounded
 from runtime.settings import host_and_port
 from runtime.stopping import end
 from runtime.tls import load, shown
+from runtime.words import line
 from signer.naming import addresses
 from signer.upstream import rpc
 from signer.upstream.certify import UpstreamUnusable
@@ -55,6 +56,14 @@ async def connected(
             try:
                 async with rpc.channel(f"unix-abstract:{listening.getsockname()[1:].decode()}") as channel:
                     yield channel
+            except rpc.CallFailed:
+                # A client's certificate is looked at after the handshake, and gRPC only sees that the socket is closed.
+                if isinstance(why := far.exception(), OSError):
+                    raise UpstreamAway(
+                        f"the SPIRE server at {address} ended the connection of {own.svid.spiffe_id} "
+                        f"({line(why.strerror or str(why))})"
+                    ) from None
+                raise
             finally:
                 await end([passing])
     finally:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from cryptography import x509
 
 from signer.upstream.certify import UpstreamUnusable
 from signer.upstream.own_svid import from_agent
+from signer.upstream.remote import UpstreamAway
 from svid.certificates import certificates_from_pem
 from tests import spire_contract as contract
 from tests.interop.rig import LOOK_SECONDS
@@ -119,6 +120,14 @@ class Above:
         await self.spire.server("x509", "mint", spiffeID=SIGNER, write=folder)
         for made, name in (("svid.pem", "tls.crt"), ("key.pem", "tls.key"), ("bundle.pem", "ca.crt")):
             (folder / made).rename(folder / name)
+        # SPIRE's listener takes nobody below a new CA for up to a second, by the bundle that it remembers.
+        by_files = contract.signer(self, agent_socket=None, svid_dir=folder)
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                with suppress(UpstreamAway):
+                    await by_files.roots()
+                    return
+                await asyncio.sleep(LOOK_SECONDS)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -26,6 +27,7 @@ from cryptography.x509.oid import NameOID
 from runtime.bounded import Bounded
 from runtime.clock import SystemClock
 from runtime.settings import InvalidSetting
+from runtime.tls import load
 from signer import config, parts
 from signer.authority.granting import granted
 from signer.authority.lifecycle import Life
@@ -288,6 +290,39 @@ def test_an_svid_that_the_server_does_not_take() -> None:
 
         spire.agent_instead = strange
         assert "does not certify now (UNAVAILABLE" in await contract.away(contract.signer(spire))
+
+    run(work)
+
+
+def test_why_a_server_ends_the_connection_is_said() -> None:
+    """As SPIRE says it: gRPC, which gets no byte of TLS, would only say that its socket was closed."""
+
+    async def work(spire: StandIn) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["h2"])
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=to_pem([Ca().certificate]).decode())
+        chain, key = spire.cas[0].svid(SERVER)
+        load(context, to_pem(chain), key_to_pem(key))
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listening,
+            # Of asyncio's own server no client hears it.
+            context.wrap_socket(listening, server_side=True, do_handshake_on_connect=False) as guarded,
+        ):
+            remote = contract.signer(spire, address=f"127.0.0.1:{guarded.getsockname()[1]}")
+
+            guarded.settimeout(60)
+
+            def refuse() -> ssl.SSLSocket:
+                accepted, _ = guarded.accept()
+                with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+                    accepted.do_handshake()
+                return accepted
+
+            refusing = asyncio.create_task(asyncio.to_thread(refuse))
+            said = await contract.away(remote)
+            (await refusing).close()
+        assert re.search(rf"ended the connection of {SIGNER} \(.*alert unknown ca", said), said
 
     run(work)
 
