@@ -1,10 +1,11 @@
 """What is due next, at most so many at once, back-off for each that fails: for renewals, and for what they leave."""
 
 import asyncio
+import heapq
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from runtime.clock import Clock
 from runtime.stopping import end
@@ -16,6 +17,9 @@ MAX_NAP = 30.0
 SET_BACK = timedelta(seconds=5)
 FIRST_RETRY, MAX_RETRY = timedelta(seconds=1), timedelta(seconds=60)
 RETRY_WITHIN = timedelta(seconds=1)
+# Turns that are kept though they are not planned any more, beside as many as there are of those that are.
+_PASSED_OVER = 64
+_EVER = datetime.max.replace(tzinfo=UTC)
 Rotate = Callable[[str], Awaitable[datetime | None]]
 Prepare = Callable[[str], Awaitable[None]]
 
@@ -44,6 +48,10 @@ class RotationScheduler:
         self._rng = rng
         self._slots = asyncio.Semaphore(at_once)
         self._due: dict[str, datetime] = {}
+        # The same in turn, without those that run; what is not planned any more is passed over when its turn comes.
+        self._turns: list[tuple[datetime, str]] = []
+        # Until when `run` sleeps, if nothing is planned earlier.
+        self._sleeps = _EVER
         self._failures: dict[str, int] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         # Who waits for the end of the attempt that begins next.
@@ -55,7 +63,8 @@ class RotationScheduler:
     def schedule(self, key: str, due: datetime) -> None:
         """Rotate `key` at `due` (aware), whatever was planned before."""
         self._due[key] = due
-        self._changed.set()
+        if key not in self._running:
+            self._plan(key, due)
 
     def hasten(self, key: str, due: datetime) -> None:
         """Rotate `key` at `due` (aware) unless it is planned earlier, or runs: then it says itself when it is due."""
@@ -114,10 +123,12 @@ class RotationScheduler:
                         _log.warning("the clock was set back; looking at every volume", extra={"now": now.isoformat()})
                         # What was planned by a clock that was ahead may come days too late by this one.
                         self._due = dict.fromkeys(self._due, now)
+                        self._sort()
                     seen, seen_at = now, at
-                    for key in [key for key, due in self._due.items() if due <= now and key not in self._running]:
-                        del self._due[key]
-                        self._start(workers, key)
+                    while (first := self._first()) is not None and first[0] <= now:
+                        heapq.heappop(self._turns)
+                        del self._due[first[1]]
+                        self._start(workers, first[1])
                     await self._wait()
             finally:
                 # The group would cancel each but once.
@@ -132,8 +143,31 @@ class RotationScheduler:
 
     def _finished(self, key: str, asked: "Iterable[asyncio.Future[None]]") -> None:
         self._running.pop(key, None)
-        self._changed.set()
+        due = self._due.get(key)
+        if due is not None:
+            self._plan(key, due)
         _answer(asked)
+
+    def _plan(self, key: str, due: datetime) -> None:
+        """Have its turn come: `run` wakes only where it would sleep longer, by this clock or since that was set."""
+        heapq.heappush(self._turns, (due, key))
+        if len(self._turns) > 2 * len(self._due) + _PASSED_OVER:
+            self._sort()
+        if due < self._sleeps or self._clock.now() >= self._sleeps:
+            self._changed.set()
+
+    def _sort(self) -> None:
+        self._turns = [(due, key) for key, due in self._due.items() if key not in self._running]
+        heapq.heapify(self._turns)
+
+    def _first(self) -> tuple[datetime, str] | None:
+        """Whose turn is next."""
+        while self._turns:
+            due, key = self._turns[0]
+            if self._due.get(key) == due and key not in self._running:
+                return self._turns[0]
+            heapq.heappop(self._turns)
+        return None
 
     async def _attempt(self, key: str) -> None:
         retried = self._retried
@@ -165,10 +199,10 @@ class RotationScheduler:
         return delay * self._rng.uniform(0.75, 1.25)
 
     async def _wait(self) -> None:
-        waiting = [due for key, due in self._due.items() if key not in self._running]
-        nap = MAX_NAP
-        if waiting:
-            nap = min(nap, max(0.0, (min(waiting) - self._clock.now()).total_seconds()))
+        first, now, nap = self._first(), self._clock.now(), MAX_NAP
+        if first is not None:
+            nap = min(nap, max(0.0, (first[0] - now).total_seconds()))
+        self._sleeps = now + timedelta(seconds=nap)
         try:
             async with asyncio.timeout(nap):
                 await self._changed.wait()

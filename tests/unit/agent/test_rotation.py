@@ -329,6 +329,83 @@ def test_a_step_of_the_wall_clock_is_noticed_within_a_nap() -> None:
 
 
 @pytest.mark.spec("C-26")
+def test_what_is_asked_for_after_the_wall_clock_was_set_ahead_waits_for_no_nap() -> None:
+    async def main() -> None:
+        clock, seen = LoopClock(), []
+
+        async def rotate(key: str) -> datetime:
+            seen.append((key, elapsed()))
+            return clock.now() + timedelta(days=1)
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        scheduler.schedule("a", clock.now() + timedelta(days=30))
+        loop = asyncio.ensure_future(running(scheduler, 2 * MAX_NAP))
+        await asyncio.sleep(5)
+        clock.step = timedelta(hours=1)
+        await scheduler.rotate_now("b")
+        assert seen == [("b", 5.0)]
+        await loop
+
+    on_fake_time(main)
+
+
+def test_what_is_planned_for_later_wakes_nobody_and_what_was_planned_once_is_not_kept() -> None:
+    class Counting(LoopClock):
+        asked = 0
+
+        def now(self) -> datetime:
+            self.asked += 1
+            return super().now()
+
+    async def main() -> None:
+        clock, seen = Counting(), []
+
+        async def rotate(key: str) -> None:
+            seen.append((key, elapsed()))
+
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        soon, later = clock.now() + timedelta(seconds=10), clock.now() + timedelta(hours=1)
+        scheduler.schedule("first", soon)
+        loop = asyncio.ensure_future(running(scheduler, 20))
+        await asyncio.sleep(1)
+        before = clock.asked
+        for number in range(1000):
+            scheduler.schedule(f"{number % 10}", later + timedelta(seconds=number))
+            await asyncio.sleep(0)
+        # Once for each plan, and never by who sleeps: it would look at all of them.
+        assert clock.asked == before + 1000
+        assert len(scheduler._turns) < 200
+        await loop
+        assert seen == [("first", 10.0)]
+
+    on_fake_time(main)
+
+
+def test_turns_come_in_the_order_of_their_instants_whatever_was_planned_before() -> None:
+    async def main() -> None:
+        clock, seen = LoopClock(), list[tuple[str, float]]()
+
+        async def rotate(key: str) -> None:
+            seen.append((key, elapsed()))
+
+        rng = random.Random(7)
+        scheduler = RotationScheduler(rotate, clock, Middle())
+        planned: dict[str, int] = {}
+        for _ in range(3000):
+            key = f"{rng.randrange(100)}"
+            if rng.random() < 0.1:
+                planned.pop(key, None)
+                await scheduler.forget(key)
+            else:
+                planned[key] = rng.randrange(1, 1000)
+                scheduler.schedule(key, START + timedelta(seconds=planned[key]))
+        await running(scheduler, 1001)
+        assert sorted(seen) == sorted((key, float(at)) for key, at in planned.items())
+        assert [at for _, at in seen] == sorted(at for _, at in seen)
+
+    on_fake_time(main)
+
+
 def test_a_slow_subscriber_sees_the_newest_state_only() -> None:
     async def main() -> None:
         feed: Feed[int] = Feed()
