@@ -5,10 +5,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 
 from csi.attributes import parse_attributes
 from csi.errors import InvalidRequest
+from csi.files import fill
 from csi.model import PodRef, Volume
 from csi.profile import PROFILES
 from csi.request import check_target, check_volume_id
@@ -65,8 +67,12 @@ class Journal:
         }
         path = self._path(volume.id)
         temporary = path.with_suffix(_TEMPORARY)
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.write_text(json.dumps(document), encoding="utf-8")
+        content = json.dumps(document).encode()
+        try:
+            _write(temporary, content)
+        except FileNotFoundError:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _write(temporary, content)
         os.replace(temporary, path)
 
     def forget(self, volume_id: str) -> None:
@@ -120,3 +126,8 @@ class Journal:
     def _path(self, volume_id: str) -> Path:
         check_volume_id(volume_id)
         return self._directory / f"{volume_id}{_SUFFIX}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with FileIO(path, "w") as file:
+        fill(file, content)
