@@ -4,6 +4,7 @@ A volume's tmpfs counts in the memory limit of the agent that writes it, and out
 would not only end that agent but each one that follows.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ KIB, MIB = 1024, 1024 * 1024
 OWN = 64 * KIB
 # Bytes of the kernel for a mount, and for each file, directory and link in it, beside the pages of what is written.
 MOUNT, INODE = 4 * KIB, KIB
+# Seconds for which a look at the memory, a dozen files of the kernel, answers further publishes: while it leaves so
+# much more than they need, what was taken since included. That is for what else grows meanwhile.
+LOOK_SECONDS, MARGIN = 0.25, 32 * MIB
 # Of count and memory this share is for pods that have no volume yet, so that no others' keep them from starting.
 FOR_FIRST = 4
 _AGAIN = "nothing was mounted, and it is tried again by itself"
@@ -49,14 +53,32 @@ class _Held:
     weight: Weight
 
 
+@dataclass(slots=True)
+class _Look:
+    """At that time so much was `left` of the limit, None without any; what volumes took since, at most."""
+
+    at: float
+    left: int | None
+    taken: int = 0
+
+    def leaves(self, size: int) -> bool:
+        return self.left is None or self.left - self.taken >= size
+
+
 class Room:
     """The books of the volumes that take room on this node, published or left by an earlier process."""
 
     def __init__(
-        self, bounds: Bounds, memory: Callable[[], MemoryUse | None], relieve: Callable[[], object] = lambda: None
+        self,
+        bounds: Bounds,
+        memory: Callable[[], MemoryUse | None],
+        relieve: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bounds = bounds
         self._memory = memory
+        self._clock = clock
+        self._look: _Look | None = None
         # Gives back what can be given back, before a refusal; it says itself how often.
         self._relieve = relieve
         self._held: dict[str, _Held] = {}
@@ -71,8 +93,8 @@ class Room:
 
     def figures(self) -> dict[str, float]:
         """Bytes by what they are, for whoever watches."""
-        self.is_tight()
         use = self._memory()
+        self._note(use)
         limit, used = (use.limit, self._committed(use)) if use else (0, 0)
         return {"limit": limit, "used": used, "volumes": self._now, "volumes_grown": self._grown}
 
@@ -107,6 +129,7 @@ class Room:
                     f"{kept}; {_AGAIN}"
                 )
         self.hold(volume, weight)
+        self._take(weight.grown + OWN)
         return True
 
     def can_adopt(self) -> bool:
@@ -119,10 +142,10 @@ class Room:
     def is_tight(self, volumes: int = 0, headroom: int | None = None) -> bool:
         """Whether so many volumes that are there cannot be served beside what is used, with the headroom left free."""
         use = self._memory()
+        self._note(use)
         if use is None:
             return False
         committed, limit = self._committed(use), use.limit
-        self._lean = committed > limit - self._bounds.headroom
         left = self._bounds.headroom if headroom is None else headroom
         return committed + volumes * OWN > limit - left
 
@@ -134,6 +157,7 @@ class Room:
         """Count a volume that is there, with what it weighs now."""
         self.release(volume.id)
         self._held[volume.id] = _Held(volume.pod.uid, weight)
+        self._take(weight.now)
         self._pods[volume.pod.uid] += 1
         self._now += weight.now
         self._grown += weight.grown
@@ -149,12 +173,25 @@ class Room:
             self._grown -= held.weight.grown
 
     def _short(self, more: int, twice: bool) -> bool:
-        use = self._memory()
-        if use is None:
-            return False
         # What is written already will grow with its generations.
-        needed = self._committed(use) + self._grown - self._now + more
-        return needed > use.limit - self._bounds.headroom * (2 if twice else 1)
+        more += self._grown - self._now
+        headroom = self._bounds.headroom * (2 if twice else 1)
+        look, now = self._look, self._clock()
+        recent = look is not None and now - look.at < LOOK_SECONDS
+        if look is not None and recent and look.leaves(more + headroom + MARGIN):
+            return False
+        use = self._memory()
+        left = None if use is None else use.limit - self._committed(use)
+        self._look = _Look(now, left)
+        return left is not None and left - more < headroom
+
+    def _take(self, size: int) -> None:
+        if self._look is not None:
+            self._look.taken += size
+
+    def _note(self, use: MemoryUse | None) -> None:
+        if use is not None:
+            self._lean = self._committed(use) > use.limit - self._bounds.headroom
 
     def _committed(self, use: MemoryUse) -> int:
         # What an earlier container wrote may count in a group that cannot be seen from here.

@@ -9,7 +9,7 @@ import pytest
 from csi.attributes import parse_attributes
 from csi.errors import CsiError, NodeFull, PodFull
 from csi.model import Volume, Weight
-from csi.room import KIB, MIB, OWN, Bounds, Room, expected
+from csi.room import KIB, LOOK_SECONDS, MARGIN, MIB, OWN, Bounds, Room, expected
 from runtime.memory import MemoryUse
 from tests.csi_rig import OTHER_UID, UID, volume
 
@@ -132,6 +132,87 @@ def test_before_a_refusal_for_memory_it_is_tried_to_make_some() -> None:
     here.admit(a_volume(1))
     here.admit(a_volume(2))
     assert relieved == [1]
+
+
+class Node:
+    """One whose memory is what its volumes take, and `other`; counts looks at it. Its time stands still."""
+
+    def __init__(self, limit: int, other: int) -> None:
+        self.limit, self.other = limit, other
+        self.taken = self.looks = 0
+        self.at = 0.0
+
+    def memory(self) -> MemoryUse:
+        self.looks += 1
+        return MemoryUse(self.limit, self.other + self.taken, 0)
+
+    def left(self) -> int:
+        return self.limit - self.other - self.taken
+
+    def room(self, bounds: Bounds) -> Room:
+        return Room(bounds, self.memory, clock=lambda: self.at)
+
+
+def test_many_publishes_at_once_are_answered_by_few_looks_at_the_memory() -> None:
+    node = Node(800 * MIB, 100 * MIB)
+    here = node.room(Bounds())
+    for number in range(200):
+        here.admit(a_volume(number, uid(number)))
+    assert node.looks == 1
+    node.at += LOOK_SECONDS
+    here.admit(a_volume(200, uid(200)))
+    assert node.looks == 2
+
+
+@pytest.mark.parametrize("weight", [0, PLAIN, 3 * PLAIN], ids=["not written yet", "as expected", "heavier"])
+def test_what_was_admitted_since_the_last_look_counts_on_top_of_it(weight: int) -> None:
+    # What is not written yet is still to come, too.
+    each, more = PLAIN + OWN + (weight or PLAIN), PLAIN + OWN
+    node = Node(800 * MIB, 800 * MIB - 32 * MIB - MARGIN - 10 * each - more)
+    here = node.room(Bounds(headroom=32 * MIB))
+    looks = []
+    for number in range(12):
+        here.admit(a_volume(number, uid(number)))
+        looks.append(node.looks)
+        if weight:
+            here.hold(a_volume(number, uid(number)), Weight(weight, weight))
+    assert looks == [1] * 11 + [2]
+
+
+@pytest.mark.parametrize("weight", [0, PLAIN, 3 * PLAIN], ids=["not written yet", "as expected", "heavier"])
+def test_no_volume_is_admitted_that_is_not_by_looking_each_time(weight: int) -> None:
+    def admitted(seconds: float) -> tuple[int, int]:
+        """By one for whom so much time passes between two publishes; and its looks."""
+        node = Node(200 * MIB, 90 * MIB)
+        here = node.room(Bounds(memory=1000 * MIB))
+        for number in range(1000):
+            node.at += seconds
+            try:
+                here.admit(a_volume(number, uid(number)))
+            except NodeFull:
+                return number, node.looks
+            node.taken += weight + OWN
+            here.hold(a_volume(number, uid(number)), Weight(weight, max(weight, PLAIN)))
+        raise AssertionError("more than fits")
+
+    here, looks = admitted(0.0)
+    each_time, looks_each_time = admitted(LOOK_SECONDS)
+    assert here == each_time
+    assert looks < looks_each_time
+
+
+def test_what_grows_beside_the_volumes_after_a_look_has_a_margin() -> None:
+    node = Node(800 * MIB, 800 * MIB - 32 * MIB - MARGIN - 4 * (PLAIN + OWN))
+    here = node.room(Bounds(headroom=32 * MIB))
+    here.admit(a_volume(0, uid(0)))
+    node.other += MARGIN
+    # It is not looked at again while the last look leaves more than the margin, which is what has grown.
+    here.admit(a_volume(1, uid(1)))
+    assert node.looks == 1
+    node.taken += 2 * (PLAIN + OWN)
+    assert node.left() >= 32 * MIB
+    node.other += 2 * (PLAIN + OWN)
+    refused(here, a_volume(2, uid(2)), NodeFull, "memory_headroom")
 
 
 def test_half_of_the_headroom_is_for_what_is_there_already() -> None:
