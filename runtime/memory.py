@@ -65,7 +65,7 @@ def own_memory(proc: Path = PROC, root: Path = ROOT) -> MemoryUse | None:
     tightest: MemoryUse | None = None
     anonymous: int | None = None
     for each in _upwards(folder, top):
-        use = read(each)
+        use = read(each, anonymous is None)
         if use is None:
             continue
         anonymous = use.anonymous if anonymous is None else anonymous
@@ -74,7 +74,7 @@ def own_memory(proc: Path = PROC, root: Path = ROOT) -> MemoryUse | None:
     return None if tightest is None else MemoryUse(tightest.limit, tightest.used, anonymous or 0)
 
 
-def _own(text: str, root: Path) -> tuple[Path, Path, Callable[[Path], MemoryUse | None]] | None:
+def _own(text: str, root: Path) -> tuple[Path, Path, Callable[[Path, bool], MemoryUse | None]] | None:
     lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
     for _, controllers, path in lines:
         if "memory" in controllers.split(","):
@@ -99,9 +99,12 @@ def _upwards(folder: Path, top: Path) -> Iterator[Path]:
         folder = folder.parent
 
 
-def _version_2(folder: Path) -> MemoryUse | None:
+def _version_2(folder: Path, innermost: bool) -> MemoryUse | None:
+    """None where nothing can be told, or is asked for: of a group around that has no limit."""
     try:
         limit = _read(folder / "memory.max").strip()
+        if limit == "max" and not innermost:
+            return None
         used = int(_read(folder / "memory.current"))
         parts = _parts(folder)
     except OSError:  # the root has none of these
@@ -110,9 +113,11 @@ def _version_2(folder: Path) -> MemoryUse | None:
     return MemoryUse(_UNLIMITED if limit == "max" else int(limit), max(used - dropped, 0), parts.get("anon", 0))
 
 
-def _version_1(folder: Path) -> MemoryUse | None:
+def _version_1(folder: Path, innermost: bool) -> MemoryUse | None:
     try:
         limit = int(_read(folder / "memory.limit_in_bytes"))
+        if limit >= _UNLIMITED and not innermost:
+            return None
         used = int(_read(folder / "memory.usage_in_bytes"))
         parts = _parts(folder)
     except OSError:

@@ -76,8 +76,9 @@ class X509Svid:
     def not_before(self) -> datetime:
         return self.leaf.not_valid_before_utc
 
-    @property
+    @cached_property
     def not_after(self) -> datetime:
+        # Kept, as gauges ask for it for ever: the library makes another one each time.
         return self.leaf.not_valid_after_utc
 
     def check(self, bundle: TrustBundle, now: datetime) -> None:
