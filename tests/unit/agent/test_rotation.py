@@ -328,7 +328,6 @@ def test_a_step_of_the_wall_clock_is_noticed_within_a_nap() -> None:
     on_fake_time(main)
 
 
-@pytest.mark.spec("C-26")
 def test_what_is_asked_for_after_the_wall_clock_was_set_ahead_waits_for_no_nap() -> None:
     async def main() -> None:
         clock, seen = LoopClock(), []
@@ -406,6 +405,7 @@ def test_turns_come_in_the_order_of_their_instants_whatever_was_planned_before()
     on_fake_time(main)
 
 
+@pytest.mark.spec("C-26")
 def test_a_slow_subscriber_sees_the_newest_state_only() -> None:
     async def main() -> None:
         feed: Feed[int] = Feed()
