@@ -103,7 +103,8 @@ class LivePod:
     them, as `runtime.listening.exact` spells them; they tell who may wait longer for a place, never who somebody is.
     `left_out`: its namespace has more pods than count, and this is an outline that nobody may decide by. `leaving`: it
     is being deleted. `wishes`, of volumes of podsvid's drivers: for what is said, never for what is decided.
-    `pod_certificate`: it has a projected podCertificate source of podsvid's Kubernetes signer, where that is on.
+    `pod_certificate`: it has a projected podCertificate source of podsvid's Kubernetes signer, where that is on;
+    `certificate_mosts`: the least and the greatest lifetime that such sources allow, for what is said.
     """
 
     namespace: str
@@ -122,6 +123,7 @@ class LivePod:
     leaving: Leaving | None = None
     wishes: tuple[VolumeWish, ...] = ()
     pod_certificate: bool = False
+    certificate_mosts: tuple[timedelta, ...] = ()
 
     @property
     def age(self) -> tuple[str, str, str]:
@@ -130,7 +132,8 @@ class LivePod:
 
     def outline(self) -> "LivePod":
         """Of one that does not count."""
-        return replace(self, labels={}, drivers=frozenset(), wishes=(), pod_certificate=False, left_out=True)
+        nothing = replace(self, labels={}, drivers=frozenset(), wishes=(), pod_certificate=False, certificate_mosts=())
+        return replace(nothing, left_out=True)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

@@ -15,8 +15,10 @@ HELP = (
     f"certify pods' projected podCertificate volumes of signer {SIGNER_NAME} (Kubernetes 1.35 or newer, where it is "
     "switched on)"
 )
-# The API server takes none that lives for less.
-LEAST_LIFE = timedelta(hours=1)
+# The API server takes none that lives for less, or more.
+LEAST_LIFE, MOST_LIFE = timedelta(hours=1), timedelta(days=91)
+# What a source gets that names no maxExpirationSeconds.
+USUAL_SECONDS = 24 * 3600
 # Kubelet follows ClusterTrustBundles and brings volumes up to date every minute or two; then a program reads again.
 SETTLE = timedelta(minutes=10)
 
@@ -24,6 +26,11 @@ SETTLE = timedelta(minutes=10)
 def name(config: "SignerConfig") -> str:
     """Whose podCertificate sources are looked for in pods; empty for nobody's."""
     return SIGNER_NAME if config.pod_certificates else ""
+
+
+def longest(seconds: int) -> timedelta:
+    """The most that a certificate lives whose source, or request, has this maxExpirationSeconds."""
+    return max(timedelta(seconds=min(max(seconds, 0), int(MOST_LIFE.total_seconds()))), LEAST_LIFE)
 
 
 def conflicts(config: "SignerConfig") -> Iterator[Conflict]:

@@ -5,10 +5,12 @@ author may ask for less, and for more only up to the policy's `x509TTL`, or to `
 whoever may create a pod does not decide how long a stolen SVID is good for.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from runtime import durations
 from signer.model import Entitlement, TtlLimits
+from signer.pod_certificate_settings import LEAST_LIFE
 
 
 def usual(limits: TtlLimits, given: Entitlement) -> timedelta:
@@ -32,6 +34,24 @@ def granted(limits: TtlLimits, given: Entitlement, wish: timedelta, written: str
         return found, ""
     asked, why = written or durations.text(wish), _why(limits, given, below=found > wish)
     return found, f"ttl {asked} was asked for, {durations.text(found)} is granted: {why}"
+
+
+def pod_certificate(limits: TtlLimits, given: Entitlement, most: timedelta) -> timedelta:
+    """The lifetime of a certificate that kubelet asks for with `most`, from its beginning to its end."""
+    return min(max(usual(limits, given), LEAST_LIFE), most)
+
+
+def pod_certificates(limits: TtlLimits, given: Entitlement, mosts: Sequence[timedelta]) -> str:
+    """For people: how long those of podCertificate sources live, the first of which has the least `most`, the last the
+    greatest; and what else than policy says so. Empty where there are none."""
+    if not mosts:
+        return ""
+    said = usual(limits, given)
+    least, most = (pod_certificate(limits, given, each) for each in (mosts[0], mosts[-1]))
+    found = durations.text(least) if least == most else f"{durations.text(least)} to {durations.text(most)}"
+    if said < LEAST_LIFE:
+        return f"{found}, as none lives for less (it would be {durations.text(said)})"
+    return found if least == said else f"{found}, as maxExpirationSeconds says (it would be {durations.text(said)})"
 
 
 def jwt(limits: TtlLimits, given: Entitlement) -> timedelta:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 
 from msgspec import UNSET
@@ -17,6 +17,7 @@ from signer.cluster.objects import PodMetadata, PodSpec, PodState, Texts, few_la
 from signer.cluster.places import Age, Places
 from signer.errors import ApiUnavailable, Forbidden, NotFound, Reason, Refused
 from signer.model import Leaving, LivePod, PodClaim
+from signer.pod_certificate_settings import USUAL_SECONDS, longest
 
 # Pods of one namespace that count; Kubernetes is tried with some thousands of them.
 MOST_OF_NAMESPACE = 10_000
@@ -296,6 +297,7 @@ def read_pod(
     if oversized:
         labels, named = {}, set()
     finished = pod.status is not None and pod.status.phase in ("Succeeded", "Failed")
+    mosts = _mosts(spec, signer_name) if signer_name else ()
     is_agent = agents is not None and (metadata.namespace, spec.service_account_name) == agents
     return LivePod(
         namespace=same(metadata.namespace),
@@ -314,16 +316,20 @@ def read_pod(
         leaving=_leaving(metadata),
         # Most have a volume of the same name, in which nothing is asked for.
         wishes=same(read_wishes(spec, drivers)) if not finished and not oversized else (),
-        pod_certificate=bool(signer_name) and signer_name in _signers(spec),
+        pod_certificate=bool(mosts),
+        certificate_mosts=same(mosts),
     )
 
 
-def _signers(spec: PodSpec) -> Iterator[str | None]:
-    """Whose certificates kubelet asks for."""
+def _mosts(spec: PodSpec, signer_name: str) -> tuple[timedelta, ...]:
+    """The least and the greatest lifetime that sources of that signer allow; empty where there is none."""
+    found: set[int] = set()
     for volume in spec.volumes or ():
         for source in (volume.projected.sources if volume.projected else None) or ():
-            if source.pod_certificate is not None:
-                yield source.pod_certificate.signer_name
+            asked = source.pod_certificate
+            if asked is not None and asked.signer_name == signer_name:
+                found.add(USUAL_SECONDS if asked.max_expiration_seconds is None else asked.max_expiration_seconds)
+    return (longest(min(found)), longest(max(found))) if found else ()
 
 
 def _leaving(metadata: PodMetadata) -> Leaving | None:

@@ -72,9 +72,10 @@ class InlineDriver(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class PodCertificateSource(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """Of a projected volume: which signer's certificate kubelet asks for."""
+    """Of a projected volume: which signer's certificate kubelet asks for, and for how long it may live."""
 
     signer_name: str | None = None
+    max_expiration_seconds: int | None = None
 
 
 class ProjectedSource(msgspec.Struct, frozen=True, gc=False, rename="camel"):

@@ -115,8 +115,9 @@ class AdminService:
         if pod is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
         assert pod is not None
+        by_kubelet = pod.pod_certificate and not pod.drivers & self._drivers
         try:
-            if pod.pod_certificate and not pod.drivers & self._drivers:
+            if by_kubelet:
                 fitness.check_certified(pod)
             else:
                 fitness.check(pod, self._drivers)
@@ -137,9 +138,11 @@ class AdminService:
                 for each in found.not_matched
             ],
             lost=[admin_pb2.Lost(policy=name, because=why) for name, why in found.lost],
-            x509_ttl=found.x509_ttl,
-            x509_ttl_most=found.x509_ttl_most,
+            # Of a volume's ttl there is nothing to say where it has none of a driver's.
+            x509_ttl="" if by_kubelet else found.x509_ttl,
+            x509_ttl_most="" if by_kubelet else found.x509_ttl_most,
             ttl_clipped=found.clipped,
+            certificate_ttl=found.certificate_ttl,
         )
 
     async def publish(self, request: admin_pb2.PublishRequest, context: Context) -> admin_pb2.PublishResponse:

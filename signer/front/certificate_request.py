@@ -15,14 +15,13 @@ from signer.cluster.objects import PodCertificateRequestObject, PodCertificateRe
 from signer.errors import Reason, Refused
 from signer.minting.minting import accepted_key, proven_key
 from signer.model import MAX_DNS_NAMES, PodClaim
+from signer.pod_certificate_settings import longest
 from svid.keys import PublicKey
 
 # The one annotation of a pod's author that is taken: DNS names, as `dnsNames` of a csi volume has them.
 DNS_NAMES = "podsvid.io/dns-names"
 # Bytes of each of its keys and proofs, as the API server has it; and characters of what is wished.
 MAX_BYTES, MAX_TEXT = 10 * 1024, 8 * 1024
-# What the API server takes.
-SHORTEST, LONGEST = timedelta(hours=1), timedelta(days=91)
 # Of a text that is no DNS name, in a message.
 _SHOWN = 80
 
@@ -77,7 +76,7 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
         version=metadata.resource_version or "",
         created=metadata.creation_timestamp or "",
         claimed=ClaimedPod(pod, spec.node_name or "", spec.service_account_name or "", spec.service_account_uid or ""),
-        most=_most(spec),
+        most=longest(spec.max_expiration_seconds or 0),
         key=key,
         dns_names=names,
         flaw=flaw,
@@ -87,12 +86,6 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
 def is_decided(body: PodCertificateRequestObject) -> bool:
     """Whether it has its answer."""
     return body.status is not None and bool(body.status.conditions)
-
-
-def _most(spec: PodCertificateRequestSpec) -> timedelta:
-    longest = int(LONGEST.total_seconds())
-    seconds = min(max(spec.max_expiration_seconds or 0, 0), longest)
-    return max(timedelta(seconds=seconds), SHORTEST)
 
 
 def _dns_names(spec: PodCertificateRequestSpec) -> tuple[str, ...]:

@@ -226,7 +226,7 @@ class Minting:
         return state
 
     def _pod_certificate_life(self, entitlement: Entitlement, most: timedelta) -> timedelta:
-        return min(max(ttls.usual(self._settings.ttls, entitlement), LEAST_LIFE), most)
+        return ttls.pod_certificate(self._settings.ttls, entitlement, most)
 
     def _ttl(self, entitlement: Entitlement, wished: timedelta | None, written: str = "") -> tuple[timedelta, str]:
         limits = self._settings.ttls

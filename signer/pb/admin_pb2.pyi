@@ -73,7 +73,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped", "lost", "entitled")
+    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped", "lost", "entitled", "certificate_ttl")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class ExplainResponse(_message.Message):
     TTL_CLIPPED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     ENTITLED_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_TTL_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     policy: str
     spiffe_id: str
@@ -94,7 +95,8 @@ class ExplainResponse(_message.Message):
     ttl_clipped: str
     lost: _containers.RepeatedCompositeFieldContainer[Lost]
     entitled: str
-    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[Lost, _Mapping]]] = ..., entitled: _Optional[str] = ...) -> None: ...
+    certificate_ttl: str
+    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[Lost, _Mapping]]] = ..., entitled: _Optional[str] = ..., certificate_ttl: _Optional[str] = ...) -> None: ...
 
 class NotMatched(_message.Message):
     __slots__ = ("policy", "because", "differences", "elsewhere")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -51,7 +51,7 @@ class Explanation:
 
     `lost`: of those that matched and do not decide, with the part of the rule by which they lost.
     `x509_ttl` is how long its X.509-SVIDs live, `x509_ttl_most` what a volume's ttl gets at most, `clipped` what of the
-    policy's lifetimes nobody gets; empty where unknown.
+    policy's lifetimes nobody gets; empty where unknown. `certificate_ttl`: how long what kubelet asks for lives.
     """
 
     outcome: str
@@ -63,6 +63,7 @@ class Explanation:
     x509_ttl: str = ""
     x509_ttl_most: str = ""
     clipped: str = ""
+    certificate_ttl: str = ""
 
 
 class Policies:
@@ -166,9 +167,11 @@ class Policies:
         limits, clipped = self._settings.ttls, self._not_granted(matched[0]) if matched else ""
         lives = durations.text(ttls.usual(limits, found)) if limits else ""
         most = durations.text(ttls.longest(limits, found)) if limits else ""
-        return Explanation(
+        certificates = ttls.pod_certificates(limits, found, pod.certificate_mosts) if limits else ""
+        told = Explanation(
             outcome, found.decided_by, names, unmatched, lost, str(found.spiffe_id), lives, most, clipped
         )
+        return replace(told, certificate_ttl=certificates)
 
     def all(self) -> list[Policy]:
         """Every policy, those that are left out too."""

@@ -37,6 +37,7 @@ from signer.front.admin import MAX_NODES, _abandoned, _reissuing, _rotating
 from signer.model import Agent
 from signer.pb import admin_pb2
 from signer.policy.policy import GROUP
+from tests.pod_certificates import source
 from tests.shapes import described
 from tests.signer_rig import START, Serving, Site, serving
 from tests.support import ROOT
@@ -625,6 +626,44 @@ def test_explain_says_who_wins_and_why() -> None:
                 await rig.explain(wrong)
 
     rigged(test)
+
+
+def test_explain_says_how_long_what_kubelet_asks_for_lives_and_nothing_of_volumes_where_there_are_none() -> None:
+    async def test(rig: Rig) -> None:
+        def put(*sources: Any) -> None:
+            found = rig.site.kube.objects["/api/v1/namespaces/default/pods/web"]
+            volumes = [each for each in found["spec"]["volumes"] if "csi" in each]
+            found["spec"]["volumes"] = [*volumes, {"name": "certificates", "projected": {"sources": list(sources)}}]
+            rig.site.kube.put("/api/v1/namespaces/default/pods/web", found)
+
+        async def told(line: str) -> str:
+            async with asyncio.timeout(20):
+                while line not in (found := (await rig.explain("default/web"))[1]).splitlines():
+                    await asyncio.sleep(0.01)
+            return found
+
+        lives = "X.509-SVIDs of podCertificate sources live"
+        mine = f"{GROUP}/namespaces/default/workloadidentities/mine"
+        rig.site.pod("web", driver=None)
+        # Another signer's is nothing of podsvid's.
+        foreign = source(signerName="other.example/a", maxExpirationSeconds=9000)
+        put(source(), source(maxExpirationSeconds=3600), foreign)
+        assert "ttl gets" not in await told(f"{lives} 1h")
+        rig.site.kube.put(mine, {"spec": {"x509TTL": "10m"}})
+        await told(f"{lives} 1h, as none lives for less (it would be 10m)")
+        rig.site.kube.put(mine, {"spec": {"x509TTL": "12h"}})
+        await told(f"{lives} 1h to 12h, as maxExpirationSeconds says (it would be 12h)")
+        put(source(maxExpirationSeconds=7200))
+        await told(f"{lives} 2h, as maxExpirationSeconds says (it would be 12h)")
+        put(source())
+        await told(f"{lives} 12h")
+        rig.site.pod("web")
+        found = await told("X.509-SVIDs live 12h; a volume's ttl gets 12h at most")
+        assert lives not in found
+        put(source())
+        assert "ttl gets 12h at most" in await told(f"{lives} 12h")
+
+    rigged(test, "--pod-certificates", "true", "--authority-ttl", "30d")
 
 
 def test_what_somebody_called_a_policy_cannot_draw_on_the_terminal() -> None:

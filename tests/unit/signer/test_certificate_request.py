@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from signer.cluster.objects import PodCertificateRequestObject
 from signer.errors import Reason
-from signer.front.certificate_request import LONGEST, SHORTEST, CertificateRequest, read_request
+from signer.front.certificate_request import CertificateRequest, read_request
+from signer.pod_certificate_settings import LEAST_LIFE, MOST_LIFE
 from svid.keys import KeyAlgorithm, public_bytes
 from tests.pod_certificates import TYPES, body, csr
 from tests.typed import typed
@@ -133,5 +134,5 @@ def test_whatever_it_says_it_is_read(
     made = read(found)
     assert made is not None
     assert (made.key is None) == (made.flaw is not None)
-    assert SHORTEST <= made.most <= LONGEST
+    assert LEAST_LIFE <= made.most <= MOST_LIFE
     assert len(made.dns_names) <= 32
