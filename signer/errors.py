@@ -166,10 +166,12 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.CSR_INVALID: "the certificate request cannot be read",
         Reason.PROOF_OF_POSSESSION: "the certificate request is not signed with its own key",
         Reason.KEY_WEAK: "the key's algorithm or size is not one that is accepted",
-        Reason.KEY_ALGORITHM_DENIED: "the policy wants another algorithm: volumeAttributes `keyAlgorithm`",
+        Reason.KEY_ALGORITHM_DENIED: "the policy wants another algorithm: volumeAttributes `keyAlgorithm`, or a "
+        "podCertificate source's `keyType`",
         Reason.POLICY_DENIED: "a policy denies the pod, or none matches and `require_policy` is set",
         Reason.POLICY_UNUSABLE: "the policy that wins cannot be carried out for the pod; its status says why",
-        Reason.DNS_NAME_DENIED: "the pod asks for a DNS name that its policy does not give",
+        Reason.DNS_NAME_DENIED: "the pod asks for a DNS name that its policy does not give: volumeAttributes "
+        "`dnsNames`, or `podsvid.io/dns-names` of a podCertificate source's `userAnnotations`",
         Reason.NOT_ENTITLED: "a JWT-SVID was asked for another identity than the pod's",
         Reason.JWT_DISABLED: "the signer issues no JWT-SVIDs",
         Reason.ISSUANCE_REFUSED: "the authority must not sign that; the text says why",

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Of ClusterTrustBundles, too.
 SIGNER_NAME = "podsvid.io/spiffe"
+# The one annotation of a source's author that is taken: DNS names, as `dnsNames` of a csi volume has them.
+DNS_NAMES = "podsvid.io/dns-names"
 HELP = (
     f"certify pods' projected podCertificate volumes of signer {SIGNER_NAME} (Kubernetes 1.35 or newer, where it is "
     "switched on)"

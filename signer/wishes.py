@@ -10,6 +10,9 @@ from signer.model import MAX_DNS_NAMES, Entitlement, LivePod, VolumeWish
 from svid.dnsnames import allows, is_reserved
 from svid.keys import KeyAlgorithm
 
+# Where a volume's author says so.
+_OF_A_VOLUME = "volumeAttributes dnsNames"
+
 
 def check_key(given: Entitlement, algorithm: KeyAlgorithm) -> None:
     """Raises Refused (KEY_ALGORITHM_DENIED)."""
@@ -22,8 +25,11 @@ def check_key(given: Entitlement, algorithm: KeyAlgorithm) -> None:
         )
 
 
-def dns_names(pod: LivePod, given: Entitlement, wished: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """All that go into the certificate; `patterns` are what a pod without a policy may ask for.
+def dns_names(
+    pod: LivePod, given: Entitlement, wished: Sequence[str], patterns: Sequence[str], where: str = _OF_A_VOLUME
+) -> list[str]:
+    """All that go into the certificate; `patterns` are what a pod without a policy may ask for, `where` its author
+    writes what is wished, for people.
 
     Raises Refused (INVALID_REQUEST, DNS_NAME_DENIED).
     """
@@ -36,7 +42,7 @@ def dns_names(pod: LivePod, given: Entitlement, wished: Sequence[str], patterns:
             raise Refused(
                 Reason.DNS_NAME_DENIED,
                 f"{name[:253]!r} is not among the DNS names that policy {given.decided_by} gives this pod; ask for "
-                "another in volumeAttributes dnsNames, or add it to the policy (dnsNameTemplates)",
+                f"another in {where}, or add it to the policy (dnsNameTemplates)",
             )
     names = [*given.dns_names, *(name for name in wished if name not in given.dns_names)]
     reserved = [name for name in names if is_reserved(name)]

@@ -15,11 +15,9 @@ from signer.cluster.objects import PodCertificateRequestObject, PodCertificateRe
 from signer.errors import Reason, Refused
 from signer.minting.minting import accepted_key, proven_key
 from signer.model import MAX_DNS_NAMES, PodClaim
-from signer.pod_certificate_settings import longest
+from signer.pod_certificate_settings import DNS_NAMES, longest
 from svid.keys import PublicKey
 
-# The one annotation of a pod's author that is taken: DNS names, as `dnsNames` of a csi volume has them.
-DNS_NAMES = "podsvid.io/dns-names"
 # Bytes of each of its keys and proofs, as the API server has it; and characters of what is wished.
 MAX_BYTES, MAX_TEXT = 10 * 1024, 8 * 1024
 # Of a text that is no DNS name, in a message.

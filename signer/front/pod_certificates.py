@@ -58,6 +58,7 @@ KEY_TYPES: Mapping[KeyAlgorithm, str] = MappingProxyType(
         KeyAlgorithm.RSA_4096: "RSA4096",
     }
 )
+_SET = "set the podCertificate source's keyType to"
 # What no policy, administrator or time mends, by what kubelet and people know it as.
 DENIED: Mapping[Reason, str] = MappingProxyType(
     {
@@ -316,7 +317,7 @@ class PodCertificates:
     def _denied(self, refusal: Refused) -> Object:
         reason, message = DENIED[refusal.reason], str(refusal)
         if refusal.reason is Reason.KEY_WEAK:
-            message += f"; set keyType to one of {', '.join(KEY_TYPES.values())}"
+            message += f"; {_SET} one of {', '.join(KEY_TYPES.values())}"
         return {"conditions": [self._condition("Denied", reason, message)]}
 
     def _condition(self, kind: str, reason: str, message: str) -> Object:
@@ -346,11 +347,12 @@ def _check_key(entitlement: Entitlement, algorithm: KeyAlgorithm) -> None:
     """As `wishes.check_key`, in the words of a podCertificate source. Raises Refused."""
     allowed = entitlement.key_algorithms
     if allowed and algorithm not in allowed:
-        types = ", ".join(name for each, name in KEY_TYPES.items() if each in allowed)
+        types = " or ".join(name for each, name in KEY_TYPES.items() if each in allowed)
+        do = f"{_SET} {types}" if types else "kubelet makes no such keys: use a csi volume"
         raise Refused(
             Reason.KEY_ALGORITHM_DENIED,
             f"policy {entitlement.decided_by} wants keys of {', '.join(sorted(allowed))} (keyAlgorithms), this one is "
-            f"{algorithm}; {f'set keyType to {types}' if types else 'kubelet makes no such keys: use a csi volume'}",
+            f"{algorithm}; {do}",
         )
 
 

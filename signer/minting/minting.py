@@ -19,7 +19,7 @@ from signer.errors import Reason, Refused
 from signer.keystore.keys import Keys
 from signer.keystore.store import KeyStoreUnavailable
 from signer.model import SOON, Entitlement, LivePod, TtlLimits
-from signer.pod_certificate_settings import LEAST_LIFE
+from signer.pod_certificate_settings import DNS_NAMES, LEAST_LIFE
 from svid.authority import BACKDATE
 from svid.dnsnames import owner_of
 from svid.errors import InvalidKey, SvidError
@@ -34,6 +34,7 @@ RSA_EXPONENT = 65537
 LEAST = timedelta(seconds=5)
 # The API server takes no pod certificate that begins more than five minutes ago by its own clock.
 POD_CERTIFICATE_BACKDATE = timedelta(minutes=3)
+_OF_A_SOURCE = f"{DNS_NAMES} of the podCertificate source's userAnnotations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ class Minting:
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         wishes.check_key(entitlement, algorithm_of(public_key))
-        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names)
+        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names, _OF_A_SOURCE)
         backdate = min(self._settings.backdate, POD_CERTIFICATE_BACKDATE)
         # Its whole life counts there, and it begins no earlier than its authority.
         begins = max(now - backdate, state.active_x509.chain[0].not_valid_before_utc)

@@ -46,6 +46,20 @@ ABSENT = {
     "RECONNECT": "refuses nothing: a stream of trust bundles ends, and agents open it again",
     "INTERNAL": "a bug of the signer; its log has the traceback",
 }
+# Which way a pod has its certificate decides what its author is to write.
+_OF_SOURCES = """
+## What a podCertificate source is told
+
+[PodCertificateRequests](pod-certificates.md#what-is-denied-and-what-waits) are refused for the same reasons. What waits
+is in the pod's event `PodCertificatePending`, what is denied in kubelet's event `Denied`, with the same text as in the
+signer's audit log (`kind` `pod_certificate`). Other words than above, at the end, have:
+
+| reason | what to do |
+|---|---|
+| `KEY_ALGORITHM_DENIED` | set the podCertificate source's keyType to ECDSAP384 |
+| `DNS_NAME_DENIED` | ask for another in podsvid.io/dns-names of the podCertificate source's userAnnotations, or \
+add it to the policy (dnsNameTemplates) |
+"""
 _HEAD = """\
 # What a refusal says, and where
 
@@ -197,4 +211,5 @@ def _document(all_shown: Iterable[Shown]) -> str:
             lines.append("```\n\n")
     lines.append("## Not shown here\n\n| reason | why |\n|---|---|\n")
     lines += [f"| `{reason}` | {why} |\n" for reason, why in ABSENT.items()]
+    lines.append(_OF_SOURCES)
     return "".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from signer.model import PodClaim
 from svid.keys import KeyAlgorithm, public_bytes, public_key_of
 from tests.pod_certificates import body, csr, instant, leaf, outcome, source, spiffe_id
 from tests.signer_rig import Serving, Site, serving
+from tests.support import ROOT
 
 PATIENCE = 60.0
 REQUESTS = f"{GROUP}/v1beta1/podcertificaterequests"
@@ -198,10 +200,13 @@ def test_a_policy_that_is_missing_may_come_and_a_key_that_it_does_not_want_is_de
         await until(lambda: bool(asking.events("PodCertificatePending")))
         assert asking.events("PodCertificatePending")[0].startswith("POLICY_DENIED: no WorkloadIdentity")
         assert asking.status(path) == {}
-        asking.kube.put(f"{POLICIES}/a", {"spec": {"keyAlgorithms": ["ec-p384"]}})
+        asking.kube.put(f"{POLICIES}/a", {"spec": {"keyAlgorithms": ["ec-p384", "rsa-3072"]}})
         status = await asking.decided(path)
         assert outcome(status) == ("Denied", "UnsupportedKeyType")
-        assert "set keyType to ECDSAP384" in status["conditions"][0]["message"]
+        message = status["conditions"][0]["message"]
+        assert message.endswith(f"this one is ec-p256; {documented('KEY_ALGORITHM_DENIED')} or RSA3072")
+        # Of a volume such a pod's author knows nothing.
+        assert "volumeAttributes" not in message
 
     run(asking, do, "--require-policy", "true")
 
@@ -277,13 +282,23 @@ def test_a_dns_name_that_policy_does_not_give_waits_for_it() -> None:
     async def do(_: Serving) -> None:
         path = asking.ask(claim, unverifiedUserAnnotations={"podsvid.io/dns-names": "web.example.org"})
         await until(lambda: bool(asking.events("PodCertificatePending")))
-        assert asking.events("PodCertificatePending")[0].startswith("DNS_NAME_DENIED: ")
+        assert asking.events("PodCertificatePending") == [
+            "DNS_NAME_DENIED: 'web.example.org' is not among the DNS names that policy (default) gives this pod; "
+            + documented("DNS_NAME_DENIED")
+        ]
         assert asking.status(path) == {}
         cluster_wide = "/apis/podsvid.io/v1alpha1/clusterworkloadidentities"
         asking.kube.put(f"{cluster_wide}/a", {"spec": {"dnsNameTemplates": ["web.example.org"]}})
         assert outcome(await asking.decided(path))[0] == "Issued"
 
     run(asking, do)
+
+
+def documented(reason: str) -> str:
+    """How docs/refusals.md says that it ends, for a podCertificate source."""
+    text = (ROOT / "docs" / "refusals.md").read_text().partition("## What a podCertificate source is told")[2]
+    (found,) = re.findall(rf"^\| `{reason}` \| (.*) \|$", text, re.MULTILINE)
+    return str(found)
 
 
 async def put_off(signer: Serving) -> None:
