@@ -37,6 +37,7 @@ class Reason(StrEnum):
     POD_WITHOUT_DRIVER = "POD_WITHOUT_DRIVER"
     POD_WITHOUT_CERTIFICATE_SOURCE = "POD_WITHOUT_CERTIFICATE_SOURCE"
     SERVICE_ACCOUNT_MISMATCH = "SERVICE_ACCOUNT_MISMATCH"
+    SERVICE_ACCOUNT_REPLACED = "SERVICE_ACCOUNT_REPLACED"
     CSR_INVALID = "CSR_INVALID"
     PROOF_OF_POSSESSION = "PROOF_OF_POSSESSION"
     KEY_WEAK = "KEY_WEAK"
@@ -163,6 +164,8 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.POD_WITHOUT_CERTIFICATE_SOURCE: "the pod has no projected podCertificate source of the signer "
         "podsvid.io/spiffe, so that no kubelet asked for it",
         Reason.SERVICE_ACCOUNT_MISMATCH: "token and pod name different service accounts: look at that node",
+        Reason.SERVICE_ACCOUNT_REPLACED: "the service account that a PodCertificateRequest names is gone, or "
+        "another has its name: the request waits, and kubelet's next one names that of then",
         Reason.CSR_INVALID: "the certificate request cannot be read",
         Reason.PROOF_OF_POSSESSION: "the certificate request is not signed with its own key",
         Reason.KEY_WEAK: "the key's algorithm or size is not one that is accepted",

@@ -46,11 +46,13 @@ class CertifiedPods:
             # As its token would end: nobody has to confirm that it is gone.
             if pod.leaving is not None and pod.leaving.until + AFTERWARDS <= self._clock.now():
                 raise Refused(Reason.POD_FINISHED, f"pod {pod} was deleted, and its time is over")
-            # Of an account that was made anew under its name the pod is not.
+            # Of an account that was made anew under its name this request is not; kubelet's next one may be.
             if not await self._accounts.is_there(pod.namespace, pod.service_account, claimed.service_account_uid):
                 raise Refused(
-                    Reason.SERVICE_ACCOUNT_MISMATCH,
-                    f"the service account of pod {pod} is gone, or another one of its name by now",
+                    Reason.SERVICE_ACCOUNT_REPLACED,
+                    f"service account {pod.namespace}/{pod.service_account} of pod {pod} is gone, or another one of "
+                    "its name by now: make it again where it is gone; kubelet's next request, a quarter of an hour "
+                    "after this one, names the new one, and that of a pod in this one's place does at once",
                 )
         except ApiUnavailable as error:
             raise _away(str(error)) from None

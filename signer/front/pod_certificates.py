@@ -83,7 +83,7 @@ DENIED: Mapping[Reason, str] = MappingProxyType(
     }
 )
 # What is said of the pod before it is let pass, and only once it is known to be the one that is named.
-_OF_THE_POD = (Reason.NAMESPACE_FULL, Reason.POD_OVERSIZED)
+_OF_THE_POD = (Reason.NAMESPACE_FULL, Reason.POD_OVERSIZED, Reason.SERVICE_ACCOUNT_REPLACED)
 
 
 class PodCertificates:

@@ -34,6 +34,8 @@ _OF_TWO = frozenset({"POD_TOKEN_REPLAYED", "NOT_ENTITLED"})
 ABSENT = {
     "SERVICE_ACCOUNT_MISMATCH": "the API server binds no token to a pod of another service account "
     "(`tests/unit/signer/test_attestation.py`)",
+    "SERVICE_ACCOUNT_REPLACED": "of a PodCertificateRequest, which waits with it "
+    "(`tests/cluster/test_alone_certificates.py`)",
     "POD_IS_MIRROR": "the API server gives a static pod no service account, and so no token; `explain` and the event "
     "say the same (`tests/unit/signer/test_fitness.py`)",
     "POD_WITHOUT_CERTIFICATE_SOURCE": "of a request that no agent makes: a PodCertificateRequest is denied with it "

@@ -162,7 +162,6 @@ def test_what_nothing_mends_is_denied_and_once() -> None:
         for path, reason in (
             (asking.ask(claim, "other"), "SERVICE_ACCOUNT_MISMATCH"),
             (asking.ask(claim, serviceAccountName="other"), "SERVICE_ACCOUNT_MISMATCH"),
-            (asking.ask(claim, serviceAccountUID="another"), "SERVICE_ACCOUNT_MISMATCH"),
             (asking.ask(claim, nodeName="node-b"), "POD_ON_OTHER_NODE"),
             (asking.ask(claim, podName="plain"), "POD_UID_MISMATCH"),
             (asking.ask(nobody), "POD_NOT_FOUND"),
@@ -187,6 +186,30 @@ def test_of_a_pod_whose_source_is_another_signers_nobody_asked() -> None:
     async def do(_: Serving) -> None:
         status = await asking.decided(asking.ask(claim))
         assert outcome(status) == ("Denied", "POD_WITHOUT_CERTIFICATE_SOURCE")
+
+    run(asking, do)
+
+
+def test_a_service_account_that_was_made_anew_is_waited_for() -> None:
+    """Kubelet asks no more for a pod that was denied, and the next request names the account of then."""
+    asking = Asking()
+    claim = asking.pod()
+    account = "/api/v1/namespaces/default/serviceaccounts/web"
+
+    async def do(signer: Serving) -> None:
+        asking.kube.remove(account)
+        path = asking.ask(claim)
+        await until(lambda: bool(asking.events("PodCertificatePending")))
+        assert asking.events("PodCertificatePending")[0].startswith(
+            "SERVICE_ACCOUNT_REPLACED: service account default/web of pod default/web is gone, or another one"
+        )
+        asking.kube.put(account, {"metadata": {"uid": "sa-new"}})
+        await put_off(signer)
+        assert asking.status(path) == {}
+        assert outcome(await asking.decided(asking.ask(claim, serviceAccountUID="sa-new")))[0] == "Issued"
+        # A request of before gets nothing by it.
+        await put_off(signer)
+        assert asking.status(path) == {}
 
     run(asking, do)
 
