@@ -1,4 +1,7 @@
-"""A PodCertificateRequest, read: for which pod, for which key, and what of it nothing can mend."""
+"""A PodCertificateRequest: for which pod it is, what of it nothing can mend, and for which key, once that is proven.
+
+It is read as it comes, by the thousand; its proof is verified when it is its turn.
+"""
 
 import base64
 import binascii
@@ -20,6 +23,8 @@ from svid.keys import PublicKey
 
 # Bytes of each of its keys and proofs, as the API server has it; and characters of what is wished.
 MAX_BYTES, MAX_TEXT = 10 * 1024, 8 * 1024
+# Characters of that many bytes in base64.
+_ENCODED = 4 * ((MAX_BYTES + 2) // 3)
 # Of a text that is no DNS name, in a message.
 _SHOWN = 80
 
@@ -33,8 +38,17 @@ class Flaw:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """A key and what shows that who asks has it, as the request has them, in base64: of one encoding or the other."""
+
+    csr: str = ""
+    key: str = ""
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateRequest:
-    """One that is not decided. `key` None: `flaw` says why. `most`: from the certificate's beginning to its end."""
+    """One that is not decided. `most`: from the certificate's beginning to its end."""
 
     uid: str
     name: str
@@ -42,8 +56,8 @@ class CertificateRequest:
     created: str
     claimed: ClaimedPod
     most: timedelta
-    # It is that of the version.
-    key: PublicKey | None = field(default=None, compare=False)
+    # It is that of the version, and nobody's to read.
+    proof: Proof = field(default=Proof(), compare=False, repr=False)
     dns_names: tuple[str, ...] = ()
     flaw: Flaw | None = None
 
@@ -61,11 +75,11 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
     if is_decided(body):
         return None
     pod = PodClaim(metadata.namespace, spec.pod_name or "", spec.pod_uid or "")
-    key, flaw = None, None
+    proof, flaw = Proof(), None
     names: tuple[str, ...] = ()
     try:
         names = _dns_names(spec)
-        key = _key(spec)
+        proof = _proof(spec)
     except Refused as refusal:
         flaw = Flaw(refusal.reason, str(refusal))
     return CertificateRequest(
@@ -75,7 +89,7 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
         created=metadata.creation_timestamp or "",
         claimed=ClaimedPod(pod, spec.node_name or "", spec.service_account_name or "", spec.service_account_uid or ""),
         most=longest(spec.max_expiration_seconds or 0),
-        key=key,
+        proof=proof,
         dns_names=names,
         flaw=flaw,
     )
@@ -103,22 +117,35 @@ def _dns_names(spec: PodCertificateRequestSpec) -> tuple[str, ...]:
     return names
 
 
-def _key(spec: PodCertificateRequestSpec) -> PublicKey:
+def _proof(spec: PodCertificateRequestSpec) -> Proof:
     """Of both encodings the newer one counts: a kubelet of 1.36 fills no other. Raises Refused."""
     if spec.stub_request:
-        return proven_key(_bytes(spec.stub_request, "stubPKCS10Request"))
-    if not spec.public_key:
+        return Proof(csr=_short(spec.stub_request, "stubPKCS10Request"))
+    return Proof(
+        key=_short(spec.public_key or "", "pkixPublicKey"),
+        signature=_short(spec.proof_of_possession or "", "proofOfPossession"),
+    )
+
+
+def proven(request: CertificateRequest) -> PublicKey:
+    """The key that is asked for. To verify it takes up to a millisecond: one after another. Raises Refused."""
+    if request.flaw is not None:
+        raise Refused(request.flaw.reason, request.flaw.message)
+    proof = request.proof
+    if proof.csr:
+        return proven_key(_bytes(proof.csr, "stubPKCS10Request"))
+    if not proof.key:
         raise Refused(
             Reason.CSR_INVALID,
             "the request has no key: with a kubelet older than 1.36 v1beta1 is to be served",
         )
     try:
-        found: object = load_der_public_key(_bytes(spec.public_key, "pkixPublicKey"))
+        found: object = load_der_public_key(_bytes(proof.key, "pkixPublicKey"))
     except (ValueError, UnsupportedAlgorithm):
         raise Refused(Reason.CSR_INVALID, "pkixPublicKey is not the DER of a known kind of key") from None
     key = accepted_key(found)
     try:
-        _verify(key, _bytes(spec.proof_of_possession or "", "proofOfPossession"), (spec.pod_uid or "").encode())
+        _verify(key, _bytes(proof.signature, "proofOfPossession"), request.claimed.pod.uid.encode())
     except (InvalidSignature, ValueError, UnsupportedAlgorithm):
         raise Refused(
             Reason.PROOF_OF_POSSESSION, "proofOfPossession is not the pod's uid, signed with the key that is asked for"
@@ -139,9 +166,13 @@ def _verify(key: PublicKey, signature: bytes, message: bytes) -> None:
         raise InvalidSignature
 
 
-def _bytes(text: str, what: str) -> bytes:
-    if len(text) > 2 * MAX_BYTES:
+def _short(text: str, what: str) -> str:
+    if len(text) > _ENCODED:
         raise Refused(Reason.CSR_INVALID, f"{what} is longer than {MAX_BYTES} bytes")
+    return text
+
+
+def _bytes(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

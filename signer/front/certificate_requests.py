@@ -37,7 +37,7 @@ class Following:
 
     def _read(self, body: PodCertificateRequestObject) -> CertificateRequest | None:
         spec, uid = body.spec, body.metadata.uid
-        # Before its proof is looked at, which takes a millisecond.
+        # Before anything of it is kept.
         if spec is not None and uid not in self.turns:
             of = spec.node_name or "", spec.pod_uid or ""
             if not self.turns.room(*of):

@@ -23,7 +23,7 @@ from signer.cluster.objects import Named
 from signer.errors import ApiUnavailable, Conflict, Forbidden, NotFound, Reason, Refused, SignerError
 from signer.front.audit import Audit
 from signer.front.calls import MINT_DEADLINE, refused_by
-from signer.front.certificate_request import CertificateRequest
+from signer.front.certificate_request import CertificateRequest, proven
 from signer.front.certificate_requests import GROUP, Following
 from signer.metrics import Metrics
 from signer.minting.minting import IssuedX509, Minting
@@ -31,7 +31,7 @@ from signer.model import Entitlement, LivePod
 from signer.pod_certificate_settings import SIGNER_NAME
 from signer.policy.policies import Policies
 from svid.certificates import serial_of, to_pem
-from svid.keys import KeyAlgorithm, algorithm_of
+from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
 
 _log = logging.getLogger("podsvid.certificates")
 # The older one first: in it are both kinds of proofs, and kubelets of 1.35 have the older kind only.
@@ -111,6 +111,7 @@ class PodCertificates:
         self._clock = clock
         self._rng = rng
         self._bucket = Bucket(RATE, BURST, clock.monotonic())
+        self._proving = asyncio.Lock()
         self._following: Following | None = None
         self._absent = False
 
@@ -231,11 +232,10 @@ class PodCertificates:
         pod: LivePod | None = None
         try:
             async with asyncio.timeout(MINT_DEADLINE):
-                if request.flaw is not None:
-                    raise Refused(request.flaw.reason, request.flaw.message)
+                key = await self._key(request)
                 pod = await self._pods.find(request.claimed)
                 entitlement = self._policies.entitlement(pod)
-                issued = await self._signed(request, pod, entitlement)
+                issued = await self._signed(request, key, pod, entitlement)
                 self._audit.certified(request.name, pod, entitlement, _facts(issued), time.perf_counter() - started)
                 is_there = await self._write(found.version, request, self._issued(issued))
         except Exception as error:
@@ -251,11 +251,19 @@ class PodCertificates:
         self._metrics.certified("issued")
         self._metrics.minted("pod_certificate", "ok", time.perf_counter() - started)
 
-    async def _signed(self, request: CertificateRequest, pod: LivePod, entitlement: Entitlement) -> IssuedX509:
+    async def _key(self, request: CertificateRequest) -> PublicKey:
         """Raises Refused."""
-        key = request.key
-        if key is None:
-            raise Refused(Reason.CSR_INVALID, "the request has no key")
+        # Who asks chooses what a proof costs: agents' mints have their turns after each.
+        async with self._proving:
+            try:
+                return proven(request)
+            finally:
+                await give_way()
+
+    async def _signed(
+        self, request: CertificateRequest, key: PublicKey, pod: LivePod, entitlement: Entitlement
+    ) -> IssuedX509:
+        """Raises Refused."""
         _check_key(entitlement, algorithm_of(key))
         await self._minting.promise_pod_certificate(entitlement, request.most)
         return await self._minting.signed(

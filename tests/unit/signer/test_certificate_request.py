@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.cluster.objects import PodCertificateRequestObject
-from signer.errors import Reason
-from signer.front.certificate_request import CertificateRequest, read_request
+from signer.errors import Reason, Refused
+from signer.front.certificate_request import MAX_BYTES, CertificateRequest, Proof, proven, read_request
 from signer.pod_certificate_settings import LEAST_LIFE, MOST_LIFE
 from svid.keys import KeyAlgorithm, public_bytes
 from tests.pod_certificates import TYPES, body, csr
@@ -40,9 +41,9 @@ def read(found: dict[str, Any]) -> CertificateRequest | None:
 def flaw(found: dict[str, Any]) -> Reason:
     made = read(found)
     assert made is not None
-    assert made.key is None
-    assert made.flaw is not None
-    return made.flaw.reason
+    with pytest.raises(Refused) as caught:
+        proven(made)
+    return caught.value.reason
 
 
 @pytest.mark.parametrize("algorithm", TYPES)
@@ -56,8 +57,7 @@ def test_both_encodings_are_read_and_the_newer_counts(algorithm: KeyAlgorithm) -
         made = read(found)
         assert made is not None
         assert made.flaw is None
-        assert made.key is not None
-        assert public_bytes(made.key) == public_bytes(key.public_key())
+        assert public_bytes(proven(made)) == public_bytes(key.public_key())
 
 
 def test_what_it_says_of_its_pod() -> None:
@@ -99,6 +99,23 @@ def test_what_nothing_mends(change: dict[str, Any], reason: Reason) -> None:
     assert flaw(request(**change)) is reason
 
 
+def test_what_is_read_holds_no_more_of_a_proof_than_the_api_server_takes() -> None:
+    longest, longer = (base64.b64encode(b"x" * n).decode() for n in (MAX_BYTES, MAX_BYTES + 3))
+    for name in ("pkixPublicKey", "proofOfPossession", "stubPKCS10Request"):
+        fits, none = read(request(**{name: longest})), read(request(**{name: longer}))
+        assert fits is not None
+        assert fits.flaw is None
+        assert none is not None
+        assert none.proof == Proof()
+        assert flaw(request(**{name: longer})) is Reason.CSR_INVALID
+
+
+def test_a_certificate_request_that_its_key_did_not_sign_proves_nothing() -> None:
+    signed = base64.b64decode(csr(KEY))
+    other = signed[:-1] + bytes([signed[-1] ^ 1])
+    assert flaw(request(stubPKCS10Request=base64.b64encode(other).decode())) is Reason.PROOF_OF_POSSESSION
+
+
 def test_of_another_pod_a_proof_is_none() -> None:
     found = request()
     found["spec"]["podUID"] = "uid-other"
@@ -133,6 +150,7 @@ def test_whatever_it_says_it_is_read(
     found["spec"] |= {**texts, "maxExpirationSeconds": seconds, "unverifiedUserAnnotations": annotations}
     made = read(found)
     assert made is not None
-    assert (made.key is None) == (made.flaw is not None)
+    with suppress(Refused):
+        proven(made)
     assert LEAST_LIFE <= made.most <= MOST_LIFE
     assert len(made.dns_names) <= 32

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 
 from runtime.clock import SystemClock
 from signer.cluster.kube import Object
@@ -421,6 +422,37 @@ def test_a_crowd_is_served_whole_and_beyond_its_places_too(monkeypatch: pytest.M
     async def do(_: Serving) -> None:
         for each in paths:
             assert outcome(await asking.decided(each))[0] == "Issued"
+
+    run(asking, do)
+
+
+def test_a_flood_of_proofs_is_verified_one_after_another_and_others_have_their_turns_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a proof costs is for who asks to choose, and the same loop answers agents."""
+    monkeypatch.setattr("signer.front.pod_certificates.RATE", 1000.0)
+    asking, turns, verified = Asking(), 0, list[int]()
+
+    def bad(*_: object) -> None:
+        verified.append(turns)
+        raise InvalidSignature
+
+    monkeypatch.setattr("signer.front.certificate_request._verify", bad)
+    paths = [asking.ask(claim) for claim in map(asking.pod, "abcdef") for _ in range(8)]
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def do(_: Serving) -> None:
+        going_on = asyncio.ensure_future(others())
+        for each in paths:
+            assert outcome(await asking.decided(each)) == ("Denied", "PROOF_OF_POSSESSION")
+        going_on.cancel()
+        # Read, they are not looked at; and decided at once, no two are in one turn.
+        assert len(verified) == len(set(verified)) == len(paths)
 
     run(asking, do)
 
