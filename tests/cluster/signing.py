@@ -288,15 +288,19 @@ def signer_process(
     wait: bool = True,
     port: int = 0,
     environment: Mapping[str, str] | None = None,
+    program: str = "podsvid",
 ) -> Iterator[SignerProcess]:
-    """A signer with the shipped service account's token. `environment`: beside that of the cluster's children."""
+    """A signer with the shipped service account's token. `environment`: beside that of the cluster's children.
+
+    `program`: the module that is run.
+    """
     port, http = port or free_port(), free_port()
     home = cluster.directory / name
     home.mkdir(exist_ok=True)
     log = cluster.logs / f"{name}.log"
     access = cluster.directory / "podsvid-signer.kubeconfig"
     kubeconfig.with_token(access, cluster.kubeconfig, cluster.api.token("podsvid-signer", NAMESPACE))
-    command = [sys.executable, "-m", "podsvid", "signer", "--trust-domain", TRUST_DOMAIN, "--identity", name]
+    command = [sys.executable, "-m", program, "signer", "--trust-domain", TRUST_DOMAIN, "--identity", name]
     command += ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{http}", "--namespace", NAMESPACE]
     command += ["--kubeconfig", str(access), "--admin-socket", str(home / "admin.sock"), *flags]
     with log.open("ab") as sink:
