@@ -28,6 +28,8 @@ _MNT_DETACH = 2
 _SHIMS = "containerd/state/io.containerd.runtime.v2.task/*/*/bootstrap.json"
 # Where all containerds of a host have their shims listen.
 _SHIM_SOCKETS = Path("/run/containerd/s")
+# Where containerd keeps what it was told of pods' networks, for as long as there are some.
+_NETWORKS = Path("/var/lib/cni/results")
 # Folders that the components make on a host that has none, where others may put things, too.
 _SHARED = (
     _SHIM_SOCKETS,
@@ -35,6 +37,8 @@ _SHARED = (
     kubelet.LOG_LINKS,
     kubelet.DEVICE_PLUGINS,
     kubelet.DEVICE_PLUGINS.parent,
+    _NETWORKS,
+    _NETWORKS.parent,
 )
 # Where programs put what nobody told them to put elsewhere, and by which names it is known there.
 _WATCHED = tuple(map(Path, ("/run", "/etc", "/opt", "/var/lib", "/var/log", "/var/tmp", "/usr/libexec")))
