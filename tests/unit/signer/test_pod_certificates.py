@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 import tempfile
@@ -20,6 +21,7 @@ from signer.cluster.kube import Object
 from signer.front.certificate_requests import GROUP
 from signer.front.pod_certificates import DENIED
 from signer.model import PodClaim
+from svid.certificates import serial_of
 from svid.keys import KeyAlgorithm, public_bytes, public_key_of
 from tests.pod_certificates import body, csr, instant, leaf, outcome, source, spiffe_id
 from tests.signer_rig import Serving, Site, serving
@@ -122,6 +124,31 @@ def test_a_request_becomes_a_certificate_within_the_api_servers_rules() -> None:
             assert ends - begins == HOUR
             assert begins + 10 * MINUTE <= instant(status["beginRefreshAt"]) <= ends - 10 * MINUTE
             assert "BEGIN CERTIFICATE" in status["certificateChain"]
+
+    run(asking, do)
+
+
+def test_each_decision_is_a_line_of_the_audit_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    asking = Asking()
+    claim = asking.pod()
+
+    def lines(event: str) -> list[dict[str, Any]]:
+        found = [each for each in caplog.records if each.name == "podsvid.audit" and each.getMessage() == event]
+        return [vars(each) for each in found if vars(each)["kind"] == "pod_certificate"]
+
+    async def do(_: Serving) -> None:
+        issued = leaf(await asking.decided(asking.ask(claim)))
+        (line,) = lines("mint allowed")
+        assert (line["request"], line["pod"], line["node"], line["agent_pod_uid"]) == (
+            *("req-1", "default/web", "node-a"),
+            "",
+        )
+        assert (line["spiffe_id"], line["serial"]) == (ID, serial_of(issued))
+        await asking.decided(asking.ask(claim, nodeName="node-b"))
+        (line,) = lines("mint refused")
+        assert (line["request"], line["claimed_pod"], line["node"]) == ("req-2", "default/web", "node-b")
+        assert line["reason"] == "POD_ON_OTHER_NODE"
 
     run(asking, do)
 
