@@ -21,6 +21,7 @@ from runtime import log
 from runtime.clock import SystemClock
 from runtime.tls import require_tls13
 from signer.cluster.kube import Object
+from signer.pod_certificate_settings import SIGNER_NAME
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -34,6 +35,10 @@ REVIEW = 2.0
 START_SECONDS = 90.0
 # Seconds: nobody brings newer ones.
 TOKEN_LIFE = 86_400.0
+# Pods that have podCertificate sources, of all nodes.
+CROWD = 500
+_BATCH = 10
+_REQUESTS = "/apis/certificates.k8s.io/v1beta1/namespaces/default/podcertificaterequests"
 SECRET = "/api/v1/namespaces/podsvid/secrets/podsvid-authority"
 
 
@@ -50,6 +55,7 @@ def process(
     """A running signer and what it wrote about itself; `profile` is where cProfile writes at its end.
 
     `within` makes its command one that starts it elsewhere, in a cgroup say. It writes FOLDER/metrics.txt at SIGUSR1.
+    With --pod-certificates kubelets ask for all pods of `CROWD`, of podsvid at SIGUSR2, of another signer at SIGHUP.
     """
     site = folder / "site.json"
     site.unlink(missing_ok=True)
@@ -128,6 +134,45 @@ def populated(folder: Path, pods: int, nodes: int) -> tuple["Site", Mapping[str,
     return site, {"agents": agents, "pods": found}
 
 
+class Kubelets:
+    """Those of all nodes ask for the certificates of their `CROWD` of pods, again and again if told so."""
+
+    def __init__(self, site: "Site", nodes: int) -> None:
+        from tests import pod_certificates
+
+        self._kube, self._asked, self._bodies = site.kube, 0, list[Object]()
+        for number in range(CROWD):
+            node, name = f"node-{number % nodes}", f"certified-{number}"
+            site.pod(name, node=node, uid=f"certified-uid-{number}", driver=None)
+            path = f"/api/v1/namespaces/default/pods/{name}"
+            pod = site.kube.objects[path]
+            pod["spec"]["volumes"] = [{"name": "a", "projected": {"sources": [pod_certificates.source()]}}]
+            site.kube.put(path, pod)
+            account, on = ({"metadata": {"name": each, "uid": f"uid-{each}"}} for each in ("web", node))
+            self._bodies.append(pod_certificates.body(pod, account, on)["spec"])
+        site.kube.put("/api/v1/namespaces/default/serviceaccounts/web", {"metadata": {"uid": "uid-web"}})
+
+    async def ask(self, signer: str) -> None:
+        """As a watch brings it: all at once, and not all in one turn. Those of before are gone.
+
+        What another signer decides is decided at once.
+        """
+        for number in range(self._asked):
+            self._kube.remove(f"{_REQUESTS}/req-{number + 1}")
+            if number % _BATCH == _BATCH - 1:
+                await asyncio.sleep(0.001)
+        self._asked = 0
+        for number, spec in enumerate(self._bodies):
+            self._asked += 1
+            path, request = f"{_REQUESTS}/req-{self._asked}", {"spec": {**spec, "signerName": signer}}
+            self._kube.put(path, request)
+            if signer != SIGNER_NAME:
+                issued = {"type": "Issued", "status": "True", "reason": "Issued", "message": ""}
+                self._kube.put(path, {**request, "status": {"conditions": [issued], "certificateChain": "x" * 1500}})
+            if number % _BATCH == _BATCH - 1:
+                await asyncio.sleep(0.001)
+
+
 def told(registry: "CollectorRegistry", file: Path) -> None:
     """Write down the metrics."""
     from prometheus_client import generate_latest
@@ -144,6 +189,15 @@ async def main(folder: Path, pods: int, nodes: int, milliseconds: float, port: i
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     site, known = populated(folder, pods, nodes)
     slow(site, milliseconds / 1000)
+    asking = set[asyncio.Task[None]]()
+    if "--pod-certificates" in flags:
+        kubelets = Kubelets(site, nodes)
+
+        def ask(signer_name: str) -> None:
+            asking.add(asyncio.ensure_future(kubelets.ask(signer_name)))
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, ask, SIGNER_NAME)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, ask, "example.org/other")
     limits = ["--node-rate", "100000", "--node-burst", "100000", "--node-concurrency", "100000"]
     limits += ["--address-rate", "100000"]
     async with serving(site, folder, SystemClock(), *limits, *flags, port=port) as signer:
