@@ -95,6 +95,16 @@ class VolumeWish:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceWish:
+    """What a pod's author wrote at a podCertificate source of podsvid's, in the projected volume of that name, as it
+    stands there: `keyType` and `userAnnotations`."""
+
+    volume: str
+    key_type: str = ""
+    annotations: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LivePod:
     """A pod as the API server has it: all that attestation and policy look at.
 
@@ -104,7 +114,8 @@ class LivePod:
     `left_out`: its namespace has more pods than count, and this is an outline that nobody may decide by. `leaving`: it
     is being deleted. `wishes`, of volumes of podsvid's drivers: for what is said, never for what is decided.
     `pod_certificate`: it has a projected podCertificate source of podsvid's Kubernetes signer, where that is on;
-    `certificate_mosts`: the least and the greatest lifetime that such sources allow, for what is said.
+    `certificate_mosts`: the least and the greatest lifetime that such sources allow, `source_wishes`: what is asked for
+    at them, both for what is said.
     """
 
     namespace: str
@@ -124,6 +135,7 @@ class LivePod:
     wishes: tuple[VolumeWish, ...] = ()
     pod_certificate: bool = False
     certificate_mosts: tuple[timedelta, ...] = ()
+    source_wishes: tuple[SourceWish, ...] = ()
 
     @property
     def age(self) -> tuple[str, str, str]:
@@ -132,8 +144,8 @@ class LivePod:
 
     def outline(self) -> "LivePod":
         """Of one that does not count."""
-        nothing = replace(self, labels={}, drivers=frozenset(), wishes=(), pod_certificate=False, certificate_mosts=())
-        return replace(nothing, left_out=True)
+        nothing = replace(self, labels={}, drivers=frozenset(), wishes=(), source_wishes=())
+        return replace(nothing, pod_certificate=False, certificate_mosts=(), left_out=True)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from runtime.clock import Clock
 from runtime.listening import exact, whose
-from signer.attestation.volumes import read_wishes
+from signer.attestation.volumes import read_source_wishes, read_wishes
 from signer.cluster.kube import KubeApi
 from signer.cluster.mirror import Mirror
 from signer.cluster.objects import Pod as PodObject
@@ -318,6 +318,7 @@ def read_pod(
         wishes=same(read_wishes(spec, drivers)) if not finished and not oversized else (),
         pod_certificate=bool(mosts),
         certificate_mosts=same(mosts),
+        source_wishes=same(read_source_wishes(spec, signer_name)) if mosts and not finished and not oversized else (),
     )
 
 

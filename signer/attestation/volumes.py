@@ -1,11 +1,13 @@
-"""What a pod's author wrote at podsvid's volumes, and which containers mount them so that nothing new gets there."""
+"""What a pod's author wrote at podsvid's volumes and podCertificate sources, and which containers mount volumes so that
+nothing new gets there."""
 
 from collections.abc import Iterator
 
 from signer.cluster.objects import Container, PodSpec
-from signer.model import VolumeWish
+from signer.model import SourceWish, VolumeWish
 
-# Volumes of one pod whose wishes are kept, and characters of all of them: what is longer is the node's to refuse.
+# Volumes of one pod whose wishes are kept, and characters of all of them; as many of its sources. What is longer is
+# refused, by the node or when it is asked for, and not before.
 MAX_WISHES, MAX_CHARACTERS = 8, 1024
 # Paths below a volume that are the volume.
 _WHOLE = (None, "", ".", "./")
@@ -30,6 +32,23 @@ def read_wishes(spec: PodSpec, drivers: frozenset[str]) -> tuple[VolumeWish, ...
         if left < 0 or len(found) == MAX_WISHES:
             break
         found.append(VolumeWish(volume.name, algorithm, names, containers))
+    return tuple(found)
+
+
+def read_source_wishes(spec: PodSpec, signer_name: str) -> tuple[SourceWish, ...]:
+    """Those of podCertificate sources of that signer, by the same bounds."""
+    left = MAX_CHARACTERS
+    found: list[SourceWish] = []
+    for volume in spec.volumes or ():
+        for source in (volume.projected.sources if volume.projected else None) or ():
+            asked = source.pod_certificate
+            if asked is None or asked.signer_name != signer_name or not volume.name:
+                continue
+            key_type, annotations = asked.key_type or "", asked.user_annotations or {}
+            left -= len(volume.name) + len(key_type) + sum(len(name) + len(text) for name, text in annotations.items())
+            if left < 0 or len(found) == MAX_WISHES:
+                return tuple(found)
+            found.append(SourceWish(volume.name, key_type, tuple(sorted(annotations.items()))))
     return tuple(found)
 
 

@@ -5,6 +5,7 @@ object of Python: `msgspec` reads what it is told to and nothing else.
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -72,10 +73,13 @@ class InlineDriver(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class PodCertificateSource(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """Of a projected volume: which signer's certificate kubelet asks for, and for how long it may live."""
+    """Of a projected volume: which signer's certificate kubelet asks for, for how long it may live, and what its author
+    asks for that policy may refuse."""
 
     signer_name: str | None = None
     max_expiration_seconds: int | None = None
+    key_type: str | None = None
+    user_annotations: dict[str, str] | None = None
 
 
 class ProjectedSource(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -295,6 +299,15 @@ def plain(each: DataObject) -> dict[str, Any]:
     """A ConfigMap or Secret as the JSON object that it was, without what is not kept."""
     name, version = each.metadata.name, each.metadata.resource_version
     return {"metadata": {"name": name, "resourceVersion": version}, "data": each.data}
+
+
+def instant(text: str | None) -> datetime | None:
+    """A time that the API server wrote; None for what is none, or cannot be compared with others."""
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else None
 
 
 def few_labels(labels: Mapping[str, str]) -> bool:

@@ -200,7 +200,9 @@ class Policies:
         return "", "; ".join(self._refusals(pod, found))
 
     def _refusals(self, pod: LivePod, found: Entitlement) -> list[str]:
-        told = (wishes.refusal(pod, found, each, self._settings.dns_names) for each in pod.wishes)
+        patterns = self._settings.dns_names
+        told = [wishes.refusal(pod, found, each, patterns) for each in pod.wishes]
+        told += [wishes.source_refusal(pod, found, each, patterns) for each in pod.source_wishes]
         return [each for each in told if each]
 
     def unknown_domains(self, policy: Policy) -> str:

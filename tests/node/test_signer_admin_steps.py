@@ -645,15 +645,14 @@ def test_explain_says_how_long_what_kubelet_asks_for_lives_and_nothing_of_volume
         lives = "X.509-SVIDs of podCertificate sources live"
         mine = f"{GROUP}/namespaces/default/workloadidentities/mine"
         rig.site.pod("web", driver=None)
-        # Another signer's is nothing of podsvid's.
-        foreign = source(signerName="other.example/a", maxExpirationSeconds=9000)
-        put(source(), source(maxExpirationSeconds=3600), foreign)
+        put(source(), source(maxExpirationSeconds=3600))
         assert "ttl gets" not in await told(f"{lives} 1h")
         rig.site.kube.put(mine, {"spec": {"x509TTL": "10m"}})
         await told(f"{lives} 1h, as none lives for less (it would be 10m)")
         rig.site.kube.put(mine, {"spec": {"x509TTL": "12h"}})
         await told(f"{lives} 1h to 12h, as maxExpirationSeconds says (it would be 12h)")
-        put(source(maxExpirationSeconds=7200))
+        # Another signer's is nothing of podsvid's.
+        put(source(maxExpirationSeconds=7200), source(signerName="other.example/a", maxExpirationSeconds=3600))
         await told(f"{lives} 2h, as maxExpirationSeconds says (it would be 12h)")
         put(source())
         await told(f"{lives} 12h")
@@ -664,6 +663,30 @@ def test_explain_says_how_long_what_kubelet_asks_for_lives_and_nothing_of_volume
         assert "ttl gets 12h at most" in await told(f"{lives} 12h")
 
     rigged(test, "--pod-certificates", "true", "--authority-ttl", "30d")
+
+
+def test_explain_begins_with_what_a_pod_certificate_source_asks_for_and_does_not_get() -> None:
+    async def test(rig: Rig) -> None:
+        path = "/api/v1/namespaces/default/pods/web"
+        rig.site.pod("web", driver=None)
+
+        async def code(said: str, *sources: Any) -> int:
+            found = rig.site.kube.objects[path]
+            found["spec"]["volumes"] = [{"name": "tls", "projected": {"sources": list(sources)}}]
+            rig.site.kube.put(path, found)
+            async with asyncio.timeout(20):
+                while not (told := await rig.explain("default/web"))[1].startswith(f"pod default/web: {said}"):
+                    await asyncio.sleep(0.01)
+            return told[0]
+
+        named = source(userAnnotations={"podsvid.io/dns-names": "web.example.org"})
+        foreign = source("ECDSAP521", signerName="other.example/a")
+        assert await code("spiffe://example.org/ns/default/sa/web", source(), foreign) == 0
+        assert await code("refused: KEY_WEAK: volume tls: SVIDs are not for keys of keyType 'ECDSAP521'; set the pod",
+                          source(), source("ECDSAP521")) == 3  # fmt: skip
+        assert await code("refused: DNS_NAME_DENIED: volume tls: 'web.example.org' is not among", named) == 3
+
+    rigged(test, "--pod-certificates", "true")
 
 
 def test_what_somebody_called_a_policy_cannot_draw_on_the_terminal() -> None:

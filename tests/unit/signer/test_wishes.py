@@ -11,12 +11,13 @@ from signer.attestation.pods import read_pod
 from signer.attestation.volumes import MAX_CHARACTERS, MAX_WISHES
 from signer.cluster.kube import Object
 from signer.cluster.objects import Pod as PodObject
-from signer.model import NO_POLICY, VolumeWish
+from signer.model import NO_POLICY, SourceWish, VolumeWish
 from signer.policy.policies import Policies
 from signer.policy.policy import PolicySettings
 from signer.wishes import stale_mounts
 from svid.spiffeid import TrustDomain
 from tests.live_pods import Fixed
+from tests.pod_certificates import SIGNER, source
 from tests.signer_rig import DRIVER
 from tests.typed import typed
 from tests.unit.signer.test_policy_status import HOME, MINUTE, Rig, followed, pod, told
@@ -139,6 +140,59 @@ def test_a_pod_that_asks_for_what_policy_does_not_give_is_refused_in_all_words(
             assert (explained.outcome, explained.spiffe_id) == ("allowed", "spiffe://example.org/ns/shop/sa/web")
             assert (refused["status"], refused["reason"]) == ("False", "NoneRefused")
         assert found["podsMatched"] == 2
+
+    followed(test)
+
+
+def source_wishes(*sources: Object, **more: Any) -> tuple[SourceWish, ...]:
+    body = {
+        "metadata": {"uid": "u", "name": "n", "namespace": "ns"},
+        "spec": {"volumes": [{"name": "tls", "projected": {"sources": list(sources)}}]},
+        **more,
+    }
+    found = read_pod(typed(PodObject, body), signer_name=SIGNER)
+    assert found is not None
+    return found.source_wishes
+
+
+def test_of_the_own_signer_s_sources_it_is_read_what_they_ask_for_within_the_same_bounds() -> None:
+    asked = source("ECDSAP384", userAnnotations={"b": "2", "a": "1"})
+    assert source_wishes(source("ECDSAP521", signerName="other.example/a"), asked, {"configMap": {"name": "c"}}) == (
+        SourceWish("tls", "ECDSAP384", (("a", "1"), ("b", "2"))),
+    )
+    assert len(source_wishes(*[source()] * (MAX_WISHES + 1))) == MAX_WISHES
+    assert source_wishes(source(), source(userAnnotations={"a": "x" * MAX_CHARACTERS})) == (
+        SourceWish("tls", "ECDSAP256"),
+    )
+    assert source_wishes(asked, status={"phase": "Succeeded"}) == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "wish", "said"),
+    [
+        ({"keyAlgorithms": ["ec-p384"]}, SourceWish("tls", "ECDSAP256"), "keyType to ECDSAP384"),
+        ({"keyAlgorithms": ["ec-p384"]}, SourceWish("tls", "ECDSAP384"), ""),
+        ({}, SourceWish("tls", "ECDSAP521"), "KEY_WEAK: volume tls: SVIDs are not for keys of keyType 'ECDSAP521'; "),
+        ({}, SourceWish("tls", annotations=(("a.b/c", "d"),)), "INVALID_REQUEST: volume tls: the user annotation 'a."),
+        ({}, SourceWish("tls", annotations=(("podsvid.io/dns-names", "a.b"),)), "podCertificate source's userAnnota"),
+        (
+            {"dnsNameTemplates": ["a.{namespace}.svc"]},
+            SourceWish("tls", annotations=(("podsvid.io/dns-names", "a.shop.svc"),)),
+            "",
+        ),
+    ],
+)
+def test_what_a_source_asks_for_and_policy_does_not_give_is_said_in_its_words(
+    spec: dict[str, Any], wish: SourceWish, said: str
+) -> None:
+    async def test(rig: Rig) -> None:
+        path = rig.put(f"{HOME}/own", **spec)
+        asking = pod(0, source_wishes=(wish,))
+        _, conditions = await rig.status(path, asking)
+        outcome = rig.policies.explain(asking).outcome
+        assert said in outcome if said else outcome == "allowed"
+        assert "volumeAttributes" not in outcome
+        assert conditions["PodsRefused"]["status"] == str(bool(said))
 
     followed(test)
 
