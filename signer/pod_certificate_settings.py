@@ -1,4 +1,5 @@
-"""podsvid as a Kubernetes signer of PodCertificateRequests: its name, and what contradicts it in the settings."""
+"""podsvid as a Kubernetes signer of PodCertificateRequests: its name, what the API server and kubelet bound of their
+lifetimes, and what contradicts it in the settings."""
 
 from collections.abc import Iterator
 from datetime import timedelta

@@ -6,15 +6,22 @@ name any pod. So a request gets what the pod that it names has, or nothing.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from runtime import durations
 from runtime.clock import Clock
 from signer.attestation import fitness
-from signer.attestation.accounts import Accounts
+from signer.attestation.accounts import Account, Accounts
 from signer.attestation.pods import Pods
 from signer.errors import ApiUnavailable, Reason, Refused
 from signer.model import AFTERWARDS, OUTAGE_RETRY, LivePod, PodClaim
+
+# Between the moment when kubelet sees a pod's account and its request, both by clocks of API servers.
+_AS_IT_ASKS = timedelta(minutes=1)
+_NEXT = (
+    "kubelet asks again 15 to 20 minutes after this request, and names the account of then; for a pod that is made in "
+    "this one's place it asks at once"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +43,8 @@ class CertifiedPods:
         self._limit = limit
         self._clock = clock
 
-    async def find(self, claimed: ClaimedPod) -> LivePod:
-        """The pod that is asked for. Raises Refused."""
+    async def find(self, claimed: ClaimedPod, asked_at: datetime | None) -> LivePod:
+        """The pod that is asked for. `asked_at`: by the API server; None where it is not known. Raises Refused."""
         if self._pods.outdated(self._limit):
             raise _away(f"pods could not be followed for longer than outage_limit ({durations.text(self._limit)})")
         try:
@@ -46,14 +53,7 @@ class CertifiedPods:
             # As its token would end: nobody has to confirm that it is gone.
             if pod.leaving is not None and pod.leaving.until + AFTERWARDS <= self._clock.now():
                 raise Refused(Reason.POD_FINISHED, f"pod {pod} was deleted, and its time is over")
-            # Of an account that was made anew under its name this request is not; kubelet's next one may be.
-            if not await self._accounts.is_there(pod.namespace, pod.service_account, claimed.service_account_uid):
-                raise Refused(
-                    Reason.SERVICE_ACCOUNT_REPLACED,
-                    f"service account {pod.namespace}/{pod.service_account} of pod {pod} is gone, or another one of "
-                    "its name by now: make it again where it is gone; kubelet's next request, a quarter of an hour "
-                    "after this one, names the new one, and that of a pod in this one's place does at once",
-                )
+            _check_account(pod, claimed, await self._accounts.find(pod.namespace, pod.service_account), asked_at)
         except ApiUnavailable as error:
             raise _away(str(error)) from None
         return pod
@@ -70,6 +70,23 @@ def _check(pod: LivePod, claimed: ClaimedPod) -> None:
             f"pod {pod} runs as {pod.service_account}, the request says {claimed.service_account}",
         )
     fitness.check_certified(pod)
+
+
+def _check_account(pod: LivePod, claimed: ClaimedPod, found: Account | None, asked_at: datetime | None) -> None:
+    name = f"service account {pod.namespace}/{pod.service_account} of pod {pod}"
+    if found is None:
+        raise Refused(Reason.SERVICE_ACCOUNT_REPLACED, f"{name} is gone, or being deleted: make it again; {_NEXT}")
+    if found.uid == claimed.service_account_uid:
+        return
+    created = found.created
+    # Kubelet looks the account up as it asks: one that was there long before had its uid then, too.
+    if created is not None and asked_at is not None and asked_at - created > _AS_IT_ASKS:
+        raise Refused(
+            Reason.SERVICE_ACCOUNT_MISMATCH,
+            f"{name} has been there since {created:%Y-%m-%dT%H:%M:%SZ}, and the request of "
+            f"{asked_at:%Y-%m-%dT%H:%M:%SZ} names another one by its uid",
+        )
+    raise Refused(Reason.SERVICE_ACCOUNT_REPLACED, f"{name} is another one by now than that of the request; {_NEXT}")
 
 
 def _away(why: str) -> Refused:

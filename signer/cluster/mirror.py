@@ -104,8 +104,8 @@ class Mirror(Generic[Kept, Value]):
         """The object of that uid."""
         return self._values.get(uid)
 
-    def swap(self, uid: str, old: Value, new: Value) -> None:
-        """Keep `new` of the object of that uid where `old` is kept still; `observe` hears of it."""
+    def swap(self, uid: str, old: Value, new: Value | None) -> None:
+        """Keep `new`, or nothing, of the object of that uid where `old` is kept still; `observe` hears of it."""
         if self._values.get(uid) is old:
             self._put(uid, new)
 

@@ -6,27 +6,26 @@ It is read as it comes, by the thousand; its proof is verified when it is its tu
 import base64
 import binascii
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from signer import wishes
 from signer.attestation.certified import ClaimedPod
-from signer.cluster.objects import PodCertificateRequestObject, PodCertificateRequestSpec
+from signer.cluster.objects import PodCertificateRequestObject, PodCertificateRequestSpec, instant
 from signer.errors import Reason, Refused
 from signer.minting.minting import accepted_key, proven_key
-from signer.model import MAX_DNS_NAMES, PodClaim
-from signer.pod_certificate_settings import DNS_NAMES, longest
+from signer.model import PodClaim
+from signer.pod_certificate_settings import longest
 from svid.keys import PublicKey
 
-# Bytes of each of its keys and proofs, as the API server has it; and characters of what is wished.
-MAX_BYTES, MAX_TEXT = 10 * 1024, 8 * 1024
+# Bytes of each of its keys and proofs, as the API server has it.
+MAX_BYTES = 10 * 1024
 # Characters of that many bytes in base64.
 _ENCODED = 4 * ((MAX_BYTES + 2) // 3)
-# Of a text that is no DNS name, in a message.
-_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,11 @@ class CertificateRequest:
     flaw: Flaw | None = None
 
     @property
+    def asked_at(self) -> datetime | None:
+        """When it was made, by the API server."""
+        return instant(self.created)
+
+    @property
     def path(self) -> str:
         """Below a version of its group."""
         return f"namespaces/{self.claimed.pod.namespace}/podcertificaterequests/{self.name}"
@@ -78,7 +82,7 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
     proof, flaw = Proof(), None
     names: tuple[str, ...] = ()
     try:
-        names = _dns_names(spec)
+        names = wishes.annotated(spec.unverified_user_annotations or {})
         proof = _proof(spec)
     except Refused as refusal:
         flaw = Flaw(refusal.reason, str(refusal))
@@ -98,23 +102,6 @@ def read_request(body: PodCertificateRequestObject) -> CertificateRequest | None
 def is_decided(body: PodCertificateRequestObject) -> bool:
     """Whether it has its answer."""
     return body.status is not None and bool(body.status.conditions)
-
-
-def _dns_names(spec: PodCertificateRequestSpec) -> tuple[str, ...]:
-    annotations = spec.unverified_user_annotations or {}
-    unknown = sorted(annotations.keys() - {DNS_NAMES})
-    if unknown:
-        raise Refused(
-            Reason.INVALID_REQUEST,
-            f"the user annotation {unknown[0][:_SHOWN]!r} is not known; {DNS_NAMES} is the only one",
-        )
-    text = annotations.get(DNS_NAMES, "")
-    if len(text) > MAX_TEXT:
-        raise Refused(Reason.INVALID_REQUEST, f"the user annotation {DNS_NAMES} is longer than {MAX_TEXT} characters")
-    names = tuple(dict.fromkeys(each.strip() for each in text.split(",") if each.strip()))
-    if len(names) > MAX_DNS_NAMES:
-        raise Refused(Reason.INVALID_REQUEST, f"{DNS_NAMES} has more than {MAX_DNS_NAMES} names")
-    return names
 
 
 def _proof(spec: PodCertificateRequestSpec) -> Proof:

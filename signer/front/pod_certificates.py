@@ -16,6 +16,7 @@ from runtime.bucket import Bucket
 from runtime.clock import Clock
 from runtime.giving_way import give_way
 from runtime.stopping import end, side_by_side
+from signer import wishes
 from signer.attestation.certified import CertifiedPods
 from signer.cluster.events import Events
 from signer.cluster.kube import KubeApi, Object
@@ -31,7 +32,7 @@ from signer.model import Entitlement, LivePod
 from signer.pod_certificate_settings import SIGNER_NAME
 from signer.policy.policies import Policies
 from svid.certificates import serial_of, to_pem
-from svid.keys import KeyAlgorithm, PublicKey, algorithm_of
+from svid.keys import PublicKey, algorithm_of
 
 _log = logging.getLogger("podsvid.certificates")
 # The older one first: in it are both kinds of proofs, and kubelets of 1.35 have the older kind only.
@@ -40,7 +41,7 @@ VERSIONS = ("v1beta1", "v1")
 AT_ONCE, RATE, BURST = 16, 50.0, 100.0
 # Seconds between looks whether the API is served, and whether what is followed still is.
 ABSENT_SECONDS, LOOK_SECONDS = 60.0, 10.0
-# Until what had no room is read again, at least: all else begins anew with it.
+# Until what had no room is read again, at least.
 AGAIN_SECONDS = 60.0
 # Of how many tries one is said to the pod.
 _TOLD_OF = 10
@@ -49,16 +50,6 @@ REFRESH_MARGIN = timedelta(minutes=10)
 # Of many key stores' turns: all pods' certificates together are one holder, as a node is.
 _HOLDER = "pod certificates"
 _MAX_MESSAGE = 1024
-KEY_TYPES: Mapping[KeyAlgorithm, str] = MappingProxyType(
-    {
-        KeyAlgorithm.EC_P256: "ECDSAP256",
-        KeyAlgorithm.EC_P384: "ECDSAP384",
-        KeyAlgorithm.ED25519: "ED25519",
-        KeyAlgorithm.RSA_3072: "RSA3072",
-        KeyAlgorithm.RSA_4096: "RSA4096",
-    }
-)
-_SET = "set the podCertificate source's keyType to"
 # What no policy, administrator or time mends, by what kubelet and people know it as.
 DENIED: Mapping[Reason, str] = MappingProxyType(
     {
@@ -175,18 +166,15 @@ class PodCertificates:
             )
 
     async def _follow(self, version: str) -> None:
-        """Until another version is to be followed, or what was left out has room again."""
+        """Until another version is to be followed."""
         found = self._following = Following(self._api, version, self._clock)
         workers = [self._work(found) for _ in range(AT_ONCE)]
-        running = asyncio.ensure_future(side_by_side(found.mirror.run(), *workers))
-        again_at = self._clock.monotonic() + AGAIN_SECONDS
+        running = asyncio.ensure_future(side_by_side(found.run(LOOK_SECONDS, AGAIN_SECONDS), *workers))
         try:
             while True:
                 await asyncio.wait([running], timeout=LOOK_SECONDS)
                 if running.done():
                     running.result()
-                if self._clock.monotonic() >= again_at and found.has_room_again():
-                    return
                 if found.mirror.lost_since is not None and await self._differs(version):
                     return
         finally:
@@ -232,8 +220,8 @@ class PodCertificates:
         pod: LivePod | None = None
         try:
             async with asyncio.timeout(MINT_DEADLINE):
+                pod = await self._pods.find(request.claimed, request.asked_at)
                 key = await self._key(request)
-                pod = await self._pods.find(request.claimed)
                 entitlement = self._policies.entitlement(pod)
                 issued = await self._signed(request, key, pod, entitlement)
                 self._audit.certified(request.name, pod, entitlement, _facts(issued), time.perf_counter() - started)
@@ -257,6 +245,8 @@ class PodCertificates:
         async with self._proving:
             try:
                 return proven(request)
+            except Refused as refusal:
+                raise wishes.weak(str(refusal)) if refusal.reason is Reason.KEY_WEAK else refusal from None
             finally:
                 await give_way()
 
@@ -264,12 +254,14 @@ class PodCertificates:
         self, request: CertificateRequest, key: PublicKey, pod: LivePod, entitlement: Entitlement
     ) -> IssuedX509:
         """Raises Refused."""
-        _check_key(entitlement, algorithm_of(key))
+        wishes.check_source_key(entitlement, algorithm_of(key))
         await self._minting.promise_pod_certificate(entitlement, request.most)
         return await self._minting.signed(
             "x509",
             _HOLDER,
-            lambda: self._minting.pod_certificate(pod, entitlement, key, request.most, request.dns_names),
+            lambda: self._minting.pod_certificate(
+                pod, entitlement, key, request.most, request.dns_names, wishes.OF_A_SOURCE
+            ),
         )
 
     async def _refused(
@@ -323,10 +315,7 @@ class PodCertificates:
         }
 
     def _denied(self, refusal: Refused) -> Object:
-        reason, message = DENIED[refusal.reason], str(refusal)
-        if refusal.reason is Reason.KEY_WEAK:
-            message += f"; {_SET} one of {', '.join(KEY_TYPES.values())}"
-        return {"conditions": [self._condition("Denied", reason, message)]}
+        return {"conditions": [self._condition("Denied", DENIED[refusal.reason], str(refusal))]}
 
     def _condition(self, kind: str, reason: str, message: str) -> Object:
         return {
@@ -349,19 +338,6 @@ class PodCertificates:
         except Forbidden as error:
             raise ApiUnavailable(f"the signer may not decide the request: {error}; apply its RBAC") from None
         return True
-
-
-def _check_key(entitlement: Entitlement, algorithm: KeyAlgorithm) -> None:
-    """As `wishes.check_key`, in the words of a podCertificate source. Raises Refused."""
-    allowed = entitlement.key_algorithms
-    if allowed and algorithm not in allowed:
-        types = " or ".join(name for each, name in KEY_TYPES.items() if each in allowed)
-        do = f"{_SET} {types}" if types else "kubelet makes no such keys: use a csi volume"
-        raise Refused(
-            Reason.KEY_ALGORITHM_DENIED,
-            f"policy {entitlement.decided_by} wants keys of {', '.join(sorted(allowed))} (keyAlgorithms), this one is "
-            f"{algorithm}; {do}",
-        )
 
 
 def _facts(issued: IssuedX509) -> dict[str, str]:

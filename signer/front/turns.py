@@ -37,6 +37,9 @@ class Turns:
         # is next comes first. With some that are there no more: what is taken out is looked for in `_entries`.
         self._lines: OrderedDict[str, list[tuple[int, str, str]]] = OrderedDict()
         self._later: list[tuple[float, str]] = []
+        # Those that were put off, who was so first in front, and how many of each node are.
+        self._off: OrderedDict[str, None] = OrderedDict()
+        self._off_of: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,6 +52,20 @@ class Turns:
         return (
             len(self._entries) < self._most and self._held[node] < self._of_node and self._of_pods[pod] < self._of_pod
         )
+
+    def gives_way(self, node: str, pod: str) -> str | None:
+        """Where there is no room for one of that node and pod: whose place it may have, which is theirs who were put
+        off, the longest ago first; None: nobody's."""
+        if self.room(node, pod) or self._of_pods[pod] >= self._of_pod:
+            return None
+        crowded = self._held[node] >= self._of_node
+        if crowded and not self._off_of[node]:
+            return None
+        for key in self._off:
+            entry = self._entries[key]
+            if not entry.taken and (not crowded or entry.node == node):
+                return key
+        return None
 
     def tries(self, key: str) -> int:
         """How often it was put off."""
@@ -69,6 +86,11 @@ class Turns:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        if key in self._off:
+            del self._off[key]
+            self._off_of[entry.node] -= 1
+            if not self._off_of[entry.node]:
+                del self._off_of[entry.node]
         self._held[entry.node] -= 1
         self._of_pods[entry.pod] -= 1
         if not self._of_pods[entry.pod]:
@@ -98,6 +120,9 @@ class Turns:
         if entry is None or not entry.taken:
             return
         wait = min(MOST, FIRST * 2.0 ** min(entry.tries, 10)) * (0.75 + 0.25 * draw)
+        if key not in self._off:
+            self._off[key] = None
+            self._off_of[entry.node] += 1
         entry.taken, entry.tries, entry.due = False, entry.tries + 1, now + wait
         heapq.heappush(self._later, (entry.due, key))
 

@@ -19,7 +19,7 @@ from signer.errors import Reason, Refused
 from signer.keystore.keys import Keys
 from signer.keystore.store import KeyStoreUnavailable
 from signer.model import SOON, Entitlement, LivePod, TtlLimits
-from signer.pod_certificate_settings import DNS_NAMES, LEAST_LIFE
+from signer.pod_certificate_settings import LEAST_LIFE
 from svid.authority import BACKDATE
 from svid.dnsnames import owner_of
 from svid.errors import InvalidKey, SvidError
@@ -34,7 +34,6 @@ RSA_EXPONENT = 65537
 LEAST = timedelta(seconds=5)
 # The API server takes no pod certificate that begins more than five minutes ago by its own clock.
 POD_CERTIFICATE_BACKDATE = timedelta(minutes=3)
-_OF_A_SOURCE = f"{DNS_NAMES} of the podCertificate source's userAnnotations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class Minting:
     async def promise_pod_certificate(self, entitlement: Entitlement, most: timedelta) -> None:
         """To be awaited before `pod_certificate`."""
         if self._promises is not None:
-            await self._promises.promise("x509", self._pod_certificate_life(entitlement, most))
+            await self._promises.promise("x509", ttls.pod_certificate(self._settings.ttls, entitlement, most))
 
     async def promise_jwt(self, entitlement: Entitlement) -> None:
         """To be awaited before `jwt`."""
@@ -158,20 +157,27 @@ class Minting:
         return replace(issued, notice=notice, clipped=clipped)
 
     def pod_certificate(
-        self, pod: LivePod, entitlement: Entitlement, public_key: PublicKey, most: timedelta, wished: Sequence[str]
+        self,
+        pod: LivePod,
+        entitlement: Entitlement,
+        public_key: PublicKey,
+        most: timedelta,
+        wished: Sequence[str],
+        where: str,
     ) -> IssuedX509:
-        """For a PodCertificateRequest: what the API server takes as one, `most` from its beginning to its end.
+        """For a PodCertificateRequest: what the API server takes as one, `most` from its beginning to its end. `where`:
+        in which place its author writes what DNS names are wished, for people.
 
         Raises Refused.
         """
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         wishes.check_key(entitlement, algorithm_of(public_key))
-        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names, _OF_A_SOURCE)
+        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names, where)
         backdate = min(self._settings.backdate, POD_CERTIFICATE_BACKDATE)
         # Its whole life counts there, and it begins no earlier than its authority.
         begins = max(now - backdate, state.active_x509.chain[0].not_valid_before_utc)
-        wanted = self._pod_certificate_life(entitlement, most) - (now - begins)
+        wanted = ttls.pod_certificate(self._settings.ttls, entitlement, most) - (now - begins)
         ttl, notice = _within(state.longest("x509"), wanted, "")
         issued = _issue(state, entitlement, public_key, names, ttl, now, backdate)
         leaf = issued.chain[0]
@@ -225,9 +231,6 @@ class Minting:
                 retry_after=SOON,
             )
         return state
-
-    def _pod_certificate_life(self, entitlement: Entitlement, most: timedelta) -> timedelta:
-        return ttls.pod_certificate(self._settings.ttls, entitlement, most)
 
     def _ttl(self, entitlement: Entitlement, wished: timedelta | None, written: str = "") -> tuple[timedelta, str]:
         limits = self._settings.ttls

@@ -52,12 +52,15 @@ ABSENT = {
 _OF_SOURCES = """
 ## What a podCertificate source is told
 
-[PodCertificateRequests](pod-certificates.md#what-is-denied-and-what-waits) are refused for the same reasons. What waits
-is in the pod's event `PodCertificatePending`, what is denied in kubelet's event `Denied`, with the same text as in the
-signer's audit log (`kind` `pod_certificate`). Other words than above, at the end, have:
+[PodCertificateRequests](pod-certificates.md#what-is-denied-and-what-waits) are refused for the same reasons. What is
+denied is in kubelet's event `Denied`, what waits in the pod's event `PodCertificatePending` once the pod is known to be
+the one that is named; both have the text of the signer's audit log (`kind` `pod_certificate`). What is wrong with the
+request itself (`INVALID_REQUEST`, `CSR_INVALID`, `PROOF_OF_POSSESSION`) is said by the names of its fields and
+annotations. Where it is what the pod's author asks for, the text is as above and ends with other words:
 
-| reason | what to do |
+| reason | what to do, such as |
 |---|---|
+| `KEY_WEAK` | set the podCertificate source's keyType to one of ECDSAP256, ECDSAP384, ED25519, RSA3072, RSA4096 |
 | `KEY_ALGORITHM_DENIED` | set the podCertificate source's keyType to ECDSAP384 |
 | `DNS_NAME_DENIED` | ask for another in podsvid.io/dns-names of the podCertificate source's userAnnotations, or \
 add it to the policy (dnsNameTemplates) |

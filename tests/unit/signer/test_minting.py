@@ -282,7 +282,7 @@ def test_rubbish_is_no_request(request_: bytes) -> None:
 
 
 def certified(by: Minting, given: Entitlement = GIVEN, most: timedelta = timedelta(days=1)) -> IssuedX509:
-    return by.pod_certificate(POD, given, KeyAlgorithm.EC_P256.generate().public_key(), most, ())
+    return by.pod_certificate(POD, given, KeyAlgorithm.EC_P256.generate().public_key(), most, (), "it")
 
 
 @pytest.mark.parametrize(

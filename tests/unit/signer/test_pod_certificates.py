@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from runtime.clock import SystemClock
 from signer.cluster.kube import Object
-from signer.front.certificate_requests import GROUP
+from signer.front.certificate_requests import GROUP, OF_NODE, OF_POD
 from signer.front.pod_certificates import DENIED
 from signer.model import PodClaim
 from svid.certificates import serial_of
@@ -42,6 +43,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.front.turns.MOST", 0.2)
     monkeypatch.setattr("signer.front.pod_certificates.ABSENT_SECONDS", 0.05)
     monkeypatch.setattr("signer.front.pod_certificates.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("signer.front.pod_certificates.AGAIN_SECONDS", 0.05)
     monkeypatch.setattr("signer.cluster.mirror.FIRST_RETRY", 0.05)
     monkeypatch.setattr("signer.cluster.events.SPACING", 0.0)
 
@@ -229,15 +231,65 @@ def test_a_service_account_that_was_made_anew_is_waited_for() -> None:
         path = asking.ask(claim)
         await until(lambda: bool(asking.events("PodCertificatePending")))
         assert asking.events("PodCertificatePending")[0].startswith(
-            "SERVICE_ACCOUNT_REPLACED: service account default/web of pod default/web is gone, or another one"
+            "SERVICE_ACCOUNT_REPLACED: service account default/web of pod default/web is gone, or being deleted: make"
         )
-        asking.kube.put(account, {"metadata": {"uid": "sa-new"}})
+        # What kubelet saw just before.
+        created = asking.site.clock.at - timedelta(seconds=50)
+        asking.kube.put(account, {"metadata": {"uid": "sa-new", "creationTimestamp": f"{created:%Y-%m-%dT%H:%M:%SZ}"}})
         await put_off(signer)
         assert asking.status(path) == {}
         assert outcome(await asking.decided(asking.ask(claim, serviceAccountUID="sa-new")))[0] == "Issued"
         # A request of before gets nothing by it.
         await put_off(signer)
         assert asking.status(path) == {}
+
+    run(asking, do)
+
+
+def test_an_account_that_was_there_long_before_the_request_was_not_made_anew_after_it() -> None:
+    """Who may make requests, and names an account that never was, has it denied and no place for ever."""
+    asking = Asking()
+    claim = asking.pod()
+    created = asking.site.clock.at - timedelta(seconds=70)
+    put = {"metadata": {"uid": "sa-web", "creationTimestamp": f"{created:%Y-%m-%dT%H:%M:%SZ}"}}
+    asking.kube.put("/api/v1/namespaces/default/serviceaccounts/web", put)
+
+    async def do(_: Serving) -> None:
+        status = await asking.decided(asking.ask(claim, serviceAccountUID="never"))
+        assert outcome(status) == ("Denied", "SERVICE_ACCOUNT_MISMATCH")
+        message = status["conditions"][0]["message"]
+        assert message.startswith(f"service account default/web of pod default/web has been there since {created:%Y-}")
+
+    run(asking, do)
+
+
+def test_a_key_of_no_kind_that_is_signed_is_refused_in_the_same_words_everywhere(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    asking = Asking()
+    claim = asking.pod()
+
+    async def do(_: Serving) -> None:
+        status = await asking.decided(asking.ask(claim, key=ec.generate_private_key(ec.SECP521R1())))
+        assert outcome(status) == ("Denied", "UnsupportedKeyType")
+        message = status["conditions"][0]["message"]
+        assert message.endswith(f"; {documented('KEY_WEAK')}")
+        (line,) = [vars(each) for each in caplog.records if each.getMessage() == "mint refused"]
+        assert (line["reason"], line["why"]) == ("KEY_WEAK", message)
+
+    run(asking, do)
+
+
+def test_while_its_pod_is_not_let_pass_a_proof_is_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    asking, verified = Asking(), list[object]()
+    monkeypatch.setattr("signer.front.pod_certificates.proven", verified.append)
+    path = asking.ask(asking.pod())
+    asking.kube.remove("/api/v1/namespaces/default/serviceaccounts/web")
+
+    async def do(signer: Serving) -> None:
+        await put_off(signer)
+        assert (asking.status(path), verified) == ({}, [])
 
     run(asking, do)
 
@@ -439,7 +491,6 @@ def test_off_nobody_looks() -> None:
 def test_a_crowd_is_served_whole_and_beyond_its_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.front.certificate_requests.MOST", 20)
     monkeypatch.setattr("signer.front.certificate_requests.OF_NODE", 20)
-    monkeypatch.setattr("signer.front.pod_certificates.AGAIN_SECONDS", 0.05)
     monkeypatch.setattr("signer.front.pod_certificates.RATE", 1000.0)
     asking = Asking()
     claim = asking.pod()
@@ -448,6 +499,51 @@ def test_a_crowd_is_served_whole_and_beyond_its_places_too(monkeypatch: pytest.M
 
     async def do(_: Serving) -> None:
         for each in paths:
+            assert outcome(await asking.decided(each))[0] == "Issued"
+
+    run(asking, do)
+
+
+def test_all_pods_of_a_node_have_their_places_together() -> None:
+    assert 110 * OF_POD <= OF_NODE
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(("of_node", "most"), [(8, 100), (8, 16)])
+def test_who_waits_for_what_he_does_not_get_keeps_out_nobody_and_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch, where: str, of_node: int, most: int
+) -> None:
+    """Pods with as many sources as have places, of which each asks for a DNS name that no policy gives."""
+    monkeypatch.setattr("signer.front.certificate_requests.MOST", most)
+    monkeypatch.setattr("signer.front.certificate_requests.OF_NODE", of_node)
+    monkeypatch.setattr("signer.front.pod_certificates.RATE", 1000.0)
+    asking = Asking()
+    unknown = {"podsvid.io/dns-names": "web.example.org"}
+    waiting = [
+        asking.ask(asking.pod(f"{node}-{number}", node=node), nodeName=node, unverifiedUserAnnotations=unknown)
+        for node in ("node-a", "node-b")
+        for number in range(of_node // OF_POD)
+        for _ in range(OF_POD)
+    ]
+    nodes = ("node-a", "node-b", "node-c")
+
+    def ask() -> list[str]:
+        return [asking.ask(asking.pod(f"innocent-{node}", node=node), nodeName=node) for node in nodes]
+
+    # In a list they come after all the others.
+    innocent = ask() if where == "before" else []
+
+    async def do(signer: Serving) -> None:
+        if where == "after":
+            await put_off(signer)
+            innocent.extend(ask())
+        for each in innocent:
+            assert outcome(await asking.decided(each))[0] == "Issued"
+        assert [each for each in waiting if asking.status(each)] == []
+        asking.kube.put(
+            "/apis/podsvid.io/v1alpha1/clusterworkloadidentities/a", {"spec": {"dnsNameTemplates": ["web.example.org"]}}
+        )
+        for each in waiting:
             assert outcome(await asking.decided(each))[0] == "Issued"
 
     run(asking, do)
@@ -465,7 +561,7 @@ def test_a_flood_of_proofs_is_verified_one_after_another_and_others_have_their_t
         raise InvalidSignature
 
     monkeypatch.setattr("signer.front.certificate_request._verify", bad)
-    paths = [asking.ask(claim) for claim in map(asking.pod, "abcdef") for _ in range(8)]
+    paths = [asking.ask(claim) for claim in map(asking.pod, "abcdefghijkl") for _ in range(OF_POD)]
 
     async def others() -> None:
         nonlocal turns

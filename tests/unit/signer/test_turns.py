@@ -82,6 +82,33 @@ def test_one_pod_fills_no_node_and_what_waits_long_is_behind_what_is_new() -> No
     assert turns.room("a", "a")
 
 
+def test_where_there_is_no_room_who_was_put_off_first_gives_way() -> None:
+    turns = made("a1", "a2", "b1", most=4, of_node=2, of_pod=2)
+    for _ in range(3):
+        taken = turns.take(0.0)
+        assert taken is not None
+        assert turns.gives_way("a", "other") is None, "nobody has been put off, or who was is another node's"
+        if taken != "a2":
+            turns.put_off(taken, 0.0, 1.0)
+        if taken == "a1":
+            assert turns.gives_way("a", "other") == "a1"
+            assert turns.gives_way("b", "other") is None, "it needs none"
+            assert turns.gives_way("a", "a") is None, "a pod's places are its own"
+            turns.remove("a1")
+            turns.add("a3", "a", "other", "3")
+
+
+def test_where_all_is_full_any_node_gives_way_and_nobody_who_is_decided_just_now() -> None:
+    turns = made("a1", "b1", most=2)
+    for _ in range(2):
+        turns.put_off(turns.take(0.0) or "", 0.0, 1.0)
+    assert turns.gives_way("c", "c") == "a1"
+    assert turns.take(MOST) == "a1"
+    assert turns.gives_way("c", "c") == "b1"
+    assert turns.take(MOST) == "b1"
+    assert turns.gives_way("c", "c") is None
+
+
 class Machine(RuleBasedStateMachine):
     """Against what it is to do, by sets."""
 
