@@ -163,7 +163,8 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.POD_WITHOUT_DRIVER: "the pod has no inline csi volume of `driver_names`",
         Reason.POD_WITHOUT_CERTIFICATE_SOURCE: "the pod has no projected podCertificate source of the signer "
         "podsvid.io/spiffe, so that no kubelet asked for it",
-        Reason.SERVICE_ACCOUNT_MISMATCH: "token and pod name different service accounts: look at that node",
+        Reason.SERVICE_ACCOUNT_MISMATCH: "token and pod name different service accounts: look at that node; "
+        "a PodCertificateRequest names another than its pod has, by name or uid: look at who made it",
         Reason.SERVICE_ACCOUNT_REPLACED: "the service account that a PodCertificateRequest names is gone, or "
         "another has its name: the request waits, and kubelet's next one names that of then",
         Reason.CSR_INVALID: "the certificate request cannot be read",
