@@ -148,6 +148,19 @@ _STEPS = (
     *("authority revoke-upstream", "authority trust-upstream"),
 )
 # Of which commands, and what each of them prints.
+_MIGRATED = {
+    "read": NUMBER,
+    "written": NUMBER,
+    "findings": listed(
+        obj(
+            verdict=Shape("string", words=("left out", "differs", "overlaps", "needless")),
+            source=STRING,
+            why=STRING,
+            to_do=STRING,
+        )
+    ),
+    "notes": listed(STRING),
+}
 SHAPES: Mapping[tuple[str, ...], Shape] = MappingProxyType(
     {
         ("node ls", "node rotate"): message(node_admin_pb2.ListResponse.DESCRIPTOR),
@@ -201,6 +214,8 @@ SHAPES: Mapping[tuple[str, ...], Shape] = MappingProxyType(
         ("uninstall-check",): obj(
             pods=listed(STRING), policies=listed(STRING), said=listed(obj(text=STRING, items=listed(STRING)))
         ),
+        ("migrate spire",): obj(objects=listed(ANY), **_MIGRATED),
+        ("migrate csi-driver-spiffe",): obj(values=ANY, **_MIGRATED),
     }
 )
 

@@ -26,6 +26,7 @@ _COMMANDS = {
     "quickstart": "see a volume rotate, without Kubernetes",
     "node": "the volumes of this node's agent",
     "api": "ask a Workload API socket",
+    "migrate": "from SPIRE or csi-driver-spiffe: policies, federations, values",
     "completion": "a script by which bash, zsh or fish completes this command line",
     "help": "what a command is for",
 }
@@ -123,6 +124,10 @@ def _add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
         node_command.add_arguments(parser)
     elif command == "api":
         api.add_arguments(parser)
+    elif command == "migrate":
+        from podsvid.migrate import command as migrate_command
+
+        migrate_command.add_arguments(parser)
     elif command == "completion":
         from podsvid import completion
 
@@ -231,6 +236,12 @@ def _node(parsed: argparse.Namespace) -> int:
     return node_command.run(parsed)
 
 
+def _migrate(parsed: argparse.Namespace) -> int:
+    from podsvid.migrate import command as migrate_command
+
+    return migrate_command.run(parsed)
+
+
 def _completion(parsed: argparse.Namespace) -> int:
     from podsvid import completion
 
@@ -253,5 +264,6 @@ _RUN = {
     "uninstall-check": _uninstall_check,
     "quickstart": _quickstart,
     "node": _node,
+    "migrate": _migrate,
     "completion": _completion,
 }

@@ -33,6 +33,11 @@ LINES = [
     ("podsvid uninstall-check --kubeconfig ./pyproject.t", "./pyproject.toml"),
     ("podsvid agent --jwt-algorithm PS38", "PS384"),
     ("podsvid node rotate -o w", "wide"),
+    ("podsvid migr", "migrate"),
+    ("podsvid migrate csi", "csi-driver-spiffe"),
+    ("podsvid migrate spire --ignored-n", "--ignored-namespaces"),
+    ("podsvid migrate spire ./pyproject.t", "./pyproject.toml"),
+    ("podsvid migrate spire a --report ./pyproject.t", "./pyproject.toml"),
 ]
 DEADLINE = 60.0
 

@@ -80,6 +80,13 @@ MISTAKES = (
     wrong("quickstart", "--ttl", "soon", said="--ttl 'soon' is not a duration"),
     wrong("quickstart", "--trust-domain", "Not A Domain", said="example.org"),
     wrong("uninstall-check", "--bad\x1b[2J", said="unrecognized arguments: --bad\N{REPLACEMENT CHARACTER}[2J"),
+    wrong("migrate", said="PRODUCT"),
+    wrong("migrate", "spyre", said="did you mean spire?"),
+    wrong("migrate", "spire", said="FILE"),
+    wrong("migrate", "spire", "-", "-", said="give - once"),
+    wrong(
+        "migrate", "spire", "{file}", "--output-dir", "{absent}", "-o", "json", said="--output-dir has files of YAML"
+    ),
     # Settings.
     setting("agent", said="trust_domain is missing: give --trust-domain, PODSVID_TRUST_DOMAIN"),
     setting("agent", "--config", "{absent}", said="{absent}"),
@@ -128,6 +135,9 @@ MISTAKES = (
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{file}", said="{file} cannot be used"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{closed}", said="cannot be reached"),
     # Files.
+    failed("UNUSABLE_DOCUMENT", "migrate", "spire", "{garbled}", said="{garbled} is neither YAML nor JSON"),
+    failed("NOT_FOUND", "migrate", "csi-driver-spiffe", "{absent}", said="{absent}: No such file"),
+    failed("IN_THE_WAY", "migrate", "spire", "{folder}", said="{folder}: Is a directory"),
     failed(
         "NOT_FOUND",
         "api",

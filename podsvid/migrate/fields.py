@@ -1,0 +1,118 @@
+"""Fields of a foreign object, each of the type that it has there; what cannot be carried over, and the report of it."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from runtime import durations
+from runtime.terminal import shown
+
+_GO_PART = re.compile(r"([0-9]{1,12})(\.[0-9]{0,12})?(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Verdict(StrEnum):
+    """What became of an object."""
+
+    LEFT_OUT = "left out"
+    DIFFERS = "differs"
+    OVERLAPS = "overlaps"
+    NEEDLESS = "needless"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What of an object is not carried over: which one, `why`, and what to do about it."""
+
+    verdict: Verdict
+    source: str
+    why: str
+    to_do: str = ""
+
+
+class Unfit(Exception):
+    """It cannot be carried over. `to_do`: what a person can do about it."""
+
+    def __init__(self, why: str, to_do: str = "", verdict: Verdict = Verdict.LEFT_OUT) -> None:
+        super().__init__(why)
+        self.to_do = to_do
+        self.verdict = verdict
+
+    def finding(self, source: str) -> Finding:
+        """What to say of `source`."""
+        return Finding(self.verdict, source, str(self), self.to_do)
+
+
+def mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object, empty where there is none. Raises Unfit, as those below do."""
+    found = parent.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise Unfit(f"{key} is no object")
+    return found or {}
+
+
+def text(parent: Mapping[str, Any], key: str) -> str:
+    """A text, empty where there is none."""
+    found = parent.get(key)
+    if found is not None and not isinstance(found, str):
+        raise Unfit(f"{key} is no text")
+    return found or ""
+
+
+def flag(parent: Mapping[str, Any], key: str) -> bool:
+    """True or false."""
+    found = parent.get(key)
+    if found is not None and not isinstance(found, bool):
+        raise Unfit(f"{key} is neither true nor false")
+    return bool(found)
+
+
+def items(parent: Mapping[str, Any], key: str) -> list[Any]:
+    """A list."""
+    found = parent.get(key)
+    if found is not None and not isinstance(found, list):
+        raise Unfit(f"{key} is no list")
+    return found or []
+
+
+def texts(parent: Mapping[str, Any], key: str) -> list[str]:
+    """A list of texts."""
+    found = items(parent, key)
+    if not all(isinstance(each, str) for each in found):
+        raise Unfit(f"{key} has something that is no text")
+    return found
+
+
+def known(parent: Mapping[str, Any], names: Collection[str], what: str = "field") -> None:
+    """Raises Unfit where there is another: a newer version's may narrow whom the object is for."""
+    for name in parent:
+        if name not in names:
+            raise Unfit(f"{what} {shown(name)} is not known here, and may say whom it is for")
+
+
+def go_duration(value: str) -> float:
+    """Seconds of a duration as Go writes it, such as 1h0m0s. Raises Unfit."""
+    seconds, at = 0.0, 0
+    for part in _GO_PART.finditer(value):
+        if part.start() != at:
+            break
+        seconds += float(part[1] + (part[2] or "")) * _GO_UNITS[part[3]]
+        at = part.end()
+    if value == "0":
+        return 0.0
+    if not value or at != len(value):
+        raise Unfit(f"{shown(value)} is no duration")
+    return seconds
+
+
+def lifetime(seconds: float, what: str) -> tuple[str, list[str]]:
+    """A lifetime as policies have it, whole seconds; empty for 0, the default. And what differs."""
+    if seconds <= 0:
+        return "", []
+    least, most = durations.MIN_TTL.total_seconds(), durations.MAX_TTL.total_seconds()
+    held = min(max(float(int(seconds)), least), most)
+    written = durations.text(timedelta(seconds=held))
+    return written, [] if held == seconds else [f"{what} of {seconds:g} s is {written} here"]
