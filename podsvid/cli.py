@@ -73,7 +73,7 @@ def _failed(found: outcome.Outcome) -> int:
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """Knows every command by name, and all of `command`; None: of each."""
     parser = Parser(
-        prog="podsvid",
+        prog=_called(),
         description="SPIFFE identities for Kubernetes pods.",
         epilog=outcome.epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,6 +84,11 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     for name in parsers if command is None else filter(parsers.__contains__, [command]):
         _add_arguments(name, parsers[name])
     return parser
+
+
+def _called() -> str:
+    """How a person has called it: kubectl runs its plug-ins by such a name."""
+    return "kubectl podsvid" if os.path.basename(sys.argv[0]) == "kubectl-podsvid" else "podsvid"
 
 
 def _add_arguments(command: str, parser: argparse.ArgumentParser) -> None:

@@ -88,10 +88,10 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.action == "spire":
         migration = spire.migrate(documents, parsed)
         objects, report = spire.documents_of(migration), migration.report
-        made, text = {"objects": objects}, written.as_yaml(objects)
+        made, new = {"objects": objects}, objects
     else:
         values, report = csi_driver_spiffe.migrate(documents)
-        objects, made, text = [], {"values": values}, written.as_yaml([values])
+        objects, made, new = [], {"values": values}, [values]
     told = "\n".join(report.lines()) + "\n"
     if folder is not None:
         named = ((written.file_name(number, each), each) for number, each in enumerate(objects, 1))
@@ -99,7 +99,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.report is not None:
         parsed.report.write_text(told, encoding="utf-8")
     if folder is None and parsed.output == "text":
-        sys.stdout.write(text)
+        sys.stdout.write(written.as_yaml(new))
     elif parsed.output != "text":
         print(as_document(parsed.output, made, report))
     if parsed.report is None and parsed.output == "text":

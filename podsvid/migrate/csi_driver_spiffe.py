@@ -165,6 +165,12 @@ class _Given:
             raise UnusableDocument(f"{path} is no text")
         return found or ""
 
+    def mapping(self, path: str) -> Mapping[str, Any]:
+        found = self.values.pop(path, None)
+        if found is not None and not isinstance(found, dict):
+            raise UnusableDocument(f"{path} is no mapping")
+        return found or {}
+
     def tell(self, verdict: Verdict, path: str, why: str, to_do: str = "") -> None:
         self.findings.append(Finding(verdict, path, why, to_do))
 
@@ -198,16 +204,16 @@ def _values(given: _Given) -> dict[str, Any]:
         raise UnusableDocument(f"app.trustDomain {shown(domain)}: {error}") from None
     values: dict[str, Any] = {"trustDomain": domain, "drivers": _drivers(given), "ttl": {"x509": _ttl(given)}}
     agent: dict[str, Any] = {}
-    selector = given.values.pop("nodeSelector", None)
-    if isinstance(selector, dict):
+    selector = given.mapping("nodeSelector")
+    if selector:
         agent["nodeSelector"] = {str(key): str(value) for key, value in selector.items()}
-    affinity = given.values.pop("affinity", None)
-    if isinstance(affinity, dict) and affinity:
-        agent["affinity"] = affinity
+    affinity = given.mapping("affinity")
+    agent |= {"affinity": dict(affinity)} if affinity else {}
     values |= {"agent": agent} if agent else {}
-    secrets = given.values.pop("imagePullSecrets", None)
-    if secrets:
-        values["imagePullSecrets"] = secrets
+    secrets = given.values.pop("imagePullSecrets", None) or []
+    if not isinstance(secrets, list) or not all(isinstance(each, dict) and [*each] == ["name"] for each in secrets):
+        raise UnusableDocument("imagePullSecrets is no list of names")
+    values |= {"imagePullSecrets": [{"name": str(each["name"])} for each in secrets]} if secrets else {}
     if given.take("openshift.securityContextConstraint.enabled") is True:
         values["openshift"] = {"enabled": True}
     _issuer(given)
@@ -280,8 +286,8 @@ def _monitoring(given: _Given) -> dict[str, Any]:
         for path in [each for each in given.values if each.startswith(_MONITOR)]:
             del given.values[path]
         return {}
-    labels = given.take(f"{_MONITOR}labels") or {}
-    labels = {"prometheus": str(given.take(f"{_MONITOR}prometheusInstance")), **labels}
+    labels = {"prometheus": given.take(f"{_MONITOR}prometheusInstance"), **given.mapping(f"{_MONITOR}labels")}
+    labels = {str(key): str(value) for key, value in labels.items()}
     interval = str(given.take(f"{_MONITOR}interval"))
     if given.values.pop(f"{_MONITOR}scrapeTimeout", None) is not None:
         given.tell(Verdict.DIFFERS, f"{_MONITOR}scrapeTimeout", "scrapes have Prometheus' own time")

@@ -150,7 +150,9 @@ def _carried(source: str, name: str, spec: Mapping[str, Any], scope: Scope, spir
     path = id_path(text(spec, "spiffeIDTemplate"), spire.names)
     differs: list[tuple[str, str]] = []
     # Without such a label Go's template makes no ID of it, and the pod is as one that the object is not for.
-    own = _heeded(scope, spire).with_pods(*(Condition(each, "Exists") for each in path.labels))
+    told = {each.key for each in scope.pods if each.operator in ("In", "Exists")}
+    needed = (Condition(each, "Exists") for each in path.labels if each not in told)
+    own = _heeded(scope, spire).with_pods(*needed)
     exact = True
     for label in _loose(path):
         exact = False

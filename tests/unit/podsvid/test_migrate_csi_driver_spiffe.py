@@ -1,14 +1,17 @@
 """`podsvid migrate csi-driver-spiffe`: its chart's values and its workloads' arguments as values of podsvid's chart."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from podsvid.cli import main
-from podsvid.migrate.csi_driver_spiffe import migrate
+from podsvid.migrate.csi_driver_spiffe import DEFAULTS, migrate
 from podsvid.migrate.fields import Verdict
 from podsvid.migrate.report import Report
 from podsvid.migrate.sources import UnusableDocument
@@ -19,8 +22,8 @@ from tests.unit.podsvid.migrating import document
 CHART = ROOT / "deploy" / "chart" / "podsvid"
 
 
-def became(*given: Any) -> tuple[dict[str, Any], Report]:
-    return migrate([document(each) for each in given])
+def became(*values: Any) -> tuple[dict[str, Any], Report]:
+    return migrate([document(each) for each in values])
 
 
 def said(report: Report) -> dict[str, Verdict]:
@@ -88,17 +91,17 @@ def test_values_that_have_a_place() -> None:
     ],
 )
 def test_values_that_have_none_are_told(path: str, value: Any, verdict: Verdict) -> None:
-    given: Any = value
+    nested: Any = value
     for part in reversed(path.split(".")):
-        given = {part: given}
-    _, report = became({"app": {"trustDomain": "example.org"}}, given)
+        nested = {part: nested}
+    _, report = became({"app": {"trustDomain": "example.org"}}, nested)
     assert said(report) == {"app.issuer": Verdict.LEFT_OUT, path: verdict}
     assert report.code == 3
 
 
 def test_lifetimes_stay_where_the_signer_keeps_them() -> None:
-    for given, wanted in (("720h", "1d"), ("30s", "1m"), ("1h0m0s", "1h")):
-        values, _ = became({"app": {"trustDomain": "a", "certificateRequestDuration": given}})
+    for asked, wanted in (("720h", "1d"), ("30s", "1m"), ("1h0m0s", "1h")):
+        values, _ = became({"app": {"trustDomain": "a", "certificateRequestDuration": asked}})
         assert values["ttl"]["x509"] == wanted
 
 
@@ -141,7 +144,7 @@ def test_arguments_of_its_workloads() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "wrong",
     [
         [1],
         {"app": {"trustDomain": "Not A Domain"}},
@@ -152,9 +155,9 @@ def test_arguments_of_its_workloads() -> None:
         {"apiVersion": "apps/v1", "kind": "DaemonSet", "spec": {"template": {"spec": {"containers": []}}}},
     ],
 )
-def test_what_is_none(given: Any) -> None:
+def test_what_is_none(wrong: Any) -> None:
     with pytest.raises(UnusableDocument):
-        became(given)
+        became(wrong)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,3 +170,32 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["migrate", "csi-driver-spiffe", str(path), "-o", "json"]) == 3
     assert described("migrate csi-driver-spiffe", capsys.readouterr().out)["values"] == yaml.safe_load(out)
     assert json.loads(json.dumps(yaml.safe_load(out)))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.text(max_size=4)
+    | st.sampled_from(["1h", "example.org", "a.b"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "enabled", "a"]), inner),
+    max_leaves=6,
+)
+PATHS = (*DEFAULTS, "affinity", "imagePullSecrets", "app", "app.driver", "kind", "apiVersion")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(PATHS), JSON, max_size=4))
+def test_nothing_else_is_raised(given_values: dict[str, Any]) -> None:
+    whole: dict[str, Any] = {}
+    for path, value in given_values.items():
+        at: Any = whole
+        *above, last = path.split(".")
+        for part in above:
+            at = at.setdefault(part, {}) if isinstance(at, dict) else {}
+            at = at if isinstance(at, dict) else {}
+        at[last] = value
+    with suppress(UnusableDocument):
+        values, report = became(whole)
+        assert in_chart(values, yaml.safe_load((CHART / "values.yaml").read_text())) == []
+        assert report.lines()

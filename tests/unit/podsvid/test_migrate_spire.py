@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from podsvid.cli import main
 from podsvid.migrate.fields import Unfit, Verdict, go_duration
@@ -316,8 +319,8 @@ def test_the_controllers_configuration_says_what_options_say() -> None:
         kubernetes("ClusterSPIFFEID", "two", spiffeIDTemplate=ID),
     ]
     in_map = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"controller.yaml": yaml.safe_dump(config)}}
-    for given in (config, in_map):
-        migration = migrated(given, *objects)
+    for either in (config, in_map):
+        migration = migrated(either, *objects)
         found = only(migration)
         assert found["spec"]["spiffeIDTemplate"] == f"/c1/{DOMAIN}"
         (expression,) = found["spec"]["namespaceSelector"]["matchExpressions"]
@@ -578,3 +581,53 @@ def test_very_many_of_a_sort_are_told_in_short() -> None:
     assert "  and 280 more (-o json has all)" in lines
     assert len(lines) < 100
     assert len(migration.report.members()["findings"]) == 301
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.sampled_from([ID, "k8s:ns:a", "1h", "In"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["matchLabels", "key", "type"]), inner),
+    max_leaves=6,
+)
+KINDS = (
+    "ClusterSPIFFEID",
+    "ClusterStaticEntry",
+    "ClusterFederatedTrustDomain",
+    "ControllerManagerConfig",
+    "List",
+    "Pod",
+)
+FIELDS: tuple[str, ...] = (
+    "spiffeIDTemplate",
+    "podSelector",
+    "namespaceSelector",
+    "ttl",
+    "dnsNameTemplates",
+    "workloadSelectorTemplates",
+)
+FIELDS += (
+    "federatesWith",
+    "fallback",
+    "spiffeID",
+    "parentID",
+    "selectors",
+    "trustDomain",
+    "bundleEndpointProfile",
+    "hint",
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4),
+    st.lists(st.dictionaries(st.sampled_from([*NODES, "x"]), JSON, max_size=4) | JSON, max_size=2),
+    JSON,
+)
+def test_nothing_else_is_raised(kind: str, spec: dict[str, Any], entries: list[Any], name: Any) -> None:
+    one = {"apiVersion": "spire.spiffe.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    whole = {**one, "items": [spec], "ignoreNamespaces": spec.get("hint"), "reconcile": spec.get("podSelector")}
+    changed = [{**NODES, **each} if isinstance(each, dict) else each for each in entries]
+    with suppress(WrongUsage):
+        migration = migrated(whole, {"entries": [NODES, *changed]}, spiffeid(**spec), name)
+        assert all(fits(each) for each in documents_of(migration))
+        assert migration.report.lines()

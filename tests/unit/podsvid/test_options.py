@@ -47,6 +47,14 @@ def test_help_is_what_the_flag_prints(line: list[str], capsys: pytest.CaptureFix
     assert helped.startswith(f"usage: {' '.join(['podsvid', *line])}")
 
 
+def test_a_plug_in_of_kubectl_calls_itself_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/kubectl-podsvid"])
+    assert main(["node", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: kubectl podsvid node")
+
+
 @pytest.mark.parametrize(
     "line", [["shop/cart"], ["shop", "cart"], ["-n", "shop", "cart"], ["cart", "--namespace=shop"]]
 )
