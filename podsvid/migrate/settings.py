@@ -67,6 +67,12 @@ def read(parsed: argparse.Namespace, config: Mapping[str, Any] | None) -> Spire:
     if given.get("cacheNamespaces"):
         idle = "the controller looks at the namespaces of cacheNamespaces alone"
         idle_to_do = "write the policies by hand, with a namespaceSelector for those"
+    parent = text(given, "parentIDTemplate")
+    if parent and ".NodeMeta." not in parent:
+        idle = f"the controller's entries have the parent {shown(parent)}, a set of nodes, and a policy is for all"
+        idle_to_do = (
+            "label the pods there and write policies for the label, or leave out parentIDTemplate where it is all nodes"
+        )
     reconciled = mapping(given, "reconcile")
     asleep = {kind for name, kind in _RECONCILED if given.get("reconcile") is not None and not flag(reconciled, name)}
     return Spire(names, class_name, classless, ignored, idle, idle_to_do, notes, frozenset(asleep))

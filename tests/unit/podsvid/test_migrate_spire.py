@@ -335,7 +335,12 @@ def test_the_controllers_configuration_says_what_options_say() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"ignoreNamespaces": ["^kube-.*"]}, {"cacheNamespaces": {"a": {}}}, {"reconcile": {"clusterStaticEntries": True}}],
+    [
+        {"ignoreNamespaces": ["^kube-.*"]},
+        {"cacheNamespaces": {"a": {}}},
+        {"reconcile": {"clusterStaticEntries": True}},
+        {"parentIDTemplate": "spiffe://example.org/x"},
+    ],
 )
 def test_where_nobody_knows_in_which_namespaces_nothing_is_written(config: dict[str, Any]) -> None:
     whole = {"apiVersion": "spire.spiffe.io/v1alpha1", "kind": "ControllerManagerConfig", **config}
