@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from podsvid.outcome import WrongUsage
 from podsvid.waiting import GIVEN_UP
@@ -12,6 +14,10 @@ FORMS = ("text", "json", "yaml")
 # Of who prints a table.
 TABLE_FORMS = ("text", "wide", "json", "yaml")
 _MOST = 86400.0 * 365
+_TEXT = "tag:yaml.org,2002:str"
+# How no number, date, null or merge begins; and the words that mean something else to some reader.
+_PLAIN = re.compile("[A-Za-z/]")
+_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
 def seconds(text: str) -> float:
@@ -67,9 +73,32 @@ def add_output(parser: argparse.ArgumentParser, forms: Sequence[str] = FORMS) ->
 
 def as_yaml(document: str) -> str:
     """A JSON document as YAML, with its members in their order."""
+    return yaml_of(json.loads(document))
+
+
+def yaml_of(value: object) -> str:
+    """What JSON can say, as YAML that kubectl, Helm and every other reader take for the same.
+
+    Readers of YAML 1.1 and Go's take texts such as y, 0o17 and 12345e6 for a truth or a number, and PyYAML writes them
+    bare: a selector by such a label would be for other pods. All that they can mistake begins with no letter or is a
+    word; so whatever is not plainly a text has quotes.
+    """
     import yaml
 
-    return yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=False, width=1000)
+    # Nothing is shared: a value that stands twice would become an alias, which is no JSON.
+    node = yaml.representer.SafeRepresenter(default_flow_style=False, sort_keys=False).represent_data(
+        json.loads(json.dumps(value))
+    )
+    waiting: list[Any] = [node]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, yaml.MappingNode):
+            waiting += [one for pair in each.value for one in pair]
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += each.value
+        elif each.tag == _TEXT and (not _PLAIN.match(each.value) or each.value.lower() in _WORDS):
+            each.style = "'"
+    return yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=False, width=1000)
 
 
 def add_cluster(parser: argparse.ArgumentParser, socket: str) -> None:

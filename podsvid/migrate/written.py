@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-import yaml
 
 from podsvid.migrate.fields import Finding, Unfit, Verdict
 from podsvid.migrate.scope import Scope
+from podsvid.options import yaml_of
 from signer.cluster.objects import FederatedTrustDomainObject, PolicyObject
 from signer.federation.relation import KIND as FEDERATION
 from signer.federation.relation import read_relation
@@ -24,7 +24,7 @@ LABEL = "podsvid.io/migrated-from"
 # Pairs that are looked at, and overlaps that are told.
 MAX_PAIRS, MAX_OVERLAPS = 200_000, 100
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
-_LONGEST_SLUG = 200
+_LONGEST_SLUG, _LONGEST_NAME = 200, 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +93,21 @@ class Names:
     """Gives each object a name that no other has, the same in each run."""
 
     def __init__(self) -> None:
-        self._taken: set[tuple[str, str, str]] = set()
+        self._taken: dict[tuple[str, str, str], str] = {}
 
     def own(self, found: Written) -> Written:
         """`found`, under another name where its own is taken. Raises Unfit for the same object once more."""
-        text = json.dumps([found.spec, found.source], sort_keys=True)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        for name in (found.name, f"{found.name}-{digest[:8]}"):
+        says = json.dumps(found.spec, sort_keys=True)
+        digest = hashlib.sha256(json.dumps([says, found.source]).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        # With the digest, too, it is to be a name that the API server takes.
+        short = found.name[: _LONGEST_NAME - len(digest) - 1].rstrip("-.")
+        for name in (found.name, f"{short}-{digest}"):
             named = replace(found, name=name)
             if named.key not in self._taken:
-                self._taken.add(named.key)
+                self._taken[named.key] = says
                 return named
+            if self._taken[named.key] == says:
+                break
         raise Unfit("it is there twice", "nothing: the first one is written", Verdict.NEEDLESS)
 
 
@@ -162,10 +166,7 @@ def _says(policy: Written) -> dict[str, Any]:
 
 def as_yaml(documents: Iterable[Mapping[str, Any]]) -> str:
     """Documents as `kubectl apply -f` takes them."""
-    return "---\n".join(
-        yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=False, width=1000, default_flow_style=False)
-        for each in documents
-    )
+    return "---\n".join(map(yaml_of, documents))
 
 
 def file_name(number: int, document: Mapping[str, Any]) -> str:

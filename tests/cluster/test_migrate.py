@@ -124,7 +124,11 @@ ENTRIES: tuple[tuple[Mapping[str, object], str], ...] = (
         entry("e2", "/web", "/nodes", "k8s:ns:shop", "k8s:pod-label:example.org/app:web", dns_names=["web.example"]),
         "ClusterWorkloadIdentity web",
     ),
-    (entry("e3", "/ns/shop/x", "/nodes", "k8s:ns:bank"), "ClusterWorkloadIdentity ns-shop-x"),
+    (
+        # Texts that kubectl's reader takes for a truth and for numbers where they stand bare.
+        entry("e3", "/ns/shop/x", "/nodes", "k8s:ns:bank", "k8s:pod-label:y:0o17", "k8s:pod-label:a:12345e6"),
+        "ClusterWorkloadIdentity ns-shop-x",
+    ),
     (entry("e4", "/part", "/pool", "k8s:ns:shop"), ""),
     (entry("e5", "/one", f"/spire/agent/k8s_psat/{CLUSTER}/x", "k8s:pod-uid:1"), ""),
     (entry("e6", "/image", "/nodes", "k8s:ns:shop", "k8s:container-image:a/b:c"), ""),
@@ -237,7 +241,7 @@ def test_the_chart_takes_what_becomes_of_values(
             "approver": {"metrics": {"service": {"servicemonitor": {"enabled": True}}}},
         },
         "imagePullSecrets": [{"name": "pull"}],
-        "nodeSelector": {"pool": "a"},
+        "nodeSelector": {"pool": "0o17", "y": "12345e6"},
         "openshift": {"securityContextConstraint": {"enabled": True}},
     }
     made = kubectl("podsvid", "migrate", "csi-driver-spiffe", "-", given=json.dumps(given), check=False)
@@ -245,6 +249,9 @@ def test_the_chart_takes_what_becomes_of_values(
     values = tmp_path / "values.yaml"
     values.write_text(made.stdout)
     rendered = chart.render(flags=("-f", str(values)))
+    (agent,) = (each for each in rendered if each["kind"] == "DaemonSet")
+    selector = agent["spec"]["template"]["spec"]["nodeSelector"]
+    assert selector == {**selector, "pool": "0o17", "y": "12345e6"}
     assert {each["metadata"]["name"] for each in rendered if each["kind"] == "CSIDriver"} == {
         "csi.podsvid.io",
         "mine.example",

@@ -18,7 +18,7 @@ from docs import shapes
 from podsvid import cli
 from podsvid.api import command as api
 from podsvid.cli import main
-from podsvid.options import add_pod, as_yaml, seconds, which_pod
+from podsvid.options import add_pod, as_yaml, seconds, which_pod, yaml_of
 from podsvid.outcome import WrongUsage
 from podsvid.parsing import Parser
 from runtime.version import VERSION
@@ -88,6 +88,46 @@ def test_yaml_is_the_same_document() -> None:
     made = as_yaml(json.dumps(document))
     assert yaml.safe_load(made) == document
     assert made.index("b:") < made.index("a:")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "y",
+            "N",
+            "yes",
+            "Off",
+            "on",
+            "TRUE",
+            "null",
+            "~",
+            "",
+            "12345e6",
+            "1e3",
+            "0o17",
+            "0123",
+            "0x1F",
+            "1_000",
+        ),
+        *("+1", "-1", ".5", ".inf", ".NaN", "190:20:30", "2026-11-24", "<<", "=", "0b1", "1.5", "- a", "a: b", "a #b"),
+    ],
+)
+def test_no_reader_of_yaml_takes_a_text_for_something_else(text: str) -> None:
+    """What YAML 1.1, 1.2 or Go's readers resolve is resolved of bare scalars alone."""
+    document = {"key": text, text: ["x", text]}
+    made = as_yaml(json.dumps(document))
+    scalars = [each for each in yaml.parse(made) if isinstance(each, yaml.ScalarEvent)]
+    assert yaml.safe_load(made) == document
+    assert {bool(each.style) for each in scalars if each.value == text} == {True}
+    assert {bool(each.style) for each in scalars if each.value in ("key", "x")} == {False}
+    assert yaml_of(document) == made
+
+
+def test_numbers_and_truths_stay_bare() -> None:
+    assert as_yaml('{"a": [1, true, null, 1.5]}') == "a:\n- 1\n- true\n- null\n- 1.5\n"
+    same = ["x"]
+    assert yaml_of([same, same]) == "- - x\n- - x\n"
 
 
 def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
