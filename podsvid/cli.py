@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str]) -> int:
         return outcome.DONE
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]
-    parsed = _parser(given[0] if given else "").parse_args(given)
+    parsed = _parser(given[0] if given else "", _called()).parse_args(given)
     if parsed.command == "api":
         return api.run(parsed, command)
     return _RUN[parsed.command](parsed)
@@ -70,10 +70,10 @@ def _failed(found: outcome.Outcome) -> int:
     return found.code
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
-    """Knows every command by name, and all of `command`; None: of each."""
+def _parser(command: str | None, called: str = "podsvid") -> argparse.ArgumentParser:
+    """Knows every command by name, and all of `command`; None: of each. `called`: what usage begins with."""
     parser = Parser(
-        prog=_called(),
+        prog=called,
         description="SPIFFE identities for Kubernetes pods.",
         epilog=outcome.epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

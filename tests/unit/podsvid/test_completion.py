@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from podsvid.cli import main
+
 ROOT = Path(__file__).resolve().parents[3]
 # A line as far as it is typed, and what its last word becomes; each has one completion only.
 LINES = [
@@ -122,6 +124,14 @@ def _until(terminal: int, end: bytes) -> bytes:
         with suppress(BlockingIOError):
             data += os.read(terminal, 65536)
     return data
+
+
+def test_a_plug_ins_script_completes_podsvid(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/kubectl-podsvid"])
+    assert main(["completion", "bash"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("_podsvid podsvid")
 
 
 def test_the_library_is_imported_for_it_only() -> None:
