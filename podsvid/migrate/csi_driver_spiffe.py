@@ -7,7 +7,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from podsvid.migrate.fields import Finding, Unfit, Verdict, go_duration, items, mapping, text
+from podsvid.migrate.fields import Finding, Unfit, Verdict, go_duration, items, mapping, signer_bounds, text
 from podsvid.migrate.report import Report
 from podsvid.migrate.sources import Document, UnusableDocument
 from runtime import durations
@@ -17,8 +17,6 @@ from svid.spiffeid import TrustDomain
 
 OWN_DRIVER, PROFILE = "csi.podsvid.io", "cert-manager"
 THEIR_DRIVER = "spiffe.csi.cert-manager.io"
-# What the signer keeps lifetimes within, unless its settings say otherwise.
-MIN_TTL, MAX_TTL = timedelta(minutes=1), timedelta(hours=24)
 # As deploy/chart/podsvid/values.schema.json has it.
 _DRIVER = re.compile(r"[a-z]([-a-z0-9.]{0,61}[a-z])?", re.ASCII)
 # What their chart has without a word: nothing is to be said of it.
@@ -176,7 +174,7 @@ class _Given:
 
 
 def migrate(documents: Sequence[Document]) -> tuple[dict[str, Any], Report]:
-    """podsvid's values; what is lost. Later documents go before earlier ones. Raises UnusableDocument."""
+    """podsvid's values; what is lost. Later documents win. Raises UnusableDocument."""
     flat: dict[str, Any] = {}
     for document in documents:
         try:
@@ -186,6 +184,11 @@ def migrate(documents: Sequence[Document]) -> tuple[dict[str, Any], Report]:
                 flat[path] = {**flat[path], **value} if both else value
         except Unfit as unfit:
             raise UnusableDocument(f"{document.where}: {unfit}") from None
+    if not flat:
+        # A whole set of values made of nothing would look like a migration.
+        raise UnusableDocument(
+            "there are no values in it: give what `helm get values --all` prints, or the driver's DaemonSet"
+        )
     read = len(flat)
     given = _Given({path: value for path, value in flat.items() if value != DEFAULTS.get(path)})
     values = _values(given)
@@ -206,7 +209,7 @@ def _values(given: _Given) -> dict[str, Any]:
     agent: dict[str, Any] = {}
     selector = given.mapping("nodeSelector")
     if selector:
-        agent["nodeSelector"] = {str(key): str(value) for key, value in selector.items()}
+        agent["nodeSelector"] = {str(key): _label(value) for key, value in selector.items()}
     affinity = given.mapping("affinity")
     agent |= {"affinity": dict(affinity)} if affinity else {}
     values |= {"agent": agent} if agent else {}
@@ -220,6 +223,11 @@ def _values(given: _Given) -> dict[str, Any]:
     _file_names(given)
     values |= _monitoring(given)
     return values
+
+
+def _label(value: Any) -> str:
+    """A label's value: true is a text there, which YAML has read as something else."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _drivers(given: _Given) -> list[str]:
@@ -240,14 +248,15 @@ def _ttl(given: _Given) -> str:
         seconds = int(go_duration(value))
     except Unfit as unfit:
         raise UnusableDocument(f"{path}: {unfit}") from None
-    held = min(max(seconds, int(MIN_TTL.total_seconds())), int(MAX_TTL.total_seconds()))
+    least, most = signer_bounds()
+    held = min(max(seconds, int(least.total_seconds())), int(most.total_seconds()))
     written = durations.text(timedelta(seconds=held))
     if held != seconds:
         given.tell(
             Verdict.DIFFERS,
             path,
-            f"{value} is {written} here: the signer keeps lifetimes between {durations.text(MIN_TTL)} and "
-            f"{durations.text(MAX_TTL)}",
+            f"{value} is {written} here: the signer keeps lifetimes between {durations.text(least)} and "
+            f"{durations.text(most)}",
             "set signer.settings.x509_max_ttl and authority_ttl (four times as long) to raise it"
             if held < seconds
             else "set signer.settings.x509_min_ttl to lower it",
@@ -287,7 +296,7 @@ def _monitoring(given: _Given) -> dict[str, Any]:
             del given.values[path]
         return {}
     labels = {"prometheus": given.take(f"{_MONITOR}prometheusInstance"), **given.mapping(f"{_MONITOR}labels")}
-    labels = {str(key): str(value) for key, value in labels.items()}
+    labels = {str(key): _label(value) for key, value in labels.items()}
     interval = str(given.take(f"{_MONITOR}interval"))
     if given.values.pop(f"{_MONITOR}scrapeTimeout", None) is not None:
         given.tell(Verdict.DIFFERS, f"{_MONITOR}scrapeTimeout", "scrapes have Prometheus' own time")

@@ -1,5 +1,6 @@
 """Fields of a foreign object, each of the type that it has there; what cannot be carried over, and the report of it."""
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from runtime import durations
 from runtime.terminal import shown
+from signer.config import SignerConfig
 
 _GO_PART = re.compile(r"([0-9]{1,12})(\.[0-9]{0,12})?(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -106,6 +108,12 @@ def go_duration(value: str) -> float:
     if not value or at != len(value):
         raise Unfit(f"{shown(value)} is no duration")
     return seconds
+
+
+def signer_bounds() -> tuple[timedelta, timedelta]:
+    """Within what a signer keeps lifetimes of X.509-SVIDs, unless its settings say otherwise."""
+    defaults = {each.name: str(each.metadata["default"]) for each in dataclasses.fields(SignerConfig)}
+    return durations.parse(defaults["x509_min_ttl"]), durations.parse(defaults["x509_max_ttl"])
 
 
 def lifetime(seconds: float, what: str) -> tuple[str, list[str]]:

@@ -105,6 +105,11 @@ def test_lifetimes_stay_where_the_signer_keeps_them() -> None:
         assert values["ttl"]["x509"] == wanted
 
 
+def test_a_truth_in_a_label_is_a_text() -> None:
+    values, _ = became({"nodeSelector": {"gpu": True, "n": 1}})
+    assert values["agent"]["nodeSelector"] == {"gpu": "true", "n": "1"}
+
+
 def test_an_own_name_of_the_driver_brings_the_profile() -> None:
     values, _ = became({"app": {"trustDomain": "a", "name": "mine.example"}})
     assert values["drivers"] == ["csi.podsvid.io", "mine.example=cert-manager"]
@@ -114,7 +119,7 @@ def test_what_helm_prints_and_later_files_go_before() -> None:
     values, report = became({"USER-SUPPLIED VALUES": None, "app": {"trustDomain": "a"}}, {"app": {"trustDomain": "b"}})
     assert values["trustDomain"] == "b"
     assert list(said(report)) == ["app.issuer"]
-    values, report = became({})
+    values, report = became({"app": {"logLevel": 1}})
     assert values["trustDomain"] == "cluster.local"
     assert said(report)["app.trustDomain"] is Verdict.DIFFERS
 
@@ -152,6 +157,9 @@ def test_arguments_of_its_workloads() -> None:
         {"app": {"trustDomain": "a", "name": "-x"}},
         {"app": {"trustDomain": "a", "certificateRequestDuration": "soon"}},
         {"apiVersion": "v1", "kind": "Pod"},
+        {},
+        {"USER-SUPPLIED VALUES": None},
+        {"app": {}},
         {"apiVersion": "apps/v1", "kind": "DaemonSet", "spec": {"template": {"spec": {"containers": []}}}},
     ],
 )
