@@ -40,6 +40,9 @@ ACTIONS: Mapping[str, Render] = {
 _ID = re.compile(r"spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+", re.ASCII)
 
 
+_DNS = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
+
+
 @dataclass(frozen=True)
 class Node:
     """Where pods are."""
@@ -95,6 +98,8 @@ def of_spiffeid(spec: Mapping[str, Any], parts: Mapping[str, Any], pod: LivePod,
         return False
     if not selects(spec.get("namespaceSelector"), labels) or not selects(spec.get("podSelector"), pod.labels):
         return False
+    if any(rendered(each, pod) is None for each in parts["dns"]):
+        return False
     made = rendered(parts["id"], pod)
     return made is not None and _ID.fullmatch(made) is not None and made.startswith(f"spiffe://{DOMAIN}/")
 
@@ -115,7 +120,9 @@ def ids_of(
         if (spec.get("fallback") and masked) or not of_spiffeid(spec, parts, pod, labels):
             continue
         wanted = {rendered(each, pod) for each in parts["selectors"]}
-        if wanted <= mine:
+        # The server takes no entry with a name that is none: it is not there, yet no fallback is in its place.
+        names = [str(rendered(each, pod)) for each in parts["dns"]]
+        if wanted <= mine and all(map(_DNS.fullmatch, names)):
             found.add(str(rendered(parts["id"], pod)))
     for each in entries:
         wanted = {f"{one['type']}:{one['value']}" for one in each["selectors"]}

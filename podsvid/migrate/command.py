@@ -11,12 +11,16 @@ _SPIRE = """\
 read objects of spire-controller-manager and registration entries; write
 policies and federations to the standard output, and what cannot be carried
 over to the standard error. No policy is for a pod that its source was not
-for."""
+for, but for what the report says: namespaces by pattern, and what is taken
+to be so."""
 _SPIRE_EXAMPLE = """\
   kubectl get -o json > objects.json \\
     clusterspiffeids,clusterfederatedtrustdomains,clusterstaticentries
-  spire-server entry show -output json > entries.json
-  podsvid migrate spire objects.json entries.json > new.yaml
+  kubectl -n spire-server get configmap spire-controller-manager -o json \\
+    > controller.json
+  kubectl -n spire-server exec spire-server-0 -c spire-server -- \\
+    spire-server entry show -output json > entries.json
+  podsvid migrate spire objects.json controller.json entries.json > new.yaml
 """
 _CSI = """\
 read values of csi-driver-spiffe's chart, or its DaemonSet and Deployment;

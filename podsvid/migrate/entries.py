@@ -70,11 +70,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Aliases:
-    """Which parents are all nodes of a cluster: clusters by ID; `partial`: IDs of other sets of nodes."""
+    """Which parents are all nodes of a cluster: clusters by ID; `partial`: IDs of other sets of nodes;
+    `by_agents`: clusters whose aliases are all of agents of one namespace or account, which counts as all of them."""
 
     whole: Mapping[SpiffeId, frozenset[str]] = field(default_factory=dict)
     partial: frozenset[SpiffeId] = frozenset()
     clusters: frozenset[str] = frozenset()
+    by_agents: frozenset[str] = frozenset()
 
 
 def read_entry(source: str, given: Any) -> Entry:
@@ -137,7 +139,7 @@ def read_static(name: str, spec: Mapping[str, Any], spire: Spire) -> Entry:
 
 def aliases(entries: Iterable[Entry]) -> Aliases:
     """Of all entries those that are for nodes."""
-    whole: dict[SpiffeId, frozenset[str]] = {}
+    maybe: list[tuple[SpiffeId, str, frozenset[str]]] = []
     partial, clusters = set[SpiffeId](), set[str]()
     for each in entries:
         agent = _AGENT.fullmatch(each.parent.path)
@@ -150,10 +152,22 @@ def aliases(entries: Iterable[Entry]) -> Aliases:
         if len(named) == 1 and all(
             kind in _NODE_ATTESTORS and value.startswith(("cluster:", *_COMMON)) for kind, value in each.selectors
         ):
-            whole[each.spiffe_id] = whole.get(each.spiffe_id, frozenset()) | {named[0]}
+            agents = frozenset(value for _, value in each.selectors if value.startswith(_COMMON))
+            maybe.append((each.spiffe_id, named[0], agents))
         else:
             partial.add(each.spiffe_id)
-    return Aliases(whole, frozenset(partial), frozenset(clusters))
+    # A cluster may have several sets of agents: then those of one account are some of its nodes.
+    kinds: dict[str, set[frozenset[str]]] = {}
+    for _, cluster, agents in maybe:
+        kinds.setdefault(cluster, set()).add(agents)
+    whole: dict[SpiffeId, frozenset[str]] = {}
+    for spiffe_id, cluster, agents in maybe:
+        if agents and len(kinds[cluster]) > 1:
+            partial.add(spiffe_id)
+        else:
+            whole[spiffe_id] = whole.get(spiffe_id, frozenset()) | {cluster}
+    by_agents = frozenset(cluster for cluster, found in kinds.items() if len(found) == 1 and any(found))
+    return Aliases(whole, frozenset(partial), frozenset(clusters), by_agents)
 
 
 def carried(entry: Entry, nodes: Aliases, spire: Spire) -> tuple[Written, list[Finding]]:
@@ -177,6 +191,9 @@ def carried(entry: Entry, nodes: Aliases, spire: Spire) -> tuple[Written, list[F
     if scope.is_empty:
         raise Unfit("its selectors contradict each other: it is for no pod", "nothing", Verdict.NEEDLESS)
     names, differs = _dns_names(entry.dns_names)
+    if entry.name and differs:
+        # The server refuses it with a name that it does not take; of what it has printed it has taken all.
+        raise Unfit(differs[0][0].replace("is left out", "cannot be said"), "write the policy by hand")
     x509, clipped = lifetime(entry.x509, "x509_svid_ttl")
     jwt, clipped_too = lifetime(entry.jwt, "jwt_svid_ttl")
     differs += [(each, "") for each in (*clipped, *clipped_too)]

@@ -9,6 +9,7 @@ from podsvid.migrate.fields import Unfit
 from runtime.terminal import shown
 from signer.errors import InvalidPolicy
 from signer.policy.template import Template, dns_template, path_template
+from svid.authority import is_dns_name
 from svid.dnsnames import owner_of
 from svid.errors import InvalidSpiffeId
 from svid.spiffeid import SCHEME, SpiffeId, TrustDomain
@@ -121,14 +122,16 @@ def check_path(text: str) -> str:
     return text
 
 
-def dns_name(template: str, names: Names) -> str:
+def dns_name(template: str, names: Names) -> Translated:
     """A DNS name's template. Raises Unfit."""
     found = translate(template, names)
     try:
         dns_template(found.text)
     except InvalidPolicy as error:
         raise Unfit(str(error)) from None
-    return found.text
+    if not found.labels and "{" not in found.text and not is_dns_name(found.text):
+        raise Unfit(f"{shown(found.text)} is no DNS name")
+    return found
 
 
 def _fixed(text: str) -> str:

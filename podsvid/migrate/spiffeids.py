@@ -11,7 +11,6 @@ from podsvid.migrate.scope import NAME_LABEL, Condition, Scope, equals, read_sel
 from podsvid.migrate.settings import Spire
 from podsvid.migrate.written import CLUSTER, Written, checked
 from runtime.terminal import shown
-from signer.errors import InvalidPolicy
 from signer.model import MAX_DNS_NAMES
 from signer.policy.policy import MAX_ITEMS
 from svid.errors import InvalidSpiffeId
@@ -43,6 +42,7 @@ _REFUSED = (
     "a pod is refused here of which a value in a DNS name is missing, or is not one lower-case label (a name with "
     "a dot)"
 )
+_NAME_BY_HAND = "write the policy by hand, with the names that its pods need"
 _LABEL = re.compile(r"\{labels\['[^']*'\]\}")
 _LABEL_SELECTOR = re.compile(r"pod-label:([^:{}]+):\{labels\['([^']*)'\]\}")
 
@@ -63,12 +63,11 @@ class Carried:
 def carried(name: str, spec: Mapping[str, Any], spire: Spire) -> Carried:
     """Its policy, or why there is none."""
     source = f"{KIND} {name}"
-    scope, fallback, idle = Scope(), spec.get("fallback") is not False and "fallback" in spec, False
+    scope, fallback, idle = Scope(), spec.get("fallback") is not None and spec["fallback"] is not False, False
     try:
-        idle = True
-        spire.check_active(KIND, text(spec, "className"))
-        idle = False
+        idle = KIND in spire.asleep or spire.is_others(text(spec, "className"))
         scope = Scope(read_selector(spec, "podSelector"), read_selector(spec, "namespaceSelector"))
+        spire.check_active(KIND, text(spec, "className"))
         if spire.idle:
             raise Unfit(spire.idle, spire.idle_to_do)
         return _carried(source, name, spec, scope, spire)
@@ -151,17 +150,22 @@ def _carried(source: str, name: str, spec: Mapping[str, Any], scope: Scope, spir
     differs: list[tuple[str, str]] = []
     # Without such a label Go's template makes no ID of it, and the pod is as one that the object is not for.
     told = {each.key for each in scope.pods if each.operator in ("In", "Exists")}
-    needed = (Condition(each, "Exists") for each in path.labels if each not in told)
+    names, in_names, told_of_names = _dns_names(texts(spec, "dnsNameTemplates"), spire)
+    labels = [each for each in dict.fromkeys(in_names) if each not in {*told, *path.labels}]
+    needed = (Condition(each, "Exists") for each in (*path.labels, *labels) if each not in told)
     own = _heeded(scope, spire).with_pods(*needed)
-    exact = True
+    # A name that cannot be costs a pod its entry as well, yet the object has taken it from the fallbacks.
+    exact = not labels
+    for label in labels:
+        why = f"a pod without label {shown(label)}, of a DNS name, gets nothing of it here"
+        differs.append((why, "label the pods"))
     for label in _loose(path):
         exact = False
         differs.append((f"a pod without label {shown(label)} gets nothing of it here", "label the pods"))
     own, narrowed = _selected(own, texts(spec, "workloadSelectorTemplates"), spire)
     if own.is_empty:
         raise Unfit("no pod can be as it says", "nothing", Verdict.NEEDLESS)
-    names, untold = _dns_names(texts(spec, "dnsNameTemplates"), spire)
-    differs += untold
+    differs += told_of_names
     if flag(spec, "autoPopulateDNSNames"):
         differs.append(
             (
@@ -253,25 +257,18 @@ def unselectable(selector: str) -> Unfit:
     )
 
 
-def _dns_names(templates: Sequence[str], spire: Spire) -> tuple[list[str], list[tuple[str, str]]]:
-    names: list[str] = []
-    differs: list[tuple[str, str]] = []
+def _dns_names(templates: Sequence[str], spire: Spire) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """Those here, the labels they need, what differs. Raises Unfit: without one of its names SPIRE has no entry."""
+    found = []
     for each in dict.fromkeys(templates):
         try:
-            names.append(dns_name(each, spire.names))
+            found.append(dns_name(each, spire.names))
         except Unfit as unfit:
-            differs.append((f"DNS name {shown(each)} is left out: {unfit}", unfit.to_do))
-        except InvalidPolicy as error:
-            differs.append((f"DNS name {shown(each)} is left out: {error}", ""))
-    names = list(dict.fromkeys(names))
-    for each in names[MAX_DNS_NAMES:]:
-        differs.append((f"DNS name {shown(each)} is left out: a policy has {MAX_DNS_NAMES}", ""))
-    names = names[:MAX_DNS_NAMES]
+            raise Unfit(f"DNS name {shown(each)} cannot be said: {unfit}", unfit.to_do or _NAME_BY_HAND) from None
+    names = list(dict.fromkeys(each.text for each in found))
+    if len(names) > MAX_DNS_NAMES:
+        raise Unfit(f"it has more than {MAX_DNS_NAMES} DNS names, which no policy has", _NAME_BY_HAND)
+    differs = []
     if any("{" in each.replace("{namespace}", "").replace("{pod_uid}", "") for each in names):
-        differs.append(
-            (
-                _REFUSED,
-                "leave that DNS name out for those pods",
-            )
-        )
-    return names, differs
+        differs.append((_REFUSED, "leave that DNS name out for those pods"))
+    return names, [label for each in found for label in each.labels], differs

@@ -1,16 +1,14 @@
 """`podsvid migrate spire`: objects of spire-controller-manager and registration entries in, podsvid's objects out."""
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from podsvid.migrate import entries, federations, settings, spiffeids, written
-from podsvid.migrate.fields import Finding, Unfit, Verdict, items, mapping, text
+from podsvid.migrate.fields import Finding, Unfit, Verdict, items, mapping, signer_bounds, text
 from podsvid.migrate.report import Report
 from podsvid.migrate.scope import Scope
 from podsvid.migrate.settings import CONFIG, Spire
@@ -26,8 +24,7 @@ from svid.spiffeid import TrustDomain
 PRODUCT = "spire"
 GROUP = "spire.spiffe.io/"
 KINDS = (spiffeids.KIND, federations.KIND, entries.STATIC)
-# What the signer lets policies give unless its settings are others.
-_MIN_TTL, _MAX_TTL = timedelta(minutes=1), timedelta(hours=24)
+# What the signer lets a namespace have unless its settings are others.
 _MOST = PolicySettings(TrustDomain("example.org")).max_per_namespace
 _DOMAIN = re.compile(r"spiffe://([a-z0-9._-]{1,255})/", re.ASCII)
 
@@ -74,18 +71,17 @@ def migrate(documents: Sequence[Document], parsed_options: argparse.Namespace) -
         spire = settings.read(parsed_options, configs[0] if configs else None)
     except Unfit as unfit:
         raise WrongUsage(f"{CONFIG}: {unfit}") from None
-    domains = _trust_domains(sources)
-    if not spire.names.trust_domain and len(domains) > 1:
-        raise WrongUsage(
-            f"SPIFFE IDs are of several trust domains ({', '.join(sorted(domains)[:5])}): give --trust-domain"
-        )
-    domain = spire.names.trust_domain or next(iter(domains), "")
-    spire = settings.of_trust_domain(spire, domain)
+    read = len(sources) + len(findings)
+    _check_class(sources, spire)
+    guessed = "" if spire.names.trust_domain else _trust_domain(sources)
+    spire = settings.of_trust_domain(spire, spire.names.trust_domain or guessed)
     objects, more, nodes = _carried(sources, spire)
     findings += more
+    if any(each.source.startswith(spiffeids.KIND) for each in objects):
+        findings += spire.wider
     findings += written.overlaps(objects)
-    notes = tuple(_notes(objects, sources, spire, nodes))
-    return Migration(tuple(objects), Report(len(sources), len(objects), tuple(findings), notes))
+    notes = (*_taken_to_be(guessed, sources, nodes), *_notes(objects, sources, spire, nodes))
+    return Migration(tuple(objects), Report(read, len(objects), tuple(findings), notes))
 
 
 def _sources(where: str, value: Any, configs: list[Mapping[str, Any]]) -> Iterator[Source | Finding]:
@@ -129,17 +125,35 @@ def _entry_name(entry: Any, number: int) -> str:
     return f"entry {found['id']}{beside}" if isinstance(found.get("id"), str) else f"entry number {number}{beside}"
 
 
-def _trust_domains(sources: Sequence[Source]) -> set[str]:
-    """Those that IDs name themselves."""
-    found = set[str]()
+def _check_class(sources: Sequence[Source], spire: Spire) -> None:
+    """Raises WrongUsage where nobody knows on which objects the controller acts: a fallback depends on it."""
+    if spire.class_known:
+        return
+    for each in sources:
+        spec = each.body.get("spec") if each.kind else None
+        if isinstance(spec, dict) and spec.get("className"):
+            raise WrongUsage(
+                f"{each} has className {shown(str(spec['className']))}, and which class the controller's is, is not "
+                f"known: give its configuration ({CONFIG}) as a FILE, too, or --class-name"
+            )
+
+
+def _trust_domain(sources: Sequence[Source]) -> str:
+    """The one that IDs name, empty where none does. Raises WrongUsage where nobody knows whether it is SPIRE's.
+
+    The controller makes nothing of an object that names another trust domain than its own, and goes on.
+    """
+    of_entries, found = set[str](), set[str]()
+    asked = False
     for each in sources:
         try:
             if each.kind == spiffeids.KIND:
                 literal = _DOMAIN.match(text(each.spec, "spiffeIDTemplate"))
+                asked = asked or ".TrustDomain" in str(each.spec)
             elif each.kind == entries.STATIC:
                 literal = _DOMAIN.match(text(each.spec, "spiffeID"))
             elif not each.kind:
-                found.add(str(entries.read_entry("", each.body).spiffe_id.trust_domain))
+                of_entries.add(str(entries.read_entry("", each.body).spiffe_id.trust_domain))
                 continue
             else:
                 continue
@@ -147,7 +161,15 @@ def _trust_domains(sources: Sequence[Source]) -> set[str]:
             # It is told of when it is its turn.
             continue
         found |= {literal[1]} if literal else set()
-    return found
+    domains = sorted(of_entries | found)
+    if len(domains) > 1:
+        raise WrongUsage(f"SPIFFE IDs are of several trust domains ({', '.join(domains[:5])}): give --trust-domain")
+    if asked and domains and not of_entries:
+        raise WrongUsage(
+            f"some templates have {{{{ .TrustDomain }}}} and others {domains[0]}, which may be another one by now: "
+            f"give --trust-domain, or the controller's configuration ({CONFIG}) as a FILE, too"
+        )
+    return next(iter(domains), "")
 
 
 def _carried(sources: Sequence[Source], spire: Spire) -> tuple[list[Written], list[Finding], entries.Aliases]:
@@ -196,6 +218,23 @@ def _spiffeid(source: Source, spire: Spire) -> spiffeids.Carried:
         return spiffeids.Carried(str(source), Scope(), findings=(unfit.finding(str(source)),))
 
 
+def _taken_to_be(guessed: str, sources: Sequence[Source], nodes: entries.Aliases) -> Iterator[str]:
+    """What nobody has said, and the policies rest on."""
+    if guessed and all(each.kind for each in sources):
+        yield f"SPIRE's trust domain is taken to be {guessed}, which IDs name: give --trust-domain if it is another."
+    if nodes.by_agents:
+        clusters = ", ".join(sorted(map(shown, nodes.by_agents)))
+        yield (
+            f"Entries' parents are agents of one namespace or account of cluster {clusters}: that is taken "
+            "to be every node. Where some nodes have other agents, the policies are for pods there, too."
+        )
+    if any("k8s:ns-label:" in str(each.body) or "'ns-label:" in str(each.body) for each in sources):
+        yield (
+            "Selectors k8s:ns-label hold only where SPIRE's agents have enable_namespace_labels: where they do not, "
+            "SPIRE gives such an entry to nobody, and the policy made of it is to be deleted."
+        )
+
+
 def _notes(
     objects: Sequence[Written], sources: Sequence[Source], spire: Spire, nodes: entries.Aliases
 ) -> Iterator[str]:
@@ -218,10 +257,11 @@ def _notes(
     if any(each.spec.get("dnsNameTemplates") or each.spec.get("dnsNamesFromServices") for each in policies):
         yield "SPIRE puts the first DNS name into the subject's common name as well; podsvid's subject is empty."
     lifetimes = [durations.parse(each.spec["x509TTL"]) for each in policies if "x509TTL" in each.spec]
-    if not all(_MIN_TTL <= each <= _MAX_TTL for each in lifetimes):
+    least, most = signer_bounds()
+    if not all(least <= each <= most for each in lifetimes):
         yield (
-            "An x509TTL is kept between signer.settings.x509_min_ttl (1m) and x509_max_ttl (24h): change those where "
-            "you need another."
+            f"An x509TTL is kept between signer.settings.x509_min_ttl ({durations.text(least)}) and "
+            f"x509_max_ttl ({durations.text(most)}): change those where you need another."
         )
     if any(each.kind == spiffeids.KIND for each in sources):
         yield from spire.notes
@@ -239,4 +279,4 @@ def _notes(
 
 def documents_of(migration: Migration) -> list[dict[str, Any]]:
     """The objects as the API server takes them."""
-    return [json.loads(json.dumps(each.document(PRODUCT))) for each in migration.objects]
+    return [each.document(PRODUCT) for each in migration.objects]

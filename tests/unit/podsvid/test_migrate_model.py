@@ -23,6 +23,7 @@ NAMESPACES: Mapping[str, Mapping[str, str]] = {
     "bank": {"kubernetes.io/metadata.name": "bank"},
     "kube-system": {"kubernetes.io/metadata.name": "kube-system", "team": "a"},
 }
+CONFIG = {"apiVersion": "spire.spiffe.io/v1alpha1", "kind": "ControllerManagerConfig"}
 KEYS, VALUES = ("app", "tier", "example.org/team"), ("web", "db", "x")
 PODS = st.builds(
     LivePod,
@@ -78,6 +79,17 @@ WORKLOAD_SELECTORS = st.sampled_from(
         ["unix:uid:0"],
     ]
 )
+DNS_NAMES = st.sampled_from(
+    [
+        ["fixed.example"],
+        ["*.example"],
+        ["a b"],
+        ["x.", "{{ .PodMeta.Namespace }}"],
+        ['{{ index .PodMeta.Labels "app" }}', ".example"],
+        ["x-", "{{ .PodMeta.Labels.app }}", ".example"],
+        ['{{ index .PodMeta.Annotations "a" }}', ".example"],
+    ]
+)
 SPIFFEIDS = st.tuples(
     st.fixed_dictionaries(
         {},
@@ -90,7 +102,13 @@ SPIFFEIDS = st.tuples(
             "federatesWith": st.sampled_from([[], ["partner.example"]]),
         },
     ),
-    st.fixed_dictionaries({"id": IDS, "selectors": st.lists(WORKLOAD_SELECTORS, max_size=2)}),
+    st.fixed_dictionaries(
+        {
+            "id": IDS,
+            "selectors": st.lists(WORKLOAD_SELECTORS, max_size=2),
+            "dns": st.lists(DNS_NAMES, max_size=2) | st.just([]),
+        }
+    ),
 )
 ALIASES = [
     entry("alias-1", "/nodes", "/spire/server", f"k8s_psat:cluster:{CLUSTER}", "k8s_psat:agent_ns:spire"),
@@ -131,11 +149,18 @@ def _made(spiffeids: list[Any], entries: list[Any]) -> tuple[Migration, list[Pol
     objects = []
     for number, (spec, parts) in enumerate(spiffeids):
         templates = ["".join(each) for each in parts["selectors"]]
-        whole = {**spec, "spiffeIDTemplate": "".join(parts["id"]), "workloadSelectorTemplates": templates}
+        names = ["".join(each) for each in parts["dns"]]
+        whole = {
+            **spec,
+            "dnsNameTemplates": names,
+            "spiffeIDTemplate": "".join(parts["id"]),
+            "workloadSelectorTemplates": templates,
+        }
         objects.append(kubernetes("ClusterSPIFFEID", f"c{number}", **whole))
     listed = {"apiVersion": "v1", "kind": "List", "items": objects}
-    given_options = options("--trust-domain", DOMAIN, "--cluster-name", CLUSTER)
-    migration = migrate([document(listed), document({"entries": entries})], given_options)
+    line = ("--trust-domain", DOMAIN, "--cluster-name", CLUSTER, "--ignored-namespaces", ",".join(IGNORED))
+    given_options = options(*line)
+    migration = migrate([document(CONFIG), document(listed), document({"entries": entries})], given_options)
     policies = []
     for each in json.loads(json.dumps(documents_of(migration))):
         each["metadata"] |= {"uid": each["metadata"]["name"], "creationTimestamp": "2030-01-01T00:00:00Z"}
@@ -200,6 +225,6 @@ def test_an_entry_is_for_the_same_pods_or_is_told_of(one: Any, pods: list[LivePo
 
 def test_the_model_ignores_what_the_controller_ignores() -> None:
     pod = LivePod("kube-system", "p", "u", "node-a", "default", {})
-    every: tuple[dict[str, Any], dict[str, Any]] = ({}, {"id": ["spiffe://", DOMAIN, "/x"], "selectors": []})
+    every: tuple[dict[str, Any], dict[str, Any]] = ({}, {"id": ["spiffe://", DOMAIN, "/x"], "selectors": [], "dns": []})
     assert ids_of([every], [], pod, NAMESPACES["kube-system"]) == set()
     assert "kube-system" in IGNORED

@@ -18,6 +18,7 @@ from podsvid.migrate.fields import Unfit, Verdict, go_duration
 from podsvid.migrate.gotemplate import Names, dns_name, id_path
 from podsvid.migrate.sources import MAX_DEPTH, MAX_YAML, UnusableDocument, parsed
 from podsvid.migrate.spire import Migration, documents_of
+from podsvid.migrate.written import is_name
 from podsvid.outcome import WrongUsage
 from tests.shapes import described
 from tests.spire_objects import CLUSTER, DOMAIN, entry, kubernetes
@@ -27,7 +28,13 @@ from tests.unit.podsvid.migrating import migrated, told
 CRDS = ROOT / "deploy" / "chart" / "podsvid" / "files" / "crds"
 BUNDLE = json.dumps({"keys": []})
 ID = "spiffe://example.org/ns/{{ .PodMeta.Namespace }}/sa/{{ .PodSpec.ServiceAccountName }}"
+APP = {"matchExpressions": [{"key": "app", "operator": "Exists"}]}
+# Of whom the controller takes no notice, in words that leave no doubt.
+EXACTLY = ("--ignored-namespaces", "kube-system")
 NODES = entry("n", "/nodes", "/spire/server", f"k8s_psat:cluster:{CLUSTER}")
+
+
+CONFIG = {"apiVersion": "spire.spiffe.io/v1alpha1", "kind": "ControllerManagerConfig"}
 
 
 def spiffeid(**spec: Any) -> dict[str, Any]:
@@ -158,10 +165,15 @@ def test_who_federated_with_nobody_is_given_nobody() -> None:
         ({"ttl": "soon"}, "is no duration"),
         ({"hint": "x" * 1025}, "hint is longer"),
         ({"fallback": "yes"}, "neither true nor false"),
+        ({"dnsNameTemplates": ["a.example", "*.example"]}, "DNS name '*.example' cannot be said"),
+        ({"dnsNameTemplates": ["-a.example"]}, "DNS name '-a.example' cannot be said"),
+        ({"dnsNameTemplates": ["{{ .PodMeta.Annotations.host }}.x"]}, "Annotations.host }} has no counterpart"),
+        ({"dnsNameTemplates": ["{{ .ClusterDomain }}"]}, "{{ .ClusterDomain }} is not known"),
+        ({"dnsNameTemplates": [f"a{n}.example" for n in range(33)]}, "more than 32 DNS names"),
     ],
 )
 def test_what_cannot_be_said_is_not_written(spec: dict[str, Any], why: str) -> None:
-    migration = migrated(spiffeid(**spec), line=("--trust-domain", DOMAIN))
+    migration = migrated(spiffeid(**spec), line=("--trust-domain", DOMAIN, "--class-name", "mine", "--watch-classless"))
     assert migration.objects == ()
     (finding,) = told(migration, Verdict.LEFT_OUT)
     assert why in finding.why
@@ -174,9 +186,7 @@ def test_what_cannot_be_said_is_not_written(spec: dict[str, Any], why: str) -> N
     [
         ({"ttl": "2400h"}, "ttl of 8.64e+06 s is 90d here"),
         ({"jwtTtl": "1.5s"}, "jwtTtl of 1.5 s is 2s here"),
-        ({"dnsNameTemplates": ["*.example"]}, "DNS name '*.example' is left out"),
-        ({"dnsNameTemplates": ["{{ .ClusterDomain }}"]}, "DNS name '{{ .ClusterDomain }}' is left out"),
-        ({"dnsNameTemplates": [f"a{n}.example" for n in range(33)]}, "DNS name 'a32.example' is left out"),
+        ({"dnsNameTemplates": ["{{ .PodMeta.Labels.app }}.x"], "podSelector": APP}, "is refused here"),
         ({"dnsNameTemplates": ["{{ .PodMeta.Name }}.x"]}, "is refused here"),
         ({"autoPopulateDNSNames": True}, "names of Services have their namespace"),
         (
@@ -186,7 +196,7 @@ def test_what_cannot_be_said_is_not_written(spec: dict[str, Any], why: str) -> N
     ],
 )
 def test_what_differs_is_told(spec: dict[str, Any], why: str) -> None:
-    migration = migrated(spiffeid(**spec))
+    migration = migrated(spiffeid(**spec), line=EXACTLY)
     assert fits(only(migration))
     (finding,) = told(migration, Verdict.DIFFERS)
     assert why in finding.why
@@ -328,7 +338,9 @@ def test_the_controllers_configuration_says_what_options_say() -> None:
         (other,) = told(migration, Verdict.LEFT_OUT)
         assert "acts on its own class alone" in other.why
         # Whatever has `b` in its name is ignored, and no selector can say that.
-        assert any("has b in it" in each for each in migration.report.notes)
+        (wider,) = told(migration, Verdict.DIFFERS)
+        assert "whose name has b in it" in wider.why
+        assert migration.report.code == 3
     with pytest.raises(WrongUsage, match="more than one ControllerManagerConfig"):
         migrated(config, config)
 
@@ -338,6 +350,8 @@ def test_the_controllers_configuration_says_what_options_say() -> None:
     [
         {"ignoreNamespaces": ["^kube-.*"]},
         {"cacheNamespaces": {"a": {}}},
+        {"cacheNamespace": "a"},
+        {"staticManifestPath": "/manifests"},
         {"reconcile": {"clusterStaticEntries": True}},
         {"parentIDTemplate": "spiffe://example.org/x"},
     ],
@@ -362,6 +376,17 @@ def test_a_fallback_waits_for_what_goes_before_it() -> None:
     (expression,) = only(narrowed)["spec"]["podSelector"]["matchExpressions"]
     assert expression == {"key": "app", "operator": "NotIn", "values": ["a"]}
     assert "leaves alone more pods" in told(narrowed, Verdict.DIFFERS)[0].why
+    # In its namespaces alone, or written for some of its pods alone: the fallback leaves alone all of them.
+    by_namespace = {"matchLabels": {"team": "a"}}
+    in_some = spiffeid(workloadSelectorTemplates=["k8s:container-name:a"], namespaceSelector=by_namespace)
+    (expression, _) = only(migrated(fallback, in_some, line=EXACTLY))["spec"]["namespaceSelector"]["matchExpressions"]
+    assert expression["key"] == "kubernetes.io/metadata.name"
+    in_part = spiffeid(workloadSelectorTemplates=["k8s:sa:x"], podSelector={"matchLabels": {"app": "a"}})
+    of_label = spiffeid(dnsNameTemplates=["{{ .PodMeta.Labels.app }}.x"], podSelector={"matchLabels": {"tier": "a"}})
+    for other, key in ((in_part, "app"), (of_label, "tier")):
+        rest, written = documents_of(migrated(fallback, other))
+        assert rest["spec"]["podSelector"] == {"matchExpressions": [{"key": key, "operator": "NotIn", "values": ["a"]}]}
+        assert "serviceAccounts" in written["spec"] or "app" in str(written["spec"]["podSelector"])
     assert [each.name for each in migrated(apart, elsewhere).objects] == ["rest"]
     assert [each.name for each in migrated(fallback, spiffeid()).objects] == ["rest", "one"]
 
@@ -445,7 +470,13 @@ def test_names_are_never_one_for_two() -> None:
     assert names[0] == "web"
     assert len(set(names)) == 3
     same = migrated({"entries": [NODES, twice[0], twice[0]]})
-    assert len(documents_of(same)) == 2 or told(same, Verdict.NEEDLESS)
+    assert [each.name for each in same.objects] == ["web"]
+    assert "there twice" in told(same, Verdict.NEEDLESS)[-1].why
+    again = [kubernetes("ClusterSPIFFEID", "a" * 253, spiffeIDTemplate=f"{ID}/{n}") for n in (1, 2, 1)]
+    long = migrated(*again)
+    assert [len(each.name) for each in long.objects] == [253, 253]
+    assert all(is_name(each.name) for each in long.objects)
+    assert len(told(long, Verdict.NEEDLESS)) == 1
     bad = kubernetes("ClusterSPIFFEID", "../../etc/x", spiffeIDTemplate=ID)
     assert migrated(bad).objects == ()
 
@@ -460,9 +491,105 @@ def test_trust_domains() -> None:
     assert "is of trust domain 'other.example'" in finding.why
 
 
+def test_a_literal_trust_domain_may_be_an_old_one() -> None:
+    # The controller makes nothing of the first one where it is in another trust domain by now.
+    templated = kubernetes("ClusterSPIFFEID", "two", spiffeIDTemplate="spiffe://{{ .TrustDomain }}/x")
+    with pytest.raises(WrongUsage, match="may be another one by now: give --trust-domain"):
+        migrated(spiffeid(), templated)
+    assert len(migrated(spiffeid(), templated, {"entries": [NODES]}).objects) == 2
+    assert len(migrated(spiffeid(), templated, line=("--trust-domain", DOMAIN)).objects) == 2
+    assert migrated(templated).objects
+    (note, *_) = migrated(spiffeid()).report.notes
+    assert "trust domain is taken to be example.org" in note
+
+
+def test_of_which_class_the_controller_is_has_to_be_known() -> None:
+    other = spiffeid(className="spire", podSelector={"matchLabels": {"app": "web"}})
+    rest = kubernetes("ClusterSPIFFEID", "rest", spiffeIDTemplate=ID, fallback=True)
+    with pytest.raises(WrongUsage, match=r"ClusterSPIFFEID one has className 'spire'.*--class-name"):
+        migrated(other, rest)
+    with pytest.raises(WrongUsage, match="ClusterFederatedTrustDomain a has className"):
+        migrated(kubernetes("ClusterFederatedTrustDomain", "a", className="spire"))
+    assert [each.name for each in migrated(other, rest, line=("--class-name", "spire")).objects] == ["one"]
+    # A controller without a class acts on every class, as its configuration's own documentation has it.
+    (narrowed,) = documents_of(migrated(CONFIG, other, rest))
+    assert narrowed["metadata"]["name"] == "rest"
+    assert "app" in str(narrowed["spec"]["podSelector"])
+    # What is certainly another controller's takes no pod from a fallback.
+    (alone,) = documents_of(
+        migrated({**CONFIG, "className": "mine"}, other, {**rest, "spec": {**rest["spec"], "className": "mine"}})
+    )
+    assert "podSelector" not in alone["spec"]
+
+
+def test_a_configuration_that_is_not_known_whole() -> None:
+    with pytest.raises(WrongUsage, match="field 'onlyNamespaces' is not known here"):
+        migrated({**CONFIG, "onlyNamespaces": ["a"]}, spiffeid())
+
+
+@pytest.mark.parametrize("option", ["kube-system, spire ,", " kube-system,spire"])
+def test_ignored_namespaces_are_names(option: str) -> None:
+    found = only(migrated(spiffeid(), line=("--ignored-namespaces", option)))
+    (expression,) = found["spec"]["namespaceSelector"]["matchExpressions"]
+    assert expression["values"] == ["kube-system", "spire"]
+    for wrong in ("kube-.*", "a;b", "A", "a b"):
+        with pytest.raises(WrongUsage, match="is no namespace's name"):
+            migrated(spiffeid(), line=("--ignored-namespaces", f"{option},{wrong}"))
+
+
+def test_agents_of_one_account_are_all_nodes_where_no_alias_says_otherwise() -> None:
+    one = entry("a", "/a", "/spire/server", f"k8s_psat:cluster:{CLUSTER}", "k8s_psat:agent_sa:spire:agent")
+    two = entry("b", "/b", "/spire/server", f"k8s_psat:cluster:{CLUSTER}", "k8s_psat:agent_sa:spire:other")
+    mine = entry("m", "/mine", "/a", "k8s:ns:a")
+    alone = migrated({"entries": [one, mine]})
+    assert [each.name for each in alone.objects] == ["mine"]
+    assert any("agents of one namespace or account" in each for each in alone.report.notes)
+    for beside in (two, NODES):
+        several = migrated({"entries": [one, beside, mine]})
+        assert several.objects == ()
+        assert "is some of the nodes" in told(several, Verdict.LEFT_OUT)[0].why
+
+
+def test_labels_of_namespaces_are_selectors_where_agents_look_at_them() -> None:
+    for migration in (
+        of_entry("k8s:ns-label:team:a"),
+        migrated(spiffeid(workloadSelectorTemplates=["k8s:ns-label:a:b"])),
+    ):
+        assert any("enable_namespace_labels" in each for each in migration.report.notes)
+    assert not any("enable_namespace_labels" in each for each in of_entry("k8s:ns:shop").report.notes)
+
+
+def test_a_static_entry_with_a_name_that_the_server_refuses_is_nobodys() -> None:
+    static = kubernetes(
+        "ClusterStaticEntry",
+        "fixed",
+        spiffeID="spiffe://example.org/fixed",
+        parentID="spiffe://example.org/nodes",
+        selectors=["k8s:sa:a"],
+        dnsNames=["a b"],
+    )
+    migration = migrated(static, {"entries": [NODES]})
+    assert migration.objects == ()
+    assert "DNS name 'a b' cannot be said" in told(migration, Verdict.LEFT_OUT)[0].why
+
+
+def test_a_fallback_of_nothing_is_none() -> None:
+    # As the API server would have it: absent.
+    other = spiffeid(workloadSelectorTemplates=["k8s:container-name:a"], fallback=None)
+    rest = kubernetes("ClusterSPIFFEID", "rest", spiffeIDTemplate=ID, fallback=True)
+    assert migrated(other, rest).objects == ()
+
+
+def test_many_keys_with_one_twice_are_read_in_time() -> None:
+    text = "{" + ",".join(f'"{n}": 1' for n in (*range(100_000), 99_999)) + "}"
+    with pytest.raises(UnusableDocument, match="'99999' is there twice"):
+        parsed("f", text)
+
+
 def test_what_is_not_known_is_named() -> None:
     migration = migrated({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}, [1], {"a": 1})
     assert [each.source for each in told(migration, Verdict.LEFT_OUT)] == ["Pod p (here)", "here", "document (here)"]
+    assert migration.report.read == 3
 
 
 @pytest.mark.parametrize(
@@ -573,7 +700,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_the_standard_input() -> None:
-    command = [sys.executable, "-m", "podsvid", "migrate", "spire", "-"]
+    command = [sys.executable, "-m", "podsvid", "migrate", "spire", "-", *EXACTLY]
     ran = subprocess.run(command, input=json.dumps(spiffeid()).encode(), cwd=ROOT, capture_output=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert yaml.safe_load(ran.stdout)["metadata"]["name"] == "one"
