@@ -182,6 +182,11 @@ _CHART_OWN = {
         *(
             "startup_taint",
             "pod_certificates",
+            "istio_listen",
+            "istio_names",
+            "istio_ztunnels",
+            "istio_clusters",
+            "istio_root_config_map",
             "state_key_file",
             "upstream_cert_file",
             "upstream_key_file",

@@ -21,6 +21,7 @@ SETS = (
     ("podsvid/agent/v1", "agent/pb", False),
     ("podsvid/signer/v1", "signer/pb", False),
     ("spire", "signer/pb", False),
+    ("istio", "signer/pb", False),
 )
 INIT = '"""Generated from proto/ by proto/generate.py; do not edit."""\n'
 

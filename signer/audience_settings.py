@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from runtime import durations
 from runtime.settings import Conflict
-from signer import pod_certificate_settings, public_settings
+from signer import istio_settings, pod_certificate_settings, public_settings
 
 if TYPE_CHECKING:
     from signer.config import SignerConfig
 
 # Trust domains that poll the trust bundle, and verifiers that read the keys of JWT-SVIDs as OpenID Connect has it.
-# The third comes with `pod_certificates` only: pods that have them, and trust by ClusterTrustBundles.
-FEDERATION, OIDC, POD_CERTIFICATES = "federation", "oidc", "pod_certificates"
+# The others come with settings of their own only: pods that have Kubernetes' certificates, and trust by
+# ClusterTrustBundles; Istio's proxies, which hear of roots with their certificates.
+FEDERATION, OIDC, POD_CERTIFICATES, ISTIO = "federation", "oidc", "pod_certificates", "istio"
 AUDIENCES = (FEDERATION, OIDC)
 HELP = (
     "who reads the trust and never acknowledges it, so that new authorities wait: federation (trust domains that "
@@ -46,6 +47,8 @@ def audiences(config: "SignerConfig") -> frozenset[str]:
         found.add(OIDC)
     if config.pod_certificates:
         found.add(POD_CERTIFICATES)
+    if config.istio_listen is not None:
+        found.add(ISTIO)
     return frozenset(found)
 
 
@@ -55,6 +58,8 @@ def settle(audience: str, kind: str, config: "SignerConfig") -> timedelta:
         return POLLS * config.bundle_hint
     if audience == POD_CERTIFICATES:
         return pod_certificate_settings.SETTLE if kind == "x509" else timedelta(0)
+    if audience == ISTIO:
+        return istio_settings.settle(config) if kind == "x509" else timedelta(0)
     if kind != "jwt":
         return timedelta(0)
     # A web server that has a copy may have it as late as is hinted.
@@ -75,7 +80,7 @@ def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
     if OIDC in config.trust_audiences and not config.jwt_svids:
         yield Conflict(("trust_audiences", "jwt_svids"), "without JWT-SVIDs nobody reads keys of them; leave oidc out")
     on = audiences(config)
-    # Authorities of pods' certificates live for four hours at least anyway.
+    # Authorities of pods' certificates live for four hours at least anyway, and all for four times x509_max_ttl.
     for audience, names in ((FEDERATION, ("bundle_hint",)), (OIDC, _brought_by(config))):
         if audience not in on:
             continue

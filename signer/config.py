@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from signer import (
     awspca_settings,
     certmanager_settings,
     googlecas_settings,
+    istio_settings,
     key_uri,
     kms_uri,
     lifetime_settings,
@@ -37,14 +37,10 @@ from svid.jws import JwtAlgorithm
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_name = settings.matching(_NAME, "a Kubernetes name: lower-case letters, digits, dashes and dots")
-_namespace = settings.matching(_LABEL, "a namespace's name")
+_name, _namespace = setting_texts.name, setting_texts.namespace
 # Below the admin socket's directory: where gRPC listens behind the signer's own door.
 _DOOR_OVERHEAD = len("/door-01234567/9999")
-ADDRESSES = ("listen", "metrics_listen", "health_listen", "bundle_listen", "oidc_listen")
+ADDRESSES = ("listen", "metrics_listen", "health_listen", "bundle_listen", "oidc_listen", "istio_listen")
 _wait = settings.duration(most=timedelta(days=7))
 _lease = settings.duration(timedelta(seconds=3), timedelta(minutes=5))
 
@@ -70,9 +66,7 @@ class SignerConfig:
     namespace: str = setting(_namespace, "namespace of the signer's own objects (default: that of this pod)")
     identity: str = setting(_name, "this replica's name (default: the host name, which is the pod's)")
     audience: str = setting(
-        settings.matching(re.compile(r"[!-~]{1,253}"), "printable characters without spaces"),
-        "audience of the tokens that agents and pods present",
-        "signer.podsvid.io",
+        setting_texts.printable, "audience of the tokens that agents and pods present", "signer.podsvid.io"
     )
     driver_names: tuple[str, ...] = setting(
         settings.listed(_name), "CSI drivers of which a pod must mount one", "csi.podsvid.io"
@@ -138,9 +132,7 @@ class SignerConfig:
         "of kubernetes: the projected service account token; of token: the token itself; read at each use",
         secret=True,
     )
-    openbao_role_id: str | None = setting(
-        settings.matching(re.compile(r"[!-~]{1,256}"), "printable characters without spaces"), "of approle: the role id"
-    )
+    openbao_role_id: str | None = setting(setting_texts.printable, "of approle: the role id")
     openbao_secret_id_file: Path | None = setting(
         settings.absolute, "of approle: file with the secret id, read at each use", secret=True
     )
@@ -254,6 +246,14 @@ class SignerConfig:
         settings.listed(settings.choice(*audience_settings.AUDIENCES)), audience_settings.HELP, ""
     )
     pod_certificates: bool = setting(settings.boolean, pod_certificate_settings.HELP, "false")
+    istio_listen: tuple[str, int] | None = setting(settings.listen, istio_settings.LISTEN, "off")
+    istio_names: tuple[str, ...] = setting(settings.listed(istio_settings.dns_name), istio_settings.NAMES)
+    istio_audience: str = setting(setting_texts.printable, istio_settings.AUDIENCE_HELP, istio_settings.AUDIENCE)
+    istio_clusters: tuple[str, ...] = setting(settings.listed(istio_settings.name), istio_settings.CLUSTERS, "")
+    istio_ztunnels: tuple[str, ...] = setting(
+        settings.listed(istio_settings.account), istio_settings.ZTUNNELS, istio_settings.ZTUNNEL
+    )
+    istio_root_config_map: str = setting(_name, istio_settings.ROOTS, istio_settings.ROOT_CONFIG_MAP)
     bundle_hint: timedelta = setting(
         settings.duration(audience_settings.MIN_HINT, audience_settings.MAX_HINT),
         "how often who polls the bundle is to (spiffe_refresh_hint), 1m to 1d; with federation a new authority is "
@@ -275,7 +275,7 @@ class SignerConfig:
     oidc_key_file: Path | None = setting(settings.absolute, "PEM key of it, re-read", secret=True)
     bundle_config_map: str = setting(_name, "ConfigMap that the trust bundle is published as", "podsvid-bundle")
     bundle_namespaces: str = setting(
-        settings.matching(re.compile(r"[-A-Za-z0-9_./=!, ()]{0,1024}"), "a label selector"),
+        setting_texts.label_selector,
         "label selector of the namespaces that get it (default: all)",
         "",
     )
@@ -331,6 +331,7 @@ class SignerConfig:
         yield from audience_settings.conflicts(self)
         yield from public_settings.conflicts(self)
         yield from pod_certificate_settings.conflicts(self)
+        yield from istio_settings.conflicts(self)
         if not self.driver_names:
             yield Conflict(("driver_names",), "driver_names is empty; name at least one")
         if len(set(self.driver_names)) != len(self.driver_names):
@@ -388,13 +389,10 @@ def examine(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Ex
 
 
 def _fallbacks() -> dict[str, object]:
-    try:
-        namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
-    except OSError:
-        namespace = "podsvid"
     return {
-        "namespace": namespace,
+        "namespace": setting_texts.own_namespace(),
         "agent_namespace": lambda values: values["namespace"],
         "cert_manager_namespace": lambda values: values["namespace"],
+        "istio_names": lambda values: istio_settings.usual_names(values["namespace"], values["cluster_domain"]),
         "identity": socket.gethostname().lower(),
     }

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import os
 import random
-import resource
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import timedelta
@@ -12,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from runtime import heap, pages
-from runtime.child import keep_within
 from runtime.clock import Clock, SystemClock
 from runtime.collector import tracing
 from runtime.feed import Feed
@@ -20,7 +17,7 @@ from runtime.listening import ANY, shown
 from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import VERSION
-from signer import gauges, loops, parts, pod_certificate_settings
+from signer import gauges, istio_settings, loops, parts, pod_certificate_settings, process
 from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import Attestor
 from signer.attestation.certified import CertifiedPods
@@ -53,6 +50,7 @@ from signer.front import budget
 from signer.front.admin import AdminService, serve_admin
 from signer.front.agents import SignerService
 from signer.front.audit import Audit
+from signer.front.istio_listener import IstioListener
 from signer.front.limits import NodeLimits
 from signer.front.pod_certificates import PodCertificates
 from signer.front.server import AgentServer, counted
@@ -77,7 +75,7 @@ CONFIRM = timedelta(seconds=15)
 async def run_signer(config: SignerConfig) -> None:
     """Serve until a signal. Raises SignerError, OSError."""
     stopping = asked_to_stop()
-    _prepare_process()
+    process.prepare()
     async with AsyncExitStack() as services:
         client = await KubeClient.connect(config.kubeconfig)
         services.push_async_callback(client.close)
@@ -89,15 +87,6 @@ async def run_signer(config: SignerConfig) -> None:
             await replica.run(stopping, services)
         _log.info("signer stopping", extra={"grace_seconds": STOP_GRACE})
     _log.info("signer stopped")
-
-
-def _prepare_process() -> None:
-    """Keys are in this process's memory: for no core file, nor for what serves strangers as the same user."""
-    keep_within()
-    # Three for each connection.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    os.umask(0o077)
 
 
 class Replica:
@@ -138,14 +127,7 @@ class Replica:
         self._offline = OfflineTokens(api, config.audience, self.witness, self.metrics.keys_read)
         reviews = TokenReviews(api, config.audience, self._offline, self.witness, told=self.metrics.token_checked)
         accounts = Accounts(api)
-        attestor = Attestor(
-            parts.attestation(config),
-            reviews,
-            self._offline,
-            self._pods,
-            accounts,
-            self.witness,
-        )
+        attestor = Attestor(parts.attestation(config), reviews, self._offline, self._pods, accounts, self.witness)
         self._ending = ExitStack()
         told = self.metrics.key_store_asked
         self._keys = keystore.chosen(config.keys, config.trust_domain, clock.monotonic, told, self._ending)
@@ -185,12 +167,7 @@ class Replica:
             ca.roots,
         )
         self._publisher = Publisher(
-            api,
-            config.bundle_namespaces,
-            config.bundle_config_map,
-            SIGNER_NAME,
-            config.trust_domain,
-            clock,
+            api, config.bundle_namespaces, parts.published(config), SIGNER_NAME, config.trust_domain, clock
         )
         self._polling = Polling(
             api,
@@ -242,7 +219,24 @@ class Replica:
         self._server = AgentServer(
             self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock, self._keys
         )
-        self._telling = Telling(self._rotation, self._domains, self._publisher, self._trust, self._server.renew)
+        self._telling = Telling(self._rotation, self._domains, self._publisher, self._trust, self._renew)
+        istio = istio_settings.of(config)
+        self._istio = None
+        if istio is not None:
+            self._istio = IstioListener(
+                istio,
+                api,
+                self._offline,
+                self._pods,
+                self._policies,
+                minting,
+                self._events,
+                audit,
+                self.metrics,
+                self._keys,
+                clock,
+                self.witness,
+            )
         self._public = PublicListeners(parts.public(config), self._keys, clock, self.metrics)
         gauges.watch(
             self.metrics,
@@ -276,6 +270,7 @@ class Replica:
         await unless(stopping, loops.beside(tasks, self._rotation.open()))
         if self._rotation.state is not None:
             self._audit.followed(self._rotation.state)
+        statuses = self._policies.statuses
         background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "pods": self._pods.run,
             "policies": self._policies.run,
@@ -300,12 +295,14 @@ class Replica:
             "federation": self._domains.run,
             "bundle endpoints": lambda: self._leader.lead(self._polling.lead),
             "publishing": lambda: self._leader.lead(self._telling.publish),
-            "policy status": lambda: self._leader.lead(self._write_policy_statuses),
+            "policy status": lambda: self._lead(lambda: statuses.lead(self._pods, REFRESH_SECONDS)),
         }
         if config.pod_certificates:
-            background["pod certificates"] = lambda: self._leader.lead(self._certify)
-        if self._taint is not None:
-            taint = self._taint
+            background["pod certificates"] = lambda: self._lead(self._certificates.lead)
+        if (istio := self._istio) is not None:
+            background["Istio's port"] = lambda: istio.serve(self._pods.wait_synced, self._policies.wait_synced)
+            services.push_async_callback(istio.close, STOP_GRACE)
+        if (taint := self._taint) is not None:
             background |= {"nodes": taint.follow, "start-up taint": lambda: self._leader.lead(taint.remove)}
         tasks |= {name: asyncio.create_task(loop(), name=name) for name, loop in background.items()}
         services.push_async_callback(self._server.close, STOP_GRACE)
@@ -317,6 +314,11 @@ class Replica:
         admin = await serve_admin(asked, config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
         await loops.until(stopping, tasks)
+
+    async def _renew(self, state: AuthorityState) -> None:
+        for server in (self._server, self._istio):
+            if server is not None:
+                await server.renew(state)
 
     async def _serve_agents(self) -> None:
         await self._server.open(self._pods.wait_synced, self._policies.wait_synced)
@@ -350,6 +352,7 @@ class Replica:
                 ("authorities", self._signing_state() is not None),
                 ("the trust bundle", self._trust.current is not None),
                 ("its own certificate", self._server.serving),
+                ("its certificate for Istio's proxies", self._istio is None or self._istio.serving),
             )
             if not synced
         ]
@@ -382,17 +385,11 @@ class Replica:
             for state in self._secret.values.values():
                 await self._rotation.follow(state)
 
-    async def _certify(self) -> None:
-        """Pods' certificates, for ever; only while leading."""
+    async def _lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """What looks at pods and policies, for ever; only while leading."""
         await self._policies.wait_synced()
         await self._pods.wait_synced()
-        await self._certificates.lead()
-
-    async def _write_policy_statuses(self) -> None:
-        """What each policy matches, into its status, for ever; only while leading."""
-        await self._policies.wait_synced()
-        await self._pods.wait_synced()
-        await self._policies.statuses.lead(self._pods, REFRESH_SECONDS)
+        await self._leader.lead(work)
 
 
 async def _healthy() -> str | None:

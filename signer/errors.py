@@ -46,6 +46,8 @@ class Reason(StrEnum):
     POLICY_UNUSABLE = "POLICY_UNUSABLE"
     DNS_NAME_DENIED = "DNS_NAME_DENIED"
     NOT_ENTITLED = "NOT_ENTITLED"
+    IMPERSONATION_DENIED = "IMPERSONATION_DENIED"
+    CLUSTER_UNKNOWN = "CLUSTER_UNKNOWN"
     JWT_DISABLED = "JWT_DISABLED"
     ISSUANCE_REFUSED = "ISSUANCE_REFUSED"
     RATE_LIMITED = "RATE_LIMITED"
@@ -176,7 +178,9 @@ HELP: Mapping[Reason, str] = MappingProxyType(
         Reason.POLICY_UNUSABLE: "the policy that wins cannot be carried out for the pod; its status says why",
         Reason.DNS_NAME_DENIED: "the pod asks for a DNS name that its policy does not give: volumeAttributes "
         "`dnsNames`, or `podsvid.io/dns-names` of a podCertificate source's `userAnnotations`",
-        Reason.NOT_ENTITLED: "a JWT-SVID was asked for another identity than the pod's",
+        Reason.NOT_ENTITLED: "a JWT-SVID, or a proxy's certificate, was asked for another identity than the pod's",
+        Reason.IMPERSONATION_DENIED: "a proxy asks for another pod's identity, and is no ztunnel: `istio_ztunnels`",
+        Reason.CLUSTER_UNKNOWN: "a proxy says that it is of another cluster than `istio_clusters` names",
         Reason.JWT_DISABLED: "the signer issues no JWT-SVIDs",
         Reason.ISSUANCE_REFUSED: "the authority must not sign that; the text says why",
         Reason.RATE_LIMITED: "the node asks too often: `node_rate`, `node_burst`; agents wait and ask again",

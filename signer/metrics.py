@@ -23,7 +23,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._mints = Histogram(
             "podsvid_signer_mint_duration_seconds",
-            "Time of a mint by kind of SVID (x509, jwt, pod_certificate) and result (ok, degraded, or a reason code).",
+            "Time of a mint by kind of SVID (x509, jwt, pod_certificate, istio) and result (ok, degraded, or a reason "
+            "code).",
             ["kind", "result"],
             buckets=_MINT_BUCKETS,
             registry=self.registry,
@@ -38,7 +39,8 @@ class Metrics:
             "podsvid_signer_turned_away",
             "What the front did not take or ended, by kind: connections (address, strangers, agents, node, silent, "
             "unauthenticated), mints (mints, message) and trust streams (streams, report); and calls after which a "
-            "connection is not read for a while, as its node calls too often (calls).",
+            "connection is not read for a while, as its node calls too often (calls). The same with istio_ before it "
+            "of Istio's proxies.",
             ["kind"],
             registry=self.registry,
         )
@@ -59,7 +61,8 @@ class Metrics:
         )
         self._connections = Gauge(
             "podsvid_signer_connections",
-            "Open connections: of agents, and of strangers, on which no agent has proven itself yet.",
+            "Open connections: of agents, and of strangers, on which no agent has proven itself yet; of Istio's "
+            "proxies, and proxy_strangers at their port.",
             ["of"],
             registry=self.registry,
         )
@@ -301,6 +304,11 @@ class Metrics:
         self._shown.add(self._aside, aside)
         self._shown.add(self._connections.labels("agents"), agents)
         self._shown.add(self._connections.labels("strangers"), strangers)
+
+    def watch_proxies(self, proxies: Callable[[], float], strangers: Callable[[], float]) -> None:
+        """Ask these for the numbers of connections at the port for Istio's proxies, every two seconds."""
+        self._shown.add(self._connections.labels("proxies"), proxies)
+        self._shown.add(self._connections.labels("proxy_strangers"), strangers)
 
     def watch_public(self, listener: str, trouble: Callable[[], float], ends: Callable[[], float]) -> None:
         """Ask these of a public listener that is on, every two seconds."""

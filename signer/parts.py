@@ -4,9 +4,11 @@ from signer import public_settings
 from signer.attestation.attestor import AttestationSettings
 from signer.audience_settings import KEYS_MAX_AGE
 from signer.config import SignerConfig
+from signer.istio_settings import ROOT_KEY
 from signer.minting.minting import MintingSettings
 from signer.policy.policy import PolicySettings
 from signer.public.listeners import BUNDLE, OIDC, Listening, PublicSettings
+from signer.publishing.config_maps import Published, bundle_map, root_map
 from signer.publishing.documents import Publication
 
 
@@ -50,6 +52,14 @@ def publication(config: SignerConfig) -> Publication:
         # Such an issuer was always allowed in tokens; nobody can discover its keys.
         issuer = None
     return Publication(config.bundle_hint, issuer, config.jwt_issuer or "")
+
+
+def published(config: SignerConfig) -> tuple[Published, ...]:
+    """In which ConfigMaps the own trust bundle is found."""
+    own = bundle_map(config.bundle_config_map)
+    if config.istio_listen is None:
+        return (own,)
+    return (own, root_map(config.istio_root_config_map, ROOT_KEY))
 
 
 def public(config: SignerConfig) -> PublicSettings:

@@ -130,7 +130,7 @@ async def follow(port: int) -> dict[str, int]:
     from signer.cluster.kube_client import KubeClient
     from signer.policy.policies import Policies
     from signer.policy.policy import PolicySettings
-    from signer.publishing.config_maps import Publisher
+    from signer.publishing.config_maps import Publisher, bundle_map
     from svid.spiffeid import TrustDomain
 
     configuration = client.Configuration()
@@ -138,12 +138,12 @@ async def follow(port: int) -> dict[str, int]:
     api, clock, domain = KubeClient(configuration), SystemClock(), TrustDomain("example.org")
     pods = Pods(api, clock)
     policies = Policies(api, PolicySettings(domain), timedelta(hours=1), clock)
-    publisher = Publisher(api, "", "podsvid-bundle", "podsvid.io/spiffe", domain, clock)
+    publisher = Publisher(api, "", (bundle_map("podsvid-bundle"),), "podsvid.io/spiffe", domain, clock)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     floor = memory("VmRSS")
     loops = [asyncio.create_task(each.run()) for each in (pods, policies, publisher)]
     async with asyncio.timeout(100):
-        await asyncio.gather(pods.wait_synced(), policies.wait_synced(), publisher._copies.wait_synced())
+        await asyncio.gather(pods.wait_synced(), policies.wait_synced(), publisher._copies[0][1].wait_synced())
         mirrors: list[Any] = [pods._mirror, publisher._copies, policies._namespaced, policies._services]
         # Until the last of what the watches tell was heard.
         quiet = 0

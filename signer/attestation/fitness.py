@@ -8,7 +8,7 @@ from signer.model import LivePod
 
 def check(pod: LivePod, drivers: frozenset[str]) -> None:
     """`drivers`: it must mount one of them. Raises Refused."""
-    _check_any(pod)
+    check_any(pod)
     if not pod.drivers & drivers:
         raise Refused(
             Reason.POD_WITHOUT_DRIVER,
@@ -18,7 +18,7 @@ def check(pod: LivePod, drivers: frozenset[str]) -> None:
 
 def check_certified(pod: LivePod) -> None:
     """It must have a podCertificate source of podsvid's Kubernetes signer. Raises Refused."""
-    _check_any(pod)
+    check_any(pod)
     if not pod.pod_certificate:
         raise Refused(
             Reason.POD_WITHOUT_CERTIFICATE_SOURCE,
@@ -26,7 +26,8 @@ def check_certified(pod: LivePod) -> None:
         )
 
 
-def _check_any(pod: LivePod) -> None:
+def check_any(pod: LivePod) -> None:
+    """What every pod must be, with a volume or without. Raises Refused."""
     if pod.mirror:
         raise Refused(
             Reason.POD_IS_MIRROR,

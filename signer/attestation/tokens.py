@@ -114,7 +114,7 @@ class TokenReviews:
     def _node_of(self, token: str) -> str:
         """Of which node the cluster signed it; empty where its keys do not prove that."""
         try:
-            return self._offline.verify(token).node_uid
+            return self._offline.verify(token, self._audience).node_uid
         except TokenRefused:
             return ""
 
@@ -125,7 +125,7 @@ class TokenReviews:
         asked = self._doubt.ask(sender)
         if asked is None and known:
             try:
-                proven = self._offline.verify(token)
+                proven = self._offline.verify(token, self._audience)
             except TokenRefused:
                 self._told("forged")
                 raise
@@ -246,15 +246,16 @@ class OfflineTokens:
             self._missed.set()
         return name in self._keys
 
-    def verify(self, token: str) -> BoundToken:
-        """Raises TokenRefused."""
-        proven = self.once(token)
+    def verify(self, token: str, audience: str = "") -> BoundToken:
+        """`audience`: another one than its own. Raises TokenRefused."""
+        proven = self.once(token, audience)
         if proven.expires_at <= self._clock.now():
             raise TokenRefused("EXPIRED", "the token has expired; kubelet gives a new one")
         return proven
 
-    def once(self, token: str) -> BoundToken:
+    def once(self, token: str, audience: str = "") -> BoundToken:
         """As `verify`, of one that may have expired since. Raises TokenRefused."""
+        audience = audience or self._audience
         try:
             key = self._keys.get(_key_name(token))
             if key is None:
@@ -263,12 +264,12 @@ class OfflineTokens:
                 token,
                 key.key,
                 algorithms=ALGORITHMS,
-                audience=self._audience,
+                audience=audience,
                 # Times are compared with the clock that was handed in.
                 options={"verify_exp": False, "verify_nbf": False, "verify_iat": False, "require": ["exp", "sub"]},
             )
         except jwt.InvalidAudienceError:
-            raise TokenRefused("AUDIENCE", f"the token is not for audience {self._audience}") from None
+            raise TokenRefused("AUDIENCE", f"the token is not for audience {audience}") from None
         except (jwt.PyJWTError, ValueError, TypeError):
             raise TokenRefused("INVALID", "the token's signature or form is wrong") from None
         proven = _claimed(claims)

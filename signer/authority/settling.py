@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtime import durations
-from signer.audience_settings import FEDERATION, KEYS_KEPT, OIDC, POD_CERTIFICATES
+from signer.audience_settings import FEDERATION, ISTIO, KEYS_KEPT, OIDC, POD_CERTIFICATES
 from signer.authority.knowledge import Acks
 from signer.authority.slots import KINDS, Slot, Stage, X509Slot
 from signer.authority.state import AuthorityState
@@ -201,6 +201,12 @@ def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, 
                 f"{kind}: pods with podCertificate volumes may have SVIDs of {each.authority_id}, which was abandoned, "
                 f"until {_at(each.svids_end)}, and are refused with them: kubelet renews none earlier than it was told "
                 "to; delete those pods, and what comes in their place has others"
+            )
+        if audience.name == ISTIO and needed and each.left_at and each.svids_end and now < each.svids_end:
+            yield (
+                f"{kind}: Istio's proxies may have certificates of {each.authority_id}, which was abandoned, until "
+                f"{_at(each.svids_end)}, and are refused with them: they renew at half of their lives; restart those "
+                "proxies, and they have others"
             )
         if each.certified_until is not None and now < each.certified_until:
             if needed and each.left_at is not None:

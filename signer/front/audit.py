@@ -15,7 +15,7 @@ from signer.authority.followers import warnings
 from signer.authority.revoked import is_revoked
 from signer.authority.state import AuthorityState
 from signer.errors import Reason
-from signer.model import Agent, AttestedPod, Entitlement, LivePod, PodClaim
+from signer.model import Agent, AttestedPod, BoundToken, Entitlement, LivePod, PodClaim
 
 _log = logging.getLogger("podsvid.audit")
 # What an agent sends is quoted only this far.
@@ -67,6 +67,10 @@ class Audit:
         more = {"request": request, **facts}
         self._allowed("pod_certificate", pod.node_name, "", pod, entitlement, more, seconds)
 
+    def proxied(self, caller: LivePod, entitlement: Entitlement, facts: Mapping[str, Any], seconds: float) -> None:
+        """For an Istio proxy in the pod `caller`, which no agent brings. `facts` say for whom, if not for itself."""
+        self._allowed("istio", caller.node_name, "", caller, entitlement, facts, seconds)
+
     def _allowed(
         self,
         kind: str,
@@ -106,6 +110,15 @@ class Audit:
         """A PodCertificateRequest is denied or waits; `node` and `claim` are what it says."""
         self._refused("pod_certificate", node, "", claim, reason, message, seconds, {"request": request})
 
+    def unproxied(self, proven: BoundToken | None, asked: str, reason: Reason, message: str, seconds: float) -> None:
+        """An Istio proxy is refused; `proven` is what its token says, once it was believed, `asked` whose identity it
+        wants if not its own."""
+        node = proven.node_name if proven is not None else ""
+        claim = PodClaim(proven.namespace, proven.pod_name, proven.pod_uid) if proven is not None else None
+        more = {"impersonated": asked[:_MAX_TEXT]}
+        # Of their own: any pod may call as a proxy, and hides no refusal of its node's agent.
+        self._refused("istio", node, "", claim, reason, message, seconds, more, of="istio ")
+
     def _refused(
         self,
         kind: str,
@@ -116,8 +129,9 @@ class Audit:
         message: str,
         seconds: float,
         more: Mapping[str, str] = MappingProxyType({}),
+        of: str = "",
     ) -> None:
-        window = self._window(node, reason)
+        window = self._window(node, reason, of)
         if window.written >= MAX_REFUSALS:
             window.counted += 1
             if window.counted == 1:
@@ -205,9 +219,9 @@ class Audit:
     def _shown(self, at: float) -> str:
         return (self._clock.now() + timedelta(seconds=at - self._clock.monotonic())).isoformat()
 
-    def _window(self, node: str, reason: Reason) -> _Window:
+    def _window(self, node: str, reason: Reason, of: str = "") -> _Window:
         now = self._clock.monotonic()
-        window = self._windows.get((node, reason))
+        window = self._windows.get((of + node, reason))
         if window is not None and now < window.ends_at:
             return window
         if window is not None and window.counted:
@@ -217,7 +231,7 @@ class Audit:
             )
         if window is None and len(self._windows) >= _MAX_WINDOWS:
             self._windows.clear()
-        window = self._windows[node, reason] = _Window(now + REFUSAL_WINDOW)
+        window = self._windows[of + node, reason] = _Window(now + REFUSAL_WINDOW)
         return window
 
 

@@ -63,6 +63,20 @@ TRUST_STREAMS: Final = AGENT_CONNECTIONS
 PENDING: Final = 384
 SERVERS: Final = 2
 
+# The same of the port for Istio's proxies, where it is on: by pods, of which each has connections of its own, and calls
+# now and then. A ztunnel begins with as many calls as it has accounts, which its TLS may put into one record of 16 KiB:
+# less of it nobody can read, and there would be no first call.
+PROXY_STRANGERS: Final = 12
+PROXY_GREETING: Final = 24 * KIB
+PROXY_WAITING: Final = 256
+PROXY_CONNECTIONS: Final = 1_024
+CONNECTIONS_OF_PROXY: Final = 4
+PROXY_STREAMS: Final = 16
+PROXY_MINTS: Final = 128
+PROXY_PENDING: Final = 64
+# What that adds to what peers can make a replica hold: beyond the half above.
+FOR_PROXIES: Final = 128 * MIB
+
 
 def held_at_most() -> Mapping[str, int]:
     """Bytes that peers can make a replica hold, by what they are."""
@@ -77,6 +91,20 @@ def held_at_most() -> Mapping[str, int]:
             "headers of calls that wait": SERVERS * PENDING * MOST_HEADERS // 33 * SWOLLEN,
             "mints under way": MINTS * (MAX_MINT + attested),
             "trust streams": TRUST_STREAMS * attested,
+        }
+    )
+
+
+def held_for_proxies() -> Mapping[str, int]:
+    """The same of the port for Istio's proxies."""
+    return MappingProxyType(
+        {
+            "unread messages": (PROXY_STRANGERS + PROXY_CONNECTIONS) * PROXY_STREAMS * WINDOW,
+            "what strangers send": PROXY_STRANGERS * PROXY_GREETING * SWOLLEN,
+            "what nobody has read yet": PROXY_WAITING * SOCKET_BUFFER,
+            "what proxies send before they acknowledge limits": YOUNG_BYTES * SWOLLEN,
+            "headers of calls that wait": SERVERS * PROXY_PENDING * MOST_HEADERS // 33 * SWOLLEN,
+            "mints under way": PROXY_MINTS * (MAX_MINT + 2 * MOST_HEADERS),
         }
     )
 

@@ -76,7 +76,8 @@ def still_wanted(context: Context) -> None:
         raise Refused(Reason.BUSY, "the call came to its turn after its caller's deadline", retry_after=SOON)
 
 
-def bearer(context: Context) -> str:
+def bearer(context: Context, missing: Refused | None = None) -> str:
+    """The token of a call; `missing` is raised where it has none. Raises Refused."""
     headers = context.invocation_metadata() or ()
     if len(headers) > HEADERS:
         raise Refused(Reason.INVALID_REQUEST, f"the call has more than {HEADERS} headers")
@@ -85,10 +86,16 @@ def bearer(context: Context) -> str:
             scheme, _, token = value.strip().partition(" ")
             if scheme.lower() == "bearer" and token:
                 return bounded(token.strip())
-    raise Refused(
+    raise missing or Refused(
         Reason.AGENT_TOKEN_MISSING,
         "the call has no agent token; set agent_token_file to a projected service account token of this audience",
     )
+
+
+def header(context: Context, name: str) -> str:
+    """The last of that name, as gRPC's clients have it; empty where there is none."""
+    found = [value for key, value in context.invocation_metadata() or () if key == name and isinstance(value, str)]
+    return found[-1].strip() if found else ""
 
 
 def bounded(token: str) -> str:

@@ -54,10 +54,11 @@ _PEER = "unix-abstract:"
 class Door:
     """Listens and passes on to `target`, the newest of grpc's Unix sockets.
 
-    `rate` and `burst`: bytes that one agent's connection brings in a second, and at once. Belongs to one event loop.
+    `rate` and `burst`: bytes that one agent's connection brings in a second, and at once; `greeting`: before it is
+    known. Belongs to one event loop.
     """
 
-    def __init__(self, admission: Admission, rate: int, burst: int) -> None:
+    def __init__(self, admission: Admission, rate: int, burst: int, greeting: int = GREETING) -> None:
         self._admission = admission
         self._rate = rate
         self._burst = burst
@@ -69,6 +70,7 @@ class Door:
         self._sweeping: asyncio.Task[None] | None = None
         self._came = 0
         self.target: Path | None = None
+        self.greeting = greeting
         self.young = Young()
         self.aside = Aside(time.monotonic)
 
@@ -308,7 +310,7 @@ class Passage:
         self.peer = _PEER + inside.getsockname()[1:].decode("ascii")
         inside.connect(str(target))
         reads = Bucket(GREETING_READS_A_SECOND, GREETING_READS, self._since)
-        self._inwards = Way(self, outside, inside, GREETING, reads, self._heard)
+        self._inwards = Way(self, outside, inside, self._door.greeting, reads, self._heard)
         self._outwards = Way(self, inside, outside, heard=self._answered)
         self._inwards.begin()
         self._outwards.begin()

@@ -104,9 +104,10 @@ class _Node:
 
 
 class NodeLimits:
-    """A token bucket and a number of calls in flight, for each node."""
+    """A token bucket and a number of calls in flight, for each node; or for each of what `of` says."""
 
-    def __init__(self, rate: int, burst: int, concurrent: int, clock: Clock) -> None:
+    def __init__(self, rate: int, burst: int, concurrent: int, clock: Clock, of: str = "node") -> None:
+        self._of = of
         self._rate = rate
         self._burst = burst
         self._concurrent = concurrent
@@ -119,13 +120,13 @@ class NodeLimits:
         node = self._node(node_uid)
         if node.running >= self._concurrent:
             raise Refused(
-                Reason.BUSY, f"this node has {self._concurrent} mints in flight already", retry_after=BUSY_RETRY
+                Reason.BUSY, f"this {self._of} has {self._concurrent} mints in flight already", retry_after=BUSY_RETRY
             )
         now = self._clock.monotonic()
         if not node.mints.take(now):
             raise Refused(
                 Reason.RATE_LIMITED,
-                f"this node asks for more than {self._rate} mints a second",
+                f"this {self._of} asks for more than {self._rate} mints a second",
                 retry_after=timedelta(seconds=node.mints.wait(now)),
             )
         node.running += 1

@@ -1,13 +1,14 @@
-"""The server that agents connect to: one after another, each with a newer certificate, behind the same door."""
+"""The server that agents connect to, or proxies: one after another, each with a newer certificate, behind one door."""
 
 import asyncio
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc.aio
 
@@ -68,6 +69,9 @@ def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int
 class AgentServer:
     """Serves `handlers` through `door` at `address` (host, port) once `renew` gave it a certificate and it is opened.
 
+    `identity`: how it proves itself, to agents where none is given. `options` of gRPC go before its own. One that has
+    an older certificate goes on for `stays` seconds.
+
     grpc's own sockets are in a new folder below `folder`, which nobody else can open.
     """
 
@@ -79,14 +83,19 @@ class AgentServer:
         folder: Path,
         clock: Clock,
         keys: Keys | None = None,
+        identity: ServerIdentity | None = None,
+        options: Mapping[str, int] = MappingProxyType({}),
+        stays: float = STREAM_LIFE.total_seconds(),
     ) -> None:
+        self._options = tuple({**dict(_OPTIONS), **options}.items())
+        self._stays = stays
         self._handlers = handlers
         self._door = door
         self._address = address
         self._folder = folder
         self._private: Path | None = None
         self._made = 0
-        self._identity = ServerIdentity(clock)
+        self._identity = identity or ServerIdentity(clock)
         self._keys = keys or Keys()
         self._server: grpc.aio.Server | None = None
         self._certified = asyncio.Event()
@@ -137,7 +146,7 @@ class AgentServer:
 
     async def _replace(self, credentials: grpc.ServerCredentials) -> None:
         """New connections meet a server with these; those of the one before go on, and end in their own time."""
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers((self._handlers,))
         if self._private is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -160,15 +169,15 @@ class AgentServer:
         before, self._server = self._server, server
         self._certified.set()
         if before is not None:
-            retiring = asyncio.create_task(_retire(before), name="old server")
+            retiring = asyncio.create_task(_retire(before, self._stays), name="old server")
             self._retiring[retiring] = before
             retiring.add_done_callback(self._retiring.pop)
 
 
-async def _retire(server: grpc.aio.Server) -> None:
+async def _retire(server: grpc.aio.Server, stays: float) -> None:
     """Let it go on for a while: one that is told to stop takes no more calls, so that all agents would come at once.
 
     An agent makes a new connection when its stream has ended, and by then each one has.
     """
-    await asyncio.sleep(STREAM_LIFE.total_seconds())
-    await server.stop(STREAM_LIFE.total_seconds())
+    await asyncio.sleep(stays)
+    await server.stop(stays)

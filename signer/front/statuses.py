@@ -1,4 +1,4 @@
-"""The one table that turns the signer's reasons into gRPC status codes."""
+"""The one table that turns the signer's reasons into gRPC status codes, for agents and for Istio's proxies."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -33,5 +33,13 @@ STATUS_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
         **dict.fromkeys(_RESOURCE_EXHAUSTED, grpc.StatusCode.RESOURCE_EXHAUSTED),
         Reason.JWT_DISABLED: grpc.StatusCode.UNIMPLEMENTED,
         Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    }
+)
+# Istio's clients try again after the first and not after the second. No other code tells them more.
+_MENDED_BY_TIME = frozenset({*_UNAVAILABLE, *_RESOURCE_EXHAUSTED, Reason.INTERNAL} - {Reason.POD_TOKEN_EXPIRED})
+ISTIO_CODES: Mapping[Reason, grpc.StatusCode] = MappingProxyType(
+    {
+        each: grpc.StatusCode.UNAVAILABLE if each in _MENDED_BY_TIME else grpc.StatusCode.UNAUTHENTICATED
+        for each in Reason
     }
 )

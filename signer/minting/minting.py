@@ -21,6 +21,7 @@ from signer.keystore.store import KeyStoreUnavailable
 from signer.model import SOON, Entitlement, LivePod, TtlLimits
 from signer.pod_certificate_settings import LEAST_LIFE
 from svid.authority import BACKDATE
+from svid.bundle import TrustBundle
 from svid.dnsnames import owner_of
 from svid.errors import InvalidKey, SvidError
 from svid.jwtsvid import JwtSvid
@@ -52,7 +53,7 @@ class IssuedX509:
     """A signed chain, leaf first without the root; `sequence` is that of the trust that verifies it.
 
     `notice` says what of the wishes was not granted; `clipped` what of the lifetime, for as long as nobody changes it.
-    `at` is when it was signed.
+    `at` is when it was signed, `bundle` that trust.
     """
 
     chain: tuple[x509.Certificate, ...]
@@ -60,6 +61,7 @@ class IssuedX509:
     key_algorithm: KeyAlgorithm
     sequence: int
     at: datetime
+    bundle: TrustBundle
     notice: str = ""
     clipped: str = ""
 
@@ -263,7 +265,7 @@ def _issue(
             raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
         raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
     window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
-    return IssuedX509(chain, window, algorithm_of(public_key), state.sequence, now)
+    return IssuedX509(chain, window, algorithm_of(public_key), state.sequence, now, state.bundle)
 
 
 def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[timedelta, str]:

@@ -1,11 +1,11 @@
-"""The trust bundle where pods and other programs find it: a ConfigMap in every selected namespace, and, where the API
+"""The trust bundle where pods and other programs find it: ConfigMaps in every selected namespace, and, where the API
 server has them, ClusterTrustBundles."""
 
 import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,24 @@ async def published_sequence(api: KubeApi, namespace: str, config_map: str, trus
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """A ConfigMap's name, and what each key of it says of the own trust domain's bundle."""
+
+    name: str
+    keys: Mapping[str, Callable[[TrustBundle], bytes]]
+
+
+def bundle_map(name: str) -> Published:
+    """Podsvid's own one, which agents begin with."""
+    return Published(name, {PEM: TrustBundle.to_pem, JWKS: TrustBundle.to_jwks})
+
+
+def root_map(name: str, key: str) -> Published:
+    """One with the roots only, as others look for it."""
+    return Published(name, {key: TrustBundle.to_pem})
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """What there is under a name of ours: whose it is, and a digest of what it says: anybody may have made it large."""
 
@@ -59,13 +77,12 @@ class Publisher:
         self,
         api: KubeApi,
         namespaces: str,
-        config_map: str,
+        config_maps: Sequence[Published],
         signer_name: str,
         trust_domain: TrustDomain,
         clock: Clock,
     ) -> None:
         self._api = api
-        self._config_map = config_map
         self._signer_name = signer_name
         self._trust_domain = trust_domain
         self._bundles: tuple[TrustBundle, ...] = ()
@@ -73,8 +90,9 @@ class Publisher:
         self._reported: set[str] = set()
         query = {"labelSelector": namespaces} if namespaces else {}
         self._namespaces: Mirror[Named, str] = Mirror(api, "/api/v1/namespaces", Named, _live_namespace, clock, query)
-        self._copies: Mirror[DataObject, Copy] = Mirror(
-            api, "/api/v1/configmaps", DataObject, _copy, clock, {"fieldSelector": f"metadata.name={config_map}"}
+        self._copies: tuple[tuple[Published, Mirror[DataObject, Copy]], ...] = tuple(
+            (each, Mirror(api, "/api/v1/configmaps", DataObject, _copy, clock, _of_name(each.name)))
+            for each in config_maps
         )
 
     async def publish(self, bundles: Sequence[TrustBundle]) -> None:
@@ -85,12 +103,14 @@ class Publisher:
     async def run(self) -> None:
         """Keep what is published right, for ever; only while leading."""
         await side_by_side(
-            self._namespaces.run(),
-            self._copies.run(),
-            self._wake(self._namespaces),
-            self._wake(self._copies),
+            *(mirror.run() for mirror in self._mirrors),
+            *(self._wake(mirror) for mirror in self._mirrors),
             self._reconcile_for_ever(),
         )
+
+    @property
+    def _mirrors(self) -> "tuple[Mirror[Any, Any], ...]":
+        return self._namespaces, *(mirror for _, mirror in self._copies)
 
     async def _wake(self, mirror: "Mirror[Any, Any]") -> None:
         version = 0
@@ -100,7 +120,8 @@ class Publisher:
 
     async def _reconcile_for_ever(self) -> None:
         await self._namespaces.wait_synced()
-        await self._copies.wait_synced()
+        for _, mirror in self._copies:
+            await mirror.wait_synced()
         while True:
             self._changed.clear()
             if self._bundles:
@@ -113,15 +134,17 @@ class Publisher:
     async def reconcile(self) -> None:
         """Bring ConfigMaps and ClusterTrustBundles to what they should be; failures are logged and tried again."""
         own = self._bundles[0]
-        wanted = {PEM: own.to_pem().decode(), JWKS: own.to_jwks().decode()}
         selected = set(self._namespaces.values.values())
-        copies = {each.namespace: each for each in self._copies.values.values()}
-        for namespace in sorted(selected):
-            await self._attempt(f"ConfigMap in {namespace}", self._write(namespace, copies.get(namespace), wanted))
-        for namespace, copy in copies.items():
-            if namespace not in selected and copy.ours:
-                path = f"/api/v1/namespaces/{namespace}/configmaps/{self._config_map}"
-                await self._attempt(f"ConfigMap in {namespace}", self._remove(path, copy))
+        for published, mirror in self._copies:
+            name, wanted = published.name, {key: said(own).decode() for key, said in published.keys.items()}
+            copies = {each.namespace: each for each in mirror.values.values()}
+            for namespace in sorted(selected):
+                work = self._write(name, namespace, copies.get(namespace), wanted)
+                await self._attempt(f"ConfigMap {name} in {namespace}", work)
+            for namespace, copy in copies.items():
+                if namespace not in selected and copy.ours:
+                    path = f"/api/v1/namespaces/{namespace}/configmaps/{name}"
+                    await self._attempt(f"ConfigMap {name} in {namespace}", self._remove(path, copy))
         await self._attempt("ClusterTrustBundles", self._trust_bundles())
 
     async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> None:
@@ -133,14 +156,14 @@ class Publisher:
                 self._reported.add(what)
                 _log.warning("not published", extra={"what": what, "reason": error.reason, "error": str(error)})
 
-    async def _write(self, namespace: str, copy: "Copy | None", data: dict[str, str]) -> None:
+    async def _write(self, name: str, namespace: str, copy: "Copy | None", data: dict[str, str]) -> None:
         collection = f"/api/v1/namespaces/{namespace}/configmaps"
-        path = f"{collection}/{self._config_map}"
+        path = f"{collection}/{name}"
         body: Object = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {
-                "name": self._config_map,
+                "name": name,
                 "namespace": namespace,
                 "labels": {**MANAGED, TRUST_DOMAIN_LABEL: _label(self._trust_domain)},
             },
@@ -155,13 +178,13 @@ class Publisher:
                 return  # the namespace went away
             return
         if not copy.ours:
-            raise Forbidden(f"ConfigMap {self._config_map} in {namespace} is not podsvid's; rename or remove it")
+            raise Forbidden(f"ConfigMap {name} in {namespace} is not podsvid's; rename or remove it")
         if copy.digest == _digest(data):
             return
         body["metadata"]["resourceVersion"] = copy.resource_version
         with suppress(NotFound):
             await self._api.replace(path, body)
-            _log.info("trust bundle published", extra={"namespace": namespace})
+            _log.info("trust bundle published", extra={"namespace": namespace, "config_map": name})
 
     async def _remove(self, path: str, seen: "Copy") -> None:
         # Only what was seen to be podsvid's: somebody may have put another in its place since.
@@ -222,6 +245,10 @@ class Publisher:
 def _label(trust_domain: TrustDomain) -> str:
     # A label takes 63 characters, a trust domain's name 255 and underscores at its ends.
     return trust_domain.name[:63].strip("-._")
+
+
+def _of_name(name: str) -> dict[str, str]:
+    return {"fieldSelector": f"metadata.name={name}"}
 
 
 def _live_namespace(body: Named) -> str | None:

@@ -56,6 +56,7 @@ EVERYTHING = (
     *(
         "startupTaint.enabled=true",
         "podCertificates.enabled=true",
+        "istio.enabled=true",
         "monitoring.serviceMonitor.enabled=true",
         "monitoring.rules.enabled=true",
         "signer.podAnnotations.e=f",
@@ -561,12 +562,16 @@ OTHER: dict[str, object] = {
     **{f"networkPolicy.{each}": [{"ipBlock": {"cidr": "10.0.0.0/8"}}] for each in ("scrapers", "probers", "agents")},
     **{f"ttl.{each}": "7m" for each in ("x509", "jwt")},
     "ttl.podMax": "2h",
+    "istio.names": ["ca.mesh.example"],
+    "istio.ztunnels": [],
+    "istio.clusters": ["other"],
 }
 SWITCHED_ON = (
     *(
         "signer.stateKeySecret=state-key",
         "startupTaint.enabled=true",
         "podCertificates.enabled=true",
+        "istio.enabled=true",
         "monitoring.serviceMonitor.enabled=true",
     ),
     *("monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true"),

@@ -40,6 +40,10 @@ ABSENT = {
     "say the same (`tests/unit/signer/test_fitness.py`)",
     "POD_WITHOUT_CERTIFICATE_SOURCE": "of a request that no agent makes: a PodCertificateRequest is denied with it "
     "(`tests/cluster/test_alone_certificates.py`)",
+    **dict.fromkeys(
+        ("IMPERSONATION_DENIED", "CLUSTER_UNKNOWN"),
+        "of a call that no agent makes: Istio's proxies are refused with them (`tests/unit/signer/test_istio.py`)",
+    ),
     "ISSUANCE_REFUSED": "policies and names are checked before (`tests/unit/signer/test_minting.py`)",
     "JWT_DISABLED": "a setting of the whole signer, `jwt_svids` (`tests/unit/signer/test_agents_answers.py`)",
     "AUTHORITY_UNAVAILABLE": "the Secret is to be away for `outage_limit` (`tests/node/test_signer_settings.py`)",

@@ -769,7 +769,7 @@ def test_streams_of_servers_before_end_with_the_newest() -> None:
                 "/podsvid.signer.v1.Signer/WatchTrust", signer_pb2.WatchTrustRequest.SerializeToString
             )(metadata=(("authorization", f"Bearer {site.agent(life=7200.0)}"),))
             assert await call.read()
-            server._identity._renew_at = None
+            server._identity.unused()
             await server.renew(state)
             assert replica._agents.connected == 1
             await server.close(0.1)

@@ -114,6 +114,14 @@ def test_the_page_shows_the_sum() -> None:
     assert f"| **in all** | **{sum(parts.values()) / budget.MIB:.0f}** of {budget.FOR_PEERS // budget.MIB} |" in page
 
 
+def test_the_page_shows_what_proxies_add() -> None:
+    page = (Path(__file__).parents[3] / "docs/signer.md").read_text()
+    parts = budget.held_for_proxies()
+    for what, size in parts.items():
+        assert f"| {what} | {size / budget.MIB:.0f} |" in page
+    assert f"| **in all** | **{sum(parts.values()) / budget.MIB:.0f}** of {budget.FOR_PROXIES // budget.MIB} |" in page
+
+
 def test_the_chart_gives_what_the_budget_counts_with() -> None:
     values = (Path(__file__).parents[3] / "deploy/chart/podsvid/values.yaml").read_text()
     assert f"limits: {{memory: {budget.REPLICA_MEMORY // budget.MIB // 1024}Gi}}" in values

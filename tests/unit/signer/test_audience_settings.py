@@ -7,7 +7,7 @@ import pytest
 
 from runtime.settings import InvalidSetting
 from signer import config
-from signer.audience_settings import FEDERATION, OIDC, POD_CERTIFICATES, audiences, settle, told
+from signer.audience_settings import FEDERATION, ISTIO, OIDC, POD_CERTIFICATES, audiences, settle, told
 from signer.config import SignerConfig
 
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -122,3 +122,47 @@ def test_what_leaves_them_no_time_is_refused(flags: tuple[str, ...], names: tupl
 )
 def test_what_leaves_them_just_enough_is_taken(flags: tuple[str, ...]) -> None:
     assert loaded(*flags)
+
+
+PROXIES = ("--istio-listen", "127.0.0.1:8446")
+
+
+def test_proxies_are_waited_for_as_long_as_they_take_to_renew() -> None:
+    by = loaded(*PROXIES, "--x509-max-ttl", "10h")
+    assert audiences(by) == {ISTIO}
+    assert settle(ISTIO, "x509", by) == timedelta(hours=5, minutes=30)
+    assert settle(ISTIO, "jwt", by) == timedelta(0)
+    assert told(ISTIO, by) == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "why"),
+    [
+        ((*PROXIES, "--istio-audience", "signer.podsvid.io"), ("istio_audience", "audience"), "choose another"),
+        ((*PROXIES, "--istio-names", ""), ("istio_listen", "istio_names"), "name one at least"),
+        (
+            (*PROXIES, "--istio-root-config-map", "podsvid-bundle"),
+            ("istio_root_config_map", "bundle_config_map"),
+            "rename one",
+        ),
+    ],
+)
+def test_what_of_the_port_for_proxies_contradicts_itself(
+    flags: tuple[str, ...], names: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(InvalidSetting, match=why) as caught:
+        loaded(*flags)
+    for name in names:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["signer.podsvid.internal", "a b", "*.mesh", "{pod}.mesh", "UPPER.example"])
+def test_names_of_the_port_for_proxies_are_dns_names_and_not_the_signers(text: str) -> None:
+    with pytest.raises(InvalidSetting):
+        loaded(*PROXIES, "--istio-names", text)
+
+
+@pytest.mark.parametrize("text", ["ztunnel", "a/b/c", "/ztunnel", "istio-system/"])
+def test_a_ztunnel_is_a_namespace_and_an_account(text: str) -> None:
+    with pytest.raises(InvalidSetting, match="NAMESPACE/ACCOUNT"):
+        loaded(*PROXIES, "--istio-ztunnels", text)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from signer.authority.acknowledgements import MAX_STREAMS, RETURN_SECONDS, Agents
 from signer.cluster.events import Events
 from signer.cluster.mirror import Mirror
-from signer.cluster.objects import Named
+from signer.cluster.objects import DataObject, Named
 from signer.errors import Reason, Refused
 from signer.model import Agent, LivePod, PodClaim
 from signer.policy.policies import Policies
 from signer.policy.policy import GROUP, PolicySettings
-from signer.publishing.config_maps import Publisher
+from signer.publishing.config_maps import Copy, Publisher, bundle_map
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
@@ -48,8 +48,13 @@ async def running(loops: list[Awaitable[None]], test: Callable[[], Awaitable[Non
                 await task
 
 
+def copies(publisher: Publisher) -> "Mirror[DataObject, Copy]":
+    ((_, found),) = publisher._copies
+    return found
+
+
 def publisher(kube: FakeKube, namespaces: str = "") -> Publisher:
-    return Publisher(kube, namespaces, "podsvid-bundle", "podsvid.io/spiffe", TD, StepClock())
+    return Publisher(kube, namespaces, (bundle_map("podsvid-bundle"),), "podsvid.io/spiffe", TD, StepClock())
 
 
 def config_map(namespace: str) -> str:
@@ -94,7 +99,7 @@ def test_the_bundle_is_published_healed_and_cleaned_up() -> None:
             namespace(kube, "d", wanted="yes")
             await until(lambda: right("a", "b", "d"))
             kube.remove("/api/v1/namespaces/b")
-            await until(lambda: right("a", "d") and len(publishing._copies.values) == 3)
+            await until(lambda: right("a", "d") and len(copies(publishing).values) == 3)
             writes = len(kube.writes)
             await publishing.reconcile()
             assert len(kube.writes) == writes

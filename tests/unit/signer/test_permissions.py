@@ -31,6 +31,7 @@ from tests import permissions, pod_certificates
 from tests.fake_kube import FakeKube
 from tests.node.test_signer_authority import passed_on, request
 from tests.permissions import Call, Guarded, Permission, call_of
+from tests.ports import free_port
 from tests.signer_rig import DRIVER, Serving, Site, serving
 
 # Everything switched on, as the chart renders it: tests/cluster/test_chart.py holds that it is so.
@@ -71,8 +72,9 @@ def world(site: Site) -> None:
     kube.put("/api/v1/namespaces/elsewhere", {"metadata": {"name": "elsewhere"}})
     # Published once: here it is out of date, there it is not wanted any more.
     for name in ("stale", "elsewhere"):
-        path = f"/api/v1/namespaces/{name}/configmaps/podsvid-bundle"
-        kube.put(path, {"metadata": {"labels": OURS}, "data": {"ca.crt": "old"}})
+        for published in ("podsvid-bundle", "istio-ca-root-cert"):
+            path = f"/api/v1/namespaces/{name}/configmaps/{published}"
+            kube.put(path, {"metadata": {"labels": OURS}, "data": {"ca.crt": "old"}})
     for domain in ("example.org", "gone.test"):
         spec = {"trustBundle": "old", "signerName": "podsvid.io/spiffe"}
         kube.put(f"{CTB}/podsvid.io:spiffe:{domain}", {"metadata": {"labels": OURS}, "spec": spec})
@@ -165,7 +167,7 @@ def lived(given: list[Permission], do: Callable[[Serving, Path], Any]) -> Guarde
 
     async def run(folder: Path) -> None:
         flags = ("--bundle-namespaces", "wanted=yes", "--startup-taint", "true", "--pod-certificates", "true")
-        async with serving(site, folder, SystemClock(), *flags) as signer:
+        async with serving(site, folder, SystemClock(), *flags, "--istio-listen", f"127.0.0.1:{free_port()}") as signer:
             await do(signer, folder)
             await until(lambda: not unused(given, guarded.calls))
 

@@ -59,7 +59,7 @@ def test_a_replica_that_is_cut_off_for_too_long_shows_no_document_and_its_certif
     on_fake_time(main)
 
 
-SIGNER = "from signer import daemon; daemon._prepare_process()"
+SIGNER = "from signer import process; process.prepare()"
 SERVING = """
 import socket
 from signer.public import child

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from signer.cluster.kube import MANAGED, Object
-from signer.publishing.config_maps import TRUST_DOMAIN_LABEL, Publisher, _digest
+from signer.cluster.mirror import Mirror
+from signer.cluster.objects import DataObject
+from signer.publishing.config_maps import TRUST_DOMAIN_LABEL, Copy, Publisher, _digest, bundle_map
 from svid.bundle import TrustBundle
 from svid.spiffeid import TrustDomain
 from tests.fake_kube import FakeKube
@@ -23,6 +25,11 @@ OWN = first().bundle
 PARTNER = TrustBundle(TrustDomain("partner.test"), first().bundle.x509_authorities)
 NAME, PARTNERS = f"{CTB}/podsvid.io:spiffe:example.org", f"{CTB}/podsvid.io:spiffe:partner.test"
 THEIRS = {"ca.crt": "theirs"}
+
+
+def copies(publisher: Publisher) -> "Mirror[DataObject, Copy]":
+    ((_, found),) = publisher._copies
+    return found
 
 
 def config_map(namespace: str) -> str:
@@ -38,7 +45,9 @@ def put(kube: FakeKube, path: str, labels: dict[str, str], **content: Any) -> No
 
 
 def publisher(kube: FakeKube, trust_domain: TrustDomain = TD) -> Publisher:
-    return Publisher(kube, "wanted=yes", "podsvid-bundle", "podsvid.io/spiffe", trust_domain, StepClock())
+    return Publisher(
+        kube, "wanted=yes", (bundle_map("podsvid-bundle"),), "podsvid.io/spiffe", trust_domain, StepClock()
+    )
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -50,9 +59,9 @@ async def until(true: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def following(each: Publisher) -> AsyncIterator[None]:
     """Its mirrors follow; `reconcile` is the test's to call."""
-    tasks = [asyncio.create_task(mirror.run()) for mirror in (each._namespaces, each._copies)]
+    tasks = [asyncio.create_task(mirror.run()) for mirror in (each._namespaces, copies(each))]
     try:
-        await until(lambda: each._namespaces.synced and each._copies.synced)
+        await until(lambda: each._namespaces.synced and copies(each).synced)
         yield
     finally:
         for task in tasks:
@@ -114,7 +123,7 @@ def test_other_peoples_config_maps_are_neither_changed_nor_removed(caplog: pytes
         await publishing.publish((OWN,))
 
         def in_selected() -> list[bytes]:
-            found = publishing._copies.values.values()
+            found = copies(publishing).values.values()
             return [each.digest for each in found if each.namespace == "selected"]
 
         async with following(publishing):
@@ -126,7 +135,7 @@ def test_other_peoples_config_maps_are_neither_changed_nor_removed(caplog: pytes
             assert config_map("free") in kube.objects
             # Said once, and again when it happens again.
             refusal = "ConfigMap podsvid-bundle in selected is not podsvid's; rename or remove it"
-            assert said(caplog) == [("ConfigMap in selected", refusal)]
+            assert said(caplog) == [("ConfigMap podsvid-bundle in selected", refusal)]
             kube.remove(config_map("selected"))
             await until(lambda: in_selected() == [])
             await publishing.reconcile()
@@ -134,7 +143,7 @@ def test_other_peoples_config_maps_are_neither_changed_nor_removed(caplog: pytes
             put(kube, config_map("selected"), {}, data=THEIRS)
             await until(lambda: in_selected() == [_digest(THEIRS)])
             await publishing.reconcile()
-        assert said(caplog) == [("ConfigMap in selected", refusal)] * 2
+        assert said(caplog) == [("ConfigMap podsvid-bundle in selected", refusal)] * 2
 
     asyncio.run(run())
 
@@ -194,7 +203,7 @@ def test_what_somebody_put_in_the_place_of_ours_meanwhile_is_not_removed(caplog:
         assert kube.objects[gone]["spec"] == {"trustBundle": "theirs"}
         assert kube.objects[config_map("a")]["data"] == THEIRS
         assert {what for what, _ in said(caplog)} == {
-            "ConfigMap in a",
+            "ConfigMap podsvid-bundle in a",
             "ClusterTrustBundle podsvid.io:spiffe:gone.test",
         }
 
@@ -226,8 +235,13 @@ def test_of_two_leaders_for_a_moment_both_publish_the_same_once(caplog: pytest.L
         async with following(one), following(two):
             # Neither watch has told of the other's write.
             for each in (one, two):
-                await each._write("a", None, {"ca.crt": OWN.to_pem().decode(), "bundle.json": OWN.to_jwks().decode()})
-            await until(lambda: bool(one._copies.values) and bool(two._copies.values))
+                await each._write(
+                    "podsvid-bundle",
+                    "a",
+                    None,
+                    {"ca.crt": OWN.to_pem().decode(), "bundle.json": OWN.to_jwks().decode()},
+                )
+            await until(lambda: bool(copies(one).values) and bool(copies(two).values))
             writes = kube.writes.copy()
             for each in (one, two):
                 await each.reconcile()
@@ -277,7 +291,7 @@ def test_one_namespace_that_refuses_does_not_keep_the_others(caplog: pytest.LogC
         assert [name for name in "abc" if config_map(name) in kube.objects] == ["b", "c"]
         # Each of them once, not at every attempt.
         assert [what for what, _ in said(caplog)] == [
-            "ConfigMap in a",
+            "ConfigMap podsvid-bundle in a",
             "ClusterTrustBundle podsvid.io:spiffe:example.org",
             "ClusterTrustBundle podsvid.io:spiffe:partner.test",
         ]
@@ -336,7 +350,7 @@ def test_what_no_watch_told_of_is_repaired(monkeypatch: pytest.MonkeyPatch) -> N
         task = asyncio.create_task(publishing.run())
         try:
             # Nothing is known yet, and nothing is published.
-            await until(lambda: publishing._copies.synced)
+            await until(lambda: copies(publishing).synced)
             assert kube.writes == []
             await publishing.publish((OWN,))
             await until(lambda: NAME in kube.objects)
@@ -363,7 +377,7 @@ def test_nothing_is_removed_before_all_is_known(caplog: pytest.LogCaptureFixture
         await publishing.publish((OWN,))
         task = asyncio.create_task(publishing.run())
         try:
-            await until(lambda: publishing._copies.synced)
+            await until(lambda: copies(publishing).synced)
             for _ in range(100):
                 await asyncio.sleep(0)
             assert config_map("a") in kube.objects

@@ -646,3 +646,23 @@ def test_a_forced_rotation_of_keys_says_who_accepts_them_still() -> None:
         assert said.startswith(f"forced rotation of the {kind} authorities started; abandoned: ")
         assert ("podsvid oidc probe" in said) == told
         assert ("those who do as they are told do in 1m " in said) == told
+
+
+def test_after_a_theft_proxies_are_named_for_as_long_as_they_may_fail() -> None:
+    proxies = Audience("istio", DAY / 2, timedelta(0), timedelta(0))
+    world = World(life(proxies).policy, [])
+    stolen = world.state.active_x509_id
+    world.passes(MINUTE)
+    world.ask("x509", forced=True)
+    while not any(each.left_at for each in world.state.abandoned):
+        world.passes(30 * SECOND)
+    (left,) = world.state.abandoned
+    assert left.svids_end is not None
+
+    def said(now: datetime) -> list[str]:
+        return [line for line in world.leader.outlook(world.state, ALL, now) if "Istio's proxies" in line]
+
+    (line,) = said(world.now)
+    assert f"certificates of {stolen}, which was abandoned, until {left.svids_end:%Y-%m-%dT%H:%M:%SZ}" in line
+    assert "restart those proxies" in line
+    assert said(left.svids_end) == []

@@ -275,7 +275,7 @@ def test_a_signer_asks_the_api_server_what_time_it_is_and_says_how_far_off_it_is
 
     monkeypatch.setattr(kube_client.KubeClient, "connect", connect)
     monkeypatch.setattr(daemon.Replica, "run", run)
-    monkeypatch.setattr(daemon, "_prepare_process", lambda: None)
+    monkeypatch.setattr("signer.process.prepare", lambda: None)
     parser = argparse.ArgumentParser()
     config.add_arguments(parser)
     flags = ["--trust-domain", "example.org", "--namespace", "podsvid", "--identity", "signer-1"]

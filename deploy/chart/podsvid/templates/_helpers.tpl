@@ -174,6 +174,15 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
   "startup_taint" .Values.startupTaint.enabled
   "pod_certificates" .Values.podCertificates.enabled
 -}}
+{{- with .Values.istio -}}
+{{- if .enabled -}}
+{{- $_ := set $own "istio_listen" "[::]:8446" -}}
+{{- with .names -}}{{- $_ := set $own "istio_names" . -}}{{- end -}}
+{{- $_ := set $own "istio_ztunnels" .ztunnels -}}
+{{- $_ := set $own "istio_clusters" .clusters -}}
+{{- $_ := set $own "istio_root_config_map" .rootConfigMap -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.ttl.podMax -}}{{- $_ := set $own "x509_pod_max_ttl" . -}}{{- end -}}
 {{- if eq .Values.profile "hostile" -}}
 {{- $_ := set $own "require_policy" "true" -}}

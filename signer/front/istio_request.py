@@ -1,0 +1,106 @@
+"""One request of an Istio proxy, read: whose certificate, for how long, and the certificate request as bytes.
+
+What is in the certificate request beside its key decides nothing: its URIs are kept, as a client that gets another one
+throws the answer away.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from runtime import durations
+from signer.errors import Reason, Refused
+from signer.minting.minting import MAX_CSR
+from signer.pb import istio_ca_pb2
+from svid.errors import InvalidSpiffeId
+from svid.spiffeid import SpiffeId, TrustDomain
+
+_IMPERSONATED = "ImpersonatedIdentity"
+_FORM = re.compile(r"/ns/([^/]+)/sa/([^/]+)", re.ASCII)
+# Base64 and the lines around it.
+_MAX_PEM = 2 * MAX_CSR
+_MAX_QUOTED = 253
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A service account, as Istio's identities name them."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class IstioRequest:
+    """`csr`: DER. `ttl` None: as long as is usual. `impersonated`: for whose pods it is asked, None: the caller's."""
+
+    csr: bytes
+    uris: tuple[str, ...]
+    ttl: timedelta | None
+    impersonated: SpiffeId | None
+
+
+def account_of(spiffe_id: SpiffeId) -> Account | None:
+    """The account that Istio takes from an identity; None where it would refuse it."""
+    found = _FORM.fullmatch(spiffe_id.path)
+    return None if found is None else Account(found[1], found[2])
+
+
+def asked_of(message: istio_ca_pb2.IstioCertificateRequest) -> str:
+    """Whose identity the message says it wants, for people; empty: the caller's."""
+    return _impersonated(message)[:_MAX_QUOTED]
+
+
+def read(message: istio_ca_pb2.IstioCertificateRequest, trust_domain: TrustDomain) -> IstioRequest:
+    """Raises Refused (INVALID_REQUEST, CSR_INVALID)."""
+    csr, uris = _csr(message.csr)
+    seconds = message.validity_duration
+    if seconds < 0:
+        raise Refused(Reason.INVALID_REQUEST, "validity_duration is below zero")
+    ttl = min(timedelta(seconds=min(seconds, int(durations.MAX.total_seconds()))), durations.MAX)
+    wanted = _impersonated(message)
+    return IstioRequest(csr, uris, ttl or None, _identity(wanted, trust_domain) if wanted else None)
+
+
+def _impersonated(message: istio_ca_pb2.IstioCertificateRequest) -> str:
+    """Empty where there is none. Raises Refused for what is no text."""
+    fields = message.metadata.fields
+    if _IMPERSONATED not in fields:
+        return ""
+    found = fields[_IMPERSONATED]
+    if found.WhichOneof("kind") != "string_value" or not found.string_value:
+        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is no text")
+    return found.string_value
+
+
+def _identity(text: str, trust_domain: TrustDomain) -> SpiffeId:
+    try:
+        found = SpiffeId.parse(text)
+    except InvalidSpiffeId as error:
+        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED}: {error}") from None
+    if found.trust_domain != trust_domain:
+        raise Refused(
+            Reason.INVALID_REQUEST,
+            f"metadata {_IMPERSONATED} is of trust domain {found.trust_domain}, this signer is of {trust_domain}: set "
+            "meshConfig.trustDomain",
+        )
+    if account_of(found) is None:
+        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is no spiffe://…/ns/NAMESPACE/sa/ACCOUNT")
+    return found
+
+
+def _csr(text: str) -> tuple[bytes, tuple[str, ...]]:
+    """As DER, with its URIs."""
+    if not text or len(text) > _MAX_PEM:
+        raise Refused(Reason.CSR_INVALID, f"csr is empty or longer than {_MAX_PEM} bytes")
+    try:
+        found = x509.load_pem_x509_csr(text.encode())
+        names = [each.value for each in found.extensions if isinstance(each.value, x509.SubjectAlternativeName)]
+        uris = [uri for each in names for uri in each.get_values_for_type(x509.UniformResourceIdentifier)]
+        return found.public_bytes(Encoding.DER), tuple(uris)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
+        raise Refused(Reason.CSR_INVALID, "csr is not a PEM certificate request that can be read") from None

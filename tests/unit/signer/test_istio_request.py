@@ -1,0 +1,114 @@
+"""What a proxy's message says, whatever its bytes are: read, or refused with one of two reasons."""
+
+import base64
+from datetime import timedelta
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime import durations
+from signer.errors import Reason, Refused
+from signer.front.istio_request import Account, account_of, asked_of, read
+from signer.minting.minting import MAX_CSR, proven_key
+from signer.pb.istio_ca_pb2 import IstioCertificateRequest
+from svid.keys import KeyAlgorithm, public_bytes
+from svid.spiffeid import SpiffeId
+from tests.unit.signer.istio_door import KEY, TD, csr, spiffe
+
+GOOD = csr(spiffe("default", "web"))
+REASONS = (Reason.INVALID_REQUEST, Reason.CSR_INVALID)
+SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789-._AZ", min_size=1, max_size=12).filter(
+    lambda text: text not in (".", "..")
+)
+
+
+@given(SEGMENT, SEGMENT)
+def test_an_identity_of_istios_is_read_back(namespace: str, account: str) -> None:
+    wanted = spiffe(namespace, account)
+    message = IstioCertificateRequest(csr=GOOD)
+    message.metadata.update({"ImpersonatedIdentity": wanted, "CertSigner": ""})
+    found = read(message, TD)
+    assert found.impersonated == SpiffeId.parse(wanted)
+    assert account_of(SpiffeId.parse(wanted)) == Account(namespace, account)
+    assert asked_of(message) == wanted
+    assert found.uris == (spiffe("default", "web"),)
+
+
+@given(st.text(max_size=300))
+def test_any_text_as_an_identity_is_one_of_istios_or_refused(text: str) -> None:
+    message = IstioCertificateRequest(csr=GOOD)
+    message.metadata.update({"ImpersonatedIdentity": text})
+    try:
+        found = read(message, TD)
+    except Refused as refusal:
+        assert refusal.reason is Reason.INVALID_REQUEST
+        return
+    assert found.impersonated is not None
+    assert str(found.impersonated) == text
+    assert account_of(found.impersonated) is not None
+
+
+@given(st.binary(max_size=2000))
+def test_any_bytes_as_a_message_are_read_or_refused(data: bytes) -> None:
+    try:
+        message = IstioCertificateRequest.FromString(data)
+    except DecodeError:
+        return
+    try:
+        asked_of(message)
+        read(message, TD)
+    except Refused as refusal:
+        assert refusal.reason in REASONS
+
+
+@given(st.binary(max_size=600), st.integers(0, 500))
+def test_any_certificate_request_is_read_or_refused(junk: bytes, at: int) -> None:
+    der = base64.b64decode("".join(GOOD.splitlines()[1:-1]))
+    for body in (junk, der[:at] + junk + der[at + len(junk) :]):
+        text = base64.encodebytes(body).decode()
+        pem = f"-----BEGIN CERTIFICATE REQUEST-----\n{text}-----END CERTIFICATE REQUEST-----\n"
+        try:
+            found = read(IstioCertificateRequest(csr=pem), TD)
+        except Refused as refusal:
+            assert refusal.reason is Reason.CSR_INVALID
+            continue
+        try:
+            proven_key(found.csr)
+        except Refused as refusal:
+            assert refusal.reason in (Reason.CSR_INVALID, Reason.KEY_WEAK, Reason.PROOF_OF_POSSESSION)
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_any_time_is_a_wish_or_refused(seconds: int) -> None:
+    message = IstioCertificateRequest(csr=GOOD, validity_duration=seconds)
+    if seconds < 0:
+        with pytest.raises(Refused) as caught:
+            read(message, TD)
+        assert caught.value.reason is Reason.INVALID_REQUEST
+        return
+    found = read(message, TD).ttl
+    if not seconds:
+        assert found is None
+    else:
+        assert found == min(durations.MAX, timedelta(seconds=min(seconds, 10**10)))
+
+
+@pytest.mark.parametrize("algorithm", [KeyAlgorithm.RSA_2048, KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384])
+@pytest.mark.parametrize("critical", [False, True])
+def test_proxies_kinds_of_certificate_requests_are_read(algorithm: KeyAlgorithm, critical: bool) -> None:
+    key = algorithm.generate()
+    found = read(IstioCertificateRequest(csr=csr(spiffe("a", "b"), key=key, critical=critical)), TD)
+    assert public_bytes(proven_key(found.csr)) == public_bytes(key.public_key())
+    assert found.uris == (spiffe("a", "b"),)
+
+
+def test_a_certificate_request_without_names_has_none() -> None:
+    assert read(IstioCertificateRequest(csr=csr()), TD).uris == ()
+    assert public_bytes(KEY.public_key())
+
+
+def test_a_huge_one_is_refused_before_it_is_read() -> None:
+    with pytest.raises(Refused, match="longer than"):
+        read(IstioCertificateRequest(csr=GOOD + "x" * (2 * MAX_CSR)), TD)
