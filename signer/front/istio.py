@@ -6,7 +6,7 @@ A proxy is told one text, and whether to come again. Why it was refused is in th
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -149,7 +149,7 @@ class IstioService:
                     pod = await self._proxies.caller(proven, header(context, "clusterid"))
                     request = read(message, self._trust_domain)
                     # Before it is decided: what is decided is signed at once.
-                    await self._pace.turn(proven.node_uid)
+                    await self._pace.turn(self._share(proven))
                     await give_way()
                     still_wanted(context)
                     decided = await self._decided(proven, pod, request)
@@ -181,25 +181,27 @@ class IstioService:
         # By the pod: its neighbours on the node have connections of their own.
         if not self._gate.proven(peer, proven.pod_uid):
             raise Refused(Reason.BUSY, "this replica has as many proxies as it has memory for", retry_after=SOON)
-        ztunnel = self._proxies.is_ztunnel(proven)
-        wait = self._of_node.called(proven.node_uid) if ztunnel else self._of_pod.called(proven.pod_uid)
+        by_node = self._proxies.is_ztunnel(proven)
+        wait = self._of_node.called(self._share(proven)) if by_node else self._of_pod.called(proven.pod_uid)
         if wait > 0.0:
             self._metrics.turned_away("istio_calls")
             self._gate.rest(peer, wait)
         return proven
 
+    def _share(self, proven: BoundToken) -> str:
+        """Of whose turns it has one: its node's, of which a ztunnel has others than the pods there."""
+        return f"ztunnel {proven.node_uid}" if self._proxies.is_ztunnel(proven) else proven.node_uid
+
     @asynccontextmanager
     async def _room(self, proven: BoundToken) -> AsyncIterator[Place]:
         """A place for one call. Raises Refused (RATE_LIMITED, BUSY)."""
-        if self._proxies.is_ztunnel(proven):
-            async with self._of_node.slot(proven.node_uid):
-                with self._mints.one(proven.node_uid) as place:
-                    yield self._given(place)
-            return
-        # First what is its own: nothing of the node's is spent on one that asks without end.
-        async with self._of_pod.slot(proven.pod_uid), self._of_node.slot(proven.node_uid):
-            with self._mints.one(proven.node_uid) as place:
-                yield self._given(place)
+        share = self._share(proven)
+        async with AsyncExitStack() as held:
+            # First what is its own: nothing of the node's is spent on one that asks without end.
+            if not self._proxies.is_ztunnel(proven):
+                await held.enter_async_context(self._of_pod.slot(proven.pod_uid))
+            await held.enter_async_context(self._of_node.slot(share))
+            yield self._given(held.enter_context(self._mints.one(share)))
 
     def _given(self, place: Place | None) -> Place:
         if place is None:

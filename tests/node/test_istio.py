@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -331,21 +331,3 @@ def test_a_foreign_config_map_of_that_name_is_left_alone() -> None:
         assert mesh.roots("late") == b"x"
 
     meshed(test)
-
-
-def test_half_a_day_later_another_certificate_is_in_use() -> None:
-    from signer.front.tls import ServerIdentity
-    from tests.signer_rig import START, StepClock
-    from tests.unit.signer.test_lifecycle import advanced, first
-
-    clock, state = StepClock(START), first()
-    identity = ServerIdentity(clock, (NAME,), lasting=True)
-    assert identity.due(state)
-    identity.taken(identity.made(state))
-    later = state
-    while later.active_x509_id == state.active_x509_id:
-        clock.pass_by(hours=1)
-        later = advanced(later, clock.now())
-        assert not (clock.now() - START < timedelta(hours=12) and identity.due(later))
-    clock.at = START + timedelta(hours=12)
-    assert identity.due(state)

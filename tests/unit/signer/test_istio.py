@@ -603,16 +603,20 @@ def test_a_pod_that_asks_without_end_is_refused_before_its_node_is(caplog: pytes
     at_istios_door(test, lambda state: IstioDoor(state, of_pod=(1, 2, 9), of_node=(1, 3, 9)))
 
 
-def test_a_ztunnel_has_its_nodes_share() -> None:
+def test_a_ztunnel_has_a_nodes_share_that_the_nodes_pods_cannot_take(caplog: pytest.LogCaptureFixture) -> None:
     async def test(door: IstioDoor) -> None:
         ztunnel = door.ztunnel()
-        door.proxy()
+        pods = [door.proxy(f"web-{number}") for number in range(11)]
         await door.told()
+        for each in pods[:10]:
+            await door.ask(door.token(each))
+        with refused(caplog, Reason.RATE_LIMITED):
+            await door.ask(door.token(pods[10]))
         token = door.token(ztunnel)
         for _ in range(10):
             await door.impersonate(token, "default", "web")
 
-    at_istios_door(test, lambda state: IstioDoor(state, of_pod=(1, 1, 1)))
+    at_istios_door(test, lambda state: IstioDoor(state, of_pod=(1, 1, 1), of_node=(1, 10, 9)))
 
 
 def test_where_there_is_no_room_for_a_connection_it_is_a_matter_of_time(caplog: pytest.LogCaptureFixture) -> None:

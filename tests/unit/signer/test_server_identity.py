@@ -14,7 +14,7 @@ from svid.dnsnames import SIGNER_NAME
 from svid.errors import SvidError
 from svid.x509svid import check_x509_svid
 from tests.signer_rig import START, StepClock
-from tests.unit.signer.test_lifecycle import advanced, first
+from tests.unit.signer.test_lifecycle import advanced, first, life
 
 
 class Made:
@@ -92,3 +92,26 @@ def test_an_authority_that_is_over_signs_none_and_the_next_one_is_tried(made: Ma
     assert made.pairs == []
     clock.set_by(days=-11)
     assert renewed(identity, state) is not None
+
+
+def test_where_clients_may_lack_the_next_authority_it_stays_while_its_own_is_trusted(made: Made) -> None:
+    clock, state = StepClock(), first()
+    identity = ServerIdentity(clock, ("ca.mesh.example",), lasting=True)
+    assert renewed(identity, state) is not None
+    names = x509.load_pem_x509_certificates(made.pairs[0][1])[0].extensions
+    shown = names.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert shown.get_values_for_type(x509.DNSName) == ["ca.mesh.example"]
+    rotating, _ = life().asked(state, "x509", forced=False, now=clock.now())
+    clock.pass_by(minutes=10)
+    rotated = advanced(advanced(rotating, clock.now()), clock.now())
+    assert rotated.active_x509_id != state.active_x509_id
+    assert not identity.due(rotated)
+    clock.pass_by(hours=11, minutes=50)
+    assert identity.due(rotated)
+    # One that is trusted no more proves nothing.
+    stolen, _ = life().asked(state, "x509", forced=True, now=START)
+    while any(slot.id == state.active_x509_id for slot in stolen.x509):
+        stolen = advanced(stolen, clock.now())
+        clock.pass_by(seconds=30)
+    clock.at = START
+    assert identity.due(stolen)
