@@ -5,7 +5,7 @@ A proxy is told one text, and whether to come again. Why it was refused is in th
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from runtime.giving_way import give_way
+from runtime.giving_way import give_way, slices
 from signer.attestation.proxies import Proxies
 from signer.cluster.events import Events
 from signer.errors import Reason, Refused
@@ -42,6 +42,8 @@ REFUSED = "no certificate: podsvid's audit log and the pod's events say why"
 RATE, BURST = 100.0, 200.0
 # Of a pod that asks for itself only: a second, at once, in flight.
 POD_RATE, POD_BURST, POD_AT_ONCE = 2, 20, 4
+# Pods of a ztunnel's account that are decided at one go: a node may have hundreds.
+OF_A_SLICE = 16
 # Of many key stores' turns: all proxies together are one holder, as a node is.
 _HOLDER = "istio"
 # What was said about the caller's token: a stranger who goes on like this is sent away.
@@ -218,7 +220,10 @@ class IstioService:
             account = account_of(wanted)
             assert account is not None
             pods = await self._proxies.placed(proven, account.namespace, account.name)
-            found = _Decided(pods[0], _same(pods, map(self._policies.entitlement, pods)), len(pods))
+            entitlements: list[Entitlement] = []
+            async for some in slices(pods, OF_A_SLICE):
+                entitlements += map(self._policies.entitlement, some)
+            found = _Decided(pods[0], _same(pods, entitlements), len(pods))
         given = found.entitlement.spiffe_id
         if account_of(given) is None:
             raise Refused(
@@ -271,9 +276,8 @@ class IstioService:
         await aborted(context.abort(ISTIO_CODES[reason], REFUSED), refusal)
 
 
-def _same(pods: Sequence[LivePod], entitlements: Iterable[Entitlement]) -> Entitlement:
+def _same(pods: Sequence[LivePod], found: Sequence[Entitlement]) -> Entitlement:
     """What all of them get: a certificate of one is one of all. Raises Refused."""
-    found = list(entitlements)
     first = found[0]
     for pod, each in zip(pods, found, strict=True):
         if _kept(each) != _kept(first):

@@ -66,3 +66,20 @@ def test_who_left_is_not_waited_for() -> None:
         assert not pace._lines
 
     run(test)
+
+
+def test_a_node_that_comes_after_with_very_much_keeps_nobody_waiting() -> None:
+    async def test() -> None:
+        pace, begun = Pace(10.0, 1.0, now), now()
+        await pace.turn("one")
+        first = asyncio.ensure_future(pace.turn("one"))
+        second = asyncio.ensure_future(pace.turn("one"))
+        await asyncio.sleep(0)
+        waiting = [asyncio.ensure_future(pace.turn("many")) for _ in range(50)]
+        await asyncio.gather(first, second)
+        assert now() - begun < 0.5
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(test)
