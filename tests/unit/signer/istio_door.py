@@ -27,6 +27,7 @@ from signer.front.calls import Context
 from signer.front.istio import REFUSED, IstioService
 from signer.front.limits import NodeLimits
 from signer.front.pace import Pace
+from signer.front.statuses import ISTIO_CODES
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.model import PodClaim
@@ -35,7 +36,6 @@ from signer.policy.policies import Policies
 from signer.policy.policy import CLUSTER, GROUP, PolicySettings
 from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import TrustDomain
-from tests.fake_kube import FakeKube
 from tests.signer_rig import AUDIENCE, Site
 from tests.unit.signer.door import Call, FakeGate, said
 from tests.unit.signer.test_lifecycle import first
@@ -236,8 +236,6 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 @contextmanager
 def refused(caplog: pytest.LogCaptureFixture, reason: Reason) -> Iterator[list[dict[str, Any]]]:
     """A proxy hears one text and whether to come again; the audit log has all of it, in one line."""
-    from signer.front.statuses import ISTIO_CODES
-
     caplog.set_level("INFO", "podsvid.audit")
     before, found = len(lines(caplog)), list[dict[str, Any]]()
     with pytest.raises(Refusal) as caught:
@@ -246,7 +244,3 @@ def refused(caplog: pytest.LogCaptureFixture, reason: Reason) -> Iterator[list[d
     assert (line["msg"], line["kind"], line["reason"]) == ("mint refused", "istio", reason.value), line["why"]
     assert (caught.value.code, caught.value.text) == (ISTIO_CODES[reason], REFUSED)
     found.append(line)
-
-
-def api(door: IstioDoor) -> FakeKube:
-    return door.site.kube

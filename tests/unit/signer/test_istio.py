@@ -1,21 +1,25 @@
 """Istio's CA API, call by call: who gets which certificate, every refusal, and what the proxy is told of it."""
 
 import asyncio
+import base64
 import logging
 from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_csr
 
 from signer.attestation.tokens import REVIEWS
 from signer.authority.knowledge import Acks
 from signer.authority.state import AuthorityState
 from signer.errors import ApiUnavailable, Reason
+from signer.front.audit import MAX_REFUSALS
 from signer.front.budget import FOR_PROXIES, held_for_proxies
 from signer.front.istio import REFUSED
 from signer.front.statuses import ISTIO_CODES
-from signer.model import PodClaim
+from signer.model import Agent, PodClaim
 from svid.certificates import serial_of
 from svid.keys import KeyAlgorithm, public_bytes
 from svid.spiffeid import SpiffeId
@@ -241,12 +245,7 @@ def test_a_key_that_policy_does_not_want_is_refused(algorithm: KeyAlgorithm, cap
 
 
 def test_a_certificate_request_that_another_key_signed_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509 import load_pem_x509_csr
-
     one = load_pem_x509_csr(csr(WEB).encode()).public_bytes(Encoding.DER)
-    import base64
-
     forged = bytearray(one)
     forged[-1] ^= 1
     text = base64.encodebytes(bytes(forged)).decode()
@@ -633,8 +632,6 @@ def test_refusals_of_proxies_hide_none_of_their_nodes_agent(caplog: pytest.LogCa
     caplog.set_level(logging.INFO)
 
     async def test(door: IstioDoor) -> None:
-        from signer.front.audit import MAX_REFUSALS
-
         claim = door.proxy()
         door.policy("no", deny=True)
         await door.told()
@@ -642,8 +639,6 @@ def test_refusals_of_proxies_hide_none_of_their_nodes_agent(caplog: pytest.LogCa
             with pytest.raises(Refusal):
                 await door.ask(door.token(claim))
         assert len([each for each in lines(caplog) if each["msg"] == "mint refused"]) == MAX_REFUSALS
-        from signer.model import Agent
-
         audit = door.service._audit
         audit.refused("x509", Agent("node-a", "u", "a", "b", START), claim, Reason.POLICY_DENIED, "no", 0.0)
         assert lines(caplog)[-1]["kind"] == "x509"
