@@ -77,12 +77,13 @@ def check_readable(certificate: x509.Certificate) -> None:
     extensions(certificate)
 
 
-def extensions(certificate: x509.Certificate) -> x509.Extensions:
+def extensions(of: x509.Certificate | x509.CertificateSigningRequest) -> x509.Extensions:
     """All extensions. Raises ValueError where they cannot be parsed."""
     try:
-        return certificate.extensions
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, TypeError) as error:
-        raise ValueError(str(error)) from None
+        return of.extensions
+    # KeyError: a TLS feature that the library does not know.
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, TypeError, KeyError) as error:
+        raise ValueError(f"extensions cannot be read: {error}") from None
 
 
 def extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> x509.Extension[ExtensionT] | None:

@@ -16,6 +16,7 @@ from runtime import durations
 from signer.errors import Reason, Refused
 from signer.minting.minting import MAX_CSR
 from signer.pb import istio_ca_pb2
+from svid.certificates import extensions
 from svid.errors import InvalidSpiffeId
 from svid.spiffeid import SpiffeId, TrustDomain
 
@@ -99,8 +100,8 @@ def _csr(text: str) -> tuple[bytes, tuple[str, ...]]:
         raise Refused(Reason.CSR_INVALID, f"csr is empty or longer than {_MAX_PEM} bytes")
     try:
         found = x509.load_pem_x509_csr(text.encode())
-        names = [each.value for each in found.extensions if isinstance(each.value, x509.SubjectAlternativeName)]
+        names = [each.value for each in extensions(found) if isinstance(each.value, x509.SubjectAlternativeName)]
         uris = [uri for each in names for uri in each.get_values_for_type(x509.UniformResourceIdentifier)]
         return found.public_bytes(Encoding.DER), tuple(uris)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise Refused(Reason.CSR_INVALID, "csr is not a PEM certificate request that can be read") from None

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtensionOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,8 +76,27 @@ def undated(der: bytes, which: int) -> bytes:
     return der[: at + 2] + b"0000" + der[at + 6 :]
 
 
+# Extensions that the library answers with errors of its own: a name of a kind that it has not, a feature, and no list.
+ODD = {
+    "an EDI party's name": (ExtensionOID.SUBJECT_ALTERNATIVE_NAME, "3004a3023000"),
+    "an unknown TLS feature": (ExtensionOID.TLS_FEATURE, "3003020101"),
+    "no TLS feature": (ExtensionOID.TLS_FEATURE, "3000"),
+}
+
+
+def extended(oid: x509.ObjectIdentifier, value: str) -> bytes:
+    """A root that has such an extension beside its own."""
+    root, key = ROOT.chain[0], KeyAlgorithm.EC_P256.generate()
+    builder = x509.CertificateBuilder(root.issuer, root.subject, key.public_key(), root.serial_number)
+    builder = builder.not_valid_before(root.not_valid_before_utc).not_valid_after(root.not_valid_after_utc)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    builder = builder.add_extension(x509.UnrecognizedExtension(oid, bytes.fromhex(value)), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
 STRANGE = {
     **{f"name {tag:#x}": renamed(CA_DER, tag) for tag in TAGS},
+    **{what: extended(*each) for what, each in ODD.items()},
     "begins in the year 0": undated(LATE_CA_DER, BEGINS),
     "ends in the year 0": undated(LATE_CA_DER, ENDS),
 }
@@ -175,6 +195,13 @@ def test_a_date_that_cannot_be_read_is_refused_by_all_readers(which: int) -> Non
     with pytest.raises(InvalidSvid, match="cannot be parsed"):
         leaf_spiffe_id(certificate_from_der(leaf))
     refused_by_all_readers(undated(LATE_CA_DER, which))
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_extension_that_cannot_be_read_is_refused_by_all_readers(what: str) -> None:
+    all_readers(extended(*ODD[what]))
+    with pytest.raises(ValueError, match="extensions cannot be read"):
+        check_readable(certificate_from_der(extended(*ODD[what])))
 
 
 def refused_by_all_readers(der: bytes) -> None:

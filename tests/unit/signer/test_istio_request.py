@@ -4,6 +4,10 @@ import base64
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtensionOID
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +111,23 @@ def test_proxies_kinds_of_certificate_requests_are_read(algorithm: KeyAlgorithm,
 def test_a_certificate_request_without_names_has_none() -> None:
     assert read(IstioCertificateRequest(csr=csr()), TD).uris == ()
     assert public_bytes(KEY.public_key())
+
+
+@pytest.mark.parametrize(
+    ("oid", "value"),
+    [
+        (ExtensionOID.SUBJECT_ALTERNATIVE_NAME, "3004a3023000"),
+        (ExtensionOID.TLS_FEATURE, "3003020101"),
+        (ExtensionOID.TLS_FEATURE, "3000"),
+    ],
+)
+def test_extensions_that_the_library_cannot_read_are_refused(oid: x509.ObjectIdentifier, value: str) -> None:
+    odd = x509.UnrecognizedExtension(oid, bytes.fromhex(value))
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    signed = builder.add_extension(odd, critical=False).sign(KEY, hashes.SHA256())
+    with pytest.raises(Refused) as caught:
+        read(IstioCertificateRequest(csr=signed.public_bytes(Encoding.PEM).decode()), TD)
+    assert caught.value.reason is Reason.CSR_INVALID
 
 
 def test_a_huge_one_is_refused_before_it_is_read() -> None:
