@@ -31,6 +31,11 @@ _Message = TypeVar("_Message", bound=Message)
 
 async def only(form: type[_Message], messages: Messages, place: Place) -> _Message:
     """The message of a call that has this place. Raises Refused."""
+    return parsed(form, await unread(messages, place))
+
+
+async def unread(messages: Messages, place: Place) -> bytes:
+    """The same, as its bytes."""
     try:
         async with asyncio.timeout(MESSAGE_SECONDS) as patience:
             now = asyncio.get_running_loop().time()
@@ -44,17 +49,17 @@ async def only(form: type[_Message], messages: Messages, place: Place) -> _Messa
             asked: AsyncGenerator[bytes, None] = cast(Any, aiter(messages))
             with place.silent(now, end):
                 async with aclosing(asked):
-                    message = await anext(asked)
+                    return await anext(asked)
     except StopAsyncIteration:
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
         if place.lost:
             raise Refused(Reason.BUSY, "others took the place of this call, which said nothing", SOON) from None
         raise Refused(Reason.INVALID_REQUEST, f"no message of the call within {MESSAGE_SECONDS:g} s") from None
-    return parsed(form, message)
 
 
 def parsed(form: type[_Message], message: bytes) -> _Message:
+    """Raises Refused."""
     try:
         return form.FromString(message)
     except DecodeError:

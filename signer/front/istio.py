@@ -21,8 +21,8 @@ from signer.front.aborting import aborted
 from signer.front.agents import Gate
 from signer.front.audit import Audit
 from signer.front.budget import PROXY_MINTS
-from signer.front.calls import MINT_DEADLINE, Context, Messages, bearer, header, only, refused_by, still_wanted
-from signer.front.istio_request import IstioRequest, account_of, asked_of, read
+from signer.front.calls import MINT_DEADLINE, Context, Messages, bearer, header, refused_by, still_wanted, unread
+from signer.front.istio_request import IstioRequest, account_of, heard, read
 from signer.front.limits import NodeLimits, Place, Slots
 from signer.front.pace import Pace
 from signer.front.statuses import ISTIO_CODES
@@ -146,8 +146,8 @@ class IstioService:
             async with asyncio.timeout(MINT_DEADLINE):
                 proven = call.proven = await self._proven(context, call)
                 async with self._room(proven) as place:
-                    message = await only(istio_ca_pb2.IstioCertificateRequest, messages, place)
-                    call.asked = asked_of(message)
+                    message = heard(await unread(messages, place))
+                    call.asked = message.asked
                     pod = await self._proxies.caller(proven, header(context, "clusterid"))
                     request = read(message, self._trust_domain)
                     # Before it is decided: what is decided is signed at once.
@@ -156,7 +156,7 @@ class IstioService:
                     still_wanted(context)
                     decided = await self._decided(proven, pod, request)
                     issued = await self._signed(decided, request)
-                    self._gate.used(context.peer(), message.ByteSize() + call.token)
+                    self._gate.used(context.peer(), message.size + call.token)
         except Exception as error:
             await self._refuse(context, call, refused_by(error))
             raise  # never reached: it raises

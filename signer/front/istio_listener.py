@@ -37,6 +37,7 @@ IDLE_SECONDS: Final = 5
 STAYS_SECONDS: Final = 60.0
 _OPTIONS: Mapping[str, int] = MappingProxyType(
     {
+        "grpc.max_receive_message_length": budget.PROXY_MESSAGE,
         "grpc.max_concurrent_streams": budget.PROXY_STREAMS,
         "grpc.server.max_pending_requests": budget.PROXY_PENDING // 2,
         "grpc.server.max_pending_requests_hard_limit": budget.PROXY_PENDING,

@@ -14,16 +14,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from runtime import durations
 from signer.errors import Reason, Refused
-from signer.minting.minting import MAX_CSR
+from signer.front.budget import PROXY_MESSAGE
+from signer.front.calls import parsed
 from signer.pb import istio_ca_pb2
 from svid.certificates import extensions
 from svid.errors import InvalidSpiffeId
-from svid.spiffeid import SpiffeId, TrustDomain
+from svid.spiffeid import MAX_ID_BYTES, SpiffeId, TrustDomain
 
 _IMPERSONATED = "ImpersonatedIdentity"
 _FORM = re.compile(r"/ns/([^/]+)/sa/([^/]+)", re.ASCII)
-# Base64 and the lines around it.
-_MAX_PEM = 2 * MAX_CSR
 _MAX_QUOTED = 253
 
 
@@ -33,6 +32,22 @@ class Account:
 
     namespace: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class IstioMessage:
+    """What of a message counts, as it was said: `csr` in PEM, `seconds`, `impersonated` (empty: nobody is), and `size`,
+    the bytes that it had."""
+
+    csr: bytes
+    seconds: int
+    impersonated: str
+    size: int
+
+    @property
+    def asked(self) -> str:
+        """Whose identity it says it wants, for people; empty: the caller's."""
+        return self.impersonated[:_MAX_QUOTED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +66,38 @@ def account_of(spiffe_id: SpiffeId) -> Account | None:
     return None if found is None else Account(found[1], found[2])
 
 
-def asked_of(message: istio_ca_pb2.IstioCertificateRequest) -> str:
-    """Whose identity the message says it wants, for people; empty: the caller's."""
-    return _impersonated(message)[:_MAX_QUOTED]
+def heard(data: bytes) -> IstioMessage:
+    """What a message says: no more of it is kept, as `metadata` grows to many times its bytes when it is parsed.
+
+    Raises Refused (INVALID_REQUEST).
+    """
+    if len(data) > PROXY_MESSAGE:
+        raise Refused(Reason.INVALID_REQUEST, f"the message is longer than {PROXY_MESSAGE} bytes")
+    message = parsed(istio_ca_pb2.IstioCertificateRequest, data)
+    return IstioMessage(message.csr.encode(), message.validity_duration, _impersonated(message), len(data))
 
 
-def read(message: istio_ca_pb2.IstioCertificateRequest, trust_domain: TrustDomain) -> IstioRequest:
+def read(message: IstioMessage, trust_domain: TrustDomain) -> IstioRequest:
     """Raises Refused (INVALID_REQUEST, CSR_INVALID)."""
     csr, uris = _csr(message.csr)
-    seconds = message.validity_duration
+    seconds = message.seconds
     if seconds < 0:
         raise Refused(Reason.INVALID_REQUEST, "validity_duration is below zero")
     ttl = min(timedelta(seconds=min(seconds, int(durations.MAX.total_seconds()))), durations.MAX)
-    wanted = _impersonated(message)
+    wanted = message.impersonated
     return IstioRequest(csr, uris, ttl or None, _identity(wanted, trust_domain) if wanted else None)
 
 
 def _impersonated(message: istio_ca_pb2.IstioCertificateRequest) -> str:
-    """Empty where there is none. Raises Refused for what is no text."""
+    """Empty where there is none. Raises Refused for what is no text, and for a longer one than any identity."""
     fields = message.metadata.fields
     if _IMPERSONATED not in fields:
         return ""
     found = fields[_IMPERSONATED]
     if found.WhichOneof("kind") != "string_value" or not found.string_value:
         raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is no text")
+    if len(found.string_value) > MAX_ID_BYTES:
+        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is longer than a SPIFFE ID")
     return found.string_value
 
 
@@ -94,12 +117,10 @@ def _identity(text: str, trust_domain: TrustDomain) -> SpiffeId:
     return found
 
 
-def _csr(text: str) -> tuple[bytes, tuple[str, ...]]:
+def _csr(text: bytes) -> tuple[bytes, tuple[str, ...]]:
     """As DER, with its URIs."""
-    if not text or len(text) > _MAX_PEM:
-        raise Refused(Reason.CSR_INVALID, f"csr is empty or longer than {_MAX_PEM} bytes")
     try:
-        found = x509.load_pem_x509_csr(text.encode())
+        found = x509.load_pem_x509_csr(text)
         names = [each.value for each in extensions(found) if isinstance(each.value, x509.SubjectAlternativeName)]
         uris = [uri for each in names for uri in each.get_values_for_type(x509.UniformResourceIdentifier)]
         return found.public_bytes(Encoding.DER), tuple(uris)

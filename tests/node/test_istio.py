@@ -265,13 +265,21 @@ def test_nothing_else_is_served_there() -> None:
     meshed(test)
 
 
-def test_a_message_that_is_larger_than_any_proxys_is_not_taken() -> None:
+def test_a_message_that_is_larger_than_any_proxys_is_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "podsvid.audit")
+
     async def test(mesh: Mesh) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await mesh.ask(mesh.proxy(), "x" * budget.MAX_MINT)
+            await mesh.ask(mesh.proxy(), "x" * budget.PROXY_MESSAGE)
         assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAUTHENTICATED)
+        # By gRPC: nothing of it was handed on.
+        await until(lambda: "the call has no message, or a longer one" in str(refusals(caplog)))
 
     meshed(test)
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [vars(each)["why"] for each in caplog.records if each.name == "podsvid.audit" and each.msg == "mint refused"]
 
 
 def test_one_pods_connections_are_few_and_another_pods_are_its_own() -> None:

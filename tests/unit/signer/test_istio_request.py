@@ -8,17 +8,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import durations
 from signer.errors import Reason, Refused
-from signer.front.istio_request import Account, account_of, asked_of, read
-from signer.minting.minting import MAX_CSR, proven_key
+from signer.front.budget import PROXY_MESSAGE
+from signer.front.istio_request import Account, IstioMessage, account_of, heard, read
+from signer.minting.minting import proven_key
 from signer.pb.istio_ca_pb2 import IstioCertificateRequest
 from svid.keys import KeyAlgorithm, public_bytes
-from svid.spiffeid import SpiffeId
+from svid.spiffeid import MAX_ID_BYTES, SpiffeId
 from tests.unit.signer.istio_door import KEY, TD, csr, spiffe
 
 GOOD = csr(spiffe("default", "web"))
@@ -28,15 +28,19 @@ SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789-._AZ", min_size=1, max_s
 )
 
 
+def heard_of(message: IstioCertificateRequest) -> IstioMessage:
+    return heard(message.SerializeToString())
+
+
 @given(SEGMENT, SEGMENT)
 def test_an_identity_of_istios_is_read_back(namespace: str, account: str) -> None:
     wanted = spiffe(namespace, account)
     message = IstioCertificateRequest(csr=GOOD)
     message.metadata.update({"ImpersonatedIdentity": wanted, "CertSigner": ""})
-    found = read(message, TD)
+    found = read(heard_of(message), TD)
     assert found.impersonated == SpiffeId.parse(wanted)
     assert account_of(SpiffeId.parse(wanted)) == Account(namespace, account)
-    assert asked_of(message) == wanted
+    assert heard_of(message).asked == wanted
     assert found.uris == (spiffe("default", "web"),)
 
 
@@ -45,7 +49,7 @@ def test_any_text_as_an_identity_is_one_of_istios_or_refused(text: str) -> None:
     message = IstioCertificateRequest(csr=GOOD)
     message.metadata.update({"ImpersonatedIdentity": text})
     try:
-        found = read(message, TD)
+        found = read(heard_of(message), TD)
     except Refused as refusal:
         assert refusal.reason is Reason.INVALID_REQUEST
         return
@@ -57,12 +61,7 @@ def test_any_text_as_an_identity_is_one_of_istios_or_refused(text: str) -> None:
 @given(st.binary(max_size=2000))
 def test_any_bytes_as_a_message_are_read_or_refused(data: bytes) -> None:
     try:
-        message = IstioCertificateRequest.FromString(data)
-    except DecodeError:
-        return
-    try:
-        asked_of(message)
-        read(message, TD)
+        read(heard(data), TD)
     except Refused as refusal:
         assert refusal.reason in REASONS
 
@@ -74,7 +73,7 @@ def test_any_certificate_request_is_read_or_refused(junk: bytes, at: int) -> Non
         text = base64.encodebytes(body).decode()
         pem = f"-----BEGIN CERTIFICATE REQUEST-----\n{text}-----END CERTIFICATE REQUEST-----\n"
         try:
-            found = read(IstioCertificateRequest(csr=pem), TD)
+            found = read(heard_of(IstioCertificateRequest(csr=pem)), TD)
         except Refused as refusal:
             assert refusal.reason is Reason.CSR_INVALID
             continue
@@ -89,10 +88,10 @@ def test_any_time_is_a_wish_or_refused(seconds: int) -> None:
     message = IstioCertificateRequest(csr=GOOD, validity_duration=seconds)
     if seconds < 0:
         with pytest.raises(Refused) as caught:
-            read(message, TD)
+            read(heard_of(message), TD)
         assert caught.value.reason is Reason.INVALID_REQUEST
         return
-    found = read(message, TD).ttl
+    found = read(heard_of(message), TD).ttl
     if not seconds:
         assert found is None
     else:
@@ -103,13 +102,13 @@ def test_any_time_is_a_wish_or_refused(seconds: int) -> None:
 @pytest.mark.parametrize("critical", [False, True])
 def test_proxies_kinds_of_certificate_requests_are_read(algorithm: KeyAlgorithm, critical: bool) -> None:
     key = algorithm.generate()
-    found = read(IstioCertificateRequest(csr=csr(spiffe("a", "b"), key=key, critical=critical)), TD)
+    found = read(heard_of(IstioCertificateRequest(csr=csr(spiffe("a", "b"), key=key, critical=critical))), TD)
     assert public_bytes(proven_key(found.csr)) == public_bytes(key.public_key())
     assert found.uris == (spiffe("a", "b"),)
 
 
 def test_a_certificate_request_without_names_has_none() -> None:
-    assert read(IstioCertificateRequest(csr=csr()), TD).uris == ()
+    assert read(heard_of(IstioCertificateRequest(csr=csr())), TD).uris == ()
     assert public_bytes(KEY.public_key())
 
 
@@ -126,10 +125,27 @@ def test_extensions_that_the_library_cannot_read_are_refused(oid: x509.ObjectIde
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     signed = builder.add_extension(odd, critical=False).sign(KEY, hashes.SHA256())
     with pytest.raises(Refused) as caught:
-        read(IstioCertificateRequest(csr=signed.public_bytes(Encoding.PEM).decode()), TD)
+        read(heard_of(IstioCertificateRequest(csr=signed.public_bytes(Encoding.PEM).decode())), TD)
     assert caught.value.reason is Reason.CSR_INVALID
 
 
-def test_a_huge_one_is_refused_before_it_is_read() -> None:
-    with pytest.raises(Refused, match="longer than"):
-        read(IstioCertificateRequest(csr=GOOD + "x" * (2 * MAX_CSR)), TD)
+def test_a_huge_message_is_refused_before_it_is_read() -> None:
+    room = PROXY_MESSAGE - len(IstioCertificateRequest(csr="x" * PROXY_MESSAGE).SerializeToString()) + PROXY_MESSAGE
+    assert heard_of(IstioCertificateRequest(csr="x" * room)).size == PROXY_MESSAGE
+    with pytest.raises(Refused, match="longer than") as caught:
+        heard_of(IstioCertificateRequest(csr="x" * (room + 1)))
+    assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+def test_what_a_message_is_when_it_is_parsed_is_not_kept() -> None:
+    """Two bytes of an empty value are an object of some fifty."""
+    message = IstioCertificateRequest(csr="x")
+    message.metadata.update({"a": [None] * 2000, "ImpersonatedIdentity": "x" * MAX_ID_BYTES})
+    found = heard_of(message)
+    kept = (found.csr, found.seconds, found.impersonated, found.size)
+    assert kept == (b"x", 0, "x" * MAX_ID_BYTES, message.ByteSize())
+    assert all(type(each) in (bytes, int, str) for each in kept)
+    message.metadata.update({"ImpersonatedIdentity": "x" * (MAX_ID_BYTES + 1)})
+    with pytest.raises(Refused, match="longer than a SPIFFE ID") as caught:
+        heard_of(message)
+    assert caught.value.reason is Reason.INVALID_REQUEST
