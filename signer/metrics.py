@@ -47,8 +47,9 @@ class Metrics:
         self._tokens = Counter(
             "podsvid_signer_token_reviews",
             "What became of tokens whose review was not at hand, by result: accepted, refused or unanswered by the API "
-            "server; forged (refused by the cluster's keys alone); busy_stranger, busy_agent, busy_proven (not asked "
-            "about: too many that such a caller brought, or that were signed for the same pod, were refused).",
+            "server; forged (refused by the cluster's keys alone); busy_stranger, busy_proxy, busy_agent, busy_proven "
+            "(not asked about: too many that such a caller brought, or that were signed for the same pod, were "
+            "refused).",
             ["result"],
             registry=self.registry,
         )

@@ -46,16 +46,17 @@ class Agent:
 
 
 class Standing(StrEnum):
-    """What is proven of who brings a token: an address only, an agent, or that the cluster signed the token."""
+    """What is proven of who brings a token: an address only, a pod, an agent, or that the cluster signed the token."""
 
     STRANGER = "stranger"
+    PROXY = "proxy"
     AGENT = "agent"
     PROVEN = "proven"
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who brings a token. `name`: the address, the node's uid, or whom a signed token is of; empty when not known."""
+    """Who brings a token. `name`: address, pod's or node's uid, or whom a signed token is of; empty when not known."""
 
     standing: Standing
     name: str

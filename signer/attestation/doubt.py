@@ -44,6 +44,8 @@ LIMITS: Mapping[Standing, Limits] = MappingProxyType(
     {
         # Addresses are many: half of it for one leaves room for who shares one with an attacker.
         Standing.STRANGER: Limits(Limit(50.0, 10.0), Limit(100.0, 20.0)),
+        # Any pod may be one: all of them are no more than strangers.
+        Standing.PROXY: Limits(Limit(16.0, 1.0), Limit(100.0, 20.0)),
         # As many as a node has mints, and a replica, in flight.
         Standing.AGENT: Limits(Limit(64.0, 10.0), Limit(512.0, 100.0)),
         # Its token was signed by the cluster, so there is no other one that it could speak for.

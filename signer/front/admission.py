@@ -102,7 +102,7 @@ class Admission:
     A new one waits until it speaks and there is a place among the strangers; it leaves that place as an agent's, or
     ended. Those from addresses that agents came from before, or are in `expected` (where the API server says that
     agents run), go first; then those of whose address there are fewest. `refused` is told the kind of each that is
-    turned away or ended. Times are seconds of `now`, which only grows.
+    turned away or ended. `lenient`: who is proven may go on with bad tokens. Times are seconds of a growing `now`.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Admission:
         waiting: int = WAITING,
         agents: int = AGENT_CONNECTIONS,
         of_node: int = NODE_CONNECTIONS,
+        lenient: bool = True,
     ) -> None:
         self._rate = float(rate)
         self._refused = refused
@@ -128,6 +129,7 @@ class Admission:
         self._of_address = max(1, min(2 * rate, waiting))
         self._most_agents = agents
         self._of_node = of_node
+        self._lenient = lenient
         self._waiting: OrderedDict[Entry, None] = OrderedDict()
         # Of the waiting those that spoke and go first; the others stand with their addresses.
         self._known_ready: OrderedDict[Entry, None] = OrderedDict()
@@ -287,7 +289,7 @@ class Admission:
     def strike(self, entry: Entry) -> None:
         """A call on it had no good token."""
         entry.strikes += 1
-        if entry.strikes >= MAX_STRIKES and not entry.node:
+        if entry.strikes >= MAX_STRIKES and not (entry.node and self._lenient):
             self._end(entry, "unauthenticated")
 
     def left(self, entry: Entry) -> None:

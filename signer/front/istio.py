@@ -28,7 +28,7 @@ from signer.front.pace import Pace
 from signer.front.statuses import ISTIO_CODES
 from signer.metrics import Metrics
 from signer.minting.minting import IssuedX509, Minting
-from signer.model import SOON, BoundToken, Entitlement, LivePod, PodClaim
+from signer.model import SOON, BoundToken, Entitlement, LivePod, PodClaim, Sender, Standing
 from signer.pb import istio_ca_pb2
 from signer.policy.policies import Policies
 from svid.certificates import serial_of, to_pem
@@ -175,7 +175,7 @@ class IstioService:
         try:
             token = bearer(context, _no_token())
             call.token = len(token)
-            proven = await self._proxies.proven(token, self._gate.sender(peer))
+            proven = await self._proxies.proven(token, self._sender(peer))
         except Refused as refusal:
             if refusal.reason in _NO_PROXY:
                 self._gate.strike(peer)
@@ -193,6 +193,11 @@ class IstioService:
     def _share(self, proven: BoundToken) -> str:
         """Of whose turns it has one: its node's, of which a ztunnel has others than the pods there."""
         return f"ztunnel {proven.node_uid}" if self._proxies.is_ztunnel(proven) else proven.node_uid
+    def _sender(self, peer: str) -> Sender:
+        """Who brings a token: on this port nobody is an agent."""
+        found = self._gate.sender(peer)
+        return Sender(Standing.PROXY, found.name) if found.standing is Standing.AGENT else found
+
 
     @asynccontextmanager
     async def _room(self, proven: BoundToken) -> AsyncIterator[Place]:

@@ -93,6 +93,8 @@ class IstioListener:
             waiting=budget.PROXY_WAITING,
             agents=budget.PROXY_CONNECTIONS,
             of_node=budget.CONNECTIONS_OF_PROXY,
+            # Any pod has one good token: with it nobody is to bring as many bad ones as it likes.
+            lenient=False,
         )
         # A ztunnel's connection is its node's.
         rate, burst = budget.bytes_of_node(settings.node_rate, settings.node_burst)

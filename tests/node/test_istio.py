@@ -15,6 +15,7 @@ from cryptography import x509
 
 from runtime.clock import SystemClock
 from signer.front import budget
+from signer.front.admission import MAX_STRIKES
 from signer.front.istio import METHOD, REFUSED, SERVICE
 from signer.pb.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from signer.pb.signer_pb2 import MintX509SVIDResponse
@@ -238,6 +239,19 @@ def test_tokens_for_others_are_good_for_nothing_here_and_close_the_connection(au
         # Proxies' tokens prove no agent, either.
         proxy = mesh.site.token(claim, audience=ISTIO_CA)
         assert await agents_answer(mesh, proxy) is grpc.StatusCode.UNAUTHENTICATED
+
+    meshed(test)
+
+
+def test_one_good_token_does_not_pay_for_bad_ones() -> None:
+    async def test(mesh: Mesh) -> None:
+        bad = mesh.site.token(mesh.site.pod("other", driver=None), audience="signer.podsvid.io")
+        async with mesh.channel() as channel:
+            assert (await mesh.ask(mesh.proxy(), csr(WEB), channel=channel)).identity == WEB
+            for _ in range(MAX_STRIKES):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await mesh.ask(bad, csr(WEB), channel=channel)
+        await until(lambda: mesh.turned_away("istio_unauthenticated") == 1)
 
     meshed(test)
 

@@ -67,6 +67,7 @@ class Rig:
         of_node: int = 2,
         waiting: int = 100,
         expected: Sequence[str] = (),
+        lenient: bool = True,
     ) -> None:
         self.at = 100.0
         self.refused: list[str] = []
@@ -79,6 +80,7 @@ class Rig:
             waiting=waiting,
             agents=agents,
             of_node=of_node,
+            lenient=lenient,
         )
 
     def silent(self, host: str) -> tuple[Guest, Entry | None]:
@@ -682,6 +684,18 @@ def test_who_goes_on_with_bad_tokens_is_closed_and_a_proven_agent_is_not() -> No
     rig.admission.strike(entry)
     rig.admission.strike(proven)
     assert (stranger.closed, agent.closed, rig.refused) == (True, False, ["unauthenticated"])
+
+
+def test_where_many_can_prove_something_a_proven_one_has_no_more_bad_tokens_than_a_stranger() -> None:
+    rig = Rig(lenient=False)
+    guest, entry = rig.agent("a")
+    for _ in range(MAX_STRIKES - 1):
+        rig.admission.strike(entry)
+    # Nor does a good one between them give it more.
+    assert rig.admission.proven(entry, "a")
+    assert not guest.closed
+    rig.admission.strike(entry)
+    assert (guest.closed, rig.refused, rig.admission.agents) == (True, ["unauthenticated"], 0)
 
 
 def test_a_node_has_so_many_and_its_oldest_goes() -> None:

@@ -9,6 +9,7 @@ from tests.signer_rig import StepClock
 
 FEW = {
     Standing.STRANGER: Limits(Limit(3.0, 1.0), Limit(4.0, 2.0)),
+    Standing.PROXY: Limits(Limit(3.0, 1.0), Limit(4.0, 2.0)),
     Standing.AGENT: Limits(Limit(3.0, 1.0), Limit(100.0, 2.0)),
     Standing.PROVEN: Limits(Limit(3.0, 1.0), None),
 }
