@@ -50,17 +50,19 @@ class Events:
         self._clipped: OrderedDict[str, dict[int, float]] = OrderedDict()
         self._failing = False
 
-    def refused(self, pod: PodClaim, reason: str, message: str) -> None:
-        """An identity was refused to `pod` for `reason` (a reason code)."""
-        self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}", reason, REPEAT)
+    def refused(self, pod: PodClaim, reason: str, message: str, behind: int = QUEUE) -> None:
+        """An identity was refused to `pod` for `reason` (a reason code). Dropped where `behind` events or more wait."""
+        if self._queue.qsize() < behind:
+            self._say(pod, "Warning", "IdentityRefused", f"{reason}: {message}", reason, REPEAT)
 
     def certificate_waits(self, pod: PodClaim, reason: str, message: str) -> None:
         """A certificate that kubelet asked for `pod` is not given yet, for `reason` (a reason code)."""
         self._say(pod, "Warning", "PodCertificatePending", f"{reason}: {message}", reason, REPEAT)
 
-    def surprise(self, pod: PodClaim, reason: str, message: str) -> None:
-        """Something about its policies that a person should look at."""
-        self._say(pod, "Normal", reason, message, message, SURPRISE_REPEAT)
+    def surprise(self, pod: PodClaim, reason: str, message: str, behind: int = QUEUE) -> None:
+        """Something about its policies that a person should look at; `behind` as of `refused`."""
+        if self._queue.qsize() < behind:
+            self._say(pod, "Normal", reason, message, message, SURPRISE_REPEAT)
 
     def gave_up(self, namespace: str, secret: str, message: str) -> None:
         """A CA above was asked in vain; said of the authorities' Secret, as no pod is the one that waits."""

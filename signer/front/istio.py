@@ -44,6 +44,8 @@ RATE, BURST = 100.0, 200.0
 POD_RATE, POD_BURST, POD_AT_ONCE = 2, 20, 4
 # Pods of a ztunnel's account that are decided at one go: a node may have hundreds.
 OF_A_SLICE = 16
+# Any pod may have itself refused: events that agents make for theirs always find more of the queue free.
+EVENTS_BEHIND = 100
 # Of many key stores' turns: all proxies together are one holder, as a node is.
 _HOLDER = "istio"
 # What was said about the caller's token: a stranger who goes on like this is sent away.
@@ -266,7 +268,7 @@ class IstioService:
         self._audit.proxied(caller, decided.entitlement, facts, call.seconds)
         if not call.asked:
             for surprise in decided.entitlement.surprises:
-                self._events.surprise(_claim(caller), "PolicySurprise", surprise)
+                self._events.surprise(_claim(caller), "PolicySurprise", surprise, EVENTS_BEHIND)
         self._metrics.minted(KIND, "ok", call.seconds)
 
     async def _refuse(self, context: Context, call: _Call, refusal: Refused) -> None:
@@ -277,7 +279,7 @@ class IstioService:
         if proven is not None and reason not in _NOT_TOLD:
             of = PodClaim(proven.namespace, proven.pod_name, proven.pod_uid)
             said = f"{call.asked}: {refusal}" if call.asked else str(refusal)
-            self._events.refused(of, reason.value, said)
+            self._events.refused(of, reason.value, said, EVENTS_BEHIND)
         await aborted(context.abort(ISTIO_CODES[reason], REFUSED), refusal)
 
 

@@ -162,6 +162,17 @@ def test_pods_whose_wishes_were_clipped_are_remembered_within_a_bound(monkeypatc
     assert list(rig.events._clipped) == ["c", "a", "d"]
 
 
+def test_who_may_make_many_gets_no_further_than_behind_so_many_and_can_say_it_later() -> None:
+    rig = Rig()
+    for number in range(5):
+        rig.events.refused(PodClaim("shop", f"p{number}", f"u{number}"), "POLICY_DENIED", "no", 3)
+        rig.events.surprise(PodClaim("shop", f"p{number}", f"u{number}"), "PolicySurprise", "odd", 3)
+    rig.events.refused(WEB, "POLICY_DENIED", "no")
+    assert len(rig.queued()) == 4
+    rig.events.refused(PodClaim("shop", "p4", "u4"), "POLICY_DENIED", "no", 3)
+    assert len(rig.queued()) == 1
+
+
 def test_a_flood_is_cut_and_what_was_cut_can_be_said_later() -> None:
     rig = Rig()
     for number in range(QUEUE + 100):
