@@ -73,6 +73,7 @@ PROXY_CONNECTIONS: Final = 1_024
 CONNECTIONS_OF_PROXY: Final = 4
 PROXY_STREAMS: Final = 16
 PROXY_MINTS: Final = 128
+PROXY_MINTS_OF_NODE: Final = 64
 PROXY_PENDING: Final = 64
 # A certificate request of the largest key has 3 KiB. What a message's `metadata` is when it is parsed, of one byte of
 # empty values: measured, 26. Only the texts that count are kept, so it is there once, for a moment.

@@ -20,7 +20,7 @@ from signer.errors import Reason, Refused
 from signer.front.aborting import aborted
 from signer.front.agents import Gate
 from signer.front.audit import Audit
-from signer.front.budget import PROXY_MINTS
+from signer.front.budget import PROXY_MINTS, PROXY_MINTS_OF_NODE
 from signer.front.calls import MINT_DEADLINE, Context, Messages, bearer, header, refused_by, still_wanted, unread
 from signer.front.istio_request import IstioRequest, account_of, heard, read
 from signer.front.limits import NodeLimits, Place, Slots
@@ -130,7 +130,7 @@ class IstioService:
         self._events = events
         self._audit = audit
         self._metrics = metrics
-        self._mints = Slots(PROXY_MINTS, lambda: asyncio.get_running_loop().time())
+        self._mints = Slots(PROXY_MINTS, lambda: asyncio.get_running_loop().time(), PROXY_MINTS_OF_NODE)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
@@ -147,17 +147,18 @@ class IstioService:
             still_wanted(context)
             async with asyncio.timeout(MINT_DEADLINE):
                 proven = call.proven = await self._proven(context, call)
-                async with self._room(proven) as place:
+                async with self._own_room(proven) as place:
                     message = heard(await unread(messages, place))
                     call.asked = message.asked
                     pod = await self._proxies.caller(proven, header(context, "clusterid"))
                     request = read(message, self._trust_domain)
-                    # Before it is decided: what is decided is signed at once.
-                    await self._pace.turn(self._share(proven))
-                    await give_way()
-                    still_wanted(context)
-                    decided = await self._decided(proven, pod, request)
-                    issued = await self._signed(decided, request)
+                    async with self._nodes_room(proven):
+                        # Before it is decided: what is decided is signed at once.
+                        await self._pace.turn(self._share(proven))
+                        await give_way()
+                        still_wanted(context)
+                        decided = await self._decided(proven, pod, request)
+                        issued = await self._signed(decided, request)
                     self._gate.used(context.peer(), message.size + call.token)
         except Exception as error:
             await self._refuse(context, call, refused_by(error))
@@ -192,25 +193,35 @@ class IstioService:
             self._gate.rest(peer, wait)
         return proven
 
-    def _share(self, proven: BoundToken) -> str:
-        """Of whose turns it has one: its node's, of which a ztunnel has others than the pods there."""
-        return f"ztunnel {proven.node_uid}" if self._proxies.is_ztunnel(proven) else proven.node_uid
     def _sender(self, peer: str) -> Sender:
         """Who brings a token: on this port nobody is an agent."""
         found = self._gate.sender(peer)
         return Sender(Standing.PROXY, found.name) if found.standing is Standing.AGENT else found
 
+    def _share(self, proven: BoundToken) -> str:
+        """Of whose turns it has one: its node's, of which a ztunnel has others than the pods there."""
+        return f"ztunnel {proven.node_uid}" if self._proxies.is_ztunnel(proven) else proven.node_uid
 
     @asynccontextmanager
-    async def _room(self, proven: BoundToken) -> AsyncIterator[Place]:
-        """A place for one call. Raises Refused (RATE_LIMITED, BUSY)."""
+    async def _own_room(self, proven: BoundToken) -> AsyncIterator[Place]:
+        """A place for one call, of what is its caller's own. Raises Refused (RATE_LIMITED, BUSY)."""
         share = self._share(proven)
         async with AsyncExitStack() as held:
-            # First what is its own: nothing of the node's is spent on one that asks without end.
-            if not self._proxies.is_ztunnel(proven):
+            if self._proxies.is_ztunnel(proven):
+                await held.enter_async_context(self._of_node.slot(share))
+            else:
                 await held.enter_async_context(self._of_pod.slot(proven.pod_uid))
-            await held.enter_async_context(self._of_node.slot(share))
-            yield self._given(held.enter_context(self._mints.one(share)))
+            yield self._given(held.enter_context(self._mints.one(proven.pod_uid, share)))
+
+    @asynccontextmanager
+    async def _nodes_room(self, proven: BoundToken) -> AsyncIterator[None]:
+        """What a pod has in common with its node's others: taken once it is read and attested, as by calls that say
+        nothing or are refused a pod would take it from the others. Raises Refused (RATE_LIMITED, BUSY)."""
+        if self._proxies.is_ztunnel(proven):
+            yield
+            return
+        async with self._of_node.slot(self._share(proven)):
+            yield
 
     def _given(self, place: Place | None) -> Place:
         if place is None:

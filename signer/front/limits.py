@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,8 +26,9 @@ MOST_REST = 5.0
 class Place:
     """One of so many."""
 
-    def __init__(self, holder: str) -> None:
+    def __init__(self, holder: str, share: str = "") -> None:
         self.holder = holder
+        self.share = share
         # Somebody else has it now.
         self.lost = False
         self.silent_since: float | None = None
@@ -51,23 +52,29 @@ class Place:
 class Slots:
     """So many at once, whoever asks; but who holds them silently makes room for who does not.
 
-    `now` in seconds, of the clock that `Place.silent` is told of.
+    Holders may have a share together, of `of_share` at once: then they make room for each other in it. `now` in
+    seconds, of the clock that `Place.silent` is told of.
     """
 
-    def __init__(self, most: int, now: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, most: int, now: Callable[[], float] = lambda: 0.0, of_share: int | None = None) -> None:
         self._free = most
         self._now = now
+        self._of_share = most if of_share is None else of_share
         self._places: dict[Place, None] = {}
+        self._shares: Counter[str] = Counter()
 
     @contextmanager
-    def one(self, holder: str = "") -> Iterator[Place | None]:
+    def one(self, holder: str = "", share: str = "") -> Iterator[Place | None]:
         """Take one; None: there is none."""
-        if self._free < 1:
-            self._make_room(holder)
-        if self._free < 1:
+        if self._shares[share] >= self._of_share:
+            self._make_room(holder, [each for each in self._places if each.share == share])
+        elif self._free < 1:
+            self._make_room(holder, list(self._places))
+        if self._free < 1 or self._shares[share] >= self._of_share:
             yield None
             return
-        place = Place(holder)
+        place = Place(holder, share)
+        self._shares[share] += 1
         self._places[place] = None
         self._free -= 1
         try:
@@ -75,12 +82,14 @@ class Slots:
         finally:
             self._leave(place)
 
-    def _make_room(self, holder: str) -> None:
+    def _make_room(self, holder: str, among: Sequence[Place]) -> None:
         """End one that is silent, the oldest of whoever has most of those; never for one more of the same."""
         latest = self._now() - SILENT_SECONDS
-        silent = [each for each in self._places if each.silent_since is not None and each.silent_since <= latest]
+        silent = [each for each in among if each.silent_since is not None and each.silent_since <= latest]
         if not silent:
             return
+        crowd, _ = Counter(each.share for each in silent).most_common(1)[0]
+        silent = [each for each in silent if each.share == crowd]
         most, _ = Counter(each.holder for each in silent).most_common(1)[0]
         if most != holder:
             found = next(each for each in silent if each.holder == most)
@@ -91,6 +100,9 @@ class Slots:
         if place in self._places:
             del self._places[place]
             self._free += 1
+            self._shares[place.share] -= 1
+            if not self._shares[place.share]:
+                del self._shares[place.share]
 
 
 @dataclass(slots=True)

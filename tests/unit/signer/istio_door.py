@@ -37,7 +37,7 @@ from signer.policy.policy import CLUSTER, GROUP, PolicySettings
 from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import AUDIENCE, Site
-from tests.unit.signer.door import Call, FakeGate, said
+from tests.unit.signer.door import Call, FakeGate, nothing, said
 from tests.unit.signer.test_lifecycle import first
 from tests.unit.signer.test_minting import SETTINGS, roomy
 
@@ -179,6 +179,11 @@ class IstioDoor:
         context.left = left
         found: IstioCertificateResponse = await self.service.create_certificate(said(message), cast(Context, context))
         return Answer(tuple(found.cert_chain))
+
+    def silent(self, token: str) -> "asyncio.Future[Any]":
+        """A call whose message never comes."""
+        context = ProxyCall(("user-agent", "test"), ("authorization", f"Bearer {token}"))
+        return asyncio.ensure_future(self.service.create_certificate(nothing(), cast(Context, context)))
 
     async def impersonate(self, token: str, namespace: str, account: str, **more: Any) -> Answer:
         """As a ztunnel asks."""

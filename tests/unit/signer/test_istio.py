@@ -3,30 +3,38 @@
 import asyncio
 import base64
 import logging
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_csr
 
+from signer.attestation.doubt import LIMITS
 from signer.attestation.tokens import REVIEWS
 from signer.authority.knowledge import Acks
 from signer.authority.state import AuthorityState
+from signer.cluster.events import QUEUE
 from signer.errors import ApiUnavailable, Reason
 from signer.front.audit import MAX_REFUSALS
-from signer.front.budget import FOR_PROXIES, held_for_proxies
-from signer.front.istio import REFUSED
+from signer.front.budget import FOR_PROXIES, PROXY_MINTS, PROXY_MINTS_OF_NODE, held_for_proxies
+from signer.front.calls import Context
+from signer.front.istio import EVENTS_BEHIND, REFUSED
+from signer.front.limits import SILENT_SECONDS
 from signer.front.statuses import ISTIO_CODES
-from signer.model import Agent, PodClaim
+from signer.model import Agent, PodClaim, Sender, Standing
+from signer.pb.istio_ca_pb2 import IstioCertificateRequest
 from svid.certificates import serial_of
 from svid.keys import KeyAlgorithm, public_bytes
 from svid.spiffeid import SpiffeId
 from svid.x509svid import check_x509_svid
 from tests.signer_rig import AUDIENCE, START
 from tests.unit.signer.istio_door import (
+    OUTAGE,
     IstioDoor,
+    ProxyCall,
     Refusal,
     at_istios_door,
     csr,
@@ -203,10 +211,13 @@ def test_a_pod_that_is_gone_gets_nothing_nor_does_another_of_its_name(caplog: py
         await door.told()
         with refused(caplog, Reason.POD_NOT_FOUND):
             await door.ask(token)
+        assert len(await door.events_of("default")) == 1
         door.proxy()
         await door.told()
         with refused(caplog, Reason.POD_UID_MISMATCH):
             await door.ask(token)
+        # That event would stand at the other one.
+        assert len(await door.events_of("default")) == 1
 
     at_istios_door(test)
 
@@ -584,6 +595,23 @@ def test_the_ztunnel_is_attested_before_it_asks_for_others(caplog: pytest.LogCap
 # Bounds.
 
 
+def test_bad_tokens_of_a_proxy_are_reviewed_as_seldom_as_a_strangers(caplog: pytest.LogCaptureFixture) -> None:
+    most = int(LIMITS[Standing.PROXY].each.at_once)
+    assert most < LIMITS[Standing.AGENT].each.at_once
+    assert LIMITS[Standing.PROXY].all == LIMITS[Standing.STRANGER].all
+
+    async def test(door: IstioDoor) -> None:
+        door.gate.senders["unix-abstract:00001"] = Sender(Standing.AGENT, "its pod's uid")
+        for number in range(most):
+            with refused(caplog, Reason.POD_TOKEN_AUDIENCE):
+                await door.ask(door.token(door.proxy(f"web-{number}"), audience=AUDIENCE))
+        with refused(caplog, Reason.BUSY):
+            await door.ask(door.token(door.proxy("one-more"), audience=AUDIENCE))
+        assert door.site.reviews == most
+
+    at_istios_door(test)
+
+
 def test_a_pod_that_asks_without_end_is_refused_before_its_node_is(caplog: pytest.LogCaptureFixture) -> None:
     async def test(door: IstioDoor) -> None:
         one, other = door.proxy("web"), door.proxy("other")
@@ -602,6 +630,113 @@ def test_a_pod_that_asks_without_end_is_refused_before_its_node_is(caplog: pytes
     at_istios_door(test, lambda state: IstioDoor(state, of_pod=(1, 2, 9), of_node=(1, 3, 9)))
 
 
+def test_calls_that_say_nothing_take_nothing_of_their_nodes_others(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        tokens = [door.token(door.proxy(f"silent-{number}")) for number in range(8)]
+        silent = [door.silent(each) for each in tokens for _ in range(4)]
+        other = door.token(door.proxy("other"))
+        await asyncio.sleep(0.01)
+        assert not any(each.done() for each in silent)
+        for _ in range(4):
+            assert (await door.ask(other)).identity == WEB
+        await ended(silent)
+
+    at_istios_door(test, lambda state: IstioDoor(state, of_pod=(2, 20, 4), of_node=(1000, 1000, 2)))
+
+
+def test_where_calls_that_say_nothing_have_all_places_they_lose_them_to_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(door: IstioDoor) -> None:
+        tokens = [door.token(door.proxy(f"silent-{number}")) for number in range(PROXY_MINTS_OF_NODE // 4)]
+        silent = [door.silent(each) for each in tokens for _ in range(4)]
+        other = door.token(door.proxy("other"))
+        await asyncio.sleep(0.01)
+        with refused(caplog, Reason.BUSY):
+            await door.ask(other)
+        # Of their node only.
+        assert (await door.ask(door.token(door.proxy("far", node="far"), node="far"))).identity == WEB
+        await asyncio.sleep(SILENT_SECONDS)
+        assert (await door.ask(other)).identity == WEB
+        await ended(silent)
+
+    at_istios_door(test, lambda state: IstioDoor(state, of_pod=(2, 20, 4)))
+
+
+def test_a_replica_has_so_many_calls_of_proxies_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        silent = []
+        for node in range(PROXY_MINTS // PROXY_MINTS_OF_NODE):
+            token = door.token(door.proxy(f"silent-{node}", node=f"n{node}"), node=f"n{node}")
+            silent += [door.silent(token) for _ in range(PROXY_MINTS_OF_NODE)]
+        token = door.token(door.proxy())
+        await asyncio.sleep(0.01)
+        with refused(caplog, Reason.BUSY) as found:
+            await door.ask(token)
+        assert "its fill of proxies' calls" in found[0]["why"]
+        await ended(silent)
+
+    at_istios_door(test)
+
+
+async def ended(calls: "list[asyncio.Future[Any]]") -> None:
+    for each in calls:
+        each.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+def test_calls_that_are_refused_cost_their_nodes_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        claim = door.proxy()
+        for _ in range(5):
+            with refused(caplog, Reason.CSR_INVALID):
+                await door.ask(door.token(claim), "no certificate request")
+        assert (await door.ask(door.token(door.proxy("other")))).identity == WEB
+
+    at_istios_door(test, lambda state: IstioDoor(state, of_node=(1, 1, 9)))
+
+
+def test_a_call_whose_caller_gave_up_is_not_looked_at_and_not_signed(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        token = door.token(door.proxy())
+        with refused(caplog, Reason.BUSY):
+            await door.ask(token, left=0.0)
+        assert door.site.reviews == 0
+        context = ProxyCall(("authorization", f"Bearer {token}"))
+        context.left = 9.0
+
+        async def late() -> AsyncIterator[bytes]:
+            context.left = 0.0
+            yield IstioCertificateRequest(csr=csr()).SerializeToString()
+
+        with refused(caplog, Reason.BUSY):
+            await door.service.create_certificate(late(), cast(Context, context))
+
+    at_istios_door(test)
+
+
+def test_pods_that_were_not_followed_for_long_prove_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        token = door.token(door.proxy())
+        door.pods.outdated = lambda limit: limit == OUTAGE  # type: ignore[method-assign]
+        with refused(caplog, Reason.API_SERVER_UNAVAILABLE):
+            await door.ask(token)
+
+    at_istios_door(test)
+
+
+def test_events_of_proxies_leave_room_for_those_of_agents(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        said: list[int] = []
+        door.events.refused = lambda *args: said.append(args[3])  # type: ignore[method-assign]
+        with refused(caplog, Reason.CSR_INVALID):
+            await door.ask(door.token(door.proxy()), "no certificate request")
+        assert said == [EVENTS_BEHIND]
+        assert QUEUE >= 4 * EVENTS_BEHIND
+
+    at_istios_door(test)
+
+
 def test_a_ztunnel_has_a_nodes_share_that_the_nodes_pods_cannot_take(caplog: pytest.LogCaptureFixture) -> None:
     async def test(door: IstioDoor) -> None:
         ztunnel = door.ztunnel()
@@ -616,6 +751,20 @@ def test_a_ztunnel_has_a_nodes_share_that_the_nodes_pods_cannot_take(caplog: pyt
             await door.impersonate(token, "default", "web")
 
     at_istios_door(test, lambda state: IstioDoor(state, of_pod=(1, 1, 1), of_node=(1, 10, 9)))
+
+
+def test_a_ztunnel_that_asks_without_end_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        ztunnel = door.ztunnel()
+        door.proxy()
+        await door.told()
+        token = door.token(ztunnel)
+        for _ in range(2):
+            await door.impersonate(token, "default", "web")
+        with refused(caplog, Reason.RATE_LIMITED):
+            await door.impersonate(token, "default", "web")
+
+    at_istios_door(test, lambda state: IstioDoor(state, of_node=(1, 2, 9)))
 
 
 def test_where_there_is_no_room_for_a_connection_it_is_a_matter_of_time(caplog: pytest.LogCaptureFixture) -> None:

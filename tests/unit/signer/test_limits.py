@@ -2,14 +2,24 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from signer.errors import Reason, Refused
 from signer.front import limits as module
-from signer.front.limits import BUSY_RETRY, CALLS, CALLS_AT_ONCE, MOST_REST, SILENT_SECONDS, NodeLimits, Slots
+from signer.front.limits import (
+    BUSY_RETRY,
+    CALLS,
+    CALLS_AT_ONCE,
+    MOST_REST,
+    SILENT_SECONDS,
+    NodeLimits,
+    Place,
+    Slots,
+)
 from tests.signer_rig import StepClock
 
 
@@ -172,6 +182,47 @@ def test_a_place_is_lost_only_where_nothing_was_said_for_a_while() -> None:
         assert ended == ["a"]
     with slots.one("e") as last, slots.one("f") as none:
         assert (last is not None, none) == (True, None)
+
+
+def test_a_share_has_so_many_and_its_holders_make_room_for_each_other() -> None:
+    now, ended = 100.0, list[str]()
+    slots = Slots(5, lambda: now, 3)
+    with ExitStack() as held:
+
+        def silent(holder: str, share: str) -> Place | None:
+            place = held.enter_context(slots.one(holder, share))
+            if place is not None:
+                held.enter_context(place.silent(now, lambda: ended.append(f"{share} {holder}")))
+            return place
+
+        assert [silent("many", "a") is not None for _ in range(4)] == [True, True, True, False]
+        # Others are not kept waiting by it, and nobody's call is ended for one of a share that is full.
+        assert silent("one", "b") is not None
+        now += SILENT_SECONDS
+        assert silent("many", "a") is None
+        assert silent("few", "a") is not None
+        assert ended == ["a many"]
+        # Where there are no places for anybody, it is the share that has most.
+        assert silent("two", "b") is not None
+        assert silent("three", "c") is not None
+        assert ended == ["a many"] * 2
+    with ExitStack() as held:
+        assert [held.enter_context(slots.one("x", "a")) is not None for _ in range(4)] == [True, True, True, False]
+    assert not slots._shares
+
+
+def test_in_a_full_share_nobody_elses_call_is_ended() -> None:
+    now, ended = 100.0, list[str]()
+    slots = Slots(4, lambda: now, 2)
+    with ExitStack() as held:
+        for share in ("first", "second"):
+            for _ in range(2):
+                place = held.enter_context(slots.one("many", share))
+                assert place is not None
+                held.enter_context(place.silent(now, partial(ended.append, share)))
+        now += SILENT_SECONDS
+        assert held.enter_context(slots.one("few", "second")) is not None
+        assert ended == ["second"]
 
 
 def test_a_call_that_has_spoken_keeps_its_place() -> None:
