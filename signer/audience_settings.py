@@ -75,6 +75,11 @@ def told(audience: str, config: "SignerConfig") -> timedelta:
     return KEYS_MAX_AGE if audience == OIDC else timedelta(0)
 
 
+def renewed(audience: str) -> float:
+    """Of the life of a certificate, by when those have another one who hear of roots by it; else none."""
+    return istio_settings.RENEWED if audience == ISTIO else 0.0
+
+
 def conflicts(config: "SignerConfig") -> Iterator[Conflict]:
     """What leaves those that are on without the time that they need before an authority signs."""
     if OIDC in config.trust_audiences and not config.jwt_svids:

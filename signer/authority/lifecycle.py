@@ -322,7 +322,7 @@ class Life:
                 return active.prepared_at
             start = active.activated_at or active.prepared_at
             end = self.policy.serves_until(start, active.authority.not_after)
-            return start + max((end - start) / 2 - self.policy.settle(kind), timedelta(0))
+            return start + max((end - start) / 2 - settling.settle(state, kind, self.policy), timedelta(0))
         signing = state.active_jwt
         if signing is not None and (
             signing.algorithm is not self.policy.jwt_algorithm or self.keys.misplaced(signing.private_key)

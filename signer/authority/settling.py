@@ -52,6 +52,24 @@ def published_at(state: AuthorityState, slot: Slot) -> datetime:
     return min(since, slot.prepared_at)
 
 
+def needed(state: AuthorityState, kind: str, audience: Audience, policy: LifecyclePolicy) -> timedelta:
+    """How long an authority of a kind is published before all of that audience have it.
+
+    Who hears of roots as he renews does so when what he has is due: it lives as long as it was issued for, and no
+    shorter because settings are lower by now.
+    """
+    usually = audience.settle(kind)
+    if kind != "x509" or not audience.renewed:
+        return usually
+    lives = [slot.longest or policy.most(kind) for slot in state.x509 if slot.stage is not Stage.PREPARED]
+    return max([usually, *(each * audience.renewed for each in lives)])
+
+
+def settle(state: AuthorityState, kind: str, policy: LifecyclePolicy) -> timedelta:
+    """The same for all audiences."""
+    return max((needed(state, kind, each, policy) for each in policy.audiences), default=timedelta(0))
+
+
 def waits(state: AuthorityState, policy: LifecyclePolicy) -> Iterator[Wait]:
     """What prepared authorities wait for, over or not.
 
@@ -62,12 +80,12 @@ def waits(state: AuthorityState, policy: LifecyclePolicy) -> Iterator[Wait]:
         prepared = state.find(kind, Stage.PREPARED)
         active = state.find(kind, Stage.ACTIVE)
         for each in policy.audiences if prepared is not None else ():
-            needed = each.settle(kind)
+            time = needed(state, kind, each, policy)
             if state.forced(kind):
                 # Those who do as they are told read anew in that time; for no others is a stolen key kept signing.
-                needed = min(needed, each.told, policy.ack_bound, policy.forced_window)
-            if prepared is not None and needed:
-                until = published_at(state, prepared) + needed
+                time = min(time, each.told, policy.ack_bound, policy.forced_window)
+            if prepared is not None and time:
+                until = published_at(state, prepared) + time
                 if isinstance(active, X509Slot):
                     until = min(until, policy.spent_at(active.authority.not_after))
                 yield Wait(kind, prepared.id, each.name, until)
@@ -157,14 +175,14 @@ def outlook(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> li
         active = state.find(kind, Stage.ACTIVE)
         for audience in policy.audiences if active is not None else ():
             assert active is not None
-            lines += _hurried(kind, active, audience, policy)
-            lines += _behind(state, kind, active, audience, now)
+            time = needed(state, kind, audience, policy)
+            lines += _hurried(kind, active, audience, time, policy)
+            lines += _behind(state, kind, active, audience, time, now)
     return lines
 
 
-def _hurried(kind: str, active: Slot, audience: Audience, policy: LifecyclePolicy) -> Iterator[str]:
+def _hurried(kind: str, active: Slot, audience: Audience, needed: timedelta, policy: LifecyclePolicy) -> Iterator[str]:
     """Where the next one cannot be published for long enough: a CA above gave less than was asked for, or settings."""
-    needed = audience.settle(kind)
     if kind == "jwt" and audience.name == OIDC and needed < KEYS_KEPT:
         yield (
             f"jwt: a new key is published for {durations.text(needed)} before it signs, and {_called(audience.name)} "
@@ -183,9 +201,11 @@ def _hurried(kind: str, active: Slot, audience: Audience, policy: LifecyclePolic
         )
 
 
-def _behind(state: AuthorityState, kind: str, active: Slot, audience: Audience, now: datetime) -> Iterator[str]:
+def _behind(
+    state: AuthorityState, kind: str, active: Slot, audience: Audience, needed: timedelta, now: datetime
+) -> Iterator[str]:
     """Where it was not waited for: after a theft, or as a person wanted."""
-    needed, read = audience.settle(kind), "the trust bundle" if kind == "x509" else "the keys"
+    read = "the trust bundle" if kind == "x509" else "the keys"
     since, signs = published_at(state, active), active.activated_at or active.prepared_at
     stolen = [each for each in state.abandoned if each.kind == kind]
     # What signed from its first moment on, and nothing before it, nobody can have missed.

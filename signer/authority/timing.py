@@ -24,12 +24,15 @@ class Audience:
 
     `x509`, `jwt`: how long a new authority is published before all of them have it; none where they read none of the
     kind. `told`: the same for those who read as often as they are told, which is all that a forced rotation waits for.
+    `renewed`: of the life of a certificate, by when who has it has asked for the next one, of those who hear of roots
+    by that; else none.
     """
 
     name: str
     x509: timedelta
     jwt: timedelta
     told: timedelta
+    renewed: float = 0.0
 
     def settle(self, kind: str) -> timedelta:
         """That of a kind."""
@@ -154,6 +157,7 @@ def _audiences(config: SignerConfig) -> tuple[Audience, ...]:
             audience_settings.settle(name, "x509", config),
             audience_settings.settle(name, "jwt", config),
             audience_settings.told(name, config),
+            audience_settings.renewed(name),
         )
         for name in sorted(audience_settings.audiences(config))
     )

@@ -7,8 +7,10 @@ import pytest
 
 from runtime.settings import InvalidSetting
 from signer import config
-from signer.audience_settings import FEDERATION, ISTIO, OIDC, POD_CERTIFICATES, audiences, settle, told
+from signer.audience_settings import FEDERATION, ISTIO, OIDC, POD_CERTIFICATES, audiences, renewed, settle, told
+from signer.authority.timing import lifecycle_policy
 from signer.config import SignerConfig
+from signer.istio_settings import RENEWED
 
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 ISSUER = ("--jwt-issuer", "https://issuer.test")
@@ -133,6 +135,8 @@ def test_proxies_are_waited_for_as_long_as_they_take_to_renew() -> None:
     assert settle(ISTIO, "x509", by) == timedelta(hours=5, minutes=30)
     assert settle(ISTIO, "jwt", by) == timedelta(0)
     assert told(ISTIO, by) == timedelta(0)
+    (each,) = lifecycle_policy(by).audiences
+    assert (each.name, each.renewed, renewed(FEDERATION)) == (ISTIO, RENEWED, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tests.unit.signer.test_audience_settings import loaded
 from tests.unit.signer.test_lifecycle import ALL, KEY, POLICY, TD, TTL, WEB, advanced, done, stages
 from tests.unit.signer.test_rotation import Cluster, Replica, loop, passes, until
 
-SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
+SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 HINT = 5 * MINUTE
 FEDERATION = Audience("federation", 5 * HINT, 5 * HINT, HINT / 3)
 OIDC = Audience("oidc", timedelta(0), DAY, MINUTE)
@@ -666,3 +666,50 @@ def test_after_a_theft_proxies_are_named_for_as_long_as_they_may_fail() -> None:
     assert f"certificates of {stolen}, which was abandoned, until {left.svids_end:%Y-%m-%dT%H:%M:%SZ}" in line
     assert "restart those proxies" in line
     assert said(left.svids_end) == []
+
+
+PROXIES = Audience("istio", 33 * MINUTE, timedelta(0), timedelta(0), renewed=0.55)
+
+
+def lived(state: AuthorityState, longest: timedelta | None) -> AuthorityState:
+    """As if those that sign had issued what lives so long."""
+    return replace(state, x509=tuple(replace(slot, longest=longest) for slot in state.x509))
+
+
+@pytest.mark.parametrize(
+    ("longest", "needed"),
+    # None: a signer of before recorded nothing, and it may be as much as there may be at all.
+    [(HOUR, 33 * MINUTE), (DAY, 0.55 * DAY), (MINUTE, 33 * MINUTE), (None, 0.55 * DAY)],
+)
+def test_proxies_are_waited_for_as_long_as_what_they_have_lives(longest: timedelta | None, needed: timedelta) -> None:
+    """x509_max_ttl was lowered to an hour: who has a certificate of a day asks for the next one, and hears of the new
+    root, twelve hours later."""
+    by = life(PROXIES, x509_max_ttl=DAY, authority_ttl=30 * DAY, jwt_algorithm=None)
+    begun = lived(first(by), longest)
+    state, _ = done(by.prepare(begun, "x509", START))
+    assert by.due(state, ALL, START + needed - SECOND) is None
+    assert by.due(state, ALL, START + needed) is not None
+    with pytest.raises(TransitionRefused, match="istio"):
+        by.activate(state, "x509", ALL, START + needed - SECOND, forced=False)
+    # It is prepared so much earlier.
+    assert by.due(begun, ALL, START + 15 * DAY - needed - SECOND) is None
+    step = by.due(begun, ALL, START + 15 * DAY - needed)
+    assert step is not None
+    assert step.action == "prepare"
+    # Keys of JWT-SVIDs are none of theirs.
+    assert settling.needed(state, "jwt", PROXIES, by.policy) == timedelta(0)
+
+
+def test_what_was_replaced_counts_until_the_last_that_it_issued_has_ended() -> None:
+    by = life(PROXIES, x509_max_ttl=DAY, authority_ttl=30 * DAY, jwt_algorithm=None)
+    state, _ = done(by.prepare(lived(first(by), DAY), "x509", START))
+    state, _ = by.activate(state, "x509", ALL, START + 0.55 * DAY, forced=False)
+    (active,) = [each for each in state.x509 if each.stage is Stage.ACTIVE]
+    short = replace(state, x509=tuple(replace(each, longest=HOUR) if each is active else each for each in state.x509))
+    assert settling.settle(short, "x509", by.policy) == 0.55 * DAY
+    assert settling.settle(replace(short, x509=(replace(active, longest=HOUR),)), "x509", by.policy) == 33 * MINUTE
+
+
+def test_partners_are_waited_for_by_their_hint_whatever_was_issued() -> None:
+    by = life(FEDERATION, x509_max_ttl=DAY, authority_ttl=30 * DAY)
+    assert settling.settle(lived(first(by), DAY), "x509", by.policy) == 5 * HINT
