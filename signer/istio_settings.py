@@ -91,6 +91,11 @@ def usual_names(namespace: str, cluster_domain: str) -> tuple[str, ...]:
     return (short, f"{short}.{cluster_domain}")
 
 
+def own_names(config: "SignerConfig") -> frozenset[str]:
+    """What no pod may be called, whatever a policy says: proxies would send it their tokens."""
+    return frozenset(() if config.istio_listen is None else config.istio_names)
+
+
 def settle(config: "SignerConfig") -> timedelta:
     """How long a new authority is published before all proxies have its root: they hear of it as they renew."""
     return config.x509_max_ttl * RENEWED

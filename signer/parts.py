@@ -1,10 +1,9 @@
 """What the settings mean for each part of a replica."""
 
-from signer import public_settings
+from signer import istio_settings, public_settings
 from signer.attestation.attestor import AttestationSettings
 from signer.audience_settings import KEYS_MAX_AGE
 from signer.config import SignerConfig
-from signer.istio_settings import ROOT_KEY
 from signer.minting.minting import MintingSettings
 from signer.policy.policy import PolicySettings
 from signer.public.listeners import BUNDLE, OIDC, Listening, PublicSettings
@@ -24,6 +23,7 @@ def policy(config: SignerConfig) -> PolicySettings:
         reserved_ids=frozenset(() if config.spire_spiffe_id is None else (config.spire_spiffe_id,)),
         ttls=config.ttls,
         dns_names=config.dns_names,
+        own_names=istio_settings.own_names(config),
     )
 
 
@@ -40,7 +40,12 @@ def attestation(config: SignerConfig) -> AttestationSettings:
 def minting(config: SignerConfig) -> MintingSettings:
     """What is signed."""
     return MintingSettings(
-        config.ttls, config.jwt_issuer or "", config.jwt_jti, config.dns_names, backdate=config.x509_backdate
+        config.ttls,
+        config.jwt_issuer or "",
+        config.jwt_jti,
+        config.dns_names,
+        backdate=config.x509_backdate,
+        own_names=istio_settings.own_names(config),
     )
 
 
@@ -59,7 +64,7 @@ def published(config: SignerConfig) -> tuple[Published, ...]:
     own = bundle_map(config.bundle_config_map)
     if config.istio_listen is None:
         return (own,)
-    return (own, root_map(config.istio_root_config_map, ROOT_KEY))
+    return (own, root_map(config.istio_root_config_map, istio_settings.ROOT_KEY))
 
 
 def public(config: SignerConfig) -> PublicSettings:

@@ -4,7 +4,7 @@ policy gives the pod.
 Where a mint is decided and where one is explained the same is asked here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from signer.errors import Reason, Refused
@@ -74,10 +74,16 @@ def annotated(annotations: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def dns_names(
-    pod: LivePod, given: Entitlement, wished: Sequence[str], patterns: Sequence[str], where: str = _OF_A_VOLUME
+    pod: LivePod,
+    given: Entitlement,
+    wished: Sequence[str],
+    patterns: Sequence[str],
+    where: str = _OF_A_VOLUME,
+    *,
+    never: Collection[str],
 ) -> list[str]:
     """All that go into the certificate; `patterns` are what a pod without a policy may ask for, `where` its author
-    writes what is wished, for people.
+    writes what is wished, for people; `never` what the signer is called by, which no pod gets.
 
     Raises Refused (INVALID_REQUEST, DNS_NAME_DENIED).
     """
@@ -93,13 +99,15 @@ def dns_names(
                 f"another in {where}, or add it to the policy (dnsNameTemplates)",
             )
     names = [*given.dns_names, *(name for name in wished if name not in given.dns_names)]
-    reserved = [name for name in names if is_reserved(name)]
+    reserved = [name for name in names if is_reserved(name, never)]
     if reserved:
         raise Refused(Reason.DNS_NAME_DENIED, f"{reserved[0]} is the signer's own; no pod can have it")
     return names
 
 
-def refusal(pod: LivePod, given: Entitlement, wish: VolumeWish, patterns: Sequence[str]) -> str:
+def refusal(
+    pod: LivePod, given: Entitlement, wish: VolumeWish, patterns: Sequence[str], *, never: Collection[str]
+) -> str:
     """For people: why a volume with that wish is refused; empty where it is not, or where it cannot be told from here.
 
     What no driver would send is the node's to refuse.
@@ -111,13 +119,15 @@ def refusal(pod: LivePod, given: Entitlement, wish: VolumeWish, patterns: Sequen
     try:
         check_key(given, algorithm)
         asked = dict.fromkeys(each.strip() for each in wish.dns_names.split(",") if each.strip())
-        dns_names(pod, given, list(asked), patterns)
+        dns_names(pod, given, list(asked), patterns, never=never)
     except Refused as error:
         return f"{error.reason}: volume {wish.volume}: {error}"
     return ""
 
 
-def source_refusal(pod: LivePod, given: Entitlement, wish: SourceWish, patterns: Sequence[str]) -> str:
+def source_refusal(
+    pod: LivePod, given: Entitlement, wish: SourceWish, patterns: Sequence[str], *, never: Collection[str]
+) -> str:
     """As `refusal`, of a podCertificate source."""
     try:
         names = annotated(dict(wish.annotations))
@@ -126,7 +136,7 @@ def source_refusal(pod: LivePod, given: Entitlement, wish: SourceWish, patterns:
             if algorithm is None:
                 raise weak(f"SVIDs are not for keys of keyType {wish.key_type[:_SHOWN]!r}")
             check_source_key(given, algorithm)
-        dns_names(pod, given, names, patterns, OF_A_SOURCE)
+        dns_names(pod, given, names, patterns, OF_A_SOURCE, never=never)
     except Refused as error:
         return f"{error.reason}: volume {wish.volume}: {error}"
     return ""

@@ -1,7 +1,7 @@
 """Which DNS names a pod may have in its certificate: patterns over its own names; and what no pod may have."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from svid.spiffeid import SpiffeId, TrustDomain
@@ -33,9 +33,12 @@ def is_pattern(text: str) -> bool:
     return _PATTERN.fullmatch(text) is not None
 
 
-def is_reserved(name: str) -> bool:
-    """Whether no workload may have `name`, whatever a policy says."""
-    return name == _RESERVED or name.endswith(f".{_RESERVED}")
+def is_reserved(name: str, own: Collection[str] = ()) -> bool:
+    """Whether no workload may have `name`, whatever a policy says; `own`: what else the signer is called by."""
+    if name == _RESERVED or name.endswith(f".{_RESERVED}"):
+        return True
+    wide = name.startswith("*.") and any(each.partition(".")[2] == name[2:] for each in own)
+    return wide or name in own
 
 
 def allows(patterns: Sequence[str], name: str, *, namespace: str, service_account: str, pod: str) -> bool:

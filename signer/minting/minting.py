@@ -39,13 +39,15 @@ POD_CERTIFICATE_BACKDATE = timedelta(minutes=3)
 
 @dataclass(frozen=True, slots=True)
 class MintingSettings:
-    """The signer's own bounds. `dns_names` are patterns of what a pod without a policy may ask for."""
+    """The signer's own bounds. `dns_names` are patterns of what a pod without a policy may ask for, `own_names` what
+    the signer is called by, and no pod ever."""
 
     ttls: TtlLimits
     jwt_issuer: str = ""
     jwt_id: bool = False
     dns_names: tuple[str, ...] = ()
     backdate: timedelta = BACKDATE
+    own_names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,8 @@ class Minting:
         _check_id(entitlement.spiffe_id)
         public_key = proven_key(csr)
         wishes.check_key(entitlement, algorithm_of(public_key))
-        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names)
+        settings = self._settings
+        names = wishes.dns_names(pod, entitlement, wished, settings.dns_names, never=settings.own_names)
         wanted, clipped = self._ttl(entitlement, wished_ttl, written_ttl)
         ttl, notice = _within(state.longest("x509"), wanted, clipped)
         ttl = _ending(ttl, until, now)
@@ -175,7 +178,8 @@ class Minting:
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         wishes.check_key(entitlement, algorithm_of(public_key))
-        names = wishes.dns_names(pod, entitlement, wished, self._settings.dns_names, where)
+        settings = self._settings
+        names = wishes.dns_names(pod, entitlement, wished, settings.dns_names, where, never=settings.own_names)
         backdate = min(self._settings.backdate, POD_CERTIFICATE_BACKDATE)
         # Its whole life counts there, and it begins no earlier than its authority.
         begins = max(now - backdate, state.active_x509.chain[0].not_valid_before_utc)

@@ -159,6 +159,7 @@ class Policies:
         lost = tuple((str(each), goes_before(matched[0], each)) for each in matched[1:])
         try:
             found = self.entitlement(pod)
+            wishes.dns_names(pod, found, (), (), never=self._settings.own_names)
         except Refused as error:
             winner = names[0] if names else NO_POLICY
             return Explanation(f"refused: {error.reason}: {error}", winner, names, unmatched, lost)
@@ -194,15 +195,15 @@ class Policies:
             return "", ""
         try:
             found = decide([policy], pod, self._service_index.of(pod), self._settings)
-            wishes.dns_names(pod, found, (), ())
+            wishes.dns_names(pod, found, (), (), never=self._settings.own_names)
         except Refused as error:
             return str(error), ""
         return "", "; ".join(self._refusals(pod, found))
 
     def _refusals(self, pod: LivePod, found: Entitlement) -> list[str]:
-        patterns = self._settings.dns_names
-        told = [wishes.refusal(pod, found, each, patterns) for each in pod.wishes]
-        told += [wishes.source_refusal(pod, found, each, patterns) for each in pod.source_wishes]
+        patterns, never = self._settings.dns_names, self._settings.own_names
+        told = [wishes.refusal(pod, found, each, patterns, never=never) for each in pod.wishes]
+        told += [wishes.source_refusal(pod, found, each, patterns, never=never) for each in pod.source_wishes]
         return [each for each in told if each]
 
     def unknown_domains(self, policy: Policy) -> str:

@@ -66,7 +66,8 @@ class PolicySettings:
 
     `reserved_ids` are the signer's own elsewhere: whoever had one there would be taken for it.
     `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
-    `dns_names` are patterns of what a pod without a policy may ask for, which is decided elsewhere, too.
+    `dns_names` are patterns of what a pod without a policy may ask for, which is decided elsewhere, too, as `own_names`
+    are: what the signer is called by, and no pod ever.
     """
 
     trust_domain: TrustDomain
@@ -78,6 +79,7 @@ class PolicySettings:
     reserved_ids: frozenset[SpiffeId] = frozenset()
     ttls: TtlLimits | None = None
     dns_names: tuple[str, ...] = ()
+    own_names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,21 @@ def test_without_a_fresh_state_or_a_living_authority_nothing_is_signed() -> None
     assert caught.value.reason is Reason.AUTHORITY_UNAVAILABLE
 
 
+@pytest.mark.parametrize("name", ["podsvid-istio.podsvid.svc", "*.podsvid.svc"])
+def test_what_proxies_call_the_signer_by_is_signed_for_no_pod(name: str) -> None:
+    state = roomy(first())
+    settings = replace(SETTINGS, own_names=frozenset({"podsvid-istio.podsvid.svc"}), dns_names=(name,))
+    found = Minting(lambda: state, settings, StepClock(START))
+    for given, wished in ((replace(GIVEN, dns_names=(name,)), ()), (replace(GIVEN, policy=None), (name,))):
+        with pytest.raises(Refused) as caught:
+            found.x509(POD, given, REQUEST, None, wished)
+        assert caught.value.reason is Reason.DNS_NAME_DENIED
+        with pytest.raises(Refused) as caught:
+            key = KeyAlgorithm.EC_P256.generate().public_key()
+            found.pod_certificate(POD, given, key, timedelta(hours=1), wished, "there")
+        assert caught.value.reason is Reason.DNS_NAME_DENIED
+
+
 def test_jwt() -> None:
     found = minting().jwt(replace(GIVEN, jwt_ttl=timedelta(hours=5)), str(WEB), ["a", "b"])
     assert found.svid.expires_at - START == timedelta(minutes=30)

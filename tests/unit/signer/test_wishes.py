@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer import parts
 from signer.attestation.pods import read_pod
 from signer.attestation.volumes import MAX_CHARACTERS, MAX_WISHES
 from signer.cluster.kube import Object
@@ -20,6 +21,7 @@ from tests.live_pods import Fixed
 from tests.pod_certificates import SIGNER, source
 from tests.signer_rig import DRIVER
 from tests.typed import typed
+from tests.unit.signer.test_audience_settings import loaded
 from tests.unit.signer.test_policy_status import HOME, MINUTE, Rig, followed, pod, told
 
 PLAIN = VolumeWish("identity")
@@ -257,3 +259,30 @@ def test_a_partner_without_a_bundle_is_said() -> None:
         assert "FederationMissing" not in (await rig.status(nobody, pod()))[1]
 
     followed(test)
+
+
+def test_what_proxies_call_the_signer_by_no_policy_gives_a_pod() -> None:
+    """It has Istio's tokens, and all identities that these stand for, who can answer at that name."""
+    by = loaded("--istio-listen", "127.0.0.1:8446", "--namespace", "podsvid")
+    named = "podsvid-istio.podsvid.svc"
+
+    async def test(rig: Rig) -> None:
+        rig.cluster("own", dnsNameTemplates=[named])
+        for settings in (parts.policy(by), replace(parts.policy(by), own_names=frozenset())):
+            policies = Policies(rig.kube, settings, 10 * MINUTE, rig.clock)
+            for mirror in policies._mirrors:
+                await mirror._list()
+            for asking in (pod(0), pod(0, wishes=(PLAIN,))):
+                said = policies.explain(asking).outcome
+                if settings.own_names:
+                    assert said == f"refused: DNS_NAME_DENIED: {named} is the signer's own; no pod can have it"
+                else:
+                    assert said == "allowed"
+            (policy,) = policies.all()
+            assert policies.unusable(policy, pod(0))[0].startswith(named if settings.own_names else "")
+            assert bool(policies.unusable(policy, pod(0))[0]) == bool(settings.own_names)
+
+    followed(test)
+    assert parts.minting(by).own_names == parts.policy(by).own_names == {named, f"{named}.cluster.local"}
+    off = loaded("--namespace", "podsvid")
+    assert parts.minting(off).own_names == parts.policy(off).own_names == frozenset()

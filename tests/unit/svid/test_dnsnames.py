@@ -54,3 +54,12 @@ def test_the_signers_own_name_is_nobodys() -> None:
     for name in (dnsnames.SIGNER_NAME, "podsvid.internal", "x.y.podsvid.internal"):
         assert not allows([name, "*.podsvid.internal"], name)
     assert allows(["notpodsvid.internal"], "notpodsvid.internal")
+
+
+def test_what_else_the_signer_is_called_is_no_workloads_and_no_wildcard_over_it_either() -> None:
+    own = ("podsvid-istio.podsvid.svc", "podsvid-istio.podsvid.svc.cluster.local")
+    for name in (*own, "*.podsvid.svc", "*.podsvid.svc.cluster.local"):
+        assert dnsnames.is_reserved(name, own)
+        assert not dnsnames.is_reserved(name)
+    for name in ("a.podsvid.svc", "podsvid.svc", "*.svc", "x.podsvid-istio.podsvid.svc", "*.podsvid-istio.podsvid.svc"):
+        assert not dnsnames.is_reserved(name, own)
