@@ -239,8 +239,9 @@ class IstioService:
             assert account is not None
             pods = await self._proxies.placed(proven, account.namespace, account.name)
             entitlements: list[Entitlement] = []
+            entitled = self._policies.entitlements()
             async for some in slices(pods, OF_A_SLICE):
-                entitlements += map(self._policies.entitlement, some)
+                entitlements += map(entitled, some)
             found = _Decided(pods[0], _same(pods, entitlements), len(pods))
         given = found.entitlement.spiffe_id
         if account_of(given) is None:

@@ -409,3 +409,61 @@ def test_labels_of_pods_are_shared_while_they_are_many() -> None:
     (key, value), (other_key, other_value) = *one.labels.items(), *two.labels.items()
     assert key is other_key
     assert value is other_value
+
+
+@given(
+    st.lists(
+        st.builds(
+            LivePod,
+            namespace=st.sampled_from(["shop", "other"]),
+            name=st.sampled_from(["web-0", "web-1"]),
+            uid=st.just("uid"),
+            node_name=st.just("node-a"),
+            service_account=st.sampled_from(["web", "db"]),
+            labels=st.dictionaries(st.sampled_from(["app", "tier"]), st.sampled_from(["a", "b"])),
+        ),
+        max_size=12,
+    )
+)
+def test_many_pods_of_one_moment_get_what_each_gets_by_itself_and_policies_are_matched_once_for_those_alike(
+    pods: list[LivePod],
+) -> None:
+    """A ztunnel's account may have hundreds of pods, which are alike but for their names."""
+    clock = StepClock()
+    kube = FakeKube(clock)
+    for namespace in ("shop", "other"):
+        kube.put(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": {"team": namespace}}})
+    for name, spec in {
+        "labelled": {"podSelector": {"matchLabels": {"app": "a"}}, "spiffeIDTemplate": "/{pod}/{labels['app']}"},
+        "account": {"serviceAccounts": ["db"], "x509TTL": "10m"},
+        "shop": {"namespaceSelector": {"matchLabels": {"team": "shop"}}, "dnsNameTemplates": ["{pod}.example"]},
+        "denied": {"podSelector": {"matchLabels": {"tier": "b"}}, "deny": True},
+    }.items():
+        kube.put(f"{GROUP}/{CLUSTER}/{name}", {"metadata": {"name": name}, "spec": spec})
+    policies = Policies(kube, PolicySettings(TrustDomain("example.org")), timedelta(minutes=10), clock)
+    asyncio.run(listed(policies))
+
+    def outcome(by: Callable[[LivePod], Any], pod: LivePod) -> Any:
+        try:
+            return by(pod)
+        except Refused as refusal:
+            return refusal.reason, str(refusal)
+
+    alone = [outcome(policies.entitlement, each) for each in pods]
+    looked_up, matching = [], policies.matching
+
+    def counted(pod: LivePod) -> list[Policy]:
+        looked_up.append(pod)
+        return matching(pod)
+
+    policies.matching = counted  # type: ignore[method-assign]
+    together = policies.entitlements()
+    assert [outcome(together, each) for each in pods] == alone
+    assert len(looked_up) == len(
+        {(each.namespace, each.service_account, *sorted(each.labels.items())) for each in pods}
+    )
+
+
+async def listed(policies: Policies) -> None:
+    for mirror in policies._mirrors:
+        await mirror._list()
