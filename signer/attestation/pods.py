@@ -78,6 +78,10 @@ class Pods:
         """Whether what is known of them is older than that: one may have finished, or have other labels, since."""
         return self._mirror.outdated(limit)
 
+    def recent(self, limit: timedelta) -> bool:
+        """Whether all are known as they are now, or were so long ago at most."""
+        return self._mirror.recent(limit)
+
     @property
     def last_contact(self) -> datetime | None:
         """When the API server last said anything."""

@@ -23,6 +23,9 @@ _FAULTS = {
 }
 # Seconds that a pod's first call may be before its watch event.
 PATIENCE = 1.0
+# How old what is known of pods may be that a ztunnel speaks for: they are not asked for one by one, and who is gone
+# from a node lends it nothing.
+PLACED = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ class Proxies:
             )
         node = proven.node_name
         await self._placed.appeared(node, namespace, account, PATIENCE)
-        self._check_pods_known()
+        if not self._pods.recent(PLACED):
+            raise _away(f"which pods are on node {node} is not known as of {durations.text(PLACED)} ago")
         found = tuple(each for each in self._placed.of(node, namespace, account) if not self._is_over(each))
         if not found:
             raise Refused(

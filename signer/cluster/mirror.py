@@ -95,6 +95,14 @@ class Mirror(Generic[Kept, Value]):
             return False
         return self._clock.monotonic() - self.lost_since > limit.total_seconds()
 
+    def recent(self, limit: timedelta) -> bool:
+        """Whether it is fresh, or was so long ago at most: it is listed anew, or was lost just now."""
+        if self.fresh:
+            return True
+        if not self.synced or self.heard_at is None or self.outdated(limit):
+            return False
+        return self._clock.monotonic() - self.heard_at <= limit.total_seconds()
+
     @property
     def values(self) -> Mapping[str, Value]:
         """By uid. Before there was a complete list: those that were read of it."""

@@ -436,6 +436,30 @@ def test_a_pod_whose_time_is_over_counts_no_more(caplog: pytest.LogCaptureFixtur
     at_istios_door(test)
 
 
+def test_for_pods_that_cannot_be_followed_for_a_minute_a_ztunnel_gets_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """outage_limit is hours in some clusters: pods that have left the node since would lend it their identities."""
+
+    async def test(door: IstioDoor) -> None:
+        ztunnel, mirror = door.ztunnel(), door.pods._mirror
+        door.proxy()
+        await door.told()
+        token = door.token(ztunnel)
+        mirror.lost_since = mirror.heard_at = door.site.clock.monotonic()
+        door.site.clock.pass_by(seconds=59)
+        assert (await door.impersonate(token, "default", "web")).identity == WEB
+        door.site.clock.pass_by(seconds=2)
+        with refused(caplog, Reason.API_SERVER_UNAVAILABLE):
+            await door.impersonate(token, "default", "web")
+        # Its own pod is one that it has proven to be.
+        assert (await door.ask(token)).identity == spiffe("istio-system", "ztunnel")
+        mirror.lost_since, mirror.heard_at = None, door.site.clock.monotonic()
+        assert (await door.impersonate(token, "default", "web")).identity == WEB
+
+    at_istios_door(test)
+
+
 def test_a_ztunnel_that_is_earlier_than_the_pods_watch_event_waits_for_it() -> None:
     async def test(door: IstioDoor) -> None:
         ztunnel = door.ztunnel()

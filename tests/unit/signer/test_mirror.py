@@ -283,6 +283,12 @@ def test_a_list_that_is_too_old_before_its_end_is_a_failure(caplog: pytest.LogCa
             assert not rig.mirror.fresh
             rig.clock.pass_by(hours=5)
             assert rig.mirror.outdated(timedelta(hours=1))
+            heard = rig.mirror.heard_at
+            rig.api.listed(8, thing("one", 1), more="t1")
+            await until(lambda: rig.mirror.heard_at != heard)
+            # A part that came just now is of no list that ended.
+            assert not rig.mirror.recent(timedelta(hours=1))
+            rig.api.fails(Gone("the continue parameter is too old"))
             rig.api.listed(9, thing("one", 1))
             await until(lambda: rig.mirror.fresh)
 
@@ -342,6 +348,7 @@ def test_fresh_is_what_is_complete_and_followed_and_not_silent_for_longer_than_a
             assert rig.mirror.fresh
             rig.clock.pass_by(seconds=1)
             assert not rig.mirror.fresh
+            assert not rig.mirror.recent(timedelta(minutes=5))
             # A watch that ended in its time had nothing to say.
             rig.api.tell(None)
             await until(lambda: rig.mirror.fresh)
@@ -349,6 +356,8 @@ def test_fresh_is_what_is_complete_and_followed_and_not_silent_for_longer_than_a
             rig.api.tell(ApiUnavailable("away"))
             await until(lambda: not rig.mirror.fresh)
             rig.clock.pass_by(minutes=5)
+            assert rig.mirror.recent(timedelta(minutes=5))
+            assert not rig.mirror.recent(timedelta(minutes=4))
             assert not rig.mirror.outdated(timedelta(minutes=5))
             assert rig.mirror.outdated(timedelta(minutes=4))
 
