@@ -261,6 +261,21 @@ def test_each_fires_in_its_condition_and_no_other_does(promtool: Path, tmp_path:
     assert firing(promtool, tmp_path, CONDITIONS[alert]) == {alert}
 
 
+def test_refusals_of_agents_and_of_proxies_are_not_one_sum(promtool: Path, tmp_path: Path) -> None:
+    """Few of each are no trouble of either; and who is told of many has to know whose they are."""
+
+    def few(fleet: Fleet, now: float) -> None:
+        for kind in ("x509", "istio"):
+            fleet.signers[1].minted(kind, "POLICY_DENIED", 0.002)
+
+    def many(fleet: Fleet, now: float) -> None:
+        for _ in range(5):
+            fleet.signers[1].minted("istio", "POLICY_DENIED", 0.002)
+
+    assert firing(promtool, tmp_path, few) == set()
+    assert firing(promtool, tmp_path, many) == {"PodsvidMintsRefused"}
+
+
 def test_a_secret_that_was_put_back_while_no_signer_ran_fires(promtool: Path, tmp_path: Path) -> None:
     """Then it is counted before the first scrape, and never increases."""
 
