@@ -13,6 +13,9 @@ _UNAUTHENTICATED = (
     Reason.AGENT_TOKEN_EXPIRED,
     Reason.AGENT_TOKEN_AUDIENCE,
     Reason.AGENT_TOKEN_UNBOUND,
+    # No agent is told these; a proxy is told this code of them.
+    Reason.IMPERSONATION_DENIED,
+    Reason.CLUSTER_UNKNOWN,
 )
 _INVALID_ARGUMENT = (Reason.INVALID_REQUEST, Reason.CSR_INVALID, Reason.PROOF_OF_POSSESSION, Reason.KEY_WEAK)
 # A pod's token that is refused is fetched anew by kubelet, so waiting helps; the agent keeps what it has meanwhile.
