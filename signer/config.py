@@ -250,9 +250,7 @@ class SignerConfig:
     istio_names: tuple[str, ...] = setting(settings.listed(istio_settings.dns_name), istio_settings.NAMES)
     istio_audience: str = setting(setting_texts.printable, istio_settings.AUDIENCE_HELP, istio_settings.AUDIENCE)
     istio_clusters: tuple[str, ...] = setting(settings.listed(istio_settings.name), istio_settings.CLUSTERS, "")
-    istio_ztunnels: tuple[str, ...] = setting(
-        settings.listed(istio_settings.account), istio_settings.ZTUNNELS, istio_settings.ZTUNNEL
-    )
+    istio_ztunnels: tuple[str, ...] = setting(settings.listed(istio_settings.account), istio_settings.ZTUNNELS, "")
     istio_root_config_map: str = setting(_name, istio_settings.ROOTS, istio_settings.ROOT_CONFIG_MAP)
     bundle_hint: timedelta = setting(
         settings.duration(audience_settings.MIN_HINT, audience_settings.MAX_HINT),

@@ -22,10 +22,9 @@ NAMES = (
 AUDIENCE, AUDIENCE_HELP = "istio-ca", "audience of the service account tokens that proxies present there"
 CLUSTERS = "the clusterids that proxies may name; none is always good (default: any)"
 ZTUNNELS = (
-    "NAMESPACE/ACCOUNT of the ztunnels, which get certificates for the pods of their node; empty: nobody gets one for "
-    "another"
+    "NAMESPACE/ACCOUNT of the ztunnels, which get certificates for the pods of their node (default: nobody gets one "
+    "for another)"
 )
-ZTUNNEL = "istio-system/ztunnel"
 ROOTS = "ConfigMap in which proxies find the roots (root-cert.pem), while istio_listen is on"
 ROOT_CONFIG_MAP, ROOT_KEY = "istio-ca-root-cert", "root-cert.pem"
 # Proxies read roots with each certificate, of which they want another at half of its life, or a little later; some try

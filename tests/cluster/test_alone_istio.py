@@ -26,7 +26,7 @@ from .test_alone_life import _namespace, _object, replica, until
 pytestmark = pytest.mark.timeout(600)
 ZTUNNEL = ("istio-system", "ztunnel")
 # Every namespace has the roots; and the chart gives no leave for taints here.
-FLAGS = ("--bundle-namespaces", "", "--startup-taint", "false")
+FLAGS = ("--bundle-namespaces", "", "--startup-taint", "false", "--istio-ztunnels", "istio-system/ztunnel")
 ROOTS = "/api/v1/namespaces/{}/configmaps/istio-ca-root-cert"
 
 

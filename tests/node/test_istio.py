@@ -95,7 +95,7 @@ async def until(true: Callable[[], bool]) -> None:
 def meshed(test: Callable[[Mesh], Awaitable[None]], *flags: str) -> None:
     async def run(folder: Path) -> None:
         site, port = Site(datetime.now(UTC).replace(microsecond=0)), free_port()
-        on = ("--istio-listen", f"127.0.0.1:{port}", *flags)
+        on = ("--istio-listen", f"127.0.0.1:{port}", "--istio-ztunnels", "istio-system/ztunnel", *flags)
         for namespace in ("default", "istio-system"):
             site.kube.put(f"/api/v1/namespaces/{namespace}", {"metadata": {"name": namespace}})
         async with asyncio.timeout(60), serving(site, folder, SystemClock(), *on) as signer:

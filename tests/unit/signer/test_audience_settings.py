@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from runtime.settings import InvalidSetting
-from signer import config
+from signer import config, istio_settings
 from signer.audience_settings import FEDERATION, ISTIO, OIDC, POD_CERTIFICATES, audiences, renewed, settle, told
 from signer.authority.timing import lifecycle_policy
 from signer.config import SignerConfig
@@ -164,6 +164,16 @@ def test_what_of_the_port_for_proxies_contradicts_itself(
 def test_names_of_the_port_for_proxies_are_dns_names_and_not_the_signers(text: str) -> None:
     with pytest.raises(InvalidSetting):
         loaded(*PROXIES, "--istio-names", text)
+
+
+def test_nobody_gets_certificates_for_others_unless_he_is_named() -> None:
+    """Whoever lands a pod of istio-system/ztunnel in a cluster without ambient would speak for a node's pods."""
+    found = istio_settings.of(loaded(*PROXIES))
+    assert found is not None
+    assert found.ztunnels == frozenset()
+    named = istio_settings.of(loaded(*PROXIES, "--istio-ztunnels", "istio-system/ztunnel"))
+    assert named is not None
+    assert named.ztunnels == {("istio-system", "ztunnel")}
 
 
 @pytest.mark.parametrize("text", ["ztunnel", "a/b/c", "/ztunnel", "istio-system/"])
