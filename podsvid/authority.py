@@ -171,6 +171,8 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool, l
         lines.append(f"X.509-SVIDs live {found.x509_ttl}; a volume's ttl gets {found.x509_ttl_most} at most")
     if found.certificate_ttl:
         lines.append(f"X.509-SVIDs of podCertificate sources live {found.certificate_ttl}")
+    if found.proxy_ttl:
+        lines.append(f"Istio's proxies in it get certificates of that identity, which live {found.proxy_ttl} at most")
     if found.ttl_clipped:
         lines.append(f"not granted: {found.ttl_clipped}")
     # A signer of before does not say why they lost.

@@ -82,11 +82,13 @@ class _Explained:
     # No agent has anything of it: kubelet asks for its certificate; and what that waits for.
     by_kubelet: bool = False
     certificate_waits: str = ""
+    # Nor of what only Istio's proxies ask for.
+    by_proxies: bool = False
 
     @property
     def well(self) -> bool:
         allowed = self.policy is not None and self.policy["outcome"] == "allowed"
-        if self.by_kubelet:
+        if self.by_kubelet or self.by_proxies:
             return allowed and not self.lacking
         return allowed and bool((self.volumes or {}).get("volumes")) and not self.lacking
 
@@ -160,7 +162,11 @@ def _explain(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: W
     policy, volumes, events = (part(*each) for each in asked)
     newest = events[-1] if events and by_kubelet and pod.phase == "Pending" else {}
     waits = newest["message"] if newest.get("reason") in _NOT_CERTIFIED else ""
-    return _Explained(what, pod.node, policy, volumes, events or [], missing, by_kubelet, waits)
+    # A signer of before says nothing of them.
+    by_proxies = not pod.drivers and not by_kubelet and bool((policy or {}).get("proxy_ttl"))
+    if by_proxies:
+        missing.pop("on_node", None)
+    return _Explained(what, pod.node, policy, volumes, events or [], missing, by_kubelet, waits, by_proxies)
 
 
 def _ask_signer(cluster: "KubeconfigCluster", what: str) -> Any:
@@ -203,6 +209,10 @@ def _show(found: _Explained, screen: "Console", *, every: bool) -> None:
         screen.print(
             "its certificate is kubelet's to ask for, of signer podsvid.io/spiffe: where it waits, or is denied, an "
             "event says why"
+        )
+    if found.by_proxies:
+        screen.print(
+            "it has no csi volume: nothing is on its node but what Istio's proxies ask for and keep to themselves"
         )
     for note in found.notes:
         screen.print(printable(f"note: {note}"))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,11 +27,13 @@ from signer.authority.rotation import Rotation
 from signer.authority.slots import BOTH, JwtSlot, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.timing import FORCED_GRACE
-from signer.errors import Refused, SignerError
+from signer.errors import Reason, Refused, SignerError
+from signer.front.istio_request import account_of
 from signer.pb import admin_pb2
 from signer.policy.policies import ALLOWED, Policies
 from signer.publishing.documents import Documents, Publication
 from svid.acceptance import leads_to
+from svid.spiffeid import SpiffeId
 
 _log = logging.getLogger("podsvid.admin")
 # Seconds between looks at what has no feed: who has acknowledged, and the time.
@@ -51,6 +54,8 @@ class AdminService:
         drivers: frozenset[str],
         clock: Clock,
         publication: Publication,
+        *,
+        proxies: bool = False,
     ) -> None:
         self._rotation = rotation
         self._policies = policies
@@ -58,6 +63,7 @@ class AdminService:
         self._drivers = drivers
         self._clock = clock
         self._publication = publication
+        self._proxies = proxies
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
@@ -115,9 +121,13 @@ class AdminService:
         if pod is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no pod {request.namespace}/{request.pod}")
         assert pod is not None
-        by_kubelet = pod.pod_certificate and not pod.drivers & self._drivers
+        volume = bool(pod.drivers & self._drivers)
+        by_kubelet = pod.pod_certificate and not volume
+        by_proxies = self._proxies and not volume and not pod.pod_certificate
         try:
-            if by_kubelet:
+            if by_proxies:
+                fitness.check_any(pod)
+            elif by_kubelet:
                 fitness.check_certified(pod)
             else:
                 fitness.check(pod, self._drivers)
@@ -125,6 +135,14 @@ class AdminService:
             # No policy is asked: of some such pods not even the labels are known.
             return admin_pb2.ExplainResponse(outcome=f"refused: {error.reason}: {error}")
         found = self._policies.explain(pod)
+        of_istio = self._proxies and _is_of_istio(found.spiffe_id)
+        if by_proxies and found.outcome == ALLOWED and not of_istio:
+            found = replace(
+                found,
+                outcome=f"refused: {Reason.POLICY_UNUSABLE}: the pod has no csi volume, and Istio's proxies take only "
+                f"spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT, which {found.spiffe_id} is not",
+                spiffe_id="",
+            )
         return admin_pb2.ExplainResponse(
             outcome=found.outcome,
             policy=found.policy,
@@ -139,10 +157,11 @@ class AdminService:
             ],
             lost=[admin_pb2.Lost(policy=name, because=why) for name, why in found.lost],
             # Of a volume's ttl there is nothing to say where it has none of a driver's.
-            x509_ttl="" if by_kubelet else found.x509_ttl,
-            x509_ttl_most="" if by_kubelet else found.x509_ttl_most,
+            x509_ttl=found.x509_ttl if volume else "",
+            x509_ttl_most=found.x509_ttl_most if volume else "",
             ttl_clipped=found.clipped,
             certificate_ttl=found.certificate_ttl,
+            proxy_ttl=found.x509_ttl_most if of_istio else "",
         )
 
     async def publish(self, request: admin_pb2.PublishRequest, context: Context) -> admin_pb2.PublishResponse:
@@ -227,6 +246,11 @@ class AdminService:
         if slot.ends_at is not None:
             added.leaves_at.FromDatetime(slot.ends_at)
         return added
+
+
+def _is_of_istio(spiffe_id: str) -> bool:
+    """Whether Istio's proxies take it."""
+    return bool(spiffe_id) and account_of(SpiffeId.parse(spiffe_id)) is not None
 
 
 def _rotating(state: AuthorityState, kind: str) -> bool:

@@ -272,3 +272,27 @@ def test_who_asks_by_exec_finds_the_signers_socket_wherever_its_container_has_it
     parsed = argparse.Namespace(pod="shop/cart-0", socket=usual, output="json", timeout=60.0)
     with pytest.raises(SocketAbsent, match=own):
         authority.explain(parsed)
+
+
+def test_a_pod_of_a_mesh_without_a_volume_is_well_where_the_signer_is_its_proxies_ca(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster = FakeCluster(replace(POD, drivers=()))
+    # A signer of before, or one that is not their CA.
+    assert not ask(cluster).well
+    assert "no csi volume" in ask(cluster).missing["on_node"]
+    cluster.answers["signer"]["proxy_ttl"] = "1h"
+    found = ask(cluster)
+    assert found.well
+    assert found.missing == {}
+    explain._show(found, console(), every=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Istio's proxies in it get certificates of that identity, which live 1h at most" in said
+    assert "it has no csi volume: nothing is on its node but" in said
+    cluster.answers["signer"]["outcome"] = "refused: POLICY_DENIED: no"
+    assert not ask(cluster).well
+    # One with a volume has to have it as well.
+    both = FakeCluster()
+    both.answers["signer"]["proxy_ttl"] = "1h"
+    both.answers["agent"] = {"volumes": []}
+    assert not ask(both).well
