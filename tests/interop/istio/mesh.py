@@ -218,6 +218,14 @@ class Mesh:
         found = self.api.get(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
         return [f"{each['reason']} {each['note']}" for each in found if each["regarding"].get("name") == name]
 
+    def forget_authorities(self) -> None:
+        """The next signer makes new ones, and waits for nobody's certificates of before."""
+        for kind in ("secrets", "configmaps"):
+            path = f"/api/v1/namespaces/{signing.NAMESPACE}/{kind}"
+            for each in self.api.get(path)["items"]:
+                if str(each["metadata"]["name"]).startswith("podsvid-"):
+                    self.api.remove(f"{path}/{each['metadata']['name']}")
+
     @contextmanager
     def serving(self, name: str, *flags: str, port: int = 0) -> Iterator[Door]:
         """A signer with its Istio CA on the loopback."""

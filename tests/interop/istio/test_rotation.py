@@ -29,6 +29,7 @@ LONGER = ("--x509-min-ttl", "2s", "--x509-ttl", "30s", "--x509-max-ttl", "30s")
 
 @pytest.fixture(scope="module")
 def door(mesh: Mesh) -> Iterator[Door]:
+    mesh.forget_authorities()
     with mesh.serving("signer-rotation", *QUICK) as found:
         yield found
 
