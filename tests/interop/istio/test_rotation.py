@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.api import Object
+from tests.cluster.waiting import say
 from tests.interop.istio.mesh import Client, Door, Mesh, spiffe_id
 from tests.interop.istio.proxies import Sidecar, Traffic, sidecars, until
 from tests.ports import free_port
@@ -113,6 +114,7 @@ def test_two_envoys_go_on_through_renewals_and_a_rotation(
             until("the old root to go", lambda: [len(each.trusted()) for each in ones] == [1, 1], proxies)
             assert all(each.trusted() != was for each, (_, was) in zip(ones, before, strict=True))
             renewed(proxies, 1)
+        say(f"{traffic.done} requests, {len(traffic.failures)} failed")
         assert traffic.failures == []
         assert traffic.done > 100
         assert told.refused == []
@@ -169,6 +171,7 @@ def test_envoys_go_on_through_an_outage_of_the_signer(
             )
             with mesh.serving("signer-away", *LONGER, port=port):
                 renewed(proxies, 1)
+        say(f"{traffic.done} requests, {len(traffic.failures)} failed")
         assert traffic.failures == []
         assert traffic.done > 100
 

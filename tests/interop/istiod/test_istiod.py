@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -18,10 +19,12 @@ import pytest
 import yaml
 
 from podsvid.quickstart.pods import Pod, PodVolume
+from svid.certificates import certificates_from_pem
 from tests import go_tools
 from tests.cluster import signing
 from tests.cluster.api import Object
 from tests.cluster.signing import TRUST_DOMAIN
+from tests.cluster.traffic import serial
 from tests.cluster.waiting import say, wait_for
 from tests.interop.istio.mesh import CLUSTER, ISTIO, NODES, Door, Mesh
 from tests.interop.istio.proxies import ISTIOD, Sidecar, Traffic, sidecars, until
@@ -83,6 +86,11 @@ class Istiod:
         """If it runs."""
         if self._process is not None:
             end(self._process)
+
+    def serial(self) -> int:
+        """Of the certificate that proxies know it by."""
+        shown = ssl.get_server_certificate(("127.0.0.1", self.port), timeout=10)
+        return certificates_from_pem(shown.encode())[0].serial_number
 
     def check(self) -> None:
         """Fail the test if it has ended."""
@@ -228,6 +236,7 @@ def test_a_sidecar_of_istiod_speaks_through_a_rotation_and_a_restart(
                         )
 
                     until("the rotation's end", rotated, proxies)
+                    until("istiod to serve what its volume has", lambda: istiod.serial() == serial(volume), proxies)
                     istiod.stop()
                     until("requests without istiod", traffic.both_ways, proxies)
                     istiod.start()
@@ -235,6 +244,7 @@ def test_a_sidecar_of_istiod_speaks_through_a_rotation_and_a_restart(
                     # It speaks with the sidecar again, each with what the new authority has signed.
                     listens(mesh, port, web.inbound, more)
                     until("what istiod says now", lambda: serves(web, more), proxies)
+                say(f"{traffic.done} requests, {len(traffic.failures)} failed")
                 assert traffic.failures == []
                 assert traffic.done > 100
         finally:
