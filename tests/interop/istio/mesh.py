@@ -31,7 +31,10 @@ ISTIO = "istio-system"
 ZTUNNEL = "ztunnel"
 CLUSTER = "Kubernetes"
 # The last flag's value is the address. All callers have one address here, as no two nodes have.
-DOOR = ("--address-rate", "1000", "--lease", "3s", "--istio-clusters", CLUSTER, "--istio-listen")
+DOOR = (
+    *("--address-rate", "1000", "--lease", "3s", "--istio-clusters", CLUSTER),
+    *("--istio-ztunnels", "istio-system/ztunnel", "--istio-listen"),
+)
 # What every sidecar asks for.
 DAY = 86_400
 
