@@ -6,6 +6,8 @@ import sys
 from datetime import UTC, datetime
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# Made once: `json.dumps` with an option makes one for each line.
+_encoded = json.JSONEncoder(default=str).encode
 
 
 class _Formatter(logging.Formatter):
@@ -24,7 +26,7 @@ class JsonFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": self._time(record), "level": record.levelname.lower(), "logger": record.name}
-        return json.dumps({**line, "event": record.getMessage(), **self._fields(record)}, default=str)
+        return _encoded({**line, "event": record.getMessage(), **self._fields(record)})
 
 
 class TextFormatter(_Formatter):

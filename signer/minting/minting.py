@@ -152,13 +152,16 @@ class Minting:
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
         public_key = proven_key(csr)
-        wishes.check_key(entitlement, algorithm_of(public_key))
+        algorithm = algorithm_of(public_key)
+        wishes.check_key(entitlement, algorithm)
         settings = self._settings
         names = wishes.dns_names(pod, entitlement, wished, settings.dns_names, never=settings.own_names)
         wanted, clipped = self._ttl(entitlement, wished_ttl, written_ttl)
         ttl, notice = _within(state.longest("x509"), wanted, clipped)
         ttl = _ending(ttl, until, now)
-        issued = _issue(state, entitlement, public_key, names, ttl, now, self._settings.backdate)
+        backdate = self._settings.backdate
+        # The agent verifies it (agent/workload/issuer.py) before its workload has it.
+        issued = _issue(state, entitlement, public_key, algorithm, names, ttl, now, backdate, verified_later=True)
         return replace(issued, notice=notice, clipped=clipped)
 
     def pod_certificate(
@@ -177,7 +180,8 @@ class Minting:
         """
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
-        wishes.check_key(entitlement, algorithm_of(public_key))
+        algorithm = algorithm_of(public_key)
+        wishes.check_key(entitlement, algorithm)
         settings = self._settings
         names = wishes.dns_names(pod, entitlement, wished, settings.dns_names, where, never=settings.own_names)
         backdate = min(self._settings.backdate, POD_CERTIFICATE_BACKDATE)
@@ -185,7 +189,8 @@ class Minting:
         begins = max(now - backdate, state.active_x509.chain[0].not_valid_before_utc)
         wanted = ttls.pod_certificate(self._settings.ttls, entitlement, most) - (now - begins)
         ttl, notice = _within(state.longest("x509"), wanted, "")
-        issued = _issue(state, entitlement, public_key, names, ttl, now, backdate)
+        # kubelet hands it on as it is: nobody looks at it after this.
+        issued = _issue(state, entitlement, public_key, algorithm, names, ttl, now, backdate, verified_later=False)
         leaf = issued.chain[0]
         if leaf.not_valid_after_utc - leaf.not_valid_before_utc < LEAST_LIFE:
             raise Refused(
@@ -249,10 +254,13 @@ def _issue(
     state: AuthorityState,
     entitlement: Entitlement,
     public_key: PublicKey,
+    algorithm: KeyAlgorithm,
     names: Sequence[str],
     ttl: timedelta,
     now: datetime,
     backdate: timedelta,
+    *,
+    verified_later: bool,
 ) -> IssuedX509:
     """Raises Refused."""
     try:
@@ -263,13 +271,14 @@ def _issue(
             now=now,
             dns_names=names,
             backdate=backdate,
+            verified_later=verified_later,
         )
     except SvidError as error:
         if state.active_x509.not_after <= now:
             raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
         raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
     window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
-    return IssuedX509(chain, window, algorithm_of(public_key), state.sequence, now, state.bundle)
+    return IssuedX509(chain, window, algorithm, state.sequence, now, state.bundle)
 
 
 def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[timedelta, str]:

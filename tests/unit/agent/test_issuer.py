@@ -10,6 +10,7 @@ from typing import Any
 
 import looptime
 import pytest
+from cryptography import x509
 
 from agent.authority.protocol import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityRefused, AuthorityUnavailable
@@ -17,6 +18,7 @@ from agent.metrics import Metrics
 from agent.workload.issuer import MINT_DEADLINE, Issuer
 from csi.model import Issued, JwtFile, PodRef, PodToken, Volume, VolumeOptions
 from runtime.blocking import Blocking
+from svid import authority as authority_module
 from svid.bundle import TrustBundle
 from svid.identity import MAX_HINT_BYTES, Trust
 from svid.jws import JwtAlgorithm
@@ -124,6 +126,16 @@ def for_somebody_else_than_the_certificate_says(at: Scene, asked: MintRequest, m
     return replace(minted, chain=at.authority.x509.issue(asked.public_key, OTHER, ttl=HOUR, now=at.clock.at))
 
 
+def that_its_authority_wrote_wrongly_and_did_not_read(at: Scene, asked: MintRequest, minted: Minted) -> Minted:
+    """An authority reads the first of its leaves only; the others are verified here."""
+    value = x509.BasicConstraints(ca=True, path_length=None)
+    with pytest.MonkeyPatch.context() as patch:
+        at.authority.x509.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=at.clock.at)
+        patch.setattr(authority_module, "_END_ENTITY", x509.Extension(value.oid, True, value))
+        chain = at.authority.x509.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=at.clock.at, verified_later=True)
+    return replace(minted, chain=chain)
+
+
 def that_has_ended(at: Scene, asked: MintRequest, minted: Minted) -> Minted:
     began = at.clock.at - 2 * HOUR
     return replace(minted, chain=at.authority.x509.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=began))
@@ -164,6 +176,7 @@ def with_a_hint_that_is_too_long(at: Scene, asked: MintRequest, minted: Minted) 
         (with_a_bundle_of_another_authority, "does not lead to an authority"),
         (for_somebody_else_than_it_says, "certificate is for .*/web, not for .*/admin"),
         (for_somebody_else_than_the_certificate_says, "certificate is for .*/admin, not for .*/web"),
+        (that_its_authority_wrote_wrongly_and_did_not_read, "leaf is a CA certificate"),
         (that_has_ended, "certificate expired"),
         (without_a_chain, "chain is empty"),
         (with_the_root_instead_of_a_leaf, "leaf SPIFFE ID has no path"),

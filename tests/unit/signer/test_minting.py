@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.authority.state import AuthorityState
-from signer.errors import Reason, Refused
+from signer.errors import CertificateRefused, Reason, Refused
 from signer.minting.minting import MAX_CSR, IssuedX509, Minting, MintingSettings, proven_key
 from signer.model import Entitlement, LivePod, TtlLimits
+from svid import authority as authority_module
 from svid.keys import KeyAlgorithm, PrivateKey, signature_hash
 from svid.spiffeid import SpiffeId
 from tests.signer_rig import START, StepClock
@@ -339,6 +340,21 @@ def test_what_is_recorded_of_lifetimes_bounds_a_pods_certificate_too() -> None:
     with pytest.raises(Refused) as caught:
         certified(Minting(lambda: short, SETTINGS, StepClock()))
     assert caught.value.reason is Reason.AUTHORITY_UNAVAILABLE
+
+
+def test_a_pods_certificate_is_read_each_time_and_an_agents_svid_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubelet hands the one on as it is; the agent verifies the other."""
+    by = minting()
+    assert [certified(by, GIVEN, timedelta(days=1)).chain, by.x509(POD, GIVEN, REQUEST, None, ()).chain]
+    value = x509.BasicConstraints(ca=True, path_length=None)
+    monkeypatch.setattr(authority_module, "_END_ENTITY", x509.Extension(value.oid, True, value))
+    with pytest.raises(Refused) as caught:
+        certified(by, GIVEN, timedelta(days=1))
+    assert caught.value.reason is Reason.ISSUANCE_REFUSED
+    assert by.x509(POD, GIVEN, REQUEST, None, ()).chain
+    # No authority that makes such ones comes into service.
+    with pytest.raises(CertificateRefused, match="leaf is a CA certificate"):
+        minting()
 
 
 def test_nobody_elses_identity_is_certified_for_a_pod_either() -> None:

@@ -88,6 +88,72 @@ def test_an_authority_that_its_bundle_does_not_verify_signs_nothing() -> None:
         stranger.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW)
 
 
+def fresh() -> X509Authority:
+    return X509Authority.self_signed(OWN, KEY, lifetime=DAY, now=NOW)
+
+
+def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on each leaf is written as one that may sign others."""
+    value = x509.BasicConstraints(ca=True, path_length=None)
+    monkeypatch.setattr(authority_module, "_END_ENTITY", x509.Extension(value.oid, True, value))
+
+
+def test_of_what_is_verified_later_the_first_for_each_kind_of_key_is_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[x509.Certificate] = []
+
+    def noted(chain: tuple[x509.Certificate, ...], *given: Any) -> SpiffeId:
+        checked.append(chain[0])
+        return check_x509_svid(chain, *given)
+
+    monkeypatch.setattr(authority_module, "check_x509_svid", noted)
+    authority, keys = fresh(), [KeyAlgorithm.EC_P256, KeyAlgorithm.ED25519, KeyAlgorithm.RSA_2048]
+    for algorithm in keys:
+        key = algorithm.generate().public_key()
+        made = [authority.issue(key, WEB, ttl=HOUR, now=NOW, verified_later=True) for _ in range(3)]
+        assert checked == [made[0][0]]
+        for each in made:
+            assert check_x509_svid(each, authority.bundle, NOW) == WEB
+        checked.clear()
+    # Nobody looks at this one later.
+    authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW)
+    assert len(checked) == 1
+
+
+def test_a_wrong_first_one_is_refused_and_each_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = fresh()
+    wrong(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(IssuanceRefused, match="leaf is a CA certificate"):
+            authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
+
+
+def test_a_wrong_one_that_nobody_verifies_later_is_refused_whatever_came_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = fresh()
+    for later in (True, False):
+        authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=later)
+    wrong(monkeypatch)
+    with pytest.raises(IssuanceRefused, match="leaf is a CA certificate"):
+        authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW)
+
+
+def test_one_that_is_not_signed_with_the_authoritys_key_is_refused_though_others_were_good() -> None:
+    """What a key store answers is not ours."""
+    authority = fresh()
+    authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
+    object.__setattr__(authority, "private_key", KeyAlgorithm.EC_P256.generate())
+    with pytest.raises(IssuanceRefused, match="does not lead to an authority"):
+        authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
+
+
+def test_where_the_clock_was_set_back_before_its_authority_began_nothing_is_signed() -> None:
+    authority = fresh()
+    authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
+    with pytest.raises(IssuanceRefused, match="not valid before"):
+        authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW - DAY, verified_later=True)
+
+
 @pytest.mark.parametrize("ttl", [timedelta(0), -HOUR])
 def test_a_lifetime_is_positive(ttl: timedelta) -> None:
     with pytest.raises(IssuanceRefused, match="lifetime must be positive"):
