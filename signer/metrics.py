@@ -38,9 +38,9 @@ class Metrics:
         self._turned_away = Counter(
             "podsvid_signer_turned_away",
             "What the front did not take or ended, by kind: connections (address, strangers, agents, node, silent, "
-            "unauthenticated), mints (mints, message) and trust streams (streams, report); and calls after which a "
-            "connection is not read for a while, as its node calls too often (calls). The same with istio_ before it "
-            "of Istio's proxies.",
+            "unauthenticated), mints (mints, batches, message) and trust streams (streams, report); and calls after "
+            "which a connection is not read for a while, as its node calls too often (calls). The same with istio_ "
+            "before it of Istio's proxies.",
             ["kind"],
             registry=self.registry,
         )

@@ -42,6 +42,9 @@ class Refusal(Exception):
     retry_after: timedelta | None = None
 
     async def abort(self, context: _Context) -> None:
+        await context.abort_with_status(rpc_status.to_status(self.status()))
+
+    def status(self) -> status_pb2.Status:
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         if self.reason:
             info = any_pb2.Any()
@@ -51,7 +54,7 @@ class Refusal(Exception):
             nanos = int(self.retry_after / timedelta(microseconds=1)) * 1000
             delay = duration_pb2.Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
             status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-        await context.abort_with_status(rpc_status.to_status(status))
+        return status
 
 
 @dataclass
@@ -72,6 +75,11 @@ class Mint:
     gate: asyncio.Event | None = None
     # As many calls go on as it was released: a signer that is slow.
     turnstile: asyncio.Semaphore | None = None
+    # Whether it knows batches; what is said of the next ones, by their items' pods: nothing of these.
+    batches: bool = True
+    silent_of: frozenset[str] = frozenset()
+    # How the next batches end after so many answers.
+    breaks: list[tuple[int, Refusal]] = field(default_factory=list)
 
 
 def authority(now: datetime, trust_domain: TrustDomain = TRUST_DOMAIN) -> X509Authority:
@@ -125,6 +133,8 @@ class FakeSigner:
         self.jwt_key = JwtSigningKey.create(JwtAlgorithm.ES256)
         self.mint = Mint()
         self.mints: list[signer_pb2.MintX509SVIDRequest] = []
+        # How many items each batch had.
+        self.batches: list[int] = []
         self.jwts: list[signer_pb2.MintJWTSVIDRequest] = []
         self.bearers: list[str] = []
         self.arrivals: list[float] = []
@@ -201,6 +211,11 @@ class FakeSigner:
                 signer_pb2.MintX509SVIDRequest.FromString,
                 signer_pb2.MintX509SVIDResponse.SerializeToString,
             ),
+            "MintX509SVIDs": grpc.unary_stream_rpc_method_handler(
+                self._mint_x509s,
+                signer_pb2.MintX509SVIDsRequest.FromString,
+                signer_pb2.MintX509SVIDsResponse.SerializeToString,
+            ),
             "MintJWTSVID": grpc.unary_unary_rpc_method_handler(
                 self._mint_jwt,
                 signer_pb2.MintJWTSVIDRequest.FromString,
@@ -214,17 +229,60 @@ class FakeSigner:
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
+    async def _mint_x509s(
+        self, request: signer_pb2.MintX509SVIDsRequest, context: _Context
+    ) -> AsyncIterator[signer_pb2.MintX509SVIDsResponse]:
+        if not self.mint.batches:
+            await Refusal(grpc.StatusCode.UNIMPLEMENTED, message="Method not found!").abort(context)
+        self.batches.append(len(request.items))
+        ends_after, how = self.mint.breaks.pop(0) if self.mint.breaks else (len(request.items), None)
+        answers = [
+            asyncio.ensure_future(self._item(number, each.request, context))
+            for number, each in enumerate(request.items)
+            if each.request.pod.name not in self.mint.silent_of
+        ]
+        try:
+            left = set(answers)
+            while left and ends_after > 0:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for each in list(done)[:ends_after]:
+                    yield signer_pb2.MintX509SVIDsResponse(outcomes=[each.result()])
+                    ends_after -= 1
+            if how is not None:
+                await how.abort(context)
+        finally:
+            for each in answers:
+                each.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+
+    async def _item(
+        self, number: int, request: signer_pb2.MintX509SVIDRequest, context: _Context
+    ) -> signer_pb2.MintX509SVIDOutcome:
+        try:
+            return signer_pb2.MintX509SVIDOutcome(item=number, answer=await self._minted(request, context))
+        except Refusal as refusal:
+            return signer_pb2.MintX509SVIDOutcome(item=number, refusal=refusal.status().SerializeToString())
+
     async def _enter(self, context: _Context) -> None:
         self.arrivals.append(asyncio.get_running_loop().time())
         self.bearers.append(dict(context.invocation_metadata()).get("authorization", ""))
         if self.mint.refusals:
-            await self.mint.refusals.pop(0).abort(context)
+            raise self.mint.refusals.pop(0)
         if self.mint.gate is not None:
             await self.mint.gate.wait()
         if self.mint.turnstile is not None:
             await self.mint.turnstile.acquire()
 
     async def _mint_x509(
+        self, request: signer_pb2.MintX509SVIDRequest, context: _Context
+    ) -> signer_pb2.MintX509SVIDResponse:
+        try:
+            return await self._minted(request, context)
+        except Refusal as refusal:
+            await refusal.abort(context)
+            raise
+
+    async def _minted(
         self, request: signer_pb2.MintX509SVIDRequest, context: _Context
     ) -> signer_pb2.MintX509SVIDResponse:
         self.mints.append(request)
@@ -254,7 +312,10 @@ class FakeSigner:
         self, request: signer_pb2.MintJWTSVIDRequest, context: _Context
     ) -> signer_pb2.MintJWTSVIDResponse:
         self.jwts.append(request)
-        await self._enter(context)
+        try:
+            await self._enter(context)
+        except Refusal as refusal:
+            await refusal.abort(context)
         how, now = self.mint, self._clock.now() + self.mint.skew
         svid = self.jwt_key.issue(SpiffeId.parse(request.spiffe_id), list(request.audiences), ttl=how.ttl, now=now)
         answer = signer_pb2.MintJWTSVIDResponse(token=svid.token, reusable=True)

@@ -3,21 +3,21 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from typing import Any, TypeVar, cast
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
+from agent.authority.batches import Alone, Batches
 from agent.authority.connection import Connection
 from agent.authority.contact import Contact
+from agent.authority.endings import SERVICE, Failed, is_cancelled
 from agent.errors import AuthorityDenied, AuthorityRefused, AuthorityUnavailable
 from runtime.tracing import Tracing
 from runtime.turns import Crowded, Seen, Turns, Who
+from signer.pb import signer_pb2
 
-SERVICE = "/podsvid.signer.v1.Signer/"
 # Seconds. The workloads give a mint 30; this one must be over before, to say why.
 CALL_SECONDS = 20.0
 # A call that the signer puts off is repeated when it said; under lasting pressure these grow beyond that.
@@ -27,6 +27,8 @@ LEAST_WAIT_LATER = 0.2
 # At once: the signer takes 16 calls on a connection, the trust streams among them, and refuses what is beyond. One
 # namespace has so many of them at most.
 AT_ONCE, OF_ONE = 12, 8
+# The same of those that are asked for in batches, which have three calls beside.
+ITEMS, ITEMS_OF_ONE = 84, 56
 # Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
 _TRY_AGAIN = frozenset(
     {
@@ -65,11 +67,38 @@ class Calls:
         self._rng = rng
         self._tracing = tracing
         self._turns = Turns(AT_ONCE, of_group=OF_ONE, seen=seen)
+        self._items = Turns(ITEMS, of_group=ITEMS_OF_ONE, seen=seen)
+        self._batches = Batches(connection)
 
     @property
     def waiting(self) -> int:
         """How many wait to be made."""
-        return self._turns.waiting
+        return self._turns.waiting + self._items.waiting
+
+    async def mint_x509(
+        self,
+        request: signer_pb2.MintX509SVIDRequest,
+        who: Who,
+        *,
+        renewal: bool = False,
+        while_away: float | None = None,
+    ) -> signer_pb2.MintX509SVIDResponse:
+        """As `call`; a `renewal` may wait some milliseconds for others, with which it is asked for then."""
+        parse = signer_pb2.MintX509SVIDResponse.FromString
+
+        async def alone(left: float, deadline: float) -> signer_pb2.MintX509SVIDResponse:
+            async with self._turns.turn(who, patience=left):
+                return await self._ask("MintX509SVID", request, parse, deadline)
+
+        async def gathered(left: float, deadline: float) -> signer_pb2.MintX509SVIDResponse:
+            if renewal and self._connection.takes_batches:
+                with suppress(Alone):
+                    async with self._items.turn(who, patience=left):
+                        traceparent = dict(self._tracing.headers()).get("traceparent", "")
+                        return await self._batches.ask(request, traceparent, deadline)
+            return await alone(max(deadline - asyncio.get_running_loop().time(), 0.0), deadline)
+
+        return await self._repeated(gathered, LEAST_WAIT, while_away)
 
     async def call(
         self,
@@ -86,26 +115,36 @@ class Calls:
         `while_away`: for how many seconds a signer is waited for that does not answer anybody at present. Raises
         AuthorityUnavailable (try again) or AuthorityRefused (do not).
         """
+
+        async def once(left: float, deadline: float) -> _Answer:
+            async with self._turns.turn(who, patience=left, later=later):
+                return await self._ask(method, message, parse, deadline)
+
+        return await self._repeated(once, LEAST_WAIT_LATER if later else LEAST_WAIT, while_away)
+
+    async def _repeated(
+        self, once: Callable[[float, float], Awaitable[_Answer]], least: float, while_away: float | None
+    ) -> _Answer:
+        """What `once` answers, asked again for as long as that helps: it has so many seconds, until that time."""
         self._contact.wanted()
         # One that is there and puts calls off is asked by all in turn, and nobody holds a turn for longer than others.
         patience = CALL_SECONDS if self._contact.connected or while_away is None else while_away
         deadline = asyncio.get_running_loop().time() + patience
-        least, put_off = LEAST_WAIT_LATER if later else LEAST_WAIT, None
+        put_off: AuthorityUnavailable | AuthorityRefused | None = None
         while True:
             try:
-                left = max(deadline - asyncio.get_running_loop().time(), 0.0)
-                async with self._turns.turn(who, patience=left, later=later):
-                    return await self._ask(method, message, parse, deadline)
+                return await once(max(deadline - asyncio.get_running_loop().time(), 0.0), deadline)
             except Crowded as crowded:
                 raise put_off or self._late(crowded, patience) from None
-            except grpc.aio.AioRpcError as error:
+            except (grpc.aio.AioRpcError, Failed) as error:
                 if is_cancelled():
                     raise asyncio.CancelledError from None
-                reason, text, retry = explain(error)
-                if put_off is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
+                how = error if isinstance(error, Failed) else Failed.of(error)
+                code, reason, text, retry = how.code, how.reason, how.text, how.retry
+                if put_off is not None and code is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
                     raise put_off from None
-                failed = self._failed(error.code(), reason, text, patience)
-                if not reason and error.code() is grpc.StatusCode.CANCELLED:
+                failed = self._failed(code, reason, text, patience)
+                if not reason and code is grpc.StatusCode.CANCELLED:
                     # A signer with a new certificate takes no more on older connections: what comes there is dropped.
                     # It says nothing of why there is no answer later.
                     retry = 0.0 if retry is None else retry
@@ -151,25 +190,3 @@ class Calls:
         if code in _TRY_AGAIN or reason in _SOON:
             return AuthorityUnavailable(found)
         return AuthorityDenied(found) if reason in DENIALS else AuthorityRefused(found)
-
-
-def is_cancelled() -> bool:
-    """Whether this task is to end. grpc also raises CancelledError where a connection was closed below a call."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
-
-
-def explain(error: grpc.aio.AioRpcError) -> tuple[str, str, float | None]:
-    """Reason code, text for people, and seconds to wait where the signer said so."""
-    reason, retry = "", None
-    try:
-        status = rpc_status.from_call(cast(grpc.Call, error))
-    except ValueError:
-        status = None
-    for detail in status.details if status else ():
-        info, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            reason = str(info.reason)
-        elif detail.Unpack(delay):
-            retry = timedelta(seconds=delay.retry_delay.seconds, microseconds=delay.retry_delay.nanos // 1000)
-    return reason, error.details() or error.code().name, retry.total_seconds() if retry else None

@@ -34,6 +34,8 @@ ASK_MILLISECONDS = 1000
 LOOK_SECONDS = 0.25
 # Seconds that a channel serves at least before another one takes its place for its age.
 LEAST_AGE = 300.0
+# Seconds for which a signer takes little at once from a connection: until its settings must have been acknowledged.
+YOUNG_SECONDS = 4.0
 MAX_MESSAGE = 8 * 1024 * 1024
 # Seconds within which streams end whose connection an authority proved that is trusted no more: all agents hear of that
 # at once, and must not come anew at once.
@@ -90,6 +92,24 @@ class Connection:
         self._by_file = False
         self._leaving: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._closed = False
+        # The connection at whose other end no batches were known.
+        self._without_batches = 0
+
+    @property
+    def number(self) -> int:
+        """Which of the proven connections is the newest; 0 before the first."""
+        return self._signer.proven
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the signer may be asked for several SVIDs at once: it has not said that it knows no such call."""
+        age = asyncio.get_running_loop().time() - self._signer.proven_at
+        known = self.number not in (0, self._without_batches) and age >= YOUNG_SECONDS
+        return known and self._state() is grpc.ChannelConnectivity.READY
+
+    def lacks_batches(self, number: int) -> None:
+        """The signer at the other end of that connection is older than batches; the next one may be newer."""
+        self._without_batches = number
 
     def channel(self) -> grpc.aio.Channel:
         """The channel, made anew where a server that is trusted no more may be at its other end.

@@ -23,7 +23,8 @@ class MintRequest:
     The private half never leaves the node; it is here because a certificate request is signed with it.
     `patience`: seconds for which an authority that is away may be waited for; None: as usual.
     `ttl` and `dns_names` are the pod author's wishes: the authority may cap the one and refuse the others. `ttl_text`
-    is that wish as it was written, for people.
+    is that wish as it was written, for people. `renewal`: the pod has an SVID, and can wait some
+    milliseconds.
     """
 
     pod: PodRef
@@ -33,6 +34,7 @@ class MintRequest:
     dns_names: tuple[str, ...] = ()
     ttl_text: str = ""
     patience: float | None = None
+    renewal: bool = False
 
     @property
     def public_key(self) -> PublicKey:

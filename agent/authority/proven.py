@@ -84,6 +84,8 @@ class ProvenSigner:
         self._failure = ""
         # Connections that were proven; and of the roots those (PEM) that proved one, each with the number of the last.
         self.proven = 0
+        # When the last was, by the loop's clock.
+        self.proven_at = 0.0
         self._proven_by: dict[bytes, int] = {}
 
     @property
@@ -198,6 +200,7 @@ class ProvenSigner:
             far_out.transport.abort()
             raise
         self.proven += 1
+        self.proven_at = asyncio.get_running_loop().time()
         self._proven_by |= dict.fromkeys(_signers(leaf, certificates(roots)), self.proven)
         self._failure = ""
         return far, far_out

@@ -111,12 +111,8 @@ class SignerAuthority:
             ttl=request.ttl_text,
         )
         asked_at = self._clock.now()
-        answer: signer_pb2.MintX509SVIDResponse = await self._calls.call(
-            "MintX509SVID",
-            message,
-            signer_pb2.MintX509SVIDResponse.FromString,
-            turn_of(request.pod),
-            while_away=request.patience,
+        answer = await self._calls.mint_x509(
+            message, turn_of(request.pod), renewal=request.renewal, while_away=request.patience
         )
         answered_at = self._clock.now()
         sequence = self._held.believed(answer.trust_sequence) or 0

@@ -10,9 +10,9 @@ from typing import Any
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent.authority.calls import SERVICE, explain, is_cancelled
 from agent.authority.connection import Connection, SignerSettings
 from agent.authority.contact import Contact
+from agent.authority.endings import SERVICE, explain, is_cancelled
 from agent.authority.held import HeldTrust
 from agent.authority.protocol import EarlyRenewal
 from agent.errors import AuthorityUnavailable

@@ -79,11 +79,22 @@ class Issuer:
         return replace(issued, contents=Contents(issued.identity, jwt_svids))
 
     async def mint_x509(
-        self, volume: Volume, token: PodToken | None, key: PrivateKey, patience: float | None = None
+        self,
+        volume: Volume,
+        token: PodToken | None,
+        key: PrivateKey,
+        patience: float | None = None,
+        *,
+        renewal: bool = False,
     ) -> Issued:
-        """An X.509-SVID for a key that `key` made. Raises AuthorityRefused, AuthorityUnavailable."""
+        """An X.509-SVID for a key that `key` made. `patience` and `renewal`: see MintRequest.
+
+        Raises AuthorityRefused, AuthorityUnavailable.
+        """
         options = volume.options
-        request = MintRequest(volume.pod, token, key, options.ttl, options.dns_names, options.ttl_text, patience)
+        request = MintRequest(
+            volume.pod, token, key, options.ttl, options.dns_names, options.ttl_text, patience, renewal
+        )
         minted = await _in_time(self._authority.mint_x509(request), max(MINT_DEADLINE, patience or 0.0))
         try:
             svid = X509Svid(minted.spiffe_id, minted.chain, key, minted.hint)

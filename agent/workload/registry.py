@@ -37,6 +37,8 @@ REPORT_SECONDS = 1.0
 PATIENCE_AGAIN = 75.0
 # How many problems of pods without a volume are remembered.
 MAX_PUBLISH_PROBLEMS = 256
+# At once: as many as the signer is asked for in batches.
+RENEWALS = 84
 
 
 class WorkloadRegistry:
@@ -71,7 +73,7 @@ class WorkloadRegistry:
         self._complete = asyncio.Event()
         # Of volumes that could not be published: there is no workload to keep them.
         self.publish_problems = Problems(MAX_PUBLISH_PROBLEMS)
-        self.scheduler = RotationScheduler(self._renew, clock, rng, prepare=self._prepare)
+        self.scheduler = RotationScheduler(self._renew, clock, rng, prepare=self._prepare, at_once=RENEWALS)
         metrics.watch(lambda: len(self._workloads), self.earliest_expiry, self._states)
 
     @property

@@ -314,7 +314,7 @@ class Workload:
             busy, self._key = self._key, None
             raise busy
         with self._means.tracing.span("renew X.509-SVID", self.volume.pod.trace_facts) as span:
-            issued = await self._issuer.mint_x509(self.volume, self.token, self._key)
+            issued = await self._issuer.mint_x509(self.volume, self.token, self._key, renewal=True)
             span.note({"podsvid.serial": issued.identity.default.serial})
         self._key = None
         self._take(issued)

@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import agent.authority.connection
 import agent.authority.proven
-from agent.authority.calls import SERVICE, explain
 from agent.authority.connection import SignerSettings
+from agent.authority.endings import SERVICE, explain
 from agent.authority.protocol import EarlyRenewal, MintRequest
 from agent.authority.signer import SignerAuthority
 from agent.errors import AuthorityRefused, AuthorityUnavailable

@@ -1,18 +1,17 @@
-"""The signer's API for agents: each call attested, entitled, signed and written to the audit log."""
+"""The signer's API for agents: its methods, and the streams on which agents learn what to trust."""
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
-from runtime import durations
 from runtime.clock import Clock
 from runtime.feed import Feed
 from runtime.stopping import end
@@ -23,99 +22,32 @@ from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
 from signer.errors import Reason, Refused
 from signer.front.audit import Audit
-from signer.front.budget import MAX_REPORT, MINTS, TRUST_STREAMS
-from signer.front.calls import (
-    MINT_DEADLINE,
-    Context,
-    Messages,
-    abort,
-    bearer,
-    bounded,
-    ended,
-    only,
-    parsed,
-    refused_by,
-    still_wanted,
-)
-from signer.front.limits import NodeLimits, Place, Slots
+from signer.front.batch import Batches
+from signer.front.budget import BATCHES, MAX_REPORT, MINTS, TRUST_STREAMS
+from signer.front.callers import Callers, Gate
+from signer.front.calls import Context, Messages, abort, ended, only, parsed, refused_by
+from signer.front.limits import NodeLimits, Slots
+from signer.front.mints import Asked, Mints
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
-from signer.model import SOON, Agent, AttestedPod, Entitlement, PodClaim, Sender
+from signer.model import Agent
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
-from signer.wishes import stale_mounts
-from svid.certificates import serial_of, to_der
 
 _log = logging.getLogger("podsvid.api")
 SERVICE = "podsvid.signer.v1.Signer"
 # A stream ends while its agent's token is good still, and not later than this: agents spread over replicas again.
 STREAM_LIFE = timedelta(minutes=30)
 TOKEN_MARGIN = timedelta(seconds=60)
-# Refusals that the pod's author or the cluster's operator can do something about: the pod's events say so. Only such as
-# come after the pod was proven to be on the agent's node, or an agent would choose whose events it writes.
-_TELL_POD = frozenset(
-    {
-        Reason.POLICY_DENIED,
-        Reason.POLICY_UNUSABLE,
-        Reason.KEY_ALGORITHM_DENIED,
-        Reason.KEY_WEAK,
-        Reason.DNS_NAME_DENIED,
-        Reason.POD_WITHOUT_DRIVER,
-        Reason.POD_OVERSIZED,
-        Reason.POD_IS_MIRROR,
-        Reason.NAMESPACE_FULL,
-        Reason.ISSUANCE_REFUSED,
-        Reason.JWT_DISABLED,
-    }
-)
-# What was said about the caller's own token: a stranger who goes on like this is sent away.
-_NO_AGENT = frozenset(
-    {
-        Reason.AGENT_TOKEN_MISSING,
-        Reason.AGENT_TOKEN_INVALID,
-        Reason.AGENT_TOKEN_EXPIRED,
-        Reason.AGENT_TOKEN_AUDIENCE,
-        Reason.AGENT_TOKEN_UNBOUND,
-        Reason.AGENT_DENIED,
-        Reason.INVALID_REQUEST,
-    }
-)
-# Seconds; a century.
-MAX_WISH = int(durations.MAX.total_seconds())
 _Request = TypeVar("_Request", signer_pb2.MintX509SVIDRequest, signer_pb2.MintJWTSVIDRequest)
-_Answer = TypeVar("_Answer")
+
+
+def _seconds() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _stops() -> Refused:
     return Refused(Reason.RECONNECT, "this replica stops; ask another one")
-
-
-def _written(text: str, wished: timedelta | None) -> str:
-    """A wish as its author wrote it, if that is what an agent says of it: it is shown to people. Else empty."""
-    try:
-        return text if wished is not None and durations.parse(text) == wished else ""
-    except durations.InvalidDuration:
-        return ""
-
-
-class Gate(Protocol):
-    """The connections that calls come on, by the name that grpc gives them."""
-
-    def proven(self, peer: str, node: str) -> bool:
-        """An agent of the node with that uid is at the other end. False: there is no room for one more."""
-
-    def strike(self, peer: str) -> None:
-        """A call on it proved no agent."""
-
-    def used(self, peer: str, size: int) -> None:
-        """So many bytes of it were a message that is answered."""
-
-    def rest(self, peer: str, seconds: float) -> None:
-        """Nothing more of it is wanted for so long."""
-
-    def sender(self, peer: str) -> Sender:
-        """Who is at the other end, as far as that is proven."""
-        ...
 
 
 class SignerService:
@@ -141,17 +73,15 @@ class SignerService:
         rng: random.Random,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        self._tracing = tracing
-        self._attestor = attestor
-        self._policies = policies
-        self._minting = minting
         self._limits = limits
-        self._gate = gate
-        self._mints = Slots(MINTS, lambda: asyncio.get_running_loop().time())
+        self._callers = Callers(attestor, limits, gate, metrics)
+        self._mints = Mints(self._callers, attestor, policies, minting, limits, events, audit, metrics, tracing)
+        self._places = Slots(MINTS, _seconds)
+        # An async generator itself, which grpc looks for.
+        self.mint_x509s = Batches(self._callers, self._mints, limits, self._places, Slots(BATCHES, _seconds)).mint
         self._streams = Slots(TRUST_STREAMS)
         self._agents = agents
         self._trust = trust
-        self._events = events
         self._audit = audit
         self._metrics = metrics
         self._clock = clock
@@ -173,6 +103,9 @@ class SignerService:
             "MintX509SVID": grpc.stream_unary_rpc_method_handler(
                 self.mint_x509, None, signer_pb2.MintX509SVIDResponse.SerializeToString
             ),
+            "MintX509SVIDs": grpc.stream_stream_rpc_method_handler(
+                self.mint_x509s, None, signer_pb2.MintX509SVIDsResponse.SerializeToString
+            ),
             "MintJWTSVID": grpc.stream_unary_rpc_method_handler(
                 self.mint_jwt, None, signer_pb2.MintJWTSVIDResponse.SerializeToString
             ),
@@ -183,168 +116,36 @@ class SignerService:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def mint_x509(self, messages: Messages, context: Context) -> signer_pb2.MintX509SVIDResponse:
-        started = time.perf_counter()
-
-        async def sign(
-            request: signer_pb2.MintX509SVIDRequest, attested: AttestedPod, entitlement: Entitlement
-        ) -> signer_pb2.MintX509SVIDResponse:
-            wished = timedelta(seconds=min(max(request.ttl_seconds, 0), MAX_WISH)) or None
-            await self._minting.promise_x509(entitlement, wished)
-            issued = await self._minting.signed(
-                "x509",
-                attested.agent.node_uid,
-                lambda: self._minting.x509(
-                    attested.pod,
-                    entitlement,
-                    request.csr,
-                    wished,
-                    request.dns_names,
-                    _written(request.ttl, wished),
-                    attested.until,
-                ),
-            )
-            leaf = issued.chain[0]
-            stale = [each for each in map(stale_mounts, attested.pod.wishes) if each]
-            federated = entitlement.federates_with
-            answer = signer_pb2.MintX509SVIDResponse(
-                spiffe_id=str(entitlement.spiffe_id),
-                chain=to_der(issued.chain),
-                trust_sequence=issued.sequence,
-                hint=entitlement.hint,
-                federates_with=[domain.name for domain in federated or ()],
-                federates_with_all=federated is None,
-                notice="; ".join(filter(None, [issued.notice, *stale])),
-                policy=entitlement.decided_by,
-            )
-            answer.renew_from.FromDatetime(issued.renewal.start)
-            answer.renew_until.FromDatetime(issued.renewal.end)
-            answer.signed_at.FromDatetime(issued.at)
-            facts = {
-                "serial": serial_of(leaf),
-                "key_algorithm": issued.key_algorithm.value,
-                "not_before": leaf.not_valid_before_utc.isoformat(),
-                "not_after": leaf.not_valid_after_utc.isoformat(),
-            }
-            claim = PodClaim(attested.pod.namespace, attested.pod.name, attested.pod.uid)
-            if issued.clipped:
-                facts["ttl_clipped"] = issued.clipped
-                self._events.clipped(claim, issued.clipped)
-            for each in stale:
-                self._events.surprise(claim, "SubPathMount", each)
-            self._audit.allowed("x509", attested, entitlement, facts, time.perf_counter() - started)
-            return answer
-
-        return await self._mint("x509", signer_pb2.MintX509SVIDRequest, messages, context, started, sign)
+        try:
+            return await self._mints.x509(self._asked(signer_pb2.MintX509SVIDRequest, messages, context))
+        except Refused as refusal:
+            await abort(context, refusal)
 
     async def mint_jwt(self, messages: Messages, context: Context) -> signer_pb2.MintJWTSVIDResponse:
-        started = time.perf_counter()
-
-        async def sign(
-            request: signer_pb2.MintJWTSVIDRequest, attested: AttestedPod, entitlement: Entitlement
-        ) -> signer_pb2.MintJWTSVIDResponse:
-            await self._minting.promise_jwt(entitlement)
-            issued = await self._minting.signed(
-                "jwt",
-                attested.agent.node_uid,
-                lambda: self._minting.jwt(entitlement, request.spiffe_id, request.audiences, attested.until),
-            )
-            answer = signer_pb2.MintJWTSVIDResponse(token=issued.svid.token, reusable=issued.reusable)
-            answer.renew_from.FromDatetime(issued.renewal.start)
-            answer.renew_until.FromDatetime(issued.renewal.end)
-            facts = {"audiences": list(issued.svid.audiences), "not_after": issued.svid.expires_at.isoformat()}
-            self._audit.allowed("jwt", attested, entitlement, facts, time.perf_counter() - started)
-            return answer
-
-        return await self._mint("jwt", signer_pb2.MintJWTSVIDRequest, messages, context, started, sign)
-
-    async def _mint(
-        self,
-        kind: str,
-        form: type[_Request],
-        messages: Messages,
-        context: Context,
-        started: float,
-        sign: Callable[[_Request, AttestedPod, Entitlement], Awaitable[_Answer]],
-    ) -> _Answer:
-        claim: PodClaim | None = None
-        agent: Agent | None = None
         try:
-            still_wanted(context)
-            async with asyncio.timeout(MINT_DEADLINE):
-                agent = await self._proven(context)
-                facts = {"k8s.node.name": agent.node_name, "podsvid.svid": kind}
-                # Only who has proved to be an agent gets into traces.
-                with self._tracing.span("attest, decide, sign", facts, context.invocation_metadata() or ()) as span:
-                    async with self._limits.slot(agent.node_uid):
-                        with self._slot(self._mints, "mints", agent.node_uid) as place:
-                            request = await only(form, messages, place)
-                            claim = PodClaim(request.pod.namespace, request.pod.name, request.pod.uid)
-                            with self._tracing.span("attest the pod"):
-                                attested = await self._attestor.pod(agent, bounded(request.pod_token), claim)
-                            with self._tracing.span("decide"):
-                                entitlement = self._policies.entitlement(attested.pod)
-                                attested.check(entitlement.spiffe_id)
-                            span.note(
-                                {
-                                    "podsvid.spiffe_id": str(entitlement.spiffe_id),
-                                    "podsvid.policy": entitlement.decided_by,
-                                }
-                            )
-                            still_wanted(context)
-                            with self._tracing.span("sign"):
-                                answer = await sign(request, attested, entitlement)
-                            self._attestor.issued(attested, entitlement.spiffe_id)
-                            self._gate.used(context.peer(), request.ByteSize())
-        except Exception as error:
-            refusal = refused_by(error)
-            seconds = time.perf_counter() - started
-            self._audit.refused(kind, agent, claim, refusal.reason, str(refusal), seconds)
-            self._metrics.minted(kind, refusal.reason.value, seconds)
-            if agent is not None and claim is None and refusal.reason is Reason.INVALID_REQUEST:
-                self._metrics.turned_away("message")
-            if refusal.reason in _TELL_POD and claim is not None:
-                self._events.refused(claim, refusal.reason.value, str(refusal))
-            await abort(context, refusal)
-            raise  # never reached: abort raises
-        for surprise in entitlement.surprises:
-            self._events.surprise(claim, "PolicySurprise", surprise)
-        self._metrics.minted(kind, "degraded" if attested.degraded else "ok", time.perf_counter() - started)
-        return answer
-
-    async def _proven(self, context: Context) -> Agent:
-        """The agent that a call's headers prove. Raises Refused."""
-        peer = context.peer()
-        try:
-            agent = await self._attestor.agent(bearer(context), self._gate.sender(peer))
+            return await self._mints.jwt(self._asked(signer_pb2.MintJWTSVIDRequest, messages, context))
         except Refused as refusal:
-            if refusal.reason in _NO_AGENT:
-                self._gate.strike(peer)
-            raise
-        if not self._gate.proven(peer, agent.node_uid):
-            raise Refused(Reason.BUSY, "this replica has as many agents as it has memory for", retry_after=SOON)
-        wait = self._limits.called(agent.node_uid)
-        if wait > 0.0:
-            self._metrics.turned_away("calls")
-            self._gate.rest(peer, wait)
-        return agent
+            await abort(context, refusal)
 
-    @contextmanager
-    def _slot(self, slots: Slots, what: str, holder: str = "") -> Iterator[Place]:
-        """One of the replica's. Raises Refused (BUSY)."""
-        with slots.one(holder) as place:
-            if place is None:
-                self._metrics.turned_away(what)
-                raise Refused(Reason.BUSY, f"this replica has its fill of {what}", retry_after=SOON)
-            yield place
+    def _asked(self, form: type[_Request], messages: Messages, context: Context) -> Asked[_Request]:
+        """By a call of its own."""
+
+        @asynccontextmanager
+        async def request(agent: Agent) -> AsyncIterator[_Request]:
+            with self._callers.place(self._places, "mints", agent.node_uid) as place:
+                yield await only(form, messages, place)
+
+        headers = context.invocation_metadata() or ()
+        return Asked(context, time.perf_counter(), lambda: self._callers.proven(context), request, headers)
 
     async def watch_trust(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.WatchTrustResponse]:
         agent: Agent | None = None
         place = ExitStack()
         try:
-            agent = await self._proven(context)
+            agent = await self._callers.proven(context)
             if self._stopping:
                 raise _stops()
-            place.enter_context(self._slot(self._streams, "streams"))
+            place.enter_context(self._callers.place(self._streams, "streams"))
             handle = self._agents.connect(agent)
         except Exception as error:
             refusal = refused_by(error)

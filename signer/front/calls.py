@@ -121,7 +121,8 @@ def refused_by(error: Exception) -> Refused:
     return Refused(Reason.INTERNAL, "the signer failed; its log says more")
 
 
-async def abort(context: Context, refusal: Refused) -> NoReturn:
+def status_of(refusal: Refused) -> status_pb2.Status:
+    """Code, text, reason and when to try again: all that a caller learns of it."""
     details = any_pb2.Any()
     details.Pack(error_details_pb2.ErrorInfo(reason=refusal.reason.value, domain=ERROR_DOMAIN))
     code: Any = STATUS_CODES[refusal.reason]
@@ -130,4 +131,8 @@ async def abort(context: Context, refusal: Refused) -> NoReturn:
         seconds = refusal.retry_after.total_seconds()
         delay = duration_pb2.Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    await aborted(context.abort_with_status(rpc_status.to_status(status)), refusal)
+    return status
+
+
+async def abort(context: Context, refusal: Refused) -> NoReturn:
+    await aborted(context.abort_with_status(rpc_status.to_status(status_of(refusal))), refusal)

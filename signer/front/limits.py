@@ -21,6 +21,8 @@ REPORTS, REPORTS_AT_ONCE = 10.0, 20.0
 # one takes a third of what a mint takes, so who goes on is not read for a while: seconds at most, each time.
 CALLS, CALLS_AT_ONCE = 4, 2
 MOST_REST = 5.0
+# Batches of one node at once, whose messages are held until each is answered: an agent has three.
+BATCHES = 6
 
 
 class Place:
@@ -113,6 +115,7 @@ class _Node:
     # The same of its calls, which were begun.
     calls: Bucket
     running: int = 0
+    batches: int = 0
 
 
 class NodeLimits:
@@ -147,11 +150,23 @@ class NodeLimits:
         finally:
             node.running -= 1
 
-    def called(self, node_uid: str) -> float:
-        """Count a call of the node; seconds for which no other of its connection should come, 0 for most."""
+    @contextmanager
+    def batch(self, node_uid: str) -> Iterator[None]:
+        """Hold one of the node's few batches, whose items each take a slot as well. Raises Refused (BUSY)."""
+        node = self._node(node_uid)
+        if node.batches >= BATCHES:
+            raise Refused(Reason.BUSY, f"this node has {BATCHES} batches in flight already", retry_after=BUSY_RETRY)
+        node.batches += 1
+        try:
+            yield
+        finally:
+            node.batches -= 1
+
+    def called(self, node_uid: str, times: int = 1) -> float:
+        """Count calls of the node; seconds for which no other of its connection should come, 0 for most."""
         calls, now = self._node(node_uid).calls, self._clock.monotonic()
         wait = calls.wait(now)
-        calls.spend()
+        calls.spend(times)
         return min(wait, MOST_REST)
 
     async def heard(self, node_uid: str) -> None:
@@ -174,7 +189,7 @@ class NodeLimits:
         self._nodes.move_to_end(uid)
         if len(self._nodes) > MAX_NODES:
             # The one that was quiet for longest; its bucket is full again, so nothing is forgotten.
-            idle = next((key for key, each in self._nodes.items() if each.running == 0), None)
+            idle = next((key for key, each in self._nodes.items() if each.running == each.batches == 0), None)
             if idle is not None:
                 del self._nodes[idle]
         return node

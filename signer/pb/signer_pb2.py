@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16signer/pb/signer.proto\x12\x11podsvid.signer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x03Pod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\"\x8f\x01\n\x13MintX509SVIDRequest\x12#\n\x03pod\x18\x01 \x01(\x0b\x32\x16.podsvid.signer.v1.Pod\x12\x11\n\tpod_token\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x03\x12\x11\n\tdns_names\x18\x05 \x03(\t\x12\x0b\n\x03ttl\x18\x06 \x01(\t\"\xc2\x02\n\x14MintX509SVIDResponse\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x16\n\x0etrust_sequence\x18\x03 \x01(\x04\x12.\n\nrenew_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brenew_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04hint\x18\x06 \x01(\t\x12\x16\n\x0e\x66\x65\x64\x65rates_with\x18\x07 \x03(\t\x12\x1a\n\x12\x66\x65\x64\x65rates_with_all\x18\x08 \x01(\x08\x12\x0e\n\x06notice\x18\t \x01(\t\x12\x0e\n\x06policy\x18\n \x01(\t\x12-\n\tsigned_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x12MintJWTSVIDRequest\x12#\n\x03pod\x18\x01 \x01(\x0b\x32\x16.podsvid.signer.v1.Pod\x12\x11\n\tpod_token\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x11\n\taudiences\x18\x04 \x03(\t\"\x97\x01\n\x13MintJWTSVIDResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nrenew_from\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brenew_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08reusable\x18\x04 \x01(\x08\"\x8a\x01\n\x11WatchTrustRequest\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x04\x12/\n\x06in_use\x18\x02 \x03(\x0b\x32\x1f.podsvid.signer.v1.AuthorityUse\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"3\n\x0c\x41uthorityUse\x12\x14\n\x0c\x61uthority_id\x18\x01 \x01(\t\x12\r\n\x05svids\x18\x02 \x01(\r\"\xaa\x01\n\x12WatchTrustResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12*\n\x07\x62undles\x18\x02 \x03(\x0b\x32\x19.podsvid.signer.v1.Bundle\x12\x32\n\x05renew\x18\x03 \x03(\x0b\x32#.podsvid.signer.v1.RenewalDirective\x12\x12\n\nissues_jwt\x18\x04 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\",\n\x06\x42undle\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04jwks\x18\x02 \x01(\x0c\"}\n\x10RenewalDirective\x12\x14\n\x0c\x61uthority_id\x18\x01 \x01(\t\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa6\x02\n\x06Signer\x12_\n\x0cMintX509SVID\x12&.podsvid.signer.v1.MintX509SVIDRequest\x1a\'.podsvid.signer.v1.MintX509SVIDResponse\x12\\\n\x0bMintJWTSVID\x12%.podsvid.signer.v1.MintJWTSVIDRequest\x1a&.podsvid.signer.v1.MintJWTSVIDResponse\x12]\n\nWatchTrust\x12$.podsvid.signer.v1.WatchTrustRequest\x1a%.podsvid.signer.v1.WatchTrustResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16signer/pb/signer.proto\x12\x11podsvid.signer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x03Pod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\"\x8f\x01\n\x13MintX509SVIDRequest\x12#\n\x03pod\x18\x01 \x01(\x0b\x32\x16.podsvid.signer.v1.Pod\x12\x11\n\tpod_token\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x03\x12\x11\n\tdns_names\x18\x05 \x03(\t\x12\x0b\n\x03ttl\x18\x06 \x01(\t\"\xc2\x02\n\x14MintX509SVIDResponse\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x16\n\x0etrust_sequence\x18\x03 \x01(\x04\x12.\n\nrenew_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brenew_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04hint\x18\x06 \x01(\t\x12\x16\n\x0e\x66\x65\x64\x65rates_with\x18\x07 \x03(\t\x12\x1a\n\x12\x66\x65\x64\x65rates_with_all\x18\x08 \x01(\x08\x12\x0e\n\x06notice\x18\t \x01(\t\x12\x0e\n\x06policy\x18\n \x01(\t\x12-\n\tsigned_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x14MintX509SVIDsRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.podsvid.signer.v1.MintX509SVIDItem\"`\n\x10MintX509SVIDItem\x12\x37\n\x07request\x18\x01 \x01(\x0b\x32&.podsvid.signer.v1.MintX509SVIDRequest\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"Q\n\x15MintX509SVIDsResponse\x12\x38\n\x08outcomes\x18\x01 \x03(\x0b\x32&.podsvid.signer.v1.MintX509SVIDOutcome\"|\n\x13MintX509SVIDOutcome\x12\x0c\n\x04item\x18\x01 \x01(\r\x12\x39\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\'.podsvid.signer.v1.MintX509SVIDResponseH\x00\x12\x11\n\x07refusal\x18\x03 \x01(\x0cH\x00\x42\t\n\x07outcome\"r\n\x12MintJWTSVIDRequest\x12#\n\x03pod\x18\x01 \x01(\x0b\x32\x16.podsvid.signer.v1.Pod\x12\x11\n\tpod_token\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x11\n\taudiences\x18\x04 \x03(\t\"\x97\x01\n\x13MintJWTSVIDResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nrenew_from\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brenew_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08reusable\x18\x04 \x01(\x08\"\x8a\x01\n\x11WatchTrustRequest\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x04\x12/\n\x06in_use\x18\x02 \x03(\x0b\x32\x1f.podsvid.signer.v1.AuthorityUse\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"3\n\x0c\x41uthorityUse\x12\x14\n\x0c\x61uthority_id\x18\x01 \x01(\t\x12\r\n\x05svids\x18\x02 \x01(\r\"\xaa\x01\n\x12WatchTrustResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12*\n\x07\x62undles\x18\x02 \x03(\x0b\x32\x19.podsvid.signer.v1.Bundle\x12\x32\n\x05renew\x18\x03 \x03(\x0b\x32#.podsvid.signer.v1.RenewalDirective\x12\x12\n\nissues_jwt\x18\x04 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\",\n\x06\x42undle\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0c\n\x04jwks\x18\x02 \x01(\x0c\"}\n\x10RenewalDirective\x12\x14\n\x0c\x61uthority_id\x18\x01 \x01(\t\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x8c\x03\n\x06Signer\x12_\n\x0cMintX509SVID\x12&.podsvid.signer.v1.MintX509SVIDRequest\x1a\'.podsvid.signer.v1.MintX509SVIDResponse\x12\x64\n\rMintX509SVIDs\x12\'.podsvid.signer.v1.MintX509SVIDsRequest\x1a(.podsvid.signer.v1.MintX509SVIDsResponse0\x01\x12\\\n\x0bMintJWTSVID\x12%.podsvid.signer.v1.MintJWTSVIDRequest\x1a&.podsvid.signer.v1.MintJWTSVIDResponse\x12]\n\nWatchTrust\x12$.podsvid.signer.v1.WatchTrustRequest\x1a%.podsvid.signer.v1.WatchTrustResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,20 +38,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MINTX509SVIDREQUEST']._serialized_end=275
   _globals['_MINTX509SVIDRESPONSE']._serialized_start=278
   _globals['_MINTX509SVIDRESPONSE']._serialized_end=600
-  _globals['_MINTJWTSVIDREQUEST']._serialized_start=602
-  _globals['_MINTJWTSVIDREQUEST']._serialized_end=716
-  _globals['_MINTJWTSVIDRESPONSE']._serialized_start=719
-  _globals['_MINTJWTSVIDRESPONSE']._serialized_end=870
-  _globals['_WATCHTRUSTREQUEST']._serialized_start=873
-  _globals['_WATCHTRUSTREQUEST']._serialized_end=1011
-  _globals['_AUTHORITYUSE']._serialized_start=1013
-  _globals['_AUTHORITYUSE']._serialized_end=1064
-  _globals['_WATCHTRUSTRESPONSE']._serialized_start=1067
-  _globals['_WATCHTRUSTRESPONSE']._serialized_end=1237
-  _globals['_BUNDLE']._serialized_start=1239
-  _globals['_BUNDLE']._serialized_end=1283
-  _globals['_RENEWALDIRECTIVE']._serialized_start=1285
-  _globals['_RENEWALDIRECTIVE']._serialized_end=1410
-  _globals['_SIGNER']._serialized_start=1413
-  _globals['_SIGNER']._serialized_end=1707
+  _globals['_MINTX509SVIDSREQUEST']._serialized_start=602
+  _globals['_MINTX509SVIDSREQUEST']._serialized_end=676
+  _globals['_MINTX509SVIDITEM']._serialized_start=678
+  _globals['_MINTX509SVIDITEM']._serialized_end=774
+  _globals['_MINTX509SVIDSRESPONSE']._serialized_start=776
+  _globals['_MINTX509SVIDSRESPONSE']._serialized_end=857
+  _globals['_MINTX509SVIDOUTCOME']._serialized_start=859
+  _globals['_MINTX509SVIDOUTCOME']._serialized_end=983
+  _globals['_MINTJWTSVIDREQUEST']._serialized_start=985
+  _globals['_MINTJWTSVIDREQUEST']._serialized_end=1099
+  _globals['_MINTJWTSVIDRESPONSE']._serialized_start=1102
+  _globals['_MINTJWTSVIDRESPONSE']._serialized_end=1253
+  _globals['_WATCHTRUSTREQUEST']._serialized_start=1256
+  _globals['_WATCHTRUSTREQUEST']._serialized_end=1394
+  _globals['_AUTHORITYUSE']._serialized_start=1396
+  _globals['_AUTHORITYUSE']._serialized_end=1447
+  _globals['_WATCHTRUSTRESPONSE']._serialized_start=1450
+  _globals['_WATCHTRUSTRESPONSE']._serialized_end=1620
+  _globals['_BUNDLE']._serialized_start=1622
+  _globals['_BUNDLE']._serialized_end=1666
+  _globals['_RENEWALDIRECTIVE']._serialized_start=1668
+  _globals['_RENEWALDIRECTIVE']._serialized_end=1793
+  _globals['_SIGNER']._serialized_start=1796
+  _globals['_SIGNER']._serialized_end=2192
 # @@protoc_insertion_point(module_scope)

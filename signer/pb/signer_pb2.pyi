@@ -61,6 +61,36 @@ class MintX509SVIDResponse(_message.Message):
     signed_at: _timestamp_pb2.Timestamp
     def __init__(self, spiffe_id: _Optional[str] = ..., chain: _Optional[bytes] = ..., trust_sequence: _Optional[int] = ..., renew_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., hint: _Optional[str] = ..., federates_with: _Optional[_Iterable[str]] = ..., federates_with_all: _Optional[bool] = ..., notice: _Optional[str] = ..., policy: _Optional[str] = ..., signed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class MintX509SVIDsRequest(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[MintX509SVIDItem]
+    def __init__(self, items: _Optional[_Iterable[_Union[MintX509SVIDItem, _Mapping]]] = ...) -> None: ...
+
+class MintX509SVIDItem(_message.Message):
+    __slots__ = ("request", "traceparent")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    request: MintX509SVIDRequest
+    traceparent: str
+    def __init__(self, request: _Optional[_Union[MintX509SVIDRequest, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class MintX509SVIDsResponse(_message.Message):
+    __slots__ = ("outcomes",)
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[MintX509SVIDOutcome]
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[MintX509SVIDOutcome, _Mapping]]] = ...) -> None: ...
+
+class MintX509SVIDOutcome(_message.Message):
+    __slots__ = ("item", "answer", "refusal")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    item: int
+    answer: MintX509SVIDResponse
+    refusal: bytes
+    def __init__(self, item: _Optional[int] = ..., answer: _Optional[_Union[MintX509SVIDResponse, _Mapping]] = ..., refusal: _Optional[bytes] = ...) -> None: ...
+
 class MintJWTSVIDRequest(_message.Message):
     __slots__ = ("pod", "pod_token", "spiffe_id", "audiences")
     POD_FIELD_NUMBER: _ClassVar[int]

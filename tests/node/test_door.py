@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from agent.authority.calls import explain
+from agent.authority.endings import explain
 from agent.authority.proven import ProvenSigner
 from bench.attacks import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame
 from bench.strangers import MINT, WATCH, bearer, head

@@ -8,14 +8,16 @@ import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.authority import batches, connection
 from agent.authority.connection import SignerSettings
-from agent.authority.protocol import JwtRequest, MintRequest
+from agent.authority.protocol import JwtRequest, Minted, MintRequest
 from agent.authority.signer import SignerAuthority
 from agent.errors import AgentError, AuthorityDamaged, AuthorityRefused, AuthorityUnavailable
 from csi.model import PodRef, PodToken
@@ -30,6 +32,32 @@ from svid.x509svid import check_x509_svid
 from tests.ports import free_port
 from tests.signer_process import process
 from tests.signer_rig import AUDIENCE, Serving, Site, serving
+
+
+@pytest.fixture(autouse=True, params=["single", "batch"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Each mint by a call of its own, and in a batch with another like it; the sizes of the batches."""
+    sizes: list[int] = []
+    if request.param == "single":
+        return sizes
+    alone, take = SignerAuthority.mint_x509, batches.Batches._take
+
+    async def together(self: SignerAuthority, wanted: MintRequest) -> Minted:
+        both = [alone(self, replace(wanted, renewal=True)) for _ in range(2)]
+        first, _ = await asyncio.gather(*both, return_exceptions=True)
+        if isinstance(first, BaseException):
+            raise first
+        return first
+
+    def taken(self: batches.Batches) -> Any:
+        found = take(self)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(connection, "YOUNG_SECONDS", 0.0)
+    monkeypatch.setattr(SignerAuthority, "mint_x509", together)
+    monkeypatch.setattr(batches.Batches, "_take", taken)
+    return sizes
 
 
 def passed_on(token: str) -> PodToken:
@@ -103,7 +131,7 @@ async def refused(authority: SignerAuthority, wanted: MintRequest, kind: type[Ag
     return str(caught.value)
 
 
-def test_minting() -> None:
+def test_minting(both_ways: list[int]) -> None:
     async def test(rig: Rig) -> None:
         claim = rig.site.pod("web")
         token = passed_on(rig.site.token(claim))
@@ -123,6 +151,7 @@ def test_minting() -> None:
         assert capped.notice.startswith("ttl 999h was asked for, 1h is granted: ")
 
     rigged(test)
+    assert both_ways in ([], [2, 2])
 
 
 def test_refusals_reach_the_pod_with_their_reason() -> None:
@@ -256,7 +285,7 @@ def test_one_node_cannot_take_the_signer_from_the_others(caplog: pytest.LogCaptu
                 await asyncio.sleep(0.01)
         flood = [asyncio.ensure_future(rig.authority.mint_x509(request(claim, token))) for _ in range(200)]
         # While the one floods, and as often as its own limits allow.
-        for _ in range(20):
+        for _ in range(10):
             assert (await other.mint_x509(request(there, elsewhere))).chain
         answers = await asyncio.gather(*flood, return_exceptions=True)
         following.cancel()

@@ -40,6 +40,9 @@ class CannedCalls:
         self.asked.append((method, message))
         return parse(self.answer.SerializeToString())
 
+    async def mint_x509(self, message: Any, *_: Any, **__: Any) -> Any:
+        return await self.call("MintX509SVID", message, signer_pb2.MintX509SVIDResponse.FromString)
+
 
 class Scene:
     """A signer's client whose signer says what `calls.answer` is."""

@@ -175,6 +175,8 @@ def test_what_is_not_due_is_not_minted_and_what_is_due_is_counted(tmp_path: Path
         assert (len(at.authority.asked), len(at.authority.asked_jwt)) == (2, 2)
         assert at.rotations("x509", "ok") == at.rotations("jwt", "ok") == 1
         assert at.authority.asked[-1].token == TOKEN
+        # Only what has an SVID may wait for others.
+        assert [each.renewal for each in at.authority.asked] == [False, True]
 
     on_rig(tmp_path, play)
 

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from runtime.feed import Feed
 from runtime.tracing import NO_FACTS, Headers, Span
@@ -147,6 +148,9 @@ class Noted:
 class Door:
     """A service of real parts."""
 
+    # Whether `x509` asks by a batch, of that one.
+    batched = False
+
     def __init__(
         self,
         state: AuthorityState,
@@ -200,7 +204,26 @@ class Door:
     ) -> signer_pb2.MintX509SVIDResponse:
         fields.setdefault("csr", REQUEST)
         request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=pod_token, **fields)
-        return await self.service.mint_x509(said(request), call(agent or self.site.agent()))
+        agent = agent or self.site.agent()
+        if not self.batched:
+            return await self.service.mint_x509(said(request), call(agent))
+        (answer,) = await self.batch(agent, request)
+        if isinstance(answer, Aborted):
+            raise answer
+        return answer
+
+    async def batch(
+        self, agent: str, *requests: signer_pb2.MintX509SVIDRequest
+    ) -> "list[signer_pb2.MintX509SVIDResponse | Aborted]":
+        """What became of each, in the order of the requests; raises Aborted where the call was refused."""
+        found: dict[int, signer_pb2.MintX509SVIDResponse | Aborted] = {}
+        async for response in self.service.mint_x509s(said(batch_of(*requests)), call(agent)):
+            assert response.outcomes
+            for each in response.outcomes:
+                assert each.item not in found
+                found[each.item] = outcome(each)
+        assert sorted(found) == list(range(len(requests)))
+        return [found[item] for item in range(len(requests))]
 
     async def jwt(
         self, claim: PodClaim, pod_token: str, spiffe_id: str, *audiences: str, agent: str | None = None
@@ -232,6 +255,22 @@ class Door:
 
 def pod(claim: PodClaim) -> signer_pb2.Pod:
     return signer_pb2.Pod(namespace=claim.namespace, name=claim.name, uid=claim.uid)
+
+
+def batch_of(*requests: signer_pb2.MintX509SVIDRequest) -> signer_pb2.MintX509SVIDsRequest:
+    return signer_pb2.MintX509SVIDsRequest(items=[signer_pb2.MintX509SVIDItem(request=each) for each in requests])
+
+
+def outcome(found: signer_pb2.MintX509SVIDOutcome) -> "signer_pb2.MintX509SVIDResponse | Aborted":
+    if found.WhichOneof("outcome") == "answer":
+        return found.answer
+    return Aborted(rpc_status.to_status(status_pb2.Status.FromString(found.refusal)))
+
+
+@pytest.fixture(params=["single", "batch"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `Door.x509` ask by a call of its own, and by a batch."""
+    monkeypatch.setattr(Door, "batched", request.param == "batch")
 
 
 def at_the_door(test: Callable[[Door], Awaitable[None]], door: Callable[[AuthorityState], Door] = Door) -> None:

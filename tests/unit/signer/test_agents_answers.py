@@ -23,11 +23,27 @@ from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import START
-from tests.unit.signer.door import EVENTS, Aborted, Door, at_the_door, call, lines, nothing, pod, refused, said
+from tests.unit.signer.door import (
+    EVENTS,
+    Aborted,
+    Door,
+    at_the_door,
+    both_ways,
+    call,
+    lines,
+    nothing,
+    pod,
+    refused,
+    said,
+)
 from tests.unit.signer.test_minting import TTLS, csr
 
 WEB = "spiffe://example.org/ns/default/sa/web"
 ALL: dict[str, Any] = {"podSelector": {}, "namespaceSelector": {}}
+
+# What a batch is answered, and what it leaves behind, is what single calls are.
+__all__ = ["both_ways"]
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def test_an_answer_says_all_that_policy_gave() -> None:

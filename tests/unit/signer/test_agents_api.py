@@ -20,7 +20,24 @@ from signer.model import PodClaim
 from signer.pb import signer_pb2
 from svid.certificates import certificates_from_der, serial_of
 from tests.unit.runtime.test_stopping import Loses
-from tests.unit.signer.door import EVENTS, REQUEST, Aborted, Door, at_the_door, call, lines, nothing, pod, refused, said
+from tests.unit.signer.door import (
+    EVENTS,
+    REQUEST,
+    Aborted,
+    Door,
+    at_the_door,
+    both_ways,
+    call,
+    lines,
+    nothing,
+    pod,
+    refused,
+    said,
+)
+
+# What a batch is answered, and what it leaves behind, is what single calls are.
+__all__ = ["both_ways"]
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def test_what_is_allowed_leaves_a_line_that_says_all_of_it(caplog: pytest.LogCaptureFixture) -> None:

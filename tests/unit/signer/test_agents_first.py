@@ -187,7 +187,7 @@ def test_calls_that_say_nothing_make_room_for_those_who_do(monkeypatch: pytest.M
         for each in (oldest, *others):
             each.cancel()
         await asyncio.gather(oldest, *others, return_exceptions=True)
-        assert door.service._mints._free == 4
+        assert door.service._places._free == 4
 
     at_the_door(test)
 

@@ -18,7 +18,7 @@ from signer.cluster.kube import Object
 from signer.errors import Reason, Refused
 from signer.model import Agent, PodClaim, Sender, Standing
 from tests.signer_rig import AUDIENCE
-from tests.unit.signer.door import Door, at_the_door, call, said
+from tests.unit.signer.door import Door, at_the_door, both_ways, call, said
 from tests.unit.signer.door import refused as aborted
 from tests.unit.signer.test_attestation import WEB, Rig
 
@@ -26,6 +26,10 @@ SHARED = Sender(Standing.STRANGER, "198.51.100.1")
 HONEST = Sender(Standing.STRANGER, "192.0.2.1")
 # Of the flood; and when in it the cluster's key is rotated.
 SECONDS, ROTATED = 50, 25
+
+# What a batch is answered, and what it leaves behind, is what single calls are.
+__all__ = ["both_ways"]
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def agent_of(node: str) -> Sender:

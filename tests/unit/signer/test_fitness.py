@@ -7,7 +7,7 @@ import pytest
 from signer.cluster.objects import MAX_LABELS
 from signer.errors import Reason, Refused
 from signer.front.admin import AdminService
-from signer.front.agents import _TELL_POD
+from signer.front.mints import _TELL_POD
 from signer.pb import admin_pb2
 from tests.signer_rig import DRIVER
 from tests.unit.signer.test_attestation import Rig, rigged

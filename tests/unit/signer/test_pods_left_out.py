@@ -11,7 +11,7 @@ from signer import config, daemon
 from signer.attestation.pods import Pods
 from signer.errors import Reason
 from signer.front.admin import AdminService
-from signer.front.agents import _TELL_POD
+from signer.front.mints import _TELL_POD
 from signer.model import PodClaim
 from signer.pb import admin_pb2
 from tests.fake_kube import FakeKube

@@ -289,8 +289,8 @@ def test_a_signer_asks_the_api_server_what_time_it_is_and_says_how_far_off_it_is
     assert replica._leader.unfit()
     # What the API server dates is judged by its time.
     front = replica._service
-    assert {front._clock, front._attestor._clock, front._attestor._reviews._clock} == {replica.witness}
-    assert front._attestor._offline._clock is replica.witness
+    assert {front._clock, front._mints._attestor._clock, front._mints._attestor._reviews._clock} == {replica.witness}
+    assert front._mints._attestor._offline._clock is replica.witness
     client.dated(replica._clock.now())
     assert not replica._leader.unfit()
     client.dated(replica._clock.now() - DAY)

@@ -1,0 +1,130 @@
+"""A call for several X.509-SVIDs: one message, whose items are each minted and answered by themselves."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Generic, TypeVar
+
+from runtime.stopping import end
+from signer.errors import Reason, Refused
+from signer.front.budget import BATCH, BATCH_AT_ONCE
+from signer.front.callers import Callers
+from signer.front.calls import MESSAGE_SECONDS, MINT_DEADLINE, Context, Messages, abort, only, status_of, still_wanted
+from signer.front.limits import NodeLimits, Slots
+from signer.front.mints import Asked, Mints
+from signer.model import Agent
+from signer.pb import signer_pb2
+
+_Found = TypeVar("_Found")
+
+
+class Batches:
+    """Calls of MintX509SVIDs. One has a place among all mints' messages (`places`), and one among the batches.
+
+    What is minted counts item by item.
+    """
+
+    def __init__(self, callers: Callers, mints: Mints, limits: NodeLimits, places: Slots, batches: Slots) -> None:
+        self._callers = callers
+        self._mints = mints
+        self._limits = limits
+        self._places = places
+        self._batches = batches
+
+    async def mint(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.MintX509SVIDsResponse]:
+        """The handler of the call: outcomes in the order in which they come about.
+
+        It has its place until its last answer is taken: what agents do not read is held here.
+        """
+        started = time.perf_counter()
+        agent: Agent | None = None
+        with ExitStack() as held:
+            try:
+                still_wanted(context)
+                async with asyncio.timeout(MINT_DEADLINE):
+                    agent = await self._callers.proven(context)
+                    held.enter_context(self._limits.batch(agent.node_uid))
+                    held.enter_context(self._callers.place(self._places, "mints", agent.node_uid))
+                    place = held.enter_context(self._callers.place(self._batches, "batches", agent.node_uid))
+                    request = await only(signer_pb2.MintX509SVIDsRequest, messages, place)
+                    items = _items(request)
+                # Each that is refused costs what a refused call does.
+                self._callers.count(context, agent, len(items) - 1)
+            except Exception as error:
+                try:
+                    self._mints.refuse("x509", agent, None, error, started)
+                except Refused as refusal:
+                    await abort(context, refusal)
+                raise
+            work = (self._one(index, each, agent, context) for index, each in enumerate(items))
+            underway = _Underway(work, BATCH_AT_ONCE)
+            try:
+                # Who does not read has no more than one mint may take, and a little to be told of that one.
+                async with asyncio.timeout(MINT_DEADLINE + MESSAGE_SECONDS):
+                    while outcomes := await underway.some():
+                        yield signer_pb2.MintX509SVIDsResponse(outcomes=outcomes)
+            except TimeoutError:
+                await abort(context, Refused(Reason.BUSY, "not all was minted and read in time"))
+            finally:
+                await underway.end()
+
+    async def _one(
+        self, index: int, item: signer_pb2.MintX509SVIDItem, agent: Agent, context: Context
+    ) -> signer_pb2.MintX509SVIDOutcome:
+        async def proven() -> Agent:
+            return agent
+
+        headers = (("traceparent", item.traceparent),) if item.traceparent else ()
+        asked = Asked(context, time.perf_counter(), proven, lambda _: nullcontext(item.request), headers)
+        try:
+            return signer_pb2.MintX509SVIDOutcome(item=index, answer=await self._mints.x509(asked))
+        except Refused as refusal:
+            # Its frames hold it: see `aborted`.
+            refusal.__traceback__ = refusal.__context__ = None
+            return signer_pb2.MintX509SVIDOutcome(item=index, refusal=status_of(refusal).SerializeToString())
+
+
+class _Underway(Generic[_Found]):
+    """Work of which so many are begun at once, and none while as many wait to be taken."""
+
+    def __init__(self, work: "Iterable[Awaitable[_Found]]", at_once: int) -> None:
+        self._work = iter(work)
+        self._at_once = at_once
+        self._running: set[asyncio.Future[_Found]] = set()
+        self._done: list[asyncio.Future[_Found]] = []
+        self._changed = asyncio.Event()
+
+    async def some(self) -> "Sequence[_Found]":
+        """What has come about since the last time, one at least; nothing once all has."""
+        self._begin()
+        if self._running and not self._done:
+            await self._changed.wait()
+        self._changed.clear()
+        found, self._done = self._done, []
+        return [each.result() for each in found]
+
+    def _begin(self) -> None:
+        while (
+            len(self._running) < self._at_once > len(self._done) and (following := next(self._work, None)) is not None
+        ):
+            task = asyncio.ensure_future(following)
+            self._running.add(task)
+            task.add_done_callback(self._finished)
+
+    async def end(self) -> None:
+        """Nothing runs, and nothing more is begun, when this returns."""
+        self._at_once = 0
+        await end(self._running)
+
+    def _finished(self, task: "asyncio.Future[_Found]") -> None:
+        self._running.discard(task)
+        self._done.append(task)
+        self._changed.set()
+        self._begin()
+
+
+def _items(request: signer_pb2.MintX509SVIDsRequest) -> "Sequence[signer_pb2.MintX509SVIDItem]":
+    if not 1 <= len(request.items) <= BATCH:
+        raise Refused(Reason.INVALID_REQUEST, f"a batch has 1 to {BATCH} items, this one has {len(request.items)}")
+    return request.items
