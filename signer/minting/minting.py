@@ -144,10 +144,12 @@ class Minting:
         wished: Sequence[str],
         written_ttl: str = "",
         until: datetime | None = None,
+        *,
+        verified_later: bool = False,
     ) -> IssuedX509:
         """`written_ttl`: that wish as it stands in the pod, for people. It ends at `until` at the latest.
 
-        Raises Refused.
+        `verified_later`: whoever gets it verifies it before anybody uses it; see X509Authority.issue. Raises Refused.
         """
         now, state = self._clock.now(), self._ready()
         _check_id(entitlement.spiffe_id)
@@ -160,8 +162,9 @@ class Minting:
         ttl, notice = _within(state.longest("x509"), wanted, clipped)
         ttl = _ending(ttl, until, now)
         backdate = self._settings.backdate
-        # The agent verifies it (agent/workload/issuer.py) before its workload has it.
-        issued = _issue(state, entitlement, public_key, algorithm, names, ttl, now, backdate, verified_later=True)
+        issued = _issue(
+            state, entitlement, public_key, algorithm, names, ttl, now, backdate, verified_later=verified_later
+        )
         return replace(issued, notice=notice, clipped=clipped)
 
     def pod_certificate(

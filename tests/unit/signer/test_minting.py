@@ -351,7 +351,11 @@ def test_a_pods_certificate_is_read_each_time_and_an_agents_svid_once(monkeypatc
     with pytest.raises(Refused) as caught:
         certified(by, GIVEN, timedelta(days=1))
     assert caught.value.reason is Reason.ISSUANCE_REFUSED
-    assert by.x509(POD, GIVEN, REQUEST, None, ()).chain
+    assert by.x509(POD, GIVEN, REQUEST, None, (), verified_later=True).chain
+    # So is what nobody has said of that he verifies it.
+    with pytest.raises(Refused) as caught:
+        by.x509(POD, GIVEN, REQUEST, None, ())
+    assert caught.value.reason is Reason.ISSUANCE_REFUSED
     # No authority that makes such ones comes into service.
     with pytest.raises(CertificateRefused, match="leaf is a CA certificate"):
         minting()
