@@ -78,6 +78,7 @@ class Mint:
     # Whether it knows batches; what is said of the next ones, by their items' pods: nothing of these.
     batches: bool = True
     silent_of: frozenset[str] = frozenset()
+    mute: bool = False
     # How the next batches end after so many answers.
     breaks: list[tuple[int, Refusal]] = field(default_factory=list)
 
@@ -235,7 +236,11 @@ class FakeSigner:
         if not self.mint.batches:
             await Refusal(grpc.StatusCode.UNIMPLEMENTED, message="Method not found!").abort(context)
         self.batches.append(len(request.items))
+        if self.mint.mute:
+            await asyncio.Event().wait()
         ends_after, how = self.mint.breaks.pop(0) if self.mint.breaks else (len(request.items), None)
+        if how is not None and not ends_after:
+            await how.abort(context)
         answers = [
             asyncio.ensure_future(self._item(number, each.request, context))
             for number, each in enumerate(request.items)

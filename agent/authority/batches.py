@@ -14,14 +14,16 @@ from signer.pb import signer_pb2
 # Seconds for which the first of a batch waits for others, and after which whoever waits for one of the calls below asks
 # by a call of its own: a batch that takes long has an item that does, and keeps nobody.
 GATHER, LONG = 0.004, 0.25
-# Of one batch: the signer takes 48 KiB and 32 items, each with its length before it. Calls at once: with those of
-# single mints and the trust stream they are as many as the signer takes on a connection.
-MOST_BYTES, MOST, CALLS = 44 * 1024, 28, 3
+# Seconds after which what a batch has not answered is asked for by calls of its own: since its last answer, and in all.
+QUIET, WHOLE = 1.0, 5.0
+# Of one batch: the signer takes 48 KiB and 32 items, each with its length before it. Calls at once: of each the signer
+# mints 8 at once, which with the 12 single calls is below the least that a profile gives a node, 32.
+MOST_BYTES, MOST, CALLS = 44 * 1024, 28, 2
 _ITEM_BYTES = 8
 
 
 class Alone(Exception):
-    """It is to be asked for by a call of its own."""
+    """It is to be asked for by a call of its own: it fits into no batch, or its batch did not answer it."""
 
 
 class Way(Protocol):
@@ -138,7 +140,7 @@ class Batches:
         if not call.cancelled():
             call.exception()  # seen: whoever waited has it
         # Whatever became of the call, nobody waits for it any more.
-        _end(items, lambda: Failed(grpc.StatusCode.UNAVAILABLE, "", "the signer left this SVID without an answer", 0.0))
+        _end(items, Alone)
         if self._waiting:
             self._send()
 
@@ -156,24 +158,26 @@ class Batches:
                 timeout=max(max(each.deadline for each in items) - loop.time(), 0.0),
                 wait_for_ready=True,
             )
-            async with asyncio.timeout(None) as patience:
+            last = loop.time() + WHOLE
+            async with asyncio.timeout(QUIET) as patience:
                 async for response in answers:
                     for outcome in response.outcomes:
                         _answer(items, outcome)
-                    if all(each.answer.done() for each in items):
-                        # It ends by itself now; one that does not takes none of the few calls for it.
-                        patience.reschedule(loop.time() + LONG)
+                    # One that is answered ends by itself now; one that does not takes none of the few calls for it.
+                    more = LONG if all(each.answer.done() for each in items) else QUIET
+                    patience.reschedule(min(loop.time() + more, last))
         except grpc.aio.AioRpcError as error:
+            # Why it failed counts for nobody: what is wrong with an item, or with the agent, its own call says.
             if error.code() is grpc.StatusCode.UNIMPLEMENTED and not Failed.of(error).reason:
                 self._connection.lacks_batches(number)
-                _end(items, Alone)
-            _end(items, lambda: Failed.of(error))  # noqa: F821
+        except TimeoutError:
+            pass
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            _end(items, lambda: Failed(grpc.StatusCode.CANCELLED, "", "the old connection was closed"))
-        except Exception:
-            _end(items, lambda: error)  # noqa: F821
+        except Exception as error:
+            why = error
+            _end(items, lambda: why)
             raise
 
 

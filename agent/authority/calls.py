@@ -24,11 +24,13 @@ CALL_SECONDS = 20.0
 LEAST_WAIT, MOST_LEAST_WAIT = 0.05, 1.0
 # What can wait for others is asked again more rarely: the node's rate at the signer is for both.
 LEAST_WAIT_LATER = 0.2
+# So are renewals, of which more come at once than of anything else: together they ask no more often than 16 of others.
+RENEWAL_WAIT, MOST_RENEWAL_WAIT = 0.5, 3.0
 # At once: the signer takes 16 calls on a connection, the trust streams among them, and refuses what is beyond. One
 # namespace has so many of them at most.
 AT_ONCE, OF_ONE = 12, 8
-# The same of those that are asked for in batches, which have three calls beside.
-ITEMS, ITEMS_OF_ONE = 84, 56
+# The same of those that are asked for in batches, which have two calls beside.
+ITEMS, ITEMS_OF_ONE = 56, 42
 # Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
 _TRY_AGAIN = frozenset(
     {
@@ -73,7 +75,7 @@ class Calls:
     @property
     def waiting(self) -> int:
         """How many wait to be made."""
-        return self._turns.waiting + self._items.waiting
+        return self._turns.waiting + self._items.waiting + self._batches.waiting
 
     async def mint_x509(
         self,
@@ -83,22 +85,26 @@ class Calls:
         renewal: bool = False,
         while_away: float | None = None,
     ) -> signer_pb2.MintX509SVIDResponse:
-        """As `call`; a `renewal` may wait some milliseconds for others, with which it is asked for then."""
+        """As `call`; a `renewal` can wait for what is none, and some milliseconds to be asked for with others.
+
+        What a batch leaves without an answer is asked for by a call of its own, and in no other batch.
+        """
         parse = signer_pb2.MintX509SVIDResponse.FromString
+        alone = not renewal
 
-        async def alone(left: float, deadline: float) -> signer_pb2.MintX509SVIDResponse:
-            async with self._turns.turn(who, patience=left):
-                return await self._ask("MintX509SVID", request, parse, deadline)
-
-        async def gathered(left: float, deadline: float) -> signer_pb2.MintX509SVIDResponse:
-            if renewal and self._connection.takes_batches:
+        async def once(left: float, deadline: float) -> signer_pb2.MintX509SVIDResponse:
+            nonlocal alone
+            if not alone and self._connection.takes_batches:
                 with suppress(Alone):
                     async with self._items.turn(who, patience=left):
                         traceparent = dict(self._tracing.headers()).get("traceparent", "")
                         return await self._batches.ask(request, traceparent, deadline)
-            return await alone(max(deadline - asyncio.get_running_loop().time(), 0.0), deadline)
+                alone, left = True, max(deadline - asyncio.get_running_loop().time(), 0.0)
+            async with self._turns.turn(who, patience=left, later=renewal):
+                return await self._ask("MintX509SVID", request, parse, deadline)
 
-        return await self._repeated(gathered, LEAST_WAIT, while_away)
+        waits = (RENEWAL_WAIT, MOST_RENEWAL_WAIT) if renewal else (LEAST_WAIT, MOST_LEAST_WAIT)
+        return await self._repeated(once, *waits, while_away)
 
     async def call(
         self,
@@ -120,12 +126,15 @@ class Calls:
             async with self._turns.turn(who, patience=left, later=later):
                 return await self._ask(method, message, parse, deadline)
 
-        return await self._repeated(once, LEAST_WAIT_LATER if later else LEAST_WAIT, while_away)
+        return await self._repeated(once, LEAST_WAIT_LATER if later else LEAST_WAIT, MOST_LEAST_WAIT, while_away)
 
     async def _repeated(
-        self, once: Callable[[float, float], Awaitable[_Answer]], least: float, while_away: float | None
+        self, once: Callable[[float, float], Awaitable[_Answer]], least: float, most: float, while_away: float | None
     ) -> _Answer:
-        """What `once` answers, asked again for as long as that helps: it has so many seconds, until that time."""
+        """What `once` answers, asked again for as long as that helps: it has so many seconds, until that time.
+
+        Between two times are `least` seconds, twice as many each time, up to `most`; and what the signer said.
+        """
         self._contact.wanted()
         # One that is there and puts calls off is asked by all in turn, and nobody holds a turn for longer than others.
         patience = CALL_SECONDS if self._contact.connected or while_away is None else while_away
@@ -153,7 +162,7 @@ class Calls:
                 wait = max(retry or 0.0, least) * self._rng.uniform(1.0, 2.0)
                 if retry is None or wait >= deadline - asyncio.get_running_loop().time():
                     raise failed from None
-                least = min(least * 2, MOST_LEAST_WAIT)
+                least = min(least * 2, most)
             except asyncio.CancelledError:
                 if is_cancelled():
                     raise

@@ -23,8 +23,7 @@ class MintRequest:
     The private half never leaves the node; it is here because a certificate request is signed with it.
     `patience`: seconds for which an authority that is away may be waited for; None: as usual.
     `ttl` and `dns_names` are the pod author's wishes: the authority may cap the one and refuse the others. `ttl_text`
-    is that wish as it was written, for people. `renewal`: the pod has an SVID, and can wait some
-    milliseconds.
+    is that wish as it was written, for people. `renewal`: the pod has an SVID, and can wait for pods that have none.
     """
 
     pod: PodRef

@@ -38,7 +38,7 @@ PATIENCE_AGAIN = 75.0
 # How many problems of pods without a volume are remembered.
 MAX_PUBLISH_PROBLEMS = 256
 # At once: as many as the signer is asked for in batches.
-RENEWALS = 84
+RENEWALS = 56
 
 
 class WorkloadRegistry:

@@ -27,6 +27,7 @@ from tests.fake_signer import Refusal
 from tests.unit.agent.signer_scene import AGENT_TOKEN, POD_TOKEN, Scene, on_stage
 
 DENIED = Refusal(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", "look there")
+BUSY = Refusal(grpc.StatusCode.UNAVAILABLE, "BUSY", "its fill of batches", timedelta(seconds=1))
 GONE = Refusal(grpc.StatusCode.UNAVAILABLE, message="the connection broke")
 
 
@@ -34,6 +35,13 @@ GONE = Refusal(grpc.StatusCode.UNAVAILABLE, message="the connection broke")
 def old_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections may have batches from the first moment on."""
     monkeypatch.setattr(connection, "YOUNG_SECONDS", 0.0)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is waited for as long as it takes."""
+    monkeypatch.setattr(batches, "QUIET", 30.0)
+    monkeypatch.setattr(batches, "WHOLE", 60.0)
 
 
 def renewals(at: Scene, count: int, first: int = 0) -> list[MintRequest]:
@@ -88,7 +96,11 @@ def test_a_young_connection_has_no_batch(tmp_path: Path) -> None:
             age = asyncio.get_running_loop().time() - at.authority.connection._signer.proven_at
             patch.setattr(connection, "YOUNG_SECONDS", age / 2)
             await minted(at, *renewals(at, 2))
-        assert at.signer.batches == [2]
+            assert at.signer.batches == [2]
+            # Nor has one that is not there.
+            assert at.authority.connection.takes_batches
+            await at.signer.stop()
+            await at.until(lambda: not at.authority.connection.takes_batches)
 
     on_stage(tmp_path, play)
 
@@ -153,22 +165,63 @@ def test_one_that_is_to_come_later_is_asked_for_again_when_the_signer_said(tmp_p
 
 @pytest.mark.usefixtures("old_enough")
 @pytest.mark.parametrize("answered", [0, 1, 4])
-def test_a_batch_that_breaks_off_leaves_what_was_answered_and_says_of_the_others_that_they_may_come_again(
-    tmp_path: Path, answered: int
+@pytest.mark.parametrize("how", [GONE, BUSY])
+def test_what_a_batch_that_fails_has_not_answered_is_asked_for_by_calls_of_its_own(
+    tmp_path: Path, answered: int, how: Refusal
 ) -> None:
     async def play(at: Scene) -> None:
-        at.signer.mint.breaks = [(answered, GONE)]
-        wanted = renewals(at, 6)
-        found = await minted(at, *wanted)
-        assert sum(isinstance(each, Minted) for each in found) == answered
-        errors = [each for each in found if not isinstance(each, Minted)]
-        assert all(isinstance(each, AuthorityUnavailable) for each in errors)
-        assert {str(each) for each in errors} == {"UNAVAILABLE: the connection broke"}
-        at.signer.mints.clear()
-        # As the rotation does.
-        left = [each for each, how in zip(wanted, found, strict=True) if not isinstance(how, Minted)]
-        assert all(isinstance(each, Minted) for each in await minted(at, *left))
-        assert names(at) == sorted(each.pod.name for each in left)
+        at.signer.mint.breaks = [(answered, how)] * 100
+        for number in (1, 2):
+            assert all(isinstance(each, Minted) for each in await minted(at, *renewals(at, 6)))
+            assert at.signer.batches == [6] * number
+
+    on_stage(tmp_path, play)
+
+
+@pytest.mark.usefixtures("old_enough")
+def test_batches_that_are_never_answered_cost_no_renewal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "QUIET", 0.1)
+
+    async def play(at: Scene) -> None:
+        count = calls.ITEMS
+        at.signer.mint.mute = True
+        for first in (0, 100):
+            assert all(isinstance(each, Minted) for each in await minted(at, *renewals(at, count, first)))
+        assert len(at.signer.batches) >= 2
+        # None of them was minted twice: the fake does not begin an item that it does not answer.
+        assert len(at.signer.mints) == 2 * count
+        await at.until(lambda: not at.authority._calls._batches._calls)
+
+    on_stage(tmp_path, play)
+
+
+@pytest.mark.usefixtures("old_enough")
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_publish_waits_for_no_renewal_that_has_no_turn_yet(tmp_path: Path, knows: bool) -> None:
+    """A signer of before, and one whose batches fail: as many single calls are there as the scheduler begins."""
+
+    async def play(at: Scene) -> None:
+        at.signer.mint.batches = knows
+        at.signer.mint.breaks = [(0, BUSY)] * 100
+        turnstile = at.signer.mint.turnstile = asyncio.Semaphore(0)
+        requests = [
+            replace(each, pod=replace(each.pod, namespace=f"ns-{number % 8}"))
+            for number, each in enumerate(renewals(at, calls.ITEMS))
+        ]
+        renewing = [asyncio.ensure_future(at.authority.mint_x509(each)) for each in requests]
+        await at.until(lambda: len(at.signer.mints) == calls.AT_ONCE)
+        await at.until(lambda: at.authority.waiting == calls.ITEMS - calls.AT_ONCE)
+        publish = asyncio.ensure_future(at.authority.mint_x509(replace(renewals(at, 1, 999)[0], renewal=False)))
+        await at.until(lambda: at.authority.waiting == calls.ITEMS - calls.AT_ONCE + 1)
+        # One of those that have a turn ends, or at most one more that can wait.
+        for number in range(2):
+            turnstile.release()
+            await at.until(lambda: len(at.signer.mints) > calls.AT_ONCE + number)  # noqa: B023
+        assert "web-999" in [each.pod.name for each in at.signer.mints]
+        for _ in range(calls.ITEMS):
+            turnstile.release()
+        assert isinstance(await publish, Minted)
+        assert all(isinstance(each, Minted) for each in await asyncio.gather(*renewing))
 
     on_stage(tmp_path, play)
 
@@ -187,7 +240,7 @@ def test_one_whose_answer_never_comes_is_asked_for_again_and_the_others_are_ther
     on_stage(tmp_path, play)
 
 
-@pytest.mark.usefixtures("old_enough")
+@pytest.mark.usefixtures("old_enough", "patient")
 def test_a_slow_one_holds_up_no_other_and_who_is_cancelled_takes_only_itself(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         turnstile = at.signer.mint.turnstile = asyncio.Semaphore(3)
@@ -207,7 +260,7 @@ def test_a_slow_one_holds_up_no_other_and_who_is_cancelled_takes_only_itself(tmp
     on_stage(tmp_path, play)
 
 
-@pytest.mark.usefixtures("old_enough")
+@pytest.mark.usefixtures("old_enough", "patient")
 def test_a_batch_that_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         at.signer.mint.gate = asyncio.Event()
@@ -237,13 +290,13 @@ def test_each_has_its_own_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     on_stage(tmp_path, play)
 
 
-@pytest.mark.usefixtures("old_enough")
+@pytest.mark.usefixtures("old_enough", "patient")
 def test_a_batch_is_no_larger_than_the_signer_takes_and_calls_are_few(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         at.signer.mint.gate = asyncio.Event()
         minting = asyncio.ensure_future(minted(at, *renewals(at, calls.ITEMS_OF_ONE + 20)))
         await at.until(lambda: sum(at.signer.batches) == calls.ITEMS_OF_ONE)
-        assert at.signer.batches == [batches.MOST] * 2
+        assert at.signer.batches == [batches.MOST, calls.ITEMS_OF_ONE - batches.MOST]
         assert at.authority.waiting == 20
         at.signer.mint.gate.set()
         assert all(isinstance(each, Minted) for each in await minting)
@@ -252,7 +305,7 @@ def test_a_batch_is_no_larger_than_the_signer_takes_and_calls_are_few(tmp_path: 
     on_stage(tmp_path, play)
 
 
-@pytest.mark.usefixtures("old_enough")
+@pytest.mark.usefixtures("old_enough", "patient")
 def test_batches_that_take_long_keep_nobody_from_asking(tmp_path: Path) -> None:
     async def play(at: Scene) -> None:
         slow = at.signer.mint.gate = asyncio.Event()
@@ -372,8 +425,9 @@ def test_a_second_answer_changes_nothing_for_anybody_and_each_gives_up_in_its_ow
             await tasks[2]
         assert loop.time() == pytest.approx(0.5)
         assert not tasks[3].done()
-        with pytest.raises(Failed):
+        with pytest.raises(Alone):
             await tasks[3]
+        assert loop.time() == pytest.approx(batches.QUIET, abs=0.01)
 
     loop = looptime.new_event_loop(start=0)
     try:
