@@ -3,17 +3,28 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Generic, TypeVar
 
 from runtime.stopping import end
 from signer.errors import Reason, Refused
 from signer.front.budget import BATCH, BATCH_AT_ONCE
 from signer.front.callers import Callers
-from signer.front.calls import MESSAGE_SECONDS, MINT_DEADLINE, Context, Messages, abort, only, status_of, still_wanted
-from signer.front.limits import NodeLimits, Slots
+from signer.front.calls import (
+    MESSAGE_SECONDS,
+    MINT_DEADLINE,
+    Context,
+    Messages,
+    abort,
+    only,
+    refused_by,
+    silent,
+    status_of,
+    still_wanted,
+)
+from signer.front.limits import NodeLimits, Place, Slots
 from signer.front.mints import Asked, Mints
-from signer.model import Agent
+from signer.model import SOON, Agent
 from signer.pb import signer_pb2
 
 _Found = TypeVar("_Found")
@@ -35,7 +46,8 @@ class Batches:
     async def mint(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.MintX509SVIDsResponse]:
         """The handler of the call: outcomes in the order in which they come about.
 
-        It has its place until its last answer is taken: what agents do not read is held here.
+        It has its places until its last answer is taken: what agents do not read is held here. So while one is not
+        taken it gives way to others, as a call does whose message does not come.
         """
         started = time.perf_counter()
         agent: Agent | None = None
@@ -45,9 +57,11 @@ class Batches:
                 async with asyncio.timeout(MINT_DEADLINE):
                     agent = await self._callers.proven(context)
                     held.enter_context(self._limits.batch(agent.node_uid))
-                    held.enter_context(self._callers.place(self._places, "mints", agent.node_uid))
-                    place = held.enter_context(self._callers.place(self._batches, "batches", agent.node_uid))
-                    request = await only(signer_pb2.MintX509SVIDsRequest, messages, place)
+                    places = [
+                        held.enter_context(self._callers.place(self._places, "mints", agent.node_uid)),
+                        held.enter_context(self._callers.place(self._batches, "batches", agent.node_uid)),
+                    ]
+                    request = await only(signer_pb2.MintX509SVIDsRequest, messages, *places)
                     items = _items(request)
                 # Each that is refused costs what a refused call does.
                 self._callers.count(context, agent, len(items) - 1)
@@ -59,15 +73,21 @@ class Batches:
                 raise
             work = (self._one(index, each, agent, context) for index, each in enumerate(items))
             underway = _Underway(work, BATCH_AT_ONCE)
+            # Who does not read has no more than one mint may take, and a little to be told of that one.
+            patience = asyncio.timeout(MINT_DEADLINE + MESSAGE_SECONDS)
             try:
-                # Who does not read has no more than one mint may take, and a little to be told of that one.
-                async with asyncio.timeout(MINT_DEADLINE + MESSAGE_SECONDS):
+                async with patience:
                     while outcomes := await underway.some():
-                        yield signer_pb2.MintX509SVIDsResponse(outcomes=outcomes)
+                        with silent(places, patience):
+                            yield signer_pb2.MintX509SVIDsResponse(outcomes=outcomes)
             except TimeoutError:
-                await abort(context, Refused(Reason.BUSY, "not all was minted and read in time"))
+                await abort(context, _late(places))
             finally:
                 await underway.end()
+                if patience.expired():
+                    # Said here: while an answer is not taken it is gRPC that is ended, and nothing is raised above.
+                    with suppress(Refused):
+                        self._mints.refuse("x509", agent, None, _late(places), started)
 
     async def _one(
         self, index: int, item: signer_pb2.MintX509SVIDItem, agent: Agent, context: Context
@@ -79,35 +99,42 @@ class Batches:
         asked = Asked(context, time.perf_counter(), proven, lambda _: nullcontext(item.request), headers)
         try:
             return signer_pb2.MintX509SVIDOutcome(item=index, answer=await self._mints.x509(asked))
-        except Refused as refusal:
+        except Exception as error:
+            # Whatever it is, it is about this one and ends no other.
+            refusal = status_of(refused_by(error)).SerializeToString()
             # Its frames hold it: see `aborted`.
-            refusal.__traceback__ = refusal.__context__ = None
-            return signer_pb2.MintX509SVIDOutcome(item=index, refusal=status_of(refusal).SerializeToString())
+            error.__traceback__ = error.__context__ = None
+            return signer_pb2.MintX509SVIDOutcome(item=index, refusal=refusal)
 
 
 class _Underway(Generic[_Found]):
-    """Work of which so many are begun at once, and none while as many wait to be taken."""
+    """Work of which so many are held at once: under way, or found and not taken yet."""
 
     def __init__(self, work: "Iterable[Awaitable[_Found]]", at_once: int) -> None:
         self._work = iter(work)
         self._at_once = at_once
         self._running: set[asyncio.Future[_Found]] = set()
         self._done: list[asyncio.Future[_Found]] = []
+        # Of what was found: what is being taken, until more is asked for.
+        self._handed = 0
         self._changed = asyncio.Event()
 
     async def some(self) -> "Sequence[_Found]":
         """What has come about since the last time, one at least; nothing once all has."""
+        self._handed = 0
         self._begin()
         if self._running and not self._done:
             await self._changed.wait()
         self._changed.clear()
         found, self._done = self._done, []
+        self._handed = len(found)
         return [each.result() for each in found]
 
     def _begin(self) -> None:
-        while (
-            len(self._running) < self._at_once > len(self._done) and (following := next(self._work, None)) is not None
-        ):
+        while len(self._running) + len(self._done) + self._handed < self._at_once:
+            following = next(self._work, None)
+            if following is None:
+                return
             task = asyncio.ensure_future(following)
             self._running.add(task)
             task.add_done_callback(self._finished)
@@ -121,7 +148,12 @@ class _Underway(Generic[_Found]):
         self._running.discard(task)
         self._done.append(task)
         self._changed.set()
-        self._begin()
+
+
+def _late(places: "Iterable[Place]") -> Refused:
+    if any(each.lost for each in places):
+        return Refused(Reason.BUSY, "others took the place of this batch, which did not take its answers", SOON)
+    return Refused(Reason.BUSY, "not all of the batch was minted and taken in time", SOON)
 
 
 def _items(request: signer_pb2.MintX509SVIDsRequest) -> "Sequence[signer_pb2.MintX509SVIDItem]":

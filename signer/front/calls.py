@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
@@ -29,33 +29,42 @@ Messages: TypeAlias = AsyncIterable[bytes]
 _Message = TypeVar("_Message", bound=Message)
 
 
-async def only(form: type[_Message], messages: Messages, place: Place) -> _Message:
-    """The message of a call that has this place. Raises Refused."""
-    return parsed(form, await unread(messages, place))
+async def only(form: type[_Message], messages: Messages, *places: Place) -> _Message:
+    """The message of a call that has these places. Raises Refused."""
+    return parsed(form, await unread(messages, *places))
 
 
-async def unread(messages: Messages, place: Place) -> bytes:
+async def unread(messages: Messages, *places: Place) -> bytes:
     """The same, as its bytes."""
     try:
         async with asyncio.timeout(MESSAGE_SECONDS) as patience:
-            now = asyncio.get_running_loop().time()
-
-            def end() -> None:
-                # One whose time is over cannot be ended again.
-                if not patience.expired():
-                    patience.reschedule(now)
-
             # Closed: gRPC's iterator holds itself and the call for as long as it is not.
             asked: AsyncGenerator[bytes, None] = cast(Any, aiter(messages))
-            with place.silent(now, end):
+            with silent(places, patience):
                 async with aclosing(asked):
                     return await anext(asked)
     except StopAsyncIteration:
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
-        if place.lost:
+        if any(each.lost for each in places):
             raise Refused(Reason.BUSY, "others took the place of this call, which said nothing", SOON) from None
         raise Refused(Reason.INVALID_REQUEST, f"no message of the call within {MESSAGE_SECONDS:g} s") from None
+
+
+@contextmanager
+def silent(places: Iterable[Place], patience: asyncio.Timeout) -> Iterator[None]:
+    """Over the block the caller of a call is waited for: where others want one of its places, its time is over."""
+    now = asyncio.get_running_loop().time()
+
+    def end() -> None:
+        # One whose time is over cannot be ended again.
+        if not patience.expired():
+            patience.reschedule(now)
+
+    with ExitStack() as held:
+        for each in places:
+            held.enter_context(each.silent(now, end))
+        yield
 
 
 def parsed(form: type[_Message], message: bytes) -> _Message:

@@ -21,8 +21,9 @@ REPORTS, REPORTS_AT_ONCE = 10.0, 20.0
 # one takes a third of what a mint takes, so who goes on is not read for a while: seconds at most, each time.
 CALLS, CALLS_AT_ONCE = 4, 2
 MOST_REST = 5.0
-# Batches of one node at once, whose messages are held until each is answered: an agent has three.
-BATCHES = 6
+# Batches of one node at once, whose messages are held until each is answered: an agent has two, and may just have given
+# up another.
+BATCHES = 3
 
 
 class Place:

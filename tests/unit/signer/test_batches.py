@@ -1,13 +1,15 @@
 """What only a batch can get wrong: items that hold up or answer for each other, and what one call may ask for."""
 
 import asyncio
+import gc
+import itertools
 import logging
 from typing import Any
 
 import pytest
 
-from signer.errors import Reason
-from signer.front import agents, budget, limits
+from signer.errors import Reason, Refused
+from signer.front import agents, batch, budget, limits
 from signer.front.calls import MESSAGE_SECONDS, MINT_DEADLINE
 from signer.model import PodClaim
 from signer.pb import signer_pb2
@@ -180,7 +182,8 @@ def test_so_many_items_are_under_way_at_once_and_none_are_begun_for_who_does_not
         stream = aiter(door.service.mint_x509s(said(message), call(door.site.agent())))
         await anext(stream)
         await asyncio.sleep(1)
-        assert budget.BATCH_AT_ONCE <= len(held.asked) < budget.BATCH
+        # What it has been handed and what waits for it are among those.
+        assert len(held.asked) == budget.BATCH_AT_ONCE
         assert [each async for each in stream]
         assert len(held.asked) == budget.BATCH
 
@@ -209,6 +212,130 @@ def test_an_item_that_takes_too_long_ends_alone_and_a_batch_that_is_not_read_end
         with pytest.raises(asyncio.CancelledError):
             await unread()
         assert asyncio.get_running_loop().time() - began == pytest.approx(MINT_DEADLINE + MESSAGE_SECONDS)
+        gc.collect()
+        await asyncio.sleep(0.1)
+        assert door.mints("x509", "BUSY") == 1
+
+    at_the_door(test)
+
+
+def test_a_batch_that_takes_too_long_is_told_when_to_come_again_and_leaves_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(batch, "MINT_DEADLINE", 1.0)
+    monkeypatch.setattr(batch, "MESSAGE_SECONDS", 0.0)
+
+    async def test(door: Door) -> None:
+        claims = pods(door, 3)
+        Held(door, *claims)
+        requests = [wanted(door, each, token(door, each)) for each in claims]
+        with refused(Reason.BUSY) as caught:
+            await door.batch(door.site.agent(), *requests)
+        assert caught[0].retry
+        assert door.mints("x509", "BUSY") == 1
+        assert "BUSY" in {each.get("reason") for each in lines(caplog)}
+
+    at_the_door(test)
+
+
+@pytest.mark.parametrize("scarce", ["BATCHES", "MINTS"])
+def test_batches_whose_answers_nobody_takes_give_their_places_to_others(
+    monkeypatch: pytest.MonkeyPatch, scarce: str
+) -> None:
+    monkeypatch.setattr(agents, scarce, 2)
+
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        given = asyncio.Event()
+
+        async def unread() -> None:
+            async for _ in door.service.mint_x509s(said(batch_of(wanted(door, claim))), call(door.site.agent())):
+                given.set()
+                await asyncio.Event().wait()
+
+        reading = [asyncio.ensure_future(unread()) for _ in range(2)]
+        await given.wait()
+        there = door.site.pod("there", node="node-b")
+        request = wanted(door, there, door.site.token(there, node="node-b"))
+        with refused(Reason.BUSY):
+            await door.batch(door.site.agent("node-b"), request)
+        await asyncio.sleep(2 * limits.SILENT_SECONDS)
+        (answer,) = await door.batch(door.site.agent("node-b"), request)
+        assert isinstance(answer, signer_pb2.MintX509SVIDResponse)
+        await asyncio.sleep(0.1)
+        assert [each.done() for each in reading] == [True, False]
+        for each in reading:
+            each.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+
+    at_the_door(test)
+
+
+def test_batches_that_say_nothing_give_their_places_among_the_mints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "MINTS", 2)
+
+    async def test(door: Door) -> None:
+        waiting = [
+            asyncio.ensure_future(anext(aiter(door.service.mint_x509s(nothing(), call(door.site.agent())))))
+            for _ in range(2)
+        ]
+        await door.told()
+        await asyncio.sleep(2 * limits.SILENT_SECONDS)
+        there = door.site.pod("there", node="node-b")
+        request = wanted(door, there, door.site.token(there, node="node-b"))
+        (answer,) = await door.batch(door.site.agent("node-b"), request)
+        assert isinstance(answer, signer_pb2.MintX509SVIDResponse)
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    at_the_door(test)
+
+
+def test_an_item_that_fails_unexpectedly_ends_no_other() -> None:
+    async def test(door: Door) -> None:
+        mint, count = door.service._mints.x509, itertools.count()
+
+        async def broken(asked: Any) -> Any:
+            if next(count) == 1:
+                raise ValueError("a bug")
+            return await mint(asked)
+
+        door.service._mints.x509 = broken  # type: ignore[method-assign]
+        claims = pods(door, 3)
+        found = await door.batch(door.site.agent(), *(wanted(door, each, token(door, each)) for each in claims))
+        assert [each.reason if isinstance(each, Aborted) else "" for each in found] == ["", "INTERNAL", ""]
+
+    at_the_door(test)
+
+
+def test_who_has_hung_up_has_nothing_looked_at() -> None:
+    async def test(door: Door) -> None:
+        reviews = door.site.reviews
+        hung_up = call(door.site.agent())
+        hung_up.time_remaining = lambda: 0.0  # type: ignore[method-assign]
+        with refused(Reason.BUSY):
+            async for _ in door.service.mint_x509s(said(batch_of(wanted(door, door.site.pod("web")))), hung_up):
+                pass
+        assert door.site.reviews == reviews
+
+    at_the_door(test)
+
+
+def test_refused_items_leave_nothing_to_the_collector() -> None:
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        requests = [wanted(door, claim, csr=b"rubbish")] * 5
+        await door.batch(door.site.agent(), *requests)
+        gc.collect()
+        gc.disable()
+        try:
+            await door.batch(door.site.agent(), *requests)
+            await asyncio.sleep(0.1)
+            assert [each for each in gc.get_objects() if isinstance(each, Refused)] == []
+        finally:
+            gc.enable()
 
     at_the_door(test)
 
