@@ -79,6 +79,8 @@ class Mint:
     batches: bool = True
     silent_of: frozenset[str] = frozenset()
     mute: bool = False
+    # Each item is answered with what was made for the one before it, and the first with the last one's.
+    mixed_up: bool = False
     # How the next batches end after so many answers.
     breaks: list[tuple[int, Refusal]] = field(default_factory=list)
 
@@ -251,7 +253,10 @@ class FakeSigner:
             while left and ends_after > 0:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                 for each in list(done)[:ends_after]:
-                    yield signer_pb2.MintX509SVIDsResponse(outcomes=[each.result()])
+                    outcome = each.result()
+                    if self.mint.mixed_up:
+                        outcome.item = (outcome.item + 1) % len(request.items)
+                    yield signer_pb2.MintX509SVIDsResponse(outcomes=[outcome])
                     ends_after -= 1
             if how is not None:
                 await how.abort(context)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,10 +22,14 @@ from agent.authority.batches import Alone, Batches, Way
 from agent.authority.endings import Failed
 from agent.authority.protocol import Minted, MintRequest
 from agent.errors import AuthorityDenied, AuthorityRefused, AuthorityUnavailable
-from csi.model import PodRef
+from agent.metrics import Metrics
+from agent.workload.issuer import Issuer
+from csi.model import PodRef, Volume
+from runtime.blocking import Blocking
 from signer.pb import signer_pb2
 from tests.fake_signer import Refusal
 from tests.unit.agent.signer_scene import AGENT_TOKEN, POD_TOKEN, Scene, on_stage
+from tests.workload_rig import slow_work
 
 DENIED = Refusal(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", "look there")
 BUSY = Refusal(grpc.StatusCode.UNAVAILABLE, "BUSY", "its fill of batches", timedelta(seconds=1))
@@ -174,6 +179,42 @@ def test_what_a_batch_that_fails_has_not_answered_is_asked_for_by_calls_of_its_o
         for number in (1, 2):
             assert all(isinstance(each, Minted) for each in await minted(at, *renewals(at, 6)))
             assert at.signer.batches == [6] * number
+
+    on_stage(tmp_path, play)
+
+
+@pytest.mark.usefixtures("old_enough")
+def test_no_workload_has_what_was_made_for_another(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        at.signer.mint.mixed_up = True
+        with ThreadPoolExecutor(1) as executor:
+            issuer = Issuer(at.authority, slow_work(Blocking(executor)), at.clock, random.Random(1), Metrics())
+            minting = [
+                issuer.mint_x509(
+                    Volume(f"csi-{each.pod.uid}", "/target", ("below",), each.pod, None),
+                    each.token,
+                    each.key,
+                    renewal=True,
+                )
+                for each in renewals(at, 2)
+            ]
+            found = await asyncio.gather(*minting, return_exceptions=True)
+        assert at.signer.batches == [2]
+        for each in found:
+            assert isinstance(each, AuthorityRefused)
+            assert "private key does not match the leaf certificate" in str(each)
+
+    on_stage(tmp_path, play)
+
+
+@pytest.mark.usefixtures("old_enough")
+def test_what_a_batch_has_failed_for_is_in_no_other(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        at.signer.mint.breaks = [(0, BUSY)] * 100
+        later = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", "slower", timedelta(milliseconds=1))
+        at.signer.mint.refusals = [later] * 4
+        assert all(isinstance(each, Minted) for each in await minted(at, *renewals(at, 4)))
+        assert (at.signer.batches, len(at.signer.mints)) == ([4], 8)
 
     on_stage(tmp_path, play)
 
@@ -402,6 +443,27 @@ def test_what_waited_for_a_call_is_sent_in_as_many_as_it_takes() -> None:
         assert [each.spiffe_id for each in found] == [str(number) for number in range(60)]
         # 48 KiB each: see `_answers`.
         assert len(way.sent) >= 6
+
+    loop = looptime.new_event_loop(start=0)
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+def test_once_there_is_a_call_again_others_are_gathered_as_before() -> None:
+    async def main() -> None:
+        way = Scripted([])
+        collector, deadline = Batches(cast(Way, way)), asyncio.get_running_loop().time() + 2.0
+
+        async def ask(count: int) -> None:
+            requests = [signer_pb2.MintX509SVIDRequest(pod=signer_pb2.Pod(uid=str(each))) for each in range(count)]
+            await asyncio.gather(*(collector.ask(each, "", deadline) for each in requests))
+
+        # More than there are calls for, so that some wait for one.
+        await ask(batches.CALLS * batches.MOST + 10)
+        await ask(5)
+        assert list(map(len, way.sent)) == [batches.MOST] * batches.CALLS + [10, 5]
 
     loop = looptime.new_event_loop(start=0)
     try:

@@ -157,6 +157,21 @@ def test_nodes_are_forgotten_when_there_are_too_many_the_quietest_first(monkeypa
     limited(test, concurrent=1)
 
 
+def test_a_node_with_a_batch_in_flight_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_NODES", 2)
+
+    async def test(limits: NodeLimits, clock: StepClock) -> None:
+        with ExitStack() as held:
+            for _ in range(module.BATCHES):
+                held.enter_context(limits.batch("a"))
+            for node in ("b", "c"):
+                assert await served(limits, node) == 3
+            with pytest.raises(Refused), limits.batch("a"):
+                pass
+
+    limited(test)
+
+
 def test_a_place_is_lost_only_where_nothing_was_said_for_a_while() -> None:
     now, ended = 100.0, []
     slots = Slots(1, lambda: now)
