@@ -108,30 +108,26 @@ class Batches:
 
 
 class _Underway(Generic[_Found]):
-    """Work of which so many are held at once: under way, or found and not taken yet."""
+    """Work of which so many are held at once, under way or found; none is begun until what was found is taken."""
 
     def __init__(self, work: "Iterable[Awaitable[_Found]]", at_once: int) -> None:
         self._work = iter(work)
         self._at_once = at_once
         self._running: set[asyncio.Future[_Found]] = set()
         self._done: list[asyncio.Future[_Found]] = []
-        # Of what was found: what is being taken, until more is asked for.
-        self._handed = 0
         self._changed = asyncio.Event()
 
     async def some(self) -> "Sequence[_Found]":
         """What has come about since the last time, one at least; nothing once all has."""
-        self._handed = 0
         self._begin()
         if self._running and not self._done:
             await self._changed.wait()
         self._changed.clear()
         found, self._done = self._done, []
-        self._handed = len(found)
         return [each.result() for each in found]
 
     def _begin(self) -> None:
-        while len(self._running) + len(self._done) + self._handed < self._at_once:
+        while len(self._running) + len(self._done) < self._at_once:
             following = next(self._work, None)
             if following is None:
                 return

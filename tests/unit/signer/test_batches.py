@@ -177,10 +177,11 @@ def test_a_slow_item_is_answered_last_and_the_others_at_once() -> None:
 def test_so_many_items_are_under_way_at_once_and_none_are_begun_for_who_does_not_read() -> None:
     async def test(door: Door) -> None:
         claims = pods(door, budget.BATCH)
-        held = Held(door)
+        held = Held(door, claims[0])
         message = batch_of(*(wanted(door, each, token(door, each)) for each in claims))
         stream = aiter(door.service.mint_x509s(said(message), call(door.site.agent())))
         await anext(stream)
+        held.go.set()
         await asyncio.sleep(1)
         # What it has been handed and what waits for it are among those.
         assert len(held.asked) == budget.BATCH_AT_ONCE
