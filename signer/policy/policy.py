@@ -64,7 +64,6 @@ class PolicySettings:
     """The signer's own part: trust domain, the path without a policy, whether a policy is needed.
 
     `max_per_namespace`: policies of a namespace that count; `max_services`: its Services.
-
     `reserved_ids` are the signer's own elsewhere: whoever had one there would be taken for it.
     `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
     `dns_names` are patterns of what a pod without a policy may ask for, which is decided elsewhere, too, as `own_names`
