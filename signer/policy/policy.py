@@ -12,7 +12,6 @@ pod refuses: a wider policy never steps in for a narrower one that is broken.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -59,11 +58,12 @@ _TYPES: Mapping[str, type] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PolicySettings:
     """The signer's own part: trust domain, the path without a policy, whether a policy is needed.
 
     `max_per_namespace`: policies of a namespace that count; `max_services`: its Services.
+
     `reserved_ids` are the signer's own elsewhere: whoever had one there would be taken for it.
     `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
     `dns_names` are patterns of what a pod without a policy may ask for, which is decided elsewhere, too, as `own_names`
@@ -80,11 +80,6 @@ class PolicySettings:
     ttls: TtlLimits | None = None
     dns_names: tuple[str, ...] = ()
     own_names: frozenset[str] = frozenset()
-
-    @cached_property
-    def default(self) -> Template:
-        """That of the path without a policy, which most pods have: read once. Raises InvalidPolicy."""
-        return path_template(self.default_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +250,7 @@ def read_outline(body: PolicyObject, problem: str) -> Policy | None:
 
 def _default(pod: LivePod, settings: PolicySettings) -> Entitlement:
     try:
-        return Entitlement(_render_id(settings, settings.default, pod))
+        return Entitlement(_render_id(settings, path_template(settings.default_path), pod))
     except InvalidPolicy as error:
         raise Refused(Reason.POLICY_UNUSABLE, f"the default path: {error}") from None
 
