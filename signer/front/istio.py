@@ -18,9 +18,9 @@ from signer.attestation.proxies import Proxies
 from signer.cluster.events import Events
 from signer.errors import Reason, Refused
 from signer.front.aborting import aborted
-from signer.front.agents import Gate
 from signer.front.audit import Audit
 from signer.front.budget import PROXY_MINTS, PROXY_MINTS_OF_NODE
+from signer.front.callers import Gate
 from signer.front.calls import MINT_DEADLINE, Context, Messages, bearer, header, refused_by, still_wanted, unread
 from signer.front.istio_request import IstioRequest, account_of, heard, read
 from signer.front.limits import NodeLimits, Place, Slots
