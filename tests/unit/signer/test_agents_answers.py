@@ -223,6 +223,9 @@ def test_each_reason_has_its_code() -> None:
             Reason.AGENT_TOKEN_EXPIRED,
             Reason.AGENT_TOKEN_AUDIENCE,
             Reason.AGENT_TOKEN_UNBOUND,
+            # Istio's proxies are told nothing else, whatever they are refused for.
+            Reason.IMPERSONATION_DENIED,
+            Reason.CLUSTER_UNKNOWN,
         },
         grpc.StatusCode.INVALID_ARGUMENT: {
             Reason.INVALID_REQUEST,
