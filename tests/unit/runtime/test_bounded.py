@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import weakref
 from functools import partial
 from typing import Any
 
@@ -54,46 +53,5 @@ def test_while_one_hangs_whoever_waits_is_given_up_and_nothing_else_is_begun() -
         gate.set()
         patient = Bounded(30)
         assert await patient.do(lambda: 7) == 7
-
-    asyncio.run(main())
-
-
-def test_what_follows_soon_is_done_by_the_same_thread_and_later_by_another() -> None:
-    async def main() -> None:
-        one = Bounded(kept=30.0)
-        threads = [await one.do(threading.current_thread) for _ in range(10)]
-        assert len(set(threads)) == 1
-        assert threads[0].daemon
-        short = Bounded(kept=0.0)
-        first = await short.do(threading.current_thread)
-        await asyncio.to_thread(first.join, 30)
-        assert not first.is_alive()
-        assert await short.do(threading.current_thread) is not first
-
-    asyncio.run(main())
-
-
-def test_nothing_is_lost_that_comes_as_the_thread_goes() -> None:
-    async def main() -> None:
-        one = Bounded(kept=0.0)
-        for number in range(2000):
-            assert await one.do(partial(int, number)) == number
-
-    asyncio.run(main())
-
-
-def test_what_was_done_is_not_held_by_the_thread_that_waits() -> None:
-    class Large:
-        def work(self) -> None:
-            return
-
-    async def main() -> None:
-        one, large = Bounded(kept=30.0), Large()
-        seen = weakref.ref(large)
-        await one.do(large.work)
-        del large
-        # The thread has let go of it when it does the next.
-        await one.do(lambda: None)
-        assert seen() is None
 
     asyncio.run(main())
