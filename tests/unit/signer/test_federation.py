@@ -455,7 +455,9 @@ def test_the_oldest_relation_of_a_trust_domain_counts_and_files_go_before(tmp_pa
         filed = replace(root(START, OTHER).bundle, sequence=9)
         file.write_bytes(filed.to_jwks())
         known = cluster.replica(files={OTHER: file})
-        await known.look()
+        # A thread reads it, for which this clock does not wait.
+        while not known.bundles:
+            await known.look()
         cluster.partner.publishes(THEIRS[0])
         cluster.relate("b-older")
         await asyncio.sleep(2)
