@@ -144,6 +144,8 @@ class Life:
         prepared = state.find(kind, Stage.PREPARED)
         if prepared is None:
             raise TransitionRefused(f"no {kind} authority is prepared; prepare one first")
+        if _over(prepared, now):
+            raise TransitionRefused(f"{prepared.id} has ended; revoke it and prepare another")
         if acks.waiting and not forced:
             raise TransitionRefused(
                 f"{acks.lacking} would refuse its SVIDs: not acknowledged yet; wait, or use --forced"
@@ -295,8 +297,10 @@ class Life:
     def _activation_due(
         self, state: AuthorityState, kind: str, prepared: Slot, acks: Acks, now: datetime
     ) -> Step | None:
+        if _over(prepared, now):
+            return Step("retire", kind, "it ended before it signed", prepared.id)
         active = state.find(kind, Stage.ACTIVE)
-        if isinstance(active, X509Slot) and active.authority.not_after <= now:
+        if active is not None and _over(active, now):
             return Step("activate", kind, "the active one has ended")
         # A bound is for agents that are known not to answer, not for a leader that knows nobody yet. Where that lasts,
         # the API server is away and nothing could be written; or a person sees why, and may force it.
@@ -349,6 +353,10 @@ class Life:
         if isinstance(made, X509Request):
             return (), made
         return (replace(made, stage=Stage.ACTIVE, activated_at=now, longest=self.policy.usual("x509")),), None
+
+
+def _over(slot: Slot, now: datetime) -> bool:
+    return isinstance(slot, X509Slot) and slot.authority.not_after <= now
 
 
 def _raised(slot: _Slot, longest: timedelta) -> _Slot:

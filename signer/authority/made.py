@@ -7,6 +7,7 @@ from functools import partial
 from signer.authority.fit_roots import parted
 from signer.authority.left_keys import refs
 from signer.authority.request import X509Request, new_request
+from signer.authority.settling import life
 from signer.authority.slots import JwtSlot, Stage, X509Slot
 from signer.authority.state import AuthorityState
 from signer.authority.timing import LifecyclePolicy
@@ -78,15 +79,16 @@ class Maker:
         self, key: PrivateKey, state: AuthorityState | None, cause: Cause, now: datetime, by_person: bool
     ) -> X509Slot | X509Request:
         by, above, trust_domain = self._policy, self.above, self._trust_domain
+        lives = life(state, by)
         if isinstance(above, Elsewhere):
             wished = by_person or cause is Cause.WISH
-            ask = partial(new_request, above.name, trust_domain, key, by.authority_ttl, now, wished=wished)
+            ask = partial(new_request, above.name, trust_domain, key, lives, now, wished=wished)
             return await self.keys.do(key, ask, seconds=PATIENCE_SECONDS)
         if isinstance(above, SelfSigned):
-            make = partial(above.signed, trust_domain, key, by.authority_ttl, now)
+            make = partial(above.signed, trust_domain, key, lives, now)
             authority = await self.keys.do(key, make, seconds=PATIENCE_SECONDS)
         else:
-            authority = await above.certify(trust_domain, key, by.authority_ttl, now)
+            authority = await above.certify(trust_domain, key, lives, now)
         tried = await self.keys.do(key, lambda: admit(authority, state, cause, by, now), seconds=PATIENCE_SECONDS)
         return X509Slot(Stage.PREPARED, tried, now)
 

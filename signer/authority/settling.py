@@ -70,11 +70,21 @@ def settle(state: AuthorityState, kind: str, policy: LifecyclePolicy) -> timedel
     return max((needed(state, kind, each, policy) for each in policy.audiences), default=timedelta(0))
 
 
+def life(state: AuthorityState | None, policy: LifecyclePolicy) -> timedelta:
+    """How long a new X.509 authority is to live.
+
+    By the settings; longer where, by settings of before, it is published for longer: it would end as it waits.
+    """
+    least = settle(state, "x509", policy) if state is not None else timedelta(0)
+    return policy.authority_ttl if least <= policy.settle("x509") else policy.living(least)
+
+
 def waits(state: AuthorityState, policy: LifecyclePolicy) -> Iterator[Wait]:
     """What prepared authorities wait for, over or not.
 
     Not beyond what the active one has left: from then on every pod of the cluster would have shorter and shorter
-    SVIDs, and then none.
+    SVIDs, and then none. Nor beyond what they have left themselves: nothing that has ended may sign. Who hears of roots
+    as he renews has done so by then all the same: nobody's SVID outlives its authority, whatever may be usual by now.
     """
     for kind in KINDS:
         prepared = state.find(kind, Stage.PREPARED)
@@ -85,9 +95,12 @@ def waits(state: AuthorityState, policy: LifecyclePolicy) -> Iterator[Wait]:
                 # Those who do as they are told read anew in that time; for no others is a stolen key kept signing.
                 time = min(time, each.told, policy.ack_bound, policy.forced_window)
             if prepared is not None and time:
-                until = published_at(state, prepared) + time
-                if isinstance(active, X509Slot):
-                    until = min(until, policy.spent_at(active.authority.not_after))
+                since = published_at(state, prepared)
+                until = since + time
+                for slot in (active, prepared):
+                    if isinstance(slot, X509Slot):
+                        ends = slot.authority.not_after
+                        until = min(until, max(policy.spent_at(ends), since + (ends - since) * each.renewed))
                 yield Wait(kind, prepared.id, each.name, until)
 
 
@@ -177,6 +190,7 @@ def outlook(state: AuthorityState, policy: LifecyclePolicy, now: datetime) -> li
             assert active is not None
             time = needed(state, kind, audience, policy)
             lines += _hurried(kind, active, audience, time, policy)
+            lines += _cut(state, kind, audience, time, policy)
             lines += _behind(state, kind, active, audience, time, now)
     return lines
 
@@ -199,6 +213,21 @@ def _hurried(kind: str, active: Slot, audience: Audience, needed: timedelta, pol
             f"before it signs: {_called(audience.name)} may refuse that one; {lower} the CA above certify "
             "for longer"
         )
+
+
+def _cut(
+    state: AuthorityState, kind: str, audience: Audience, needed: timedelta, policy: LifecyclePolicy
+) -> Iterator[str]:
+    """Where the prepared one itself ends too soon to wait for so long."""
+    prepared = state.find(kind, Stage.PREPARED)
+    if needed and isinstance(prepared, X509Slot):
+        ends = prepared.authority.not_after
+        if published_at(state, prepared) + needed > policy.spent_at(ends):
+            yield (
+                f"{kind}: {prepared.id} ends at {_at(ends)}, too soon to be published for {durations.text(needed)} "
+                f"before it signs: {_called(audience.name)} may refuse what it signs; let the CA above certify for "
+                "longer, revoke it and prepare another"
+            )
 
 
 def _behind(

@@ -92,6 +92,10 @@ class LifecyclePolicy:
         """
         return min(4 * self._full, self.authority_ttl * audience_settings.LEAST)
 
+    def living(self, needed: timedelta) -> timedelta:
+        """How long an X.509 authority lives that can be published for `needed`, and its successor, while it signs."""
+        return max(self.authority_ttl, 4 * needed / audience_settings.LEAST)
+
     def spent_at(self, not_after: datetime) -> datetime:
         """From when on an X.509 authority that ends then has no time for one more SVID that lives as long as usual,
         and for renewing what it issued."""

@@ -5,7 +5,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -39,8 +39,8 @@ def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
 # Unknown blocks.
 
 
-async def prepared(state: AuthorityState) -> AuthorityState:
-    return (await life().prepare(state, "x509", START))[0]
+async def prepared(state: AuthorityState, now: datetime = START) -> AuthorityState:
+    return (await life().prepare(state, "x509", now))[0]
 
 
 def test_nobody_known_is_not_everybody() -> None:
@@ -50,6 +50,8 @@ def test_nobody_known_is_not_everybody() -> None:
         assert life().outlook(state, UNKNOWN, now)[0] == "unknown: pods are not read yet"
     assert life().due(state, ALL, START) is not None
     ended = state.active_x509.not_after
+    # One of the same moment would have ended with it.
+    state = done(prepared(first(), START + timedelta(hours=1)))
     step = life().due(state, UNKNOWN, ended)
     assert step is not None
     assert (step.action, step.reason) == ("activate", "the active one has ended")

@@ -116,7 +116,7 @@ def test_how_long_agents_are_waited_for(forced: bool, bound: timedelta) -> None:
 
 
 def test_an_authority_that_ended_signs_no_more() -> None:
-    state, _ = done(life().prepare(first(), "x509", START))
+    state, _ = done(life().prepare(first(), "x509", START + SECOND))
     end = state.active_x509.not_after
     late = life(ack_bound=timedelta(days=20), jwt_algorithm=None)
     state = advanced(state, START, NOBODY, by=late)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -20,6 +20,7 @@ from signer.authority.slots import KINDS, Stage, X509Slot
 from signer.authority.state import Abandoned, AuthorityState
 from signer.authority.timing import FORCED_GRACE, Audience, LifecyclePolicy, lifecycle_policy
 from signer.errors import TransitionRefused
+from signer.istio_settings import RENEWED
 from signer.upstream.certify import SelfSigned
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
@@ -713,3 +714,126 @@ def test_what_was_replaced_counts_until_the_last_that_it_issued_has_ended() -> N
 def test_partners_are_waited_for_by_their_hint_whatever_was_issued() -> None:
     by = life(FEDERATION, x509_max_ttl=DAY, authority_ttl=30 * DAY)
     assert settling.settle(lived(first(by), DAY), "x509", by.policy) == 5 * HINT
+
+
+def istio(most: timedelta, lives: timedelta) -> Life:
+    """By these lifetimes, as the settings have it."""
+    proxies = Audience("istio", most * RENEWED, timedelta(0), timedelta(0), renewed=RENEWED)
+    return life(proxies, x509_max_ttl=most, authority_ttl=lives, jwt_algorithm=None, ack_bound=MINUTE)
+
+
+@dataclass
+class Mesh:
+    """A leader, a proxy that asks for its certificate at each moment, and renews at half of its life."""
+
+    by: Life
+    now: datetime = START
+    # When each asked, and by when it has asked again and heard of all roots of that time.
+    asked: list[tuple[datetime, datetime]] = field(default_factory=list)
+    published: dict[str, datetime] = field(default_factory=dict)
+    early: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.state = done(self.by.first(self.now))
+        self.passes(timedelta(0))
+
+    def passes(self, step: timedelta) -> None:
+        self.now += step
+        before = self.state.active_x509_id
+        self.state = advanced(self.state, self.now, ALL, self.by)
+        for slot in self.state.x509:
+            self.published.setdefault(slot.id, self.now)
+        signs = self.state.active_x509_id
+        if signs != before:
+            since = self.published[signs]
+            if any(asked < since and self.now < again for asked, again in self.asked):
+                self.early.append(f"{signs} signs {self.now - since} after it was published")
+        left = self.state.active_x509.not_after - self.now
+        if left <= timedelta(0):
+            self.ended.append(signs)
+        self.state = self.by.promised(self.state, "x509", self.by.policy.x509_max_ttl)
+        lives = min(self.by.policy.x509_max_ttl, self.state.longest("x509") or DAY, left)
+        self.asked = [each for each in self.asked if each[1] > self.now] + [(self.now, self.now + lives / 2)]
+
+
+@pytest.mark.parametrize(("most", "lives"), [(HOUR, 4 * HOUR), (HOUR, 14 * HOUR), (DAY / 2, 2 * DAY)])
+def test_what_is_prepared_outlives_its_wait_though_lifetimes_were_lowered_since(
+    most: timedelta, lives: timedelta
+) -> None:
+    """Authorities of four hours would end before the proxies are done with certificates of a day: the next one would
+    sign at once, and the next."""
+    mesh = Mesh(istio(DAY, 4 * DAY))
+    mesh.passes(2 * HOUR)
+    mesh.by = istio(most, lives)
+    for _ in range(3 * 24 * 6):
+        mesh.passes(10 * MINUTE)
+    assert len(mesh.published) > 2
+    assert (mesh.early, mesh.ended) == ([], [])
+    # By then all of a day has gone, and authorities live as is wanted.
+    (newest,) = [each for each in mesh.state.x509 if each.prepared_at == max(s.prepared_at for s in mesh.state.x509)]
+    assert newest.authority.not_after - newest.prepared_at == lives
+
+
+LIVES = st.tuples(st.sampled_from([15 * MINUTE, HOUR, 3 * HOUR, DAY / 2, DAY]), st.integers(16, 60))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    lifetimes=st.lists(LIVES, min_size=1, max_size=3),
+    hours=st.lists(st.integers(0, 80), min_size=3, max_size=3),
+)
+def test_no_authority_signs_before_every_proxy_knows_it_nor_after_its_end(
+    lifetimes: list[tuple[timedelta, int]], hours: list[int]
+) -> None:
+    """Whatever lifetimes the settings had, and have."""
+    mesh: Mesh | None = None
+    for (most, quarters), some in zip(lifetimes, hours, strict=False):
+        by = istio(most, most * quarters / 4)
+        if mesh is None:
+            mesh = Mesh(by)
+        mesh.by = by
+        for _ in range(some * 4):
+            mesh.passes(15 * MINUTE)
+        assert (mesh.early, mesh.ended) == ([], [])
+
+
+def test_lifetimes_that_were_raised_since_let_nobody_miss_a_root() -> None:
+    """By a day no authority of four hours has time left; its SVIDs end with it, and are renewed well before."""
+    mesh = Mesh(istio(HOUR, 4 * HOUR))
+    mesh.passes(30 * MINUTE)
+    mesh.by = istio(DAY, 4 * DAY)
+    for _ in range(12):
+        mesh.passes(30 * MINUTE)
+    assert len(mesh.published) > 1
+    assert (mesh.early, mesh.ended) == ([], [])
+
+
+def test_what_a_ca_above_cut_short_signs_before_it_has_no_time_left_and_it_is_said() -> None:
+    by = istio(HOUR, 30 * DAY)
+    state, _ = done(istio(HOUR, 6 * HOUR).prepare(lived(first(by), HOUR), "x509", START))
+    state = lived(state, DAY)
+    prepared = state.x509[1]
+    # Six hours, without one for another SVID and ten minutes for renewing what it issued.
+    assert settling.ready_at(state, prepared, by.policy) == START + 6 * HOUR - HOUR - POLICY.reissue_window
+    (line,) = [each for each in by.outlook(state, ALL, START) if "too soon to be published" in each]
+    assert line.startswith(f"x509: {prepared.id} ends at {START + 6 * HOUR:%Y-%m-%dT%H:%M:%SZ}")
+    assert "for 13h12m before it signs: verifiers that never acknowledge (istio)" in line
+    assert "revoke it and prepare another" in line
+    assert not [each for each in by.outlook(lived(state, HOUR), ALL, START) if "too soon to be published" in each]
+
+
+def test_what_ended_before_it_signed_never_signs() -> None:
+    """Nobody knew for so long which agents have it."""
+    by = istio(HOUR, 30 * DAY)
+    state, _ = done(istio(HOUR, 6 * HOUR).prepare(first(by), "x509", START))
+    prepared = state.x509[1]
+    unknown = Acks(frozenset(), None, unknown="nobody was heard yet")
+    over = START + 6 * HOUR
+    assert by.due(state, unknown, over - SECOND) is None
+    with pytest.raises(TransitionRefused, match="has ended"):
+        by.activate(state, "x509", ALL, over, forced=True)
+    step = by.due(state, unknown, over)
+    assert step is not None
+    assert (step.action, step.authority_id) == ("retire", prepared.id)
+    assert stages(done(by.do(state, step, over))) == ["active"]
