@@ -52,8 +52,9 @@ class Following:
             self._left_out.clear()
 
     def _may_have_room(self) -> bool:
-        """Whether one that was left out would have a place, and others with it."""
-        few, turns = len(self.turns) < MOST // 2, self.turns
+        """Whether one that was left out would have a place, and others with it: those that were put off may wait for
+        days, and whoever comes has their places."""
+        few, turns = self.turns.never_put_off() < MOST // 2, self.turns
         return any((few and turns.room(*each)) or turns.gives_way(*each) is not None for each in self._left_out)
 
     def _room(self, node: str, pod: str) -> bool:

@@ -53,6 +53,10 @@ class Turns:
             len(self._entries) < self._most and self._held[node] < self._of_node and self._of_pods[pod] < self._of_pod
         )
 
+    def never_put_off(self) -> int:
+        """How many have not had a turn in vain: the others give their places to whoever comes."""
+        return len(self._entries) - len(self._off)
+
     def gives_way(self, node: str, pod: str) -> str | None:
         """Where there is no room for one of that node and pod: whose place it may have, which is theirs who were put
         off, the longest ago first; None: nobody's."""
