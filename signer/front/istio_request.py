@@ -73,8 +73,13 @@ def heard(data: bytes) -> IstioMessage:
     """
     if len(data) > PROXY_MESSAGE:
         raise Refused(Reason.INVALID_REQUEST, f"the message is longer than {PROXY_MESSAGE} bytes")
-    message = parsed(istio_ca_pb2.IstioCertificateRequest, data)
-    return IstioMessage(message.csr.encode(), message.validity_duration, _impersonated(message), len(data))
+    # In a function that raises nothing: a refusal holds the frames of those that it comes through.
+    csr, seconds, impersonated = _taken(parsed(istio_ca_pb2.IstioCertificateRequest, data))
+    if impersonated is None:
+        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is no text")
+    if len(impersonated) > MAX_ID_BYTES:
+        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is longer than a SPIFFE ID")
+    return IstioMessage(csr, seconds, impersonated, len(data))
 
 
 def read(message: IstioMessage, trust_domain: TrustDomain) -> IstioRequest:
@@ -88,17 +93,15 @@ def read(message: IstioMessage, trust_domain: TrustDomain) -> IstioRequest:
     return IstioRequest(csr, uris, ttl or None, _identity(wanted, trust_domain) if wanted else None)
 
 
-def _impersonated(message: istio_ca_pb2.IstioCertificateRequest) -> str:
-    """Empty where there is none. Raises Refused for what is no text, and for a longer one than any identity."""
+def _taken(message: istio_ca_pb2.IstioCertificateRequest) -> tuple[bytes, int, str | None]:
+    """Its certificate request, its seconds, and who is impersonated: empty where nobody is, None: it is no text."""
     fields = message.metadata.fields
-    if _IMPERSONATED not in fields:
-        return ""
-    found = fields[_IMPERSONATED]
-    if found.WhichOneof("kind") != "string_value" or not found.string_value:
-        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is no text")
-    if len(found.string_value) > MAX_ID_BYTES:
-        raise Refused(Reason.INVALID_REQUEST, f"metadata {_IMPERSONATED} is longer than a SPIFFE ID")
-    return found.string_value
+    wanted: str | None = ""
+    if _IMPERSONATED in fields:
+        found = fields[_IMPERSONATED]
+        wanted = found.string_value if found.WhichOneof("kind") == "string_value" else None
+        wanted = wanted or None
+    return message.csr.encode(), message.validity_duration, wanted
 
 
 def _identity(text: str, trust_domain: TrustDomain) -> SpiffeId:

@@ -44,6 +44,18 @@ def test_an_identity_of_istios_is_read_back(namespace: str, account: str) -> Non
     assert found.uris == (spiffe("default", "web"),)
 
 
+@pytest.mark.parametrize("wanted", [7.0, "x" * (MAX_ID_BYTES + 1)])
+def test_a_refusal_keeps_nothing_of_the_message(wanted: float | str) -> None:
+    """Its traceback's frames live as long as it, and `metadata` grows to many times its bytes when it is parsed."""
+    message = IstioCertificateRequest(csr=GOOD)
+    message.metadata.update({"ImpersonatedIdentity": wanted})
+    with pytest.raises(Refused) as caught:
+        heard_of(message)
+    frames = [each.frame for each in caught.traceback[2:]]
+    assert [each.code.name for each in frames] == ["heard"]
+    assert not [each for each in frames[-1].f_locals.values() if hasattr(each, "DESCRIPTOR")]
+
+
 @given(st.text(max_size=300))
 def test_any_text_as_an_identity_is_one_of_istios_or_refused(text: str) -> None:
     message = IstioCertificateRequest(csr=GOOD)
