@@ -797,6 +797,23 @@ def test_below_aws_the_signer_is_told_which_ca_and_its_account_which_role(tmp_pa
     assert "annotations" not in documents("trustDomain=a")["ServiceAccount", "podsvid-signer"]["metadata"]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("istio.rootConfigMap=podsvid-bundle",),
+        ("istio.rootConfigMap=roots", "signer.settings.bundle_config_map=roots"),
+        ("istio.rootConfigMap=podsvid-authority-abandoned",),
+        ("istio.rootConfigMap=podsvid-signer",),
+    ],
+)
+def test_one_config_map_is_not_two_of_podsvids(values: tuple[str, ...]) -> None:
+    """Helm would say yes, and the signer not start."""
+    with pytest.raises(ClusterError, match=r"istio\.rootConfigMap: .* is another ConfigMap of podsvid's"):
+        chart.template("trustDomain=a", "istio.enabled=true", *values)
+    # Without the port there is none.
+    chart.template("trustDomain=a", *values)
+
+
 def test_below_google_the_signer_is_told_which_pool(tmp_path: Path) -> None:
     found = documents("trustDomain=a", f"signer.googleCas.pool={POOL}", "signer.googleCas.ca=first")
     (tmp_path / "signer.yaml").write_text(found["ConfigMap", "podsvid-signer"]["data"]["signer.yaml"])

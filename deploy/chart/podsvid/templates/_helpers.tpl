@@ -180,6 +180,9 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 {{- with .names -}}{{- $_ := set $own "istio_names" . -}}{{- end -}}
 {{- $_ := set $own "istio_ztunnels" .ztunnels -}}
 {{- $_ := set $own "istio_clusters" .clusters -}}
+{{- if has .rootConfigMap (list (include "podsvid.bundleName" $) (printf "%s-abandoned" (include "podsvid.stateSecret" $)) "podsvid-signer") -}}
+{{- fail (printf "istio.rootConfigMap: %s is another ConfigMap of podsvid's; choose another name (Istio's proxies read istio-ca-root-cert)" .rootConfigMap) -}}
+{{- end -}}
 {{- $_ := set $own "istio_root_config_map" .rootConfigMap -}}
 {{- end -}}
 {{- end -}}
