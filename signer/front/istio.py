@@ -152,8 +152,11 @@ class IstioService:
                     call.asked = message.asked
                     pod = await self._proxies.caller(proven, header(context, "clusterid"))
                     request = read(message, self._trust_domain)
+                    if request.impersonated is None:
+                        # Who is refused takes no turn of his neighbours'; a ztunnel has none of theirs.
+                        await self._decided(proven, pod, request)
                     async with self._nodes_room(proven):
-                        # Before it is decided: what is decided is signed at once.
+                        # Before it is decided, again: what is decided is signed at once.
                         await self._pace.turn(self._share(proven))
                         await give_way()
                         still_wanted(context)
@@ -215,8 +218,10 @@ class IstioService:
 
     @asynccontextmanager
     async def _nodes_room(self, proven: BoundToken) -> AsyncIterator[None]:
-        """What a pod has in common with its node's others: taken once it is read and attested, as by calls that say
-        nothing or are refused a pod would take it from the others. Raises Refused (RATE_LIMITED, BUSY)."""
+        """What a pod has in common with its node's others: taken once it is attested, read and entitled, as by
+        calls that say nothing or are refused a pod would take it from the others.
+
+        Raises Refused (RATE_LIMITED, BUSY)."""
         if self._proxies.is_ztunnel(proven):
             yield
             return

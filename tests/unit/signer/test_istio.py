@@ -720,6 +720,42 @@ def test_calls_that_are_refused_cost_their_nodes_others_nothing(caplog: pytest.L
     at_istios_door(test, lambda state: IstioDoor(state, of_node=(1, 1, 9)))
 
 
+def test_refusals_by_policy_cost_their_nodes_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(door: IstioDoor) -> None:
+        claim = door.proxy()
+        for _ in range(5):
+            with refused(caplog, Reason.NOT_ENTITLED):
+                await door.ask(door.token(claim), csr(spiffe("default", "another")))
+        door.proxy("denied", labels={"app": "denied"})
+        door.policy("no", podSelector={"matchLabels": {"app": "denied"}}, deny=True)
+        await door.told()
+        with refused(caplog, Reason.POLICY_DENIED):
+            await door.ask(door.token(door.proxy("denied", labels={"app": "denied"})))
+        assert (await door.ask(door.token(door.proxy("other")))).identity == WEB
+        with refused(caplog, Reason.RATE_LIMITED):
+            await door.ask(door.token(door.proxy("other")))
+
+    at_istios_door(test, lambda state: IstioDoor(state, of_node=(1, 1, 9)))
+
+
+def test_a_policy_that_changes_while_a_call_waits_for_its_turn_counts(caplog: pytest.LogCaptureFixture) -> None:
+    """It was decided before its turn as well, and nothing is signed by that."""
+
+    async def test(door: IstioDoor) -> None:
+        token, turn = door.token(door.proxy()), door.service._pace.turn
+
+        async def late(node: str) -> None:
+            door.policy("no", deny=True)
+            await door.told()
+            await turn(node)
+
+        door.service._pace.turn = late  # type: ignore[method-assign]
+        with refused(caplog, Reason.POLICY_DENIED):
+            await door.ask(token)
+
+    at_istios_door(test)
+
+
 def test_a_call_whose_caller_gave_up_is_not_looked_at_and_not_signed(caplog: pytest.LogCaptureFixture) -> None:
     async def test(door: IstioDoor) -> None:
         token = door.token(door.proxy())
