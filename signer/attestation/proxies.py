@@ -23,8 +23,9 @@ _FAULTS = {
 }
 # Seconds that a pod's first call may be before its watch event.
 PATIENCE = 1.0
-# How old what is known of pods may be that a ztunnel speaks for: they are not asked for one by one, and who is gone
-# from a node lends it nothing.
+# How old what is known of pods may be that a ztunnel speaks for, while they cannot be followed: they are not asked for
+# one by one, and who is gone from a node lends it nothing. A watch that hangs is followed until it has been silent for
+# so long that it is given up (SILENCE_SECONDS of the API server's client): bookmarks come each minute, more or less.
 PLACED = timedelta(minutes=1)
 
 
