@@ -144,7 +144,7 @@ async def follow(port: int) -> dict[str, int]:
     loops = [asyncio.create_task(each.run()) for each in (pods, policies, publisher)]
     async with asyncio.timeout(100):
         await asyncio.gather(pods.wait_synced(), policies.wait_synced(), publisher._copies[0][1].wait_synced())
-        mirrors: list[Any] = [pods._mirror, publisher._copies, policies._namespaced, policies._services]
+        mirrors: list[Any] = [pods._mirror, publisher._copies[0][1], policies._namespaced, policies._services]
         # Until the last of what the watches tell was heard.
         quiet = 0
         while quiet < 8:
