@@ -7,6 +7,7 @@ import argparse
 import ast
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from agent.metrics import Metrics as AgentMetrics  # noqa: E402
 from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
+from docs import reasons as troubles  # noqa: E402
 from docs import shapes  # noqa: E402
 from podsvid import outcome  # noqa: E402
 from signer.config import SignerConfig  # noqa: E402
@@ -31,6 +33,7 @@ from signer.front.statuses import STATUS_CODES  # noqa: E402
 from signer.metrics import Metrics as SignerMetrics  # noqa: E402
 from svid.postquantum import VERIFIERS, Part  # noqa: E402
 
+ALERTS = "deploy/chart/podsvid/monitoring/alerts.yaml"
 BEGIN, END = "<!-- generated: {name}, by docs/generate.py -->", "<!-- end of {name} -->"
 
 
@@ -84,6 +87,23 @@ def settings(model: type[Any] = AgentConfig) -> str:
 def reasons() -> str:
     rows = ((f"`{each.value}`", STATUS_CODES[each].name, HELP[each]) for each in Reason if each is not Reason.INTERNAL)
     return table(("reason", "status", "what it means, what to do"), rows)
+
+
+def alerts() -> str:
+    """What each says, with words where Prometheus puts labels and numbers."""
+    document = yaml.safe_load((ROOT / ALERTS).read_text(encoding="utf-8"))
+    rows = []
+    for rule in (rule for group in document["groups"] for rule in group["rules"]):
+        notes = rule["annotations"]
+        where = notes["runbook_url"].removeprefix("docs/")
+        said = f"{_without_templates(notes['summary'])}. {_without_templates(notes['description'])}"
+        rows.append((f"`{rule['alert']}`", rule["labels"]["severity"], said, f"[more]({where})"))
+    return table(("alert", "severity", "what it says", ""), rows)
+
+
+def _without_templates(text: str) -> str:
+    named = re.sub(r"{{ \$labels\.(\w+) }}", lambda found: found[1].upper(), text)
+    return re.sub(r"{{ \$value[^}]*}}", "N", named)
 
 
 def exit_codes() -> str:
@@ -154,6 +174,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings),
     "signer-settings": ("docs/configuration.md", lambda: settings(SignerConfig)),
     "reasons": ("docs/signer.md", reasons),
+    "alerts": ("docs/troubleshooting.md", alerts),
+    "every-reason": ("docs/troubleshooting.md", troubles.page),
     "agent-metrics": ("docs/metrics.md", lambda: metrics(AgentMetrics().registry)),
     "agent-events": ("docs/logs.md", lambda: events("agent", "csi")),
     "signer-events": ("docs/logs.md", lambda: events("signer")),

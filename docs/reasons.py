@@ -1,0 +1,470 @@
+"""Every reason that podsvid says in capitals, with what it means and what to do: docs/troubleshooting.md has them.
+
+What the signer refuses has its meaning from the signer, and what the agent advises its advice from the agent: nothing
+is said twice. A test looks for reasons that have no place here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from agent.admin import ADVICE
+from csi.mountable import MAY_MOUNT
+from signer.errors import HELP, Reason
+from signer.front.statuses import STATUS_CODES
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`means` is a sentence, or several; so is `to_do`, for whoever has read no other page."""
+
+    reason: str
+    means: str
+    to_do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Reasons that are met in the same places, which `where` names."""
+
+    title: str
+    where: str
+    rows: tuple[Row, ...]
+
+
+_NOTHING = "nothing: it goes on by itself"
+_LOOK_AT_NODE = "an agent asked for a pod that it should not speak for: take the node out of service until you know why"
+_GONE = "nothing: kubelet does not go on for a pod that is gone, and asks for the new one anew"
+_BUG = "please report it, with the line of the log"
+
+# What to do, where the agent's advice does not end with it.
+_SIGNER_TO_DO: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.INVALID_REQUEST: "correct what the text names, mostly one of the pod's "
+        "volumeAttributes; the pod has to be made anew",
+        Reason.POD_TOKEN_INVALID: "does every API server know every key that signs tokens "
+        "(`--service-account-key-file`), and is the pod of this cluster?",
+        Reason.POD_TOKEN_AUDIENCE: "give the CSIDriver object's `tokenRequests` the signer's `audience`, as the "
+        "chart does; of an Istio proxy it is `istio_audience`",
+        Reason.POD_TOKEN_UNBOUND: "upgrade the cluster to Kubernetes 1.30 or newer",
+        Reason.POD_TOKEN_REPLAYED: _LOOK_AT_NODE,
+        Reason.POD_ON_OTHER_NODE: _LOOK_AT_NODE,
+        Reason.POD_NOT_FOUND: f"{_GONE}; of a ztunnel: no live pod of that account is on its node",
+        Reason.POD_UID_MISMATCH: _GONE,
+        Reason.POD_FINISHED: "nothing: a pod that has ended needs no SVID",
+        Reason.POD_IS_MIRROR: "run it by a DaemonSet",
+        Reason.POD_OVERSIZED: "take labels or csi volumes away: the text has the limits",
+        Reason.POD_WITHOUT_DRIVER: "add a csi volume with the driver `csi.podsvid.io`; with another name, the signer's "
+        "`driver_names` and the chart's `drivers` have to list it",
+        Reason.POD_WITHOUT_CERTIFICATE_SOURCE: "find out who made that PodCertificateRequest: it was "
+        "not the pod's kubelet",
+        Reason.SERVICE_ACCOUNT_MISMATCH: "find out who asked",
+        Reason.SERVICE_ACCOUNT_REPLACED: "make the pod anew, unless it is well within a quarter of an hour",
+        Reason.CSR_INVALID: "is something else than podsvid's agent, or kubelet, asking? "
+        "The signer's audit log names the node",
+        Reason.PROOF_OF_POSSESSION: "find out who asked: podsvid's agent and kubelet sign with the key",
+        Reason.KEY_WEAK: "leave `keyAlgorithm` out: `ec-p256`, the default, suits most programs",
+        Reason.KEY_ALGORITHM_DENIED: "set one of those that the text names, or add yours to the "
+        "policy's `keyAlgorithms`",
+        Reason.POLICY_DENIED: "`podsvid explain NAMESPACE/POD` says which policy denies, or what each wants that the "
+        "pod does not have: change that policy, or the pod's labels or service account. Until then its socket "
+        "has no SVID, and files keep theirs until it ends; it is tried again by itself",
+        Reason.POLICY_UNUSABLE: "`kubectl describe` of that policy names the field or the label; "
+        "correct it, and the pod starts",
+        Reason.DNS_NAME_DENIED: "ask for a name that the policy gives, or add it to its `dnsNameTemplates`",
+        Reason.NOT_ENTITLED: "have the program ask without a SPIFFE ID, or for its own; of an Istio proxy: is Istio's "
+        "trust domain podsvid's, and do policies leave IDs in the form `/ns/NAMESPACE/sa/ACCOUNT`?",
+        Reason.IMPERSONATION_DENIED: "a ztunnel of another account than `istio-system/ztunnel`: name it in the chart's "
+        "`istio.ztunnels`; is it none, find out what that program does",
+        Reason.CLUSTER_UNKNOWN: "add the name to `istio_clusters`, where the proxy is one of yours",
+        Reason.JWT_DISABLED: "set the signer's `jwt_svids`, if workloads are to have JWT-SVIDs",
+        Reason.ISSUANCE_REFUSED: "follow the text",
+        Reason.AUTHORITY_KEY_STORE_UNAVAILABLE: "bring the token or KMS back; a restart of the signer is not needed",
+        Reason.RECONNECT: _NOTHING,
+        Reason.INTERNAL: _BUG,
+    }
+)
+
+
+def _advised(reason: str, means: str) -> Row:
+    return Row(reason, means, ADVICE[reason])
+
+
+def _of_signer() -> Iterator[Row]:
+    for each in Reason:
+        means = HELP.get(each, "something went wrong that was not foreseen; the log says what")
+        yield Row(
+            each, f"{means} (gRPC status {STATUS_CODES[each].name})", _SIGNER_TO_DO.get(each, ADVICE.get(each, ""))
+        )
+
+
+_OF_NODE = (
+    Row(
+        "IDENTITY_DENIED",
+        "the pod is refused an identity; the reason that follows, which is the signer's, says why",
+        "go on with the reason that follows",
+    ),
+    _advised("IDENTITY_UNAVAILABLE", "no identity could be had now; the reason that follows says why"),
+    Row(
+        "AUTHORITY_REFUSED",
+        "a renewal was refused, and asking again unchanged does not help; the reason that follows says why",
+        "go on with the reason that follows; it is tried again by itself, and the SVID is kept until it ends",
+    ),
+    _advised("SIGNER_UNREACHABLE", "the agent cannot reach a signer, or is not answered in time"),
+    Row(
+        "SIGNER_NOT_TRUSTED",
+        "what answers at `signer_address` has a certificate of an authority that this agent does not trust",
+        "an agent that was away for long reads the ConfigMap `podsvid-bundle` by itself after half a minute. "
+        "If it stays so: does a signer lead, which keeps that ConfigMap new, and is it this cluster's address?",
+    ),
+    Row(
+        "SIGNER_WRONG_IDENTITY",
+        "what answers at `signer_address` proves to be something else than the signer; nothing was sent to it",
+        "is `signer_address` the signer's, and `trust_domain` this cluster's? Find out what answers there",
+    ),
+    _advised("CLOCKS_DIFFER", "the node's clock and the signer's differ by more than is bridged (two minutes)"),
+    _advised("TRUST_BEHIND", "an SVID came of an authority whose trust bundle has not come yet"),
+    _advised("WRITE_FAILED", "the volume's files could not be written"),
+    _advised("POD_FULL", "the pod has as many volumes as one may have"),
+    _advised("NODE_FULL", "one more volume does not fit on this node"),
+    _advised("NODE_BUSY", "too much of this is under way on the node, for the pod or for all; nothing was begun"),
+    _advised(
+        "KEYS_BUSY", "no key was made in time: others wait for theirs on this node, or too many of the pod's own do"
+    ),
+    Row(
+        "JWT_BUSY",
+        "a JWT-SVID that the pod asked for had no turn",
+        "ask for fewer audiences at once (`jwt_queue` bounds what one pod has waiting): a token that was given for the "
+        "same ones is given again until it is due. If others wait: is the signer reachable?",
+    ),
+    _advised(
+        "SOCKET_QUARANTINED", "the pod's sockets cost others their service, and are served by a process of their own"
+    ),
+    _advised("SOCKET_CLOSED", "the pod's sockets cost others their service, and are closed for a while"),
+    Row(
+        "SOCKET_UNAVAILABLE",
+        "the pod's socket cannot be served now: the process that serves it is being started, or the volume is leaving",
+        "nothing, unless it stays so: then the agent's log says why that process ends",
+    ),
+    _advised("VOLUME_FAILED", "the node could not make the volume; what was done was undone"),
+    _advised("UNDO_FAILED", "something was left where the volume was to be, and kubelet has to come back for it"),
+    _advised(
+        "MOUNT_NOT_SHARED", "what the agent mounts would not reach pods: it has mounts of its own. Nothing was begun"
+    ),
+    Row("MOUNT_DENIED", "the agent may not mount, so it can make no volume. Nothing was begun", MAY_MOUNT),
+    _advised("HOST_UNANSWERED", "a look at the node's own file systems was not answered in time. Nothing was begun"),
+    Row(
+        "OPERATION_PENDING",
+        "another call for the same volume is still running",
+        "nothing: kubelet tries again by itself",
+    ),
+    Row(
+        "VOLUME_NOT_FOUND",
+        "kubelet asks about a volume that is not published there",
+        "nothing if the pod is leaving; else delete it, and its controller makes another one",
+    ),
+    Row(
+        "VOLUME_CONFLICT",
+        "kubelet publishes a volume that is there again with other arguments, which it does not do by itself",
+        "delete the pod; find out who else calls the driver's socket on that node",
+    ),
+    Row(
+        "TARGET_CONFLICT",
+        "kubelet publishes a volume that is there at another path, which it does not do by itself",
+        "delete the pod; find out who else calls the driver's socket on that node, and whether "
+        "kubelet's `--root-dir` changed",
+    ),
+    Row(
+        "ALREADY_RUNNING",
+        "another agent of this node has the same `run_dir`; this one ended",
+        "stop the other one, or give each a `run_dir`",
+    ),
+    Row("AGENT_ERROR", "an error that has no reason of its own", _BUG),
+)
+_OF_AUTHORITIES = (
+    Row(
+        "AUTHORITY_DAMAGED",
+        "the authorities' Secret, or the embedded authority's files, cannot be used. They are never replaced silently: "
+        "a new CA would be one that nobody trusts",
+        "follow the text; restore the Secret `podsvid-authority` from a backup, with all signers "
+        "stopped first. Signers "
+        "that run sign on for `outage_limit` (1 h)",
+    ),
+    Row(
+        "TRANSITION_REFUSED",
+        "the authorities are in no state from which that step is possible",
+        "the text says what it waits for; `podsvid authority show` says where the authorities are",
+    ),
+    Row(
+        "UPSTREAM_UNUSABLE",
+        "the CA above cannot certify a new authority, or is not who it should be; the active one "
+        "signs on until it ends",
+        "the text has the CA's own words: its address, its token or role, and what it may issue",
+    ),
+    Row(
+        "UPSTREAM_AWAY",
+        "the CA above cannot be asked now",
+        "nothing: it is asked again. If it stays so, look at the CA",
+    ),
+    Row(
+        "UPSTREAM_CERTIFICATE_REFUSED",
+        "what the CA above certified cannot be used as an authority; the one that signs stays",
+        "the text says what is wrong (its chain, its root, how long it lives, what it may sign): set "
+        "that right at the CA; it is "
+        "asked again in an hour, at once after `podsvid authority rotate`",
+    ),
+    Row(
+        "UPSTREAM_ROOTS_REFUSED",
+        "the roots that the CA above names are not taken; those of before stay trusted",
+        "the text says why; after a change to another CA `podsvid authority rotate` takes it, with its roots",
+    ),
+    Row(
+        "NOT_INSTALLED",
+        "an optional library is not there: that of a cloud's CA or KMS, or of traces",
+        "install what the text names, such as `pip install 'podsvid[aws]'`; an image of your own needs it, too",
+    ),
+    Row(
+        "INVALID_POLICY",
+        "a WorkloadIdentity or ClusterWorkloadIdentity cannot be used",
+        "`kubectl describe` of it has the field in the condition `Ready`",
+    ),
+    Row(
+        "FEDERATION_FETCH_FAILED",
+        "there is no bundle now where a FederatedTrustDomain says; the last good one stays",
+        "`kubectl describe ftd NAME`: the condition `Fetched` says what the last look met",
+    ),
+    Row("FEDERATION_NOT_READY", "it cannot be looked for a partner's bundle yet", "nothing: it is looked again soon"),
+    Row(
+        "FEDERATION_UNUSABLE",
+        "a FederatedTrustDomain says something that cannot be followed",
+        "`kubectl describe ftd NAME`: the condition `Ready` names the field",
+    ),
+    Row(
+        "TOKEN_REFUSED",
+        "a token does not prove what it should: it is of another audience or cluster, or it is old",
+        "whose it is says the reason that callers see: `AGENT_TOKEN_…` or `POD_TOKEN_…`",
+    ),
+    Row(
+        "FORBIDDEN",
+        "the API server denies a signer's call, by RBAC or by an admission rule; the text is the API server's",
+        "compare the ClusterRole and Role `podsvid-signer` with the chart's; which webhook or policy "
+        "denied it is in the text",
+    ),
+    Row("CONFLICT", "another wrote the same object first", _NOTHING),
+    Row("GONE", "a watch fell behind what the API server keeps, and begins anew with a list", _NOTHING),
+    Row("SIGNER_ERROR", "an error that has no reason of its own", _BUG),
+    Row(
+        "INVALID_TRUST_BUNDLE",
+        "what was given as a trust bundle is none",
+        "the text says what is wrong; a SPIFFE bundle is a JWKS with `use` of each key, a CA file is PEM",
+    ),
+    Row("INVALID_KEY", "not a key, or of no kind that is accepted", "give a PEM key of a kind that the text names"),
+    Row(
+        "INVALID_SPIFFE_ID",
+        "not a SPIFFE ID, or not the name of a trust domain",
+        "an ID is `spiffe://TRUST-DOMAIN/PATH`: no port, no query, no `.`, `..` or empty part; the name in lower case",
+    ),
+    Row(
+        "INVALID_X509_SVID",
+        "a certificate is no SVID of its trust domain at this time",
+        "the text says why: it has ended, has no or several URI names, or leads to no authority of the bundle",
+    ),
+    Row("SVID_ERROR", "an error that has no reason of its own", _BUG),
+)
+_OF_CHECK = (
+    Row("NOT_ROOT", "the agent is not root", "run it as root: it mounts, and gives files to pods' users"),
+    Row(
+        "CAPABILITIES_MISSING",
+        "root has not all that it takes",
+        "run the agent's container privileged, as the chart does",
+    ),
+    Row("USER_UNUSABLE", "this user namespace has no such `socket_user`", "choose a uid that it has"),
+    Row("USER_TAKEN", "somebody has that `socket_user`", "choose a uid that nothing on the node has"),
+    Row(
+        "NO_KUBELET",
+        "no kubelet has that root directory",
+        "set `kubelet_root` (the chart's `kubelet.root`) to kubelet's `--root-dir`",
+    ),
+    Row("KEPT_ON_DISK", "a reboot would not empty `run_dir`", "choose a directory on a tmpfs, as below `/run`"),
+    Row("NOT_KEPT", "a reboot would empty `state_dir`, which has the authority", "choose a directory on a disk"),
+    Row(
+        "MEMORY_LIMIT",
+        "the settings may need more memory than the limit",
+        "raise the limit, or lower what the text names",
+    ),
+    Row(
+        "FILES_LIMIT",
+        "the settings may need more open files than the limit",
+        "raise the limit (`LimitNOFILE=`), or lower `volumes`",
+    ),
+    Row("ADDRESS_IN_USE", "another program has that port", "choose another one, or stop it"),
+    Row("ADDRESS_NOT_HERE", "this host has no such address", "give one that it has, or `[::]`"),
+    Row("ADDRESS_UNUSABLE", "nothing can listen there", "choose another address"),
+    Row(
+        "FILE_UNUSABLE",
+        "the file is not what belongs there, or cannot be read",
+        "the text names the setting and the file",
+    ),
+    Row("NO_ANSWER", "a file or directory did not answer in time", "is it on a file system that hangs, or a pipe?"),
+)
+_OF_SYSTEM = (
+    Row("PERMISSION_DENIED", "this user may not open, write or listen there", "run it as who may, or change the mode"),
+    Row("NOT_FOUND", "there is no such file, or no such object of the API server", "is the path or the name right?"),
+    Row("NO_SPACE", "the file system is full, or a quota is", "free space and inodes (`df`, `df -i`)"),
+    Row("READ_ONLY", "the file system is read-only", "choose another directory"),
+    Row(
+        "IN_THE_WAY",
+        "something is there already that is not of the kind that belongs there",
+        "move it, or name another directory; `migrate` writes into an empty one",
+    ),
+    Row("SYSTEM_ERROR", "the operating system refused it; its words are in the text", "follow them"),
+    Row("WRONG_USAGE", "the command line means nothing", "`podsvid COMMAND --help`"),
+    Row(
+        "INVALID_SETTING",
+        "a setting is unknown, unusable, or contradicts another; each line is one",
+        "the line names the flag, the variable or the file's line, and what is accepted",
+    ),
+    Row("COMMAND_FAILED", "the command cannot be carried out", "follow the text"),
+    Row(
+        "TIMED_OUT",
+        "what was waited for did not come in time",
+        "`--timeout` gives it longer; the text names who is silent",
+    ),
+    Row("OUTPUT_FAILED", "the standard output takes no more", "is the disk full that it is sent to?"),
+)
+_OF_COMMANDS = (
+    Row("NO_SOCKET", "nothing is at that path", "is the daemon running, and on this host? `--socket` says where"),
+    Row("NOT_A_SOCKET", "something else is at that path, or the path is too long", "give the socket's path"),
+    Row("NOBODY_LISTENS", "whoever made the socket has gone", "look at the daemon; it makes the socket anew"),
+    Row("SOCKET_DENIED", "this user may not open it", "run it as root on the node, or in the pod of the daemon"),
+    Row("WRONG_SOCKET", "somebody else listens there", "the text says who, and which socket is wanted"),
+    Row("NODE_COMMAND_FAILED", "the agent could not be asked, or says no", "follow the text"),
+    Row("AUTHORITY_COMMAND_FAILED", "a signer could not be asked, or refuses", "follow the text"),
+    Row(
+        "NO_DOCUMENT",
+        "the signer has no such document",
+        "verifiers by OpenID Connect need `jwt_svids` and `jwt_issuer` of the signer",
+    ),
+    Row(
+        "OLDER_DOCUMENT",
+        "the file that is there is newer than what the signer said",
+        "ask again: another replica may be ahead; remove the file where it is of something else",
+    ),
+    Row(
+        "WORKLOAD_API_UNREACHABLE",
+        "no Workload API answers, or it says to come back later",
+        "is the volume mounted, and does `SPIFFE_ENDPOINT_SOCKET` have its path?",
+    ),
+    Row(
+        "INVALID_WORKLOAD_API_ADDRESS",
+        "that is no address of a Workload API",
+        "`unix:///spiffe/socket`, an absolute path, or `tcp://127.0.0.1:PORT`",
+    ),
+    Row("NO_IDENTITY", "the server has no identity for this caller", "`podsvid explain NAMESPACE/POD` says why"),
+    Row("WORKLOAD_API_REFUSED", "the server takes the request for wrong", "follow the text: it is the server's"),
+    Row("WORKLOAD_API_NOT_SERVED", "the server has no such method", "is it the Workload API's socket, and new enough?"),
+    Row(
+        "WORKLOAD_API_ANSWER_UNUSABLE",
+        "the server's answer breaks the specification, or has ended",
+        "compare the clocks of both; else the server is to be mended",
+    ),
+    Row("WORKLOAD_API_ERROR", "a call of a Workload API failed", "follow the text"),
+    Row("TOKEN_INVALID", "the token is not valid", "the text says why: audience, time, key or form"),
+    Row("COMMAND_NOT_STARTED", "the command of `--exec` cannot be started", "is its path right, and may it be run?"),
+    Row(
+        "FILE_NOT_OURS", "a file is in the way that `podsvid api` did not make", "move it, or choose another directory"
+    ),
+    Row("DIRECTORY_IN_USE", "another process writes there", "one `podsvid api --write` for each directory"),
+    Row("UNUSABLE_DOCUMENT", "a file for `podsvid migrate` is not what it should be", "the text has its name and line"),
+    Row(
+        "DOCUMENT_UNREADABLE",
+        "what verifiers read cannot be read, or is no discovery document or JWKS",
+        "look at the web server or the listener that serves it, and at what is between",
+    ),
+    Row("ISSUER_DIFFERS", "the discovery document names another issuer", "publish the signer's newest documents"),
+    Row(
+        "JWKS_URI_DIFFERS",
+        "the discovery document names another address of keys",
+        "publish the signer's newest documents",
+    ),
+    Row("KEPT_TOO_LONG", "caches may keep the keys too long", "serve them with the `Cache-Control` that the text has"),
+    Row(
+        "KEY_ABANDONED",
+        "a key that was declared stolen can still be read outside",
+        "where the signer publishes it no more, publish its newest documents at once, and empty caches",
+    ),
+    Row(
+        "KEY_NOT_PUBLISHED",
+        "a key is outside that the signer does not publish",
+        "publish the signer's newest documents",
+    ),
+    Row(
+        "KEY_IS_ANOTHER",
+        "a key outside has the id of a signer's key, and is another",
+        "find out who answers at that address",
+    ),
+    Row("KEY_MISSING", "a key of the signer is not outside", "publish the signer's newest documents"),
+    Row("QUICKSTART_FAILED", "the quickstart cannot go on", "follow the text"),
+    Row("AGENT_DIED", "the quickstart's agent ended", "the end of its log is in the text"),
+    Row("STAND_IN_ERROR", "the quickstart's stand-in for kubelet failed", "follow the text"),
+    Row("DRIVER_NOT_REGISTERED", "the quickstart's agent is not registered yet", "is it starting still? Its log says"),
+    Row("DRIVER_REFUSED", "the quickstart's agent was refused at its registration", "follow the text"),
+    Row("PUBLISH_FAILED", "a volume of the quickstart was refused", "go on with the reason in the text"),
+    Row("UNPUBLISH_FAILED", "a volume of the quickstart could not be taken down", "go on with the reason in the text"),
+    Row("STATS_FAILED", "the quickstart's agent does not say how a volume is", "go on with the reason in the text"),
+    Row("VOLUME_LEFT_BEHIND", "a volume of the quickstart was said to be gone, and is not", _BUG),
+)
+_SEEN_OF_SIGNER = (
+    "Said by the signer: in the pod's events (`IdentityRefused`, and after `IDENTITY_DENIED` or "
+    "`IDENTITY_UNAVAILABLE` in "
+    "`FailedMount`), in `podsvid explain`, in the signer's audit log and in its metrics. Istio's proxies, where the "
+    "signer is their CA, hear none of them: look at those places."
+)
+
+
+def groups() -> tuple[Group, ...]:
+    """All of them, in the order in which people meet them."""
+    return (
+        Group(
+            "Reasons of a node",
+            "Said by the agent: in the pod's event `FailedMount`, in `podsvid node ls` and "
+            "`explain`, in its log and metrics.",
+            _OF_NODE,
+        ),
+        Group("Reasons of the signer", _SEEN_OF_SIGNER, tuple(_of_signer())),
+        Group(
+            "Reasons of authorities and files",
+            "Said by the signer's log, `podsvid authority`, `--check` and the conditions of objects; "
+            "of an embedded authority "
+            "by the agent.",
+            _OF_AUTHORITIES,
+        ),
+        Group(
+            "Reasons of `--check`",
+            "Said by `podsvid agent --check` and `podsvid signer --check`, before a start.",
+            _OF_CHECK,
+        ),
+        Group("Reasons of every command", "Said as `podsvid: REASON: text`, by daemons that end as well.", _OF_SYSTEM),
+        Group(
+            "Reasons of single commands",
+            "`api`, `node`, `authority`, `oidc probe`, `migrate`, `quickstart`.",
+            _OF_COMMANDS,
+        ),
+    )
+
+
+def page() -> str:
+    """A heading for each reason, to which events and runbooks can lead, and its two sentences."""
+    parts = []
+    for group in groups():
+        parts.append(f"## {group.title}\n\n{group.where}\n")
+        parts += [f"### `{row.reason}`\n\n{_sentence(row.means)}{_do(row.to_do)}\n" for row in group.rows]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _do(text: str) -> str:
+    return f" **Do:** {text}{'' if text.endswith('?') else '.'}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
