@@ -25,7 +25,7 @@ from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
 from docs import reasons as troubles  # noqa: E402
-from docs import shapes  # noqa: E402
+from docs import shapes, versions  # noqa: E402
 from podsvid import outcome  # noqa: E402
 from signer.config import SignerConfig  # noqa: E402
 from signer.errors import HELP, Reason  # noqa: E402
@@ -174,6 +174,14 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings),
     "signer-settings": ("docs/configuration.md", lambda: settings(SignerConfig)),
     "reasons": ("docs/signer.md", reasons),
+    "versions-needed": (
+        "docs/versions.md",
+        lambda: table(("what", "version", "said in"), versions.needed()),
+    ),
+    "versions-tried": (
+        "docs/versions.md",
+        lambda: table(("what", "version", "what is tried with it", "by", "pinned in"), versions.peers()),
+    ),
     "alerts": ("docs/troubleshooting.md", alerts),
     "every-reason": ("docs/troubleshooting.md", troubles.page),
     "agent-metrics": ("docs/metrics.md", lambda: metrics(AgentMetrics().registry)),
