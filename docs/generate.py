@@ -25,7 +25,7 @@ from csi import layout  # noqa: E402
 from csi.attributes import ATTRIBUTES, FOREIGN_ATTRIBUTES  # noqa: E402
 from csi.profile import PROFILES  # noqa: E402
 from docs import reasons as troubles  # noqa: E402
-from docs import shapes, versions  # noqa: E402
+from docs import shapes, sizing, versions  # noqa: E402
 from podsvid import outcome  # noqa: E402
 from signer.config import SignerConfig  # noqa: E402
 from signer.errors import HELP, Reason  # noqa: E402
@@ -166,6 +166,19 @@ def verifiers() -> str:
     return table(head, ((each.name, *map(each.answer, Part), each.instead) for each in VERIFIERS.values()))
 
 
+_CLUSTER = (
+    *(
+        "nodes",
+        "pods",
+        "replicas",
+        "memory at rest",
+        "at most",
+        "limit",
+        "mints a second, of all",
+        "cores of a replica",
+    ),
+    "forced re-issue",
+)
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "attributes": ("docs/volumes.md", attributes),
     "layouts": ("docs/volumes.md", layouts),
@@ -174,6 +187,10 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings),
     "signer-settings": ("docs/configuration.md", lambda: settings(SignerConfig)),
     "reasons": ("docs/signer.md", reasons),
+    "slopes": ("docs/sizing.md", lambda: table(("what", "takes", "measured in"), sizing.slopes())),
+    "formulas": ("docs/sizing.md", sizing.formulas),
+    "agents-by-volumes": ("docs/sizing.md", lambda: table(("volumes", "memory"), sizing.of_volumes())),
+    "clusters": ("docs/sizing.md", lambda: table(_CLUSTER, sizing.of_clusters())),
     "versions-needed": (
         "docs/versions.md",
         lambda: table(("what", "version", "said in"), versions.needed()),
