@@ -10,17 +10,9 @@ from types import MappingProxyType
 
 from agent.admin import ADVICE
 from csi.mountable import MAY_MOUNT
+from docs.command_reasons import BETWEEN, BUG, OF_CHECK, OF_COMMANDS, OF_SYSTEM, Row
 from signer.errors import HELP, Reason
 from signer.front.statuses import STATUS_CODES
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """`means` is a sentence, or several; so is `to_do`, for whoever has read no other page."""
-
-    reason: str
-    means: str
-    to_do: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +27,6 @@ class Group:
 _NOTHING = "nothing: it goes on by itself"
 _LOOK_AT_NODE = "an agent asked for a pod that it should not speak for: take the node out of service until you know why"
 _GONE = "nothing: kubelet does not go on for a pod that is gone, and asks for the new one anew"
-_BUG = "please report it, with the line of the log"
 
 # What to do, where the agent's advice does not end with it.
 _SIGNER_TO_DO: Mapping[Reason, str] = MappingProxyType(
@@ -78,10 +69,12 @@ _SIGNER_TO_DO: Mapping[Reason, str] = MappingProxyType(
         "`istio.ztunnels`; is it none, find out what that program does",
         Reason.CLUSTER_UNKNOWN: "add the name to `istio_clusters`, where the proxy is one of yours",
         Reason.JWT_DISABLED: "set the signer's `jwt_svids`, if workloads are to have JWT-SVIDs",
-        Reason.ISSUANCE_REFUSED: "follow the text",
+        Reason.ISSUANCE_REFUSED: "an authority that has ended: `podsvid authority show` says what its successor waits "
+        "for; an ID of another trust domain or a name that is no DNS name: correct the policy or the pod's "
+        "volumeAttributes; audiences of a JWT-SVID: have the program ask for fewer or shorter ones, none of them empty",
         Reason.AUTHORITY_KEY_STORE_UNAVAILABLE: "bring the token or KMS back; a restart of the signer is not needed",
         Reason.RECONNECT: _NOTHING,
-        Reason.INTERNAL: _BUG,
+        Reason.INTERNAL: f"{BUG}; {BETWEEN}",
     }
 )
 
@@ -179,16 +172,16 @@ _OF_NODE = (
         "another agent of this node has the same `run_dir`; this one ended",
         "stop the other one, or give each a `run_dir`",
     ),
-    Row("AGENT_ERROR", "an error that has no reason of its own", _BUG),
+    Row("AGENT_ERROR", "an error that has no reason of its own", BUG),
 )
 _OF_AUTHORITIES = (
     Row(
         "AUTHORITY_DAMAGED",
         "the authorities' Secret, or the embedded authority's files, cannot be used. They are never replaced silently: "
         "a new CA would be one that nobody trusts",
-        "follow the text; restore the Secret `podsvid-authority` from a backup, with all signers "
-        "stopped first. Signers "
-        "that run sign on for `outage_limit` (1 h)",
+        "of a signer: restore the Secret `podsvid-authority` from a backup, with all signers stopped first; those that "
+        "run sign on for `outage_limit` (1 h). Of an agent: restore the file that the text names, or take from others "
+        "the right to read it",
     ),
     Row(
         "TRANSITION_REFUSED",
@@ -252,7 +245,7 @@ _OF_AUTHORITIES = (
     ),
     Row("CONFLICT", "another wrote the same object first", _NOTHING),
     Row("GONE", "a watch fell behind what the API server keeps, and begins anew with a list", _NOTHING),
-    Row("SIGNER_ERROR", "an error that has no reason of its own", _BUG),
+    Row("SIGNER_ERROR", "an error that has no reason of its own", BUG),
     Row(
         "INVALID_TRUST_BUNDLE",
         "what was given as a trust bundle is none",
@@ -269,150 +262,7 @@ _OF_AUTHORITIES = (
         "a certificate is no SVID of its trust domain at this time",
         "the text says why: it has ended, has no or several URI names, or leads to no authority of the bundle",
     ),
-    Row("SVID_ERROR", "an error that has no reason of its own", _BUG),
-)
-_OF_CHECK = (
-    Row("NOT_ROOT", "the agent is not root", "run it as root: it mounts, and gives files to pods' users"),
-    Row(
-        "CAPABILITIES_MISSING",
-        "root has not all that it takes",
-        "run the agent's container privileged, as the chart does",
-    ),
-    Row("USER_UNUSABLE", "this user namespace has no such `socket_user`", "choose a uid that it has"),
-    Row("USER_TAKEN", "somebody has that `socket_user`", "choose a uid that nothing on the node has"),
-    Row(
-        "NO_KUBELET",
-        "no kubelet has that root directory",
-        "set `kubelet_root` (the chart's `kubelet.root`) to kubelet's `--root-dir`",
-    ),
-    Row("KEPT_ON_DISK", "a reboot would not empty `run_dir`", "choose a directory on a tmpfs, as below `/run`"),
-    Row("NOT_KEPT", "a reboot would empty `state_dir`, which has the authority", "choose a directory on a disk"),
-    Row(
-        "MEMORY_LIMIT",
-        "the settings may need more memory than the limit",
-        "raise the limit, or lower what the text names",
-    ),
-    Row(
-        "FILES_LIMIT",
-        "the settings may need more open files than the limit",
-        "raise the limit (`LimitNOFILE=`), or lower `volumes`",
-    ),
-    Row("ADDRESS_IN_USE", "another program has that port", "choose another one, or stop it"),
-    Row("ADDRESS_NOT_HERE", "this host has no such address", "give one that it has, or `[::]`"),
-    Row("ADDRESS_UNUSABLE", "nothing can listen there", "choose another address"),
-    Row(
-        "FILE_UNUSABLE",
-        "the file is not what belongs there, or cannot be read",
-        "the text names the setting and the file",
-    ),
-    Row("NO_ANSWER", "a file or directory did not answer in time", "is it on a file system that hangs, or a pipe?"),
-)
-_OF_SYSTEM = (
-    Row("PERMISSION_DENIED", "this user may not open, write or listen there", "run it as who may, or change the mode"),
-    Row("NOT_FOUND", "there is no such file, or no such object of the API server", "is the path or the name right?"),
-    Row("NO_SPACE", "the file system is full, or a quota is", "free space and inodes (`df`, `df -i`)"),
-    Row("READ_ONLY", "the file system is read-only", "choose another directory"),
-    Row(
-        "IN_THE_WAY",
-        "something is there already that is not of the kind that belongs there",
-        "move it, or name another directory; `migrate` writes into an empty one",
-    ),
-    Row("SYSTEM_ERROR", "the operating system refused it; its words are in the text", "follow them"),
-    Row("WRONG_USAGE", "the command line means nothing", "`podsvid COMMAND --help`"),
-    Row(
-        "INVALID_SETTING",
-        "a setting is unknown, unusable, or contradicts another; each line is one",
-        "the line names the flag, the variable or the file's line, and what is accepted",
-    ),
-    Row("COMMAND_FAILED", "the command cannot be carried out", "follow the text"),
-    Row(
-        "TIMED_OUT",
-        "what was waited for did not come in time",
-        "`--timeout` gives it longer; the text names who is silent",
-    ),
-    Row("OUTPUT_FAILED", "the standard output takes no more", "is the disk full that it is sent to?"),
-)
-_OF_COMMANDS = (
-    Row("NO_SOCKET", "nothing is at that path", "is the daemon running, and on this host? `--socket` says where"),
-    Row("NOT_A_SOCKET", "something else is at that path, or the path is too long", "give the socket's path"),
-    Row("NOBODY_LISTENS", "whoever made the socket has gone", "look at the daemon; it makes the socket anew"),
-    Row("SOCKET_DENIED", "this user may not open it", "run it as root on the node, or in the pod of the daemon"),
-    Row("WRONG_SOCKET", "somebody else listens there", "the text says who, and which socket is wanted"),
-    Row("NODE_COMMAND_FAILED", "the agent could not be asked, or says no", "follow the text"),
-    Row("AUTHORITY_COMMAND_FAILED", "a signer could not be asked, or refuses", "follow the text"),
-    Row(
-        "NO_DOCUMENT",
-        "the signer has no such document",
-        "verifiers by OpenID Connect need `jwt_svids` and `jwt_issuer` of the signer",
-    ),
-    Row(
-        "OLDER_DOCUMENT",
-        "the file that is there is newer than what the signer said",
-        "ask again: another replica may be ahead; remove the file where it is of something else",
-    ),
-    Row(
-        "WORKLOAD_API_UNREACHABLE",
-        "no Workload API answers, or it says to come back later",
-        "is the volume mounted, and does `SPIFFE_ENDPOINT_SOCKET` have its path?",
-    ),
-    Row(
-        "INVALID_WORKLOAD_API_ADDRESS",
-        "that is no address of a Workload API",
-        "`unix:///spiffe/socket`, an absolute path, or `tcp://127.0.0.1:PORT`",
-    ),
-    Row("NO_IDENTITY", "the server has no identity for this caller", "`podsvid explain NAMESPACE/POD` says why"),
-    Row("WORKLOAD_API_REFUSED", "the server takes the request for wrong", "follow the text: it is the server's"),
-    Row("WORKLOAD_API_NOT_SERVED", "the server has no such method", "is it the Workload API's socket, and new enough?"),
-    Row(
-        "WORKLOAD_API_ANSWER_UNUSABLE",
-        "the server's answer breaks the specification, or has ended",
-        "compare the clocks of both; else the server is to be mended",
-    ),
-    Row("WORKLOAD_API_ERROR", "a call of a Workload API failed", "follow the text"),
-    Row("TOKEN_INVALID", "the token is not valid", "the text says why: audience, time, key or form"),
-    Row("COMMAND_NOT_STARTED", "the command of `--exec` cannot be started", "is its path right, and may it be run?"),
-    Row(
-        "FILE_NOT_OURS", "a file is in the way that `podsvid api` did not make", "move it, or choose another directory"
-    ),
-    Row("DIRECTORY_IN_USE", "another process writes there", "one `podsvid api --write` for each directory"),
-    Row("UNUSABLE_DOCUMENT", "a file for `podsvid migrate` is not what it should be", "the text has its name and line"),
-    Row(
-        "DOCUMENT_UNREADABLE",
-        "what verifiers read cannot be read, or is no discovery document or JWKS",
-        "look at the web server or the listener that serves it, and at what is between",
-    ),
-    Row("ISSUER_DIFFERS", "the discovery document names another issuer", "publish the signer's newest documents"),
-    Row(
-        "JWKS_URI_DIFFERS",
-        "the discovery document names another address of keys",
-        "publish the signer's newest documents",
-    ),
-    Row("KEPT_TOO_LONG", "caches may keep the keys too long", "serve them with the `Cache-Control` that the text has"),
-    Row(
-        "KEY_ABANDONED",
-        "a key that was declared stolen can still be read outside",
-        "where the signer publishes it no more, publish its newest documents at once, and empty caches",
-    ),
-    Row(
-        "KEY_NOT_PUBLISHED",
-        "a key is outside that the signer does not publish",
-        "publish the signer's newest documents",
-    ),
-    Row(
-        "KEY_IS_ANOTHER",
-        "a key outside has the id of a signer's key, and is another",
-        "find out who answers at that address",
-    ),
-    Row("KEY_MISSING", "a key of the signer is not outside", "publish the signer's newest documents"),
-    Row("QUICKSTART_FAILED", "the quickstart cannot go on", "follow the text"),
-    Row("AGENT_DIED", "the quickstart's agent ended", "the end of its log is in the text"),
-    Row("STAND_IN_ERROR", "the quickstart's stand-in for kubelet failed", "follow the text"),
-    Row("DRIVER_NOT_REGISTERED", "the quickstart's agent is not registered yet", "is it starting still? Its log says"),
-    Row("DRIVER_REFUSED", "the quickstart's agent was refused at its registration", "follow the text"),
-    Row("PUBLISH_FAILED", "a volume of the quickstart was refused", "go on with the reason in the text"),
-    Row("UNPUBLISH_FAILED", "a volume of the quickstart could not be taken down", "go on with the reason in the text"),
-    Row("STATS_FAILED", "the quickstart's agent does not say how a volume is", "go on with the reason in the text"),
-    Row("VOLUME_LEFT_BEHIND", "a volume of the quickstart was said to be gone, and is not", _BUG),
+    Row("SVID_ERROR", "an error that has no reason of its own", BUG),
 )
 _SEEN_OF_SIGNER = (
     "Said by the signer: in the pod's events (`IdentityRefused`, and after `IDENTITY_DENIED` or "
@@ -442,13 +292,13 @@ def groups() -> tuple[Group, ...]:
         Group(
             "Reasons of `--check`",
             "Said by `podsvid agent --check` and `podsvid signer --check`, before a start.",
-            _OF_CHECK,
+            OF_CHECK,
         ),
-        Group("Reasons of every command", "Said as `podsvid: REASON: text`, by daemons that end as well.", _OF_SYSTEM),
+        Group("Reasons of every command", "Said as `podsvid: REASON: text`, by daemons that end as well.", OF_SYSTEM),
         Group(
             "Reasons of single commands",
             "`api`, `node`, `authority`, `oidc probe`, `migrate`, `quickstart`.",
-            _OF_COMMANDS,
+            OF_COMMANDS,
         ),
     )
 
