@@ -151,7 +151,7 @@ def _fields(call: ast.Call) -> list[str]:
 
 
 def events(*packages: str) -> str:
-    rows = set()
+    rows: set[tuple[str, str, str]] = set()
     for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
@@ -167,17 +167,15 @@ def verifiers() -> str:
 
 
 _CLUSTER = (
-    *(
-        "nodes",
-        "pods",
-        "replicas",
-        "memory at rest",
-        "at most",
-        "limit",
-        "mints a second, of all",
-        "cores of a replica",
-    ),
-    "forced re-issue",
+    "nodes",
+    "pods",
+    "replicas",
+    "memory at rest",
+    "at most",
+    "limit",
+    "mints a second, of all",
+    "cores of a replica",
+    "forced re-issue: asked to take",
 )
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "attributes": ("docs/volumes.md", attributes),
@@ -190,6 +188,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "slopes": ("docs/sizing.md", lambda: table(("what", "takes", "measured in"), sizing.slopes())),
     "formulas": ("docs/sizing.md", sizing.formulas),
     "agents-by-volumes": ("docs/sizing.md", lambda: table(("volumes", "memory"), sizing.of_volumes())),
+    "agents-at-work": ("docs/sizing.md", lambda: table(("what", "takes"), sizing.at_work())),
     "clusters": ("docs/sizing.md", lambda: table(_CLUSTER, sizing.of_clusters())),
     "versions-needed": (
         "docs/versions.md",

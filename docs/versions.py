@@ -224,7 +224,7 @@ def version_of(peer: Peer, text: str) -> str:
 
 def peers() -> list[tuple[str, ...]]:
     """Name, version, what is tried, by which command, and the manifest."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for each in PEERS:
         version = version_of(each, (ROOT / each.file).read_text(encoding="utf-8"))
         rows.append((each.name, version, each.tried, f"`{each.by}`", f"`{each.file}`"))
