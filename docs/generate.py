@@ -151,14 +151,15 @@ def _fields(call: ast.Call) -> list[str]:
 
 
 def events(*packages: str) -> str:
-    rows: set[tuple[str, str, str]] = set()
+    rows = set()
     for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"), attr=method), args=[message, *_]):
                     fields = ", ".join(_fields(node))
                     rows |= {(text, _LEVELS[method], fields) for text in _wordings(message)}
-    return table(("event", "level", "fields"), sorted(rows, key=lambda row: (row[0].lower(), row)))
+    ordered = sorted(rows, key=lambda row: (row[0].lower(), row))
+    return table(("event", "level", "fields"), ordered)
 
 
 def verifiers() -> str:
