@@ -210,6 +210,15 @@ class NodeAdmin:
             answer.not_after.FromDatetime(svid.not_after)
         if workload.renew_at is not None:
             answer.renew_at.FromDatetime(workload.renew_at)
+        if workload.window is not None:
+            answer.renew_from.FromDatetime(workload.window.start)
+            answer.renew_until.FromDatetime(workload.window.end)
+        if workload.written_at is not None:
+            answer.files_written_at.FromDatetime(workload.written_at)
+        if workload.written is not None:
+            written = workload.written.identity.default
+            answer.files_serial = written.serial
+            answer.files_not_after.FromDatetime(written.not_after)
         return answer
 
     async def _detailed(self, workload: Workload) -> pb.Volume:
@@ -218,12 +227,6 @@ class NodeAdmin:
         answer.renew_because = self._because(workload)
         answer.directory = workload.volume.target
         answer.files.extend(workload.directory.file_names())
-        if workload.written_at is not None:
-            answer.files_written_at.FromDatetime(workload.written_at)
-        if workload.written is not None:
-            written = workload.written.identity.default
-            answer.files_serial = written.serial
-            answer.files_not_after.FromDatetime(written.not_after)
         answer.streams.extend(pb.Stream(method=method, open_seconds=int(seconds)) for method, seconds in use.calls)
         answer.peers.extend(
             pb.Peer(uid=each.uid, gid=each.gid, pid=each.pid, command=each.command) for each in use.peers

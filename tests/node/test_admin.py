@@ -128,6 +128,10 @@ def test_ls_and_explain_say_what_is_so() -> None:
             (peer,) = volume["peers"]
             assert (peer["pid"], peer["uid"]) == (os.getpid(), os.getuid())
             assert "drawn at random in the window that the authority gave" in volume["renew_because"]
+            assert volume["renew_from"] <= volume["renew_at"] <= volume["renew_until"]
+            listed = next(each for each in found if each["pod"] == "one")
+            for name in ("renew_from", "renew_until", "files_written_at", "files_serial", "files_not_after"):
+                assert listed[name] == volume[name]
             assert volume["problems"] == []
             (quiet,) = (await asked(here, "explain", "default/two"))["volumes"]
             assert (quiet["streams"], quiet["peers"]) == ([], [])
@@ -161,6 +165,7 @@ def test_after_a_restart_the_reason_for_the_instant_is_said_to_be_unknown() -> N
                     await asyncio.sleep(0.1)
             (volume,) = (await asked(here, "explain", "default/one"))["volumes"]
             assert volume["renew_because"] == "an instant drawn before the agent was restarted"
+            assert "renew_from" not in volume
             assert volume["files_written_at"]
 
     asyncio.run(run())
