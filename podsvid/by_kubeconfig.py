@@ -147,6 +147,16 @@ class SeenPod:
     certified: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class AgentPod:
+    """An agent's pod: of a node, in a phase; `running`: it can be asked."""
+
+    name: str
+    node: str
+    phase: str
+    running: bool
+
+
 class KubeconfigCluster:
     """The cluster of a kubeconfig's context (None: the current one), where podsvid is in `podsvid_namespace`.
 
@@ -217,6 +227,17 @@ class KubeconfigCluster:
         # One that is ready knows the cluster; one that is not may still answer.
         running.sort(key=lambda pod: not pod.ready)
         return running[0].metadata.name if running else None
+
+    def agents(self) -> tuple[AgentPod, ...]:
+        """One for each node that has any, those that run before others."""
+        query = {"labelSelector": "app.kubernetes.io/name=podsvid,app.kubernetes.io/component=agent"}
+        found: dict[str, AgentPod] = {}
+        for pod in self._asked(_pods(self.podsvid_namespace), query, _Pods).items:
+            node, phase = pod.spec.node_name or "", pod.status.phase or ""
+            runs = phase == "Running" and pod.metadata.deletion_timestamp is None
+            if node and (node not in found or runs):
+                found[node] = AgentPod(pod.metadata.name, node, phase, runs)
+        return tuple(found.values())
 
     def signer(self) -> str:
         """The name of a signer's pod that runs. Raises CommandFailed."""

@@ -23,6 +23,7 @@ _COMMANDS = {
     "bundle": "the trust bundle, as other trust domains fetch it",
     "oidc": "the documents by which OpenID Connect verifies JWT-SVIDs",
     "explain": "which identity a pod gets, and why; from anywhere",
+    "console": "identities, authorities and nodes in a browser, read-only",
     "quickstart": "see a volume rotate, without Kubernetes",
     "node": "the volumes of this node's agent",
     "api": "ask a Workload API socket",
@@ -123,6 +124,10 @@ def _add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
         from podsvid import explain
 
         explain.add_arguments(parser)
+    elif command == "console":
+        from podsvid.console import command as console_command
+
+        console_command.add_arguments(parser)
     elif command == "node":
         from podsvid import node as node_command
 
@@ -223,6 +228,12 @@ def _explain(parsed: argparse.Namespace) -> int:
     return explain.run(parsed)
 
 
+def _console(parsed: argparse.Namespace) -> int:
+    from podsvid.console import command as console_command
+
+    return console_command.run(parsed)
+
+
 def _bundle(parsed: argparse.Namespace) -> int:
     from podsvid import documents
 
@@ -265,6 +276,7 @@ _RUN = {
     "authority": _authority,
     "bundle": _bundle,
     "oidc": _oidc,
+    "console": _console,
     "explain": _explain,
     "uninstall-check": _uninstall_check,
     "quickstart": _quickstart,

@@ -60,7 +60,7 @@ def run(parsed: argparse.Namespace) -> int:
     # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
     with unwinding():
         cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace)
-        found = _explain(cluster, namespace, name, Waiting(parsed.timeout))
+        found = explained(cluster, namespace, name, Waiting(parsed.timeout))
     if parsed.output != "text":
         document = json.dumps(found.to_json(), indent=2) + "\n"
         print(document if parsed.output == "json" else as_yaml(document), end="")
@@ -70,7 +70,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Explained:
+class Explained:
     """What was found out; a part that could not be had says why in `missing`."""
 
     pod: str
@@ -120,6 +120,7 @@ class _Explained:
         return [f"{has}; {then}"]
 
     def to_json(self) -> dict[str, Any]:
+        """As `-o json` prints it."""
         return {
             "pod": self.pod,
             "node": self.node,
@@ -135,8 +136,8 @@ def _unwell(on_node: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in on_node.get("volumes", []) if each["state"] != "ok"]
 
 
-def _explain(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: Waiting) -> _Explained:
-    """Raises NotTold and GaveUp where nothing can be found out at all."""
+def explained(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: Waiting) -> Explained:
+    """What signer, node and events say of that pod. Raises NotTold and GaveUp where nothing can be found out at all."""
     pod = waiting.ask(f"the API server {cluster.host}", lambda: cluster.pod(namespace, name))
     missing: dict[str, str] = {}
     what = f"{namespace}/{name}"
@@ -166,7 +167,7 @@ def _explain(cluster: "KubeconfigCluster", namespace: str, name: str, waiting: W
     by_proxies = not pod.drivers and not by_kubelet and bool((policy or {}).get("proxy_ttl"))
     if by_proxies:
         missing.pop("on_node", None)
-    return _Explained(what, pod.node, policy, volumes, events or [], missing, by_kubelet, waits, by_proxies)
+    return Explained(what, pod.node, policy, volumes, events or [], missing, by_kubelet, waits, by_proxies)
 
 
 def _ask_signer(cluster: "KubeconfigCluster", what: str) -> Any:
@@ -196,7 +197,7 @@ def _ask_agent(cluster: "KubeconfigCluster", pod: "SeenPod") -> Any:
     return cluster.run(agent, "agent", ["podsvid", "node", "explain", what, "--output", "json"])
 
 
-def _show(found: _Explained, screen: "Console", *, every: bool) -> None:
+def _show(found: Explained, screen: "Console", *, every: bool) -> None:
     if found.policy is not None:
         policy = Parse(json.dumps(found.policy), admin_pb2.ExplainResponse(), ignore_unknown_fields=True)
         authority_command.show_explained(found.pod, policy, every=every, lacking=found.lacking)

@@ -71,7 +71,7 @@ def run(parsed: argparse.Namespace) -> int:
         )
     now = datetime.now(UTC)
     namespace, name = which_pod(parsed) if parsed.action != "ls" else ("", "")
-    agent = _Agent(parsed.socket, Waiting(parsed.timeout))
+    agent = Agent(parsed.socket, Waiting(parsed.timeout))
     if parsed.action == "ls":
         found = agent.ask("List", pb.ListRequest(), pb.ListResponse)
         _print(found, parsed.output, lambda console: _list(found.volumes, console, now, parsed.output))
@@ -95,7 +95,7 @@ def show(found: pb.ExplainResponse, console: "Console", now: datetime) -> None:
     console.print(f"authority: {printable(found.authority)}", markup=False)
 
 
-class _Agent:
+class Agent:
     """The agent whose admin socket is at `path`."""
 
     def __init__(self, path: str, waiting: Waiting) -> None:

@@ -43,6 +43,7 @@ from runtime import durations
 from runtime.stopping import asked_to_stop
 
 if TYPE_CHECKING:
+    from podsvid.console.serving import Console
     from podsvid.quickstart.kubelet import StandInKubelet
     from podsvid.quickstart.pods import Pod, PodVolume
 
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop when every pod has seen N rotations; 0 right after publishing (default: run until Ctrl-C)",
     )
+    parser.add_argument("--web", action="store_true", help="show it in a browser as well: prints the page's URL")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of the live view")
     parser.add_argument("--without-mounts", action="store_true", help=argparse.SUPPRESS)
 
@@ -99,8 +101,10 @@ def run(args: argparse.Namespace) -> int:
             exit_after=args.exit_after,
             mounts=refusal is None,
         )
-        view = json_view(settings.mounts) if args.json else human_view(settings.mounts)
-        asyncio.run(_Quickstart(settings, view).run())
+        web = _web(place) if args.web else None
+        url = web.url if web is not None else ""
+        view = json_view(settings.mounts, url) if args.json else human_view(settings.mounts, url)
+        asyncio.run(_Quickstart(settings, view, web or contextlib.nullcontext()).run())
     if not args.json:
         print(_removed(place, kept=args.dir is not None))
     return 0
@@ -109,8 +113,11 @@ def run(args: argparse.Namespace) -> int:
 class _Quickstart:
     """Start the agent, publish the pods' volumes, watch them, take everything away."""
 
-    def __init__(self, settings: Settings, view: Callable[[], View]) -> None:
+    def __init__(
+        self, settings: Settings, view: Callable[[], View], web: contextlib.AbstractContextManager[object]
+    ) -> None:
         self._settings = settings
+        self._web = web
         self._make_view = view
         self._pods: list[PlayedPod] = []
         # What may be mounted, whether or not it was ever seen to be.
@@ -120,7 +127,9 @@ class _Quickstart:
         stop = asked_to_stop()
         agent = Agent(self._settings)
         try:
-            await self._live_with(agent, stop)
+            # Not before: the agent is forked by a process of one thread.
+            with self._web:
+                await self._live_with(agent, stop)
         finally:
             agent.stop()
 
@@ -220,6 +229,15 @@ class _Quickstart:
                         await kubelet.unpublish_until(pod, volume)
         if self._settings.mounts:
             await kubelet.reboot()
+
+
+def _web(place: Place) -> Console:
+    """Raises OSError."""
+    from agent.admin_api import SOCKET
+    from podsvid.console.on_node import OnNode
+    from podsvid.console.serving import Console
+
+    return Console(OnNode(str(place.run / SOCKET), "quickstart"))
 
 
 def _removed(place: Place, *, kept: bool) -> str:

@@ -40,9 +40,11 @@ class View(Protocol):
 class JsonView:
     """One JSON object a line."""
 
-    def __init__(self, pid: int, way: str) -> None:
+    def __init__(self, pid: int, way: str, url: str = "") -> None:
         self._pid = pid
         self._way = way
+        if url:
+            self._print(event="web", url=url)
 
     def published(self, pod: PlayedPod) -> None:
         self._print(
@@ -100,9 +102,11 @@ class JsonView:
 class PlainView:
     """A line for each piece of news: for output that is not a terminal."""
 
-    def __init__(self, console: Console, commands: Callable[[PlayedPod], tuple[str, ...]]) -> None:
+    def __init__(self, console: Console, commands: Callable[[PlayedPod], tuple[str, ...]], url: str = "") -> None:
         self._console = console
         self._commands = commands
+        if url:
+            self._say(f"watch it in a browser: {url}")
 
     def published(self, pod: PlayedPod) -> None:
         self._say(f"{pod.pod.namespace}/{pod.pod.name} published: {_one_line(pod.current)}")
@@ -132,9 +136,10 @@ class PlainView:
 class LiveView:
     """The live terminal view: redrawn in place whenever the volumes were looked at, and never longer than it."""
 
-    def __init__(self, console: Console, commands: Callable[[PlayedPod], tuple[str, ...]]) -> None:
+    def __init__(self, console: Console, commands: Callable[[PlayedPod], tuple[str, ...]], url: str = "") -> None:
         from rich.live import Live
 
+        self._url = url
         self._console = console
         self._commands = commands
         self._pods: list[PlayedPod] = []
@@ -183,6 +188,9 @@ class LiveView:
         elif going_on:
             below.append(Text("Try in another terminal:", style="bold"))
             below += [Text(f"  {each}", style="cyan", overflow="fold") for each in self._commands(self._pods[0])]
+        if going_on and self._url:
+            below.append(Text("Watch it in a browser:", style="bold"))
+            below.append(Text(f"  {self._url}", style="cyan", overflow="fold"))
         below.append(Text("Ctrl-C takes everything away again." if going_on else "Stopped.", style="dim"))
         # The line below the last one is the cursor's.
         room = self._console.height - 1 - len(self._console.render_lines(Group(*below), pad=False))
@@ -247,8 +255,9 @@ def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def json_view(mounts: bool) -> Callable[[], View]:
-    return lambda: JsonView(os.getpid(), _way(mounts))
+def json_view(mounts: bool, url: str) -> Callable[[], View]:
+    """`url`: of the page that shows the same; empty where there is none."""
+    return lambda: JsonView(os.getpid(), _way(mounts), url)
 
 
 def _way(mounts: bool) -> str:
@@ -256,7 +265,9 @@ def _way(mounts: bool) -> str:
     return f"/proc/{os.getpid()}/root" if mounts else ""
 
 
-def human_view(mounts: bool) -> Callable[[], View]:
+def human_view(mounts: bool, url: str) -> Callable[[], View]:
+    """The same, for people."""
+
     def make() -> View:
         from rich.console import Console
 
@@ -272,7 +283,7 @@ def human_view(mounts: bool) -> Callable[[], View]:
 
         console = Console()
         redrawable = console.is_terminal and not console.is_dumb_terminal
-        return LiveView(console, commands) if redrawable else PlainView(console, commands)
+        return LiveView(console, commands, url) if redrawable else PlainView(console, commands, url)
 
     return make
 

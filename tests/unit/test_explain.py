@@ -12,7 +12,7 @@ import pytest
 from podsvid import authority, explain
 from podsvid.authority import here
 from podsvid.by_kubeconfig import KubeconfigCluster, NotTold, SeenPod
-from podsvid.explain import _explain, _Explained
+from podsvid.explain import Explained, explained
 from podsvid.outcome import WrongUsage
 from podsvid.output import console
 from podsvid.sockets import SocketAbsent
@@ -66,9 +66,9 @@ class FakeCluster:
         return self.the_events
 
 
-def ask(cluster: FakeCluster) -> _Explained:
+def ask(cluster: FakeCluster) -> Explained:
     given: Any = cluster
-    return _explain(given, "shop", "cart-0", Waiting(10.0))
+    return explained(given, "shop", "cart-0", Waiting(10.0))
 
 
 def test_the_signer_and_the_agent_of_the_pods_node_are_asked_and_nobody_else() -> None:
@@ -222,7 +222,7 @@ def test_an_identity_that_policy_does_not_give_is_pointed_at(
     policy: dict[str, str], held: list[str], note: str | None
 ) -> None:
     volumes = {"volumes": [{"state": "ok", "spiffe_id": each} for each in held]}
-    notes = _Explained("shop/cart-0", "n1", policy, volumes, [], {}).notes
+    notes = Explained("shop/cart-0", "n1", policy, volumes, [], {}).notes
     assert len(notes) == (note is not None)
     assert note is None or note in notes[0]
 

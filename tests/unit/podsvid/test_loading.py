@@ -26,7 +26,10 @@ AGENT_LACKS = ("agent.exposed", "agent.socket", "aiohttp", "importlib.metadata",
 LOADS = {"agent.exposed.__main__": EXPOSED_LACKS, "agent.daemon": AGENT_LACKS}
 
 
-@pytest.mark.parametrize("command", ["podsvid.explain", "podsvid.node", "podsvid.authority", "podsvid.documents"])
+@pytest.mark.parametrize(
+    "command",
+    ["podsvid.explain", "podsvid.node", "podsvid.authority", "podsvid.documents", "podsvid.console.command"],
+)
 def test_who_only_asks_loads_no_daemon(command: str) -> None:
     line = f"import sys, {command}; print(*sorted(sys.modules), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)

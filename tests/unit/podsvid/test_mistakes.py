@@ -80,6 +80,8 @@ MISTAKES = (
     wrong("quickstart", "--ttl", "soon", said="--ttl 'soon' is not a duration"),
     wrong("quickstart", "--trust-domain", "Not A Domain", said="example.org"),
     wrong("uninstall-check", "--bad\x1b[2J", said="unrecognized arguments: --bad\N{REPLACEMENT CHARACTER}[2J"),
+    wrong("console", "--every", "1s", said="--every is 5s at least"),
+    wrong("console", "--every", "soon", said="'soon' is no time to wait"),
     wrong("migrate", said="PRODUCT"),
     wrong("migrate", "spyre", said="did you mean spire?"),
     wrong("migrate", "spire", said="FILE"),
@@ -119,7 +121,10 @@ MISTAKES = (
     failed("NO_SOCKET", "explain", "a/b", "--socket", "{absent}", said="no signer listens at {absent}"),
     wrong("explain", "a-b", "--socket", "{absent}", said="NAMESPACE/POD"),
     wrong("node", "explain", "a/", "--socket", "{file}", said="NAMESPACE/POD"),
+    failed("NO_SOCKET", "console", "--socket", "{absent}", said="there is no {absent}: an agent does not run here"),
+    failed("NOT_A_SOCKET", "console", "--socket", "{file}", said="{file} is a file and no socket of an agent"),
     # Kubeconfigs.
+    failed("API_SERVER_UNAVAILABLE", "console", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
     failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
     failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{garbled}", said="no usable kubeconfig"),
     failed(

@@ -77,6 +77,19 @@ def test_the_first_frame_says_what_is_waited_for(width: int, height: int) -> Non
     assert not [line for line in lines(made, console, going_on=False) if "Starting" in line]
 
 
+@pytest.mark.parametrize("pods", [0, 2, 500])
+def test_with_a_page_its_whole_url_is_on_the_screen_while_it_is_there(pods: int) -> None:
+    url = f"http://127.0.0.1:65535/#token={'x' * 43}"
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    made = LiveView(console, lambda _: COMMANDS, url)
+    for number in range(1, pods + 1):
+        made.published(played(number))
+    frame = lines(made, console, going_on=True)
+    assert len(frame) < 24
+    assert f"  {url}" in [line.rstrip() for line in frame]
+    assert not [line for line in lines(made, console, going_on=False) if "token" in line]
+
+
 def test_the_last_frame_offers_nothing_that_is_gone() -> None:
     made, console = view(80, 24, 5)
     frame = lines(made, console, going_on=False)

@@ -1,0 +1,51 @@
+// Elements and texts. Whatever a pod's author can write becomes a text node here and nowhere markup: the page's policy
+// (Trusted Types) refuses whatever makes markup of a text.
+
+export function el(tag, given = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (name === 'on') for (const [event, run] of Object.entries(value)) made.addEventListener(event, run);
+    else if (name === 'text') made.textContent = value;
+    else if (value === true) made.setAttribute(name, '');
+    else if (value !== false && value != null) made.setAttribute(name, value);
+  }
+  made.append(...children.filter((each) => each != null));
+  return made;
+}
+
+// Characters that would turn a line around or hide in it are shown as what they are: strangers.
+export const shown = (text) => String(text ?? '').replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, '\ufffd');
+
+// More digits of a second than JavaScript must read.
+export const time = (text) => (text ? Date.parse(String(text).replace(/(\.\d{3})\d+/, '$1')) : NaN);
+
+export function about(milliseconds) {
+  if (Number.isNaN(milliseconds)) return '';
+  const sign = milliseconds < 0 ? '-' : '';
+  const seconds = Math.abs(milliseconds) / 1000;
+  for (const [unit, size] of [['d', 86400], ['h', 3600], ['m', 60]]) {
+    if (seconds >= 2 * size) return `${sign}${Math.round(seconds / size)}${unit}`;
+  }
+  return `${sign}${Math.round(seconds)}s`;
+}
+
+export const instant = (text) => (text ? new Date(time(text)).toISOString().replace(/\.\d+Z$/, 'Z') : '');
+
+export const list = (value) => (Array.isArray(value) ? value : []);
+
+// `ok`, `warn` or `bad`: colours beside the word, never instead of it.
+export function weight(state) {
+  if (state === 'ok') return 'ok';
+  return state === 'expired' || state === 'unwritten' || state === 'overdue' ? 'bad' : 'warn';
+}
+
+export const podLink = (namespace, pod) => `#pod/${encodeURIComponent(namespace)}/${encodeURIComponent(pod)}`;
+
+export function facts(pairs) {
+  const made = el('dl', { class: 'facts' });
+  for (const [name, value] of pairs) {
+    if (value == null || value === '') continue;
+    made.append(el('dt', { text: name }), value instanceof Node ? el('dd', {}, value) : el('dd', { text: shown(value) }));
+  }
+  return made;
+}

@@ -1,0 +1,151 @@
+"""What podsvid's own pods tell by exec: the console of a cluster, with a person's rights and no others."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from podsvid.authority import DEFAULT_SOCKET
+from podsvid.by_kubeconfig import AgentPod, KubeconfigCluster
+from podsvid.console.picture import NodeLook, Picture
+from podsvid.explain import explained
+from podsvid.waiting import Waiting
+from runtime.aside import begun
+from signer.errors import SignerError
+
+# Processes that are started in podsvid's pods at once. The API server carries each exec.
+AT_ONCE = 4
+# Of more the page would hold the console, and rounds last too long to be news.
+MOST_NODES = 500
+_EXPLAIN_SECONDS = 20.0
+_LS = ("podsvid", "node", "ls", "--output", "json")
+_SHOW = ("podsvid", "authority", "show", "--socket", DEFAULT_SOCKET, "--output", "json")
+
+
+class Execs(Protocol):
+    """What of a KubeconfigCluster is needed to look; every method raises SignerError."""
+
+    @property
+    def host(self) -> str: ...
+
+    def agents(self) -> Sequence[AgentPod]: ...
+
+    def signer(self) -> str: ...
+
+    def run(self, pod: str, container: str, command: list[str]) -> Any: ...
+
+
+class InCluster:
+    """A cluster's agents, in turn, and a signer. `every`: seconds of rest between two rounds."""
+
+    def __init__(self, cluster: KubeconfigCluster, every: float) -> None:
+        self._looking = Round(cluster)
+        self._cluster = cluster
+        self._every = every
+
+    @property
+    def every(self) -> float:
+        return self._every
+
+    def unseen(self) -> Picture:
+        return self._looking.unseen()
+
+    def look(self, keep: Callable[[Picture], None]) -> None:
+        """Raises SignerError where not even the agents are known."""
+        self._looking.look(keep)
+
+    def explain(self, namespace: str, pod: str) -> dict[str, Any]:
+        """Raises SignerError, CommandError."""
+        waiting = Waiting(_EXPLAIN_SECONDS, tell=lambda _: None)
+        return explained(self._cluster, namespace, pod, waiting).to_json()
+
+
+class Round:
+    """Looks at everybody once, and remembers what they said for the next round."""
+
+    def __init__(self, cluster: Execs) -> None:
+        self._cluster = cluster
+        self._lock = threading.Lock()
+        self._picture = Picture("cluster", cluster.host)
+
+    def unseen(self) -> Picture:
+        return self._picture
+
+    def look(self, keep: Callable[[Picture], None]) -> None:
+        """Raises SignerError where not even the agents are known."""
+        agents = sorted(self._cluster.agents(), key=lambda each: each.node)
+        shown = agents[:MOST_NODES]
+        more = len(agents) - len(shown)
+        left_out = f"{more} of {len(agents)} nodes are not asked: the console asks {MOST_NODES}"
+        missing = {"nodes": left_out} if more else {}
+        missing.update((key, why) for key, why in self._picture.missing.items() if key == "authority")
+        before = {each.node: each for each in self._picture.nodes}
+        nodes = {each.node: before.get(each.node, NodeLook(each.node)) for each in shown}
+        self._picture = replace(self._picture, nodes=tuple(nodes.values()), missing=missing)
+        keep(self._picture)
+
+        def told(change: Callable[[], Picture]) -> None:
+            with self._lock:
+                self._picture = change()
+                keep(self._picture)
+
+        def authority() -> None:
+            status, why = self._authority()
+            told(lambda: self._with_authority(status, why))
+
+        def node(agent: AgentPod) -> None:
+            found = self._node(agent, nodes[agent.node])
+
+            def changed() -> Picture:
+                nodes[agent.node] = found
+                return replace(self._picture, nodes=tuple(nodes.values()))
+
+            told(changed)
+
+        work: list[Callable[[], None]] = [authority, *((lambda each=each: node(each)) for each in shown)]
+        _together(iter(work))
+        told(lambda: replace(self._picture, looked=True))
+
+    def _with_authority(self, status: dict[str, Any] | None, why: str) -> Picture:
+        missing = {key: text for key, text in self._picture.missing.items() if key != "authority"}
+        if why:
+            missing["authority"] = why
+        # What it said last is still the best that is known.
+        return replace(self._picture, authority=status or self._picture.authority, missing=missing)
+
+    def _authority(self) -> tuple[dict[str, Any] | None, str]:
+        try:
+            found = self._cluster.run(self._cluster.signer(), "signer", list(_SHOW))
+        except SignerError as error:
+            return None, str(error)
+        return (found, "") if isinstance(found, dict) else (None, "the signer's answer is none of authority show")
+
+    def _node(self, agent: AgentPod, before: NodeLook) -> NodeLook:
+        if not agent.running:
+            return replace(
+                before, missing=f"pod {agent.name} does not run ({agent.phase}); kubectl describe pod says why"
+            )
+        try:
+            found = self._cluster.run(agent.name, "agent", list(_LS))
+        except SignerError as error:
+            return replace(before, missing=str(error))
+        volumes = found.get("volumes") if isinstance(found, dict) else None
+        if not isinstance(volumes, list):
+            return replace(before, missing=f"the answer of pod {agent.name} is none of node ls")
+        return NodeLook(agent.node, tuple(each for each in volumes if isinstance(each, dict)))
+
+
+def _together(work: Iterator[Callable[[], None]]) -> None:
+    """All of it, AT_ONCE at a time, on threads that keep no process from ending. Raises what the first failure did."""
+    lock = threading.Lock()
+
+    def run() -> None:
+        while True:
+            with lock:
+                each = next(work, None)
+            if each is None:
+                return
+            each()
+
+    for each in [begun(run) for _ in range(AT_ONCE)]:
+        each.result()

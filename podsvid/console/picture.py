@@ -1,0 +1,63 @@
+"""What the console shows: of each node and of the authorities the documents that commands print by `-o json`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLook:
+    """One node's agent. `volumes`: those of `node ls`. `missing`: why they could not be had, or are those of before."""
+
+    node: str
+    volumes: tuple[dict[str, Any], ...] = ()
+    missing: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"node": self.node, "volumes": self.volumes, "missing": self.missing}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is known by now. `kind`: node, cluster or quickstart; `name`: which. `looked`: a first look has ended.
+
+    `authority` is what `authority show` prints. `missing`: why a part could not be had, by `nodes` and `authority`.
+    """
+
+    kind: str
+    name: str
+    looked: bool = False
+    nodes: tuple[NodeLook, ...] = ()
+    authority: dict[str, Any] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "looked": self.looked,
+            "nodes": [each.to_json() for each in self.nodes],
+            "authority": self.authority,
+            "missing": dict(self.missing),
+        }
+
+
+class Source(Protocol):
+    """Where it comes from. Both methods wait, on threads of the console's."""
+
+    @property
+    def every(self) -> float:
+        """Seconds of rest between two looks: what one costs those who answer."""
+        ...
+
+    def unseen(self) -> Picture:
+        """Before the first look."""
+        ...
+
+    def look(self, keep: Callable[[Picture], None]) -> None:
+        """Look once, and `keep` what is known by then, as often as something is. What cannot be had is said in it."""
+        ...
+
+    def explain(self, namespace: str, pod: str) -> dict[str, Any]:
+        """The document of `podsvid explain`. Raises what that raises."""
+        ...

@@ -1,0 +1,274 @@
+"""The console's page in a real browser: what a person sees of a rotation, an outage, hostile names, 10,000 pods."""
+
+import base64
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podsvid.console.picture import NodeLook, Picture
+from podsvid.console.serving import Console
+from tests.browser import Page, browser, program
+from tests.console_rig import Told, picture, volume
+from tests.node.test_quickstart import Quickstart
+
+# 60 MB to fetch and 200 MB on the disk: more than all that tests/debian-packages.txt names.
+pytestmark = [
+    pytest.mark.skipif(program() is None, reason="no browser here: apt-get install chromium-headless-shell"),
+    pytest.mark.timeout(180),
+]
+ROWS = "document.querySelectorAll('.space .row:not([hidden])')"
+MARKUP = "<img src=x onerror=\"document.title='broken'\">"
+SCRIPT = "<script>document.title='broken'</script>"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Page]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def page(shared: Page) -> Page:
+    """At a common size, and with nothing said yet."""
+    shared.size(1280, 800)
+    shared.said.clear()
+    shared.requests.clear()
+    return shared
+
+
+def shot(page: Page, name: str) -> None:
+    """Kept where CONSOLE_PICTURES says, for whoever looks."""
+    folder = os.environ.get("CONSOLE_PICTURES")
+    if folder:
+        (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(page.picture()))
+
+
+def text(page: Page) -> str:
+    return str(page.value("document.body.innerText"))
+
+
+def test_a_rotation_is_watched_in_the_quickstart(page: Page, tmp_path: Path) -> None:
+    with Quickstart("--web", "--without-mounts", directory=None) as quickstart:
+        url = quickstart.next_event()
+        assert url["event"] == "web"
+        page.open(url["url"])
+        published = quickstart.next_event()
+        page.until(f"{ROWS}.length && document.querySelector('.c-serial.mono').textContent === '{published['serial']}'")
+        # The token is off the address, and the table says what the event does.
+        assert page.value("location.href") == url["url"].partition("#")[0] + "#identities"
+        assert "demo/pod-1" in text(page)
+        assert published["spiffe_id"] in text(page)
+        shot(page, "quickstart")
+        while (rotated := quickstart.next_event())["event"] != "rotated":
+            pass
+        assert rotated["serial"] != published["serial"]
+        # It may rotate once more before the page asks.
+        page.until(f"document.querySelector('.c-serial.mono').textContent !== '{published['serial']}'")
+        # By keyboard to the pod's own page and back.
+        page.value("document.querySelector('.rows').focus()")
+        page.press("Enter")
+        page.until("document.querySelector('.way')")
+        assert page.value("location.hash") == "#pod/demo/pod-1"
+        assert "the quickstart has an authority of its own" in text(page)
+        page.press("Escape")
+        page.until("location.hash === '#identities'")
+    # The agent is gone, and so is who served the page.
+    page.until("document.getElementById('age').textContent.startsWith('podsvid console has ended')")
+    shot(page, "ended")
+    assert {each.split("/")[2] for each in page.requests} == {url["url"].split("/")[2]}
+
+
+def test_names_that_are_markup_are_shown_as_they_are(page: Page) -> None:
+    hostile = [
+        volume("a", spiffe_id=MARKUP, state=MARKUP, state_reason=SCRIPT),
+        volume(SCRIPT, namespace=MARKUP, serial=MARKUP, volume_id=MARKUP),
+        volume("turned", spiffe_id="spiffe://example.org/\u202egpj.exe\u2066\x07"),
+        {"volume_id": None, "state": None, "not_after": "no time", "files": 7},
+    ]
+    explained: dict[str, Any] = {
+        "pod": MARKUP,
+        "node": MARKUP,
+        "policy": {"outcome": SCRIPT, "policy": MARKUP, "lost": [{"policy": MARKUP, "because": SCRIPT}]},
+        "on_node": {
+            "volumes": [
+                volume(
+                    "a",
+                    spiffe_id=MARKUP,
+                    files=[MARKUP],
+                    problems=[{"reason": MARKUP, "message": SCRIPT, "advice": MARKUP}],
+                    peers=[{"uid": 1, "pid": 2, "command": MARKUP}],
+                )
+            ],
+            "authority": MARKUP,
+            "publish_problems": [{"reason": MARKUP, "message": SCRIPT}],
+        },
+        "events": [{"at": MARKUP, "reason": MARKUP, "count": MARKUP, "message": SCRIPT}],
+        "notes": [MARKUP],
+        "missing": {MARKUP: SCRIPT},
+    }
+    authority = {
+        "trust_domain": MARKUP,
+        "authorities": [{"kind": MARKUP, "id": MARKUP, "stage": SCRIPT}],
+        "to_do": [SCRIPT],
+        "next": [MARKUP],
+        "upstream_roots": [{"subject": MARKUP, "id": SCRIPT}],
+        "agents": 1,
+    }
+    source = Told(picture(*hostile, authority=authority, missing={"nodes": MARKUP}), lambda *_: explained)
+    source.picture = replace(source.picture, name=MARKUP, nodes=(*source.picture.nodes, NodeLook(SCRIPT, (), MARKUP)))
+    with Console(source) as console:
+        page.open(console.url)
+        page.until(f"{ROWS}.length === 4")
+        assert MARKUP in text(page)
+        assert "\u202e" not in text(page)
+        assert "\N{REPLACEMENT CHARACTER}gpj.exe\N{REPLACEMENT CHARACTER}" in text(page)
+        shot(page, "hostile")
+        for view, sign in (
+            ("#authorities", ".lane"),
+            ("#nodes", ".node"),
+            ("#problems", ".problem"),
+            ("#pod/shop/a", ".way"),
+        ):
+            page.value(f"location.hash = '{view}'")
+            page.until(f"document.querySelector('{sign}')")
+            assert MARKUP in text(page)
+        assert page.value("document.querySelectorAll('main img, main script, header img').length") == 0
+        assert page.value("document.title") == "podsvid"
+    assert [each for each in page.said if "ERR_CONNECTION" not in each] == []
+
+
+def test_markup_could_do_nothing_even_if_it_came_in(page: Page) -> None:
+    with Console(Told(picture(volume("a")))) as console:
+        page.open(console.url)
+        page.until(f"{ROWS}.length === 1")
+        for code in ("document.body.innerHTML = '<b>x</b>'", "eval('1')", "new Function('1')()"):
+            assert (
+                page.value(f"(() => {{ try {{ {code}; return 'done' }} catch (error) {{ return 'refused' }} }})()")
+                == "refused"
+            )
+        other = "http://127.0.0.1:1/"
+        assert page.value(f"fetch('{other}').then(() => 'sent', () => 'refused')") == "refused"
+        assert any("Content Security Policy" in each for each in page.said)
+
+
+def test_without_the_token_the_page_says_what_to_open(page: Page) -> None:
+    with Console(Told(picture(volume("a")))) as console:
+        page.open(console.url.partition("#")[0])
+        page.until("document.querySelector('main .notice')")
+        assert "open the URL that podsvid console printed" in text(page)
+
+
+def test_ten_thousand_identities_cost_what_a_screenful_does(page: Page) -> None:
+    nodes = tuple(
+        NodeLook(
+            f"node-{number}",
+            tuple(
+                volume(f"cart-{number}-{each}", state="expired" if (number, each) == (70, 7) else "ok")
+                for each in range(100)
+            ),
+        )
+        for number in range(100)
+    )
+    with Console(Told(Picture("cluster", "there", True, nodes), every=60.0)) as console:
+        page.open(console.url)
+        page.until("document.querySelector('.tools .hint').textContent === '10,000 identities'")
+        assert page.value(f"{ROWS}.length") < 100
+        # What is wrong comes first.
+        assert page.value("document.querySelector('.space .row .c-pod').textContent") == "shop/cart-70-7"
+        page.press("End")
+        page.until(f"[...{ROWS}].some((row) => row.ariaRowIndex === '10001')")
+        assert page.value(f"{ROWS}.length") < 100
+        page.press("/")
+        page.until("document.activeElement.id === 'filter'")
+        for key in "node-42 9":
+            page.press(key)
+        page.until("document.querySelector('.tools .hint').textContent.startsWith('19 of')")
+        shot(page, "ten-thousand")
+        for width, height, dark in ((360, 700, False), (720, 700, True), (1800, 900, True)):
+            page.size(width, height, dark=dark)
+            page.until("true")
+            shot(page, f"width-{width}")
+            assert page.value("document.documentElement.scrollWidth <= innerWidth")
+            assert page.value("document.querySelector('.c-pod:not([role=columnheader])').offsetWidth") >= 75
+
+
+def authority(stage: str, name: str, **moments: int) -> dict[str, Any]:
+    """One of `authority show`; moments in seconds from now."""
+    now = datetime.now(UTC)
+    times = {each: (now + timedelta(seconds=after)).isoformat() for each, after in moments.items()}
+    return {"kind": "KIND_X509", "id": name, "stage": stage, "svids": 40, "svids_known": True, **times}
+
+
+def shop(number: int, **more: Any) -> dict[str, Any]:
+    """A pod with an SVID of an hour, in the middle of its life."""
+    began = datetime.now(UTC) - timedelta(minutes=2 * number)
+    times = {"not_before": 0, "not_after": 60, "renew_at": 32, "renew_from": 28, "renew_until": 36}
+    moments = {each: (began + timedelta(minutes=after)).isoformat() for each, after in times.items()}
+    name = ("cart", "web", "search", "billing")[number % 4]
+    identity = f"spiffe://example.org/ns/shop/sa/{name}"
+    return volume(f"{name}-{number}", spiffe_id=identity, serial=f"{number + 77:02x}" * 20, **{**moments, **more})
+
+
+def test_an_outage_a_refusal_and_an_authoritys_life_are_seen(page: Page) -> None:
+    status = {
+        "trust_domain": "example.org",
+        "authorities": [
+            authority("old", "c81fd5d930", prepared_at=-90000, activated_at=-80000, leaves_at=3000),
+            authority("active", "77aa5cd204", prepared_at=-9000, activated_at=-5000),
+            authority("prepared", "0b12cd9aa3", prepared_at=-900),
+        ],
+        "agents": 3,
+        "agents_waiting": 1,
+        "next": ["x509: activate 0b12cd9aa3 when 1 agent more has acknowledged"],
+    }
+    well = [NodeLook(f"node-{each}", tuple(shop(each * 5 + one) for one in range(5))) for each in range(3)]
+    source = Told(Picture("cluster", "https://there:6443", True, tuple(well), status))
+    policy = {"outcome": "refused: NO_POLICY: no policy matches", "policy": ""}
+    source.explained = lambda *_: {
+        "policy": policy,
+        "on_node": None,
+        "missing": {"on_node": "the pod has no csi volume"},
+    }
+    with Console(source) as console:
+        page.open(console.url)
+        page.until(f"{ROWS}.length === 15")
+        assert page.value("document.querySelectorAll('nav .badge.bad').length") == 0
+        away = {"state": "retrying", "state_reason": "SIGNER_UNREACHABLE", "failures": 2}
+        source.picture = replace(
+            source.picture,
+            nodes=(*well[:2], NodeLook("node-2", (shop(10, **away), *well[2].volumes[1:]), "it did not answer")),
+        )
+        page.until("document.querySelector('nav .badge.bad')")
+        page.until("document.querySelector('.space .row .state').textContent === 'retrying SIGNER_UNREACHABLE'")
+        bar = "document.querySelectorAll('.space .row')[1].querySelector"
+        width, left = page.value(f"{bar}('u').style.width"), page.value(f"{bar}('u').style.left")
+        assert [round(float(each.removesuffix("%"))) for each in (left, width)] == [40, 13]
+        page.size(1280, 600)
+        shot(page, "console")
+        page.press("4")
+        page.until("document.querySelectorAll('.problem').length === 2")
+        assert "node node-2: it did not answer" in text(page)
+        assert "pod shop/search-10 on node-2: retrying SIGNER_UNREACHABLE" in text(page)
+        page.press("3")
+        page.until("document.querySelectorAll('.node').length === 3")
+        assert page.value("[...document.querySelectorAll('.node')].map((each) => each.className).join()") == (
+            "node ok,node ok,node bad"
+        )
+        page.press("2")
+        page.until("document.querySelectorAll('.lane').length === 3")
+        stages = "[...lane.querySelectorAll('.track span')].map((part) => part.className).join('>')"
+        assert (
+            page.value(f"[...document.querySelectorAll('.lane')].map((lane) => {stages}).join()")
+            == "prepared>active>old,prepared>active,prepared"
+        )
+        assert "2 of 3 agents" in text(page)
+        shot(page, "authorities")
+        page.value("location.hash = '#pod/shop/none'")
+        page.until("document.querySelector('.way li.bad')")
+        assert "refused: NO_POLICY: no policy matches" in page.value("document.querySelector('.way li.bad').innerText")
+        shot(page, "refusal")
