@@ -190,6 +190,27 @@ OF_COMMANDS: Final = (
     ),
     Row("KEY_MISSING", "a key of the signer is not outside", "publish the signer's newest documents"),
     Row(
+        "NO_TOKEN",
+        "the console's page has not the token of its URL",
+        "open the URL that `podsvid console` printed last, with all that follows the `#`; a second tab needs it "
+        "once more",
+    ),
+    Row(
+        "WRONG_HOST",
+        "the console was reached by another name or port than its URL's",
+        "open the URL as it is printed; with `ssh -L` use the same port on both sides",
+    ),
+    Row(
+        "TOO_MANY",
+        "the console explains four pods already",
+        "ask again in a few seconds; where it stays so, the API server does not answer: try `podsvid explain`",
+    ),
+    Row(
+        "BAD_REQUEST",
+        "the console was sent what no browser sends, or more than 16 KiB of headers",
+        "open its URL in a browser, without a proxy that adds headers",
+    ),
+    Row(
         "QUICKSTART_FAILED",
         "the quickstart has no directory to run in, or what its volumes hold or its pods say is not what it should be",
         "choose another, short `--dir` where the text names one, on Linux; else the end of the agent's log is in the "

@@ -19,6 +19,7 @@ from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException
 
 from podsvid.authority import CommandFailed, NoSuchPod
+from podsvid.exec_room import ExecRoom
 from signer.pod_certificate_settings import SIGNER_NAME
 
 # Seconds for one command in a pod, and for one answer of the API server.
@@ -133,6 +134,10 @@ class NotTold(CommandFailed):
     reason = "API_SERVER_UNAVAILABLE"
 
 
+class NotAllowed(NotTold):
+    """Whoever asks may not: the same of one pod of podsvid as of the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class SeenPod:
     """What a pod's object says that matters here. `drivers`: of its csi volumes. `certified`: kubelet asks podsvid for
@@ -171,6 +176,7 @@ class KubeconfigCluster:
         example: str = "explain NAMESPACE/POD",
     ) -> None:
         self.podsvid_namespace = podsvid_namespace
+        self._room = ExecRoom()
         try:
             # Not the package's typed calls: its models take a second to load. What is left of it is without types.
             self._client: Any = config.new_client_from_config(kubeconfig, context)
@@ -250,21 +256,22 @@ class KubeconfigCluster:
         return found
 
     def run(self, pod: str, container: str, command: list[str]) -> Any:
-        """What the command printed in a pod of podsvid, from JSON."""
+        """What the command printed in a pod of podsvid, from JSON. Raises NotAllowed, too."""
         # Others may have added containers of theirs.
         query = [("container", container), ("stdout", "true"), ("stderr", "true")]
         query += [("command", each) for each in command]
         url = f"{self.host}{_pods(self.podsvid_namespace)}/{quote(pod)}/exec?{urlencode(query)}"
         try:
-            call = websocket_call(
-                self._client.configuration, "GET", url, headers=self._credentials(), _preload_content=False
-            )
-            call.run_forever(timeout=EXEC_SECONDS)
-            late = call.is_open()
-            out, said = call.read_stdout(timeout=0), call.read_stderr(timeout=0)
-            call.close()
+            with self._room.taken():
+                call = websocket_call(
+                    self._client.configuration, "GET", url, headers=self._credentials(), _preload_content=False
+                )
+                call.run_forever(timeout=EXEC_SECONDS)
+                late = call.is_open()
+                out, said = call.read_stdout(timeout=0), call.read_stderr(timeout=0)
+                call.close()
         except ApiException as error:
-            raise NotTold(_said(error)) from None
+            raise _refused(error) from None
         except (HTTPError, OSError, ValueError) as error:
             raise NotTold(_told(error)) from None
         if late:
@@ -299,7 +306,7 @@ class KubeconfigCluster:
         try:
             return self._get(path, query, kind)
         except ApiException as error:
-            raise NotTold(_said(error)) from None
+            raise _refused(error) from None
         except (HTTPError, OSError, msgspec.DecodeError) as error:
             raise NotTold(_told(error)) from None
 
@@ -361,6 +368,12 @@ def _why(error: BaseException) -> str:
         reason = getattr(below, "reason", None)
         below = reason if isinstance(reason, BaseException) else below.__cause__ or below.__context__
     return type(error).__name__
+
+
+def _refused(error: Any) -> NotTold:
+    below = error.__context__
+    status = below.status_code if isinstance(below, WebSocketBadStatusException) else error.status
+    return (NotAllowed if status == FORBIDDEN else NotTold)(_said(error))
 
 
 def _said(error: Any) -> str:

@@ -36,11 +36,14 @@ class Waiting:
         tell: Callable[[str], None] = say,
         said_after: float = SAID_AFTER,
         now: Callable[[], float] = time.monotonic,
+        longer: str = "; --timeout gives it longer",
     ) -> None:
         self.seconds = seconds
         self._tell = tell
         self._said_after = said_after
         self._now = now
+        # Who has no such flag is not told of it.
+        self._longer = longer
         self._began = now()
         self._told: set[str] = set()
 
@@ -66,7 +69,7 @@ class Waiting:
 
     def gave_up(self, what: str) -> GaveUp:
         """To be raised where time has run out elsewhere."""
-        return GaveUp(f"no answer from {what} within {self.seconds:g} s; --timeout gives it longer")
+        return GaveUp(f"no answer from {what} within {self.seconds:g} s{self._longer}")
 
     def ask(self, what: str, work: Callable[[], _Answer]) -> _Answer:
         """What `work` returns or raises. Raises GaveUp."""

@@ -93,5 +93,6 @@ def volume(pod: str, **more: Any) -> dict[str, Any]:
 
 
 def picture(*volumes: dict[str, Any], **more: Any) -> Picture:
-    """Of one node with these."""
-    return Picture("cluster", "https://there:6443", True, (NodeLook("node-1", volumes),), **more)
+    """Of one node with these, seen in the middle of 2026."""
+    node = NodeLook("node-1", volumes, seen_at="2026-06-01T00:00:00Z")
+    return Picture("cluster", "https://there:6443", True, (node,), **more)

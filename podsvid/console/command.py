@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from podsvid.console.picture import Source
 
 # Seconds of rest between two rounds of a cluster, and how many at least: each is a process on each node.
-EVERY, LEAST = 30.0, 5.0
+EVERY, LEAST = 60.0, 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=EVERY,
         metavar="DURATION",
-        help="how long a cluster is left alone between two looks (default: 30s)",
+        help="how long a cluster is left alone between two looks (default: 1m)",
     )
 
 
@@ -62,5 +62,5 @@ def _source(parsed: argparse.Namespace) -> "Source":
     from podsvid.by_kubeconfig import KubeconfigCluster
     from podsvid.console.in_cluster import InCluster
 
-    cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "node ls")
+    cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "authority show")
     return InCluster(cluster, parsed.every)

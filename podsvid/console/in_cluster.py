@@ -2,14 +2,16 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
 
 from podsvid.authority import DEFAULT_SOCKET
-from podsvid.by_kubeconfig import AgentPod, KubeconfigCluster
-from podsvid.console.picture import NodeLook, Picture
+from podsvid.by_kubeconfig import EXEC_SECONDS, AgentPod, KubeconfigCluster, NotAllowed, NotTold
+from podsvid.console.picture import NodeLook, Picture, at, utc
 from podsvid.explain import explained
-from podsvid.waiting import Waiting
+from podsvid.waiting import GaveUp, Waiting
 from runtime.aside import begun
 from signer.errors import SignerError
 
@@ -18,8 +20,12 @@ AT_ONCE = 4
 # Of more the page would hold the console, and rounds last too long to be news.
 MOST_NODES = 500
 _EXPLAIN_SECONDS = 20.0
+# Of one answer: a command's, and of the connection before it, which nothing else bounds.
+ANSWER_SECONDS = EXEC_SECONDS + 15.0
 _LS = ("podsvid", "node", "ls", "--output", "json")
 _SHOW = ("podsvid", "authority", "show", "--socket", DEFAULT_SOCKET, "--output", "json")
+
+_Answer = TypeVar("_Answer")
 
 
 class Execs(Protocol):
@@ -56,15 +62,19 @@ class InCluster:
 
     def explain(self, namespace: str, pod: str) -> dict[str, Any]:
         """Raises SignerError, CommandError."""
-        waiting = Waiting(_EXPLAIN_SECONDS, tell=lambda _: None)
+        waiting = Waiting(_EXPLAIN_SECONDS, tell=lambda _: None, longer="")
         return explained(self._cluster, namespace, pod, waiting).to_json()
 
 
 class Round:
-    """Looks at everybody once, and remembers what they said for the next round."""
+    """Looks at everybody once, and remembers what they said for the next round. `seconds`: for one answer."""
 
-    def __init__(self, cluster: Execs) -> None:
+    def __init__(self, cluster: Execs, seconds: float = ANSWER_SECONDS, now: Callable[[], datetime] = utc) -> None:
         self._cluster = cluster
+        self._seconds = seconds
+        self._now = now
+        # What has not ended, by whom it was asked. Nobody is asked again before: it would hold one thread more.
+        self._hanging: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
         self._picture = Picture("cluster", cluster.host)
 
@@ -72,8 +82,12 @@ class Round:
         return self._picture
 
     def look(self, keep: Callable[[Picture], None]) -> None:
-        """Raises SignerError where not even the agents are known."""
-        agents = sorted(self._cluster.agents(), key=lambda each: each.node)
+        """Raises SignerError, GaveUp where not even the agents are known."""
+        self._hanging = {who: each for who, each in self._hanging.items() if not each.done()}
+        found_agents = self._asked(f"the API server {self._cluster.host}", self._cluster.agents)
+        agents = sorted(found_agents, key=lambda each: each.node)
+        # Why nobody else is asked in this round.
+        refused: list[str] = []
         shown = agents[:MOST_NODES]
         more = len(agents) - len(shown)
         left_out = f"{more} of {len(agents)} nodes are not asked: the console asks {MOST_NODES}"
@@ -94,7 +108,7 @@ class Round:
             told(lambda: self._with_authority(status, why))
 
         def node(agent: AgentPod) -> None:
-            found = self._node(agent, nodes[agent.node])
+            found = self._node(agent, nodes[agent.node], refused)
 
             def changed() -> Picture:
                 nodes[agent.node] = found
@@ -111,28 +125,45 @@ class Round:
         if why:
             missing["authority"] = why
         # What it said last is still the best that is known.
-        return replace(self._picture, authority=status or self._picture.authority, missing=missing)
+        if status is None:
+            return replace(self._picture, missing=missing)
+        return replace(self._picture, authority=status, authority_at=at(self._now()), missing=missing)
 
     def _authority(self) -> tuple[dict[str, Any] | None, str]:
         try:
-            found = self._cluster.run(self._cluster.signer(), "signer", list(_SHOW))
-        except SignerError as error:
+            signer = self._asked("the API server for a signer", self._cluster.signer)
+            found = self._asked(f"pod {signer}", lambda: self._cluster.run(signer, "signer", list(_SHOW)))
+        except (SignerError, GaveUp) as error:
             return None, str(error)
         return (found, "") if isinstance(found, dict) else (None, "the signer's answer is none of authority show")
 
-    def _node(self, agent: AgentPod, before: NodeLook) -> NodeLook:
+    def _node(self, agent: AgentPod, before: NodeLook, refused: list[str]) -> NodeLook:
         if not agent.running:
             return replace(
                 before, missing=f"pod {agent.name} does not run ({agent.phase}); kubectl describe pod says why"
             )
+        if refused:
+            return replace(before, missing=refused[0])
         try:
-            found = self._cluster.run(agent.name, "agent", list(_LS))
-        except SignerError as error:
+            found = self._asked(f"pod {agent.name}", lambda: self._cluster.run(agent.name, "agent", list(_LS)))
+        except (SignerError, GaveUp) as error:
+            if isinstance(error, NotAllowed):
+                refused.append(str(error))
             return replace(before, missing=str(error))
         volumes = found.get("volumes") if isinstance(found, dict) else None
         if not isinstance(volumes, list):
             return replace(before, missing=f"the answer of pod {agent.name} is none of node ls")
-        return NodeLook(agent.node, tuple(each for each in volumes if isinstance(each, dict)))
+        listed = tuple(each for each in volumes if isinstance(each, dict))
+        return NodeLook(agent.node, listed, seen_at=at(self._now()))
+
+    def _asked(self, who: str, work: Callable[[], _Answer]) -> _Answer:
+        if (before := self._hanging.get(who)) is not None and not before.done():
+            raise NotTold(
+                f"{who} has not answered for longer than {self._seconds:g} s; it is asked again when that ends"
+            )
+        asked = begun(work)
+        self._hanging[who] = asked
+        return Waiting(self._seconds, tell=lambda _: None, longer="").result(asked, who)
 
 
 def _together(work: Iterator[Callable[[], None]]) -> None:

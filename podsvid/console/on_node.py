@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from agent.pb import node_admin_pb2 as pb
-from podsvid.console.picture import NodeLook, Picture
+from podsvid.console.picture import NodeLook, Picture, at, utc
 from podsvid.node import Agent
 from podsvid.output import to_json
 from podsvid.waiting import Waiting
@@ -25,6 +26,7 @@ class OnNode:
     kind: str = "node"
     seconds: float = 10.0
     every: float = 2.0
+    now: Callable[[], datetime] = utc
 
     def unseen(self) -> Picture:
         quickstart = self.kind == "quickstart"
@@ -36,7 +38,9 @@ class OnNode:
         found = self._agent().ask("List", pb.ListRequest(), pb.ListResponse)
         volumes = json.loads(to_json(found))["volumes"]
         unseen = self.unseen()
-        node = NodeLook("quickstart" if self.kind == "quickstart" else "this node", tuple(volumes))
+        node = NodeLook(
+            "quickstart" if self.kind == "quickstart" else "this node", tuple(volumes), seen_at=at(self.now())
+        )
         keep(Picture(unseen.kind, unseen.name, True, (node,), None, unseen.missing))
 
     def explain(self, namespace: str, pod: str) -> dict[str, Any]:
@@ -59,4 +63,4 @@ class OnNode:
 
     def _agent(self) -> Agent:
         # What is waited for is said on the page, not on the terminal that nobody looks at.
-        return Agent(self.socket, Waiting(self.seconds, tell=lambda _: None))
+        return Agent(self.socket, Waiting(self.seconds, tell=lambda _: None, longer=""))

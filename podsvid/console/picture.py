@@ -1,27 +1,33 @@
 """What the console shows: of each node and of the authorities the documents that commands print by `-o json`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class NodeLook:
-    """One node's agent. `volumes`: those of `node ls`. `missing`: why they could not be had, or are those of before."""
+    """One node's agent. `volumes`: those of `node ls`. `missing`: why they could not be had, or are those of before.
+
+    `seen_at`: when it said so, by this machine's clock (RFC 3339); empty: it was not asked yet, or never answered.
+    """
 
     node: str
     volumes: tuple[dict[str, Any], ...] = ()
     missing: str = ""
+    seen_at: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"node": self.node, "volumes": self.volumes, "missing": self.missing}
+        return {"node": self.node, "volumes": self.volumes, "missing": self.missing, "seen_at": self.seen_at}
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """What is known by now. `kind`: node, cluster or quickstart; `name`: which. `looked`: a first look has ended.
 
-    `authority` is what `authority show` prints. `missing`: why a part could not be had, by `nodes` and `authority`.
+    `authority` is what `authority show` printed at `authority_at`. `missing`: why a part could not be had, by `nodes`
+    and `authority`.
     """
 
     kind: str
@@ -30,6 +36,7 @@ class Picture:
     nodes: tuple[NodeLook, ...] = ()
     authority: dict[str, Any] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    authority_at: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -39,7 +46,27 @@ class Picture:
             "nodes": [each.to_json() for each in self.nodes],
             "authority": self.authority,
             "missing": dict(self.missing),
+            "authority_at": self.authority_at,
         }
+
+    def lost(self, why: str) -> "Picture":
+        """The same where nothing of it can be had any more: what was seen stays, and none of it passes for what is."""
+        missing = {**self.missing, "nodes": why}
+        if self.authority is not None:
+            missing["authority"] = why
+        return replace(
+            self, looked=True, nodes=tuple(replace(each, missing=why) for each in self.nodes), missing=missing
+        )
+
+
+def utc() -> datetime:
+    """This machine's clock."""
+    return datetime.now(UTC)
+
+
+def at(moment: datetime) -> str:
+    """As a picture has it."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class Source(Protocol):

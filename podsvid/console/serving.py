@@ -1,15 +1,18 @@
 """The console's HTTP: a listener on loopback with a random port, its page, and what that asks for."""
 
+import contextlib
 import json
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from email.message import Message
+from http.client import HTTPException, LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
 from podsvid import outcome
@@ -17,8 +20,9 @@ from podsvid.console.guard import HEADERS, Asked, Guard, Refusal, is_name
 from podsvid.console.picture import Source
 from podsvid.console.watching import Watch
 
-# Connections at once; any user of this machine can open some. Seconds that one may stay without a request.
-MOST_CONNECTIONS, PATIENCE = 64, 10.0
+# Connections at once; any user of this machine can open some. Of each: seconds for all of its request, and again for
+# taking the answer; bytes of the request.
+MOST_CONNECTIONS, PATIENCE, MOST_HEAD = 64, 10.0, 16 * 1024
 # Explanations at once: each starts processes in pods.
 MOST_EXPLAINED = 4
 _TYPES: Final = MappingProxyType(
@@ -36,15 +40,20 @@ _PAGE: Final = "index.html"
 
 
 class Console:
-    """The page of `source` for who has its `url`. Bound when made, it answers while it is entered. Raises OSError."""
+    """The page of `source` for who has its `url`. Bound when made, it answers while it is entered. Raises OSError.
 
-    def __init__(self, source: Source) -> None:
+    `patience`: seconds, as PATIENCE.
+    """
+
+    def __init__(self, source: Source, patience: float = PATIENCE) -> None:
         token = secrets.token_urlsafe(32)
         self._watch = Watch(source)
         # No name is asked for: whoever answers it would choose where this listens.
-        self._server = _Server(("127.0.0.1", 0), BaseHTTPRequestHandler, bind_and_activate=True)
+        self._server = _Server(("127.0.0.1", 0), BaseHTTPRequestHandler, patience)
         self.port: int = self._server.server_address[1]
-        self._server.RequestHandlerClass = _handler(Guard(token, self.port), self._watch, source, assets())
+        self._server.RequestHandlerClass = _handler(
+            Guard(token, self.port), self._watch, source, assets(), self._server
+        )
         # Behind the #: a browser sends that to nobody, and it is in no log.
         self.url = f"http://127.0.0.1:{self.port}/#token={token}"
 
@@ -70,9 +79,13 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = MOST_CONNECTIONS
 
-    def __init__(self, *given: Any, **named: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], patience: float) -> None:
+        self.patience = patience
         self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__(*given, **named)
+        self._lock = threading.Lock()
+        # Whose request is not read yet, and until when it may be: a timeout counts anew with each byte.
+        self._reading: dict[socket.socket, float] = {}
+        super().__init__(address, handler)
 
     def server_bind(self) -> None:
         # Not HTTPServer's, which asks the resolver for this host's name.
@@ -82,29 +95,82 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        with self._lock:
+            self._reading[request] = time.monotonic() + self.patience
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            # No thread, so none that gives it back.
+            self.read(request)
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.read(request)
             self._room.release()
+
+    def read(self, request: socket.socket) -> None:
+        """Its request is there, or will not come."""
+        with self._lock:
+            self._reading.pop(request, None)
+
+    def service_actions(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for request in [each for each, until in self._reading.items() if until < now]:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+                del self._reading[request]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # Who closes a tab in the middle of an answer is no news.
         pass
 
 
-def _handler(guard: Guard, watch: Watch, source: Source, files: Mapping[str, bytes]) -> type[BaseHTTPRequestHandler]:
+class _Head:
+    """The lines of a request, MOST_HEAD bytes all in all. Raises LineTooLong."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = MOST_HEAD
+
+    def readline(self, most: int) -> bytes:
+        """The next one, as a file has it."""
+        line = self._file.readline(min(most, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise LineTooLong("request")
+        return line
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        self._file.close()
+
+
+def _handler(
+    guard: Guard, watch: Watch, source: Source, files: Mapping[str, bytes], server: _Server
+) -> type[BaseHTTPRequestHandler]:
     explaining = threading.BoundedSemaphore(MOST_EXPLAINED)
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = PATIENCE
+        timeout = server.patience
         server_version, sys_version = "podsvid", ""
         headers: Message
+
+        def handle(self) -> None:
+            self.rfile: Any = _Head(self.rfile)
+            try:
+                super().handle()
+            except HTTPException:
+                # Of the first line; what is too long below it is the library's to answer.
+                self.requestline = self.request_version = self.command = ""
+                self.send_error(431)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server calls it so
             pass
@@ -113,6 +179,7 @@ def _handler(guard: Guard, watch: Watch, source: Source, files: Mapping[str, byt
             # Before any method is looked for: of those that it does not know the library says something of its own.
             if not super().parse_request():
                 return False
+            server.read(self.connection)
             refusal = guard.refuses(self._asked())
             if refusal is not None:
                 self._refuse(refusal)

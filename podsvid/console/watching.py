@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from podsvid import outcome
 from podsvid.console.picture import Picture, Source
@@ -53,8 +53,7 @@ class Watch:
             self._source.look(self._keep)
         except Exception as error:
             found = outcome.of(error)
-            missing = {**self._picture.missing, "nodes": f"{found.reason}: {found.text}"}
-            self._keep(replace(self._picture, looked=True, missing=missing))
+            self._keep(self._picture.lost(f"{found.reason}: {found.text}"))
 
     def _keep(self, picture: Picture) -> None:
         with self._lock:

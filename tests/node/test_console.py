@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from agent.pb import node_admin_pb2
+from podsvid.by_kubeconfig import KubeconfigCluster, NotAllowed
 from podsvid.output import to_json
 from signer.pb import admin_pb2
 from tests.node.test_explain import Cluster, podsvid_pod, serving
@@ -54,10 +57,18 @@ def ask(url: str, path: str) -> Any:
     return json.loads(answer.read())
 
 
-def looked(url: str) -> Any:
-    while not (found := ask(url, "/data"))["looked"]:
-        pass
+def until(url: str, there: Callable[[Any], bool] = lambda found: bool(found["looked"])) -> Any:
+    """What it knows, when it is `there`. It is asked now and then: each time costs who is waited for a processor."""
+    deadline, rest = time.monotonic() + DEADLINE, threading.Event()
+    while not there(found := ask(url, "/data")):
+        assert time.monotonic() < deadline, found
+        rest.wait(0.1)
     return found
+
+
+def serial_in(found: Any) -> str:
+    """Of the first volume."""
+    return next((str(each["serial"]) for node in found["nodes"] for each in node["volumes"]), "")
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="the agent mounts: run as root")
@@ -66,7 +77,7 @@ def test_a_nodes_console_shows_its_volumes_and_each_renewal() -> None:
         async with node() as (here, kubelet):
             target = await kubelet.publish(pod("one"), VOLUME)
             with console("--socket", str(here.base / "r" / "admin.sock")) as (url, process):
-                found = await asyncio.to_thread(looked, url)
+                found = await asyncio.to_thread(until, url)
                 (shown,) = found["nodes"]
                 described("node ls", json.dumps({"volumes": shown["volumes"]}))
                 (volume,) = shown["volumes"]
@@ -81,16 +92,14 @@ def test_a_nodes_console_shows_its_volumes_and_each_renewal() -> None:
                 )
                 after = serial(target)
                 assert after != before
-                async with asyncio.timeout(DEADLINE):
-                    while (await asyncio.to_thread(looked, url))["nodes"][0]["volumes"][0]["serial"] != after:
-                        pass
+                await asyncio.to_thread(until, url, lambda found: serial_in(found) == after)
                 # Without an agent what it said last is still shown, beside the reason.
                 here.kill()
-                async with asyncio.timeout(DEADLINE):
-                    while not (gone := await asyncio.to_thread(looked, url))["missing"].get("nodes"):
-                        pass
+                gone = await asyncio.to_thread(until, url, lambda found: bool(found["missing"].get("nodes")))
                 assert gone["missing"]["nodes"].startswith("NOBODY_LISTENS: nobody listens at")
-                assert gone["nodes"][0]["volumes"][0]["serial"] == after
+                assert serial_in(gone) == after
+                assert gone["nodes"][0]["missing"] == gone["missing"]["nodes"]
+                assert gone["nodes"][0]["seen_at"]
                 assert end(process, signal.SIGINT)
                 assert process.returncode == 0
 
@@ -101,15 +110,13 @@ def test_the_quickstart_has_a_page_of_its_pods() -> None:
     with Quickstart("--web", "--without-mounts", directory=None) as quickstart:
         told = quickstart.next_event()
         assert set(told) == {"event", "url"}
-        published = quickstart.next_event()
-        found = looked(told["url"])
+        quickstart.next_event()
+        found = until(told["url"], lambda found: bool(serial_in(found)))
         assert (found["kind"], found["name"]) == ("quickstart", "quickstart")
         (volume,) = found["nodes"][0]["volumes"]
         assert (volume["namespace"], volume["pod"]) == ("demo", "pod-1")
-        while quickstart.next_event()["event"] != "rotated":
-            pass
-        while looked(told["url"])["nodes"][0]["volumes"][0]["serial"] == published["serial"]:
-            pass
+        # Which serial is there by now is not known: they live for seconds.
+        until(told["url"], lambda again: serial_in(again) != volume["serial"])
         assert end(quickstart.process, signal.SIGINT)
         assert quickstart.process.returncode == 0
 
@@ -127,7 +134,7 @@ def test_a_clusters_console_asks_by_exec_with_the_rights_of_explain(tmp_path: Pa
         podsvid_pod("agent-n3", "agent", "n3", phase="Pending"),
     ]
     with serving(cluster, tmp_path) as config, console("--kubeconfig", str(config)) as (url, process):
-        found = looked(url)
+        found = until(url)
         assert [each["node"] for each in found["nodes"]] == ["n1", "n2", "n3"]
         assert [[volume["pod"] for volume in each["volumes"]] for each in found["nodes"]] == [
             ["cart-0"],
@@ -143,6 +150,12 @@ def test_a_clusters_console_asks_by_exec_with_the_rights_of_explain(tmp_path: Pa
         assert process.returncode == 0
 
 
+def test_who_may_not_exec_is_known_from_what_the_api_server_says(tmp_path: Path) -> None:
+    cluster = Cluster(forbidden=("/exec",))
+    with serving(cluster, tmp_path) as config, pytest.raises(NotAllowed, match="cannot do that"):
+        KubeconfigCluster(str(config), None, "podsvid").run("agent-n1", "agent", ["podsvid", "node", "ls"])
+
+
 def test_what_cannot_be_shown_is_an_error_and_no_page(tmp_path: Path) -> None:
     for line, reason, code in (
         (("--socket", str(tmp_path / "absent")), "NO_SOCKET", 1),
@@ -153,3 +166,5 @@ def test_what_cannot_be_shown_is_an_error_and_no_page(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert done.stderr.startswith(f"podsvid: {reason}: ")
+        # What a signer's pod can be asked: there is no agent in it.
+        assert "node ls" not in done.stderr

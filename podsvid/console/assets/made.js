@@ -29,14 +29,25 @@ export function about(milliseconds) {
   return `${sign}${Math.round(seconds)}s`;
 }
 
-export const instant = (text) => (text ? new Date(time(text)).toISOString().replace(/\.\d+Z$/, 'Z') : '');
+// What is no time is shown as it came.
+export function instant(text) {
+  const at = new Date(time(text));
+  return Number.isNaN(at.getTime()) ? shown(text) : at.toISOString().replace(/\.\d+Z$/, 'Z');
+}
 
 export const list = (value) => (Array.isArray(value) ? value : []);
 
 // `ok`, `warn` or `bad`: colours beside the word, never instead of it.
 export function weight(state) {
   if (state === 'ok') return 'ok';
-  return state === 'expired' || state === 'unwritten' || state === 'overdue' ? 'bad' : 'warn';
+  return ['expired', 'unwritten', 'overdue', 'unknown'].includes(state) ? 'bad' : 'warn';
+}
+
+// What is drawn anew leaves the keyboard where it was.
+export function replace(parent, ...children) {
+  const kept = parent.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  parent.replaceChildren(...children);
+  if (kept !== undefined) parent.querySelector(`[data-key="${CSS.escape(kept)}"]`)?.focus({ preventScroll: true });
 }
 
 export const podLink = (namespace, pod) => `#pod/${encodeURIComponent(namespace)}/${encodeURIComponent(pod)}`;

@@ -171,11 +171,13 @@ export function rowsOf(picture) {
   const rows = [];
   for (const node of picture.nodes) {
     for (const volume of Array.isArray(node.volumes) ? node.volumes : []) {
-      const state = String(volume.state ?? 'unknown');
+      // Of a node that does not answer nobody knows: it is not shown as what it was.
+      const was = String(volume.state ?? 'unknown'), stale = Boolean(node.missing), state = stale ? 'unknown' : was;
+      const said = [was, volume.state_reason, volume.notice && was === 'ok' ? '(see pod)' : ''].filter(Boolean).join(' ');
       const row = {
-        volume, state, node: node.node, key: `${node.node} ${volume.volume_id}`,
+        volume, state, was, seen: time(node.seen_at), node: node.node, key: `${node.node} ${volume.volume_id}`,
         name: shown(`${volume.namespace ?? '?'}/${volume.pod ?? '?'}`), shownNode: shown(node.node),
-        shownState: shown([state, volume.state_reason, volume.notice && state === 'ok' ? '(see pod)' : ''].filter(Boolean).join(' ')),
+        shownState: shown(stale ? `unknown (was ${said})` : said),
         begins: began(volume), ends: time(volume.not_after), renews: time(volume.renew_at),
         from: time(volume.renew_from), until: time(volume.renew_until),
       };

@@ -3,16 +3,20 @@ import { about, el, facts, instant, list, podLink, shown, time, weight } from '/
 
 const KINDS = { KIND_X509: 'x509', KIND_JWT: 'jwt', KIND_BOTH: 'x509, jwt' };
 
-export function authorities(picture, now) {
+// `later` takes what is to be written anew each second, so that nothing else is.
+export function authorities(picture, now, later) {
   const status = picture.authority, made = el('div');
-  if (picture.missing.authority) made.append(el('p', { class: 'notice', text: shown(picture.missing.authority) }));
+  if (picture.missing.authority) {
+    const text = (at) => shown(picture.missing.authority) + (status ? `; this is what it said ${about(at - time(picture.authority_at))} ago` : '');
+    made.append(written(el('p', { class: 'notice' }), text, now, later));
+  }
   if (!status) return made;
   const have = (status.agents ?? 0) - (status.agents_waiting ?? 0);
   const acknowledged = el('span', {},
     el('meter', { min: 0, max: Math.max(1, status.agents ?? 0), value: have }), ` ${have} of ${status.agents ?? 0} agents${status.unknown ? ', as far as is known' : ''}`);
-  made.append(el('section', { class: 'card' }, el('h2', { text: `Authorities of ${shown(status.trust_domain)}` }), lanes(list(status.authorities), now)));
+  made.append(el('section', { class: 'card' }, el('h2', { text: `Authorities of ${shown(status.trust_domain)}` }), lanes(list(status.authorities), now, later)));
   made.append(el('section', { class: 'card' }, facts([
-    ['acknowledged', acknowledged], ['sequence', status.sequence], ['leader', status.leader || 'none'],
+    ['said', written(el('span'), (at) => `${about(at - time(picture.authority_at))} ago`, now, later)], ['acknowledged', acknowledged], ['sequence', status.sequence], ['leader', status.leader || 'none'],
     ['missing', list(status.waiting_nodes).join(', ')],
     ...list(status.awaited).map((each) => ['waits for', `${KINDS[each.kind] ?? ''} ${each.id}: ${each.audience} until ${instant(each.until)}`]),
     ...list(status.next).map((line) => ['next', line]),
@@ -31,7 +35,13 @@ export function authorities(picture, now) {
   return made;
 }
 
-function lanes(all, now) {
+function written(element, text, now, later) {
+  element.textContent = text(now);
+  later.push((at) => { element.textContent = text(at); });
+  return element;
+}
+
+function lanes(all, now, later) {
   if (!all.length) return el('p', { class: 'hint', text: 'There is none yet.' });
   const began = Math.min(...all.map((each) => time(each.prepared_at)).filter((at) => at), now);
   const leaves = all.map((each) => time(each.leaves_at)).filter((at) => at);
@@ -57,27 +67,34 @@ function lanes(all, now) {
     }
     const mark = el('i', { title: 'now' });
     mark.style.left = at(now);
+    later.push((moment) => { mark.style.left = at(moment); });
     track.append(mark);
-    const said = [each.stage, each.leaves_at ? `leaves in ${about(time(each.leaves_at) - now)}` : '', each.not_after ? `certificate ends in ${about(time(each.not_after) - now)}` : '',
-      each.svids_known ? `${each.svids} SVIDs held` : ''].filter(Boolean).join(', ');
+    const said = (moment) => shown([each.stage, each.leaves_at ? `leaves in ${about(time(each.leaves_at) - moment)}` : '',
+      each.not_after ? `certificate ends in ${about(time(each.not_after) - moment)}` : '', each.svids_known ? `${each.svids} SVIDs held` : ''].filter(Boolean).join(', '));
     life.append(el('div', { class: 'lane', title: shown(each.id) },
       el('div', { class: 'name' }, el('strong', { text: `${KINDS[each.kind] ?? shown(each.kind)} ` }), el('code', { text: shown(each.id).slice(0, 10) })),
-      el('div', {}, track, el('div', { class: 'hint', text: shown(said) }))));
+      el('div', {}, track, written(el('div', { class: 'hint' }), said, now, later))));
   }
-  life.append(el('div', { class: 'axis' }, el('span'), el('div', {}, el('span', { text: `${about(now - began)} ago` }), el('span', { text: `the line: now; right: in ${about(end - now)}` }))));
+  life.append(el('div', { class: 'axis' }, el('span'), el('div', {}, written(el('span'), (moment) => `${about(moment - began)} ago`, now, later),
+    written(el('span'), (moment) => `the line: now; right: in ${about(end - moment)}`, now, later))));
   return life;
 }
 
-export function nodes(picture, show) {
-  const made = el('div', { class: 'grid' });
-  for (const each of picture.nodes) {
+// Of each node what its field says: what is not known is not well.
+export function nodesOf(picture) {
+  return picture.nodes.map((each) => {
     const volumes = list(each.volumes), unwell = volumes.filter((volume) => volume.state !== 'ok');
-    const worst = each.missing || unwell.some((volume) => weight(volume.state) === 'bad') ? 'bad' : unwell.length ? 'warn' : 'ok';
-    const said = each.missing ? `no answer: ${each.missing}` : unwell.length ? `${unwell.length} of ${volumes.length} not ok` : `${volumes.length} ok`;
-    made.append(el('button', { type: 'button', class: `node ${worst}`, title: shown(`${each.node}: ${said}`), on: { click: () => show(each.node) } },
-      el('strong', { text: shown(each.node) }), el('span', { text: shown(said) })));
-  }
-  return picture.nodes.length ? made : el('p', { class: 'hint', text: picture.looked ? 'No agent runs: look at the DaemonSet podsvid-agent.' : 'Looking…' });
+    if (each.missing) return { node: each.node, worst: 'bad', said: `no answer: ${each.missing}` };
+    if (!each.seen_at) return { node: each.node, worst: 'none', said: 'not asked yet' };
+    const worst = unwell.some((volume) => weight(volume.state) === 'bad') ? 'bad' : unwell.length ? 'warn' : 'ok';
+    return { node: each.node, worst, said: unwell.length ? `${unwell.length} of ${volumes.length} not ok` : `${volumes.length} ok` };
+  });
+}
+
+export function nodes(fields, looked, show) {
+  if (!fields.length) return el('p', { class: 'hint', text: looked ? 'No agent runs: look at the DaemonSet podsvid-agent.' : 'Looking…' });
+  return el('div', { class: 'grid' }, ...fields.map((each) => el('button', { type: 'button', class: `node ${each.worst}`, 'data-key': each.node, title: shown(`${each.node}: ${each.said}`), on: { click: () => show(each.node) } },
+    el('strong', { text: shown(each.node) }), el('span', { text: shown(each.said) }))));
 }
 
 const TO_DO = {
@@ -97,14 +114,25 @@ export function problemsOf(picture, rows) {
   const add = (bad, what, todo, link) => found.push({ bad, what, todo, link });
   if (picture.missing.nodes) add(true, picture.missing.nodes, '');
   if (picture.missing.authority && picture.kind === 'cluster') add(true, `the signer: ${picture.missing.authority}`, '');
-  for (const each of picture.nodes) if (each.missing) add(true, `node ${each.node}: ${each.missing}`, each.volumes.length ? 'What is shown of it is what it said before.' : '');
+  const silent = new Map();
+  for (const each of picture.nodes) if (each.missing) silent.set(each.missing, [...(silent.get(each.missing) ?? []), each]);
+  for (const [why, some] of silent) {
+    // Said once above where it is so of all.
+    if (why === picture.missing.nodes) continue;
+    const names = some.slice(0, 5).map((each) => each.node).join(', '), more = some.length > 5 ? ` and ${some.length - 5} more` : '';
+    add(true, `node${some.length > 1 ? 's' : ''} ${names}${more}: ${why}`, some.some((each) => list(each.volumes).length) ? 'How what is shown of it is now is not known: it is what it said before.' : '');
+  }
   const status = picture.authority ?? {};
   if (status.unknown) add(true, `it is not known who waits: ${status.unknown}`, 'Nothing that counts on it is done meanwhile.');
   for (const line of list(status.to_do)) add(true, line, '', '#authorities');
   for (const line of list(status.warnings)) add(false, line, '', '#authorities');
   const kinds = new Map();
+  // At the moment of the look, by this machine's clock: its agent, by the node's, says that it is valid.
+  // A few seconds are no matter, and those of the look are whole ones.
+  const skewed = rows.filter((row) => row.state === 'ok' && (row.ends < row.seen - 5000 || time(row.volume.not_before) > row.seen + 5000)).length;
+  if (skewed) add(false, `by this machine’s clock ${skewed === 1 ? 'an SVID that its agent calls ok has' : `${skewed} SVIDs that their agents call ok have`} ended, or not begun`, 'Set this machine’s clock or the nodes’: what the page says of time left is by this machine’s.');
   for (const row of rows) {
-    if (row.state === 'ok') continue;
+    if (row.was === 'ok') continue;
     const many = (kinds.get(row.state) ?? 0) + 1;
     kinds.set(row.state, many);
     if (many <= SHOWN) add(weight(row.state) === 'bad', `pod ${row.name} on ${row.node}: ${row.shownState}`, TO_DO[row.state] ?? 'Its page says more.', podLink(row.volume.namespace, row.volume.pod));
@@ -118,5 +146,5 @@ export function problems(found, looked) {
   return el('div', {}, ...found.map((each) => el('section', { class: `card problem ${each.bad ? 'bad' : 'warn'}` },
     el('p', {}, el('strong', { text: shown(each.what) })),
     each.todo ? el('p', { text: shown(each.todo) }) : null,
-    each.link ? el('p', {}, el('a', { href: each.link, text: each.link.startsWith('#pod') ? 'look at the pod' : 'look there' })) : null)));
+    each.link ? el('p', {}, el('a', { href: each.link, 'data-key': each.link, text: each.link.startsWith('#pod') ? 'look at the pod' : 'look there' })) : null)));
 }

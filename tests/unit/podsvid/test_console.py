@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import socket
 import threading
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from podsvid.authority import CommandFailed
 from podsvid.console.guard import Asked, Guard, is_name
 from podsvid.console.picture import Picture
-from podsvid.console.serving import MOST_CONNECTIONS, MOST_EXPLAINED, Console, assets
+from podsvid.console.serving import MOST_CONNECTIONS, MOST_EXPLAINED, MOST_HEAD, Console, assets
 from podsvid.console.watching import Watch
+from podsvid.exec_room import ExecRoom
 from podsvid.outcome import WrongUsage
 from tests.console_rig import PATIENCE, Told, ask, picture, token_of, volume
 
@@ -182,9 +185,10 @@ def test_data_is_what_the_source_knows_and_is_sent_once(console: Console, told: 
         "kind": "cluster",
         "name": "https://there:6443",
         "looked": True,
-        "nodes": [{"node": "node-1", "volumes": [volume("cart-0")], "missing": ""}],
+        "nodes": [{"node": "node-1", "volumes": [volume("cart-0")], "missing": "", "seen_at": "2026-06-01T00:00:00Z"}],
         "authority": None,
         "missing": {},
+        "authority_at": "",
     }
     again = ask(console, "/data", tag=first.headers["etag"])
     assert (again.status, again.body) == (304, b"")
@@ -207,10 +211,9 @@ def test_nobody_is_asked_while_nobody_looks(told: Told) -> None:
     for _ in range(20_000):
         other.look()
     assert told.looks == 1
+    told.looked.clear()
     watch.newest()
-    deadline = time.monotonic() + PATIENCE
-    while told.looks < 2:
-        assert time.monotonic() < deadline
+    assert told.looked.wait(PATIENCE)
     watch.close()
 
 
@@ -222,6 +225,9 @@ def test_a_source_that_fails_is_said_beside_what_was_seen_before(told: Told) -> 
     newest = watch.newest().body.decode()
     assert "cart-0" in newest
     assert "WRONG_USAGE: the agent went away" in newest
+    # What was seen before does not pass for what is.
+    (node,) = json.loads(newest)["nodes"]
+    assert (node["missing"], node["seen_at"]) == ("WRONG_USAGE: the agent went away", "2026-06-01T00:00:00Z")
     told.fails = ValueError("a bug")
     watch.look()
     assert "INTERNAL" in watch.newest().body.decode()
@@ -308,15 +314,78 @@ def test_connections_at_once_are_bounded_and_given_back(console: Console) -> Non
     pytest.fail("no place was given back")
 
 
-def test_a_head_that_is_no_end_is_refused(console: Console) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * MOST_HEAD + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * MOST_HEAD + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (each, b"a" * (MOST_HEAD // 50)) for each in range(60)),
+    ],
+    ids=["line", "header", "headers"],
+)
+def test_a_head_that_is_no_end_is_refused(console: Console, head: bytes) -> None:
     with socket.create_connection(("127.0.0.1", console.port), PATIENCE) as made:
-        made.sendall(b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\n\r\n")
-        assert b" 414 " in made.recv(200)
+        made.sendall(head)
+        assert b" 431 " in made.recv(200)
+
+
+def test_who_sends_a_request_byte_by_byte_has_the_time_of_one(told: Told) -> None:
+    with (
+        Console(told, patience=0.2) as console,
+        socket.create_connection(("127.0.0.1", console.port), PATIENCE) as made,
+    ):
+        made.sendall(b"GET / HTTP/1.1\r\nX: ")
+        # More often than the patience with one byte.
+        made.settimeout(0.02)
+        deadline = time.monotonic() + PATIENCE
+        with contextlib.suppress(ConnectionError):
+            while True:
+                assert time.monotonic() < deadline, "it may go on for ever"
+                with contextlib.suppress(TimeoutError):
+                    assert made.recv(1) == b""
+                    break
+                made.sendall(b"a")
+
+
+def test_a_request_that_is_read_is_answered_however_long_that_takes(told: Told) -> None:
+    go_on = threading.Event()
+
+    def slow(namespace: str, pod: str) -> dict[str, object]:
+        assert not go_on.wait(0.5)
+        return {"pod": pod}
+
+    told.explained = slow
+    with Console(told, patience=0.1) as console:
+        assert ask(console, "/explain?namespace=shop&pod=cart-0").json() == {"pod": "cart-0"}
+
+
+def test_a_connection_without_a_thread_gives_its_place_back(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        for _ in range(MOST_CONNECTIONS):
+            with (
+                socket.create_connection(("127.0.0.1", console.port), PATIENCE) as made,
+                contextlib.suppress(ConnectionError),
+            ):
+                assert made.recv(1) == b""
+    assert ask(console, "/").status == 200
+
+
+def test_commands_that_hang_keep_their_places() -> None:
+    room = ExecRoom(2)
+    with room.taken():
+        with room.taken(), pytest.raises(CommandFailed, match="2 commands in podsvid's pods have not ended"):
+            room.taken().__enter__()
+        with room.taken():
+            pass
 
 
 def test_before_the_first_look_nothing_is_known_and_that_is_said(told: Told) -> None:
     told.looked.set()
     assert Watch(told).newest().body == (
-        b'{"kind":"cluster","name":"https://there:6443","looked":false,"nodes":[],"authority":null,"missing":{}}'
+        b'{"kind":"cluster","name":"https://there:6443","looked":false,"nodes":[],"authority":null,"missing":{},"authority_at":""}'
     )
     assert Picture("node", "x").to_json()["looked"] is False

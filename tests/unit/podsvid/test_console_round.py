@@ -1,15 +1,27 @@
 """What the console of a cluster asks podsvid's pods, and what becomes of those that do not answer."""
 
+import json
+import socket
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from podsvid.authority import CommandFailed
-from podsvid.by_kubeconfig import AgentPod, NotTold
-from podsvid.console.in_cluster import MOST_NODES, Round
+from podsvid.by_kubeconfig import AgentPod, KubeconfigCluster, NotAllowed, NotTold
+from podsvid.console.in_cluster import AT_ONCE, MOST_NODES, Round
+from podsvid.console.on_node import OnNode
 from podsvid.console.picture import Picture
+from podsvid.exec_room import MOST_EXECS
+from podsvid.waiting import GaveUp
+from runtime.aside import begun
+from tests.console_rig import PATIENCE
 
 LS = ["podsvid", "node", "ls", "--output", "json"]
 SHOW = ["podsvid", "authority", "show", "--socket", "/run/podsvid-signer/admin.sock", "--output", "json"]
@@ -41,6 +53,9 @@ class Execs:
         found = self.answers.get(pod, {"volumes": [{"pod": pod}]})
         if isinstance(found, Exception):
             raise found
+        if isinstance(found, threading.Event):
+            assert found.wait(PATIENCE)
+            return {"volumes": []}
         return found
 
 
@@ -106,3 +121,94 @@ def test_without_the_agents_nothing_is_known() -> None:
 
     with pytest.raises(NotTold, match="list pods"):
         looked(Round(Forbidden()))
+
+
+def test_when_each_said_what_is_shown_goes_with_it() -> None:
+    moment = [datetime(2026, 1, 1, tzinfo=UTC)]
+    execs = Execs(pods=[agent(1), agent(2), agent(3, "Pending")], answers={"signer-0": {"trust_domain": "example.org"}})
+    looking = Round(execs, now=lambda: moment[0])
+    kept: list[Picture] = []
+    looking.look(kept.append)
+    # Nobody is asked yet, and that is no answer.
+    assert [(each.volumes, each.missing, each.seen_at) for each in kept[0].nodes] == [((), "", "")] * 3
+    began = "2026-01-01T00:00:00Z"
+    assert [each.seen_at for each in kept[-1].nodes] == [began, began, ""]
+    assert kept[-1].authority_at == began
+    moment[0] += timedelta(seconds=90)
+    execs.answers = {"agent-1": NotTold("it went away")}
+    found = looked(looking)
+    assert [each.seen_at for each in found.nodes] == [began, "2026-01-01T00:01:30Z", ""]
+    assert found.authority_at == began
+    assert found.to_json()["nodes"][0]["seen_at"] == began
+
+
+def test_who_never_answers_holds_up_nobody_and_is_not_asked_anew_before_that_ends() -> None:
+    hangs = threading.Event()
+    execs = Execs(answers={"agent-1": hangs, "signer-0": hangs})
+    looking = Round(execs, seconds=0.05)
+    try:
+        found = looked(looking)
+        assert [each.missing for each in found.nodes] == ["no answer from pod agent-1 within 0.05 s", ""]
+        assert found.missing == {"authority": "no answer from pod signer-0 within 0.05 s"}
+        again = looked(looking)
+        assert "pod agent-1 has not answered for longer" in again.nodes[0].missing
+        assert "pod signer-0 has not answered for longer" in again.missing["authority"]
+        assert [pod for pod, _, _ in execs.ran].count("agent-1") == 1
+        assert again.looked
+    finally:
+        hangs.set()
+    # Its thread notes that it has ended a moment after.
+    deadline = time.monotonic() + PATIENCE
+    while looked(looking).nodes[0].missing:
+        assert time.monotonic() < deadline
+
+
+def test_who_may_not_is_told_so_once_and_nobody_else_is_asked() -> None:
+    pods = [agent(number) for number in range(50)]
+    execs = Execs(pods=pods, answers={each.name: NotAllowed("you may not exec") for each in pods})
+    found = looked(Round(execs))
+    assert {each.missing for each in found.nodes} == {"you may not exec"}
+    # Those that were begun with the first.
+    assert len(execs.ran) <= AT_ONCE
+    assert len(looked(Round(Execs(pods=pods))).nodes) == 50
+
+
+def test_commands_that_nobody_waits_for_any_more_are_counted_until_they_end(tmp_path: Path) -> None:
+    # An API server that takes connections and never says a word, as a balancer may in its place.
+    with socket.create_server(("127.0.0.1", 0), backlog=MOST_EXECS) as silent:
+        server = {"server": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        config = {
+            "clusters": [{"name": "c", "cluster": server}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {}}],
+            "current-context": "c",
+        }
+        (tmp_path / "config").write_text(json.dumps(config))
+        cluster = KubeconfigCluster(str(tmp_path / "config"), None, "podsvid")
+        silent.settimeout(PATIENCE)
+        asked, taken = [], []
+        for number in range(MOST_EXECS):
+            asked.append(begun(partial(cluster.run, f"agent-{number}", "agent", LS)))
+            taken.append(silent.accept()[0])
+        with pytest.raises(CommandFailed, match="have not ended; try again"):
+            cluster.run("agent-x", "agent", LS)
+        for each in taken:
+            each.close()
+        for one in asked:
+            with pytest.raises(NotTold):
+                one.result(PATIENCE)
+        # They gave their places back.
+        another = begun(lambda: cluster.run("agent-x", "agent", LS))
+        silent.accept()[0].close()
+        with pytest.raises(NotTold):
+            another.result(PATIENCE)
+
+
+def test_an_agent_that_is_silent_is_given_up_without_advice_that_the_console_does_not_take(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(path)
+        silent.listen()
+        with pytest.raises(GaveUp) as raised:
+            OnNode(path, seconds=0.1).look(lambda _: None)
+    assert str(raised.value).endswith("within 0.1 s")
