@@ -73,11 +73,10 @@ function aged() {
   const all = picture?.nodes ?? [], silent = all.filter((each) => each.missing).length;
   const oldest = Math.min(...all.filter((each) => each.seen_at && !each.missing).map((each) => time(each.seen_at)));
   const seen = Number.isFinite(oldest) ? `as of ${about(now() - oldest)} ago` : picture?.looked ? '' : 'looking…';
-  const trouble = wrong ? `${wrong}${answered ? `; this is what was ${about(Date.now() - answered)} ago` : ''}` : silent ? `${silent} of ${all.length} nodes not known` : picture?.missing.nodes ?? '';
-  const text = wrong ? trouble : [seen, trouble].filter(Boolean).join('; ');
-  // Read out when it goes wrong, not each second.
-  age.setAttribute('aria-live', trouble ? 'polite' : 'off');
-  if (age.textContent !== text) age.textContent = shown(text);
+  const trouble = wrong || (silent ? `${silent} of ${all.length} nodes not known` : picture?.missing.nodes ?? '');
+  const before = wrong ? '' : seen && trouble ? `${seen}; ` : seen, after = wrong && answered ? `; this is what was ${about(Date.now() - answered)} ago` : '';
+  // Only the middle is read out: the rest changes each second.
+  [before, trouble, after].forEach((text, index) => { if (age.children[index].textContent !== shown(text)) age.children[index].textContent = shown(text); });
   age.classList.toggle('bad', Boolean(trouble));
 }
 
