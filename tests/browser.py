@@ -1,8 +1,10 @@
 """Debian's headless Chromium, told what to do by its own protocol (CDP): no driver and no package besides."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -103,15 +105,22 @@ def browser() -> Iterator[Page]:
     """A browser with one tab, and nothing left of it."""
     found = program()
     assert found is not None
-    with tempfile.TemporaryDirectory(prefix="pvb") as home:
+    with tempfile.TemporaryDirectory(prefix="pvb", ignore_cleanup_errors=True) as home:
         command = [found, *FLAGS, f"--user-data-dir={home}/profile", "about:blank"]
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": home}
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": home},
+            start_new_session=True,
         )
         try:
             yield Page(_tab(Path(home) / "profile" / "DevToolsActivePort", process))
         finally:
             end(process)
+            # Debian's program is a script, which leaves the browser when it is ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _tab(file: Path, process: "subprocess.Popen[bytes]") -> str:
