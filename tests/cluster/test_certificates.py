@@ -161,6 +161,19 @@ def trusts(one: Path, authority_id: str) -> bool:
     )
 
 
+def refused_activation(signer: SignerProcess) -> str:
+    """What a person is told who would have the prepared authority sign now."""
+    done = subprocess.run(
+        [sys.executable, "-m", "podsvid", "authority", "activate", "--socket", str(signer.admin_socket)],
+        cwd=signing.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "TRANSITION_REFUSED" in done.stderr) == (1, True), done
+    return done.stderr
+
+
 def test_a_rotation_fails_no_handshake_of_pods_that_never_acknowledge(
     cluster: Cluster, signer: SignerProcess, progress: Progress
 ) -> None:
@@ -176,16 +189,13 @@ def test_a_rotation_fails_no_handshake_of_pods_that_never_acknowledge(
 
         wait_for("a prepared authority", lambda: bool(prepared()), progress=progress, alive=signer.check)
         new = prepared()
-        # Whoever acknowledges has done so before a person may have it sign; these pods have no other word in it.
-        refused = subprocess.run(
-            [sys.executable, "-m", "podsvid", "authority", "activate", "--socket", str(signer.admin_socket)],
-            cwd=signing.ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
+        # Whoever acknowledges does so in a moment; these pods have no other word in it.
+        wait_for(
+            "the refusal to have the new authority sign already",
+            lambda: "verifiers that never acknowledge (pod_certificates)" in refused_activation(signer),
+            progress=progress,
+            alive=signer.check,
         )
-        assert (refused.returncode, "TRANSITION_REFUSED" in refused.stderr) == (1, True)
-        assert "verifiers that never acknowledge (pod_certificates)" in refused.stderr
         wait_for(
             "kubelet to bring the new root",
             lambda: all(trusts(each, new) for each in by_kubelet),
