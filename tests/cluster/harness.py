@@ -18,6 +18,8 @@ from pathlib import Path
 
 from tests import go_tools
 from tests.go_tools import BuildError
+from tests.interop import tools
+from tests.interop.suites import SuiteError, load
 
 from . import installation, product_image
 from .cluster import Cluster
@@ -91,13 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.action == "build":
             install_packages(say)
             go_tools.build(PROGRAMS, say)
+            # Not when the cluster runs, whose name server knows the cluster's names alone.
+            tools.get(load("openbao"), say)
         elif options.action == "up":
             _up(cluster)
         elif options.action == "run":
             return _run(cluster, options.command)
         else:
             cluster.stop()
-    except (ClusterError, BuildError) as error:
+    except (ClusterError, BuildError, SuiteError) as error:
         say(f"failed: {error}")
         return 1
     except KeyboardInterrupt:
