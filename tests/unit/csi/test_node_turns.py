@@ -209,8 +209,7 @@ def test_four_hundred_unpublishes_of_one_namespace_and_one_of_another(tmp_path: 
             assert not order
             here.steps.release("close")
             await one
-            # That it began among the first is shown above; in which order threads end is the kernel's affair.
-            assert order.index("other") < 400 / 10
+            assert order.index("other") <= 2 * 2
             await asyncio.gather(*storm)
             assert (here.node.volumes, ending.waiting) == (1, 0)
 
