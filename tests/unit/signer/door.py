@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import jwt
 import looptime
@@ -275,9 +275,25 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def at_the_door(test: Callable[[Door], Awaitable[None]], door: Callable[[AuthorityState], Door] = Door) -> None:
     state = roomy(first())
+    followed(lambda: door(state), test)
+
+
+class Following(Protocol):
+    """What a door of either kind has running."""
+
+    pods: Pods
+    policies: Policies
+    events: Events
+
+
+_Found = TypeVar("_Found", bound=Following)
+
+
+def followed(door: Callable[[], _Found], test: Callable[[_Found], Awaitable[None]]) -> None:
+    """The test at a door that knows the cluster and hears of its changes, on a clock that jumps."""
 
     async def run() -> None:
-        found = door(state)
+        found = door()
         loops = [asyncio.ensure_future(each()) for each in (found.pods.run, found.policies.run, found.events.run)]
         await found.pods.wait_synced()
         await found.policies.wait_synced()

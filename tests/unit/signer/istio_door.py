@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any, cast
 
 import grpc
-import looptime
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -37,7 +36,7 @@ from signer.policy.policy import CLUSTER, GROUP, PolicySettings
 from svid.keys import KeyAlgorithm, PrivateKey
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import AUDIENCE, Site
-from tests.unit.signer.door import Call, FakeGate, nothing, said
+from tests.unit.signer.door import Call, FakeGate, followed, nothing, said
 from tests.unit.signer.test_lifecycle import first
 from tests.unit.signer.test_minting import SETTINGS, roomy
 
@@ -214,24 +213,7 @@ def at_istios_door(
     state: AuthorityState | None = None,
 ) -> None:
     begun = state or roomy(first())
-
-    async def run() -> None:
-        found = door(begun)
-        loops = [asyncio.ensure_future(each()) for each in (found.pods.run, found.policies.run, found.events.run)]
-        await found.pods.wait_synced()
-        await found.policies.wait_synced()
-        try:
-            await test(found)
-        finally:
-            for each in loops:
-                each.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
-
-    loop = looptime.new_event_loop(start=0)
-    try:
-        loop.run_until_complete(run())
-    finally:
-        loop.close()
+    followed(lambda: door(begun), test)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
