@@ -1,7 +1,7 @@
 """X.509-SVIDs and the one validator for everything minted, read or received (X509-SVID.md sections 2 to 5)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Self
@@ -92,6 +92,13 @@ class X509Svid:
             raise InvalidSvid(str(error)) from None
         if public_bytes(self.private_key.public_key()) != public_bytes(key):
             raise InvalidSvid("private key does not match the leaf certificate")
+
+    def lean(self) -> Self:
+        """The same without what the library keeps of certificates that were looked at: 5 KB, in all that they live."""
+        found = replace(self, chain=certificates_from_der(self.chain_der()))
+        # What is asked for as long as it lives, and would have them looked at again.
+        vars(found).update(authority_id=self.authority_id, not_after=self.not_after)
+        return found
 
     def chain_der(self) -> bytes:
         return to_der(self.chain)

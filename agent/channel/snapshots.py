@@ -52,7 +52,7 @@ class Reader:
         """What was written. Raises SvidError."""
         held = snapshot.withheld
         return WorkloadIdentity(
-            tuple(X509Svid.from_der(each.chain, each.key, each.hint, own=True) for each in snapshot.svids),
+            tuple(X509Svid.from_der(each.chain, each.key, each.hint, own=True).lean() for each in snapshot.svids),
             self._bundle(snapshot.bundle),
             tuple(self._bundle(each) for each in snapshot.federated),
             withheld=Withheld(held.why, held.refused, held.at_once) if held else None,

@@ -1,7 +1,8 @@
 """`python -m agent.exposed`: started by the agent only (agent.servers.process), which hands it everything."""
 
+# First of all: it says what the others do not load.
+from agent.exposed import unloaded  # noqa: F401 isort: skip
 import concurrent.futures.thread
-import encodings.idna
 import linecache
 import signal
 import sys
@@ -17,7 +18,6 @@ from runtime.stopping import SIGNALS
 # What others load only when they come to it.
 LATE = (
     concurrent.futures.thread,
-    encodings.idna,
     linecache,
     traceback,
     google.protobuf.descriptor_pb2,

@@ -95,10 +95,10 @@ class Guard(grpc.aio.ServerInterceptor):
         self._account = account
         self._metrics = metrics
         self._open: dict[_Call, None] = {}
-        # Calls whose answer is not taken yet, those that were refused too; `_idle` is set while there is none.
+        # Calls whose answer is not taken yet, those that were refused too; `_idle` is set while there is none, and is
+        # made when somebody waits for it.
         self._under_way = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
         self._closing = False
         self._guarded: dict[str, _Handler] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -149,6 +149,9 @@ class Guard(grpc.aio.ServerInterceptor):
         self._closing = True
         for call in self._open:
             call.end()
+        self._idle = asyncio.Event()
+        if not self._under_way:
+            self._idle.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -233,11 +236,12 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _began(self) -> None:
         self._under_way += 1
-        self._idle.clear()
+        if self._idle is not None:
+            self._idle.clear()
 
     def _ended(self) -> None:
         self._under_way -= 1
-        if not self._under_way:
+        if self._idle is not None and not self._under_way:
             self._idle.set()
 
     @asynccontextmanager

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import ClassVar
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from agent.socket.guard import WORKLOAD_API, AnyContext
+from agent.socket.methods import Methods, table
 from agent.socket.requests import read
 from runtime.clock import Clock
 from runtime.feed import Feed
@@ -27,11 +29,7 @@ class Health:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service under its real path."""
-        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
-        }
-        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
+        return Methods(self, self._METHODS)
 
     async def _check(self, data: bytes, context: AnyContext) -> bytes:
         service = (await read(data, health_pb2.HealthCheckRequest(), context)).service
@@ -64,3 +62,11 @@ class Health:
         left = (identity.expires_at - self._clock.now()).total_seconds() if identity else _MAX_NAP
         # After the end only a new SVID changes anything, and that wakes this.
         return min(left, _MAX_NAP) if left > 0 else _MAX_NAP
+
+    _METHODS: ClassVar = table(
+        "grpc.health.v1.Health",
+        {
+            "Check": (grpc.unary_unary_rpc_method_handler, _check),
+            "Watch": (grpc.unary_stream_rpc_method_handler, _watch),
+        },
+    )

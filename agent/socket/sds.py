@@ -8,12 +8,13 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import grpc
 
 from agent.pb import sds_pb2
 from agent.socket.guard import DENIED, AnyContext
+from agent.socket.methods import Methods, table
 from agent.socket.requests import invalid, read
 from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, SdsNames, Secrets, any_of
 from runtime.clock import Clock
@@ -66,12 +67,7 @@ class SecretDiscovery:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service under its real path."""
-        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream),
-            "DeltaSecrets": grpc.stream_stream_rpc_method_handler(self._delta),
-            "FetchSecrets": grpc.unary_unary_rpc_method_handler(self._fetch),
-        }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        return Methods(self, self._METHODS)
 
     async def _fetch(self, data: bytes, context: AnyContext) -> bytes:
         request = await read(data, sds_pb2.DiscoveryRequest(), context)
@@ -272,6 +268,15 @@ class SecretDiscovery:
                     "Envoy waits for a secret that this workload does not have",
                     extra={"pod": self._who, "secret": shown(name)},
                 )
+
+    _METHODS: ClassVar = table(
+        SERVICE,
+        {
+            "StreamSecrets": (grpc.stream_stream_rpc_method_handler, _stream),
+            "DeltaSecrets": (grpc.stream_stream_rpc_method_handler, _delta),
+            "FetchSecrets": (grpc.unary_unary_rpc_method_handler, _fetch),
+        },
+    )
 
 
 def _wants_plain(node: sds_pb2.Node) -> bool:

@@ -8,13 +8,15 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import grpc
 
 from agent.errors import AuthorityRefused, AuthorityUnavailable
 from agent.pb import workload_pb2
 from agent.socket.guard import DENIED, WORKLOAD_API, AnyContext
+from agent.socket.methods import Methods, table
 from agent.socket.requests import invalid, read
 from runtime.clock import Clock
 from runtime.feed import Feed
@@ -102,17 +104,7 @@ class WorkloadApi:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service under its real path, /SpiffeWorkloadAPI/<method>."""
-        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "FetchX509SVID": grpc.unary_stream_rpc_method_handler(self._fetch_x509_svid),
-            "FetchX509Bundles": grpc.unary_stream_rpc_method_handler(self._fetch_x509_bundles),
-        }
-        if self._jwt_svids is not None:
-            methods |= {
-                "FetchJWTSVID": grpc.unary_unary_rpc_method_handler(self._fetch_jwt_svid),
-                "FetchJWTBundles": grpc.unary_stream_rpc_method_handler(self._fetch_jwt_bundles),
-                "ValidateJWTSVID": grpc.unary_unary_rpc_method_handler(self._validate_jwt_svid),
-            }
-        return grpc.method_handlers_generic_handler(WORKLOAD_API, methods)
+        return Methods(self, self._X509 if self._jwt_svids is None else self._ALL)
 
     async def _fetch_x509_svid(self, data: bytes, context: AnyContext) -> AsyncIterator[bytes]:
         await read(data, workload_pb2.X509SVIDRequest(), context)
@@ -232,6 +224,23 @@ class WorkloadApi:
         if kept is None or kept[0] != version:
             kept = self._rendered[render] = (version, render(identity))
         return kept[1]
+
+    _X509: ClassVar = table(
+        WORKLOAD_API,
+        {
+            "FetchX509SVID": (grpc.unary_stream_rpc_method_handler, _fetch_x509_svid),
+            "FetchX509Bundles": (grpc.unary_stream_rpc_method_handler, _fetch_x509_bundles),
+        },
+    )
+    _JWT: ClassVar = table(
+        WORKLOAD_API,
+        {
+            "FetchJWTSVID": (grpc.unary_unary_rpc_method_handler, _fetch_jwt_svid),
+            "FetchJWTBundles": (grpc.unary_stream_rpc_method_handler, _fetch_jwt_bundles),
+            "ValidateJWTSVID": (grpc.unary_unary_rpc_method_handler, _validate_jwt_svid),
+        },
+    )
+    _ALL: ClassVar = MappingProxyType({**_X509, **_JWT})
 
 
 async def _asked_for(text: str, identity: WorkloadIdentity, context: AnyContext) -> tuple[X509Svid, ...]:

@@ -103,7 +103,7 @@ class Issuer:
             await self._in_force(identity, minted.signed_at)
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
-        return Issued(Contents(identity), minted.renewal.draw(self._rng), minted.notice, minted.renewal)
+        return Issued(Contents(identity.lean()), minted.renewal.draw(self._rng), minted.notice, minted.renewal)
 
     async def mint_jwt(
         self,

@@ -156,7 +156,7 @@ class Workload:
                 # Who verifies others by its bundles is not to wait for an SVID.
                 self.renew_at, identity = now, left(identity)
             self._take_jwt_files(contents)
-            self.feed.publish(identity)
+            self.feed.publish(identity.lean())
             # Files that are damaged, or hold another trust than the present one, are written again.
             self.written = contents if self.directory.holds(contents) else None
             if self.written == self.contents:
@@ -216,7 +216,7 @@ class Workload:
             self.renew_at = now
             _log.warning("SVID is not valid under the new trust bundle; renewing", extra={"volume_id": self.volume.id})
             return False
-        self.feed.publish(renewed)
+        self.feed.publish(renewed.lean())
         return await self._wrote_now()
 
     async def prepare(self) -> None:

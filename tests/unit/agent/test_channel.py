@@ -20,6 +20,7 @@ from agent.channel.frames import LENGTH, BadFrame, Frames, Wire
 from agent.channel.snapshots import Reader, Writer
 from agent.metrics import Metrics
 from agent.socket import reflection
+from agent.socket.methods import Methods
 from agent.socket.serving import Serving
 from runtime.feed import Feed
 from svid.bundle import TrustBundle
@@ -30,7 +31,7 @@ from svid.x509svid import X509Svid
 from tests.csi_rig import ISSUER, unchecked
 from tests.fake_authority import FakeAuthority, StepClock
 from tests.here_sockets import alone
-from tests.unit.agent.test_issuer import POD
+from tests.unit.agent.test_issuer import POD, read_extensions
 
 
 def framed(message: msgspec.Struct) -> bytes:
@@ -157,7 +158,10 @@ def test_every_method_that_is_served_is_a_label_and_nothing_else() -> None:
 
     endpoint = Serving().endpoint(feed, Never(), clock, Metrics(), "default/web", alone())
     served: set[str] = set()
-    for handler in (*endpoint._handlers, *reflection.handlers()):
+    for handler in endpoint._handlers:
+        assert isinstance(handler, Methods)
+        served |= set(handler._methods)
+    for handler in reflection.handlers():
         served |= set(handler._method_handlers)  # type: ignore[attr-defined]
     assert served == set(messages.METHODS)
 
@@ -167,6 +171,16 @@ def test_the_numbers_of_an_rsa_key_are_not_looked_at_again_by_who_serves() -> No
     given = WorkloadIdentity((unchecked(),), ISSUER.bundle)
     found = Reader().identity(Writer().snapshot(given))
     assert found.svids[0].serial == given.svids[0].serial
+
+
+def test_who_serves_keeps_nothing_of_what_was_read_in_a_certificate() -> None:
+    reader, snapshot = Reader(), Writer().snapshot(WorkloadIdentity((unchecked(),), ISSUER.bundle))
+    # The bundle is one object for all, and is read.
+    kept = [reader.identity(snapshot)]
+    before = read_extensions()
+    kept += [reader.identity(snapshot) for _ in range(4)]
+    assert read_extensions() == before
+    assert len({each.default.serial for each in kept}) == 1
 
 
 async def identity() -> WorkloadIdentity:

@@ -1,6 +1,7 @@
 """Nothing that an authority answers reaches a pod before it verifies: one that is wrong, or lies, is refused."""
 
 import asyncio
+import gc
 import random
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,12 @@ TOKEN = PodToken("the pod's token")
 VOLUME = Volume("csi-1", "/target", ("below",), POD, None)
 OTHER = SpiffeId.from_segments(TRUST_DOMAIN, "ns", "default", "sa", "admin")
 PARTNER, STRANGER = TrustDomain("partner.test"), TrustDomain("stranger.test")
+
+
+def read_extensions() -> int:
+    """How many certificates' extensions there are as objects."""
+    gc.collect()
+    return sum(isinstance(each, x509.Extensions) for each in gc.get_objects())
 
 
 class Scene:
@@ -88,6 +95,17 @@ def test_a_good_answer_is_handed_on_with_an_instant_from_its_window() -> None:
         # One instant each, or all volumes of a node come back together.
         others = {(await at.mint_x509(VOLUME, TOKEN)).renew_at for _ in range(8)}
         assert len(others | {issued.renew_at}) == 9
+
+    on_stage(play)
+
+
+def test_nothing_of_what_was_read_in_a_certificate_is_kept_with_it() -> None:
+    async def play(at: Scene) -> None:
+        kept = [await at.mint_x509(VOLUME, TOKEN)]
+        before = read_extensions()
+        kept += [await at.mint_x509(VOLUME, TOKEN) for _ in range(4)]
+        assert read_extensions() == before
+        assert len({each.identity.default.serial for each in kept}) == 5
 
     on_stage(play)
 

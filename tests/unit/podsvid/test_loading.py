@@ -22,6 +22,8 @@ EXPOSED_LACKS: tuple[str, ...] = (
     "svid.authority",
 )
 EXPOSED_LACKS += ("svid.jwtauthority", "urllib.request", "yaml")
+# A whole OpenSSL, beside that of what verifies certificates: no socket of a pod speaks TLS.
+EXPOSED_LACKS += ("_hashlib", "_ssl", "ssl")
 AGENT_LACKS = ("agent.exposed", "agent.socket", "aiohttp", "importlib.metadata", "jwt", "kubernetes", "signer.daemon")
 LOADS = {"agent.exposed.__main__": EXPOSED_LACKS, "agent.daemon": AGENT_LACKS}
 
@@ -42,11 +44,20 @@ def test_who_only_asks_loads_no_daemon(command: str) -> None:
     ("process", "lacks"), [("agent.exposed.__main__", EXPOSED_LACKS), ("agent.daemon", AGENT_LACKS)]
 )
 def test_a_process_of_each_node_loads_nothing_that_it_never_uses(process: str, lacks: tuple[str, ...]) -> None:
-    line = f"import sys, {process}; print(*sorted(sys.modules), sep='\\n')"
+    line = f"import sys, {process}; print(*sorted(name for name, module in sys.modules.items() if module), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
     assert process in loaded
     assert [each for each in loaded if each.startswith(lacks)] == []
+
+
+@pytest.mark.parametrize("has_own", [True, False])
+def test_the_process_of_pods_sockets_hashes_by_what_this_python_has(has_own: bool) -> None:
+    without = "" if has_own else "sys.modules |= dict.fromkeys(('_sha256', '_sha2'));"
+    hashed = "print(hashlib.sha256(b'').hexdigest()[:8])"
+    line = f"import sys; {without} import agent.exposed.unloaded; import hashlib; {hashed}"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["e3b0c442"]
 
 
 def test_who_asks_by_kubeconfig_loads_no_model_of_what_a_cluster_may_have(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
 
 import pytest
 
@@ -113,3 +114,23 @@ def test_every_svid_counts_not_the_default_one_only() -> None:
         with pytest.raises(InvalidSvid, match="expired"):
             identity.check(NOW + half + timedelta(seconds=1))
         assert not identity.is_valid(NOW + half + timedelta(seconds=1))
+
+
+def test_what_is_kept_for_long_is_the_same_and_nobody_has_looked_at_it() -> None:
+    given = WorkloadIdentity((svid("a"), svid("b")), ISSUER.bundle)
+    given.check(NOW)
+    read = [each.leaf for each in given.svids]
+    kept = given.lean()
+    assert kept == given
+    assert kept.is_valid(NOW)
+    assert [(each.authority_id, each.not_after) for each in kept.svids] == [
+        (each.authority_id, each.not_after) for each in given.svids
+    ]
+    # What the library read of a certificate is kept with that object.
+    assert all(each.leaf is not before for each, before in zip(given.lean().svids, read, strict=True))
+
+
+def test_an_identifier_that_is_asked_for_again_and_again_is_not_read_again() -> None:
+    kept = svid().lean()
+    with patch("svid.x509svid.extension", side_effect=AssertionError):
+        assert kept.authority_id

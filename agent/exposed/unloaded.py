@@ -1,0 +1,26 @@
+"""What this process never loads: Python's TLS, and the copy of OpenSSL that only it and `hashlib` use.
+
+No socket of a pod speaks TLS, and what verifies tokens and certificates brings an OpenSSL of its own. asyncio and
+hashlib do without, as where Python is built without it; to them, and to whoever comes later, it is not there. It would
+be five megabytes of a process of which a node has two, and one thing more in the process that pods can talk to.
+"""
+
+import sys
+from importlib import import_module
+
+# Python's own SHA-256, by what it is called in 3.11 and since: some distributions leave it out.
+_OWN_HASHES = ("_sha256", "_sha2")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+for _name in ("_ssl", "ssl", *(["_hashlib"] if any(map(_is_there, _OWN_HASHES)) else [])):
+    # Where it is loaded already, this is another process's.
+    if _name not in sys.modules:
+        sys.modules[_name] = None  # type: ignore[assignment]
