@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EBUSY
-from io import FileIO
 
 # To read a file, to write to it, and to make one that is not there.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -47,20 +46,37 @@ def weigh(parent: int, name: str, inode: int, lasting: frozenset[str] = frozense
     return found, lasts, below
 
 
-@contextmanager
-def created(directory: int, name: str, content: bytes) -> Iterator[int]:
-    """A new file that holds all of `content`, open for who may read it to be set. Raises OSError."""
-    with FileIO(os.open(name, _CREATE, 0o600, dir_fd=directory), "wb") as file:
+def created(directory: int, name: str, content: bytes) -> int:
+    """A new file that holds all of `content`, open to have set who reads it; the caller's to close.
+
+    Raises OSError. Not as a file of Python's, which asks about each twice before it writes.
+    """
+    file = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    try:
         fill(file, content)
-        yield file.fileno()
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
-def fill(file: FileIO, content: bytes) -> None:
-    """Write all of it. Raises OSError."""
+def settle(file: int, mode: int, owner: int = -1, group: int = -1) -> None:
+    """Have it read by whom it is for, and close it. Raises OSError."""
+    try:
+        # Before the mode, which is for them: until then nobody else can open it.
+        if (owner, group) != (-1, -1):
+            os.fchown(file, owner, group)
+        os.fchmod(file, mode)
+    finally:
+        os.close(file)
+
+
+def fill(file: int, content: bytes) -> None:
+    """Write all of it to an open file. Raises OSError."""
     rest = memoryview(content)
     while rest:
         # Of what does not fit any more write(2) takes a part, and complains at the next call only.
-        rest = rest[file.write(rest) :]
+        rest = rest[os.write(file, rest) :]
 
 
 def read(directory: int, name: str) -> bytes:
@@ -85,20 +101,14 @@ def clear(directory: int, *, wiped: bool = False, kept: frozenset[str] = frozens
 
     `wiped`: files are empty for who has them open, but those called as in `kept`. Raises OSError.
     """
-    mount, whole = mount_id(directory), True
+    whole = True
     for entry in list(os.scandir(directory)):
         if entry.is_dir(follow_symlinks=False):
             whole = remove(entry.name, directory, wiped=wiped, kept=kept, depth=depth - 1) and whole
-            continue
-        if wiped and entry.name not in kept and entry.is_file(follow_symlinks=False):
-            _wipe(entry.name, directory, mount)
-        try:
-            os.unlink(entry.name, dir_fd=directory)
-        except OSError as error:
-            # Something is mounted on it.
-            if error.errno != EBUSY:
-                raise
-            whole = False
+        elif wiped and entry.name not in kept and entry.is_file(follow_symlinks=False):
+            whole = _wipe(entry.name, directory) and whole
+        else:
+            whole = _unlinked(entry.name, directory) and whole
     return whole
 
 
@@ -115,13 +125,29 @@ def remove(
     return whole
 
 
-def _wipe(name: str, directory: int, mount: int) -> None:
+def _wipe(name: str, directory: int) -> bool:
+    """The same of one file, which is empty then for who has it open."""
     file = os.open(name, _WRITE, dir_fd=directory)
     try:
-        if mount_id(file) == mount:
+        gone = _unlinked(name, directory)
+        # What somebody mounted in its place has a name still, where it comes from. Asked about once it is gone: that
+        # takes one call, and what is mounted there three.
+        if gone and not os.fstat(file).st_nlink:
             os.ftruncate(file, 0)
+        return gone
     finally:
         os.close(file)
+
+
+def _unlinked(name: str, directory: int) -> bool:
+    """Whether it could be removed: not while something is mounted on it. Raises OSError."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno != EBUSY:
+            raise
+        return False
+    return True
 
 
 def whole(file: int) -> bytes:

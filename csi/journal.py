@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from io import FileIO
 from pathlib import Path
 
 from csi.attributes import parse_attributes
@@ -14,6 +13,7 @@ from csi.files import fill
 from csi.model import PodRef, Volume
 from csi.profile import PROFILES
 from csi.request import check_target, check_volume_id
+from csi.tmpfs import PAGE
 
 _VERSION = 2
 # chown(2) takes this one for "leave it".
@@ -44,10 +44,15 @@ class Journal:
     def __init__(self, directory: Path, kubelet_root: str) -> None:
         self._directory = directory
         self._kubelet_root = kubelet_root
+        # By a volume's id: of which volume its file tells, from where on of an SVID, and its size.
+        self._written: dict[str, tuple[Volume, int, int]] = {}
 
     def record(self, entry: Entry) -> None:
         """Write `entry`, whole or not at all. Raises OSError."""
         volume = entry.volume
+        changing = _changing(entry)
+        if self._changed(volume, changing):
+            return
         document = {
             "version": _VERSION,
             "volume_id": volume.id,
@@ -62,22 +67,42 @@ class Journal:
             "driver": volume.driver,
             "profile": volume.options.profile,
             "attributes": dict(volume.options.given),
-            "serial": entry.serial,
-            "renew_at": entry.renew_at.isoformat(),
         }
         path = self._path(volume.id)
         temporary = path.with_suffix(_TEMPORARY)
-        content = json.dumps(document).encode()
+        same = json.dumps(document).encode().removesuffix(b"}")
+        content = same + changing
         try:
             _write(temporary, content)
         except FileNotFoundError:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             _write(temporary, content)
         os.replace(temporary, path)
+        self._written[volume.id] = volume, len(same), len(content)
+
+    def _changed(self, volume: Volume, changing: bytes) -> bool:
+        """Whether the volume's file says so now by one write into it: most renewals change as many bytes as there are.
+
+        They are of one page, so that no end of the process cuts that in two: it is whole or not at all, as a new file
+        is in its place, which takes the kernel several times as long. Raises OSError.
+        """
+        known, begins, size = self._written.get(volume.id, (None, 0, 0))
+        if known is not volume or begins + len(changing) != size or size > PAGE:
+            return False
+        try:
+            file = os.open(self._path(volume.id), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False  # gone: made anew
+        try:
+            # Another one than is known is replaced.
+            return os.fstat(file).st_size == size and os.pwrite(file, changing, begins) == len(changing)
+        finally:
+            os.close(file)
 
     def forget(self, volume_id: str) -> None:
         """Remove the entry, and what a crash or damage left of it; none there is fine."""
         path = self._path(volume_id)
+        self._written.pop(volume_id, None)
         for suffix in (_SUFFIX, _TEMPORARY, _DAMAGED):
             path.with_suffix(suffix).unlink(missing_ok=True)
 
@@ -94,7 +119,8 @@ class Journal:
                 yield Damaged(aside, f"{type(error).__name__}: {error}")
 
     def _parse(self, path: Path) -> Entry:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        document = json.loads(content.decode("utf-8"))
         if document["version"] != _VERSION:
             raise ValueError(f"version {document['version']!r} is not {_VERSION}")
         check_volume_id(document["volume_id"])
@@ -121,13 +147,25 @@ class Journal:
             options=parse_attributes(document["attributes"], PROFILES[document["profile"]]),
             driver=str(document["driver"]),
         )
-        return Entry(volume=volume, serial=str(document["serial"]), renew_at=renew_at)
+        entry = Entry(volume=volume, serial=str(document["serial"]), renew_at=renew_at)
+        if content.endswith(changing := _changing(entry)):
+            self._written[volume.id] = volume, len(content) - len(changing), len(content)
+        return entry
 
     def _path(self, volume_id: str) -> Path:
         check_volume_id(volume_id)
         return self._directory / f"{volume_id}{_SUFFIX}"
 
 
+def _changing(entry: Entry) -> bytes:
+    """What a renewal changes: the end of the document."""
+    said = {"serial": entry.serial, "renew_at": entry.renew_at.isoformat(timespec="microseconds")}
+    return f", {json.dumps(said)[1:]}".encode()
+
+
 def _write(path: Path, content: bytes) -> None:
-    with FileIO(path, "w") as file:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
         fill(file, content)
+    finally:
+        os.close(file)

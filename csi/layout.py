@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 from csi.keystore import keystore, truststore
@@ -47,22 +48,37 @@ def _bundle_map(identity: WorkloadIdentity) -> bytes:
     )
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """An identity; what several files have of it is encoded once."""
+
+    identity: WorkloadIdentity
+
+    @cached_property
+    def chain(self) -> bytes:
+        return self.identity.default.chain_pem()
+
+    @cached_property
+    def key(self) -> bytes:
+        return self.identity.default.key_pem()
+
+
 @dataclass(frozen=True, slots=True)
 class _Role:
     secret: bool
-    render: Callable[[WorkloadIdentity], bytes]
+    render: Callable[[_Encoded], bytes]
     lasting: bool = False
 
 
 _ROLES: Mapping[str, _Role] = MappingProxyType(
     {
-        "certificate": _Role(False, lambda identity: identity.default.chain_pem()),
-        "key": _Role(True, lambda identity: identity.default.key_pem()),
-        "bundle": _Role(False, lambda identity: identity.bundle.to_pem(), lasting=True),
-        "combined": _Role(True, lambda identity: identity.default.key_pem() + identity.default.chain_pem()),
-        "jwks": _Role(False, lambda identity: identity.bundle.to_jwks(), lasting=True),
-        "bundle map": _Role(False, _bundle_map, lasting=True),
-        "jwt jwks": _Role(False, lambda identity: identity.bundle.to_jwt_jwks(), lasting=True),
+        "certificate": _Role(False, lambda of: of.chain),
+        "key": _Role(True, lambda of: of.key),
+        "bundle": _Role(False, lambda of: of.identity.bundle.to_pem(), lasting=True),
+        "combined": _Role(True, lambda of: of.key + of.chain),
+        "jwks": _Role(False, lambda of: of.identity.bundle.to_jwks(), lasting=True),
+        "bundle map": _Role(False, lambda of: _bundle_map(of.identity), lasting=True),
+        "jwt jwks": _Role(False, lambda of: of.identity.bundle.to_jwt_jwks(), lasting=True),
     }
 )
 ROLES: Mapping[str, str] = MappingProxyType(
@@ -149,9 +165,10 @@ def lasting(options: VolumeOptions) -> frozenset[str]:
 def render(options: VolumeOptions, contents: Contents, password: str) -> Mapping[str, File]:
     """File name to content. `password` is that of the keystores. Raises InvalidKey for a key no keystore holds."""
     identity = contents.identity
+    encoded = _Encoded(identity)
     chosen = dict(options.file_names)
     files = {
-        chosen.get(role, name): File(_ROLES[role].render(identity), _ROLES[role].secret, _ROLES[role].lasting)
+        chosen.get(role, name): File(_ROLES[role].render(encoded), _ROLES[role].secret, _ROLES[role].lasting)
         for role, name in LAYOUTS[options.layout].roles.items()
     }
     for file in options.jwt_files:

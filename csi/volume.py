@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from csi import layout, state
-from csi.files import READ, clear, created, opened, read, remove, weigh, whole
+from csi.files import READ, clear, created, opened, read, remove, settle, weigh, whole
 from csi.model import Contents, Volume, Weight
 from csi.pb import csi_pb2
 from csi.tmpfs import INODES, pages, resize, rooted, size_for
@@ -58,6 +58,9 @@ class VolumeDirectory:
         self._password = volume.options.keystore_password or ""
         # What the trust store says.
         self._trust: TrustBundle | None = None
+        # At most: what an earlier process left is not counted. Who prunes looks; a write does so where there may be one
+        # too many.
+        self._generations = INODES
         # Keystores are written in a thread: what is written there is nobody's to prune.
         self._writing = threading.Lock()
 
@@ -94,8 +97,10 @@ class VolumeDirectory:
         for name in layout.SOCKET_LINKS:
             self._link(name, layout.SOCKET)
         # One that cannot go is the next sweep's, and no reason to say that nothing was written.
+        self._generations += 1
         with suppress(OSError):
-            self._prune(stamp, self._kept())
+            if self._generations > self._kept():
+                self._prune(stamp, self._kept())
 
     def read(self) -> Contents:
         """What an earlier process wrote. Raises OSError, SvidError."""
@@ -294,20 +299,17 @@ class VolumeDirectory:
         owner = -1 if options.owner is None else options.owner
         group = -1 if self._group is None else self._group
         with opened(stamp, self._fd) as directory:
-            with created(directory, state.NAME, kept) as file:
-                os.fchmod(file, 0o400)
+            settle(created(directory, state.NAME, kept), 0o400)
             for name, content in files.items():
-                with self._made(directory, name, content, same_trust) as file:
-                    if (owner, group) != (-1, -1):
-                        os.fchown(file, owner, group)
-                    os.fchmod(file, secret if content.secret else public)
+                file = self._made(directory, name, content, same_trust)
+                settle(file, secret if content.secret else public, owner, group)
             if group != -1:
                 os.fchown(directory, -1, group)
             os.fchmod(directory, self._modes.directory)
 
-    @contextmanager
-    def _made(self, directory: int, name: str, file: layout.File, same_trust: bool) -> Iterator[int]:
-        """The file, open for who may read it to be set: the present one again where that says the same.
+    def _made(self, directory: int, name: str, file: layout.File, same_trust: bool) -> int:
+        """The file, open for who may read it to be set, the caller's to close: the present one again where that says
+        the same.
 
         Then it takes no more memory, and who has a mount of it alone (subPath) goes on having what is current.
         """
@@ -316,13 +318,13 @@ class VolumeDirectory:
             try:
                 # A trust store is never the same twice.
                 if (name == layout.TRUSTSTORE and same_trust) or whole(found) == file.content:
-                    yield found
-                    return
-            finally:
+                    return found
+            except BaseException:
                 os.close(found)
+                raise
+            os.close(found)
             os.unlink(name, dir_fd=directory)
-        with created(directory, name, file.content) as new:
-            yield new
+        return created(directory, name, file.content)
 
     def _linked(self, directory: int, name: str) -> int | None:
         try:
@@ -371,6 +373,7 @@ class VolumeDirectory:
         os.symlink(target, name, dir_fd=self._fd)
 
     def _prune(self, current: str, kept: int) -> None:
+        self._generations = INODES
         stamps = [
             (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
             for entry in os.scandir(self._fd)
@@ -387,3 +390,4 @@ class VolumeDirectory:
                 failed = error
         if failed is not None:
             raise failed
+        self._generations = kept

@@ -100,6 +100,96 @@ def test_an_entry_is_replaced_in_one_step_when_it_is_whole(tmp_path: Path, monke
     assert [each.name for each in path.parent.iterdir()] == ["csi-1.json"]
 
 
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int]]:
+    """What is written into files that are there, and where."""
+    real, seen = os.pwrite, list[tuple[bytes, int]]()
+
+    def pwrite(file: int, content: bytes, offset: int) -> int:
+        seen.append((content, offset))
+        return real(file, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    return seen
+
+
+@pytest.mark.parametrize("process", ["the same", "the next"])
+def test_a_renewal_is_one_write_into_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str) -> None:
+    given = entry()
+    journal, path = recorded(tmp_path, given)
+    if process == "the next":
+        journal = Journal(path.parent, KUBELET_ROOT)
+        (found,) = journal.entries()
+        assert isinstance(found, Entry)
+        given = found
+    before, seen = path.stat().st_ino, written(monkeypatch)
+    for number in range(3):
+        renewed = replace(given, serial=f"{number:04x}", renew_at=RENEW_AT + timedelta(seconds=number))
+        journal.record(renewed)
+        assert list(Journal(path.parent, KUBELET_ROOT).entries()) == [renewed]
+    assert path.stat().st_ino == before
+    assert len(seen) == 3
+    # What an end of the process could cut in two would be nobody's entry.
+    assert all(offset > 0 and offset + len(content) == path.stat().st_size <= 4096 for content, offset in seen)
+
+
+def of_another_length(given: Entry, path: Path) -> Entry:
+    return replace(given, serial="0a1b2c")
+
+
+def of_a_volume_that_came_back_otherwise(given: Entry, path: Path) -> Entry:
+    return entry(keyMode="0440")
+
+
+def over_a_file_that_is_gone(given: Entry, path: Path) -> Entry:
+    path.unlink()
+    return replace(given, serial="ffff")
+
+
+def over_a_file_of_somebody_else(given: Entry, path: Path) -> Entry:
+    path.write_bytes(b"{}")
+    return replace(given, serial="ffff")
+
+
+def over_a_link(given: Entry, path: Path) -> Entry:
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    return replace(given, serial="ffff")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_another_length,
+        of_a_volume_that_came_back_otherwise,
+        over_a_file_that_is_gone,
+        over_a_file_of_somebody_else,
+        over_a_link,
+    ],
+)
+def test_what_does_not_fit_the_file_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Entry, Path], Entry]
+) -> None:
+    given = entry()
+    journal, path = recorded(tmp_path, given)
+    now, seen = change(given, path), written(monkeypatch)
+    journal.record(now)
+    assert list(journal.entries()) == [now]
+    assert seen == []
+    assert not path.is_symlink()
+
+
+def test_an_entry_of_more_than_a_page_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label = "a" * 58
+    given = entry(dnsNames=",".join(f"{number}.{label}.{label}.{label}.{label}.test" for number in range(16)))
+    journal, path = recorded(tmp_path, given)
+    assert path.stat().st_size > 4096
+    seen = written(monkeypatch)
+    journal.record(replace(given, serial="ffff"))
+    assert list(journal.entries()) == [replace(given, serial="ffff")]
+    assert seen == []
+
+
 def test_forgetting_takes_all_of_one_volume_and_nothing_of_another(tmp_path: Path) -> None:
     journal, path = recorded(tmp_path)
     # Names that begin, or end, as the first one's do.

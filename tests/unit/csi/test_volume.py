@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,29 @@ def test_what_a_pod_has_open_of_files_that_are_removed_is_empty(tmp_path: Path) 
         finally:
             for file in held:
                 os.close(file)
+
+
+def test_a_write_looks_for_older_files_only_where_there_may_be_one_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looked = os.scandir, list[object]()
+
+    def scandir(path: int) -> Any:
+        looked.append(path)
+        return real(path)
+
+    with plain_directory(tmp_path) as directory:
+        # An earlier process's may be there.
+        directory.write(contents(), NOW)
+        directory.write(contents(), NOW + timedelta(seconds=1))
+        assert directory.prune()
+        monkeypatch.setattr(os, "scandir", scandir)
+        for number in range(2, 4):
+            directory.write(contents(), NOW + timedelta(seconds=number))
+        assert looked == []
+        directory.write(contents(), NOW + timedelta(seconds=4))
+        assert looked != []
+        assert len(generations(tmp_path)) == 3
 
 
 def also_trusting(given: Contents, more: TrustBundle) -> Contents:
