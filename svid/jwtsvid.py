@@ -49,8 +49,8 @@ def check_jwt_svid(token: str, bundles: Mapping[TrustDomain, TrustBundle], audie
     `exp` is strict: at that instant the token has ended. A token without `kid` is tried against every fitting key
     (2.2 makes it optional). Raises InvalidSvid.
     """
-    algorithm, key_id = _header(token)
-    svid = parse_jwt_svid_unverified(token)
+    read = _read(token)
+    algorithm, key_id, svid = read.algorithm, read.key_id, read.svid
     bundle = bundles.get(svid.spiffe_id.trust_domain)
     if bundle is None:
         raise InvalidSvid(f"no trust bundle for trust domain {svid.spiffe_id.trust_domain}")
@@ -61,9 +61,8 @@ def check_jwt_svid(token: str, bundles: Mapping[TrustDomain, TrustBundle], audie
     ]
     if not candidates:
         raise InvalidSvid(f"trust domain {bundle.trust_domain} has no {algorithm} key for this token's kid")
-    signed, _, signature = token.rpartition(".")
-    data, made = signed.encode(), _base64url(signature)
-    if not any(algorithm.verifies(made, data, key) for key in candidates[:_MAX_TRIES]):
+    data = token.rpartition(".")[0].encode()
+    if not any(algorithm.verifies(read.signature, data, key) for key in candidates[:_MAX_TRIES]):
         raise InvalidSvid("signature does not match")
     if svid.expires_at <= now:
         raise InvalidSvid(f"token expired at {svid.expires_at:%Y-%m-%dT%H:%M:%SZ}")
@@ -77,12 +76,27 @@ def check_jwt_svid(token: str, bundles: Mapping[TrustDomain, TrustBundle], audie
 
 def parse_jwt_svid_unverified(token: str) -> JwtSvid:
     """The structure and claims of a token whose signature and times nobody has checked. Raises InvalidSvid."""
-    _header(token)
+    return _read(token).svid
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A token's parts, each of which is read once."""
+
+    algorithm: JwtAlgorithm
+    key_id: str | None
+    signature: bytes = field(repr=False)
+    svid: JwtSvid
+
+
+def _read(token: str) -> _Read:
+    parts = _parts(token)
+    algorithm, key_id = _header(parts[0])
     try:
-        _base64url(_parts(token)[2])
+        signature = _base64url(parts[2])
     except ValueError:
         raise InvalidSvid("token's signature is not base64url") from None
-    claims = _json(_parts(token)[1], "payload")
+    claims = _json(parts[1], "payload")
     subject = claims.get("sub")
     if not isinstance(subject, str):
         raise InvalidSvid("token has no sub")
@@ -102,12 +116,13 @@ def parse_jwt_svid_unverified(token: str) -> JwtSvid:
     issued_at = _instant("iat", claims["iat"]) if "iat" in claims else None
     if "nbf" in claims:
         _instant("nbf", claims["nbf"])
-    return JwtSvid(spiffe_id, tuple(audiences), _instant("exp", claims["exp"]), issued_at, token, claims)
+    svid = JwtSvid(spiffe_id, tuple(audiences), _instant("exp", claims["exp"]), issued_at, token, claims)
+    return _Read(algorithm, key_id, signature, svid)
 
 
-def _header(token: str) -> tuple[JwtAlgorithm, str | None]:
+def _header(part: str) -> tuple[JwtAlgorithm, str | None]:
     """`alg` and `kid`. The algorithm is judged before anything else of the token is."""
-    header = _json(_parts(token)[0], "header")
+    header = _json(part, "header")
     try:
         algorithm = JwtAlgorithm(str(header.get("alg")))
     except ValueError:
@@ -134,9 +149,7 @@ def _parts(token: str) -> list[str]:
 
 def _json(part: str, what: str) -> dict[str, Any]:
     try:
-        document = json.loads(
-            _base64url(part).decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
-        )
+        document = _decoded(_base64url(part).decode("utf-8"))
     except (ValueError, RecursionError):
         raise InvalidSvid(f"token's {what} is not a JSON object in base64url, or a member stands in it twice") from None
     if not isinstance(document, dict):
@@ -173,3 +186,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constants(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: `json.loads` with an option makes one for each part.
+_decoded = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants).decode
