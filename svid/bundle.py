@@ -171,12 +171,22 @@ class TrustBundle:
             for each in (*certified, *(each.public_key for each in self.jwt_authorities))
         )
 
+    # What each writes is kept: all volumes of a node, and their streams, have one bundle.
+
     def to_pem(self) -> bytes:
         """The X.509 authorities as concatenated PEM."""
+        return self._pem
+
+    @cached_property
+    def _pem(self) -> bytes:
         return to_pem(self.x509_authorities)
 
     def to_der(self) -> bytes:
         """The X.509 authorities as concatenated DER."""
+        return self._as_der
+
+    @cached_property
+    def _as_der(self) -> bytes:
         return to_der(self.x509_authorities)
 
     def to_jwks(self) -> bytes:
@@ -188,7 +198,6 @@ class TrustBundle:
 
     @cached_property
     def _jwks(self) -> bytes:
-        # Kept: all volumes of a node have one bundle, and each renewal writes it twice.
         keys: list[dict[str, Any]] = [
             {"use": "x509-svid", **_x509_key_members(certificate), "x5c": [_b64(_der(certificate))]}
             for certificate in self.x509_authorities

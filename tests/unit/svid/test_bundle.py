@@ -315,6 +315,13 @@ def test_pem_and_der_round_trip_in_order() -> None:
     assert TrustBundle.from_pem(TD, b"# a comment\r\n" + made.to_pem().replace(b"\n", b"\r\n")) == made
 
 
+def test_what_all_volumes_write_and_are_told_is_made_once() -> None:
+    made = TrustBundle(TD, authority().chain)
+    assert made.to_pem() is made.to_pem()
+    assert made.to_der() is made.to_der()
+    assert made.to_jwks() is made.to_jwks()
+
+
 PEM, DER = BUNDLE.to_pem(), BUNDLE.to_der()
 
 
