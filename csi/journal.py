@@ -13,9 +13,10 @@ from csi.files import fill
 from csi.model import PodRef, Volume
 from csi.profile import PROFILES
 from csi.request import check_target, check_volume_id
-from csi.tmpfs import PAGE
 
 _VERSION = 2
+# Bytes of the smallest page that a kernel has.
+_PAGE = 4096
 # chown(2) takes this one for "leave it".
 _NO_GROUP = 2**32 - 1
 _SUFFIX, _TEMPORARY, _DAMAGED = ".json", ".tmp", ".damaged"
@@ -87,7 +88,7 @@ class Journal:
         is in its place, which takes the kernel several times as long. Raises OSError.
         """
         known, begins, size = self._written.get(volume.id, (None, 0, 0))
-        if known is not volume or begins + len(changing) != size or size > PAGE:
+        if known is not volume or begins + len(changing) != size or size > _PAGE:
             return False
         try:
             file = os.open(self._path(volume.id), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
