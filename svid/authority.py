@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Self
+from typing import Self, cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from svid.bundle import TrustBundle
 from svid.certificates import ExtensionT, check_readable, extension
 from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, public_key_of, signature_hash
+from svid.leaves import Form, Leaf
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import check_x509_svid, issued_by
 
@@ -27,6 +29,16 @@ _DNS = re.compile(
     re.ASCII,
 )
 _EMPTY = x509.Name([])
+# For so long what was read of one leaf is good for the next ones of its kind.
+PROVEN_FOR = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """A leaf was verified at that time as whoever gets it will. `form`: how the next are written here, if so."""
+
+    at: datetime
+    form: Form | None
 
 
 @dataclass(frozen=True)
@@ -147,17 +159,9 @@ class X509Authority:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.private_key.public_key())
 
     @cached_property
-    def _begins(self) -> datetime:
-        """From when on all above a leaf is valid."""
-        anchors = [
-            each.not_valid_before_utc for each in self.bundle.x509_authorities if issued_by(self.chain[-1], each)
-        ]
-        return max([*(each.not_valid_before_utc for each in self.chain), *anchors])
-
-    @cached_property
-    def _proven(self) -> "set[KeyAlgorithm]":
-        """Of which keys a leaf of this authority was verified as whoever gets it will."""
-        return set()
+    def _proofs(self) -> "dict[KeyAlgorithm, _Proof]":
+        """The newest for each kind of key."""
+        return {}
 
     def issue(
         self,
@@ -173,8 +177,8 @@ class X509Authority:
         """Sign a leaf for `public_key` and return its chain, leaf first, without the root.
 
         It begins `backdate` ago, and never outlives the chain. `verified_later`: whoever gets it verifies it as this
-        would before anybody else has it, so that not each is read again here. Raises IssuanceRefused; InvalidKey for
-        an unlisted key.
+        would before anybody else has it, so that not each is read again here, but the first of each second. Raises
+        IssuanceRefused; InvalidKey for an unlisted key.
         """
         algorithm = algorithm_of(public_key)
         if spiffe_id.trust_domain != self.trust_domain:
@@ -188,16 +192,51 @@ class X509Authority:
                 raise IssuanceRefused(f"{name[:80]!r} is not a DNS name")
         if self.not_after <= now:
             raise IssuanceRefused(f"authority expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}; it needs a new one")
-        not_after = now + min(ttl, self.not_after - now)
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
-        names += [x509.DNSName(name) for name in dict.fromkeys(dns_names)]
-        leaf = x509.CertificateBuilder(
+        asked = Leaf(
+            serial=x509.random_serial_number(),
+            not_before=max(now - backdate, self.chain[0].not_valid_before_utc),
+            not_after=now + min(ttl, self.not_after - now),
+            key=public_bytes(public_key),
+            uri=str(spiffe_id),
+            dns_names=tuple(dict.fromkeys(dns_names)),
+        )
+        proof = self._proofs.get(algorithm)
+        # Leaves for keys of one kind differ in serial, times, key and names, which are checked above, and are otherwise
+        # written by the same lines; what stands above them is this authority's. So what was read of one tells of the
+        # next. `not_after` is looked at above. What signs is the library with a key that was compared with this
+        # authority's certificate, or a key store, of which each signature is verified when it comes; should one be
+        # wrong all the same, it goes no further than to whoever verifies it later, and for no longer than this.
+        if verified_later and proof is not None and proof.at <= now < proof.at + PROVEN_FOR:
+            return (self._signed(proof.form, public_key, asked), *self._intermediates)
+        # Whatever comes of it: one that is refused leaves nothing proven.
+        self._proofs.pop(algorithm, None)
+        leaf = self._signed(None, public_key, asked)
+        chain = (leaf, *self._intermediates)
+        try:
+            check_x509_svid(chain, self.bundle, now)
+        except InvalidSvid as error:
+            raise IssuanceRefused(f"the authority made an invalid SVID: {error}") from None
+        # Others take longer to sign than to write.
+        form = Form.of(leaf, asked) if isinstance(self.private_key, ec.EllipticCurvePrivateKey) else None
+        self._proofs[algorithm] = _Proof(now, form)
+        return chain
+
+    def _signed(self, form: Form | None, public_key: PublicKey, asked: Leaf) -> x509.Certificate:
+        key = self.private_key
+        if form is not None and isinstance(key, ec.EllipticCurvePrivateKey):
+            to_be_signed = form.to_be_signed(asked)
+            return form.certificate(
+                to_be_signed, key.sign(to_be_signed, ec.ECDSA(cast(hashes.HashAlgorithm, signature_hash(key))))
+            )
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(asked.uri)]
+        names += [x509.DNSName(name) for name in asked.dns_names]
+        return x509.CertificateBuilder(
             issuer_name=self.chain[0].subject,
             subject_name=self.subject,
             public_key=public_key,
-            serial_number=x509.random_serial_number(),
-            not_valid_before=max(now - backdate, self.chain[0].not_valid_before_utc),
-            not_valid_after=not_after,
+            serial_number=asked.serial,
+            not_valid_before=asked.not_before,
+            not_valid_after=asked.not_after,
             # At once: each that is added alone copies the builder. That none is twice in it shows when it is read.
             extensions=[
                 _END_ENTITY,
@@ -207,19 +246,7 @@ class X509Authority:
                 _extension(self._authority_key_identifier, critical=False),
                 _extension(x509.SubjectAlternativeName(names), critical=not list(self.subject)),
             ],
-        ).sign(self.private_key, signature_hash(self.private_key))
-        chain = (leaf, *self._intermediates)
-        # Leaves for keys of one kind differ in serial, times, key and names, which are checked above, and are otherwise
-        # written by the same lines; what stands above them is this authority's. So the first tells of them all but
-        # whether this one is signed by that key. `not_after` is looked at above.
-        if verified_later and algorithm in self._proven and self._begins <= now and issued_by(leaf, self.chain[0]):
-            return chain
-        try:
-            check_x509_svid(chain, self.bundle, now)
-        except InvalidSvid as error:
-            raise IssuanceRefused(f"the authority made an invalid SVID: {error}") from None
-        self._proven.add(algorithm)
-        return chain
+        ).sign(key, signature_hash(key))
 
 
 def _check_chain(trust_domain: TrustDomain, chain: Sequence[x509.Certificate], bundle: TrustBundle) -> None:

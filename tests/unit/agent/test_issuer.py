@@ -11,7 +11,6 @@ from typing import Any
 
 import looptime
 import pytest
-from cryptography import x509
 
 from agent.authority.protocol import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityRefused, AuthorityUnavailable
@@ -19,7 +18,7 @@ from agent.metrics import Metrics
 from agent.workload.issuer import MINT_DEADLINE, Issuer
 from csi.model import Issued, JwtFile, PodRef, PodToken, Volume, VolumeOptions
 from runtime.blocking import Blocking
-from svid import authority as authority_module
+from svid import leaves
 from svid.bundle import TrustBundle
 from svid.identity import MAX_HINT_BYTES, Trust
 from svid.jws import JwtAlgorithm
@@ -145,12 +144,20 @@ def for_somebody_else_than_the_certificate_says(at: Scene, asked: MintRequest, m
 
 
 def that_its_authority_wrote_wrongly_and_did_not_read(at: Scene, asked: MintRequest, minted: Minted) -> Minted:
-    """An authority reads the first of its leaves only; the others are verified here."""
-    value = x509.BasicConstraints(ca=True, path_length=None)
+    """An authority reads the first of its leaves in a second only; the others are verified here."""
     with pytest.MonkeyPatch.context() as patch:
         at.authority.x509.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=at.clock.at)
-        patch.setattr(authority_module, "_END_ENTITY", x509.Extension(value.oid, True, value))
+        patch.setattr(leaves, "_URI", 0x81)
         chain = at.authority.x509.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=at.clock.at, verified_later=True)
+    return replace(minted, chain=chain)
+
+
+def that_is_not_signed_by_the_key_of_its_authority(at: Scene, asked: MintRequest, minted: Minted) -> Minted:
+    """Nor is the signature of those verified where they are made."""
+    authority = replace(at.authority.x509)
+    authority.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=at.clock.at)
+    object.__setattr__(authority, "private_key", KeyAlgorithm.EC_P256.generate())
+    chain = authority.issue(asked.public_key, SPIFFE_ID, ttl=HOUR, now=at.clock.at, verified_later=True)
     return replace(minted, chain=chain)
 
 
@@ -194,7 +201,8 @@ def with_a_hint_that_is_too_long(at: Scene, asked: MintRequest, minted: Minted) 
         (with_a_bundle_of_another_authority, "does not lead to an authority"),
         (for_somebody_else_than_it_says, "certificate is for .*/web, not for .*/admin"),
         (for_somebody_else_than_the_certificate_says, "certificate is for .*/admin, not for .*/web"),
-        (that_its_authority_wrote_wrongly_and_did_not_read, "leaf is a CA certificate"),
+        (that_its_authority_wrote_wrongly_and_did_not_read, "0 URI SANs"),
+        (that_is_not_signed_by_the_key_of_its_authority, "does not lead to an authority"),
         (that_has_ended, "certificate expired"),
         (without_a_chain, "chain is empty"),
         (with_the_root_instead_of_a_leaf, "leaf SPIFFE ID has no path"),

@@ -348,13 +348,17 @@ def test_a_pods_certificate_is_read_each_time_and_an_agents_svid_once(monkeypatc
     assert [certified(by, GIVEN, timedelta(days=1)).chain, by.x509(POD, GIVEN, REQUEST, None, ()).chain]
     value = x509.BasicConstraints(ca=True, path_length=None)
     monkeypatch.setattr(authority_module, "_END_ENTITY", x509.Extension(value.oid, True, value))
+    assert by.x509(POD, GIVEN, REQUEST, None, (), verified_later=True).chain
     with pytest.raises(Refused) as caught:
         certified(by, GIVEN, timedelta(days=1))
     assert caught.value.reason is Reason.ISSUANCE_REFUSED
-    assert by.x509(POD, GIVEN, REQUEST, None, (), verified_later=True).chain
     # So is what nobody has said of that he verifies it.
     with pytest.raises(Refused) as caught:
         by.x509(POD, GIVEN, REQUEST, None, ())
+    assert caught.value.reason is Reason.ISSUANCE_REFUSED
+    # And from then on each.
+    with pytest.raises(Refused) as caught:
+        by.x509(POD, GIVEN, REQUEST, None, (), verified_later=True)
     assert caught.value.reason is Reason.ISSUANCE_REFUSED
     # No authority that makes such ones comes into service.
     with pytest.raises(CertificateRefused, match="leaf is a CA certificate"):

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from svid import authority as authority_module
-from svid.authority import X509Authority
+from svid.authority import PROVEN_FOR, X509Authority
 from svid.bundle import TrustBundle
 from svid.errors import InvalidBundle, InvalidKey, InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PrivateKey, key_from_der, key_from_pem, signature_hash
@@ -138,13 +138,27 @@ def test_a_wrong_one_that_nobody_verifies_later_is_refused_whatever_came_before(
         authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW)
 
 
-def test_one_that_is_not_signed_with_the_authoritys_key_is_refused_though_others_were_good() -> None:
-    """What a key store answers is not ours."""
+def test_one_that_is_not_signed_with_the_authoritys_key_goes_no_further_than_to_who_verifies_it() -> None:
+    """Of a key store each signature is verified when it comes, and a key in memory does not change: this one did."""
     authority = fresh()
     authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
     object.__setattr__(authority, "private_key", KeyAlgorithm.EC_P256.generate())
-    with pytest.raises(IssuanceRefused, match="does not lead to an authority"):
-        authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
+    chain = authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
+    with pytest.raises(InvalidSvid, match="does not lead to an authority"):
+        check_x509_svid(chain, authority.bundle, NOW)
+    # So for a second at most.
+    for after in (PROVEN_FOR, PROVEN_FOR, timedelta(0)):
+        with pytest.raises(IssuanceRefused, match="does not lead to an authority"):
+            authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW + after, verified_later=True)
+
+
+def test_who_finds_a_wrong_one_finds_it_for_all_that_are_verified_later() -> None:
+    authority = fresh()
+    authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=True)
+    object.__setattr__(authority, "private_key", KeyAlgorithm.EC_P256.generate())
+    for later in (False, True):
+        with pytest.raises(IssuanceRefused, match="does not lead to an authority"):
+            authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, verified_later=later)
 
 
 def test_where_the_clock_was_set_back_before_its_authority_began_nothing_is_signed() -> None:
