@@ -29,6 +29,7 @@ class Metrics:
             buckets=_MINT_BUCKETS,
             registry=self.registry,
         )
+        self._minted: dict[tuple[str, str], Histogram] = {}
         self._lag = Histogram(
             "podsvid_signer_loop_lag_seconds",
             "How much later than wanted a task of the event loop has its turn, measured ten times a second.",
@@ -238,7 +239,11 @@ class Metrics:
 
     def minted(self, kind: str, result: str, seconds: float) -> None:
         """Count a mint, allowed or refused."""
-        self._mints.labels(kind, result).observe(seconds)
+        told = self._minted.get((kind, result))
+        if told is None:
+            # Kept, as finding it takes as long as telling it.
+            told = self._minted[kind, result] = self._mints.labels(kind, result)
+        told.observe(seconds)
 
     def turned_away(self, kind: str) -> None:
         """Count a connection or call that was not taken, or that was ended."""

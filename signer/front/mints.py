@@ -5,8 +5,8 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Generic, NoReturn, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 from runtime import durations
 from runtime.tracing import Headers, Tracing
@@ -42,10 +42,18 @@ _TELL_POD = frozenset(
         Reason.JWT_DISABLED,
     }
 )
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Seconds; a century.
 MAX_WISH = int(durations.MAX.total_seconds())
 _Request = TypeVar("_Request", signer_pb2.MintX509SVIDRequest, signer_pb2.MintJWTSVIDRequest)
 _Answer = TypeVar("_Answer")
+
+
+class _Instant(Protocol):
+    """A Timestamp of protobuf's."""
+
+    seconds: int
+    nanos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +131,9 @@ class Mints:
                 notice="; ".join(filter(None, [issued.notice, *stale])),
                 policy=entitlement.decided_by,
             )
-            answer.renew_from.FromDatetime(issued.renewal.start)
-            answer.renew_until.FromDatetime(issued.renewal.end)
-            answer.signed_at.FromDatetime(issued.at)
+            _write(answer.renew_from, issued.renewal.start)
+            _write(answer.renew_until, issued.renewal.end)
+            _write(answer.signed_at, issued.at)
             facts = {
                 "serial": serial_of(leaf),
                 "key_algorithm": issued.key_algorithm.value,
@@ -156,8 +164,8 @@ class Mints:
                 lambda: self._minting.jwt(entitlement, request.spiffe_id, request.audiences, attested.until),
             )
             answer = signer_pb2.MintJWTSVIDResponse(token=issued.svid.token, reusable=issued.reusable)
-            answer.renew_from.FromDatetime(issued.renewal.start)
-            answer.renew_until.FromDatetime(issued.renewal.end)
+            _write(answer.renew_from, issued.renewal.start)
+            _write(answer.renew_until, issued.renewal.end)
             facts = {"audiences": list(issued.svid.audiences), "not_after": issued.svid.expires_at.isoformat()}
             self._audit.allowed("jwt", attested, entitlement, facts, time.perf_counter() - asked.started)
             return answer
@@ -218,6 +226,12 @@ class Mints:
         seconds = time.perf_counter() - asked.started
         self._metrics.minted(kind, "degraded" if attested.degraded else "ok", seconds)
         return answer
+
+
+def _write(into: _Instant, at: datetime) -> None:
+    # The library's own way looks at each part of the time by itself, which takes five times as long.
+    since = at - EPOCH
+    into.seconds, into.nanos = since.days * 86_400 + since.seconds, since.microseconds * 1000
 
 
 def _written(text: str, wished: timedelta | None) -> str:

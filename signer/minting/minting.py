@@ -165,7 +165,7 @@ class Minting:
         issued = _issue(
             state, entitlement, public_key, algorithm, names, ttl, now, backdate, verified_later=verified_later
         )
-        return replace(issued, notice=notice, clipped=clipped)
+        return replace(issued, notice=notice, clipped=clipped) if notice or clipped else issued
 
     def pod_certificate(
         self,

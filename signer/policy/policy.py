@@ -12,6 +12,7 @@ pod refuses: a wider policy never steps in for a narrower one that is broken.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -58,16 +59,14 @@ _TYPES: Mapping[str, type] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PolicySettings:
     """The signer's own part: trust domain, the path without a policy, whether a policy is needed.
 
-    `max_per_namespace`: policies of a namespace that count; `max_services`: its Services.
-
-    `reserved_ids` are the signer's own elsewhere: whoever had one there would be taken for it.
-    `ttls` are the bounds that policies' lifetimes are brought into elsewhere; None: nothing is said of that.
-    `dns_names` are patterns of what a pod without a policy may ask for, which is decided elsewhere, too, as `own_names`
-    are: what the signer is called by, and no pod ever.
+    `max_per_namespace`: policies of a namespace that count; `max_services`: its Services. `reserved_ids` are the
+    signer's own elsewhere: whoever had one there would be taken for it. `ttls` are the bounds that policies' lifetimes
+    are brought into elsewhere; None: nothing is said of that. `dns_names` are patterns of what a pod without a policy
+    may ask for, which is decided elsewhere, too, as `own_names` are: what the signer is called by, and no pod ever.
     """
 
     trust_domain: TrustDomain
@@ -80,6 +79,11 @@ class PolicySettings:
     ttls: TtlLimits | None = None
     dns_names: tuple[str, ...] = ()
     own_names: frozenset[str] = frozenset()
+
+    @cached_property
+    def default(self) -> Template:
+        """Of the path without a policy, which most pods' identities are made of. Raises InvalidPolicy."""
+        return path_template(self.default_path).prepared()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +187,10 @@ def decide(
                 Reason.POLICY_DENIED,
                 f"no WorkloadIdentity or ClusterWorkloadIdentity matches pod {pod}, and this cluster wants one",
             )
-        return _default(pod, settings)
+        try:
+            return Entitlement(_render_id(settings, settings.default, pod))
+        except InvalidPolicy as error:
+            raise Refused(Reason.POLICY_UNUSABLE, f"the default path: {error}") from None
     winner = matched[0]
     if winner.deny:
         why = f": {winner.problem}" if winner.problem else ""
@@ -246,13 +253,6 @@ def read_outline(body: PolicyObject, problem: str) -> Policy | None:
     """The outline of a policy object of which no more than that is wanted."""
     base = _base(body.metadata)
     return Policy(**base, **_rank(body.spec)).outline(problem) if base else None
-
-
-def _default(pod: LivePod, settings: PolicySettings) -> Entitlement:
-    try:
-        return Entitlement(_render_id(settings, path_template(settings.default_path), pod))
-    except InvalidPolicy as error:
-        raise Refused(Reason.POLICY_UNUSABLE, f"the default path: {error}") from None
 
 
 def _render_id(settings: PolicySettings, path: Template, pod: LivePod) -> SpiffeId:

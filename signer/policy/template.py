@@ -6,7 +6,7 @@ what a template can become is seen by looking at it.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from signer.errors import InvalidPolicy
@@ -31,14 +31,20 @@ _FIELDS: Mapping[str, Callable[[LivePod], str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One that can be parsed. Only its text is kept: in parts it would be twenty times as large."""
+    """One that can be parsed. Only its text is kept: in parts it would be twenty times as large, so that only one that
+    is not one of very many is `prepared`."""
 
     text: str
+    _kept: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
         """Texts and placeholders in turn. A placeholder is a field's name, or a label's key."""
-        return _parts(self.text)
+        return self._kept or _parts(self.text)
+
+    def prepared(self) -> "Template":
+        """The same, to be rendered often."""
+        return Template(self.text, self.parts)
 
     @classmethod
     def parse(cls, text: str) -> "Template":
