@@ -92,19 +92,28 @@ def test_for_numbers_of_each_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "now",
+    "begins",
     [
         datetime(2049, 12, 31, 22, 30, tzinfo=UTC),
         # Begins in one century and ends in the other.
         datetime(2049, 12, 31, 23, 30, tzinfo=UTC),
         datetime(2050, 1, 1, 0, 1, tzinfo=UTC),
-        datetime(2050, 6, 1, tzinfo=UTC),
         datetime(2050, 1, 1, 1, 30, tzinfo=timezone(2 * HOUR)),
         datetime(2100, 2, 28, 23, 59, 59, 999_999, tzinfo=UTC),
     ],
 )
-def test_for_years_of_both_kinds(now: datetime) -> None:
-    assert_same(authority(now=now), KEYS[KeyAlgorithm.EC_P256].public_key(), WEB, ("a.default.svc",), now)
+def test_for_years_of_both_kinds(begins: datetime) -> None:
+    by, key = authority(), KEYS[KeyAlgorithm.EC_P256].public_key()
+    (made,) = by.issue(key, WEB, ttl=HOUR, now=NOW, verified_later=True)
+    asked = leaf_of(made, key)
+    form = Form.of(made, asked)
+    assert form is not None
+    to_be_signed = form.to_be_signed(replace(asked, not_before=begins, not_after=begins + HOUR))
+    found = form.certificate(to_be_signed, made.signature)
+    assert found.not_valid_before_utc == begins.replace(microsecond=0)
+    assert found.not_valid_after_utc == (begins + HOUR).replace(microsecond=0)
+    assert to_be_signed == written_by_the_library(found, by, key)
+    assert_same(authority(now=begins), key, WEB, (), begins)
 
 
 def test_for_an_authority_below_another_and_leaves_with_a_subject() -> None:
