@@ -16,7 +16,6 @@ from pathlib import Path
 
 from runtime.bucket import Bucket
 from runtime.listening import bound
-from runtime.memory import trimmer
 from runtime.seldom import Seldom
 from signer.front.admission import Admission, Entry
 from signer.front.aside import Aside
@@ -25,12 +24,12 @@ from signer.front.budget import (
     GREETING,
     GREETING_READS,
     GREETING_READS_A_SECOND,
-    GREETING_SECONDS,
     SETTINGS_SECONDS,
     SOCKET_BUFFER,
     YOUNG_PORTION,
 )
 from signer.front.hello import Hello
+from signer.front.sweeping import Sweeping
 from signer.front.way import CHUNK, Way
 from signer.front.young import Young
 from signer.model import Sender, Standing
@@ -40,12 +39,9 @@ BACKLOG = 1024
 # Taken at one go, so that the calls of those who are in have their turn.
 ACCEPTS = 16
 # Seconds.
-SWEEP = 0.1
 PAUSE = 0.1
 COMPLAINT_SECONDS = 10.0
 TURN = 0.02
-# Memory is looked after each so many sweeps, if so many connections came meanwhile.
-SWEEPS, MANY = 30, 50
 _LINGER = struct.pack("ii", 1, 0)
 # How grpc calls a client on a Unix socket whose own name is an abstract one.
 _PEER = "unix-abstract:"
@@ -68,11 +64,11 @@ class Door:
         self._complaint = Seldom(COMPLAINT_SECONDS, time.monotonic)
         self._listening: list[socket.socket] = []
         self._sweeping: asyncio.Task[None] | None = None
-        self._came = 0
         self.target: Path | None = None
         self.greeting = greeting
         self.young = Young()
         self.aside = Aside(time.monotonic)
+        self._sweep = Sweeping(admission, self.aside, self._accept_aside)
 
     def bind(self, host: str, port: int) -> None:
         """Take the address, at which nobody is let in yet. Raises OSError."""
@@ -84,7 +80,7 @@ class Door:
         self.aside.listen(self._listening, BACKLOG)
         for each in self._listening:
             loop.add_reader(each, self._accept, each)
-        self._sweeping = loop.create_task(self._sweep(), name="door")
+        self._sweeping = loop.create_task(self._sweep.run(), name="door")
 
     def close(self) -> None:
         """Take no more; those that are in stay until they end, or grpc ends them."""
@@ -221,28 +217,15 @@ class Door:
                         self.aside.turned_away(str(address[0]))
 
     def _take(self, outside: socket.socket, host: str) -> bool:
+        self._sweep.comes()
         passage = Passage(self, outside)
         if (entry := self._admission.enter(passage, host)) is None:
             _reset(outside)
             return False
-        self._came += 1
         passage.entry = entry
         self._waiting.add(passage)
         passage.wait()
         return True
-
-    async def _sweep(self) -> None:
-        trim, since = trimmer(), 0
-        while True:
-            for _ in range(SWEEPS):
-                await asyncio.sleep(SWEEP)
-                self._admission.overdue(GREETING_SECONDS)
-                self.aside.look(self._admission.floods())
-                self._accept_aside()
-            # Where many came and went the allocator is left with holes.
-            if self._came - since > MANY:
-                await asyncio.to_thread(trim)
-            since = self._came
 
 
 class Passage:

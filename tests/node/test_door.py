@@ -24,7 +24,7 @@ from runtime import heap
 from runtime.clock import SystemClock
 from signer.attestation.pods import AgentAddresses
 from signer.errors import Reason
-from signer.front import budget
+from signer.front import budget, sweeping
 from signer.front import door as module
 from signer.front.admission import Admission
 from signer.front.door import Door
@@ -357,8 +357,8 @@ def test_an_agent_that_calls_without_end_gets_its_answers_no_faster_than_it_may_
 
 
 def test_who_says_nothing_is_closed_and_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GREETING_SECONDS", 1.0)
-    monkeypatch.setattr(module, "SWEEP", 0.05)
+    monkeypatch.setattr(sweeping, "GREETING_SECONDS", 1.0)
+    monkeypatch.setattr(sweeping, "SWEEP", 0.05)
 
     async def test(rig: Rig) -> None:
         silent, _silent = await rig.connect(b"")
@@ -811,7 +811,7 @@ async def flood(rig: Rig, aside: Callable[[], object]) -> None:
 
 
 def test_before_who_comes_far_too_often_others_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SWEEP", 0.01)
+    monkeypatch.setattr(sweeping, "SWEEP", 0.01)
 
     async def test(rig: Rig) -> None:
         await flood(rig, lambda: rig.door.aside.count)
@@ -841,7 +841,7 @@ def test_before_who_comes_far_too_often_others_come_in(monkeypatch: pytest.Monke
 
 
 def test_who_came_far_too_often_comes_in_when_it_does_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SWEEP", 0.01)
+    monkeypatch.setattr(sweeping, "SWEEP", 0.01)
 
     async def test(rig: Rig) -> None:
         await flood(rig, lambda: rig.door.aside.count)

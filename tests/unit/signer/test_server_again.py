@@ -103,7 +103,7 @@ def test_with_a_new_certificate_old_connections_are_served_on_and_new_ones_see_i
                 # So that what the server before has to say would be there.
                 assert await new.unary_unary(SAYS, bytes, bytes)(b"2") == b"2"
                 assert await old.unary_unary(SAYS, bytes, bytes)(b"3") == b"3"
-            assert door._came == 2
+            assert door._sweep.came == 2
             await server.close(0)
             with pytest.raises(grpc.aio.AioRpcError):
                 await old.unary_unary(SAYS, bytes, bytes)(b"4", timeout=10)
