@@ -55,7 +55,7 @@ class Sweeping:
                 await asyncio.to_thread(trim)
                 since = self.came
             if self._quiet:
-                # To look for nobody took a quarter of what a signer takes whom nobody asks.
+                # To look for nobody took a fifth of what a signer takes whom nobody asks.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SWEEPS * SWEEP):
                         await self._stirred.wait()
