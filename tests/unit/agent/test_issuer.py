@@ -11,6 +11,7 @@ from typing import Any
 
 import looptime
 import pytest
+from cryptography import x509
 
 from agent.authority.protocol import JwtRequest, Minted, MintedJwt, MintRequest
 from agent.errors import AuthorityRefused, AuthorityUnavailable
