@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -207,7 +208,9 @@ class X509Authority:
         # authority's certificate, or a key store, of which each signature is verified when it comes; should one be
         # wrong all the same, it goes no further than to whoever verifies it later, and for no longer than this.
         if verified_later and proof is not None and proof.at <= now < proof.at + PROVEN_FOR:
-            return (self._signed(proof.form, public_key, asked), *self._intermediates)
+            # What cannot even be read as a certificate: the library writes it, as if nothing was proven.
+            with suppress(ValueError):
+                return (self._signed(proof.form, public_key, asked), *self._intermediates)
         # Whatever comes of it: one that is refused leaves nothing proven.
         self._proofs.pop(algorithm, None)
         leaf = self._signed(None, public_key, asked)

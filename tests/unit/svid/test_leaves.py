@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from svid import leaves
-from svid.authority import PROVEN_FOR, X509Authority
+from svid.authority import BACKDATE, PROVEN_FOR, X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_der
 from svid.errors import InvalidSvid
@@ -34,17 +34,29 @@ def authority(
     return X509Authority.create(OWN, algorithm=algorithm, lifetime=life, now=now)
 
 
-def written_by_the_library(leaf: x509.Certificate, by: X509Authority, key: PublicKey) -> bytes:
-    """What it makes of what it reads there."""
-    builder = x509.CertificateBuilder(
-        leaf.issuer,
-        leaf.subject,
-        key,
-        leaf.serial_number,
-        leaf.not_valid_before_utc,
-        leaf.not_valid_after_utc,
-        list(leaf.extensions),
+def written_by_the_library(by: X509Authority, key: PublicKey, asked: Leaf) -> bytes:
+    """What it makes of what was asked for. Of the leaf that is tried nothing, or it was compared with itself."""
+    uses = dict.fromkeys(
+        ("content_commitment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False
     )
+    of_rsa = isinstance(key, rsa.RSAPublicKey)
+    usage = x509.KeyUsage(digital_signature=True, key_encipherment=of_rsa, key_cert_sign=False, crl_sign=False, **uses)
+    above = by.chain[0]
+    try:
+        known = above.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        key_above = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known)
+    except x509.ExtensionNotFound:
+        key_above = x509.AuthorityKeyIdentifier.from_issuer_public_key(by.private_key.public_key())
+    extended = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    names = [x509.UniformResourceIdentifier(asked.uri), *map(x509.DNSName, asked.dns_names)]
+    builder = x509.CertificateBuilder(
+        above.subject, by.subject, key, asked.serial, asked.not_before, asked.not_after
+    ).add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(usage, critical=True).add_extension(extended, critical=False)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    builder = builder.add_extension(key_above, critical=False)
+    # RFC 5280 4.1.2.6: critical where nothing but it names who has the key.
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=by.subject == x509.Name([]))
     return builder.sign(by.private_key, signature_hash(by.private_key)).tbs_certificate_bytes
 
 
@@ -54,7 +66,8 @@ def assert_same(by: X509Authority, key: PublicKey, spiffe_id: SpiffeId, names: S
         by.issue(key, spiffe_id, ttl=HOUR, now=now, dns_names=names, verified_later=True) for _ in range(2)
     )
     leaf = second[0]
-    assert leaf.tbs_certificate_bytes == written_by_the_library(leaf, by, key)
+    asked = Leaf(leaf.serial_number, now - BACKDATE, now + HOUR, public_bytes(key), str(spiffe_id), names)
+    assert leaf.tbs_certificate_bytes == written_by_the_library(by, key, asked)
     assert check_x509_svid(second, by.bundle, now) == spiffe_id
     assert list(leaf.extensions) == list(first[0].extensions)
     assert public_bytes(leaf.public_key()) == public_bytes(key)  # type: ignore[arg-type]  # it is one of ours
@@ -85,10 +98,11 @@ def test_for_numbers_of_each_length() -> None:
     form = Form.of(made, asked)
     assert form is not None
     for serial in (1, 127, 128, 255, 256, 2**63, 2**64 - 1, 2**127, 2**158, 2**159 - 1):
-        to_be_signed = form.to_be_signed(replace(asked, serial=serial))
+        numbered = replace(asked, serial=serial)
+        to_be_signed = form.to_be_signed(numbered)
         found = form.certificate(to_be_signed, made.signature)
         assert (found.serial_number, found.tbs_certificate_bytes) == (serial, to_be_signed)
-        assert to_be_signed == written_by_the_library(found, by, key)
+        assert to_be_signed == written_by_the_library(by, key, numbered)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +122,12 @@ def test_for_years_of_both_kinds(begins: datetime) -> None:
     asked = leaf_of(made, key)
     form = Form.of(made, asked)
     assert form is not None
-    to_be_signed = form.to_be_signed(replace(asked, not_before=begins, not_after=begins + HOUR))
+    dated = replace(asked, not_before=begins, not_after=begins + HOUR)
+    to_be_signed = form.to_be_signed(dated)
     found = form.certificate(to_be_signed, made.signature)
     assert found.not_valid_before_utc == begins.replace(microsecond=0)
     assert found.not_valid_after_utc == (begins + HOUR).replace(microsecond=0)
-    assert to_be_signed == written_by_the_library(found, by, key)
+    assert to_be_signed == written_by_the_library(by, key, dated)
     assert_same(authority(now=begins), key, WEB, (), begins)
 
 
@@ -121,7 +136,9 @@ def test_for_an_authority_below_another_and_leaves_with_a_subject() -> None:
     above = X509Authority(OWN, (root,), KEYS[KeyAlgorithm.ED25519], TrustBundle(OWN, (root,)))
     below = above.issue_intermediate(KEYS[KeyAlgorithm.EC_P384], lifetime=10 * HOUR, now=NOW)
     named = replace(below, subject=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "wörkload")]))
-    for each in (below, named):
+    bare = ca("bare", KEYS[KeyAlgorithm.EC_P256])
+    unmarked = X509Authority(OWN, (bare,), KEYS[KeyAlgorithm.EC_P256], TrustBundle(OWN, (bare,)))
+    for each in (below, named, unmarked):
         assert_same(each, KEYS[KeyAlgorithm.EC_P256].public_key(), WEB, ("a.default.svc",), NOW)
 
 
@@ -173,6 +190,14 @@ def test_no_form_is_taken_from_what_it_would_not_have_written() -> None:
 def test_where_it_would_write_another_one_the_library_writes_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaves, "_URI", 0x81)
     by, key = authority(), KEYS[KeyAlgorithm.EC_P256].public_key()
+    for _ in range(3):
+        assert check_x509_svid(by.issue(key, WEB, ttl=HOUR, now=NOW, verified_later=True), by.bundle, NOW) == WEB
+
+
+def test_what_is_no_certificate_at_all_is_written_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    by, key = authority(), KEYS[KeyAlgorithm.EC_P256].public_key()
+    by.issue(key, WEB, ttl=HOUR, now=NOW, verified_later=True)
+    monkeypatch.setattr(leaves, "_SEQUENCE", 0x31)
     for _ in range(3):
         assert check_x509_svid(by.issue(key, WEB, ttl=HOUR, now=NOW, verified_later=True), by.bundle, NOW) == WEB
 
