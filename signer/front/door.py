@@ -222,6 +222,7 @@ class Door:
         if (entry := self._admission.enter(passage, host)) is None:
             _reset(outside)
             return False
+        self._sweep.enters()
         passage.entry = entry
         self._waiting.add(passage)
         passage.wait()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 from runtime.memory import trimmer
 from signer.front.admission import Admission
@@ -30,35 +29,43 @@ class Sweeping:
         self._aside = aside
         self._accept = accept
         self._sleep = sleep
+        # Those that were let in.
         self.came = 0
         # Somebody came, or was turned away.
         self._stirred = asyncio.Event()
 
     def comes(self) -> None:
-        """To be told of each connection that is taken."""
-        self.came += 1
+        """To be told of each connection that is taken, before it is let in or turned away."""
         self._stirred.set()
+
+    def enters(self) -> None:
+        """To be told of each that is let in."""
+        self.came += 1
 
     async def run(self) -> None:
         """For ever."""
-        trim, since = trimmer(), 0
+        trim, since, sweeps = trimmer(), 0, 0
         while True:
             for _ in range(SWEEPS):
                 await self._sleep(SWEEP)
                 self._admission.overdue(GREETING_SECONDS)
                 self._aside.look(self._admission.floods())
                 self._accept()
+                sweeps += 1
                 if self._quiet:
                     break
-            # Where many came and went the allocator is left with holes.
-            if self.came - since > MANY:
-                await asyncio.to_thread(trim)
-                since = self.came
+            if sweeps >= SWEEPS:
+                # Where many came and went the allocator is left with holes.
+                if self.came - since > MANY:
+                    await asyncio.to_thread(trim)
+                sweeps, since = 0, self.came
             if self._quiet:
                 # To look for nobody took a fifth of what a signer takes whom nobody asks.
-                with suppress(TimeoutError):
+                try:
                     async with asyncio.timeout(SWEEPS * SWEEP):
                         await self._stirred.wait()
+                except TimeoutError:
+                    sweeps = SWEEPS
             self._stirred.clear()
 
     @property

@@ -3,10 +3,13 @@
 import asyncio
 from contextlib import suppress
 
+import pytest
+
 from signer.attestation.pods import AgentAddresses
+from signer.front import sweeping as sweeping_module
 from signer.front.admission import Admission
 from signer.front.aside import Aside
-from signer.front.sweeping import SWEEP, Sweeping
+from signer.front.sweeping import MANY, SWEEP, SWEEPS, Sweeping
 
 
 class Guest:
@@ -64,6 +67,53 @@ def test_where_there_is_nobody_nothing_is_looked_at_until_somebody_comes() -> No
         slept.clear()
         await turns()
         assert not slept
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+
+
+def test_memory_is_looked_after_where_many_were_let_in_and_for_nobody_who_was_turned_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trims: list[int] = []
+    swept = 0
+
+    async def run() -> None:
+        async def sleep(_: float) -> None:
+            nonlocal swept
+            swept += 1
+            await asyncio.sleep(0)
+
+        async def sweep(times: int, entering: int) -> None:
+            """So many sweeps, with a connection at each, of which so many are let in."""
+            until, came = swept + times, 0
+            while swept < until:
+                sweeping.comes()
+                for _ in range(entering // times + 1 if came < entering else 0):
+                    sweeping.enters()
+                    came += 1
+                before = swept
+                while swept == before:
+                    await asyncio.sleep(0)
+
+        now = asyncio.get_running_loop().time
+        admission = Admission(1000, lambda _: None, now, expected=AgentAddresses())
+        sweeping = Sweeping(admission, Aside(now), lambda: None, sleep)
+        monkeypatch.setattr(sweeping_module, "trimmer", lambda: lambda: trims.append(sweeping.came))
+        async with asyncio.timeout(30):
+            task = asyncio.ensure_future(sweeping.run())
+            # None is let in; and as many as count, but not within as many sweeps.
+            await sweep(10 * SWEEPS, 0)
+            for _ in range(4):
+                await sweep(2 * SWEEPS, MANY // 2)
+            assert not trims
+            before = sweeping.came
+            await sweep(2 * SWEEPS, 3 * MANY)
+            await sweep(10 * SWEEPS, 0)
+        assert 1 <= len(trims) <= 2
+        assert trims[0] > before + MANY
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
