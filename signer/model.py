@@ -201,13 +201,15 @@ class Entitlement:
 
     `policy` is "<namespace>/<name>", "<name>" of a cluster policy, or None where none matched. What a pod gets without
     a policy hangs on that None, never on a name: names are chosen by whoever may write policies. `dns_names` go into
-    every certificate; a None TTL means the signer's own, and its text is as the policy's author wrote it;
-    `key_algorithms` empty allows all; `federates_with` None means all there are.
+    every certificate, and `common_name` is its subject, which is empty without one; a None TTL means the signer's own,
+    and its text is as the policy's author wrote it; `key_algorithms` empty allows all; `federates_with` None means all
+    there are.
     """
 
     spiffe_id: SpiffeId
     policy: str | None = None
     dns_names: tuple[str, ...] = ()
+    common_name: str = ""
     x509_ttl: timedelta | None = None
     x509_ttl_text: str = ""
     jwt_ttl: timedelta | None = None

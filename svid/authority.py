@@ -29,6 +29,9 @@ _DNS = re.compile(
     r"(?=.{1,253}$)(?!(.*\.)?[0-9]+$)[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*",
     re.ASCII,
 )
+# X.520's ub-common-name. No character of it is written another way in RFC 4514, or in OpenSSL's /CN=….
+MAX_COMMON_NAME = 64
+_COMMON_NAME = re.compile(rf"[a-zA-Z0-9._@-]{{1,{MAX_COMMON_NAME}}}", re.ASCII)
 _EMPTY = x509.Name([])
 # For so long what was read of one leaf is good for the next ones of its kind.
 PROVEN_FOR = timedelta(seconds=1)
@@ -172,14 +175,16 @@ class X509Authority:
         ttl: timedelta,
         now: datetime,
         dns_names: Sequence[str] = (),
+        common_name: str = "",
         backdate: timedelta = BACKDATE,
         verified_later: bool = False,
     ) -> tuple[x509.Certificate, ...]:
         """Sign a leaf for `public_key` and return its chain, leaf first, without the root.
 
-        It begins `backdate` ago, and never outlives the chain. `verified_later`: whoever gets it verifies it as this
-        would before anybody else has it, so that not each is read again here, but the first of each second. Raises
-        IssuanceRefused; InvalidKey for an unlisted key.
+        Its subject is `common_name`, else the authority's own `subject`, which is empty as a rule. It begins `backdate`
+        ago, and never outlives the chain. `verified_later`: whoever gets it verifies it as this would before anybody
+        else has it, so that not each is read again here, but the first of each second, and each with a `common_name`.
+        Raises IssuanceRefused; InvalidKey for an unlisted key.
         """
         algorithm = algorithm_of(public_key)
         if spiffe_id.trust_domain != self.trust_domain:
@@ -191,6 +196,8 @@ class X509Authority:
         for name in dns_names:
             if not is_dns_name(name):
                 raise IssuanceRefused(f"{name[:80]!r} is not a DNS name")
+        if common_name and not is_common_name(common_name):
+            raise IssuanceRefused(f"{common_name[:80]!r} is not a common name of {MAX_COMMON_NAME} plain characters")
         if self.not_after <= now:
             raise IssuanceRefused(f"authority expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}; it needs a new one")
         asked = Leaf(
@@ -201,19 +208,23 @@ class X509Authority:
             uri=str(spiffe_id),
             dns_names=tuple(dict.fromkeys(dns_names)),
         )
-        proof = self._proofs.get(algorithm)
-        # Leaves for keys of one kind differ in serial, times, key and names, which are checked above, and are otherwise
-        # written by the same lines; what stands above them is this authority's. So what was read of one tells of the
-        # next. `not_after` is looked at above. What signs is the library with a key that was compared with this
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]) if common_name else self.subject
+        # One with a name of its own has no part in the others' proofs: what was read of another does not tell of its
+        # subject, and their form would give its subject to them.
+        proofs = {} if common_name else self._proofs
+        proof = proofs.get(algorithm)
+        # The others differ, for keys of one kind, in serial, times, key and names, which are checked above, and are
+        # otherwise written by the same lines; what stands above them is this authority's. So what was read of one tells
+        # of the next. `not_after` is looked at above. What signs is the library with a key that was compared with this
         # authority's certificate, or a key store, of which each signature is verified when it comes; should one be
         # wrong all the same, it goes no further than to whoever verifies it later, and for no longer than this.
         if verified_later and proof is not None and proof.at <= now < proof.at + PROVEN_FOR:
             # What cannot even be read as a certificate: the library writes it, as if nothing was proven.
             with suppress(ValueError):
-                return (self._signed(proof.form, public_key, asked), *self._intermediates)
+                return (self._signed(proof.form, public_key, asked, subject), *self._intermediates)
         # Whatever comes of it: one that is refused leaves nothing proven.
-        self._proofs.pop(algorithm, None)
-        leaf = self._signed(None, public_key, asked)
+        proofs.pop(algorithm, None)
+        leaf = self._signed(None, public_key, asked, subject)
         chain = (leaf, *self._intermediates)
         try:
             check_x509_svid(chain, self.bundle, now)
@@ -221,10 +232,11 @@ class X509Authority:
             raise IssuanceRefused(f"the authority made an invalid SVID: {error}") from None
         # Others take longer to sign than to write.
         form = Form.of(leaf, asked) if isinstance(self.private_key, ec.EllipticCurvePrivateKey) else None
-        self._proofs[algorithm] = _Proof(now, form)
+        proofs[algorithm] = _Proof(now, form)
         return chain
 
-    def _signed(self, form: Form | None, public_key: PublicKey, asked: Leaf) -> x509.Certificate:
+    def _signed(self, form: Form | None, public_key: PublicKey, asked: Leaf, subject: x509.Name) -> x509.Certificate:
+        """By `form`, which has the authority's own subject, or by the library."""
         key = self.private_key
         if form is not None and isinstance(key, ec.EllipticCurvePrivateKey):
             to_be_signed = form.to_be_signed(asked)
@@ -235,7 +247,7 @@ class X509Authority:
         names += [x509.DNSName(name) for name in asked.dns_names]
         return x509.CertificateBuilder(
             issuer_name=self.chain[0].subject,
-            subject_name=self.subject,
+            subject_name=subject,
             public_key=public_key,
             serial_number=asked.serial,
             not_valid_before=asked.not_before,
@@ -247,7 +259,7 @@ class X509Authority:
                 _EXTENDED_USAGE,
                 _extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False),
                 _extension(self._authority_key_identifier, critical=False),
-                _extension(x509.SubjectAlternativeName(names), critical=not list(self.subject)),
+                _extension(x509.SubjectAlternativeName(names), critical=not list(subject)),
             ],
         ).sign(key, signature_hash(key))
 
@@ -282,6 +294,11 @@ def _chain_end(chain: Sequence[x509.Certificate], bundle: TrustBundle) -> dateti
 def is_dns_name(name: str) -> bool:
     """Whether `name` may stand in a certificate: lower case, no wildcard, no trailing dot, no IPv4 look-alike."""
     return _DNS.fullmatch(name) is not None
+
+
+def is_common_name(text: str) -> bool:
+    """Whether `text` may be a leaf's common name: as long as X.520 has it, and the same in every notation of a name."""
+    return _COMMON_NAME.fullmatch(text) is not None
 
 
 def _end(now: datetime, lifetime: timedelta) -> datetime:

@@ -162,6 +162,7 @@ class AdminService:
             ttl_clipped=found.clipped,
             certificate_ttl=found.certificate_ttl,
             proxy_ttl=found.x509_ttl_most if of_istio else "",
+            subject=found.subject,
         )
 
     async def publish(self, request: admin_pb2.PublishRequest, context: Context) -> admin_pb2.PublishResponse:

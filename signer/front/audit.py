@@ -15,7 +15,9 @@ from signer.authority.followers import warnings
 from signer.authority.revoked import is_revoked
 from signer.authority.state import AuthorityState
 from signer.errors import Reason
+from signer.minting.minting import IssuedX509
 from signer.model import Agent, AttestedPod, BoundToken, Entitlement, LivePod, PodClaim
+from svid.certificates import serial_of
 
 _log = logging.getLogger("podsvid.audit")
 # What an agent sends is quoted only this far.
@@ -252,3 +254,16 @@ def _named(root: x509.Certificate) -> dict[str, str]:
         "subject": root.subject.rfc4514_string()[:_MAX_TEXT],
         "not_after": root.not_valid_after_utc.isoformat(),
     }
+
+
+def facts_of(issued: IssuedX509) -> dict[str, str]:
+    """What the audit log says of a certificate, by whichever way it was asked for; its subject where it has one."""
+    leaf = issued.chain[0]
+    facts = {
+        "serial": serial_of(leaf),
+        "key_algorithm": issued.key_algorithm.value,
+        "not_before": leaf.not_valid_before_utc.isoformat(),
+        "not_after": leaf.not_valid_after_utc.isoformat(),
+    }
+    subject = leaf.subject.rfc4514_string()
+    return {**facts, "subject": subject} if subject else facts

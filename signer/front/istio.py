@@ -18,7 +18,7 @@ from signer.attestation.proxies import Proxies
 from signer.cluster.events import Events
 from signer.errors import Reason, Refused
 from signer.front.aborting import aborted
-from signer.front.audit import Audit
+from signer.front.audit import Audit, facts_of
 from signer.front.budget import PROXY_MINTS, PROXY_MINTS_OF_NODE
 from signer.front.callers import Gate
 from signer.front.calls import MINT_DEADLINE, Context, Messages, bearer, header, refused_by, still_wanted, unread
@@ -31,7 +31,7 @@ from signer.minting.minting import IssuedX509, Minting
 from signer.model import SOON, BoundToken, Entitlement, LivePod, PodClaim, Sender, Standing
 from signer.pb import istio_ca_pb2
 from signer.policy.policies import Policies
-from svid.certificates import serial_of, to_pem
+from svid.certificates import to_pem
 from svid.spiffeid import TrustDomain
 
 SERVICE, METHOD = "istio.v1.auth.IstioCertificateService", "CreateCertificate"
@@ -273,15 +273,7 @@ class IstioService:
         )
 
     def _allow(self, call: _Call, caller: LivePod, decided: _Decided, issued: IssuedX509) -> None:
-        leaf = issued.chain[0]
-        facts = {
-            "impersonated": call.asked,
-            "pods": decided.pods,
-            "serial": serial_of(leaf),
-            "key_algorithm": issued.key_algorithm.value,
-            "not_before": leaf.not_valid_before_utc.isoformat(),
-            "not_after": leaf.not_valid_after_utc.isoformat(),
-        }
+        facts = {"impersonated": call.asked, "pods": decided.pods, **facts_of(issued)}
         self._audit.proxied(caller, decided.entitlement, facts, call.seconds)
         if not call.asked:
             for surprise in decided.entitlement.surprises:
@@ -313,7 +305,7 @@ def _same(pods: Sequence[LivePod], found: Sequence[Entitlement]) -> Entitlement:
                 "or run them as different accounts",
             )
     # Each name is one pod's own.
-    return replace(first, dns_names=())
+    return replace(first, dns_names=(), common_name="")
 
 
 def _kept(entitlement: Entitlement) -> tuple[object, timedelta | None, object]:

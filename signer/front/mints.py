@@ -13,7 +13,7 @@ from runtime.tracing import Headers, Tracing
 from signer.attestation.attestor import Attestor
 from signer.cluster.events import Events
 from signer.errors import Reason
-from signer.front.audit import Audit
+from signer.front.audit import Audit, facts_of
 from signer.front.callers import Callers
 from signer.front.calls import MINT_DEADLINE, Context, bounded, refused_by, still_wanted
 from signer.front.limits import NodeLimits
@@ -23,7 +23,7 @@ from signer.model import Agent, AttestedPod, Entitlement, PodClaim
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
 from signer.wishes import stale_mounts
-from svid.certificates import serial_of, to_der
+from svid.certificates import to_der
 
 # Refusals that the pod's author or the cluster's operator can do something about: the pod's events say so. Only such as
 # come after the pod was proven to be on the agent's node, or an agent would choose whose events it writes.
@@ -118,7 +118,6 @@ class Mints:
                     verified_later=True,
                 ),
             )
-            leaf = issued.chain[0]
             stale = [each for each in map(stale_mounts, attested.pod.wishes) if each]
             federated = entitlement.federates_with
             answer = signer_pb2.MintX509SVIDResponse(
@@ -134,12 +133,7 @@ class Mints:
             _write(answer.renew_from, issued.renewal.start)
             _write(answer.renew_until, issued.renewal.end)
             _write(answer.signed_at, issued.at)
-            facts = {
-                "serial": serial_of(leaf),
-                "key_algorithm": issued.key_algorithm.value,
-                "not_before": leaf.not_valid_before_utc.isoformat(),
-                "not_after": leaf.not_valid_after_utc.isoformat(),
-            }
+            facts = facts_of(issued)
             claim = PodClaim(attested.pod.namespace, attested.pod.name, attested.pod.uid)
             if issued.clipped:
                 facts["ttl_clipped"] = issued.clipped

@@ -22,7 +22,7 @@ from signer.cluster.events import Events
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.objects import Named
 from signer.errors import ApiUnavailable, Conflict, Forbidden, NotFound, Reason, Refused, SignerError
-from signer.front.audit import Audit
+from signer.front.audit import Audit, facts_of
 from signer.front.calls import MINT_DEADLINE, refused_by
 from signer.front.certificate_request import CertificateRequest, proven
 from signer.front.certificate_requests import GROUP, Following
@@ -31,7 +31,7 @@ from signer.minting.minting import IssuedX509, Minting
 from signer.model import Entitlement, LivePod
 from signer.pod_certificate_settings import SIGNER_NAME
 from signer.policy.policies import Policies
-from svid.certificates import serial_of, to_pem
+from svid.certificates import to_pem
 from svid.keys import PublicKey, algorithm_of
 
 _log = logging.getLogger("podsvid.certificates")
@@ -224,7 +224,7 @@ class PodCertificates:
                 key = await self._key(request)
                 entitlement = self._policies.entitlement(pod)
                 issued = await self._signed(request, key, pod, entitlement)
-                self._audit.certified(request.name, pod, entitlement, _facts(issued), time.perf_counter() - started)
+                self._audit.certified(request.name, pod, entitlement, facts_of(issued), time.perf_counter() - started)
                 is_there = await self._write(found.version, request, self._issued(issued))
         except Exception as error:
             await self._refused(request, found, pod, refused_by(error), started)
@@ -338,16 +338,6 @@ class PodCertificates:
         except Forbidden as error:
             raise ApiUnavailable(f"the signer may not decide the request: {error}; apply its RBAC") from None
         return True
-
-
-def _facts(issued: IssuedX509) -> dict[str, str]:
-    leaf = issued.chain[0]
-    return {
-        "serial": serial_of(leaf),
-        "key_algorithm": issued.key_algorithm.value,
-        "not_before": leaf.not_valid_before_utc.isoformat(),
-        "not_after": leaf.not_valid_after_utc.isoformat(),
-    }
 
 
 def _written(at: datetime) -> str:

@@ -273,6 +273,7 @@ def _issue(
             ttl=ttl,
             now=now,
             dns_names=names,
+            common_name=entitlement.common_name,
             backdate=backdate,
             verified_later=verified_later,
         )

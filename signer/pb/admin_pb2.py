@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15signer/pb/admin.proto\x12\x11podsvid.signer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0ePublishRequest\"\xba\x01\n\x0fPublishResponse\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06spiffe\x18\x03 \x01(\t\x12\x0b\n\x03pem\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x10\n\x08jwks_uri\x18\x06 \x01(\t\x12\x1c\n\x14openid_configuration\x18\x07 \x01(\t\x12\x0c\n\x04jwks\x18\x08 \x01(\t\x12\x14\n\x0ctoken_issuer\x18\t \x01(\t\"0\n\x0e\x45xplainRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\"\xad\x02\n\x0f\x45xplainResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x0f\n\x07matched\x18\x04 \x03(\t\x12\x32\n\x0bnot_matched\x18\x05 \x03(\x0b\x32\x1d.podsvid.signer.v1.NotMatched\x12\x10\n\x08x509_ttl\x18\x06 \x01(\t\x12\x15\n\rx509_ttl_most\x18\x07 \x01(\t\x12\x13\n\x0bttl_clipped\x18\x08 \x01(\t\x12%\n\x04lost\x18\t \x03(\x0b\x32\x17.podsvid.signer.v1.Lost\x12\x10\n\x08\x65ntitled\x18\n \x01(\t\x12\x17\n\x0f\x63\x65rtificate_ttl\x18\x0b \x01(\t\x12\x11\n\tproxy_ttl\x18\x0c \x01(\t\"U\n\nNotMatched\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\x12\x13\n\x0b\x64ifferences\x18\x03 \x01(\r\x12\x11\n\telsewhere\x18\x04 \x01(\x08\"\'\n\x04Lost\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\"\x0e\n\x0cWatchRequest\"\x85\x01\n\x0bStepRequest\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.podsvid.signer.v1.Action\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\x14\n\x0c\x61uthority_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x08\"1\n\x0cStepResponse\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\"\xdb\x04\n\x0f\x41uthorityStatus\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12\x31\n\x0b\x61uthorities\x18\x04 \x03(\x0b\x32\x1c.podsvid.signer.v1.Authority\x12\x0e\n\x06\x61gents\x18\x05 \x01(\r\x12\x16\n\x0e\x61gents_waiting\x18\x06 \x01(\r\x12\x15\n\rwaiting_nodes\x18\x07 \x03(\t\x12\x0c\n\x04next\x18\x08 \x03(\t\x12\x15\n\rrotating_x509\x18\t \x01(\x08\x12\x14\n\x0crotating_jwt\x18\n \x01(\x08\x12\x16\n\x0ereissuing_x509\x18\x0b \x01(\x08\x12\x15\n\rreissuing_jwt\x18\x0c \x01(\x08\x12/\n\tabandoned\x18\r \x03(\x0b\x32\x1c.podsvid.signer.v1.Abandoned\x12\r\n\x05to_do\x18\x0e \x03(\t\x12\x34\n\x0erequested_x509\x18\x0f \x01(\x0b\x32\x1c.podsvid.signer.v1.Requested\x12\x37\n\x0eupstream_roots\x18\x10 \x03(\x0b\x32\x1f.podsvid.signer.v1.UpstreamRoot\x12\x35\n\rrevoked_roots\x18\x11 \x03(\x0b\x32\x1e.podsvid.signer.v1.RevokedRoot\x12\x0f\n\x07unknown\x18\x14 \x01(\t\x12\x10\n\x08warnings\x18\x15 \x03(\t\x12+\n\x07\x61waited\x18\x16 \x03(\x0b\x32\x1a.podsvid.signer.v1.Awaited\"y\n\x07\x41waited\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08\x61udience\x18\x03 \x01(\t\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\tRequested\x12\n\n\x02id\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsubmitted\x18\x04 \x01(\x08\x12\x0c\n\x04said\x18\x05 \x03(\t\"\xd9\x01\n\x0cUpstreamRoot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tleaves_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61uthorities\x18\x07 \x03(\t\"y\n\x0bRevokedRoot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12,\n\x08\x61sked_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07trusted\x18\x05 \x01(\x08\"\x8f\x02\n\tAbandoned\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\n\n\x02id\x18\x02 \x01(\t\x12,\n\x08\x61sked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07left_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tsvids_end\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08replaced\x18\x06 \x01(\x08\x12\x33\n\x0f\x63\x65rtified_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb2\x02\n\tAuthority\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12/\n\x0bprepared_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61\x63tivated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tleaves_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05svids\x18\x08 \x01(\r\x12\x13\n\x0bsvids_known\x18\t \x01(\x08*H\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_X509\x10\x01\x12\x0c\n\x08KIND_JWT\x10\x02\x12\r\n\tKIND_BOTH\x10\x03*\xa6\x01\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43TION_PREPARE\x10\x01\x12\x13\n\x0f\x41\x43TION_ACTIVATE\x10\x02\x12\x11\n\rACTION_REVOKE\x10\x03\x12\x11\n\rACTION_ROTATE\x10\x04\x12\x1a\n\x16\x41\x43TION_REVOKE_UPSTREAM\x10\x05\x12\x19\n\x15\x41\x43TION_TRUST_UPSTREAM\x10\x06\x32\xc4\x02\n\x05\x41\x64min\x12N\n\x05Watch\x12\x1f.podsvid.signer.v1.WatchRequest\x1a\".podsvid.signer.v1.AuthorityStatus0\x01\x12G\n\x04Step\x12\x1e.podsvid.signer.v1.StepRequest\x1a\x1f.podsvid.signer.v1.StepResponse\x12P\n\x07\x45xplain\x12!.podsvid.signer.v1.ExplainRequest\x1a\".podsvid.signer.v1.ExplainResponse\x12P\n\x07Publish\x12!.podsvid.signer.v1.PublishRequest\x1a\".podsvid.signer.v1.PublishResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15signer/pb/admin.proto\x12\x11podsvid.signer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0ePublishRequest\"\xba\x01\n\x0fPublishResponse\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06spiffe\x18\x03 \x01(\t\x12\x0b\n\x03pem\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x10\n\x08jwks_uri\x18\x06 \x01(\t\x12\x1c\n\x14openid_configuration\x18\x07 \x01(\t\x12\x0c\n\x04jwks\x18\x08 \x01(\t\x12\x14\n\x0ctoken_issuer\x18\t \x01(\t\"0\n\x0e\x45xplainRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\"\xbe\x02\n\x0f\x45xplainResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x0f\n\x07matched\x18\x04 \x03(\t\x12\x32\n\x0bnot_matched\x18\x05 \x03(\x0b\x32\x1d.podsvid.signer.v1.NotMatched\x12\x10\n\x08x509_ttl\x18\x06 \x01(\t\x12\x15\n\rx509_ttl_most\x18\x07 \x01(\t\x12\x13\n\x0bttl_clipped\x18\x08 \x01(\t\x12%\n\x04lost\x18\t \x03(\x0b\x32\x17.podsvid.signer.v1.Lost\x12\x10\n\x08\x65ntitled\x18\n \x01(\t\x12\x17\n\x0f\x63\x65rtificate_ttl\x18\x0b \x01(\t\x12\x11\n\tproxy_ttl\x18\x0c \x01(\t\x12\x0f\n\x07subject\x18\r \x01(\t\"U\n\nNotMatched\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\x12\x13\n\x0b\x64ifferences\x18\x03 \x01(\r\x12\x11\n\telsewhere\x18\x04 \x01(\x08\"\'\n\x04Lost\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x02 \x01(\t\"\x0e\n\x0cWatchRequest\"\x85\x01\n\x0bStepRequest\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.podsvid.signer.v1.Action\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\x14\n\x0c\x61uthority_id\x18\x03 \x01(\t\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x08\"1\n\x0cStepResponse\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\"\xdb\x04\n\x0f\x41uthorityStatus\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06leader\x18\x03 \x01(\t\x12\x31\n\x0b\x61uthorities\x18\x04 \x03(\x0b\x32\x1c.podsvid.signer.v1.Authority\x12\x0e\n\x06\x61gents\x18\x05 \x01(\r\x12\x16\n\x0e\x61gents_waiting\x18\x06 \x01(\r\x12\x15\n\rwaiting_nodes\x18\x07 \x03(\t\x12\x0c\n\x04next\x18\x08 \x03(\t\x12\x15\n\rrotating_x509\x18\t \x01(\x08\x12\x14\n\x0crotating_jwt\x18\n \x01(\x08\x12\x16\n\x0ereissuing_x509\x18\x0b \x01(\x08\x12\x15\n\rreissuing_jwt\x18\x0c \x01(\x08\x12/\n\tabandoned\x18\r \x03(\x0b\x32\x1c.podsvid.signer.v1.Abandoned\x12\r\n\x05to_do\x18\x0e \x03(\t\x12\x34\n\x0erequested_x509\x18\x0f \x01(\x0b\x32\x1c.podsvid.signer.v1.Requested\x12\x37\n\x0eupstream_roots\x18\x10 \x03(\x0b\x32\x1f.podsvid.signer.v1.UpstreamRoot\x12\x35\n\rrevoked_roots\x18\x11 \x03(\x0b\x32\x1e.podsvid.signer.v1.RevokedRoot\x12\x0f\n\x07unknown\x18\x14 \x01(\t\x12\x10\n\x08warnings\x18\x15 \x03(\t\x12+\n\x07\x61waited\x18\x16 \x03(\x0b\x32\x1a.podsvid.signer.v1.Awaited\"y\n\x07\x41waited\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08\x61udience\x18\x03 \x01(\t\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\tRequested\x12\n\n\x02id\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsubmitted\x18\x04 \x01(\x08\x12\x0c\n\x04said\x18\x05 \x03(\t\"\xd9\x01\n\x0cUpstreamRoot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tleaves_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61uthorities\x18\x07 \x03(\t\"y\n\x0bRevokedRoot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12,\n\x08\x61sked_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07trusted\x18\x05 \x01(\x08\"\x8f\x02\n\tAbandoned\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\n\n\x02id\x18\x02 \x01(\t\x12,\n\x08\x61sked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07left_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tsvids_end\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08replaced\x18\x06 \x01(\x08\x12\x33\n\x0f\x63\x65rtified_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb2\x02\n\tAuthority\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.podsvid.signer.v1.Kind\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12/\n\x0bprepared_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61\x63tivated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tleaves_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05svids\x18\x08 \x01(\r\x12\x13\n\x0bsvids_known\x18\t \x01(\x08*H\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_X509\x10\x01\x12\x0c\n\x08KIND_JWT\x10\x02\x12\r\n\tKIND_BOTH\x10\x03*\xa6\x01\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43TION_PREPARE\x10\x01\x12\x13\n\x0f\x41\x43TION_ACTIVATE\x10\x02\x12\x11\n\rACTION_REVOKE\x10\x03\x12\x11\n\rACTION_ROTATE\x10\x04\x12\x1a\n\x16\x41\x43TION_REVOKE_UPSTREAM\x10\x05\x12\x19\n\x15\x41\x43TION_TRUST_UPSTREAM\x10\x06\x32\xc4\x02\n\x05\x41\x64min\x12N\n\x05Watch\x12\x1f.podsvid.signer.v1.WatchRequest\x1a\".podsvid.signer.v1.AuthorityStatus0\x01\x12G\n\x04Step\x12\x1e.podsvid.signer.v1.StepRequest\x1a\x1f.podsvid.signer.v1.StepResponse\x12P\n\x07\x45xplain\x12!.podsvid.signer.v1.ExplainRequest\x1a\".podsvid.signer.v1.ExplainResponse\x12P\n\x07Publish\x12!.podsvid.signer.v1.PublishRequest\x1a\".podsvid.signer.v1.PublishResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'signer.pb.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=2737
-  _globals['_KIND']._serialized_end=2809
-  _globals['_ACTION']._serialized_start=2812
-  _globals['_ACTION']._serialized_end=2978
+  _globals['_KIND']._serialized_start=2754
+  _globals['_KIND']._serialized_end=2826
+  _globals['_ACTION']._serialized_start=2829
+  _globals['_ACTION']._serialized_end=2995
   _globals['_PUBLISHREQUEST']._serialized_start=77
   _globals['_PUBLISHREQUEST']._serialized_end=93
   _globals['_PUBLISHRESPONSE']._serialized_start=96
@@ -43,31 +43,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINREQUEST']._serialized_start=284
   _globals['_EXPLAINREQUEST']._serialized_end=332
   _globals['_EXPLAINRESPONSE']._serialized_start=335
-  _globals['_EXPLAINRESPONSE']._serialized_end=636
-  _globals['_NOTMATCHED']._serialized_start=638
-  _globals['_NOTMATCHED']._serialized_end=723
-  _globals['_LOST']._serialized_start=725
-  _globals['_LOST']._serialized_end=764
-  _globals['_WATCHREQUEST']._serialized_start=766
-  _globals['_WATCHREQUEST']._serialized_end=780
-  _globals['_STEPREQUEST']._serialized_start=783
-  _globals['_STEPREQUEST']._serialized_end=916
-  _globals['_STEPRESPONSE']._serialized_start=918
-  _globals['_STEPRESPONSE']._serialized_end=967
-  _globals['_AUTHORITYSTATUS']._serialized_start=970
-  _globals['_AUTHORITYSTATUS']._serialized_end=1573
-  _globals['_AWAITED']._serialized_start=1575
-  _globals['_AWAITED']._serialized_end=1696
-  _globals['_REQUESTED']._serialized_start=1698
-  _globals['_REQUESTED']._serialized_end=1809
-  _globals['_UPSTREAMROOT']._serialized_start=1812
-  _globals['_UPSTREAMROOT']._serialized_end=2029
-  _globals['_REVOKEDROOT']._serialized_start=2031
-  _globals['_REVOKEDROOT']._serialized_end=2152
-  _globals['_ABANDONED']._serialized_start=2155
-  _globals['_ABANDONED']._serialized_end=2426
-  _globals['_AUTHORITY']._serialized_start=2429
-  _globals['_AUTHORITY']._serialized_end=2735
-  _globals['_ADMIN']._serialized_start=2981
-  _globals['_ADMIN']._serialized_end=3305
+  _globals['_EXPLAINRESPONSE']._serialized_end=653
+  _globals['_NOTMATCHED']._serialized_start=655
+  _globals['_NOTMATCHED']._serialized_end=740
+  _globals['_LOST']._serialized_start=742
+  _globals['_LOST']._serialized_end=781
+  _globals['_WATCHREQUEST']._serialized_start=783
+  _globals['_WATCHREQUEST']._serialized_end=797
+  _globals['_STEPREQUEST']._serialized_start=800
+  _globals['_STEPREQUEST']._serialized_end=933
+  _globals['_STEPRESPONSE']._serialized_start=935
+  _globals['_STEPRESPONSE']._serialized_end=984
+  _globals['_AUTHORITYSTATUS']._serialized_start=987
+  _globals['_AUTHORITYSTATUS']._serialized_end=1590
+  _globals['_AWAITED']._serialized_start=1592
+  _globals['_AWAITED']._serialized_end=1713
+  _globals['_REQUESTED']._serialized_start=1715
+  _globals['_REQUESTED']._serialized_end=1826
+  _globals['_UPSTREAMROOT']._serialized_start=1829
+  _globals['_UPSTREAMROOT']._serialized_end=2046
+  _globals['_REVOKEDROOT']._serialized_start=2048
+  _globals['_REVOKEDROOT']._serialized_end=2169
+  _globals['_ABANDONED']._serialized_start=2172
+  _globals['_ABANDONED']._serialized_end=2443
+  _globals['_AUTHORITY']._serialized_start=2446
+  _globals['_AUTHORITY']._serialized_end=2752
+  _globals['_ADMIN']._serialized_start=2998
+  _globals['_ADMIN']._serialized_end=3322
 # @@protoc_insertion_point(module_scope)

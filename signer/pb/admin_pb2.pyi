@@ -73,7 +73,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped", "lost", "entitled", "certificate_ttl", "proxy_ttl")
+    __slots__ = ("outcome", "policy", "spiffe_id", "matched", "not_matched", "x509_ttl", "x509_ttl_most", "ttl_clipped", "lost", "entitled", "certificate_ttl", "proxy_ttl", "subject")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     SPIFFE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class ExplainResponse(_message.Message):
     ENTITLED_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_TTL_FIELD_NUMBER: _ClassVar[int]
     PROXY_TTL_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     policy: str
     spiffe_id: str
@@ -98,7 +99,8 @@ class ExplainResponse(_message.Message):
     entitled: str
     certificate_ttl: str
     proxy_ttl: str
-    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[Lost, _Mapping]]] = ..., entitled: _Optional[str] = ..., certificate_ttl: _Optional[str] = ..., proxy_ttl: _Optional[str] = ...) -> None: ...
+    subject: str
+    def __init__(self, outcome: _Optional[str] = ..., policy: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., matched: _Optional[_Iterable[str]] = ..., not_matched: _Optional[_Iterable[_Union[NotMatched, _Mapping]]] = ..., x509_ttl: _Optional[str] = ..., x509_ttl_most: _Optional[str] = ..., ttl_clipped: _Optional[str] = ..., lost: _Optional[_Iterable[_Union[Lost, _Mapping]]] = ..., entitled: _Optional[str] = ..., certificate_ttl: _Optional[str] = ..., proxy_ttl: _Optional[str] = ..., subject: _Optional[str] = ...) -> None: ...
 
 class NotMatched(_message.Message):
     __slots__ = ("policy", "because", "differences", "elsewhere")

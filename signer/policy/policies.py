@@ -52,6 +52,7 @@ class Explanation:
     `lost`: of those that matched and do not decide, with the part of the rule by which they lost.
     `x509_ttl` is how long its X.509-SVIDs live, `x509_ttl_most` what a volume's ttl gets at most, `clipped` what of the
     policy's lifetimes nobody gets; empty where unknown. `certificate_ttl`: how long what kubelet asks for lives.
+    `subject`: of all its certificates, as RFC 4514 has it; empty where they have none.
     """
 
     outcome: str
@@ -64,6 +65,7 @@ class Explanation:
     x509_ttl_most: str = ""
     clipped: str = ""
     certificate_ttl: str = ""
+    subject: str = ""
 
 
 class Policies:
@@ -188,7 +190,8 @@ class Policies:
         told = Explanation(
             outcome, found.decided_by, names, unmatched, lost, str(found.spiffe_id), lives, most, clipped
         )
-        return replace(told, certificate_ttl=certificates)
+        subject = f"CN={found.common_name}" if found.common_name else ""
+        return replace(told, certificate_ttl=certificates, subject=subject)
 
     def all(self) -> list[Policy]:
         """Every policy, those that are left out too."""

@@ -25,7 +25,7 @@ from signer.errors import InvalidPolicy, Reason, Refused
 from signer.model import MAX_DNS_NAMES, Entitlement, LivePod, TtlLimits
 from signer.policy.selector import Selector, read_selector
 from signer.policy.services import MAX_SERVICES, Service
-from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template
+from signer.policy.template import Template, dns_template, is_dns_label, is_segment, path_template, subject_template
 from svid.authority import is_dns_name
 from svid.dnsnames import owner_of
 from svid.errors import InvalidSpiffeId
@@ -51,6 +51,7 @@ _TYPES: Mapping[str, type] = MappingProxyType(
         "serviceAccounts": list,
         "dnsNameTemplates": list,
         "dnsNamesFromServices": bool,
+        "subjectTemplate": str,
         "keyAlgorithms": list,
         "federatesWith": list,
         "priority": int,
@@ -104,6 +105,7 @@ class Policy:
     path: Template | None = None
     dns_names: tuple[Template, ...] = ()
     dns_names_from_services: bool = False
+    subject: Template | None = None
     x509_ttl: timedelta | None = None
     x509_ttl_text: str = ""
     jwt_ttl: timedelta | None = None
@@ -152,17 +154,8 @@ class Policy:
 
     def outline(self, problem: str) -> "Policy":
         """Of a policy that is left out what is kept: it is for all pods of its namespace, and refuses where it wins."""
-        return Policy(
-            self.name,
-            self.namespace,
-            self.uid,
-            self.created,
-            self.generation,
-            priority=self.priority,
-            deny=self.deny,
-            problem=problem,
-            left_out=True,
-        )
+        known = (self.name, self.namespace, self.uid, self.created, self.generation)
+        return Policy(*known, priority=self.priority, deny=self.deny, problem=problem, left_out=True)
 
 
 def matching(policies: Iterable[Policy], pod: LivePod, namespace_labels: Mapping[str, str]) -> list[Policy]:
@@ -202,6 +195,7 @@ def decide(
         if winner.namespace and not spiffe_id.path.startswith(f"/ns/{pod.namespace}/"):
             raise InvalidPolicy(f"{spiffe_id} is outside of the namespace's /ns/{pod.namespace}/")
         names, left_out = _dns_names(winner, pod, services, settings)
+        named = "" if winner.subject is None else winner.subject.common_name(pod)
     except InvalidPolicy as error:
         raise Refused(Reason.POLICY_UNUSABLE, f"policy {winner}: {error}") from None
     left_out += unread if winner.dns_names_from_services else ()
@@ -213,6 +207,7 @@ def decide(
         spiffe_id=spiffe_id,
         policy=str(winner),
         dns_names=names,
+        common_name=named,
         x509_ttl=winner.x509_ttl,
         x509_ttl_text=winner.x509_ttl_text,
         jwt_ttl=winner.jwt_ttl,
@@ -359,12 +354,13 @@ def _grants(spec: Mapping[str, Any], *, namespaced: bool) -> dict[str, Any]:
     names = spec.get("dnsNameTemplates") or []
     if len(names) > MAX_DNS_NAMES:
         raise InvalidPolicy(f"more than {MAX_DNS_NAMES} dnsNameTemplates")
-    federates = spec.get("federatesWith")
+    federates, subject = spec.get("federatesWith"), spec.get("subjectTemplate")
     prefix = NAMESPACE_PREFIX if namespaced else "/"
     return {
         "path": path_template(str(spec.get("spiffeIDTemplate") or DEFAULT_PATH), prefix),
         "dns_names": tuple(dns_template(str(each)) for each in names),
         "dns_names_from_services": spec.get("dnsNamesFromServices") is True,
+        "subject": None if subject is None else subject_template(subject, namespaced=namespaced),
         "x509_ttl": _duration(spec, "x509TTL"),
         "x509_ttl_text": str(spec.get("x509TTL") or ""),
         "jwt_ttl": _duration(spec, "jwtTTL"),

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from signer.errors import InvalidPolicy
 from signer.model import LivePod
+from svid.authority import MAX_COMMON_NAME, is_common_name
 
 MAX_TEMPLATE = 1024
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)(?:\['([^'\]{}]{1,317})'\])?\}", re.ASCII)
@@ -18,6 +19,8 @@ _SEGMENT = re.compile(r"[a-zA-Z0-9._-]+", re.ASCII)
 _PATH_TEXT = re.compile(r"[a-zA-Z0-9._/-]*", re.ASCII)
 _LABEL_VALUE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", re.ASCII)
 _DNS_TEXT = re.compile(r"[a-z0-9.-]*", re.ASCII)
+_SUBJECT_TEXT = re.compile(r"CN=[a-zA-Z0-9._-]+(@[a-zA-Z0-9._-]+)?", re.ASCII)
+SUBJECT_END = "@{namespace}"
 _FIELDS: Mapping[str, Callable[[LivePod], str]] = MappingProxyType(
     {
         "namespace": lambda pod: pod.namespace,
@@ -70,6 +73,16 @@ class Template:
             rendered.append(found)
         return "".join(rendered)
 
+    def common_name(self, pod: LivePod) -> str:
+        """What a template of a subject becomes, without its CN=. Raises InvalidPolicy, also where it is too long."""
+        found = self.render(pod, is_segment, "made of a-z A-Z 0-9 . _ -").removeprefix("CN=")
+        if not is_common_name(found):
+            raise InvalidPolicy(
+                f"the subject would be CN={found[:120]} of {len(found)} characters, and a common name has "
+                f"{MAX_COMMON_NAME} at most: shorten the template; nothing is cut off"
+            )
+        return found
+
 
 def path_template(text: str, prefix: str = "/") -> Template:
     """A template of a SPIFFE ID's path that begins with `prefix`, as written. Raises InvalidPolicy."""
@@ -89,6 +102,23 @@ def dns_template(text: str) -> Template:
     fixed = "".join(value if kind == "text" else "x" for kind, value in template.parts)
     if not _DNS_TEXT.fullmatch(fixed) or "" in fixed.split("."):
         raise InvalidPolicy("a DNS name has labels of a-z 0-9 - with dots between them")
+    return template
+
+
+def subject_template(text: str, *, namespaced: bool) -> Template:
+    """A template of a certificate's subject: one common name, as RFC 4514 has it. Raises InvalidPolicy.
+
+    A program that knows no SPIFFE ID may hold a common name against the host that it calls, so what pods' authors
+    choose stands beside an @, which no host's name has; and behind it, in a namespace's own policy, that namespace.
+    """
+    template = Template.parse(text)
+    fixed = "".join(value if kind == "text" else "x" for kind, value in template.parts)
+    if not _SUBJECT_TEXT.fullmatch(fixed):
+        raise InvalidPolicy("the subject must be CN= and a-z A-Z 0-9 . _ - or placeholders, with at most one @ inside")
+    if "@" not in fixed and any(kind != "text" for kind, _ in template.parts):
+        raise InvalidPolicy("a subject with placeholders needs an @, such as CN={service_account}@{namespace}")
+    if namespaced and not text.endswith(SUBJECT_END):
+        raise InvalidPolicy(f"the subject must end with {SUBJECT_END}")
     return template
 
 

@@ -289,6 +289,10 @@ def test_a_pod_of_a_mesh_without_a_volume_is_well_where_the_signer_is_its_proxie
     said = " ".join(capsys.readouterr().out.split())
     assert "Istio's proxies in it get certificates of that identity, which live 1h at most" in said
     assert "it has no csi volume: nothing is on its node but" in said
+    assert "subject" not in said
+    cluster.answers["signer"]["subject"] = "CN=cart@shop"
+    explain._show(ask(cluster), console(), every=False)
+    assert "subject of its certificates: CN=cart@shop" in " ".join(capsys.readouterr().out.split())
     cluster.answers["signer"]["outcome"] = "refused: POLICY_DENIED: no"
     assert not ask(cluster).well
     # One with a volume has to have it as well.

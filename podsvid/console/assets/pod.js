@@ -7,7 +7,7 @@ export function pod(found, now) {
   for (const note of list(found.notes)) made.append(el('p', { class: 'notice', text: shown(note) }));
   if (policy) {
     made.append(el('section', { class: 'card' }, el('h2', { text: 'Policy' }), facts([
-      ['outcome', policy.outcome], ['policy', policy.policy || 'none is asked'], ['SPIFFE ID', policy.spiffe_id], ['its identity', policy.entitled],
+      ['outcome', policy.outcome], ['policy', policy.policy || 'none is asked'], ['SPIFFE ID', policy.spiffe_id], ['its identity', policy.entitled], ['subject', policy.subject],
       ['X.509-SVIDs live', policy.x509_ttl && `${policy.x509_ttl}; a volume’s ttl gets ${policy.x509_ttl_most} at most`], ['podCertificate sources', policy.certificate_ttl], ['Istio’s proxies', policy.proxy_ttl && `certificates of that identity, which live ${policy.proxy_ttl} at most`], ['not granted', policy.ttl_clipped],
       ...list(policy.lost).map((each) => ['matches, and lost', `${each.policy}: ${each.because}`]),
       ...list(policy.not_matched).filter((each) => !each.elsewhere).slice(0, 5).map((each) => ['does not match', `${each.policy}: ${each.because}`]),

@@ -119,6 +119,21 @@ def test_of_what_is_verified_later_the_first_for_each_kind_of_key_is_read_here(m
     assert len(checked) == 1
 
 
+def test_each_with_a_common_name_is_read_here_and_proves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[x509.Certificate] = []
+
+    def noted(chain: tuple[x509.Certificate, ...], *given: Any) -> SpiffeId:
+        checked.append(chain[0])
+        return check_x509_svid(chain, *given)
+
+    monkeypatch.setattr(authority_module, "check_x509_svid", noted)
+    authority = fresh()
+    for name, read in (("a@b", 1), ("a@b", 1), ("", 1), ("", 0), ("a@b", 1), ("", 0)):
+        checked.clear()
+        authority.issue(KEY.public_key(), WEB, ttl=HOUR, now=NOW, common_name=name, verified_later=True)
+        assert len(checked) == read
+
+
 def test_a_wrong_first_one_is_refused_and_each_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     authority = fresh()
     wrong(monkeypatch)

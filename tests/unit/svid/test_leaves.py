@@ -142,6 +142,22 @@ def test_for_an_authority_below_another_and_leaves_with_a_subject() -> None:
         assert_same(each, KEYS[KeyAlgorithm.EC_P256].public_key(), WEB, ("a.default.svc",), NOW)
 
 
+@pytest.mark.parametrize("above", [KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384, KeyAlgorithm.ED25519])
+@pytest.mark.parametrize("order", [("admin@db", "other@x", "", ""), ("", "admin@db", "", "other@x", "other@x")])
+def test_a_common_name_is_in_the_leaf_that_it_was_asked_for_and_in_no_other(
+    order: Sequence[str], above: KeyAlgorithm
+) -> None:
+    by, key = authority(above), KEYS[KeyAlgorithm.EC_P256].public_key()
+    for name in order:
+        chain = by.issue(key, WEB, ttl=HOUR, now=NOW, common_name=name, verified_later=True)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
+        assert chain[0].subject == subject
+        asked = Leaf(chain[0].serial_number, NOW - BACKDATE, NOW + HOUR, public_bytes(key), str(WEB), ())
+        # It also says that the SubjectAltName is critical where there is no subject, and only there.
+        assert chain[0].tbs_certificate_bytes == written_by_the_library(replace(by, subject=subject), key, asked)
+        assert check_x509_svid(chain, by.bundle, NOW) == WEB
+
+
 def ca(name: str, key: PrivateKey) -> x509.Certificate:
     """Without a key identifier, so that leaves name its key by another one."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
