@@ -24,12 +24,12 @@ from .programs import program
 
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/debian-python:1"
-EXAMPLES_BASE = "localhost/debian-examples:1"
+EXAMPLES_BASE = "localhost/debian-examples:2"
 EXAMPLES = "localhost/podsvid-examples:1"
 _SUITE = "bookworm"
 _PACKAGES = {
     BASE: ("python3", "python3-venv", "ca-certificates"),
-    EXAMPLES_BASE: ("python3", "python3-venv", "ca-certificates", "nginx-light", "openssl"),
+    EXAMPLES_BASE: ("python3", "python3-venv", "ca-certificates", "nginx-light", "openssl", "curl"),
 }
 _BASE_FILE = """\
 FROM scratch

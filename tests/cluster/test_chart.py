@@ -492,7 +492,7 @@ def accounts(*values: str) -> set[str]:
 
 def test_the_commands_that_are_documented_label_the_namespace_before_they_wait_for_pods() -> None:
     """A cluster that enforces a standard for namespaces without a label admits no agent before."""
-    pages = [chart.ROOT / "README.md", *(chart.ROOT / "docs").glob("*.md")]
+    pages = [chart.ROOT / "README.md", *(chart.ROOT / "docs").rglob("*.md")]
     found = [page.name for page in pages if "helm install podsvid" in (text := page.read_text())]
     assert {"README.md", "start.md", "operations.md"} <= set(found)
     for page in pages:

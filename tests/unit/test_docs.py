@@ -20,7 +20,7 @@ def test_the_generated_parts_are_fresh() -> None:
 # A test that a page names: by its file, by the letter that the page has for one, or in the file that was named last.
 _NAMED = re.compile(r"`(?:(tests/[\w/.-]+\.py)|([A-Z])|…|)::(?:\w+::)?(test_\w+)")
 _LETTER = re.compile(r"`([A-Z])`\s+is\s+`(tests/[\w/.-]+\.py)`")
-_PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "::test_" in page.read_text(encoding="utf-8")]
+_PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "::test_" in page.read_text(encoding="utf-8")]
 
 
 def _named(page: str) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from podsvid.cli import _COMMANDS, _parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def _pages(nav: Any) -> Iterator[str]:
@@ -26,7 +26,16 @@ def _pages(nav: Any) -> Iterator[str]:
 
 def test_every_page_is_in_the_navigation() -> None:
     found = list(_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert sorted(found) == [page.name for page in PAGES]
+    assert sorted(found) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+def test_every_tutorial_is_typed_by_a_test() -> None:
+    """By the one of the cluster, or by a test that the page names and that reads it."""
+    in_the_cluster = (ROOT / "tests" / "cluster" / "test_tutorials.py").read_text()
+    for page in (DOCS / "tutorials").glob("*.md"):
+        named = re.findall(r"`(tests/[\w/]+\.py)`", page.read_text())
+        by = [in_the_cluster, *((ROOT / each).read_text() for each in named)]
+        assert page.name == "index.md" or any(f'"{page.name}"' in each for each in by), page.name
 
 
 def _anchors(text: str) -> set[str]:

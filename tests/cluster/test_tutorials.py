@@ -1,0 +1,70 @@
+"""Pages of docs/tutorials, each typed from its first command to its last on an installation of the chart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.go_tools import Progress
+
+from . import product_image
+from .chart import CHART
+from .cluster import Cluster
+from .installation import empty, release, settings
+from .kubectl import Shell
+from .tutorial import TUTORIALS, Step, example, steps
+from .waiting import wait_for
+
+pytestmark = pytest.mark.timeout(1500)
+TRUST_DOMAIN = "example.org"
+# The page, and the examples that it applies.
+PAGES = {"nginx.md": ("nginx-two-services",)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> Iterator[None]:
+    empty(cluster)
+    product_image.load(cluster, [images["now"], images["examples"]])
+    release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
+            *settings(cluster, images["now"], TRUST_DOMAIN))  # fmt: skip
+    yield
+    release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "5m", "--no-hooks")
+    empty(cluster)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_typed(page: str, cluster: Cluster, tmp_path: Path, progress: Progress) -> None:
+    for name in PAGES[page]:
+        example(name, tmp_path, product_image.EXAMPLES)
+    typed = steps(TUTORIALS / page)
+    shell, began, remembered = Shell(tmp_path, cluster.kubeconfig), time.monotonic(), ""
+    try:
+        for step in typed:
+            done = shell.typed(remembered + step.typed)
+            assert done.returncode == 0, f"{step.typed}\n{done.stdout}{done.stderr}{state(shell)}"
+            assert not step.printed or done.stdout == step.printed, f"{step.typed}\n{done.stdout}{done.stderr}"
+            if assigns(step):
+                remembered += f"{step.typed}\n"
+    finally:
+        progress(f"{page}: {len(typed)} commands in {time.monotonic() - began:.0f} s")
+        for name in PAGES[page]:
+            shell.typed(f"kubectl delete --ignore-not-found --wait=false -f deploy/examples/{name}")
+
+    def gone() -> bool:
+        return not cluster.api.get("/api/v1/namespaces/default/pods")["items"]
+
+    wait_for("the page's pods to be gone", gone, progress=progress)
+
+
+def assigns(step: Step) -> bool:
+    """Whether it sets a variable, which a person's shell keeps and a new one for each command does not."""
+    return step.typed.partition("=")[0].isidentifier()
+
+
+def state(shell: Shell) -> str:
+    """For a failed test."""
+    looks = ("kubectl get pods,wid -o wide", "kubectl get events", "kubectl logs -l app --tail 20 --prefix")
+    return "".join(shell.typed(line).stdout for line in looks)
