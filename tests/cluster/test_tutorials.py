@@ -21,7 +21,7 @@ from .waiting import wait_for
 pytestmark = pytest.mark.timeout(1500)
 TRUST_DOMAIN = "example.org"
 # The page, and the examples that it applies.
-PAGES = {"nginx.md": ("nginx-two-services",)}
+PAGES = {"nginx.md": ("nginx-two-services",), "compromised.md": ("nginx-two-services",)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +43,7 @@ def test_a_page_is_typed(page: str, cluster: Cluster, tmp_path: Path, progress: 
     shell, began, remembered = Shell(tmp_path, cluster.kubeconfig), time.monotonic(), ""
     try:
         for step in typed:
-            done = shell.typed(remembered + step.typed)
+            done = shell.typed(remembered + step.typed, seconds=600)
             assert done.returncode == 0, f"{step.typed}\n{done.stdout}{done.stderr}{state(shell)}"
             assert not step.printed or done.stdout == step.printed, f"{step.typed}\n{done.stdout}{done.stderr}"
             if assigns(step):
