@@ -168,7 +168,8 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool, l
     if found.entitled:
         lines.append(f"its identity: {found.entitled}, for volumes that ask for no more than the policy gives")
     if found.subject:
-        lines.append(f"subject of its certificates: {found.subject}")
+        beside = "; a ztunnel's has none" if found.proxy_ttl else ""
+        lines.append(f"subject of its certificates: {found.subject}{beside}")
     if found.x509_ttl:
         lines.append(f"X.509-SVIDs live {found.x509_ttl}; a volume's ttl gets {found.x509_ttl_most} at most")
     if found.certificate_ttl:

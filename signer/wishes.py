@@ -99,8 +99,9 @@ def dns_names(
                 f"another in {where}, or add it to the policy (dnsNameTemplates)",
             )
     names = [*given.dns_names, *(name for name in wished if name not in given.dns_names)]
-    # Some programs take a common name for one of a host.
-    reserved = [name for name in (*names, given.common_name) if is_reserved(name, never)]
+    # Some programs take a common name for one of a host, and compare those as DNS does.
+    host = given.common_name.lower().rstrip(".")
+    reserved = [name for name in (*names, host) if is_reserved(name, never)]
     if reserved:
         raise Refused(Reason.DNS_NAME_DENIED, f"{reserved[0]} is the signer's own; no pod can have it")
     return names

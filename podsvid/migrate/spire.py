@@ -255,7 +255,10 @@ def _notes(
                 "signer.settings.policies_per_namespace."
             )
     if any(each.spec.get("dnsNameTemplates") or each.spec.get("dnsNamesFromServices") for each in policies):
-        yield "SPIRE puts the first DNS name into the subject's common name as well; podsvid's subject is empty."
+        yield (
+            "SPIRE puts the first DNS name into the subject's common name as well; podsvid's is empty without a "
+            "subjectTemplate, which no policy here has."
+        )
     lifetimes = [durations.parse(each.spec["x509TTL"]) for each in policies if "x509TTL" in each.spec]
     least, most = signer_bounds()
     if not all(least <= each <= most for each in lifetimes):

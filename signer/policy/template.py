@@ -19,7 +19,7 @@ _SEGMENT = re.compile(r"[a-zA-Z0-9._-]+", re.ASCII)
 _PATH_TEXT = re.compile(r"[a-zA-Z0-9._/-]*", re.ASCII)
 _LABEL_VALUE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", re.ASCII)
 _DNS_TEXT = re.compile(r"[a-z0-9.-]*", re.ASCII)
-_SUBJECT_TEXT = re.compile(r"CN=[a-zA-Z0-9._-]+(@[a-zA-Z0-9._-]+)?", re.ASCII)
+_SUBJECT_TEXT = re.compile(r"CN=[a-zA-Z0-9._-]+", re.ASCII)
 SUBJECT_END = "@{namespace}"
 _FIELDS: Mapping[str, Callable[[LivePod], str]] = MappingProxyType(
     {
@@ -108,17 +108,19 @@ def dns_template(text: str) -> Template:
 def subject_template(text: str, *, namespaced: bool) -> Template:
     """A template of a certificate's subject: one common name, as RFC 4514 has it. Raises InvalidPolicy.
 
-    A program that knows no SPIFFE ID may hold a common name against the host that it calls, so what pods' authors
-    choose stands beside an @, which no host's name has; and behind it, in a namespace's own policy, that namespace.
+    What stands behind an @ is the pod's namespace, whoever wrote the policy, so that nobody of another has that name.
+    And a program that knows no SPIFFE ID may hold a common name against the host that it calls: what pods' authors
+    choose stands beside an @, which no host's name has. Only an administrator's fixed text has none.
     """
     template = Template.parse(text)
+    ended = text.endswith(SUBJECT_END)
+    if not ended and (namespaced or any(kind != "text" for kind, _ in template.parts)):
+        raise InvalidPolicy(f"the subject must end with {SUBJECT_END}, such as CN={{service_account}}{SUBJECT_END}")
     fixed = "".join(value if kind == "text" else "x" for kind, value in template.parts)
-    if not _SUBJECT_TEXT.fullmatch(fixed):
-        raise InvalidPolicy("the subject must be CN= and a-z A-Z 0-9 . _ - or placeholders, with at most one @ inside")
-    if "@" not in fixed and any(kind != "text" for kind, _ in template.parts):
-        raise InvalidPolicy("a subject with placeholders needs an @, such as CN={service_account}@{namespace}")
-    if namespaced and not text.endswith(SUBJECT_END):
-        raise InvalidPolicy(f"the subject must end with {SUBJECT_END}")
+    if not _SUBJECT_TEXT.fullmatch(fixed.removesuffix("@x") if ended else fixed):
+        raise InvalidPolicy(
+            f"the subject must be CN= and a-z A-Z 0-9 . _ - or placeholders, with no @ but that of {SUBJECT_END}"
+        )
     return template
 
 

@@ -20,9 +20,10 @@ GROUP = "/apis/podsvid.io/v1alpha1"
 OWN = ("WorkloadIdentity", f"{GROUP}/namespaces/default/workloadidentities")
 WIDE = ("ClusterWorkloadIdentity", f"{GROUP}/clusterworkloadidentities")
 BOTH = ("CN={service_account}@{namespace}", "CN=db-1.{labels['example.org/db']}_{pod}@{namespace}", "CN=db@{namespace}")
-ONLY_WIDE = ("CN=billing", "CN=db@{labels['team']}", "CN={pod}@db")
+ONLY_WIDE = ("CN=billing",)
 NEITHER = (
     *("", "billing", "CN=", "CN=@{namespace}", "CN={service_account}", "CN={labels['a@b']}", "CN=a@b@{namespace}"),
+    *("CN=db@{labels['team']}", "CN={pod}@db", "CN=db@s{namespace}", "CN={pod}.{namespace}@corp", "CN=db@shop"),
     *("CN={nothing}@{namespace}", "CN=a,O=b@{namespace}", "CN=a b@{namespace}", f"CN={'a' * 1024}@{{namespace}}"),
 )
 

@@ -292,11 +292,14 @@ def test_a_pod_of_a_mesh_without_a_volume_is_well_where_the_signer_is_its_proxie
     assert "subject" not in said
     cluster.answers["signer"]["subject"] = "CN=cart@shop"
     explain._show(ask(cluster), console(), every=False)
-    assert "subject of its certificates: CN=cart@shop" in " ".join(capsys.readouterr().out.split())
+    assert "subject of its certificates: CN=cart@shop; a ztunnel's has none\n" in capsys.readouterr().out
     cluster.answers["signer"]["outcome"] = "refused: POLICY_DENIED: no"
     assert not ask(cluster).well
     # One with a volume has to have it as well.
     both = FakeCluster()
+    both.answers["signer"]["subject"] = "CN=cart@shop"
+    explain._show(ask(both), console(), every=False)
+    assert "subject of its certificates: CN=cart@shop\n" in capsys.readouterr().out
     both.answers["signer"]["proxy_ttl"] = "1h"
     both.answers["agent"] = {"volumes": []}
     assert not ask(both).well

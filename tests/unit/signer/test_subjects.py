@@ -51,6 +51,10 @@ RULES = {False: rules("clusterworkloadidentities"), True: rules("workloadidentit
 
 @given(PIECES | MOST.map(lambda pieces: "CN=" + "".join(pieces)), st.booleans())
 @example("CN={labels['a@b']}", False)
+@example("CN=db@shop", False)
+@example("CN={pod}@shop", False)
+@example("CN={pod}@s{namespace}", False)
+@example("CN=db@{namespace}", False)
 @example("CN={service_account}@{namespace}", True)
 @example("CN=@{namespace}", True)
 @example("CN=a@{namespace}@{namespace}", True)
@@ -73,18 +77,19 @@ def test_the_api_server_refuses_what_the_signer_would(text: str, namespaced: boo
     st.text(max_size=70) | st.text(alphabet="aZ0.-_@", min_size=1, max_size=70),
     st.sampled_from(["shop", "a-b", "x" * 63]),
     st.sampled_from([USUAL, "CN={labels['a']}@{namespace}", "CN=u.{pod}-{labels['a']}@{namespace}"]),
+    st.booleans(),
 )
-@example("db@other", "shop", USUAL)
-@example("web,O=admins", "shop", "CN={labels['a']}@{namespace}")
-@example("a" * 60, "shop", USUAL)
+@example("db@other", "shop", USUAL, True)
+@example("web,O=admins", "shop", "CN={labels['a']}@{namespace}", False)
+@example("a" * 60, "shop", USUAL, True)
 def test_whatever_a_pods_author_writes_nobody_is_taken_for_somebody_of_another_namespace(
-    value: str, namespace: str, template: str
+    value: str, namespace: str, template: str, namespaced: bool
 ) -> None:
     asking = LivePod(namespace, "web-0", "uid", "node", value, {"a": value})
     try:
-        found = subject_template(template, namespaced=True).common_name(asking)
+        found = subject_template(template, namespaced=namespaced).common_name(asking)
     except InvalidPolicy:
-        whole = subject_template(template, namespaced=True).text.removeprefix("CN=")
+        whole = subject_template(template, namespaced=namespaced).text.removeprefix("CN=")
         for name in ("service_account", "pod", "namespace", "labels['a']"):
             known = {"service_account": value, "pod": "web-0", "namespace": namespace, "labels['a']": value}
             whole = whole.replace(f"{{{name}}}", known[name])
@@ -98,6 +103,27 @@ def test_whatever_a_pods_author_writes_nobody_is_taken_for_somebody_of_another_n
     # One notation for all: nothing of it is escaped.
     written = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, found)])
     assert written.rfc4514_string() == f"CN={found}"
+
+
+@given(PIECES | MOST.map(lambda pieces: "CN=" + "".join(pieces)), st.booleans())
+@example("CN=db@{labels['team']}", False)
+@example("CN={pod}@shop", False)
+@example("CN={pod}@{labels['team']}", False)
+@example("CN=db@s{namespace}", False)
+@example("CN={service_account}.{namespace}@corp", False)
+@example("CN=db@shop", False)
+def test_behind_an_at_is_the_pods_own_namespace_whoever_wrote_the_policy(text: str, namespaced: bool) -> None:
+    """So that whose policy a name comes from makes no difference to who reads it."""
+    labels = dict.fromkeys(("a@b", "team"), "shop")
+    for namespace in ("evil", "hop", "corp"):
+        try:
+            found = subject_template(text, namespaced=namespaced).common_name(
+                LivePod(namespace, "db", "uid", "node", "shop", labels)
+            )
+        except InvalidPolicy:
+            continue
+        assert "@" in found or not namespaced
+        assert found.partition("@")[1:] in (("@", namespace), ("", ""))
 
 
 @pytest.mark.parametrize(
@@ -133,13 +159,24 @@ def test_without_one_there_is_no_subject() -> None:
 @pytest.mark.parametrize("text", ["CN={service_account}", "CN={namespace}.{pod}", "CN={labels['a@b']}"])
 def test_what_pods_authors_choose_is_never_the_name_of_a_host(text: str) -> None:
     """OpenSSL holds the common name against the host where a certificate has no DNS name; also by an administrator."""
-    assert "needs an @" in policy("p", subjectTemplate=text).problem
+    assert "must end with @{namespace}" in policy("p", subjectTemplate=text).problem
 
 
 def test_an_administrator_may_name_somebody() -> None:
     assert given_to(POD, policy("p", subjectTemplate="CN=billing")).common_name == "billing"
-    assert given_to(POD, policy("p", subjectTemplate="CN=db@{labels['tier']}")).common_name == "db@front"
-    assert refused(POD, policy("p", subjectTemplate="CN=db@{labels['absent']}")) is Reason.POLICY_UNUSABLE
+    by_label = policy("p", subjectTemplate="CN=db-{labels['tier']}@{namespace}")
+    assert given_to(POD, by_label).common_name == "db-front@shop"
+    assert refused(POD, policy("p", subjectTemplate="CN={labels['absent']}@{namespace}")) is Reason.POLICY_UNUSABLE
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CN=db@shop", "CN=db@{labels['tier']}", "CN={pod}@shop", "CN=db@s{namespace}", "CN={pod}.{namespace}@corp"],
+)
+def test_nor_does_an_administrators_policy_write_another_namespace_behind_an_at(text: str) -> None:
+    found = policy("p", subjectTemplate=text)
+    assert "@{namespace}" in found.problem
+    assert refused(POD, found) is Reason.POLICY_UNUSABLE
 
 
 def test_nothing_is_cut_off() -> None:
@@ -171,9 +208,16 @@ def test_what_is_no_common_name_is_not_signed(name: str) -> None:
     assert not_minted(replace(GIVEN, common_name=name)) is Reason.ISSUANCE_REFUSED
 
 
-def test_the_signers_own_name_is_nobodys() -> None:
-    own = replace(GIVEN, common_name="signer.podsvid.internal")
-    assert not_minted(own) is Reason.DNS_NAME_DENIED
+@pytest.mark.parametrize(
+    "name",
+    ["signer.podsvid.internal", "SIGNER.PODSVID.INTERNAL", "signer.podsvid.internal.", "Signer.Podsvid.internal.."],
+)
+def test_the_signers_own_name_is_nobodys_in_whichever_spelling(name: str) -> None:
+    """A program that takes a common name for a host's compares it as DNS does: without case."""
+    assert not_minted(replace(GIVEN, common_name=name)) is Reason.DNS_NAME_DENIED
+
+
+def test_a_policy_with_the_signers_own_name_is_not_ready() -> None:
 
     async def test(rig: Rig) -> None:
         path = rig.cluster("own", subjectTemplate="CN=signer.podsvid.internal")
