@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import importlib.util
 import re
-import shlex
 import shutil
 import subprocess
 import tarfile
@@ -90,22 +89,27 @@ def load(cluster: Cluster, names: Iterable[str]) -> None:
         archive.unlink()
 
 
-def unpacked(name: str, inside: str) -> tuple[int, list[str]]:
-    """The bytes of all files below a folder of the image, and the names of all programs in the image."""
+def unpacked(name: str) -> tuple[int, list[str]]:
+    """The bytes that the image's files take on a disk of blocks of 4 KiB, and the paths of all its files."""
     with _store_alone():
         container = _buildah(["from", name]).strip()
         # Looked at from where it is mounted: nobody else sees that mount.
-        look = """
-            root=$("$@" mount "$0")
-            find "$root/$INSIDE" -type f -printf '%s\\n'
-            for folder in usr/bin usr/local/bin "$INSIDE/bin"; do
-              if [ -d "$root/$folder" ]; then find -H "$root/$folder" -mindepth 1 -maxdepth 1 -printf '/%f\\n'; fi
-            done
-        """
-        script = f"INSIDE={shlex.quote(inside.lstrip('/'))}\n{look}"
-        lines = run_apart(["sh", "-euc", script, container, *_buildah_command()]).splitlines()
+        look = 'cd "$("$@" mount "$0")" && find . -type f -printf "%s %P\\n"'
+        lines = run_apart(["sh", "-euc", look, container, *_buildah_command()]).splitlines()
         _buildah(["rm", container])
-    return sum(int(line) for line in lines if line[0] != "/"), [line[1:] for line in lines if line[0] == "/"]
+    found = [line.partition(" ") for line in lines]
+    return sum(-(-int(size) // 4096) * 4096 for size, _, _ in found), [path for _, _, path in found]
+
+
+def run_in(name: str, program: str) -> str:
+    """What a program of Python's prints in the image, without anything that a runtime would mount."""
+    with _store_alone():
+        container = _buildah(["from", name]).strip()
+        script = 'program=$1; container=$2; shift 2; exec chroot "$("$@" mount "$container")" python -c "$program"'
+        path = "PATH=/opt/podsvid/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        text = run_apart(["env", path, "sh", "-euc", script, "sh", program, container, *_buildah_command()])
+        _buildah(["rm", container])
+    return text
 
 
 def compiled_at_start(name: str, modules: str) -> tuple[int, list[str]]:
