@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from podsvid.doctor import kinds
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -97,6 +99,8 @@ OF_SYSTEM: Final = (
     ),
     Row("OUTPUT_FAILED", "the standard output takes no more", "is the disk full that it is sent to?"),
 )
+# What the doctor says is its own; what others say as well has a row with theirs.
+OF_DOCTOR: Final = tuple(Row(each.reason, each.means, each.to_do) for each in kinds.OWN)
 OF_COMMANDS: Final = (
     Row("NO_SOCKET", "nothing is at that path", "is the daemon running, and on this host? `--socket` says where"),
     Row("NOT_A_SOCKET", "something else is at that path, or the path is too long", "give the socket's path"),

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from agent.admin import ADVICE
 from csi.mountable import MAY_MOUNT
-from docs.command_reasons import BETWEEN, BUG, OF_CHECK, OF_COMMANDS, OF_SYSTEM, Row
+from docs.command_reasons import BETWEEN, BUG, OF_CHECK, OF_COMMANDS, OF_DOCTOR, OF_SYSTEM, Row
 from signer.errors import HELP, Reason
 from signer.front.statuses import STATUS_CODES
 
@@ -294,6 +294,7 @@ def groups() -> tuple[Group, ...]:
             "Said by `podsvid agent --check` and `podsvid signer --check`, before a start.",
             OF_CHECK,
         ),
+        Group("Reasons of `podsvid doctor`", "Said by [podsvid doctor](doctor.md), with what it saw.", OF_DOCTOR),
         Group("Reasons of every command", "Said as `podsvid: REASON: text`, by daemons that end as well.", OF_SYSTEM),
         Group(
             "Reasons of single commands",

@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 
 from agent.pb import node_admin_pb2
+from podsvid.doctor.kinds import Weight
 from signer.pb import admin_pb2
 from svid.readers import Standing
 
@@ -179,6 +180,17 @@ SHAPES: Mapping[tuple[str, ...], Shape] = MappingProxyType(
             ),
         ),
         ("explain --socket",): POLICY,
+        ("doctor",): obj(
+            findings=listed(
+                obj(
+                    weight=Shape("string", words=tuple(each.name.lower() for each in Weight)),
+                    reason=STRING,
+                    seen=STRING,
+                    to_do=STRING,
+                    link=STRING,
+                )
+            )
+        ),
         ("bundle show",): message(admin_pb2.PublishResponse.DESCRIPTOR),
         ("oidc probe",): obj(
             trust_domain=STRING,

@@ -6,7 +6,6 @@ Not for the signer, which asks as its own service account (kube_client.py).
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -18,9 +17,9 @@ from kubernetes.stream.ws_client import websocket_call
 from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException
 
+from podsvid import kept
 from podsvid.authority import CommandFailed, NoSuchPod
 from podsvid.exec_room import ExecRoom
-from signer.pod_certificate_settings import SIGNER_NAME
 
 # Seconds for one command in a pod, and for one answer of the API server.
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
@@ -34,104 +33,12 @@ KUBELETS = (
 _Kind = TypeVar("_Kind")
 
 
-# Of objects only what is read here is decoded. What every object has is demanded: else any JSON would be a pod.
-class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    name: str
-    namespace: str = ""
-    uid: str = ""
-    creation_timestamp: datetime | None = None
-    deletion_timestamp: datetime | None = None
-
-
-class _Csi(msgspec.Struct, frozen=True, rename="camel"):
-    driver: str = ""
-
-
-class _PodCertificate(msgspec.Struct, frozen=True, rename="camel"):
-    signer_name: str = ""
-
-
-class _Source(msgspec.Struct, frozen=True, rename="camel"):
-    pod_certificate: _PodCertificate | None = None
-
-
-class _Projected(msgspec.Struct, frozen=True, rename="camel"):
-    sources: tuple[_Source, ...] | None = None
-
-
-class _Volume(msgspec.Struct, frozen=True, rename="camel"):
-    csi: _Csi | None = None
-    projected: _Projected | None = None
-
-    @property
-    def certified(self) -> bool:
-        sources = (self.projected.sources if self.projected else None) or ()
-        return any(each.pod_certificate and each.pod_certificate.signer_name == SIGNER_NAME for each in sources)
-
-
-class _Spec(msgspec.Struct, frozen=True, rename="camel"):
-    node_name: str | None = None
-    volumes: tuple[_Volume, ...] | None = None
-
-
-class _Condition(msgspec.Struct, frozen=True, rename="camel"):
-    type: str = ""
-    status: str = ""
-
-
-class _Status(msgspec.Struct, frozen=True, rename="camel"):
-    phase: str | None = None
-    conditions: tuple[_Condition, ...] | None = None
-
-
-class _Pod(msgspec.Struct, frozen=True, rename="camel"):
-    metadata: _Metadata
-    spec: _Spec = _Spec()
-    status: _Status = _Status()
-
-    @property
-    def ready(self) -> bool:
-        return any(each.type == "Ready" and each.status == "True" for each in self.status.conditions or ())
-
-
-class _Pods(msgspec.Struct, frozen=True, rename="camel"):
-    items: tuple[_Pod, ...]
-
-
-class _Series(msgspec.Struct, frozen=True, rename="camel"):
-    count: int | None = None
-    last_observed_time: datetime | None = None
-
-
-class _Event(msgspec.Struct, frozen=True, rename="camel"):
-    metadata: _Metadata
-    reason: str = ""
-    message: str = ""
-    reporting_component: str | None = None
-    count: int | None = None
-    last_timestamp: datetime | None = None
-    event_time: datetime | None = None
-    series: _Series | None = None
-
-    @property
-    def last_seen(self) -> datetime:
-        observed = self.series.last_observed_time if self.series else None
-        found = observed or self.last_timestamp or self.event_time or self.metadata.creation_timestamp
-        return found or datetime.fromtimestamp(0, UTC)
-
-    @property
-    def times(self) -> int:
-        return (self.series.count if self.series else None) or self.count or 1
-
-
-class _Events(msgspec.Struct, frozen=True, rename="camel"):
-    items: tuple[_Event, ...]
-
-
 class NotTold(CommandFailed):
     """The cluster does not say; the text says why, and what may be missing."""
 
     reason = "API_SERVER_UNAVAILABLE"
+    # Of HTTP; 0: there was no answer.
+    status = 0
 
 
 class NotAllowed(NotTold):
@@ -177,6 +84,8 @@ class KubeconfigCluster:
     ) -> None:
         self.podsvid_namespace = podsvid_namespace
         self._room = ExecRoom()
+        # The API server's clock, as its last answer said it.
+        self.dated = ""
         try:
             # Not the package's typed calls: its models take a second to load. What is left of it is without types.
             self._client: Any = config.new_client_from_config(kubeconfig, context)
@@ -195,7 +104,7 @@ class KubeconfigCluster:
     def pod(self, namespace: str, name: str) -> SeenPod:
         """That pod."""
         try:
-            pod = self._get(f"{_pods(namespace)}/{quote(name)}", {}, _Pod)
+            pod = self._get(f"{_pods(namespace)}/{quote(name)}", {}, kept.Pod)
         except ApiException as error:
             if error.status == NOT_FOUND:
                 raise NoSuchPod(
@@ -226,7 +135,7 @@ class KubeconfigCluster:
         query = {"labelSelector": f"app.kubernetes.io/name=podsvid,app.kubernetes.io/component={component}"}
         if node:
             query["fieldSelector"] = f"spec.nodeName={node}"
-        found = self._asked(_pods(self.podsvid_namespace), query, _Pods)
+        found = self.read(_pods(self.podsvid_namespace), query, kept.Pods)
         running = [
             pod for pod in found.items if pod.status.phase == "Running" and pod.metadata.deletion_timestamp is None
         ]
@@ -238,7 +147,7 @@ class KubeconfigCluster:
         """One for each node that has any, those that run before others."""
         query = {"labelSelector": "app.kubernetes.io/name=podsvid,app.kubernetes.io/component=agent"}
         found: dict[str, AgentPod] = {}
-        for pod in self._asked(_pods(self.podsvid_namespace), query, _Pods).items:
+        for pod in self.read(_pods(self.podsvid_namespace), query, kept.Pods).items:
             node, phase = pod.spec.node_name or "", pod.status.phase or ""
             runs = phase == "Running" and pod.metadata.deletion_timestamp is None
             if node and (node not in found or runs):
@@ -287,7 +196,7 @@ class KubeconfigCluster:
     def events(self, pod: SeenPod) -> list[dict[str, str]]:
         """The newest events about the pod's volumes, the oldest of them first."""
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/events"
-        found = self._asked(path, {"fieldSelector": f"involvedObject.uid={pod.uid}"}, _Events)
+        found = self.read(path, {"fieldSelector": f"involvedObject.uid={pod.uid}"}, kept.Events)
         mine = [
             each for each in found.items if "podsvid" in (each.reporting_component or "") or each.reason in KUBELETS
         ]
@@ -302,7 +211,8 @@ class KubeconfigCluster:
             for each in mine[-MAX_EVENTS:]
         ]
 
-    def _asked(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
+    def read(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
+        """What is at that path, as far as `kind` keeps it."""
         try:
             return self._get(path, query, kind)
         except ApiException as error:
@@ -321,6 +231,7 @@ class KubeconfigCluster:
             raise
         except ValueError as error:
             raise NotTold(f"the API server {self.host} cannot be asked: {_told(error)}") from None
+        self.dated = answer.headers.get("Date") or self.dated
         if answer.status != OK:
             refused = ApiException(status=answer.status, reason=answer.reason)
             refused.body = data
@@ -373,7 +284,9 @@ def _why(error: BaseException) -> str:
 def _refused(error: Any) -> NotTold:
     below = error.__context__
     status = below.status_code if isinstance(below, WebSocketBadStatusException) else error.status
-    return (NotAllowed if status == FORBIDDEN else NotTold)(_said(error))
+    found = (NotAllowed if status == FORBIDDEN else NotTold)(_said(error))
+    found.status = status or 0
+    return found
 
 
 def _said(error: Any) -> str:

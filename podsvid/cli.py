@@ -23,6 +23,7 @@ _COMMANDS = {
     "bundle": "the trust bundle, as other trust domains fetch it",
     "oidc": "the documents by which OpenID Connect verifies JWT-SVIDs",
     "explain": "which identity a pod gets, and why; from anywhere",
+    "doctor": "what is wrong with podsvid in this cluster, and what to do",
     "console": "identities, authorities and nodes in a browser, read-only",
     "quickstart": "see a volume rotate, without Kubernetes",
     "node": "the volumes of this node's agent",
@@ -124,6 +125,10 @@ def _add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
         from podsvid import explain
 
         explain.add_arguments(parser)
+    elif command == "doctor":
+        from podsvid.doctor import command as doctor_command
+
+        doctor_command.add_arguments(parser)
     elif command == "console":
         from podsvid.console import command as console_command
 
@@ -228,6 +233,12 @@ def _explain(parsed: argparse.Namespace) -> int:
     return explain.run(parsed)
 
 
+def _doctor(parsed: argparse.Namespace) -> int:
+    from podsvid.doctor import command as doctor_command
+
+    return doctor_command.run(parsed)
+
+
 def _console(parsed: argparse.Namespace) -> int:
     from podsvid.console import command as console_command
 
@@ -277,6 +288,7 @@ _RUN = {
     "bundle": _bundle,
     "oidc": _oidc,
     "console": _console,
+    "doctor": _doctor,
     "explain": _explain,
     "uninstall-check": _uninstall_check,
     "quickstart": _quickstart,

@@ -101,8 +101,8 @@ def yaml_of(value: object) -> str:
     return yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=False, width=1000)
 
 
-def add_cluster(parser: argparse.ArgumentParser, socket: str) -> None:
-    """By what a signer is found: a kubeconfig, or its admin socket."""
+def add_kubeconfig(parser: argparse.ArgumentParser) -> None:
+    """Which cluster, and where in it podsvid is."""
     parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: $KUBECONFIG, ~/.kube/config)")
     parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
     parser.add_argument(
@@ -111,6 +111,11 @@ def add_cluster(parser: argparse.ArgumentParser, socket: str) -> None:
         metavar="NAMESPACE",
         help="where podsvid is installed (default: podsvid)",
     )
+
+
+def add_cluster(parser: argparse.ArgumentParser, socket: str) -> None:
+    """By what a signer is found: a kubeconfig, or its admin socket."""
+    add_kubeconfig(parser)
     parser.add_argument(
         "--socket",
         metavar="SOCKET",

@@ -17,7 +17,7 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "1": "failed; the message says why. uninstall-check: pods use podsvid; --check: the host lacks something",
         "2": "wrong usage, address or setting",
         "3": "api: nobody answers, later may help; node, explain: the pod is refused, or a volume of it is not "
-        "ok; oidc probe: something was found; migrate: not all is carried over as it was",
+        "ok; oidc probe, doctor: something was found; migrate: not all is carried over as it was",
         "4": "api: the server has no identity for this caller",
         "5": "api validate: the token is not valid",
         "6": "api watch: the command of --exec cannot be started",

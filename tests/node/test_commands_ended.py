@@ -30,6 +30,7 @@ COMMANDS = (
     ("node", "ls", "--socket", "{base}/absent"),
     ("authority", "show", "--socket", "{base}/absent"),
     ("explain", "a/b", "--kubeconfig", "{base}/kubeconfig"),
+    ("doctor", "--kubeconfig", "{base}/kubeconfig"),
     ("console", "--kubeconfig", "{base}/kubeconfig"),
     ("uninstall-check", "--kubeconfig", "{base}/kubeconfig"),
     ("api", "fetch", "x509", "--socket", "{base}/absent", "--timeout", "3"),

@@ -25,6 +25,7 @@ LINES = [
     ("podsvid signer --reissue-r", "--reissue-rate"),
     ("podsvid completion fi", "fish"),
     ("podsvid help quick", "quickstart"),
+    ("podsvid doc", "doctor"),
     ("podsvid agent --config ./pyproject.t", "./pyproject.toml"),
     ("podsvid agent --authority e", "embedded"),
     ("podsvid signer --upstream-cert-file ./pyproject.t", "./pyproject.toml"),

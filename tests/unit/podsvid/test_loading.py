@@ -30,7 +30,14 @@ LOADS = {"agent.exposed.__main__": EXPOSED_LACKS, "agent.daemon": AGENT_LACKS}
 
 @pytest.mark.parametrize(
     "command",
-    ["podsvid.explain", "podsvid.node", "podsvid.authority", "podsvid.documents", "podsvid.console.command"],
+    [
+        "podsvid.explain",
+        "podsvid.node",
+        "podsvid.authority",
+        "podsvid.documents",
+        "podsvid.console.command",
+        "podsvid.doctor.command",
+    ],
 )
 def test_who_only_asks_loads_no_daemon(command: str) -> None:
     line = f"import sys, {command}; print(*sorted(sys.modules), sep='\\n')"

@@ -124,6 +124,9 @@ MISTAKES = (
     failed("NO_SOCKET", "console", "--socket", "{absent}", said="there is no {absent}: an agent does not run here"),
     failed("NOT_A_SOCKET", "console", "--socket", "{file}", said="{file} is a file and no socket of an agent"),
     # Kubeconfigs.
+    failed("API_SERVER_UNAVAILABLE", "doctor", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
+    failed("API_SERVER_UNAVAILABLE", "doctor", "--kubeconfig", "{closed}", said="onnection refused"),
+    failed("TIMED_OUT", "doctor", "--kubeconfig", "{deaf}", "--timeout", "1s", said="no answer from the API server"),
     failed("API_SERVER_UNAVAILABLE", "console", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
     failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
     failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{garbled}", said="no usable kubeconfig"),
