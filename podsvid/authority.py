@@ -192,6 +192,7 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool, l
 
 def run(parsed: argparse.Namespace) -> int:
     """Run it; the exit code. Raises CommandFailed."""
+    parsed.socket = here(parsed.socket)
     check_socket(parsed.socket, "authority show")
     waiting, asked = Waiting(parsed.timeout), parsed.action == "show"
     with grpc.insecure_channel(f"unix:{parsed.socket}") as channel:

@@ -272,6 +272,9 @@ def test_who_asks_by_exec_finds_the_signers_socket_wherever_its_container_has_it
     parsed = argparse.Namespace(pod="shop/cart-0", socket=usual, output="json", timeout=60.0)
     with pytest.raises(SocketAbsent, match=own):
         authority.explain(parsed)
+    # As the console, the doctor and `oidc probe` ask.
+    with pytest.raises(SocketAbsent, match=own):
+        authority.run(argparse.Namespace(action="show", socket=usual, output="json", timeout=60.0))
 
 
 def test_a_pod_of_a_mesh_without_a_volume_is_well_where_the_signer_is_its_proxies_ca(
