@@ -8,15 +8,18 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.go_tools import Progress
 
-from . import product_image
+from . import kubeconfig, product_image
+from .api import Object
 from .chart import CHART, ROOT, helm
 from .cluster import Cluster
 from .installation import (
@@ -63,7 +66,7 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
 
 
 def test_the_life_of_an_installation(
-    cluster: Cluster, images: dict[str, str], installed: float, progress: Progress
+    cluster: Cluster, images: dict[str, str], installed: float, progress: Progress, tmp_path: Path
 ) -> None:
     taints = cluster.api.get(f"/api/v1/nodes/{NODE}")["spec"].get("taints", [])
     assert TAINT["key"] not in [each["key"] for each in taints], "the start-up taint is still there"
@@ -115,6 +118,7 @@ def test_the_life_of_an_installation(
     wait_for("a pod after the upgrades", lambda: running(cluster, "late"), progress=progress)
 
     explain(cluster, progress)
+    doctor(cluster, tmp_path, progress)
     refusals(cluster, progress)
     refused = helm("uninstall", "podsvid", "--namespace", NAMESPACE, "--timeout", "5m", kubeconfig=cluster.kubeconfig)
     assert refused.returncode != 0, refused.stdout
@@ -164,6 +168,59 @@ def explain(cluster: Cluster, progress: Progress) -> None:
     nobody = asked("default/nobody")
     assert nobody.returncode == 1
     assert "pod default/nobody does not exist" in nobody.stderr
+
+
+def doctor(cluster: Cluster, folder: Path, progress: Progress) -> None:
+    """With the rights that its page has nothing of a whole installation is wrong, and what is broken is found."""
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    given = list(yaml.safe_load_all(textwrap.dedent(page[page.index("    apiVersion: rbac") :])))
+    account, access = "podsvid-doctor", folder / "doctor"
+    rbac, own = "/apis/rbac.authorization.k8s.io/v1", "/api/v1/namespaces/default/serviceaccounts"
+    driver = f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}"
+    made = []
+
+    def create(path: str, body: Object) -> None:
+        cluster.api.create(path, body)
+        made.append(f"{path}/{body['metadata']['name']}")
+
+    def asked() -> tuple[int, dict[str, str]]:
+        line = [sys.executable, "-m", "podsvid", "doctor", "--kubeconfig", str(access), "-o", "json"]
+        told = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert told.returncode in (0, 3), told.stderr
+        found = json.loads(told.stdout)["findings"]
+        progress(f"podsvid doctor: {told.returncode}, {[(each['reason'], each['seen']) for each in found]}")
+        return told.returncode, {each["reason"]: each["weight"] for each in found}
+
+    try:
+        create(own, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}})
+        kubeconfig.with_token(access, cluster.kubeconfig, cluster.api.token(account, "default"))
+        # Who may nothing is told so, and nothing else.
+        assert asked() == (3, {"COULD_NOT_LOOK": "unknown"})
+        for each in given:
+            namespace = each["metadata"].get("namespace")
+            place = f"{rbac}/namespaces/{namespace}" if namespace else rbac
+            create(f"{place}/{each['kind'].lower()}s", each)
+            binding: Object = {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": f"{each['kind']}Binding",
+                "metadata": each["metadata"],
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": each["kind"], "name": account},
+                "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": "default"}],
+            }
+            create(f"{place}/{each['kind'].lower()}bindings", binding)
+
+        def well() -> bool | str:
+            code, found = asked()
+            assert "COULD_NOT_LOOK" not in found, "its page leaves a right out"
+            return (code == 0 and set(found.values()) <= {"note"}) or str(found)
+
+        wait_for("the doctor to find nothing wrong", well, progress=progress)
+        cluster.api.patch(driver, {"spec": {"requiresRepublish": False}})
+        assert "DRIVER_WRONG" in asked()[1]
+    finally:
+        cluster.api.patch(driver, {"spec": {"requiresRepublish": True}})
+        for path in made:
+            cluster.api.remove(path)
 
 
 def refusals(cluster: Cluster, progress: Progress) -> None:
