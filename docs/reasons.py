@@ -214,7 +214,8 @@ _OF_AUTHORITIES = (
     Row(
         "NOT_INSTALLED",
         "an optional library is not there: that of a cloud's CA or KMS, or of traces",
-        "install what the text names, such as `pip install 'podsvid[aws]'`; an image of your own needs it, too",
+        "install what the text names, such as `pip install 'podsvid[aws]'`. podsvid's image has no pip: build one on "
+        "top of it, as [an image with more libraries](pkcs11.md#an-image-with-more-libraries)",
     ),
     Row(
         "INVALID_POLICY",

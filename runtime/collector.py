@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from runtime.extras import not_installed
 from runtime.settings import InvalidSetting
 from runtime.tracing import NO_TRACING, Tracing
 
@@ -19,9 +20,7 @@ def tracing(endpoint: str | None, service: str, facts: Mapping[str, str]) -> Ite
     try:
         from runtime.opentelemetry import OpenTelemetry
     except ImportError:
-        raise InvalidSetting(
-            "tracing_endpoint is set, and OpenTelemetry is not installed: pip install 'podsvid[tracing]'"
-        ) from None
+        raise InvalidSetting(f"tracing_endpoint is set, and {not_installed('OpenTelemetry', 'tracing')}") from None
     found = OpenTelemetry(endpoint, service, facts)
     try:
         yield found

@@ -15,6 +15,7 @@ from typing import TypeVar
 from runtime import listening
 from runtime.aside import begun
 from runtime.bounded import Unanswered
+from runtime.extras import not_installed
 
 _MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
 _LEAST_BYTES, _LEAST_FILES = 1024 * 1024, 16
@@ -136,7 +137,7 @@ def tracing(shown: str, endpoint: str | None) -> Lack | None:
             "opentelemetry.sdk"
         ):
             return None
-    return Lack("NOT_INSTALLED", f"{shown}: OpenTelemetry is not installed: pip install 'podsvid[tracing]'")
+    return Lack("NOT_INSTALLED", f"{shown}: {not_installed('OpenTelemetry', 'tracing')}")
 
 
 def is_locked(path: Path) -> bool:

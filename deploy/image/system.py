@@ -2,14 +2,16 @@
 
     system.py ENVIRONMENT ROOT
 
-That is Python without what nobody runs, in byte code only, the libraries that it and the environment's are linked
-against, and a few files of the system. No shell, no package manager: who is let into a container finds podsvid there.
+The base is Debian or Ubuntu, or built on one of them. Taken are Python without what nobody runs, in byte code only, the
+libraries that it and the environment's are linked against, and a few files of the system. No shell, no package manager:
+who is let into a container finds podsvid there.
 """
 
 import compileall
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -29,24 +31,27 @@ NOT_RUN = (
 )
 # Loaded by name, so that no library's list of others shows them: how the C library looks up names, and ends threads.
 BY_NAME = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2", "libgcc_s.so.1")
-# Of the system, where the base has it: names, how they are looked up, where libraries are. /etc/ssl/certs is the
-# Containerfile's: while this runs, whoever builds may have mounted something there.
+# The Containerfile's to copy: while this runs, whoever builds may have mounted certificates of his own there.
+CERTIFICATES = Path("/etc/ssl/certs")
+# Of the system, where the base has it: names, how they are looked up, where libraries are. By the last three scanners
+# find which release's packages these are; without Debian's or Ubuntu's own one Trivy matches none of them.
 FILES = (
-    "/etc/passwd",
-    "/etc/group",
-    "/etc/nsswitch.conf",
-    "/etc/ld.so.cache",
-    "/etc/ssl/openssl.cnf",
-    "/etc/os-release",
+    *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/ssl/openssl.cnf"),
+    *("/etc/os-release", "/etc/debian_version", "/etc/lsb-release"),
 )
-TREES = ("/usr/lib/ssl", "/usr/share/ca-certificates", "/usr/lib/locale/C.utf8", "/usr/share/common-licenses")
+TREES = (
+    *("/usr/lib/ssl", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates"),
+    *("/usr/lib/locale/C.utf8", "/usr/share/common-licenses"),
+)
+PACKAGES = Path("/var/lib/dpkg")
 # What a runtime mounts or a program expects. Kubernetes mounts over /tmp as well.
 FOLDERS = {"dev": 0o755, "proc": 0o755, "run": 0o755, "sys": 0o755, "tmp": 0o1777, "var/run": 0o755}
 LINKED = re.compile(r"(/\S+) \(0x")
 
 
 def main(environment: Path, root: Path) -> None:
-    """Fill the root. Raises CalledProcessError and OSError, and SystemExit where a library is missing."""
+    """Fill the root. Raises CalledProcessError and OSError, and SystemExit where the base is not one that will do."""
+    check_packages(PACKAGES)
     python = Path(sysconfig.get_config_var("BINDIR")) / f"python{sysconfig.get_python_version()}"
     for name in (environment / "bin" / "python3", python):
         take(name, root)
@@ -63,6 +68,8 @@ def main(environment: Path, root: Path) -> None:
     for tree in TREES:
         if Path(tree).exists():
             take_tree(Path(tree), root, ("private", "misc"))
+    paths = ssl.get_default_verify_paths()
+    check_roots((Path(paths.openssl_cafile), Path(paths.openssl_capath)), root)
     for name, mode in FOLDERS.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         (root / name).chmod(mode)
@@ -70,12 +77,42 @@ def main(environment: Path, root: Path) -> None:
     record_packages(root)
 
 
+def check_packages(packages: Path) -> None:
+    """Raises SystemExit where the base is not of Debian's kind."""
+    if not (packages / "status").is_file():
+        raise SystemExit(
+            f"the base has no {packages / 'status'}: it has to be Debian or Ubuntu, or built on one of them, such as "
+            "docker.io/library/python:3.13-slim-bookworm"
+        )
+
+
+def check_roots(paths: Iterable[Path], root: Path) -> None:
+    """Whether one of the places where OpenSSL looks for public CAs leads to the certificates that the image will have.
+
+    Raises SystemExit where it would find none, which nobody would notice before the first call to a cloud.
+    """
+    tried = list(paths)
+    for path in tried:
+        there = any(path.iterdir()) if path.is_dir() else path.is_file()
+        if there and take(path, root).is_relative_to(root / CERTIFICATES.relative_to("/")):
+            return
+    raise SystemExit(
+        f"OpenSSL's {' and '.join(map(str, tried))} lead to no certificates in {CERTIFICATES}, and the image takes "
+        "none from elsewhere: the base needs its package ca-certificates, and a Python with its OpenSSL"
+    )
+
+
 def take(path: Path, root: Path) -> Path:
-    """Copy a file, with each symbolic link on the way to it; where it is in the root. Raises OSError."""
+    """Copy a file, with each symbolic link on the way to it; where it is in the root. Raises OSError.
+
+    Links to the certificates are taken without what is there.
+    """
     at = Path("/")
     parts = list(path.relative_to("/").parts)
     while parts:
         at /= parts.pop(0)
+        if at == CERTIFICATES:
+            return root.joinpath(at.relative_to("/"), *parts)
         copy = root / at.relative_to("/")
         if at.is_symlink():
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -122,11 +159,8 @@ def libraries(places: Iterable[Path], own: tuple[Path, ...]) -> list[Path]:
 
 def record_packages(root: Path) -> None:
     """Say which of Debian's packages the files are of, where scanners look for that, with the packages' licences."""
-    info = Path("/var/lib/dpkg")
-    if not (info / "status").exists():
-        return
     there = {_plain(f"/{file.relative_to(root)}") for file in root.rglob("*") if file.is_file()}
-    listed = sorted((info / "info").glob("*.list"))
+    listed = sorted((PACKAGES / "info").glob("*.list"))
     names = {
         each.stem.partition(":")[0]
         for each in listed
@@ -134,7 +168,7 @@ def record_packages(root: Path) -> None:
     }
     records = root / "var/lib/dpkg/status.d"
     records.mkdir(parents=True, exist_ok=True)
-    for stanza in (info / "status").read_text(encoding="utf-8").split("\n\n"):
+    for stanza in (PACKAGES / "status").read_text(encoding="utf-8").split("\n\n"):
         name = stanza.partition("\n")[0].removeprefix("Package: ")
         if name in names:
             (records / name).write_text(stanza.rstrip("\n") + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.extras import not_installed
 from runtime.words import line
 from signer.clouds.process import Failed
 
@@ -51,7 +52,7 @@ class Aws:
             from botocore.config import Config
             from botocore.exceptions import BotoCoreError
         except ImportError:
-            raise Failed("not-installed", "boto3 is not installed: pip install 'podsvid[aws]'") from None
+            raise Failed("not-installed", not_installed("boto3", "aws")) from None
         # The signer asks again itself, ever more rarely.
         by = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"total_max_attempts": 1})
         try:

@@ -5,6 +5,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from runtime.extras import not_installed
 from runtime.words import line
 from signer.clouds.process import Failed
 
@@ -67,7 +68,7 @@ class Google:
 
             self._client = (connect or known)()
         except ImportError:
-            raise Failed("not-installed", f"{package} is not installed: pip install 'podsvid[google]'") from None
+            raise Failed("not-installed", not_installed(package, "google")) from None
         except (google.auth.exceptions.GoogleAuthError, OSError, ValueError) as error:
             raise _unasked(error) from None
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from runtime.extras import not_installed
 from signer.held_key import Scheme, Unsupported, held
 from signer.pkcs11_uri import KeyUri, TokenUri
 from signer.upstream.certify import UpstreamUnusable
@@ -22,7 +23,7 @@ MAX_ANSWER = 64 * 1024
 MECHANISMS = MappingProxyType({Scheme.ECDSA: "ECDSA", Scheme.RSA_SHA256: "SHA256_RSA_PKCS", Scheme.ED25519: "EDDSA"})
 _WHY: Mapping[str, str] = MappingProxyType(
     {
-        "not-installed": "python-pkcs11 is not installed: pip install 'podsvid[pkcs11]'",
+        "not-installed": not_installed("python-pkcs11", "pkcs11"),
         "no-module": "{module} cannot be loaded as a PKCS#11 module; is it the vendor's library for this machine, and "
         "is its configuration there (SoftHSM: SOFTHSM2_CONF)?",
         "no-token": "there is no such token at {module}; is it plugged in, and the service behind it there?",

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
+from runtime.extras import not_installed
 from signer.clouds.process import Cloud, CloudProcess, Service
 from signer.upstream.certify import UpstreamUnusable
 
@@ -31,4 +32,4 @@ def check_installed(module: str, library: str, extra: str) -> None:
     except ImportError:  # what it is a part of
         found = None
     if found is None:
-        raise NotInstalled(f"{library} is not installed: pip install 'podsvid[{extra}]'")
+        raise NotInstalled(not_installed(library, extra))

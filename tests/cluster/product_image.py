@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 BASE = "localhost/debian-python:1"
 EXAMPLES_BASE = "localhost/debian-examples:2"
 EXAMPLES = "localhost/podsvid-examples:1"
+MORE = "localhost/podsvid-more:1"
+_WRITTEN_BASE = "docker.io/library/python:3.13-slim-bookworm@sha256:…"
 _SUITE = "bookworm"
 _PACKAGES = {
     BASE: ("python3", "python3-venv", "ca-certificates"),
@@ -78,6 +81,20 @@ COPY --chmod=755 envoy /usr/local/bin/envoy
     )
     _build(["--tag", EXAMPLES, str(context)])
     return EXAMPLES
+
+
+def build_more(image: str, context: Path, progress: Progress) -> str:
+    """An image on top of that one, as the documentation's lines say, with an empty library. `context` is scratch."""
+    progress(f"building on top of {image}")
+    section = (ROOT / "docs" / "pkcs11.md").read_text().partition("\n### An image with more libraries\n")[2]
+    lines = textwrap.dedent("\n".join(re.findall(r"^ {4}.*$", section.partition("\n### ")[0], re.MULTILINE)))
+    for written, here in (("registry.example/podsvid:0.1.0", image), (_WRITTEN_BASE, BASE)):
+        assert lines.count(written) == 1, lines
+        lines = lines.replace(written, here)
+    (context / "Containerfile").write_text(lines + "\n")
+    (context / "libpkcs11.so").touch()
+    _build(["--tag", MORE, str(context)])
+    return MORE
 
 
 def load(cluster: Cluster, names: Iterable[str]) -> None:

@@ -314,6 +314,10 @@ for command in commands:
 roots = len(ssl.create_default_context().get_ca_certs())
 print(json.dumps({"failed": failed, "modules": modules, "commands": list(commands), "roots": roots}))
 """
+LIBRARIES = """
+import importlib.metadata, json
+print(json.dumps(sorted(f"{found.name}=={found.version}" for found in importlib.metadata.distributions())))
+"""
 # What a node's disk has room for: goal 120 MiB, and what was reached on Debian 12 with some room above it.
 MOST_ON_DISK = 108 * 2**20
 
@@ -330,6 +334,8 @@ def test_the_image_is_small_and_has_nothing_but_what_runs(images: dict[str, str]
     assert {"opt/podsvid/share/sbom.cdx.json", "usr/share/doc/libssl3/copyright", "var/lib/dpkg/status.d/libssl3",
             "usr/lib/python3.11/LICENSE.txt"} <= set(files)  # fmt: skip
     assert any(re.search(r"/grpcio-[^/]*\.dist-info/.*LICENSE", path) for path in files)
+    # Whose release the packages are of: without that scanners match none of them (Trivy, Syft).
+    assert {"etc/debian_version", "usr/lib/os-release"} <= set(files)
 
 
 def test_every_module_and_command_starts_in_the_image(images: dict[str, str]) -> None:
@@ -341,6 +347,17 @@ def test_every_module_and_command_starts_in_the_image(images: dict[str, str]) ->
     )
     # Its certificates are the base's, for what is asked of others over HTTPS.
     assert found["roots"] > 50
+
+
+def test_an_image_on_top_has_more_libraries_and_the_same_of_its_own(
+    images: dict[str, str], progress: Progress, tmp_path: Path
+) -> None:
+    more = product_image.build_more(images["now"], tmp_path, progress)
+    before, after = (json.loads(product_image.run_in(name, LIBRARIES)) for name in (images["now"], more))
+    assert [each for each in after if each not in before] == ["asn1crypto==1.5.1", "python-pkcs11==0.10.1"]
+    assert [each for each in after if each in before] == before
+    assert product_image.run_in(more, "import pkcs11._pkcs11; print('loaded')") == "loaded\n"
+    assert "usr/lib/vendor/libpkcs11.so" in product_image.unpacked(more)[1]
 
 
 def test_a_command_in_a_pod_compiles_nothing_before_it_starts(images: dict[str, str]) -> None:

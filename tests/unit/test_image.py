@@ -131,3 +131,52 @@ def test_a_folder_is_taken_without_what_is_not_run(system: ModuleType, tmp_path:
     inside = root / base.relative_to("/")
     files = {str(each.relative_to(inside)) for each in inside.rglob("*") if not each.is_dir() or each.is_symlink()}
     assert files == {"os.py", "json/decoder.py"}
+
+
+@pytest.fixture
+def certificates(system: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the base has its certificates, with a bundle in it that is whoever builds'."""
+    found = tmp_path / "base/etc/ssl/certs"
+    found.mkdir(parents=True)
+    (found / "ca-certificates.crt").write_text("mounted")
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(system, "CERTIFICATES", found)
+    return found
+
+
+def test_certificates_of_whoever_builds_are_not_taken_with_the_links_to_them(
+    system: ModuleType, tmp_path: Path, certificates: Path
+) -> None:
+    base, root = tmp_path / "base", tmp_path / "root"
+    (base / "usr/lib/ssl").mkdir(parents=True)
+    (base / "usr/lib/ssl/cert.pem").symlink_to(certificates / "ca-certificates.crt")
+    (base / "usr/lib/ssl/certs").symlink_to(certificates)
+    system.take_tree(base / "usr/lib/ssl", root, ())
+    inside = root / base.relative_to("/") / "usr/lib/ssl"
+    assert (inside / "cert.pem").readlink() == certificates / "ca-certificates.crt"
+    assert (inside / "certs").readlink() == certificates
+    assert not list(root.rglob("ca-certificates.crt"))
+    system.check_roots((inside.parent / "nowhere", base / "usr/lib/ssl/cert.pem"), root)
+    system.check_roots((base / "usr/lib/ssl/certs",), root)
+    system.check_roots((certificates,), root)
+
+
+def test_a_base_whose_openssl_looks_elsewhere_for_certificates_is_refused(
+    system: ModuleType, tmp_path: Path, certificates: Path
+) -> None:
+    base, root = tmp_path / "base", tmp_path / "root"
+    elsewhere = base / "etc/pki/tls"
+    (elsewhere / "certs").mkdir(parents=True)
+    (elsewhere / "cert.pem").write_text("as RHEL has it")
+    (certificates / "ca-certificates.crt").unlink()
+    (elsewhere / "empty").symlink_to(certificates)
+    for paths in ((elsewhere / "cert.pem", elsewhere / "certs"), (elsewhere / "nowhere", elsewhere / "empty")):
+        with pytest.raises(SystemExit, match="ca-certificates"):
+            system.check_roots(paths, root)
+
+
+def test_a_base_that_is_not_of_debians_kind_is_refused(system: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="Debian or Ubuntu"):
+        system.check_packages(tmp_path)
+    (tmp_path / "status").write_text("Package: base-files\n")
+    system.check_packages(tmp_path)
