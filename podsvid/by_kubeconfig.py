@@ -30,6 +30,11 @@ KUBELETS = (
     *("FailedMount", "VolumeConditionAbnormal"),
     *("Denied", "CertificateOverdueForRefresh", "CertificateExpired"),
 )
+# Said to whoever may not: the rights that most commands need.
+NEEDED = (
+    "; needed are list on pods and create (or get) on pods/exec of podsvid's namespace, and for explain get on pods "
+    "and list on events of the pod's namespace"
+)
 _Kind = TypeVar("_Kind")
 
 
@@ -81,9 +86,11 @@ class KubeconfigCluster:
         context: str | None,
         podsvid_namespace: str,
         example: str = "explain NAMESPACE/POD",
+        needed: str = NEEDED,
     ) -> None:
         self.podsvid_namespace = podsvid_namespace
         self._room = ExecRoom()
+        self._needed = needed
         # The API server's clock, as its last answer said it.
         self.dated = ""
         try:
@@ -110,7 +117,7 @@ class KubeconfigCluster:
                 raise NoSuchPod(
                     f"pod {namespace}/{name} does not exist (any more); is --context the right cluster?"
                 ) from None
-            raise NotTold(f"pod {namespace}/{name} cannot be read: {_said(error)}") from None
+            raise NotTold(f"pod {namespace}/{name} cannot be read: {_said(error, self._needed)}") from None
         except msgspec.DecodeError as error:
             raise NotTold(
                 f"{self.host} answers with no pod ({error}); is it an API server? look at the context"
@@ -180,7 +187,7 @@ class KubeconfigCluster:
                 out, said = call.read_stdout(timeout=0), call.read_stderr(timeout=0)
                 call.close()
         except ApiException as error:
-            raise _refused(error) from None
+            raise _refused(error, self._needed) from None
         except (HTTPError, OSError, ValueError) as error:
             raise NotTold(_told(error)) from None
         if late:
@@ -216,7 +223,7 @@ class KubeconfigCluster:
         try:
             return self._get(path, query, kind)
         except ApiException as error:
-            raise _refused(error) from None
+            raise _refused(error, self._needed) from None
         except (HTTPError, OSError, msgspec.DecodeError) as error:
             raise NotTold(_told(error)) from None
 
@@ -281,15 +288,15 @@ def _why(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _refused(error: Any) -> NotTold:
+def _refused(error: Any, needed: str) -> NotTold:
     below = error.__context__
     status = below.status_code if isinstance(below, WebSocketBadStatusException) else error.status
-    found = (NotAllowed if status == FORBIDDEN else NotTold)(_said(error))
+    found = (NotAllowed if status == FORBIDDEN else NotTold)(_said(error, needed))
     found.status = status or 0
     return found
 
 
-def _said(error: Any) -> str:
+def _said(error: Any, needed: str) -> str:
     """What the API server said, and what may be missing."""
     status, body = error.status, error.body
     if isinstance(error.__context__, WebSocketBadStatusException):
@@ -302,8 +309,7 @@ def _said(error: Any) -> str:
         reason = _told(error.__context__) if isinstance(error.__context__, ValueError) else str(error.reason)
         message = f"the API server answered {status}" if status else reason
     advice = {
-        FORBIDDEN: "; needed are list on pods and create (or get) on pods/exec of podsvid's namespace, and for explain "
-        "get on pods and list on events of the pod's namespace",
+        FORBIDDEN: needed,
         UNAUTHORIZED: "; the kubeconfig's credentials have expired or are wrong: log in again",
     }
     return message + advice.get(status, "")

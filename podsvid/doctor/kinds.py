@@ -42,15 +42,16 @@ OWN: Final = (
     Kind(
         "SIGNERS_NOT_READY",
         Weight.BROKEN,
-        "signers do not run or are not ready: without any, new pods wait",
+        "no signer is ready: new pods wait",
         "look at the pod that is named, by `kubectl describe` and its log; `podsvid signer --check` in it says all "
         "that is wrong at once",
     ),
     Kind(
         "AGENTS_NOT_READY",
         Weight.BROKEN,
-        "on some nodes no agent is ready: pods there do not start, and renewals wait",
-        "look at the pod that is named, by `kubectl describe` and its log",
+        "on some nodes no agent is ready, or none is to run anywhere: pods there do not start, and renewals wait",
+        "look at the pod that is named, by `kubectl describe` and its log; where there is no pod, at the DaemonSet: "
+        "admission, a quota or its `nodeSelector` keeps it away",
     ),
     Kind(
         "DRIVER_MISSING",
@@ -72,8 +73,8 @@ OWN: Final = (
     ),
     Kind(
         "DEFINITIONS_MISSING",
-        Weight.BROKEN,
-        "custom resource definitions of podsvid's are missing: there can be no policies",
+        Weight.WRONG,
+        "custom resource definitions of podsvid's are missing: there can be none of the policies or federations",
         "apply `deploy/manifests/crds.yaml`, or set the chart's `crds.install`",
     ),
     Kind(
@@ -89,9 +90,23 @@ OWN: Final = (
         "`podsvid authority show` says what the next step waits for; a root's successor is the CA's above",
     ),
     Kind(
+        "SIGNERS_TOO_FEW",
+        Weight.WRONG,
+        "some signers are not ready: the others do their work",
+        "look at the pod that is named, by `kubectl describe` and its log; `podsvid signer --check` in it says all "
+        "that is wrong at once",
+    ),
+    Kind(
+        "UPGRADE_STUCK",
+        Weight.WRONG,
+        "a new pod of podsvid's does not start, while those before it still serve",
+        "look at the pod that is named, by `kubectl describe` and its log; `helm rollback` takes the change back",
+    ),
+    Kind(
         "BUNDLE_STALE",
         Weight.WRONG,
-        "a published trust bundle is not that of the authorities: who reads it trusts too little, or too much",
+        "a published trust bundle is missing, or not that of the authorities: who reads it trusts too little, or too "
+        "much",
         "wait a minute and look again; else the signer's log says why it cannot write there",
     ),
     Kind(
@@ -109,8 +124,10 @@ OWN: Final = (
     Kind(
         "TAINT_LEFT",
         Weight.WRONG,
-        "a node whose agent is registered still has the taint `podsvid.io/agent-not-ready`: no pod is scheduled there",
-        "is `startupTaint.enabled` of the chart set, and may the signer write nodes? Then its log says why; by hand "
+        "a node whose agent is registered, or that gets none, still has the taint `podsvid.io/agent-not-ready`: no pod "
+        "is scheduled there",
+        "where no agent's pod is, do `nodeSelector` and `tolerations` of the chart's `agent` leave the node out? Else "
+        "is `startupTaint.enabled` set, and may the signer write nodes? Then its log says why; by hand "
         "`kubectl taint node NODE podsvid.io/agent-not-ready-`",
     ),
     Kind(
@@ -124,7 +141,26 @@ OWN: Final = (
         "COULD_NOT_LOOK",
         Weight.UNKNOWN,
         "a part could not be looked at, so that something may be wrong there",
-        "give who asks the right that the text names (docs/doctor.md has all of them), or ask as somebody who has it",
+        "where the text says `forbidden`, give who asks that right (docs/doctor.md has all of them), or ask as "
+        "somebody who has it; else look at what did not answer, and ask again",
+    ),
+    Kind(
+        "NODES_AWAY",
+        Weight.NOTE,
+        "nodes are not ready, and so neither are their agents, which are not counted",
+        "nothing of podsvid's: look at the nodes",
+    ),
+    Kind(
+        "UPGRADE_UNFINISHED",
+        Weight.NOTE,
+        "some agents run an earlier version or other settings than their DaemonSet has",
+        "wait for the upgrade that is going on; with `updateStrategy` OnDelete, delete those agents",
+    ),
+    Kind(
+        "VERSION_OTHER",
+        Weight.NOTE,
+        "this command is of another version than what is installed, and may know other reasons than there are",
+        "nothing, where all goes well; else take the command of the installed version",
     ),
     Kind(
         "ADMISSION_MISSING",
@@ -155,7 +191,7 @@ OWN: Final = (
 # Reasons that others say as well: what they mean stands with theirs.
 SHARED: Final = (
     Kind("MOUNT_NOT_SHARED", Weight.BROKEN, "", "set `mountPropagation: Bidirectional`, as the chart does"),
-    Kind("CLOCKS_DIFFER", Weight.WRONG, "", "have the node's clock set, by NTP or PTP"),
+    Kind("CLOCKS_DIFFER", Weight.WRONG, "", "have the clock set of the node that is named, or of the signers' nodes"),
     Kind("UPSTREAM_AWAY", Weight.WRONG, "", "`podsvid authority show` has all that was said; ask the CA above"),
     Kind("POLICY_UNUSABLE", Weight.WRONG, "", "`kubectl describe` of that policy; correct the field that is named"),
     Kind(

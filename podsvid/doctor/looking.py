@@ -9,10 +9,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from podsvid.authority import DEFAULT_SOCKET
 from podsvid.by_kubeconfig import NOT_FOUND, NotTold
-from podsvid.doctor import objects
-from podsvid.waiting import GaveUp, Waiting
+from podsvid.doctor import answers, objects
+from podsvid.waiting import GaveUp, Waiting, say
 from signer.errors import SignerError
 
 _Kind = TypeVar("_Kind")
@@ -23,6 +22,9 @@ _BUNDLES = tuple(
     f"/apis/certificates.k8s.io/{version}/clustertrustbundles" for version in ("v1", "v1beta1", "v1alpha1")
 )
 _OURS = "app.kubernetes.io/managed-by=podsvid"
+_BUNDLE = "podsvid-bundle"
+# Seconds for one part, of those that there are for all: what hangs leaves the others their time.
+SHARE = 15.0
 
 
 class Cluster(Protocol):
@@ -59,13 +61,16 @@ class Seen:
     leases: tuple[objects.Lease, ...] | None = None
     heard: datetime | None = None
     kinds: frozenset[str] | None = None
-    admission: bool | None = None
+    # What is wrong with it; empty: nothing.
+    admission: str | None = None
     policies: tuple[objects.Declared, ...] | None = None
     federations: tuple[objects.Declared, ...] | None = None
+    # Of the bundle's name only, in every namespace.
+    bundle_name: str = _BUNDLE
     config_maps: tuple[objects.ConfigMap, ...] | None = None
     trust_bundles: tuple[objects.ClusterTrustBundle, ...] | None = None
-    authority: dict[str, Any] | None = None
-    published: dict[str, Any] | None = None
+    authority: answers.Status | None = None
+    published: answers.Bundle | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -76,9 +81,16 @@ def look(cluster: Cluster, waiting: Waiting) -> Seen:
     # Everybody may read it: who cannot has no API server, or no credentials.
     seen.version = waiting.ask(host, lambda: cluster.read("/version", {}, objects.Version)).git_version
 
+    told: set[str] = set()
+
     def part(title: str, work: Callable[[], _Item], who: str = host) -> _Item | None:
+        def tell(text: str) -> None:
+            if who not in told:
+                told.add(who)
+                say(text)
+
         try:
-            return waiting.ask(who, work)
+            return Waiting(min(waiting.left(), SHARE), tell, longer="").ask(who, work)
         except (SignerError, GaveUp) as error:
             if getattr(error, "status", 0) != NOT_FOUND:
                 seen.missing[title] = str(error)
@@ -113,19 +125,19 @@ def look(cluster: Cluster, waiting: Waiting) -> Seen:
         found = [some(title, f"/apis/podsvid.io/v1alpha1/{name}", objects.Declared) for name in names]
         if title not in seen.missing:
             setattr(seen, title, tuple(each for part_of in found for each in part_of or ()))
-    seen.config_maps = some("published ConfigMaps", "/api/v1/configmaps", objects.ConfigMap, {"labelSelector": _OURS})
+    seen.bundle_name = _bundle_name(seen.agents)
+    # By the name, and whoever made them: another's of that name is in the bundle's place.
+    named = {"fieldSelector": f"metadata.name={seen.bundle_name}"}
+    seen.config_maps = some("published ConfigMaps", "/api/v1/configmaps", objects.ConfigMap, named)
     for path in _BUNDLES:
         title = "ClusterTrustBundles"
         seen.trust_bundles = some(title, path, objects.ClusterTrustBundle, {"labelSelector": _OURS})
         if seen.trust_bundles is not None or title in seen.missing:
             break
     if seen.signers is not None or "the signers' Deployment" in seen.missing:
-        show = ["show", "--socket", DEFAULT_SOCKET, "--output", "json"]
         signer = part("a signer", cluster.signer)
         if signer is not None:
-            who = f"pod {signer}"
-            seen.authority = part("the authorities", lambda: _said(cluster, signer, ["authority", *show]), who)
-            seen.published = part("the signer's bundle", lambda: _said(cluster, signer, ["bundle", *show]), who)
+            _ask(cluster, part, seen, signer)
     return seen
 
 
@@ -141,23 +153,53 @@ class _List(msgspec.Struct, frozen=True):
     items: tuple[msgspec.Raw, ...]
 
 
+def _ask(cluster: Cluster, part: Callable[..., Any], seen: Seen, signer: str) -> None:
+    """What a signer says, and beside it the one that leads: only that one knows what the CA above said."""
+    # Without --socket, by which signers of other versions are found, too.
+    show = ["show", "--output", "json"]
+
+    def said(pod: str, what: str, kind: type[_Item]) -> Callable[[], _Item]:
+        return lambda: _said(cluster, pod, [what, *show], kind)
+
+    seen.authority = part("the authorities", said(signer, "authority", answers.Status), f"pod {signer}")
+    leader = seen.authority.leader if seen.authority else ""
+    if leader != signer and any(each.metadata.name == leader and each.ready for each in seen.pods or ()):
+        title = "the authorities, of the signer that leads"
+        led = part(title, said(leader, "authority", answers.Status), f"pod {leader}")
+        seen.authority = led or seen.authority
+    seen.published = part("the signer's bundle", said(signer, "bundle", answers.Bundle), f"pod {signer}")
+
+
+def _bundle_name(agents: objects.Workload | None) -> str:
+    """Of the ConfigMap that agents begin with."""
+    volumes = (agents.spec.template.spec.volumes if agents else None) or ()
+    return next((each.config_map.name for each in volumes if each.name == "bundle" and each.config_map), _BUNDLE)
+
+
 def _admission(cluster: Cluster, part: Callable[..., Any], seen: Seen) -> None:
-    title, names = "admission policies", ("validatingadmissionpolicies", "validatingadmissionpolicybindings")
-    paths = [f"{_ADMISSION}/{name}/podsvid-signer" for name in names]
-    found = [part(title, lambda path=path: cluster.read(path, {}, _Anything)) for path in paths]
-    if title not in seen.missing:
-        seen.admission = all(each is not None for each in found)
+    title, wrong = "admission policies", []
+    for name in ("podsvid-signer", "podsvid-pod-certificates", "podsvid-trust-domain"):
+        paths = [
+            f"{_ADMISSION}/{each}/{name}"
+            for each in ("validatingadmissionpolicies", "validatingadmissionpolicybindings")
+        ]
+        policy, binding = (part(title, lambda path=path: cluster.read(path, {}, objects.Binding)) for path in paths)
+        if title in seen.missing:
+            return
+        # The others belong to what may be switched off.
+        if (policy is None or binding is None) and (name == "podsvid-signer" or policy is not binding):
+            wrong.append(f"ValidatingAdmissionPolicy {name} or its binding is not there")
+        elif binding is not None and "Deny" not in (binding.spec.validation_actions or ()):
+            wrong.append(f"ValidatingAdmissionPolicyBinding {name} is without Deny: it refuses nothing")
+    seen.admission = "; ".join(wrong)
 
 
-class _Anything(msgspec.Struct, frozen=True):
-    kind: str = ""
-
-
-def _said(cluster: Cluster, pod: str, command: list[str]) -> dict[str, Any]:
+def _said(cluster: Cluster, pod: str, command: list[str], kind: type[_Item]) -> _Item:
     found = cluster.run(pod, "signer", ["podsvid", *command])
-    if not isinstance(found, dict):
-        raise NotTold(f"pod {pod} answered {' '.join(command[:2])} with something else")
-    return found
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        raise NotTold(f"pod {pod} answered {' '.join(command[:2])} with something else: {error}") from None
 
 
 def _when(text: str) -> datetime | None:

@@ -42,9 +42,32 @@ class Container(msgspec.Struct, frozen=True, rename="camel"):
     volume_mounts: tuple[Mount, ...] | None = None
 
 
+class Token(msgspec.Struct, frozen=True, rename="camel"):
+    audience: str = ""
+
+
+class Source(msgspec.Struct, frozen=True, rename="camel"):
+    service_account_token: Token | None = None
+
+
+class Projected(msgspec.Struct, frozen=True, rename="camel"):
+    sources: tuple[Source, ...] | None = None
+
+
+class Named(msgspec.Struct, frozen=True, rename="camel"):
+    name: str = ""
+
+
+class Volume(msgspec.Struct, frozen=True, rename="camel"):
+    name: str
+    config_map: Named | None = None
+    projected: Projected | None = None
+
+
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     containers: tuple[Container, ...] = ()
     node_name: str = ""
+    volumes: tuple[Volume, ...] | None = None
 
 
 class Said(msgspec.Struct, frozen=True, rename="camel"):
@@ -68,7 +91,18 @@ class Labelled(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     namespace: str = ""
     labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
     deletion_timestamp: datetime | None = None
+
+    @property
+    def instance(self) -> str:
+        """Which installation made it."""
+        return (self.labels or {}).get("app.kubernetes.io/instance", "")
+
+    @property
+    def version(self) -> str:
+        """Of podsvid, as the chart wrote it."""
+        return (self.labels or {}).get("app.kubernetes.io/version", "")
 
 
 class Pod(msgspec.Struct, frozen=True, rename="camel"):
@@ -99,12 +133,14 @@ class WorkloadStatus(msgspec.Struct, frozen=True, rename="camel"):
     desired_number_scheduled: int = 0
     number_ready: int = 0
     ready_replicas: int = 0
+    updated_number_scheduled: int | None = None
+    conditions: tuple[Said, ...] | None = None
 
 
 class Workload(msgspec.Struct, frozen=True, rename="camel"):
     """A DaemonSet or a Deployment."""
 
-    metadata: Metadata
+    metadata: Labelled
     spec: WorkloadSpec = WorkloadSpec()
     status: WorkloadStatus = WorkloadStatus()
 
@@ -113,12 +149,12 @@ class DriverSpec(msgspec.Struct, frozen=True, rename="camel"):
     attach_required: bool = True
     pod_info_on_mount: bool = False
     requires_republish: bool = False
-    token_requests: tuple[object, ...] | None = None
+    token_requests: tuple[Token, ...] | None = None
     volume_lifecycle_modes: tuple[str, ...] | None = None
 
 
 class Driver(msgspec.Struct, frozen=True, rename="camel"):
-    metadata: Metadata
+    metadata: Labelled
     spec: DriverSpec = DriverSpec()
 
 
@@ -207,3 +243,13 @@ class BundleSpec(msgspec.Struct, frozen=True, rename="camel"):
 class ClusterTrustBundle(msgspec.Struct, frozen=True, rename="camel"):
     metadata: Metadata
     spec: BundleSpec = BundleSpec()
+
+
+class BindingSpec(msgspec.Struct, frozen=True, rename="camel"):
+    validation_actions: tuple[str, ...] | None = None
+
+
+class Binding(msgspec.Struct, frozen=True, rename="camel"):
+    """Of a ValidatingAdmissionPolicy; the policy itself is one that has none of it."""
+
+    spec: BindingSpec = BindingSpec()

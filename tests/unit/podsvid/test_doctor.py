@@ -2,168 +2,50 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
 import pytest
 import yaml
 
 from docs import shapes
 from podsvid.authority import CommandFailed
 from podsvid.by_kubeconfig import NotAllowed, NotTold
-from podsvid.doctor import command, kinds, rules
+from podsvid.doctor import command, kinds, nodes, rules
 from podsvid.doctor.kinds import KINDS, Weight
 from podsvid.doctor.looking import look
-from podsvid.doctor.rules import Finding, findings
+from podsvid.doctor.rules import findings
 from podsvid.waiting import Waiting
+from tests.unit.podsvid.doctoring import (
+    ADMISSION,
+    AGENTS,
+    CSI_NODES,
+    DRIVERS,
+    LEASES,
+    NOW,
+    OTHER,
+    OWN,
+    PEM,
+    PODS,
+    SIGNERS,
+    TRUST_BUNDLES,
+    FakeCluster,
+    Objects,
+    at,
+    change,
+    gone,
+    healthy,
+    named,
+    pod,
+    seen,
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[3]
-NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
-DATE = "Sun, 29 Nov 2026 12:00:00 GMT"
-APPS = "/apis/apps/v1/namespaces/podsvid"
-PODS = "/api/v1/namespaces/podsvid/pods"
-AGENTS, SIGNERS = f"{APPS}/daemonsets/podsvid-agent", f"{APPS}/deployments/podsvid-signer"
-DRIVERS, CSI_NODES = "/apis/storage.k8s.io/v1/csidrivers", "/apis/storage.k8s.io/v1/csinodes"
-LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
-OWN = "/apis/podsvid.io/v1alpha1"
-ADMISSION = "/apis/admissionregistration.k8s.io/v1"
-PEM, OTHER = (f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in ("AAAA", "BBBB"))
-TRUST_BUNDLES = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles"
-
-Objects = dict[str, Any]
-_Kind = TypeVar("_Kind")
-
-
-def at(**ago: float) -> str:
-    return f"{NOW - timedelta(**ago):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def pod(component: str, node: str) -> Objects:
-    return {
-        "metadata": {
-            "name": f"podsvid-{component}-{node}",
-            "namespace": "podsvid",
-            "labels": {"app.kubernetes.io/component": component},
-        },
-        "spec": {"nodeName": node, "containers": [{"name": component, "image": "podsvid:1"}]},
-        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
-    }
-
-
-def named(name: str, **more: Any) -> Objects:
-    return {"metadata": {"name": name}, **more}
-
-
-def healthy() -> Objects:
-    mounts = [{"mountPath": "/var/lib/kubelet/pods", "mountPropagation": "Bidirectional"}]
-    agent = {"name": "agent", "image": "podsvid:1", "volumeMounts": mounts}
-    driver = {
-        "attachRequired": False,
-        "podInfoOnMount": True,
-        "requiresRepublish": True,
-        "tokenRequests": [{"audience": "a"}],
-        "volumeLifecycleModes": ["Ephemeral"],
-    }
-    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-    in_use = {"podsMatched": 3, "conditions": [{"type": "Ready", "status": "True", "message": "fine"}]}
-    bundle = {"ca.crt": PEM, "bundle.json": "{}"}
-    labels = {"podsvid.io/trust-domain": "example.org"}
-    authority = {
-        "kind": "KIND_X509",
-        "id": "a1",
-        "stage": "active",
-        "prepared_at": at(days=2),
-        "activated_at": at(days=1),
-        "not_after": at(days=-8),
-    }
-    return {
-        "/version": {"gitVersion": f"v1.{rules.TRIED}.4"},
-        AGENTS: named(
-            "podsvid-agent",
-            spec={"template": {"spec": {"containers": [agent]}}},
-            status={"desiredNumberScheduled": 2, "numberReady": 2},
-        ),
-        SIGNERS: named("podsvid-signer", spec={"replicas": 2}, status={"readyReplicas": 2}),
-        PODS: [pod("agent", "n1"), pod("agent", "n2"), pod("signer", "n1"), pod("signer", "n2")],
-        DRIVERS: [named("csi.podsvid.io", spec=driver)],
-        CSI_NODES: [named(node, spec={"drivers": [{"name": "csi.podsvid.io"}]}) for node in ("n1", "n2")],
-        "/api/v1/nodes": [named(node, spec={}, status=ready) for node in ("n1", "n2")],
-        LEASES: [named(node, spec={"renewTime": "2026-11-29T11:59:55.123456Z"}) for node in ("n1", "n2")],
-        OWN: {"resources": [{"name": each} for each in rules.DEFINED]},
-        f"{ADMISSION}/validatingadmissionpolicies/podsvid-signer": {"kind": "ValidatingAdmissionPolicy"},
-        f"{ADMISSION}/validatingadmissionpolicybindings/podsvid-signer": {"kind": "ValidatingAdmissionPolicyBinding"},
-        f"{OWN}/clusterworkloadidentities": [named("all", status=in_use)],
-        f"{OWN}/workloadidentities": [],
-        f"{OWN}/federatedtrustdomains": [named("partner", status=in_use)],
-        "/api/v1/configmaps": [
-            {"metadata": {"name": "podsvid-bundle", "namespace": "shop", "labels": labels}, "data": bundle},
-            {"metadata": {"name": "podsvid-agents-x", "namespace": "podsvid"}, "data": {"agents": "{}"}},
-        ],
-        TRUST_BUNDLES: [named("podsvid.io:spiffe:example.org", spec={"trustBundle": PEM})],
-        "authority": {"trust_domain": "example.org", "sequence": "4", "agents": 2, "authorities": [authority]},
-        "bundle": {"trust_domain": "example.org", "pem": PEM},
-    }
-
-
-class FakeCluster:
-    """Implements looking.Cluster: objects by path, lists as lists; what is an exception is raised."""
-
-    podsvid_namespace = "podsvid"
-    host = "https://there:6443"
-
-    def __init__(self, objects: Objects, dated: str = DATE) -> None:
-        self.objects = objects
-        self.dated = dated
-        self.ran: list[tuple[str, str, list[str]]] = []
-
-    def read(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
-        found = self.objects.get(path)
-        if isinstance(found, Exception):
-            raise found
-        if found is None:
-            absent = NotTold(f"{path} is not there")
-            absent.status = 404
-            raise absent
-        found = {"items": found} if isinstance(found, list) else found
-        return msgspec.json.decode(json.dumps(found).encode(), type=kind)
-
-    def signer(self) -> str:
-        return "signer-1"
-
-    def run(self, pod: str, container: str, command: list[str]) -> Any:
-        self.ran.append((pod, container, command))
-        found = self.objects[command[1]]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-def seen(objects: Objects, now: datetime = NOW) -> list[Finding]:
-    cluster: Any = FakeCluster(objects)
-    return findings(look(cluster, Waiting(30.0)), now)
 
 
 def test_where_nothing_is_wrong_nothing_is_found() -> None:
     assert seen(healthy()) == []
-
-
-def change(path: str, *keys: str | int, to: Any) -> Callable[[Objects], None]:
-    """Sets what is there."""
-
-    def changed(objects: Objects) -> None:
-        place: Any = objects
-        for key in (path, *keys)[:-1]:
-            place = place[key]
-        place[(path, *keys)[-1]] = to
-
-    return changed
-
-
-def gone(path: str) -> Callable[[Objects], None]:
-    return lambda objects: objects.pop(path)
 
 
 def not_ready(component: str) -> Callable[[Objects], None]:
@@ -181,6 +63,20 @@ def not_ready(component: str) -> Callable[[Objects], None]:
     return changed
 
 
+def surged(objects: Objects) -> None:
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    new = pod("signer", "n2")
+    new["metadata"]["name"] = "podsvid-signer-n3"
+    new["status"] = {"phase": "Pending", "containerStatuses": [{"name": "signer", "state": waiting}]}
+    objects[PODS].append(new)
+
+
+def switched_off(objects: Objects) -> None:
+    objects["/api/v1/nodes"][1]["status"] = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    objects[AGENTS]["status"]["numberReady"] = 1
+    objects[PODS][1]["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
+
+
 def unready(name: str, message: str) -> Objects:
     return {"podsMatched": 1, "conditions": [{"type": name, "status": "False", "message": message}]}
 
@@ -192,7 +88,15 @@ BROKEN: dict[str, tuple[Callable[[Objects], None], str]] = {
         not_ready("agent"),
         "1 of 2 agents are ready; pod podsvid-agent-n2 on node n2: CrashLoopBackOff",
     ),
-    "SIGNERS_NOT_READY": (not_ready("signer"), "1 of 2 signers are ready; pod podsvid-signer-n2 on node n2: Crash"),
+    "SIGNERS_TOO_FEW": (not_ready("signer"), "1 of 2 signers are ready; pod podsvid-signer-n2 on node n2: Crash"),
+    "SIGNERS_NOT_READY": (change(SIGNERS, "status", "readyReplicas", to=0), "0 of 2 signers are ready"),
+    "UPGRADE_STUCK": (surged, "pod podsvid-signer-n3 on node n2: ImagePullBackOff no such image"),
+    "UPGRADE_UNFINISHED": (change(AGENTS, "status", "updatedNumberScheduled", to=1), "1 of 2 agents are as"),
+    "VERSION_OTHER": (
+        change(SIGNERS, "metadata", "labels", to={"app.kubernetes.io/version": "0.0.9"}),
+        "installed is 0.0.9; this command is of",
+    ),
+    "NODES_AWAY": (switched_off, "n2"),
     "DRIVER_MISSING": (change(DRIVERS, to=[]), "no CSIDriver object"),
     "DRIVER_WRONG": (change(DRIVERS, 0, "spec", "tokenRequests", to=[]), "csi.podsvid.io: tokenRequests is empty"),
     "DRIVER_UNREGISTERED": (change(CSI_NODES, 1, "spec", "drivers", to=None), "csi.podsvid.io on n2"),
@@ -209,7 +113,7 @@ BROKEN: dict[str, tuple[Callable[[Objects], None], str]] = {
         "1 of 2 agents at sequence 4: n2",
     ),
     "SIGNER_WARNS": (change("authority", "to_do", to=["activate a2"]), "activate a2"),
-    "TAINT_LEFT": (change("/api/v1/nodes", 1, "spec", "taints", to=[{"key": rules.TAINT}]), "on n2"),
+    "TAINT_LEFT": (change("/api/v1/nodes", 1, "spec", "taints", to=[{"key": nodes.TAINT}]), "on n2"),
     "VERSIONS_DIFFER": (
         change(PODS, 1, "spec", "containers", 0, "image", to="podsvid:2"),
         "podsvid:2 (podsvid-agent-n2)",
@@ -232,8 +136,8 @@ BROKEN: dict[str, tuple[Callable[[Objects], None], str]] = {
         "its mount of /var/lib/kubelet/pods has mountPropagation None",
     ),
     "CLOCKS_DIFFER": (
-        change(LEASES, 1, "spec", "renewTime", to="2026-11-29T12:00:30Z"),
-        "node n2 is 30 s ahead of the API server",
+        change(LEASES, 1, "spec", "renewTime", to="2026-11-29T12:02:30Z"),
+        "node n2 is 150 s ahead of the API server",
     ),
     "UPSTREAM_AWAY": (
         change("authority", "requested_x509", to={"at": "OpenBao", "said": ["first", "permission denied"]}),
@@ -266,6 +170,9 @@ def test_one_thing_that_is_wrong_is_found_and_nothing_else(reason: str) -> None:
     assert found[0].link == f"docs/troubleshooting.md#{reason.lower()}"
 
 
+ROOT_ENDING = {"subject": "CN=root", "since": at(days=400), "not_after": at(days=-20), "authorities": ["a1"]}
+
+
 def test_other_ways_of_the_same() -> None:
     for breaking, reason, said in (
         (change(LEASES, 0, "spec", "renewTime", to=at(minutes=3)), "CLOCKS_DIFFER", "n1 is ready, and 180 s behind"),
@@ -275,7 +182,7 @@ def test_other_ways_of_the_same() -> None:
             "ClusterTrustBundle podsvid.io",
         ),
         (
-            change("authority", "upstream_roots", to=[{"subject": "CN=root", "not_after": at(days=-20)}]),
+            change("authority", "upstream_roots", to=[ROOT_ENDING]),
             "AUTHORITY_ENDS",
             "the root above, CN=root",
         ),
@@ -297,12 +204,12 @@ def test_what_is_on_its_way_is_not_wrong() -> None:
     )
     authority |= {"waiting_nodes": ["n2"], "agents_waiting": 1}
     # A node that is not ready says nothing of its clock, one that is not registered keeps its taint.
-    objects["/api/v1/nodes"].append(named("n3", spec={"taints": [{"key": rules.TAINT}]}, status={}))
+    objects["/api/v1/nodes"].append(named("n3", spec={"taints": [{"key": nodes.TAINT}]}, status={}))
     objects[LEASES].append(named("n3", spec={"renewTime": at(hours=1)}))
     # Another trust domain's bundle is another one.
-    labels = {"podsvid.io/trust-domain": "example.net"}
+    labels = {"podsvid.io/trust-domain": "example.net", "app.kubernetes.io/managed-by": "podsvid"}
     other = {
-        "metadata": {"name": "x", "namespace": "y", "labels": labels},
+        "metadata": {"name": "podsvid-bundle", "namespace": "y", "labels": labels},
         "data": {"ca.crt": OTHER, "bundle.json": ""},
     }
     objects["/api/v1/configmaps"].append(other)
@@ -331,10 +238,10 @@ def test_a_signer_that_cannot_be_asked_is_said_once_and_the_rest_is_looked_at() 
     assert found[1].seen == "a signer: no signer runs"
 
 
-def test_the_signer_asks_itself_by_its_socket() -> None:
+def test_a_signer_finds_its_own_socket_whatever_its_version() -> None:
     cluster: Any = FakeCluster(healthy())
     look(cluster, Waiting(30.0))
-    shows = ["show", "--socket", "/run/podsvid-signer/admin.sock", "--output", "json"]
+    shows = ["show", "--output", "json"]
     assert cluster.ran == [
         ("signer-1", "signer", ["podsvid", "authority", *shows]),
         ("signer-1", "signer", ["podsvid", "bundle", *shows]),
@@ -363,7 +270,7 @@ def test_the_versions_are_those_that_the_chart_and_the_tests_have() -> None:
 def run(monkeypatch: pytest.MonkeyPatch, objects: Objects, output: str) -> int:
     monkeypatch.setattr("podsvid.by_kubeconfig.KubeconfigCluster", lambda *_: FakeCluster(objects))
     parsed = argparse.Namespace(kubeconfig=None, context=None, podsvid_namespace="podsvid", timeout=30.0, output=output)
-    return command.run(parsed)
+    return command.run(parsed, lambda _: None)
 
 
 def test_worst_first_with_what_to_do_and_where_it_is_explained(
