@@ -1,0 +1,108 @@
+"""podsvid beside SPIRE, both on this machine, asked by one Go client: `python -m bench.peers [--rows ROW,…]`.
+
+Builds what it needs into the cache (SPIRE: some ten minutes, once), and needs root, two cores and some ten minutes.
+Writes bench/results/peers.md, and the values of the day beside it, into which rows that are measured alone are merged.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from bench.peers import latencies, minting
+from bench.peers.asking import Client
+from bench.peers.figures import Figures, merged, read, to_json
+from bench.peers.machine import CLIENTS
+from bench.peers.page import ALL_SIDES, page
+from bench.peers.programs import CLIENT, SPIRE, built
+from bench.peers.rows import BY_KEY
+from bench.report import RESULTS, environment
+from tests.go_tools import BuildError
+
+# Seconds; a run that takes longer hangs.
+LIMIT = 1500.0
+
+Part = Callable[[Figures, Mapping[str, Path], Client, frozenset[str], int, float], Awaitable[None]]
+PARTS: Mapping[str, tuple[Part, tuple[str, ...]]] = {
+    "latencies": (latencies.measure, tuple(latencies.KEYS)),
+    "mints": (minting.measure, minting.KEYS),
+}
+
+
+async def run(
+    figures: Figures, programs: Mapping[str, Path], wanted: frozenset[str], rounds: int, scale: float
+) -> None:
+    """Each part that has a wanted row. What one fails of is told, and the others go on."""
+    with tempfile.TemporaryDirectory(prefix="pb", dir="/tmp") as name:
+        client = Client(programs["client"], Path(name))
+        for part, (measure, keys) in PARTS.items():
+            if wanted.isdisjoint(keys):
+                continue
+            began = time.monotonic()
+            print(f"{part}: begins", flush=True)
+            try:
+                await measure(figures, programs, client, wanted, rounds, scale)
+            except Exception as error:
+                print(f"{part}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                for key in wanted.intersection(keys):
+                    figures.lack(
+                        key,
+                        ALL_SIDES,
+                        f"ended by {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                    )
+            print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _rows(text: str) -> frozenset[str]:
+    found = frozenset(text.split(","))
+    if unknown := found - set(BY_KEY):
+        raise argparse.ArgumentTypeError(f"no rows: {', '.join(sorted(unknown))}; there are: {', '.join(BY_KEY)}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser.add_argument("--rows", type=_rows, default=frozenset(BY_KEY), metavar="ROW,…", help="these alone")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--quick", action="store_true", help="one round of a fifth of it; records nothing")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0 or (os.cpu_count() or 1) < 2:
+        print("bench.peers needs root, as it mounts, and two cores, one for each side of a call", file=sys.stderr)
+        return 2
+    try:
+        programs = built()
+    except BuildError as error:
+        print(f"bench.peers: {error}", file=sys.stderr)
+        return 1
+    about = {key: each for key, each in environment().items() if key in ("date", "commit", "cores", "load before")}
+    figures = Figures(about)
+    rounds, scale = (1, 0.2) if arguments.quick else (arguments.rounds, 1.0)
+    os.sched_setaffinity(0, {CLIENTS})
+    asyncio.run(asyncio.wait_for(run(figures, programs, arguments.rows, rounds, scale), LIMIT))
+    file = RESULTS / f"{about['date']}-{about['cores']}c-peers.json"
+    found = figures.found() if arguments.quick else merged(read(file), figures.found())
+    text = page(found, about, versions())
+    print(text)
+    if not arguments.quick:
+        file.write_text(to_json(found), encoding="utf-8")
+        (RESULTS / "peers.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+def versions() -> dict[str, str]:
+    """Of both sides and of what is below them."""
+    grpc = next(
+        line.split()[-1]
+        for line in (CLIENT.manifest_dir / "go.mod").read_text(encoding="utf-8").splitlines()
+        if "google.golang.org/grpc " in line
+    )
+    below = {key: each for key, each in environment().items() if key not in ("date", "commit", "cores", "load before")}
+    return {"SPIRE": SPIRE.version.removeprefix("v"), "client's grpc-go": grpc.removeprefix("v"), **below}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
