@@ -11,14 +11,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bench.peers import latencies, minting
+from bench.peers import disk, latencies, minting, nodes
 from bench.peers.asking import Client
 from bench.peers.figures import Figures, merged, read, to_json
 from bench.peers.machine import CLIENTS
 from bench.peers.page import ALL_SIDES, page
 from bench.peers.programs import CLIENT, SPIRE, built
+from bench.peers.progress import say
 from bench.peers.rows import BY_KEY
 from bench.report import RESULTS, environment
 from tests.go_tools import BuildError
@@ -27,34 +30,47 @@ from tests.go_tools import BuildError
 LIMIT = 1500.0
 
 Part = Callable[[Figures, Mapping[str, Path], Client, frozenset[str], int, float], Awaitable[None]]
-PARTS: Mapping[str, tuple[Part, tuple[str, ...]]] = {
-    "latencies": (latencies.measure, tuple(latencies.KEYS)),
-    "mints": (minting.measure, minting.KEYS),
-}
 
 
-async def run(
-    figures: Figures, programs: Mapping[str, Path], wanted: frozenset[str], rounds: int, scale: float
-) -> None:
+def parts(image: float | None) -> Mapping[str, tuple[Part, tuple[str, ...]]]:
+    """What measures which rows; `image` as disk.measure has it."""
+    return {
+        "disk": (partial(disk.measure, image), disk.KEYS),
+        "latencies": (latencies.measure, tuple(latencies.KEYS)),
+        "mints": (minting.measure, minting.KEYS),
+        "nodes": (nodes.measure, nodes.KEYS),
+    }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows, how many rounds of each, how much of it, and the size of the image."""
+
+    rows: frozenset[str]
+    rounds: int
+    scale: float
+    image: float | None
+
+
+async def run(figures: Figures, programs: Mapping[str, Path], wanted: Wanted) -> None:
     """Each part that has a wanted row. What one fails of is told, and the others go on."""
     with tempfile.TemporaryDirectory(prefix="pb", dir="/tmp") as name:
         client = Client(programs["client"], Path(name))
-        for part, (measure, keys) in PARTS.items():
-            if wanted.isdisjoint(keys):
+        for part, (measure, keys) in parts(wanted.image).items():
+            rows = wanted.rows.intersection(keys)
+            if not rows:
                 continue
             began = time.monotonic()
-            print(f"{part}: begins", flush=True)
+            say(f"{part}: begins")
             try:
-                await measure(figures, programs, client, wanted, rounds, scale)
+                await measure(figures, programs, client, rows, wanted.rounds, wanted.scale)
             except Exception as error:
-                print(f"{part}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                for key in wanted.intersection(keys):
-                    figures.lack(
-                        key,
-                        ALL_SIDES,
-                        f"ended by {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                    )
-            print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
+                # A row that cannot be measured is named as that; what the others found is worth having.
+                why = f"{type(error).__name__}: {error}".partition("\n")[0]
+                say(f"{part}: ended by {error!r}")
+                for key in rows:
+                    figures.lack(key, ALL_SIDES, f"it ended early, by {why}")
+            say(f"{part}: took {time.monotonic() - began:.0f} s")
 
 
 def _rows(text: str) -> frozenset[str]:
@@ -69,6 +85,8 @@ def main() -> int:
     parser.add_argument("--rows", type=_rows, default=frozenset(BY_KEY), metavar="ROW,…", help="these alone")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--quick", action="store_true", help="one round of a fifth of it; records nothing")
+    image = "the size of podsvid's image, unpacked; without it that is not measured"
+    parser.add_argument("--image-mib", type=float, metavar="MIB", help=image)
     arguments = parser.parse_args()
     if os.geteuid() != 0 or (os.cpu_count() or 1) < 2:
         print("bench.peers needs root, as it mounts, and two cores, one for each side of a call", file=sys.stderr)
@@ -81,8 +99,9 @@ def main() -> int:
     about = {key: each for key, each in environment().items() if key in ("date", "commit", "cores", "load before")}
     figures = Figures(about)
     rounds, scale = (1, 0.2) if arguments.quick else (arguments.rounds, 1.0)
+    wanted = Wanted(arguments.rows, rounds, scale, arguments.image_mib)
     os.sched_setaffinity(0, {CLIENTS})
-    asyncio.run(asyncio.wait_for(run(figures, programs, arguments.rows, rounds, scale), LIMIT))
+    asyncio.run(asyncio.wait_for(run(figures, programs, wanted), LIMIT))
     file = RESULTS / f"{about['date']}-{about['cores']}c-peers.json"
     found = figures.found() if arguments.quick else merged(read(file), figures.found())
     text = page(found, about, versions())

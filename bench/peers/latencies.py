@@ -15,6 +15,7 @@ from bench.peers.asking import FETCH, WORKLOAD_API, Answered, Client, Lane
 from bench.peers.figures import Figures, p50, p99
 from bench.peers.machine import CLIENTS, SERVERS, cpu, move
 from bench.peers.ours import by_signer, embedded
+from bench.peers.progress import say
 from bench.peers.side import Side
 from bench.peers.spire import spire
 from tests.support import HEADER
@@ -157,4 +158,4 @@ async def measure(
                 for side, token in zip(sides, tokens, strict=True):
                     for key, value in (await row(Asked(side, client, number, scale, token))).items():
                         figures.add(key, side.name, value)
-                        print(f"round {number + 1}: {key}, {side.name}: {value:.4g}", flush=True)
+                        say(f"round {number + 1}: {key}, {side.name}: {value:.4g}")

@@ -16,6 +16,7 @@ from bench.peers.asking import Answered, AskingFailed, Client, Lane
 from bench.peers.figures import Figures
 from bench.peers.machine import cpu, family
 from bench.peers.ours import signer
+from bench.peers.progress import say
 from bench.peers.side import PEER, SIGNER
 from bench.peers.spire import TRUST_DOMAIN, Spire, spire
 from bench.peers.wire import batch_request, mint_request, minted
@@ -68,7 +69,7 @@ async def measure(
                         figures.add(f"{kind}-rate", server.name, count / found.seconds)
                         figures.add(f"{kind}-cpu", server.name, took / count * 1e3)
                         said = f"{count / found.seconds:.4g}/s, {took / count * 1e3:.3g} ms"
-                        print(f"round {number + 1}: {kind}, {server.name}: {said}", flush=True)
+                        say(f"round {number + 1}: {kind}, {server.name}: {said}")
 
 
 def _csr(*names: x509.GeneralName) -> bytes:
