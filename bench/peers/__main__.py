@@ -7,10 +7,11 @@ Writes bench/results/peers.md, and the values of the day beside it, into which r
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,14 @@ async def run(figures: Figures, programs: Mapping[str, Path], wanted: Wanted) ->
             say(f"{part}: took {time.monotonic() - began:.0f} s")
 
 
+async def _bounded(measuring: Coroutine[None, None, None]) -> None:
+    """Whoever ends this process ends what it started with it."""
+    task = asyncio.ensure_future(measuring)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    await asyncio.wait_for(task, LIMIT)
+
+
 def _rows(text: str) -> frozenset[str]:
     found = frozenset(text.split(","))
     if unknown := found - set(BY_KEY):
@@ -101,10 +110,17 @@ def main() -> int:
     rounds, scale = (1, 0.2) if arguments.quick else (arguments.rounds, 1.0)
     wanted = Wanted(arguments.rows, rounds, scale, arguments.image_mib)
     os.sched_setaffinity(0, {CLIENTS})
-    asyncio.run(asyncio.wait_for(run(figures, programs, wanted), LIMIT))
+    try:
+        asyncio.run(_bounded(run(figures, programs, wanted)))
+    except (TimeoutError, asyncio.CancelledError):
+        say(f"ended early; after {LIMIT:g} s it is given up")
+        for key in wanted.rows.difference(figures.values, figures.missing):
+            figures.lack(key, ALL_SIDES, "the run was ended before it")
+    # Its own part of it is one for each core.
+    figures.about = {**about, "load after": f"{os.getloadavg()[0]:.2f}"}
     file = RESULTS / f"{about['date']}-{about['cores']}c-peers.json"
     found = figures.found() if arguments.quick else merged(read(file), figures.found())
-    text = page(found, about, versions())
+    text = page(found, figures.about, versions())
     print(text)
     if not arguments.quick:
         file.write_text(to_json(found), encoding="utf-8")

@@ -16,7 +16,7 @@ from bench.peers.figures import Figures, p50, p99
 from bench.peers.machine import CLIENTS, SERVERS, cpu, move
 from bench.peers.ours import by_signer, embedded
 from bench.peers.progress import say
-from bench.peers.side import Side
+from bench.peers.side import Side, turns
 from bench.peers.spire import spire
 from tests.support import HEADER
 
@@ -155,7 +155,7 @@ async def measure(
             for row, keys in ROWS.items():
                 if wanted.isdisjoint(keys):
                     continue
-                for side, token in zip(sides, tokens, strict=True):
+                for side, token in turns(number, list(zip(sides, tokens, strict=True))):
                     for key, value in (await row(Asked(side, client, number, scale, token))).items():
                         figures.add(key, side.name, value)
                         say(f"round {number + 1}: {key}, {side.name}: {value:.4g}")

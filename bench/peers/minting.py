@@ -17,7 +17,7 @@ from bench.peers.figures import Figures
 from bench.peers.machine import cpu, family
 from bench.peers.ours import signer
 from bench.peers.progress import say
-from bench.peers.side import PEER, SIGNER
+from bench.peers.side import PEER, SIGNER, turns
 from bench.peers.spire import TRUST_DOMAIN, Spire, spire
 from bench.peers.wire import batch_request, mint_request, minted
 from signer.pb import signer_pb2
@@ -59,7 +59,7 @@ async def measure(
         async with spire(programs, PEER_BATCH) as peer:
             servers = [await _peer(peer, client), _ours(pid, site, Path(name), client)]
             for number in range(rounds):
-                for server in servers:
+                for server in turns(number, servers):
                     for kind, ask, count in (("mint", server.single, single), ("batch", server.batched, batch)):
                         if wanted.isdisjoint({f"{kind}-rate", f"{kind}-cpu"}):
                             continue

@@ -14,7 +14,7 @@ from bench.peers.figures import Figures
 from bench.peers.machine import cpu, memory
 from bench.peers.ours import Node, by_signer, embedded
 from bench.peers.progress import say
-from bench.peers.side import EMBEDDED, PEER, SIGNER, Side
+from bench.peers.side import EMBEDDED, PEER, SIGNER, Side, turns
 from bench.peers.spire import Spire, spire
 
 SIZES = (100, 500)
@@ -146,7 +146,7 @@ async def measure(
     for size in SIZES:
         keys = {f"{kind}-{size}" for kind in KINDS} & wanted
         for number in range(rounds if keys else 0):
-            for name, of in sides.items():
+            for name, of in turns(number, list(sides.items())):
                 try:
                     found = await of(client, size)
                 except (DueFailed, TimeoutError, AskingFailed) as error:

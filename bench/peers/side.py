@@ -2,11 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bench.peers.asking import Lane
 
 PEER, EMBEDDED, SIGNER = "SPIRE", "podsvid embedded", "podsvid by a signer"
 SIDES = (PEER, EMBEDDED, SIGNER)
+
+T = TypeVar("T")
+
+
+def turns(number: int, sides: Sequence[T]) -> Sequence[T]:
+    """The sides in the order of that round: another begins in each, as who comes first finds another machine."""
+    at = number % len(sides)
+    return [*sides[at:], *sides[:at]]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from bench.peers.figures import Figures, Found, from_json, merged, p50, p99, to_
 from bench.peers.nodes import DueFailed, spent
 from bench.peers.page import ALL_SIDES, NOT_MEASURED, cell, line, page, verdict
 from bench.peers.rows import BY_KEY, ROWS
-from bench.peers.side import EMBEDDED, PEER, SIGNER
+from bench.peers.side import EMBEDDED, PEER, SIGNER, turns
 from bench.peers.spire import Followed
 from signer.pb import spire_pb2
 
@@ -141,3 +141,7 @@ def test_renewals_of_one_burst_are_counted_together(tmp_path: Path) -> None:
     assert (told.made, told.renewed) == (2, 3)
     assert told.begun > 0
     assert (tmp_path / "log").read_bytes().count(b"\n") == 8
+
+
+def test_another_side_begins_in_each_round() -> None:
+    assert ["".join(turns(number, "abc")) for number in range(4)] == ["abc", "bca", "cab", "abc"]
