@@ -109,11 +109,12 @@ class Client:
         process = await self._start("streams", {"Method": FETCH}, lanes, (CLIENTS,))
         try:
             found = Streams(process)
-            async with asyncio.timeout(PATIENCE):
-                await found.line()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await found.line()
+            except TimeoutError:
+                raise AskingFailed(f"{len(lanes)} streams: not all opened within {PATIENCE:g} s") from None
             yield found
-        except TimeoutError:
-            raise AskingFailed(f"{len(lanes)} streams: not all opened within {PATIENCE:g} s") from None
         finally:
             await _end(process)
 

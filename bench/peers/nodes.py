@@ -31,6 +31,7 @@ LOOK_SECONDS = 0.05
 # What belongs to a rotation after the last stream was told.
 AFTER = 0.3
 PATIENCE = 60.0
+TOO_LONG = f"no renewal of all at once within {PATIENCE:g} s"
 
 
 class DueFailed(Exception):
@@ -151,7 +152,7 @@ async def measure(
                     found = await of(client, size)
                 except (DueFailed, TimeoutError, AskingFailed) as error:
                     for key in keys:
-                        figures.lack(key, name, f"in round {number + 1}: {str(error) or 'it took too long'}")
+                        figures.lack(key, name, f"in round {number + 1}: {str(error) or TOO_LONG}")
                     continue
                 for kind, value in found.items():
                     if f"{kind}-{size}" in wanted:
