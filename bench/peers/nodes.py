@@ -103,9 +103,18 @@ NodeOf = Callable[[int], AbstractAsyncContextManager[Node]]
 
 
 async def ours(node: NodeOf, client: Client, size: int) -> Mapping[str, float]:
-    """The values of podsvid, by kind."""
+    """The values of podsvid, by kind; a machine that is too slow gets twice the time once."""
+    lead = LEAD + LEAD_EACH * size
+    try:
+        return await _ours(node, client, size, lead)
+    except DueFailed as failed:
+        say(f"once more, with twice the time: {failed}")
+        return await _ours(node, client, size, 2 * lead)
+
+
+async def _ours(node: NodeOf, client: Client, size: int, lead: float) -> Mapping[str, float]:
     async with node(size) as at:
-        due = time.time() + LEAD + LEAD_EACH * size
+        due = time.time() + lead
         await at.due(datetime.fromtimestamp(due, UTC))
         await asyncio.sleep(SETTLED)
         found = {"resident": memory(at.side.agent()).resident}

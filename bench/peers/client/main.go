@@ -150,8 +150,8 @@ func become(group int) error {
 	return nil
 }
 
-// A stream that says nothing for so long has said what there was.
-const pause = 2 * time.Second
+// After so long without a message the next one begins another round. A loaded machine pauses in the midst of one, too.
+const pause = 4 * time.Second
 
 // told is when streams had their messages after the first: a round is a burst in which each had one.
 type told struct {
