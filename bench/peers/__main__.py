@@ -112,11 +112,10 @@ def main() -> int:
     os.sched_setaffinity(0, {CLIENTS})
     try:
         asyncio.run(_bounded(run(figures, programs, wanted)))
-    except (TimeoutError, asyncio.CancelledError):
-        say(f"ended early; after {LIMIT:g} s it is given up")
+    except (TimeoutError, asyncio.CancelledError) as ended:
+        say("ended by a signal" if isinstance(ended, asyncio.CancelledError) else f"not done after {LIMIT:g} s")
         for key in wanted.rows.difference(figures.values, figures.missing):
             figures.lack(key, ALL_SIDES, "the run was ended before it")
-    # Its own part of it is one for each core.
     figures.about = {**about, "load after": f"{os.getloadavg()[0]:.2f}"}
     file = RESULTS / f"{about['date']}-{about['cores']}c-peers.json"
     found = figures.found() if arguments.quick else merged(read(file), figures.found())

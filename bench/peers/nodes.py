@@ -21,8 +21,8 @@ SIZES = (100, 500)
 KINDS = ("due", "written", "rotation", "resident", "anonymous", "anonymous-all")
 KEYS = tuple(f"{kind}-{size}" for size in SIZES for kind in KINDS)
 # Seconds that SPIRE's SVIDs live: it renews at half of a lifetime that begins ten seconds early, a tenth of that sooner
-# or later, and looks each five seconds. So none is renewed at the first look after it was made, and each at the second.
-PEER_TTL = 25
+# or later, and looks each five seconds, a tenth of that sooner or later: it renews all of these at each look.
+PEER_TTL = 15
 # Seconds from when the agent is started anew until its SVIDs are due: some, and some for each of them.
 LEAD, LEAD_EACH = 8.0, 0.02
 # What was begun by starting, or by opening streams, is done by then.

@@ -58,7 +58,7 @@ def page(found: Mapping[str, Found], about: Mapping[str, str], versions: Mapping
         "Each value is the median of the rounds, with the least and the most in brackets; sides take turns in each",
         "round. One Go client asks both. Servers are on one core and the client on the other, but for the row that",
         "says otherwise. A goal `SPIRE's` is SPIRE's median of the same run; of two goals the first is the embedded",
-        "authority's, the second the signer's. The load before the run is said above: figures of a loaded machine",
+        "authority's, the second the signer's. Of the load after the run two are its own: figures of a loaded machine",
         "are no record.",
         "",
         "| " + " | ".join(["row", "what", "unit", *SIDES, "goal", ""]) + " |",

@@ -53,7 +53,7 @@ _BOTH = {EMBEDDED: _PEERS, SIGNER: _PEERS}
 
 _DUE = (
     "From SPIRE's agent's first line about a renewal, up to five seconds after the SVIDs were due (it looks as often); "
-    "podsvid's from the instant at which they were due. SPIRE's SVIDs live 25 s here, so that its agent renews all at "
+    "podsvid's from the instant at which they were due. SPIRE's SVIDs live 15 s here, so that its agent renews all at "
     "one look."
 )
 _FILES = "SPIRE writes no files."

@@ -151,7 +151,7 @@ func become(group int) error {
 }
 
 // After so long without a message the next one begins another round. A loaded machine pauses in the midst of one, too.
-const pause = 4 * time.Second
+const pause = 3 * time.Second
 
 // told is when streams had their messages after the first: a round is a burst in which each had one.
 type told struct {
