@@ -87,7 +87,18 @@ def met(serves: ssl.SSLContext, calls: ssl.SSLContext) -> tuple[ssl.SSLObject, s
 
 def tls_context(target: Path, *, server_side: bool) -> ssl.SSLContext:
     """Mutual TLS with the files that a volume has at one moment, whatever is rotated meanwhile."""
-    folder = os.open(target / "..data", os.O_PATH | os.O_DIRECTORY)
+    while True:
+        now = os.readlink(target / "..data")
+        try:
+            return _tls_context(target / now, server_side=server_side)
+        except FileNotFoundError:
+            # Kubelet removes the folder of before with the switch; podsvid leaves it for who is reading it.
+            if "kubernetes.io~projected" not in target.parts or os.readlink(target / "..data") == now:
+                raise
+
+
+def _tls_context(generation: Path, *, server_side: bool) -> ssl.SSLContext:
+    folder = os.open(generation, os.O_PATH | os.O_DIRECTORY)
     here = f"/proc/self/fd/{folder}"
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
