@@ -87,7 +87,7 @@ def read(directory: int, name: str) -> bytes:
 
 def mount_id(file: int) -> int:
     """The id of the mount that an open file lies in: unlike device numbers it tells bind mounts apart."""
-    # As a file of Python's it would be three times as many system calls: each file that is wiped is asked about.
+    # As a file of Python's it would be three times as many system calls.
     info = os.open(f"/proc/self/fdinfo/{file}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         lines = os.read(info, _FDINFO).splitlines()
@@ -101,14 +101,15 @@ def clear(directory: int, *, wiped: bool = False, kept: frozenset[str] = frozens
 
     `wiped`: files are empty for who has them open, but those called as in `kept`. Raises OSError.
     """
-    whole = True
+    device, whole = os.fstat(directory).st_dev if wiped else 0, True
     for entry in list(os.scandir(directory)):
         if entry.is_dir(follow_symlinks=False):
             whole = remove(entry.name, directory, wiped=wiped, kept=kept, depth=depth - 1) and whole
-        elif wiped and entry.name not in kept and entry.is_file(follow_symlinks=False):
-            whole = _wipe(entry.name, directory) and whole
-        else:
-            whole = _unlinked(entry.name, directory) and whole
+            continue
+        if wiped and entry.name not in kept and entry.is_file(follow_symlinks=False):
+            # Before it goes: what an end of the process leaves in between has a name, and the next sweep finds it.
+            _wipe(entry, directory, device)
+        whole = _unlinked(entry.name, directory) and whole
     return whole
 
 
@@ -125,16 +126,15 @@ def remove(
     return whole
 
 
-def _wipe(name: str, directory: int) -> bool:
-    """The same of one file, which is empty then for who has it open."""
-    file = os.open(name, _WRITE, dir_fd=directory)
+def _wipe(entry: os.DirEntry[str], directory: int, device: int) -> None:
+    """Have the file of that `entry` be empty for who has it open, but not what somebody mounted in its place."""
+    file = os.open(entry.name, _WRITE, dir_fd=directory)
     try:
-        gone = _unlinked(name, directory)
-        # What somebody mounted in its place has a name still, where it comes from. Asked about once it is gone: that
-        # takes one call, and what is mounted there three.
-        if gone and not os.fstat(file).st_nlink:
+        # A directory lists the file below a mount, and what is opened is the one above. That takes one call; to ask in
+        # which mount it lies takes three.
+        found = os.fstat(file)
+        if (found.st_dev, found.st_ino) == (device, entry.inode()):
             os.ftruncate(file, 0)
-        return gone
     finally:
         os.close(file)
 

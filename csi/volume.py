@@ -84,6 +84,8 @@ class VolumeDirectory:
 
     def _replace(self, stamp: str, trust: TrustBundle, files: Mapping[str, layout.File], kept: bytes) -> None:
         os.mkdir(stamp, 0o700, dir_fd=self._fd)
+        # Whatever becomes of it.
+        self._generations += 1
         try:
             self._fill(stamp, files, kept, self._trust == trust)
             self._switch(stamp)
@@ -97,7 +99,6 @@ class VolumeDirectory:
         for name in layout.SOCKET_LINKS:
             self._link(name, layout.SOCKET)
         # One that cannot go is the next sweep's, and no reason to say that nothing was written.
-        self._generations += 1
         with suppress(OSError):
             if self._generations > self._kept():
                 self._prune(stamp, self._kept())

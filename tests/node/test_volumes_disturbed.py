@@ -250,6 +250,32 @@ def test_what_is_mounted_inside_a_volume_keeps_its_files() -> None:
     asyncio.run(run())
 
 
+def test_a_file_mounted_over_one_of_a_volumes_keeps_what_is_in_it_whatever_its_number() -> None:
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            web = pod()
+            target = await kubelet.publish(web, VOLUME)
+            key = (target / "tls.key").resolve()
+            elsewhere = here.base / "elsewhere"
+            elsewhere.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "other", elsewhere], check=True)
+            try:
+                # Each tmpfs numbers its files by itself, one after the other.
+                for number in range(key.stat().st_ino + 1):
+                    path = elsewhere / str(number)
+                    path.write_text("kept", encoding="utf-8")
+                    if path.stat().st_ino == key.stat().st_ino:
+                        break
+                assert path.stat().st_ino == key.stat().st_ino
+                subprocess.run(["mount", "--bind", path, key], check=True)
+                await kubelet.unpublish(web, VOLUME)
+                assert path.read_text(encoding="utf-8") == "kept"
+            finally:
+                subprocess.run(["umount", elsewhere], check=True)
+
+    asyncio.run(run())
+
+
 def test_a_renewal_that_fails_after_the_journal_was_lost_leaves_the_running_pods_volume() -> None:
     async def run() -> None:
         async with node() as (here, kubelet):

@@ -1,5 +1,6 @@
 """A volume's files: all of the new ones or all of the old ones, whatever fails, and for whom they are."""
 
+import errno
 import os
 import resource
 import socket
@@ -157,6 +158,75 @@ def test_what_a_pod_has_open_of_files_that_are_removed_is_empty(tmp_path: Path) 
         finally:
             for file in held:
                 os.close(file)
+
+
+class Ended(BaseException):
+    """The process that wrote does no more."""
+
+
+def test_an_end_of_the_process_while_files_are_emptied_keeps_no_key_for_who_has_it_open(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        directory.write(contents(), NOW)
+        with (tmp_path / "tls.key").open("rb") as held:
+            directory.write(contents(), NOW + timedelta(seconds=1))
+            inode, steps = os.fstat(held.fileno()).st_ino, list[str]()
+
+            def ending(name: str, real: Callable[..., None]) -> Callable[..., None]:
+                def step(file: int | str, *more: int, dir_fd: int | None = None) -> None:
+                    if os.stat(file, dir_fd=dir_fd).st_ino == inode:
+                        steps.append(name)
+                    if len(steps) > 1:
+                        raise Ended
+                    real(file, *more, **({} if dir_fd is None else {"dir_fd": dir_fd}))
+
+                return step
+
+            with pytest.MonkeyPatch.context() as patched:
+                for name in ("unlink", "ftruncate"):
+                    patched.setattr(os, name, ending(name, getattr(os, name)))
+                with pytest.raises(Ended):
+                    directory.prune()
+            assert sorted(steps) == ["ftruncate", "unlink"]
+            with plain_directory(tmp_path) as following:
+                assert following.prune()
+            assert held.read() == b""
+            assert len(generations(tmp_path)) == 1
+
+
+def test_what_lasts_is_empty_with_its_volume_though_something_is_mounted_in_an_older_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.unlink
+    with plain_directory(tmp_path, {"keystores": "pkcs12"}) as directory:
+        directory.write(contents(), NOW)
+        older = os.stat((tmp_path / "..data").resolve()).st_ino
+        directory.write(contents(), NOW + timedelta(seconds=1))
+
+        def unlink(path: str, *, dir_fd: int) -> None:
+            if os.fstat(dir_fd).st_ino == older and path == "keystore.password":
+                raise OSError(errno.EBUSY, "Device or resource busy")
+            real(path, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "unlink", unlink)
+        with (tmp_path / "keystore.password").open("rb") as held:
+            directory.empty()
+            assert held.read() == b""
+        assert [path.name for path in tmp_path.glob("..2*/*")] == ["keystore.password"]
+
+
+def test_older_files_are_no_more_than_usual_after_writes_that_failed_at_a_link(tmp_path: Path) -> None:
+    with plain_directory(tmp_path) as directory:
+        directory.write(contents(), NOW)
+        assert directory.prune()
+        # Not one that a write could take away.
+        (tmp_path / "tls.crt").unlink()
+        (tmp_path / "tls.crt").mkdir()
+        for number in range(1, 6):
+            with pytest.raises(OSError, match=r"tls\.crt"):
+                directory.write(contents(), NOW + timedelta(seconds=number))
+        (tmp_path / "tls.crt").rmdir()
+        directory.write(contents(), NOW + timedelta(seconds=6))
+        assert len(generations(tmp_path)) == 3
 
 
 def test_a_write_looks_for_older_files_only_where_there_may_be_one_too_many(
