@@ -85,17 +85,19 @@ class Journal:
         """Whether the volume's file says so now by one write into it: most renewals change as many bytes as there are.
 
         They are of one page, so that no end of the process cuts that in two: it is whole or not at all, as a new file
-        is in its place, which takes the kernel several times as long. Raises OSError.
+        is in its place, which takes the kernel several times as long. Not for who reads at the same time, of whom there
+        is none; and with the host's power the mounts are gone as well. Raises OSError.
         """
         known, begins, size = self._written.get(volume.id, (None, 0, 0))
         if known is not volume or begins + len(changing) != size or size > _PAGE:
             return False
         try:
-            file = os.open(self._path(volume.id), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # Nobody is waited for: a pipe of that name has no reader.
+            file = os.open(self._path(volume.id), os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return False  # gone: made anew
         try:
-            # Another one than is known is replaced.
+            # Another one than is known is replaced. Its size tells: a directory is one agent's.
             return os.fstat(file).st_size == size and os.pwrite(file, changing, begins) == len(changing)
         finally:
             os.close(file)

@@ -150,6 +150,13 @@ def over_a_file_of_somebody_else(given: Entry, path: Path) -> Entry:
     return replace(given, serial="ffff")
 
 
+def over_a_pipe(given: Entry, path: Path) -> Entry:
+    """Whoever opens one to write waits for who reads."""
+    path.unlink()
+    os.mkfifo(path)
+    return replace(given, serial="ffff")
+
+
 def over_a_link(given: Entry, path: Path) -> Entry:
     elsewhere = path.with_name("elsewhere")
     path.rename(elsewhere)
@@ -164,6 +171,7 @@ def over_a_link(given: Entry, path: Path) -> Entry:
         of_a_volume_that_came_back_otherwise,
         over_a_file_that_is_gone,
         over_a_file_of_somebody_else,
+        over_a_pipe,
         over_a_link,
     ],
 )
