@@ -216,7 +216,7 @@ class Workload:
             self.renew_at = now
             _log.warning("SVID is not valid under the new trust bundle; renewing", extra={"volume_id": self.volume.id})
             return False
-        self.feed.publish(renewed.lean())
+        self.feed.publish(renewed)
         return await self._wrote_now()
 
     async def prepare(self) -> None:

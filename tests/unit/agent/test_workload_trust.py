@@ -21,6 +21,7 @@ from svid.jwtauthority import JwtSigningKey
 from svid.jwtsvid import check_jwt_svid
 from svid.renewal import RenewalWindow
 from tests.fake_authority import HOUR, TRUST_DOMAIN, bundle_of, root
+from tests.unit.agent.test_issuer import read_extensions
 from tests.workload_rig import PARTNER, TOKEN, Rig, fetch_jwt, on_rig, rig
 
 API = JwtFile("api.jwt", ("api",))
@@ -351,6 +352,36 @@ def test_after_a_restart_a_good_token_is_kept_in_file_and_cache(tmp_path: Path) 
             assert len(second.authority.asked_jwt) == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["a publish", "a change", "a renewal that fails"])
+def test_no_way_of_newer_trust_keeps_what_was_read_of_a_certificate(tmp_path: Path, way: str) -> None:
+    async def play(at: Rig) -> None:
+        old = at.authority.trust.current
+        assert old is not None
+        at.authority.bend = lambda _, minted: replace(minted, trust=old)
+        workloads = [await at.open(at.volume(f"v{number}")) for number in range(3)]
+        newest = publish(at, bundle_sequence=5)
+        # The bundle is one object for all, and is read.
+        assert workloads[0].feed.current is not None
+        workloads[0].feed.current.with_trust(newest).lean().check(at.clock.at)
+        before = read_extensions()
+        if way == "a publish":
+            # As the authority answers, and while there is newer trust.
+            earlier, workloads = workloads, [await at.open(at.volume(f"w{number}")) for number in range(3)]
+            assert not any(each.follows(newest) for each in earlier)
+        elif way == "a change":
+            assert [await each.take_trust(newest) for each in workloads] == [True] * 3
+        else:
+            at.authority.error = AuthorityUnavailable("the signer is away")
+            for each in workloads:
+                each.ask_for_renewal()
+                with pytest.raises(AuthorityUnavailable):
+                    await each.renew()
+        assert all(each.feed.current and each.feed.current.trust == newest for each in workloads)
+        assert read_extensions() == before
+
+    on_rig(tmp_path, play)
 
 
 def test_an_answer_whose_bundle_was_overtaken_meanwhile_is_served_with_the_newest(tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ def test_what_is_kept_for_long_is_the_same_and_nobody_has_looked_at_it() -> None
     assert all(each.leaf is not before for each, before in zip(given.lean().svids, read, strict=True))
 
 
+def test_who_asks_whether_newer_trust_verifies_svids_keeps_nothing_of_what_was_read() -> None:
+    kept = WorkloadIdentity((svid("a"), svid("b")), ISSUER.bundle).lean()
+    stranger = X509Authority.create(OWN, algorithm=KeyAlgorithm.EC_P256, lifetime=timedelta(days=1), now=NOW)
+    with patch("svid.x509svid.check_path") as checked:
+        taken = kept.under(newer(2), NOW)
+    read = [each for call in checked.call_args_list for each in call.args[0]]
+    assert len(read) == 2
+    assert taken.trust == newer(2)
+    assert kept.under(Trust(replace(stranger.bundle, sequence=9)), NOW) is kept
+    assert not {id(each) for each in read} & {id(each.leaf) for each in (*kept.svids, *taken.svids)}
+
+
 def test_an_identifier_that_is_asked_for_again_and_again_is_not_read_again() -> None:
     kept = svid().lean()
     with patch("svid.x509svid.extension", side_effect=AssertionError):
