@@ -8,8 +8,14 @@ be five megabytes of a process of which a node has two, and one thing more in th
 import sys
 from importlib import import_module
 
-# Python's own SHA-256, by what it is called in 3.11 and since: some distributions leave it out.
-_OWN_HASHES = ("_sha256", "_sha2")
+# Python's own hashes, one of each line, by what they are called in 3.11 and since: some distributions leave out all or
+# some. Where one is missing without OpenSSL's, `random` cannot be loaded, or hashlib complains at each start.
+_OWN_HASHES = (
+    (("_sha2",), ("_sha256", "_sha512")),
+    (("_sha1",),),
+    (("_sha3",),),
+    (("_md5",),),
+)
 
 
 def _is_there(module: str) -> bool:
@@ -20,7 +26,11 @@ def _is_there(module: str) -> bool:
     return True
 
 
-for _name in ("_ssl", "ssl", *(["_hashlib"] if any(map(_is_there, _OWN_HASHES)) else [])):
+def _has_own_hashes() -> bool:
+    return all(any(all(map(_is_there, modules)) for modules in ways) for ways in _OWN_HASHES)
+
+
+for _name in ("_ssl", "ssl", *(["_hashlib"] if _has_own_hashes() else [])):
     # Where it is loaded already, this is another process's.
     if _name not in sys.modules:
         sys.modules[_name] = None  # type: ignore[assignment]

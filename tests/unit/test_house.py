@@ -31,6 +31,7 @@ PLANTED = {
     "agent/authority": ("agent/authority/local.py", "csi.volume"),
     "agent/socket": ("agent/socket/sds.py", "csi.mount"),
     "the process that mounts": ("agent/servers/link.py", "agent.socket.endpoint"),
+    "only the process": ("agent/exposed/confinement.py", "agent.exposed.unloaded"),
     "the exposed process": ("agent/exposed/server.py", "csi.volume"),
     "agent/workload": ("agent/workload/issuer.py", "agent.authority.local"),
     "signer/cluster": ("signer/cluster/mirror.py", "svid.identity"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,10 @@ EXPOSED_LACKS: tuple[str, ...] = (
     "svid.authority",
 )
 EXPOSED_LACKS += ("svid.jwtauthority", "urllib.request", "yaml")
-# A whole OpenSSL, beside that of what verifies certificates: no socket of a pod speaks TLS.
-EXPOSED_LACKS += ("_hashlib", "_ssl", "ssl")
+# A whole OpenSSL, beside that of what verifies certificates: no socket of a pod speaks TLS. Hashes are OpenSSL's where
+# Python has none of its own, as some distributions build it.
+OWN_HASHES = ("_md5", "_sha1", "_sha3", *(("_sha2",) if sys.version_info >= (3, 12) else ("_sha256", "_sha512")))
+EXPOSED_LACKS += ("_ssl", "ssl", *(("_hashlib",) if all(map(find_spec, OWN_HASHES)) else ()))
 AGENT_LACKS = ("agent.exposed", "agent.socket", "aiohttp", "importlib.metadata", "jwt", "kubernetes", "signer.daemon")
 LOADS = {"agent.exposed.__main__": EXPOSED_LACKS, "agent.daemon": AGENT_LACKS}
 
@@ -58,13 +61,17 @@ def test_a_process_of_each_node_loads_nothing_that_it_never_uses(process: str, l
     assert [each for each in loaded if each.startswith(lacks)] == []
 
 
-@pytest.mark.parametrize("has_own", [True, False])
-def test_the_process_of_pods_sockets_hashes_by_what_this_python_has(has_own: bool) -> None:
-    without = "" if has_own else "sys.modules |= dict.fromkeys(('_sha256', '_sha2'));"
-    hashed = "print(hashlib.sha256(b'').hexdigest()[:8])"
-    line = f"import sys; {without} import agent.exposed.unloaded; import hashlib; {hashed}"
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["e3b0c442"]
+@pytest.mark.parametrize("missing", [(), OWN_HASHES, *((each,) for each in OWN_HASHES)], ids="-".join)
+def test_the_process_of_pods_sockets_hashes_by_what_this_python_has(missing: tuple[str, ...]) -> None:
+    without = f"import sys; sys.modules |= dict.fromkeys({missing!r})"
+    hashed = (
+        "print(*(hashlib.new(each, b'').hexdigest()[:8] for each in ('md5', 'sha1', 'sha256', 'sha512', 'sha3_256')))"
+    )
+    line = f"{without}; import agent.exposed.__main__, hashlib, random; {hashed}"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
+    # hashlib writes of what it lacks, at each start.
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["d41d8cd9", "da39a3ee", "e3b0c442", "cf83e135", "a7ffc6f8"]
 
 
 def test_who_asks_by_kubeconfig_loads_no_model_of_what_a_cluster_may_have(tmp_path: Path) -> None:
