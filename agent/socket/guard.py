@@ -149,7 +149,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._closing = True
         for call in self._open:
             call.end()
-        self._idle = asyncio.Event()
+        # One for all who wait.
+        self._idle = self._idle or asyncio.Event()
         if not self._under_way:
             self._idle.set()
         with suppress(TimeoutError):

@@ -266,6 +266,20 @@ def test_a_client_that_goes_away_leaves_nothing_behind() -> None:
     served(main)
 
 
+def test_who_ends_the_calls_that_somebody_else_is_ending_waits_no_longer_than_they_do() -> None:
+    async def main(at: Served) -> None:
+        async with at.channel() as channel:
+            call = channel.unary_stream("/SpiffeWorkloadAPI/WaitStream")(b"", metadata=GOOD)
+            assert await call.read() == b"first"
+            guard = at.endpoint._guard
+            assert guard is not None
+            # Neither to its limit, which is later than this test's.
+            await asyncio.gather(*(guard.end(10 * DEADLINE) for _ in range(2)))
+            assert at.counts.open == 0
+
+    served(main)
+
+
 @pytest.mark.spec("CL-1", "CL-2", "C-27")
 def test_a_stop_ends_streams_with_unavailable_and_removes_the_socket() -> None:
     async def main(at: Served) -> None:
