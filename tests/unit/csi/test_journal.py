@@ -175,6 +175,8 @@ def over_a_link(given: Entry, path: Path) -> Entry:
         over_a_link,
     ],
 )
+# Who waits for a reader of the pipe waits for ever.
+@pytest.mark.timeout(10)
 def test_what_does_not_fit_the_file_replaces_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Entry, Path], Entry]
 ) -> None:
