@@ -12,6 +12,8 @@ _OPERATORS = (*_WITH_VALUES, "Exists", "DoesNotExist")
 # Of a text of a policy's or a pod's author, and of the values of one list, as many are shown.
 _SHOWN, _VALUES_SHOWN = 80, 5
 MAX_MATCH_LABELS, MAX_EXPRESSIONS, MAX_VALUES = 64, 32, 256
+# Of a label's key (prefix of 253, slash, name of 63) and of its value, as Kubernetes has them.
+MAX_KEY, MAX_VALUE = 317, 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,9 @@ def read_selector(spec: Mapping[str, Any]) -> Selector:
                 f"{str(each['key'])[:80]!r}: In and NotIn need values, Exists and DoesNotExist have none"
             )
         found.append(Requirement(str(each["key"]), operator, _listed(list(map(str, values)))))
+    for one in found:
+        if len(one.key) > MAX_KEY or any(len(value) > MAX_VALUE for value in one.values):
+            raise InvalidPolicy(f"{one.key[:_SHOWN]!r}: no label has a key or a value as long as that")
     return Selector(tuple(found))
 
 

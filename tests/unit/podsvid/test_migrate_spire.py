@@ -748,6 +748,12 @@ FIELDS += (
 )
 
 
+def test_a_value_that_no_label_can_have_is_not_written() -> None:
+    migration = migrated(spiffeid(podSelector={"matchLabels": {"team": "v" * 64}}))
+    assert documents_of(migration) == []
+    assert any("no label has" in line for line in migration.report.lines())
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(KINDS),

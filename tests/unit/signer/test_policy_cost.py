@@ -366,6 +366,22 @@ def test_a_value_matches_as_a_whole_and_never_as_a_part_of_the_list() -> None:
         matches("In", ["web\0db"], "db")
 
 
+@pytest.mark.parametrize("operator", ["In", "NotIn"])
+def test_a_selector_has_no_key_or_value_that_no_label_can_have(operator: str) -> None:
+    """The API server refuses it too: `migrate` writes none."""
+
+    def read(key: str, value: str) -> None:
+        read_selector({"matchExpressions": [{"key": key, "operator": operator, "values": ["a", value]}]})
+
+    longest = f"{'p' * 253}/{'k' * 63}"
+    read(longest, "v" * 63)
+    for key, value in ((longest + "k", "v"), ("k", "v" * 64)):
+        with pytest.raises(InvalidPolicy, match="no label has a key or a value"):
+            read(key, value)
+    with pytest.raises(InvalidPolicy, match="no label has a key or a value"):
+        read_selector({"matchLabels": {"k": "v" * 64}})
+
+
 def test_a_namespace_with_more_labels_than_are_kept_is_unknown() -> None:
     """Of a pod in it nobody could say what a policy by namespaceSelector does."""
 
