@@ -56,12 +56,13 @@ def nothing_left(built: None, progress: Progress) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def images(nothing_left: None, progress: Progress, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """podsvid's image of this checkout (`now`) and of the commit before (`before`), if it has one; the examples'."""
+    """podsvid's image of this checkout (`now`), of the commit before (`before`), if any, and what is made of it."""
     found = {"now": product_image.build(ROOT, "now", progress)}
     earlier = tmp_path_factory.mktemp("earlier")
     if product_image.checkout("HEAD~1", earlier):
         found["before"] = product_image.build(earlier, "before", progress)
     found["examples"] = product_image.build_examples(tmp_path_factory.mktemp("examples"), progress)
+    found["more"] = product_image.build_more(found["now"], tmp_path_factory.mktemp("more"), progress)
     return found
 
 
