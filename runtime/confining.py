@@ -23,6 +23,8 @@ _MAKE_SOCK = 1 << 9
 # Rights that exist from each version on.
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16, 9: 17}
 _TCP_RIGHTS, _SCOPES = 0b11, 0b11
+# Bytes: of a thread's stack, and more than a pthread_attr_t has.
+_STACK, _PTHREAD_ATTR = 1024 * 1024, 256
 
 
 def call(function: Callable[..., int], *arguments: object) -> int:
@@ -63,11 +65,11 @@ def program_paths(packages: Iterable[str]) -> Sequence[str]:
     return [each for each in dict.fromkeys(found) if os.path.exists(each)]
 
 
-def ruleset(libc: ctypes.CDLL, readable: Iterable[str], *, binds_sockets: bool) -> int | None:
+def ruleset(libc: ctypes.CDLL, readable: Iterable[str], *, binds_sockets: bool, binds_below: str = "") -> int | None:
     """A Landlock ruleset (Linux 5.13): no file but `readable` ones and what is below them, by whatever path or
     directory, no TCP, nobody else's signals. A descriptor; None where the kernel has none. Raises OSError.
 
-    `binds_sockets`: to paths, in directories that it is handed.
+    `binds_sockets`: to paths, in directories that it is handed. `binds_below`: only to those below that directory.
     """
     version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 0:
@@ -83,17 +85,19 @@ def ruleset(libc: ctypes.CDLL, readable: Iterable[str], *, binds_sockets: bool) 
     made = call(libc.syscall, _LANDLOCK_CREATE, attributes[:size], ctypes.c_size_t(size), 0)
     try:
         for path in readable:
-            _let_read(libc, made, path)
+            _let(libc, made, path, _READ_FILE)
+        if binds_below:
+            _let(libc, made, binds_below, _MAKE_SOCK)
     except OSError:
         os.close(made)
         raise
     return made
 
 
-def _let_read(libc: ctypes.CDLL, made: int, path: str) -> None:
+def _let(libc: ctypes.CDLL, made: int, path: str, right: int) -> None:
     found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        rule = struct.pack("=Qi", _READ_FILE, found)
+        rule = struct.pack("=Qi", right, found)
         call(libc.syscall, _LANDLOCK_ADD, made, 1, rule, 0)
     finally:
         os.close(found)
@@ -105,6 +109,19 @@ def restrict(libc: ctypes.CDLL, made: int) -> None:
         call(libc.syscall, _LANDLOCK_RESTRICT, made, 0)
     finally:
         os.close(made)
+
+
+def shrink_stacks(libc: ctypes.CDLL) -> None:
+    """Of threads to come. The limit of data counts them whole, and what is not used of eight MiB is nobody's. Raises
+    OSError."""
+    attributes = ctypes.create_string_buffer(_PTHREAD_ATTR)
+    for done in (
+        libc.pthread_attr_init(attributes),
+        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK)),
+        libc.pthread_setattr_default_np(attributes),
+    ):
+        if done != 0:
+            raise OSError(done, os.strerror(done))
 
 
 def refuse_calls(libc: ctypes.CDLL, *, connect: bool = False, needed: Collection[str] = ()) -> None:

@@ -3,7 +3,9 @@
 import errno
 import ipaddress
 import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 # Bytes that the kernel may keep of a connection, received and sent; it doubles them.
@@ -13,6 +15,7 @@ Make = Callable[[socket.AddressFamily], socket.socket]
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
 ANY = "::"
 _ALL_IPV4 = "0.0.0.0"  # noqa: S104 - compared with, not bound
+_LINGER = struct.pack("ii", 1, 0)
 # RFC 6761: names of this host, without a question to anybody.
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
@@ -55,6 +58,13 @@ def whose(host: str) -> str:
     if isinstance(found, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((found, 64), strict=False))
     return host if found is None else str(found)
+
+
+def reset(taken: socket.socket) -> None:
+    """Close without waiting for anything: nothing of it stays in the kernel."""
+    with suppress(OSError):
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+    taken.close()
 
 
 def overlap(one: str, other: str) -> bool:

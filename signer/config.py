@@ -27,6 +27,7 @@ from signer import (
     setting_texts,
     spire_settings,
     upstream_settings,
+    worker_settings,
 )
 from signer.key_settings import KeySettings
 from signer.key_uri import CaKey, KeyPlace
@@ -39,7 +40,7 @@ from svid.spiffeid import SpiffeId, TrustDomain
 
 _name, _namespace = setting_texts.name, setting_texts.namespace
 # Below the admin socket's directory: where gRPC listens behind the signer's own door.
-_DOOR_OVERHEAD = len("/door-01234567/9999")
+_DOOR_OVERHEAD = len("/door-01234567/9999h")
 ADDRESSES = ("listen", "metrics_listen", "health_listen", "bundle_listen", "oidc_listen", "istio_listen")
 _wait = settings.duration(most=timedelta(days=7))
 _lease = settings.duration(timedelta(seconds=3), timedelta(minutes=5))
@@ -308,6 +309,7 @@ class SignerConfig:
         "new connections a second that one address gets, twice as many at once: more where many nodes share one",
         "5",
     )
+    workers: int | None = setting(settings.number(1, worker_settings.MOST), worker_settings.HELP)
     startup_taint: bool = setting(
         settings.boolean, "take the taint podsvid.io/agent-not-ready off nodes where kubelet knows the driver", "false"
     )

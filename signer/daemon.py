@@ -63,6 +63,7 @@ from signer.public.listeners import PublicListeners
 from signer.publishing.config_maps import Publisher, published_sequence
 from signer.telling import REFRESH_SECONDS, Telling
 from signer.upstream.chosen import chosen
+from signer.workers.chosen import chosen as chosen_workers
 from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.signer")
@@ -216,8 +217,9 @@ class Replica:
             rng,
             spans,
         )
+        behind = chosen_workers(config, self._service, door, self.metrics)
         self._server = AgentServer(
-            self._service.handlers(), door, config.listen or (ANY, 0), config.admin_socket.parent, clock, self._keys
+            behind, door, config.listen or (ANY, 0), config.admin_socket.parent, clock, self._keys
         )
         self._telling = Telling(self._rotation, self._domains, self._publisher, self._trust, self._renew)
         istio = istio_settings.of(config)

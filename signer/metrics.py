@@ -217,6 +217,16 @@ class Metrics:
             ["how"],
             registry=self.registry,
         )
+        self._workers = Gauge(
+            "podsvid_signer_workers",
+            "Worker processes that serve agents; 0 where the signer serves them by itself (workers 1).",
+            registry=self.registry,
+        )
+        self._worker_restarts = Counter(
+            "podsvid_signer_worker_restarts",
+            "Worker processes that ended before the signer did, and were started anew.",
+            registry=self.registry,
+        )
         for result in KEY_STORE_RESULTS:
             self._key_store.labels(result)
         for result in UPSTREAM_ANSWERS:
@@ -315,6 +325,14 @@ class Metrics:
         """Ask these for the numbers of connections at the port for Istio's proxies, every two seconds."""
         self._shown.add(self._connections.labels("proxies"), proxies)
         self._shown.add(self._connections.labels("proxy_strangers"), strangers)
+
+    def watch_workers(self, serving: Callable[[], float]) -> None:
+        """Ask this for the number of worker processes that serve, every two seconds."""
+        self._shown.add(self._workers, serving)
+
+    def worker_ended(self) -> None:
+        """Count a worker process that is started anew."""
+        self._worker_restarts.inc()
 
     def watch_public(self, listener: str, trouble: Callable[[], float], ends: Callable[[], float]) -> None:
         """Ask these of a public listener that is on, every two seconds."""

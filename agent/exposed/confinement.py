@@ -27,8 +27,6 @@ _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION = 0x20080522
 # Where its program is; the libraries are beside.
 _PACKAGES = ("agent", "csi", "runtime", "svid")
-# Bytes of a thread's stack; and of a pthread_attr_t, with room.
-_STACK, _PTHREAD_ATTR = 1024 * 1024, 256
 # How likely the kernel is to end this process and not the agent when memory is short.
 _OOM_SCORE = "500"
 # What it has of its own where nobody else can be reached by a name or a path.
@@ -74,7 +72,7 @@ def confine(bounds: Bounds) -> tuple[tuple[str, ...], bool]:
     step(_NETWORK, lambda: call(libc.unshare, _CLONE_NEWNET | _CLONE_NEWIPC), needed=bounds.strict)
     step(_ROOT, lambda: _enter(libc), needed=bounds.strict)
     step("limits", lambda: _limit(bounds), needed=True)
-    step("small stacks", lambda: _shrink_stacks(libc), needed=False)
+    step("small stacks", lambda: confining.shrink_stacks(libc), needed=False)
     step("no bounding set", lambda: _empty_bounding_set(libc), needed=bounds.strict)
     step("own user", lambda: _become(bounds.user), needed=bounds.strict)
     step("no capabilities", lambda: _drop_capabilities(libc), needed=True)
@@ -109,18 +107,6 @@ def _limit(bounds: Bounds) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (found, found))
     # Not RLIMIT_NPROC: it counts all processes of the user on the whole node, and a pod may run as any user.
     os.umask(0o077)
-
-
-def _shrink_stacks(libc: ctypes.CDLL) -> None:
-    # Of threads to come. The limit of data counts them whole, and what is not used of eight MiB is nobody's.
-    attributes = ctypes.create_string_buffer(_PTHREAD_ATTR)
-    for done in (
-        libc.pthread_attr_init(attributes),
-        libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK)),
-        libc.pthread_setattr_default_np(attributes),
-    ):
-        if done != 0:
-            raise OSError(done, os.strerror(done))
 
 
 def _empty_bounding_set(libc: ctypes.CDLL) -> None:

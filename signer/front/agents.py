@@ -98,8 +98,12 @@ class SignerService:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """To be added to a server."""
+        return grpc.method_handlers_generic_handler(SERVICE, self.methods())
+
+    def methods(self) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
+        """Its methods by their names."""
         # Messages stay bytes: they are looked at after the call's headers.
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        return {
             "MintX509SVID": grpc.stream_unary_rpc_method_handler(
                 self.mint_x509, None, signer_pb2.MintX509SVIDResponse.SerializeToString
             ),
@@ -113,7 +117,6 @@ class SignerService:
                 self.watch_trust, None, signer_pb2.WatchTrustResponse.SerializeToString
             ),
         }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def mint_x509(self, messages: Messages, context: Context) -> signer_pb2.MintX509SVIDResponse:
         try:

@@ -9,13 +9,12 @@ import asyncio
 import logging
 import select
 import socket
-import struct
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from runtime.bucket import Bucket
-from runtime.listening import bound
+from runtime.listening import bound, reset
 from runtime.seldom import Seldom
 from signer.front.admission import Admission, Entry
 from signer.front.aside import Aside
@@ -29,6 +28,7 @@ from signer.front.budget import (
     YOUNG_PORTION,
 )
 from signer.front.hello import Hello
+from signer.front.spread import Spread
 from signer.front.sweeping import Sweeping
 from signer.front.way import CHUNK, Way
 from signer.front.young import Young
@@ -42,7 +42,6 @@ ACCEPTS = 16
 PAUSE = 0.1
 COMPLAINT_SECONDS = 10.0
 TURN = 0.02
-_LINGER = struct.pack("ii", 1, 0)
 # How grpc calls a client on a Unix socket whose own name is an abstract one.
 _PEER = "unix-abstract:"
 
@@ -65,6 +64,7 @@ class Door:
         self._listening: list[socket.socket] = []
         self._sweeping: asyncio.Task[None] | None = None
         self.target: Path | None = None
+        self.spread = Spread()
         self.greeting = greeting
         self.young = Young()
         self.aside = Aside(time.monotonic)
@@ -142,6 +142,7 @@ class Door:
     def left(self, passage: "Passage") -> None:
         """It is closed."""
         self._passages.pop(passage.peer, None)
+        self.spread.left(passage.peer)
         self._waiting.discard(passage)
         self._admission.left(passage.entry)
         self._next()
@@ -164,15 +165,14 @@ class Door:
         """Pass it on; or end it."""
         self._waiting.discard(passage)
         try:
-            if self.target is None:
-                raise OSError("there is no certificate yet")
-            passage.open(self.target)
+            passage.open(inside := self.spread.choose(self.target))
         except OSError as error:
             if self._complaint.due:
                 _log.error("a connection cannot be passed on", extra={"error": str(error)})
             passage.close()
             return
         self._passages[passage.peer] = passage
+        self.spread.entered(passage.peer, inside)
 
     def _next(self) -> None:
         """Where somebody waits for a place, look again soon."""
@@ -220,7 +220,7 @@ class Door:
         self._sweep.comes()
         passage = Passage(self, outside)
         if (entry := self._admission.enter(passage, host)) is None:
-            _reset(outside)
+            reset(outside)
             return False
         self._sweep.enters()
         passage.entry = entry
@@ -374,10 +374,3 @@ class Passage:
         given = self._borrowed if most is None else min(most, self._borrowed)
         self._borrowed -= given
         self._door.young.give_back(self.entry.node, given)
-
-
-def _reset(taken: socket.socket) -> None:
-    """Close without waiting for anything: nothing of it stays in the kernel."""
-    with suppress(OSError):
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
-    taken.close()

@@ -22,7 +22,7 @@ from signer.front.door import Door
 from signer.front.istio import BURST, POD_AT_ONCE, POD_BURST, POD_RATE, RATE, IstioService
 from signer.front.limits import NodeLimits
 from signer.front.pace import Pace
-from signer.front.server import AgentServer
+from signer.front.server import AgentServer, Here
 from signer.front.tls import ServerIdentity
 from signer.istio_settings import IstioSettings
 from signer.keystore.keys import Keys
@@ -115,7 +115,7 @@ class IstioListener:
             metrics,
         )
         self._server = AgentServer(
-            service.handlers(),
+            Here(service.handlers()),
             door,
             settings.address,
             settings.folder,

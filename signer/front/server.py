@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol, TypeAlias
 
 import grpc.aio
 
@@ -19,7 +20,7 @@ from signer.front import budget
 from signer.front.admission import Admission, Places
 from signer.front.agents import STREAM_LIFE
 from signer.front.door import Door
-from signer.front.tls import ServerIdentity
+from signer.front.tls import Made, ServerIdentity
 from signer.keystore.keys import Keys
 from signer.keystore.store import KeyStoreUnavailable
 from signer.metrics import Metrics
@@ -53,6 +54,65 @@ _OPTIONS = (
 )
 
 
+Options: TypeAlias = tuple[tuple[str, int], ...]
+
+
+class Server(Protocol):
+    """gRPC below a socket of its own, with one certificate."""
+
+    async def start(self, inside: Path, made: Made) -> None:
+        """Serve what comes for `inside`. Raises OSError, RuntimeError."""
+
+    async def stop(self, grace: float | None) -> None:
+        """Take no more calls; those in flight get so many seconds."""
+
+
+class Behind(Protocol):
+    """Where gRPC runs behind a door: in this process, or in others."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether a server that was started is there now."""
+        ...
+
+    def server(self, options: Options) -> Server:
+        """A new one, which is not started yet."""
+        ...
+
+    async def close(self) -> None:
+        """Nothing of it is left. May be repeated."""
+
+
+class Here:
+    """Implements Behind in this process."""
+
+    serves = True
+
+    def __init__(self, handlers: grpc.GenericRpcHandler) -> None:
+        self._handlers = handlers
+
+    def server(self, options: Options) -> Server:
+        return _Here(self._handlers, options)
+
+    async def close(self) -> None:
+        """There is nothing."""
+
+
+class _Here:
+    """Implements Server."""
+
+    def __init__(self, handlers: grpc.GenericRpcHandler, options: Options) -> None:
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((handlers,))
+
+    async def start(self, inside: Path, made: Made) -> None:
+        self._server.add_secure_port(f"unix:{inside}", made.credentials)
+        await self._server.start()
+
+    async def stop(self, grace: float | None) -> None:
+        await self._server.stop(grace)
+
+
 def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int, agents_at: Places) -> Door:
     """A door with its books, which `metrics` shows. The numbers are the settings of these names.
 
@@ -67,7 +127,7 @@ def counted(metrics: Metrics, address_rate: int, node_rate: int, node_burst: int
 
 
 class AgentServer:
-    """Serves `handlers` through `door` at `address` (host, port) once `renew` gave it a certificate and it is opened.
+    """Serves what is `behind` the `door` at `address` (host, port), once `renew` gave it a certificate and it is open.
 
     `identity`: how it proves itself, to agents where none is given. `options` of gRPC go before its own. One that has
     an older certificate goes on for `stays` seconds.
@@ -77,7 +137,7 @@ class AgentServer:
 
     def __init__(
         self,
-        handlers: grpc.GenericRpcHandler,
+        behind: Behind,
         door: Door,
         address: tuple[str, int],
         folder: Path,
@@ -89,7 +149,7 @@ class AgentServer:
     ) -> None:
         self._options = tuple({**dict(_OPTIONS), **options}.items())
         self._stays = stays
-        self._handlers = handlers
+        self._behind = behind
         self._door = door
         self._address = address
         self._folder = folder
@@ -97,15 +157,15 @@ class AgentServer:
         self._made = 0
         self._identity = identity or ServerIdentity(clock)
         self._keys = keys or Keys()
-        self._server: grpc.aio.Server | None = None
+        self._server: Server | None = None
         self._certified = asyncio.Event()
         self._opened = False
-        self._retiring: dict[asyncio.Task[None], grpc.aio.Server] = {}
+        self._retiring: dict[asyncio.Task[None], Server] = {}
 
     @property
     def serving(self) -> bool:
         """Whether it has a certificate and listens."""
-        return self._server is not None and self._opened
+        return self._server is not None and self._opened and self._behind.serves
 
     async def open(self, *first: Callable[[], Awaitable[object]]) -> None:
         """Listen, once all that is to come `first` has come about and there is a certificate. Raises OSError.
@@ -128,7 +188,8 @@ class AgentServer:
             _log.error("server certificate cannot be renewed", extra={"reason": error.reason, "error": str(error)})
             return
         try:
-            await self._replace(self._identity.taken(made))
+            self._identity.taken(made)
+            await self._replace(made)
         except BaseException:
             self._identity.unused()
             raise
@@ -141,13 +202,13 @@ class AgentServer:
         await end(retiring)
         await asyncio.gather(*(each.stop(grace) for each in servers))
         await self._door.end()
+        await self._behind.close()
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
 
-    async def _replace(self, credentials: grpc.ServerCredentials) -> None:
-        """New connections meet a server with these; those of the one before go on, and end in their own time."""
-        server = grpc.aio.server(options=self._options)
-        server.add_generic_rpc_handlers((self._handlers,))
+    async def _replace(self, made: Made) -> None:
+        """New connections meet a server with this; those of the one before go on, and end in their own time."""
+        server = self._behind.server(self._options)
         if self._private is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._private = Path(tempfile.mkdtemp(prefix="door-", dir=self._folder))
@@ -155,8 +216,7 @@ class AgentServer:
         inside = self._private / str(self._made)
         present = self._door.target
         try:
-            server.add_secure_port(f"unix:{inside}", credentials)
-            await server.start()
+            await server.start(inside, made)
             self._door.target = inside
             if self._server is None:
                 self._door.bind(*self._address)
@@ -174,7 +234,7 @@ class AgentServer:
             retiring.add_done_callback(self._retiring.pop)
 
 
-async def _retire(server: grpc.aio.Server, stays: float) -> None:
+async def _retire(server: Server, stays: float) -> None:
     """Let it go on for a while: one that is told to stop takes no more calls, so that all agents would come at once.
 
     An agent makes a new connection when its stream has ended, and by then each one has.

@@ -15,10 +15,11 @@ _log = logging.getLogger("podsvid.tls")
 
 @dataclass(frozen=True)
 class Made:
-    """Credentials, and what they prove the signer by, without the key."""
+    """Credentials, and what they prove the signer by, whose key is apart: where others serve they are told it."""
 
     credentials: grpc.ServerCredentials = field(repr=False)
     own: OwnSvid
+    key: bytes = field(repr=False)
 
 
 class ServerIdentity:
@@ -55,7 +56,7 @@ class ServerIdentity:
         Clients prove themselves by token, not by certificate. Raises SvidError when the authority cannot sign.
         """
         own = OwnSvid.issued(state, self._clock.now(), self._names)
-        return Made(grpc.ssl_server_credentials([(own.key, own.chain)]), replace(own, key=b""))
+        return Made(grpc.ssl_server_credentials([(own.key, own.chain)]), replace(own, key=b""), own.key)
 
     def taken(self, made: Made) -> grpc.ServerCredentials:
         """These are the present ones from now on."""

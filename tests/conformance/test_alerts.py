@@ -216,6 +216,11 @@ def _put_back(fleet: Fleet, now: float) -> None:
         fleet.signers[0].rolled_back("replaced")
 
 
+def _workers_end(fleet: Fleet, now: float) -> None:
+    if now % 120 == 0:
+        fleet.signers[0].worker_ended()
+
+
 CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidSvidExpired": _set(states={"ok": 19, "expired": 1}),
     "PodsvidRotationFailing": _set(states={"ok": 18, "retrying": 1, "unwritten": 1}),
@@ -235,6 +240,7 @@ CONDITIONS: dict[str, Callable[[Fleet, float], None]] = {
     "PodsvidFederationStale": _set(federation_age=4 * 3600.0),
     "PodsvidPodCertificatesWait": _set(certificate_waits=240.0),
     "PodsvidKeyStoreUnavailable": _set(key_store_down=True),
+    "PodsvidSignerWorkersEnd": _workers_end,
     "PodsvidPublicListener": _set(public_trouble=True),
     "PodsvidPublicCertificateEnds": _set(public_left=2 * 86400.0),
     "PodsvidAgentsWithoutTrustBundle": _set(unacknowledged=1),
@@ -289,7 +295,12 @@ def test_a_secret_that_was_put_back_while_no_signer_ran_fires(promtool: Path, tm
 
 # That a Secret was put back is no state that ends.
 @pytest.mark.parametrize(
-    "alert", [each for each in CONDITIONS if each not in ("PodsvidMintsRefused", "PodsvidSecretPutBack")]
+    "alert",
+    [
+        each
+        for each in CONDITIONS
+        if each not in ("PodsvidMintsRefused", "PodsvidSecretPutBack", "PodsvidSignerWorkersEnd")
+    ],
 )
 def test_a_moment_of_it_fires_nothing(promtool: Path, tmp_path: Path, alert: str) -> None:
     """Two scrapes, and it is over."""

@@ -42,6 +42,7 @@ PLANTED = {
     "signer/publishing": ("signer/publishing/config_maps.py", "svid.jwtauthority"),
     "signer/minting": ("signer/minting/minting.py", "signer.cluster.kube"),
     "the process that serves strangers": ("signer/public/child.py", "svid.identity"),
+    "the signer's workers": ("signer/workers/child.py", "signer.policy.policy"),
     "the console's server": ("podsvid/console/guard.py", "grpc"),
     "podsvid/console": ("podsvid/console/on_node.py", "agent.workload.problems"),
     "podsvid/api": ("podsvid/api/watch.py", "agent.workload.problems"),

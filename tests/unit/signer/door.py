@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar, cast
 
 import jwt
@@ -28,7 +29,7 @@ from signer.authority.trust import Broadcast
 from signer.cluster.events import Events
 from signer.cluster.witness import Witness
 from signer.errors import Reason
-from signer.front.agents import SignerService
+from signer.front.agents import SERVICE, SignerService
 from signer.front.audit import Audit
 from signer.front.calls import Context
 from signer.front.limits import NodeLimits
@@ -38,11 +39,13 @@ from signer.model import PodClaim, Sender, Standing
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
 from signer.policy.policy import CLUSTER, GROUP, PolicySettings
+from signer.workers.child import Child
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.signer_rig import AUDIENCE, DRIVER, Site
 from tests.unit.signer.test_lifecycle import first
 from tests.unit.signer.test_minting import SETTINGS, csr, roomy
+from tests.unit.signer.workers import joined, only
 
 OUTAGE = timedelta(minutes=10)
 REQUEST = csr(KeyAlgorithm.EC_P256.generate())
@@ -85,6 +88,10 @@ class Call:
 
     async def abort_with_status(self, status: Any) -> None:
         raise Aborted(status)
+
+    async def abort(self, code: Any, details: str, trailing: Any = ()) -> None:
+        """As a worker ends a call."""
+        raise Aborted(SimpleNamespace(code=code, details=details, trailing_metadata=trailing))
 
 
 def call(token: str | None, scheme: str = "Bearer") -> Context:
@@ -148,8 +155,8 @@ class Noted:
 class Door:
     """A service of real parts."""
 
-    # Whether `x509` asks by a batch, of that one.
-    batched = False
+    # Whether `x509` asks by a batch, of that one; and whether calls come by a worker.
+    batched = remote = False
 
     def __init__(
         self,
@@ -198,6 +205,7 @@ class Door:
             self.spans,
         )
         self._key = ec.generate_private_key(ec.SECP256R1())
+        self._worker: Child | None = None
 
     async def x509(
         self, claim: PodClaim, pod_token: str, agent: str | None = None, **fields: Any
@@ -206,7 +214,7 @@ class Door:
         request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=pod_token, **fields)
         agent = agent or self.site.agent()
         if not self.batched:
-            return await self.service.mint_x509(said(request), call(agent))
+            return await self._mint_x509(said(request), call(agent))
         (answer,) = await self.batch(agent, request)
         if isinstance(answer, Aborted):
             raise answer
@@ -217,7 +225,7 @@ class Door:
     ) -> "list[signer_pb2.MintX509SVIDResponse | Aborted]":
         """What became of each, in the order of the requests; raises Aborted where the call was refused."""
         found: dict[int, signer_pb2.MintX509SVIDResponse | Aborted] = {}
-        async for response in self.service.mint_x509s(said(batch_of(*requests)), call(agent)):
+        async for response in self._mint_x509s(said(batch_of(*requests)), call(agent)):
             assert response.outcomes
             for each in response.outcomes:
                 assert each.item not in found
@@ -231,7 +239,33 @@ class Door:
         request = signer_pb2.MintJWTSVIDRequest(
             pod=pod(claim), pod_token=pod_token, spiffe_id=spiffe_id, audiences=audiences
         )
-        return await self.service.mint_jwt(said(request), call(agent or self.site.agent()))
+        messages, context = said(request), call(agent or self.site.agent())
+        if not self.remote:
+            return await self.service.mint_jwt(messages, context)
+        return signer_pb2.MintJWTSVIDResponse.FromString(await only(self._remotely("MintJWTSVID", messages, context)))
+
+    async def _mint_x509(self, messages: AsyncIterator[bytes], context: Context) -> signer_pb2.MintX509SVIDResponse:
+        if not self.remote:
+            return await self.service.mint_x509(messages, context)
+        answer = await only(self._remotely("MintX509SVID", messages, context))
+        return signer_pb2.MintX509SVIDResponse.FromString(answer)
+
+    async def _mint_x509s(
+        self, messages: AsyncIterator[bytes], context: Context
+    ) -> AsyncIterator[signer_pb2.MintX509SVIDsResponse]:
+        if not self.remote:
+            async for response in self.service.mint_x509s(messages, context):
+                yield response
+            return
+        async for answer in self._remotely("MintX509SVIDs", messages, context):
+            yield signer_pb2.MintX509SVIDsResponse.FromString(answer)
+
+    def _remotely(self, method: str, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        """As it comes about where a worker has the connection."""
+        if self._worker is None:
+            methods = {f"/{SERVICE}/{name}": each for name, each in self.service.methods().items()}
+            self._worker, _ = joined(methods)
+        return self._worker.call(f"/{SERVICE}/{method}", messages, context)
 
     def signed(self, token: str) -> str:
         """The same claims by the cluster's key, which is published."""
@@ -267,10 +301,11 @@ def outcome(found: signer_pb2.MintX509SVIDOutcome) -> "signer_pb2.MintX509SVIDRe
     return Aborted(rpc_status.to_status(status_pb2.Status.FromString(found.refusal)))
 
 
-@pytest.fixture(params=["single", "batch"])
+@pytest.fixture(params=["single", "batch", "single by a worker", "batch by a worker"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `Door.x509` ask by a call of its own, and by a batch."""
-    monkeypatch.setattr(Door, "batched", request.param == "batch")
+    """Have `Door.x509` ask by a call of its own, and by a batch; here, and through a worker."""
+    monkeypatch.setattr(Door, "batched", request.param.startswith("batch"))
+    monkeypatch.setattr(Door, "remote", request.param.endswith("worker"))
 
 
 def at_the_door(test: Callable[[Door], Awaitable[None]], door: Callable[[AuthorityState], Door] = Door) -> None:

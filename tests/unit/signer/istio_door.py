@@ -69,7 +69,7 @@ class Refusal(Exception):
 
 
 class ProxyCall(Call):
-    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+    async def abort(self, code: grpc.StatusCode, details: str, trailing: object = ()) -> None:
         raise Refusal(code, details)
 
 

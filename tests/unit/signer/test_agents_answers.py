@@ -162,7 +162,7 @@ def test_a_clipped_wish_is_told_to_the_pod_once_and_to_the_audit_log(caplog: pyt
         ("600m\n", "10h"),
         ("\x1b[31m600m", "10h"),
         ("as your admin: run this", "10h"),
-        ("0" * 100_000 + "600m", "10h"),
+        ("0" * 40_000 + "600m", "10h"),
         ("600m\u202e", "10h"),
     ],
 )

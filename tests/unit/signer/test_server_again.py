@@ -13,7 +13,7 @@ import pytest
 from signer.attestation.pods import AgentAddresses
 from signer.front.admission import Admission
 from signer.front.door import Door
-from signer.front.server import AgentServer
+from signer.front.server import AgentServer, Here
 from svid.dnsnames import SIGNER_NAME
 from tests.ports import free_port
 from tests.signer_rig import StepClock
@@ -41,7 +41,7 @@ def test_what_failed_midway_is_made_again(monkeypatch: pytest.MonkeyPatch, step:
 
     async def run(folder: Path) -> None:
         door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
-        server = AgentServer(NOTHING, door, ("127.0.0.1", 0), folder / "run", clock)
+        server = AgentServer(Here(NOTHING), door, ("127.0.0.1", 0), folder / "run", clock)
         if serves:
             await server.renew(state)
             clock.pass_by(hours=13)
@@ -84,7 +84,7 @@ def test_with_a_new_certificate_old_connections_are_served_on_and_new_ones_see_i
     async def run(folder: Path) -> None:
         door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
         port = free_port()
-        server = AgentServer(handlers(), door, ("127.0.0.1", port), folder / "run", clock)
+        server = AgentServer(Here(handlers()), door, ("127.0.0.1", port), folder / "run", clock)
         await server.renew(state)
         await server.open()
         roots = state.bundle.to_pem()
@@ -119,7 +119,7 @@ def test_nobody_is_let_in_before_all_is_known() -> None:
     async def run(folder: Path) -> None:
         door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
         port = free_port()
-        server = AgentServer(NOTHING, door, ("127.0.0.1", port), folder / "run", clock)
+        server = AgentServer(Here(NOTHING), door, ("127.0.0.1", port), folder / "run", clock)
         pods, policies = asyncio.Event(), asyncio.Event()
         opening = asyncio.ensure_future(server.open(pods.wait, policies.wait))
 
@@ -159,7 +159,7 @@ def test_an_older_server_that_loses_its_cancellation_keeps_no_signer_from_stoppi
 
     async def main() -> None:
         door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
-        server, retiring = AgentServer(NOTHING, door, ("127.0.0.1", 0), tmp_path, StepClock()), Loses()
+        server, retiring = AgentServer(Here(NOTHING), door, ("127.0.0.1", 0), tmp_path, StepClock()), Loses()
         server._retiring[asyncio.create_task(retiring.run())] = Older()  # type: ignore[assignment]
         await asyncio.sleep(0)
         await server.close(3.0)

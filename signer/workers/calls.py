@@ -1,0 +1,115 @@
+"""A call that came to a worker, in the process that decides: it is handled as one of this process's own gRPC is."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from signer.workers import messages
+from signer.workers.channel import BadFrame, Channel
+
+_log = logging.getLogger("podsvid.api")
+_Status = tuple[int, str, list[tuple[str, bytes]]]
+_UNKNOWN: _Status = (grpc.StatusCode.UNKNOWN.value[0], "the signer failed; its log says more", [])
+# For whom the worker's gRPC would have refused by itself.
+FULL: _Status = (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "this replica has its fill of calls", [])
+
+
+class RemoteCall:
+    """The half of a gRPC ServicerContext that handlers use, and what the caller says, of one call."""
+
+    def __init__(self, begun: messages.Begun, channel: "Channel[messages.Report]") -> None:
+        self._begun = begun
+        self._channel = channel
+        self._until = None if begun.left is None else asyncio.get_running_loop().time() + begun.left
+        self._headers = messages.unpacked(begun.headers)
+        self._status: _Status | None = None
+        self._wanted: asyncio.Future[bytes | None] | None = None
+        self._taking: asyncio.Future[None] | None = None
+
+    def peer(self) -> str:
+        """As gRPC calls it."""
+        return self._begun.peer
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Its headers."""
+        return self._headers
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline, if it has one."""
+        return None if self._until is None else max(self._until - asyncio.get_running_loop().time(), 0.0)
+
+    async def abort_with_status(self, status: Any) -> NoReturn:
+        """As gRPC does: end the call with it. Raises grpc.aio.AbortError."""
+        self._status = status.code.value[0], status.details or "", messages.packed(status.trailing_metadata or ())
+        raise grpc.aio.AbortError
+
+    async def handled(self, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
+        """Have it handled to its end, and say what came of it."""
+        try:
+            await self._answered(handler)
+        except grpc.aio.AbortError:
+            self._end(self._status or _UNKNOWN)
+        except Exception as error:
+            _log.error("bug: a call failed unexpectedly", exc_info=error)
+            self._end(_UNKNOWN)
+
+    def refuse(self, status: _Status) -> None:
+        """End it so, unheard."""
+        self._end(status)
+
+    def said(self, message: bytes | None) -> None:
+        """What was wanted has come. Raises BadFrame where nothing was."""
+        wanted, self._wanted = self._wanted, None
+        if wanted is None:
+            raise BadFrame("a message that nobody wanted")
+        if not wanted.done():
+            wanted.set_result(message)
+
+    def taken(self) -> None:
+        """gRPC has the last answer. Raises BadFrame where there was none."""
+        taking, self._taking = self._taking, None
+        if taking is None:
+            raise BadFrame("a word of an answer that was not given")
+        if not taking.done():
+            taking.set_result(None)
+
+    async def _answered(self, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
+        call, dumps = self._begun.call, handler.response_serializer or bytes
+        said = self._messages()
+        try:
+            if handler.stream_unary is not None:
+                answer: Any = await handler.stream_unary(said, self)  # type: ignore[arg-type]
+                await self._channel.send(messages.Answer(call, dumps(answer), last=True))
+                return
+            assert handler.stream_stream is not None
+            async with aclosing(handler.stream_stream(said, self)) as answers:  # type: ignore[type-var, arg-type]
+                async for each in answers:  # type: ignore[attr-defined]
+                    self._taking = taking = asyncio.get_running_loop().create_future()
+                    await self._channel.send(messages.Answer(call, dumps(each), last=False))
+                    await taking
+            self._channel.post(messages.Over(call))
+        finally:
+            await said.aclose()
+
+    async def _messages(self) -> AsyncGenerator[bytes, None]:
+        """One is read of the caller each time that one is asked for here."""
+        while True:
+            # One that nobody waited for to the end comes next.
+            if self._wanted is None:
+                self._wanted = asyncio.get_running_loop().create_future()
+                self._channel.post(messages.Want(self._begun.call))
+            message = await asyncio.shield(self._wanted)
+            if message is None:
+                return
+            yield message
+
+    def _end(self, status: _Status) -> None:
+        self._channel.post(messages.Refuse(self._begun.call, *status))
+
+
+Methods = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]

@@ -1,0 +1,118 @@
+"""One end of the channel between the signer and a worker: frames of four bytes of length and a message."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
+
+import msgspec
+
+LENGTH = 4
+# Bytes that wait to be sent before whoever has more waits.
+HIGH = 1024 * 1024
+Message = TypeVar("Message")
+
+
+class BadFrame(Exception):
+    """What came is no message, too long, or not what it is the other end's turn to say. Quotes nothing of it."""
+
+
+class Frames(Generic[Message]):
+    """Puts messages together from bytes. One of more than `most` bytes, or of another kind, is refused."""
+
+    def __init__(self, decoder: "msgspec.msgpack.Decoder[Message]", most: int) -> None:
+        self._decoder = decoder
+        self._most = most
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are whole now. Raises BadFrame, after which nothing more may be fed."""
+        self._rest += data
+        found, at = [], 0
+        while len(self._rest) - at >= LENGTH:
+            length = int.from_bytes(self._rest[at : at + LENGTH], "big")
+            if length > self._most:
+                raise BadFrame(f"a frame of {length} bytes, {self._most} are possible")
+            end = at + LENGTH + length
+            if len(self._rest) < end:
+                break
+            try:
+                found.append(self._decoder.decode(self._rest[at + LENGTH : end]))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+                raise BadFrame(f"a frame that is no message ({type(error).__name__})") from None
+            at = end
+        del self._rest[:at]
+        return found
+
+
+class Channel(asyncio.Protocol, Generic[Message]):
+    """Says each message that comes to `heard`, and once to `ended` why nothing comes any more; empty where it closed.
+
+    What is sent in one turn of the loop goes in one write.
+    """
+
+    def __init__(self, frames: Frames[Message], heard: Callable[[Message], None], ended: Callable[[str], None]) -> None:
+        self._frames = frames
+        self._heard = heard
+        self._ended = ended
+        self._encoder = msgspec.msgpack.Encoder()
+        self._transport: asyncio.Transport | None = None
+        self._out = bytearray()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._turn = asyncio.Lock()
+        self._why = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=HIGH)
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for each in self._frames.feed(data):
+                self._heard(each)
+        except BadFrame as error:
+            self._why = f"it sent {error}"
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._room.set()
+        self._ended(self._why)
+
+    def post(self, message: msgspec.Struct) -> None:
+        """Send it, whatever waits: for what is small. Nothing where the other end is gone."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        begin = len(self._out)
+        self._out += bytes(LENGTH)
+        self._out += self._encoder.encode(message)
+        self._out[begin : begin + LENGTH] = (len(self._out) - begin - LENGTH).to_bytes(LENGTH, "big")
+        if len(self._out) > HIGH:
+            self._flush()
+
+    async def send(self, message: msgspec.Struct) -> None:
+        """The same, once there is room for it: one after another, as each may be large."""
+        if self._room.is_set() and not self._turn.locked():
+            self.post(message)
+            return
+        async with self._turn:
+            await self._room.wait()
+            self.post(message)
+
+    def close(self) -> None:
+        """Nothing more is heard. May be repeated."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        if self._out and self._transport is not None:
+            self._transport.write(bytes(self._out))
+        self._out.clear()

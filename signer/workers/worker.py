@@ -1,0 +1,217 @@
+"""One worker, as seen from the signer: its process, its channel, and the calls that came by it."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from runtime.bucket import Bucket
+from runtime.stopping import end
+from signer.front import budget
+from signer.workers import messages
+from signer.workers.calls import FULL, Methods, RemoteCall
+from signer.workers.channel import BadFrame, Channel, Frames
+from signer.workers.confinement import LACKING
+
+_Said = TypeVar("_Said")
+_log = logging.getLogger("podsvid.workers")
+# Calls of one worker, and of one of its connections: more than gRPC lets through.
+CALLS = budget.TRUST_STREAMS + budget.MINTS + budget.PENDING
+CALLS_OF_PEER = 8 * budget.STREAMS
+# Words about calls that are over, or of connections that are not there any more, a second and at once: each call may
+# have some, as either end ends it.
+STRAYS, STRAYS_AT_ONCE = 5_000.0, 20_000.0
+# Seconds that it gets to end by itself.
+_END = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of each worker: where its sockets may be, bytes of data that it may have, and how it logs."""
+
+    folder: Path
+    memory: int
+    log_format: str
+    log_level: str
+
+
+class Worker:
+    """A process from its start to its end. `belongs`: whether a connection was handed to it. Belongs to one loop."""
+
+    def __init__(
+        self, methods: Methods, belongs: Callable[[str], bool], lacks: Callable[[Sequence[str]], None]
+    ) -> None:
+        self._methods = methods
+        self._belongs = belongs
+        self._lacks = lacks
+        self._calls: dict[int, tuple[RemoteCall, asyncio.Task[None]]] = {}
+        self._of_peers: Counter[str] = Counter()
+        self._newest = 0
+        self._serving: dict[int, asyncio.Future[str]] = {}
+        self._stopping: dict[int, asyncio.Future[None]] = {}
+        self._why = ""
+        self._over = asyncio.Event()
+        self._strays = Bucket(STRAYS, STRAYS_AT_ONCE, asyncio.get_running_loop().time())
+        frames = Frames(msgspec.msgpack.Decoder(messages.Report), messages.MAX_FRAME)
+        self._channel: Channel[messages.Report] = Channel(frames, self.heard, self._ended)
+        self.pid: int | None = None
+
+    @property
+    def calls(self) -> int:
+        """How many are open."""
+        return len(self._calls)
+
+    async def run(self, settings: Settings, began: Callable[[], object]) -> str:
+        """From start to end; how it ended. Raises OSError."""
+        ours, its = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-P", "-m", "signer.workers.child", str(its.fileno()), str(settings.folder), str(settings.memory)),
+                *(settings.log_format, settings.log_level),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                pass_fds=(its.fileno(),),
+                cwd="/",
+                process_group=0,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            its.close()
+        try:
+            self.pid = process.pid
+            await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=ours)
+            began()
+            await self._over.wait()
+        finally:
+            self._channel.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END):
+                    await process.wait()
+            # And what somebody who got into it began there; itself also where it has left its group.
+            for kill in (process.kill, partial(os.killpg, process.pid, signal.SIGKILL)):
+                with suppress(ProcessLookupError):
+                    kill()
+            code = await process.wait()
+            await end([task for _, task in self._calls.values()])
+        return self._why or (f"signal {-code}" if code < 0 else f"exit code {code}")
+
+    async def serve(self, order: messages.Serve) -> None:
+        """Have it listen. Raises OSError where it cannot, or ends."""
+        answer = self._serving[order.server] = asyncio.get_running_loop().create_future()
+        try:
+            await self._channel.send(order)
+            why = await answer
+        finally:
+            self._serving.pop(order.server, None)
+        if why:
+            raise OSError(None, f"a worker cannot listen: {why}")
+
+    async def stop(self, server: int, grace: float | None) -> None:
+        """Have that server end, and wait until it has, or the worker has."""
+        if self._over.is_set():
+            return
+        answer = self._stopping[server] = asyncio.get_running_loop().create_future()
+        self._channel.post(messages.Stop(server, grace))
+        await answer
+
+    def lose(self, why: str) -> None:
+        """It is to end."""
+        self._why = self._why or why
+        self._channel.close()
+        self._over.set()
+
+    def heard(self, report: messages.Report) -> None:
+        """What it says. Raises BadFrame for what it may not say now."""
+        match report:
+            case messages.Begun():
+                self._begin(report)
+            case messages.Said() | messages.Taken() | messages.Left():
+                self._follow(report)
+            case messages.Serves(server, why):
+                self._answer(self._serving, server, why)
+            case messages.Stopped(server):
+                self._answer(self._stopping, server, None)
+            case messages.Lacking(what):
+                if not all(each in LACKING for each in what):
+                    raise BadFrame("that it lacks what there is not")
+                self._lacks(what)
+
+    def _begin(self, begun: messages.Begun) -> None:
+        if begun.call <= self._newest:
+            raise BadFrame("a call's number again")
+        self._newest = begun.call
+        handler = self._methods.get(begun.method)
+        if handler is None:
+            raise BadFrame("a call of a method that there is not")
+        call = RemoteCall(begun, self._channel)
+        if not self._belongs(begun.peer):
+            # Its connection has just ended; or it speaks for another one's, which it may not.
+            self._stray()
+            call.refuse(FULL)
+            return
+        if len(self._calls) >= CALLS or self._of_peers[begun.peer] >= CALLS_OF_PEER:
+            call.refuse(FULL)
+            return
+        task = asyncio.get_running_loop().create_task(call.handled(handler))
+        self._calls[begun.call] = call, task
+        self._of_peers[begun.peer] += 1
+        task.add_done_callback(lambda _: self._forget(begun))
+
+    def _follow(self, report: messages.Said | messages.Taken | messages.Left) -> None:
+        found = self._calls.get(report.call)
+        if found is None:
+            self._stray()
+            return
+        call, task = found
+        match report:
+            case messages.Said(_, message):
+                call.said(message)
+            case messages.Taken():
+                call.taken()
+            case messages.Left():
+                task.cancel()
+
+    def _forget(self, begun: messages.Begun) -> None:
+        del self._calls[begun.call]
+        self._of_peers[begun.peer] -= 1
+        if not self._of_peers[begun.peer]:
+            del self._of_peers[begun.peer]
+
+    def _stray(self) -> None:
+        if not self._strays.take(asyncio.get_running_loop().time()):
+            raise BadFrame("too much of calls that are none")
+
+    def _answer(
+        self, waiting: "dict[int, asyncio.Future[str]] | dict[int, asyncio.Future[None]]", server: int, said: object
+    ) -> None:
+        found = waiting.pop(server, None)
+        if found is None:
+            raise BadFrame("an answer to nothing")
+        if not found.done():
+            found.set_result(said)  # type: ignore[arg-type]
+
+    def _ended(self, why: str) -> None:
+        self._why = self._why or why
+        self._over.set()
+        for _, task in self._calls.values():
+            task.cancel()
+        for each in self._serving.values():
+            if not each.done():
+                each.set_result("it ended")
+        for one in self._stopping.values():
+            if not one.done():
+                one.set_result(None)

@@ -1,0 +1,238 @@
+"""The channel to a worker: whatever comes on it, in whatever pieces, is a message within its bounds or ends it."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.front import budget
+from signer.workers import messages
+from signer.workers.channel import LENGTH, BadFrame, Channel, Frames
+from signer.workers.worker import CALLS_OF_PEER, STRAYS_AT_ONCE, Worker
+from tests.unit.signer.workers import Pipe, joined
+
+# Some come back meanwhile.
+STRAYS = 2 * int(STRAYS_AT_ONCE)
+CALLS = st.integers(1, 2**63 - 1)
+REPORTS = st.one_of(
+    st.builds(
+        messages.Begun,
+        CALLS,
+        st.text(max_size=60),
+        st.text(max_size=60),
+        st.lists(st.tuples(st.text(max_size=20), st.binary(max_size=50)), max_size=20),
+        st.none() | st.floats(0, 1e6),
+    ),
+    st.builds(messages.Said, CALLS, st.none() | st.binary(max_size=200)),
+    st.builds(messages.Taken, CALLS),
+    st.builds(messages.Left, CALLS),
+    st.builds(messages.Serves, CALLS, st.text(max_size=60)),
+    st.builds(messages.Stopped, CALLS),
+)
+
+
+def frames() -> "Frames[messages.Report]":
+    return Frames(msgspec.msgpack.Decoder(messages.Report), messages.MAX_FRAME)
+
+
+def framed(*said: Any) -> bytes:
+    encoded = [each if isinstance(each, bytes) else msgspec.msgpack.encode(each) for each in said]
+    return b"".join(len(each).to_bytes(LENGTH, "big") + each for each in encoded)
+
+
+@given(st.lists(REPORTS, max_size=8), st.data())
+def test_what_was_said_is_heard_in_whatever_pieces_it_comes(said: "list[messages.Report]", data: st.DataObject) -> None:
+    rest, reading, heard = framed(*said), frames(), []
+    while rest:
+        cut = data.draw(st.integers(1, len(rest)))
+        heard += reading.feed(rest[:cut])
+        rest = rest[cut:]
+    assert heard == said
+
+
+@given(st.binary(max_size=400))
+def test_rubbish_is_refused_in_words_that_quote_none_of_it(rubbish: bytes) -> None:
+    try:
+        found = frames().feed(framed(rubbish))
+    except BadFrame as error:
+        assert str(error).startswith("a frame that is no message (")
+    else:
+        assert all(isinstance(each, messages.Report) for each in found)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (messages.MAX_FRAME + 1).to_bytes(LENGTH, "big"),
+        framed(messages.Said(1, bytes(budget.MAX_MINT + 1))),
+        framed(messages.Begun(1, "m" * 257, "peer", [], None)),
+        framed(messages.Begun(1, "m", "p" * 257, [], None)),
+        framed(messages.Begun(1, "m", "p", [("a", b"b")] * (budget.MOST_HEADERS // 33 + 2), None)),
+        framed(messages.Begun(1, "m", "p", [("a", bytes(budget.MOST_HEADERS + 1))], None)),
+        framed(messages.Serves(1, "x" * 257)),
+        framed(messages.Lacking(["no files"] * 9)),
+        # What the signer says to workers.
+        framed(messages.Refuse(1, 2, "", [])),
+        framed([6, 1, 2]),
+    ],
+    ids=range(10),
+)
+def test_each_bound_holds(said: bytes) -> None:
+    with pytest.raises(BadFrame):
+        frames().feed(said)
+
+
+def test_orders_have_room_for_what_the_signer_says() -> None:
+    order = messages.Answer(7, bytes(8 * budget.MIB), last=False)
+    reading: Frames[Any] = Frames(msgspec.msgpack.Decoder(messages.Order), messages.MAX_ORDER)
+    assert reading.feed(framed(order)) == [order]
+
+
+def test_the_key_is_in_no_text() -> None:
+    order = messages.Serve(1, "/a", b"-----BEGIN SECRET", b"chain", [], [])
+    assert "SECRET" not in f"{order} {order!r}"
+
+
+def test_headers_come_out_as_they_went_in() -> None:
+    headers = (("authorization", "Bearer é"), ("some-bin", b"\xff\x00"))
+    assert messages.unpacked(messages.packed(headers)) == headers
+    assert messages.unpacked([("a", b"\xff")]) == (("a", "\ufffd"),)
+
+
+class Reads:
+    """A handler that reads messages without an end; `begun` counts those under way."""
+
+    response_serializer = bytes
+    stream_stream = None
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+        self.heard: list[bytes] = []
+
+    async def stream_unary(self, said: Any, context: Any) -> bytes:
+        self.begun += 1
+        try:
+            async for each in said:
+                self.heard.append(each)
+        finally:
+            self.ended += 1
+        return b"done"
+
+
+def begun(call: int, method: str = "/a", peer: str = "own") -> messages.Begun:
+    return messages.Begun(call, method, peer, [], None)
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        ([begun(1), begun(1)], "a call's number again"),
+        ([begun(2), begun(1)], "a call's number again"),
+        ([begun(1, "/b")], "a call of a method that there is not"),
+        ([begun(1), messages.Taken(1)], "a word of an answer that was not given"),
+        ([begun(1), "turns", messages.Said(1, b"x"), messages.Said(1, b"y")], "a message that nobody wanted"),
+        ([begun(1), messages.Said(1, b"too early")], "a message that nobody wanted"),
+        ([messages.Serves(1, "")], "an answer to nothing"),
+        ([messages.Stopped(1)], "an answer to nothing"),
+        ([messages.Lacking(["everything"])], "that it lacks what there is not"),
+        ([messages.Left(9)] * STRAYS, "too much of calls that are none"),
+        ([begun(each, peer="another's") for each in range(1, STRAYS)], "too much of calls that are none"),
+    ],
+    ids=range(11),
+)
+def test_what_a_worker_may_not_say_now_ends_it_and_its_calls(says: list[Any], why: str) -> None:
+    async def run() -> None:
+        handler = Reads()
+        worker = Worker({"/a": handler}, lambda peer: peer == "own", lambda names: None)  # type: ignore[dict-item]
+        pipe = Pipe(Channel(frames(), lambda _: None, lambda _: None))
+        worker._channel.connection_made(pipe)
+        for each in says:
+            if each == "turns":
+                await turns()
+            else:
+                worker._channel.data_received(framed(each))
+            if pipe.closed:
+                break
+        assert pipe.closed
+        assert why in worker._channel._why
+        worker._channel.connection_lost(None)
+        await turns()
+        assert (worker.calls, handler.begun) == (0, handler.ended)
+
+    asyncio.run(run())
+
+
+def test_a_worker_speaks_for_connections_that_it_was_handed_and_no_others() -> None:
+    """It knows how others' are called: else it would have them struck, or take their nodes' shares."""
+
+    async def run() -> None:
+        handler = Reads()
+        child, worker = joined({"/a": handler}, lambda peer: peer == "own")  # type: ignore[dict-item]
+        orders: asyncio.Queue[messages.Order] = asyncio.Queue()
+        child._orders = dict.fromkeys((1, 2), orders)
+        for number, peer in ((1, "another's"), (2, "own")):
+            worker.heard(begun(number, peer=peer))
+        await turns()
+        assert handler.begun == worker.calls == 1
+        found = [orders.get_nowait() for _ in range(orders.qsize())]
+        assert [(type(each).__name__, each.call) for each in found] == [("Refuse", 1), ("Want", 2)]  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_one_connection_has_so_many_calls_whatever_its_worker_says() -> None:
+    async def run() -> None:
+        handler = Reads()
+        _, worker = joined({"/a": handler})  # type: ignore[dict-item]
+        for number in range(1, CALLS_OF_PEER + 50):
+            worker.heard(begun(number))
+        await turns()
+        assert handler.begun == worker.calls == CALLS_OF_PEER
+        worker.heard(messages.Left(1))
+        await turns()
+        worker.heard(begun(CALLS_OF_PEER + 50))
+        await turns()
+        assert (handler.begun, handler.ended) == (CALLS_OF_PEER + 1, 1)
+
+    asyncio.run(run())
+
+
+def test_what_nobody_waits_for_is_given_up() -> None:
+    async def run() -> None:
+        handler = Reads()
+        child, worker = joined({"/a": handler})  # type: ignore[dict-item]
+
+        class Context:
+            def invocation_metadata(self) -> None:
+                return None
+
+            def peer(self) -> str:
+                return "own"
+
+            def time_remaining(self) -> float:
+                return 1.0
+
+        async def silent() -> Any:
+            await asyncio.Event().wait()
+            yield b""
+
+        async def calling() -> None:
+            async for _ in child.call("/a", silent(), Context()):
+                raise AssertionError("an answer")
+
+        task = asyncio.ensure_future(calling())
+        await turns()
+        assert (handler.begun, worker.calls) == (1, 1)
+        task.cancel()
+        await turns()
+        assert (handler.ended, worker.calls, child._orders) == (1, 0, {})
+
+    asyncio.run(run())
