@@ -34,7 +34,6 @@ def confine(folder: str, memory: int) -> tuple[str, ...]:
     # Where one may not even raise it all are alike.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     os.umask(0o077)
     with suppress(OSError, AttributeError):

@@ -21,8 +21,9 @@ from signer.workers.worker import Settings, Worker
 _log = logging.getLogger("podsvid.workers")
 # Seconds until another is started: the double each time, up to the most, until one has served for so long.
 AGAIN, AGAIN_MOST, SETTLED = 0.2, 30.0, 60.0
-# Seconds in which one is to listen once it is told to.
-TAKES = 20.0
+# Seconds in which one is to listen once it is told to; and for which all are waited for, as no change of trust is
+# passed on meanwhile: the others follow.
+TAKES, ALL = 20.0, 5.0
 _LETTERS = "abcdefgh"
 
 
@@ -87,13 +88,18 @@ class Crew:
             settings = Settings(folder, self._memory, *self._logs)
             for letter in _LETTERS[: self._count]:
                 self._keeping.append(loop.create_task(self._keep(letter, settings), name=f"worker {letter}"))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(TAKES):
-                while len(self.paths(generation.inside)) < self._count:
-                    self._changed.clear()
-                    await self._changed.wait()
+        await self._until(generation, self._count, ALL)
+        await self._until(generation, 1, TAKES - ALL)
         if not self.paths(generation.inside):
             raise OSError(None, "no worker process serves; the log says why")
+
+    async def _until(self, generation: "Generation", count: int, seconds: float) -> None:
+        """So many listen with it, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while len(self.paths(generation.inside)) < count:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def back(self, generation: "Generation | None") -> None:
         """That one was in use before, and is again."""

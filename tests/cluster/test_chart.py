@@ -52,7 +52,12 @@ EVERYTHING = (
         "signer.oidc.certSecret=oidc-tls",
         "signer.settings.jwt_issuer=https://oidc.example.org",
     ),
-    *("signer.upstreamSecret=upstream", "signer.settings.dns_names={a.b,*.c}", "signer.settings.node_rate=7"),
+    *(
+        "signer.upstreamSecret=upstream",
+        "signer.settings.dns_names={a.b,*.c}",
+        "signer.settings.node_rate=7",
+        "signer.settings.workers=2",
+    ),
     *(
         "startupTaint.enabled=true",
         "podCertificates.enabled=true",

@@ -8,7 +8,9 @@ from runtime import processors
 from signer import worker_settings
 from signer.front import budget
 from signer.front.spread import Spread
+from signer.metrics import Metrics
 from signer.workers.chosen import BASE, memory
+from signer.workers.crew import Crew
 
 
 def cgroup(root: Path, *levels: str, path: str = "/a/b") -> float | None:
@@ -86,3 +88,14 @@ def test_a_connection_goes_to_whoever_has_fewest() -> None:
     spread.paths = lambda target: ()
     with pytest.raises(OSError, match="no worker serves"):
         spread.choose(Path("/"))
+
+
+def test_a_worker_is_at_the_connections_that_went_to_its_sockets() -> None:
+    spread = Spread()
+    crew = Crew(2, {}, spread, memory(2), ("json", "info"), Metrics())
+    spread.entered("one", Path("/run/door/1a"))
+    spread.entered("other", Path("/run/door/2b"))
+    assert [crew._is_at(letter, peer) for letter in "ab" for peer in ("one", "other", "none")] == [
+        *(True, False, False),
+        *(False, True, False),
+    ]
