@@ -209,8 +209,14 @@ def test_a_new_certificate_reaches_each_worker_and_no_connection_is_cut_off(tmp_
     begin = datetime.now(UTC) - timedelta(hours=13)
     clock, state = StepClock(begin), done(life().first(begin))
 
+    begun, may = asyncio.Event(), asyncio.Event()
+
     async def echo(messages: Any, context: Any) -> bytes:
-        return await anext(aiter(messages))
+        found: bytes = await anext(aiter(messages))
+        if found == b"slow":
+            begun.set()
+            await may.wait()
+        return found
 
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {SAYS: grpc.stream_unary_rpc_method_handler(echo, None, None)}
 
@@ -263,9 +269,16 @@ def test_a_new_certificate_reaches_each_worker_and_no_connection_is_cut_off(tmp_
         assert metrics.registry.get_sample_value("podsvid_signer_worker_restarts_total") == 2
         assert metrics.registry.get_sample_value("podsvid_signer_workers") in (1, 2)
         pids = [each.pid for each in crew._running]
+        slow = asyncio.ensure_future(says(channels[0], b"slow"))
+        await begun.wait()
+        closing = asyncio.ensure_future(server.close(20))
+        while door._listening:
+            await asyncio.sleep(0.01)
+        may.set()
+        assert await slow == b"slow"
+        await closing
         for each in channels:
             await each.close()
-        await server.close(0)
         assert crew._running == {}
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
