@@ -15,6 +15,7 @@ from signer.workers.channel import BadFrame, Channel
 _log = logging.getLogger("podsvid.api")
 _Status = tuple[int, str, list[tuple[str, bytes]]]
 _UNKNOWN: _Status = (grpc.StatusCode.UNKNOWN.value[0], "the signer failed; its log says more", [])
+_GIVEN_UP: _Status = (grpc.StatusCode.CANCELLED.value[0], "", [])
 # For whom the worker's gRPC would have refused by itself.
 FULL: _Status = (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "this replica has its fill of calls", [])
 
@@ -54,6 +55,10 @@ class RemoteCall:
             await self._answered(handler)
         except grpc.aio.AbortError:
             self._end(self._status or _UNKNOWN)
+        except asyncio.CancelledError:
+            # Its caller may be there still: an answer that it did not take in time ends it.
+            self._end(_GIVEN_UP)
+            raise
         except Exception as error:
             _log.error("bug: a call failed unexpectedly", exc_info=error)
             self._end(_UNKNOWN)

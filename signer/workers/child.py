@@ -24,7 +24,7 @@ from signer.front import budget
 from signer.front.aborting import aborted
 from signer.workers import messages
 from signer.workers.channel import Channel, Frames
-from signer.workers.confinement import confine
+from signer.workers.confinement import confine, ends_first
 
 _CODES = {each.value[0]: each for each in grpc.StatusCode}
 
@@ -40,6 +40,8 @@ class Child:
         self._lacking = lacking
         self._numbers = itertools.count(1)
         self._orders: dict[int, asyncio.Queue[messages.Order]] = {}
+        # Calls of which an answer waits for its caller to take it, each with gRPC's task.
+        self._sending: dict[int, asyncio.Task[Any]] = {}
         self._servers: dict[int, grpc.aio.Server] = {}
         self._work: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
@@ -59,6 +61,10 @@ class Child:
                 self._begin(self._serve(order))
             case messages.Stop():
                 self._begin(self._stop(order))
+            case messages.Ping():
+                self._channel.post(messages.Pong())
+            case messages.Refuse() if order.call in self._sending:
+                self._sending[order.call].cancel()
             case _:
                 orders = self._orders.get(order.call)
                 if orders is not None:
@@ -106,7 +112,11 @@ class Child:
                         reading = asyncio.get_running_loop().create_task(self._read(call, asked))
                     case messages.Answer(_, message, last):
                         over = last
+                        task = asyncio.current_task()
+                        assert task is not None
+                        self._sending[call] = task
                         yield message
+                        del self._sending[call]
                         if not last:
                             self._channel.post(messages.Taken(call))
                     case messages.Refuse(_, code, details, trailing):
@@ -117,6 +127,7 @@ class Child:
                         over = True
         finally:
             del self._orders[call]
+            self._sending.pop(call, None)
             if not over:
                 self._channel.post(messages.Left(call))
             if reading is not None:
@@ -151,6 +162,7 @@ class _Methods(grpc.GenericRpcHandler):
 def main() -> None:
     """Serve until the other end is gone."""
     channel, folder, memory, log_format, level = sys.argv[1:]
+    ends_first()
     harden()
     log.configure(log_format, level)
     own = socket.socket(fileno=int(channel))

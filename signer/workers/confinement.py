@@ -22,6 +22,16 @@ _PACKAGES = ("runtime", "signer", "svid", "google", "msgspec")
 _OOM_SCORE = "500"
 
 
+def ends_first() -> None:
+    """The kernel takes it where the container has no more memory, and not the signer.
+
+    To be called before nobody may look into it any more: that takes its own files of the kernel's from it, too.
+    """
+    # Where one may not even raise it all are alike.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+
+
 def confine(folder: str, memory: int) -> tuple[str, ...]:
     """Give up files but those of the program, sockets but those below `folder`, other processes, and more than `memory`
     bytes of data; answers what the host does not let it.
@@ -31,9 +41,6 @@ def confine(folder: str, memory: int) -> tuple[str, ...]:
     libc = ctypes.CDLL(None, use_errno=True)
     # OpenSSL reads its settings when it is first used.
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # Where one may not even raise it all are alike.
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     os.umask(0o077)
     with suppress(OSError, AttributeError):

@@ -69,7 +69,11 @@ class Lacking(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
     what: Annotated[list[_Name], Meta(max_length=8)]
 
 
-Report = Begun | Said | Taken | Left | Serves | Stopped | Lacking
+class Pong(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8):
+    """It is there."""
+
+
+Report = Begun | Said | Taken | Left | Serves | Stopped | Lacking | Pong
 
 
 class Serve(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=11):
@@ -123,7 +127,11 @@ class Refuse(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, t
     trailing: Packed
 
 
-Order = Serve | Stop | Want | Answer | Over | Refuse
+class Ping(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=17):
+    """Is it there?"""
+
+
+Order = Serve | Stop | Want | Answer | Over | Refuse | Ping
 
 
 def packed(headers: Headers) -> list[tuple[str, bytes]]:

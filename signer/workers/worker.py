@@ -32,8 +32,8 @@ CALLS_OF_PEER = 8 * budget.STREAMS
 # Words about calls that are over, or of connections that are not there any more, a second and at once: each call may
 # have some, as either end ends it.
 STRAYS, STRAYS_AT_ONCE = 5_000.0, 20_000.0
-# Seconds that it gets to end by itself.
-_END = 1.0
+# Seconds that it gets to end by itself; between two signs of life; and for one: it may have to wait for a processor.
+_END, BEAT, PATIENCE = 1.0, 5.0, 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Worker:
         self._stopping: dict[int, asyncio.Future[None]] = {}
         self._why = ""
         self._over = asyncio.Event()
+        self._alive = asyncio.Event()
         self._strays = Bucket(STRAYS, STRAYS_AT_ONCE, asyncio.get_running_loop().time())
         frames = Frames(msgspec.msgpack.Decoder(messages.Report), messages.MAX_FRAME)
         self._channel: Channel[messages.Report] = Channel(frames, self.heard, self._ended)
@@ -95,7 +96,11 @@ class Worker:
             self.pid = process.pid
             await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=ours)
             began()
-            await self._over.wait()
+            watching = asyncio.get_running_loop().create_task(self.watch(), name="worker's signs of life")
+            try:
+                await self._over.wait()
+            finally:
+                await end((watching,))
         finally:
             self._channel.close()
             with suppress(TimeoutError):
@@ -128,6 +133,19 @@ class Worker:
         self._channel.post(messages.Stop(server, grace))
         await answer
 
+    async def watch(self) -> None:
+        """Ask for a sign of life now and then, and lose it where none comes."""
+        while True:
+            await asyncio.sleep(BEAT)
+            self._alive.clear()
+            self._channel.post(messages.Ping())
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._alive.wait()
+            except TimeoutError:
+                self.lose("it gives no sign of life")
+                return
+
     def lose(self, why: str) -> None:
         """It is to end."""
         self._why = self._why or why
@@ -145,6 +163,8 @@ class Worker:
                 self._answer(self._serving, server, why)
             case messages.Stopped(server):
                 self._answer(self._stopping, server, None)
+            case messages.Pong():
+                self._alive.set()
             case messages.Lacking(what):
                 if not all(each in LACKING for each in what):
                     raise BadFrame("that it lacks what there is not")

@@ -1,8 +1,10 @@
 """The channel to a worker: whatever comes on it, in whatever pieces, is a message within its bounds or ends it."""
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
+import grpc.aio
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from signer.front import budget
 from signer.workers import messages
 from signer.workers.channel import LENGTH, BadFrame, Channel, Frames
-from signer.workers.worker import CALLS_OF_PEER, STRAYS_AT_ONCE, Worker
+from signer.workers.worker import BEAT, CALLS_OF_PEER, PATIENCE, STRAYS_AT_ONCE, Worker
+from tests.unit.runtime.test_stopping import on_fake_time
 from tests.unit.signer.workers import Pipe, joined
 
 # Some come back meanwhile.
@@ -236,3 +239,68 @@ def test_what_nobody_waits_for_is_given_up() -> None:
         assert (handler.ended, worker.calls, child._orders) == (1, 0, {})
 
     asyncio.run(run())
+
+
+class Silent:
+    """A context of gRPC's."""
+
+    def invocation_metadata(self) -> None:
+        return None
+
+    def peer(self) -> str:
+        return "own"
+
+    def time_remaining(self) -> None:
+        return None
+
+
+async def nothing() -> Any:
+    await asyncio.Event().wait()
+    yield b""
+
+
+def test_a_caller_that_does_not_take_its_answer_is_cut_off_when_its_time_is_over() -> None:
+    """As in one process, where it is gRPC's task that ends."""
+    ended: list[bool] = []
+
+    async def answers(said: Any, context: Any) -> Any:
+        patience = asyncio.timeout(0.05)
+        try:
+            async with patience:
+                yield b"one"
+                yield b"two"
+        finally:
+            ended.append(patience.expired())
+
+    async def run() -> None:
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answers, None, None)
+        child, worker = joined({"/a": handler})
+
+        async def caller() -> None:
+            async with aclosing(child.call("/a", nothing(), Silent())) as found:  # type: ignore[type-var]
+                async for _ in found:
+                    await asyncio.Event().wait()
+
+        async with asyncio.timeout(20):
+            calling = asyncio.ensure_future(caller())
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+        await turns()
+        assert (ended, worker.calls, child._orders, child._sending) == ([True], 0, {}, {})
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_worker_that_gives_no_sign_of_life_is_lost(hangs: bool) -> None:
+    async def run() -> None:
+        child, worker = joined({})
+        if hangs:
+            child._channel._heard = lambda _: None
+        watching = asyncio.ensure_future(worker.watch())
+        await asyncio.sleep(2 * BEAT + PATIENCE)
+        assert (watching.done(), worker._over.is_set()) == (hangs, hangs)
+        assert worker._why == ("it gives no sign of life" if hangs else "")
+        watching.cancel()
+
+    on_fake_time(run)
