@@ -355,7 +355,7 @@ class Replica:
                 ("policies", self._policies.synced),
                 ("authorities", self._signing_state() is not None),
                 ("the trust bundle", self._trust.current is not None),
-                ("its own certificate", self._server.serving),
+                (self._server.lacks, self._server.serving),
                 ("its certificate for Istio's proxies", self._istio is None or self._istio.serving),
             )
             if not synced

@@ -11,13 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.servers.reports import Allowance
+from runtime.relaying import LINE, relay
 
 _log = logging.getLogger("podsvid.servers")
-# Of what it writes to stderr, which is crashes: bytes of a line, lines a second and at once.
-_LINE, _LINES_RATE, _LINES_BURST = 2048, 5, 50
-# What is beyond them is read so many bytes at a time, unlooked at, and so many seconds apart.
-_SKIPPED, _SKIPPING = 64 * 1024, 0.02
 # glibc's arenas: one for each thread would reserve more than it uses.
 _ARENAS = "2"
 
@@ -84,7 +80,7 @@ class Exposed:
                 env=_environment(),
                 cwd="/",
                 process_group=0,
-                limit=_LINE,
+                limit=LINE,
             )
         except BaseException:
             ours.close()
@@ -138,27 +134,11 @@ class Exposed:
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
-        allowance, lost = Allowance(_LINES_RATE, _LINES_BURST), 0
-        while True:
-            if not allowance.take():
-                skipped = await self._process.stderr.read(_SKIPPED)
-                if not skipped:
-                    return
-                lost += len(skipped)
-                await asyncio.sleep(_SKIPPING)
-                continue
-            try:
-                line = await self._process.stderr.readuntil(b"\n")
-            except asyncio.IncompleteReadError as rest:
-                line = rest.partial
-                if not line:
-                    return
-            except asyncio.LimitOverrunError:
-                line = await self._process.stderr.read(_LINE)
-            text = line[:_LINE].decode(errors="replace").rstrip()
-            more = {"bytes_lost": lost} if lost else {}
-            lost = 0
-            _log.warning("the exposed process wrote", extra={"line": text, "said_by": "exposed", **more})
+        await relay(self._process.stderr, _wrote)
+
+
+def _wrote(line: str, more: Mapping[str, int]) -> None:
+    _log.warning("the exposed process wrote", extra={"line": line, "said_by": "exposed", **more})
 
 
 def pidfd_of(pid: int) -> int | None:

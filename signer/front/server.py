@@ -167,6 +167,13 @@ class AgentServer:
         """Whether it has a certificate and listens."""
         return self._server is not None and self._opened and self._behind.serves
 
+    @property
+    def lacks(self) -> str:
+        """What there is not while it is not `serving`."""
+        if self._server is not None and self._opened:
+            return "workers that serve agents (the log says how each ended)"
+        return "its own certificate"
+
     async def open(self, *first: Callable[[], Awaitable[object]]) -> None:
         """Listen, once all that is to come `first` has come about and there is a certificate. Raises OSError.
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 
 class Spread:
-    """Who has fewest gets the next one. `paths`: the sockets that there are now for what is `target` of the door."""
+    """Who has fewest gets the next one. `paths`: the sockets that there are now for what is `target` of the door;
+    `gone`: told of each connection that is closed."""
 
     def __init__(self) -> None:
         self.paths: Callable[[Path], Sequence[Path]] = lambda target: (target,)
+        self.gone: Callable[[str], object] = lambda peer: None
         self._of: dict[str, Path] = {}
         self._held: Counter[Path] = Counter()
 
@@ -34,6 +36,7 @@ class Spread:
             self._held[path] -= 1
             if not self._held[path]:
                 del self._held[path]
+            self.gone(peer)
 
     def of(self, peer: str) -> Path | None:
         """Where it went; None where it is not there."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
+from runtime.relaying import LINE, relay
+from runtime.stopping import end as stopped
 from runtime.stopping import side_by_side
 from signer.public.confinement import NO_CALLS, NO_FILES
 from signer.public.shown import HEAD_BYTES, Shown, encode, framed
@@ -89,6 +91,8 @@ class PublicProcess:
                 *(f"{name}={','.join(map(str, numbers))}" for name, numbers in listeners.items()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                limit=LINE,
                 pass_fds=(its.fileno(), *(number for numbers in listeners.values() for number in numbers)),
                 cwd="/",
                 process_group=0,
@@ -98,6 +102,8 @@ class PublicProcess:
             raise
         finally:
             its.close()
+        assert process.stderr is not None
+        relaying = asyncio.get_running_loop().create_task(relay(process.stderr, _wrote), name="public process's stderr")
         reader, writer = await asyncio.open_connection(sock=ours)
         why = ""
         try:
@@ -118,6 +124,8 @@ class PublicProcess:
                 with suppress(ProcessLookupError):
                     end()
             code = await process.wait()
+            await asyncio.wait([relaying], timeout=END)
+            await stopped((relaying,))
         return why or (f"signal {-code}" if code < 0 else f"exit code {code}")
 
     async def _tell(self, writer: asyncio.StreamWriter) -> None:
@@ -167,6 +175,10 @@ class PublicProcess:
                 "over may read what the signer may",
                 extra={"lacking": new},
             )
+
+
+def _wrote(line: str, more: Mapping[str, int]) -> None:
+    _log.warning("the process of the public listeners wrote", extra={"line": line, "said_by": "public", **more})
 
 
 def _read(said: bytes) -> object:

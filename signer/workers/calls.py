@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
+from signer.front.server import MAX_ANSWER
 from signer.workers import messages
 from signer.workers.channel import BadFrame, Channel
 
@@ -16,6 +18,9 @@ _log = logging.getLogger("podsvid.api")
 _Status = tuple[int, str, list[tuple[str, bytes]]]
 _UNKNOWN: _Status = (grpc.StatusCode.UNKNOWN.value[0], "the signer failed; its log says more", [])
 _GIVEN_UP: _Status = (grpc.StatusCode.CANCELLED.value[0], "", [])
+_TOO_LARGE: _Status = (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "the answer is larger than answers may be", [])
+# Characters of a status's text.
+_DETAILS = 8 * 1024
 # For whom the worker's gRPC would have refused by itself.
 FULL: _Status = (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "this replica has its fill of calls", [])
 
@@ -84,7 +89,7 @@ class RemoteCall:
             taking.set_result(None)
 
     async def _answered(self, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
-        call, dumps = self._begun.call, handler.response_serializer or bytes
+        call, dumps = self._begun.call, partial(self._dumped, handler.response_serializer or bytes)
         said = self._messages()
         try:
             if handler.stream_unary is not None:
@@ -101,6 +106,14 @@ class RemoteCall:
         finally:
             await said.aclose()
 
+    def _dumped(self, dumps: Callable[[Any], bytes], answer: Any) -> bytes:
+        """As gRPC would refuse it: its worker would not read it. Raises grpc.aio.AbortError."""
+        found = dumps(answer)
+        if len(found) > MAX_ANSWER:
+            self._status = _TOO_LARGE
+            raise grpc.aio.AbortError
+        return found
+
     async def _messages(self) -> AsyncGenerator[bytes, None]:
         """One is read of the caller each time that one is asked for here."""
         while True:
@@ -114,7 +127,9 @@ class RemoteCall:
             yield message
 
     def _end(self, status: _Status) -> None:
-        self._channel.post(messages.Refuse(self._begun.call, *status))
+        code, details, trailing = status
+        fitting = trailing if messages.fit(trailing) else []
+        self._channel.post(messages.Refuse(self._begun.call, code, details[:_DETAILS], fitting))
 
 
 Methods = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]

@@ -26,6 +26,8 @@ from signer.workers import messages
 from signer.workers.channel import Channel, Frames
 from signer.workers.confinement import confine, ends_first
 
+# Bytes that wait to be sent before calls wait in gRPC, which knows which of them their callers gave up meanwhile.
+_HIGH = 64 * 1024
 _CODES = {each.value[0]: each for each in grpc.StatusCode}
 
 
@@ -46,7 +48,8 @@ class Child:
         self._work: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
         frames = Frames(msgspec.msgpack.Decoder(messages.Order), messages.MAX_ORDER)
-        self._channel: Channel[messages.Order] = Channel(frames, self._heard, lambda _: self._over.set())
+        ended = self._over.set
+        self._channel: Channel[messages.Order] = Channel(frames, self._heard, lambda _: ended(), high=_HIGH)
 
     async def run(self, channel: socket.socket) -> None:
         """Until the other end is gone."""
@@ -97,10 +100,13 @@ class Child:
 
     async def call(self, method: str, said: Any, context: Any) -> AsyncIterator[bytes]:
         """The handler of every call: it does what is ordered."""
+        headers = messages.packed(context.invocation_metadata() or ())
+        if not messages.fit(headers):
+            await aborted(context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "its headers are too large"), _Refused())
+        await self._channel.room()
         call = next(self._numbers)
         orders: asyncio.Queue[messages.Order] = asyncio.Queue()
         self._orders[call] = orders
-        headers = messages.packed(context.invocation_metadata() or ())
         self._channel.post(messages.Begun(call, method, context.peer(), headers, context.time_remaining()))
         asked = aiter(said)
         reading: asyncio.Task[None] | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -22,8 +23,10 @@ _log = logging.getLogger("podsvid.workers")
 # Seconds until another is started: the double each time, up to the most, until one has served for so long.
 AGAIN, AGAIN_MOST, SETTLED = 0.2, 30.0, 60.0
 # Seconds in which one is to listen once it is told to; and for which all are waited for, as no change of trust is
-# passed on meanwhile: the others follow.
+# passed on meanwhile: the others follow, be they all.
 TAKES, ALL = 20.0, 5.0
+# Until one that could not is told again.
+RETRY = 10.0
 _LETTERS = "abcdefgh"
 
 
@@ -50,12 +53,13 @@ class Crew:
         self._changed = asyncio.Event()
         self._lacking: list[str] = []
         spread.paths = self.paths
+        spread.gone = self._gone
         metrics.watch_workers(lambda: float(self.serving))
 
     @property
     def serving(self) -> int:
         """How many there are that serve."""
-        return sum(bool(each) for each in self._running.values())
+        return sum(bool(paths) and not each.over for each, paths in self._running.items())
 
     @property
     def serves(self) -> bool:
@@ -67,13 +71,10 @@ class Crew:
         return Generation(self, next(self._numbers), options)
 
     def paths(self, inside: Path) -> Sequence[Path]:
-        """The sockets of those who serve what was to be at `inside`."""
-        return [
-            path
-            for each in self._running.values()
-            for path in each.values()
-            if path.with_name(path.name[:-1]) == inside
-        ]
+        """The sockets of those who serve what was to be at `inside`; where nobody does, of who has what was before."""
+        there = [list(paths.values()) for each, paths in self._running.items() if paths and not each.over]
+        found = [path for paths in there for path in paths if path.parent.with_name(path.name) == inside]
+        return found or [paths[-1] for paths in there]
 
     async def close(self) -> None:
         """End them."""
@@ -81,23 +82,17 @@ class Crew:
         self._keeping.clear()
 
     async def show(self, generation: "Generation") -> None:
-        """Have all listen with that one, from now on. Raises OSError where none does."""
+        """Have all listen with that one, from now on: those who cannot yet do once they can."""
         self._newest.publish(generation)
         if not self._keeping:
             loop, folder = asyncio.get_running_loop(), generation.inside.parent
-            settings = Settings(folder, self._memory, *self._logs)
             for letter in _LETTERS[: self._count]:
+                # Of its own: in another's it would bind what that one is to listen at.
+                settings = Settings(folder / letter, self._memory, *self._logs)
                 self._keeping.append(loop.create_task(self._keep(letter, settings), name=f"worker {letter}"))
-        await self._until(generation, self._count, ALL)
-        await self._until(generation, 1, TAKES - ALL)
-        if not self.paths(generation.inside):
-            raise OSError(None, "no worker process serves; the log says why")
-
-    async def _until(self, generation: "Generation", count: int, seconds: float) -> None:
-        """So many listen with it, or the time is over."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while len(self.paths(generation.inside)) < count:
+            async with asyncio.timeout(ALL):
+                while sum(generation.number in paths for paths in self._running.values()) < self._count:
                     self._changed.clear()
                     await self._changed.wait()
 
@@ -121,11 +116,14 @@ class Crew:
         loop, pause = asyncio.get_running_loop(), AGAIN
         while True:
             worker = Worker(self._methods, partial(self._is_at, letter), self._lacks)
+            # Whoever was in the one before it may have left sockets where this one is to listen.
+            await asyncio.to_thread(shutil.rmtree, settings.folder, ignore_errors=True)
             since = loop.time()
             try:
+                settings.folder.mkdir(mode=0o700)
                 why = await self._once(worker, letter, settings)
             except OSError as error:
-                why = error.strerror or type(error).__name__
+                why = error.strerror or str(error) or type(error).__name__
             if loop.time() - since >= SETTLED:
                 pause = AGAIN
             self._metrics.worker_ended()
@@ -156,25 +154,40 @@ class Crew:
             assert generation is not None
             if generation.number in self._running[worker]:
                 continue
-            path = generation.inside.with_name(generation.inside.name + letter)
-            # Of the one before it, which may have ended without a word.
-            path.unlink(missing_ok=True)
+            path = generation.inside.parent / letter / generation.inside.name
             try:
+                path.unlink(missing_ok=True)
                 async with asyncio.timeout(TAKES):
                     await worker.serve(generation.order(path, self._methods))
             except TimeoutError:
                 worker.lose("it does not listen in time")
                 return
             except OSError as error:
-                worker.lose(error.strerror or "it cannot listen")
-                return
+                if worker.over or not self._running[worker]:
+                    worker.lose(str(error))
+                    return
+                # Its connections go on by the certificate before.
+                _log.error(
+                    "a worker does not listen with the newest certificate; trying again",
+                    extra={"worker": letter, "pid": worker.pid, "error": str(error)},
+                )
+                version = 0
+                await asyncio.sleep(RETRY)
+                continue
+            if generation.over:
+                await worker.stop(generation.number, None)
+                continue
             self._running[worker][generation.number] = path
             self._changed.set()
 
     def _is_at(self, letter: str, peer: str) -> bool:
         """Whether that connection was handed to it."""
         found = self._spread.of(peer)
-        return found is not None and found.name.endswith(letter)
+        return found is not None and found.parent.name == letter
+
+    def _gone(self, peer: str) -> None:
+        for each in self._running:
+            each.left(peer)
 
     def _lacks(self, names: Sequence[str]) -> None:
         new = [each for each in names if each not in self._lacking]
@@ -196,18 +209,22 @@ class Generation:
         self._made: Made | None = None
         self.number = number
         self.inside = Path()
-        self._before: Generation | None = None
+        # Nobody is to begin with it any more.
+        self.over = False
 
     async def start(self, inside: Path, made: Made) -> None:
-        """See Server. Raises OSError."""
-        self.inside, self._made, self._before = inside, made, self._crew.newest
-        await self._crew.show(self)
+        """See Server: it goes on where no worker listens in time, as they follow by themselves."""
+        before = self._crew.newest
+        self.inside, self._made = inside, made
+        try:
+            await self._crew.show(self)
+        except BaseException:
+            self._crew.back(before)
+            raise
 
     async def stop(self, grace: float | None) -> None:
-        """End all of them; one that is the newest gives way to the one before it."""
-        if self._crew.newest is self:
-            self._crew.back(self._before)
-        self._before = None
+        """End all of them."""
+        self.over = True
         await self._crew.stop(self.number, grace)
 
     def order(self, path: Path, methods: Methods) -> messages.Serve:

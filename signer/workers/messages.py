@@ -12,9 +12,12 @@ MAX_FRAME = budget.MAX_MINT + 4 * budget.MOST_HEADERS
 # The same of the signer, whose broadcasts are larger.
 MAX_ORDER = 9 * budget.MIB
 # More than gRPC lets through, and than `calls.bearer` takes.
+# (gRPC hands on as Latin-1 what is no UTF-8: each byte of such a value is two here.)
+MOST_PACKED = 2 * budget.MOST_HEADERS
+_NUMBER = budget.MOST_HEADERS // (budget.HEADERS + 1) + 1
 _Text = Annotated[str, Meta(max_length=budget.MOST_HEADERS)]
-_Bytes = Annotated[bytes, Meta(max_length=budget.MOST_HEADERS)]
-Packed = Annotated[list[tuple[_Text, _Bytes]], Meta(max_length=budget.MOST_HEADERS // 33 + 1)]
+_Bytes = Annotated[bytes, Meta(max_length=MOST_PACKED)]
+Packed = Annotated[list[tuple[_Text, _Bytes]], Meta(max_length=_NUMBER)]
 Headers = Iterable[tuple[str, str | bytes]]
 # How gRPC calls headers whose values are bytes.
 _BINARY = "-bin"
@@ -132,6 +135,12 @@ class Ping(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
 
 
 Order = Serve | Stop | Want | Answer | Over | Refuse | Ping
+
+
+def fit(headers: list[tuple[str, bytes]]) -> bool:
+    """Whether they are within their bounds: both ends look, so that no caller makes a worker say what ends it."""
+    size = sum(len(name) + len(value) + budget.HEADERS for name, value in headers)
+    return len(headers) <= _NUMBER and size <= MOST_PACKED
 
 
 def packed(headers: Headers) -> list[tuple[str, bytes]]:

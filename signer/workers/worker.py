@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from runtime.bucket import Bucket
+from runtime.relaying import LINE, relay
 from runtime.stopping import end
 from signer.front import budget
 from signer.workers import messages
@@ -28,10 +29,15 @@ _Said = TypeVar("_Said")
 _log = logging.getLogger("podsvid.workers")
 # Calls of one worker, and of one of its connections: more than gRPC lets through.
 CALLS = budget.TRUST_STREAMS + budget.MINTS + budget.PENDING
-CALLS_OF_PEER = 8 * budget.STREAMS
+CALLS_OF_PEER = 2 * budget.STREAMS
+# Calls that begin, a second and at once: beyond them nothing is read of the worker for a moment. One that is taken over
+# needs no bytes of a connection for them, which are what bounds them else.
+BEGINS, BEGINS_AT_ONCE = 2_000.0, 5_000.0
 # Words about calls that are over, or of connections that are not there any more, a second and at once: each call may
 # have some, as either end ends it.
 STRAYS, STRAYS_AT_ONCE = 5_000.0, 20_000.0
+# Seconds that a server may take to end beyond the grace of its calls.
+STOPS = 3.0
 # Seconds that it gets to end by itself; between two signs of life; and for one: it may have to wait for a processor.
 _END, BEAT, PATIENCE = 1.0, 5.0, 20.0
 
@@ -56,17 +62,24 @@ class Worker:
         self._belongs = belongs
         self._lacks = lacks
         self._calls: dict[int, tuple[RemoteCall, asyncio.Task[None]]] = {}
-        self._of_peers: Counter[str] = Counter()
+        self._of_peers: defaultdict[str, set[int]] = defaultdict(set)
         self._newest = 0
         self._serving: dict[int, asyncio.Future[str]] = {}
         self._stopping: dict[int, asyncio.Future[None]] = {}
         self._why = ""
         self._over = asyncio.Event()
         self._alive = asyncio.Event()
+        self._pinged = self._lacked = False
+        self._begins = Bucket(BEGINS, BEGINS_AT_ONCE, asyncio.get_running_loop().time())
         self._strays = Bucket(STRAYS, STRAYS_AT_ONCE, asyncio.get_running_loop().time())
         frames = Frames(msgspec.msgpack.Decoder(messages.Report), messages.MAX_FRAME)
         self._channel: Channel[messages.Report] = Channel(frames, self.heard, self._ended)
         self.pid: int | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it serves nobody any more, though its process may be there for a moment."""
+        return self._over.is_set()
 
     @property
     def calls(self) -> int:
@@ -83,15 +96,19 @@ class Worker:
                 *(settings.log_format, settings.log_level),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
                 pass_fds=(its.fileno(),),
                 cwd="/",
                 process_group=0,
+                limit=LINE,
             )
         except BaseException:
             ours.close()
             raise
         finally:
             its.close()
+        assert process.stderr is not None
+        relaying = asyncio.get_running_loop().create_task(relay(process.stderr, self._wrote), name="worker's stderr")
         try:
             self.pid = process.pid
             await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=ours)
@@ -111,7 +128,9 @@ class Worker:
                 with suppress(ProcessLookupError):
                     kill()
             code = await process.wait()
-            await end([task for _, task in self._calls.values()])
+            # What it wrote at its end says why.
+            await asyncio.wait([relaying], timeout=_END)
+            await end([relaying, *(task for _, task in self._calls.values())])
         return self._why or (f"signal {-code}" if code < 0 else f"exit code {code}")
 
     async def serve(self, order: messages.Serve) -> None:
@@ -123,21 +142,31 @@ class Worker:
         finally:
             self._serving.pop(order.server, None)
         if why:
-            raise OSError(None, f"a worker cannot listen: {why}")
+            raise OSError(f"it cannot listen: {why}")
 
     async def stop(self, server: int, grace: float | None) -> None:
-        """Have that server end, and wait until it has, or the worker has."""
-        if self._over.is_set():
+        """Have that server end, and wait until it has, or the worker has: where it takes longer it is lost."""
+        if self.over:
             return
         answer = self._stopping[server] = asyncio.get_running_loop().create_future()
         self._channel.post(messages.Stop(server, grace))
-        await answer
+        try:
+            async with asyncio.timeout((grace or 0.0) + STOPS):
+                await answer
+        except TimeoutError:
+            self.lose("it does not stop in time")
+
+    def left(self, peer: str) -> None:
+        """The door has closed that connection: nobody waits for its calls, whatever the worker says."""
+        for number in [*self._of_peers.get(peer, ())]:
+            self._leave(peer, number)
 
     async def watch(self) -> None:
         """Ask for a sign of life now and then, and lose it where none comes."""
         while True:
             await asyncio.sleep(BEAT)
             self._alive.clear()
+            self._pinged = True
             self._channel.post(messages.Ping())
             try:
                 async with asyncio.timeout(PATIENCE):
@@ -164,52 +193,77 @@ class Worker:
             case messages.Stopped(server):
                 self._answer(self._stopping, server, None)
             case messages.Pong():
+                if not self._pinged:
+                    raise BadFrame("a sign of life that nobody asked for")
+                self._pinged = False
                 self._alive.set()
             case messages.Lacking(what):
-                if not all(each in LACKING for each in what):
+                if self._lacked or not all(each in LACKING for each in what):
                     raise BadFrame("that it lacks what there is not")
+                self._lacked = True
                 self._lacks(what)
 
     def _begin(self, begun: messages.Begun) -> None:
         if begun.call <= self._newest:
             raise BadFrame("a call's number again")
         self._newest = begun.call
+        if not messages.fit(begun.headers):
+            raise BadFrame("more headers than there can be")
+        self._pace()
         handler = self._methods.get(begun.method)
         if handler is None:
             raise BadFrame("a call of a method that there is not")
         call = RemoteCall(begun, self._channel)
-        if not self._belongs(begun.peer):
-            # Its connection has just ended; or it speaks for another one's, which it may not.
+        # Its connection has just ended; or it speaks for another one's, which it may not; or says more than gRPC lets
+        # callers say.
+        foreign = not self._belongs(begun.peer)
+        if foreign or len(self._calls) >= CALLS or len(self._of_peers.get(begun.peer, ())) >= CALLS_OF_PEER:
             self._stray()
-            call.refuse(FULL)
-            return
-        if len(self._calls) >= CALLS or self._of_peers[begun.peer] >= CALLS_OF_PEER:
             call.refuse(FULL)
             return
         task = asyncio.get_running_loop().create_task(call.handled(handler))
         self._calls[begun.call] = call, task
-        self._of_peers[begun.peer] += 1
+        self._of_peers[begun.peer].add(begun.call)
         task.add_done_callback(lambda _: self._forget(begun))
+
+    def _pace(self) -> None:
+        self._begins.spend()
+        now = asyncio.get_running_loop().time()
+        if self._begins.left(now) < 0.0:
+            self._channel.rest(self._begins.wait(now))
 
     def _follow(self, report: messages.Said | messages.Taken | messages.Left) -> None:
         found = self._calls.get(report.call)
         if found is None:
             self._stray()
             return
-        call, task = found
+        call, _ = found
         match report:
             case messages.Said(_, message):
                 call.said(message)
             case messages.Taken():
                 call.taken()
             case messages.Left():
-                task.cancel()
+                self._leave(call.peer(), report.call)
+
+    def _leave(self, peer: str, number: int) -> None:
+        """A call that was given up makes room for its connection's next at once: to end takes it a turn of the loop."""
+        self._calls[number][1].cancel()
+        self._make_room(peer, number)
 
     def _forget(self, begun: messages.Begun) -> None:
         del self._calls[begun.call]
-        self._of_peers[begun.peer] -= 1
-        if not self._of_peers[begun.peer]:
-            del self._of_peers[begun.peer]
+        self._make_room(begun.peer, begun.call)
+
+    def _make_room(self, peer: str, number: int) -> None:
+        numbers = self._of_peers.get(peer)
+        if numbers is not None:
+            numbers.discard(number)
+            if not numbers:
+                del self._of_peers[peer]
+
+    def _wrote(self, line: str, more: Mapping[str, int]) -> None:
+        _log.warning("a worker wrote", extra={"line": line, "pid": self.pid, "said_by": "worker", **more})
 
     def _stray(self) -> None:
         if not self._strays.take(asyncio.get_running_loop().time()):

@@ -11,9 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.front import budget
+from signer.front.server import MAX_ANSWER
 from signer.workers import messages
-from signer.workers.channel import LENGTH, BadFrame, Channel, Frames
-from signer.workers.worker import BEAT, CALLS_OF_PEER, PATIENCE, STRAYS_AT_ONCE, Worker
+from signer.workers.channel import LENGTH, MOST, BadFrame, Channel, Frames
+from signer.workers.worker import (
+    BEAT,
+    BEGINS,
+    BEGINS_AT_ONCE,
+    CALLS_OF_PEER,
+    PATIENCE,
+    STOPS,
+    STRAYS_AT_ONCE,
+    Worker,
+)
 from tests.unit.runtime.test_stopping import on_fake_time
 from tests.unit.signer.workers import Pipe, joined
 
@@ -74,7 +84,7 @@ def test_rubbish_is_refused_in_words_that_quote_none_of_it(rubbish: bytes) -> No
         framed(messages.Begun(1, "m" * 257, "peer", [], None)),
         framed(messages.Begun(1, "m", "p" * 257, [], None)),
         framed(messages.Begun(1, "m", "p", [("a", b"b")] * (budget.MOST_HEADERS // 33 + 2), None)),
-        framed(messages.Begun(1, "m", "p", [("a", bytes(budget.MOST_HEADERS + 1))], None)),
+        framed(messages.Begun(1, "m", "p", [("a", bytes(messages.MOST_PACKED + 1))], None)),
         framed(messages.Serves(1, "x" * 257)),
         framed(messages.Lacking(["no files"] * 9)),
         # What the signer says to workers.
@@ -129,6 +139,11 @@ def begun(call: int, method: str = "/a", peer: str = "own") -> messages.Begun:
     return messages.Begun(call, method, peer, [], None)
 
 
+def many(number: int, size: int) -> messages.Begun:
+    """With so many headers."""
+    return messages.Begun(1, "/a", "own", [(f"h{each}", bytes(size)) for each in range(number)], None)
+
+
 async def turns() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
@@ -148,8 +163,13 @@ async def turns() -> None:
         ([messages.Lacking(["everything"])], "that it lacks what there is not"),
         ([messages.Left(9)] * STRAYS, "too much of calls that are none"),
         ([begun(each, peer="another's") for each in range(1, STRAYS)], "too much of calls that are none"),
+        ([begun(each) for each in range(1, STRAYS)], "too much of calls that are none"),
+        ([messages.Pong()], "a sign of life that nobody asked for"),
+        ([messages.Lacking(["no files"]), messages.Lacking(["no files"])], "that it lacks what there is not"),
+        ([many(9, budget.MOST_HEADERS)], "more headers than there can be"),
+        ([many(2, budget.MOST_HEADERS)], "more headers than there can be"),
     ],
-    ids=range(11),
+    ids=range(16),
 )
 def test_what_a_worker_may_not_say_now_ends_it_and_its_calls(says: list[Any], why: str) -> None:
     async def run() -> None:
@@ -200,10 +220,14 @@ def test_one_connection_has_so_many_calls_whatever_its_worker_says() -> None:
         await turns()
         assert handler.begun == worker.calls == CALLS_OF_PEER
         worker.heard(messages.Left(1))
-        await turns()
+        # Both may come at once: who resets a call and begins another has no more than before.
         worker.heard(begun(CALLS_OF_PEER + 50))
         await turns()
         assert (handler.begun, handler.ended) == (CALLS_OF_PEER + 1, 1)
+        assert worker.calls == CALLS_OF_PEER
+        worker.left("own")
+        await turns()
+        assert (handler.ended, worker.calls, dict(worker._of_peers)) == (CALLS_OF_PEER + 1, 0, {})
 
     asyncio.run(run())
 
@@ -303,3 +327,157 @@ def test_a_worker_that_gives_no_sign_of_life_is_lost(hangs: bool) -> None:
         watching.cancel()
 
     on_fake_time(run)
+
+
+class Full(Pipe):
+    """The other end reads nothing; `paused`: whether nothing of it is read."""
+
+    paused = False
+
+    def __init__(self) -> None:
+        super().__init__(Channel(frames(), lambda _: None, lambda _: None))
+        self.written = 0
+
+    def write(self, data: Any) -> None:
+        self.written += len(data)
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+def test_a_worker_that_reads_nothing_is_ended_before_what_it_is_told_fills_the_memory() -> None:
+    """And one that reads in time gets all of it, in its order."""
+
+    async def run() -> None:
+        for reads in (False, True):
+            worker, pipe = Worker({}, lambda peer: True, lambda names: None), Full()
+            channel = worker._channel
+            channel.connection_made(pipe)
+            channel.pause_writing()
+            refuse = messages.Refuse(1, 8, "x" * 1000, [])
+            size = LENGTH + len(msgspec.msgpack.encode(refuse))
+            fits = MOST // size
+            for _ in range(fits):
+                channel.post(refuse)
+            await turns()
+            assert (pipe.closed, pipe.written) == (False, 0)
+            if reads:
+                channel.resume_writing()
+                assert pipe.written == fits * size
+            for _ in range(2):
+                channel.post(refuse)
+            await turns()
+            assert pipe.closed is not reads
+            assert channel._why == ("" if reads else "it takes nothing of what it is told")
+            assert len(channel._out) <= MOST + 2 * size
+
+    asyncio.run(run())
+
+
+def test_what_is_large_waits_for_room_one_after_another() -> None:
+    async def run() -> None:
+        pipe = Full()
+        channel: Channel[messages.Report] = Channel(frames(), lambda _: None, lambda _: None)
+        channel.connection_made(pipe)
+        channel.pause_writing()
+        sending = [asyncio.ensure_future(channel.send(messages.Answer(1, bytes(1000), last=False))) for _ in range(3)]
+        await turns()
+        # Room that others have taken again.
+        channel.resume_writing()
+        channel.pause_writing()
+        await turns()
+        assert (len(channel._out), pipe.written) == (0, 0)
+        channel.resume_writing()
+        await asyncio.gather(*sending)
+        await turns()
+        assert pipe.written > 3000
+
+    asyncio.run(run())
+
+
+def test_calls_that_begin_faster_than_any_replica_answers_are_read_later() -> None:
+    async def run() -> None:
+        worker, pipe = Worker({"/a": Reads()}, lambda peer: True, lambda names: None), Full()  # type: ignore[dict-item]
+        worker._channel.connection_made(pipe)
+        over = 1000
+        for number in range(1, int(BEGINS_AT_ONCE) + over + 1):
+            worker.heard(begun(number, peer=str(number % 300)))
+            assert pipe.paused is (number > BEGINS_AT_ONCE)
+            worker.heard(messages.Left(number))
+        await asyncio.sleep(0.01)
+        assert pipe.paused
+        await asyncio.sleep(over / BEGINS + 0.01)
+        assert not pipe.paused
+
+    on_fake_time(run)
+
+
+def test_a_server_that_does_not_end_in_time_costs_its_worker() -> None:
+    async def run() -> None:
+        _, worker = joined({})
+        worker._channel._heard = lambda _: None
+        began = asyncio.get_running_loop().time()
+        await worker.stop(1, 0.5)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(0.5 + STOPS)
+        assert (worker.over, worker._why) == (True, "it does not stop in time")
+
+    on_fake_time(run)
+
+
+def test_headers_that_would_end_its_worker_are_refused_by_it() -> None:
+    refused: list[Any] = []
+
+    class Context(Silent):
+        def invocation_metadata(self) -> Any:
+            return [("a", "x" * messages.MOST_PACKED)]
+
+        async def abort(self, code: Any, details: str) -> None:
+            refused.append(code)
+            raise grpc.aio.AbortError
+
+    async def run() -> None:
+        child, worker = joined({"/a": Reads()})  # type: ignore[dict-item]
+        with pytest.raises(grpc.aio.AbortError):
+            await anext(child.call("/a", nothing(), Context()))
+        await turns()
+        assert (worker.calls, child._orders, worker._channel._why) == (0, {}, "")
+        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("what", ["answer", "trailing", "details"])
+def test_no_answer_of_the_signer_ends_the_worker_that_is_to_pass_it_on(what: str) -> None:
+    class Status:
+        code = grpc.StatusCode.NOT_FOUND
+        details = "x" * 100_000
+        trailing_metadata = (("a-bin", bytes(100_000 if what == "trailing" else 10)),)
+
+    async def answers(said: Any, context: Any) -> Any:
+        if what != "answer":
+            await context.abort_with_status(Status())
+        yield bytes(MAX_ANSWER + 1)
+
+    found: list[Any] = []
+
+    class Context(Silent):
+        async def abort(self, code: Any, details: str, trailing: Any) -> None:
+            found.extend((code, len(details), trailing))
+            raise grpc.aio.AbortError
+
+    async def run() -> None:
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answers, None, None)
+        child, worker = joined({"/a": handler})
+        with pytest.raises(grpc.aio.AbortError):
+            await anext(child.call("/a", nothing(), Context()))
+        assert not child._over.is_set()
+        assert (worker._channel._why, child._channel._why) == ("", "")
+
+    asyncio.run(run())
+    code, length, trailing = found
+    assert code is (grpc.StatusCode.RESOURCE_EXHAUSTED if what == "answer" else grpc.StatusCode.NOT_FOUND)
+    assert length <= 8 * 1024
+    assert trailing == ((("a-bin", bytes(10)),) if what == "details" else ())

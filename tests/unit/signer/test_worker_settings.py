@@ -90,11 +90,21 @@ def test_a_connection_goes_to_whoever_has_fewest() -> None:
         spread.choose(Path("/"))
 
 
+def test_whose_connection_is_closed_is_told_once() -> None:
+    gone: list[str] = []
+    spread = Spread()
+    spread.gone = gone.append
+    spread.entered("1", Path("/a"))
+    for peer in ("1", "1", "2"):
+        spread.left(peer)
+    assert gone == ["1"]
+
+
 def test_a_worker_is_at_the_connections_that_went_to_its_sockets() -> None:
     spread = Spread()
     crew = Crew(2, {}, spread, memory(2), ("json", "info"), Metrics())
-    spread.entered("one", Path("/run/door/1a"))
-    spread.entered("other", Path("/run/door/2b"))
+    spread.entered("one", Path("/run/door/a/1"))
+    spread.entered("other", Path("/run/door/b/2"))
     assert [crew._is_at(letter, peer) for letter in "ab" for peer in ("one", "other", "none")] == [
         *(True, False, False),
         *(False, True, False),

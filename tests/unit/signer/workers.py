@@ -32,6 +32,12 @@ class Pipe(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Nothing waits here."""
 
+    def pause_reading(self) -> None:
+        """What comes is told all the same."""
+
+    def resume_reading(self) -> None:
+        """See pause_reading."""
+
     def _come(self, data: bytes) -> None:
         if not self.closed:
             self._other.data_received(data)
