@@ -98,6 +98,7 @@ class Worker:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(its.fileno(),),
+                env=_environment(),
                 cwd="/",
                 process_group=0,
                 limit=LINE,
@@ -289,3 +290,10 @@ class Worker:
         for one in self._stopping.values():
             if not one.done():
                 one.set_result(None)
+
+
+def _environment() -> Mapping[str, str]:
+    """Nothing of the signer's own, in which credentials could be, but where Python finds its modules, and arenas."""
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    arenas = {name: value for name, value in os.environ.items() if name == "MALLOC_ARENA_MAX"}
+    return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", **arenas}

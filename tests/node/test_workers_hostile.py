@@ -10,8 +10,8 @@ import ssl
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from signer.front.admission import Admission
 from signer.front.door import Door
 from signer.front.server import AgentServer
 from signer.metrics import Metrics
+from signer.public.process import PublicProcess
 from signer.workers import crew as crew_module
 from signer.workers import messages
 from signer.workers.chosen import memory
@@ -307,29 +308,54 @@ def test_calls_of_a_connection_that_the_door_has_closed_are_over_whatever_its_wo
     among(test)
 
 
+def test_a_server_that_ended_while_workers_were_told_of_it_is_ended_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "ALL", 0.5)
+    stopped: list[int] = []
+    may, listens = asyncio.Event(), asyncio.Event()
+    serve, stop = Worker.serve, Worker.stop
+
+    async def late(self: Worker, order: messages.Serve) -> None:
+        await serve(self, order)
+        if order.server == 2:
+            listens.set()
+            await may.wait()
+
+    async def noted(self: Worker, server: int, grace: float | None) -> None:
+        await stop(self, server, grace)
+        stopped.append(server)
+
+    monkeypatch.setattr(Worker, "serve", late)
+    monkeypatch.setattr(Worker, "stop", noted)
+
+    async def test(found: There) -> None:
+        await found.renew()
+        assert found.crew.newest
+        await listens.wait()
+        await found.crew.newest.stop(0)
+        may.set()
+        await until(lambda: stopped == [2, 2])
+        assert found.sockets == {"a": {"1"}, "b": {"1"}}
+
+    among(test)
+
+
 FORGED = {"logger": "podsvid.audit", "event": "mint allowed"}
 
 
-def test_what_a_worker_writes_is_a_line_of_a_worker_and_no_line_of_the_audit_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nor is the signer's own stderr, which it could make one that loses lines."""
-    taken_over = tmp_path / "python"
+@contextmanager
+def taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever program is started writes a forged line, and would have its starter's own lines be lost."""
+    program = folder / "python"
     flags = "import fcntl, os; fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_NONBLOCK)"
-    taken_over.write_text(f"#!/bin/sh\necho '{json.dumps(FORGED)}' >&2\nexec {sys.executable} -c '{flags}'\n")
-    taken_over.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(taken_over))
-
-    async def run() -> str:
-        worker = Worker({}, lambda peer: False, lambda names: None)
-        return await worker.run(Settings(tmp_path, memory(2), "json", "info"), lambda: None)
-
+    program.write_text(f"#!/bin/sh\necho '{json.dumps(FORGED)}' >&2\nexec {sys.executable} -c '{flags}'\n")
+    program.chmod(0o755)
     reading, writing = os.pipe()
     kept = os.dup(2)
     os.dup2(writing, 2)
     try:
-        with caplog.at_level(logging.WARNING):
-            assert asyncio.run(run()) == "exit code 0"
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(program))
+            yield
         assert not fcntl.fcntl(2, fcntl.F_GETFL) & os.O_NONBLOCK
     finally:
         os.dup2(kept, 2)
@@ -337,5 +363,44 @@ def test_what_a_worker_writes_is_a_line_of_a_worker_and_no_line_of_the_audit_log
             os.close(each)
     with os.fdopen(reading, "rb") as shared:
         assert b"mint allowed" not in shared.read()
+
+
+def test_what_a_worker_writes_is_a_line_of_a_worker_and_no_line_of_the_audit_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> str:
+        worker = Worker({}, lambda peer: False, lambda names: None)
+        return await worker.run(Settings(tmp_path, memory(2), "json", "info"), lambda: None)
+
+    with caplog.at_level(logging.WARNING), taken_over(tmp_path, monkeypatch):
+        assert asyncio.run(run()) == "exit code 0"
     (line,) = [vars(each) for each in caplog.records if each.getMessage() == "a worker wrote"]
     assert (line["said_by"], json.loads(line["line"]), line["name"]) == ("worker", FORGED, "podsvid.workers")
+
+
+def test_what_the_process_of_the_public_listeners_writes_is_a_line_of_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    public = PublicProcess({}, lambda *count: None)
+    with caplog.at_level(logging.WARNING), taken_over(tmp_path, monkeypatch):
+        assert asyncio.run(public._once()) == "exit code 0"
+    (line,) = [vars(each) for each in caplog.records if each.getMessage().endswith("public listeners wrote")]
+    assert (line["said_by"], json.loads(line["line"]), line["name"]) == ("public", FORGED, "podsvid.public")
+
+
+def test_a_worker_has_nothing_of_the_signers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be a token, or a cloud's key."""
+    program, found = tmp_path / "python", tmp_path / "found"
+    program.write_text(f"#!/bin/sh\nenv > {found}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    async def run() -> str:
+        worker = Worker({}, lambda peer: False, lambda names: None)
+        return await worker.run(Settings(tmp_path, memory(2), "json", "info"), lambda: None)
+
+    asyncio.run(run())
+    # The last ones are the shell's own.
+    names = {line.partition("=")[0] for line in found.read_text().splitlines()} - {"PWD", "OLDPWD", "SHLVL", "_"}
+    assert names <= {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_ALL", "MALLOC_ARENA_MAX"}
