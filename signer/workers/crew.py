@@ -152,7 +152,7 @@ class Crew:
             version = await self._newest.wait_beyond(version)
             generation = self._newest.current
             assert generation is not None
-            if generation.number in self._running[worker]:
+            if generation.over or generation.number in self._running[worker]:
                 continue
             path = generation.inside.parent / letter / generation.inside.name
             try:
