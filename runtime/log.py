@@ -5,6 +5,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from runtime import unlogged
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # Made once: `json.dumps` with an option makes one for each line.
 _encoded = json.JSONEncoder(default=str).encode
@@ -47,6 +49,7 @@ def _quoted(text: str) -> str:
 
 def configure(log_format: str, level: str) -> None:
     """Send all logs of this process to stderr."""
+    unlogged.leave_out_headers()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()

@@ -5,6 +5,8 @@ import ssl
 import sys
 from typing import Any
 
+# What grpc reads when it is imported, from its process's environment: see require_tls13.
+ONLY_TLS13 = ("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-CHACHA20-POLY1305")
 # As ssl's own get_unverified_chain asks for it, which is there from Python 3.13 on.
 _DER = 2
 
@@ -39,4 +41,5 @@ def require_tls13() -> None:
     """
     if "grpc" in sys.modules:
         raise RuntimeError("bug: grpc was imported before TLS 1.2 was switched off")
-    os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-CHACHA20-POLY1305"
+    name, value = ONLY_TLS13
+    os.environ[name] = value

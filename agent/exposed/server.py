@@ -24,6 +24,7 @@ from agent.socket.endpoint import Endpoint
 from agent.socket.relay import Relay
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.serving import Serving
+from runtime import unlogged
 from runtime.clock import SystemClock
 from runtime.feed import Feed
 from runtime.peers import credentials_of
@@ -51,6 +52,7 @@ async def _serve(channel: int, lacking: tuple[str, ...], *, alone: bool) -> None
     )
     saying = Saying(wire)
     logging.getLogger().handlers[:] = [saying]
+    unlogged.leave_out_headers()
     await wire.send(messages.Ready(lacking))
     with suppress(OSError, BadFrame):
         served = Served(wire, alone=alone)

@@ -116,14 +116,15 @@ class Crew:
         loop, pause = asyncio.get_running_loop(), AGAIN
         while True:
             worker = Worker(self._methods, partial(self._is_at, letter), self._lacks)
-            # Whoever was in the one before it may have left sockets where this one is to listen.
-            await asyncio.to_thread(shutil.rmtree, settings.folder, ignore_errors=True)
             since = loop.time()
             try:
+                # Whoever was in the one before it may have left sockets where this one is to listen.
+                await asyncio.to_thread(shutil.rmtree, settings.folder, ignore_errors=True)
                 settings.folder.mkdir(mode=0o700)
                 why = await self._once(worker, letter, settings)
-            except OSError as error:
-                why = error.strerror or str(error) or type(error).__name__
+            # RuntimeError: the host has no thread left.
+            except (OSError, RuntimeError) as error:
+                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if loop.time() - since >= SETTLED:
                 pause = AGAIN
             self._metrics.worker_ended()

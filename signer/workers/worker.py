@@ -19,6 +19,7 @@ import msgspec
 from runtime.bucket import Bucket
 from runtime.relaying import LINE, relay
 from runtime.stopping import end
+from runtime.tls import ONLY_TLS13
 from signer.front import budget
 from signer.workers import messages
 from signer.workers.calls import FULL, Methods, RemoteCall
@@ -293,7 +294,9 @@ class Worker:
 
 
 def _environment() -> Mapping[str, str]:
-    """Nothing of the signer's own, in which credentials could be, but where Python finds its modules, and arenas."""
+    """Nothing of the signer's own, in which credentials could be, but where Python finds its modules, arenas, and how
+    much gRPC says. It imports grpc at once: what keeps TLS 1.2 from being spoken is there before."""
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-    arenas = {name: value for name, value in os.environ.items() if name == "MALLOC_ARENA_MAX"}
-    return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", **arenas}
+    kept = {name: os.environ[name] for name in ("MALLOC_ARENA_MAX", "GRPC_VERBOSITY") if name in os.environ}
+    only_tls13 = dict([ONLY_TLS13])
+    return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", **only_tls13, **kept}

@@ -322,6 +322,43 @@ def test_what_a_pod_does_not_read_stays_small() -> None:
     on_node(main)
 
 
+def header(name: bytes, value: bytes) -> bytes:
+    """As HPACK writes one that is in no table, of at most 126 bytes."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def test_a_header_that_is_no_utf8_is_not_logged() -> None:
+    """gRPC for Python would write it whole, with its traceback."""
+    block = b"".join(
+        header(name, value)
+        for name, value in (
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", b"/SpiffeWorkloadAPI/FetchX509SVID"),
+            (b":authority", b"localhost"),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"workload.spiffe.io", b"true"),
+            (b"authorization", b"Bearer secret\xff"),
+        )
+    )
+    call = len(block).to_bytes(3, "big") + b"\x01\x04" + (1).to_bytes(4, "big") + block
+    empty = b"\0\0\x05\0\x01\0\0\0\x01" + bytes(5)
+
+    async def main(here: Host, kubelet: StandInKubelet) -> None:
+        path = here.short(await kubelet.publish(pod(), VOLUME)) / "socket"
+        with flood(path, 1) as end:
+            end.sendall(call + empty)
+            found = b""
+            # What is answered has the pod's SPIFFE ID in it.
+            while b"spiffe://" not in found:
+                found += await asyncio.to_thread(end.recv, 65536)
+        assert await answered(path)
+        assert "secret" not in here.log.read_text()
+
+    on_node(main)
+
+
 def test_what_a_pod_does_not_read_counts_when_its_connections_are_closed() -> None:
     async def main(here: Host, kubelet: StandInKubelet) -> None:
         path = here.short(await kubelet.publish(pod(), VOLUME)) / "socket"

@@ -210,9 +210,10 @@ def test_the_signer_must_prove_itself() -> None:
     rigged(test)
 
 
-def test_only_tls_1_3_is_spoken(tmp_path: Path) -> None:
-    """In a process of its own, as the command starts it: grpc reads its settings when it is imported."""
-    with process(tmp_path, 1, 1, free_port()) as (_, site):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_only_tls_1_3_is_spoken(tmp_path: Path, workers: str) -> None:
+    """In processes of their own, as the command starts them: grpc reads its settings when it is imported."""
+    with process(tmp_path, 1, 1, free_port(), "--workers", workers) as (_, site):
         for version, accepted in (("-tls1_3", True), ("-tls1_2", False)):
             command = ["openssl", "s_client", "-connect", site["address"], "-alpn", "h2", version]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)

@@ -93,6 +93,14 @@ async def called_with(address: str, value: bytes) -> bytes:
     return found
 
 
+@pytest.mark.parametrize("how_many", ["1", "2"])
+def test_a_header_that_is_no_utf8_is_not_logged(tmp_path: Path, how_many: str) -> None:
+    """In `authorization` it would be a token with one wrong byte."""
+    with process(tmp_path, 1, 1, free_port(), "--workers", how_many) as (_, site):
+        assert b"the call has no agent token" in asyncio.run(called_with(site["address"], b"Bearer secret\xff"))
+    assert "secret" not in (tmp_path / "signer.log").read_text()
+
+
 def test_no_header_of_a_stranger_ends_a_worker(tmp_path: Path) -> None:
     """gRPC hands on as Latin-1 what is no UTF-8, so that a value is twice as long on the channel."""
 
@@ -405,4 +413,5 @@ def test_a_worker_has_nothing_of_the_signers_environment(tmp_path: Path, monkeyp
     asyncio.run(run())
     # The last ones are the shell's own.
     names = {line.partition("=")[0] for line in found.read_text().splitlines()} - {"PWD", "OLDPWD", "SHLVL", "_"}
-    assert names <= {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_ALL", "MALLOC_ARENA_MAX"}
+    ours = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_ALL", "GRPC_SSL_CIPHER_SUITES"}
+    assert names - {"MALLOC_ARENA_MAX", "GRPC_VERBOSITY"} == ours
