@@ -189,7 +189,7 @@ def at_work() -> list[tuple[str, ...]]:
     written = rows["500 SVIDs due at once, a stream each, until all are written"]
     return [
         *idle,
-        ("500 SVIDs due at once, until all are written", f"{min(written):.1f} to {max(written):.1f} s"),
+        ("500 SVIDs due at once, until all are written", f"{min(written):.2f} to {max(written):.2f} s"),
         ("a volume, one after the other", f"{median(rows['NodePublishVolume, one after the other']):.0f} ms"),
     ]
 
