@@ -21,9 +21,11 @@ from signer.front.statuses import STATUS_CODES
 from signer.model import SOON
 
 _log = logging.getLogger("podsvid.api")
-# Seconds. The second: until the message of a call has come, once its agent is proven.
+# Seconds. The second: until the message of a call has come, once its agent is proven. The third: until gRPC says that
+# a call has no message as it was given up.
 MINT_DEADLINE = 30.0
 MESSAGE_SECONDS = 5.0
+GIVEN_UP = 0.02
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Messages: TypeAlias = AsyncIterable[bytes]
 _Message = TypeVar("_Message", bound=Message)
@@ -44,6 +46,8 @@ async def unread(messages: Messages, *places: Place) -> bytes:
                 async with aclosing(asked):
                     return await anext(asked)
     except StopAsyncIteration:
+        # Nor has one whose caller has given it up: gRPC says so a moment later, and nobody is to be told of a fault of it.
+        await asyncio.sleep(GIVEN_UP)
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
         if any(each.lost for each in places):
