@@ -46,7 +46,7 @@ async def unread(messages: Messages, *places: Place) -> bytes:
                 async with aclosing(asked):
                     return await anext(asked)
     except StopAsyncIteration:
-        # Nor has one whose caller has given it up: gRPC says so a moment later, and nobody is to be told of a fault of it.
+        # Nor has one whose caller has given it up: gRPC says so a moment later, and it is nobody's fault.
         await asyncio.sleep(GIVEN_UP)
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:

@@ -10,7 +10,8 @@ from signer.front.calls import GIVEN_UP, unread
 
 
 async def nothing() -> AsyncIterator[bytes]:
-    for each in ():
+    messages: tuple[bytes, ...] = ()
+    for each in messages:
         yield each
 
 
