@@ -32,8 +32,14 @@ _Message = TypeVar("_Message", bound=Message)
 
 
 async def only(form: type[_Message], messages: Messages, *places: Place) -> _Message:
-    """The message of a call that has these places. Raises Refused."""
-    return parsed(form, await unread(messages, *places))
+    """The message of an agent's call that has these places. Raises Refused."""
+    try:
+        return parsed(form, await unread(messages, *places))
+    except Refused:
+        # Nor has one a message that its agent has given up, or that gRPC has ended as too long: it says so a moment
+        # later, and ends what runs here.
+        await asyncio.sleep(GIVEN_UP)
+        raise
 
 
 async def unread(messages: Messages, *places: Place) -> bytes:
@@ -46,8 +52,6 @@ async def unread(messages: Messages, *places: Place) -> bytes:
                 async with aclosing(asked):
                     return await anext(asked)
     except StopAsyncIteration:
-        # Nor has one whose caller has given it up: gRPC says so a moment later, and it is nobody's fault.
-        await asyncio.sleep(GIVEN_UP)
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
         if any(each.lost for each in places):
