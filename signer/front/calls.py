@@ -25,7 +25,7 @@ _log = logging.getLogger("podsvid.api")
 # a call has no message as it was given up.
 MINT_DEADLINE = 30.0
 MESSAGE_SECONDS = 5.0
-GIVEN_UP = 0.02
+GIVEN_UP = 0.25
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Messages: TypeAlias = AsyncIterable[bytes]
 _Message = TypeVar("_Message", bound=Message)
@@ -33,17 +33,11 @@ _Message = TypeVar("_Message", bound=Message)
 
 async def only(form: type[_Message], messages: Messages, *places: Place) -> _Message:
     """The message of an agent's call that has these places. Raises Refused."""
-    try:
-        return parsed(form, await unread(messages, *places))
-    except Refused:
-        # Nor has one a message that its agent has given up, or that gRPC has ended as too long: it says so a moment
-        # later, and ends what runs here.
-        await asyncio.sleep(GIVEN_UP)
-        raise
+    return parsed(form, await unread(messages, *places, given_up=GIVEN_UP))
 
 
-async def unread(messages: Messages, *places: Place) -> bytes:
-    """The same, as its bytes."""
+async def unread(messages: Messages, *places: Place, given_up: float = 0.0) -> bytes:
+    """The message as its bytes. `given_up`: seconds in which one that has none may turn out to be given up."""
     try:
         async with asyncio.timeout(MESSAGE_SECONDS) as patience:
             # Closed: gRPC's iterator holds itself and the call for as long as it is not.
@@ -52,6 +46,9 @@ async def unread(messages: Messages, *places: Place) -> bytes:
                 async with aclosing(asked):
                     return await anext(asked)
     except StopAsyncIteration:
+        # Its caller has given it up, or gRPC has ended it as too long: it says so a moment later, and ends this.
+        if given_up:
+            await asyncio.sleep(given_up)
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
         if any(each.lost for each in places):
