@@ -9,11 +9,12 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias
 
 import msgspec
 
-LENGTH = 4
+from runtime.frames import LENGTH, BadFrame, Frames, Message
+
 _CHUNK = 128 * 1024
 # Messages of one read that are handled before others have their turn.
 _AT_ONCE = 50
@@ -24,43 +25,8 @@ _DESCRIPTORS = 64
 # In the place of one that the kernel had to drop.
 _LOST = -1
 _SPACE = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
-Message = TypeVar("Message")
 # A message, or what makes it when its turn has come: nothing is kept of it before, and it is the newest then.
 Sent: TypeAlias = msgspec.Struct | Callable[[], msgspec.Struct]
-
-
-class BadFrame(Exception):
-    """What came is no message, or too long."""
-
-
-class Frames(Generic[Message]):
-    """Puts messages together from bytes. A message of more than `most` bytes, or of another kind, is refused."""
-
-    def __init__(self, decoder: msgspec.msgpack.Decoder[Message], most: int) -> None:
-        self._decoder = decoder
-        self._most = most
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that are whole now. Raises BadFrame, after which nothing more may be fed."""
-        self._rest += data
-        found = []
-        at = 0
-        while len(self._rest) - at >= LENGTH:
-            length = int.from_bytes(self._rest[at : at + LENGTH], "big")
-            if length > self._most:
-                raise BadFrame(f"a frame of {length} bytes, {self._most} are possible")
-            end = at + LENGTH + length
-            if len(self._rest) < end:
-                break
-            try:
-                found.append(self._decoder.decode(self._rest[at + LENGTH : end]))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-                # Its text could quote what came.
-                raise BadFrame(f"a frame that is no message ({type(error).__name__})") from None
-            at = end
-        del self._rest[:at]
-        return found
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from agent.channel import messages
-from agent.channel.frames import BadFrame, Wire
+from agent.channel.frames import Wire
 from agent.channel.snapshots import Reader
 from agent.exposed import exhaustion
 from agent.exposed.counts import Counts
@@ -27,6 +27,7 @@ from agent.socket.serving import Serving
 from runtime import unlogged
 from runtime.clock import SystemClock
 from runtime.feed import Feed
+from runtime.frames import BadFrame
 from runtime.peers import credentials_of
 from svid.errors import SvidError
 from svid.identity import WorkloadIdentity

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 from agent.channel import messages
-from agent.channel.frames import BadFrame, Wire
+from agent.channel.frames import Wire
 from agent.servers.patience import Patience
 from csi.model import PodRef
+from runtime.frames import BadFrame
 from runtime.stopping import end
 from runtime.terminal import printable
 

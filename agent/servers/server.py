@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent.channel import messages
-from agent.channel.frames import BadFrame, Wire
+from agent.channel.frames import Wire
 from agent.channel.snapshots import Writer
 from agent.servers.answers import Answers, Asking
 from agent.servers.following import follow
@@ -26,6 +26,7 @@ from csi.model import PodRef
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
 from runtime.feed import Feed
+from runtime.frames import BadFrame
 from runtime.stopping import stay_cancelled
 
 _log = logging.getLogger("podsvid.servers")

@@ -3,16 +3,12 @@
 import asyncio
 import json
 import logging
-import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
 
+from runtime.put_down import put_down
 from runtime.relaying import LINE, relay
-from runtime.stopping import end as stopped
 from runtime.stopping import side_by_side
 from signer.public.confinement import NO_CALLS, NO_FILES
 from signer.public.shown import HEAD_BYTES, Shown, encode, framed
@@ -116,17 +112,8 @@ class PublicProcess:
             pass
         finally:
             writer.close()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(END):
-                    await process.wait()
-            # And what somebody who got into it began there; itself also where it has left its group.
-            for end in (process.kill, partial(os.killpg, process.pid, signal.SIGKILL)):
-                with suppress(ProcessLookupError):
-                    end()
-            code = await process.wait()
-            await asyncio.wait([relaying], timeout=END)
-            await stopped((relaying,))
-        return why or (f"signal {-code}" if code < 0 else f"exit code {code}")
+            how = await put_down(process, relaying, END)
+        return why or how
 
     async def _tell(self, writer: asyncio.StreamWriter) -> None:
         """Raises TimeoutError where it hangs: it would show what was revoked for ever."""

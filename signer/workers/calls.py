@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from runtime.frames import BadFrame
 from signer.front.server import MAX_ANSWER
 from signer.workers import messages
-from signer.workers.channel import BadFrame, Channel
+from signer.workers.channel import Channel
 
 _log = logging.getLogger("podsvid.api")
 _Status = tuple[int, str, list[tuple[str, bytes]]]

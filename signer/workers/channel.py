@@ -1,49 +1,17 @@
-"""One end of the channel between the signer and a worker: frames of four bytes of length and a message."""
+"""One end of the channel between the signer and a worker."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Generic, cast
 
 import msgspec
 
-LENGTH = 4
+from runtime.frames import LENGTH, BadFrame, Frames, Message
+
 # Bytes that wait to be sent before whoever has more waits, and of small ones that do not wait while the other end takes
 # none: no more of them are kept, as nothing else would end their growing.
 HIGH = 1024 * 1024
 MOST = 4 * HIGH
-Message = TypeVar("Message")
-
-
-class BadFrame(Exception):
-    """What came is no message, too long, or not what it is the other end's turn to say. Quotes nothing of it."""
-
-
-class Frames(Generic[Message]):
-    """Puts messages together from bytes. One of more than `most` bytes, or of another kind, is refused."""
-
-    def __init__(self, decoder: "msgspec.msgpack.Decoder[Message]", most: int) -> None:
-        self._decoder = decoder
-        self._most = most
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that are whole now. Raises BadFrame, after which nothing more may be fed."""
-        self._rest += data
-        found, at = [], 0
-        while len(self._rest) - at >= LENGTH:
-            length = int.from_bytes(self._rest[at : at + LENGTH], "big")
-            if length > self._most:
-                raise BadFrame(f"a frame of {length} bytes, {self._most} are possible")
-            end = at + LENGTH + length
-            if len(self._rest) < end:
-                break
-            try:
-                found.append(self._decoder.decode(self._rest[at + LENGTH : end]))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-                raise BadFrame(f"a frame that is no message ({type(error).__name__})") from None
-            at = end
-        del self._rest[:at]
-        return found
 
 
 class Channel(asyncio.Protocol, Generic[Message]):

@@ -19,11 +19,12 @@ import msgspec
 
 from runtime import log
 from runtime.child import harden
+from runtime.frames import Frames
 from runtime.stopping import end
 from signer.front import budget
 from signer.front.aborting import aborted
 from signer.workers import messages
-from signer.workers.channel import Channel, Frames
+from signer.workers.channel import Channel
 from signer.workers.confinement import confine, ends_first
 
 # Bytes that wait to be sent before calls wait in gRPC, which knows which of them their callers gave up meanwhile.

@@ -3,27 +3,26 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from runtime.bucket import Bucket
+from runtime.frames import BadFrame, Frames
+from runtime.put_down import put_down
 from runtime.relaying import LINE, relay
 from runtime.stopping import end
 from runtime.tls import ONLY_TLS13
 from signer.front import budget
 from signer.workers import messages
 from signer.workers.calls import FULL, Methods, RemoteCall
-from signer.workers.channel import BadFrame, Channel, Frames
+from signer.workers.channel import Channel
 from signer.workers.confinement import LACKING
 
 _Said = TypeVar("_Said")
@@ -122,18 +121,9 @@ class Worker:
                 await end((watching,))
         finally:
             self._channel.close()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_END):
-                    await process.wait()
-            # And what somebody who got into it began there; itself also where it has left its group.
-            for kill in (process.kill, partial(os.killpg, process.pid, signal.SIGKILL)):
-                with suppress(ProcessLookupError):
-                    kill()
-            code = await process.wait()
-            # What it wrote at its end says why.
-            await asyncio.wait([relaying], timeout=_END)
-            await end([relaying, *(task for _, task in self._calls.values())])
-        return self._why or (f"signal {-code}" if code < 0 else f"exit code {code}")
+            how = await put_down(process, relaying, _END)
+            await end(task for _, task in self._calls.values())
+        return self._why or how
 
     async def serve(self, order: messages.Serve) -> None:
         """Have it listen. Raises OSError where it cannot, or ends."""

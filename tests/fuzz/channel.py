@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from agent.channel import messages
-from agent.channel.frames import LENGTH, BadFrame, Frames
 from agent.channel.snapshots import Reader
 from agent.metrics import Metrics
 from agent.servers.reports import LOGGERS, Allowance, Log, Tally
 from agent.servers.weights import Weights
+from runtime.frames import LENGTH, BadFrame, Frames
 from svid.errors import SvidError
 from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES
 from tests.fuzz.made import made

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agent.channel import messages
-from agent.channel.frames import BadFrame, Frames
+from runtime.frames import BadFrame, Frames
 from tests.fuzz.made import kinds, made
 from tests.fuzz.targets import TARGETS
 

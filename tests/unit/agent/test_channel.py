@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from agent.authority.protocol import MintRequest
 from agent.channel import messages
-from agent.channel.frames import LENGTH, BadFrame, Frames, Wire
+from agent.channel.frames import Wire
 from agent.channel.snapshots import Reader, Writer
 from agent.metrics import Metrics
 from agent.socket import reflection
 from agent.socket.methods import Methods
 from agent.socket.serving import Serving
 from runtime.feed import Feed
+from runtime.frames import LENGTH, BadFrame, Frames
 from svid.bundle import TrustBundle
 from svid.identity import WorkloadIdentity
 from svid.keys import KeyAlgorithm

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.frames import LENGTH, BadFrame, Frames
 from signer.front import budget
 from signer.front.server import MAX_ANSWER
 from signer.workers import messages
-from signer.workers.channel import LENGTH, MOST, BadFrame, Channel, Frames
+from signer.workers.channel import MOST, Channel
 from signer.workers.worker import (
     BEAT,
     BEGINS,

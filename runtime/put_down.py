@@ -1,0 +1,28 @@
+"""How a process of the daemon's own is ended that may be somebody else's by now, with all that it began."""
+
+import asyncio
+import os
+import signal
+from asyncio.subprocess import Process
+from contextlib import suppress
+from functools import partial
+
+from runtime.stopping import end
+
+
+async def put_down(process: Process, relaying: "asyncio.Task[None]", seconds: float) -> str:
+    """How it ended: by itself within so many seconds, or killed, its group with it (it was begun as one's first).
+
+    `relaying`: what hands on its stderr, where it says why; it has ended, too.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await process.wait()
+    # What somebody who got into it began there; itself also where it has left its group.
+    for kill in (process.kill, partial(os.killpg, process.pid, signal.SIGKILL)):
+        with suppress(ProcessLookupError):
+            kill()
+    code = await process.wait()
+    await asyncio.wait([relaying], timeout=seconds)
+    await end((relaying,))
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
