@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.distrusted import environment
 from runtime.relaying import LINE, relay
 
 _log = logging.getLogger("podsvid.servers")
@@ -77,7 +78,7 @@ class Exposed:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(descriptor,),
-                env=_environment(),
+                env=environment(MALLOC_ARENA_MAX=_ARENAS),
                 cwd="/",
                 process_group=0,
                 limit=LINE,
@@ -169,9 +170,3 @@ def is_mapped(user: int) -> bool:
         if not any(first <= user < first + length for first, length in ranges):
             return False
     return True
-
-
-def _environment() -> Mapping[str, str]:
-    """Nothing of this process's own, in which settings and paths could be, but where Python finds its modules."""
-    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-    return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": _ARENAS, "LC_ALL": "C.UTF-8"}

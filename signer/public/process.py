@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from runtime.put_down import put_down
+from runtime.distrusted import environment, put_down
 from runtime.relaying import LINE, relay
 from runtime.stopping import side_by_side
 from signer.public.confinement import NO_CALLS, NO_FILES
@@ -89,6 +89,7 @@ class PublicProcess:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 limit=LINE,
+                env=environment(),
                 pass_fds=(its.fileno(), *(number for numbers in listeners.values() for number in numbers)),
                 cwd="/",
                 process_group=0,

@@ -14,8 +14,8 @@ from typing import TypeVar
 import msgspec
 
 from runtime.bucket import Bucket
+from runtime.distrusted import environment, put_down
 from runtime.frames import BadFrame, Frames
-from runtime.put_down import put_down
 from runtime.relaying import LINE, relay
 from runtime.stopping import end
 from runtime.tls import ONLY_TLS13
@@ -284,9 +284,8 @@ class Worker:
 
 
 def _environment() -> Mapping[str, str]:
-    """Nothing of the signer's own, in which credentials could be, but where Python finds its modules, arenas, and how
-    much gRPC says. It imports grpc at once: what keeps TLS 1.2 from being spoken is there before."""
-    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    """Of the signer's own how many arenas there are, and how much gRPC says. It imports grpc at once: what keeps TLS
+    1.2 from being spoken is there before."""
     kept = {name: os.environ[name] for name in ("MALLOC_ARENA_MAX", "GRPC_VERBOSITY") if name in os.environ}
     only_tls13 = dict([ONLY_TLS13])
-    return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", **only_tls13, **kept}
+    return environment(**only_tls13, **kept)

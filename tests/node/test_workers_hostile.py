@@ -398,20 +398,31 @@ def test_what_the_process_of_the_public_listeners_writes_is_a_line_of_that_one(
     assert (line["said_by"], json.loads(line["line"]), line["name"]) == ("public", FORGED, "podsvid.public")
 
 
-def test_a_worker_has_nothing_of_the_signers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There may be a token, or a cloud's key."""
+async def a_worker(folder: Path) -> object:
+    worker = Worker({}, lambda peer: False, lambda names: None)
+    return await worker.run(Settings(folder, memory(2), "json", "info"), lambda: None)
+
+
+async def the_public_one(folder: Path) -> object:
+    return await PublicProcess({}, lambda *count: None)._once()
+
+
+@pytest.mark.parametrize(("begin", "more"), [(a_worker, {"GRPC_SSL_CIPHER_SUITES"}), (the_public_one, set())])
+def test_a_worker_has_nothing_of_the_signers_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], Awaitable[object]], more: set[str]
+) -> None:
+    """Nor has the process of the public listeners. There may be a token, or a cloud's key."""
     program, found = tmp_path / "python", tmp_path / "found"
     program.write_text(f"#!/bin/sh\nenv > {found}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
-    async def run() -> str:
-        worker = Worker({}, lambda peer: False, lambda names: None)
-        return await worker.run(Settings(tmp_path, memory(2), "json", "info"), lambda: None)
+    async def run() -> None:
+        await begin(tmp_path)
 
     asyncio.run(run())
     # The last ones are the shell's own.
     names = {line.partition("=")[0] for line in found.read_text().splitlines()} - {"PWD", "OLDPWD", "SHLVL", "_"}
-    ours = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_ALL", "GRPC_SSL_CIPHER_SUITES"}
+    ours = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_ALL"} | more
     assert names - {"MALLOC_ARENA_MAX", "GRPC_VERBOSITY"} == ours

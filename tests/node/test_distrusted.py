@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.put_down import put_down
+from runtime.distrusted import put_down
 
 SECONDS = 10.0
 # It begins another one in its group, says which, and ends, or hangs and does not want to.

@@ -1,13 +1,21 @@
-"""How a process of the daemon's own is ended that may be somebody else's by now, with all that it began."""
+"""Processes of the daemon's own that may be somebody else's by now: what they know of it, and how they end."""
 
 import asyncio
 import os
 import signal
+import sys
 from asyncio.subprocess import Process
 from contextlib import suppress
 from functools import partial
 
 from runtime.stopping import end
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Nothing of this process's own, in which settings, paths and credentials could be, but where Python finds its
+    modules, and `more`."""
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", **more}
 
 
 async def put_down(process: Process, relaying: "asyncio.Task[None]", seconds: float) -> str:
