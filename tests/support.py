@@ -20,6 +20,7 @@ import grpc.aio
 from agent.pb import workload_pb2
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod, PodVolume
+from tests.mounted import mount_points
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = "csi.podsvid.io"
@@ -87,9 +88,7 @@ class Host:
 
     def mounts(self) -> list[str]:
         """Mount points below this host's kubelet root, as the kernel lists them."""
-        # Any host's are there, and what is mounted elsewhere may have a carriage return in it.
-        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
-        return [line.split(" ")[4] for line in lines if line.split(" ")[4].startswith(f"{self.kubelet_root}/")]
+        return [each for each in mount_points() if each.startswith(f"{self.kubelet_root}/")]
 
     def events(self) -> list[dict[str, Any]]:
         """The agent's log so far, its JSON lines."""

@@ -136,7 +136,7 @@ class SignerService:
         @asynccontextmanager
         async def request(agent: Agent) -> AsyncIterator[_Request]:
             with self._callers.place(self._places, "mints", agent.node_uid) as place:
-                yield await only(form, messages, place)
+                yield await only(form, messages, place, given_up=self._callers.given_up)
 
         headers = context.invocation_metadata() or ()
         return Asked(context, time.perf_counter(), lambda: self._callers.proven(context), request, headers)

@@ -61,7 +61,8 @@ class Batches:
                         held.enter_context(self._callers.place(self._places, "mints", agent.node_uid)),
                         held.enter_context(self._callers.place(self._batches, "batches", agent.node_uid)),
                     ]
-                    request = await only(signer_pb2.MintX509SVIDsRequest, messages, *places)
+                    form = signer_pb2.MintX509SVIDsRequest
+                    request = await only(form, messages, *places, given_up=self._callers.given_up)
                     items = _items(request)
                 # Each that is refused costs what a refused call does.
                 self._callers.count(context, agent, len(items) - 1)

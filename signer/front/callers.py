@@ -75,6 +75,10 @@ class Callers:
             self._metrics.turned_away("calls")
             self._gate.rest(context.peer(), wait)
 
+    def given_up(self) -> None:
+        """A call was ended before its message came, by its agent or for the message's length."""
+        self._metrics.turned_away("message")
+
     def used(self, context: Context, size: int) -> None:
         """So many bytes of what was said are answered."""
         self._gate.used(context.peer(), size)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
@@ -31,13 +31,14 @@ Messages: TypeAlias = AsyncIterable[bytes]
 _Message = TypeVar("_Message", bound=Message)
 
 
-async def only(form: type[_Message], messages: Messages, *places: Place) -> _Message:
-    """The message of an agent's call that has these places. Raises Refused."""
-    return parsed(form, await unread(messages, *places, given_up=GIVEN_UP))
+async def only(form: type[_Message], messages: Messages, *places: Place, given_up: Callable[[], object]) -> _Message:
+    """The message of an agent's call that has these places. `given_up` is told where there is none, as the agent or
+    gRPC has ended the call: that is in no audit line. Raises Refused."""
+    return parsed(form, await unread(messages, *places, given_up=given_up))
 
 
-async def unread(messages: Messages, *places: Place, given_up: float = 0.0) -> bytes:
-    """The message as its bytes. `given_up`: seconds in which one that has none may turn out to be given up."""
+async def unread(messages: Messages, *places: Place, given_up: Callable[[], object] | None = None) -> bytes:
+    """The message as its bytes. Without `given_up` a call that has none is refused at once, whoever has ended it."""
     try:
         async with asyncio.timeout(MESSAGE_SECONDS) as patience:
             # Closed: gRPC's iterator holds itself and the call for as long as it is not.
@@ -48,7 +49,11 @@ async def unread(messages: Messages, *places: Place, given_up: float = 0.0) -> b
     except StopAsyncIteration:
         # Its caller has given it up, or gRPC has ended it as too long: it says so a moment later, and ends this.
         if given_up:
-            await asyncio.sleep(given_up)
+            try:
+                await asyncio.sleep(GIVEN_UP)
+            except asyncio.CancelledError:
+                given_up()
+                raise
         raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
     except TimeoutError:
         if any(each.lost for each in places):

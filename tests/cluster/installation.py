@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from tests.mounted import mount_lines
 
 from .api import Object
 from .chart import helm
@@ -55,11 +55,10 @@ def component(cluster: Cluster, name: str) -> list[Object]:
 
 def volumes_of_podsvid(cluster: Cluster) -> list[str]:
     """Where podsvid has something mounted for this cluster's pods."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [
-        line.split()[4]
-        for line in lines
-        if " - tmpfs podsvid " in line and line.split()[4].startswith(f"{cluster.kubelet_root}/")
+        line.split(" ")[4]
+        for line in mount_lines()
+        if " - tmpfs podsvid " in line and line.split(" ")[4].startswith(f"{cluster.kubelet_root}/")
     ]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests import go_tools
 from tests.go_tools import Progress
+from tests.mounted import mount_lines
 
 from . import apart, cgroups, kubelet
 from .host import ClusterError
@@ -87,9 +88,7 @@ def remove_mounts(directory: Path) -> None:
 def mounts_below(directory: Path, mountinfo: str | None = None) -> list[Path]:
     """The mounts at and below a folder, in the order in which they were made."""
     found = []
-    # Bytes: a carriage return in a path ends no line.
-    table = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()) if mountinfo is None else mountinfo
-    for line in table.rstrip("\n").split("\n"):
+    for line in mount_lines() if mountinfo is None else mountinfo.rstrip("\n").split("\n"):
         # The kernel writes blanks and backslashes of a path as octal escapes, and the bytes of other letters as they
         # are.
         path = Path(os.fsdecode(os.fsencode(line.split(" ")[4]).decode("unicode_escape").encode("latin-1")))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.go_tools import Progress
+from tests.mounted import mount_points
 from tests.ports import free_port
 from tests.processes import end
 
@@ -114,5 +115,4 @@ def register(cluster: Cluster, agent: Agent, progress: Progress) -> str:
 
 def mounts_at(folder: Path) -> list[str]:
     """Where something is mounted below a folder."""
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [point for point in points if point.startswith(f"{folder}/")]
+    return [point for point in mount_points() if point.startswith(f"{folder}/")]

@@ -27,6 +27,7 @@ from agent.exposed.server import UNCOUNTED_CONNECTIONS
 from agent.socket.connections import POD, UNREAD
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
+from tests.mounted import mount_lines, mount_points
 from tests.support import DEADLINE, DRIVER, IS_ROOT, ROOT, VOLUME, Host, first, host, node, pod, svid_stream
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="only root has something to give up")
@@ -246,11 +247,11 @@ def test_there_is_nothing_in_its_root_but_its_program_and_nothing_to_write() -> 
         for process in (exposed(here), await waiting(here)):
             await confined(process)
             assert set(os.listdir(f"/proc/{process}/root")) <= first_of
-            lines = Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8").splitlines()
-            places = [line.split()[4] for line in lines]
+            lines = mount_lines(process)
+            places = mount_points(process)
             assert "/" in places
             assert set(places) <= {"/", *own}, places
-            assert [line for line in lines if "ro" not in line.split()[5].split(",")] == []
+            assert [line for line in lines if "ro" not in line.split(" ")[5].split(",")] == []
             # One that was shared would take what the agent mounts next, and give it what is taken away here.
             assert [line for line in lines if "shared:" in line or "master:" in line] == []
         # No copy of it keeps the volume.
@@ -272,7 +273,7 @@ def test_what_it_takes_away_from_itself_stays_with_the_agent_where_mounts_are_sh
                 def own() -> list[str]:
                     # Other tests' volumes come and go.
                     temporary = str(here.base.parent / "pv")
-                    found = mounted(agent)
+                    found = mount_points(agent)
                     return [each for each in found if each.startswith(str(here.base)) or not each.startswith(temporary)]
 
                 before = own()
@@ -283,14 +284,9 @@ def test_what_it_takes_away_from_itself_stays_with_the_agent_where_mounts_are_sh
                     await confined(await replaced(here, process))
                     assert own() == [*before, str(target)]
                 assert await answered(here.short(Path(f"/proc/{agent}/root{target}")) / "socket")
-                assert str(target) not in mounted(exposed(here))
+                assert str(target) not in mount_points(exposed(here))
 
     asyncio.run(run())
-
-
-def mounted(process: int) -> list[str]:
-    lines = Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8").splitlines()
-    return [line.split()[4] for line in lines]
 
 
 async def confined(process: int) -> None:

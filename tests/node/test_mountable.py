@@ -21,6 +21,7 @@ from podsvid.quickstart.errors import DriverNotRegistered
 from podsvid.quickstart.kubelet import StandInKubelet
 from tests.csi_rig import publish_request
 from tests.fake_workload_api import eventually
+from tests.mounted import mount_lines
 from tests.ports import free_port
 from tests.support import DRIVER, IS_ROOT, ROOT, host
 
@@ -72,12 +73,11 @@ def test_the_attempt_is_seen_by_nobody_and_leaves_nothing(tmp_path: Path) -> Non
         def verify(self, directory: int, parent: int) -> None:
             super().verify(directory, parent)
             seen.append(str(mount_id(directory)))
-            assert str(pods) not in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+            assert not [line for line in mount_lines() if str(pods) in line]
 
     def left() -> tuple[list[str], int]:
         # Other tests mount here as well, elsewhere.
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-        own = [line for line in lines if line.split()[4] == "/" or str(tmp_path) in line]
+        own = [line for line in mount_lines() if line.split(" ")[4] == "/" or str(tmp_path) in line]
         return own, len(list(Path("/proc/self/fd").iterdir()))
 
     before = left()

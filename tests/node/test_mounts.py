@@ -24,6 +24,7 @@ from svid.bundle import TrustBundle
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
 from tests.csi_rig import NOW, UID, contents, plain_directory, target
+from tests.mounted import mount_lines
 from tests.support import IS_ROOT
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root")
@@ -45,9 +46,7 @@ def place() -> Iterator[Path]:
 
 def listed(base: Path) -> list[list[str]]:
     """The kernel's lines about what is mounted at `base` or below, oldest first."""
-    lines = [line.split(b" ") for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n")]
-    found = [[os.fsdecode(field) for field in line] for line in lines]
-    return [line for line in found if Path(line[4]).is_relative_to(base)]
+    return [line for each in mount_lines() if Path((line := each.split(" "))[4]).is_relative_to(base)]
 
 
 def targets(place: Path) -> Targets:

@@ -15,6 +15,7 @@ from csi.server import MAX_MESSAGE
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import PodVolume
+from tests.mounted import mount_lines
 from tests.support import DRIVER, IS_ROOT, VOLUME, node, pod, serial
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root")
@@ -148,7 +149,7 @@ def test_symlinks_in_the_targets_parents_are_refused_and_nothing_appears_behind_
                 assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, depth
                 assert "symlink" in (caught.value.details() or "")
                 assert [path for path in outside.rglob("*") if not path.is_dir()] == []
-            assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(outside) in line]
+            assert not [line for line in mount_lines() if str(outside) in line]
             assert here.mounts() == []
 
     asyncio.run(run())

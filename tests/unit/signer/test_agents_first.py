@@ -197,7 +197,8 @@ def test_a_call_whose_time_is_over_can_lose_its_place_still(monkeypatch: pytest.
 
     async def run() -> None:
         place = limits.Place("a")
-        waiting = asyncio.ensure_future(calls.only(signer_pb2.MintX509SVIDRequest, nothing(), place))
+        asked = calls.only(signer_pb2.MintX509SVIDRequest, nothing(), place, given_up=lambda: None)
+        waiting = asyncio.ensure_future(asked)
         # Its timer has gone off, and it has not heard of that yet.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
