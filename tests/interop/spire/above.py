@@ -141,6 +141,7 @@ async def above(programs: Mapping[str, Path], ca_ttl: str = "24h") -> AsyncItera
             "trust_domain": OURS,
             "ca_ttl": ca_ttl,
             "federation": "",
+            "upstream": "",
             "database": folder / "db.sqlite3",
             "keys": f'"disk" {{ plugin_data {{ keys_path = "{folder}/keys.json" }} }}',
         }

@@ -40,6 +40,7 @@ plugins {{
   DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{database}" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   KeyManager {keys}
+{upstream}
 }}
 """
 IN_MEMORY = {
@@ -47,6 +48,7 @@ IN_MEMORY = {
     "database": "file:interop?mode=memory&cache=shared",
     "keys": '"memory" { plugin_data {} }',
     "federation": "",
+    "upstream": "",
 }
 _AGENT = """
 agent {{
