@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from svid.certificates import certificates_from_pem
-from tests.cluster.chart import ROOT
 from tests.interop.rig import LOOK_SECONDS, Cluster, cluster, ran
+from tests.interop.spire import page
 from tests.interop.spire.above import above
 from tests.interop.spire.moving import GROUPS, Fleet, fleet
 from tests.interop.spire.spire import OURS, Spire, admitted, configured, joined, serving
@@ -40,7 +40,7 @@ class Site:
 
     async def type(self, heading: str, begin: str, **instead: str) -> str:
         """What the page has there; what it printed."""
-        text = page_block(heading, begin)
+        text = page.block(heading, begin, page.MIGRATION)
         for old, new in instead.items():
             assert old in text
             text = text.replace(old, new)
@@ -58,17 +58,6 @@ class Site:
         assert "UpstreamAuthority" not in text
         file.write_text(text.replace("plugins {", f"plugins {{\n{upstream}", 1))
         await self.running.enter_async_context(serving(self.spire))
-
-
-def page_block(heading: str, begin: str) -> str:
-    """The indented block of the page below that heading whose text begins so. Raises ValueError unless one does."""
-    text = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
-    (section,) = [each for each in re.split(r"^#{2,3} ", text, flags=re.MULTILINE) if each.startswith(f"{heading}\n")]
-    blocks = [
-        re.sub(r"^ {4}", "", each, flags=re.MULTILINE) for each in re.findall(r"(?:^(?: {4}.*)?\n)+", section, re.M)
-    ]
-    (found,) = [each.strip("\n") for each in blocks if each.strip("\n").startswith(begin)]
-    return re.sub(r"^ {4}", "", found, flags=re.MULTILINE) + "\n" if begin.startswith("    ") else found + "\n"
 
 
 def serials(pem: bytes) -> set[str]:
@@ -148,7 +137,7 @@ async def until_trusted(folder: Path, wanted: set[str]) -> None:
 
 def disk(folder: Path) -> str:
     """SPIRE's UpstreamAuthority, as the page has it, of the files in that folder."""
-    return page_block("A common root", '    UpstreamAuthority "disk"').replace("/run/spire/ca", str(folder))
+    return page.block("A common root", 'UpstreamAuthority "disk"', page.MIGRATION).replace("/run/spire/ca", str(folder))
 
 
 def upstream(folder: Path) -> tuple[str, ...]:
@@ -183,11 +172,11 @@ def test_below_a_common_root_all_go_there_and_back(programs: Mapping[str, Path],
             await here.type("A common root", "openssl req")
             (root,) = serials((typed / "root.crt").read_bytes())
             await here.restart(disk(typed / "spire"))
-            said = await here.type("A common root", "    spire-server localauthority x509 prepare")
+            said = await here.type("A common root", "spire-server localauthority x509 prepare")
             assert await here.roots() == {old, root}
             await until_trusted(workloads.own, {old, root})
             (name,) = re.findall(r"Authority ID: (\w+)", said)
-            await here.type("A common root", "    spire-server localauthority x509 activate", **{"AUTHORITY-ID": name})
+            await here.type("A common root", "spire-server localauthority x509 activate", **{"AUTHORITY-ID": name})
             await workloads.until(lambda: not set(before) & set(workloads.authorities))
             async with cluster(*upstream(typed / "podsvid"), *QUICK, pods=WORKLOADS) as podsvid:
                 theirs = await sockets(podsvid)
@@ -203,7 +192,7 @@ async def two_roots(programs: Mapping[str, Path], folder: Path) -> AsyncIterator
     for side in ("spire", "podsvid"):
         own = folder / side
         own.mkdir()
-        text = page_block("A common root", "openssl req")
+        text = page.block("A common root", "openssl req", page.MIGRATION)
         await ran("sh", "-ec", f"cd {own}\n{text}\ncp root.crt ../{side}-root.crt\nmv {side}/* .")
     async with (
         site(programs, folder, disk(folder / "spire")) as here,
@@ -224,7 +213,7 @@ def test_with_both_roots_in_both_bundles_all_go_there_and_back(programs: Mapping
                 await here.type("Both roots", "cat spire-root.crt")
                 both = serials((typed / "roots.crt").read_bytes())
                 replaced(typed / "roots.crt", typed / "spire" / "ca.crt")
-                await here.type("Both roots", "    spire-server localauthority x509 prepare")
+                await here.type("Both roots", "spire-server localauthority x509 prepare")
                 assert await here.roots() == both
                 await until_trusted(workloads.own, both)
                 replaced(typed / "roots.crt", typed / "podsvid" / "ca.crt")
@@ -250,7 +239,7 @@ def test_with_a_root_that_is_missing_it_fails(programs: Mapping[str, Path], tmp_
             async with fleet(shaking, 2, lambda _: here.spire.socket) as workloads:
                 await here.type("Both roots", "cat spire-root.crt")
                 replaced(typed / "roots.crt", typed / "spire" / "ca.crt")
-                await here.type("Both roots", "    spire-server localauthority x509 prepare")
+                await here.type("Both roots", "spire-server localauthority x509 prepare")
                 await until_trusted(workloads.own, serials((typed / "roots.crt").read_bytes()))
                 assert workloads.failed == []
                 await workloads.move(0, theirs[0])
