@@ -13,6 +13,8 @@ from tests.interop.rig import LOOK_SECONDS, as_group
 from tests.interop.spire.workload import Told
 from tests.support import DEADLINE, ROOT
 
+# Bytes of a line: of many failures it is long, and has to be read all the same.
+_LINE = 2**24
 # SPIRE's agent tells them apart by their group.
 GROUPS = 31_000
 
@@ -148,6 +150,7 @@ class Fleet:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            limit=_LINE,
         )
         found = Running(process)
         found.begin()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from svid.certificates import certificates_from_pem
 from tests.interop.rig import LOOK_SECONDS, Cluster, cluster, ran
@@ -135,6 +136,25 @@ async def until_trusted(folder: Path, wanted: set[str]) -> None:
             await asyncio.sleep(LOOK_SECONDS)
 
 
+async def until_acknowledged(podsvid: Cluster, roots: int) -> None:
+    """Wait until `authority show` names so many roots of the CA above, and its one agent has acknowledged them."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            said = await podsvid.authority("show")
+            if said.count("root of the CA above") == roots and "agents: 1 of 1 have acknowledged" in said:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def cannot_take_out(here: Site, root: Path) -> None:
+    """The page says so: whoever goes back has that root until it ends."""
+    (found,) = certificates_from_pem(root.read_bytes())
+    name = found.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+    for action in ("taint", "revoke"):
+        with pytest.raises(AssertionError, match="upstream authority didn't sign the old local authority"):
+            await here.spire.server("upstreamauthority", action, subjectKeyID=name)
+
+
 def disk(folder: Path) -> str:
     """SPIRE's UpstreamAuthority, as the page has it, of the files in that folder."""
     return page.block("A common root", 'UpstreamAuthority "disk"', page.MIGRATION).replace("/run/spire/ca", str(folder))
@@ -217,9 +237,7 @@ def test_with_both_roots_in_both_bundles_all_go_there_and_back(programs: Mapping
                 assert await here.roots() == both
                 await until_trusted(workloads.own, both)
                 replaced(typed / "roots.crt", typed / "podsvid" / "ca.crt")
-                async with asyncio.timeout(DEADLINE):
-                    while (await podsvid.authority("show")).count("root of the CA above") < 2:
-                        await asyncio.sleep(LOOK_SECONDS)
+                await until_acknowledged(podsvid, 2)
                 await there_and_back(workloads, here.spire, theirs)
             shown(workloads, "both roots")
 
@@ -242,6 +260,7 @@ def test_with_a_root_that_is_missing_it_fails(programs: Mapping[str, Path], tmp_
                 await here.type("Both roots", "spire-server localauthority x509 prepare")
                 await until_trusted(workloads.own, serials((typed / "roots.crt").read_bytes()))
                 assert workloads.failed == []
+                await cannot_take_out(here, typed / "podsvid-root.crt")
                 await workloads.move(0, theirs[0])
                 assert any("account-0 calls account-1" in each for each in workloads.failed)
 

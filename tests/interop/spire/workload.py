@@ -19,7 +19,8 @@ from tests.cluster.fleet import tls_context
 from tests.cluster.rounds import Follower, held
 
 ACCOUNTS = "spiffe://example.org/ns/default/sa/"
-_HELLO = b"hello\n"
+# So long is what a caller says of itself, its name, filled up.
+_HELLO = 32
 _SECONDS = 20.0
 # A pause, or the handshakes would have all cores for themselves.
 _PAUSE = 0.1
@@ -73,9 +74,10 @@ class Workload:
         with socket.create_connection(("127.0.0.1", port), _SECONDS) as plain, context.wrap_socket(plain) as secure:
             if _ids(secure) != [ACCOUNTS + name]:
                 raise ValueError(f"it is {_ids(secure)}")
-            secure.sendall(_HELLO)
+            hello = self._name.encode().ljust(_HELLO)
+            secure.sendall(hello)
             # With TLS 1.3 a client hears only here that the server refused it.
-            if secure.recv(len(_HELLO)) != _HELLO:
+            if _received(secure) != hello:
                 raise ValueError("it closed the connection")
 
     def _accept(self, listening: socket.socket) -> None:
@@ -87,15 +89,24 @@ class Workload:
         try:
             plain.settimeout(_SECONDS)
             with tls_context(self._own, server_side=True).wrap_socket(plain, server_side=True) as secure:
-                if not all(each.startswith(ACCOUNTS) for each in _ids(secure)):
-                    raise ValueError(f"{_ids(secure)} calls")
-                secure.sendall(secure.recv(len(_HELLO)))
+                hello = _received(secure)
+                if _ids(secure) != [ACCOUNTS + hello.decode().rstrip()]:
+                    raise ValueError(f"{_ids(secure)} calls, and says that it is {hello!r}")
+                secure.sendall(hello)
         except (OSError, ValueError) as error:
             self._failed(f"{self._name} is called: {error}")
 
     def _failed(self, what: str) -> None:
         with self._lock:
             self.told.failed.append(what)
+
+
+def _received(secure: ssl.SSLSocket) -> bytes:
+    """One hello, or less where the other one ended before."""
+    found = b""
+    while len(found) < _HELLO and (more := secure.recv(_HELLO - len(found))):
+        found += more
+    return found
 
 
 def _ids(secure: ssl.SSLSocket) -> list[str]:
