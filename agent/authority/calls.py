@@ -13,6 +13,7 @@ from agent.authority.batches import Alone, Batches
 from agent.authority.connection import Connection
 from agent.authority.contact import Contact
 from agent.authority.endings import SERVICE, Failed, is_cancelled
+from agent.authority.protocol import RENEWALS_AT_ONCE
 from agent.errors import AuthorityDenied, AuthorityRefused, AuthorityUnavailable
 from runtime.tracing import Tracing
 from runtime.turns import Crowded, Seen, Turns, Who
@@ -30,7 +31,7 @@ RENEWAL_WAIT, MOST_RENEWAL_WAIT = 0.5, 3.0
 # namespace has so many of them at most.
 AT_ONCE, OF_ONE = 12, 8
 # The same of those that are asked for in batches, which have two calls beside.
-ITEMS, ITEMS_OF_ONE = 56, 42
+ITEMS, ITEMS_OF_ONE = RENEWALS_AT_ONCE, 42
 # Statuses at which waiting helps. UNAUTHENTICATED is about the agent's own token, which is read anew at each call.
 _TRY_AGAIN = frozenset(
     {

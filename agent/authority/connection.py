@@ -75,7 +75,12 @@ class Connection:
         # The loop's clock stands still with the machine; what was paused over that is tried a little late.
         pacing = Pacing(rng, lambda: contact.waited_for, lambda: asyncio.get_running_loop().time())
         self._signer = ProvenSigner(
-            settings.address, settings.trust_domain, settings.run_dir, self.newest_roots, pacing
+            settings.address,
+            settings.trust_domain,
+            settings.run_dir,
+            self.newest_roots,
+            pacing,
+            young=YOUNG_SECONDS,
         )
         self._channel: grpc.aio.Channel | None = None
         # Those that streams hold on to: they outlive a newer channel until their stream ends.

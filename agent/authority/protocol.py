@@ -15,6 +15,9 @@ from svid.keys import PrivateKey, PublicKey
 from svid.renewal import RenewalWindow
 from svid.spiffeid import SpiffeId, TrustDomain
 
+# As many renewals of a node are under way at once, and asked for in batches.
+RENEWALS_AT_ONCE = 56
+
 
 @dataclass(frozen=True, slots=True)
 class MintRequest:

@@ -8,12 +8,13 @@ a CA above may sign.
 
 import asyncio
 import errno
+import math
 import os
 import re
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ ACCEPT_AGAIN_SECONDS = 1.0
 # that before it is whole. Until a call has proven this agent it takes a few KiB and no more: many calls in one large
 # record would wait there until they are given up.
 _FROM_SIGNER, _TO_SIGNER = 64 * 1024, 1024
+# So are the first bytes of a connection written, as many as the signer takes of whoever has proven nothing: whatever it
+# can read until then comes in small records, the headers of the first call whole among them. And so is what comes while
+# the connection is young, since of all young ones together the signer holds little. Later a record of the largest size
+# is read whole at once, and costs both sides what a small one does.
+FIRST, _TO_SIGNER_LATER = 8 * 1024, 16 * 1024
 _BACKLOG = 16
 _END = b"-----END CERTIFICATE-----"
 _SERVING = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
@@ -59,8 +65,8 @@ class NotProven(Exception):
 class ProvenSigner:
     """A Unix socket in `folder` whose connections each lead to a server that has proved to be the signer.
 
-    `roots` are asked for at each connection (PEM, never empty). Only this process's user can connect. Belongs to one
-    event loop.
+    `roots` are asked for at each connection (PEM, never empty). For so many seconds a connection is `young`. Only this
+    process's user can connect. Belongs to one event loop.
     """
 
     def __init__(
@@ -71,8 +77,10 @@ class ProvenSigner:
         roots: Callable[[], bytes],
         pacing: Pacing | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        young: float = math.inf,
     ) -> None:
         self._pacing = pacing
+        self._young = young
         self._now = now
         self._address = address
         self._wanted = signer_id(trust_domain)
@@ -158,7 +166,7 @@ class ProvenSigner:
             if self._pacing is not None:
                 self._pacing.forget()
             ways = [
-                asyncio.ensure_future(pass_on(near, far_out, _TO_SIGNER)),
+                asyncio.ensure_future(_to_signer(near, far_out, self._young)),
                 asyncio.ensure_future(pass_on(far, near_out, _FROM_SIGNER)),
             ]
             try:
@@ -235,6 +243,21 @@ class ProvenSigner:
             f"SIGNER_WRONG_IDENTITY: what answers at {self._address} proves to be {found}, not {self._wanted}; "
             "is signer_address the signer's, and trust_domain this cluster's?"
         )
+
+
+async def _to_signer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, young: float) -> None:
+    """As `pass_on`, in records that the signer can read as it knows its agent."""
+    loop = asyncio.get_running_loop()
+    grown, first = loop.time() + young, FIRST
+    with suppress(OSError):
+        while first > 0 or loop.time() < grown:
+            data = await reader.read(_TO_SIGNER)
+            if not data:
+                return
+            first -= len(data)
+            writer.write(data)
+            await writer.drain()
+    await pass_on(reader, writer, _TO_SIGNER_LATER)
 
 
 def certificates(pem: bytes) -> frozenset[bytes]:

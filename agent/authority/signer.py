@@ -165,13 +165,17 @@ class SignerAuthority:
 
         No workload gets the bundle file's. Raises AuthorityUnavailable.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(TRUST_SECONDS):
-                while not self._trust().proven or (self._trust().bundle.sequence or 0) < sequence:
-                    await self.trust.wait_beyond(self.trust.version)
+        if not self._has_trust(sequence):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TRUST_SECONDS):
+                    while not self._has_trust(sequence):
+                        await self.trust.wait_beyond(self.trust.version)
         if not self._trust().proven:
             raise AuthorityUnavailable("TRUST_BEHIND: the signer has not sent its trust bundle yet")
         return self._trust()
+
+    def _has_trust(self, sequence: int) -> bool:
+        return self._trust().proven and (self._trust().bundle.sequence or 0) >= sequence
 
     def _check_trust(self, chain: tuple[x509.Certificate, ...], trust: Trust, sequence: int) -> None:
         """Tell an SVID whose trust is late from one that is no good. Raises AuthorityUnavailable."""

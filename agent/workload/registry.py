@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from agent.authority.protocol import Authority
+from agent.authority.protocol import RENEWALS_AT_ONCE, Authority
 from agent.errors import AuthorityRefused, AuthorityUnavailable, KeysBusy, SocketUnavailable
 from agent.metrics import Metrics
 from agent.servers.protocol import PodSockets
@@ -37,8 +37,6 @@ REPORT_SECONDS = 1.0
 PATIENCE_AGAIN = 75.0
 # How many problems of pods without a volume are remembered.
 MAX_PUBLISH_PROBLEMS = 256
-# At once: as many as the signer is asked for in batches.
-RENEWALS = 56
 
 
 class WorkloadRegistry:
@@ -73,7 +71,7 @@ class WorkloadRegistry:
         self._complete = asyncio.Event()
         # Of volumes that could not be published: there is no workload to keep them.
         self.publish_problems = Problems(MAX_PUBLISH_PROBLEMS)
-        self.scheduler = RotationScheduler(self._renew, clock, rng, prepare=self._prepare, at_once=RENEWALS)
+        self.scheduler = RotationScheduler(self._renew, clock, rng, prepare=self._prepare, at_once=RENEWALS_AT_ONCE)
         metrics.watch(lambda: len(self._workloads), self.earliest_expiry, self._states)
 
     @property

@@ -16,8 +16,12 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from agent.authority.proven import SOCKET, ProvenSigner, _signers, certificates
+from agent.authority import proven
+from agent.authority.connection import YOUNG_SECONDS
+from agent.authority.proven import FIRST, SOCKET, ProvenSigner, _signers, _to_signer, certificates
 from agent.errors import AuthorityUnavailable
+from signer.front.budget import GREETING, SETTINGS_SECONDS
+from signer.front.way import CHUNK
 from svid.authority import X509Authority
 from svid.bundle import TrustBundle
 from svid.certificates import to_pem
@@ -484,3 +488,56 @@ def test_a_signer_at_an_ipv6_address(tmp_path: Path) -> None:
         line.server.close()
 
     asyncio.run(main())
+
+
+class Written:
+    """A writer that takes all, and how much of it at once: a record of TLS each."""
+
+    def __init__(self) -> None:
+        self.records: list[int] = []
+
+    def write(self, data: bytes) -> None:
+        self.records.append(len(data))
+
+    async def drain(self) -> None:
+        await asyncio.sleep(0)
+
+
+def records(young: float, size: int) -> list[int]:
+    """In which so many bytes are written that were there at once."""
+
+    async def main() -> list[int]:
+        reader, writer = asyncio.StreamReader(limit=size), Written()
+        reader.feed_data(bytes(size))
+        reader.feed_eof()
+        await _to_signer(reader, cast(Any, writer), young)
+        assert sum(writer.records) == size
+        return writer.records
+
+    return asyncio.run(main())
+
+
+def test_what_the_signer_reads_of_a_stranger_is_in_small_records_and_what_comes_later_is_not() -> None:
+    """Of whoever has proven nothing it reads no more than that, and of a record nothing before it is whole."""
+    size = 4 * CHUNK
+    found = records(0.0, size)
+    small = -(-GREETING // proven._TO_SIGNER)
+    assert set(found[:small]) == {proven._TO_SIGNER}
+    # Agents that ask for much do it in the fewest: 44 KiB in three.
+    assert len(found) == small + -(-(size - GREETING) // CHUNK)
+    assert (FIRST, proven._TO_SIGNER_LATER) == (GREETING, CHUNK)
+
+
+def test_a_young_connections_records_are_small_however_much_was_said() -> None:
+    """Of all young ones together the signer holds little: a part of a large record would hold what others need."""
+    assert max(records(60.0, 4 * GREETING)) == proven._TO_SIGNER
+    assert YOUNG_SECONDS > SETTINGS_SECONDS
+
+
+def test_the_signers_connection_is_young_for_as_long_as_nothing_large_is_asked_on_it(tmp_path: Path) -> None:
+    async def play(at: Scene) -> None:
+        # At a real connection: that it is told so, and for how long.
+        assert at.authority.connection._signer._young == YOUNG_SECONDS
+        assert (await at.authority.mint_x509(at.request())).chain
+
+    on_stage(tmp_path, play)
