@@ -39,13 +39,17 @@ class NoSpan:
         return
 
 
+# Of one that forgets there need be no other.
+_FORGOTTEN: AbstractContextManager[Span] = nullcontext(NoSpan())
+
+
 class NoTracing:
     """Implements Tracing for processes that are not traced."""
 
     def span(
         self, name: str, facts: Mapping[str, str] = NO_FACTS, caller: Headers = ()
     ) -> AbstractContextManager[Span]:
-        return nullcontext(NoSpan())
+        return _FORGOTTEN
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         return ()

@@ -205,6 +205,8 @@ class OfflineTokens:
         self._clock = clock
         self._keys: dict[str, Any] = {}
         self._failed = False
+        # A token's first part, and the key that it names: all that one key signs have the same.
+        self._head = ("", "")
         self._told = told
         self._missed = asyncio.Event()
 
@@ -241,7 +243,10 @@ class OfflineTokens:
 
         Where it names another one the keys are read anew soon.
         """
-        name = _key_name(token)
+        head = token.partition(".")[0]
+        if head != self._head[0]:
+            self._head = (head, _key_name(token))
+        name = self._head[1]
         if name and name not in self._keys:
             self._missed.set()
         return name in self._keys

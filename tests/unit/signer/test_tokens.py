@@ -233,6 +233,23 @@ def test_keys_stay_while_they_cannot_be_read_and_go_when_the_cluster_drops_them(
     rigged(test)
 
 
+def test_each_token_names_its_own_key_whatever_the_one_before_named() -> None:
+    async def test(rig: Rig) -> None:
+        rig.publish_keys()
+        await rig.offline.refresh()
+        known, unknown = rig.signed(rig.site.token(rig.site.pod("web"))), rig.site.token(rig.site.pod("other"))
+        for _ in range(2):
+            assert rig.offline.knows_key_of(known)
+            assert not rig.offline.knows_key_of(unknown)
+        # What a token names is kept, never whether there is that key.
+        assert rig.offline.knows_key_of(known)
+        rig.site.kube.put(JWKS, {"keys": [{**rig.site.kube.objects[JWKS]["keys"][0], "kid": "newer"}]})
+        await rig.offline.refresh()
+        assert not rig.offline.knows_key_of(known)
+
+    rigged(test)
+
+
 def test_times_are_compared_to_the_second() -> None:
     async def test(rig: Rig) -> None:
         rig.publish_keys()
