@@ -264,7 +264,7 @@ def main() -> int:
         budget = {"p50": 1000 / 1500}
         report.add("signer: CPU time of an attested mint, reviews take 2 ms", "ms", found.cpu, budget=budget)
         report.add("signer: mints a second, client on the same cores", "1/s", found.rates)
-        # As agents renew: three calls at once of each.
+        # As agents renew: two calls at once of each.
         found = await mints(2240, 3, at_once=BATCH_CALLS * NODES, batch=MOST)
         report.add(f"signer: CPU time of an attested mint, {MOST} in a call", "ms", found.cpu)
         report.add(f"signer: mints a second, {MOST} in a call, client on the same cores", "1/s", found.rates)
