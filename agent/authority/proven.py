@@ -44,8 +44,8 @@ ACCEPT_AGAIN_SECONDS = 1.0
 _FROM_SIGNER, _TO_SIGNER = 64 * 1024, 1024
 # So are the first bytes of a connection written, as many as the signer takes of whoever has proven nothing: whatever it
 # can read until then comes in small records, the headers of the first call whole among them. And so is what comes while
-# the connection is young, since of all young ones together the signer holds little. Later a record of the largest size
-# is read whole at once, and costs both sides what a small one does.
+# the connection is young, since of all young ones together the signer holds little. Later it reads on as far as the
+# node's rate goes, and nothing waits in a large record but for the rest of it.
 FIRST, _TO_SIGNER_LATER = 8 * 1024, 16 * 1024
 _BACKLOG = 16
 _END = b"-----END CERTIFICATE-----"
@@ -257,7 +257,7 @@ async def _to_signer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
             first -= len(data)
             writer.write(data)
             await writer.drain()
-    await pass_on(reader, writer, _TO_SIGNER_LATER)
+        await pass_on(reader, writer, _TO_SIGNER_LATER)
 
 
 def certificates(pem: bytes) -> frozenset[bytes]:

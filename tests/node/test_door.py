@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import random
 import socket
 import ssl
@@ -652,9 +653,12 @@ def channel(signer: Serving, folder: Path) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(signer.address, grpc.ssl_channel_credentials(roots), options=options)
 
 
-@pytest.mark.parametrize("number", [1, 6, 12])
-def test_an_agent_that_starts_many_calls_on_a_new_connection_is_known_by_the_first(number: int) -> None:
-    """They are more than a stranger may send: a node's pods after a restart of the signer."""
+@pytest.mark.parametrize(("number", "young"), [(1, math.inf), (6, math.inf), (12, math.inf), (12, 0.0)])
+def test_an_agent_that_starts_many_calls_on_a_new_connection_is_known_by_the_first(number: int, young: float) -> None:
+    """They are more than a stranger may send: a node's pods after a restart of the signer.
+
+    Its first words are in small records on a connection, too, on which nobody spoke while it was young.
+    """
 
     async def test(signer: Serving, site: Site, folder: Path) -> None:
         claim = site.pod("web-1")
@@ -664,7 +668,7 @@ def test_an_agent_that_starts_many_calls_on_a_new_connection_is_known_by_the_fir
             csr=csr(KeyAlgorithm.EC_P256.generate()),
         )
         roots = TrustBundle.from_jwks(TrustDomain("example.org"), signer.bundle_file.read_bytes()).to_pem()
-        way = ProvenSigner(signer.address, TrustDomain("example.org"), folder, lambda: roots)
+        way = ProvenSigner(signer.address, TrustDomain("example.org"), folder, lambda: roots, young=young)
         options = (("grpc.default_authority", SIGNER_NAME), ("grpc.use_local_subchannel_pool", 1))
         try:
             async with grpc.aio.insecure_channel(way.open(), options=options) as found:

@@ -523,9 +523,28 @@ def test_what_the_signer_reads_of_a_stranger_is_in_small_records_and_what_comes_
     found = records(0.0, size)
     small = -(-GREETING // proven._TO_SIGNER)
     assert set(found[:small]) == {proven._TO_SIGNER}
-    # Agents that ask for much do it in the fewest: 44 KiB in three.
+    # Agents that ask for much do it in the fewest.
     assert len(found) == small + -(-(size - GREETING) // CHUNK)
     assert (FIRST, proven._TO_SIGNER_LATER) == (GREETING, CHUNK)
+
+
+def test_a_connection_whose_signer_is_gone_is_over_at_once() -> None:
+    """Among its first bytes too: grpc learns of it, and need not say more first."""
+
+    class Gone(Written):
+        async def drain(self) -> None:
+            raise ConnectionResetError
+
+    async def main() -> None:
+        for young in (0.0, 60.0):
+            reader, writer = asyncio.StreamReader(), Gone()
+            # No end comes after it.
+            reader.feed_data(b"x")
+            async with asyncio.timeout(5):
+                await _to_signer(reader, cast(Any, writer), young)
+            assert writer.records == [1]
+
+    asyncio.run(main())
 
 
 def test_a_young_connections_records_are_small_however_much_was_said() -> None:
