@@ -29,6 +29,9 @@ _AUDIT_POLICY = {
 }
 
 
+# Who logs in by JSON web tokens is named by tests, which write over the file: the API server reads it again.
+_AUTHENTICATION = {"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "jwt": []}
+
 # What pods' certificates need of the API server, the controllers and kubelet; off by default in this version.
 GATES = {"PodCertificateRequest": True, "ClusterTrustBundle": True, "ClusterTrustBundleProjection": True}
 
@@ -67,12 +70,13 @@ def etcd(layout: Layout, authority: ClusterAuthority, port: int, peer_port: int)
 
 
 def api_server(layout: Layout, authority: ClusterAuthority, port: int, etcd_port: int) -> list[str]:
-    """The command that starts the API server. Writes its policy for the audit log."""
+    """The command that starts the API server. Writes the audit log's policy, and that no issuer's tokens log in."""
     to_etcd = authority.issue("apiserver-etcd", "kube-apiserver-etcd")
     server = authority.issue("apiserver", "kube-apiserver")
     to_kubelet = authority.issue("apiserver-kubelet", "kube-apiserver-kubelet", "system:masters")
     policy = layout.directory / "audit-policy.yaml"
     policy.write_text(yaml.safe_dump(_AUDIT_POLICY))
+    layout.authentication.write_text(yaml.safe_dump(_AUTHENTICATION))
     return [
         str(program("kube-apiserver")),
         f"--etcd-servers=https://127.0.0.1:{etcd_port}",
@@ -92,6 +96,7 @@ def api_server(layout: Layout, authority: ClusterAuthority, port: int, etcd_port
         "--kubelet-preferred-address-types=Hostname",
         "--allow-privileged=true",
         "--authorization-mode=Node,RBAC",
+        f"--authentication-config={layout.authentication}",
         "--enable-admission-plugins=NodeRestriction,ServiceAccount",
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={authority.tokens_key}",

@@ -37,6 +37,11 @@ class Layout:
         return self.directory / "audit.log"
 
     @property
+    def authentication(self) -> Path:
+        """Whose JSON web tokens log in at the API server."""
+        return self.directory / "authentication.yaml"
+
+    @property
     def pki(self) -> Path:
         return self.directory / "pki"
 

@@ -174,22 +174,6 @@ def succeeded(cluster: Cluster, job: str) -> bool:
     return bool(found.get("status", {}).get("succeeded"))
 
 
-def test_envoy_sds(cluster: Cluster, apply: Callable[[str], list[Object]], progress: Progress) -> None:
-    apply("envoy-sds")
-    (client,) = ready(cluster, "app=envoy-client", progress)
-    ready(cluster, "app=envoy-server", progress)
-    address = client["status"]["podIP"]
-
-    def through() -> bool | str:
-        try:
-            with urllib.request.urlopen(f"http://{address}:8080/", timeout=10) as answer:
-                return bool(answer.read() == b"hello\n")
-        except OSError as error:
-            return str(error)
-
-    eventually(cluster, "an answer through both Envoys", through, progress)
-
-
 def test_short_job(cluster: Cluster, apply: Callable[[str], list[Object]], progress: Progress) -> None:
     apply("short-job")
     started = time.monotonic()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import shlex
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from agent.authority.connection import SignerSettings
 from agent.authority.signer import SignerAuthority
@@ -35,10 +37,12 @@ from .crossing import Crossing, Member, Thief, member
 from .kubectl import Shell
 from .signing import AUDIENCE, NAMESPACE
 from .test_alone_life import CTB, PATIENCE, _namespace, _object, _pod, replica, until
+from .tutorial import TUTORIALS, steps
 
 pytestmark = pytest.mark.timeout(600)
 RELATIONS = f"{POLICIES}/federatedtrustdomains"
 PAGE = ROOT / "docs" / "podsvid-federation.md"
+TUTORIAL = TUTORIALS / "federate.md"
 PARTNER = TrustDomain("partner.test")
 SERVER = SpiffeId(PARTNER, "/spire/server")
 
@@ -342,15 +346,83 @@ def test_two_clusters_trust_each_other_and_lose_no_request_through_rotations_and
     async def refused(thief: Thief, victim: Member) -> bool:
         return await thief.deceives(victim) == (False, False)
 
+    with two_sides(tmp_path, progress) as sides:
+        asyncio.run(meet(sides))
+
+
+@contextmanager
+def two_sides(folder: Path, progress: Progress) -> Iterator[list[Side]]:
+    """Clusters `one` and `other`, each with a node and the account of its pod; nothing runs there yet."""
     with ExitStack() as both:
         sides = []
         for name in ("one", "other"):
-            folder = tmp_path / name
-            folder.mkdir()
-            found = both.enter_context(api_server(folder, progress))
+            own = folder / name
+            own.mkdir()
+            found = both.enter_context(api_server(own, progress))
             found.api.apply([_namespace(NAMESPACE)])
             found.install()
             found.api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}})
             found.api.apply([_object("ServiceAccount", "web", namespace="default")])
-            sides.append(Side(found, f"{name}.test", free_port(), folder))
-        asyncio.run(meet(sides))
+            sides.append(Side(found, f"{name}.test", free_port(), own))
+        yield sides
+
+
+def contexts(sides: list[Side], file: Path) -> Path:
+    """One kubeconfig for both clusters, each with a context of its name."""
+    whole: Object = {"apiVersion": "v1", "kind": "Config", "clusters": [], "users": [], "contexts": []}
+    for side in sides:
+        name = side.folder.name
+        of_side = yaml.safe_load(side.alone.layout.kubeconfig.read_text())
+        for kind in ("clusters", "users"):
+            whole[kind].append({**of_side[kind][0], "name": name})
+        whole["contexts"].append({"name": name, "context": {"cluster": name, "user": name}})
+    file.write_text(yaml.safe_dump(whole))
+    return file
+
+
+def test_the_tutorial_is_typed(built: None, tmp_path: Path, progress: Progress) -> None:
+    program = tmp_path / "bin" / "podsvid"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexport PYTHONPATH={ROOT}\nexec {shlex.join(podsvid())} "$@"\n')
+    program.chmod(0o700)
+
+    def here(text: str, pods: dict[str, Member], sides: list[Side]) -> str:
+        """With what stands for a signer's pod, a pod and an address."""
+        for side in sides:
+            name, socket = side.folder.name, shlex.quote(f"unix://{pods[side.folder.name].socket}")
+            signer = f"kubectl --context {name} -n podsvid exec deploy/podsvid-signer -- podsvid bundle show"
+            text = text.replace(signer, f"podsvid bundle show --socket {side.folder / 'a.sock'}")
+            for flag in ("", "-i "):
+                pod = f"kubectl --context {name} exec {flag}web -- "
+                if pod in text:
+                    text = text.replace(pod, f"env SPIFFE_ENDPOINT_SOCKET={socket} ")
+                    text = text.replace("/tmp/identity", str(side.folder / "identity"))
+            text = text.replace(f"https://bundle.{name}.example/", f"https://127.0.0.1:{side.port}/")
+            text = text.replace(f"{name}.example", side.domain)
+        return text
+
+    async def run(sides: list[Side]) -> None:
+        shell = Shell(tmp_path, contexts(sides, tmp_path / "kubeconfig"), (program.parent,))
+        async with sides[0].running() as at_one, sides[1].running() as at_other:
+            for side in sides:
+                await until(lambda side=side: side.published(side.domain))  # type: ignore[misc]
+            async with sides[0].pod(at_one) as one, sides[1].pod(at_other) as other:
+                pods = {"one": one, "other": other}
+                for step in steps(TUTORIAL):
+                    done = await asyncio.to_thread(shell.typed, here(step.typed, pods, sides), 240)
+                    assert done.returncode == 0, f"{step.typed}\n{done.stdout}{done.stderr}"
+                    printed = here(step.printed, pods, sides)
+                    assert not printed or done.stdout == printed, f"{step.typed}\n{done.stdout}{done.stderr}"
+                    if " wait " in step.typed:
+                        await arrived(sides, pods)
+                for side in sides:
+                    await until(lambda side=side: len(pods[side.folder.name].papers[1].trusted) == 1)  # type: ignore[misc]
+                    assert len(pods[side.folder.name].papers[1].trusted) == 1, "the other's bundle stays"
+
+    async def arrived(sides: list[Side], pods: dict[str, Member]) -> None:
+        """The few seconds that a bundle takes from a signer to pods, which a person does not notice."""
+        for each in pods.values():
+            await until(lambda each=each: len(each.papers[1].trusted) == len(sides))  # type: ignore[misc]
+
+    with two_sides(tmp_path, progress) as sides:
+        asyncio.run(run(sides))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from tests.go_tools import Progress
 
 from . import product_image
-from .chart import CHART
+from .above import openbao
+from .chart import CHART, ROOT
 from .cluster import Cluster
 from .installation import empty, release, settings
 from .kubectl import Shell
@@ -20,8 +23,18 @@ from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(1500)
 TRUST_DOMAIN = "example.org"
+OF_OPENBAO = "openbao.md"
 # The page, and the examples that it applies.
-PAGES = {"nginx.md": ("nginx-two-services",), "compromised.md": ("nginx-two-services",)}
+PAGES = {
+    "nginx.md": ("nginx-two-services",),
+    "compromised.md": ("nginx-two-services",),
+    "envoy.md": ("envoy-sds",),
+    "pki.md": ("envoy-sds",),
+    "kubectl.md": ("jwt-files",),
+    OF_OPENBAO: ("jwt-files",),
+}
+# Of the default, ten minutes, nobody waits for here.
+REISSUE_OVER = "20s"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +42,8 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
     empty(cluster)
     product_image.load(cluster, [images["now"], images["examples"]])
     release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
-            *settings(cluster, images["now"], TRUST_DOMAIN))  # fmt: skip
+            *settings(cluster, images["now"], TRUST_DOMAIN),
+            "--set", f"signer.settings.reissue_over={REISSUE_OVER}")  # fmt: skip
     yield
     release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "5m", "--no-hooks")
     empty(cluster)
@@ -39,24 +53,44 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
 def test_a_page_is_typed(page: str, cluster: Cluster, tmp_path: Path, progress: Progress) -> None:
     for name in PAGES[page]:
         example(name, tmp_path, product_image.EXAMPLES)
-    typed = steps(TUTORIALS / page)
-    shell, began, remembered = Shell(tmp_path, cluster.kubeconfig), time.monotonic(), ""
-    try:
-        for step in typed:
-            done = shell.typed(remembered + step.typed, seconds=600)
-            assert done.returncode == 0, f"{step.typed}\n{done.stdout}{done.stderr}{state(shell)}"
-            assert not step.printed or done.stdout == step.printed, f"{step.typed}\n{done.stdout}{done.stderr}"
-            if assigns(step):
-                remembered += f"{step.typed}\n"
-    finally:
-        progress(f"{page}: {len(typed)} commands in {time.monotonic() - began:.0f} s")
-        for name in PAGES[page]:
-            shell.typed(f"kubectl delete --ignore-not-found --wait=false -f deploy/examples/{name}")
+    (tmp_path / "deploy" / "chart").symlink_to(ROOT / "deploy" / "chart")
+    typed = [there(cluster, each) for each in steps(TUTORIALS / page)]
+    with typing(page, cluster, tmp_path, progress) as shell:
+        began, remembered = time.monotonic(), ""
+        try:
+            for step in typed:
+                done = shell.typed(remembered + step.typed, seconds=600)
+                assert done.returncode == 0, f"{step.typed}\n{done.stdout}{done.stderr}{state(shell)}"
+                assert not step.printed or done.stdout == step.printed, (
+                    f"{step.typed}\n{done.stdout}{done.stderr}{state(shell)}"
+                )
+                if assigns(step):
+                    remembered += f"{step.typed}\n"
+        finally:
+            progress(f"{page}: {len(typed)} commands in {time.monotonic() - began:.0f} s")
+            for name in PAGES[page]:
+                shell.typed(f"kubectl delete --ignore-not-found --wait=false -f deploy/examples/{name}")
 
     def gone() -> bool:
         return not cluster.api.get("/api/v1/namespaces/default/pods")["items"]
 
     wait_for("the page's pods to be gone", gone, progress=progress)
+
+
+@contextmanager
+def typing(page: str, cluster: Cluster, folder: Path, progress: Progress) -> Iterator[Shell]:
+    """Who types the page, with what it says there has to be."""
+    if page != OF_OPENBAO:
+        yield Shell(folder, cluster.kubeconfig)
+        return
+    with openbao(cluster, progress) as bao:
+        yield Shell(folder, cluster.kubeconfig, (bao.programs,), bao.environment)
+
+
+def there(cluster: Cluster, step: Step) -> Step:
+    """With the path that a file has which the page has people put on a control plane's host."""
+    authentication = str(cluster.layout.authentication)
+    return replace(step, typed=step.typed.replace("/etc/kubernetes/podsvid/authentication.yaml", authentication))
 
 
 def assigns(step: Step) -> bool:

@@ -14,6 +14,7 @@ from .chart import ROOT
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 _TYPED = re.compile(r"^    \$ ")
+_HERE = re.compile(r"<<'?([A-Z]+)'?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Step:
 
 
 def steps(page: Path) -> list[Step]:
-    """Of a page, in order: each begins with `$`, goes on while a line ends with a backslash or a quote is open."""
+    """Of a page, in order: each begins with `$`, and goes on to the end of a here-document, or while a line ends with a
+    backslash or a quote is open."""
     found: list[Step] = []
     lines = iter(page.read_text(encoding="utf-8").splitlines())
     for line in lines:
@@ -33,12 +35,20 @@ def steps(page: Path) -> list[Step]:
             found.append(Step("", ""))
         elif _TYPED.match(line):
             typed = _TYPED.sub("", line)
-            while typed.endswith("\\") or typed.count("'") % 2:
+            while _goes_on(typed):
                 typed += "\n" + next(lines)[4:]
             found.append(Step(typed, ""))
         elif found and found[-1].typed:
             found[-1] = Step(found[-1].typed, f"{found[-1].printed}{line[4:]}\n")
     return [each for each in found if each.typed]
+
+
+def _goes_on(typed: str) -> bool:
+    """Whether what was read of a command is not all of it."""
+    here = _HERE.search(typed)
+    if here:
+        return not typed.endswith(f"\n{here[1]}")
+    return typed.endswith("\\") or typed.count("'") % 2 == 1
 
 
 def example(name: str, folder: Path, image: str) -> list[Object]:
