@@ -57,6 +57,7 @@ def test_a_page_is_typed(page: str, cluster: Cluster, tmp_path: Path, progress: 
     typed = [there(cluster, each) for each in steps(TUTORIALS / page)]
     with typing(page, cluster, tmp_path, progress) as shell:
         began, remembered = time.monotonic(), ""
+        who_logs_in = cluster.layout.authentication.read_bytes()
         try:
             for step in typed:
                 done = shell.typed(remembered + step.typed, seconds=600)
@@ -67,6 +68,7 @@ def test_a_page_is_typed(page: str, cluster: Cluster, tmp_path: Path, progress: 
                 if assigns(step):
                     remembered += f"{step.typed}\n"
         finally:
+            cluster.layout.authentication.write_bytes(who_logs_in)
             progress(f"{page}: {len(typed)} commands in {time.monotonic() - began:.0f} s")
             for name in PAGES[page]:
                 shell.typed(f"kubectl delete --ignore-not-found --wait=false -f deploy/examples/{name}")
@@ -100,5 +102,12 @@ def assigns(step: Step) -> bool:
 
 def state(shell: Shell) -> str:
     """For a failed test."""
-    looks = ("kubectl get pods,wid -o wide", "kubectl get events", "kubectl logs -l app --tail 20 --prefix")
+    looks = (
+        "kubectl get pods,wid -o wide",
+        "kubectl get events",
+        "kubectl logs -l app --tail 20 --prefix",
+        "cat said",
+        # Whether a call failed for its time or for who was met.
+        "kubectl exec deployment/envoy-client -c app -- curl -s http://127.0.0.1:9901/stats | grep cluster.server",
+    )
     return "".join(shell.typed(line).stdout for line in looks)
