@@ -171,7 +171,7 @@ async def _start(
         return kept if seconds else ""
 
     metrics.watch_signer(away)
-    checks = pages.Checks(loop, healthy, ready, notes)
+    checks = pages.Checks(loop, healthy, ready, notes, metrics.fresh)
     services.enter_context(
         pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
     )
@@ -226,7 +226,6 @@ async def _start(
         "returns": workloads.follow_returns,
         "adoption": lambda: _for_ever(adopting),
         "holdings": workloads.report_holdings,
-        "gauges": metrics.keep_fresh,
         # These go on until all that needs them was taken down: sockets are closed by the process that serves them.
         "authority": lambda: asyncio.shield(following),
         "servers": lambda: asyncio.shield(serving_sockets),

@@ -182,7 +182,7 @@ class Metrics:
         # What is watched is asked on the event loop, by these.
         self._shown = Shown()
         self.refresh = self._shown.refresh
-        self.keep_fresh = self._shown.run
+        self.fresh = self._shown.fresh
 
     def published(self, result: str, seconds: float) -> None:
         """Count a NodePublishVolume call."""
@@ -296,7 +296,7 @@ class Metrics:
         earliest_expiry: Callable[[], float],
         states: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """Ask these for the values of the gauges, every two seconds."""
+        """Ask these for the values of the gauges, as all that is watched: when somebody reads the metrics."""
         self._shown.add(self._volumes, volumes)
         self._shown.add(self._expiry, earliest_expiry)
         self._shown.add_all({name: self._states.labels(name) for name in STATES}, states)

@@ -23,6 +23,8 @@ MOUNT, INODE = 4 * KIB, KIB
 # Seconds for which a look at the memory, a dozen files of the kernel, answers further publishes: while it leaves so
 # much more than they need, what was taken since included. That is for what else grows meanwhile.
 LOOK_SECONDS, MARGIN = 0.25, 32 * MIB
+# Seconds for which it answers how many generations are kept: that is asked for with each renewal.
+NOTED_SECONDS = 2.0
 # Of count and memory this share is for pods that have no volume yet, so that no others' keep them from starting.
 FOR_FIRST = 4
 _AGAIN = "nothing was mounted, and it is tried again by itself"
@@ -85,6 +87,7 @@ class Room:
         self._pods: Counter[str] = Counter()
         self._now = self._grown = 0
         self._lean = False
+        self._noted = float("-inf")
 
     @property
     def weight(self) -> Weight:
@@ -150,7 +153,9 @@ class Room:
         return committed + volumes * OWN > limit - left
 
     def generations(self) -> int:
-        """How many generations of a volume's files are kept: no older ones while memory is short, by the last look."""
+        """How many generations of a volume's files are kept: no older ones while memory is short. From any thread."""
+        if self._clock() - self._noted >= NOTED_SECONDS:
+            self._note(self._memory())
         return 1 if self._lean else GENERATIONS_KEPT
 
     def hold(self, volume: Volume, weight: Weight) -> None:
@@ -190,6 +195,7 @@ class Room:
             self._look.taken += size
 
     def _note(self, use: MemoryUse | None) -> None:
+        self._noted = self._clock()
         if use is not None:
             self._lean = self._committed(use) > use.limit - self._bounds.headroom
 

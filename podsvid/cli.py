@@ -178,6 +178,9 @@ def _agent(parsed: argparse.Namespace) -> int:
         return _checked(looked_at.faults, check.lacks(looked_at), running=check.running(looked_at.config))
     settings = config.load(parsed, os.environ)
     tls.require_tls13()
+    from agent import unserved
+
+    unserved.load()
     from agent import daemon
 
     log.configure(settings.log_format, settings.log_level)

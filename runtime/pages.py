@@ -47,13 +47,15 @@ PAGE_BYTES = 256 * 1024
 class Checks:
     """What probes ask, on `loop`. Checks answer None or what is wrong.
 
-    `notes` is what a person should know although nothing is wrong; /readyz shows it.
+    `notes` is what a person should know although nothing is wrong; /readyz shows it. `fresh` brings numbers up to date
+    before they are scraped; a loop that does not within CHECK_DEADLINE leaves those of before.
     """
 
     loop: asyncio.AbstractEventLoop
     healthy: Check
     ready: Check
     notes: Callable[[], str] = str
+    fresh: Callable[[], Awaitable[None]] | None = None
 
     def pages(self) -> Mapping[str, Page]:
         """/healthz and /readyz."""
@@ -69,10 +71,15 @@ class Checks:
         return {"/healthz": health, "/readyz": readiness}
 
 
-def metrics(registry: CollectorRegistry) -> Mapping[str, Page]:
-    """/metrics; needs no event loop but its own: Prometheus sees a stuck process as well."""
+def metrics(registry: CollectorRegistry, fresh: "_Asked | None" = None) -> Mapping[str, Page]:
+    """/metrics; needs no event loop but its own: Prometheus sees a stuck process as well, with the numbers of before.
+
+    `fresh` is asked first.
+    """
 
     async def page(accept: str) -> Answer:
+        if fresh is not None:
+            await fresh.answer()
         encode, content_type = choose_encoder(accept)
         return Answer(200, encode(registry), content_type)
 
@@ -148,10 +155,11 @@ def serving(
     `refused` is told listener (health, metrics) and why. Raises OSError when an address cannot be bound.
     """
     found = {}
+    fresh = None if checks.fresh is None else _Asked(checks.loop, checks.fresh)
     with ExitStack() as stack:
         for name, address, pages, limits in (
             ("health", health, checks.pages(), HEALTH_LIMITS),
-            ("metrics", metrics_at, {**checks.pages(), **metrics(registry)}, METRICS_LIMITS),
+            ("metrics", metrics_at, {**checks.pages(), **metrics(registry, fresh)}, METRICS_LIMITS),
         ):
             if address is None:
                 continue

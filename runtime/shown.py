@@ -1,19 +1,26 @@
 """Gauges that show what parts of the process know: asked on the event loop, so that no scrape walks what it changes."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from prometheus_client import Gauge
 
-# Seconds. At 5,000 agents the leader counts for some 10 ms each time; scrapers come a few times a minute.
+# Seconds, also the least from one time to the next where they are asked for whoever reads them. At 5,000 agents the
+# leader counts for some 10 ms each time; scrapers come a few times a minute.
 REFRESH_SECONDS = 2.0
 
 
 class Shown:
-    """The numbers of these gauges, as they were when they were asked for last. Belongs to one event loop."""
+    """The numbers of these gauges, as they were when they were asked for last. Belongs to one event loop.
 
-    def __init__(self) -> None:
+    `now`: seconds of a clock that only rises.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._asked: list[Callable[[], None]] = []
+        self._now = now
+        self._next = float("-inf")
 
     def add(self, gauge: Gauge, ask: Callable[[], float]) -> None:
         """Show in `gauge` what `ask` answers, from now on; it is asked on the loop only."""
@@ -52,6 +59,14 @@ class Shown:
         """Ask all of them."""
         for show in self._asked:
             show()
+
+    async def fresh(self) -> None:
+        """Ask all of them for who reads them next, unless somebody has just done so: a process of which nobody wants to
+        know anything is not woken for it."""
+        now = self._now()
+        if now >= self._next:
+            self._next = now + REFRESH_SECONDS
+            self.refresh()
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Ask them again and again, for ever."""

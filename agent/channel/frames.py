@@ -218,8 +218,10 @@ class Wire(Generic[Message]):
 async def _readable(end: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     able: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(end, lambda: None if able.done() else able.set_result(None))
+    # By its number: for what it does not know yet the loop makes a text of a socket, which asks the kernel four times.
+    number = end.fileno()
+    loop.add_reader(number, lambda: None if able.done() else able.set_result(None))
     try:
         await able
     finally:
-        loop.remove_reader(end)
+        loop.remove_reader(number)

@@ -103,7 +103,8 @@ class Secrets:
         if svid is not None:
             try:
                 # Envoy acknowledges a certificate that does not chain to its roots, and then fails every handshake.
-                svid.check(identity.bundle, self._clock.now())
+                # A copy is looked at: what the library keeps of that would stay as long as the identity does.
+                svid.lean().check(identity.bundle, self._clock.now())
             except InvalidSvid as error:
                 _log.error("SVID is not valid and was not sent", extra={"pod": self._who, "error": str(error)})
                 return None

@@ -83,3 +83,69 @@ def test_a_stop_that_was_asked_for_is_no_failure() -> None:
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
+
+
+LOADED = """
+import sys
+
+from agent import unserved
+
+unserved.load()
+import agent.daemon
+
+left_out = {"http.client", "http.server", "urllib.request", "wsgiref.simple_server", "email.message", "html"}
+assert not left_out & set(sys.modules), left_out & set(sys.modules)
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.exposition import choose_encoder
+
+registry = CollectorRegistry()
+Counter("one", "One.", registry=registry).inc()
+assert b"one_total 1.0" in choose_encoder("")[0](registry)
+import http.server
+import urllib.request
+import wsgiref.simple_server
+
+assert issubclass(wsgiref.simple_server.WSGIRequestHandler, http.server.BaseHTTPRequestHandler)
+assert urllib.request.Request("http://a.test/").host == "a.test"
+"""
+ANOTHER = """
+import sys
+
+from agent import unserved
+
+unserved._STAND_INS = {"http.server": ()}
+unserved.load()
+import http.server
+import prometheus_client
+
+assert issubclass(prometheus_client.MetricsHandler, http.server.BaseHTTPRequestHandler)
+"""
+
+
+@pytest.mark.parametrize("program", [LOADED, ANOTHER], ids=["as it is", "it takes what is not known"])
+def test_the_process_loads_no_web_server_and_whoever_wants_one_finds_it(program: str) -> None:
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_c_library_makes_few_heaps_for_all_threads() -> None:
+    program = """
+import ctypes, sys, threading
+from pathlib import Path
+from agent.process import prepare
+
+prepare()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+found, here = set(), threading.Barrier(8)
+
+def make():
+    here.wait(30)
+    found.add(libc.malloc(1000) >> 26)
+    here.wait(30)
+
+threads = [threading.Thread(target=make) for _ in range(8)]
+for each in threads: each.start()
+for each in threads: each.join()
+sys.exit(len(found) > 2)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

@@ -145,3 +145,18 @@ def test_ever_new_names_do_not_fill_memory_and_keep_nobody_from_what_there_is(at
     assert at.secrets._rendered[1] == {}
     assert at.secrets.get("default", False) is not None
     assert at.secrets.get("ALL", False) is not None
+
+
+def test_what_is_kept_of_the_identity_is_not_what_was_looked_at(at: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library keeps what it reads of a certificate, 5 KB, with that."""
+    real, looked = X509Svid.check, list[X509Svid]()
+
+    def check(self: X509Svid, bundle: TrustBundle, now: datetime) -> None:
+        looked.append(self)
+        real(self, bundle, now)
+
+    monkeypatch.setattr(X509Svid, "check", check)
+    at.feed.publish(at.identity)
+    assert at.secret("default") is not None
+    assert looked == [at.identity.default]
+    assert looked[0].chain[0] is not at.identity.default.chain[0]

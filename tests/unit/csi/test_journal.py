@@ -189,6 +189,19 @@ def test_what_does_not_fit_the_file_replaces_it(
     assert not path.is_symlink()
 
 
+def test_what_came_of_a_file_of_the_same_size_that_somebody_else_wrote_is_set_aside_by_the_next_process(
+    tmp_path: Path,
+) -> None:
+    given = entry()
+    journal, path = recorded(tmp_path, given)
+    path.write_bytes(path.read_bytes().replace(b"spiffe", b"others").replace(b"csi-1", b"csi-2"))
+    journal.record(replace(given, serial="ffff"))
+    (found,) = Journal(path.parent, KUBELET_ROOT).entries()
+    assert isinstance(found, Damaged)
+    journal.record(replace(given, serial="eeee"))
+    assert list(Journal(path.parent, KUBELET_ROOT).entries()) == [replace(given, serial="eeee")]
+
+
 def test_an_entry_of_more_than_a_page_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label = "a" * 58
     given = entry(dnsNames=",".join(f"{number}.{label}.{label}.{label}.{label}.test" for number in range(16)))

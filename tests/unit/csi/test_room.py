@@ -9,7 +9,8 @@ import pytest
 from csi.attributes import parse_attributes
 from csi.errors import CsiError, NodeFull, PodFull
 from csi.model import Volume, Weight
-from csi.room import KIB, LOOK_SECONDS, MARGIN, MIB, OWN, Bounds, Room, expected
+from csi.room import KIB, LOOK_SECONDS, MARGIN, MIB, NOTED_SECONDS, OWN, Bounds, Room, expected
+from csi.volume import GENERATIONS_KEPT
 from runtime.memory import MemoryUse
 from tests.csi_rig import OTHER_UID, UID, volume
 
@@ -247,3 +248,13 @@ def test_the_defaults_leave_room_for_a_thousand_plain_volumes(tmp_path: Path) ->
     here = room(bounds)
     for number in range(bounds.volumes):
         here.admit(replace(a_volume(number), pod=replace(a_volume(number).pod, uid=uid(number))))
+
+
+def test_how_many_generations_are_kept_follows_the_memory_by_a_look_now_and_then() -> None:
+    node = Node(100 * MIB, 0)
+    here = node.room(Bounds(headroom=32 * MIB))
+    found = []
+    for node.at, node.taken in ((0.0, 0), (NOTED_SECONDS - 0.01, 90 * MIB), (NOTED_SECONDS, 90 * MIB), (9.0, 0)):
+        found.append(here.generations())
+    assert found == [GENERATIONS_KEPT, GENERATIONS_KEPT, 1, GENERATIONS_KEPT]
+    assert node.looks == 3

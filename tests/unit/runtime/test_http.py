@@ -6,7 +6,7 @@ import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -58,11 +58,11 @@ class Process:
 
 
 @contextmanager
-def process() -> Iterator[Process]:
+def process(fresh: Callable[[], Awaitable[None]] | None = None) -> Iterator[Process]:
     found = Process()
     checks = found.check("healthy"), found.check("ready")
     try:
-        asked = pages.Checks(found.loop, *checks, lambda: found.notes)
+        asked = pages.Checks(found.loop, *checks, lambda: found.notes, fresh)
         with pages.serving(None, ("127.0.0.1", 0), asked, found.registry, found.refuse) as at:
             found.address = at["metrics"]
             yield found
@@ -108,6 +108,34 @@ def test_a_loop_that_is_stuck_is_unhealthy_and_recovers(monkeypatch: pytest.Monk
         go_on.set()
         monkeypatch.setattr(pages, "CHECK_DEADLINE", 30.0)
         assert at.get("/healthz") == (200, "ok\n")
+
+
+def test_numbers_are_brought_up_to_date_on_the_loop_before_they_are_read_where_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gauge, loops = Gauge("known", "Known.", registry=None), list[asyncio.AbstractEventLoop]()
+    stuck, go_on = threading.Event(), threading.Event()
+
+    async def fresh() -> None:
+        loops.append(asyncio.get_running_loop())
+        gauge.set(len(loops))
+
+    def block() -> None:
+        stuck.set()
+        go_on.wait(30)
+
+    with process(fresh) as at:
+        at.registry.register(gauge)
+        for number in (1.0, 2.0):
+            assert f"known {number}\n" in at.get("/metrics")[1]
+        assert loops == [at.loop] * 2
+        monkeypatch.setattr(pages, "CHECK_DEADLINE", 0.05)
+        at.loop.call_soon_threadsafe(block)
+        assert stuck.wait(30)
+        status, page = at.get("/metrics")
+        assert (status, "known 2.0\n" in page) == (200, True)
+        go_on.set()
+    assert len(loops) == 2
 
 
 def test_a_loop_that_has_ended_is_not_healthy() -> None:

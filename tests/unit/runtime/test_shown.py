@@ -152,3 +152,14 @@ def test_the_signer_keeps_them_fresh_beside_the_measure_of_its_loop() -> None:
         await asyncio.gather(keeping, return_exceptions=True)
 
     asyncio.run(test())
+
+
+def test_whoever_reads_them_has_them_asked_and_no_more_often_than_they_were_by_themselves() -> None:
+    at = [0.0]
+    shown, asked = Shown(lambda: at[0]), Asked()
+    shown.add(Gauge("one", "One.", registry=CollectorRegistry()), asked)
+    counts = []
+    for at[0] in (0.0, REFRESH_SECONDS - 0.001, REFRESH_SECONDS, REFRESH_SECONDS + 1):
+        asyncio.run(shown.fresh())
+        counts.append(len(asked.threads) - 1)
+    assert counts == [1, 1, 2, 2]
