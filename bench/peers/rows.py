@@ -59,8 +59,11 @@ _DUE = (
 _FILES = "SPIRE writes no files."
 _ROTATION = "CPU time of the agent alone, from just before to 0.3 s after; podsvid's writes files too, SPIRE's none."
 _DISK = "SPIRE: its agent's program, stripped. podsvid: its image with Python, unpacked."
-_RESIDENT = "PSS of all the agent's processes: SPIRE's has one, podsvid's two, which share pages."
-_KEYS = "Of the process that has the keys: of two processes of podsvid's agent the one that mints."
+_RESIDENT = (
+    "PSS of all the agent's processes: SPIRE's has one, podsvid's three, which share pages; one of them waits to take "
+    "over."
+)
+_KEYS = "Of the process that has the keys: of the processes of podsvid's agent the one that mints."
 _MINTS = (
     "Each asked in its own API over TLS. SPIRE signs for an administrator what that asks for; podsvid's signer checks "
     "an agent's and a pod's token, which an API server in memory reviews in 2 ms within the same process, decides by "
