@@ -98,8 +98,8 @@ class Journal:
             return False  # gone: made anew
         try:
             # Another one than is known is replaced. Its size tells: a directory is root's alone, and one agent's by its
-            # lock. What comes of a file of that very size that root wrote is set aside by the next process (`entries`)
-            # or replaced before, and kubelet's next publish picks the volume up.
+            # lock. Of a file of that very size that root wrote the beginning stays root's: the next process believes it
+            # as it would any that root left there, or sets it aside where it is no entry (`entries`).
             return os.fstat(file).st_size == size and os.pwrite(file, changing, begins) == len(changing)
         finally:
             os.close(file)

@@ -65,8 +65,9 @@ class Shown:
         know anything is not woken for it."""
         now = self._now()
         if now >= self._next:
-            self._next = now + REFRESH_SECONDS
             self.refresh()
+            # Not where one could not be asked: nobody is to take what was left of it for new.
+            self._next = now + REFRESH_SECONDS
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Ask them again and again, for ever."""

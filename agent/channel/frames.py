@@ -73,6 +73,8 @@ class Wire(Generic[Message]):
         self._encoder = msgspec.msgpack.Encoder()
         self._takes = descriptors
         self._came: deque[int] = deque()
+        # Of `end`, while somebody waits until it can be read.
+        self._watched: int | None = None
         self._waiting: deque[_Piece] = deque()
         # Bytes that the kernel has taken so far.
         self.taken = 0
@@ -113,7 +115,7 @@ class Wire(Generic[Message]):
             try:
                 data = self._read()
             except BlockingIOError:
-                await _readable(self._end)
+                await self._readable()
                 continue
             if not data:
                 return
@@ -137,6 +139,7 @@ class Wire(Generic[Message]):
     def close(self) -> None:
         """Close this end, and what came and was not taken. Whoever still sends is told."""
         self._give_up(ConnectionResetError("the channel is closed"))
+        self._unwatch()
         self._end.close()
         while self._came:
             if (each := self._came.popleft()) != _LOST:
@@ -214,14 +217,20 @@ class Wire(Generic[Message]):
                 self._came.extend(each)
         return data
 
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        able: asyncio.Future[None] = loop.create_future()
+        # By its number: for what it does not know yet the loop makes a text of a socket, which asks the kernel four
+        # times.
+        self._watched = self._end.fileno()
+        loop.add_reader(self._watched, lambda: None if able.done() else able.set_result(None))
+        try:
+            await able
+        finally:
+            self._unwatch()
 
-async def _readable(end: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    able: asyncio.Future[None] = loop.create_future()
-    # By its number: for what it does not know yet the loop makes a text of a socket, which asks the kernel four times.
-    number = end.fileno()
-    loop.add_reader(number, lambda: None if able.done() else able.set_result(None))
-    try:
-        await able
-    finally:
-        loop.remove_reader(number)
+    def _unwatch(self) -> None:
+        """While the number is this end's: whoever has it after a close keeps what it waits for."""
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None

@@ -253,6 +253,32 @@ def test_a_descriptor_comes_with_its_message_and_more_are_closed() -> None:
     asyncio.run(main())
 
 
+def test_who_has_the_number_of_an_end_that_was_closed_keeps_what_it_waits_for() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        wire: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        reading = asyncio.ensure_future(anext(wire.received()))
+        await asyncio.sleep(0)
+        number = ours.fileno()
+        here, there = socket.socketpair()
+        wire.close()
+        os.dup2(here.fileno(), number)
+        here.close()
+        came, sender = await asyncio.open_connection(sock=socket.socket(fileno=number))
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        there.send(b"x")
+        async with asyncio.timeout(30):
+            assert await came.read(1) == b"x"
+        sender.close()
+        await sender.wait_closed()
+        there.close()
+        theirs.close()
+
+    asyncio.run(main())
+
+
 def test_a_descriptor_that_the_exposed_process_sends_is_never_taken() -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()

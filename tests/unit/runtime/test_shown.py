@@ -163,3 +163,12 @@ def test_whoever_reads_them_has_them_asked_and_no_more_often_than_they_were_by_t
         asyncio.run(shown.fresh())
         counts.append(len(asked.threads) - 1)
     assert counts == [1, 1, 2, 2]
+
+
+def test_one_that_cannot_be_asked_fails_each_that_reads_them() -> None:
+    shown, known = Shown(lambda: 0.0), {"one": 1.0}
+    shown.add(Gauge("one", "One.", registry=CollectorRegistry()), lambda: known["one"])
+    known.clear()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            asyncio.run(shown.fresh())
