@@ -7,6 +7,7 @@ import java.io.IOException;
 import java.io.OutputStream;
 import java.net.InetSocketAddress;
 import java.net.Socket;
+import java.net.URI;
 import java.net.URL;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -102,7 +103,8 @@ public final class Main {
                         known = List.of(Stores.read(now), newest());
                         System.out.println("reloaded " + newest().serial);
                     }
-                } catch (IOException | GeneralSecurityException error) {
+                } catch (IOException | GeneralSecurityException | RuntimeException error) {
+                    // Of any kind: without this thread the keystores end some day, and every call fails.
                     System.err.println("not reloaded, tried again: " + error);
                 } catch (InterruptedException error) {
                     return;
@@ -282,7 +284,7 @@ public final class Main {
         Volume volume = new Volume(Path.of(System.getenv().getOrDefault("IDENTITY", "/spiffe")));
         switch (arguments[0]) {
             case "serve" -> serve(volume, Integer.parseInt(arguments[1]), arguments[2]);
-            case "call" -> call(volume, new URL(arguments[1]), arguments[2]);
+            case "call" -> call(volume, URI.create(arguments[1]).toURL(), arguments[2]);
             default -> throw new IllegalArgumentException("serve PORT SPIFFE-ID | call URL SPIFFE-ID");
         }
     }
