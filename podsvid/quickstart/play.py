@@ -76,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop when every pod has seen N rotations; 0 right after publishing (default: run until Ctrl-C)",
     )
+    parser.add_argument(
+        "--keystores", action="store_true", help="add Java's keystores and their password to each volume"
+    )
     parser.add_argument("--web", action="store_true", help="show it in a browser as well: prints the page's URL")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of the live view")
     parser.add_argument("--without-mounts", action="store_true", help=argparse.SUPPRESS)
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
             poll_interval=min(0.25, ttl / 16),
             trust_domain=args.trust_domain,
             exit_after=args.exit_after,
+            keystores=args.keystores,
             mounts=refusal is None,
         )
         web = _web(place) if args.web else None
@@ -210,7 +214,7 @@ class _Quickstart:
         from podsvid.quickstart.pods import Pod, PodVolume
 
         pod = Pod("demo", f"pod-{number}", str(uuid.uuid4()), "app" if number == 1 else f"app-{number}")
-        volume = PodVolume("spiffe")
+        volume = PodVolume("spiffe", {"keystores": "pkcs12"} if self._settings.keystores else {})
         self._asked.append((pod, volume))
         target = await kubelet.publish_until(pod, volume, timeout=_START_TIMEOUT)
         link = self._settings.place.root / f"pod-{number}"

@@ -15,4 +15,5 @@ class Settings:
     poll_interval: float
     trust_domain: str
     exit_after: int | None
+    keystores: bool
     mounts: bool

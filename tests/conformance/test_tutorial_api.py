@@ -1,25 +1,17 @@
 """What docs/tutorials/api.md has people type: a quickstart, Go's server and client, and Python, over renewals."""
 
-import json
-import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.programs import PROGRAMS, program
 from tests.go_tools import missing
-from tests.support import ROOT
+from tests.tutorials import page, quickstart, replaced, said, typed
 
-PAGE = (ROOT / "docs" / "tutorials" / "api.md").read_text(encoding="utf-8")
+PAGE = page("api.md")
 GO = "/tmp/workload-api-go"
 PYTHON = "/tmp/venv/bin/python"
 pytestmark = [
@@ -33,54 +25,18 @@ pytestmark = [
 ]
 
 
-def line(about: str) -> str:
-    """The page's one line to type with this in it."""
-    (found,) = [each.strip() for each in PAGE.splitlines() if each.startswith("    ") and about in each]
-    return found
-
-
-@contextmanager
-def typed(text: str) -> Iterator["subprocess.Popen[str]"]:
-    """Running while this is entered, with whatever it has started."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        ["sh", "-ec", text], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
-
-
-def said(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
 def test_programs_follow_their_sockets_over_renewals() -> None:
-    lab = Path(tempfile.mkdtemp(prefix="podsvid-lab-"))
     # Built from these very files; the one that the page installs is here already.
-    instead = {"/tmp/lab": str(lab), GO: str(program("workload-api-go")), PYTHON: sys.executable}
-    own = {".venv/bin/podsvid": f"{sys.executable} -m podsvid", "--ttl 20s": "--ttl 6s --json", "/tmp/lab": str(lab)}
-    try:
-        with typed(f"exec {replaced(line('podsvid quickstart'), own)}") as quickstart:
-            published = json.loads(said(quickstart))
-            assert published["event"] == "published"
-            instead["PID"] = re.sub(r"^/proc/(\d+)/.*", r"\1", published["socket"])
-            assert published["socket"] == f"/proc/{instead['PID']}/root{lab}/pod-1/socket"
-            json.loads(said(quickstart))
-            _follow(instead)
-    finally:
-        shutil.rmtree(lab, ignore_errors=True)
+    instead = {GO: str(program("workload-api-go")), PYTHON: sys.executable}
+    with quickstart(PAGE, "6s") as (_, own):
+        _follow(own | instead)
 
 
 def _follow(instead: dict[str, str]) -> None:
-    call = replaced(line(" call https"), instead)
+    call = replaced(PAGE.line(" call https"), instead)
     with (
-        typed(f"{replaced(line(' serve'), instead)} 2>&1") as server,
-        typed(replaced(line("workload-api-python/main.py"), instead)) as python,
+        typed(f"{replaced(PAGE.line(' serve'), instead)} 2>&1") as server,
+        typed(replaced(PAGE.line("workload-api-python/main.py"), instead)) as python,
     ):
         assert said(server).endswith("serving as spiffe://example.org/ns/demo/sa/app-2")
         serials, calls, until = set[str](), 0, time.monotonic() + 90
@@ -93,10 +49,3 @@ def _follow(instead: dict[str, str]) -> None:
             calls += 1
             assert time.monotonic() < until
         assert calls >= 4
-
-
-def replaced(text: str, instead: dict[str, str]) -> str:
-    """With this run's names in place of the page's, of those that are there."""
-    for old, new in instead.items():
-        text = text.replace(old, new)
-    return text

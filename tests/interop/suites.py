@@ -9,7 +9,7 @@ from typing import Any
 from tests.go_tools import Program
 
 HERE = Path(__file__).parent
-_KINDS = ("wheel", "maven", "go")
+_KINDS = ("wheel", "maven", "jars", "go")
 _KEYS = {"shows", "kind", "tool", "version", "build_minutes", "minutes"}
 
 
@@ -21,7 +21,8 @@ class SuiteError(Exception):
 class Suite:
     """One peer.
 
-    `tool` is the package of PyPI, the archive of a Maven repository or the Go module that `version` is of;
+    `tool` is the package of PyPI, the archive of a Maven repository, the artifact of its `pom.xml` (`jars`: with all
+    that it needs) or the Go module that `version` is of;
     `build_minutes` is what two cores took with nothing cached, and `minutes` what its tests take there. `places` are
     the programs in the wheel or archive, `programs` those that are built.
     """

