@@ -79,6 +79,9 @@ class Behind(Protocol):
         """A new one, which is not started yet."""
         ...
 
+    def closing(self) -> None:
+        """The signer stops: nothing is begun any more, and what ends may take little longer than it is given."""
+
     async def close(self) -> None:
         """Nothing of it is left. May be repeated."""
 
@@ -93,6 +96,9 @@ class Here:
 
     def server(self, options: Options) -> Server:
         return _Here(self._handlers, options)
+
+    def closing(self) -> None:
+        """It begins nothing by itself."""
 
     async def close(self) -> None:
         """There is nothing."""
@@ -159,7 +165,7 @@ class AgentServer:
         self._keys = keys or Keys()
         self._server: Server | None = None
         self._certified = asyncio.Event()
-        self._opened = False
+        self._opened = self._closing = False
         self._retiring: dict[asyncio.Task[None], Server] = {}
 
     @property
@@ -186,7 +192,7 @@ class AgentServer:
 
     async def renew(self, state: AuthorityState) -> None:
         """Take a new certificate of `state` where one is due. Raises OSError when the address cannot be bound."""
-        if not self._identity.due(state):
+        if self._closing or not self._identity.due(state):
             return
         make = partial(self._identity.made, state)
         try:
@@ -203,6 +209,8 @@ class AgentServer:
 
     async def close(self, grace: float) -> None:
         """Stop listening; calls in flight get `grace` seconds, those of older servers too."""
+        self._closing = True
+        self._behind.closing()
         self._door.close()
         retiring = dict(self._retiring)
         servers = [*retiring.values(), *([self._server] if self._server is not None else [])]
@@ -215,6 +223,8 @@ class AgentServer:
 
     async def _replace(self, made: Made) -> None:
         """New connections meet a server with this; those of the one before go on, and end in their own time."""
+        if self._closing:
+            return
         server = self._behind.server(self._options)
         if self._private is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -224,6 +234,10 @@ class AgentServer:
         present = self._door.target
         try:
             await server.start(inside, made)
+            if self._closing:
+                # Whoever closes knows nothing of it.
+                await server.stop(None)
+                return
             self._door.target = inside
             if self._server is None:
                 self._door.bind(*self._address)

@@ -94,10 +94,14 @@ class Child:
         self._channel.post(messages.Serves(order.server, ""))
 
     async def _stop(self, order: messages.Stop) -> None:
-        server = self._servers.pop(order.server, None)
-        if server is not None:
-            await server.stop(order.grace)
-        self._channel.post(messages.Stopped(order.server))
+        server = self._servers.get(order.server)
+        if server is None:
+            # It has just ended, and that was said.
+            return
+        await server.stop(order.grace)
+        # Who waits by an earlier word says nothing more.
+        if self._servers.pop(order.server, None) is not None:
+            self._channel.post(messages.Stopped(order.server))
 
     async def call(self, method: str, said: Any, context: Any) -> AsyncIterator[bytes]:
         """The handler of every call: it does what is ordered."""

@@ -17,7 +17,7 @@ from signer.front.tls import Made
 from signer.metrics import Metrics
 from signer.workers import messages
 from signer.workers.calls import Methods
-from signer.workers.worker import Settings, Worker
+from signer.workers.worker import PATIENCE, STOPS, Settings, Worker
 
 _log = logging.getLogger("podsvid.workers")
 # Seconds until another is started: the double each time, up to the most, until one has served for so long.
@@ -50,6 +50,9 @@ class Crew:
         self._keeping: list[asyncio.Task[None]] = []
         # Of each worker that runs: the sockets of its servers, by their numbers.
         self._running: dict[Worker, dict[int, Path]] = {}
+        # By the number of a server that ends: of whom.
+        self._ending: dict[int, list[Worker]] = {}
+        self._closing = False
         self._changed = asyncio.Event()
         self._lacking: list[str] = []
         spread.paths = self.paths
@@ -76,13 +79,20 @@ class Crew:
         found = [path for paths in there for path in paths if path.parent.with_name(path.name) == inside]
         return found or [paths[-1] for paths in there]
 
+    def closing(self) -> None:
+        """See Behind."""
+        self._closing = True
+
     async def close(self) -> None:
         """End them."""
+        self._closing = True
         await end(self._keeping)
         self._keeping.clear()
 
     async def show(self, generation: "Generation") -> None:
         """Have all listen with that one, from now on: those who cannot yet do once they can."""
+        if self._closing:
+            return
         self._newest.publish(generation)
         if not self._keeping:
             loop, folder = asyncio.get_running_loop(), generation.inside.parent
@@ -107,14 +117,18 @@ class Crew:
         return self._newest.current
 
     async def stop(self, number: int, grace: float | None) -> None:
-        """End that server of all of them."""
-        those = [each for each, paths in self._running.items() if paths.pop(number, None) is not None]
-        await asyncio.gather(*(each.stop(number, grace) for each in those))
+        """End that server of all of them. Once more with another grace: whichever is over first ends it."""
+        told = self._ending.setdefault(number, [])
+        told += [each for each, paths in self._running.items() if paths.pop(number, None) is not None]
+        # Where a server retires its worker serves others' agents, and may have to wait for a processor.
+        beyond = STOPS if self._closing else PATIENCE
+        await asyncio.gather(*(each.stop(number, grace, beyond) for each in told))
+        self._ending.pop(number, None)
 
     async def _keep(self, letter: str, settings: Settings) -> None:
         """One of them, for ever."""
         loop, pause = asyncio.get_running_loop(), AGAIN
-        while True:
+        while not self._closing:
             worker = Worker(self._methods, partial(self._is_at, letter), self._lacks)
             since = loop.time()
             try:
@@ -125,6 +139,8 @@ class Crew:
             # RuntimeError: the host has no thread left.
             except (OSError, RuntimeError) as error:
                 why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if self._closing:
+                return
             if loop.time() - since >= SETTLED:
                 pause = AGAIN
             self._metrics.worker_ended()

@@ -36,7 +36,7 @@ BEGINS, BEGINS_AT_ONCE = 2_000.0, 5_000.0
 # Words about calls that are over, or of connections that are not there any more, a second and at once: each call may
 # have some, as either end ends it.
 STRAYS, STRAYS_AT_ONCE = 5_000.0, 20_000.0
-# Seconds that a server may take to end beyond the grace of its calls.
+# Seconds that a server may take to end beyond the grace of its calls, where the signer stops.
 STOPS = 3.0
 # Seconds that it gets to end by itself; between two signs of life; and for one: it may have to wait for a processor.
 _END, BEAT, PATIENCE = 1.0, 5.0, 20.0
@@ -136,15 +136,21 @@ class Worker:
         if why:
             raise OSError(f"it cannot listen: {why}")
 
-    async def stop(self, server: int, grace: float | None) -> None:
-        """Have that server end, and wait until it has, or the worker has: where it takes longer it is lost."""
+    async def stop(self, server: int, grace: float | None, beyond: float = PATIENCE) -> None:
+        """Have that server end, and wait until it has, or the worker has: `beyond` its grace it is lost.
+
+        Again for one that ends already: a shorter grace counts.
+        """
         if self.over:
             return
-        answer = self._stopping[server] = asyncio.get_running_loop().create_future()
+        answer = self._stopping.get(server)
+        if answer is None:
+            answer = self._stopping[server] = asyncio.get_running_loop().create_future()
         self._channel.post(messages.Stop(server, grace))
         try:
-            async with asyncio.timeout((grace or 0.0) + STOPS):
-                await answer
+            async with asyncio.timeout((grace or 0.0) + beyond):
+                # Another one may wait for it as well.
+                await asyncio.shield(answer)
         except TimeoutError:
             self.lose("it does not stop in time")
 

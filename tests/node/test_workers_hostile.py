@@ -129,6 +129,8 @@ class There:
     state: AuthorityState
     metrics: Metrics
     address: str
+    # Lets the calls that say "slow" end.
+    may: asyncio.Event
 
     async def renew(self) -> None:
         self.clock.pass_by(hours=HALF.total_seconds() / 3600)
@@ -169,14 +171,18 @@ async def there(folder: Path, begin: datetime, state: AuthorityState) -> AsyncIt
         found: bytes = await anext(aiter(said))
         if found == b"for ever":
             await asyncio.Event().wait()
+        if found == b"slow":
+            await may.wait()
         return found
+
+    may = asyncio.Event()
 
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {SAYS: grpc.stream_unary_rpc_method_handler(echo, None, None)}
     door = Door(Admission(1000, lambda _: None, asyncio.get_running_loop().time, expected=AgentAddresses()), 1, 1)
     metrics, port, clock = Metrics(), free_port(), StepClock(begin)
     crew = Crew(2, methods, door.spread, memory(2), ("json", "info"), metrics)
     server = AgentServer(crew, door, ("127.0.0.1", port), folder / "run", clock)
-    found = There(server, crew, door, clock, state, metrics, f"127.0.0.1:{port}")
+    found = There(server, crew, door, clock, state, metrics, f"127.0.0.1:{port}", may)
     try:
         await server.renew(state)
         await server.open()
@@ -321,17 +327,17 @@ def test_calls_of_a_connection_that_the_door_has_closed_are_over_whatever_its_wo
 def test_a_server_that_ended_while_workers_were_told_of_it_is_ended_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew_module, "ALL", 0.5)
     stopped: list[int] = []
-    may, listens = asyncio.Event(), asyncio.Event()
+    may, listening = asyncio.Event(), list[Worker]()
     serve, stop = Worker.serve, Worker.stop
 
     async def late(self: Worker, order: messages.Serve) -> None:
         await serve(self, order)
         if order.server == 2:
-            listens.set()
+            listening.append(self)
             await may.wait()
 
-    async def noted(self: Worker, server: int, grace: float | None) -> None:
-        await stop(self, server, grace)
+    async def noted(self: Worker, server: int, grace: float | None, beyond: float = PATIENCE) -> None:
+        await stop(self, server, grace, beyond)
         stopped.append(server)
 
     monkeypatch.setattr(Worker, "serve", late)
@@ -340,11 +346,67 @@ def test_a_server_that_ended_while_workers_were_told_of_it_is_ended_there_too(mo
     async def test(found: There) -> None:
         await found.renew()
         assert found.crew.newest
-        await listens.wait()
+        # One that is told only afterwards is told nothing.
+        await until(lambda: len(listening) == 2)
         await found.crew.newest.stop(0)
         may.set()
         await until(lambda: stopped == [2, 2])
         assert found.sockets == {"a": {"1"}, "b": {"1"}}
+
+    among(test)
+
+
+def test_calls_of_a_server_that_retires_get_their_time_when_the_signer_stops() -> None:
+    """Also in its last half hour, when it takes no more of them."""
+
+    async def test(found: There) -> None:
+        channel = found.channel()
+        calling = asyncio.ensure_future(says(channel, b"slow"))
+        await until(lambda: sum(each.calls for each in found.crew._running) == 1)
+        await found.renew()
+        (retiring,) = found.server._retiring.values()
+        ending = asyncio.ensure_future(retiring.stop(1800))
+        await until(lambda: found.sockets == {"a": {"2"}, "b": {"2"}})
+        ending.cancel()
+        closing = asyncio.ensure_future(found.server.close(20))
+        await until(lambda: not found.door._listening)
+        found.may.set()
+        assert await calling == b"slow"
+        await closing
+        await channel.close()
+
+    among(test)
+
+
+def test_no_worker_is_begun_while_the_signer_stops() -> None:
+    """Neither for one that ends meanwhile, nor by a renewal, whether it is under way or comes later."""
+
+    async def test(found: There) -> None:
+        keeping = list(found.crew._keeping)
+        shown, may = asyncio.Event(), asyncio.Event()
+        show = found.crew.show
+
+        async def held(generation: crew_module.Generation) -> None:
+            shown.set()
+            await may.wait()
+            await show(generation)
+
+        found.crew.show = held  # type: ignore[method-assign]
+        renewing = asyncio.ensure_future(found.renew())
+        await shown.wait()
+        found.crew.closing()
+        for worker in list(found.crew._running):
+            worker.lose("the test")
+        await asyncio.wait(keeping)
+        assert not found.restarts
+        await found.server.close(0)
+        may.set()
+        await renewing
+        await found.renew()
+        await show(found.crew.server(()))
+        assert found.crew._keeping == []
+        assert found.server._retiring == {}
+        assert found.crew._running == {}
 
     among(test)
 

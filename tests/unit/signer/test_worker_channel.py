@@ -1,7 +1,7 @@
 """The channel to a worker: whatever comes on it, in whatever pieces, is a message within its bounds or ends it."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc.aio
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.frames import LENGTH, BadFrame, Frames
+from runtime.stopping import end
 from signer.front import budget
 from signer.front.server import MAX_ANSWER
 from signer.workers import messages
@@ -416,14 +417,53 @@ def test_calls_that_begin_faster_than_any_replica_answers_are_read_later() -> No
     on_fake_time(run)
 
 
-def test_a_server_that_does_not_end_in_time_costs_its_worker() -> None:
+@pytest.mark.parametrize(("beyond", "seconds"), [((), PATIENCE), ((STOPS,), STOPS)])
+def test_a_server_that_does_not_end_in_time_costs_its_worker(beyond: tuple[float, ...], seconds: float) -> None:
+    """One that retires while its worker serves others' agents has as long as any sign of life."""
+
     async def run() -> None:
         _, worker = joined({})
         worker._channel._heard = lambda _: None
         began = asyncio.get_running_loop().time()
-        await worker.stop(1, 0.5)
-        assert asyncio.get_running_loop().time() - began == pytest.approx(0.5 + STOPS)
+        await worker.stop(1, 0.5, *beyond)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(0.5 + seconds)
         assert (worker.over, worker._why) == (True, "it does not stop in time")
+
+    on_fake_time(run)
+
+
+class Ends:
+    """A server of gRPC's, whose calls last for ever."""
+
+    def __init__(self) -> None:
+        self._ended = asyncio.Event()
+
+    async def stop(self, grace: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace or 0.0):
+                await self._ended.wait()
+        self._ended.set()
+
+
+def test_a_server_that_ends_may_be_told_again_and_says_once_that_it_has() -> None:
+    """A second word would be an answer to nothing, which ends the worker."""
+
+    async def run() -> None:
+        child, worker = joined({})
+        child._servers[1] = Ends()  # type: ignore[assignment]
+        loop = asyncio.get_running_loop()
+        retiring = asyncio.ensure_future(worker.stop(1, 1800.0))
+        await asyncio.sleep(10.0)
+        await end((retiring,))
+        began = loop.time()
+        again = asyncio.ensure_future(worker.stop(1, 7.0, STOPS))
+        await worker.stop(1, 5.0, STOPS)
+        assert loop.time() - began == pytest.approx(5.0, abs=0.1)
+        await again
+        # What was on its way when the server had ended.
+        child._heard(messages.Stop(1, 0.0))
+        await asyncio.sleep(10.0)
+        assert not worker.over
 
     on_fake_time(run)
 
