@@ -1,4 +1,4 @@
-"""Faults on real processes, many of them: python -m tests.chaos --seed 1 --faults 500 [--world signer] [--only KIND]
+"""Faults on real processes, many of them: python -m tests.chaos --seed 1 --faults 500 [--world workers] [--only KIND]
 
 The same seed brings the same faults in the same order. Needs root (or a user namespace that may mount) and libfaketime.
 """
@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 from bench.report import environment
-from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, plan
+from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, WORKERS_FAULTS, plan
 from tests.chaos.run import Outcome, play
 from tests.faketime import LIBRARY
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "chaos.md"
-WORLDS = {"embedded": EMBEDDED_FAULTS, "signer": SIGNER_FAULTS}
+WORLDS = {"embedded": EMBEDDED_FAULTS, "signer": SIGNER_FAULTS, "workers": WORKERS_FAULTS}
 
 
 def report(given: argparse.Namespace, outcomes: dict[str, Outcome]) -> str:
@@ -47,8 +47,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--faults", type=int, default=500, help="in each world")
     parser.add_argument("--pods", type=int, default=40)
-    parser.add_argument("--world", choices=sorted(WORLDS), help="default: both, one after the other")
-    parser.add_argument("--only", choices=sorted({*EMBEDDED_FAULTS, *SIGNER_FAULTS}), help="faults of this kind alone")
+    parser.add_argument("--world", choices=sorted(WORLDS), help="default: all, one after the other")
+    parser.add_argument(
+        "--only", choices=sorted({*EMBEDDED_FAULTS, *SIGNER_FAULTS, *WORKERS_FAULTS}), help="faults of this kind alone"
+    )
     parser.add_argument("--patient", action="store_true", help="with pauses of two minutes")
     parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
     given = parser.parse_args()

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import resource
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -268,6 +269,24 @@ async def kill_signer(world: World) -> None:
     await signer.run()
 
 
+async def kill_worker(world: World) -> None:
+    """That one by which the agent asks, amid renewals that it asks for together."""
+    await _kill_workers(world, 1)
+
+
+async def kill_workers(world: World) -> None:
+    """All of them: nobody is served until others are there."""
+    await _kill_workers(world, 2)
+
+
+async def pause_worker(world: World) -> None:
+    """Sometimes for longer than it may be silent: it is ended then."""
+    signer = _signer(world)
+    # One that is ended meanwhile is not there to go on.
+    with suppress(ProcessLookupError), world.stopped(signer.workers()[0]):
+        await asyncio.sleep(world.rng.uniform(0.2, BEARABLE))
+
+
 async def pause_signer(world: World) -> None:
     signer = _signer(world)
     assert signer.process is not None
@@ -320,6 +339,22 @@ async def _paused(world: World, pid: int) -> None:
         return
     with world.stopped(pid):
         await asyncio.sleep(world.rng.uniform(0.2, BEARABLE / 2))
+
+
+async def _kill_workers(world: World, number: int) -> None:
+    signer, names = _signer(world), world.pick(12)
+    for name in names:
+        # Kubelet's call after a restart may not have come yet, and without a token nothing is minted.
+        await world.republish(world.running[name])
+    before = {name: world.serial(name) for name in names}
+    rotating = await world.within(0.15, world.rotate(names))
+    for pid in signer.workers()[:number]:
+        os.kill(pid, signal.SIGKILL)
+    await rotating
+    # Whatever was under way is asked for again by the agent itself.
+    async with asyncio.timeout(BOUND):
+        while any(world.serial(name) == before[name] for name in names):
+            await asyncio.sleep(0.1)
 
 
 async def _link(world: World, mode: Mode, most: float) -> None:
@@ -395,6 +430,9 @@ FAULTS: Mapping[str, Callable[[World], Awaitable[Any]]] = MappingProxyType(
             unmount,
             remove_socket,
             kill_signer,
+            kill_worker,
+            kill_workers,
+            pause_worker,
             pause_signer,
             cut_link,
             stall_link,

@@ -48,6 +48,16 @@ SIGNER_FAULTS: Mapping[str, int] = MappingProxyType(
         "publish_without_signer": 4,
     }
 )
+# Of a signer with workers: what befalls it and them. The agent's own faults see nothing of either.
+WORKERS_FAULTS: Mapping[str, int] = MappingProxyType(
+    {
+        "kill_worker": 8,
+        "kill_workers": 4,
+        "pause_worker": 4,
+        "kill_signer": 4,
+        "lose_connections": 3,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,10 @@ class Outcome:
 
 
 def source(kind: str, base: Path, rng: random.Random) -> Source:
-    """`embedded` or `signer`."""
-    return Signer(base, free_port(), rng) if kind == "signer" else Embedded()
+    """`embedded`, `signer`, or `workers`: a signer that has two of them."""
+    if kind == "embedded":
+        return Embedded()
+    return Signer(base, free_port(), rng, 600, *(("--workers", "2") if kind == "workers" else ()))
 
 
 async def run(

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from cryptography import x509
 
 from agent.pb import node_admin_pb2, workload_pb2
 from podsvid.quickstart.errors import StandInError
@@ -106,8 +107,9 @@ class Embedded:
 class Signer:
     """A signer in a process of its own, at the other end of a link."""
 
-    def __init__(self, base: Path, port: int, rng: random.Random, pods: int = 600) -> None:
+    def __init__(self, base: Path, port: int, rng: random.Random, pods: int = 600, *more: str) -> None:
         self._base = base
+        self._more = more
         self._port = port
         self._pods = pods
         self._known: dict[str, Any] = {}
@@ -136,7 +138,7 @@ class Signer:
     async def run(self) -> None:
         """Start the process, after a kill too: it finds its authorities again."""
         entering = signer_process(
-            self._base, self._pods, 1, self._port, "--x509-ttl", f"{TTL}s", "--x509-min-ttl", "10s"
+            self._base, self._pods, 1, self._port, "--x509-ttl", f"{TTL}s", "--x509-min-ttl", "10s", *self._more
         )
         self.process, self._known = await asyncio.to_thread(self._stack.enter_context, entering)
 
@@ -144,6 +146,13 @@ class Signer:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def workers(self) -> list[int]:
+        """Their processes, the one first that has most of the agent's connections."""
+        assert self.process is not None
+        pid = self.process.pid
+        found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return sorted(found, key=lambda each: -len(os.listdir(f"/proc/{each}/fd")))
 
     async def stop(self) -> None:
         await self.link.stop()
@@ -330,6 +339,11 @@ class World:
     def link(self, name: str) -> Path:
         """A short path of the pod's volume."""
         return self._links[name]
+
+    def serial(self, name: str) -> int:
+        """Of the SVID that is in the pod's volume."""
+        chain = (self.running[name].target / "tls.crt").read_bytes()
+        return x509.load_pem_x509_certificate(chain).serial_number
 
     def pick(self, count: int) -> list[str]:
         return self.rng.sample(sorted(self.running), min(count, len(self.running)))

@@ -60,15 +60,20 @@ async def connected(authority: SignerAuthority) -> None:
             await asyncio.sleep(0.01)
 
 
-def allowed(log: Path) -> Counter[str]:
-    """How often the audit log says of each pod that it got an SVID."""
-    found: Counter[str] = Counter()
+def audited(log: Path) -> list[dict[str, Any]]:
+    """What the audit log says of each SVID that was signed."""
+    found = []
     for line in log.read_text().splitlines():
         with suppress(ValueError):
             said = json.loads(line)
             if said.get("event") == "mint allowed" or said.get("message") == "mint allowed":
-                found[said["pod_uid"]] += 1
+                found.append(said)
     return found
+
+
+def allowed(log: Path) -> Counter[str]:
+    """How often the audit log says of each pod that it got an SVID."""
+    return Counter(each["pod_uid"] for each in audited(log))
 
 
 def test_a_signer_that_is_killed_amid_batches_loses_nothing_and_what_was_answered_is_minted_once(

@@ -3,9 +3,11 @@
 Mounts appear and vanish by the hundred: run as root.
 """
 
+from collections.abc import Mapping
+
 import pytest
 
-from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, plan
+from tests.chaos.plan import EMBEDDED_FAULTS, SIGNER_FAULTS, WORKERS_FAULTS, plan
 from tests.chaos.run import play
 from tests.faketime import LIBRARY
 from tests.support import IS_ROOT
@@ -20,9 +22,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("world", ["embedded", "signer"])
-def test_every_kind_of_fault_is_borne(world: str) -> None:
-    weights = EMBEDDED_FAULTS if world == "embedded" else SIGNER_FAULTS
+@pytest.mark.parametrize(
+    ("world", "weights"), [("embedded", EMBEDDED_FAULTS), ("signer", SIGNER_FAULTS), ("workers", WORKERS_FAULTS)]
+)
+def test_every_kind_of_fault_is_borne(world: str, weights: Mapping[str, int]) -> None:
     outcome = play(world, plan(7, len(weights), weights), 12, print)
     assert set(outcome.kinds) == set(weights)
     assert outcome.reads > 0

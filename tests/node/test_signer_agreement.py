@@ -40,6 +40,12 @@ TD = TrustDomain("example.org")
 NODES = frozenset(f"node-{number}" for number in range(5))
 
 
+@pytest.fixture(params=[1, 2], ids=["one-process", "workers"])
+def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the replica itself, or by workers, as where its container has two cores."""
+    monkeypatch.setattr("signer.worker_settings.limit", lambda: float(request.param))
+
+
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.authority.rotation.LOOK_SECONDS", 0.02)
@@ -247,6 +253,7 @@ async def following(node: Node) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@pytest.mark.usefixtures("served_by")
 @pytest.mark.parametrize("ahead", [timedelta(0), timedelta(hours=20), timedelta(days=10**4)])
 def test_who_stood_in_the_signers_place_once_is_outdone_by_the_signer(ahead: timedelta) -> None:
     """A thief of the CA key, for one stream and with any number: what agents say of it is answered from above."""
@@ -279,6 +286,7 @@ def test_who_stood_in_the_signers_place_once_is_outdone_by_the_signer(ahead: tim
     ran(test)
 
 
+@pytest.mark.usefixtures("served_by")
 @pytest.mark.parametrize("kind", ["jwt", "x509"])
 def test_agents_follow_an_older_secret_that_was_put_back_without_a_hand_on_any_node(kind: str) -> None:
     """x509: the root of the older one is not even in the trust that agents have, nor in the signer's own any more."""

@@ -19,6 +19,12 @@ BUNDLE = "/api/v1/namespaces/{}/configmaps/podsvid-bundle"
 POLICY = "/apis/podsvid.io/v1alpha1/clusterworkloadidentities/wide"
 
 
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one-process", "workers"])
+def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the replica itself, or by workers, as where its container has two cores."""
+    monkeypatch.setattr("signer.worker_settings.limit", lambda: float(request.param))
+
+
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signer.authority.rotation.LOOK_SECONDS", 0.01)

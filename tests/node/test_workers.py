@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from signer.pb import signer_pb2
 from signer.workers.chosen import memory
 from signer.workers.crew import Crew
 from svid.bundle import TrustBundle
+from svid.certificates import serial_of
 from svid.dnsnames import SIGNER_NAME
 from svid.keys import KeyAlgorithm
-from tests.node.test_batches import PODS, agent, allowed, connected, renewals
+from tests.node.test_batches import PODS, agent, audited, connected, renewals
 from tests.ports import free_port
 from tests.signer_process import process
 from tests.signer_rig import StepClock
@@ -156,9 +158,15 @@ def test_what_one_node_may_have_is_not_more_where_two_workers_serve_it(tmp_path:
     asyncio.run(play())
 
 
-def test_a_worker_that_is_killed_amid_batches_loses_nothing_and_is_back(
+def test_a_worker_that_is_killed_amid_batches_loses_nothing_and_issues_nothing_twice_that_matters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each item ends minted, and each SVID that the agent holds is in the audit log once, as that pod's.
+
+    It would matter if one were not in the log, or if a serial, a key or an item that was answered had two. What was
+    signed and could not be told any more may be signed again: of the same pod, for the key that never left the agent,
+    and once at most.
+    """
     monkeypatch.setattr(connection, "YOUNG_SECONDS", 0.0)
     log = tmp_path / "signer.log"
 
@@ -169,22 +177,34 @@ def test_a_worker_that_is_killed_amid_batches_loses_nothing_and_is_back(
                 minting = [asyncio.ensure_future(authority.mint_x509(each)) for each in wanted]
                 await asyncio.wait(minting, return_when=asyncio.FIRST_COMPLETED)
                 (busy, idle) = _busiest(workers(running.pid))
+                answered = {each.pod.uid for each, task in zip(wanted, minting, strict=True) if task.done()}
+                assert 0 < len(answered) < PODS
                 os.kill(busy, signal.SIGKILL)
                 found = await asyncio.gather(*minting, return_exceptions=True)
                 assert all(isinstance(each, Minted | AuthorityUnavailable) for each in found)
-                minted = {each.pod.uid for each, how in zip(wanted, found, strict=True) if isinstance(how, Minted)}
+                held = {each.pod.uid: how for each, how in zip(wanted, found, strict=True) if isinstance(how, Minted)}
                 # The port is still there, and who has lost its worker asks by the other one.
-                assert minted
+                assert held
                 await connected(authority)
-                left = [each for each in wanted if each.pod.uid not in minted]
+                left = [each for each in wanted if each.pod.uid not in held]
                 rest = await asyncio.gather(*map(authority.mint_x509, left))
                 assert all(isinstance(each, Minted) for each in rest)
+                held |= {each.pod.uid: how for each, how in zip(left, rest, strict=True)}
                 back = await working(running.pid, 2, without=busy)
                 assert idle in back
-            # What was under way may have been signed and not told: once more, and no more than that.
-            times = allowed(log)
-            assert set(times) == {each.pod.uid for each in wanted}
+            signed = audited(log)
+            serials = Counter(each["serial"] for each in signed)
+            assert set(serials.values()) == {1}
+            log_says = {each["serial"]: (each["pod_uid"], each["spiffe_id"]) for each in signed}
+            assert {serial_of(how.chain[0]): (uid, str(how.spiffe_id)) for uid, how in held.items()}.items() <= (
+                log_says.items()
+            )
+            keys = {each.pod.uid: each.key.public_key() for each in wanted}
+            assert all(how.chain[0].public_key() == keys[uid] for uid, how in held.items())
+            times = Counter(each["pod_uid"] for each in signed)
+            assert set(times) == {each.pod.uid for each in wanted} == set(held)
             assert max(times.values()) <= 2
+            assert {uid for uid, number in times.items() if number == 2} <= {each.pod.uid for each in wanted} - answered
             assert running.poll() is None
         text = log.read_text()
         assert text.count("a worker ended; another is started") == 1
