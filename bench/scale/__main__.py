@@ -1,4 +1,4 @@
-"""python -m bench.scale [--quick] [--agents N] [--only STEP,…] [--json FILE]: how the signer does at size.
+"""python -m bench.scale [--quick] [--agents N] [--workers N] [--renewals N] [--only STEP,…]: the signer at size.
 
 Prints a table; exits with 1 only where something could not be measured, not for a goal that is missed. What does not
 come about within the time of its step (Limits in bench/scale/run.py) is told of as far as it came, and the run goes
@@ -16,16 +16,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.report import RESULTS, environment
-from bench.scale.figures import Figures
-from bench.scale.run import FULL, QUICK, STEPS, Plan, Run, sized
+from bench.scale.figures import ROWS, Figures
+from bench.scale.renewals import Renewing
+from bench.scale.run import FULL, QUICK, RENEWALS, STEPS, Plan, Run, sized
 
 
 def report(figures: Figures, plan: Plan, about: dict[str, str]) -> str:
     """What is printed, and recorded."""
     cluster = plan.cluster
     size = f"{cluster.nodes} agents, {cluster.pods} pods, {cluster.policies} policies, {cluster.services} Services"
-    lines = ["# The signer at size", "", f"One replica; {size}; {plan.changes:.0%} of pods change a minute.", ""]
-    lines += [", ".join(f"{key} {value}" for key, value in about.items()), "", figures.table()]
+    replicas = "Two replicas, one is lost" if RENEWALS in plan.steps else "One replica"
+    lines = [
+        "# The signer at size",
+        "",
+        f"{replicas}, workers {plan.workers}; {size}; {plan.changes:.0%} of pods change a minute.",
+        "",
+    ]
+    lines += [
+        ", ".join(f"{key} {value}" for key, value in about.items()),
+        "",
+        figures.table(figures.found if RENEWALS in plan.steps else ROWS),
+    ]
     if figures.failure:
         lines += [f"Not measured to its end: {figures.failure}"]
     lines += [f"Goals missed: {', '.join(figures.missed) or 'none'}.", ""]
@@ -58,9 +69,17 @@ def main() -> int:
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="STEP,…", help=only)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     parser.add_argument("--watch", type=Path, metavar="FILE", help="write there what holds the signer's event loop")
+    workers = "workers of each signer (default: 1, which is none; records nothing)"
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
+    renewals = "renewals by the clock alone, so many: two replicas, one is lost in the middle (records nothing)"
+    parser.add_argument("--renewals", type=int, metavar="N", help=renewals)
+    often = f"so many of them a second (default: {Renewing().rate:g})"
+    parser.add_argument("--renewal-rate", type=float, default=Renewing().rate, metavar="N", help=often)
     given = parser.parse_args()
     plan, about, begun = QUICK if given.quick else FULL, environment(), time.monotonic()
-    plan = replace(plan, held=given.held or plan.held)
+    plan = replace(plan, held=given.held or plan.held, workers=given.workers)
+    if given.renewals:
+        plan = replace(plan, steps=(RENEWALS,), renewing=Renewing(given.renewals, given.renewal_rate))
     if given.agents:
         plan = replace(plan, cluster=sized(given.agents))
     if given.only:
@@ -80,7 +99,7 @@ def main() -> int:
     print(text)
     if given.json:
         given.json.write_text(figures.json(about), encoding="utf-8")
-    if not (given.quick or given.agents or given.only):
+    if not (given.quick or given.agents or given.only or given.renewals or given.workers > 1):
         (RESULTS / "scale.md").write_text(text, encoding="utf-8")
         name = f"{about['date']}-{about['cores']}c-scale.json"
         (RESULTS / name).write_text(figures.json(about), encoding="utf-8")

@@ -3,7 +3,7 @@
 python -m bench.scale.api KEYFILE PORT NODES PODS POLICIES SERVICES NAMESPACES: until it is ended. It speaks what
 tests/fake_kube.py does (tests/unit/test_scale.py runs the signer's client against both), and keeps objects as the bytes
 that it sends, so that 150,000 pods are no burden to it. POST /bench/churn?minute=N: so many pods change a minute from
-then on.
+then on. GET /bench/asked: how many requests there were, by kind.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import gc
 import json
 import sys
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -242,19 +242,26 @@ class Server:
         self._jobs = [pod for pod in range(cluster.pods) if cluster.is_job(pod)]
         self._churning: asyncio.Task[None] | None = None
         self.reviews = 0
+        # By kind, what the signers asked for.
+        self.asked: Counter[str] = Counter()
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=16 * 1024 * 1024)
         app.router.add_post(REVIEWS, self._review)
         app.router.add_post("/bench/churn", self._churn)
+        app.router.add_get("/bench/asked", self._counted)
         app.router.add_route("*", "/{path:.*}", self._handle)
         return app
 
     async def _review(self, request: web.Request) -> web.Response:
         self.reviews += 1
+        self.asked["reviews"] += 1
         answer = review(json.loads(await request.read()))
         await asyncio.sleep(self._review_seconds)
         return _json(answer)
+
+    async def _counted(self, request: web.Request) -> web.Response:
+        return _json(self.asked)
 
     async def _churn(self, request: web.Request) -> web.Response:
         self._churning = asyncio.create_task(self._change(float(request.query["minute"])))
@@ -283,6 +290,7 @@ class Server:
         self._store.put(path, body)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked[_kind(request)] += 1
         try:
             return await self._answer(request)
         except SignerError as error:
@@ -333,6 +341,14 @@ class Server:
             return _json({"kind": "Status", "status": "Success"})
         do = {"POST": store.create, "PUT": store.replace, "PATCH": store.patch}[request.method]
         return _json(do(path, body), 201 if request.method == "POST" else 200)
+
+
+def _kind(request: web.Request) -> str:
+    if request.method != "GET":
+        return "writes"
+    if request.query.get("watch") == "true":
+        return "watches"
+    return "reads" if request.path == JWKS or not _is_collection(request.path) else "lists"
 
 
 def _json(body: Object, status: int = 200) -> web.Response:

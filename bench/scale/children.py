@@ -10,7 +10,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ import grpc.aio
 
 from bench.scale.cores import waited
 from bench.scale.population import NAMESPACE, TRUST_DOMAIN, Cluster
+from bench.signer import cpu_seconds
 from signer.admin_api import SERVICE
 from signer.pb import admin_pb2
 from tests.ports import free_port
@@ -95,15 +98,21 @@ class Site:
     cluster: Cluster
     folder: Path
     flags: Sequence[str] = ()
+    # Of the replica, to the others of this cluster.
+    identity: str = "signer-1"
     # Where it is written what holds the signer's loop; None: nowhere.
     watch: Path | None = None
     api_port: int = field(default_factory=free_port)
     port: int = field(default_factory=free_port)
     page_port: int = field(default_factory=free_port)
+    kubeconfig: str = ""
     api: Child | None = None
     signer: Child | None = None
     # Largest resident memory of the signers that have ended, in MB.
     peak: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.kubeconfig = self.kubeconfig or f"{self.name}.kubeconfig"
 
     @property
     def address(self) -> str:
@@ -112,6 +121,18 @@ class Site:
     @property
     def _admin(self) -> Path:
         return self.folder / f"{self.name}.sock"
+
+    def another(self) -> "Site":
+        """A second replica at the same API server, which this one starts."""
+        return Site(
+            f"{self.name}-2",
+            self.cluster,
+            self.folder,
+            self.flags,
+            "signer-2",
+            api_port=self.api_port,
+            kubeconfig=self.kubeconfig,
+        )
 
     @property
     def _log(self) -> Path:
@@ -131,7 +152,7 @@ class Site:
             "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
             "current-context": "x",
         }
-        (self.folder / f"{self.name}.kubeconfig").write_text(json.dumps(kubeconfig))
+        (self.folder / self.kubeconfig).write_text(json.dumps(kubeconfig))
         api = self.api
         await until(lambda: api.check() and "serving" in log.read_text(), "the API server", seconds)
 
@@ -140,11 +161,11 @@ class Site:
         arguments = {
             "trust-domain": TRUST_DOMAIN,
             "namespace": NAMESPACE,
-            "identity": "signer-1",
+            "identity": self.identity,
             "listen": self.address,
             "metrics-listen": f"127.0.0.1:{self.page_port}",
             "admin-socket": str(self._admin),
-            "kubeconfig": str(self.folder / f"{self.name}.kubeconfig"),
+            "kubeconfig": str(self.folder / self.kubeconfig),
         }
         flags = [part for name, value in arguments.items() for part in (f"--{name}", value)]
         begun = time.time()
@@ -163,6 +184,12 @@ class Site:
                 self.peak = max(self.peak, self.resident("VmHWM"))
             self.signer.stop()
 
+    def kill(self) -> None:
+        """The replica is gone, at once; workers end with it."""
+        assert self.signer is not None
+        self.signer.running.kill()
+        self.signer.running.wait()
+
     def stop(self) -> None:
         """End both."""
         self.stop_signer()
@@ -180,6 +207,37 @@ class Site:
         self.signer.check()
         text = Path(f"/proc/{self.signer.running.pid}/status").read_text()
         return next(int(each.split()[1]) for each in text.splitlines() if each.startswith(line)) * 1024 / 1e6
+
+    @property
+    def runs(self) -> bool:
+        """Whether the signer is there."""
+        return self.signer is not None and self.signer.running.poll() is None
+
+    def used(self) -> tuple[float, float]:
+        """Seconds of a processor so far: of the process that decides, and of its workers that there are."""
+        return cpu_seconds(self.pid), sum(_of_each(self._workers(), cpu_seconds))
+
+    def resident_in_all(self) -> float:
+        """Memory in MB of the signer and its workers now; what they share counts for each."""
+        return self.resident("VmRSS") + sum(_of_each(self._workers(), _resident))
+
+    @property
+    def pids(self) -> list[int]:
+        """The signer's and its workers'."""
+        return [self.pid, *self._workers()]
+
+    def _workers(self) -> list[int]:
+        return [int(each) for each in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    async def agents(self) -> float:
+        """How many watch this replica, by its own word."""
+        page = await asyncio.to_thread(self._page, "metrics") or ""
+        found = [line for line in page.splitlines() if line.startswith("podsvid_signer_agents ")]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    async def api_counts(self) -> Counter[str]:
+        """Requests to the API server so far, by kind."""
+        return Counter(await self.api_get("/bench/asked"))
 
     @property
     def pid(self) -> int:
@@ -276,6 +334,19 @@ class Site:
         return None
 
 
+def _resident(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def _of_each(pids: Sequence[int], measure: Callable[[int], float]) -> list[float]:
+    """Of those that are still there."""
+    found = []
+    for pid in pids:
+        with suppress(OSError):
+            found.append(measure(pid))
+    return found
+
+
 class FleetProcess:
     """The other side of bench.scale.fleet: a command at a time."""
 
@@ -332,6 +403,10 @@ class Fleets:
     def pids(self) -> list[int]:
         """Of all its processes."""
         return [each.pid for each in self._all]
+
+    def used(self) -> float:
+        """Seconds of a processor so far, of all its processes."""
+        return sum(_of_each(self.pids, cpu_seconds))
 
     async def mint(self, count: int, at_once: int = 1, rate: float = 0.0) -> Any:
         """By the agents of the first process."""

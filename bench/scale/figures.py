@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
@@ -22,6 +22,8 @@ class Goal:
     of_ratio: bool = False
 
     def __str__(self) -> str:
+        if not self.most:
+            return "none"
         return f"at most {self.most:g} times" if self.of_ratio else f"under {self.most:g}"
 
 
@@ -71,6 +73,31 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "reissue_window": Row("forced re-issue: over how long the signer has it spread", "s"),
         "reissue_last": Row("forced re-issue: activated to the last SVID replaced", "s"),
         "reissue_failed": Row("forced re-issue: mints that failed and were tried again", ""),
+        "renew_compressed": Row("renewals: an SVID's hour, compressed", "times"),
+        "renew_done": Row("renewals", ""),
+        "renew_mean": Row("renewals a second, from the first to the last", "1/s"),
+        "renew_peak": Row("renewals, most in one second", "1/s"),
+        "renew_late": Row("renewals late by more than a minute", "", Goal(0)),
+        "renew_late_p99": Row("renewals: how late, p99", "s"),
+        "renew_late_most": Row("renewals: how late, at most", "s"),
+        "renew_failed": Row("renewals: attempts that failed and were repeated", ""),
+        "renew_together": Row("renewals that were asked for with others in one call", "%"),
+        "renew_idle": Row("CPU of a deciding process before the renewals, while pods change", "% of a core"),
+        "renew_workers_idle": Row("CPU of its workers then", "% of a core"),
+        "renew_cpu": Row("renewals: CPU of the processes that decide beyond that, each", "ms"),
+        "renew_workers_cpu": Row("renewals: CPU of workers beyond that, each", "ms"),
+        "renew_agents_cpu": Row("renewals: CPU of the processes that stand for agents, each", "ms"),
+        "renew_cpu_most": Row("renewals: CPU of a deciding process, most in one second", "% of a core"),
+        "renew_workers_cpu_most": Row("renewals: CPU of a replica's workers, most in one second", "% of a core"),
+        "renew_rss": Row("renewals: resident memory of a replica with its workers, at most", "MB", Goal(REPLICA)),
+        "renew_requests": Row("renewals: requests to the API server, each", ""),
+        "rss_renewals": Row(
+            "renewals: resident memory of the deciding process that stays, at most", "MB", Goal(REPLICA)
+        ),
+        "lag_renewals_p99": Row("renewals: lag of the event loop, p99 at most", "ms", Goal(50)),
+        "lag_renewals": Row("renewals: longest lag of the event loop, at most", "ms"),
+        "lost_agents": Row("a replica is lost: agents that it had", ""),
+        "lost_back": Row("a replica is lost: until all agents are at the other one", "s"),
         "lag_rotation": Row("longest lag of the event loop in a rotation, at most", "ms"),
         "lag_restart": Row("longest lag of the event loop after a restart, at most", "ms"),
         "lag_reissue": Row("longest lag of the event loop in a forced re-issue, at most", "ms"),
@@ -134,9 +161,9 @@ class Figures:
         return [row.what, row.unit, _shown(figure.value), _shown(figure.empty), _shown(figure.ratio, 3),
                 str(row.goal or "-"), last.replace("\n", " ").replace("|", "/")]  # fmt: skip
 
-    def table(self) -> str:
-        """All rows as Markdown."""
-        lines = [HEADINGS, ("---",) * len(HEADINGS), *(self.cells(key) for key in ROWS)]
+    def table(self, keys: Collection[str] = ROWS) -> str:
+        """These rows as Markdown, in their order."""
+        lines = [HEADINGS, ("---",) * len(HEADINGS), *(self.cells(key) for key in ROWS if key in keys)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
     def json(self, about: Mapping[str, str]) -> str:

@@ -50,17 +50,24 @@ MINT_SECONDS = 60.0
 GARBAGE = (200_000, 1_000, 1_000)
 # An SVID that was re-issued is not due again in this run.
 RENEWED = timedelta(days=1)
+# A renewal is drawn between these parts of a life, as the signer says.
+EARLIEST, LATEST = 0.4, 0.5
 # Of whose task it is: what its connections come from.
 ADDRESS: contextvars.ContextVar[str] = contextvars.ContextVar("address", default="")
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """Connections of an agent's tasks come from its own address."""
+    """Connections of an agent's tasks come from its own address, and go to one of the replicas, as by a Service."""
 
-    async def create_connection(self, *given: Any, **options: Any) -> Any:
+    # Those of the Service: any of them, by chance; empty: whatever was asked for.
+    ports: Sequence[int] = ()
+
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        if self.ports and options.get("sock") is None:
+            port = random.choice(self.ports)
         if ADDRESS.get() and options.get("sock") is None:
             options["local_addr"] = (ADDRESS.get(), 0)
-        return await super().create_connection(*given, **options)
+        return await super().create_connection(protocol_factory, host, port, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,11 @@ class Agent:
         self.authority.contact.answered = noted  # type: ignore[method-assign]
         self.served_at: float | None = None
         self.reissued_at: list[float] = []
+        # Of renewals by the clock: when each was done and how late, when the next of each pod is due, sizes of calls.
+        self.renewed: list[tuple[float, float]] = []
+        self.due: dict[int, float] = {}
+        self.batches: Counter[int] = Counter()
+        self._life = self._ends = 0.0
         self.failures: Counter[str] = Counter()
 
     def tasks(self) -> list["asyncio.Task[None]"]:
@@ -160,14 +172,48 @@ class Agent:
                 told = len(self.reissued_at)
                 self.report()
 
-    async def mint(self, pod: int) -> bool:
+    async def renew(self, life: float, ends: float) -> None:
+        """Renew all SVIDs, which live for so many seconds, as the agent does; none that is due later than `ends`."""
+        self._life, self._ends = life, ends
+        batches: Any = self.authority._calls._batches
+        take = batches._take
+
+        def taken() -> Any:
+            found = take()
+            self.batches[len(found)] += 1
+            return found
+
+        batches._take = taken
+        scheduler = RotationScheduler(self._renew_again, SystemClock(), self._rng)
+        for pod in self.pods:
+            # As of SVIDs that were made long before, at any time.
+            due = time.time() + self._rng.uniform(0.0, (EARLIEST + LATEST) / 2 * life)
+            if due <= ends:
+                self.due[pod] = due
+                scheduler.schedule(str(pod), datetime.fromtimestamp(due, UTC))
+        await scheduler.run()
+
+    async def _renew_again(self, key: str) -> datetime | None:
+        pod = int(key)
+        if not await self.mint(pod, renewal=True):
+            raise AuthorityUnavailable("to be tried again")
+        now = time.time()
+        self.renewed.append((now, now - self.due.pop(pod)))
+        due = now + self._life * self._rng.uniform(EARLIEST, LATEST)
+        if due > self._ends:
+            return None
+        self.due[pod] = due
+        return datetime.fromtimestamp(due, UTC)
+
+    async def mint(self, pod: int, *, renewal: bool = False) -> bool:
         """A new SVID for a pod, by the agent's own way; what fails is counted."""
         shared = self._shared
         ends = datetime.fromtimestamp(time.time() + 3600, UTC).isoformat()
         found = {"token": shared.tokens.of(shared.cluster, pod), "expirationTimestamp": ends}
         token = PodToken(json.dumps({AUDIENCE: found}))
         try:
-            minted = await self.authority.mint_x509(MintRequest(shared.cluster.reference(pod), token, shared.key))
+            request = MintRequest(shared.cluster.reference(pod), token, shared.key, renewal=renewal)
+            minted = await self.authority.mint_x509(request)
         except (AuthorityUnavailable, AuthorityRefused) as error:
             self.failures[str(error)[:100]] += 1
             return False
@@ -224,6 +270,7 @@ class Fleet:
             "connected": sum(each.connected_at is not None for each in self._agents),
             "served": sum(each.served_at is not None for each in self._agents),
             "reissued": sum(len(each.reissued_at) for each in self._agents),
+            "renewed": sum(len(each.renewed) for each in self._agents),
             "sequences": dict(Counter(max(each.acknowledged, default=0) for each in self._agents)),
         }
 
@@ -265,6 +312,31 @@ class Fleet:
     async def reissued(self) -> Mapping[str, Any]:
         """When each SVID was re-issued."""
         return {"times": _rounded(at for each in self._agents for at in each.reissued_at)}
+
+    async def service(self, ports: Sequence[int]) -> Mapping[str, Any]:
+        """From now on connections go to one of these."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        loop.ports = ports
+        return {}
+
+    async def renew(self, life: float, seconds: float) -> Mapping[str, Any]:
+        """Renew all SVIDs by the clock for so long, each of which lives for `life` seconds."""
+        ends = time.time() + seconds
+        for each in self._agents:
+            each.failures.clear()
+            self._tasks.append(asyncio.create_task(each.renew(life, ends)))
+        return {}
+
+    async def renewed(self) -> Mapping[str, Any]:
+        """Of each renewal when it was done and how late; what is not done; what failed; how many a call had."""
+        return {
+            "times": _rounded(at for each in self._agents for at, _ in each.renewed),
+            "late": _rounded(late for each in self._agents for _, late in each.renewed),
+            "overdue": sum(len(each.due) for each in self._agents),
+            "failed": await self.failures(),
+            "batches": dict(sum((each.batches for each in self._agents), Counter())),
+        }
 
     async def window(self) -> Mapping[str, Any]:
         """Over how many seconds the signer had them re-issue, the longest of them."""

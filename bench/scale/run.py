@@ -13,7 +13,7 @@ from bench.scale.children import Fleets, NotMeasured, Site, Timed, raise_limits,
 from bench.scale.cores import apart
 from bench.scale.figures import NOT_REPORTED, Figures, histogram_quantile, middle, most_in_a_second, quantile
 from bench.scale.population import Cluster, Tokens
-from bench.signer import cpu_seconds
+from bench.scale.renewals import Renewals, Renewing
 
 # Nodes whose agents mint while that is timed, in a process of their own at either site.
 MINTERS = 16
@@ -21,6 +21,8 @@ PROBE_EVERY = 0.25
 # What befalls the large cluster, in this order. The forced re-issue before the rotation: in a real cluster an agent's
 # connection is of after the last rotation, as its stream ended since. The restart last: not all may come back from it.
 STEPS = ("mints", "reissue", "rotation", "restart")
+# By itself: with two replicas, of which one is lost.
+RENEWALS = "renewals"
 Say = Callable[[str], None]
 
 
@@ -62,6 +64,9 @@ class Plan:
     connect_rate: float = 60.0
     limits: Limits = Limits()
     steps: Sequence[str] = STEPS
+    # Of each signer.
+    workers: int = 1
+    renewing: Renewing = Renewing()
 
 
 def sized(agents: int) -> Cluster:
@@ -92,8 +97,12 @@ class Run:
         self._say = say
         cluster = plan.cluster
         minters = min(MINTERS, cluster.nodes // 2)
-        self._large = Site("large", cluster, folder, plan.flags, watch)
-        self._empty = Site("empty", Cluster(minters, minters * cluster.pods // cluster.nodes, 0, 0, 1), folder)
+        workers = ("--workers", str(plan.workers))
+        self._large = Site("large", cluster, folder, (*plan.flags, *workers), watch=watch)
+        few = Cluster(minters, minters * cluster.pods // cluster.nodes, 0, 0, 1)
+        self._empty = Site("empty", few, folder, workers)
+        # It leads, as it begins first.
+        self._second = self._large.another()
         self._minters = minters
         self._folder = folder
         self.figures = Figures()
@@ -112,8 +121,8 @@ class Run:
         finally:
             for each in fleets:
                 each.stop()
-            self._large.stop()
-            self._empty.stop()
+            for site in (self._second, self._large, self._empty):
+                site.stop()
             if self._large.peak:
                 self.figures.add("rss_peak", self._large.peak, self._empty.peak or None)
         return self.figures
@@ -125,11 +134,15 @@ class Run:
         await asyncio.gather(empty.start_api(plan.limits.start), large.start_api(plan.limits.start))
         self._say("the API servers serve; starting the signers")
         begun = await empty.start_signer(plan.limits.start)
+        if RENEWALS in plan.steps:
+            await self._second.start_signer(plan.limits.start)
         self._add("ready", await large.start_signer(plan.limits.start), begun)
         few, all_of_them = Fleets(empty, self._minters, 0), Fleets(large, self._minters, plan.fleets)
         fleets += [few, all_of_them]
         await few.do("load", bundle=str(await empty.bundle(plan.limits.start)))
         await all_of_them.do("load", bundle=str(await large.bundle(plan.limits.start)))
+        if RENEWALS in plan.steps:
+            await all_of_them.do("service", ports=[large.port, self._second.port])
         await few.do("connect", spread=0.0)
         async with self._step("connecting", "rss_start"):
             await self._connected(all_of_them)
@@ -138,6 +151,11 @@ class Run:
                 await self._steady(all_of_them, few)
         few.stop()
         empty.stop()
+        if RENEWALS in plan.steps:
+            await large.churn(plan.cluster.pods * plan.changes)
+            async with self._step("the renewals", "rss_renewals", "lag_renewals", "lag_renewals_p99"):
+                renewals = Renewals(plan.renewing, plan.quiet_seconds, plan.cluster, self.figures, self._say)
+                await renewals.run(all_of_them, large, self._second)
         if "reissue" in plan.steps:
             async with self._step("the forced re-issue", "rss_reissue", "lag_reissue", "lag_reissue_p99"):
                 await self._reissue(all_of_them)
@@ -194,12 +212,10 @@ class Run:
         await large.churn(plan.cluster.pods * plan.changes)
         lag = await large.lag()
         async with self._probing():
-            used, begun = [cpu_seconds(each.pid) for each in (large, empty)], time.perf_counter()
+            used, begun = [sum(each.used()) for each in (large, empty)], time.perf_counter()
             await asyncio.sleep(plan.quiet_seconds)
             passed = time.perf_counter() - begun
-            shares = [
-                (cpu_seconds(site.pid) - was) / passed * 100 for site, was in zip((large, empty), used, strict=True)
-            ]
+            shares = [(sum(site.used()) - was) / passed * 100 for site, was in zip((large, empty), used, strict=True)]
             self._add("background", shares[0], shares[1])
             self._add("rss_steady", large.resident("VmRSS"), empty.resident("VmRSS"))
             await self._mints(fleets, few, dict(zip((large.name, empty.name), shares, strict=True)))
@@ -217,18 +233,18 @@ class Run:
         failed = 0
         for number in range(plan.rounds):
             for site, minting in sites:
-                used, begun = cpu_seconds(site.pid), time.perf_counter()
+                used, begun = sum(site.used()), time.perf_counter()
                 found = await minting.mint(plan.burst, plan.at_once)
                 done = len(found["seconds"])
                 if done:
-                    used, passed = cpu_seconds(site.pid) - used, time.perf_counter() - begun
+                    used, passed = sum(site.used()) - used, time.perf_counter() - begun
                     cpu[site.name].append(used / done * 1000)
                     alone[site.name].append((used - passed * background[site.name] / 100) / done * 1000)
                 failed += sum(found["failed"].values()) + await timed.mint(site, minting, plan.paced, plan.rate)
             self._say(f"mints, round {number + 1} of {plan.rounds}: CPU {cpu} ms")
         if not all(cpu.values()) or not all(timed.seconds.values()):
             raise NotMeasured("no mint was answered")
-        with apart([site.pid for site, _ in sites], self._others(fleets, few)) as there:
+        with apart([pid for site, _ in sites for pid in site.pids], self._others(fleets, few)) as there:
             for _ in range(plan.rounds if there else 0):
                 for site, minting in sites:
                     await by_itself.mint(site, minting, plan.paced, plan.rate)

@@ -15,13 +15,15 @@ from kubernetes.aio import client
 from bench.scale import api
 from bench.scale.api import Server, Store
 from bench.scale.cores import apart, waited
-from bench.scale.figures import ROWS, Figures, histogram_quantile, most_in_a_second, quantile
+from bench.scale.figures import ROWS, Figures, Goal, histogram_quantile, most_in_a_second, quantile
+from bench.scale.fleet import Loop
 from bench.scale.population import NAMESPACE, Cluster, Tokens
+from bench.scale.renewals import LATE, Renewals, Renewing, Watched, _share
 from bench.scale.run import FULL, QUICK
 from bench.scale.watch import Watch
 from runtime.clock import SystemClock
 from signer.attestation.pods import read_pod
-from signer.attestation.tokens import OfflineTokens, TokenReviews
+from signer.attestation.tokens import JWKS, OfflineTokens, TokenReviews
 from signer.cluster.kube import KubeApi, Object
 from signer.cluster.kube_client import KubeClient
 from signer.cluster.objects import DataObject, Pod, PolicyObject
@@ -297,3 +299,82 @@ def test_what_holds_a_loop_is_written_down(tmp_path: Path) -> None:
     watch.collected("stop", {"generation": 2})
     watch.write()
     assert "{2: 1} times" in file.read_text()
+
+
+def test_connections_of_agents_go_to_the_replicas_that_the_service_has() -> None:
+    async def run() -> None:
+        came: Counter[int] = Counter()
+
+        def noted(number: int) -> Callable[..., None]:
+            def come(_: object, writer: asyncio.StreamWriter) -> None:
+                came[number] += 1
+                writer.close()
+
+            return come
+
+        servers = [await asyncio.start_server(noted(number), "127.0.0.1", 0) for number in range(3)]
+        ports = [each.sockets[0].getsockname()[1] for each in servers]
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+
+        async def connect(times: int) -> dict[int, int]:
+            came.clear()
+            for _ in range(times):
+                reader, writer = await asyncio.open_connection("127.0.0.1", ports[0])
+                await reader.read()
+                writer.close()
+            return dict(came)
+
+        assert await connect(3) == {0: 3}
+        loop.ports = ports[1:]
+        assert set(await connect(40)) == {1, 2}
+        loop.ports = ports[2:]
+        assert await connect(3) == {2: 3}
+        for each in servers:
+            each.close()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(run())
+
+
+def test_what_signers_ask_for_is_counted_by_kind(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with over_http(folder=tmp_path) as kube:
+            await kube.create(MAPS, config_map("one"))
+            await kube.list(MAPS, DataObject)
+            for _ in range(2):
+                await kube.get(f"{MAPS}/one")
+            await kube.get(JWKS)
+            assert await kube.get("/bench/asked") == {"writes": 1, "lists": 1, "reads": 3}
+
+    asyncio.run(run())
+
+
+def test_svids_live_as_long_as_gives_the_wanted_renewals_a_second() -> None:
+    plan = Renewing(count=1_000_000, rate=100.0)
+    assert plan.seconds == 10_000
+    # Each is renewed after 0.45 of its life.
+    assert plan.life(4_500) == pytest.approx(100.0)
+
+
+def test_a_renewal_that_is_late_or_never_comes_misses_the_goal() -> None:
+    figures = Figures()
+    step = Renewals(Renewing(), 1.0, SMALL, figures, lambda _: None)
+    watched = Watched((), shares={"a": [(10.0, 5.0), (30.0, 2.0)]}, idle={"a": (4.0, 1.0)}, used=(0.008, 0.004))
+
+    def fill(late: float, overdue: int) -> str:
+        found = {"times": [1.0, 2.0, 2.5, 5.0], "late": [0.0, 0.1, 0.2, late], "overdue": overdue, "failed": {"x": 2}}
+        step._fill([{**found, "batches": {"1": 2, "2": 1}}], watched, Counter(reviews=6, lists=2), 0.02)
+        return figures.mark("renew_late")
+
+    assert [fill(LATE, 0), fill(LATE + 0.1, 0), fill(0.0, 1)] == ["met", "missed", "missed"]
+    values = {key: figures.figure(key).value for key in figures.found}
+    assert (values["renew_done"], values["renew_mean"], values["renew_failed"]) == (4, 1.0, 2)
+    assert (values["renew_together"], values["renew_requests"]) == (50.0, 2.0)
+    assert (values["renew_cpu"], values["renew_workers_cpu"], values["renew_agents_cpu"]) == (2.0, 1.0, 5.0)
+    assert (values["renew_cpu_most"], values["renew_workers_cpu_most"]) == (30.0, 5.0)
+    assert str(Goal(0)) == "none"
+
+
+def test_a_worker_that_ended_takes_its_time_along_and_none_of_anothers() -> None:
+    assert _share((1.0, 5.0), (3.0, 2.0), 4.0) == (50.0, 0.0)
