@@ -191,6 +191,10 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "agents-by-volumes": ("docs/sizing.md", lambda: table(("volumes", "memory"), sizing.of_volumes())),
     "agents-at-work": ("docs/sizing.md", lambda: table(("what", "takes"), sizing.at_work())),
     "clusters": ("docs/sizing.md", lambda: table(_CLUSTER, sizing.of_clusters())),
+    "on-paper": (
+        "docs/sizing.md",
+        lambda: table(("of a replica", "reckoned", "workers 1", "workers 2"), sizing.on_paper()),
+    ),
     "versions-needed": (
         "docs/versions.md",
         lambda: table(("what", "version", "said in"), versions.needed()),

@@ -24,6 +24,11 @@ LIFE = 3600.0
 # SVIDs a second: the signer's `reissue_rate` and `forced_reissue_over`, and half of the longest life.
 RATE, LEAST, MOST = 300.0, 90.0, LIFE / 2
 MB, MIB = 1e6, 1024.0 * 1024.0
+# What of a mint that comes in a call of its own is the deciding process's, and the workers' of a replica that has two:
+# by the medians of docs/decisions.md, 9. Bytes that a worker adds to a replica's limit: docs/signer.md.
+DECIDES, SERVES, OF_WORKER = 0.695 / 1.035, 0.335 / 1.035, 24 * MIB
+# How much of its core a deciding process may be planned for in a forced re-issue.
+FULL = 0.9
 # What a Kubernetes cluster of these sizes is taken to have.
 NODES, PODS_OF_NODE = (100, 1_000, 5_000, 15_000), 30
 
@@ -218,3 +223,57 @@ def of_clusters() -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def on_paper(nodes: int = NODES[-1]) -> list[tuple[str, ...]]:
+    """What a replica of a cluster of that size needs while one is away: each step, without workers and with two."""
+    one, pods, number = signer(ORDINARY), nodes * PODS_OF_NODE, replicas(nodes)
+    there = number - 1
+    rest = one.memory(AGENT_CONNECTIONS, pods)
+    limits = [(rest * one.peak * MB + FOR_PEERS + workers * OF_WORKER) / MIB for workers in (0, 2)]
+    each = mints(pods) / there
+    minting = [each * one.mint / 1000 * part for part in (1.0, DECIDES)]
+    serving, idle = each * one.mint / 1000 * SERVES, one.idle * pods / 1000 / 100
+    forced = [RATE / there * one.mint / 1000 * part for part in (1.0, DECIDES)]
+    left = [
+        there * (FULL - idle - mine) / (one.mint / 1000 * part)
+        for mine, part in zip(minting, (1, DECIDES), strict=True)
+    ]
+    return [
+        ("replicas", f"{nodes:,} / {AGENT_CONNECTIONS:,}, rounded up, and one more", f"{number}", f"{number}"),
+        (
+            "memory at rest",
+            f"{one.empty:.0f} MB + {one.agent:.3f} MB x {AGENT_CONNECTIONS:,} + {one.pod * 1000:.2f} KB x {pods:,}",
+            f"{rest:.0f} MB",
+            f"{rest:.0f} MB",
+        ),
+        (
+            "limit, in steps of 256Mi",
+            f"{one.peak:.2f} x {rest:.0f} MB + {FOR_PEERS / MIB:.0f} MiB, and {OF_WORKER / MIB:.0f} MiB a worker",
+            *(f"{math.ceil(limit / 256) * 256}Mi" for limit in limits),
+        ),
+        ("renewals a second", f"{pods:,} / ({RENEWED} x {LIFE:.0f} s) / {there}", f"{each:.1f}", f"{each:.1f}"),
+        (
+            "cores for these, deciding",
+            f"{each:.1f} x {one.mint:.2f} ms; x {DECIDES:.2f} where workers serve",
+            *(f"{mine:.2f}" for mine in minting),
+        ),
+        ("cores for these, both workers", f"{each:.1f} x {one.mint:.2f} ms x {SERVES:.2f}", "0", f"{serving:.2f}"),
+        (
+            "cores for pods that change",
+            f"{one.idle:.3f} % x {pods / 1000:.0f}; of each replica, however many there are",
+            f"{idle:.2f}",
+            f"{idle:.2f}",
+        ),
+        ("cores, deciding, in all", "the sum", *(f"{mine + idle:.2f}" for mine in minting)),
+        (
+            f"the same in a forced re-issue at {RATE:.0f} a second",
+            f"{RATE:.0f} / {there} x {one.mint:.2f} ms more; x {DECIDES:.2f}",
+            *(f"{mine + idle + more:.2f}" for mine, more in zip(minting, forced, strict=True)),
+        ),
+        (
+            f"mints a second beside renewals, of all, up to {FULL} of a core",
+            f"{there} x ({FULL} - all cores, deciding) / a mint's share",
+            *(f"{rate:.0f}" for rate in left),
+        ),
+    ]

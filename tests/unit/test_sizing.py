@@ -82,6 +82,29 @@ def test_what_the_page_says_of_15000_nodes_is_what_the_formulas_give() -> None:
     assert [said for said, _ in says if said not in " ".join(PAGE.split())] == []
 
 
+def test_what_is_on_paper_can_be_reckoned_again() -> None:
+    """By hand, from the rounded figures that the page shows."""
+    rows = {what: (one, two) for what, _, one, two in sizing.on_paper()}
+    assert rows["replicas"] == ("4", "4")
+    assert rows["renewals a second"] == ("92.6", "92.6")
+    each, mint, idle = 450_000 / (0.45 * 3600) / 3, 1.82 / 1000, 0.109 * 450 / 100
+    for number, part in enumerate((1.0, 0.67)):
+        cores = {what: float(found[number]) for what, found in rows.items() if found[number].replace(".", "").isdigit()}
+        assert cores["cores for these, deciding"] == pytest.approx(each * mint * part, abs=0.006)
+        assert cores["cores, deciding, in all"] == pytest.approx(each * mint * part + idle, abs=0.011)
+        forced = (each + 100) * mint * part + idle
+        assert cores["the same in a forced re-issue at 300 a second"] == pytest.approx(forced, abs=0.011)
+        left = 3 * (0.9 - each * mint * part - idle) / (mint * part)
+        assert cores["mints a second beside renewals, of all, up to 0.9 of a core"] == pytest.approx(left, rel=0.02)
+    decisions = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    assert (
+        "| one of a call, 64 at once | 1.02, 1.09, 0.98, 1.05 | 0.69, 0.73, 0.70, 0.67 / 0.31, 0.37, 0.32, 0.35 |"
+        in decisions
+    )
+    assert pytest.approx(0.695 / 1.035) == sizing.DECIDES
+    assert pytest.approx(0.335 / 1.035) == sizing.SERVES
+
+
 def test_each_file_of_results_that_the_page_names_is_there() -> None:
     named = set(re.findall(r"`([\w-]+\.(?:json|md))`", PAGE))
     assert {sizing.AGENT, sizing.ORDINARY, sizing.SLOW} <= named
