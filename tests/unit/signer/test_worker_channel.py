@@ -463,7 +463,7 @@ def test_a_server_that_ends_may_be_told_again_and_says_once_that_it_has() -> Non
         # What was on its way when the server had ended.
         child._heard(messages.Stop(1, 0.0))
         await asyncio.sleep(10.0)
-        assert not worker.over
+        assert (worker.over, worker._channel._why) == (False, "")
 
     on_fake_time(run)
 
