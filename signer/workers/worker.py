@@ -65,6 +65,7 @@ class Worker:
         self._of_peers: defaultdict[str, set[int]] = defaultdict(set)
         self._newest = 0
         self._serving: dict[int, asyncio.Future[str]] = {}
+        # Of each server that was told to end, those that have too.
         self._stopping: dict[int, asyncio.Future[None]] = {}
         self._why = ""
         self._over = asyncio.Event()
@@ -146,6 +147,9 @@ class Worker:
         answer = self._stopping.get(server)
         if answer is None:
             answer = self._stopping[server] = asyncio.get_running_loop().create_future()
+        elif answer.done():
+            # It says so once: whoever asks again would wait until the worker is lost.
+            return
         self._channel.post(messages.Stop(server, grace))
         try:
             async with asyncio.timeout((grace or 0.0) + beyond):
@@ -187,9 +191,9 @@ class Worker:
             case messages.Said() | messages.Taken() | messages.Left():
                 self._follow(report)
             case messages.Serves(server, why):
-                self._answer(self._serving, server, why)
+                self._listens(server, why)
             case messages.Stopped(server):
-                self._answer(self._stopping, server, None)
+                self._stopped(server)
             case messages.Pong():
                 if not self._pinged:
                     raise BadFrame("a sign of life that nobody asked for")
@@ -267,14 +271,18 @@ class Worker:
         if not self._strays.take(asyncio.get_running_loop().time()):
             raise BadFrame("too much of calls that are none")
 
-    def _answer(
-        self, waiting: "dict[int, asyncio.Future[str]] | dict[int, asyncio.Future[None]]", server: int, said: object
-    ) -> None:
-        found = waiting.pop(server, None)
+    def _listens(self, server: int, why: str) -> None:
+        found = self._serving.pop(server, None)
         if found is None:
             raise BadFrame("an answer to nothing")
         if not found.done():
-            found.set_result(said)  # type: ignore[arg-type]
+            found.set_result(why)
+
+    def _stopped(self, server: int) -> None:
+        found = self._stopping.get(server)
+        if found is None or found.done():
+            raise BadFrame("an answer to nothing")
+        found.set_result(None)
 
     def _ended(self, why: str) -> None:
         self._why = self._why or why

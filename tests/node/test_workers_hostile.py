@@ -357,7 +357,7 @@ def test_a_server_that_ended_while_workers_were_told_of_it_is_ended_there_too(mo
 
 
 def test_calls_of_a_server_that_retires_get_their_time_when_the_signer_stops() -> None:
-    """Also in its last half hour, when it takes no more of them."""
+    """Also in its last half hour, when it takes no more; and no more than they need, where one worker has none."""
 
     async def test(found: There) -> None:
         channel = found.channel()
@@ -366,13 +366,15 @@ def test_calls_of_a_server_that_retires_get_their_time_when_the_signer_stops() -
         await found.renew()
         (retiring,) = found.server._retiring.values()
         ending = asyncio.ensure_future(retiring.stop(1800))
-        await until(lambda: found.sockets == {"a": {"2"}, "b": {"2"}})
+        await until(lambda: any(each.done() for one in found.crew._running for each in one._stopping.values()))
+        assert found.sockets == {"a": {"2"}, "b": {"2"}}
         ending.cancel()
         closing = asyncio.ensure_future(found.server.close(20))
         await until(lambda: not found.door._listening)
         found.may.set()
         assert await calling == b"slow"
-        await closing
+        async with asyncio.timeout(10):
+            await closing
         await channel.close()
 
     among(test)

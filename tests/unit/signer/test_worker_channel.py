@@ -460,6 +460,9 @@ def test_a_server_that_ends_may_be_told_again_and_says_once_that_it_has() -> Non
         await worker.stop(1, 5.0, STOPS)
         assert loop.time() - began == pytest.approx(5.0, abs=0.1)
         await again
+        # It has ended there, and not yet at others.
+        await worker.stop(1, 7.0, STOPS)
+        assert loop.time() - began == pytest.approx(5.0, abs=0.1)
         # What was on its way when the server had ended.
         child._heard(messages.Stop(1, 0.0))
         await asyncio.sleep(10.0)
