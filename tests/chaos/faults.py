@@ -280,10 +280,8 @@ async def kill_workers(world: World) -> None:
 
 
 async def pause_worker(world: World) -> None:
-    """Sometimes for longer than it may be silent: it is ended then."""
-    signer = _signer(world)
-    # One that is ended meanwhile is not there to go on.
-    with suppress(ProcessLookupError), world.stopped(signer.workers()[0]):
+    """For less than it may be silent, so that it goes on."""
+    with world.stopped(_signer(world).workers()[0]):
         await asyncio.sleep(world.rng.uniform(0.2, BEARABLE))
 
 
