@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.report import RESULTS, environment
-from bench.scale.figures import ROWS, Figures
+from bench.scale.figures import OF_RENEWALS, ROWS, Figures
 from bench.scale.renewals import Renewing
 from bench.scale.run import FULL, QUICK, RENEWALS, STEPS, Plan, Run, sized
 
@@ -35,7 +35,7 @@ def report(figures: Figures, plan: Plan, about: dict[str, str]) -> str:
     lines += [
         ", ".join(f"{key} {value}" for key, value in about.items()),
         "",
-        figures.table(figures.found if RENEWALS in plan.steps else ROWS),
+        figures.table(figures.found if RENEWALS in plan.steps else [key for key in ROWS if key not in OF_RENEWALS]),
     ]
     if figures.failure:
         lines += [f"Not measured to its end: {figures.failure}"]

@@ -231,8 +231,15 @@ class Site:
 
     async def agents(self) -> float:
         """How many watch this replica, by its own word."""
+        return await self._gauge("podsvid_signer_agents")
+
+    async def leads(self) -> bool:
+        """Whether it does, by its own word."""
+        return await self._gauge("podsvid_signer_leader") == 1.0
+
+    async def _gauge(self, name: str) -> float:
         page = await asyncio.to_thread(self._page, "metrics") or ""
-        found = [line for line in page.splitlines() if line.startswith("podsvid_signer_agents ")]
+        found = [line for line in page.splitlines() if line.startswith(f"{name} ")]
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
     async def api_counts(self) -> Counter[str]:

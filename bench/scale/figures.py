@@ -105,6 +105,9 @@ ROWS: Mapping[str, Row] = MappingProxyType(
     }
 )
 
+# What a run without that step leaves out.
+OF_RENEWALS = frozenset(key for key in ROWS if key.startswith(("renew_", "lost_")) or "_renewals" in key)
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:

@@ -329,11 +329,11 @@ class Fleet:
         return {}
 
     async def renewed(self) -> Mapping[str, Any]:
-        """Of each renewal when it was done and how late; what is not done; what failed; how many a call had."""
+        """Of each renewal when it was done and how late; how late the others are so far; failures; sizes of calls."""
         return {
             "times": _rounded(at for each in self._agents for at, _ in each.renewed),
             "late": _rounded(late for each in self._agents for _, late in each.renewed),
-            "overdue": sum(len(each.due) for each in self._agents),
+            "overdue": _rounded(time.time() - due for each in self._agents for due in each.due.values()),
             "failed": await self.failures(),
             "batches": dict(sum((each.batches for each in self._agents), Counter())),
         }

@@ -118,7 +118,10 @@ class Renewals:
             await self._wait(fleets, begun + plan.seconds + AFTER)
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await asyncio.wait((watching,))
+        if not watching.cancelled():
+            # Without it what the replicas took would be too little.
+            raise NotMeasured(f"what the replicas take was not seen to the end: {watching.exception()}")
         found = await fleets.do("renewed")
         self._fill(found, watched, await kept.api_counts() - asked_before, fleets.used() - spent_before)
 
@@ -129,7 +132,8 @@ class Renewals:
 
     async def _lose(self, fleets: Fleets, kept: Site, lost: Site) -> None:
         self._say(f"the replica {lost.name} is killed; agents: {await lost.agents():.0f}, {await kept.agents():.0f}")
-        self._figures.add("lost_agents", await lost.agents())
+        who = "the leader" if await lost.leads() else "which did not lead"
+        self._figures.add("lost_agents", await lost.agents(), note=who)
         lost.kill()
         at = time.time()
         await asyncio.sleep(TAKEN_OUT)
@@ -151,7 +155,7 @@ class Renewals:
         late = [each for one in found for each in one["late"]]
         times = [each for one in found for each in one["times"]]
         failed = sum((Counter(one["failed"]) for one in found), Counter[str]())
-        overdue = sum(one["overdue"] for one in found)
+        overdue = [each for one in found for each in one["overdue"]]
         sizes = sum(
             (Counter({int(size): many for size, many in one["batches"].items()}) for one in found), Counter[int]()
         )
@@ -163,11 +167,12 @@ class Renewals:
         add("renew_peak", most_in_a_second(times))
         add(
             "renew_late",
-            sum(each > LATE for each in late) + overdue,
-            note=f"{overdue} of them never" if overdue else "",
+            sum(each > LATE for each in late) + len(overdue),
+            note=f"{len(overdue)} of them never" if overdue else "",
         )
-        add("renew_late_p99", quantile(late, 0.99))
-        add("renew_late_most", max(late))
+        # What never came is as late as it was at the end, at least.
+        add("renew_late_p99", quantile([*late, *overdue], 0.99))
+        add("renew_late_most", max(*late, *overdue, 0.0))
         texts = ", ".join(f"{count} times {text}" for text, count in failed.most_common(2))
         add("renew_failed", failed.total(), note=texts)
         together = sum(size * many for size, many in sizes.items() if size > 1)

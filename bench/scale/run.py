@@ -101,7 +101,7 @@ class Run:
         self._large = Site("large", cluster, folder, (*plan.flags, *workers), watch=watch)
         few = Cluster(minters, minters * cluster.pods // cluster.nodes, 0, 0, 1)
         self._empty = Site("empty", few, folder, workers)
-        # It leads, as it begins first.
+        # It leads, as it begins first; a row says whether it still did when it was lost.
         self._second = self._large.another()
         self._minters = minters
         self._folder = folder

@@ -362,12 +362,15 @@ def test_a_renewal_that_is_late_or_never_comes_misses_the_goal() -> None:
     step = Renewals(Renewing(), 1.0, SMALL, figures, lambda _: None)
     watched = Watched((), shares={"a": [(10.0, 5.0), (30.0, 2.0)]}, idle={"a": (4.0, 1.0)}, used=(0.008, 0.004))
 
-    def fill(late: float, overdue: int) -> str:
-        found = {"times": [1.0, 2.0, 2.5, 5.0], "late": [0.0, 0.1, 0.2, late], "overdue": overdue, "failed": {"x": 2}}
-        step._fill([{**found, "batches": {"1": 2, "2": 1}}], watched, Counter(reviews=6, lists=2), 0.02)
+    def fill(late: float, *overdue: float) -> str:
+        found = {"times": [1.0, 2.0, 2.5, 5.0], "late": [0.0, 0.1, 0.2, late], "overdue": list(overdue)}
+        step._fill(
+            [{**found, "failed": {"x": 2}, "batches": {"1": 2, "2": 1}}], watched, Counter(reviews=6, lists=2), 0.02
+        )
         return figures.mark("renew_late")
 
-    assert [fill(LATE, 0), fill(LATE + 0.1, 0), fill(0.0, 1)] == ["met", "missed", "missed"]
+    assert [fill(LATE), fill(LATE + 0.1), fill(0.0, 70.0)] == ["met", "missed", "missed"]
+    assert (figures.figure("renew_late_most").value, figures.figure("renew_late_p99").value) == (70.0, 70.0)
     values = {key: figures.figure(key).value for key in figures.found}
     assert (values["renew_done"], values["renew_mean"], values["renew_failed"]) == (4, 1.0, 2)
     assert (values["renew_together"], values["renew_requests"]) == (50.0, 2.0)
