@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.timeout(5400)
 # PODSVID_LONG=1: more of each, in another order.
 ROUNDS = 4 if os.environ.get("PODSVID_LONG") else 1
 PODS = 6
+# Of each signer, as where its container has two cores.
+WORKERS = 2
 # Renewal comes between 48 and 60 s, so no fault may last longer than a minute for a running pod.
 TTL = "2m"
 TRUST_DOMAIN = "cluster.test"
@@ -66,11 +69,22 @@ def _process(cluster: Cluster, name: str) -> int:
     return cluster.pods.process(component(cluster, name)[0]["metadata"]["name"], NAMESPACE)
 
 
+@contextmanager
+def _worker_killed(cluster: Cluster) -> Iterator[None]:
+    """The signer starts another one."""
+    pid = _process(cluster, "signer")
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert len(found) == WORKERS
+    os.kill(int(found[0]), signal.SIGKILL)
+    yield
+
+
 FAULTS: dict[str, Fault] = {
     "kill -9 of the agent": lambda cluster: _process_killed(cluster, "agent"),
     "SIGSTOP of the agent": lambda cluster: _process_stopped(cluster, "agent"),
     "kill -9 of a signer": lambda cluster: _process_killed(cluster, "signer"),
     "SIGSTOP of a signer": lambda cluster: _process_stopped(cluster, "signer"),
+    "kill -9 of a signer's worker": _worker_killed,
     "kill -9 of kubelet": _component_killed("kubelet"),
     "kill -9 of containerd": _component_killed("containerd"),
     "kill -9 of the API server": _component_killed("kube-apiserver"),
@@ -85,7 +99,8 @@ def installed(cluster: Cluster, images: dict[str, str], progress: Progress) -> I
     product_image.load(cluster, [images["now"]])
     try:
         release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
-                *settings(cluster, images["now"], TRUST_DOMAIN), "--set", f"ttl.x509={TTL}")  # fmt: skip
+                *settings(cluster, images["now"], TRUST_DOMAIN), "--set", f"ttl.x509={TTL}",
+                "--set", f"signer.settings.workers={WORKERS}")  # fmt: skip
         yield
     finally:
         for pod in cluster.api.get("/api/v1/namespaces/default/pods?labelSelector=app%3Dtraffic")["items"]:
