@@ -110,6 +110,8 @@ class Signer:
     def __init__(self, base: Path, port: int, rng: random.Random, pods: int = 600, *more: str) -> None:
         self._base = base
         self._more = more
+        # How often workers of this process were.
+        self.worker_kills = 0
         self._port = port
         self._pods = pods
         self._known: dict[str, Any] = {}
@@ -137,6 +139,7 @@ class Signer:
 
     async def run(self) -> None:
         """Start the process, after a kill too: it finds its authorities again."""
+        self.worker_kills = 0
         entering = signer_process(
             self._base, self._pods, 1, self._port, "--x509-ttl", f"{TTL}s", "--x509-min-ttl", "10s", *self._more
         )
