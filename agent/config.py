@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from csi.profile import PROFILES, default_profile_for
-from runtime import durations, loading, settings
+from runtime import advice, durations, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
 from svid.jws import JwtAlgorithm
@@ -192,6 +192,7 @@ class AgentConfig:
     tracing_endpoint: str | None = setting(
         settings.collector, "URL of an OpenTelemetry collector (OTLP over gRPC) that gets traces (default: none)"
     )
+    docs_url: str = setting(advice.address, advice.HELP, "")
     log_format: str = setting(settings.choice("json", "text"), "json or text", "json")
     log_level: str = setting(
         settings.choice("debug", "info", "warning", "error"), "debug, info, warning or error", "info"

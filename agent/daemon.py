@@ -195,6 +195,7 @@ async def _start(
             _csi_socket(config, driver),
             lambda: serving,
             admin.RefusedPublishes(workloads),
+            config.docs_url,
         )
         services.push_async_callback(server.stop, STOP_GRACE)
     serving = True

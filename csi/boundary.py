@@ -27,10 +27,13 @@ from csi.errors import (
     VolumeNotFound,
 )
 from csi.request import POD_NAME, POD_NAMESPACE
+from runtime import advice
 
 _log = logging.getLogger("podsvid.csi")
 # Of each field of a request that was not checked.
 _MAX_SHOWN = 253
+# Of an answer: an event has room for 1024 bytes, of which kubelet's own words before it take a quarter.
+_MAX_SAID = 760
 STATUS_CODES: Mapping[type[CsiError], grpc.StatusCode] = MappingProxyType(
     {
         InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -54,7 +57,13 @@ STATUS_CODES: Mapping[type[CsiError], grpc.StatusCode] = MappingProxyType(
 
 
 class ErrorBoundary(grpc.aio.ServerInterceptor):
-    """Maps CsiError through STATUS_CODES; anything else becomes INTERNAL without its text (which may hold secrets)."""
+    """Maps CsiError through STATUS_CODES; anything else becomes INTERNAL without its text (which may hold secrets).
+
+    `docs_url`: where what is said is explained, as of the setting.
+    """
+
+    def __init__(self, docs_url: str = "") -> None:
+        self._docs_url = docs_url
 
     async def intercept_service(
         self,
@@ -71,7 +80,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
             try:
                 return await inner(request, context)
             except CsiError as error:
-                await refuse(method, error, context, request)
+                await refuse(method, error, context, request, self._docs_url)
             except Exception as error:
                 _log.exception("call failed unexpectedly", extra={"method": method})
                 await context.abort(
@@ -86,7 +95,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
 
 
 async def refuse(
-    method: str, error: CsiError, context: grpc.aio.ServicerContext[Any, Any], request: object
+    method: str, error: CsiError, context: grpc.aio.ServicerContext[Any, Any], request: object, docs_url: str = ""
 ) -> NoReturn:
     """End the call with the error's status; kubelet shows the message in the pod's event."""
     code = STATUS_CODES[type(error)]
@@ -101,7 +110,8 @@ async def refuse(
             "error": str(error),
         },
     )
-    await context.abort(code, f"{error.reason}: {error}")
+    exact = advice.exact(error.reason, str(error))
+    await context.abort(code, advice.explained(f"{error.reason}: {error}", exact, docs_url, _MAX_SAID))
     raise AssertionError("unreachable: abort raises")
 
 

@@ -25,10 +25,13 @@ async def serve_driver(
     endpoint: Path,
     ready: Callable[[], bool],
     watcher: grpc.aio.ServerInterceptor,
+    docs_url: str = "",
 ) -> grpc.aio.Server:
-    """Serve one driver name at `endpoint`; `watcher` sees each call behind the error boundary. Raises OSError."""
+    """Serve one driver name at `endpoint`; `watcher` sees each call behind the error boundary, whose answers lead to
+    `docs_url`. Raises OSError.
+    """
     server = grpc.aio.server(
-        interceptors=[ErrorBoundary(), watcher], options=(("grpc.max_receive_message_length", MAX_MESSAGE),)
+        interceptors=[ErrorBoundary(docs_url), watcher], options=(("grpc.max_receive_message_length", MAX_MESSAGE),)
     )
     csi_pb2_grpc.add_IdentityServicer_to_server(IdentityService(driver, version, ready), server)
     csi_pb2_grpc.add_NodeServicer_to_server(DriverNode(node, driver, profile), server)

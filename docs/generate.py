@@ -220,7 +220,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
 _CHART_OWN = {
     "agentSettings": (
         *("trust_domain", "node_name", "driver_names", "kubelet_root", "run_dir", "authority", "signer_address"),
-        *("signer_bundle", "agent_token_file", "signer_audience", "metrics_listen", "health_listen"),
+        *("signer_bundle", "agent_token_file", "signer_audience", "metrics_listen", "health_listen", "docs_url"),
         # Of other authorities: the chart's agents have a signer.
         *("state_dir", "ca_cert_file", "ca_key_file", "ca_bundle_file", "jwt_key_file", "jwt_bundle_file"),
         # Which it would not look at, and so are refused: the signer decides them.
@@ -229,7 +229,7 @@ _CHART_OWN = {
     ),
     "signerSettings": (
         *("trust_domain", "driver_names", "audience", "x509_ttl", "x509_pod_max_ttl", "jwt_ttl", "namespace"),
-        *("metrics_listen", "health_listen", "listen"),
+        *("metrics_listen", "health_listen", "listen", "docs_url"),
         *(
             "startup_taint",
             "pod_certificates",

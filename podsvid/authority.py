@@ -19,6 +19,7 @@ from podsvid.options import TABLE_FORMS, add_output, add_timeout, as_yaml, which
 from podsvid.outcome import SIGNALLED
 from podsvid.output import console as console_for
 from podsvid.output import instant, rfc3339, to_json
+from podsvid.reading import of_refusal
 from podsvid.sockets import SocketAbsent
 from podsvid.status import print_status, warning
 from podsvid.waiting import GaveUp, Waiting
@@ -163,6 +164,7 @@ def show_explained(pod: str, found: admin_pb2.ExplainResponse, *, every: bool, l
     allowed = found.outcome == "allowed"
     lines = [
         f"pod {pod}: {found.spiffe_id if allowed else found.outcome}{f' ({lacking})' if lacking and allowed else ''}",
+        *of_refusal(found.outcome),
         f"policy: {found.policy or 'none is asked'}",
     ]
     if found.entitled:

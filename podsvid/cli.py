@@ -68,8 +68,16 @@ def _failed(found: outcome.Outcome) -> int:
     if found.code != outcome.NOBODY_READS:
         # Where nobody hears it either, the exit code says it.
         with contextlib.suppress(OSError):
-            print(found.line(), file=sys.stderr, flush=True)
+            print("\n".join([found.line(), *_more(found)]), file=sys.stderr, flush=True)
     return found.code
+
+
+def _more(found: outcome.Outcome) -> list[str]:
+    """Where to read about each reason, where the site of the documentation is known."""
+    from podsvid import reading
+
+    reasons = dict.fromkeys([found.reason, *(each.reason for each in found.more)])
+    return [f"podsvid: see {reading.where(each)}" for each in reasons] if reading.site() else []
 
 
 def _parser(command: str | None, called: str = "podsvid") -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from runtime import loading, settings
+from runtime import advice, loading, settings
 from runtime.loading import Examined
 from runtime.settings import Conflict, setting
 from signer import (
@@ -316,6 +316,7 @@ class SignerConfig:
     tracing_endpoint: str | None = setting(
         settings.collector, "URL of an OpenTelemetry collector (OTLP over gRPC) that gets traces (default: none)"
     )
+    docs_url: str = setting(advice.address, advice.HELP, "")
     log_format: str = setting(settings.choice("json", "text"), "json or text", "json")
     log_level: str = setting(
         settings.choice("debug", "info", "warning", "error"), "debug, info, warning or error", "info"

@@ -179,7 +179,7 @@ class Replica:
             rng,
             self.metrics.federation_looked,
         )
-        self._events = Events(api, config.identity, clock)
+        self._events = Events(api, config.identity, clock, config.docs_url)
         self._taint = StartupTaint(api, drivers, clock) if config.startup_taint else None
         self._trust: Feed[Broadcast] = Feed()
         audit = self._audit = Audit(clock)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from podsvid.doctor.kinds import KINDS, Weight
+from podsvid.reading import where
 
 # Named in one finding.
 MOST_NAMED: Final = 5
@@ -30,7 +31,7 @@ class Finding:
     @property
     def link(self) -> str:
         """Where the documentation has it."""
-        return f"docs/troubleshooting.md#{self.reason.lower()}"
+        return where(self.reason)
 
 
 def some(names: Sequence[str], more: int = 0) -> str:

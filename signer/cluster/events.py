@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from runtime import advice
 from runtime.clock import Clock
 from runtime.newest import keep
 from signer.cluster.kube import KubeApi
@@ -37,12 +38,18 @@ class _Event:
     at: datetime
     about: str = "Pod"
 
+    @property
+    def code(self) -> str:
+        """By which the documentation explains it: the reason of a refusal, or the event's name."""
+        return advice.exact(self.reason, self.note)
+
 
 class Events:
     """Queues events and writes them from a loop of its own: a mint neither waits nor fails for one."""
 
-    def __init__(self, api: KubeApi, identity: str, clock: Clock) -> None:
+    def __init__(self, api: KubeApi, identity: str, clock: Clock, docs_url: str = "") -> None:
         self._api = api
+        self._docs_url = docs_url
         self._identity = identity
         self._clock = clock
         self._queue: asyncio.Queue[_Event] = asyncio.Queue(QUEUE)
@@ -132,7 +139,7 @@ class Events:
                 "type": event.kind,
                 "reason": event.reason,
                 "action": "Mint" if event.about == "Pod" else "Rotate",
-                "note": event.note,
+                "note": advice.explained(event.note, event.code, self._docs_url, _MAX_NOTE),
                 "regarding": {
                     "apiVersion": "v1",
                     "kind": event.about,

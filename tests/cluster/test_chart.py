@@ -64,6 +64,7 @@ EVERYTHING = (
         "istio.enabled=true",
         "monitoring.serviceMonitor.enabled=true",
         "monitoring.rules.enabled=true",
+        "docsURL=https://docs.example.org/podsvid/",
         "signer.podAnnotations.e=f",
     ),
 )
@@ -76,6 +77,19 @@ def programs(built: None) -> None:
 
 def documents(*values: str) -> dict[tuple[str, str], Object]:
     return {(each["kind"], each["metadata"]["name"]): each for each in chart.render(*values)}
+
+
+def test_alerts_lead_to_the_page_of_a_checkout_unless_the_site_is_known() -> None:
+    rules = ("monitoring.rules.enabled=true", "trustDomain=example.org")
+
+    def led(*values: str) -> set[str]:
+        (found,) = (each for (kind, _), each in documents(*rules, *values).items() if kind == "PrometheusRule")
+        urls = [rule["annotations"]["runbook_url"] for group in found["spec"]["groups"] for rule in group["rules"]]
+        return {url.partition("#")[0] for url in urls}
+
+    assert led() == {"docs/operations.md"}
+    for site in ("https://docs.example.org/podsvid", "https://docs.example.org/podsvid/"):
+        assert led(f"docsURL={site}") == {"https://docs.example.org/podsvid/operations.html"}
 
 
 def test_lint() -> None:
@@ -535,6 +549,7 @@ def test_values_are_documented_and_complete() -> None:
 
 # Another value for each that cannot be told from its default; where it takes other values to count, those.
 OTHER: dict[str, object] = {
+    "docsURL": "http://docs.example.org",
     "trustDomain": "other.org",
     "profile": "hostile",
     "openshift.enabled": True,

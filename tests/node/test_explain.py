@@ -406,7 +406,7 @@ def test_the_identity_of_a_pod_of_which_one_volume_is_refused_is_no_old_one(tmp_
         told = explain(config)
     lines = told.stdout.splitlines()
     assert lines[0] == f"pod shop/cart-0: {why}"
-    assert lines[2] == f"its identity: {IDENTITY}, for volumes that ask for no more than the policy gives"
+    assert lines[3] == f"its identity: {IDENTITY}, for volumes that ask for no more than the policy gives"
     assert "note:" not in told.stdout
     assert told.returncode == 3
 

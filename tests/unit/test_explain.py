@@ -143,7 +143,10 @@ def test_the_first_line_says_whether_the_pod_has_what_it_may_have(
     assert first == f"pod shop/cart-0: {WEB}{f' ({lacking})' if lacking else ''}"
     cluster.answers["signer"] = {"outcome": "refused: POLICY_DENIED: no"}
     assert explain.run(parsed("shop/cart-0", "text")) == 3
-    assert capsys.readouterr().out.splitlines()[0] == "pod shop/cart-0: refused: POLICY_DENIED: no"
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "pod shop/cart-0: refused: POLICY_DENIED: no",
+        "see docs/troubleshooting.md#policy_denied",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from agent.metrics import STATES
 from docs import reasons
+from runtime import advice
 from signer.errors import Reason
 from svid.authority import X509Authority
 from svid.keys import KeyAlgorithm
@@ -78,6 +79,8 @@ def test_each_reason_says_what_it_means_and_what_to_do() -> None:
             assert text, row.reason
             assert not text.endswith("."), row.reason
         assert f"\n### `{row.reason}`\n" in PAGE
+        # The anchor that renderers make of that heading.
+        assert advice.link(row.reason) == f"docs/troubleshooting.md#{row.reason.lower()}"
 
 
 def test_each_state_of_a_volume_is_there() -> None:
@@ -99,6 +102,8 @@ def test_each_event_of_the_signer_is_there(trees: list[ast.Module]) -> None:
                     found.add(event)
     assert len(found) > 6
     assert {event for event in found if f"\n| `{event}` |" not in PAGE} == set()
+    # Where the event itself says that it is explained.
+    assert {event for event in found if f'<a id="{advice.link(event).partition("#")[2]}"></a>' not in PAGE} == set()
 
 
 @pytest.mark.parametrize(

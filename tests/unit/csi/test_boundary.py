@@ -88,7 +88,7 @@ def test_an_error_is_answered_with_its_code_its_reason_and_its_text(
 ) -> None:
     answer = failed(base, error("what is wrong"))
     assert answer.code() is code
-    assert answer.details() == f"{error.reason}: what is wrong"
+    assert answer.details() == f"{error.reason}: what is wrong (see docs/troubleshooting.md#{error.reason.lower()})"
     (line,) = [each for each in caplog.records if each.name == "podsvid.csi"]
     assert (line.message, line.levelno) == ("call refused", logging.WARNING)
     found = {key: vars(line)[key] for key in ("method", "code", "reason", "error")}
@@ -98,6 +98,14 @@ def test_an_error_is_answered_with_its_code_its_reason_and_its_text(
         "reason": error.reason,
         "error": "what is wrong",
     }
+
+
+def test_an_answer_leads_to_its_most_exact_reason_and_stays_short(base: Path) -> None:
+    """kubelet puts it into an event, which has room for 1024 bytes."""
+    said = failed(base, errors.IdentityDenied("POLICY_DENIED: " + "y" * 5000)).details() or ""
+    assert said.startswith("IDENTITY_DENIED: POLICY_DENIED: yyy")
+    assert said.endswith("yyy (see docs/troubleshooting.md#policy_denied)")
+    assert len(said) == 760
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ def test_what_is_mounted_by_sub_path_is_said_where_its_author_looks() -> None:
         async with asyncio.timeout(10):
             while not (said := [each for path, each in door.site.kube.objects.items() if path.startswith(EVENTS)]):
                 await asyncio.sleep(0.01)
-        assert [(each["reason"], each["note"]) for each in said] == [("SubPathMount", answer.notice)]
+        assert [(each["reason"], each["note"]) for each in said] == [
+            ("SubPathMount", f"{answer.notice} (see docs/troubleshooting.md#subpathmount)")
+        ]
 
     at_the_door(test)
 
@@ -139,14 +141,13 @@ def test_a_clipped_wish_is_told_to_the_pod_once_and_to_the_audit_log(caplog: pyt
         assert (event["type"], event["reason"], event["regarding"]["uid"]) == ("Normal", "TtlClipped", claim.uid)
         assert event["note"].startswith("ttl 999h was asked for, 1h30m is granted: ")
         told = [line.get("ttl_clipped") for line in lines(caplog)]
-        assert told == [event["note"], None] * 3
+        first = event["note"].removesuffix(" (see docs/troubleshooting.md#ttlclipped)")
+        assert told == [first, None] * 3
         # It is a wish of another kind: the lifetime is the policy's now.
         door.policy("p", **ALL, x509TTL="2h")
         await door.told()
         await door.x509(claim, door.site.token(claim), ttl_seconds=999 * 3600, ttl="999h")
-        await asyncio.sleep(60)
-        notes = [body["note"] for path, body in door.site.kube.objects.items() if path.startswith(EVENTS)]
-        assert notes == [event["note"], "ttl 999h was asked for, 2h is granted: policy p gives x509TTL 2h"]
+        assert await events(door) == [first, "ttl 999h was asked for, 2h is granted: policy p gives x509TTL 2h"]
 
     at_the_door(test)
 
@@ -297,9 +298,11 @@ def test_what_the_pods_author_can_mend_is_an_event(
 
 
 async def events(door: Door) -> list[str]:
-    """The notes of what was told to pods."""
+    """The notes of what was told to pods, without where to read about it."""
     await asyncio.sleep(60)
-    return [body["note"] for path, body in door.site.kube.objects.items() if path.startswith(EVENTS)]
+    notes = [body["note"] for path, body in door.site.kube.objects.items() if path.startswith(EVENTS)]
+    assert all(" (see docs/troubleshooting.md#" in each for each in notes)
+    return [each.partition(" (see docs/")[0] for each in notes]
 
 
 def test_a_pod_that_lacks_the_volume_is_told() -> None:

@@ -181,7 +181,8 @@ def test_a_refusal_that_its_author_can_mend_is_an_event_of_the_pod_and_others_ar
             "uid": claim.uid,
         }
         assert (event["type"], event["reason"]) == ("Warning", "IdentityRefused")
-        assert event["note"] == f"DNS_NAME_DENIED: {caught[0].message}"
+        where = " (see docs/troubleshooting.md#dns_name_denied)"
+        assert event["note"] == f"DNS_NAME_DENIED: {caught[0].message}{where}"
 
     at_the_door(test)
 

@@ -149,7 +149,7 @@ def test_events_are_few_and_never_in_the_way() -> None:
             await until(lambda: len(kube.objects) == 1)
             (stored,) = kube.objects.values()
             assert (stored["reason"], stored["type"]) == ("IdentityRefused", "Warning")
-            assert stored["note"] == "POLICY_DENIED: policy x denies"
+            assert stored["note"] == "POLICY_DENIED: policy x denies (see docs/troubleshooting.md#policy_denied)"
             assert stored["regarding"]["uid"] == "uid-1"
             assert len(stored["note"]) <= 1024
 

@@ -19,10 +19,10 @@ SECOND = 1.0
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, docs_url: str = "") -> None:
         self.clock = StepClock()
         self.kube = FakeKube(self.clock)
-        self.events = Events(self.kube, "signer-1", self.clock)
+        self.events = Events(self.kube, "signer-1", self.clock, docs_url)
 
     def written(self) -> list[Object]:
         return list(self.kube.objects.values())
@@ -62,6 +62,7 @@ def test_what_is_in_an_event() -> None:
         assert found["note"].startswith("POLICY_DENIED: policy x denies; yyy")
         # The API server refuses more than 1024 bytes.
         assert len(found["note"]) == 1000
+        assert found["note"].endswith("yyy (see docs/troubleshooting.md#policy_denied)")
         assert found["eventTime"] == "2030-01-01T00:00:00.000000Z"
         assert found["metadata"]["namespace"] == "shop"
         assert found["regarding"] == {
@@ -76,6 +77,25 @@ def test_what_is_in_an_event() -> None:
     asyncio.run(run())
 
 
+def test_what_waits_to_be_written_is_no_longer_than_what_is_written() -> None:
+    rig = Rig()
+    rig.events.refused(WEB, "POLICY_DENIED", "y" * 5000)
+    assert [len(each) for each in rig.queued()] == [1000]
+
+
+def test_an_event_leads_to_the_site_where_one_is_known() -> None:
+    async def run() -> None:
+        rig = Rig("https://docs.example.org/podsvid")
+        rig.events.certificate_waits(WEB, "KEY_WEAK", "another key")
+        async with writing(rig):
+            await until(lambda: len(rig.kube.objects) == 1)
+        (found,) = rig.written()
+        where = "https://docs.example.org/podsvid/troubleshooting.html#key_weak"
+        assert found["note"] == f"KEY_WEAK: another key (see {where})"
+
+    asyncio.run(run())
+
+
 def test_a_surprise_is_no_warning() -> None:
     async def run() -> None:
         rig = Rig()
@@ -83,7 +103,11 @@ def test_a_surprise_is_no_warning() -> None:
         async with writing(rig):
             await until(lambda: len(rig.kube.objects) == 1)
         (found,) = rig.written()
-        assert (found["type"], found["reason"], found["note"]) == ("Normal", "PolicySurprise", "policy x won over y")
+        assert (found["type"], found["reason"], found["note"]) == (
+            "Normal",
+            "PolicySurprise",
+            "policy x won over y (see docs/troubleshooting.md#policysurprise)",
+        )
 
     asyncio.run(run())
 

@@ -92,7 +92,9 @@ class Asking:
         return self.status(path)
 
     def events(self, reason: str) -> list[str]:
-        return [each["note"] for each in self.kube.objects.values() if each.get("reason") == reason]
+        """Their notes, without where to read about them."""
+        found = [each["note"] for each in self.kube.objects.values() if each.get("reason") == reason]
+        return [each.partition(" (see docs/")[0] for each in found]
 
 
 async def until(true: Callable[[], bool]) -> None:
