@@ -167,6 +167,27 @@ def verifiers() -> str:
     return table(head, ((each.name, *map(each.answer, Part), each.instead) for each in VERIFIERS.values()))
 
 
+def examples() -> str:
+    """Each folder of deploy/examples: what its README says that it shows, how to apply it, and its files whole."""
+    folder = ROOT / "deploy" / "examples"
+    shown = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", (folder / "README.md").read_text(encoding="utf-8"), re.M))
+    there = {each.name for each in folder.iterdir() if each.is_dir()}
+    if there != shown.keys():
+        raise SystemExit(
+            f"deploy/examples/README.md: {', '.join(sorted(there ^ shown.keys()))} is there or in its table only"
+        )
+    parts = []
+    for name, text in shown.items():
+        parts.append(f"## {name}\n\n{text[0].upper()}{text[1:]}.\n\n    kubectl apply -f deploy/examples/{name}\n")
+        for path in sorted((folder / name).rglob("*")):
+            kind = _SHOWN.get(path.suffix)
+            if kind:
+                source = path.read_text(encoding="utf-8").rstrip()
+                parts.append(f"`{path.relative_to(folder / name)}`\n\n```{kind}\n{source}\n```\n")
+    return "\n" + "\n".join(parts) + "\n"
+
+
+_SHOWN = {".yaml": "yaml", ".py": "python", ".go": "go"}
 _CLUSTER = (
     "nodes",
     "pods",
@@ -211,6 +232,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "shared-events": ("docs/logs.md", lambda: events("runtime", "svid")),
     "exit-codes": ("docs/cli.md", exit_codes),
     "shapes": ("docs/output.md", shapes.page),
+    "examples": ("docs/examples.md", examples),
     "verifiers": ("docs/post-quantum.md", verifiers),
     "signer-metrics": ("docs/metrics.md", lambda: metrics(SignerMetrics().registry)),
 }

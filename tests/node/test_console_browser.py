@@ -17,7 +17,6 @@ from tests.browser import Page, browser, program
 from tests.console_rig import Told, picture, token_of, volume
 from tests.node.test_quickstart import Quickstart
 
-# 60 MB to fetch and 200 MB on the disk, for this file alone: too much for tests/debian-packages.txt.
 pytestmark = [
     pytest.mark.skipif(program() is None, reason="no browser here: apt-get install chromium-headless-shell"),
     pytest.mark.timeout(180),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.version import VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -48,3 +50,8 @@ def test_each_failure_of_the_ca_above_has_a_test_of_its_own() -> None:
     named = {test for _, test in _named(table)}
     source = (ROOT / "tests" / "unit" / "signer" / "test_upstream_failures.py").read_text(encoding="utf-8")
     assert named == set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))
+
+
+def test_the_page_of_releases_has_this_version_first() -> None:
+    page = (ROOT / "docs" / "releases.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE)[0] == VERSION

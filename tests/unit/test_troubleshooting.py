@@ -30,7 +30,16 @@ NO_REASON = frozenset(
     {
         *("ADMIN_SOCKET", "RUN_DIR", "PODSVID_ADMIN_SOCKET", "PODSVID_RUN_DIR", "PODSVID_DIR", "AUTHORITY_ID"),
         *("SPIFFE_ENDPOINT_SOCKET", "KUBERNETES_EXEC_INFO", "GRPC_SSL_CIPHER_SUITES", "LC_ALL", "MALLOC_ARENA_MAX"),
-        *("GRPC_VERBOSITY",),
+        *("GRPC_VERBOSITY", "PODSVID_DOCS_URL"),
+        # Statuses of gRPC's that are no reasons of podsvid's.
+        *(
+            "DEADLINE_EXCEEDED",
+            "ALREADY_EXISTS",
+            "RESOURCE_EXHAUSTED",
+            "FAILED_PRECONDITION",
+            "OUT_OF_RANGE",
+            "DATA_LOSS",
+        ),
         *("SC_CLK_TCK", "SC_PAGE_SIZE", "DAC_OVERRIDE", "SYS_ADMIN", "COMMON_NAME"),
         *("ECC_NIST_P256", "ECC_NIST_P384", "EC_EDWARDS", "EC_SIGN_P256_SHA256", "EC_SIGN_P384_SHA384"),
         *("RSA_2048", "RSA_3072", "RSA_4096", "SHA256_RSA_PKCS", "SIGN_VERIFY", "ASYMMETRIC_SIGN"),
