@@ -15,7 +15,7 @@ from runtime.config_file import Entry, Scalar
 from runtime.settings import ENVIRONMENT_PREFIX, Conflict, InvalidSetting, Listed, Number, boolean
 
 # What other commands, and those that they start, have such variables for.
-OTHERS = frozenset({"ADMIN_SOCKET", "RUN_DIR", "DIR"})
+OTHERS = frozenset({"ADMIN_SOCKET", "DOCS_URL", "RUN_DIR", "DIR"})
 _LONGEST = 200
 _BOOLEANS = {"yes": "true", "no": "false", "on": "true", "off": "false", "true": "true", "false": "false"}
 # What kubelet adds for a Service whose name begins so (enableServiceLinks).
