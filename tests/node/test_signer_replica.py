@@ -9,6 +9,7 @@ import pytest
 
 from signer.cluster.taints import CSI_NODES, NODES, TAINT
 from signer.federation.relation import COLLECTION
+from signer.model import PodClaim
 from svid.spiffeid import TrustDomain
 from tests.fake_authority import root
 from tests.fake_kube import FakeKube
@@ -217,3 +218,17 @@ def test_a_policys_status_says_of_which_trust_domains_there_is_no_bundle() -> No
         await until(lambda: missing() == "True")
 
     replicated(site, test)
+
+
+def test_its_events_lead_to_the_site_that_its_settings_name() -> None:
+    site = Site()
+
+    def notes() -> list[str]:
+        return [str(each["note"]) for path, each in site.kube.objects.items() if "/events.k8s.io/" in path]
+
+    async def test(signer: Serving) -> None:
+        signer.replica._events.refused(PodClaim("shop", "web", "uid-1"), "KEY_WEAK", "another key")
+        await until(lambda: bool(notes()))
+        assert notes() == ["KEY_WEAK: another key (see https://docs.example.org/troubleshooting.html#key_weak)"]
+
+    replicated(site, test, "--docs-url", "https://docs.example.org/")

@@ -113,6 +113,20 @@ def test_malformed_requests_get_a_clear_error_and_change_nothing() -> None:
     asyncio.run(run())
 
 
+def test_a_refusal_leads_to_the_site_that_the_settings_name() -> None:
+    async def run() -> None:
+        async with node("--docs-url", "https://docs.example.org") as (_, kubelet):
+            request = kubelet.publish_request(pod(), VOLUME)
+            Path(request.target_path).parent.mkdir(parents=True)
+            request.readonly = False
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await kubelet.call("NodePublishVolume", request)
+            said = caught.value.details() or ""
+            assert said.endswith(" (see https://docs.example.org/troubleshooting.html#invalid_request)")
+
+    asyncio.run(run())
+
+
 def test_a_call_longer_than_kubelets_is_refused_unread() -> None:
     async def run() -> None:
         async with node() as (here, kubelet):
