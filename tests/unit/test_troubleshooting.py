@@ -30,7 +30,7 @@ NO_REASON = frozenset(
     {
         *("ADMIN_SOCKET", "RUN_DIR", "PODSVID_ADMIN_SOCKET", "PODSVID_RUN_DIR", "PODSVID_DIR", "AUTHORITY_ID"),
         *("SPIFFE_ENDPOINT_SOCKET", "KUBERNETES_EXEC_INFO", "GRPC_SSL_CIPHER_SUITES", "LC_ALL", "MALLOC_ARENA_MAX"),
-        *("GRPC_VERBOSITY", "PODSVID_DOCS_URL"),
+        *("GRPC_VERBOSITY", "PODSVID_DOCS_URL", "DOCS_URL"),
         # Statuses of gRPC's that are no reasons of podsvid's.
         *(
             "DEADLINE_EXCEEDED",
