@@ -20,6 +20,7 @@ from websocket import WebSocketBadStatusException
 from podsvid import kept
 from podsvid.authority import CommandFailed, NoSuchPod
 from podsvid.exec_room import ExecRoom
+from podsvid.reading import SEE
 
 # Seconds for one command in a pod, and for one answer of the API server.
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
@@ -193,7 +194,9 @@ class KubeconfigCluster:
         if late:
             raise NotTold(f"pod {pod} did not answer within {EXEC_SECONDS} s; look at its log")
         if not out:
-            why = said.strip().removeprefix("podsvid: ")
+            # It becomes a part of a sentence; a pod whose chart has docsURL says in a line more where to read on.
+            lines = [each for each in said.strip().splitlines() if not each.startswith(SEE)]
+            why = "\n".join(lines).removeprefix("podsvid: ")
             raise NotTold(why or f"pod {pod} answered nothing; look at its log")
         try:
             return json.loads(out)

@@ -77,7 +77,7 @@ def _more(found: outcome.Outcome) -> list[str]:
     from podsvid import reading
 
     reasons = dict.fromkeys([found.reason, *(each.reason for each in found.more)])
-    return [f"podsvid: see {reading.where(each)}" for each in reasons] if reading.site() else []
+    return [f"{reading.SEE}{reading.where(each)}" for each in reasons] if reading.site() else []
 
 
 def _parser(command: str | None, called: str = "podsvid") -> argparse.ArgumentParser:

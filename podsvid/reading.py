@@ -7,6 +7,8 @@ from typing import Final
 from runtime import advice
 
 VARIABLE: Final = "PODSVID_DOCS_URL"
+# What the line after an error begins with.
+SEE: Final = "podsvid: see "
 
 
 def site() -> str:

@@ -421,6 +421,17 @@ def test_an_event_cannot_draw_on_the_terminal(tmp_path: Path) -> None:
     assert all(each.isprintable() for each in told.stdout if each != "\n")
 
 
+def test_of_a_pod_that_failed_the_error_is_told_and_not_where_it_is_explained(tmp_path: Path) -> None:
+    """Pods of a chart with docsURL say that as well, in a line after the error."""
+    cluster = Cluster()
+    where = "podsvid: see https://docs.example.org/troubleshooting.html#no_agent"
+    cluster.execs["agent"] = ("", f"podsvid: NO_AGENT: no agent listens at y\n{where}\n")
+    with serving(cluster, tmp_path) as config:
+        told = explain(config)
+    assert "NO_AGENT: no agent listens at y\n" in told.stdout
+    assert "docs.example.org" not in told.stdout
+
+
 @pytest.mark.parametrize(
     ("change", "title", "said"),
     [
