@@ -46,6 +46,12 @@ def test_of_a_long_text_the_end_is_left_out_and_not_where_to_read() -> None:
     assert said.endswith(f"xxx (see {SITE}/troubleshooting.html#key_weak)")
 
 
+def test_what_is_long_is_counted_in_bytes_as_the_api_server_does() -> None:
+    said = advice.explained("\u00e9\udc80" * 5000, "KEY_WEAK", SITE, 300)
+    assert 297 < len(said.encode()) <= 300
+    assert said.endswith(f" (see {SITE}/troubleshooting.html#key_weak)")
+
+
 def test_an_address_is_of_a_folder_and_short() -> None:
     assert advice.address("") == ""
     assert advice.address(f"{SITE}/") == SITE
@@ -65,6 +71,9 @@ def test_an_address_is_of_a_folder_and_short() -> None:
             "https://a\nb",
             "https://a/x#y",
             "https://a?x=y",
+            "https:///",
+            "https://user:password@a",
+            "https://{{a}}",
         ),
         *("https://a)", "https://a'b", "https://" + "a" * advice.MOST_URL, "https://é"),
     ],
