@@ -191,6 +191,7 @@ class NodeAdmin:
             key_algorithm=volume.options.key_algorithm,
             failures=failures,
             open_streams=len(use.calls),
+            policy=workload.policy,
         )
         answer.state = self._workloads.state(workload)
         newest, kept = workload.problems.newest, workload.kept_apart

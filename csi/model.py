@@ -108,13 +108,14 @@ class Issued:
     """What was just minted for a volume and the instant drawn for the renewal of its SVIDs (aware UTC).
 
     `notice` says which of the pod author's wishes the authority did not grant; empty when it granted all. `window` is
-    what that instant was drawn in, where it is known.
+    what that instant was drawn in, where it is known. `policy`: which one gave the identity, for people.
     """
 
     contents: Contents
     renew_at: datetime
     notice: str = ""
     window: RenewalWindow | None = None
+    policy: str = ""
 
     @property
     def identity(self) -> WorkloadIdentity:

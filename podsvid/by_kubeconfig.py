@@ -4,6 +4,7 @@ Not for the signer, which asks as its own service account (kube_client.py).
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +27,11 @@ from podsvid.reading import SEE
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
 OK, NOT_FOUND, FORBIDDEN, UNAUTHORIZED = 200, 404, 403, 401
 MAX_EVENTS = 10
+# A pod's author may make as many events about it as the API server takes, of any size: so many are in memory at once,
+# and so many pages of them are read.
+EVENTS_AT_ONCE, MOST_PAGES = 50, 100
+# Characters that a command in a pod may print: a node of 1,000 volumes tells 1 MiB. Who owns a node owns its agent.
+MOST_PRINTED = 32 * 2**20
 # What kubelet says of volumes and, the last three, of pods' certificates. `Failed` it says of containers, too.
 KUBELETS = (
     *("FailedMount", "VolumeConditionAbnormal"),
@@ -183,14 +189,16 @@ class KubeconfigCluster:
                 call = websocket_call(
                     self._client.configuration, "GET", url, headers=self._credentials(), _preload_content=False
                 )
-                call.run_forever(timeout=EXEC_SECONDS)
-                late = call.is_open()
+                large = _hear_out(call)
+                late = call.is_open() and not large
                 out, said = call.read_stdout(timeout=0), call.read_stderr(timeout=0)
                 call.close()
         except ApiException as error:
             raise _refused(error, self._needed) from None
         except (HTTPError, OSError, ValueError) as error:
             raise NotTold(_told(error)) from None
+        if large:
+            raise NotTold(f"pod {pod} answered more than {MOST_PRINTED >> 20} MiB; is it podsvid's? look at its image")
         if late:
             raise NotTold(f"pod {pod} did not answer within {EXEC_SECONDS} s; look at its log")
         if not out:
@@ -206,11 +214,18 @@ class KubeconfigCluster:
     def events(self, pod: SeenPod) -> list[dict[str, str]]:
         """The newest events about the pod's volumes, the oldest of them first."""
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/events"
-        found = self.read(path, {"fieldSelector": f"involvedObject.uid={pod.uid}"}, kept.Events)
-        mine = [
-            each for each in found.items if "podsvid" in (each.reporting_component or "") or each.reason in KUBELETS
-        ]
-        mine.sort(key=lambda each: each.last_seen)
+        query = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": str(EVENTS_AT_ONCE)}
+        mine: list[kept.Event] = []
+        for _ in range(MOST_PAGES):
+            found = self.read(path, query, kept.Events)
+            mine += [
+                each for each in found.items if "podsvid" in (each.reporting_component or "") or each.reason in KUBELETS
+            ]
+            mine.sort(key=lambda each: each.last_seen)
+            del mine[:-MAX_EVENTS]
+            if not found.metadata.more:
+                break
+            query["continue"] = found.metadata.more
         return [
             {
                 "at": f"{each.last_seen:%Y-%m-%dT%H:%M:%SZ}",
@@ -218,7 +233,7 @@ class KubeconfigCluster:
                 "message": each.message,
                 "count": str(each.times),
             }
-            for each in mine[-MAX_EVENTS:]
+            for each in mine
         ]
 
     def read(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
@@ -267,6 +282,16 @@ class KubeconfigCluster:
                 "the kubeconfig's token is no single line of ASCII; look at its token, tokenFile or login program"
             )
         return headers
+
+
+def _hear_out(call: Any) -> bool:
+    """Until the command ends, or its time does; whether it prints too much. Raises HTTPError, OSError, ValueError."""
+    until = time.monotonic() + EXEC_SECONDS
+    while call.is_open() and (left := until - time.monotonic()) > 0:
+        call.update(timeout=left)
+        if len(call.peek_stdout()) + len(call.peek_stderr()) > MOST_PRINTED:
+            return True
+    return False
 
 
 def _pods(namespace: str) -> str:

@@ -99,5 +99,12 @@ class Event(msgspec.Struct, frozen=True, rename="camel"):
         return (self.series.count if self.series else None) or self.count or 1
 
 
+class Page(msgspec.Struct, frozen=True, rename="camel"):
+    """Of a list that is read in parts; `more`: where the next one begins, empty of the last."""
+
+    more: str = msgspec.field(default="", name="continue")
+
+
 class Events(msgspec.Struct, frozen=True, rename="camel"):
     items: tuple[Event, ...]
+    metadata: Page = Page()

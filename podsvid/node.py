@@ -170,6 +170,8 @@ def _explain(volume: pb.Volume, console: "Console", now: datetime) -> None:
     line("SPIFFE ID", volume.spiffe_id or "none yet")
     line("account", volume.service_account)
     line("key", volume.key_algorithm)
+    if volume.policy:
+        line("policy", volume.policy)
     if volume.serial:
         line("serial", f"{volume.serial}, signed by authority {volume.authority_id}")
     if volume.HasField("not_after"):

@@ -85,9 +85,8 @@ class FakeAuthority:
         chain = self.x509.issue(request.public_key, SPIFFE_ID, ttl=HOUR, now=now, dns_names=request.dns_names)
         trust = self.trust.current
         assert trust is not None
-        return self.bend(
-            request, Minted(SPIFFE_ID, chain, trust, RenewalWindow.of(now, chain[0].not_valid_after_utc), "noticed")
-        )
+        renewal = RenewalWindow.of(now, chain[0].not_valid_after_utc)
+        return self.bend(request, Minted(SPIFFE_ID, chain, trust, renewal, "noticed", policy="shop/web"))
 
     async def mint_jwt(self, request: JwtRequest) -> MintedJwt:
         self.asked_jwt.append(request)

@@ -49,7 +49,8 @@ class Minted:
     """An authority's answer: chain leaf first without the root, what verifies it, and when to renew.
 
     `federates_with`: whose bundles the workload gets beside its own, None for all there are. `notice` says what of the
-    wishes was not granted; empty when all was. `signed_at`: by the authority's clock.
+    wishes was not granted; empty when all was. `signed_at`: by the authority's clock. `policy`: which one decided, for
+    people; empty where the authority has none.
     """
 
     spiffe_id: SpiffeId
@@ -60,6 +61,7 @@ class Minted:
     hint: str = ""
     federates_with: tuple[TrustDomain, ...] | None = None
     signed_at: datetime | None = None
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

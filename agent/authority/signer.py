@@ -133,6 +133,7 @@ class SignerAuthority:
                 answer.hint,
                 federated,
                 signed_at,
+                answer.policy,
             )
         except (SvidError, ValueError) as error:
             raise AuthorityRefused(f"the signer's answer cannot be used: {error}") from None

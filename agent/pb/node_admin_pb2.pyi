@@ -52,7 +52,7 @@ class RotateResponse(_message.Message):
     def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("volume_id", "namespace", "pod", "pod_uid", "service_account", "driver", "layout", "state", "spiffe_id", "serial", "authority_id", "not_before", "not_after", "renew_at", "renew_because", "failures", "retry_at", "directory", "files", "files_written_at", "open_streams", "streams", "peers", "problems", "next_publish", "notice", "state_reason", "jwt_files", "files_serial", "files_not_after", "key_algorithm", "renew_from", "renew_until")
+    __slots__ = ("volume_id", "namespace", "pod", "pod_uid", "service_account", "driver", "layout", "state", "spiffe_id", "serial", "authority_id", "not_before", "not_after", "renew_at", "renew_because", "failures", "retry_at", "directory", "files", "files_written_at", "open_streams", "streams", "peers", "problems", "next_publish", "notice", "state_reason", "jwt_files", "files_serial", "files_not_after", "key_algorithm", "renew_from", "renew_until", "policy")
     VOLUME_ID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class Volume(_message.Message):
     KEY_ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     RENEW_FROM_FIELD_NUMBER: _ClassVar[int]
     RENEW_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     volume_id: str
     namespace: str
     pod: str
@@ -119,7 +120,8 @@ class Volume(_message.Message):
     key_algorithm: str
     renew_from: _timestamp_pb2.Timestamp
     renew_until: _timestamp_pb2.Timestamp
-    def __init__(self, volume_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., pod_uid: _Optional[str] = ..., service_account: _Optional[str] = ..., driver: _Optional[str] = ..., layout: _Optional[str] = ..., state: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., serial: _Optional[str] = ..., authority_id: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_because: _Optional[str] = ..., failures: _Optional[int] = ..., retry_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., directory: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ..., files_written_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., open_streams: _Optional[int] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., next_publish: _Optional[str] = ..., notice: _Optional[str] = ..., state_reason: _Optional[str] = ..., jwt_files: _Optional[_Iterable[_Union[JwtFile, _Mapping]]] = ..., files_serial: _Optional[str] = ..., files_not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., key_algorithm: _Optional[str] = ..., renew_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    policy: str
+    def __init__(self, volume_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., pod_uid: _Optional[str] = ..., service_account: _Optional[str] = ..., driver: _Optional[str] = ..., layout: _Optional[str] = ..., state: _Optional[str] = ..., spiffe_id: _Optional[str] = ..., serial: _Optional[str] = ..., authority_id: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_because: _Optional[str] = ..., failures: _Optional[int] = ..., retry_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., directory: _Optional[str] = ..., files: _Optional[_Iterable[str]] = ..., files_written_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., open_streams: _Optional[int] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., next_publish: _Optional[str] = ..., notice: _Optional[str] = ..., state_reason: _Optional[str] = ..., jwt_files: _Optional[_Iterable[_Union[JwtFile, _Mapping]]] = ..., files_serial: _Optional[str] = ..., files_not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., key_algorithm: _Optional[str] = ..., renew_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., renew_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class JwtFile(_message.Message):
     __slots__ = ("name", "audiences", "not_after", "renew_at")

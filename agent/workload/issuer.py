@@ -103,7 +103,8 @@ class Issuer:
             await self._in_force(identity, minted.signed_at)
         except SvidError as error:
             raise AuthorityRefused(f"the authority answered with an unusable SVID: {error}") from None
-        return Issued(Contents(identity.lean()), minted.renewal.draw(self._rng), minted.notice, minted.renewal)
+        renew_at = minted.renewal.draw(self._rng)
+        return Issued(Contents(identity.lean()), renew_at, minted.notice, minted.renewal, minted.policy)
 
     async def mint_jwt(
         self,

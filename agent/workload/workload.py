@@ -76,7 +76,7 @@ class Workload:
         # What is in the files; a write that failed is repeated without minting again.
         self.written: Contents | None = None
         self.written_at: datetime | None = None
-        self.notice = ""
+        self.notice = self.policy = ""
         self.problems = Problems(MAX_PROBLEMS)
         # Somebody asked for the renewal that is due, or was tried last.
         self.asked_for = False
@@ -287,7 +287,8 @@ class Workload:
         return self.renew_at is None or self.renew_at <= now or self._is_early(now)
 
     def _take(self, issued: Issued) -> None:
-        self.renew_at, self.window, self.notice = issued.renew_at, issued.window, issued.notice
+        self.renew_at, self.window = issued.renew_at, issued.window
+        self.notice, self.policy = issued.notice, issued.policy
 
     def _publish(self, identity: WorkloadIdentity) -> None:
         self.feed.publish(identity.under(self._issuer.trust, self._means.clock.now()))

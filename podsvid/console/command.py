@@ -60,7 +60,7 @@ def _source(parsed: argparse.Namespace) -> "Source":
         raise WrongUsage(f"--every is {LEAST:g}s at least: each look starts a process in every pod of podsvid")
     # The kubernetes package takes as long to load as everything else.
     from podsvid.by_kubeconfig import KubeconfigCluster
-    from podsvid.console.in_cluster import InCluster
+    from podsvid.console.in_cluster import RIGHTS, InCluster
 
-    cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "authority show")
+    cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "authority show", RIGHTS)
     return InCluster(cluster, parsed.every)

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from podsvid.authority import DEFAULT_SOCKET
-from podsvid.by_kubeconfig import EXEC_SECONDS, AgentPod, KubeconfigCluster, NotAllowed, NotTold
+from podsvid.by_kubeconfig import EXEC_SECONDS, NEEDED, AgentPod, KubeconfigCluster, NotAllowed, NotTold
+from podsvid.console.beyond import MOST_FEDERATIONS, Federations, Reads, federations, findings
+from podsvid.console.guard import is_name
 from podsvid.console.picture import NodeLook, Picture, at, utc
 from podsvid.explain import explained
 from podsvid.waiting import GaveUp, Waiting
@@ -19,6 +21,10 @@ from signer.errors import SignerError
 AT_ONCE = 4
 # Of more the page would hold the console, and rounds last too long to be news.
 MOST_NODES = 500
+# Identities in all: pods' authors choose how many there are, and this machine keeps each, and the page once more.
+MOST_ROWS = 40_000
+# Said to whoever may not.
+RIGHTS: Final = f"{NEEDED}; to show federations, list on federatedtrustdomains.podsvid.io"
 _EXPLAIN_SECONDS = 20.0
 # Of one answer: a command's, and of the connection before it, which nothing else bounds.
 ANSWER_SECONDS = EXEC_SECONDS + 15.0
@@ -28,7 +34,7 @@ _SHOW = ("podsvid", "authority", "show", "--socket", DEFAULT_SOCKET, "--output",
 _Answer = TypeVar("_Answer")
 
 
-class Execs(Protocol):
+class Execs(Reads, Protocol):
     """What of a KubeconfigCluster is needed to look; every method raises SignerError."""
 
     @property
@@ -77,6 +83,7 @@ class Round:
         self._hanging: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
         self._picture = Picture("cluster", cluster.host)
+        self._federations = Federations()
 
     def unseen(self) -> Picture:
         return self._picture
@@ -92,7 +99,7 @@ class Round:
         more = len(agents) - len(shown)
         left_out = f"{more} of {len(agents)} nodes are not asked: the console asks {MOST_NODES}"
         missing = {"nodes": left_out} if more else {}
-        missing.update((key, why) for key, why in self._picture.missing.items() if key == "authority")
+        missing.update((key, why) for key, why in self._picture.missing.items() if key != "nodes")
         before = {each.node: each for each in self._picture.nodes}
         nodes = {each.node: before.get(each.node, NodeLook(each.node)) for each in shown}
         self._picture = replace(self._picture, nodes=tuple(nodes.values()), missing=missing)
@@ -104,38 +111,75 @@ class Round:
                 keep(self._picture)
 
         def authority() -> None:
-            status, why = self._authority()
-            told(lambda: self._with_authority(status, why))
+            status, missing = self._authority()
+            told(lambda: self._with_authority(status, missing))
+
+        def beyond() -> None:
+            found, why = self._beyond()
+            told(lambda: self._with_federations(found, why))
 
         def node(agent: AgentPod) -> None:
             found = self._node(agent, nodes[agent.node], refused)
 
             def changed() -> Picture:
-                nodes[agent.node] = found
+                others = sum(len(each.volumes) for name, each in nodes.items() if name != agent.node)
+                nodes[agent.node] = _within(found, max(0, MOST_ROWS - others))
                 return replace(self._picture, nodes=tuple(nodes.values()))
 
             told(changed)
 
-        work: list[Callable[[], None]] = [authority, *((lambda each=each: node(each)) for each in shown)]
+        work: list[Callable[[], None]] = [authority, beyond, *((lambda each=each: node(each)) for each in shown)]
         _together(iter(work))
         told(lambda: replace(self._picture, looked=True))
 
-    def _with_authority(self, status: dict[str, Any] | None, why: str) -> Picture:
-        missing = {key: text for key, text in self._picture.missing.items() if key != "authority"}
-        if why:
-            missing["authority"] = why
+    def _with_authority(self, status: dict[str, Any] | None, missing: dict[str, str]) -> Picture:
+        kept = {key: text for key, text in self._picture.missing.items() if key not in ("authority", "leader")}
         # What it said last is still the best that is known.
+        told = replace(self._picture, missing={**kept, **missing})
         if status is None:
-            return replace(self._picture, missing=missing)
-        return replace(self._picture, authority=status, authority_at=at(self._now()), missing=missing)
+            return told
+        return self._judged(replace(told, authority=status, authority_at=at(self._now())))
 
-    def _authority(self) -> tuple[dict[str, Any] | None, str]:
+    def _authority(self) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """What a signer says, the one that leads where it can be asked: only that one knows what the CA above said."""
         try:
             signer = self._asked("the API server for a signer", self._cluster.signer)
-            found = self._asked(f"pod {signer}", lambda: self._cluster.run(signer, "signer", list(_SHOW)))
+            found = self._shown_by(signer)
+        except (SignerError, GaveUp) as error:
+            return None, {"authority": str(error)}
+        leader = found.get("leader")
+        if not isinstance(leader, str) or leader == signer or not is_name(leader):
+            return found, {}
+        try:
+            return self._shown_by(leader), {}
+        except (SignerError, GaveUp) as error:
+            return found, {"leader": f"what the CA above said last is known to {leader}, which leads: {error}"}
+
+    def _shown_by(self, signer: str) -> dict[str, Any]:
+        found = self._asked(f"pod {signer}", lambda: self._cluster.run(signer, "signer", list(_SHOW)))
+        if not isinstance(found, dict):
+            raise NotTold("the signer's answer is none of authority show")
+        return found
+
+    def _beyond(self) -> tuple[Federations | None, str]:
+        try:
+            found = self._asked("the API server for federations", lambda: federations(self._cluster))
         except (SignerError, GaveUp) as error:
             return None, str(error)
-        return (found, "") if isinstance(found, dict) else (None, "the signer's answer is none of authority show")
+        return found, f"only {MOST_FEDERATIONS} of them are shown" if found.more else ""
+
+    def _with_federations(self, found: Federations | None, why: str) -> Picture:
+        missing = {key: text for key, text in self._picture.missing.items() if key != "federations"}
+        if why:
+            missing["federations"] = why
+        told = replace(self._picture, missing=missing)
+        if found is None:
+            return told
+        self._federations = found
+        return self._judged(replace(told, federations=found.shown, federations_at=at(self._now())))
+
+    def _judged(self, picture: Picture) -> Picture:
+        return replace(picture, findings=findings(picture.authority, self._federations, self._now()))
 
     def _node(self, agent: AgentPod, before: NodeLook, refused: list[str]) -> NodeLook:
         if not agent.running:
@@ -164,6 +208,14 @@ class Round:
         asked = begun(work)
         self._hanging[who] = asked
         return Waiting(self._seconds, tell=lambda _: None, longer="").result(asked, who)
+
+
+def _within(look: NodeLook, room: int) -> NodeLook:
+    """The same with `room` volumes at most; those that are not well stay before others."""
+    if len(look.volumes) <= room:
+        return look
+    worst_first = sorted(look.volumes, key=lambda each: each.get("state") == "ok")
+    return replace(look, volumes=tuple(worst_first[:room]), left_out=look.left_out + len(look.volumes) - room)
 
 
 def _together(work: Iterator[Callable[[], None]]) -> None:

@@ -11,23 +11,32 @@ class NodeLook:
     """One node's agent. `volumes`: those of `node ls`. `missing`: why they could not be had, or are those of before.
 
     `seen_at`: when it said so, by this machine's clock (RFC 3339); empty: it was not asked yet, or never answered.
+    `left_out`: how many more volumes it has than are kept.
     """
 
     node: str
     volumes: tuple[dict[str, Any], ...] = ()
     missing: str = ""
     seen_at: str = ""
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {"node": self.node, "volumes": self.volumes, "missing": self.missing, "seen_at": self.seen_at}
+        return {
+            "node": self.node,
+            "volumes": self.volumes,
+            "missing": self.missing,
+            "seen_at": self.seen_at,
+            "left_out": self.left_out,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """What is known by now. `kind`: node, cluster or quickstart; `name`: which. `looked`: a first look has ended.
 
-    `authority` is what `authority show` printed at `authority_at`. `missing`: why a part could not be had, by `nodes`
-    and `authority`.
+    `authority` is what `authority show` printed at `authority_at`. `missing`: why a part could not be had, by `nodes`,
+    `authority`, `leader` (of what only that signer knows) and `federations`. `federations` and `findings`: as
+    beyond.py makes them; the former as they were at `federations_at`.
     """
 
     kind: str
@@ -37,6 +46,9 @@ class Picture:
     authority: dict[str, Any] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     authority_at: str = ""
+    federations: tuple[dict[str, Any], ...] = ()
+    federations_at: str = ""
+    findings: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +59,9 @@ class Picture:
             "authority": self.authority,
             "missing": dict(self.missing),
             "authority_at": self.authority_at,
+            "federations": self.federations,
+            "federations_at": self.federations_at,
+            "findings": self.findings,
         }
 
     def lost(self, why: str) -> "Picture":
@@ -54,6 +69,8 @@ class Picture:
         missing = {**self.missing, "nodes": why}
         if self.authority is not None:
             missing["authority"] = why
+        if self.federations_at:
+            missing["federations"] = why
         return replace(
             self, looked=True, nodes=tuple(replace(each, missing=why) for each in self.nodes), missing=missing
         )

@@ -77,6 +77,10 @@ def _policies(seen: Seen, _: datetime) -> Iterator[Finding]:
             idle.append(policy.named)
     if idle:
         yield Finding("POLICY_MATCHES_NOTHING", some(sorted(idle)))
+
+
+def federations(seen: Seen, _: datetime) -> Iterator[Finding]:
+    """What is wrong with a federation: that it has no bundle, or that the last look at its endpoint failed."""
     for each in seen.federations or ():
         wrong = [said for name in ("Ready", "Fetched") if (said := each.condition(name)) and said.status == "False"]
         if wrong:
@@ -102,5 +106,6 @@ def as_json(found: Sequence[Finding]) -> str:
 
 _RULES: Final[tuple[Callable[[Seen, datetime], Iterator[Finding]], ...]] = (
     *(_kubernetes, workloads.agents, workloads.signers, workloads.versions),
-    *(nodes.drivers, nodes.registered, nodes.clocks, _definitions, _policies, trust.authorities, trust.bundles),
+    *(nodes.drivers, nodes.registered, nodes.clocks, _definitions, _policies),
+    *(federations, trust.authorities, trust.bundles),
 )

@@ -145,7 +145,17 @@ def test_a_clusters_console_asks_by_exec_with_the_rights_of_explain(tmp_path: Pa
         assert described("authority show", json.dumps(found["authority"]))["trust_domain"] == "example.org"
         assert found["missing"] == {}
         core = "/api/v1/namespaces/podsvid/pods"
-        assert set(cluster.paths) == {core, *(f"{core}/{name}/exec" for name in ("signer-1", "agent-n1", "agent-n2"))}
+        execs = {f"{core}/{name}/exec" for name in ("signer-1", "agent-n1", "agent-n2")}
+        assert set(cluster.paths) == {core, *execs, "/apis/podsvid.io/v1alpha1/federatedtrustdomains"}
+        ask(url, "/explain?namespace=shop&pod=cart-0")
+        # Nothing is written: neither by the API server nor by what is run in podsvid's pods.
+        assert cluster.methods == {"GET"}
+        assert {" ".join(command).partition(" --")[0] for _, _, command in cluster.seen} == {
+            "podsvid node ls",
+            "podsvid authority show",
+            "podsvid explain shop/cart-0",
+            "podsvid node explain shop/cart-0",
+        }
         assert end(process)
         assert process.returncode == 0
 

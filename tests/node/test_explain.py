@@ -17,6 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from agent.pb import node_admin_pb2
+from podsvid import by_kubeconfig
+from podsvid.by_kubeconfig import EVENTS_AT_ONCE, MOST_PAGES, KubeconfigCluster, NotTold
 from podsvid.cli import main
 from podsvid.output import to_json
 from signer.pb import admin_pb2
@@ -102,6 +104,7 @@ class Cluster:
     bodies: dict[str, bytes] = field(default_factory=dict)
     seen: list[tuple[str, str, list[str]]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    methods: set[str] = field(default_factory=set)
     credentials: set[str | None] = field(default_factory=set)
 
 
@@ -111,6 +114,12 @@ def answering(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server calls it so
             pass
+
+        def parse_request(self) -> bool:
+            # Of those too that are none of an API server's.
+            found = super().parse_request()
+            cluster.methods.add(self.command)
+            return found
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)
@@ -127,7 +136,10 @@ def answering(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             if url.path == f"{CORE}/podsvid/pods":
                 return self.say(200, {"items": [each for each in cluster.podsvid if selected(each, query)]})
             if url.path == f"{CORE}/shop/events":
-                return self.say(200, {"items": cluster.events})
+                begin = int(query.get("continue", ["0"])[0])
+                end = begin + int(query["limit"][0])
+                more = str(end) if end < len(cluster.events) else ""
+                return self.say(200, {"items": cluster.events[begin:end], "metadata": {"continue": more}})
             if url.path.endswith("/exec"):
                 return self.exec(url.path.split("/")[-2], query)
             return self.say(404, {"kind": "Status", "message": "not found"})
@@ -204,6 +216,28 @@ def explain(config: Path, *flags: str, what: str = "shop/cart-0") -> subprocess.
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as said:
         code = main(line)
     return subprocess.CompletedProcess(line, code, out.getvalue(), said.getvalue())
+
+
+def test_a_pods_author_who_makes_very_many_events_hides_none_and_fills_no_memory(tmp_path: Path) -> None:
+    of = "IdentityRefused", "podsvid.io/signer"
+    many = [event(of[0], f"told {each}", of[1], f"2026-11-24T12:{each:02}:00Z") for each in range(12)]
+    own = [event("Mine", "x" * 999, "shop/cart", "2026-11-24T13:00:00Z")] * (3 * EVENTS_AT_ONCE)
+    cluster = Cluster(events=[*many[:6], *own, *many[6:]])
+    with serving(cluster, tmp_path) as config:
+        found = KubeconfigCluster(str(config), None, "podsvid")
+        seen = found.events(found.pod("shop", "cart-0"))
+        assert [each["message"] for each in seen] == [f"told {each}" for each in range(2, 12)]
+        # There is an end to it.
+        cluster.events, cluster.paths = own * (MOST_PAGES // 2), []
+        assert found.events(found.pod("shop", "cart-0")) == []
+    assert cluster.paths.count(f"{CORE}/shop/events") == MOST_PAGES
+
+
+def test_a_pod_that_prints_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_kubeconfig, "MOST_PRINTED", 5_000)
+    cluster = Cluster(execs={"agent": ("x" * 50_000, "")})
+    with serving(cluster, tmp_path) as config, pytest.raises(NotTold, match="answered more than"):
+        KubeconfigCluster(str(config), None, "podsvid").run("agent-n1", "agent", ["podsvid", "node", "ls"])
 
 
 def test_it_asks_a_ready_signer_and_the_agent_of_the_pods_node_and_puts_both_together(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ function draw(fresh) {
   view = name === 'pod' && rest.length === 2 ? 'pod' : TABS.some(([key]) => key === name) ? name : 'identities';
   tabs();
   main.classList.toggle('fixed', view === 'identities');
+  if (['identities', 'pod'].includes(view)) later = [];
   if (view === 'identities') {
     if (!table.table.isConnected) main.replaceChildren(notice(), table.tools, table.table);
     else main.firstChild.replaceWith(notice());
@@ -108,13 +109,13 @@ function draw(fresh) {
     if (fresh) explain(...rest.map(decodeURIComponent));
   } else {
     const fields = nodesOf(picture);
-    const of = JSON.stringify([view, picture.looked, picture.missing, { authorities: [picture.authority, picture.authority_at], nodes: fields, problems: found }[view]]);
+    const of = JSON.stringify([view, picture.looked, picture.missing, { authorities: [picture.authority, picture.authority_at, picture.federations, picture.federations_at, picture.findings], nodes: fields, problems: found }[view]]);
     if (of === drawn && !fresh) return;
     drawn = of;
     later = [];
     if (view === 'authorities') replace(main, notice(), authorities(picture, now(), later));
-    else if (view === 'nodes') replace(main, notice(), nodes(fields, picture.looked, (node) => { table.filter.value = node; location.hash = '#identities'; }));
-    else replace(main, notice(), problems(found, picture.looked));
+    else if (view === 'nodes') replace(main, notice(), nodes(fields, picture.looked, (node) => { table.filter.value = node; location.hash = '#identities'; }, now(), later));
+    else replace(main, notice(), problems(found, picture.looked, now(), later));
   }
 }
 
@@ -163,7 +164,7 @@ addEventListener('keydown', (event) => {
 });
 setInterval(() => {
   if (picture && view === 'identities') table.draw();
-  if (picture && view === 'authorities') for (const each of later) each(now());
+  if (picture && view !== 'identities') for (const each of later) each(now());
   if (picture) aged();
 }, 1000);
 token();

@@ -35,6 +35,20 @@ export function instant(text) {
   return Number.isNaN(at.getTime()) ? shown(text) : at.toISOString().replace(/\.\d+Z$/, 'Z');
 }
 
+// Of a renewal: the instant that was drawn, and the window that it was drawn in, where that is known.
+export function windowOf(volume) {
+  if (!volume.renew_at) return '';
+  const window = volume.renew_from && volume.renew_until ? `, drawn between ${instant(volume.renew_from)} and ${instant(volume.renew_until)}` : '; the window that it was drawn in is not known any more';
+  return `renews at ${instant(volume.renew_at)}${window}`;
+}
+
+// Written again each second by whoever has `later`, so that nothing else is.
+export function written(element, text, now, later) {
+  element.textContent = text(now);
+  later.push((at) => { element.textContent = text(at); });
+  return element;
+}
+
 export const list = (value) => (Array.isArray(value) ? value : []);
 
 // `ok`, `warn` or `bad`: colours beside the word, never instead of it.

@@ -1,5 +1,5 @@
 // One pod: `podsvid explain`, drawn as the way from policy to file.
-import { about, el, facts, instant, list, shown, time, weight } from '/assets/made.js';
+import { about, el, facts, instant, list, shown, time, weight, windowOf } from '/assets/made.js';
 
 export function pod(found, now) {
   const made = el('div'), policy = found.policy, on = found.on_node ?? {}, volumes = list(on.volumes);
@@ -32,7 +32,7 @@ function way(found, policy, on, volumes) {
   const unwell = volumes.find((each) => each.state !== 'ok');
   const step = (name, kind, text) => el('li', { class: kind }, el('b', { text: name }), shown(text));
   return el('ol', { class: 'way', 'aria-label': 'the way from policy to files' },
-    policy ? step('policy', policy.outcome === 'allowed' ? 'ok' : 'bad', policy.outcome === 'allowed' ? policy.policy || 'allowed' : policy.outcome) : step('policy', 'none', 'not known here'),
+    policy ? step('policy', policy.outcome === 'allowed' ? 'ok' : 'bad', policy.outcome === 'allowed' ? policy.policy || 'allowed' : policy.outcome) : step('policy', first?.policy ? 'ok' : 'none', first?.policy ? `${first.policy}, when the SVID was minted` : 'not known here'),
     step('authority', on.authority ? 'ok' : 'none', on.authority || 'not known'),
     step('node', volumes.length ? 'ok' : refusal || found.missing?.on_node ? 'bad' : 'none', refusal ? `${refusal.reason}: ${refusal.message}` : found.missing?.on_node || found.node || (volumes.length ? 'published' : 'not published')),
     step('X.509-SVID', first ? (unwell ? weight(unwell.state) : 'ok') : 'none', first ? `${first.spiffe_id || 'none yet'}${unwell ? `: ${unwell.state} ${unwell.state_reason ?? ''}` : ''}` : 'none'),
@@ -51,6 +51,7 @@ function ofVolume(volume, now) {
       ['valid', volume.not_after && `${instant(volume.not_before)} to ${instant(volume.not_after)}, for ${about(time(volume.not_after) - now)} more`],
       ['renewal', volume.failures || !volume.renew_at ? volume.renew_because : `${instant(volume.renew_at)}, in ${about(time(volume.renew_at) - now)}: ${volume.renew_because}`],
       ...list(volume.jwt_files).map((each) => ['JWT-SVID', `${each.name} for ${list(each.audiences).join(', ')}, ends in ${about(time(each.not_after) - now)}, renewed in ${about(time(each.renew_at) - now)}`]),
+      ['renewal window', windowOf(volume)], ['minted by policy', volume.policy],
       ['notice', volume.notice], ['driver', `${volume.driver}, layout ${volume.layout}`],
       ['files', `${list(volume.files).join(', ')}; ${volume.files_written_at ? `written ${instant(volume.files_written_at)}` : 'not written'}`],
       ['files hold', volume.files_serial && volume.files_serial !== volume.serial ? `an older SVID: serial ${volume.files_serial}, valid to ${instant(volume.files_not_after)}` : ''],

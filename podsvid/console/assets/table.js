@@ -1,16 +1,19 @@
 // The identities: as many rows as fit the screen, moved along and filled anew; ten thousand cost what forty do.
-import { about, el, shown, time, weight } from '/assets/made.js';
+import { about, el, shown, time, weight, windowOf } from '/assets/made.js';
 
 const ROW = 32, SPARE = 8;
 const COLUMNS = [
   ['state', 'State', (row) => `${['bad', 'warn', 'ok'].indexOf(weight(row.state))} ${row.shownState}`],
   ['pod', 'Pod', (row) => row.name],
   ['id', 'SPIFFE ID', (row) => row.volume.spiffe_id ?? ''],
+  ['policy', 'Policy', (row) => row.policy || '\uffff'],
   ['node', 'Node', (row) => row.node],
   ['serial', 'Serial', (row) => row.volume.serial ?? ''],
   ['left', 'Ends in', (row) => row.ends],
   ['renews', 'Renews in', (row) => row.renews],
 ];
+
+const UNKNOWN_POLICY = 'not known: minted before the agent was restarted, or its authority has no policies';
 
 export class Table {
   constructor(open, now) {
@@ -21,7 +24,7 @@ export class Table {
     this.sort = ['state', 1];
     this.chosen = 0;
     this.pool = [];
-    this.filter = el('input', { type: 'search', placeholder: 'filter: pod, SPIFFE ID, node, serial, state', 'aria-label': 'filter', id: 'filter' });
+    this.filter = el('input', { type: 'search', placeholder: 'filter: pod, SPIFFE ID, policy:NAME, node, serial, state', 'aria-label': 'filter', id: 'filter' });
     this.unwell = el('input', { type: 'checkbox', id: 'unwell' });
     this.count = el('span', { class: 'hint', role: 'status' });
     this.filter.addEventListener('input', () => this.choose(true));
@@ -94,35 +97,40 @@ export class Table {
 
   made() {
     const cells = Object.fromEntries(COLUMNS.map(([key]) => [key, el('div', { class: `c-${key}`, role: 'cell' })]));
-    const fill = el('i'), span = el('u', { title: 'when renewals are due' }), mark = el('b', { title: 'this renewal' }), text = el('span', { class: 'number' });
+    const fill = el('i'), span = el('u'), mark = el('b'), text = el('span', { class: 'number' });
+    const bar = el('span', { class: 'bar' }, fill, span, mark);
     cells.left.classList.add('left');
-    cells.left.append(el('span', { class: 'bar' }, fill, span, mark), text);
+    cells.left.append(bar, text);
     cells.id.classList.add('mono');
     cells.serial.classList.add('mono');
     cells.renews.classList.add('number');
     const line = el('div', { class: 'row', role: 'row' }, ...COLUMNS.map(([key]) => cells[key]));
-    line.parts = { cells, fill, span, mark, text };
+    line.parts = { cells, bar, fill, span, mark, text };
     line.addEventListener('click', () => { this.chosen = line.index; this.enter(); });
     this.space.append(line);
     return line;
   }
 
   fill(line, index) {
-    const row = this.seen[index], { cells, fill, span, mark, text } = line.parts, now = this.now();
+    const row = this.seen[index], { cells, bar, fill, span, mark, text } = line.parts, now = this.now();
     line.index = index;
     line.style.transform = `translateY(${index * ROW}px)`;
     line.setAttribute('aria-rowindex', index + 2);
     line.setAttribute('aria-selected', index === this.chosen);
     const left = row.ends - now, whole = row.ends - row.begins;
     const part = (value) => `${Math.max(0, Math.min(1, value / whole || 0)) * 100}%`;
-    put(cells.state, row.shownState);
+    // As long as the column is: that it is not known now is its colour, and the rest of the page says why.
+    put(cells.state, row.stale ? `was ${row.shownWas} ${about(now - row.seen)} ago` : row.shownState);
     cells.state.className = `c-state state ${weight(row.state)}`;
     put(cells.pod, row.name);
     put(cells.id, shown(row.volume.spiffe_id) || 'none yet');
+    put(cells.policy, row.shownPolicy || '–');
+    if (!row.policy) cells.policy.title = UNKNOWN_POLICY;
     put(cells.node, row.shownNode);
     put(cells.serial, shown(row.volume.serial));
     put(text, about(left));
     put(cells.renews, about(row.renews - now));
+    if (bar.title !== row.window) bar.title = row.window;
     fill.style.width = part(left);
     fill.className = row.renews < now - 60000 || left < 0 ? 'late' : '';
     mark.style.left = part(row.ends - row.renews);
@@ -177,11 +185,12 @@ export function rowsOf(picture) {
       const row = {
         volume, state, was, seen: time(node.seen_at), node: node.node, key: `${node.node} ${volume.volume_id}`,
         name: shown(`${volume.namespace ?? '?'}/${volume.pod ?? '?'}`), shownNode: shown(node.node),
-        shownState: shown(stale ? `unknown (was ${said})` : said),
+        shownState: shown(stale ? `unknown (was ${said})` : said), shownWas: shown(said),
         begins: began(volume), ends: time(volume.not_after), renews: time(volume.renew_at),
-        from: time(volume.renew_from), until: time(volume.renew_until),
+        from: time(volume.renew_from), until: time(volume.renew_until), window: windowOf(volume), stale,
+        policy: String(volume.policy ?? ''), shownPolicy: shown(volume.policy),
       };
-      row.words = `${row.name} ${volume.spiffe_id} ${node.node} ${volume.serial} ${row.shownState} ${volume.driver} ${volume.layout}`.toLowerCase();
+      row.words = `${row.name} ${volume.spiffe_id} policy:${row.policy} ${node.node} ${volume.serial} ${row.shownState} ${volume.driver} ${volume.layout}`.toLowerCase();
       rows.push(row);
     }
   }

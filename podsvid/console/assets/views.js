@@ -1,5 +1,5 @@
 // Authorities, nodes and problems, drawn of the picture.
-import { about, el, facts, instant, list, podLink, shown, time, weight } from '/assets/made.js';
+import { about, el, facts, instant, list, podLink, shown, time, weight, written } from '/assets/made.js';
 
 const KINDS = { KIND_X509: 'x509', KIND_JWT: 'jwt', KIND_BOTH: 'x509, jwt' };
 
@@ -10,7 +10,10 @@ export function authorities(picture, now, later) {
     const text = (at) => shown(picture.missing.authority) + (status ? `; this is what it said ${about(at - time(picture.authority_at))} ago` : '');
     made.append(written(el('p', { class: 'notice' }), text, now, later));
   }
-  if (!status) return made;
+  if (!status) {
+    made.append(federations(picture, now, later));
+    return made;
+  }
   const have = (status.agents ?? 0) - (status.agents_waiting ?? 0);
   const acknowledged = el('span', {},
     el('meter', { min: 0, max: Math.max(1, status.agents ?? 0), value: have }), ` ${have} of ${status.agents ?? 0} agents${status.unknown ? ', as far as is known' : ''}`);
@@ -24,21 +27,45 @@ export function authorities(picture, now, later) {
     ...list(status.warnings).map((line) => ['warning', line]),
     ['unknown', status.unknown],
   ])));
-  if (list(status.upstream_roots).length || list(status.revoked_roots).length || list(status.abandoned).length || status.requested_x509) {
-    made.append(el('section', { class: 'card' }, el('h2', { text: 'The CA above' }), facts([
-      ...(status.requested_x509 ? [['asked for', `${status.requested_x509.id} at ${status.requested_x509.at}: ${list(status.requested_x509.said).join('; ') || 'nothing said yet'}`]] : []),
-      ...list(status.upstream_roots).map((each) => ['root', `${each.subject}, ${each.id}, ends ${instant(each.not_after)}${each.leaves_at ? `, named no more, leaves not before ${instant(each.leaves_at)}` : ''}`]),
-      ...list(status.revoked_roots).map((each) => ['revoked root', `${each.subject}, ${each.id}, since ${instant(each.asked_at)}, ${each.trusted ? 'still trusted' : 'not trusted'}`]),
-      ...list(status.abandoned).map((each) => ['abandoned', `${KINDS[each.kind] ?? ''} ${each.id}, asked for ${instant(each.asked_at)}${each.left_at ? `, left ${instant(each.left_at)}` : ', still trusted'}`]),
-    ])));
-  }
+  made.append(above(picture, status), federations(picture, now, later));
   return made;
 }
 
-function written(element, text, now, later) {
-  element.textContent = text(now);
-  later.push((at) => { element.textContent = text(at); });
-  return element;
+// What the CA above is asked for and said, its roots, and what was declared stolen.
+function above(picture, status) {
+  const asked = status.requested_x509, errors = list(picture.findings).filter((each) => each.reason === 'UPSTREAM_AWAY');
+  const known = asked || [status.upstream_roots, status.revoked_roots, status.abandoned].some((each) => list(each).length) || errors.length || picture.missing.leader;
+  if (!known) return el('div');
+  return el('section', { class: 'card' }, el('h2', { text: 'The CA above' }),
+    ...errors.map((each) => said(each.seen)),
+    picture.missing.leader ? el('p', { class: 'notice', text: shown(picture.missing.leader) }) : null,
+    facts([
+      ...(asked ? [['asked for', `${asked.id} at ${asked.at}: ${list(asked.said).join('; ') || 'nothing said yet'}`]] : []),
+      ...list(status.upstream_roots).map((each) => ['root', `${each.subject}, ${each.id}, ends ${instant(each.not_after)}${each.leaves_at ? `, named no more, leaves not before ${instant(each.leaves_at)}` : ''}`]),
+      ...list(status.revoked_roots).map((each) => ['revoked root', `${each.subject}, ${each.id}, since ${instant(each.asked_at)}, ${each.trusted ? 'still trusted' : 'not trusted'}`]),
+      ...list(status.abandoned).map((each) => ['abandoned', `${KINDS[each.kind] ?? ''} ${each.id}, asked for ${instant(each.asked_at)}${each.left_at ? `, left ${instant(each.left_at)}` : ', still trusted'}`]),
+    ]));
+}
+
+const said = (text) => el('p', { class: 'error', text: shown(text) });
+
+// Each trust domain that this one federates with: whether workloads have its bundle, how old that is, the last error.
+function federations(picture, now, later) {
+  const found = list(picture.federations), missing = picture.missing.federations;
+  if (!found.length && !missing) return el('div');
+  const age = (at) => `${shown(missing)}${picture.federations_at ? `; this is as it was ${about(at - time(picture.federations_at))} ago` : ''}`;
+  return el('section', { class: 'card' }, el('h2', { text: 'Federation' }),
+    missing ? written(el('p', { class: 'notice' }), age, now, later) : null,
+    ...found.map((each) => {
+      const errors = list(each.errors), state = each.unseen ? 'not looked at yet' : each.ready ? `in force${errors.length ? ', and the last look failed:' : ''}` : 'not in force';
+      const more = (at) => [each.sequence == null ? '' : `sequence ${each.sequence}`, each.fetched_at ? `fetched ${about(at - time(each.fetched_at))} ago` : 'never fetched',
+        each.next_poll ? `next look in ${about(Math.max(0, time(each.next_poll) - at))}` : '', each.earliest_not_after ? `first certificate ends in ${about(time(each.earliest_not_after) - at)}` : ''].filter(Boolean).join(', ');
+      return el('div', { class: 'partner' },
+        el('p', {}, el('span', { class: `state ${each.ready ? errors.length ? 'warn' : 'ok' : 'bad'}`, text: state }), ' ', el('strong', { text: shown(each.trust_domain) }), el('span', { class: 'hint', text: ` ${shown(each.name)}` })),
+        el('p', {}, el('code', { text: shown(each.url) })),
+        written(el('p', { class: 'hint' }), (at) => shown(more(at)), now, later),
+        ...errors.map(said));
+    }));
 }
 
 function lanes(all, now, later) {
@@ -84,18 +111,25 @@ function lanes(all, now, later) {
 export function nodesOf(picture) {
   return picture.nodes.map((each) => {
     const volumes = list(each.volumes), unwell = volumes.filter((volume) => volume.state !== 'ok');
-    if (each.missing) return { node: each.node, worst: 'bad', said: `no answer: ${each.missing}` };
+    if (each.missing) return { node: each.node, worst: 'bad', said: each.missing, since: each.seen_at };
     if (!each.seen_at) return { node: each.node, worst: 'none', said: 'not asked yet' };
     const worst = unwell.some((volume) => weight(volume.state) === 'bad') ? 'bad' : unwell.length ? 'warn' : 'ok';
     return { node: each.node, worst, said: unwell.length ? `${unwell.length} of ${volumes.length} not ok` : `${volumes.length} ok` };
   });
 }
 
-export function nodes(fields, looked, show) {
+export function nodes(fields, looked, show, now, later) {
   if (!fields.length) return el('p', { class: 'hint', text: looked ? 'No agent runs: look at the DaemonSet podsvid-agent.' : 'Looking…' });
-  return el('div', { class: 'grid' }, ...fields.map((each) => el('button', { type: 'button', class: `node ${each.worst}`, 'data-key': each.node, title: shown(`${each.node}: ${each.said}`), on: { click: () => show(each.node) } },
-    el('strong', { text: shown(each.node) }), el('span', { text: shown(each.said) }))));
+  return el('div', { class: 'grid' }, ...fields.map((each) => {
+    const line = each.since ? written(el('span'), (at) => `no answer for ${about(at - time(each.since))}: ${shown(each.said)}`, now, later)
+      : el('span', { text: shown(each.since === '' ? `no answer: ${each.said}` : each.said) });
+    return el('button', { type: 'button', class: `node ${each.worst}`, 'data-key': each.node, title: shown(`${each.node}: ${each.said}`), on: { click: () => show(each.node) } },
+      el('strong', { text: shown(each.node) }), line);
+  }));
 }
+
+// Doctor's words are set after a "do:"; commands are in backquotes.
+const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}.`.replaceAll('`', '') : '');
 
 const TO_DO = {
   waiting: 'No SVID yet after a restart that found unusable files: it is asked for again by itself; the pod’s page says what failed.',
@@ -111,9 +145,9 @@ const SHOWN = 50;
 
 export function problemsOf(picture, rows) {
   const found = [];
-  const add = (bad, what, todo, link) => found.push({ bad, what, todo, link });
+  const add = (bad, what, todo, link, since) => found.push({ bad, what, todo, link, since });
   if (picture.missing.nodes) add(true, picture.missing.nodes, '');
-  if (picture.missing.authority && picture.kind === 'cluster') add(true, `the signer: ${picture.missing.authority}`, '');
+  if (picture.missing.authority && picture.kind === 'cluster') add(true, `the signer: ${picture.missing.authority}`, 'Where no signer runs no SVID is renewed: podsvid doctor says what its pods lack.', '#authorities', picture.authority ? picture.authority_at : '');
   const silent = new Map();
   for (const each of picture.nodes) if (each.missing) silent.set(each.missing, [...(silent.get(each.missing) ?? []), each]);
   for (const [why, some] of silent) {
@@ -122,10 +156,7 @@ export function problemsOf(picture, rows) {
     const names = some.slice(0, 5).map((each) => each.node).join(', '), more = some.length > 5 ? ` and ${some.length - 5} more` : '';
     add(true, `node${some.length > 1 ? 's' : ''} ${names}${more}: ${why}`, some.some((each) => list(each.volumes).length) ? 'How what is shown of it is now is not known: it is what it said before.' : '');
   }
-  const status = picture.authority ?? {};
-  if (status.unknown) add(true, `it is not known who waits: ${status.unknown}`, 'Nothing that counts on it is done meanwhile.');
-  for (const line of list(status.to_do)) add(true, line, '', '#authorities');
-  for (const line of list(status.warnings)) add(false, line, '', '#authorities');
+  for (const each of list(picture.findings)) add(each.bad, `${each.reason}: ${each.seen}`, sentence(each.to_do), '#authorities');
   const kinds = new Map();
   // At the moment of the look, by this machine's clock: its agent, by the node's, says that it is valid.
   // A few seconds are no matter, and those of the look are whole ones.
@@ -141,10 +172,11 @@ export function problemsOf(picture, rows) {
   return found.sort((one, other) => other.bad - one.bad);
 }
 
-export function problems(found, looked) {
+export function problems(found, looked, now, later) {
   if (!found.length) return el('p', { class: 'hint', text: looked ? 'Nothing is wrong.' : 'Looking…' });
   return el('div', {}, ...found.map((each) => el('section', { class: `card problem ${each.bad ? 'bad' : 'warn'}` },
     el('p', {}, el('strong', { text: shown(each.what) })),
+    each.since ? written(el('p', { class: 'hint' }), (at) => `what is shown was said ${about(at - time(each.since))} ago`, now, later) : null,
     each.todo ? el('p', { text: shown(each.todo) }) : null,
-    each.link ? el('p', {}, el('a', { href: each.link, 'data-key': each.link, text: each.link.startsWith('#pod') ? 'look at the pod' : 'look there' })) : null)));
+    each.link ? el('p', {}, el('a', { href: each.link, 'data-key': `${each.link} ${each.what}`, text: each.link.startsWith('#pod') ? 'look at the pod' : 'look there' })) : null)));
 }

@@ -89,7 +89,7 @@ def test_a_good_answer_is_handed_on_with_an_instant_from_its_window() -> None:
         assert svid.spiffe_id == SPIFFE_ID
         assert svid.private_key is asked.key
         assert issued.identity.bundle == bundle_of(at.authority.x509, at.authority.jwt_key)
-        assert issued.notice == "noticed"
+        assert (issued.notice, issued.policy) == ("noticed", "shop/web")
         assert issued.window == RenewalWindow.of(at.clock.at, at.clock.at + HOUR)
         assert issued.window.start <= issued.renew_at <= issued.window.end
         # One instant each, or all volumes of a node come back together.

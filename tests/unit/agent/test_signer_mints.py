@@ -29,7 +29,8 @@ def test_a_mint_proves_the_key_and_names_the_pod(tmp_path: Path) -> None:
         assert check_x509_svid(minted.chain, minted.trust.bundle, at.clock.now()) == SPIFFE_ID
         assert public_bytes(request.public_key) == public_bytes(minted.chain[0].public_key())  # type: ignore[arg-type]
         assert minted.renewal.start > at.clock.now()
-        assert (minted.hint, minted.notice, minted.federates_with) == (
+        assert (minted.policy, minted.hint, minted.notice, minted.federates_with) == (
+            "(default)",
             "internal",
             "ttl was capped",
             (TrustDomain("partner.test"),),

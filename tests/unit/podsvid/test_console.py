@@ -185,10 +185,21 @@ def test_data_is_what_the_source_knows_and_is_sent_once(console: Console, told: 
         "kind": "cluster",
         "name": "https://there:6443",
         "looked": True,
-        "nodes": [{"node": "node-1", "volumes": [volume("cart-0")], "missing": "", "seen_at": "2026-06-01T00:00:00Z"}],
+        "nodes": [
+            {
+                "node": "node-1",
+                "volumes": [volume("cart-0")],
+                "missing": "",
+                "seen_at": "2026-06-01T00:00:00Z",
+                "left_out": 0,
+            }
+        ],
         "authority": None,
         "missing": {},
         "authority_at": "",
+        "federations": [],
+        "federations_at": "",
+        "findings": [],
     }
     again = ask(console, "/data", tag=first.headers["etag"])
     assert (again.status, again.body) == (304, b"")
@@ -386,6 +397,6 @@ def test_commands_that_hang_keep_their_places() -> None:
 def test_before_the_first_look_nothing_is_known_and_that_is_said(told: Told) -> None:
     told.looked.set()
     assert Watch(told).newest().body == (
-        b'{"kind":"cluster","name":"https://there:6443","looked":false,"nodes":[],"authority":null,"missing":{},"authority_at":""}'
+        b'{"kind":"cluster","name":"https://there:6443","looked":false,"nodes":[],"authority":null,"missing":{},"authority_at":"","federations":[],"federations_at":"","findings":[]}'
     )
     assert Picture("node", "x").to_json()["looked"] is False

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from podsvid.authority import CommandFailed
 from podsvid.by_kubeconfig import AgentPod, KubeconfigCluster, NotAllowed, NotTold
+from podsvid.console import in_cluster
+from podsvid.console.beyond import MOST_FEDERATIONS
 from podsvid.console.in_cluster import AT_ONCE, MOST_NODES, Round
 from podsvid.console.on_node import OnNode
 from podsvid.console.picture import Picture
@@ -23,6 +26,7 @@ from podsvid.waiting import GaveUp
 from runtime.aside import begun
 from tests.console_rig import PATIENCE
 
+_Kind = TypeVar("_Kind")
 LS = ["podsvid", "node", "ls", "--output", "json"]
 SHOW = ["podsvid", "authority", "show", "--socket", "/run/podsvid-signer/admin.sock", "--output", "json"]
 
@@ -39,6 +43,15 @@ class Execs:
     answers: dict[str, Any] = field(default_factory=dict)
     host: str = "https://there:6443"
     ran: list[tuple[str, str, list[str]]] = field(default_factory=list)
+    # Of federations, as the API server has them; or what reading them raises.
+    declared: dict[str, Any] | Exception = field(default_factory=lambda: {"items": []})
+    reads: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+
+    def read(self, path: str, query: dict[str, str], kind: type[_Kind]) -> _Kind:
+        self.reads.append((path, query))
+        if isinstance(self.declared, Exception):
+            raise self.declared
+        return msgspec.json.decode(json.dumps(self.declared), type=kind)
 
     def agents(self) -> Sequence[AgentPod]:
         return self.pods
@@ -212,3 +225,98 @@ def test_an_agent_that_is_silent_is_given_up_without_advice_that_the_console_doe
         with pytest.raises(GaveUp) as raised:
             OnNode(path, seconds=0.1).look(lambda _: None)
     assert str(raised.value).endswith("within 0.1 s")
+
+
+def federation(name: str, *conditions: tuple[str, str, str, str], **status: Any) -> dict[str, Any]:
+    """As the API server has it; conditions are type, status, reason, message."""
+    said = [dict(zip(("type", "status", "reason", "message"), each, strict=True)) for each in conditions]
+    spec = {"trustDomain": f"{name}.test", "bundleEndpointURL": f"https://{name}.test/bundle", "caBundle": "x" * 99}
+    return {"metadata": {"name": name}, "spec": spec, "status": {"conditions": said, **status} if said else None}
+
+
+READY = ("Ready", "True", "InForce", "workloads have it")
+
+
+def test_federations_are_told_with_their_last_errors_and_what_to_do() -> None:
+    failed = ("Fetched", "False", "Failed", "connection refused")
+    times = {"fetchedAt": "2026-01-01T00:00:00Z", "nextPoll": "2026-01-01T00:05:00Z", "sequence": 7}
+    items = [federation("partner", READY, failed, **times), federation("new"), federation("well", READY)]
+    execs = Execs(declared={"items": items}, answers={"signer-0": {}})
+    looking = Round(execs, now=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    found = looked(looking)
+    assert [(each["trust_domain"], each["ready"], each["unseen"], each["errors"]) for each in found.federations] == [
+        ("partner.test", True, False, ["Failed: connection refused"]),
+        ("new.test", False, True, []),
+        ("well.test", True, False, []),
+    ]
+    assert (found.federations[0]["fetched_at"], found.federations[0]["sequence"]) == ("2026-01-01T00:00:00Z", 7)
+    assert found.federations_at == "2026-01-01T00:00:00Z"
+    # Bundles, which the page does not show, are not kept.
+    assert "x" * 99 not in json.dumps(found.to_json())
+    ((reason, seen),) = [(each["reason"], each["seen"]) for each in found.findings]
+    assert (reason, seen) == ("FEDERATION_FETCH_FAILED", "FederatedTrustDomain partner: connection refused")
+    assert "kubectl describe federatedtrustdomain" in found.findings[0]["to_do"]
+    # The API server is asked for so many at most.
+    assert execs.reads == [("/apis/podsvid.io/v1alpha1/federatedtrustdomains", {"limit": str(MOST_FEDERATIONS)})]
+    execs.declared = NotAllowed("you may not list them")
+    again = looked(looking)
+    assert (again.federations, again.missing) == (found.federations, {"federations": "you may not list them"})
+    execs.declared = {"items": items[:1], "metadata": {"continue": "x"}}
+    assert looked(looking).missing == {"federations": f"only {MOST_FEDERATIONS} of them are shown"}
+
+
+def test_a_cluster_without_the_kind_has_no_federation_and_what_is_none_is_said() -> None:
+    absent = NotTold("not found")
+    absent.status = 404
+    execs = Execs(declared=absent, answers={"signer-0": {}})
+    looking = Round(execs)
+    found = looked(looking)
+    assert (found.federations, found.missing) == ((), {})
+    execs.declared = {"items": [7]}
+    assert "is no FederatedTrustDomain" in looked(looking).missing["federations"]
+
+
+def test_what_the_ca_above_said_is_asked_of_the_signer_that_leads() -> None:
+    asked = {"id": "k", "at": "openbao", "said": ["connection refused, asked again in 30s"]}
+    leads = {"leader": "signer-1", "requested_x509": asked}
+    execs = Execs(answers={"signer-0": {"leader": "signer-1"}, "signer-1": leads})
+    looking = Round(execs)
+    found = looked(looking)
+    assert found.authority == leads
+    assert [pod for pod, container, _ in execs.ran if container == "signer"] == ["signer-0", "signer-1"]
+    (finding,) = found.findings
+    assert (finding["reason"], finding["bad"]) == ("UPSTREAM_AWAY", True)
+    assert finding["seen"] == "a request at openbao: connection refused, asked again in 30s"
+    execs.answers["signer-1"] = NotTold("it does not answer")
+    found = looked(looking)
+    assert found.authority == {"leader": "signer-1"}
+    said = "what the CA above said last is known to signer-1, which leads: it does not answer"
+    assert found.missing == {"leader": said}
+    # What is no pod's name is asked nothing, and reaches no path of the API.
+    execs.answers["signer-0"], execs.ran[:] = {"leader": "../../x"}, []
+    assert looked(looking).missing == {}
+    assert [pod for pod, container, _ in execs.ran if container == "signer"] == ["signer-0"]
+
+
+def test_an_answer_of_another_version_has_no_findings_and_is_shown() -> None:
+    execs = Execs(answers={"signer-0": {"agents": "many", "to_do": ["rotate"]}})
+    found = looked(Round(execs))
+    assert (found.findings, found.authority) == ((), {"agents": "many", "to_do": ["rotate"]})
+
+
+def test_of_very_many_identities_those_that_are_not_well_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_cluster, "MOST_ROWS", 10)
+    many = [{"pod": f"p-{each}", "state": "ok"} for each in range(8)]
+    answer = {"volumes": [*many, {"pod": "ill", "state": "expired"}]}
+    execs = Execs(answers=dict.fromkeys(("agent-1", "agent-2"), answer))
+    looking = Round(execs)
+    for _ in range(2):
+        found = looked(looking)
+        assert sum(len(each.volumes) for each in found.nodes) == 10
+        assert sum(each.left_out for each in found.nodes) == 8
+        assert all({"pod": "ill", "state": "expired"} in each.volumes for each in found.nodes)
+    # When there is room again it is used.
+    execs.answers["agent-1"] = {"volumes": []}
+    looked(looking)
+    again = looked(looking)
+    assert [each.left_out for each in again.nodes] == [0, 0]
