@@ -91,7 +91,7 @@ class Switchable:
         if self.hold_mints is not None:
             self.waiting = True
             await self.hold_mints.wait()
-        return await self._authority.mint_x509(request)
+        return replace(await self._authority.mint_x509(request), policy="shop/web")
 
 
 def command(here: Host, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -462,6 +462,7 @@ def test_a_renewal_that_the_signer_pulled_forward_says_so(tmp_path: Path) -> Non
                 while workload.early is None:
                     await asyncio.sleep(0.01)
             told = await said(admin, "explain", "default/web")
+            assert "policy       shop/web\n" in told.stdout
             span = " to ".join(f"{each:%Y-%m-%dT%H:%M:%SZ}" for each in (window.start, window.end))
             assert f"renewed early, spread over {span}" in told.stdout
 

@@ -3,9 +3,11 @@
 import base64
 import json
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,7 @@ def test_names_that_are_markup_are_shown_as_they_are(page: Page) -> None:
         volume("a", spiffe_id=MARKUP, state=MARKUP, state_reason=SCRIPT, policy=MARKUP),
         volume(SCRIPT, namespace=MARKUP, serial=MARKUP, volume_id=MARKUP),
         volume("turned", spiffe_id="spiffe://example.org/\u202egpj.exe\u2066\x07"),
+        volume("l" * 253, spiffe_id=f"spiffe://example.org/{'l' * 2000}", policy="l" * 317, serial="5" * 40),
         {"volume_id": None, "state": None, "not_after": "no time", "files": 7},
     ]
     explained: dict[str, Any] = {
@@ -118,17 +121,18 @@ def test_names_that_are_markup_are_shown_as_they_are(page: Page) -> None:
         "upstream_roots": [{"subject": MARKUP, "id": SCRIPT}],
         "agents": 1,
     }
+    partner_of = {"url": "l" * 2000}
     missing = {"nodes": MARKUP, "federations": SCRIPT, "leader": MARKUP}
     partner = dict.fromkeys(("name", "trust_domain", "url", "sequence", "fetched_at", "next_poll"), MARKUP)
     beyond: dict[str, Any] = {
-        "federations": ({**partner, "errors": [SCRIPT, MARKUP]},),
+        "federations": ({**partner, "errors": [SCRIPT, MARKUP, "l" * 2000]}, {**partner, **partner_of}),
         "findings": ({"reason": "UPSTREAM_AWAY", "bad": True, "seen": MARKUP, "to_do": SCRIPT},),
     }
     source = Told(picture(*hostile, authority=authority, missing=missing, **beyond), lambda *_: explained)
     source.picture = replace(source.picture, name=MARKUP, nodes=(*source.picture.nodes, NodeLook(SCRIPT, (), MARKUP)))
     with Console(source) as console:
         page.open(console.url)
-        page.until(f"{ROWS}.length === 4")
+        page.until(f"{ROWS}.length === 5")
         assert MARKUP in text(page)
         assert "\u202e" not in text(page)
         assert "\N{REPLACEMENT CHARACTER}gpj.exe\N{REPLACEMENT CHARACTER}" in text(page)
@@ -142,6 +146,11 @@ def test_names_that_are_markup_are_shown_as_they_are(page: Page) -> None:
             page.value(f"location.hash = '{view}'")
             page.until(f"document.querySelector('{sign}')")
             assert MARKUP in text(page)
+            # Nor does a name of any length push the page aside.
+            page.size(400, 700)
+            page.until("innerWidth === 400")
+            assert page.value("document.documentElement.scrollWidth <= innerWidth"), view
+            page.size(1280, 800)
         assert page.value("document.querySelectorAll('main img, main script, header img').length") == 0
         assert page.value("document.title") == "podsvid"
     assert [each for each in page.said if "ERR_CONNECTION" not in each] == []
@@ -159,6 +168,35 @@ def test_markup_could_do_nothing_even_if_it_came_in(page: Page) -> None:
         other = "http://127.0.0.1:1/"
         assert page.value(f"fetch('{other}').then(() => 'sent', () => 'refused')") == "refused"
         assert any("Content Security Policy" in each for each in page.said)
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Another page that the same browser has open."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server calls it so
+        pass
+
+
+def test_another_page_of_the_same_browser_gets_nothing(page: Page) -> None:
+    with Console(Told(picture(volume("a")))) as console, HTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{console.port}"
+        page.open(f"http://127.0.0.1:{other.server_port}/")
+        page.until(f"location.port === '{other.server_port}'")
+        # Even with the token; and without asking whether it may.
+        header = json.dumps({"headers": {"Authorization": f"Bearer {token_of(console)}"}})
+        for path, given in (("/data", header), ("/", "{}"), ("/", "{mode: 'no-cors'}"), ("/data", "{mode: 'no-cors'}")):
+            asked = f"fetch('{here}{path}', {given}).then(() => 'had', () => 'refused')"
+            assert page.value(asked) == "refused", (path, given)
+        image = f"const image = new Image(); image.onload = () => had('had'); image.src = '{here}/assets/icon.svg'"
+        made = f"new Promise((had) => {{ {image}; image.onerror = () => had('refused') }})"
+        assert page.value(made) == "refused"
+        other.shutdown()
 
 
 def test_without_the_token_the_page_says_what_to_open(page: Page) -> None:
