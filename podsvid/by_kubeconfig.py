@@ -202,8 +202,10 @@ class KubeconfigCluster:
         if late:
             raise NotTold(f"pod {pod} did not answer within {EXEC_SECONDS} s; look at its log")
         if not out:
-            # It becomes a part of a sentence; a pod whose chart has docsURL says in a line more where to read on.
-            lines = [each for each in said.strip().splitlines() if not each.startswith(SEE)]
+            # It becomes a part of a sentence; a pod whose chart has docsURL says in a line more where to read on, and
+            # what it says while it waits is news of its own terminal.
+            apart = (SEE, "podsvid: waiting for ")
+            lines = [each for each in said.strip().splitlines() if not each.startswith(apart)]
             why = "\n".join(lines).removeprefix("podsvid: ")
             raise NotTold(why or f"pod {pod} answered nothing; look at its log")
         try:

@@ -303,7 +303,7 @@ def test_an_outage_a_refusal_and_an_authoritys_life_are_seen(page: Page) -> None
         shot(page, "console")
         page.press("4")
         page.until("document.querySelectorAll('.problem').length === 2")
-        assert "node node-2: it did not answer" in text(page)
+        assert "node node-2: it did not answer\n\nwhat is shown was said " in text(page)
         assert "pod shop/search-10 on node-2: unknown (was retrying SIGNER_UNREACHABLE)" in text(page)
         page.press("3")
         page.until("document.querySelectorAll('.node').length === 3")
@@ -328,7 +328,7 @@ def test_an_outage_a_refusal_and_an_authoritys_life_are_seen(page: Page) -> None
 
 def test_what_is_not_asked_yet_is_not_well_and_what_is_lost_is_said_on_every_tab(page: Page) -> None:
     seen = at(utc())
-    nodes = (NodeLook("node-1", (shop(1),), "", seen), NodeLook("node-2"))
+    nodes = (NodeLook("node-1", (shop(1),), "", seen, left_out=1234), NodeLook("node-2"))
     source = Told(Picture("cluster", "https://there:6443", False, nodes))
     with Console(source) as console:
         page.open(console.url)
@@ -350,7 +350,8 @@ def test_what_is_not_asked_yet_is_not_well_and_what_is_lost_is_said_on_every_tab
             if key == "3":
                 page.until("document.querySelectorAll('.node.bad').length === 2")
                 assert page.value("document.activeElement.dataset.key") == "node-2"
-        page.until("document.querySelectorAll('.problem').length === 1")
+        page.until("document.querySelectorAll('.problem').length === 2")
+        assert "1,234 identities of 1 nodes are not shown" in text(page)
 
 
 def test_clocks_that_differ_are_said(page: Page) -> None:

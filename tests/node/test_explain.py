@@ -240,6 +240,13 @@ def test_a_pod_that_prints_without_end_is_given_up(tmp_path: Path, monkeypatch: 
         KubeconfigCluster(str(config), None, "podsvid").run("agent-n1", "agent", ["podsvid", "node", "ls"])
 
 
+def test_what_a_command_in_a_pod_says_while_it_waits_is_no_reason(tmp_path: Path) -> None:
+    said = "podsvid: waiting for the agent at x, 8 s at most\npodsvid: TIMED_OUT: no answer from the agent\n"
+    with serving(Cluster(execs={"agent": ("", said)}), tmp_path) as config, pytest.raises(NotTold) as raised:
+        KubeconfigCluster(str(config), None, "podsvid").run("agent-n1", "agent", ["podsvid", "node", "ls"])
+    assert str(raised.value) == "TIMED_OUT: no answer from the agent"
+
+
 def test_it_asks_a_ready_signer_and_the_agent_of_the_pods_node_and_puts_both_together(tmp_path: Path) -> None:
     cluster = Cluster()
     cluster.events = [

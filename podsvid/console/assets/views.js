@@ -154,8 +154,11 @@ export function problemsOf(picture, rows) {
     // Said once above where it is so of all.
     if (why === picture.missing.nodes) continue;
     const names = some.slice(0, 5).map((each) => each.node).join(', '), more = some.length > 5 ? ` and ${some.length - 5} more` : '';
-    add(true, `node${some.length > 1 ? 's' : ''} ${names}${more}: ${why}`, some.some((each) => list(each.volumes).length) ? 'How what is shown of it is now is not known: it is what it said before.' : '');
+    add(true, `node${some.length > 1 ? 's' : ''} ${names}${more}: ${why}`, some.some((each) => list(each.volumes).length) ? 'How its identities are now is not known: what is shown is what it said before.' : '', '#nodes',
+      some.map((each) => each.seen_at).filter(Boolean).sort()[0]);
   }
+  const left = picture.nodes.filter((each) => each.left_out), more = left.reduce((sum, each) => sum + each.left_out, 0);
+  if (more) add(false, `${more.toLocaleString('en')} identities of ${left.length} nodes are not shown, as there are too many`, 'Those that are not ok are kept before others; podsvid node ls on a node has all of its own.');
   for (const each of list(picture.findings)) add(each.bad, `${each.reason}: ${each.seen}`, sentence(each.to_do), '#authorities');
   const kinds = new Map();
   // At the moment of the look, by this machine's clock: its agent, by the node's, says that it is valid.
