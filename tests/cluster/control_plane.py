@@ -12,7 +12,8 @@ from .network import NODE_ADDRESS, SERVICE_NETWORK
 from .pki import ClusterAuthority
 from .programs import program
 
-# Which of podsvid's accounts asked for what, without bodies: tests count writes in it, and look who may too much.
+# Which of podsvid's accounts asked for what, without bodies: tests count writes in it, and look who may too much. The
+# last one is a person's that looks on (test_console.py).
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -21,7 +22,8 @@ _AUDIT_POLICY = {
         {
             "level": "Metadata",
             "users": [
-                f"system:serviceaccount:podsvid:podsvid-{each}" for each in ("signer", "agent", "uninstall-guard")
+                f"system:serviceaccount:podsvid:podsvid-{each}"
+                for each in ("signer", "agent", "uninstall-guard", "looks-on")
             ],
         },
         {"level": "None"},

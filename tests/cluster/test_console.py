@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(program() is None, reason="no browser here: apt-get install chromium-headless-shell"),
 ]
-RBAC, ACCOUNT = "rbac.authorization.k8s.io/v1", "looks-on"
+RBAC, ACCOUNT = "rbac.authorization.k8s.io/v1", "podsvid-looks-on"
 # All that docs/console.md and docs/explain.md say.
 RULES = {
     "ClusterRole": [
@@ -153,6 +153,7 @@ def test_a_rotation_a_refusal_and_an_outage_are_watched(
         page.until(f"{lanes}.some((each) => !{json.dumps(there)}.includes(each))")
         page.press("1")
         serial = "document.querySelector('.space .row .c-serial').textContent"
+        page.until(serial)
         before = page.value(serial)
         typed.done(f"kubectl -n {NAMESPACE} exec ds/podsvid-agent -c agent -- podsvid node rotate default/well")
         page.until(f"{serial} !== {json.dumps(before)}")
