@@ -32,6 +32,8 @@ MAX_EVENTS = 10
 EVENTS_AT_ONCE, MOST_PAGES = 50, 100
 # Characters that a command in a pod may print: a node of 1,000 volumes tells 1 MiB. Who owns a node owns its agent.
 MOST_PRINTED = 32 * 2**20
+# What nests deeper could be read, and not be written again.
+MOST_NESTED = 32
 # What kubelet says of volumes and, the last three, of pods' certificates. `Failed` it says of containers, too.
 KUBELETS = (
     *("FailedMount", "VolumeConditionAbnormal"),
@@ -209,9 +211,12 @@ class KubeconfigCluster:
             why = "\n".join(lines).removeprefix("podsvid: ")
             raise NotTold(why or f"pod {pod} answered nothing; look at its log")
         try:
-            return json.loads(out)
-        except ValueError:
+            found = json.loads(out, parse_constant=_no_number)
+        except (ValueError, RecursionError):
             raise NotTold(f"pod {pod} answered no JSON; is its podsvid of this version?") from None
+        if _deeper(found, MOST_NESTED):
+            raise NotTold(f"pod {pod} answered what nests deeper than podsvid's answers do; is it podsvid's?")
+        return found
 
     def events(self, pod: SeenPod) -> list[dict[str, str]]:
         """The newest events about the pod's volumes, the oldest of them first."""
@@ -294,6 +299,16 @@ def _hear_out(call: Any) -> bool:
         if len(call.peek_stdout()) + len(call.peek_stderr()) > MOST_PRINTED:
             return True
     return False
+
+
+def _no_number(text: str) -> None:
+    """NaN and the infinite, which Python reads and no other JSON has: a browser would refuse all that it stands in."""
+    raise ValueError(text)
+
+
+def _deeper(value: Any, than: int) -> bool:
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return than == 0 or any(_deeper(each, than - 1) for each in within if isinstance(each, dict | list))
 
 
 def _pods(namespace: str) -> str:

@@ -16,6 +16,9 @@ from podsvid.kept import Metadata
 _Kind = TypeVar("_Kind")
 # Each may bring bundles of 768 KiB along, which the page does not show.
 MOST_FEDERATIONS: Final = 100
+_OTHER: Final = (
+    "it is of another version than this podsvid, which cannot judge its authorities: use that of its version"
+)
 _PATH: Final = "/apis/podsvid.io/v1alpha1/federatedtrustdomains"
 
 
@@ -105,10 +108,17 @@ def findings(status: dict[str, Any] | None, found: Federations, now: datetime) -
     try:
         seen.authority = msgspec.convert(status, answers.Status) if status else None
     except msgspec.ValidationError:
-        # Of another version: the page shows what of it it understands.
-        seen.authority = None
+        # Of another version: the page shows what of it it understands, and does not say that nothing is wrong.
+        seen.authority = answers.Status(
+            to_do=tuple(_texts(status, "to_do")), warnings=(*_texts(status, "warnings"), _OTHER)
+        )
     made = [*trust.authorities(seen, now), *rules.federations(seen, now)]
     return tuple(_told(each) for each in sorted(made, key=lambda each: each.weight))
+
+
+def _texts(status: dict[str, Any] | None, key: str) -> list[str]:
+    found = (status or {}).get(key)
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def _told(each: Finding) -> dict[str, Any]:

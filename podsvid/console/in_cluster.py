@@ -1,7 +1,7 @@
 """What podsvid's own pods tell by exec: the console of a cluster, with a person's rights and no others."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
@@ -84,6 +84,8 @@ class Round:
         self._lock = threading.Lock()
         self._picture = Picture("cluster", cluster.host)
         self._federations = Federations()
+        # When a signer said what is known of authorities.
+        self._authority_at = now()
 
     def unseen(self) -> Picture:
         return self._picture
@@ -122,8 +124,8 @@ class Round:
             found = self._node(agent, nodes[agent.node], refused)
 
             def changed() -> Picture:
-                others = sum(len(each.volumes) for name, each in nodes.items() if name != agent.node)
-                nodes[agent.node] = _within(found, max(0, MOST_ROWS - others))
+                nodes[agent.node] = found
+                nodes.update(_bounded(nodes, MOST_ROWS))
                 return replace(self._picture, nodes=tuple(nodes.values()))
 
             told(changed)
@@ -138,7 +140,8 @@ class Round:
         told = replace(self._picture, missing={**kept, **missing})
         if status is None:
             return told
-        return self._judged(replace(told, authority=status, authority_at=at(self._now())))
+        self._authority_at = self._now()
+        return self._judged(replace(told, authority=status, authority_at=at(self._authority_at)))
 
     def _authority(self) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """What a signer says, the one that leads where it can be asked: only that one knows what the CA above said."""
@@ -179,7 +182,8 @@ class Round:
         return self._judged(replace(told, federations=found.shown, federations_at=at(self._now())))
 
     def _judged(self, picture: Picture) -> Picture:
-        return replace(picture, findings=findings(picture.authority, self._federations, self._now()))
+        # Of what waited when a signer was heard last it is not known whether it still does.
+        return replace(picture, findings=findings(picture.authority, self._federations, self._authority_at))
 
     def _node(self, agent: AgentPod, before: NodeLook, refused: list[str]) -> NodeLook:
         if not agent.running:
@@ -210,12 +214,37 @@ class Round:
         return Waiting(self._seconds, tell=lambda _: None, longer="").result(asked, who)
 
 
-def _within(look: NodeLook, room: int) -> NodeLook:
-    """The same with `room` volumes at most; those that are not well stay before others."""
-    if len(look.volumes) <= room:
+def _bounded(nodes: Mapping[str, NodeLook], most: int) -> dict[str, NodeLook]:
+    """The same with `most` volumes in all: those that are not well before others, wherever they are, and of one node
+    that has very many no more than of the next that has."""
+    if sum(len(each.volumes) for each in nodes.values()) <= most:
+        return dict(nodes)
+    ill = _shares({name: sum(map(_is_ill, each.volumes)) for name, each in nodes.items()}, most)
+    room = most - sum(ill.values())
+    well = _shares({name: sum(not _is_ill(volume) for volume in each.volumes) for name, each in nodes.items()}, room)
+    return {name: _cut(each, ill[name], well[name]) for name, each in nodes.items()}
+
+
+def _is_ill(volume: dict[str, Any]) -> bool:
+    return volume.get("state") != "ok"
+
+
+def _shares(wanted: Mapping[str, int], room: int) -> dict[str, int]:
+    """Of `room` as much for each as for the next, and none of it for who does not want it."""
+    found = {}
+    for place, (name, count) in enumerate(sorted(wanted.items(), key=lambda each: each[1])):
+        found[name] = min(count, room // (len(wanted) - place))
+        room -= found[name]
+    return found
+
+
+def _cut(look: NodeLook, ill: int, well: int) -> NodeLook:
+    lost = len(look.volumes) - ill - well
+    if not lost:
         return look
-    worst_first = sorted(look.volumes, key=lambda each: each.get("state") == "ok")
-    return replace(look, volumes=tuple(worst_first[:room]), left_out=look.left_out + len(look.volumes) - room)
+    first = [each for each in look.volumes if _is_ill(each)][:ill]
+    rest = [each for each in look.volumes if not _is_ill(each)][:well]
+    return replace(look, volumes=(*first, *rest), left_out=look.left_out + lost)
 
 
 def _together(work: Iterator[Callable[[], None]]) -> None:

@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.skipif(program() is None, reason="no browser here: apt-get install chromium-headless-shell"),
 ]
 RBAC, ACCOUNT = "rbac.authorization.k8s.io/v1", "podsvid-looks-on"
+PODS = "labelSelector=app%20in%20(well%2Crefused)"
 # All that docs/console.md and docs/explain.md say.
 RULES = {
     "ClusterRole": [
@@ -71,18 +72,22 @@ def installed(cluster: Cluster, images: dict[str, str]) -> Iterator[None]:
     empty(cluster)
     product_image.load(cluster, [images["now"]])
     flags = settings(cluster, images["now"], TRUST_DOMAIN)
-    release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
-            *flags, "--set", "signer.replicas=1")  # fmt: skip
-    cluster.api.apply(DECLARED)
-    for name in ("well", "refused"):
-        pod = workload(name)
-        pod["metadata"]["labels"] = {"app": name}
-        cluster.pods.create(pod)
-    yield
-    for name in ("well", "refused"):
-        cluster.pods.delete(name)
-    release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "5m", "--no-hooks")
-    empty(cluster)
+    try:
+        release(cluster, "install", "podsvid", str(CHART), "--create-namespace", "--wait", "--timeout", "5m",
+                *flags, "--set", "signer.replicas=1")  # fmt: skip
+        cluster.api.apply(DECLARED)
+        for name in ("well", "refused"):
+            pod = workload(name)
+            pod["metadata"]["labels"] = {"app": name}
+            cluster.pods.create(pod)
+        yield
+    finally:
+        for pod in cluster.api.get(f"/api/v1/namespaces/default/pods?{PODS}")["items"]:
+            cluster.pods.delete(pod["metadata"]["name"])
+        # Of it all, test_kubectl.py finds whatever has podsvid in its name.
+        for kind in ("clusterroles", "clusterrolebindings"):
+            cluster.api.remove(f"/apis/{RBAC}/{kind}/{ACCOUNT}")
+        empty(cluster)
 
 
 def looks_on(cluster: Cluster) -> str:

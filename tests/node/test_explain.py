@@ -240,6 +240,12 @@ def test_a_pod_that_prints_without_end_is_given_up(tmp_path: Path, monkeypatch: 
         KubeconfigCluster(str(config), None, "podsvid").run("agent-n1", "agent", ["podsvid", "node", "ls"])
 
 
+@pytest.mark.parametrize("printed", ["[" * 200_000, "[" * 900 + "]" * 900, '{"volumes": [{"failures": NaN}]}'])
+def test_what_no_browser_could_be_told_is_no_answer(tmp_path: Path, printed: str) -> None:
+    with serving(Cluster(execs={"agent": (printed, "")}), tmp_path) as config, pytest.raises(NotTold, match="answered"):
+        KubeconfigCluster(str(config), None, "podsvid").run("agent-n1", "agent", ["podsvid", "node", "ls"])
+
+
 def test_what_a_command_in_a_pod_says_while_it_waits_is_no_reason(tmp_path: Path) -> None:
     said = "podsvid: waiting for the agent at x, 8 s at most\npodsvid: TIMED_OUT: no answer from the agent\n"
     with serving(Cluster(execs={"agent": ("", said)}), tmp_path) as config, pytest.raises(NotTold) as raised:

@@ -298,10 +298,27 @@ def test_what_the_ca_above_said_is_asked_of_the_signer_that_leads() -> None:
     assert [pod for pod, container, _ in execs.ran if container == "signer"] == ["signer-0"]
 
 
-def test_an_answer_of_another_version_has_no_findings_and_is_shown() -> None:
+def test_an_answer_of_another_version_is_shown_and_said_to_be_one() -> None:
     execs = Execs(answers={"signer-0": {"agents": "many", "to_do": ["rotate"]}})
     found = looked(Round(execs))
-    assert (found.findings, found.authority) == ((), {"agents": "many", "to_do": ["rotate"]})
+    assert found.authority == {"agents": "many", "to_do": ["rotate"]}
+    # Nor passes for one that has nothing to say.
+    told, other = (each["seen"] for each in found.findings)
+    assert told == "rotate"
+    assert "of another version" in other
+
+
+def test_who_waited_when_the_signer_was_heard_last_is_not_said_to_wait_still() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    waiting = {"agents": 2, "agents_waiting": 1, "waiting_nodes": ["node-1"], "sequence": "3"}
+    authority = {"kind": "x509", "id": "k", "stage": "prepared", "prepared_at": "2026-01-01T00:00:00Z"}
+    execs = Execs(answers={"signer-0": {**waiting, "authorities": [authority]}})
+    moments = [at]
+    looking = Round(execs, now=lambda: moments[-1])
+    assert looked(looking).findings == ()
+    moments.append(at + timedelta(minutes=9))
+    execs.answers["signer-0"] = NotTold("it does not answer")
+    assert looked(looking).findings == ()
 
 
 def test_of_very_many_identities_those_that_are_not_well_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,3 +337,19 @@ def test_of_very_many_identities_those_that_are_not_well_are_kept(monkeypatch: p
     looked(looking)
     again = looked(looking)
     assert [each.left_out for each in again.nodes] == [0, 0]
+
+
+def test_a_node_that_has_very_many_takes_nobody_elses_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_cluster, "MOST_ROWS", 10)
+    many: list[dict[str, str]] = []
+    for state in ("ok", "expired"):
+        many = [{"pod": f"p-{each}", "state": state} for each in range(50)]
+        few = [{"pod": "ill", "state": "expired"}, {"pod": "a", "state": state}, {"pod": "b", "state": state}]
+        found = looked(
+            Round(Execs(answers={"signer-0": {}, "agent-1": {"volumes": many}, "agent-2": {"volumes": few}}))
+        )
+        assert {each.node: len(each.volumes) for each in found.nodes} == {"node-1": 7, "node-2": 3}
+        assert {each.node: each.left_out for each in found.nodes} == {"node-1": 43, "node-2": 0}
+    # Nor does the first of two that have.
+    both = Execs(answers={each: {"volumes": many} for each in ("agent-1", "agent-2")})
+    assert [len(each.volumes) for each in looked(Round(both)).nodes] == [5, 5]
