@@ -178,8 +178,12 @@ def examples() -> str:
         )
     parts = []
     for name, text in shown.items():
-        parts.append(f"## {name}\n\n{text[0].upper()}{text[1:]}.\n\n    kubectl apply -f deploy/examples/{name}\n")
-        for path in sorted((folder / name).rglob("*")):
+        files = sorted((folder / name).rglob("*"))
+        # The table's links are from its own folder.
+        parts.append(f"## {name}\n\n{text[0].upper()}{text[1:]}.\n".replace("](../../docs/", "]("))
+        if any(path.suffix == ".yaml" for path in files):
+            parts.append(f"    kubectl apply -f deploy/examples/{name}\n")
+        for path in files:
             kind = _SHOWN.get(path.suffix)
             if kind:
                 source = path.read_text(encoding="utf-8").rstrip()
@@ -187,7 +191,7 @@ def examples() -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
-_SHOWN = {".yaml": "yaml", ".py": "python", ".go": "go"}
+_SHOWN = {".yaml": "yaml", ".py": "python", ".go": "go", ".java": "java"}
 _CLUSTER = (
     "nodes",
     "pods",

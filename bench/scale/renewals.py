@@ -33,6 +33,9 @@ class Renewing:
     count: int = 40_000
     rate: float = 80.0
     lost_after: float = 0.5
+    # Seconds, as what they are without these: for a test.
+    taken_out: float = TAKEN_OUT
+    after: float = AFTER
 
     @property
     def seconds(self) -> float:
@@ -115,7 +118,7 @@ class Renewals:
             await fleets.do("renew", life=life, seconds=plan.seconds)
             await self._wait(fleets, begun + plan.seconds * plan.lost_after)
             await self._lose(fleets, kept, lost)
-            await self._wait(fleets, begun + plan.seconds + AFTER)
+            await self._wait(fleets, begun + plan.seconds + plan.after)
         finally:
             watching.cancel()
             await asyncio.wait((watching,))
@@ -136,7 +139,7 @@ class Renewals:
         self._figures.add("lost_agents", await lost.agents(), note=who)
         lost.kill()
         at = time.time()
-        await asyncio.sleep(TAKEN_OUT)
+        await asyncio.sleep(self._plan.taken_out)
         await fleets.do("service", ports=[kept.port])
 
         async def all_there() -> bool:

@@ -159,8 +159,14 @@ def test_a_pod_that_does_not_answer_in_time_is_no_empty_answer(tmp_path: Path, m
         def __init__(self) -> None:
             self.closed = False
 
-        def run_forever(self, timeout: float) -> None:
-            assert timeout == by_kubeconfig.EXEC_SECONDS
+        def update(self, timeout: float) -> None:
+            assert 0 < timeout <= by_kubeconfig.EXEC_SECONDS
+
+        def peek_stdout(self) -> str:
+            return ""
+
+        def peek_stderr(self) -> str:
+            return ""
 
         def is_open(self) -> bool:
             return not self.closed
@@ -181,10 +187,11 @@ def test_a_pod_that_does_not_answer_in_time_is_no_empty_answer(tmp_path: Path, m
         return calls[-1]
 
     monkeypatch.setattr(by_kubeconfig, "websocket_call", begun)
+    monkeypatch.setattr(by_kubeconfig, "EXEC_SECONDS", 0.05)
     with serving(Cluster(), tmp_path) as config:
         told = explain(config, "--output", "json")
     assert told.returncode == 3
     found = json.loads(told.stdout)
     assert found["policy"] is None
-    assert found["missing"]["policy"] == "pod signer-1 did not answer within 60 s; look at its log"
+    assert found["missing"]["policy"] == "pod signer-1 did not answer within 0.05 s; look at its log"
     assert all(each.closed for each in calls)

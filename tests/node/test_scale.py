@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench.scale import children
-from bench.scale.figures import NOT_REPORTED, ROWS
+from bench.scale.figures import NOT_REPORTED, OF_RENEWALS, ROWS
 from bench.scale.population import Cluster
-from bench.scale.run import Limits, Plan, Run
+from bench.scale.renewals import Renewing
+from bench.scale.run import RENEWALS, Limits, Plan, Run
 
 TINY = Plan(
     Cluster(nodes=6, pods=60, policies=4, services=10, namespaces=2),
@@ -42,16 +43,30 @@ def test_a_tiny_run_fills_every_row(base: Path, monkeypatch: pytest.MonkeyPatch)
     figures = asyncio.run(Run(TINY, base, said.append).run())
     assert not figures.failure, said
     empty = {key for key in ROWS if figures.figure(key).value is None}
+    assert empty >= OF_RENEWALS
+    empty -= OF_RENEWALS
     assert all(figures.figure(key).note == NOT_REPORTED for key in empty)
     assert empty <= {"lag_p99", "lag_most", "lag_rotation", "lag_restart", "lag_reissue", "lag_reissue_p99"}
     assert figures.figure("mint_failed").value == 0
     assert figures.figure("mint_cpu").ratio is not None
-    assert len(said) > len(ROWS)
+    assert len(said) > len(ROWS) - len(OF_RENEWALS)
     # API server and signer of both clusters, the signer once more, the agents of the empty one and two more processes.
     assert len(started) == 8
     for each in started:
         with pytest.raises(ProcessLookupError):
             os.kill(each, 0)
+
+
+@pytest.mark.timeout(300)
+def test_renewals_go_on_by_the_other_replica_when_one_is_lost_and_fill_every_row(base: Path) -> None:
+    few = Renewing(20, 2.0, taken_out=1.0, after=5.0)
+    plan = replace(TINY, steps=(RENEWALS,), renewing=few, workers=2)
+    figures = asyncio.run(Run(plan, base, lambda text: None).run())
+    assert not figures.failure
+    empty = {key for key in OF_RENEWALS if figures.figure(key).value is None}
+    assert empty <= {"lag_renewals", "lag_renewals_p99"}
+    assert figures.figure("renew_late").value == 0
+    assert figures.figure("lost_back").value is not None
 
 
 def test_a_step_that_takes_too_long_says_how_far_it_came_and_the_others_go_on(
