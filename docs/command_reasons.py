@@ -117,7 +117,8 @@ OF_COMMANDS: Final = (
         "AUTHORITY_COMMAND_FAILED",
         "the signer refuses that step, has no authority yet, or its connection ended",
         "go on with the reason in the text; `podsvid authority show` says where the authorities are and what they wait "
-        "for, and whether a step whose answer was lost was taken",
+        "for, and whether a step whose answer was lost was taken. A rotation whose pod went away goes on: do not ask "
+        "for another",
     ),
     Row(
         "NO_DOCUMENT",

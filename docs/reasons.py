@@ -197,7 +197,8 @@ _OF_AUTHORITIES = (
     Row(
         "UPSTREAM_AWAY",
         "the CA above cannot be asked now",
-        "nothing: it is asked again. If it stays so, look at the CA",
+        "nothing at first: it is asked again, and `podsvid authority show` in the pod of the signer that leads has "
+        "all that was said. If it stays so, look at the CA",
     ),
     Row(
         "UPSTREAM_CERTIFICATE_REFUSED",
@@ -209,7 +210,8 @@ _OF_AUTHORITIES = (
     Row(
         "UPSTREAM_ROOTS_REFUSED",
         "the roots that the CA above names are not taken; those of before stay trusted",
-        "the text says why; after a change to another CA `podsvid authority rotate` takes it, with its roots",
+        "the text says why. After a change to another CA `podsvid authority rotate`, once, takes it with its roots; "
+        "else set right what the text says, at the CA or in the file of its roots",
     ),
     Row(
         "NOT_INSTALLED",

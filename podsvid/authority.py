@@ -54,6 +54,17 @@ class CommandFailed(SignerError):
     reason = "AUTHORITY_COMMAND_FAILED"
 
 
+class WentAway(CommandFailed):
+    """The signer that was asked tells no more, in the middle of what it took; `why`: as gRPC has it."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"the signer at {path} has gone away ({why}), as in an upgrade; the signers go on by themselves with what "
+            f"was asked for, so do not ask for it again: `podsvid authority show` in any signer's pod tells how far "
+            "it is"
+        )
+
+
 class NoSuchPod(CommandFailed):
     """The cluster has no pod of that name."""
 
@@ -212,7 +223,11 @@ def run(parsed: argparse.Namespace) -> int:
                     _print(answer, parsed.output)
                 if parsed.action in ("rotate", "revoke-upstream") and not parsed.no_wait:
                     told = set(answer.warnings)
-                    _follow(channel, _kind(parsed), _goes_on(parsed), parsed.output, told)
+                    try:
+                        _follow(channel, _kind(parsed), _goes_on(parsed), parsed.output, told)
+                    except grpc.RpcError as error:
+                        # Nobody looks at the socket first: of a pod that ends this may be the last moment.
+                        raise WentAway(parsed.socket, str(error.details())) from None
             return 0
         except (grpc.RpcError, GaveUp) as error:
             found = error if isinstance(error, GaveUp) else failed(error, parsed.socket, waiting)

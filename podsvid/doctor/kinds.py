@@ -192,7 +192,20 @@ OWN: Final = (
 SHARED: Final = (
     Kind("MOUNT_NOT_SHARED", Weight.BROKEN, "", "set `mountPropagation: Bidirectional`, as the chart does"),
     Kind("CLOCKS_DIFFER", Weight.WRONG, "", "have the clock set of the node that is named, or of the signers' nodes"),
-    Kind("UPSTREAM_AWAY", Weight.WRONG, "", "`podsvid authority show` has all that was said; ask the CA above"),
+    Kind(
+        "UPSTREAM_AWAY",
+        Weight.WRONG,
+        "",
+        "nothing at first: it is asked again, and `podsvid authority show` in the pod of the signer that leads has all "
+        "that was said; where it stays so, look at the CA above",
+    ),
+    Kind(
+        "UPSTREAM_ROOTS_REFUSED",
+        Weight.WRONG,
+        "",
+        "where the signers were given another CA on purpose, `podsvid authority rotate`, once; else set right what the "
+        "text says, at the CA above or in the file of its roots",
+    ),
     Kind("POLICY_UNUSABLE", Weight.WRONG, "", "`kubectl describe` of that policy; correct the field that is named"),
     Kind(
         "FEDERATION_FETCH_FAILED",

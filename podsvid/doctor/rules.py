@@ -17,7 +17,8 @@ DEFINED: Final = ("clusterworkloadidentities", "workloadidentities", "federatedt
 PASSING: Final = frozenset(
     {
         *("AGENTS_NOT_READY", "AGENTS_SILENT", "BUNDLE_STALE", "DRIVER_UNREGISTERED"),
-        *("SIGNERS_TOO_FEW", "SIGNER_WARNS", "TAINT_LEFT", "UPGRADE_STUCK", "UPSTREAM_AWAY"),
+        *("SIGNERS_TOO_FEW", "SIGNER_WARNS", "TAINT_LEFT", "UPGRADE_STUCK"),
+        *("UPSTREAM_AWAY", "UPSTREAM_ROOTS_REFUSED"),
     }
 )
 

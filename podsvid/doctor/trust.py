@@ -17,7 +17,8 @@ ROOT_ENDS: Final = timedelta(days=30)
 # As a signer says that it has yet to hear of agents, for a minute after it starts or begins to lead.
 SETTLING: Final = "which has just started or begun to lead"
 # As the signer that leads says what it could not do.
-ROOTS_UNREAD: Final = "x509: roots of the CA above: "
+ROOTS_KEPT: Final = "x509: roots of the CA above: "
+UNREAD: Final = "not read: "
 FAILED: Final = "it failed to "
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
@@ -48,7 +49,9 @@ def authorities(seen: Seen, now: datetime) -> Iterator[Finding]:
         yield Finding("UPSTREAM_AWAY", f"a request at {asked.at}: {asked.said[-1]}")
     for text in status.next or ():
         failed = text.partition(": ")[2].startswith(FAILED)
-        if text.startswith(ROOTS_UNREAD) or (failed and "UPSTREAM_AWAY" in text):
+        if text.startswith(ROOTS_KEPT) and not text.startswith(ROOTS_KEPT + UNREAD):
+            yield Finding("UPSTREAM_ROOTS_REFUSED", text.replace("UPSTREAM_ROOTS_REFUSED: ", "", 1))
+        elif text.startswith(ROOTS_KEPT) or (failed and "UPSTREAM_AWAY" in text):
             yield Finding("UPSTREAM_AWAY", text)
         elif failed:
             yield Finding("SIGNER_WARNS", text)

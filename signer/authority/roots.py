@@ -146,6 +146,8 @@ class RootFeed:
         # What was read and is not stored yet, and what could be trusted of the set before.
         self._kept: RootSet | None = None
         self._before: frozenset[x509.Certificate] | None = None
+        # Beside which authority and roots a set was refused: beside others it may be right.
+        self._refused_beside: object = None
         self._why = ""
 
     @property
@@ -165,14 +167,14 @@ class RootFeed:
     def rest(self) -> None:
         """Another replica leads: what this one knows is over."""
         self._backoff.forget()
-        self._read_at = self._kept = self._before = None
+        self._read_at = self._kept = self._before = self._refused_beside = None
         self._why = ""
 
     async def look(self, state: AuthorityState, load: Load, swap: Swap, leading: Callable[[], bool]) -> None:
         """Read them where it is time, and store what comes of them. Raises SignerError where it was not stored."""
         if self._source is None or self._doubt():
             return
-        if self._due:
+        if self._due(state):
             self._read_at = self._clock.monotonic()
             self._kept = await self._asked(self._source)
         if self._kept is None or self._doubt():
@@ -187,15 +189,18 @@ class RootFeed:
                     return
         except RootsRefused as error:
             self._kept = self._before = None
+            self._refused_beside = _judged_by(state)
             self._refuse(f"{error.reason}: {error}"[:_MAX_TEXT])
             return
         self._before = done.named
-        self._kept = None
+        self._kept = self._refused_beside = None
         self._refuse(done.left_out)
 
-    @property
-    def _due(self) -> bool:
+    def _due(self, state: AuthorityState) -> bool:
         if self._read_at is None:
+            return True
+        # Nothing of a refused set counts as read, so that this is never the second of two reads in a row.
+        if self._refused_beside not in (None, _judged_by(state)):
             return True
         interval = self._policy.root_interval
         waited = timedelta(seconds=self._clock.monotonic() - self._read_at)
@@ -229,6 +234,10 @@ class RootFeed:
             _log.warning("the roots of the CA above were not taken; the ones before stay", extra={"error": why})
             self.refused(told)
         self._why = why
+
+
+def _judged_by(state: AuthorityState) -> tuple[str, bool, tuple[UpstreamRoot, ...]]:
+    return state.active_x509_id, state.condemned, state.roots
 
 
 def _not_stored(error: SignerError) -> None:

@@ -186,6 +186,13 @@ class AdminService:
             token_issuer=by.token_issuer,
         )
 
+    def _elsewhere(self) -> list[str]:
+        """For people: who is to be asked for what this replica does not know."""
+        leader = self._rotation.leader_name
+        if not leader or self._rotation.seat.leading():
+            return []
+        return [f"{leader} leads and takes the steps: what failed at them `authority show` says in its pod alone"]
+
     def status(self) -> admin_pb2.AuthorityStatus | None:
         """The present state; None before this replica has read it."""
         state = self._rotation.state
@@ -200,7 +207,7 @@ class AdminService:
             agents=len(self._rotation.live_nodes()),
             agents_waiting=len(waiting),
             waiting_nodes=waiting[:MAX_NODES],
-            next=self._rotation.next_steps(state),
+            next=[*self._rotation.next_steps(state), *self._elsewhere()],
             rotating_x509=_rotating(state, "x509"),
             rotating_jwt=_rotating(state, "jwt"),
             reissuing_x509=_reissuing(state, "x509", acks, self._clock.now()),

@@ -741,6 +741,45 @@ def test_who_stops_looking_stops_no_rotation(
     rigged(test)
 
 
+def test_a_rotation_whose_signer_goes_away_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that no signer runs here: who types it again begins another one."""
+    lines: list[str] = []
+    progress = authority_command._progress
+
+    def noted(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind") -> str:
+        lines.append(progress(status, kind))
+        return lines[-1]
+
+    monkeypatch.setattr("podsvid.authority._progress", noted)
+
+    async def run(folder: Path) -> None:
+        site = Site()
+        async with serving(site, folder, site.clock) as signer:
+            rig = Rig(signer, folder)
+            await rig.until(lambda: rig.rotation.leader_name == "signer-1")
+            rig.agent("a")
+            await rig.until(lambda: rig.rotation.live_nodes() == {"a"})
+            asked = asyncio.create_task(rig.refused("rotate"))
+            await rig.until(lambda: bool(lines) and "prepared" in lines[-1])
+            assert not asked.done()
+        text = await asked
+        assert "the signers go on by themselves" in text
+        assert "do not ask for it again: `podsvid authority show`" in text
+
+    with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as folder:
+        asyncio.run(run(Path(folder)))
+
+
+def test_who_does_not_lead_says_whom_to_ask_for_what_failed() -> None:
+    async def test(rig: Rig) -> None:
+        line = "next: signer-1 leads and takes the steps: what failed at them `authority show` says in its pod alone"
+        assert line not in (await rig.authority("show")).splitlines()
+        rig.rotation.seat = replace(rig.rotation.seat, leading=lambda: False)
+        assert (await rig.authority("show")).splitlines()[-1] == line
+
+    rigged(test)
+
+
 def test_show_says_which_roots_the_ca_above_names_and_why_some_are_not_taken(tmp_path: Path) -> None:
     above = upstream(tmp_path, ONE, ONE, TWO)
 

@@ -33,7 +33,7 @@ export function authorities(picture, now, later) {
 
 // What the CA above is asked for and said, its roots, and what was declared stolen.
 function above(picture, status) {
-  const asked = status.requested_x509, errors = list(picture.findings).filter((each) => each.reason === 'UPSTREAM_AWAY');
+  const asked = status.requested_x509, errors = list(picture.findings).filter((each) => ['UPSTREAM_AWAY', 'UPSTREAM_ROOTS_REFUSED'].includes(each.reason));
   const known = asked || [status.upstream_roots, status.revoked_roots, status.abandoned].some((each) => list(each).length) || errors.length || picture.missing.leader;
   if (!known) return el('div');
   return el('section', { class: 'card' }, el('h2', { text: 'The CA above' }),

@@ -12,7 +12,7 @@ import yaml
 from docs import shapes
 from podsvid.authority import CommandFailed
 from podsvid.by_kubeconfig import NotAllowed, NotTold
-from podsvid.doctor import command, kinds, nodes, rules
+from podsvid.doctor import command, kinds, nodes, rules, trust
 from podsvid.doctor.kinds import KINDS, Weight
 from podsvid.doctor.looking import look
 from podsvid.doctor.rules import findings
@@ -142,6 +142,10 @@ BROKEN: dict[str, tuple[Callable[[Objects], None], str]] = {
     "UPSTREAM_AWAY": (
         change("authority", "requested_x509", to={"at": "OpenBao", "said": ["first", "permission denied"]}),
         "OpenBao: permission denied",
+    ),
+    "UPSTREAM_ROOTS_REFUSED": (
+        change("authority", "next", to=[f"{trust.ROOTS_KEPT}UPSTREAM_ROOTS_REFUSED: no root of the active authority"]),
+        "x509: roots of the CA above: no root of the active authority",
     ),
     "POLICY_UNUSABLE": (
         change(f"{OWN}/workloadidentities", to=[named("bad", status=unready("Ready", "no such field"))]),

@@ -313,9 +313,18 @@ def test_a_policy_of_what_is_switched_off_may_be_absent_but_not_half() -> None:
 
 
 def test_roots_that_cannot_be_read_are_the_ca_aboves() -> None:
-    said = f"{trust.ROOTS_UNREAD}not read: UPSTREAM_AWAY: no answer"
-    assert the_only(change("authority", "next", to=["jwt: prepare a new authority", said]))[0] == "UPSTREAM_AWAY"
-    assert f'f"{trust.ROOTS_UNREAD}' in (ROOT / "signer/authority/roots.py").read_text()
+    said = f"{trust.ROOTS_KEPT}{trust.UNREAD}UPSTREAM_AWAY: no answer"
+    assert the_only(change("authority", "next", to=["jwt: prepare a new authority", said])) == ("UPSTREAM_AWAY", said)
+    source = (ROOT / "signer/authority/roots.py").read_text()
+    assert f'f"{trust.ROOTS_KEPT}' in source
+    assert f'f"{trust.UNREAD}' in source
+
+
+def test_roots_that_are_not_taken_are_no_ca_that_is_away() -> None:
+    """Neither those of another CA, nor some that are left out beside others."""
+    for why in ("UPSTREAM_ROOTS_REFUSED: no root of the active authority", "CN=two is no CA's"):
+        reason, text = the_only(change("authority", "next", to=[f"{trust.ROOTS_KEPT}{why}"]))
+        assert (reason, text) == ("UPSTREAM_ROOTS_REFUSED", trust.ROOTS_KEPT + why.rpartition("REFUSED: ")[2])
 
 
 def test_a_step_that_the_signer_could_not_do_is_told() -> None:

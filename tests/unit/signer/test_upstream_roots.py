@@ -460,6 +460,43 @@ def test_the_leader_follows_the_file_and_a_new_root_is_acknowledged_before_it_is
         asyncio.run(run())
 
 
+def test_a_set_that_was_refused_is_read_again_when_another_authority_signs(tmp_path: Path) -> None:
+    """After a change of CA and the rotation that takes it nobody is told for an interval that roots are refused."""
+
+    async def run() -> None:
+        cluster = Cluster()
+        above = upstream(tmp_path, TWO, TWO)
+        reads = 0
+
+        async def counted() -> RootSet:
+            nonlocal reads
+            reads += 1
+            return await above.roots()
+
+        first = Replica(cluster, "first", Life(POLICY, usual(ONE), TD), None)
+        await first.open()
+        one = Replica(cluster, "one", Life(POLICY, above, TD), counted)
+        await one.open()
+        await one.leader.attempt()
+        async with loop(one.rotation.run()), loop(one.rotation.ask_above()):
+            await until(lambda: one.rotation.roots.refuses)
+            await passes()
+            assert reads == 1
+            # What does not change by what it is judged reads nothing.
+            await one.rotation.step("rotate", "jwt", "", forced=True)
+            await passes()
+            assert reads == 1
+            await one.rotation.step("rotate", "x509", "", forced=True)
+            await until(lambda: stages(cluster.stored)[-1] == "active" and len(stages(cluster.stored)) > 1)
+            await until(lambda: not one.rotation.roots.refuses)
+            assert one.rotation.roots.notes == []
+            told = reads
+            await passes()
+            assert reads == told <= 3, "what was taken is read again in its time"
+
+    asyncio.run(run())
+
+
 def test_who_does_not_lead_neither_asks_nor_writes() -> None:
     async def run() -> None:
         cluster, source = Cluster(), Source(ONE, TWO)
