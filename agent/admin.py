@@ -65,9 +65,9 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "CLOCKS_DIFFER": "it is tried again by itself, and the SVID is kept until it ends; the message has both times: "
         "set the node's clock right, or the signer's",
         "TRUST_BEHIND": "it is tried again by itself; if it goes on, the signer's replicas disagree: see their logs",
-        "POLICY_DENIED": "a policy denies the pod, or none gives it an identity (podsvid explain NAMESPACE/POD says "
-        "which); its socket hands out no SVID any more, bundles go on, files keep theirs until it ends; it is tried "
-        "again by itself",
+        "POLICY_DENIED": "a policy denies the pod, or none gives it an identity (the signer's part of podsvid explain "
+        "says which); its socket hands out no SVID any more, bundles go on, files keep theirs until it ends; it is "
+        "tried again by itself",
         "WRITE_FAILED": "it is tried again by itself, and the files hold the SVID before; look at the space and inodes "
         "of the volume's directory (df, df -i)",
         "IDENTITY_UNAVAILABLE": "kubelet tries again by itself; look at the signer",
@@ -88,6 +88,19 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "hangs) and at its disk",
         "MOUNT_NOT_SHARED": "set mountPropagation: Bidirectional on the agent's mount of kubelet's pods directory",
         "VOLUME_FAILED": "look at the agent's log and at kubelet's directory on the node",
+    }
+)
+# Where the volume was never published: there is no socket, no SVID and no file of which something could be said.
+ADVICE_BEFORE: Mapping[str, str] = MappingProxyType(
+    {
+        "POLICY_DENIED": "the pod starts when a policy gives it an identity and none denies it: change the policy (the "
+        "signer's part of podsvid explain names it), or the pod's labels; kubelet tries again by itself",
+        "CLOCKS_DIFFER": "kubelet tries again by itself; the message has both times: set the node's clock right, or "
+        "the signer's",
+        "SIGNER_UNREACHABLE": "kubelet tries again by itself; look at the signer's pods, its Service and network "
+        "policies",
+        "WRITE_FAILED": "kubelet tries again by itself; look at the space and inodes of the volume's directory (df, "
+        "df -i)",
     }
 )
 
@@ -138,7 +151,7 @@ class NodeAdmin:
             )
         return pb.ExplainResponse(
             volumes=[await self._detailed(each) for each in volumes],
-            publish_problems=[_problem(each) for each in problems],
+            publish_problems=[_never_published(each) for each in problems],
             authority=self._authority(),
         )
 
@@ -305,6 +318,13 @@ def _next_publish(workload: Workload) -> str:
     if workload.lacks_socket:
         return "answers OK and takes the pod's token; the socket, which disappeared, is made again"
     return "answers OK and takes the pod's newest token for the next renewal; SVID and files stay as they are"
+
+
+def _never_published(each: Problem) -> pb.Problem:
+    """Of a volume that is not there."""
+    answer = _problem(each)
+    answer.advice = ADVICE_BEFORE.get(each.code, ADVICE_BEFORE.get(each.reason, answer.advice))
+    return answer
 
 
 def _problem(each: Problem) -> pb.Problem:

@@ -79,6 +79,21 @@ _SIGNER_TO_DO: Mapping[Reason, str] = MappingProxyType(
 )
 
 
+# What the agent says by the same name, and of what: its events lead to the same heading.
+SAID_BY_AGENT: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.INVALID_REQUEST: "of volumeAttributes and the csi volume that has them",
+        Reason.AGENT_TOKEN_MISSING: "where `agent_token_file` is empty",
+        Reason.POD_TOKEN_MISSING: "where kubelet has passed none to it",
+        Reason.AUTHORITY_UNAVAILABLE: "of its own authority, or of a signer that gives no other reason",
+        Reason.DNS_NAME_DENIED: "where the authority is its own (`embedded`, `file`)",
+        Reason.NOT_ENTITLED: "where the authority is its own (`embedded`, `file`)",
+        Reason.JWT_DISABLED: "where the authority is its own (`embedded`, `file`)",
+        Reason.INTERNAL: "of errors of its own",
+    }
+)
+
+
 def _advised(reason: str, means: str) -> Row:
     return Row(reason, means, ADVICE[reason])
 
@@ -86,8 +101,9 @@ def _advised(reason: str, means: str) -> Row:
 def _of_signer() -> Iterator[Row]:
     for each in Reason:
         means = HELP.get(each, "something went wrong that was not foreseen; the log says what")
+        too = f"; said by the signer, or by the agent, {SAID_BY_AGENT[each]}" if each in SAID_BY_AGENT else ""
         yield Row(
-            each, f"{means} (gRPC status {STATUS_CODES[each].name})", _SIGNER_TO_DO.get(each, ADVICE.get(each, ""))
+            each, f"{means} (gRPC status {STATUS_CODES[each].name}){too}", _SIGNER_TO_DO.get(each, ADVICE.get(each, ""))
         )
 
 
@@ -268,7 +284,8 @@ _OF_AUTHORITIES = (
     Row("SVID_ERROR", "an error that has no reason of its own", BUG),
 )
 _SEEN_OF_SIGNER = (
-    "Said by the signer: in the pod's events (`IdentityRefused`, and after `IDENTITY_DENIED` or "
+    "Said by the signer, and some by the agent, too, where it stands so: "
+    "in the pod's events (`IdentityRefused`, and after `IDENTITY_DENIED` or "
     "`IDENTITY_UNAVAILABLE` in "
     "`FailedMount`), in `podsvid explain`, in the signer's audit log and in its metrics. Istio's proxies, where the "
     "signer is their CA, hear none of them: look at those places."

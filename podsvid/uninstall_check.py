@@ -3,7 +3,8 @@
 import argparse
 import asyncio
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from signer.cluster.paging import Paging
 from signer.errors import NotFound
 
 POLICIES = ("workloadidentities", "clusterworkloadidentities")
+# Where no kubeconfig is given, in this order.
+DEFAULT = "$KUBECONFIG, the pod's own cluster, ~/.kube/config"
 # And what the cluster federates with.
 DEFINED = (*POLICIES, "federatedtrustdomains")
 # The label of what signers publish.
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(flag, default=default, metavar=called, help=f"{text} (default: {default})")
     parser.add_argument("--one-line", action="store_true", help="text in one line: Helm shows line ends as \\n")
-    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: the cluster that this pod is in)")
+    parser.add_argument("--kubeconfig", metavar="FILE", help=f"kubeconfig (default: {DEFAULT})")
     add_output(parser)
     add_timeout(parser, what="for each answer of the API server")
 
@@ -47,9 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Print what is in the way; the exit code: 0 nothing, 1 pods. Raises SignerError, InvalidSetting."""
     try:
-        kubeconfig = absolute(str(Path(parsed.kubeconfig).absolute())) if parsed.kubeconfig else None
+        given = absolute(str(Path(parsed.kubeconfig).absolute())) if parsed.kubeconfig else None
     except ValueError as error:
         raise InvalidSetting(f"--kubeconfig: {error}") from None
+    kubeconfig = given or customary(os.environ)
     drivers = frozenset(filter(None, parsed.driver_names.split(",")))
     place = Place(parsed.namespace, parsed.state_secret, parsed.bundle_config_map)
     # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
@@ -62,6 +66,22 @@ def run(parsed: argparse.Namespace) -> int:
         document = json.dumps(in_json(pods, policies, found), indent=2) + "\n"
         print(document if parsed.output == "json" else as_yaml(document), end="")
     return 1 if pods else 0
+
+
+def customary(environment: Mapping[str, str]) -> Path | None:
+    """The kubeconfig where none is given; several are joined by colons. None: the pod's cluster.
+
+    $KUBECONFIG comes before the pod's own cluster, as somebody has set it; the file at home may be an image's, and does
+    not.
+    """
+    home = Path(environment.get("HOME") or "/")
+    parts = environment.get("KUBECONFIG", "").split(os.pathsep)
+    named = [home / each[2:] if each.startswith("~/") else Path(each).absolute() for each in parts if each]
+    if named:
+        # As kubectl does, of several those that are there; where none is, its name is what has to be said.
+        return Path(os.pathsep.join(map(str, [each for each in named if each.exists()] or named[:1])))
+    at_home = home / ".kube" / "config"
+    return at_home if "KUBERNETES_SERVICE_HOST" not in environment and at_home.exists() else None
 
 
 @dataclass(frozen=True, slots=True)

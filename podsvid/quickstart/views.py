@@ -105,13 +105,18 @@ class PlainView:
     def __init__(self, console: Console, commands: Callable[[PlayedPod], tuple[str, ...]], url: str = "") -> None:
         self._console = console
         self._commands = commands
+        self._told = False
         if url:
             self._say(f"watch it in a browser: {url}")
 
     def published(self, pod: PlayedPod) -> None:
         self._say(f"{pod.pod.namespace}/{pod.pod.name} published: {_one_line(pod.current)}")
-        for command in self._commands(pod):
-            self._say(f"    {command}")
+        # Once, as in a terminal: of many pods the same two commands would hide all else.
+        if not self._told:
+            self._told = True
+            self._say("try in another terminal:")
+            for command in self._commands(pod):
+                self._say(f"    {command}")
 
     def rotated(self, pod: PlayedPod) -> None:
         self._say(f"{pod.pod.namespace}/{pod.pod.name} rotated: {_one_line(pod.current)}")

@@ -4,6 +4,7 @@ What comes is read in pieces, up to a number of bytes, and never unpacked: an ob
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -66,7 +67,7 @@ class KubeClient:
         configuration = client.Configuration()
         try:
             if kubeconfig is not None:
-                kubeconfig.open().close()  # one that is not there is only logged by the package
+                _openable(kubeconfig)
                 await config.load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)
             else:
                 config.load_incluster_config(configuration)
@@ -213,6 +214,12 @@ async def _lines(response: aiohttp.ClientResponse, most: int, large: asyncio.Sem
 
 def _with(path: str, query: Mapping[str, str] | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
+
+
+def _openable(kubeconfig: Path) -> None:
+    """Raises OSError: one that is not there is only logged by the package, which takes several joined by colons."""
+    for each in str(kubeconfig).split(os.pathsep):
+        Path(each).open().close()
 
 
 def _error(status: int, data: bytes | bytearray) -> SignerError:

@@ -13,8 +13,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from tests import go_tools
 from tests.go_tools import BuildError
@@ -28,6 +29,16 @@ from .layout import DEFAULT_DIR, Layout
 from .network import NODE_ADDRESS
 from .programs import PROGRAMS, program
 from .waiting import say
+
+VERBS: Mapping[str, str] = MappingProxyType(
+    {
+        "packages": "install the packages that the cluster needs",
+        "build": "install packages, build the programs",
+        "up": "start a cluster with podsvid's image, and leave it running",
+        "run": "start a cluster, run a command with KUBECONFIG, take it down",
+        "down": "take down whatever is left",
+    }
+)
 
 
 def _up(cluster: Cluster) -> None:
@@ -83,8 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="tests.cluster.harness", description="A real single-node cluster.")
     parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="where the cluster keeps its files")
-    parser.add_argument("action", choices=["packages", "build", "up", "run", "down"])
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="for run: what to run with KUBECONFIG set")
+    verbs = parser.add_subparsers(dest="action", metavar="VERB", required=True)
+    # Each has a parser of its own: what does not belong to it is refused, and its --help starts no cluster.
+    for verb, text in VERBS.items():
+        of_verb = verbs.add_parser(verb, help=text, description=f"{verb}: {text}.", allow_abbrev=False)
+        if verb == "run":
+            of_verb.add_argument("first", metavar="CMD", help="what to run")
+            of_verb.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="its arguments")
     options = parser.parse_args(arguments)
     cluster = Cluster(options.dir)
     try:
@@ -98,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.action == "up":
             _up(cluster)
         elif options.action == "run":
-            return _run(cluster, options.command)
+            return _run(cluster, [options.first, *options.rest])
         else:
             cluster.stop()
     except (ClusterError, BuildError, SuiteError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster import kubeconfig
+from tests.cluster import harness, kubeconfig
 from tests.cluster.host import ClusterError
 from tests.cluster.leftovers import listening, mounts_below
 from tests.cluster.lock import Lock
@@ -75,3 +75,52 @@ def test_a_kubeconfig_with_a_token_has_the_administrators_server_and_not_its_key
     assert [path.stat().st_mode & 0o777 for path in (admin, other)] == [0o600, 0o600]
     assert yaml.safe_load(other.read_text())["clusters"] == yaml.safe_load(admin.read_text())["clusters"]
     assert yaml.safe_load(other.read_text())["users"] == [{"name": "podsvid", "user": {"token": "t"}}]
+
+
+class Recorded:
+    """In place of a cluster: what would have been done with it."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def stop(self) -> None:
+        self.done.append("stop")
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    found = Recorded()
+
+    def run(_: object, command: list[str]) -> int:
+        found.done.append(command)
+        return 7
+
+    monkeypatch.setattr(harness, "Cluster", lambda _: found)
+    monkeypatch.setattr(harness, "_up", lambda _: found.done.append("up"))
+    monkeypatch.setattr(harness, "_run", run)
+    monkeypatch.setattr(harness, "install_packages", lambda _: found.done.append("packages"))
+    return found
+
+
+@pytest.mark.parametrize("verb", harness.VERBS)
+def test_help_of_a_verb_helps_and_does_nothing(
+    verb: str, recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        harness.main([verb, "--help"])
+    assert (ended.value.code, recorded.done) == (0, [])
+    assert harness.VERBS[verb].split(",")[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [*([verb, "now"] for verb in harness.VERBS if verb != "run"), ["down", "-x"], ["run"]])
+def test_what_no_verb_takes_is_refused(line: list[str], recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        harness.main(line)
+    assert (ended.value.code, recorded.done) == (2, [])
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_command_keeps_its_own_arguments(recorded: Recorded) -> None:
+    assert harness.main(["--dir", "/tmp/x", "run", "kubectl", "get", "-A", "--help"]) == 7
+    assert harness.main(["down"]) == 0
+    assert recorded.done == [["kubectl", "get", "-A", "--help"], "stop"]

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from agent.admin import ADVICE
 from agent.metrics import STATES
 from docs import reasons
 from runtime import advice
@@ -29,7 +30,14 @@ _BEGINS = re.compile(rf"({_WORD.pattern}): ")
 NO_REASON = frozenset(
     {
         *("ADMIN_SOCKET", "RUN_DIR", "PODSVID_ADMIN_SOCKET", "PODSVID_RUN_DIR", "PODSVID_DIR", "AUTHORITY_ID"),
-        *("SPIFFE_ENDPOINT_SOCKET", "KUBERNETES_EXEC_INFO", "GRPC_SSL_CIPHER_SUITES", "LC_ALL", "MALLOC_ARENA_MAX"),
+        *(
+            "SPIFFE_ENDPOINT_SOCKET",
+            "KUBERNETES_EXEC_INFO",
+            "KUBERNETES_SERVICE_HOST",
+            "GRPC_SSL_CIPHER_SUITES",
+            "LC_ALL",
+            "MALLOC_ARENA_MAX",
+        ),
         *("GRPC_VERBOSITY", "PODSVID_DOCS_URL", "DOCS_URL"),
         # Statuses of gRPC's that are no reasons of podsvid's.
         *(
@@ -80,6 +88,19 @@ def test_every_reason_has_its_place_and_nothing_else_has(trees: list[ast.Module]
         "give them a row in docs/reasons.py or docs/command_reasons.py, or say in NO_REASON that they are none"
     )
     assert not set(known) - found, "nobody says that any more"
+
+
+def test_reasons_of_the_signer_that_an_agent_says_too_say_so() -> None:
+    """Its events lead to a heading below which only the signer would be named."""
+    known = set()
+    for path in (path for package in ("agent", "csi") for path in (ROOT / package).rglob("*.py")):
+        if path.parent.name != "pb":
+            known |= {each for each in said(ast.parse(path.read_text(encoding="utf-8"))) if each in set(Reason)}
+    # What it only knows by name: to give advice, to ask anew, and to hand out no SVID any more.
+    only_known = set(ADVICE) | {"POLICY_DENIED", "POD_TOKEN_EXPIRED", "RECONNECT"}
+    assert known - only_known <= set(reasons.SAID_BY_AGENT) <= known
+    (rows,) = (group.rows for group in reasons.groups() if group.title == "Reasons of the signer")
+    assert {row.reason for row in rows if "or by the agent, " in row.means} == set(reasons.SAID_BY_AGENT)
 
 
 def test_each_reason_says_what_it_means_and_what_to_do() -> None:

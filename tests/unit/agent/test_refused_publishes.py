@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from agent.admin import ADVICE, NodeAdmin, RefusedPublishes, _problem
+from agent.admin import ADVICE, ADVICE_BEFORE, NodeAdmin, RefusedPublishes, _problem
 from agent.pb import node_admin_pb2
 from agent.workload.problems import Problem
 from csi.errors import CsiError, IdentityDenied, IdentityUnavailable, InvalidRequest, OperationPending
@@ -169,3 +169,24 @@ def test_what_an_operator_has_to_mend_comes_with_what_to_do(reason: Reason) -> N
     for kind in (IdentityUnavailable, IdentityDenied):
         told = _problem(Problem(at, POD, "csi-1", kind.reason, f"{reason}: text", at))
         assert told.advice == ADVICE[reason] != ADVICE[IdentityUnavailable.reason]
+
+
+@pytest.mark.parametrize("reason", [*ADVICE_BEFORE, "NODE_FULL"])
+def test_where_no_volume_was_published_nothing_is_said_of_what_a_published_one_keeps(reason: str) -> None:
+    at = datetime(2026, 6, 1, tzinfo=UTC)
+
+    class Workloads:
+        by_volume: Mapping[str, Any] = {}
+        publish_problems = (Problem(at, POD, "csi-1", "IDENTITY_DENIED", f"{reason}: text", at),)
+
+    async def main() -> None:
+        workloads: Any = Workloads()
+        blocking: Any = None
+        context: Any = None
+        asked = node_admin_pb2.ExplainRequest(namespace=POD.namespace, pod=POD.name)
+        (told,) = (await NodeAdmin(workloads, lambda: "", blocking).explain(asked, context)).publish_problems
+        assert told.advice
+        assert "kubelet tries again by itself" in told.advice
+        assert not [each for each in ("socket", "SVID", "files ", "NAMESPACE/POD") if each in told.advice]
+
+    asyncio.run(main())

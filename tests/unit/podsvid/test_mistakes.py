@@ -142,6 +142,17 @@ MISTAKES = (
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{garbled}", said="{garbled}"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{file}", said="{file} cannot be used"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{closed}", said="cannot be reached"),
+    Mistake(
+        ("uninstall-check",), "{absent} cannot be used", "API_SERVER_UNAVAILABLE", 1, (("KUBECONFIG", "{absent}"),)
+    ),
+    Mistake(("uninstall-check",), "cannot be reached", "API_SERVER_UNAVAILABLE", 1, (("KUBECONFIG", "{closed}"),)),
+    Mistake(
+        ("uninstall-check",),
+        "cannot be reached",
+        "API_SERVER_UNAVAILABLE",
+        1,
+        (("KUBECONFIG", "{absent}:{closed}:{closed}"),),
+    ),
     # Files.
     failed("UNUSABLE_DOCUMENT", "migrate", "spire", "{garbled}", said="{garbled} is neither YAML nor JSON"),
     failed("NOT_FOUND", "migrate", "csi-driver-spiffe", "{absent}", said="{absent}: No such file"),
@@ -227,7 +238,7 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, value in mistake.variables:
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value.format(**places))
     before = _everything(base)
     code = main([each.format(**places) for each in mistake.line])
     out, err = capsys.readouterr()

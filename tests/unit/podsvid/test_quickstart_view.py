@@ -10,7 +10,7 @@ from rich.console import Console
 from podsvid.quickstart.pods import Pod
 from podsvid.quickstart.reading import PlayedPod, Seen
 from podsvid.quickstart.talking import Peer, Talk
-from podsvid.quickstart.views import LiveView
+from podsvid.quickstart.views import LiveView, PlainView
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 VOLUME = "/proc/123456/root/tmp/pv-abcdefgh/pod-1"
@@ -97,3 +97,15 @@ def test_the_last_frame_offers_nothing_that_is_gone() -> None:
     assert len([line for line in frame if "valid until 2026-11-28T00:00:30Z" in line]) == 5
     assert not [line for line in frame if line.rstrip()[-2:] == " s"]
     assert not [line for line in frame if "tls.crt" in line or "api fetch" in line or "Ctrl-C" in line]
+
+
+def test_lines_have_the_two_commands_once_however_many_pods_there_are() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    made = PlainView(console, lambda _: COMMANDS)
+    for number in (1, 2, 3):
+        made.published(played(number))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert [text.count(each) for each in COMMANDS] == [1, 1]
+    assert text.count("try in another terminal:") == 1
+    assert [f"demo/pod-{number} published" in text for number in (1, 2, 3)] == [True] * 3

@@ -114,3 +114,18 @@ def test_conditions_have_values_where_these_mean_something(operator: str, values
 def test_a_selector_that_is_longer_refuses_whom_it_could_be_for(selector: Any) -> None:
     """Were it read as if it matched nobody, a wider policy would step in."""
     assert refused(POD, policy("p", "shop", podSelector=selector), policy("wide")) is Reason.POLICY_UNUSABLE
+
+
+def test_each_kind_has_a_short_name_of_its_own_that_the_documentation_gives() -> None:
+    """kubectl takes them as they are; two kinds of one short name would be one of them at random."""
+    names = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["names"] for path in CRDS.iterdir()}
+    assert {kind: each["shortNames"] for kind, each in names.items()} == {
+        "workloadidentities": ["wid"],
+        "clusterworkloadidentities": ["cwid"],
+        "federatedtrustdomains": ["ftd"],
+    }
+    pages = "".join(path.read_text(encoding="utf-8") for path in (CRDS.parents[4] / "docs").glob("*.md"))
+    assert [each for each in ("wid,cwid", "ftd") if f"kubectl get {each}" in pages or f"describe {each}" in pages] == [
+        "wid,cwid",
+        "ftd",
+    ]

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from podsvid.uninstall_check import Place, add_arguments, in_lines, in_one_line, in_use, policies_left, report, run
+from podsvid.uninstall_check import (
+    Place,
+    add_arguments,
+    customary,
+    in_lines,
+    in_one_line,
+    in_use,
+    policies_left,
+    report,
+    run,
+)
 from signer.cluster.decoding import Kept, Page
 from signer.errors import Forbidden
 from tests.fake_kube import FakeKube
@@ -163,3 +173,40 @@ def test_helm_gets_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for part in ("-n there delete secret ca,", "metadata.name=roots", "clusterworkloadidentities all. "):
         assert part in out
     assert in_one_line(report([], [], DRIVERS, HERE)).startswith(f"No pod mounts {DRIVER}. The custom")
+
+
+def test_without_a_kubeconfig_it_looks_where_other_commands_do(tmp_path: Path) -> None:
+    """A laptop's, which the other commands take, and in a pod the cluster that it is in."""
+    (tmp_path / ".kube").mkdir()
+    home = {"HOME": str(tmp_path)}
+    assert customary(home) is None
+    at_home, other = tmp_path / ".kube" / "config", tmp_path / "other"
+    for each in (at_home, other):
+        each.touch()
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert customary(home) == at_home
+    assert customary({**home, **pod}) is None
+    for environment in ({}, pod):
+        assert customary({**home, **environment, "KUBECONFIG": str(other)}) == other
+    assert customary({**home, "KUBECONFIG": f"{other}:/absent::{at_home}"}) == Path(f"{other}:{at_home}")
+    assert customary({**home, "KUBECONFIG": "/absent:/nor/this"}) == Path("/absent")
+    assert customary({**home, "KUBECONFIG": ""}) == at_home
+    assert customary({**home, "KUBECONFIG": "~/other"}) == other
+
+
+def test_no_kubeconfig_beside_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Path | None] = []
+
+    class Connecting:
+        @staticmethod
+        async def connect(kubeconfig: Path | None) -> Paged:
+            asked.append(kubeconfig)
+            return Paged(Site())
+
+    monkeypatch.setattr("podsvid.uninstall_check.KubeClient", Connecting)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "of-the-environment"))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args([]))
+    run(parser.parse_args(["--kubeconfig", "/named"]))
+    assert asked == [tmp_path / "of-the-environment", Path("/named")]
