@@ -44,21 +44,29 @@ async def unread(messages: Messages, *places: Place, given_up: Callable[[], obje
             # Closed: gRPC's iterator holds itself and the call for as long as it is not.
             asked: AsyncGenerator[bytes, None] = cast(Any, aiter(messages))
             with silent(places, patience):
-                async with aclosing(asked):
-                    return await anext(asked)
-    except StopAsyncIteration:
-        # Its caller has given it up, or gRPC has ended it as too long: it says so a moment later, and ends this.
-        if given_up:
-            try:
-                await asyncio.sleep(GIVEN_UP)
-            except asyncio.CancelledError:
-                given_up()
-                raise
-        raise Refused(Reason.INVALID_REQUEST, "the call has no message, or a longer one than a mint needs") from None
+                try:
+                    async with aclosing(asked):
+                        return await anext(asked)
+                except StopAsyncIteration:
+                    # Its caller has given it up, or gRPC has ended it as too long: it says so a moment later, and ends
+                    # this. Others may have its places as long as that is waited for.
+                    if given_up:
+                        await _told(given_up, patience)
+                    said = "the call has no message, or a longer one than a mint needs"
+                    raise Refused(Reason.INVALID_REQUEST, said) from None
     except TimeoutError:
         if any(each.lost for each in places):
             raise Refused(Reason.BUSY, "others took the place of this call, which said nothing", SOON) from None
         raise Refused(Reason.INVALID_REQUEST, f"no message of the call within {MESSAGE_SECONDS:g} s") from None
+
+
+async def _told(given_up: Callable[[], object], patience: asyncio.Timeout) -> None:
+    try:
+        await asyncio.sleep(GIVEN_UP)
+    except asyncio.CancelledError:
+        if not patience.expired():
+            given_up()
+        raise
 
 
 @contextmanager

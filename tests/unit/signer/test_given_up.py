@@ -7,6 +7,7 @@ import pytest
 
 from signer.errors import Reason, Refused
 from signer.front.calls import GIVEN_UP, only
+from signer.front.limits import Place
 from signer.pb import signer_pb2
 
 
@@ -38,3 +39,18 @@ def test_one_that_has_none_is_refused() -> None:
     # Once, where it is refused.
     assert told == []
     assert refused.value.reason is Reason.INVALID_REQUEST
+
+
+def test_others_may_have_its_place_while_it_is_found_out() -> None:
+    async def run() -> None:
+        told, place = list[bool](), Place("a")
+        asked = only(signer_pb2.MintX509SVIDsRequest, nothing(), place, given_up=lambda: told.append(True))
+        reading = asyncio.ensure_future(asked)
+        asyncio.get_running_loop().call_later(GIVEN_UP / 5, place.lose)
+        with pytest.raises(Refused, match="others took the place") as refused:
+            await reading
+        assert refused.value.reason is Reason.BUSY
+        # It is refused, and not given up.
+        assert told == []
+
+    asyncio.run(run())
