@@ -23,7 +23,7 @@ from signer.model import LivePod
 from signer.policy.policy import Policy, PolicySettings, decide, matching, read_policy
 from signer.policy.services import Service
 from svid.authority import X509Authority
-from svid.certificates import serial_of, to_pem
+from svid.certificates import certificates_from_pem, serial_of, to_pem
 from svid.keys import KeyAlgorithm, key_to_pem
 from svid.spiffeid import TrustDomain
 from svid.x509svid import X509Svid
@@ -162,6 +162,23 @@ def quickstart(of: Page, ttl: str) -> Iterator[tuple["subprocess.Popen[str]", di
             yield running, {**instead, "PID": number}
     finally:
         shutil.rmtree(lab, ignore_errors=True)
+
+
+def ended(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    """Once it has; within a minute."""
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def shown_serial(port: int, protocol: str) -> str:
+    """Of the certificate that a server here shows to who begins TLS by that protocol, as openssl calls it."""
+    shown = subprocess.run(
+        ["openssl", "s_client", "-starttls", protocol, "-connect", f"127.0.0.1:{port}"],
+        input=b"",
+        capture_output=True,
+        check=False,
+    )
+    return serial_of(certificates_from_pem(shown.stdout[shown.stdout.index(b"-----BEGIN") :])[0])
 
 
 def said(process: "subprocess.Popen[str]") -> str:

@@ -15,7 +15,7 @@ from signer.policy.services import Service
 from svid.certificates import certificates_from_pem, serial_of
 from tests.ports import free_port
 from tests.support import IS_ROOT
-from tests.tutorials import Volumes, page, volumes
+from tests.tutorials import Volumes, ended, page, shown_serial, volumes
 
 USER = "mysql"
 SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -72,19 +72,11 @@ class Lab:
 
     def run(self, text: str, spiffe: Path, user: str = USER) -> "subprocess.CompletedProcess[str]":
         """To its end."""
-        process = self.shell(text, spiffe, user)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(text, process.returncode, out, err)
+        return ended(self.shell(text, spiffe, user))
 
     def serial(self) -> str:
         """Of the certificate that the server shows."""
-        shown = subprocess.run(
-            ["openssl", "s_client", "-starttls", "mysql", "-connect", f"127.0.0.1:{self.port}"],
-            input=b"",
-            capture_output=True,
-            check=False,
-        )
-        return serial_of(certificates_from_pem(shown.stdout[shown.stdout.index(b"-----BEGIN") :])[0])
+        return shown_serial(self.port, "mysql")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from signer.policy.services import Service
 from svid.certificates import certificates_from_pem, serial_of
 from tests.ports import free_port
 from tests.support import IS_ROOT
-from tests.tutorials import Volumes, page, volumes
+from tests.tutorials import Volumes, ended, page, shown_serial, volumes
 
 PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
 USER = "postgres"
@@ -63,9 +63,7 @@ class Lab:
         )
 
     def run(self, text: str, spiffe: Path | None = None) -> "subprocess.CompletedProcess[str]":
-        process = self.shell(text, spiffe)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(text, process.returncode, out, err)
+        return ended(self.shell(text, spiffe))
 
     def query(self, command: str, spiffe: Path) -> "subprocess.CompletedProcess[str]":
         """As a client with these files; `command` is a line of the page."""
@@ -73,13 +71,7 @@ class Lab:
 
     def serial(self) -> str:
         """Of the certificate that the server shows."""
-        shown = subprocess.run(
-            ["openssl", "s_client", "-starttls", "postgres", "-connect", f"127.0.0.1:{self.port}"],
-            input=b"",
-            capture_output=True,
-            check=False,
-        )
-        return serial_of(certificates_from_pem(shown.stdout[shown.stdout.index(b"-----BEGIN") :])[0])
+        return shown_serial(self.port, "postgres")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from signer.upstream.remote import UpstreamAway
 from svid.certificates import certificates_from_pem
 from tests import spire_contract as contract
 from tests.interop.rig import LOOK_SECONDS
-from tests.interop.spire.spire import OURS, Spire, admitted, configured, joined, serving
+from tests.interop.spire.spire import OURS, Spire, admitted, configured, joined, on_disk, serving
 from tests.ports import free_port
 from tests.support import DEADLINE
 
@@ -135,16 +135,7 @@ async def above(programs: Mapping[str, Path], ca_ttl: str = "24h") -> AsyncItera
     """Running, with the signer's entry marked downstream, until left."""
     with tempfile.TemporaryDirectory(prefix="sp", dir="/tmp") as name:
         folder, port = Path(name), free_port()
-        values = {
-            "port": port,
-            "folder": folder,
-            "trust_domain": OURS,
-            "ca_ttl": ca_ttl,
-            "federation": "",
-            "upstream": "",
-            "database": folder / "db.sqlite3",
-            "keys": f'"disk" {{ plugin_data {{ keys_path = "{folder}/keys.json" }} }}',
-        }
+        values = {"port": port, "folder": folder, "trust_domain": OURS, **on_disk(folder), "ca_ttl": ca_ttl}
         found = Above(configured(programs, folder, values), port)
         async with found.running:
             await found.start()

@@ -172,6 +172,12 @@ async def joined(spire: Spire) -> AsyncIterator[None]:
         yield
 
 
+def on_disk(folder: Path) -> dict[str, object]:
+    """As IN_MEMORY, of a server that is the same after a restart."""
+    keys = f'"disk" {{ plugin_data {{ keys_path = "{folder}/keys.json" }} }}'
+    return {**IN_MEMORY, "database": folder / "db.sqlite3", "keys": keys}
+
+
 def configured(
     programs: Mapping[str, Path],
     folder: Path,

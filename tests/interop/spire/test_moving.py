@@ -16,7 +16,7 @@ from tests.interop.rig import LOOK_SECONDS, Cluster, cluster, ran
 from tests.interop.spire import page
 from tests.interop.spire.above import above
 from tests.interop.spire.moving import GROUPS, Fleet, fleet
-from tests.interop.spire.spire import OURS, Spire, admitted, configured, joined, serving
+from tests.interop.spire.spire import OURS, Spire, admitted, configured, joined, on_disk, serving
 from tests.interop.spire.test_upstream import flags
 from tests.interop.spire.workload import ACCOUNTS
 from tests.ports import free_port
@@ -70,16 +70,7 @@ async def site(programs: Mapping[str, Path], folder: Path, upstream: str = "") -
     """Server and agent run, and have an entry for each workload."""
     with tempfile.TemporaryDirectory(prefix="sp", dir="/tmp") as name:
         own, port = Path(name), free_port()
-        values = {
-            "port": port,
-            "folder": own,
-            "trust_domain": OURS,
-            "ca_ttl": "24h",
-            "federation": "",
-            "upstream": upstream,
-            "database": own / "db.sqlite3",
-            "keys": f'"disk" {{ plugin_data {{ keys_path = "{own}/keys.json" }} }}',
-        }
+        values = {"port": port, "folder": own, "trust_domain": OURS, **on_disk(own), "upstream": upstream}
         found = Site(configured(programs, own, values), folder)
         command = own / "bin" / "spire-server"
         command.parent.mkdir()
@@ -183,9 +174,7 @@ def test_below_a_common_root_all_go_there_and_back(programs: Mapping[str, Path],
     """SPIRE begins with its own CA, and gets the root while its workloads shake hands."""
 
     async def run() -> None:
-        typed, shaking = tmp_path / "typed", tmp_path / "shaking"
-        typed.mkdir()
-        shaking.mkdir()
+        typed, shaking = places(tmp_path)
         async with site(programs, typed) as here, fleet(shaking, WORKLOADS, lambda _: here.spire.socket) as workloads:
             before = workloads.authorities
             (old,) = await here.roots()
@@ -224,9 +213,7 @@ async def two_roots(programs: Mapping[str, Path], folder: Path) -> AsyncIterator
 @pytest.mark.timeout(300)
 def test_with_both_roots_in_both_bundles_all_go_there_and_back(programs: Mapping[str, Path], tmp_path: Path) -> None:
     async def run() -> None:
-        typed, shaking = tmp_path / "typed", tmp_path / "shaking"
-        typed.mkdir()
-        shaking.mkdir()
+        typed, shaking = places(tmp_path)
         async with two_roots(programs, typed) as (here, podsvid):
             theirs = await sockets(podsvid)
             async with fleet(shaking, WORKLOADS, lambda _: here.spire.socket) as workloads:
@@ -249,9 +236,7 @@ def test_with_a_root_that_is_missing_it_fails(programs: Mapping[str, Path], tmp_
     """SPIRE has both, podsvid its own alone: whoever is moved first takes nobody."""
 
     async def run() -> None:
-        typed, shaking = tmp_path / "typed", tmp_path / "shaking"
-        typed.mkdir()
-        shaking.mkdir()
+        typed, shaking = places(tmp_path)
         async with two_roots(programs, typed) as (here, podsvid):
             theirs = await sockets(podsvid)
             async with fleet(shaking, 2, lambda _: here.spire.socket) as workloads:
@@ -265,6 +250,14 @@ def test_with_a_root_that_is_missing_it_fails(programs: Mapping[str, Path], tmp_
                 assert any("account-0 calls account-1" in each for each in workloads.failed)
 
     asyncio.run(run())
+
+
+def places(folder: Path) -> tuple[Path, Path]:
+    """Where the page's commands are typed, and where workloads have their files."""
+    found = folder / "typed", folder / "shaking"
+    for each in found:
+        each.mkdir()
+    return found
 
 
 def replaced(file: Path, other: Path) -> None:
