@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from .api import Object
 from .cluster import Cluster
 from .door import OTHER, door
 from .fleet import forget
+from .host import run, which
 from .installation import NAMESPACE, component
 from .layout import NODE
 from .signing import AUDIENCE, TRUST_DOMAIN
@@ -233,10 +234,10 @@ class Refusals:
         return status.get("podsMatched") == 1 or str(status)
 
     def _by_agent_token(self) -> Iterator[Shown]:
-        """Another token in the place of the agent's: kubelet puts the right one back within a minute or two."""
+        """Another token in the place of the agent's."""
         (agent,) = (each for each in component(self._cluster, "agent") if each["spec"].get("nodeName") == NODE)
         volumes = self._cluster.kubelet_root / "pods" / agent["metadata"]["uid"] / "volumes/kubernetes.io~projected"
-        (file,) = volumes.glob("*/..data/token")
+        (written,) = volumes.glob("*/..data/token")
         other = self._cluster.pods.create(workload("served"), SHOP)
         wait_for("a pod that is served", lambda: self._running("served"), progress=self._progress)
         cases = (
@@ -251,18 +252,20 @@ class Refusals:
             ("AGENT_DENIED", "the agent's token is of another service account",
              self._api.token("default", SHOP, AUDIENCE, other)),
         )  # fmt: skip
-        right = file.read_text()
-        try:
-            for number, (reason, how, token) in enumerate(cases):
-                case = _Case(reason, how, f"starts-{number}")
-                with _held(file, token):
+        with _away_from_kubelet(written.parents[1]) as volume:
+            file = volume / "..data/token"
+            right = file.read_text()
+            try:
+                for number, (reason, how, token) in enumerate(cases):
+                    case = _Case(reason, how, f"starts-{number}")
+                    file.write_text(token)
                     self._start(case)
                     self._refused(case.pod, case.reason, {"FailedMount"})
                     found = told(self._cluster, case.pod, reason)
                     yield Shown(reason, how, Kind.NODE, found, by_signer=reason != "AGENT_TOKEN_MISSING")
                     self._cluster.pods.delete(case.name, SHOP)
-        finally:
-            file.write_text(right)
+            finally:
+                file.write_text(right)
 
     def _by_settings(self) -> Iterator[Shown]:
         """What the CSIDriver object and the signer's role lack."""
@@ -308,20 +311,18 @@ class Refusals:
 
 
 @contextmanager
-def _held(file: Path, text: str) -> Iterator[None]:
-    """Have the file say so for as long as this is inside, whoever writes the right one there."""
-    over = threading.Event()
+def _away_from_kubelet(volume: Path) -> Iterator[Path]:
+    """The volume as its container has it, which kubelet does not write to meanwhile.
 
-    def hold() -> None:
-        while not over.wait(0.02):
-            if file.read_text() != text:
-                file.write_text(text)
-
-    file.write_text(text)
-    holding = threading.Thread(target=hold, daemon=True)
-    holding.start()
+    It puts the right token back whenever it looks, and a pod that starts in just that moment is served. What lies over
+    the folder on the host is seen by it, and not by the container, whose mount is its own.
+    """
+    folder = os.open(volume, os.O_PATH | os.O_DIRECTORY)
     try:
-        yield
+        run([which("mount"), "--types", "tmpfs", "podsvid-test", str(volume)])
+        try:
+            yield Path(f"/proc/{os.getpid()}/fd/{folder}")
+        finally:
+            run([which("umount"), "--lazy", str(volume)])
     finally:
-        over.set()
-        holding.join()
+        os.close(folder)
