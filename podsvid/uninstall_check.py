@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, default=default, metavar=called, help=f"{text} (default: {default})")
     parser.add_argument("--one-line", action="store_true", help="text in one line: Helm shows line ends as \\n")
     parser.add_argument("--kubeconfig", metavar="FILE", help=f"kubeconfig (default: {DEFAULT})")
+    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
     add_output(parser)
     add_timeout(parser, what="for each answer of the API server")
 
@@ -54,11 +55,14 @@ def run(parsed: argparse.Namespace) -> int:
     except ValueError as error:
         raise InvalidSetting(f"--kubeconfig: {error}") from None
     kubeconfig = given or customary(os.environ)
+    if parsed.context and kubeconfig is None:
+        # The pod's own cluster is another one than the person has named.
+        raise InvalidSetting("--context names one of a kubeconfig's, and there is none here: give --kubeconfig")
     drivers = frozenset(filter(None, parsed.driver_names.split(",")))
     place = Place(parsed.namespace, parsed.state_secret, parsed.bundle_config_map)
     # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
     with unwinding():
-        pods, policies = asyncio.run(_ask(kubeconfig, drivers, parsed.timeout))
+        pods, policies = asyncio.run(_ask(kubeconfig, parsed.context, drivers, parsed.timeout))
     found = report(pods, policies, drivers, place)
     if parsed.output == "text":
         print(in_one_line(found) if parsed.one_line else "\n".join(in_lines(found)))
@@ -101,8 +105,10 @@ class Said:
     items: tuple[str, ...] = ()
 
 
-async def _ask(kubeconfig: Path | None, drivers: frozenset[str], seconds: float) -> tuple[list[str], list[str]]:
-    client = await KubeClient.connect(kubeconfig)
+async def _ask(
+    kubeconfig: Path | None, context: str | None, drivers: frozenset[str], seconds: float
+) -> tuple[list[str], list[str]]:
+    client = await KubeClient.connect(kubeconfig, context)
     try:
         async with awaited("the API server", seconds) as limit:
             # A large cluster has many pages of pods, and each takes its time.

@@ -62,13 +62,18 @@ class KubeClient:
         self.dated: Callable[[datetime], None] = lambda at: None
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None) -> "KubeClient":
-        """Make the client; nothing is sent yet. Raises ApiUnavailable when there is no usable configuration."""
+    async def connect(cls, kubeconfig: Path | None, context: str | None = None) -> "KubeClient":
+        """Make the client; nothing is sent yet. Raises ApiUnavailable when there is no usable configuration.
+
+        `context`: of the kubeconfig; None is its current one.
+        """
         configuration = client.Configuration()
         try:
             if kubeconfig is not None:
                 _openable(kubeconfig)
-                await config.load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)
+                await config.load_kube_config(
+                    str(kubeconfig), context=context, client_configuration=configuration, persist_config=False
+                )
             else:
                 config.load_incluster_config(configuration)
         except (config.ConfigException, OSError, *_GARBLED) as error:

@@ -142,6 +142,15 @@ MISTAKES = (
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{garbled}", said="{garbled}"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{file}", said="{file} cannot be used"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{closed}", said="cannot be reached"),
+    failed(
+        "API_SERVER_UNAVAILABLE",
+        "uninstall-check",
+        "--kubeconfig",
+        "{closed}",
+        "--context",
+        "b",
+        said="Expected object with name b",
+    ),
     Mistake(
         ("uninstall-check",), "{absent} cannot be used", "API_SERVER_UNAVAILABLE", 1, (("KUBECONFIG", "{absent}"),)
     ),

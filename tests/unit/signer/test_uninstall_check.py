@@ -19,6 +19,7 @@ from podsvid.uninstall_check import (
     report,
     run,
 )
+from runtime.settings import InvalidSetting
 from signer.cluster.decoding import Kept, Page
 from signer.errors import Forbidden
 from tests.fake_kube import FakeKube
@@ -89,7 +90,7 @@ def checked(site: Site, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tup
 
     class Connecting:
         @staticmethod
-        async def connect(kubeconfig: Path | None) -> Paged:
+        async def connect(kubeconfig: Path | None, context: str | None) -> Paged:
             return paged
 
     monkeypatch.setattr("podsvid.uninstall_check.KubeClient", Connecting)
@@ -195,12 +196,12 @@ def test_without_a_kubeconfig_it_looks_where_other_commands_do(tmp_path: Path) -
 
 
 def test_no_kubeconfig_beside_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Path | None] = []
+    asked: list[tuple[Path | None, str | None]] = []
 
     class Connecting:
         @staticmethod
-        async def connect(kubeconfig: Path | None) -> Paged:
-            asked.append(kubeconfig)
+        async def connect(kubeconfig: Path | None, context: str | None) -> Paged:
+            asked.append((kubeconfig, context))
             return Paged(Site())
 
     monkeypatch.setattr("podsvid.uninstall_check.KubeClient", Connecting)
@@ -209,4 +210,17 @@ def test_no_kubeconfig_beside_the_one_that_is_named(monkeypatch: pytest.MonkeyPa
     add_arguments(parser)
     run(parser.parse_args([]))
     run(parser.parse_args(["--kubeconfig", "/named"]))
-    assert asked == [tmp_path / "of-the-environment", Path("/named")]
+    run(parser.parse_args(["--context", "other"]))
+    assert asked == [
+        (tmp_path / "of-the-environment", None),
+        (Path("/named"), None),
+        (tmp_path / "of-the-environment", "other"),
+    ]
+
+
+def test_a_context_is_none_of_the_cluster_that_the_pod_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever names one, and has no kubeconfig, is not told of another cluster."""
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(InvalidSetting, match="--context names one of a kubeconfig's"):
+        checked(Site(), monkeypatch, "--context", "other")
