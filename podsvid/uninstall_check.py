@@ -173,7 +173,7 @@ def report(pods: list[str], policies: list[str], drivers: frozenset[str], place:
         Said(
             f"the CA stays (Secret {place.secret}, ConfigMap {place.secret}-abandoned), and another installation "
             "goes on with it; to remove it, for good",
-            (f"{here} secret {place.secret}", f"{here} configmap {place.secret}-abandoned"),
+            (f"{here} secret {place.secret}", f"{here} configmap {place.secret}-abandoned --ignore-not-found"),
         ),
         Said(
             f"the trust bundle stays published as ConfigMap {place.bundle} in every namespace, and as "

@@ -148,7 +148,7 @@ def test_all_that_signers_leave_is_said_with_a_command_for_each() -> None:
     text = "\n".join(in_lines(report([], [], DRIVERS, Place("here", "ca", "roots"))))
     for command in (
         "kubectl -n here delete secret ca",
-        "kubectl -n here delete configmap ca-abandoned",
+        "kubectl -n here delete configmap ca-abandoned --ignore-not-found",
         "kubectl delete configmap --all-namespaces --field-selector metadata.name=roots",
         "kubectl delete clustertrustbundle -l app.kubernetes.io/managed-by=podsvid",
         "kubectl -n here delete lease podsvid-signer",
