@@ -39,7 +39,7 @@ def run_apart(command: Sequence[str]) -> str:
         try:
             return run([*apart, *command])
         finally:
-            sweep()
+            _sweep()
 
 
 @contextmanager
@@ -54,7 +54,12 @@ def _alone() -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Remove the empty folders that a builder was given on the host; a killed one's, too."""
+    """Remove the empty folders that a builder was given on the host, a killed one's, too; none that is in use."""
+    with _alone():
+        _sweep()
+
+
+def _sweep() -> None:
     for folder in (*_UNASKED, *(each.parent for each in _UNASKED)):
         with suppress(OSError):  # not there, or this host's own builder has put something in it
             folder.rmdir()

@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 from tests import go_tools
 from tests.go_tools import Progress
 
-from . import containerd, control_plane, kubeconfig, kubelet, leftovers, services
+from . import containerd, control_plane, kubeconfig, kubelet, leftovers, places, services
 from .api import ApiError, KubeApi
 from .host import ClusterError, install_packages
 from .image import write_archive
@@ -98,8 +98,6 @@ class Cluster:
         go_tools.build(PROGRAMS, self._progress)
         self._lock.take()
         leftovers.remove(self.layout, self._progress)
-        if kubelet.runs():
-            raise ClusterError("a kubelet is running on this host: a second one would take over its device plugins")
         started = time.monotonic()
         for folder in (self.directory, self.logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,13 +106,15 @@ class Cluster:
             log.unlink()
         self._network.enter()
         authority = ClusterAuthority(self.layout.pki)
+        kubelet.make_root(self.layout)
+        places.make(self.layout)
         self._start_containerd()
         url = self._start_control_plane(authority)
         health, metrics = _free_ports(2)
         self._processes.start("kube-proxy", services.proxy(self.layout, authority, url, health, metrics))
         self._processes.start("coredns", services.names(self.layout, authority, url))
-        kubelet.make_root(self.layout)
-        self._processes.start("kubelet", kubelet.configure(self.layout, authority, url, *_free_ports(2)))
+        command = kubelet.configure(self.layout, authority, url, *_free_ports(2))
+        self._processes.start("kubelet", places.inside(self.layout, command))
         self._wait("the node to be ready", self._node_ready)
         self._wait(
             "the default service account",
@@ -169,7 +169,7 @@ class Cluster:
         wait_for(what, ready, progress=self._progress, alive=self._processes.check)
 
     def _start_containerd(self) -> None:
-        self._processes.start("containerd", containerd.configure(self.layout))
+        self._processes.start("containerd", places.inside(self.layout, containerd.configure(self.layout)))
         self._wait("containerd", lambda: containerd.answers(self.layout))
         archive = self.layout.containerd / "images.tar"
         write_archive(archive)

@@ -4,6 +4,8 @@ python -m tests.cluster.harness build      install packages, build the programs
 python -m tests.cluster.harness up         start a cluster with podsvid's image, and leave it running
 python -m tests.cluster.harness run CMD…   start a cluster, run a command with KUBECONFIG, take it down
 python -m tests.cluster.harness down       take down whatever is left
+
+With --dir DIR before the verb it is another cluster, beside the first one; each has the name that DIR ends with.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ def by_hand(cluster: Cluster, image: str) -> str:
     """What a person types who works with a cluster that was left running."""
     layout, helm = cluster.layout, program("helm")
     flags = shlex.join(installation.settings(cluster, image, "cluster.test"))
+    where = "" if layout.directory == DEFAULT_DIR else f"--dir {shlex.quote(str(layout.directory))} "
     return f"""
 export KUBECONFIG={layout.kubeconfig}
 nsenter --net={layout.network} COMMAND    runs a command in its network: kubectl reaches it from there only
@@ -81,7 +84,7 @@ nsenter --net={layout.network} COMMAND    runs a command in its network: kubectl
 helm is {helm}; podsvid is {image}:
   {layout.enter} helm install podsvid deploy/chart/podsvid --namespace podsvid --create-namespace --wait {flags}
   {layout.enter} kubectl --namespace podsvid get pods
-python -m tests.cluster.harness down    takes it down"""
+python -m tests.cluster.harness {where}down    takes it down"""
 
 
 def _run(cluster: Cluster, command: Sequence[str]) -> int:
@@ -93,7 +96,7 @@ def _run(cluster: Cluster, command: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="tests.cluster.harness", description="A real single-node cluster.")
-    parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="where the cluster keeps its files")
+    parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="where it keeps its files, by whose name it goes")
     verbs = parser.add_subparsers(dest="action", metavar="VERB", required=True)
     # Each has a parser of its own: what does not belong to it is refused, and its --help starts no cluster.
     for verb, text in VERBS.items():

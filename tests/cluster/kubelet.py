@@ -1,9 +1,6 @@
-"""kubelet: its root, its settings, and the two places of the host that no setting moves."""
+"""kubelet: its root and its settings."""
 
 from __future__ import annotations
-
-from contextlib import suppress
-from pathlib import Path
 
 import yaml
 
@@ -14,10 +11,6 @@ from .layout import NODE, Layout
 from .network import NODE_ADDRESS
 from .pki import ClusterAuthority
 from .programs import program
-
-# The second is also why there can be only one kubelet on a host.
-LOG_LINKS = Path("/var/log/containers")
-DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 
 def make_root(layout: Layout) -> None:
@@ -77,12 +70,3 @@ def configure(layout: Layout, authority: ClusterAuthority, url: str, port: int, 
         f"--hostname-override={NODE}",
         f"--node-ip={NODE_ADDRESS}",
     ]
-
-
-def runs() -> bool:
-    """Whether this host has a kubelet, whoever's."""
-    for entry in Path("/proc").glob("[0-9]*/exe"):
-        with suppress(OSError):  # ended by now, or dead and not yet waited for: without a program
-            if entry.readlink().name == "kubelet":
-                return True
-    return False

@@ -69,6 +69,11 @@ class Layout:
         return self.directory / "enter"
 
     @property
+    def mounts(self) -> Path:
+        """The mount namespace of its container runtime and kubelet, as `nsenter --mount=PATH` takes it."""
+        return self.directory / "mounts" / "namespace"
+
+    @property
     def network(self) -> Path:
         """The cluster's network, as `nsenter --net=PATH` takes it."""
         return Path(f"/run/{self.directory.name}.net")

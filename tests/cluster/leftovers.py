@@ -6,7 +6,6 @@ A run that was killed has no say in what it leaves, so nothing here depends on w
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import shutil
@@ -20,27 +19,12 @@ from tests import go_tools
 from tests.go_tools import Progress
 from tests.mounted import mount_lines
 
-from . import apart, cgroups, kubelet
+from . import apart, cgroups, places
 from .host import ClusterError
 from .layout import MARK, Layout
 
 _STOP_SECONDS = 20.0
 _MNT_DETACH = 2
-_SHIMS = "containerd/state/io.containerd.runtime.v2.task/*/*/bootstrap.json"
-# Where all containerds of a host have their shims listen.
-_SHIM_SOCKETS = Path("/run/containerd/s")
-# Where containerd keeps what it was told of pods' networks, for as long as there are some.
-_NETWORKS = Path("/var/lib/cni/results")
-# Folders that the components make on a host that has none, where others may put things, too.
-_SHARED = (
-    _SHIM_SOCKETS,
-    _SHIM_SOCKETS.parent,
-    kubelet.LOG_LINKS,
-    kubelet.DEVICE_PLUGINS,
-    kubelet.DEVICE_PLUGINS.parent,
-    _NETWORKS,
-    _NETWORKS.parent,
-)
 # Where programs put what nobody told them to put elsewhere, and by which names it is known there.
 _WATCHED = tuple(map(Path, ("/run", "/etc", "/opt", "/var/lib", "/var/log", "/var/tmp", "/usr/libexec")))
 _OF_CONTAINERS = re.compile("podsvid|contain|kube|cni|runc|buildah|libpod|xtables|netns|etcd|coredns")
@@ -52,23 +36,12 @@ def remove(layout: Layout, progress: Progress) -> None:
     Raises ClusterError, naming what is left, if something cannot be removed.
     """
     directory = layout.directory
-    shim_sockets = _shim_sockets(directory)
     _kill_all(directory)
     for folder in (directory, layout.agent_run_dir):
         remove_mounts(folder)
     cgroups.remove(directory)
     apart.sweep()
-    for path in shim_sockets:
-        path.unlink(missing_ok=True)
-    if kubelet.LOG_LINKS.is_dir():
-        for link in kubelet.LOG_LINKS.iterdir():
-            if link.is_symlink() and str(link.readlink()).startswith(f"{directory}/"):
-                link.unlink()
-    if directory.exists() and not kubelet.runs():
-        (kubelet.DEVICE_PLUGINS / "kubelet.sock").unlink(missing_ok=True)
-        for folder in _SHARED:
-            with suppress(OSError):  # not there, or holding what is not ours
-                folder.rmdir()
+    places.remove()
     for folder in (directory, layout.agent_run_dir):
         if folder.exists():
             progress(f"removing {folder}")
@@ -99,37 +72,15 @@ def mounts_below(directory: Path, mountinfo: str | None = None) -> list[Path]:
 
 def traces(layout: Layout) -> set[str]:
     """What is there now of all that a cluster or the building of its images may make on a host."""
-    found = {str(place) for place in (layout.directory, *_SHARED) if os.path.lexists(place)}
-    for folder in (*_SHARED, *_WATCHED):
+    found = {str(place) for place in (layout.directory, *places.PLACES) if os.path.lexists(place)}
+    for folder in (*places.PLACES, *_WATCHED):
         if folder.is_dir():
-            found |= {str(path) for path in folder.iterdir() if folder in _SHARED or _OF_CONTAINERS.search(path.name)}
+            every = folder in places.PLACES
+            found |= {str(path) for path in folder.iterdir() if every or _OF_CONTAINERS.search(path.name)}
     found |= {str(group) for group in cgroups.of(layout.directory) if group.exists()}
     for folder in (layout.directory, layout.agent_run_dir, layout.network, go_tools.cache_root()):
         found |= {f"mount {path}" for path in mounts_below(folder)}
     return found | {f"process {process}" for process in _marked_processes(layout.directory)}
-
-
-def _shim_sockets(directory: Path) -> set[Path]:
-    """Where the cluster's shims listen, as they wrote it down; and where those do that containerd has lost."""
-    found = set()
-    for file in directory.glob(_SHIMS):
-        with suppress(ValueError):  # half written when its run was killed
-            found.add(Path(json.loads(file.read_text())["address"].removeprefix("unix://")))
-    for process in _marked_processes(directory):
-        with suppress(OSError):  # ended by now
-            found |= {path for path in listening(Path("/proc") / str(process)) if path.parent == _SHIM_SOCKETS}
-    return found
-
-
-def listening(process: Path) -> set[Path]:
-    """The Unix sockets of a process, by its folder in /proc."""
-    held = set()
-    for each in (process / "fd").iterdir():
-        with suppress(OSError):  # closed by now
-            held.add(os.readlink(each))
-    lines = [line.split() for line in (process / "net" / "unix").read_text().splitlines()[1:]]
-    # The kernel's columns end with the inode and, where the socket has one, its path.
-    return {Path(line[7]) for line in lines if len(line) > 7 and f"socket:[{line[6]}]" in held}
 
 
 def _kill_all(directory: Path) -> None:

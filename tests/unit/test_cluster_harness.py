@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cluster import harness, kubeconfig
-from tests.cluster.host import ClusterError
-from tests.cluster.leftovers import listening, mounts_below
+from tests.cluster import harness, kubeconfig, places
+from tests.cluster.cluster import Cluster
+from tests.cluster.host import ClusterError, run
+from tests.cluster.layout import DEFAULT_DIR, Layout
+from tests.cluster.leftovers import mounts_below, remove_mounts
 from tests.cluster.lock import Lock
 from tests.cluster.pki import Pair
 
@@ -27,30 +26,41 @@ MOUNTS = """\
 """
 
 
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder whose sockets have short names."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        yield Path(folder)
-
-
 def test_the_mounts_below_a_folder_are_found_in_order_and_no_others() -> None:
     wanted = [Path("/var/lib/c"), Path("/var/lib/c/pods/a b\\"), Path("/var/lib/c/größe")]
     assert mounts_below(Path("/var/lib/c"), MOUNTS) == wanted
 
 
-def test_the_sockets_of_a_process_are_found_and_not_its_neighbours(short: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as ours:
-        ours.bind(str(short / "ours"))
-        ours.listen()
-        hold = "import socket, sys; s = socket.socket(1); s.bind(sys.argv[1]); print('on', flush=True); input()"
-        command = [sys.executable, "-c", hold, str(short / "other")]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_two_clusters_on_a_host_each_have_a_folder_of_their_own_in_its_place(tmp_path: Path) -> None:
+    place, layouts = tmp_path / "place", [Layout(tmp_path / name) for name in ("one", "other")]
+    try:
+        for layout in layouts:
+            layout.directory.mkdir()
+            places.make(layout, [place])
+            run(places.inside(layout, ["touch", str(place / layout.directory.name)]))
+        assert [run(places.inside(layout, ["ls", str(place)])) for layout in layouts] == ["one\n", "other\n"]
+        assert list(place.iterdir()) == []
+        hold = places.inside(layouts[1], ["sh", "-c", "echo on; read end"])
+        with subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == b"on\n"
-            assert short / "ours" in listening(Path("/proc/self"))
-            assert listening(Path(f"/proc/{other.pid}")) == {short / "other"}
+            remove_mounts(layouts[0].directory)
+            places.remove([place])
+            assert run(places.inside(layouts[1], ["ls", str(place)])) == "other\n"
             other.communicate(b"\n")
+        remove_mounts(layouts[1].directory)
+        places.remove([place])
+        assert not place.exists()
+    finally:
+        for layout in layouts:
+            remove_mounts(layout.directory)
+
+
+def test_who_works_by_hand_is_told_how_to_take_down_that_cluster() -> None:
+    told = [harness.by_hand(Cluster(each), "image:1").splitlines()[-1] for each in (Path("/srv/a b"), DEFAULT_DIR)]
+    assert "tests.cluster.harness --dir '/srv/a b' down " in told[0]
+    assert "tests.cluster.harness down " in told[1]
 
 
 def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path) -> None:
