@@ -92,7 +92,8 @@ class Host:
 
     def events(self) -> list[dict[str, Any]]:
         """The agent's log so far, its JSON lines."""
-        lines = self.log.read_text(encoding="utf-8").splitlines()
+        # The last one may not be there whole: the agent goes on writing.
+        lines = self.log.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def renewals(self) -> dict[str, str]:

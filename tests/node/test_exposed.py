@@ -271,8 +271,8 @@ def test_what_it_takes_away_from_itself_stays_with_the_agent_where_mounts_are_sh
                 await kubelet.wait_registered(DRIVER)
 
                 def own() -> list[str]:
-                    # Other tests' volumes come and go.
-                    temporary = str(here.base.parent / "pv")
+                    # Other tests' mounts come and go.
+                    temporary = f"{here.base.parent}/"
                     found = mount_points(agent)
                     return [each for each in found if each.startswith(str(here.base)) or not each.startswith(temporary)]
 

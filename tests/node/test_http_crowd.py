@@ -66,6 +66,11 @@ def agent(folder: Path) -> Iterator[Target]:
     with host() as here:
         here.start("--health-listen", f"127.0.0.1:{health}", "--metrics-listen", f"127.0.0.1:{metrics}")
         assert here.process is not None
+        # What it takes until then is no crowd's.
+        until = time.monotonic() + START
+        while not any(each["event"] == "agent serving" for each in here.events() if "event" in each):
+            assert time.monotonic() < until
+            time.sleep(0.05)
         yield _up(Target(here.process.pid, health, metrics))
 
 
