@@ -319,15 +319,18 @@ async def rig(
     making: Turns | None = None,
     ending: Turns | None = None,
     reach: Reach | None = None,
+    threads: int = 2,
 ) -> AsyncIterator[Rig]:
-    """A Rig below `base`; kubelet has made the directories of two pods."""
+    """A Rig below `base`; kubelet has made the directories of two pods. With one thread, what has to be done in threads
+    is done in the order in which it was asked for.
+    """
     root = base / "kubelet"
     for uid in (UID, OTHER_UID):
         Path(target(root, uid)).parent.mkdir(parents=True, exist_ok=True)
     room = Room(bounds, memory)
     steps, tracer, observed = Steps(), Tracer(), list[str]()
     mounts, workloads, journal = FakeMounts(steps), FakeWorkloads(steps), Journal(base / "journal", str(root))
-    with ThreadPoolExecutor(2) as executor:
+    with ThreadPoolExecutor(threads) as executor:
         node = NodeService(
             NodeSettings("node-1", str(root), mint_deadline),
             Targets(str(root), mounts),
