@@ -154,7 +154,8 @@ class Peer:
         if alpn:
             self._context.set_alpn_select_callback(lambda connection, offered: alpn)
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self._listening.settimeout(SECONDS)
+        # The last of them waits for those before it, and for a program that takes long to start.
+        self._listening.settimeout(5 * SECONDS)
         self.port: int = self._listening.getsockname()[1]
         self.error, self.group = "nobody came", ""
         self._over = False

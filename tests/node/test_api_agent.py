@@ -15,7 +15,8 @@ from tests.support import IS_ROOT, VOLUME, node, pod
 @pytest.mark.skipif(not IS_ROOT, reason="mounts on this host's own mount table: run as root")
 def test_everything_works_against_the_agent_over_its_own_rotations(base: Path) -> None:
     async def run() -> None:
-        async with node(ttl="2s") as (here, kubelet):
+        # Long enough for a busy machine to renew it in the second half.
+        async with node(ttl="4s") as (here, kubelet):
             socket = here.short(await kubelet.publish(pod(), VOLUME)) / "socket"
             found = await podsvid("fetch", "x509", "--output", "json", SPIFFE_ENDPOINT_SOCKET=f"unix://{socket}")
             assert found.document["svids"][0]["spiffe_id"] == str(WEB)

@@ -97,9 +97,9 @@ def test_a_command_that_hangs_is_terminated_with_its_children_and_reported(base:
     async def run(server: FakeWorkloadApi) -> None:
         trap = "trap '' TERM; " if stubborn else ""
         script = f"{trap}sleep 1000 & echo $! $$ >> {base}/pids; wait; wait; sleep 1000"
-        watch = ("--socket", str(server.path), "--output", "json", "--exec-timeout", "0.3")
+        watch = ("--socket", str(server.path), "--output", "json", "--exec-timeout", "1.5")
         async with watching(*watch, "--exec", "sh", "-c", script) as found:
-            await eventually(lambda: found.said("sh has not ended within 0.3 s and is terminated"))
+            await eventually(lambda: found.said("sh has not ended within 1.5 s and is terminated"))
             wanted = signal.SIGKILL if stubborn else signal.SIGTERM
             await eventually(lambda: found.said(f"sh was ended by signal {int(wanted)}"))
             pids = [int(pid) for pid in (base / "pids").read_text().split()]

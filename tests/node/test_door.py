@@ -188,7 +188,7 @@ def test_who_sends_is_an_address_until_an_agent_has_proven_itself() -> None:
 
 def test_what_young_connections_bring_in_is_bounded_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until grpc's limits must have been acknowledged, since until then it does not hold anybody to them."""
-    monkeypatch.setattr(module, "SETTINGS_SECONDS", 0.5)
+    monkeypatch.setattr(module, "SETTINGS_SECONDS", 2.0)
     monkeypatch.setattr("signer.front.young.YOUNG_BYTES", 80_000)
 
     async def test(rig: Rig) -> None:
@@ -321,7 +321,7 @@ def test_who_is_to_rest_is_not_read_and_others_are() -> None:
         _, one = await rig.connect()
         await until(lambda: len(rig.inside.got) == 1 and rig.inside.got[0] == b"hello")
         rig.door.proven(rig.peer, "a")
-        rig.door.rest(rig.peer, 0.2)
+        rig.door.rest(rig.peer, 1.0)
         began = loop.time()
         one.write(b"more")
         _, other = await rig.connect()
@@ -332,7 +332,7 @@ def test_who_is_to_rest_is_not_read_and_others_are() -> None:
         # However often it is told: the longest counts, from when it was said.
         rig.door.rest(next(iter(rig.door._passages)), 0.0)
         await until(lambda: rig.inside.got[0] == b"hellomore")
-        assert loop.time() - began >= 0.19
+        assert loop.time() - began >= 0.99
         rig.door.rest("unix-abstract:gone", 1.0)
 
     doored(test)

@@ -106,7 +106,7 @@ def test_a_request_that_does_not_come_in_time_ends_its_call(method: str, monkeyp
 
 
 def test_a_stream_that_has_asked_once_may_be_silent_for_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "REQUEST", 0.5)
+    monkeypatch.setattr(guard, "REQUEST", 1.5)
 
     async def main(at: Served) -> None:
         async with at.channel() as channel:

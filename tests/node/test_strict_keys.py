@@ -153,7 +153,7 @@ def test_its_process_may_die_at_any_time(token: Token) -> None:
 
 
 def test_a_process_that_hangs_is_ended(token: Token, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_module, "SIGN_SECONDS", 0.5)
+    monkeypatch.setattr(token_module, "SIGN_SECONDS", 2.0)
     with store(token.whole_uri) as found:
         made = found.create("mine", KeyAlgorithm.EC_P256)
         before = child_of(found)

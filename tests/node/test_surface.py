@@ -138,7 +138,7 @@ def test_dns_names_are_refused_unless_the_operator_allows_them() -> None:
 @pytest.mark.spec("JWT-8")
 def test_jwt_svids_in_files_are_renewed_and_survive_a_restart() -> None:
     async def run() -> None:
-        async with node("--jwt-ttl", "12s") as (here, kubelet):
+        async with node("--jwt-ttl", "30s") as (here, kubelet):
             target = await kubelet.publish(pod(), volume(jwt_audiences="db,sts=https://sts.test"))
             socket = here.short(target) / "socket"
             x509 = serial(target)
@@ -151,7 +151,7 @@ def test_jwt_svids_in_files_are_renewed_and_survive_a_restart() -> None:
             request = workload_pb2.JWTSVIDRequest(audience=["db"])
             answer = await call(socket, "FetchJWTSVID", request, workload_pb2.JWTSVIDResponse)
             here.kill()
-            here.start("--jwt-ttl", "12s")
+            here.start("--jwt-ttl", "30s")
             await kubelet.wait_deregistered(DRIVER)
             await kubelet.wait_registered(DRIVER)
             assert answer.svids[0].svid == one
@@ -161,7 +161,7 @@ def test_jwt_svids_in_files_are_renewed_and_survive_a_restart() -> None:
             validate = workload_pb2.ValidateJWTSVIDRequest(audience="db", svid=fresh)
             found = await call(socket, "ValidateJWTSVID", validate, workload_pb2.ValidateJWTSVIDResponse)
             assert found.spiffe_id == "spiffe://example.org/ns/default/sa/web"
-            # JWT keys are kept as well: what the process before had signed is still valid.
+            # JWT keys are kept as well: what the process before had signed is still valid, for half of its life.
             validate = workload_pb2.ValidateJWTSVIDRequest(audience="db", svid=one)
             assert await call(socket, "ValidateJWTSVID", validate, workload_pb2.ValidateJWTSVIDResponse)
 

@@ -337,11 +337,12 @@ def test_an_embedded_authority_is_not_used_for_another_trust_domain() -> None:
 def test_an_outage_of_the_authority_shows_in_the_condition_and_never_in_republish() -> None:
     async def run() -> None:
         with host() as here:
-            # An authority from files, which ends in a few seconds: after that nothing can be renewed.
+            # An authority from files, which ends soon, but not while the agent starts on a busy machine: after that
+            # nothing can be renewed.
             issuer = X509Authority.create(
                 TrustDomain("example.org"),
                 algorithm=KeyAlgorithm.EC_P256,
-                lifetime=timedelta(seconds=8),
+                lifetime=timedelta(seconds=20),
                 now=datetime.now(UTC),
             )
             (here.base / "ca.crt").write_bytes(issuer.bundle.to_pem())

@@ -197,5 +197,5 @@ def test_what_renews_is_shown_by_the_pages_loop_and_no_connection_is_lost(lab: L
         for process in (loop, producer):
             if process.poll() is None:
                 end(process)
-    read = lab.run(f"{TO}\n{READ.replace('--max-messages 1', '--timeout-ms 8000')}", audit)
+    read = lab.run(f"{TO}\n{READ.replace('--max-messages 1', '--timeout-ms 15000')}", audit)
     assert read.stdout.splitlines()[-3:] == [f"renewed {number}" for number in range(3)], read.stderr

@@ -244,7 +244,7 @@ def test_what_pods_ask_for_is_asked_again_more_rarely_than_an_x509_svid(tmp_path
 
 
 def test_a_call_that_gets_no_turn_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "CALL_SECONDS", 0.3)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 1.0)
 
     async def play(at: Scene) -> None:
         turns = at.authority._calls._turns = Turns(1)

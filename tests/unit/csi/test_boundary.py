@@ -191,7 +191,7 @@ def test_a_call_that_is_cancelled_is_no_error_of_the_driver(base: Path, caplog: 
             return b""
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await called(base, handler, timeout=0.05)
+            await called(base, handler, timeout=1.0)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await gone.wait()
 
