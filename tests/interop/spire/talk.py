@@ -13,6 +13,9 @@ from tests.interop.rig import as_group, ended
 from tests.interop.spire.spire import PARTNER_GROUP
 from tests.support import DEADLINE
 
+# What a client hears when the server does not take it: the alert, or no more than the end, where that overtakes it.
+REFUSED = r"bad certificate|connection reset|broken pipe|EOF"
+
 
 @dataclass(frozen=True)
 class Peer:

@@ -86,7 +86,7 @@ def test_watch_prints_each_renewal(programs: Mapping[str, Path], tmp_path: Path)
                 [str(programs["spire-agent"]), "api", "watch", "-socketPath", socket], stdout=sink, stderr=sink
             )
         try:
-            await until(lambda: log.read_text().count("Received 1 svid") >= 4)
+            await until(lambda: log.read_text().count("SVID Valid Until:") >= 4)
         finally:
             end(process, signal.SIGINT)
         said = log.read_text()

@@ -19,7 +19,7 @@ from svid.bundle import TrustBundle
 from svid.certificates import certificates_from_der, certificates_from_pem
 from tests.interop.rig import podsvid, ran
 from tests.interop.spire.beside import OURS, PATIENCE, POD, Beside, Ours, eventually, podsvid_serves, spire_beside
-from tests.interop.spire.talk import Heard, Peer, Traffic, talk, traffic
+from tests.interop.spire.talk import REFUSED, Heard, Peer, Traffic, talk, traffic
 from tests.public_rig import write_pair
 from tests.support import DEADLINE, IS_ROOT, svid_stream
 
@@ -28,8 +28,6 @@ pytestmark = [
     # A rotation of podsvid's waits for five refresh hints, of a minute each.
     pytest.mark.timeout(1500),
 ]
-# What a client hears when the server does not take it: the alert, or no more than the end, where that overtakes it.
-REFUSED = r"bad certificate|connection reset|broken pipe|EOF"
 SPIFFE, WEB = "https_spiffe", "https_web"
 AUDIENCE = "db"
 

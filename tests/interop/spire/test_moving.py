@@ -51,6 +51,12 @@ class Site:
         """SPIRE's bundle, by serial numbers."""
         return serials((await self.spire.server("bundle", "show", format="pem")).encode())
 
+    async def until_roots(self, wanted: set[str]) -> None:
+        """Wait until SPIRE's bundle is these: its server keeps one for a second."""
+        async with asyncio.timeout(DEADLINE):
+            while await self.roots() != wanted:
+                await asyncio.sleep(LOOK_SECONDS)
+
     async def restart(self, upstream: str) -> None:
         """SPIRE's server, with that in its `plugins`."""
         await self.running.aclose()
@@ -182,7 +188,7 @@ def test_below_a_common_root_all_go_there_and_back(programs: Mapping[str, Path],
             (root,) = serials((typed / "root.crt").read_bytes())
             await here.restart(disk(typed / "spire"))
             said = await here.type("A common root", "spire-server localauthority x509 prepare")
-            assert await here.roots() == {old, root}
+            await here.until_roots({old, root})
             await until_trusted(workloads.own, {old, root})
             (name,) = re.findall(r"Authority ID: (\w+)", said)
             await here.type("A common root", "spire-server localauthority x509 activate", **{"AUTHORITY-ID": name})
@@ -221,7 +227,7 @@ def test_with_both_roots_in_both_bundles_all_go_there_and_back(programs: Mapping
                 both = serials((typed / "roots.crt").read_bytes())
                 replaced(typed / "roots.crt", typed / "spire" / "ca.crt")
                 await here.type("Both roots", "spire-server localauthority x509 prepare")
-                assert await here.roots() == both
+                await here.until_roots(both)
                 await until_trusted(workloads.own, both)
                 replaced(typed / "roots.crt", typed / "podsvid" / "ca.crt")
                 await until_acknowledged(podsvid, 2)
