@@ -214,13 +214,12 @@ def test_a_renewal_that_failed_for_want_of_a_token_is_tried_again_when_kubelet_b
 def test_running_pods_keep_what_they_have_while_the_signer_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "CALL_SECONDS", 0.2)
-
     async def play(at: Scene) -> None:
         async with registry(at) as (workloads, volume, directory):
             issued = await issue(workloads, volume, at.token())
             await workloads.open(volume, directory, issued)
             await at.signer.stop()
+            monkeypatch.setattr(calls, "CALL_SECONDS", 0.2)
             at.clock.step = timedelta(minutes=31)
             workloads.republished(volume.id, at.token())
             workloads.scheduler.schedule(volume.id, at.clock.now())

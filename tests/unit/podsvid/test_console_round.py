@@ -158,11 +158,12 @@ def test_when_each_said_what_is_shown_goes_with_it() -> None:
 def test_who_never_answers_holds_up_nobody_and_is_not_asked_anew_before_that_ends() -> None:
     hangs = threading.Event()
     execs = Execs(answers={"agent-1": hangs, "signer-0": hangs})
-    looking = Round(execs, seconds=0.05)
+    # Within it the other one's answer has to come, by a thread of its own.
+    looking = Round(execs, seconds=0.5)
     try:
         found = looked(looking)
-        assert [each.missing for each in found.nodes] == ["no answer from pod agent-1 within 0.05 s", ""]
-        assert found.missing == {"authority": "no answer from pod signer-0 within 0.05 s"}
+        assert [each.missing for each in found.nodes] == ["no answer from pod agent-1 within 0.5 s", ""]
+        assert found.missing == {"authority": "no answer from pod signer-0 within 0.5 s"}
         again = looked(looking)
         assert "pod agent-1 has not answered for longer" in again.nodes[0].missing
         assert "pod signer-0 has not answered for longer" in again.missing["authority"]
