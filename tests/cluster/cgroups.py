@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,9 +36,10 @@ def make(directory: Path) -> None:
 def processes(directory: Path) -> Iterator[int]:
     """Who is in them, and in what is below."""
     for group in of(directory):
-        for file in group.rglob("cgroup.procs"):
+        # Those whose last process has just been killed are removed meanwhile, which this walk passes over.
+        for folder, _, _ in os.walk(group):
             with suppress(OSError):
-                yield from (int(line) for line in file.read_text().split())
+                yield from (int(line) for line in (Path(folder) / "cgroup.procs").read_text().split())
 
 
 def remove(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -48,9 +49,9 @@ class Agent:
     def left(self, pods: Path, *uids: str) -> list[str]:
         """What is there still of these pods, below kubelet's `pods`, and of its journal, and sockets of pods."""
         mounts = [each for uid in uids for each in mounts_at(pods / uid)]
-        journal = [str(path) for path in (self.run_dir / "journal").rglob("*") if not path.is_dir()]
-        own = [path.name for path in self.run_dir.rglob("*") if path.is_socket() and path.name not in self.sockets]
-        return [*mounts, *journal, *own, *(str(path) for path in pods.rglob("*") if path.is_socket())]
+        journal = [str(path) for path in files_below(self.run_dir / "journal")]
+        own = [path.name for path in files_below(self.run_dir) if path.is_socket() and path.name not in self.sockets]
+        return [*mounts, *journal, *own, *(str(path) for path in files_below(pods) if path.is_socket())]
 
 
 def gauge(url: str, name: str) -> float:
@@ -111,6 +112,12 @@ def register(cluster: Cluster, agent: Agent, progress: Progress) -> str:
 
     wait_for("kubelet to register the driver", registered, progress=progress, alive=agent.check)
     return name
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All that is no folder, but for what kubelet or the agent removes meanwhile."""
+    for path, _, names in os.walk(folder):
+        yield from (Path(path) / name for name in names)
 
 
 def mounts_at(folder: Path) -> list[str]:

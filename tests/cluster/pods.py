@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from . import cgroups
@@ -55,8 +58,23 @@ class Pods:
         pod = self.find(name, namespace) or {}
         for status in pod.get("status", {}).get("containerStatuses", []):
             container = str(status.get("containerID", "")).rpartition("/")[2]
-            for group in cgroups.of(self._directory):
-                for folder in group.rglob(container) if container else ():
-                    for line in (folder / "cgroup.procs").read_text().split():
-                        return int(line)
+            found = sorted(_started(self._directory, container)) if container else []
+            if found:
+                return found[0][1]
         raise ClusterError(f"pod {name} has no running container")
+
+
+def _started(directory: Path, container: str) -> Iterator[tuple[int, int]]:
+    """A container's processes, each with when it began, in ticks of the clock: by their ids it is not known who came
+    first, as ids begin anew after the highest one."""
+    for group in cgroups.of(directory):
+        # Others' groups are removed meanwhile, which this walk passes over.
+        for folder, below, _ in os.walk(group):
+            if container in below:
+                with suppress(FileNotFoundError):  # has ended
+                    for line in (Path(folder) / container / "cgroup.procs").read_text().split():
+                        with suppress(OSError):  # one that has ended
+                            stat = Path(f"/proc/{line}/stat").read_text()
+                            # What comes before may have blanks in it: the program's name.
+                            yield int(stat.rpartition(")")[2].split()[19]), int(line)
+                return
