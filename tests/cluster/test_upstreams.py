@@ -102,8 +102,8 @@ class Site:
 
     def signs(self, root: x509.Certificate | None = None) -> None:
         """That the active authority signs is noted: below that root, or by itself."""
-        active = stored_state(self.cluster).active_x509
-        self.signed.append((stored_state(self.cluster).active_x509_id, root or active.chain[0]))
+        state = stored_state(self.cluster)
+        self.signed.append((state.active_x509_id, root or state.active_x509.chain[0]))
         wait_for("SVIDs of the authority that signs", self.issued, progress=self.progress)
         assert self.signed[-1][1] in self.trust()
         assert self.trust() <= {each for _, each in self.signed}, "somebody else is trusted"
