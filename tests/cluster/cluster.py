@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -109,11 +109,11 @@ class Cluster:
         kubelet.make_root(self.layout)
         places.make(self.layout)
         self._start_containerd()
-        url = self._start_control_plane(authority)
-        health, metrics = _free_ports(2)
-        self._processes.start("kube-proxy", services.proxy(self.layout, authority, url, health, metrics))
+        ports = _free_ports(9)
+        url = self._start_control_plane(authority, ports[:5])
+        self._processes.start("kube-proxy", services.proxy(self.layout, authority, url, *ports[5:7]))
         self._processes.start("coredns", services.names(self.layout, authority, url))
-        command = kubelet.configure(self.layout, authority, url, *_free_ports(2))
+        command = kubelet.configure(self.layout, authority, url, *ports[7:])
         self._processes.start("kubelet", places.inside(self.layout, command))
         self._wait("the node to be ready", self._node_ready)
         self._wait(
@@ -176,9 +176,9 @@ class Cluster:
         self.load_images(archive)
         archive.unlink()
 
-    def _start_control_plane(self, authority: ClusterAuthority) -> str:
+    def _start_control_plane(self, authority: ClusterAuthority, ports: Sequence[int]) -> str:
         """The API server's URL, once it answers."""
-        etcd_port, peer_port, api_port, manager_port, scheduler_port = _free_ports(5)
+        etcd_port, peer_port, api_port, manager_port, scheduler_port = ports
         self._processes.start("etcd", control_plane.etcd(self.layout, authority, etcd_port, peer_port))
         self._processes.start("kube-apiserver", control_plane.api_server(self.layout, authority, api_port, etcd_port))
         url = f"https://127.0.0.1:{api_port}"
@@ -207,7 +207,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    # All at once, so that no two are the same.
+    # All at once, so that no two are the same: each is free until its component listens, which takes it a second.
     sockets = [socket.socket() for _ in range(count)]
     try:
         for listener in sockets:
