@@ -95,15 +95,20 @@ def api_server(folder: Path, progress: Progress) -> Iterator[Alone]:
 def audited(log: Path, account: str) -> Iterator[tuple[Call, int]]:
     """What a service account of podsvid asked by an API server's audit log, with the status that it got."""
     user = f"system:serviceaccount:{NAMESPACE}:{account}"
+    for event in events(log):
+        # What tests ask in somebody's name, to be refused, is not theirs.
+        if event["user"]["username"] == user and not event.get("userAgent", "").startswith("Python-urllib"):
+            yield _call(event), int((event.get("responseStatus") or {}).get("code", 0))
+
+
+def events(log: Path) -> Iterator[Object]:
+    """What an API server's audit log has."""
     with log.open(encoding="utf-8") as lines:
         for line in lines:
             try:
-                event = json.loads(line)
+                yield json.loads(line)
             except ValueError:
                 continue  # cut off in the middle: a test killed the API server
-            # What tests ask in somebody's name, to be refused, is not theirs.
-            if event["user"]["username"] == user and not event.get("userAgent", "").startswith("Python-urllib"):
-                yield _call(event), int((event.get("responseStatus") or {}).get("code", 0))
 
 
 def _call(event: Object) -> Call:

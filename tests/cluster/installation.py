@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from podsvid.uninstall_check import DEFINED
 from tests.mounted import mount_lines
 
 from .api import Object
@@ -82,10 +83,13 @@ def empty(cluster: Cluster) -> None:
         for name in ("podsvid-signer", "podsvid-uninstall-guard"):
             cluster.api.remove(f"{rbac}/{kind}/{name}")
     cluster.api.remove(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}")
-    for name in ("workloadidentities", "clusterworkloadidentities", "federatedtrustdomains"):
-        cluster.api.remove(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.podsvid.io")
+    defined = [f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{each}.podsvid.io" for each in DEFINED]
+    for path in defined:
+        cluster.api.remove(path)
 
-    def gone() -> bool:
-        return cluster.api.find(f"/api/v1/namespaces/{NAMESPACE}") is None
+    def gone() -> bool | str:
+        # What is still there on its way out is there for Helm, and gone a moment later.
+        left = [path for path in (f"/api/v1/namespaces/{NAMESPACE}", *defined) if cluster.api.find(path) is not None]
+        return not left or ", ".join(left)
 
-    wait_for("the namespace to be gone", gone, progress=lambda _: None)
+    wait_for("the namespace and the custom resources to be gone", gone, progress=lambda _: None)
