@@ -241,7 +241,7 @@ class Fates:
             killed.join()
 
     def _restore(self, data: dict[str, str]) -> None:
-        self._cluster.api.replace(SECRET, {**self._cluster.api.get(SECRET), "data": data})
+        signing.restore_secret(self._cluster, data)
 
 
 def test_kill_the_leader_in_each_phase(cluster: Cluster, progress: Progress) -> None:
@@ -340,9 +340,8 @@ def test_a_damaged_secret_stops_a_start_and_says_what_to_do(cluster: Cluster, pr
     with signing.signer_process(cluster, progress, "signer-damaged") as signer:
         roots = signing.published_roots(cluster, progress)
         assert certificates_from_pem(roots)
-        secret = cluster.api.get(SECRET)
-        good = dict(secret["data"])
-        cluster.api.replace(SECRET, {**secret, "data": {"state.json": good["state.json"][:400]}})
+        good = dict(cluster.api.get(SECRET)["data"])
+        signing.restore_secret(cluster, {"state.json": good["state.json"][:400]})
         with pytest.raises(SignerError):
             stored_state(cluster)
         # The one that runs knows better and signs on; it says so.
@@ -353,8 +352,7 @@ def test_a_damaged_secret_stops_a_start_and_says_what_to_do(cluster: Cluster, pr
             assert "restore the Secret from a backup" in said
             assert "PRIVATE KEY" not in said
         assert signer.ready() is True
-    damaged = cluster.api.get(SECRET)
-    cluster.api.replace(SECRET, {**damaged, "data": good})
+    signing.restore_secret(cluster, good)
     with signing.signer_process(cluster, progress, "signer-damaged-3"):
         assert signing.published_roots(cluster, progress) == roots
 
@@ -363,9 +361,6 @@ def test_an_older_secret_is_restored(cluster: Cluster, progress: Progress) -> No
     """docs/operations.md, step by step: first while a signer runs, then with all stopped; no node is touched."""
     signing.install(cluster, progress)
     cluster.api.remove(SECRET)
-
-    def restore(data: dict[str, str]) -> None:
-        cluster.api.replace(SECRET, {**cluster.api.get(SECRET), "data": data})
 
     async def run(stack: ExitStack) -> None:
         port = free_port()
@@ -388,13 +383,13 @@ def test_an_older_secret_is_restored(cluster: Cluster, progress: Progress) -> No
             newest = await asyncio.to_thread(stored_state, cluster)
             assert before.active_x509_id not in {slot.id for slot in newest.x509}
 
-            restore(backup)
+            signing.restore_secret(cluster, backup)
             await eventually("the newer one to be put back", newest.sequence, lambda: stored_state(cluster).sequence)
             assert {slot.id for slot in stored_state(cluster).x509} == {slot.id for slot in newest.x509}
 
             signer.process.kill()
             signer.process.wait()
-            restore(backup)
+            signing.restore_secret(cluster, backup)
             signer = await asyncio.to_thread(start, "signer-restore-2")
             started = time.monotonic()
             await eventually("it to be published above", True, lambda: stored_state(cluster).sequence > newest.sequence)
