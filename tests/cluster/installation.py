@@ -65,10 +65,10 @@ def volumes_of_podsvid(cluster: Cluster) -> list[str]:
 
 def set_taints(cluster: Cluster, taints: list[Object]) -> None:
     """Give the node these start-up taints, in place of others of ours."""
-    node = cluster.api.get(f"/api/v1/nodes/{NODE}")
-    others = [each for each in node["spec"].get("taints", []) if each["key"] != TAINT["key"]]
-    node["spec"]["taints"] = others + taints
-    cluster.api.replace(f"/api/v1/nodes/{NODE}", node)
+    path = f"/api/v1/nodes/{NODE}"
+    others = [each for each in cluster.api.get(path)["spec"].get("taints", []) if each["key"] != TAINT["key"]]
+    # A patch, as kubelet may write the node's status meanwhile, such as which images it has now.
+    cluster.api.patch(path, {"spec": {"taints": others + taints}})
 
 
 def empty(cluster: Cluster) -> None:

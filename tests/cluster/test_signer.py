@@ -192,8 +192,7 @@ def test_pods_that_are_gone_finished_or_no_clients_of_the_driver(site: Site) -> 
 
     finished = signing.pod(site.cluster, "finished", "node-a", ACCOUNT)
     token = site.pod_token(finished)
-    status = {**finished, "status": {"phase": "Succeeded"}}
-    site.api.replace("/api/v1/namespaces/default/pods/finished/status", _current(site, "finished", status))
+    site.api.patch("/api/v1/namespaces/default/pods/finished/status", {"status": {"phase": "Succeeded"}})
     wait_for(
         "the finished pod to be refused",
         lambda: _reason(site, agent, token, finished) == "POD_FINISHED",
@@ -418,11 +417,6 @@ def _reason(site: Site, agent: str, token: str, pod: Object) -> str:
     except Refusal as refusal:
         return refusal.reason
     return ""
-
-
-def _current(site: Site, name: str, body: Object) -> Object:
-    version = site.api.get(f"/api/v1/namespaces/default/pods/{name}")["metadata"]["resourceVersion"]
-    return {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
 
 
 def _events(site: Site, pod: str) -> str:
