@@ -330,13 +330,18 @@ def serving(cluster: Cluster) -> set[str]:
 
 def another_node() -> Object:
     """A node of a control plane, where signers may go and workloads may not. Nothing runs there."""
-    size, now = {"cpu": "4", "memory": "8Gi", "pods": "20"}, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    condition = {"type": "Ready", "status": "True", "lastHeartbeatTime": now, "lastTransitionTime": now}
+    size = {"cpu": "4", "memory": "8Gi", "pods": "20"}
     taint = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
     labels = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": OTHER}
     return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": OTHER, "labels": labels},
             "spec": {"taints": [taint]},
-            "status": {"capacity": size, "allocatable": size, "conditions": [condition]}}  # fmt: skip
+            "status": {"capacity": size, "allocatable": size, "conditions": [is_ready()]}}  # fmt: skip
+
+
+def is_ready() -> Object:
+    """What a kubelet says of its node, as of now."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": "Ready", "status": "True", "lastHeartbeatTime": now, "lastTransitionTime": now}
 
 
 def on_other(cluster: Cluster) -> list[tuple[str, Object]]:
@@ -347,7 +352,9 @@ def on_other(cluster: Cluster) -> list[tuple[str, Object]]:
 
 
 def stand_in(cluster: Cluster) -> None:
-    """What that node's kubelet would say of pods that came there."""
+    """What that node's kubelet would say of it and of pods that came there: of a node that says nothing for 40 s or so
+    no pod is ready."""
+    cluster.api.patch(f"/api/v1/nodes/{OTHER}/status", {"status": {"conditions": [is_ready()]}})
     status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
     for path, pod in on_other(cluster):
         if not ready(pod):
