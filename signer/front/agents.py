@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -132,14 +132,15 @@ class SignerService:
 
     def _asked(self, form: type[_Request], messages: Messages, context: Context) -> Asked[_Request]:
         """By a call of its own."""
-
-        @asynccontextmanager
-        async def request(agent: Agent) -> AsyncIterator[_Request]:
-            with self._callers.place(self._places, "mints", agent.node_uid) as place:
-                yield await only(form, messages, place, given_up=self._callers.given_up)
-
-        headers = context.invocation_metadata() or ()
-        return Asked(context, time.perf_counter(), lambda: self._callers.proven(context), request, headers)
+        callers, headers = self._callers, context.invocation_metadata() or ()
+        return Asked(
+            context,
+            time.perf_counter(),
+            lambda: callers.proven(context),
+            lambda agent: callers.place(self._places, "mints", agent.node_uid),
+            lambda place: only(form, messages, place, given_up=callers.given_up),
+            headers,
+        )
 
     async def watch_trust(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.WatchTrustResponse]:
         agent: Agent | None = None

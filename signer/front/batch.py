@@ -72,7 +72,7 @@ class Batches:
                 except Refused as refusal:
                     await abort(context, refusal)
                 raise
-            work = (self._one(index, each, agent, context) for index, each in enumerate(items))
+            work = (self._one(index, each, agent, places[0], context) for index, each in enumerate(items))
             underway = _Underway(work, BATCH_AT_ONCE)
             # Who does not read has no more than one mint may take, and a little to be told of that one.
             patience = asyncio.timeout(MINT_DEADLINE + MESSAGE_SECONDS)
@@ -91,13 +91,16 @@ class Batches:
                         self._mints.refuse("x509", agent, None, _late(places), started)
 
     async def _one(
-        self, index: int, item: signer_pb2.MintX509SVIDItem, agent: Agent, context: Context
+        self, index: int, item: signer_pb2.MintX509SVIDItem, agent: Agent, place: Place, context: Context
     ) -> signer_pb2.MintX509SVIDOutcome:
         async def proven() -> Agent:
             return agent
 
+        async def request(_: Place) -> signer_pb2.MintX509SVIDRequest:
+            return item.request
+
         headers = (("traceparent", item.traceparent),) if item.traceparent else ()
-        asked = Asked(context, time.perf_counter(), proven, lambda _: nullcontext(item.request), headers)
+        asked = Asked(context, time.perf_counter(), proven, lambda _: nullcontext(place), request, headers)
         try:
             return signer_pb2.MintX509SVIDOutcome(item=index, answer=await self._mints.x509(asked))
         except Exception as error:

@@ -1,7 +1,5 @@
 """Who calls: the agent that a call's headers prove, what its node has called already, and a place for its message."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from signer.attestation.attestor import Attestor
@@ -83,11 +81,10 @@ class Callers:
         """So many bytes of what was said are answered."""
         self._gate.used(context.peer(), size)
 
-    @contextmanager
-    def place(self, slots: Slots, what: str, holder: str = "") -> Iterator[Place]:
-        """One of the replica's. Raises Refused (BUSY)."""
-        with slots.one(holder) as place:
-            if place is None:
-                self._metrics.turned_away(what)
-                raise Refused(Reason.BUSY, f"this replica has its fill of {what}", retry_after=SOON)
-            yield place
+    def place(self, slots: Slots, what: str, holder: str = "") -> Place:
+        """One of the replica's, to be entered at once. Raises Refused (BUSY)."""
+        place = slots.take(holder)
+        if place is None:
+            self._metrics.turned_away(what)
+            raise Refused(Reason.BUSY, f"this replica has its fill of {what}", retry_after=SOON)
+        return place

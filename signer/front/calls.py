@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
@@ -45,8 +45,7 @@ async def unread(messages: Messages, *places: Place, given_up: Callable[[], obje
             asked: AsyncGenerator[bytes, None] = cast(Any, aiter(messages))
             with silent(places, patience):
                 try:
-                    async with aclosing(asked):
-                        return await anext(asked)
+                    return await anext(asked)
                 except StopAsyncIteration:
                     # Its caller has given it up, or gRPC has ended it as too long: it says so a moment later, and ends
                     # this. Others may have its places as long as that is waited for.
@@ -54,6 +53,8 @@ async def unread(messages: Messages, *places: Place, given_up: Callable[[], obje
                         await _told(given_up, patience)
                     said = "the call has no message, or a longer one than a mint needs"
                     raise Refused(Reason.INVALID_REQUEST, said) from None
+                finally:
+                    await asked.aclose()
     except TimeoutError:
         if any(each.lost for each in places):
             raise Refused(Reason.BUSY, "others took the place of this call, which said nothing", SOON) from None
@@ -70,7 +71,7 @@ async def _told(given_up: Callable[[], object], patience: asyncio.Timeout) -> No
 
 
 @contextmanager
-def silent(places: Iterable[Place], patience: asyncio.Timeout) -> Iterator[None]:
+def silent(places: Sequence[Place], patience: asyncio.Timeout) -> Iterator[None]:
     """Over the block the caller of a call is waited for: where others want one of its places, its time is over."""
     now = asyncio.get_running_loop().time()
 
@@ -79,10 +80,13 @@ def silent(places: Iterable[Place], patience: asyncio.Timeout) -> Iterator[None]
         if not patience.expired():
             patience.reschedule(now)
 
-    with ExitStack() as held:
-        for each in places:
-            held.enter_context(each.silent(now, end))
+    for each in places:
+        each.silent(now, end)
+    try:
         yield
+    finally:
+        for each in places:
+            each.heard()
 
 
 def parsed(form: type[_Message], message: bytes) -> _Message:

@@ -5,8 +5,8 @@ A proxy is told one text, and whether to come again. Why it was refused is in th
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -147,7 +147,7 @@ class IstioService:
             still_wanted(context)
             async with asyncio.timeout(MINT_DEADLINE):
                 proven = call.proven = await self._proven(context, call)
-                async with self._own_room(proven) as place:
+                with self._own_room(proven) as place:
                     message = heard(await unread(messages, place))
                     call.asked = message.asked
                     pod = await self._proxies.caller(proven, header(context, "clusterid"))
@@ -155,7 +155,7 @@ class IstioService:
                     if request.impersonated is None:
                         # Who is refused takes no turn of his neighbours'; a ztunnel has none of theirs.
                         await self._decided(proven, pod, request)
-                    async with self._nodes_room(proven):
+                    with self._nodes_room(proven):
                         # Before it is decided, again: what is decided is signed at once.
                         await self._pace.turn(self._share(proven))
                         await give_way()
@@ -205,19 +205,19 @@ class IstioService:
         """Of whose turns it has one: its node's, of which a ztunnel has others than the pods there."""
         return f"ztunnel {proven.node_uid}" if self._proxies.is_ztunnel(proven) else proven.node_uid
 
-    @asynccontextmanager
-    async def _own_room(self, proven: BoundToken) -> AsyncIterator[Place]:
+    @contextmanager
+    def _own_room(self, proven: BoundToken) -> Iterator[Place]:
         """A place for one call, of what is its caller's own. Raises Refused (RATE_LIMITED, BUSY)."""
         share = self._share(proven)
-        async with AsyncExitStack() as held:
+        with ExitStack() as held:
             if self._proxies.is_ztunnel(proven):
-                await held.enter_async_context(self._of_node.slot(share))
+                held.enter_context(self._of_node.slot(share))
             else:
-                await held.enter_async_context(self._of_pod.slot(proven.pod_uid))
-            yield self._given(held.enter_context(self._mints.one(proven.pod_uid, share)))
+                held.enter_context(self._of_pod.slot(proven.pod_uid))
+            yield held.enter_context(self._given(self._mints.take(proven.pod_uid, share)))
 
-    @asynccontextmanager
-    async def _nodes_room(self, proven: BoundToken) -> AsyncIterator[None]:
+    @contextmanager
+    def _nodes_room(self, proven: BoundToken) -> Iterator[None]:
         """What a pod has in common with its node's others: taken once it is attested, read and entitled, as by
         calls that say nothing or are refused a pod would take it from the others.
 
@@ -225,7 +225,7 @@ class IstioService:
         if self._proxies.is_ztunnel(proven):
             yield
             return
-        async with self._of_node.slot(self._share(proven)):
+        with self._of_node.slot(self._share(proven)):
             yield
 
     def _given(self, place: Place | None) -> Place:

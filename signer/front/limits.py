@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 from runtime.bucket import Bucket
 from runtime.clock import Clock
@@ -27,24 +28,30 @@ BATCHES = 3
 
 
 class Place:
-    """One of so many."""
+    """One of so many, which is given back (`leave`) when it is left. Each mint has one: no generator stands around it."""
 
-    def __init__(self, holder: str, share: str = "") -> None:
+    def __init__(self, holder: str, share: str = "", leave: Callable[["Place"], None] = lambda _: None) -> None:
         self.holder = holder
         self.share = share
         # Somebody else has it now.
         self.lost = False
         self.silent_since: float | None = None
         self._end: Callable[[], None] = lambda: None
+        self._leave = leave
 
-    @contextmanager
-    def silent(self, now: float, end: Callable[[], None]) -> Iterator[None]:
-        """Nothing is done with it yet: where places are wanting it is lost, and `end` called."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave(self)
+
+    def silent(self, now: float, end: Callable[[], None]) -> None:
+        """Nothing is done with it until it is `heard`: where places are wanting it is lost, and `end` called."""
         self.silent_since, self._end = now, end
-        try:
-            yield
-        finally:
-            self.silent_since = None
+
+    def heard(self) -> None:
+        """Something is done with it: nobody else gets it."""
+        self.silent_since = None
 
     def lose(self) -> None:
         """Give it to another."""
@@ -66,24 +73,19 @@ class Slots:
         self._places: dict[Place, None] = {}
         self._shares: Counter[str] = Counter()
 
-    @contextmanager
-    def one(self, holder: str = "", share: str = "") -> Iterator[Place | None]:
-        """Take one; None: there is none."""
+    def take(self, holder: str = "", share: str = "") -> Place | None:
+        """One, to be entered at once and left; None: there is none."""
         if self._shares[share] >= self._of_share:
             self._make_room(holder, [each for each in self._places if each.share == share])
         elif self._free < 1:
             self._make_room(holder, list(self._places))
         if self._free < 1 or self._shares[share] >= self._of_share:
-            yield None
-            return
-        place = Place(holder, share)
+            return None
+        place = Place(holder, share, self._leave)
         self._shares[share] += 1
         self._places[place] = None
         self._free -= 1
-        try:
-            yield place
-        finally:
-            self._leave(place)
+        return place
 
     def _make_room(self, holder: str, among: Sequence[Place]) -> None:
         """End one that is silent, the oldest of whoever has most of those; never for one more of the same."""
@@ -118,6 +120,13 @@ class _Node:
     running: int = 0
     batches: int = 0
 
+    def __enter__(self) -> None:
+        """One of its mints is in flight, until it is left."""
+        self.running += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.running -= 1
+
 
 class NodeLimits:
     """A token bucket and a number of calls in flight, for each node; or for each of what `of` says."""
@@ -130,9 +139,11 @@ class NodeLimits:
         self._clock = clock
         self._nodes: OrderedDict[str, _Node] = OrderedDict()
 
-    @asynccontextmanager
-    async def slot(self, node_uid: str) -> AsyncIterator[None]:
-        """Hold one of the node's slots. Raises Refused (RATE_LIMITED, BUSY) with when to try again."""
+    def slot(self, node_uid: str) -> AbstractContextManager[None]:
+        """One of the node's slots, to be entered at once, and held until it is left. It counts for the rate already.
+
+        Raises Refused (RATE_LIMITED, BUSY) with when to try again.
+        """
         node = self._node(node_uid)
         if node.running >= self._concurrent:
             raise Refused(
@@ -145,11 +156,7 @@ class NodeLimits:
                 f"this {self._of} asks for more than {self._rate} mints a second",
                 retry_after=timedelta(seconds=node.mints.wait(now)),
             )
-        node.running += 1
-        try:
-            yield
-        finally:
-            node.running -= 1
+        return node
 
     @contextmanager
     def batch(self, node_uid: str) -> Iterator[None]:

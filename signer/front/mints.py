@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Generic, NoReturn, Protocol, TypeVar
@@ -16,7 +16,7 @@ from signer.errors import Reason
 from signer.front.audit import Audit, facts_of
 from signer.front.callers import Callers
 from signer.front.calls import MINT_DEADLINE, Context, bounded, refused_by, still_wanted
-from signer.front.limits import NodeLimits
+from signer.front.limits import NodeLimits, Place
 from signer.metrics import Metrics
 from signer.minting.minting import Minting
 from signer.model import Agent, AttestedPod, Entitlement, PodClaim
@@ -58,7 +58,8 @@ class _Instant(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked(Generic[_Request]):
-    """What is asked for, a call of its own or an item of one: who asks is proven before `request` is entered.
+    """What is asked for, a call of its own or an item of one: who asks is proven before there is a `place` for the
+    request, which is not read without one.
 
     `started` is of `time.perf_counter`; `headers` say which span it belongs to.
     """
@@ -66,7 +67,8 @@ class Asked(Generic[_Request]):
     context: Context
     started: float
     agent: Callable[[], Awaitable[Agent]]
-    request: Callable[[Agent], AbstractAsyncContextManager[_Request]]
+    place: Callable[[Agent], AbstractContextManager[Place]]
+    request: Callable[[Place], Awaitable[_Request]]
     headers: Headers
 
 
@@ -195,7 +197,8 @@ class Mints:
                 facts = {"k8s.node.name": agent.node_name, "podsvid.svid": kind}
                 # Only who has proved to be an agent gets into traces.
                 with self._tracing.span("attest, decide, sign", facts, asked.headers) as span:
-                    async with self._limits.slot(agent.node_uid), asked.request(agent) as request:
+                    with self._limits.slot(agent.node_uid), asked.place(agent) as place:
+                        request = await asked.request(place)
                         claim = PodClaim(request.pod.namespace, request.pod.name, request.pod.uid)
                         with self._tracing.span("attest the pod"):
                             attested = await self._attestor.pod(agent, bounded(request.pod_token), claim)

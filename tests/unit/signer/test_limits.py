@@ -38,7 +38,7 @@ async def served(limits: NodeLimits, node: str = "a", most: int = 100) -> int:
     """How many mints the node gets one after another."""
     for number in range(most):
         try:
-            async with limits.slot(node):
+            with limits.slot(node):
                 pass
         except Refused as error:
             assert error.reason is Reason.RATE_LIMITED
@@ -83,9 +83,8 @@ def test_the_wait_that_is_told_is_the_one_that_is_needed() -> None:
     async def test(limits: NodeLimits, clock: StepClock) -> None:
         await served(limits)
         clock.pass_by(seconds=0.2)
-        with pytest.raises(Refused) as caught:
-            async with limits.slot("a"):
-                pass
+        with pytest.raises(Refused) as caught, limits.slot("a"):
+            pass
         wait = caught.value.retry_after
         assert wait is not None
         assert wait == timedelta(seconds=0.3)
@@ -112,9 +111,8 @@ def test_a_slot_is_given_back_however_the_mint_ends(error: type[BaseException]) 
     async def test(limits: NodeLimits, clock: StepClock) -> None:
         raised = error(Reason.POLICY_DENIED, "no") if error is Refused else error()
         for _ in range(3):
-            with pytest.raises(error):
-                async with limits.slot("a"):
-                    raise raised
+            with pytest.raises(error), limits.slot("a"):
+                raise raised
         clock.pass_by(minutes=1)
         assert await served(limits) == 3
 
@@ -125,12 +123,12 @@ def test_so_many_are_in_flight_and_who_is_turned_away_pays_nothing() -> None:
     async def test(limits: NodeLimits, clock: StepClock) -> None:
         async with AsyncExitStack() as running:
             for _ in range(2):
-                await running.enter_async_context(limits.slot("a"))
+                running.enter_context(limits.slot("a"))
             for _ in range(5):
                 with pytest.raises(Refused) as caught:
-                    await running.enter_async_context(limits.slot("a"))
+                    running.enter_context(limits.slot("a"))
                 assert (caught.value.reason, caught.value.retry_after) == (Reason.BUSY, BUSY_RETRY)
-            async with limits.slot("b"):
+            with limits.slot("b"):
                 pass
         assert await served(limits) == 1
 
@@ -141,7 +139,7 @@ def test_nodes_are_forgotten_when_there_are_too_many_the_quietest_first(monkeypa
     monkeypatch.setattr(module, "MAX_NODES", 3)
 
     async def test(limits: NodeLimits, clock: StepClock) -> None:
-        async with limits.slot("running"):
+        with limits.slot("running"):
             for node in ("a", "b"):
                 assert await served(limits, node) == 3
             assert await served(limits, "a") == 0  # asked last: b is quieter
@@ -150,9 +148,8 @@ def test_nodes_are_forgotten_when_there_are_too_many_the_quietest_first(monkeypa
                 assert await served(limits, "a") == 0
             assert len(limits._nodes) == 3
             # Who has a mint in flight is not forgotten: it would get another one.
-            with pytest.raises(Refused):
-                async with limits.slot("running"):
-                    pass
+            with pytest.raises(Refused), limits.slot("running"):
+                pass
 
     limited(test, concurrent=1)
 
@@ -175,28 +172,29 @@ def test_a_node_with_a_batch_in_flight_is_not_forgotten(monkeypatch: pytest.Monk
 def test_a_place_is_lost_only_where_nothing_was_said_for_a_while() -> None:
     now, ended = 100.0, []
     slots = Slots(1, lambda: now)
-    with slots.one("a") as first:
-        assert first is not None
-        with slots.one("b") as none:
-            assert none is None
-        with first.silent(now, lambda: ended.append("a")):
-            now += SILENT_SECONDS - 0.01
-            with slots.one("b") as none:
-                assert none is None
-            now += 0.01
-            with slots.one("a") as none:
-                assert none is None, "a holder ends its own call for one more"
-            with slots.one("b") as second:
-                assert second is not None
-                assert (ended, first.lost, second.lost) == (["a"], True, False)
-                with slots.one("c") as none:
-                    assert none is None
-            # The second left; what the first lost does not come back twice.
-            with slots.one("c") as third, slots.one("d") as none:
-                assert (third is not None, none) == (True, None)
+    with one(slots, "a") as first:
+        assert slots.take("b") is None
+        first.silent(now, lambda: ended.append("a"))
+        now += SILENT_SECONDS - 0.01
+        assert slots.take("b") is None
+        now += 0.01
+        assert slots.take("a") is None, "a holder ends its own call for one more"
+        with one(slots, "b") as second:
+            assert (ended, first.lost, second.lost) == (["a"], True, False)
+            assert slots.take("c") is None
+        # The second left; what the first lost does not come back twice.
+        with one(slots, "c"):
+            assert slots.take("d") is None
+        first.heard()
         assert ended == ["a"]
-    with slots.one("e") as last, slots.one("f") as none:
-        assert (last is not None, none) == (True, None)
+    with one(slots, "e"):
+        assert slots.take("f") is None
+
+
+def one(slots: Slots, holder: str) -> Place:
+    place = slots.take(holder)
+    assert place is not None
+    return place
 
 
 def test_a_share_has_so_many_and_its_holders_make_room_for_each_other() -> None:
@@ -205,9 +203,9 @@ def test_a_share_has_so_many_and_its_holders_make_room_for_each_other() -> None:
     with ExitStack() as held:
 
         def silent(holder: str, share: str) -> Place | None:
-            place = held.enter_context(slots.one(holder, share))
+            place = slots.take(holder, share)
             if place is not None:
-                held.enter_context(place.silent(now, lambda: ended.append(f"{share} {holder}")))
+                held.enter_context(place).silent(now, lambda: ended.append(f"{share} {holder}"))
             return place
 
         assert [silent("many", "a") is not None for _ in range(4)] == [True, True, True, False]
@@ -222,7 +220,11 @@ def test_a_share_has_so_many_and_its_holders_make_room_for_each_other() -> None:
         assert silent("three", "c") is not None
         assert ended == ["a many"] * 2
     with ExitStack() as held:
-        assert [held.enter_context(slots.one("x", "a")) is not None for _ in range(4)] == [True, True, True, False]
+        taken = [slots.take("x", "a") for _ in range(4)]
+        assert [each is not None for each in taken] == [True, True, True, False]
+        for each in taken[:3]:
+            assert each is not None
+            held.enter_context(each)
     assert not slots._shares
 
 
@@ -232,22 +234,20 @@ def test_in_a_full_share_nobody_elses_call_is_ended() -> None:
     with ExitStack() as held:
         for share in ("first", "second"):
             for _ in range(2):
-                place = held.enter_context(slots.one("many", share))
+                place = slots.take("many", share)
                 assert place is not None
-                held.enter_context(place.silent(now, partial(ended.append, share)))
+                held.enter_context(place).silent(now, partial(ended.append, share))
         now += SILENT_SECONDS
-        assert held.enter_context(slots.one("few", "second")) is not None
+        assert slots.take("few", "second") is not None
         assert ended == ["second"]
 
 
 def test_a_call_that_has_spoken_keeps_its_place() -> None:
     now = 100.0
     slots = Slots(1, lambda: now)
-    with slots.one("a") as place:
-        assert place is not None
-        with place.silent(now, lambda: None):
-            pass
+    with one(slots, "a") as place:
+        place.silent(now, lambda: None)
+        place.heard()
         now += 100
-        with slots.one("b") as none:
-            assert none is None
+        assert slots.take("b") is None
         assert not place.lost

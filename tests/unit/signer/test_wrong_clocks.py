@@ -223,7 +223,7 @@ def test_rates(wrong: timedelta) -> None:
 
         async def full() -> bool:
             try:
-                async with limits.slot("node"):
+                with limits.slot("node"):
                     return False
             except Refused:
                 return True
