@@ -16,6 +16,7 @@ from typing import Any
 import jwt
 
 from runtime.clock import Clock
+from runtime.deadlines import Deadlines
 from runtime.newest import keep
 from signer.attestation.doubt import Asked, Doubt
 from signer.attestation.outage import Outage
@@ -87,6 +88,7 @@ class TokenReviews:
         self._asking: dict[bytes, asyncio.Task[BoundToken]] = {}
         self._told = told
         self._doubt = Doubt(clock)
+        self._patience = Deadlines(REVIEW_SECONDS)
 
     async def verify(self, token: str, sender: Sender = NOBODY) -> BoundToken:
         """What `token` proves, which `sender` brought. Raises TokenRefused, ApiUnavailable, Refused (BUSY)."""
@@ -157,7 +159,7 @@ class TokenReviews:
             "spec": {"token": token, "audiences": [self._audience]},
         }
         try:
-            async with asyncio.timeout(REVIEW_SECONDS):
+            with self._patience.one():
                 answer = await self._api.create(REVIEWS, body)
         except Forbidden as error:
             self._outage.answered()

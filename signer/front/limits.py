@@ -28,7 +28,7 @@ BATCHES = 3
 
 
 class Place:
-    """One of so many, which is given back (`leave`) when it is left. Each mint has one: no generator stands around it."""
+    """One of so many, which is given back (`leave`) when it is left. Each mint has one, so there is no generator."""
 
     def __init__(self, holder: str, share: str = "", leave: Callable[["Place"], None] = lambda _: None) -> None:
         self.holder = holder

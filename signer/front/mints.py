@@ -1,6 +1,5 @@
 """One SVID's way through the front: limits, proof, policy, signature, and the line that it leaves, however it ends."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -9,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, NoReturn, Protocol, TypeVar
 
 from runtime import durations
+from runtime.deadlines import Deadlines
 from runtime.tracing import Headers, Tracing
 from signer.attestation.attestor import Attestor
 from signer.cluster.events import Events
@@ -96,6 +96,7 @@ class Mints:
         self._audit = audit
         self._metrics = metrics
         self._tracing = tracing
+        self._patience = Deadlines(MINT_DEADLINE)
 
     async def x509(self, asked: Asked[signer_pb2.MintX509SVIDRequest]) -> signer_pb2.MintX509SVIDResponse:
         """An X.509-SVID. Raises Refused, of which everybody has been told but who asked."""
@@ -192,30 +193,33 @@ class Mints:
         agent: Agent | None = None
         try:
             still_wanted(asked.context)
-            async with asyncio.timeout(MINT_DEADLINE):
+            with self._patience.one():
                 agent = await asked.agent()
                 facts = {"k8s.node.name": agent.node_name, "podsvid.svid": kind}
                 # Only who has proved to be an agent gets into traces.
-                with self._tracing.span("attest, decide, sign", facts, asked.headers) as span:
-                    with self._limits.slot(agent.node_uid), asked.place(agent) as place:
-                        request = await asked.request(place)
-                        claim = PodClaim(request.pod.namespace, request.pod.name, request.pod.uid)
-                        with self._tracing.span("attest the pod"):
-                            attested = await self._attestor.pod(agent, bounded(request.pod_token), claim)
-                        with self._tracing.span("decide"):
-                            entitlement = self._policies.entitlement(attested.pod)
-                            attested.check(entitlement.spiffe_id)
-                        span.note(
-                            {
-                                "podsvid.spiffe_id": str(entitlement.spiffe_id),
-                                "podsvid.policy": entitlement.decided_by,
-                            }
-                        )
-                        still_wanted(asked.context)
-                        with self._tracing.span("sign"):
-                            answer = await sign(request, attested, entitlement)
-                        self._attestor.issued(attested, entitlement.spiffe_id)
-                        self._callers.used(asked.context, request.ByteSize())
+                with (
+                    self._tracing.span("attest, decide, sign", facts, asked.headers) as span,
+                    self._limits.slot(agent.node_uid),
+                    asked.place(agent) as place,
+                ):
+                    request = await asked.request(place)
+                    claim = PodClaim(request.pod.namespace, request.pod.name, request.pod.uid)
+                    with self._tracing.span("attest the pod"):
+                        attested = await self._attestor.pod(agent, bounded(request.pod_token), claim)
+                    with self._tracing.span("decide"):
+                        entitlement = self._policies.entitlement(attested.pod)
+                        attested.check(entitlement.spiffe_id)
+                    span.note(
+                        {
+                            "podsvid.spiffe_id": str(entitlement.spiffe_id),
+                            "podsvid.policy": entitlement.decided_by,
+                        }
+                    )
+                    still_wanted(asked.context)
+                    with self._tracing.span("sign"):
+                        answer = await sign(request, attested, entitlement)
+                    self._attestor.issued(attested, entitlement.spiffe_id)
+                    self._callers.used(asked.context, request.ByteSize())
         except Exception as error:
             self.refuse(kind, agent, claim, error, asked.started)
         for surprise in entitlement.surprises:
