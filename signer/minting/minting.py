@@ -1,14 +1,17 @@
 """What is signed for an entitled pod: the certificate request's key under the identity that policy gave."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from runtime import durations
 from runtime.clock import Clock
@@ -31,6 +34,13 @@ from svid.spiffeid import SpiffeId
 
 MAX_CSR = 16 * 1024
 RSA_EXPONENT = 65537
+# How nearly all requests are signed: what a signature says of itself, and how it is verified.
+_ECDSA: Mapping[x509.ObjectIdentifier, ec.ECDSA] = MappingProxyType(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256: ec.ECDSA(hashes.SHA256()),
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384: ec.ECDSA(hashes.SHA384()),
+    }
+)
 # What lives for less is of no use to anybody.
 LEAST = timedelta(seconds=5)
 # The API server takes no pod certificate that begins more than five minutes ago by its own clock.
@@ -316,12 +326,25 @@ def proven_key(csr: bytes) -> PublicKey:
         raise Refused(Reason.CSR_INVALID, "csr is not a DER certificate request with a known kind of key") from None
     accepted = accepted_key(key)
     try:
-        proven = request.is_signature_valid
+        proven = _signed(request, key)
     except (ValueError, UnsupportedAlgorithm):
         proven = False
     if not proven:
         raise Refused(Reason.PROOF_OF_POSSESSION, "csr is not signed with the key that it asks a certificate for")
     return accepted
+
+
+def _signed(request: x509.CertificateSigningRequest, key: object) -> bool:
+    """Whether a request is signed with `key`, which was read from it. Raises ValueError, UnsupportedAlgorithm."""
+    scheme = _ECDSA.get(request.signature_algorithm_oid)
+    if scheme is None or not isinstance(key, ec.EllipticCurvePublicKey):
+        return request.is_signature_valid
+    # As the library has it, which would read the key from the request once more for it.
+    try:
+        key.verify(request.signature, request.tbs_certrequest_bytes, scheme)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def accepted_key(key: object) -> PublicKey:

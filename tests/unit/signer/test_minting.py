@@ -149,6 +149,30 @@ def test_keys() -> None:
     assert refused(GIVEN, request=forged) is Reason.PROOF_OF_POSSESSION
 
 
+@pytest.mark.parametrize("algorithm", list(KeyAlgorithm))
+def test_a_proof_is_what_the_library_takes_for_one(algorithm: KeyAlgorithm) -> None:
+    key = algorithm.generate()
+    good, other = csr(key), csr(algorithm.generate())
+    request = x509.load_der_x509_csr(good)
+    assert proven_key(good) == key.public_key()
+    # Another request's signature, another message below this one, and another algorithm that it says it is of.
+    wrong = [good.replace(request.signature, x509.load_der_x509_csr(other).signature)]
+    wrong.append(bytes([*good[:-1], good[-1] ^ 1]))
+    # ecdsa-with-SHA256 and -SHA384 (RFC 5758 3.2), sha256WithRSAEncryption and sha384WithRSAEncryption (RFC 8017).
+    for one, two in (("2a8648ce3d040302", "2a8648ce3d040303"), ("2a864886f70d01010b", "2a864886f70d01010c")):
+        for from_, to in ((one, two), (two, one)):
+            head, found, tail = good.rpartition(bytes.fromhex(from_))
+            if found:
+                wrong.append(head + bytes.fromhex(to) + tail)
+    for each in wrong:
+        assert len(each) == len(good) or each != good
+        try:
+            assert not x509.load_der_x509_csr(each).is_signature_valid
+        except ValueError:
+            continue
+        assert refused(GIVEN, request=each) is Reason.PROOF_OF_POSSESSION
+
+
 def test_without_a_fresh_state_or_a_living_authority_nothing_is_signed() -> None:
     with pytest.raises(Refused) as caught:
         Minting(lambda: None, SETTINGS, StepClock()).x509(POD, GIVEN, REQUEST, None, ())
