@@ -50,6 +50,9 @@ def _quoted(text: str) -> str:
 def configure(log_format: str, level: str) -> None:
     """Send all logs of this process to stderr."""
     unlogged.leave_out_headers()
+    # What no line says is not found out for each: from where it was called, in which thread and process.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()

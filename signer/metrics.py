@@ -54,6 +54,7 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self._tokens_told: dict[str, Counter] = {}
         self._keys_read = Counter(
             "podsvid_signer_token_key_reads",
             "Reads of the cluster's token keys by why (start, time, unknown_key: a token named one that was not read) "
@@ -261,7 +262,10 @@ class Metrics:
 
     def token_checked(self, result: str) -> None:
         """Count a token that was reviewed, or why it was not."""
-        self._tokens.labels(result).inc()
+        told = self._tokens_told.get(result)
+        if told is None:
+            told = self._tokens_told[result] = self._tokens.labels(result)
+        told.inc()
 
     def keys_read(self, why: str, done: bool) -> None:
         """Count a read of the cluster's token keys."""

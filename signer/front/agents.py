@@ -25,7 +25,7 @@ from signer.front.audit import Audit
 from signer.front.batch import Batches
 from signer.front.budget import BATCHES, MAX_REPORT, MINTS, TRUST_STREAMS
 from signer.front.callers import Callers, Gate
-from signer.front.calls import Context, Messages, abort, ended, only, parsed, refused_by
+from signer.front.calls import Context, Messages, abort, ended, headers_of, only, parsed, refused_by
 from signer.front.limits import NodeLimits, Slots
 from signer.front.mints import Asked, Mints
 from signer.metrics import Metrics
@@ -132,11 +132,11 @@ class SignerService:
 
     def _asked(self, form: type[_Request], messages: Messages, context: Context) -> Asked[_Request]:
         """By a call of its own."""
-        callers, headers = self._callers, context.invocation_metadata() or ()
+        callers, headers = self._callers, headers_of(context)
         return Asked(
             context,
             time.perf_counter(),
-            lambda: callers.proven(context),
+            lambda: callers.proven(context, headers),
             lambda agent: callers.place(self._places, "mints", agent.node_uid),
             lambda place: only(form, messages, place, given_up=callers.given_up),
             headers,
@@ -146,7 +146,7 @@ class SignerService:
         agent: Agent | None = None
         place = ExitStack()
         try:
-            agent = await self._callers.proven(context)
+            agent = await self._callers.proven(context, headers_of(context))
             if self._stopping:
                 raise _stops()
             place.enter_context(self._callers.place(self._streams, "streams"))

@@ -16,6 +16,7 @@ from signer.front.calls import (
     Context,
     Messages,
     abort,
+    headers_of,
     only,
     refused_by,
     silent,
@@ -55,7 +56,7 @@ class Batches:
             try:
                 still_wanted(context)
                 async with asyncio.timeout(MINT_DEADLINE):
-                    agent = await self._callers.proven(context)
+                    agent = await self._callers.proven(context, headers_of(context))
                     held.enter_context(self._limits.batch(agent.node_uid))
                     places = [
                         held.enter_context(self._callers.place(self._places, "mints", agent.node_uid)),

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from signer.attestation.attestor import Attestor
 from signer.errors import Reason, Refused
-from signer.front.calls import Context, bearer
+from signer.front.calls import Context, Headers, bearer
 from signer.front.limits import NodeLimits, Place, Slots
 from signer.metrics import Metrics
 from signer.model import SOON, Agent, Sender
@@ -52,11 +52,11 @@ class Callers:
         self._gate = gate
         self._metrics = metrics
 
-    async def proven(self, context: Context) -> Agent:
+    async def proven(self, context: Context, headers: Headers) -> Agent:
         """The agent that a call's headers prove. Raises Refused."""
         peer = context.peer()
         try:
-            agent = await self._attestor.agent(bearer(context), self._gate.sender(peer))
+            agent = await self._attestor.agent(bearer(headers), self._gate.sender(peer))
         except Refused as refusal:
             if refusal.reason in _NO_AGENT:
                 self._gate.strike(peer)

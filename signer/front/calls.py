@@ -28,6 +28,7 @@ MESSAGE_SECONDS = 5.0
 GIVEN_UP = 0.25
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Messages: TypeAlias = AsyncIterable[bytes]
+Headers: TypeAlias = Sequence[tuple[str, str | bytes]]
 _Message = TypeVar("_Message", bound=Message)
 
 
@@ -112,9 +113,13 @@ def still_wanted(context: Context) -> None:
         raise Refused(Reason.BUSY, "the call came to its turn after its caller's deadline", retry_after=SOON)
 
 
-def bearer(context: Context, missing: Refused | None = None) -> str:
-    """The token of a call; `missing` is raised where it has none. Raises Refused."""
-    headers = context.invocation_metadata() or ()
+def headers_of(context: Context) -> Headers:
+    """All of a call. They are made anew, a token among them, each time that gRPC is asked."""
+    return cast(Headers, context.invocation_metadata() or ())
+
+
+def bearer(headers: Headers, missing: Refused | None = None) -> str:
+    """The token of a call with these headers; `missing` is raised where there is none. Raises Refused."""
     if len(headers) > HEADERS:
         raise Refused(Reason.INVALID_REQUEST, f"the call has more than {HEADERS} headers")
     for key, value in headers:
@@ -130,7 +135,7 @@ def bearer(context: Context, missing: Refused | None = None) -> str:
 
 def header(context: Context, name: str) -> str:
     """The last of that name, as gRPC's clients have it; empty where there is none."""
-    found = [value for key, value in context.invocation_metadata() or () if key == name and isinstance(value, str)]
+    found = [value for key, value in headers_of(context) if key == name and isinstance(value, str)]
     return found[-1].strip() if found else ""
 
 

@@ -21,7 +21,17 @@ from signer.front.aborting import aborted
 from signer.front.audit import Audit, facts_of
 from signer.front.budget import PROXY_MINTS, PROXY_MINTS_OF_NODE
 from signer.front.callers import Gate
-from signer.front.calls import MINT_DEADLINE, Context, Messages, bearer, header, refused_by, still_wanted, unread
+from signer.front.calls import (
+    MINT_DEADLINE,
+    Context,
+    Messages,
+    bearer,
+    header,
+    headers_of,
+    refused_by,
+    still_wanted,
+    unread,
+)
 from signer.front.istio_request import IstioRequest, account_of, heard, read
 from signer.front.limits import NodeLimits, Place, Slots
 from signer.front.pace import Pace
@@ -179,7 +189,7 @@ class IstioService:
         """Raises Refused."""
         peer = context.peer()
         try:
-            token = bearer(context, _no_token())
+            token = bearer(headers_of(context), _no_token())
             call.token = len(token)
             proven = await self._proxies.proven(token, self._sender(peer))
         except Refused as refusal:

@@ -80,7 +80,7 @@ class Keys:
 
     async def do(self, key: object, work: Callable[[], _T], holder: str = "", seconds: float = DEADLINE_SECONDS) -> _T:
         """What `work`, which signs with that key, returns or raises. Raises KeyStoreUnavailable."""
-        if ref_of(key) is None or self._signing is None:
+        if self._signing is None or ref_of(key) is None:
             return work()
         return await self._signing.do(work, holder, seconds)
 
