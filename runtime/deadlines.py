@@ -59,9 +59,10 @@ class Deadline:
         self.expired = False
 
     def end(self) -> None:
-        """Its time is over now."""
-        self.expired = True
-        self._task.cancel()
+        """Its time is over now. May be repeated."""
+        if not self.expired:
+            self.expired = True
+            self._task.cancel()
 
     def __enter__(self) -> Self:
         return self

@@ -163,6 +163,11 @@ class X509Authority:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.private_key.public_key())
 
     @cached_property
+    def _ecdsa(self) -> ec.ECDSA:
+        """How its key signs, where it is one for that."""
+        return ec.ECDSA(cast(hashes.HashAlgorithm, signature_hash(self.private_key)))
+
+    @cached_property
     def _proofs(self) -> "dict[KeyAlgorithm, _Proof]":
         """The newest for each kind of key."""
         return {}
@@ -240,9 +245,7 @@ class X509Authority:
         key = self.private_key
         if form is not None and isinstance(key, ec.EllipticCurvePrivateKey):
             to_be_signed = form.to_be_signed(asked)
-            return form.certificate(
-                to_be_signed, key.sign(to_be_signed, ec.ECDSA(cast(hashes.HashAlgorithm, signature_hash(key))))
-            )
+            return form.certificate(to_be_signed, key.sign(to_be_signed, self._ecdsa))
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(asked.uri)]
         names += [x509.DNSName(name) for name in asked.dns_names]
         return x509.CertificateBuilder(

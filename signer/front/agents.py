@@ -138,7 +138,7 @@ class SignerService:
             time.perf_counter(),
             lambda: callers.proven(context, headers),
             lambda agent: callers.place(self._places, "mints", agent.node_uid),
-            lambda place: only(form, messages, place, given_up=callers.given_up),
+            lambda place: only(form, messages, callers.patience, place, given_up=callers.given_up),
             headers,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Generic, TypeVar
 
+from runtime.deadlines import Deadlines
 from runtime.stopping import end
 from signer.errors import Reason, Refused
 from signer.front.budget import BATCH, BATCH_AT_ONCE
@@ -15,11 +16,11 @@ from signer.front.calls import (
     MINT_DEADLINE,
     Context,
     Messages,
+    Silence,
     abort,
     headers_of,
     only,
     refused_by,
-    silent,
     status_of,
     still_wanted,
 )
@@ -43,6 +44,7 @@ class Batches:
         self._limits = limits
         self._places = places
         self._batches = batches
+        self._patience = Deadlines(MINT_DEADLINE + MESSAGE_SECONDS)
 
     async def mint(self, messages: Messages, context: Context) -> AsyncIterator[signer_pb2.MintX509SVIDsResponse]:
         """The handler of the call: outcomes in the order in which they come about.
@@ -63,7 +65,8 @@ class Batches:
                         held.enter_context(self._callers.place(self._batches, "batches", agent.node_uid)),
                     ]
                     form = signer_pb2.MintX509SVIDsRequest
-                    request = await only(form, messages, *places, given_up=self._callers.given_up)
+                    told = self._callers.given_up
+                    request = await only(form, messages, self._callers.patience, *places, given_up=told)
                     items = _items(request)
                 # Each that is refused costs what a refused call does.
                 self._callers.count(context, agent, len(items) - 1)
@@ -76,17 +79,17 @@ class Batches:
             work = (self._one(index, each, agent, places[0], context) for index, each in enumerate(items))
             underway = _Underway(work, BATCH_AT_ONCE)
             # Who does not read has no more than one mint may take, and a little to be told of that one.
-            patience = asyncio.timeout(MINT_DEADLINE + MESSAGE_SECONDS)
+            patience = self._patience.one()
             try:
-                async with patience:
+                with patience:
                     while outcomes := await underway.some():
-                        with silent(places, patience):
+                        with Silence(places, patience):
                             yield signer_pb2.MintX509SVIDsResponse(outcomes=outcomes)
             except TimeoutError:
                 await abort(context, _late(places))
             finally:
                 await underway.end()
-                if patience.expired():
+                if patience.expired:
                     # Said here: while an answer is not taken it is gRPC that is ended, and nothing is raised above.
                     with suppress(Refused):
                         self._mints.refuse("x509", agent, None, _late(places), started)

@@ -2,9 +2,10 @@
 
 from typing import Protocol
 
+from runtime.deadlines import Deadlines
 from signer.attestation.attestor import Attestor
 from signer.errors import Reason, Refused
-from signer.front.calls import Context, Headers, bearer
+from signer.front.calls import MESSAGE_SECONDS, Context, Headers, bearer
 from signer.front.limits import NodeLimits, Place, Slots
 from signer.metrics import Metrics
 from signer.model import SOON, Agent, Sender
@@ -51,6 +52,8 @@ class Callers:
         self._limits = limits
         self._gate = gate
         self._metrics = metrics
+        # For the messages of calls.
+        self.patience = Deadlines(MESSAGE_SECONDS)
 
     async def proven(self, context: Context, headers: Headers) -> Agent:
         """The agent that a call's headers prove. Raises Refused."""

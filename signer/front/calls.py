@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
@@ -13,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from runtime.deadlines import Deadline, Deadlines
 from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
 from signer.front.aborting import aborted
 from signer.front.budget import HEADERS, MAX_TOKEN
@@ -32,26 +32,30 @@ Headers: TypeAlias = Sequence[tuple[str, str | bytes]]
 _Message = TypeVar("_Message", bound=Message)
 
 
-async def only(form: type[_Message], messages: Messages, *places: Place, given_up: Callable[[], object]) -> _Message:
-    """The message of an agent's call that has these places. `given_up` is told where there is none, as the agent or
-    gRPC has ended the call: that is in no audit line. Raises Refused."""
-    return parsed(form, await unread(messages, *places, given_up=given_up))
+async def only(
+    form: type[_Message], messages: Messages, patience: Deadlines, *places: Place, given_up: Callable[[], object]
+) -> _Message:
+    """The message of an agent's call that has these places, if it comes in time. `given_up` is told where there is
+    none, as the agent or gRPC has ended the call: that is in no audit line. Raises Refused."""
+    return parsed(form, await unread(messages, patience, *places, given_up=given_up))
 
 
-async def unread(messages: Messages, *places: Place, given_up: Callable[[], object] | None = None) -> bytes:
+async def unread(
+    messages: Messages, patience: Deadlines, *places: Place, given_up: Callable[[], object] | None = None
+) -> bytes:
     """The message as its bytes. Without `given_up` a call that has none is refused at once, whoever has ended it."""
     try:
-        async with asyncio.timeout(MESSAGE_SECONDS) as patience:
+        with patience.one() as deadline:
             # Closed: gRPC's iterator holds itself and the call for as long as it is not.
             asked: AsyncGenerator[bytes, None] = cast(Any, aiter(messages))
-            with silent(places, patience):
+            with Silence(places, deadline):
                 try:
                     return await anext(asked)
                 except StopAsyncIteration:
                     # Its caller has given it up, or gRPC has ended it as too long: it says so a moment later, and ends
                     # this. Others may have its places as long as that is waited for.
                     if given_up:
-                        await _told(given_up, patience)
+                        await _told(given_up, deadline)
                     said = "the call has no message, or a longer one than a mint needs"
                     raise Refused(Reason.INVALID_REQUEST, said) from None
                 finally:
@@ -62,31 +66,29 @@ async def unread(messages: Messages, *places: Place, given_up: Callable[[], obje
         raise Refused(Reason.INVALID_REQUEST, f"no message of the call within {MESSAGE_SECONDS:g} s") from None
 
 
-async def _told(given_up: Callable[[], object], patience: asyncio.Timeout) -> None:
+async def _told(given_up: Callable[[], object], deadline: Deadline) -> None:
     try:
         await asyncio.sleep(GIVEN_UP)
     except asyncio.CancelledError:
-        if not patience.expired():
+        if not deadline.expired:
             given_up()
         raise
 
 
-@contextmanager
-def silent(places: Sequence[Place], patience: asyncio.Timeout) -> Iterator[None]:
+class Silence:
     """Over the block the caller of a call is waited for: where others want one of its places, its time is over."""
-    now = asyncio.get_running_loop().time()
 
-    def end() -> None:
-        # One whose time is over cannot be ended again.
-        if not patience.expired():
-            patience.reschedule(now)
+    def __init__(self, places: Sequence[Place], deadline: Deadline) -> None:
+        self._places = places
+        self._deadline = deadline
 
-    for each in places:
-        each.silent(now, end)
-    try:
-        yield
-    finally:
-        for each in places:
+    def __enter__(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for each in self._places:
+            each.silent(now, self._deadline.end)
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._places:
             each.heard()
 
 

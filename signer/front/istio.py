@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from runtime.deadlines import Deadlines
 from runtime.giving_way import give_way, slices
 from signer.attestation.proxies import Proxies
 from signer.cluster.events import Events
@@ -22,6 +23,7 @@ from signer.front.audit import Audit, facts_of
 from signer.front.budget import PROXY_MINTS, PROXY_MINTS_OF_NODE
 from signer.front.callers import Gate
 from signer.front.calls import (
+    MESSAGE_SECONDS,
     MINT_DEADLINE,
     Context,
     Messages,
@@ -140,6 +142,7 @@ class IstioService:
         self._events = events
         self._audit = audit
         self._metrics = metrics
+        self._patience = Deadlines(MESSAGE_SECONDS)
         self._mints = Slots(PROXY_MINTS, lambda: asyncio.get_running_loop().time(), PROXY_MINTS_OF_NODE)
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -158,7 +161,7 @@ class IstioService:
             async with asyncio.timeout(MINT_DEADLINE):
                 proven = call.proven = await self._proven(context, call)
                 with self._own_room(proven) as place:
-                    message = heard(await unread(messages, place))
+                    message = heard(await unread(messages, self._patience, place))
                     call.asked = message.asked
                     pod = await self._proxies.caller(proven, header(context, "clusterid"))
                     request = read(message, self._trust_domain)

@@ -113,8 +113,10 @@ class Way:
             self._loop.remove_reader(self._source.fileno())
             self._loop.add_writer(self._sink.fileno(), self._writable)
         elif left == 0:
-            self._loop.remove_reader(self._source.fileno())
-            self._go_on()
+            self._allowance = self._passage.more()
+            if self._allowance == 0:
+                self._loop.remove_reader(self._source.fileno())
+                self._paused = True
 
     def _writable(self) -> None:
         try:

@@ -101,6 +101,8 @@ class Policies:
         self._services: Mirror[ServiceObject, Service] = Mirror(
             api, SERVICES, ServiceObject, self._service_index.read, clock, observe=self._service_changed
         )
+        self._mirrors: tuple[Mirror[Any, Any], ...]
+        self._mirrors = self._namespaced, self._cluster, self._namespaces, self._services
         self._complaint = Seldom(COMPLAINT_SECONDS, clock.monotonic)
         # Something may be due to be read again.
         self._freed = asyncio.Event()
@@ -340,10 +342,6 @@ class Policies:
         for each in (old, new):
             if each is not None:
                 self.statuses.namespace_changed(each[0])
-
-    @property
-    def _mirrors(self) -> "tuple[Mirror[Any, Any], ...]":
-        return self._namespaced, self._cluster, self._namespaces, self._services
 
 
 def _read_namespace(body: Named) -> tuple[str, Mapping[str, str]] | None:

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import pytest
 
+from runtime.deadlines import Deadlines
 from signer.attestation.tokens import NOBODY
 from signer.errors import Reason, Refused
 from signer.front import agents as module
-from signer.front import calls, limits
+from signer.front import limits
 from signer.front.budget import HEADERS, MAX_REPORT
-from signer.front.calls import MESSAGE_SECONDS, Context
+from signer.front.calls import MESSAGE_SECONDS, Context, only
 from signer.front.limits import REPORTS, REPORTS_AT_ONCE
 from signer.model import SOON, Agent, AttestedPod, PodClaim, Sender
 from signer.pb import signer_pb2
@@ -192,12 +193,10 @@ def test_calls_that_say_nothing_make_room_for_those_who_do(monkeypatch: pytest.M
     at_the_door(test)
 
 
-def test_a_call_whose_time_is_over_can_lose_its_place_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "MESSAGE_SECONDS", 0.0)
-
+def test_a_call_whose_time_is_over_can_lose_its_place_still() -> None:
     async def run() -> None:
         place = limits.Place("a")
-        asked = calls.only(signer_pb2.MintX509SVIDRequest, nothing(), place, given_up=lambda: None)
+        asked = only(signer_pb2.MintX509SVIDRequest, nothing(), Deadlines(0.0), place, given_up=lambda: None)
         waiting = asyncio.ensure_future(asked)
         # Its timer has gone off, and it has not heard of that yet.
         await asyncio.sleep(0)

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from runtime.deadlines import Deadlines
 from signer.errors import Reason, Refused
-from signer.front.calls import GIVEN_UP, only
+from signer.front.calls import GIVEN_UP, MESSAGE_SECONDS, only
 from signer.front.limits import Place
 from signer.pb import signer_pb2
+
+FORM = signer_pb2.MintX509SVIDsRequest
 
 
 async def nothing() -> AsyncIterator[bytes]:
@@ -20,7 +23,9 @@ async def nothing() -> AsyncIterator[bytes]:
 def test_one_that_is_given_up_is_nobodys_fault() -> None:
     async def run() -> None:
         told = list[bool]()
-        asked = only(signer_pb2.MintX509SVIDsRequest, nothing(), given_up=lambda: told.append(True))
+        asked = only(
+            signer_pb2.MintX509SVIDsRequest, nothing(), Deadlines(MESSAGE_SECONDS), given_up=lambda: told.append(True)
+        )
         reading = asyncio.ensure_future(asked)
         # As gRPC does: the messages are at their end first.
         asyncio.get_running_loop().call_later(GIVEN_UP / 2, reading.cancel)
@@ -35,7 +40,14 @@ def test_one_that_is_given_up_is_nobodys_fault() -> None:
 def test_one_that_has_none_is_refused() -> None:
     told = list[bool]()
     with pytest.raises(Refused, match="no message") as refused:
-        asyncio.run(only(signer_pb2.MintX509SVIDsRequest, nothing(), given_up=lambda: told.append(True)))
+        asyncio.run(
+            only(
+                signer_pb2.MintX509SVIDsRequest,
+                nothing(),
+                Deadlines(MESSAGE_SECONDS),
+                given_up=lambda: told.append(True),
+            )
+        )
     # Once, where it is refused.
     assert told == []
     assert refused.value.reason is Reason.INVALID_REQUEST
@@ -44,7 +56,13 @@ def test_one_that_has_none_is_refused() -> None:
 def test_others_may_have_its_place_while_it_is_found_out() -> None:
     async def run() -> None:
         told, place = list[bool](), Place("a")
-        asked = only(signer_pb2.MintX509SVIDsRequest, nothing(), place, given_up=lambda: told.append(True))
+        asked = only(
+            signer_pb2.MintX509SVIDsRequest,
+            nothing(),
+            Deadlines(MESSAGE_SECONDS),
+            place,
+            given_up=lambda: told.append(True),
+        )
         reading = asyncio.ensure_future(asked)
         asyncio.get_running_loop().call_later(GIVEN_UP / 5, place.lose)
         with pytest.raises(Refused, match="others took the place") as refused:
