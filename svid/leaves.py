@@ -102,11 +102,11 @@ def _key_bits(key: bytes) -> bytes:
 
 def _time(at: datetime) -> bytes:
     at = at.astimezone(UTC)
+    rest = (at.month, at.day, at.hour, at.minute, at.second)
     # The library's formats take five times as long.
-    rest = b"%02d%02d%02d%02d%02dZ" % (at.month, at.day, at.hour, at.minute, at.second)
     if at.year < _LONG_YEARS:
-        return _element(_UTC_TIME, b"%02d%b" % (at.year % 100, rest))
-    return _element(_TIME, b"%04d%b" % (at.year, rest))
+        return _element(_UTC_TIME, b"%02d%02d%02d%02d%02d%02dZ" % (at.year % 100, *rest))
+    return _element(_TIME, b"%04d%02d%02d%02d%02d%02dZ" % (at.year, *rest))
 
 
 def _element(tag: int, content: bytes) -> bytes:

@@ -75,12 +75,11 @@ class Attestor:
         except TokenRefused as error:
             raise Refused(_AGENT_FAULTS[error.fault], f"agent token refused: {error}") from None
         settings = self._settings
-        account = f"{settings.agent_namespace}/{settings.agent_service_account}"
         if (proven.namespace, proven.service_account) != (settings.agent_namespace, settings.agent_service_account):
             raise Refused(
                 Reason.AGENT_DENIED,
-                f"the caller is {proven.namespace}/{proven.service_account}, not the agents' {account} "
-                "(agent_namespace, agent_service_account)",
+                f"the caller is {proven.namespace}/{proven.service_account}, not the agents' "
+                f"{settings.agent_namespace}/{settings.agent_service_account} (agent_namespace, agent_service_account)",
             )
         if not proven.pod_uid or not proven.node_name or not proven.node_uid:
             raise Refused(
