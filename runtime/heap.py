@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from runtime.memory import resident
 
+# So many times what Python itself lets come, beyond what went, until the youngest are looked at: what calls in flight
+# hold would be looked at again and again while they are.
+YOUNGEST_TIMES = 5
 # Collections of the middle generation until the oldest is looked at: Python's own 10 are for programs that grow slowly.
 OLDEST_AFTER = 50
 # Seconds from one time to the next that what has come is looked at, and left out.
@@ -36,7 +39,7 @@ async def settle(
     at all of it holds the event loop for a good part of a second, and is not had for what is no garbage.
     """
     youngest, middle, _ = gc.get_threshold()
-    gc.set_threshold(youngest, middle, OLDEST_AFTER)
+    gc.set_threshold(youngest * YOUNGEST_TIMES, middle, OLDEST_AFTER)
     for each in known:
         await each()
     whole, used, passed = 0, 0, AT_LEAST
