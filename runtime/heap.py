@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from runtime.memory import resident
 
-# So many times what Python itself lets come, beyond what went, until the youngest are looked at: what calls in flight
-# hold would be looked at again and again while they are.
-YOUNGEST_TIMES = 5
+# So many come, beyond what went, until the youngest are looked at, five times as many as by Python itself: what calls in
+# flight hold would be looked at again and again while they are.
+YOUNGEST = 3_500
 # Collections of the middle generation until the oldest is looked at: Python's own 10 are for programs that grow slowly.
 OLDEST_AFTER = 50
 # Seconds from one time to the next that what has come is looked at, and left out.
@@ -38,8 +38,8 @@ async def settle(
     what became a cycle afterwards is when the process, of `size` bytes, has grown by more than what is `in_use`: a look
     at all of it holds the event loop for a good part of a second, and is not had for what is no garbage.
     """
-    youngest, middle, _ = gc.get_threshold()
-    gc.set_threshold(youngest * YOUNGEST_TIMES, middle, OLDEST_AFTER)
+    _, middle, _ = gc.get_threshold()
+    gc.set_threshold(YOUNGEST, middle, OLDEST_AFTER)
     for each in known:
         await each()
     whole, used, passed = 0, 0, AT_LEAST

@@ -48,7 +48,7 @@ def test_it_waits_for_all_that_is_to_be_known_and_goes_on_for_ever() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert gc.get_freeze_count() > frozen
-        assert gc.get_threshold()[::2] == (700 * heap.YOUNGEST_TIMES, heap.OLDEST_AFTER)
+        assert gc.get_threshold()[::2] == (heap.YOUNGEST, heap.OLDEST_AFTER)
         assert not settling.done()
         settling.cancel()
         await asyncio.gather(settling, return_exceptions=True)
