@@ -100,7 +100,7 @@ func watch(ctx context.Context, address string, updates int) error {
 
 // atMost ends who is left behind; what is ended by whom started it may go on for long.
 func atMost(verb string) time.Duration {
-	if verb == "tls-server" || verb == "traffic" {
+	if verb == "tls-server" || verb == "traffic" || verb == "mesh" {
 		return 20 * time.Minute
 	}
 	return 3 * time.Minute
@@ -133,6 +133,8 @@ func run(ctx context.Context, verb string, arguments []string) error {
 		return tlsClient(ctx, arguments[0], arguments[1], arguments[2], arguments[3])
 	case "traffic":
 		return traffic(ctx, arguments[0], arguments[1], arguments[2])
+	case "mesh":
+		return mesh(ctx, arguments[0], arguments[1], arguments[2], arguments[3:])
 	case "follow":
 		return follow(arguments[0])
 	case "files":
