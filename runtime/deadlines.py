@@ -4,6 +4,7 @@ A timer for each, which is nearly always cancelled, takes as much as a fiftieth 
 """
 
 import asyncio
+from itertools import takewhile
 from typing import Self
 
 
@@ -30,22 +31,22 @@ class Deadlines:
         self._begun.pop(deadline, None)
 
     def _look(self) -> None:
-        self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while self._begun:
-            first = next(iter(self._begun))
-            if first.at > now:
-                self._timer = loop.call_at(first.at, self._look)
-                return
-            del self._begun[first]
-            first.end()
+        # In one pass: a dict whose first ones are gone passes by each of their places to find the next.
+        late = list(takewhile(lambda each: each.at <= now, self._begun))
+        for each in late:
+            del self._begun[each]
+        first = next(iter(self._begun), None)
+        self._timer = loop.call_at(first.at, self._look) if first is not None else None
+        for each in late:
+            each.end()
 
 
 class Deadline:
     """One block's, which is late at `at`, by the loop's clock."""
 
-    __slots__ = ("_cancelling", "_of", "_task", "at", "expired")
+    __slots__ = ("_cancelling", "_of", "_over", "_task", "at", "expired")
 
     def __init__(self, of: Deadlines, at: float) -> None:
         task = asyncio.current_task()
@@ -57,10 +58,12 @@ class Deadline:
         self._cancelling = task.cancelling()
         self.at = at
         self.expired = False
+        self._over = False
 
     def end(self) -> None:
-        """Its time is over now. May be repeated."""
-        if not self.expired:
+        """Its time is over now. May be repeated, and changes nothing once its block has ended."""
+        # Nobody would take back what is cancelled then: the call would end as if its caller had given it up.
+        if not self.expired and not self._over:
             self.expired = True
             self._task.cancel()
 
@@ -68,6 +71,7 @@ class Deadline:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._over = True
         self._of.left(self)
         if self.expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -53,6 +53,60 @@ def test_who_waits_is_ended_at_once_where_others_say_so() -> None:
     run(test())
 
 
+def test_whose_block_has_ended_is_ended_by_nobody() -> None:
+    async def test() -> None:
+        deadlines = Deadlines(5.0)
+        with deadlines.one() as deadline:
+            pass
+        assert not deadlines._begun
+        deadline.end()
+        # Here it would be cancelled, and nothing would make a TimeoutError of it.
+        await asyncio.sleep(1.0)
+        assert not deadline.expired
+
+    run(test())
+
+
+def test_all_that_are_late_at_once_are_ended_and_the_next_is_in_time() -> None:
+    async def test() -> None:
+        loop, deadlines = asyncio.get_running_loop(), Deadlines(5.0)
+        late = list[float]()
+
+        async def hang(begins: float) -> None:
+            await asyncio.sleep(begins)
+            with pytest.raises(TimeoutError), deadlines.one():
+                await asyncio.sleep(100.0)
+            late.append(loop.time())
+
+        began = loop.time()
+        await asyncio.gather(*(hang(0.0) for _ in range(50)), *(hang(1.0) for _ in range(50)))
+        assert late == [pytest.approx(began + 5.0)] * 50 + [pytest.approx(began + 6.0)] * 50
+        assert not deadlines._begun
+
+    run(test())
+
+
+@pytest.mark.parametrize("error", [None, ValueError("own")])
+def test_what_a_late_block_makes_of_it_is_left_as_it_is(error: Exception | None) -> None:
+    async def test() -> None:
+        deadlines, found = Deadlines(5.0), list[BaseException]()
+        try:
+            with deadlines.one() as deadline:
+                try:
+                    await asyncio.sleep(100.0)
+                except asyncio.CancelledError:
+                    if error is not None:
+                        raise error from None
+        except ValueError as own:
+            found.append(own)
+        assert (found, deadline.expired) == ([error] if error else [], True)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    run(test())
+
+
 async def _cancelled(within: Callable[[], Awaitable[None]]) -> BaseException | None:
     task = asyncio.ensure_future(within())
     await asyncio.sleep(1.0)
