@@ -11,7 +11,7 @@ from signer.attestation.tokens import NOBODY
 from signer.errors import Reason, Refused
 from signer.front import agents as module
 from signer.front import limits
-from signer.front.budget import HEADERS, MAX_REPORT
+from signer.front.budget import HEADERS, MAX_REPORT, MINTS
 from signer.front.calls import MESSAGE_SECONDS, Context, only
 from signer.front.limits import REPORTS, REPORTS_AT_ONCE
 from signer.model import SOON, Agent, AttestedPod, PodClaim, Sender
@@ -191,6 +191,42 @@ def test_calls_that_say_nothing_make_room_for_those_who_do(monkeypatch: pytest.M
         assert door.service._places._free == 4
 
     at_the_door(test)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_wherever_a_mint_is_ended_it_gives_back_all_that_it_had(late: bool) -> None:
+    async def test(door: Door) -> None:
+        claim = door.site.pod("web")
+        request = signer_pb2.MintX509SVIDRequest(pod=pod(claim), pod_token=door.site.token(claim), csr=REQUEST)
+        mints = door.service._mints
+
+        async def slowly() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            yield request.SerializeToString()
+
+        ended = 0
+        while True:
+            minting = asyncio.ensure_future(door.service.mint_x509(slowly(), call(door.site.agent())))
+            for _ in range(ended + 1):
+                await asyncio.sleep(0)
+            if late:
+                for each in [*mints._patience._begun]:
+                    each.end()
+            else:
+                minting.cancel()
+            await asyncio.wait([minting])
+            assert door.service._places._free == MINTS
+            assert not door.service._places._places
+            assert all(each.running == 0 for each in door.limits._nodes.values())
+            assert not mints._patience._begun
+            assert not mints._callers.patience._begun
+            if not minting.cancelled() and minting.exception() is None:
+                break
+            ended += 1
+        assert ended > 5
+
+    at_the_door(test, lambda state: Door(state, rate=1000, burst=1000))
 
 
 def test_a_call_whose_time_is_over_can_lose_its_place_still() -> None:

@@ -295,7 +295,30 @@ def test_claims_that_do_not_fit_are_refused_without_a_word_of_the_token(changes:
     rigged(test)
 
 
-@pytest.mark.parametrize("rubbish", ["", "x", "a.b.c", "e30.e30.x", "é.é.é", "." * 50])
+def head(text: bytes) -> str:
+    """A token whose first part that is."""
+    return f"{base64.urlsafe_b64encode(text).decode().rstrip('=')}.e30.eHh4"
+
+
+# Forms that readers of JSON differ in; each names the cluster's key to one that takes it.
+HEADS = [
+    b'\xef\xbb\xbf{"kid":"k1"}',
+    '{"kid":"k1"}'.encode("utf-16"),
+    b'{"kid":"k1","x":NaN}',
+    b'{"kid":"k1","x":"\xff"}',
+    b'{"kid":"k1","x":"\\ud800"}',
+    b'{"kid":"k1"}{}',
+    b'{"kid":"k1","kid":1}',
+    b'{"kid":["k1"]}',
+    b'["k1"]',
+    b'{"kid":"k1","x":' + b"9" * 5000 + b"}",
+    b'{"kid":"k1","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+]
+
+
+@pytest.mark.parametrize(
+    "rubbish", ["", "x", "a.b.c", "e30.e30.x", "é.é.é", "." * 50, "\ud800.e30.x", *map(head, HEADS)]
+)
 def test_rubbish_is_refused_offline_too(rubbish: str) -> None:
     async def test(rig: Rig) -> None:
         rig.publish_keys()
@@ -303,6 +326,9 @@ def test_rubbish_is_refused_offline_too(rubbish: str) -> None:
         assert not rig.offline.knows_key_of(rubbish)
         with pytest.raises(TokenRefused) as caught:
             rig.offline.verify(rubbish)
+        assert caught.value.fault == "INVALID"
+        with pytest.raises(TokenRefused) as caught:
+            await rig.reviews.verify(rubbish)
         assert caught.value.fault == "INVALID"
 
     rigged(test)
