@@ -19,7 +19,7 @@ help:
 	@echo "make unit         the unit tests: 1 minute"
 	@echo "make lint         ruff, mypy --strict, the import rules: 1 minute"
 	@echo "make conformance  clients and suites that others wrote: 4 minutes, and 10 for building once (Go, root; Node.js, Rust and Maven for some)"
-	@echo "make cluster      a pod on a real kubelet, brought up on this host: 25 minutes, and 15 for building once (root, Go)"
+	@echo "make cluster      a pod on a real kubelet, brought up on this host: 40 minutes, and 15 for building once (root, Go)"
 	@echo "make interop      lists the peers that take long to build; SUITE=name builds one, and runs it"
 	@echo "make mutants      changes of the product that the tests must notice: more than an hour; SAMPLE=200 tries so many"
 	@echo "make bench        latency and memory against their budgets: some minutes (root)"
@@ -76,7 +76,7 @@ conformance: $(VENV)/.test
 cluster: $(VENV)/.test
 	$(call root,it mounts and runs containers)
 	$(BIN)/python -m tests.cluster.harness build
-	@echo "about 25 minutes"
+	@echo "about 40 minutes"
 	$(BIN)/python -m pytest tests/cluster -s
 
 interop: $(VENV)/.test
