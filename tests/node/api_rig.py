@@ -152,7 +152,7 @@ echo "begin $serial" >> "$1"
 if [ -n "$2" ]; then read -r _ < "$2"; fi
 chain=$(openssl x509 -in svid.0.pem -noout -pubkey) && key=$(openssl pkey -in svid.0.key -pubout) || exit 9
 if [ "$serial" = "$(openssl x509 -in svid.0.pem -noout -serial)" ] && [ "$chain" = "$key" ] &&
-    openssl verify -x509_strict -no_check_time -CAfile bundle.0.pem svid.0.pem > /dev/null 2>&1
+    openssl verify -x509_strict -no_check_time -CAfile bundle.0.pem -untrusted svid.0.pem svid.0.pem > /dev/null 2>&1
 then echo "ok $serial" >> "$1"
 else echo "TORN $serial" >> "$1"
 fi

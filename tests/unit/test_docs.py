@@ -1,12 +1,15 @@
 """What the documentation says about the code is what the code says."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from runtime.version import VERSION
 
@@ -55,3 +58,52 @@ def test_each_failure_of_the_ca_above_has_a_test_of_its_own() -> None:
 def test_the_page_of_releases_has_this_version_first() -> None:
     page = (ROOT / "docs" / "releases.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\S+)$", page, re.MULTILINE)[0] == VERSION
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy" / "examples").rglob("*.yaml"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_what_people_verify_by_openssl_also_verifies_below_a_ca_of_theirs(page: Path) -> None:
+    """openssl takes no intermediates from the file that it verifies: below another CA it refuses each SVID without
+    them, and what a page expects to be refused is, whatever there is to show."""
+    for line in re.findall(r"^.*openssl verify .*$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        assert re.search(r"-untrusted (\S+) \1(?=\s|$)", line), line
+
+
+def test_the_envoys_of_two_clusters_name_each_other_as_their_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tutorials" / "federate.md").read_text(encoding="utf-8")
+    lines = re.search(r"^    envoys\(\) \{.*?^    envoys other one$", page, re.MULTILINE | re.DOTALL)
+    assert lines is not None
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text('#!/bin/sh\ncase "$3" in apply) cat > "$2.yaml";; *) echo "$*" >> patched;; esac\n')
+    kubectl.chmod(0o700)
+    shell = shutil.which("sh")
+    assert shell is not None
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run([shell, "-ec", lines[0]], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
+    for here, there in (("one", "other"), ("other", "one")):
+        documents = list(yaml.safe_load_all((tmp_path / f"{here}.yaml").read_text(encoding="utf-8")))
+        config = {each["metadata"]["name"]: each["data"]["envoy.yaml"] for each in documents if "data" in each}
+        peers = {name: re.findall(r'exact: "(.*)"', text) for name, text in config.items()}
+        assert peers == {
+            "envoy-server": [f"spiffe://{there}.example/ns/default/sa/envoy-client"],
+            "envoy-client": [f"spiffe://{there}.example/ns/default/sa/envoy-server"],
+        }
+        assert (
+            f"address: {{socket_address: {{address: envoy.{there}.example, port_value: 8443}}}}"
+            in config["envoy-client"]
+        )
+    # What the page shows of them.
+    for shown in (
+        'matcher: {exact: "spiffe://one.example/ns/default/sa/envoy-client"}',
+        "address: {socket_address: {address: envoy.other.example, port_value: 8443}}",
+    ):
+        assert shown in page
+        assert shown in (tmp_path / ("other.yaml" if "one.example" in shown else "one.yaml")).read_text()
+    patched = (tmp_path / "patched").read_text().splitlines()
+    assert [each.split()[:5] for each in patched] == [
+        ["--context", name, "patch", "service", "envoy-server"] for name in ("one", "other")
+    ]
