@@ -226,8 +226,8 @@ _OF_AUTHORITIES = (
     Row(
         "UPSTREAM_ROOTS_REFUSED",
         "the roots that the CA above names are not taken; those of before stay trusted",
-        "the text says why. After a change to another CA `podsvid authority rotate`, once, takes it with its roots; "
-        "else set right what the text says, at the CA or in the file of its roots",
+        "the text says why. After a change to another CA, or to none, `podsvid authority rotate`, once, takes it with "
+        "its roots; else set right what the text says, at the CA or in the file of its roots",
     ),
     Row(
         "NOT_INSTALLED",

@@ -383,7 +383,9 @@ def _progress(status: admin_pb2.AuthorityStatus, kind: "admin_pb2.Kind") -> str:
         if kind in (awaited.kind, admin_pb2.KIND_BOTH):
             line += f"; waits for {awaited.audience} until {instant(awaited.until)}"
     known = [each for each in mine if each.svids_known]
-    if known:
+    # Until the new one signs, what there is of the active one's is what is to be re-issued.
+    ahead = any(each.stage == "prepared" for each in known) or (status.rotating_x509 and len(known) == 1)
+    if known and not ahead:
         total = sum(each.svids for each in known)
         fresh = sum(each.svids for each in known if each.stage == "active")
         line += f"; SVIDs re-issued {fresh} of {total}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from podsvid.awaiting import awaited
 from podsvid.interrupts import unwinding
 from podsvid.options import add_output, add_timeout, as_yaml
+from podsvid.reading import site
 from podsvid.waiting import GaveUp
 from runtime.settings import InvalidSetting, absolute
 from signer.attestation.pods import read_pod
@@ -34,14 +35,15 @@ MAX_NAMED = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    for flag, default, called, text in (
-        ("--driver-names", "csi.podsvid.io", "LIST", "CSI drivers, separated by commas"),
-        ("--namespace", "podsvid", "NAMESPACE", "where podsvid is installed"),
-        ("--state-secret", "podsvid-authority", "NAME", "the signer's state_secret"),
-        ("--bundle-config-map", "podsvid-bundle", "NAME", "the signer's bundle_config_map"),
+    for flags, default, called, text in (
+        (("--driver-names",), "csi.podsvid.io", "LIST", "CSI drivers, separated by commas"),
+        # The second as other commands have it.
+        (("--namespace", "--podsvid-namespace"), "podsvid", "NAMESPACE", "where podsvid is installed"),
+        (("--state-secret",), "podsvid-authority", "NAME", "the signer's state_secret"),
+        (("--bundle-config-map",), "podsvid-bundle", "NAME", "the signer's bundle_config_map"),
     ):
-        parser.add_argument(flag, default=default, metavar=called, help=f"{text} (default: {default})")
-    parser.add_argument("--one-line", action="store_true", help="text in one line: Helm shows line ends as \\n")
+        parser.add_argument(*flags, default=default, metavar=called, help=f"{text} (default: {default})")
+    parser.add_argument("--one-line", action="store_true", help="in one line and short, for Helm: it shows \\n as such")
     parser.add_argument("--kubeconfig", metavar="FILE", help=f"kubeconfig (default: {DEFAULT})")
     parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
     add_output(parser)
@@ -65,7 +67,7 @@ def run(parsed: argparse.Namespace) -> int:
         pods, policies = asyncio.run(_ask(kubeconfig, parsed.context, drivers, parsed.timeout))
     found = report(pods, policies, drivers, place)
     if parsed.output == "text":
-        print(in_one_line(found) if parsed.one_line else "\n".join(in_lines(found)))
+        print(in_one_line(found[0], len(policies), place) if parsed.one_line else "\n".join(in_lines(found)))
     else:
         document = json.dumps(in_json(pods, policies, found), indent=2) + "\n"
         print(document if parsed.output == "json" else as_yaml(document), end="")
@@ -157,7 +159,7 @@ async def policies_left(api: KubeApi, came: Callable[[], None] = _nothing) -> li
 
 
 def report(pods: list[str], policies: list[str], drivers: frozenset[str], place: Place) -> list[Said]:
-    """What is in the way, what stays in the cluster, and how to remove that."""
+    """What is in the way, which is the first, what stays in the cluster, and how to remove that."""
     said = []
     names, here = ", ".join(sorted(drivers)), f"kubectl -n {place.namespace} delete"
     if pods:
@@ -187,6 +189,15 @@ def report(pods: list[str], policies: list[str], drivers: frozenset[str], place:
             "the signers' Lease and their notes on agents stay, and mean nothing without signers; to remove them",
             (f"{here} lease podsvid-signer", f"{here} configmap -l {LABEL}"),
         ),
+        Said(
+            "Secrets that you made stay, such as with the key or a token of a CA above (signer.upstreamSecret); to see "
+            "them",
+            (f"kubectl -n {place.namespace} get secrets",),
+        ),
+        Said(
+            "the namespace stays; to remove it with all that is in it, the CA and your Secrets as well",
+            (f"kubectl delete namespace {place.namespace}",),
+        ),
     ]
     return said
 
@@ -198,10 +209,21 @@ def in_lines(said: list[Said]) -> list[str]:
     ]
 
 
-def in_one_line(said: list[Said]) -> str:
-    """For Helm, which shows what a hook says as one line of its log."""
-    parts = (f"{each.text}: {', '.join(each.items)}" if each.items else each.text for each in said)
-    return ". ".join(part[:1].upper() + part[1:] for part in parts)
+def in_one_line(first: Said, policies: int, place: Place) -> str:
+    """For Helm, which shows what a hook says as one line of its log: so it is short, and says where to read on."""
+    page = f"{site()}/operations.html" if site() else "docs/operations.md"
+    if first.items:
+        return (
+            f"{first.text}: {', '.join(first.items)}. To Helm the release is uninstalling from now on: "
+            "uninstall it again when they are gone, or keep it by helm rollback to a revision that helm history has; "
+            f"see {page}#uninstall"
+        )
+    kept = f"{policies} policies, their definitions" if policies else "custom resource definitions"
+    return (
+        f"{first.text[:1].upper()}{first.text[1:]}. What stays: {kept}, the CA (Secret {place.secret}), the published "
+        f"trust bundle (ConfigMaps {place.bundle}), the signers' notes (Lease podsvid-signer), Secrets that you made, "
+        f"the namespace. podsvid uninstall-check has the commands that remove them; see {page}#uninstall"
+    )
 
 
 def in_json(pods: list[str], policies: list[str], said: list[Said]) -> dict[str, object]:

@@ -312,9 +312,8 @@ class Replica:
         await self._telling.refresh()
         drivers = frozenset(config.driver_names)
         publication = parts.publication(config)
-        asked = AdminService(
-            self._rotation, self._policies, self._pods, drivers, self._clock, publication, proxies=istio is not None
-        )
+        service = partial(AdminService, namespace=config.namespace, proxies=istio is not None)
+        asked = service(self._rotation, self._policies, self._pods, drivers, self._clock, publication)
         admin = await serve_admin(asked, config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
         await loops.until(stopping, tasks)

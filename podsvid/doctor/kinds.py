@@ -50,8 +50,9 @@ OWN: Final = (
         "AGENTS_NOT_READY",
         Weight.BROKEN,
         "on some nodes no agent is ready, or none is to run anywhere: pods there do not start, and renewals wait",
-        "look at the pod that is named, by `kubectl describe` and its log; where there is no pod, at the DaemonSet: "
-        "admission, a quota or its `nodeSelector` keeps it away",
+        "look at the pod that is named, by `kubectl describe` and its log; where the text says `hostPath type check "
+        "failed`, set the chart's `kubelet.root` to kubelet's `--root-dir`; where there is no pod, look at the "
+        "DaemonSet: admission, a quota or its `nodeSelector` keeps it away",
     ),
     Kind(
         "DRIVER_MISSING",

@@ -55,6 +55,8 @@ class Seen:
     agents: objects.Workload | None = None
     signers: objects.Workload | None = None
     pods: tuple[objects.Pod, ...] | None = None
+    # What kubelet could not mount, asked for only where a pod is being made.
+    unmounted: tuple[objects.Event, ...] | None = None
     drivers: tuple[objects.Driver, ...] | None = None
     csi_nodes: tuple[objects.CsiNode, ...] | None = None
     nodes: tuple[objects.Node, ...] | None = None
@@ -110,6 +112,10 @@ def look(cluster: Cluster, waiting: Waiting) -> Seen:
     seen.signers = one("the signers' Deployment", f"{apps}/deployments/podsvid-signer", objects.Workload)
     ours = {"labelSelector": "app.kubernetes.io/name=podsvid"}
     seen.pods = some("podsvid's pods", f"/api/v1/namespaces/{namespace}/pods", objects.Pod, ours)
+    if any(each.mounting for each in seen.pods or ()):
+        failed = {"fieldSelector": "involvedObject.kind=Pod,reason=FailedMount"}
+        events = f"/api/v1/namespaces/{namespace}/events"
+        seen.unmounted = some("events of podsvid's pods", events, objects.Event, failed)
     seen.drivers = some("CSIDriver objects", "/apis/storage.k8s.io/v1/csidrivers", objects.Driver, ours)
     seen.csi_nodes = some("CSINode objects", "/apis/storage.k8s.io/v1/csinodes", objects.CsiNode)
     seen.nodes = some("nodes", "/api/v1/nodes", objects.Node)

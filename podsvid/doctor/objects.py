@@ -1,10 +1,14 @@
 """What is kept of the objects that are looked at."""
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
 from podsvid.kept import Condition, Metadata
+
+# Kubelet's words for a container whose volumes, image or init containers are awaited.
+_MAKING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 
 
 class Version(msgspec.Struct, frozen=True, rename="camel"):
@@ -117,6 +121,20 @@ class Pod(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def ready(self) -> bool:
         return any(each.type == "Ready" and each.status == "True" for each in self.status.conditions or ())
+
+    @property
+    def mounting(self) -> bool:
+        """Whether kubelet makes it ready to start: why that does not end only its events say."""
+        waiting = (each.state.waiting for each in self.status.container_statuses or ())
+        return any(each is not None and each.reason in _MAKING for each in waiting)
+
+
+class Event(msgspec.Struct, frozen=True, rename="camel"):
+    """What kubelet says of a pod, by its name."""
+
+    involved_object: Named = Named()
+    message: str = ""
+    last_timestamp: datetime | None = None
 
 
 class Template(msgspec.Struct, frozen=True, rename="camel"):

@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from podsvid.doctor import objects
-from podsvid.doctor.finding import Finding, some
+from podsvid.doctor.finding import Finding, some, utc
 from podsvid.doctor.looking import Seen
 from runtime.version import VERSION
 
@@ -41,7 +41,7 @@ def agents(seen: Seen, _: datetime) -> Iterator[Finding]:
         without = wanted - sum(1 for _ in live(seen, "agent"))
         if seen.pods is not None and without > 0:
             text += f"; {without} have no pod: {_described(seen, 'daemonset', 'agent')}"
-        yield Finding("AGENTS_NOT_READY", text + _why(unready), _names(unready))
+        yield Finding("AGENTS_NOT_READY", text + _why(seen, unready), _names(unready))
     elif wanted:
         yield from _stuck(seen, "agent", away)
     updated = status.updated_number_scheduled
@@ -67,7 +67,7 @@ def signers(seen: Seen, _: datetime) -> Iterator[Finding]:
     held = _condition(seen.signers, "Progressing", "False")
     if ready < max(wanted, 1):
         unready = [each for each in live(seen, "signer") if not each.ready]
-        text = f"{ready} of {wanted} signers are ready{f'; {failing}' if failing else ''}{_why(unready)}"
+        text = f"{ready} of {wanted} signers are ready{f'; {failing}' if failing else ''}{_why(seen, unready)}"
         yield Finding("SIGNERS_TOO_FEW" if ready else "SIGNERS_NOT_READY", text, _names(unready))
     elif failing or held:
         yield Finding("UPGRADE_STUCK", f"Deployment podsvid-signer: {failing or held}")
@@ -113,7 +113,7 @@ def _stuck(seen: Seen, component: str, away: "frozenset[str] | set[str]") -> Ite
         )
     ]
     if found:
-        yield Finding("UPGRADE_STUCK", _why(found).removeprefix("; "), _names(found))
+        yield Finding("UPGRADE_STUCK", _why(seen, found).removeprefix("; "), _names(found))
 
 
 def _condition(workload: objects.Workload, name: str, status: str) -> str:
@@ -129,7 +129,7 @@ def _names(pods: list[objects.Pod]) -> frozenset[str]:
     return frozenset(each.metadata.name for each in pods)
 
 
-def _why(pods: list[objects.Pod]) -> str:
+def _why(seen: Seen, pods: list[objects.Pod]) -> str:
     """What Kubernetes says of the first of them."""
     if not pods:
         return ""
@@ -141,5 +141,13 @@ def _why(pods: list[objects.Pod]) -> str:
         if state is not None and state.reason
     ]
     said += [each.message for each in pod.status.conditions or () if each.status == "False" and each.message]
+    if pod.mounting:
+        ours = (each for each in seen.unmounted or () if each.involved_object.name == pod.metadata.name)
+        newest = max(ours, key=_last_seen, default=None)
+        said += [newest.message] if newest is not None else []
     on = f" on node {pod.spec.node_name}" if pod.spec.node_name else ""
     return f"; pod {pod.metadata.name}{on}: {'; '.join(dict.fromkeys(said)) or pod.status.phase or 'nothing is said'}"
+
+
+def _last_seen(event: objects.Event) -> datetime:
+    return utc(event.last_timestamp) if event.last_timestamp is not None else datetime.min.replace(tzinfo=UTC)

@@ -64,8 +64,9 @@ def fed(
     fit = state.condemned or _has_the_active_ones(state, named)
     if not fit and found.complete:
         raise RootsRefused(
-            "no root of the active authority is among them; is the file whole, and of this CA? After a change to "
-            f"another CA, `podsvid authority rotate` takes it{'; ' + fresh.left_out if odd else ''}"
+            "no root of the active authority is among them"
+            f"{'; is the file whole, and of this CA?' if found.certificates else ', as none is named.'} After a change "
+            f"to another CA, or to none, `podsvid authority rotate` takes it{'; ' + fresh.left_out if odd else ''}"
         )
 
     def gone(certificate: x509.Certificate) -> bool:

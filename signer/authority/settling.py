@@ -241,8 +241,8 @@ def _behind(
     replaced = any(each.svids_end is not None and each.authority_id != active.id for each in stolen)
     if (signs > active.prepared_at or replaced) and signs < since + needed and now < since + needed:
         yield (
-            f"{kind}: {_called(audience.name)} may refuse what {active.id} signs until {_at(since + needed)}: who has "
-            f"not read {read} since {_at(since)} does not know it"
+            f"{kind}: {_called(audience.name)} who last read {read} before {_at(since)} refuse what {active.id} signs "
+            f"until they read again, by {_at(since + needed)} at the latest; others know it, and nothing is to be done"
         )
     for each in stolen:
         if audience.name == POD_CERTIFICATES and needed and each.left_at and each.svids_end and now < each.svids_end:

@@ -55,14 +55,17 @@ class AdminService:
         clock: Clock,
         publication: Publication,
         *,
+        namespace: str,
         proxies: bool = False,
     ) -> None:
+        """`namespace`: of the signers' pods."""
         self._rotation = rotation
         self._policies = policies
         self._pods = pods
         self._drivers = drivers
         self._clock = clock
         self._publication = publication
+        self._namespace = namespace
         self._proxies = proxies
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -191,7 +194,8 @@ class AdminService:
         leader = self._rotation.leader_name
         if not leader or self._rotation.seat.leading():
             return []
-        return [f"{leader} leads and takes the steps: what failed at them `authority show` says in its pod alone"]
+        command = f"kubectl -n {self._namespace} exec {leader} -- podsvid authority show"
+        return [f"{leader} leads and takes the steps; errors of these are shown in its pod alone: {command}"]
 
     def status(self) -> admin_pb2.AuthorityStatus | None:
         """The present state; None before this replica has read it."""

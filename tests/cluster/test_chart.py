@@ -92,6 +92,14 @@ def test_alerts_lead_to_the_page_of_a_checkout_unless_the_site_is_known() -> Non
         assert led(f"docsURL={site}") == {"https://docs.example.org/podsvid/operations.html"}
 
 
+def test_the_guard_leads_to_the_site_where_it_is_known() -> None:
+    site = "https://docs.example.org/podsvid"
+    for values, expected in (((), []), ((f"docsURL={site}",), [{"name": "PODSVID_DOCS_URL", "value": site}])):
+        guard = documents("trustDomain=example.org", *values)["Job", "podsvid-uninstall-guard"]
+        (container,) = guard["spec"]["template"]["spec"]["containers"]
+        assert container.get("env", []) == expected
+
+
 def test_lint() -> None:
     done = chart.helm("lint", "--strict", str(chart.CHART), "--set", "trustDomain=example.org")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -138,9 +138,9 @@ def test_the_life_of_an_installation(
     out = release(cluster, "uninstall", "podsvid", "--wait", "--timeout", "5m")
     progress(f"helm uninstall:\n{out}")
     assert "CustomResourceDefinition" in out, "what stays is not said"
-    assert "clusterworkloadidentities left" in out
-    for each in ("secret podsvid-authority", "lease podsvid-signer", "configmap -l podsvid.io/agents-of"):
-        assert f"kubectl -n podsvid delete {each}" in out
+    assert "What stays: 1 policies" in out
+    for each in ("Secret podsvid-authority", "ConfigMaps podsvid-bundle", "Lease podsvid-signer", "#uninstall"):
+        assert each in out
     wait_for("podsvid's pods to be gone", lambda: not component(cluster, "agent") and not component(cluster, "signer"),
              progress=progress)  # fmt: skip
     assert left_on_the_node(cluster) == []

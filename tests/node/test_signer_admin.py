@@ -75,7 +75,13 @@ def test_only_the_owner_opens_the_socket_from_its_first_moment_whatever_the_umas
         replica, path = here.replica, tmp_path / "new" / "admin.sock"
         drivers: frozenset[str] = frozenset()
         service = AdminService(
-            replica._rotation, replica._policies, replica._pods, drivers, here.site.clock, Publication(NO_HINT)
+            replica._rotation,
+            replica._policies,
+            replica._pods,
+            drivers,
+            here.site.clock,
+            Publication(NO_HINT),
+            namespace="podsvid",
         )
         modes: set[int] = set()
         before = os.umask(0)

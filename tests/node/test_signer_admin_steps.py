@@ -313,6 +313,8 @@ def test_a_rotation_is_followed_to_its_end() -> None:
         jwt = rig.state.jwt[0].id
         text = await rig.authority("rotate", "--forced", "--kind", "x509")
         head, *lines = text.splitlines()
+        # The one of before is all that is in use until then, and nothing of it was re-issued.
+        assert not [line for line in lines if "re-issued" in line and f"{before[:8]} active" in line]
         assert head == f"forced rotation of the x509 authorities started; abandoned: x509 {before}"
         # The last line of progress says the end: nobody trusts the old one any more.
         (*_, last) = (line for line in lines if "agents acknowledged" in line)
@@ -469,9 +471,28 @@ def test_a_rotation_waits_for_what_agents_hold() -> None:
         over, _ = await asyncio.wait([waiting], timeout=0.3)
         assert not over
         await acknowledged(rig.state.active_x509_id)
-        assert "SVIDs re-issued 1 of 1" in await waiting
+        said = await waiting
+        assert "SVIDs re-issued 0 of 1" in said
+        assert "SVIDs re-issued 1 of 1" in said
+        of_before = [line for line in said.splitlines() if f"{old[:8]} active" in line]
+        assert of_before
+        assert "re-issued" not in "".join(of_before)
 
     rigged(test)
+
+
+def test_nothing_is_called_re_issued_before_the_new_authority_signs() -> None:
+    def line(*stages: str, rotating: bool, svids: int = 4) -> str:
+        status = admin_pb2.AuthorityStatus(agents=1, rotating_x509=rotating)
+        for stage in stages:
+            status.authorities.add(kind=admin_pb2.KIND_X509, id=stage, stage=stage, svids=svids, svids_known=True)
+        return authority_command._progress(status, admin_pb2.KIND_X509)
+
+    # It was asked for, and is made and published.
+    for each in (("active",), ("active", "prepared"), ("old", "active", "prepared")):
+        assert line(*each, rotating=True).endswith("; agents acknowledged 1 of 1")
+    assert line("old", "active", rotating=True).endswith("; SVIDs re-issued 4 of 8")
+    assert line("active", rotating=False).endswith("; SVIDs re-issued 4 of 4")
 
 
 def test_waiting_and_not_waiting_are_not_asked_for_together() -> None:
@@ -772,7 +793,8 @@ def test_a_rotation_whose_signer_goes_away_says_that_it_goes_on(monkeypatch: pyt
 
 def test_who_does_not_lead_says_whom_to_ask_for_what_failed() -> None:
     async def test(rig: Rig) -> None:
-        line = "next: signer-1 leads and takes the steps: what failed at them `authority show` says in its pod alone"
+        command = "kubectl -n podsvid exec signer-1 -- podsvid authority show"
+        line = f"next: signer-1 leads and takes the steps; errors of these are shown in its pod alone: {command}"
         assert line not in (await rig.authority("show")).splitlines()
         rig.rotation.seat = replace(rig.rotation.seat, leading=lambda: False)
         assert (await rig.authority("show")).splitlines()[-1] == line

@@ -18,6 +18,7 @@ NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 DATE = "Sun, 29 Nov 2026 12:00:00 GMT"
 APPS = "/apis/apps/v1/namespaces/podsvid"
 PODS = "/api/v1/namespaces/podsvid/pods"
+EVENTS = "/api/v1/namespaces/podsvid/events"
 AGENTS, SIGNERS = f"{APPS}/daemonsets/podsvid-agent", f"{APPS}/deployments/podsvid-signer"
 DRIVERS, CSI_NODES = "/apis/storage.k8s.io/v1/csidrivers", "/apis/storage.k8s.io/v1/csinodes"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
@@ -131,8 +132,8 @@ class FakeCluster:
             absent.status = 404
             raise absent
         if isinstance(found, list):
-            name = query.get("fieldSelector", "").removeprefix("metadata.name=")
-            found = {"items": [each for each in found if not name or each["metadata"]["name"] == name]}
+            _, by_name, name = query.get("fieldSelector", "").partition("metadata.name=")
+            found = {"items": [each for each in found if not by_name or each["metadata"]["name"] == name]}
         return msgspec.json.decode(json.dumps(found).encode(), type=kind)
 
     def signer(self) -> str:

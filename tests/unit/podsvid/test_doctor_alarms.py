@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from podsvid.by_kubeconfig import NotTold
+from podsvid.by_kubeconfig import NotAllowed, NotTold
 from podsvid.doctor import command, looking, nodes, trust
 from podsvid.doctor.finding import Finding
 from podsvid.doctor.kinds import Weight
@@ -25,6 +25,7 @@ from tests.unit.podsvid.doctoring import (
     ADMISSION,
     AGENTS,
     DRIVERS,
+    EVENTS,
     LEASES,
     NOW,
     OTHER,
@@ -261,6 +262,49 @@ def test_an_agent_of_a_node_that_is_away_is_not_what_is_broken() -> None:
     both = after(away, change(AGENTS, "status", "numberReady", to=0), change(PODS, 0, "status", "conditions", to=[]))
     assert [each.reason for each in both] == ["AGENTS_NOT_READY", "NODES_AWAY"]
     assert "pod podsvid-agent-n1 on node n1" in both[0].seen
+
+
+def unmounted(pod: str, message: str, **ago: float) -> Objects:
+    """An event as kubelet makes it."""
+    return {
+        **named(f"{pod}.{message[:4]}"),
+        "involvedObject": {"kind": "Pod", "name": pod},
+        "reason": "FailedMount",
+        "message": message,
+        "lastTimestamp": at(**ago) if ago else None,
+    }
+
+
+def making(objects: Objects) -> None:
+    waiting = {"waiting": {"reason": "ContainerCreating"}}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "agent", "state": waiting}]}
+    change(PODS, 1, "status", to=status)(objects)
+    change(AGENTS, "status", "numberReady", to=1)(objects)
+
+
+def test_what_kubelet_cannot_mount_for_an_agent_is_told_and_what_to_set() -> None:
+    """Where its directory is elsewhere: helm waits until its deadline, and only the pod's events say for what."""
+    why = "hostPath type check failed: /var/lib/kubelet/plugins_registry is not a directory"
+    told = (
+        unmounted("podsvid-agent-n2", "no date"),
+        unmounted("podsvid-agent-n2", why, minutes=1),
+        unmounted("podsvid-agent-n2", "over by now", minutes=5),
+        unmounted("podsvid-signer-n2", "another's", seconds=1),
+    )
+    (found,) = after(making, change(EVENTS, to=list(told)))
+    assert found.reason == "AGENTS_NOT_READY"
+    assert found.seen == f"1 of 2 agents are ready; pod podsvid-agent-n2 on node n2: ContainerCreating; {why}"
+    assert "`hostPath type check failed`, set the chart's `kubelet.root`" in found.to_do
+    (found,) = after(making, change(EVENTS, to=[]))
+    assert found.seen.endswith("on node n2: ContainerCreating")
+    # Whoever may not read them has all the rest.
+    both = after(making, change(EVENTS, to=NotAllowed("you may not list events")))
+    assert [each.reason for each in both] == ["AGENTS_NOT_READY", "COULD_NOT_LOOK"]
+    assert both[1].seen == "events of podsvid's pods: you may not list events"
+
+
+def test_events_are_no_matter_where_no_pod_is_being_made() -> None:
+    assert after(change(EVENTS, to=NotAllowed("you may not list events"))) == []
 
 
 def test_some_signers_of_several_are_less_than_broken() -> None:

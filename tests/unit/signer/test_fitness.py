@@ -26,7 +26,9 @@ UNFIT: tuple[tuple[Reason, dict[str, Any]], ...] = (
 async def explained(rig: Rig, name: str) -> admin_pb2.ExplainResponse:
     """By a service that has no policies to ask: none of these pods needs one."""
     nothing: Any = None
-    service = AdminService(nothing, nothing, rig.pods, frozenset({DRIVER}), rig.site.clock, nothing)
+    service = AdminService(
+        nothing, nothing, rig.pods, frozenset({DRIVER}), rig.site.clock, nothing, namespace="podsvid"
+    )
     return await service.explain(admin_pb2.ExplainRequest(namespace="default", pod=name), nothing)
 
 

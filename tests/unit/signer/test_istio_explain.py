@@ -24,7 +24,16 @@ async def explained(door: IstioDoor, *, proxies: bool = True) -> admin_pb2.Expla
     for mirror in policies._mirrors:
         await mirror._list()
     nothing: Any = None
-    service = AdminService(nothing, policies, door.pods, frozenset({DRIVER}), door.site.clock, nothing, proxies=proxies)
+    service = AdminService(
+        nothing,
+        policies,
+        door.pods,
+        frozenset({DRIVER}),
+        door.site.clock,
+        nothing,
+        namespace="podsvid",
+        proxies=proxies,
+    )
     return await service.explain(admin_pb2.ExplainRequest(namespace="default", pod="web"), nothing)
 
 

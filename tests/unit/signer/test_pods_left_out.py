@@ -147,7 +147,9 @@ def test_who_asks_what_such_a_pod_gets_is_told_why_it_is_nothing() -> None:
             made(rig.site, name, minute)
         await told()
         nothing: Any = None
-        service = AdminService(nothing, nothing, rig.pods, frozenset({DRIVER}), rig.site.clock, nothing)
+        service = AdminService(
+            nothing, nothing, rig.pods, frozenset({DRIVER}), rig.site.clock, nothing, namespace="podsvid"
+        )
         said = await service.explain(admin_pb2.ExplainRequest(namespace="default", pod="new"), nothing)
         assert said.outcome.startswith("refused: NAMESPACE_FULL: namespace default has more pods than count")
         assert "pod default/new is none of them: delete others" in said.outcome

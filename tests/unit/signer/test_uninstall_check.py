@@ -13,7 +13,6 @@ from podsvid.uninstall_check import (
     add_arguments,
     customary,
     in_lines,
-    in_one_line,
     in_use,
     policies_left,
     report,
@@ -154,6 +153,8 @@ def test_all_that_signers_leave_is_said_with_a_command_for_each() -> None:
         "kubectl -n here delete lease podsvid-signer",
         "kubectl -n here delete configmap -l podsvid.io/agents-of",
         f"kubectl delete crd {DEFINITIONS}",
+        "kubectl -n here get secrets",
+        "kubectl delete namespace here",
     ):
         assert f"  {command}\n" in text + "\n"
 
@@ -163,17 +164,35 @@ def test_helm_gets_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for name in ("web", "api"):
         site.pod(name)
     site.kube.put("/apis/podsvid.io/v1alpha1/clusterworkloadidentities/all", {"spec": {}})
-    checked(site, monkeypatch, "--one-line", "--namespace=there", "--state-secret=ca", "--bundle-config-map=roots")
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    assert out.startswith(
-        f"REFUSED: 2 pods mount {DRIVER}; delete or change them first: default/api, default/web. 1 policies"
-    )
-    # Helm would put a backslash before each.
-    assert '"' not in out
-    for part in ("-n there delete secret ca,", "metadata.name=roots", "clusterworkloadidentities all. "):
-        assert part in out
-    assert in_one_line(report([], [], DRIVERS, HERE)).startswith(f"No pod mounts {DRIVER}. The custom")
+    line = ("--one-line", "--namespace=there", "--state-secret=ca", "--bundle-config-map=roots")
+    monkeypatch.delenv("PODSVID_DOCS_URL", raising=False)
+    checked(site, monkeypatch, *line)
+    refused = capsys.readouterr().out
+    assert refused.startswith(f"REFUSED: 2 pods mount {DRIVER}; delete or change them first: default/api, default/web.")
+    assert "helm rollback to a revision" in refused
+    checked(site, monkeypatch, "--driver-names=other.csi", *line)
+    taken = capsys.readouterr().out
+    assert taken.startswith("No pod mounts other.csi. What stays: 1 policies, their definitions, the CA (Secret ca), ")
+    assert "Secrets that you made" in taken
+    # Of its log Helm shows one line, however long.
+    assert len(taken) < 450
+    for out in (refused, taken):
+        assert out.count("\n") == 1
+        # Helm would put a backslash before each.
+        assert '"' not in out
+        assert out.endswith("see docs/operations.md#uninstall\n")
+    monkeypatch.setenv("PODSVID_DOCS_URL", "https://docs.example.org/podsvid/")
+    for drivers in (DRIVER, "other.csi"):
+        checked(site, monkeypatch, f"--driver-names={drivers}", *line)
+        assert capsys.readouterr().out.endswith("see https://docs.example.org/podsvid/operations.html#uninstall\n")
+
+
+def test_where_podsvid_is_has_the_name_of_other_commands_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--namespace", "--podsvid-namespace"):
+        checked(Site(), monkeypatch, flag, "there")
+        assert "kubectl -n there delete lease" in capsys.readouterr().out
 
 
 def test_without_a_kubeconfig_it_looks_where_other_commands_do(tmp_path: Path) -> None:

@@ -199,7 +199,9 @@ def test_roots_without_the_active_ones_are_kept_out() -> None:
 def test_without_a_ca_above_the_ones_of_before_leave_with_their_last_authority() -> None:
     moved = read(below(), named(ONE, TWO))
     nothing = done(SelfSigned().roots())
-    with pytest.raises(RootsRefused, match="podsvid authority rotate"):
+    with pytest.raises(
+        RootsRefused, match=r"as none is named\. After a change to another CA, or to none, `podsvid auth"
+    ):
         read(moved, nothing)
     life = Life(POLICY, SelfSigned(), TD)
     moved = advanced(life.asked(moved, "x509", forced=False, now=START)[0], START, by=life)
