@@ -123,7 +123,6 @@ def report(found: Mapping[int, Sequence[Seen]], about: Mapping[str, str]) -> str
         "all there, s",
         "longest frame, ms",
         "page's heap, MB",
-        "console, at most, MB",
     )
     return "\n".join(
         [
