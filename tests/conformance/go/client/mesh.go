@@ -115,15 +115,11 @@ func (m *member) call(peer string) error {
 	m.seen.Serials[chain[0].SerialNumber.Text(16)] = true
 	m.lock.Unlock()
 	config := tlsconfig.MTLSClientConfig(m.own, m.own, tlsconfig.AuthorizeID(spiffeid.RequireFromString(id)))
-	trying, done := context.WithTimeout(context.Background(), patience)
-	defer done()
-	dialer := tls.Dialer{NetDialer: &net.Dialer{}, Config: config}
-	connection, err := dialer.DialContext(trying, "tcp", server)
+	connection, err := dialed(context.Background(), server, config)
 	if err != nil {
 		return err
 	}
 	defer connection.Close()
-	connection.SetDeadline(time.Now().Add(patience))
 	// With TLS 1.3 a client hears only here that the server refused it.
 	line, err := bufio.NewReader(connection).ReadString('\n')
 	if err != nil {

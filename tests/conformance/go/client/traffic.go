@@ -42,15 +42,11 @@ func traffic(ctx context.Context, address, server, peer string) error {
 		if err != nil {
 			return err
 		}
-		trying, done := context.WithTimeout(ctx, patience)
-		defer done()
-		dialer := tls.Dialer{NetDialer: &net.Dialer{}, Config: config}
-		connection, err := dialer.DialContext(trying, "tcp", server)
+		connection, err := dialed(ctx, server, config)
 		if err != nil {
 			return err
 		}
 		defer connection.Close()
-		connection.SetDeadline(time.Now().Add(patience))
 		if err := echo(connection, bufio.NewReader(connection)); err != nil {
 			return err
 		}
@@ -77,4 +73,17 @@ func traffic(ctx context.Context, address, server, peer string) error {
 
 func authority(leaf *x509.Certificate) string {
 	return hex.EncodeToString(leaf.AuthorityKeyId)
+}
+
+// dialed is a new connection, which has as long for all that is said on it as it had to come about.
+func dialed(ctx context.Context, server string, config *tls.Config) (net.Conn, error) {
+	trying, done := context.WithTimeout(ctx, patience)
+	defer done()
+	dialer := tls.Dialer{NetDialer: &net.Dialer{}, Config: config}
+	connection, err := dialer.DialContext(trying, "tcp", server)
+	if err != nil {
+		return nil, err
+	}
+	connection.SetDeadline(time.Now().Add(patience))
+	return connection, nil
 }
