@@ -107,3 +107,38 @@ def test_the_envoys_of_two_clusters_name_each_other_as_their_page_says(tmp_path:
     assert [each.split()[:5] for each in patched] == [
         ["--context", name, "patch", "service", "envoy-server"] for name in ("one", "other")
     ]
+
+
+# `[text](where)`, outside of what is quoted as code.
+_CODE = re.compile(r"^ *```.*?^ *```|^(?: {4}|\t).*?$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+_LEADS = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
+
+
+def _leads(page: str) -> list[str]:
+    found = [each.partition("#")[0] for each in _LEADS.findall(_CODE.sub("", page))]
+    return [each for each in found if each and not re.match(r"[a-z]+:", each)]
+
+
+def test_links_of_a_page_are_found() -> None:
+    page = '[a](b.md) [c](https://example.org/d) `[e](f.md)` [g](#h)\n[i](../j.md#k "l")\n```\n[m](n.md)\n```\n'
+    assert _leads(page + "    [o](p.md)\n") == ["b.md", "../j.md"]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    """The site is `docs` alone: a link to a page that is beside it (`bench/results/console.md`) ends its build."""
+    places = [(page.parent / each).resolve() for each in _leads(page.read_text(encoding="utf-8"))]
+    beside = [each for each in places if each.suffix == ".md" and not each.is_relative_to(ROOT / "docs")]
+    assert beside + [each for each in places if not each.exists()] == []
+
+
+_BESIDE = [
+    *ROOT.glob("*.md"),
+    *(each for folder in ("deploy", "bench", "tests") for each in (ROOT / folder).rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", _BESIDE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_what_is_read_in_the_repository_lead_somewhere(page: Path) -> None:
+    found = _leads(page.read_text(encoding="utf-8"))
+    assert [each for each in found if not (page.parent / each).exists()] == []
