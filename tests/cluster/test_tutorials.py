@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,8 +67,11 @@ def test_a_page_is_typed(page: str, cluster: Cluster, tmp_path: Path, progress: 
                 assert not step.printed or done.stdout == step.printed, (
                     f"{step.typed}\n{done.stdout}{done.stderr}{state(shell)}"
                 )
-                if assigns(step):
-                    remembered += f"{step.typed}\n"
+                if name := assigned(step):
+                    # The value: what it was asked of may be gone when the next lines are typed.
+                    value = shell.typed(f'{remembered}{step.typed}\nprintf %s "${name}"').stdout
+                    assert value, step.typed
+                    remembered += f"{name}={shlex.quote(value)}\n"
         finally:
             cluster.layout.authentication.write_bytes(who_logs_in)
             progress(f"{page}: {len(typed)} commands in {time.monotonic() - began:.0f} s")
@@ -98,9 +102,10 @@ def there(cluster: Cluster, step: Step) -> Step:
     return replace(step, typed=step.typed.replace("/etc/kubernetes/podsvid/authentication.yaml", authentication))
 
 
-def assigns(step: Step) -> bool:
-    """Whether it sets a variable, which a person's shell keeps and a new one for each command does not."""
-    return step.typed.partition("=")[0].isidentifier()
+def assigned(step: Step) -> str:
+    """The variable that it sets, if any: a person's shell keeps that, and a new one for each command does not."""
+    name = step.typed.partition("=")[0]
+    return name if name.isidentifier() else ""
 
 
 def state(shell: Shell) -> str:
