@@ -4,16 +4,21 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import signal
 import subprocess
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.ports import free_port
 from tests.processes import end
+from tests.support import ROOT
 
+EXAMPLE = ROOT / "deploy" / "examples" / "envoy-sds" / "envoy.yaml"
 TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 
 
@@ -108,6 +113,23 @@ def bootstrap(
     }
 
 
+def of_example(name: str, *, sds_socket: Path, listens: int, peer: int) -> dict[str, Any]:
+    """The bootstrap of one of the example's two Envoys as it is written, with the addresses that it has here."""
+    documents = yaml.safe_load_all(EXAMPLE.read_text(encoding="utf-8"))
+    (written,) = (each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] == name)
+    config: dict[str, Any] = yaml.safe_load(written["data"]["envoy.yaml"])
+    (listener,) = config["static_resources"]["listeners"]
+    listener["address"] = at(listens)
+    for cluster in config["static_resources"]["clusters"]:
+        (locality,) = cluster["load_assignment"]["endpoints"]
+        (endpoint,) = locality["lb_endpoints"]
+        if cluster["name"] == "podsvid":
+            endpoint["endpoint"]["address"] = {"pipe": {"path": str(sds_socket)}}
+        else:
+            endpoint["endpoint"]["address"] = at(peer)
+    return config
+
+
 def at(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
@@ -134,9 +156,19 @@ def answering() -> dict[str, Any]:
 class Envoy:
     """A running Envoy and its admin interface."""
 
-    def __init__(self, admin: int, log: Path) -> None:
+    def __init__(self, admin: int, log: Path, process: subprocess.Popen[bytes]) -> None:
         self.admin = admin
         self.log = log
+        self._process = process
+
+    @contextmanager
+    def without_cpu(self) -> Iterator[None]:
+        """While inside it gets none: the kernel still takes connections for it."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     async def get(self, path: str) -> str:
         def read() -> str:
@@ -168,7 +200,7 @@ async def running(folder: Path, number: int, config: dict[str, Any]) -> AsyncIte
     command = [str(binary()), "-c", str(path), "--base-id", str(free_port()), "--concurrency", "1", "-l", "warning"]
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
-    found = Envoy(admin, log)
+    found = Envoy(admin, log, process)
     try:
         async with asyncio.timeout(60):
             await found.ready()

@@ -1,14 +1,19 @@
-"""Two real Envoys do mutual TLS through SDS from two pods' sockets, over rotations; a third pod is refused."""
+"""Two real Envoys do mutual TLS through SDS from two pods' sockets, over rotations; a third pod is refused.
+
+The example's two lose no call to a rotation, nor to a server that gets no CPU meanwhile.
+"""
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conformance import envoy
 from tests.ports import free_port
-from tests.support import VOLUME, node, pod
+from tests.support import ROOT, VOLUME, Host, node, pod
 
 # Rotations that must be lived through; PODSVID_LONG=1 asks for the minute of the issue instead of some 40 s.
 ROTATIONS = 20 if os.environ.get("PODSVID_LONG") else 10
@@ -26,13 +31,13 @@ class Connection:
         self.reader = reader
         self.writer = writer
 
-    async def request(self) -> bytes:
+    async def request(self, body: bytes = b"hi\n") -> bytes:
         """The status line; empty when the connection was closed instead."""
         self.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(20):
             try:
                 head = await self.reader.readuntil(b"\r\n\r\n")
-                await self.reader.readexactly(len("hi\n"))
+                await self.reader.readexactly(len(body))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return b""
         return head.partition(b"\r\n")[0]
@@ -105,5 +110,47 @@ def test_mutual_tls_through_sds_over_rotations(tmp_path: Path) -> None:
                         assert not sum((await each.stats("update_rejected")).values())
 
             await asyncio.gather(pair(0, "GRPC", "ALL"), pair(3, "DELTA_GRPC", "ROOTCA"))
+
+    asyncio.run(run())
+
+
+async def rotated(here: Host, name: str) -> None:
+    """As a person has a pod's SVID renewed."""
+    command = [sys.executable, "-m", "podsvid", "node", "rotate", f"default/{name}", "--socket"]
+    command.append(str(here.base / "r" / "admin.sock"))
+    await asyncio.to_thread(subprocess.run, command, cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.timeout(120)
+def test_a_call_of_the_example_outlives_renewals_and_a_server_without_cpu(tmp_path: Path) -> None:
+    names = ("envoy-client", "envoy-server")
+
+    async def run() -> None:
+        async with node() as (here, kubelet):
+            sockets = {name: here.short(await kubelet.publish(pod(name, name), VOLUME)) / "socket" for name in names}
+            ports = {name: free_port() for name in names}
+            client, server = (
+                envoy.of_example(name, sds_socket=sockets[name], listens=ports[name], peer=ports["envoy-server"])
+                for name in names
+            )
+            async with (
+                envoy.running(tmp_path, 0, server) as serving,
+                envoy.running(tmp_path, 1, client) as calling,
+            ):
+                before = await updates(calling)
+                async with asyncio.timeout(60):
+                    with serving.without_cpu():
+                        fresh = await connected(ports["envoy-client"])
+                        answer = asyncio.ensure_future(fresh.request(b"hello\n"))
+                        renewals = asyncio.gather(*(rotated(here, name) for name in names))
+                        # The one attempt that Envoy makes of itself is over by then.
+                        while not sum((await calling.stats("server.upstream_cx_connect_timeout")).values()):
+                            await asyncio.sleep(0.05)
+                    assert await answer == OK
+                    await renewals
+                    while await updates(calling) == before:
+                        await asyncio.sleep(0.05)
+                fresh.writer.close()
+                assert not sum((await serving.stats("ssl.fail_verify")).values())
 
     asyncio.run(run())
