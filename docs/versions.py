@@ -245,10 +245,15 @@ def needed() -> list[tuple[str, ...]]:
     image = (ROOT / _IMAGE).read_text(encoding="utf-8")
     kubernetes = str(chart["kubeVersion"]).removesuffix("-0")
     return [
-        ("Kubernetes", kubernetes, "`deploy/chart/podsvid/Chart.yaml`"),
+        ("Kubernetes", f"{kubernetes}; tried: {_tried('Kubernetes')} alone", "`deploy/chart/podsvid/Chart.yaml`"),
         ("Python", str(project["requires-python"]), "`pyproject.toml`"),
         *((each, _one(_pinned(each), image, each), f"`{_IMAGE}`") for each in LIBRARIES),
     ]
+
+
+def _tried(name: str) -> str:
+    peer = next(each for each in PEERS if each.name == name)
+    return version_of(peer, (ROOT / peer.file).read_text(encoding="utf-8"))
 
 
 def _one(version: Callable[[str], str], text: str, name: str) -> str:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from podsvid.migrate.fields import Finding, Unfit, Verdict, go_duration, items, mapping, signer_bounds, text
+from podsvid.migrate.fields import Finding, Unfit, Verdict, go_duration, items, mapping, text, x509_lifetimes
 from podsvid.migrate.report import Report
 from podsvid.migrate.sources import Document, UnusableDocument
 from runtime import durations
@@ -245,21 +245,19 @@ def _ttl(given: _Given) -> str:
     path = "app.certificateRequestDuration"
     value = given.text(path)
     try:
-        seconds = int(go_duration(value))
+        wanted = timedelta(seconds=int(go_duration(value)))
     except Unfit as unfit:
         raise UnusableDocument(f"{path}: {unfit}") from None
-    least, most = signer_bounds()
-    held = min(max(seconds, int(least.total_seconds())), int(most.total_seconds()))
-    written = durations.text(timedelta(seconds=held))
-    if held != seconds:
+    kept = x509_lifetimes()
+    held = kept.held(wanted)
+    written = durations.text(held)
+    if held != wanted:
         given.tell(
             Verdict.DIFFERS,
             path,
-            f"{value} is {written} here: the signer keeps lifetimes between {durations.text(least)} and "
-            f"{durations.text(most)}",
-            "set signer.settings.x509_max_ttl and authority_ttl (four times as long) to raise it"
-            if held < seconds
-            else "set signer.settings.x509_min_ttl to lower it",
+            f"{value} is {written} here: the signer keeps lifetimes between {durations.text(kept.least)} and "
+            f"{durations.text(kept.most)}",
+            kept.to_do(wanted),
         )
     return written
 

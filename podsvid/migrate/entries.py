@@ -12,11 +12,13 @@ from podsvid.migrate.fields import (
     flag,
     go_duration,
     items,
+    jwt_lifetimes,
     known,
     lifetime,
     mapping,
     text,
     texts,
+    x509_lifetimes,
 )
 from podsvid.migrate.gotemplate import check_path, check_trust_domain
 from podsvid.migrate.scope import Scope
@@ -194,9 +196,9 @@ def carried(entry: Entry, nodes: Aliases, spire: Spire) -> tuple[Written, list[F
     if entry.name and differs:
         # The server refuses it with a name that it does not take; of what it has printed it has taken all.
         raise Unfit(differs[0][0].replace("is left out", "cannot be said"), "write the policy by hand")
-    x509, clipped = lifetime(entry.x509, "x509_svid_ttl")
-    jwt, clipped_too = lifetime(entry.jwt, "jwt_svid_ttl")
-    differs += [(each, "") for each in (*clipped, *clipped_too)]
+    x509, clipped = lifetime(entry.x509, "x509_svid_ttl", x509_lifetimes())
+    jwt, clipped_too = lifetime(entry.jwt, "jwt_svid_ttl", jwt_lifetimes())
+    differs += [*clipped, *clipped_too]
     if entry.with_jti:
         differs.append(
             ("JWT-SVIDs with a jti of their own are for all pods or for none", "set signer.settings.jwt_jti to true")

@@ -92,7 +92,10 @@ def known(parent: Mapping[str, Any], names: Collection[str], what: str = "field"
     """Raises Unfit where there is another: a newer version's may narrow whom the object is for."""
     for name in parent:
         if name not in names:
-            raise Unfit(f"{what} {shown(name)} is not known here, and may say whom it is for")
+            raise Unfit(
+                f"{what} {shown(name)} is not known here, and may say whom it is for",
+                "leave it out where it says nothing of that; else write the policy by hand",
+            )
 
 
 def go_duration(value: str) -> float:
@@ -110,17 +113,55 @@ def go_duration(value: str) -> float:
     return seconds
 
 
-def signer_bounds() -> tuple[timedelta, timedelta]:
-    """Within what a signer keeps lifetimes of X.509-SVIDs, unless its settings say otherwise."""
-    defaults = {each.name: str(each.metadata["default"]) for each in dataclasses.fields(SignerConfig)}
-    return durations.parse(defaults["x509_min_ttl"]), durations.parse(defaults["x509_max_ttl"])
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Of one kind of SVID, within what a signer keeps them unless its settings say otherwise."""
+
+    least: timedelta
+    most: timedelta
+    # What to do for less, and for more.
+    lower: str
+    higher: str
+
+    def held(self, wanted: timedelta) -> timedelta:
+        """How long an SVID lives of which that is said."""
+        return min(max(wanted, self.least), self.most)
+
+    def to_do(self, wanted: timedelta) -> str:
+        """So that it lives as long as `wanted`, which is not within these."""
+        return self.higher if wanted > self.most else self.lower
 
 
-def lifetime(seconds: float, what: str) -> tuple[str, list[str]]:
-    """A lifetime as policies have it, whole seconds; empty for 0, the default. And what differs."""
+def _default(name: str) -> timedelta:
+    found = next(each for each in dataclasses.fields(SignerConfig) if each.name == name)
+    return durations.parse(str(found.metadata["default"]))
+
+
+def x509_lifetimes() -> Lifetimes:
+    """Of X.509-SVIDs."""
+    return Lifetimes(
+        _default("x509_min_ttl"),
+        _default("x509_max_ttl"),
+        "set signer.settings.x509_min_ttl to lower it",
+        "set signer.settings.x509_max_ttl and authority_ttl (four times as long) to raise it",
+    )
+
+
+def jwt_lifetimes() -> Lifetimes:
+    """Of JWT-SVIDs."""
+    return Lifetimes(durations.MIN_TTL, _default("jwt_max_ttl"), "", "set signer.settings.jwt_max_ttl to raise it")
+
+
+def lifetime(seconds: float, what: str, kept: Lifetimes) -> tuple[str, list[tuple[str, str]]]:
+    """A lifetime as policies have it, whole seconds, empty for 0, the default; and what differs, with what to do."""
     if seconds <= 0:
         return "", []
     least, most = durations.MIN_TTL.total_seconds(), durations.MAX_TTL.total_seconds()
-    held = min(max(float(int(seconds)), least), most)
-    written = durations.text(timedelta(seconds=held))
-    return written, [] if held == seconds else [f"{what} of {seconds:g} s is {written} here"]
+    whole = min(max(float(int(seconds)), least), most)
+    wanted = timedelta(seconds=whole)
+    written, held = durations.text(wanted), kept.held(wanted)
+    differs = [] if whole == seconds else [(f"{what} of {seconds:g} s is {written} here", "")]
+    if held != wanted:
+        why = f"by the signer's settings its SVIDs live {durations.text(held)}, not {written}"
+        differs.append((why, kept.to_do(wanted)))
+    return written, differs

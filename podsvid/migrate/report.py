@@ -18,7 +18,7 @@ from runtime.terminal import printable
 MAX_ALIKE = 20
 _HEADS = {
     Verdict.LEFT_OUT: "not written",
-    Verdict.DIFFERS: "written, and not quite the same",
+    Verdict.DIFFERS: "not quite the same",
     Verdict.OVERLAPS: "more than one for a pod",
     Verdict.NEEDLESS: "nothing to write",
 }

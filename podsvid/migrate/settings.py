@@ -129,7 +129,7 @@ def _namespaces(
                 Verdict.DIFFERS,
                 "every ClusterSPIFFEID",
                 f"the controller ignores each namespace whose name has {', '.join(open_ended)} in it, and policies "
-                "leave out those alone that are called just so",
+                "leave out only those with exactly that name",
                 "give --ignored-namespaces with all that there are",
             )
         )

@@ -5,7 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from podsvid.migrate.fields import Finding, Unfit, Verdict, flag, go_duration, known, lifetime, text, texts
+from podsvid.migrate.fields import (
+    Finding,
+    Unfit,
+    Verdict,
+    flag,
+    go_duration,
+    jwt_lifetimes,
+    known,
+    lifetime,
+    text,
+    texts,
+    x509_lifetimes,
+)
 from podsvid.migrate.gotemplate import Translated, dns_name, id_path, translate
 from podsvid.migrate.scope import NAME_LABEL, Condition, Scope, equals, read_selector
 from podsvid.migrate.settings import Spire
@@ -173,9 +185,9 @@ def _carried(source: str, name: str, spec: Mapping[str, Any], scope: Scope, spir
                 "let clients use one of those names",
             )
         )
-    x509, clipped = lifetime(go_duration(text(spec, "ttl") or "0"), "ttl")
-    jwt, clipped_too = lifetime(go_duration(text(spec, "jwtTtl") or "0"), "jwtTtl")
-    differs += [(each, "") for each in (*clipped, *clipped_too)]
+    x509, clipped = lifetime(go_duration(text(spec, "ttl") or "0"), "ttl", x509_lifetimes())
+    jwt, clipped_too = lifetime(go_duration(text(spec, "jwtTtl") or "0"), "jwtTtl", jwt_lifetimes())
+    differs += [*clipped, *clipped_too]
     fallback = flag(spec, "fallback")
     written = checked(
         Written(

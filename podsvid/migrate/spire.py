@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from podsvid.migrate import entries, federations, settings, spiffeids, written
-from podsvid.migrate.fields import Finding, Unfit, Verdict, items, mapping, signer_bounds, text
+from podsvid.migrate.fields import Finding, Unfit, Verdict, items, mapping, text
 from podsvid.migrate.report import Report
 from podsvid.migrate.scope import Scope
 from podsvid.migrate.settings import CONFIG, Spire
-from podsvid.migrate.sources import Document, parsed
+from podsvid.migrate.sources import Document, UnusableDocument, parsed
 from podsvid.migrate.written import Names, Written
 from podsvid.outcome import WrongUsage
-from runtime import durations
 from runtime.terminal import shown
 from signer.federation.relation import KIND as FEDERATION
 from signer.policy.policy import DEFAULT_PATH, PolicySettings
@@ -55,7 +54,12 @@ class Migration:
 
 
 def migrate(documents: Sequence[Document], parsed_options: argparse.Namespace) -> Migration:
-    """Raises WrongUsage where nobody can say what is meant."""
+    """Raises WrongUsage where nobody can say what is meant, UnusableDocument where there is nothing in them."""
+    if not documents:
+        # An empty pipe would look like a migration without a loss.
+        raise UnusableDocument(
+            "there is nothing in it: give what `kubectl get -o json` or `spire-server entry show -output json` prints"
+        )
     findings: list[Finding] = []
     configs: list[Mapping[str, Any]] = []
     sources: list[Source] = []
@@ -258,13 +262,6 @@ def _notes(
         yield (
             "SPIRE puts the first DNS name into the subject's common name as well; podsvid's is empty without a "
             "subjectTemplate, which no policy here has."
-        )
-    lifetimes = [durations.parse(each.spec["x509TTL"]) for each in policies if "x509TTL" in each.spec]
-    least, most = signer_bounds()
-    if not all(least <= each <= most for each in lifetimes):
-        yield (
-            f"An x509TTL is kept between signer.settings.x509_min_ttl ({durations.text(least)}) and "
-            f"x509_max_ttl ({durations.text(most)}): change those where you need another."
         )
     if any(each.kind == spiffeids.KIND for each in sources):
         yield from spire.notes

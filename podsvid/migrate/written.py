@@ -136,11 +136,13 @@ def overlaps(written: Sequence[Written]) -> Iterator[Finding]:
         by = (
             "priority" if first.order[0] != second.order[0] else "kind" if first.order[1] != second.order[1] else "name"
         )
+        which = f"by its {by} that is {first.name}"
+        if by == "name":
+            which = f"the older, or {first.name}, whose name comes first, where both are made in the same second"
         yield Finding(
             Verdict.OVERLAPS,
             f"{first} and {second}",
-            f"both may be for one pod: SPIRE gives it an SVID of each, podsvid one; by its {by} that is {first.name}"
-            + " where both are created in the same second, else the older" * (by == "name"),
+            f"both may be for one pod: SPIRE gives it an SVID of each, podsvid one: {which}",
             "give the one that is meant a higher `priority`, or let their selectors exclude each other"
             if by == "name"
             else "nothing, if that one is meant",

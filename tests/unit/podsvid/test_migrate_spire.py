@@ -184,7 +184,6 @@ def test_what_cannot_be_said_is_not_written(spec: dict[str, Any], why: str) -> N
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ({"ttl": "2400h"}, "ttl of 8.64e+06 s is 90d here"),
         ({"jwtTtl": "1.5s"}, "jwtTtl of 1.5 s is 2s here"),
         ({"dnsNameTemplates": ["{{ .PodMeta.Labels.app }}.x"], "podSelector": APP}, "is refused here"),
         ({"dnsNameTemplates": ["{{ .PodMeta.Name }}.x"]}, "is refused here"),
@@ -201,6 +200,39 @@ def test_what_differs_is_told(spec: dict[str, Any], why: str) -> None:
     (finding,) = told(migration, Verdict.DIFFERS)
     assert why in finding.why
     assert migration.report.code == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "why", "to_do"),
+    [
+        ({"ttl": "48h"}, "its SVIDs live 1d, not 2d", "x509_max_ttl"),
+        ({"ttl": "20s"}, "its SVIDs live 1m, not 20s", "x509_min_ttl"),
+        ({"jwtTtl": "3h"}, "its SVIDs live 1h, not 3h", "jwt_max_ttl"),
+    ],
+)
+def test_a_lifetime_that_the_signer_does_not_give_is_told_of_each(spec: dict[str, Any], why: str, to_do: str) -> None:
+    migration = migrated(
+        spiffeid(**spec), {"entries": [NODES, entry("e", "/web", "/nodes", "k8s:ns:shop")]}, line=EXACTLY
+    )
+    (finding,) = told(migration, Verdict.DIFFERS)
+    assert (finding.source, why in finding.why, to_do in finding.to_do) == ("ClusterSPIFFEID one", True, True)
+    (other,) = told(
+        migrated({"entries": [NODES, entry("e", "/web", "/nodes", "k8s:ns:shop", x509_svid_ttl=172800)]}),
+        Verdict.DIFFERS,
+    )
+    assert "its SVIDs live 1d, not 2d" in other.why
+
+
+def test_a_lifetime_longer_than_a_policy_takes_is_told_twice() -> None:
+    first, second = told(migrated(spiffeid(ttl="2400h"), line=EXACTLY), Verdict.DIFFERS)
+    assert "ttl of 8.64e+06 s is 90d here" in first.why
+    assert "its SVIDs live 1d, not 90d" in second.why
+
+
+def test_an_empty_pipe_is_no_migration() -> None:
+    with pytest.raises(UnusableDocument, match="there is nothing in it"):
+        migrated()
+    assert migrated({"entries": []}).report.read == 0
 
 
 @pytest.mark.parametrize(
@@ -460,7 +492,7 @@ def test_two_for_one_pod_are_told_and_two_that_cannot_be_are_not() -> None:
     other = "spiffe://example.org/other"
     (finding,) = told(migrated(of("a", "x"), of("b", "x", other), of("c", "y", other)), Verdict.OVERLAPS)
     assert finding.source == "ClusterWorkloadIdentity a and ClusterWorkloadIdentity b"
-    assert "by its name that is a" in finding.why
+    assert "podsvid one: the older, or a, whose name" in finding.why
     assert told(migrated(of("a", "x"), of("b", "x")), Verdict.OVERLAPS) == []
 
 
