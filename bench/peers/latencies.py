@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc.aio
+import jwt
 
 from agent.pb import workload_pb2
-from bench.peers.asking import FETCH, WORKLOAD_API, Answered, Client, Lane
+from bench.peers.asking import FETCH, WORKLOAD_API, Answered, AskingFailed, Client, Lane
 from bench.peers.figures import Figures, p50, p99
 from bench.peers.machine import CLIENTS, SERVERS, cpu, move
 from bench.peers.ours import by_signer, embedded
@@ -93,7 +94,9 @@ ROWS: Mapping[Measured, Sequence[str]] = {
     jwt_new: ("jwt-new",),
 }
 IDLE = "idle"
-KEYS = [IDLE, *(key for keys in ROWS.values() for key in keys)]
+# By nodes of its own, as an authority has one algorithm; few identities, of which one asks.
+ALIKE, ALIKE_IDENTITIES, ALIKE_FLAGS = "jwt-new-es256", 8, ("--jwt-algorithm", "ES256")
+KEYS = [IDLE, ALIKE, *(key for keys in ROWS.values() for key in keys)]
 
 
 async def _connecting(asked: Asked, count: int, at_once: int, cores: Sequence[int]) -> Answered:
@@ -142,6 +145,16 @@ async def measure(
     figures: Figures, programs: Mapping[str, Path], client: Client, wanted: frozenset[str], rounds: int, scale: float
 ) -> None:
     """Those rows of this part that are wanted."""
+    if not wanted.isdisjoint({*KEYS} - {ALIKE}):
+        await _as_installed(figures, programs, client, wanted, rounds, scale)
+    if ALIKE in wanted:
+        await _alike(figures, programs, client, rounds, scale)
+
+
+async def _as_installed(
+    figures: Figures, programs: Mapping[str, Path], client: Client, wanted: frozenset[str], rounds: int, scale: float
+) -> None:
+    """Each side by its defaults."""
     async with (
         spire(programs, IDENTITIES) as peer,
         embedded(IDENTITIES) as own,
@@ -159,3 +172,22 @@ async def measure(
                     for key, value in (await row(Asked(side, client, number, scale, token))).items():
                         figures.add(key, side.name, value)
                         say(f"round {number + 1}: {key}, {side.name}: {value:.4g}")
+
+
+async def _alike(figures: Figures, programs: Mapping[str, Path], client: Client, rounds: int, scale: float) -> None:
+    """New JWT-SVIDs that all sides sign by the same algorithm."""
+    async with (
+        spire(programs, ALIKE_IDENTITIES) as peer,
+        embedded(ALIKE_IDENTITIES, *ALIKE_FLAGS) as own,
+        by_signer(ALIKE_IDENTITIES, *ALIKE_FLAGS) as behind,
+    ):
+        sides = [peer.side, own.side, behind.side]
+        for side in sides:
+            algorithm = jwt.get_unverified_header(await token_of(side.lanes[0]))["alg"]
+            if algorithm != "ES256":
+                raise AskingFailed(f"{side.name} signs by {algorithm}")
+        for number in range(rounds):
+            for side in turns(number, sides):
+                value = (await jwt_new(Asked(side, client, number, scale, "")))["jwt-new"]
+                figures.add(ALIKE, side.name, value)
+                say(f"round {number + 1}: {ALIKE}, {side.name}: {value:.4g}")

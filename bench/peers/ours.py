@@ -77,20 +77,20 @@ class Node:
 
 
 @asynccontextmanager
-async def embedded(identities: int) -> AsyncIterator[Node]:
-    """An agent that is its own authority, with so many pods' volumes, until left."""
+async def embedded(identities: int, *flags: str) -> AsyncIterator[Node]:
+    """An agent that is its own authority, with so many pods' volumes, until left; `flags` beside its own."""
     pods = [(pod(f"p{number}", f"web-{number}"), PodVolume(name="spiffe")) for number in range(identities)]
     with host() as here:
-        async with _node(EMBEDDED, here, UNBOUND, pods, list) as found:
+        async with _node(EMBEDDED, here, (*UNBOUND, *flags), pods, list) as found:
             yield found
 
 
 @asynccontextmanager
-async def by_signer(identities: int) -> AsyncIterator[Node]:
-    """An agent that mints through a signer, with so many pods' volumes, until left."""
+async def by_signer(identities: int, *of_signer: str) -> AsyncIterator[Node]:
+    """An agent that mints through a signer, which has those flags, with so many pods' volumes, until left."""
     with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as name, host() as here:
         folder = Path(name)
-        with signer(folder, identities, 1) as (running, site):
+        with signer(folder, identities, 1, *of_signer) as (running, site):
             (folder / "token").write_text(site["agents"][0])
             flags = ["--authority", "signer", "--signer-address", site["address"], "--signer-bundle", site["bundle"]]
             flags += ["--agent-token-file", str(folder / "token"), "--node-name", NODE, *UNBOUND]
@@ -99,14 +99,14 @@ async def by_signer(identities: int) -> AsyncIterator[Node]:
 
 
 @contextmanager
-def signer(folder: Path, pods: int, nodes: int) -> Any:
+def signer(folder: Path, pods: int, nodes: int, *flags: str) -> Any:
     """A signer at an API server in its own memory: its process, and what it wrote of itself."""
 
     def quiet(*command: str) -> list[str]:
         # As installed: grpc has a line for each call in a log that is for looking for faults.
         return on(SERVERS)("env", f"{LEVEL}=info", *command)
 
-    with process(folder, pods, nodes, free_port(), within=quiet) as (running, site):
+    with process(folder, pods, nodes, free_port(), *flags, within=quiet) as (running, site):
         yield running.pid, site
 
 
