@@ -200,7 +200,7 @@ _CLUSTER = (
     "at most",
     "limit",
     "mints a second, of all",
-    "cores of a replica",
+    "cores of a replica: alone; the deciding process beside two workers",
     "forced re-issue: asked to take",
 )
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
@@ -218,8 +218,9 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "clusters": ("docs/sizing.md", lambda: table(_CLUSTER, sizing.of_clusters())),
     "on-paper": (
         "docs/sizing.md",
-        lambda: table(("of a replica", "reckoned", "workers 1", "workers 2"), sizing.on_paper()),
+        lambda: table(("of a replica", "reckoned", "SVIDs of an hour", "as advised"), sizing.on_paper()),
     ),
+    "advice": ("docs/sizing.md", sizing.advised),
     "versions-needed": (
         "docs/versions.md",
         lambda: table(("what", "version", "said in"), versions.needed()),

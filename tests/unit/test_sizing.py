@@ -59,20 +59,18 @@ def test_svids_live_as_long_as_the_page_takes_for_granted() -> None:
 
 
 def test_what_the_page_says_of_15000_nodes_is_what_the_formulas_give() -> None:
-    usual, slow = sizing.signer(sizing.ORDINARY), sizing.signer(sizing.SLOW)
-    row = dict(zip(("nodes", "pods", "replicas", "rest", "most", "limit"), sizing.of_clusters()[-1], strict=False))
-    of_one = sizing.mints(PODS) / 3
-    idle = [each.idle * PODS / 1000 / 100 for each in (usual, slow)]
-    at_5000 = [sizing.mints(150_000) / part * slow.mint / 1000 + slow.idle * 1.5 for part in (1, 4)]
+    slow = sizing.signer(sizing.SLOW)
+    at_5000 = [
+        sizing.deciding(150_000, 1, hours, workers=workers) for hours, workers in ((1, False), (1, True), (2, False))
+    ]
     says = [
-        ("5,000 nodes are above that** (0.90)", f"5,000 nodes are above that** ({at_5000[0]:.2f})"),
-        ("SVIDs of four hours (0.47)", f"SVIDs of four hours ({at_5000[1]:.2f})"),
-        ("signer.replicas=4", f"signer.replicas={row['replicas']}"),
-        ("a limit of 2560Mi", f"a limit of {row['limit']}"),
-        ("would use 0.66 of one", f"would use {of_one * usual.mint / 1000 + idle[0]:.2f} of one"),
-        ("of four hours 0.53", f"of four hours {of_one / 4 * usual.mint / 1000 + idle[0]:.2f}"),
-        ("one alone (0.98)", f"one alone ({idle[1]:.2f})"),
-        ("asked to take 25 minutes", f"asked to take {sizing.reissue(PODS) / 60:.0f} minutes"),
+        ("above that without workers** (0.67)", f"above that without workers** ({at_5000[0]:.2f})"),
+        ("with two workers they are not (0.55)", f"with two workers they are not ({at_5000[1]:.2f})"),
+        ("nor with SVIDs of two hours (0.42)", f"nor with SVIDs of two hours ({at_5000[2]:.2f})"),
+        ("0.33 of a core at 150,000 pods", f"{slow.idle * 1.5:.2f} of a core at 150,000 pods"),
+        ("one alone (0.98)", f"one alone ({slow.idle * PODS / 1000 / 100:.2f})"),
+        ("in its 4.2 ms", f"in its {sizing.renewal().decides:.1f} ms"),
+        ("5.5 ms is both sides", f"{sizing.renewal().in_one:.1f} ms is both sides"),
         ("take 77 MB each with 30 volumes", f"take {sizing.agent().memory(30):.0f} MB each with 30 volumes"),
         ("560 a second, at", f"{round(2 * sizing.mints(PODS), -1):.0f} a second, at"),
         ("of life 140", f"of life {round(2 * sizing.mints(PODS) / 4, -1):.0f}"),
@@ -82,27 +80,43 @@ def test_what_the_page_says_of_15000_nodes_is_what_the_formulas_give() -> None:
     assert [said for said, _ in says if said not in " ".join(PAGE.split())] == []
 
 
+def test_the_page_gives_one_advice_and_that_leaves_room() -> None:
+    found = sizing.advice(15_000)
+    assert (found.replicas, found.hours, found.rate, found.limit) == (4, 4, 200, 2560)
+    assert found.cores <= sizing.ROOM < sizing.deciding(PODS, found.replicas - 1, found.hours / 2)
+    forced = found.cores + found.rate / (found.replicas - 1) * sizing.renewal().decides / 1000
+    assert forced <= sizing.FULL
+    section = PAGE.partition("## 15,000 nodes on paper")[2].partition("\n## ")[0]
+    numbers = re.findall(r"(?:signer\.replicas=|\*\*)(\d+|[A-Z][a-z]+)(?= signers|`)", section)
+    assert set(numbers) == {"4", "Four"}
+    assert re.findall(r"ttl\.x509=(\w+)", section) == ["4h"]
+
+
+@pytest.mark.parametrize("nodes", [100, 1_000, 5_000, 15_000, 20_000])
+def test_what_is_advised_is_the_shortest_life_that_leaves_room(nodes: int) -> None:
+    found, serving = sizing.advice(nodes), sizing.replicas(nodes) - 1
+    pods = nodes * sizing.PODS_OF_NODE
+    enough = [each for each in sizing.LIVES if sizing.deciding(pods, serving, each) <= sizing.ROOM]
+    assert found.hours == (enough[0] if enough else sizing.LIVES[-1])
+    assert found.rate <= sizing.RATE
+
+
 def test_what_is_on_paper_can_be_reckoned_again() -> None:
     """By hand, from the rounded figures that the page shows."""
-    rows = {what: (one, two) for what, _, one, two in sizing.on_paper()}
+    rows = {what: (hour, advised) for what, _, hour, advised in sizing.on_paper()}
     assert rows["replicas"] == ("4", "4")
-    assert rows["renewals a second"] == ("92.6", "92.6")
-    each, mint, idle = 450_000 / (0.45 * 3600) / 3, 1.82 / 1000, 0.109 * 450 / 100
-    for number, part in enumerate((1.0, 0.67)):
+    assert rows["renewals a second"] == ("92.6", "23.1")
+    idle = 0.109 * 450 / 100
+    for number, hours in enumerate((1, 4)):
+        each = 450_000 / (0.45 * 3600 * hours) / 3
         cores = {what: float(found[number]) for what, found in rows.items() if found[number].replace(".", "").isdigit()}
-        assert cores["cores for these, deciding"] == pytest.approx(each * mint * part, abs=0.006)
-        assert cores["cores, deciding, in all"] == pytest.approx(each * mint * part + idle, abs=0.011)
-        forced = (each + 100) * mint * part + idle
+        assert cores["cores for these, deciding"] == pytest.approx(each * 0.0042, abs=0.006)
+        assert cores["cores for these, both workers"] == pytest.approx(each * 0.00128, abs=0.006)
+        assert cores["cores, deciding, in all"] == pytest.approx(each * 0.0042 + idle, abs=0.011)
+        forced = (each + 100) * 0.0042 + idle
         assert cores["the same in a forced re-issue at 300 a second"] == pytest.approx(forced, abs=0.011)
-        left = 3 * (0.9 - each * mint * part - idle) / (mint * part)
-        assert cores["mints a second beside renewals, of all, up to 0.9 of a core"] == pytest.approx(left, rel=0.02)
-    decisions = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
-    assert (
-        "| one of a call, 64 at once | 1.02, 1.09, 0.98, 1.05 | 0.69, 0.73, 0.70, 0.67 / 0.31, 0.37, 0.32, 0.35 |"
-        in decisions
-    )
-    assert pytest.approx(0.695 / 1.035) == sizing.DECIDES
-    assert pytest.approx(0.335 / 1.035) == sizing.SERVES
+        left = 3 * (0.9 - each * 0.0042 - idle) / 0.0042
+        assert cores["mints a second beside renewals, of all, up to 0.9 of a core"] == pytest.approx(left, abs=3)
 
 
 def test_each_file_of_results_that_the_page_names_is_there() -> None:
