@@ -22,10 +22,12 @@ def report(given: argparse.Namespace, outcomes: dict[str, Outcome]) -> str:
     """What is recorded."""
     about = ", ".join(f"{key} {value}" for key, value in environment().items())
     command = f"python -m tests.chaos --seed {given.seed} --faults {given.faults} --pods {given.pods}"
-    lines = ["# Chaos", "", f"`{command}`: {about}.", ""]
+    for name in ("world", "only"):
+        command += f" --{name} {getattr(given, name)}" if getattr(given, name) else ""
+    lines = [f"`{command}`: {about}.", ""]
     for world, outcome in outcomes.items():
         count = sum(map(len, outcome.kinds.values()))
-        lines += [f"## {world}", ""]
+        lines += [f"## {world}, {environment()['date']}", ""]
         lines += [f"{count} faults in {outcome.seconds:.0f} s; {outcome.reads} reads of volumes at full speed,"]
         lines += [f"{outcome.messages} messages on streams, no violation. Kubelet's repeated publishes that failed"]
         lines += [f"while the agent was away or without means: {outcome.republish_failures}.", ""]
@@ -52,7 +54,7 @@ def main() -> None:
         "--only", choices=sorted({*EMBEDDED_FAULTS, *SIGNER_FAULTS, *WORKERS_FAULTS}), help="faults of this kind alone"
     )
     parser.add_argument("--patient", action="store_true", help="with pauses of two minutes")
-    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--record", action="store_true", help=f"add it to {RESULTS.name}, at its end")
     given = parser.parse_args()
     if not LIBRARY.exists():
         parser.error(f"there is no {LIBRARY}, which sets the agent's clock: apt-get install libfaketime")
@@ -69,7 +71,8 @@ def main() -> None:
     text = report(given, outcomes)
     print(text)
     if given.record:
-        RESULTS.write_text(text)
+        # What earlier runs found stays: a run of one world, or of one fault, says nothing of the others.
+        RESULTS.write_text(f"{RESULTS.read_text(encoding='utf-8').rstrip()}\n\n{text}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Cluster:
     """One cluster, from `start` to `stop`; as a context manager also through SIGINT and SIGTERM."""
 
-    def __init__(self, directory: Path = DEFAULT_DIR, progress: Progress = say) -> None:
+    def __init__(self, directory: Path = DEFAULT_DIR, progress: Progress = say, sync: int = kubelet.SYNC) -> None:
         self.layout = Layout(directory)
         self.directory = directory
         self.logs = self.layout.logs
@@ -45,6 +45,7 @@ class Cluster:
         self.kubeconfig = self.layout.kubeconfig
         self.audit_log = self.layout.audit_log
         self._progress = progress
+        self._sync = sync
         self._network = OwnNetwork(self.layout.network)
         self._processes = Processes(self.layout)
         self._lock = Lock(self.layout.lock)
@@ -113,7 +114,7 @@ class Cluster:
         url = self._start_control_plane(authority, ports[:5])
         self._processes.start("kube-proxy", services.proxy(self.layout, authority, url, *ports[5:7]))
         self._processes.start("coredns", services.names(self.layout, authority, url))
-        command = kubelet.configure(self.layout, authority, url, *ports[7:])
+        command = kubelet.configure(self.layout, authority, url, ports[7], ports[8], self._sync)
         self._processes.start("kubelet", places.inside(self.layout, command))
         self._wait("the node to be ready", self._node_ready)
         self._wait(

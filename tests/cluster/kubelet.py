@@ -23,8 +23,14 @@ def make_root(layout: Layout) -> None:
     cgroups.make(layout.directory)
 
 
-def configure(layout: Layout, authority: ClusterAuthority, url: str, port: int, health_port: int) -> list[str]:
-    """Write its settings; the command that starts it."""
+# Seconds. Kubernetes has a minute; tests would wait for that.
+SYNC = 10
+
+
+def configure(
+    layout: Layout, authority: ClusterAuthority, url: str, port: int, health_port: int, sync: int = SYNC
+) -> list[str]:
+    """Write its settings; the command that starts it. It looks at each pod about every `sync` seconds."""
     pair = authority.issue("kubelet", f"system:node:{NODE}", "system:nodes")
     config = component_kubeconfig(layout, authority, url, "kubelet", f"system:node:{NODE}", "system:nodes")
     path = layout.directory / "kubelet.yaml"
@@ -54,7 +60,7 @@ def configure(layout: Layout, authority: ClusterAuthority, url: str, port: int, 
         "podLogsDir": str(layout.directory / "pod-logs"),
         "volumePluginDir": str(layout.volume_plugins),
         # Kubelet looks at each pod, and calls NodePublishVolume again, this often.
-        "syncFrequency": "10s",
+        "syncFrequency": f"{sync}s",
         # A developer's disk may be fuller than a node's; no pod here is worth evicting.
         "evictionHard": {"imagefs.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%"},
         "imageGCHighThresholdPercent": 100,
