@@ -99,7 +99,7 @@ def _named(call: Call) -> str:
 def republished(cluster: Cluster) -> int:
     """How often kubelet has published what was there, by the agent's metrics."""
     (pod,) = component(cluster, "agent")
-    ports = [each for one in pod["spec"]["containers"] for each in one.get("ports", []) if each["name"] == "health"]
+    ports = [each for one in pod["spec"]["containers"] for each in one.get("ports", []) if each["name"] == "metrics"]
     where = f"http://{pod['status']['podIP']}:{ports[0]['containerPort']}/metrics"
     with urllib.request.urlopen(where, timeout=30) as answer:
         lines = answer.read().decode().splitlines()

@@ -1,7 +1,8 @@
-"""bench.beside and bench.scale.still without their clusters: what a table says of what was found."""
+"""bench.beside, bench.scale.still and bench.back without their processes: what a table says of what was found."""
 
 import pytest
 
+from bench.back import table as back_table
 from bench.beside import THEIRS_CPU, Taken, described, difference, page
 from bench.scale.still import GOAL, PODS, sized, table
 
@@ -55,3 +56,8 @@ def test_still_pods_are_held_against_the_goal_with_all_that_a_signer_does() -> N
 def test_clusters_of_still_pods_have_as_many_as_they_say() -> None:
     assert [sized(each).pods for each in PODS] == list(PODS)
     assert all(len(list(cluster.mounted(0))) > 0 for cluster in map(sized, PODS))
+
+
+def test_each_kind_of_kill_has_its_line() -> None:
+    lines = back_table({"agent": [3.0, 1.0, 2.0], "process of all": [0.5]}).splitlines()
+    assert lines[2:] == ["| agent | 3 | 2.00 s | 3.00 s |", "| process of all | 1 | 0.50 s | 0.50 s |"]
