@@ -1,7 +1,8 @@
 """podsvid beside SPIRE, both on this machine, asked by one Go client: `python -m bench.peers [--rows ROW,…]`.
 
 Builds what it needs into the cache (SPIRE: some ten minutes, once), and needs root, two cores and some ten minutes.
-Writes bench/results/peers.md, and the values of the day beside it, into which rows that are measured alone are merged.
+Writes bench/results/peers.md, and the values of the day beside it. Rows measured alone are merged into those of
+before, of another day too: each says of which run it is.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def main() -> int:
             figures.lack(key, ALL_SIDES, "the run was ended before it")
     figures.about = {**about, "load after": f"{os.getloadavg()[0]:.2f}"}
     file = RESULTS / f"{about['date']}-{about['cores']}c-peers.json"
-    found = figures.found() if arguments.quick else merged(read(file), figures.found())
+    found = figures.found() if arguments.quick else merged(read(RESULTS, about["cores"]), figures.found())
     text = page(found, figures.about, versions())
     print(text)
     if not arguments.quick:

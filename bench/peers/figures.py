@@ -82,6 +82,7 @@ def from_json(text: str) -> dict[str, Found]:
     return {each["row"]: Found(each["values"], each["missing"], each["about"]) for each in rows}
 
 
-def read(file: Path) -> dict[str, Found]:
-    """What an earlier run of that day left; nothing where there is none."""
-    return from_json(file.read_text(encoding="utf-8")) if file.exists() else {}
+def read(folder: Path, cores: str) -> dict[str, Found]:
+    """What earlier runs on so many cores left, of the newest day that has any; nothing where there is none."""
+    newest = max(folder.glob(f"*-{cores}c-peers.json"), default=None, key=lambda file: file.name)
+    return from_json(newest.read_text(encoding="utf-8")) if newest else {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.peers import disk, latencies, minting, nodes, wire
-from bench.peers.figures import Figures, Found, from_json, merged, p50, p99, to_json
+from bench.peers.figures import Figures, Found, from_json, merged, p50, p99, read, to_json
 from bench.peers.nodes import DueFailed, spent
 from bench.peers.page import ALL_SIDES, NOT_MEASURED, cell, line, page, verdict
 from bench.peers.rows import BY_KEY, ROWS
@@ -95,6 +95,14 @@ def test_a_row_that_failed_now_does_not_take_the_place_of_one_that_was_found() -
 def test_what_is_kept_is_read_as_it_was() -> None:
     kept = {"idle": Found({PEER: [1.0, 2.5]}, {SIGNER: "why"}, ABOUT)}
     assert from_json(to_json(kept)) == kept
+
+
+def test_rows_measured_alone_are_merged_into_those_of_the_newest_day(tmp_path: Path) -> None:
+    assert read(tmp_path, "2") == {}
+    for day, value in (("2026-11-28", 1.0), ("2026-11-29", 2.0)):
+        (tmp_path / f"{day}-2c-peers.json").write_text(to_json({"idle": found(peer=[value])}))
+    (tmp_path / "2026-11-30-4c-peers.json").write_text(to_json({"idle": found(peer=[3.0])}))
+    assert read(tmp_path, "2")["idle"].values == {PEER: [2.0]}
 
 
 def test_percentiles() -> None:
