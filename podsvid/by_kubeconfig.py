@@ -15,8 +15,14 @@ import yaml
 from kubernetes import config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream.ws_client import websocket_call
-from urllib3.exceptions import HTTPError
-from websocket import WebSocketBadStatusException
+from urllib3.exceptions import HTTPError, LocationValueError, ProtocolError
+from urllib3.exceptions import TimeoutError as TooLate
+from websocket import (
+    WebSocketBadStatusException,
+    WebSocketConnectionClosedException,
+    WebSocketException,
+    WebSocketTimeoutException,
+)
 
 from podsvid import kept
 from podsvid.authority import CommandFailed, NoSuchPod
@@ -86,7 +92,8 @@ class AgentPod:
 class KubeconfigCluster:
     """The cluster of a kubeconfig's context (None: the current one), where podsvid is in `podsvid_namespace`.
 
-    Raises NotTold where the kubeconfig cannot be used. So does every method; several threads may call them.
+    `example`: the command that does the same in a signer's pod; empty where none does. Raises NotTold where the
+    kubeconfig cannot be used. So does every method; several threads may call them.
     """
 
     def __init__(
@@ -107,10 +114,9 @@ class KubeconfigCluster:
             self._client: Any = config.new_client_from_config(kubeconfig, context)
         except (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             why = " ".join(_told(error).split()).rstrip(".")
-            raise NotTold(
-                f"no usable kubeconfig: {why}; give --kubeconfig and --context, or run this in a signer's pod: "
-                f"kubectl -n {podsvid_namespace} exec deploy/podsvid-signer -- podsvid {example}"
-            ) from None
+            there = f"kubectl -n {podsvid_namespace} exec deploy/podsvid-signer -- podsvid {example}"
+            or_there = f", or run this in a signer's pod: {there}" if example else ""
+            raise NotTold(f"no usable kubeconfig: {why}; give --kubeconfig and --context{or_there}") from None
 
     @property
     def host(self) -> str:
@@ -132,10 +138,7 @@ class KubeconfigCluster:
                 f"{self.host} answers with no pod ({error}); is it an API server? look at the context"
             ) from None
         except (HTTPError, OSError) as error:
-            raise NotTold(
-                f"the API server {self.host} cannot be reached ({_why(error)}); look at the kubeconfig's context "
-                "and at your connection"
-            ) from None
+            raise self._unheard(error) from None
         return SeenPod(
             pod.metadata.namespace,
             pod.metadata.name,
@@ -196,8 +199,16 @@ class KubeconfigCluster:
                 out, said = call.read_stdout(timeout=0), call.read_stderr(timeout=0)
                 call.close()
         except ApiException as error:
+            if (
+                not error.status
+                and isinstance(error.__context__, OSError | WebSocketException)
+                and not _answered(error)
+            ):
+                raise self._unheard(error.__context__) from None
             raise _refused(error, self._needed) from None
-        except (HTTPError, OSError, ValueError) as error:
+        except (HTTPError, OSError, WebSocketException) as error:
+            raise self._unheard(error) from None
+        except ValueError as error:
             raise NotTold(_told(error)) from None
         if large:
             raise NotTold(f"pod {pod} answered more than {MOST_PRINTED >> 20} MiB; is it podsvid's? look at its image")
@@ -249,8 +260,19 @@ class KubeconfigCluster:
             return self._get(path, query, kind)
         except ApiException as error:
             raise _refused(error, self._needed) from None
-        except (HTTPError, OSError, msgspec.DecodeError) as error:
-            raise NotTold(_told(error)) from None
+        except msgspec.DecodeError as error:
+            raise NotTold(
+                f"{self.host} answers with what no API server does ({error}); is it one? look at the context"
+            ) from None
+        except (HTTPError, OSError) as error:
+            raise self._unheard(error) from None
+
+    def _unheard(self, error: BaseException) -> NotTold:
+        """What to say where nobody answered."""
+        return NotTold(
+            f"the API server {self.host} cannot be reached ({_why(error)}); look at the kubeconfig's context and at "
+            "your connection"
+        )
 
     def _get(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
         """Raises ApiException, HTTPError, OSError, and DecodeError where the answer is none of an API server."""
@@ -328,14 +350,21 @@ def _why(error: BaseException) -> str:
     while below is not None:
         if isinstance(below, OSError) and below.strerror:
             return below.strerror
-        reason = getattr(below, "reason", None)
+        error, reason = below, getattr(below, "reason", None)
         below = reason if isinstance(reason, BaseException) else below.__cause__ or below.__context__
-    return type(error).__name__
+    if isinstance(error, TimeoutError | TooLate | WebSocketTimeoutException):
+        return "no answer in time"
+    if isinstance(error, ConnectionError | ProtocolError | WebSocketConnectionClosedException):
+        return "it ended the connection"
+    return str(error) if isinstance(error, LocationValueError | WebSocketException) else type(error).__name__
+
+
+def _answered(error: Any) -> bool:
+    return isinstance(error.__context__, WebSocketBadStatusException)
 
 
 def _refused(error: Any, needed: str) -> NotTold:
-    below = error.__context__
-    status = below.status_code if isinstance(below, WebSocketBadStatusException) else error.status
+    status = error.__context__.status_code if _answered(error) else error.status
     found = (NotAllowed if status == FORBIDDEN else NotTold)(_said(error, needed))
     found.status = status or 0
     return found
@@ -344,7 +373,7 @@ def _refused(error: Any, needed: str) -> NotTold:
 def _said(error: Any, needed: str) -> str:
     """What the API server said, and what may be missing."""
     status, body = error.status, error.body
-    if isinstance(error.__context__, WebSocketBadStatusException):
+    if _answered(error):
         # The client of exec raises an error without them, from this one.
         status, body = error.__context__.status_code, error.__context__.resp_body
     try:

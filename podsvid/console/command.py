@@ -62,5 +62,5 @@ def _source(parsed: argparse.Namespace) -> "Source":
     from podsvid.by_kubeconfig import KubeconfigCluster
     from podsvid.console.in_cluster import RIGHTS, InCluster
 
-    cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "authority show", RIGHTS)
+    cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "", RIGHTS)
     return InCluster(cluster, parsed.every)

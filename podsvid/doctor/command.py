@@ -39,7 +39,7 @@ def run(parsed: argparse.Namespace, pause: Callable[[float], None] = time.sleep)
     # The kubernetes package keeps what the kubeconfig holds, keys as well, in temporary files until it ends.
     with unwinding():
         # Whoever may not look reads in the API server's own words which right it was.
-        cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "authority show", "")
+        cluster = KubeconfigCluster(parsed.kubeconfig, parsed.context, parsed.podsvid_namespace, "", "")
         found = looked(cluster, Waiting(parsed.timeout), pause)
     if parsed.output == "text":
         _show(found)

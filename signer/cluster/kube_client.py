@@ -43,6 +43,9 @@ _PARTIAL = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=1, appli
 _JSON = "application/json, */*;q=0.5"
 # What the package raises at a kubeconfig that is no YAML, or has something else where it expects a mapping.
 _GARBLED = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError)
+# What to look at where nobody answers.
+_BY_KUBECONFIG = "look at the kubeconfig's context and at your connection"
+_IN_POD = "look at this namespace's network policies and at the API server"
 _KINDS: Mapping[int, type[SignerError]] = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone}
 
 
@@ -52,9 +55,11 @@ class KubeClient:
     The service account token is read again every minute. Close it on the loop on which it was made.
     """
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    def __init__(self, configuration: client.Configuration, look: str = "") -> None:
+        """`look`: what to look at where the API server cannot be reached."""
         configuration.connection_pool_maxsize = CONNECTIONS
         self._configuration = configuration
+        self._look = look
         self._pages = asyncio.Semaphore(PAGES)
         self._large = asyncio.Semaphore(LARGE_EVENTS)
         self._client = client.ApiClient(configuration)
@@ -83,7 +88,7 @@ class KubeClient:
             raise ApiUnavailable(
                 f"no configuration for the API server: {why}; run in a pod, or give --kubeconfig"
             ) from None
-        return cls(configuration)
+        return cls(configuration, _BY_KUBECONFIG if kubeconfig is not None else _IN_POD)
 
     async def close(self) -> None:
         await self._client.close()
@@ -125,7 +130,7 @@ class KubeClient:
                     yield decoding.event(line, kind)
                     del line
         except (aiohttp.ClientError, ValueError, OSError, TimeoutError) as error:
-            raise _unreachable(error) from None
+            raise self._unreachable(error) from None
 
     async def _call(
         self, method: str, path: str, body: Object | None = None, content_type: str = "application/json"
@@ -134,7 +139,7 @@ class KubeClient:
         try:
             answer: Object = msgspec.json.decode(data)
         except (ValueError, RecursionError) as error:
-            raise _unreachable(error) from None
+            raise self._unreachable(error) from None
         return answer
 
     async def _answer(
@@ -154,7 +159,7 @@ class KubeClient:
                 async with response:
                     data = await _body(response, most)
         except (aiohttp.ClientError, ValueError, OSError, TimeoutError) as error:
-            raise _unreachable(error) from None
+            raise self._unreachable(error) from None
         if not 200 <= response.status < 300:
             raise _error(response.status, data)
         return data
@@ -183,6 +188,10 @@ class KubeClient:
         with suppress(KeyError, ValueError, OverflowError):
             self.dated(parsedate_to_datetime(response.headers["Date"]).astimezone(UTC))
         return response
+
+    def _unreachable(self, error: BaseException) -> ApiUnavailable:
+        what = f"the API server {self._configuration.host} cannot be reached ({_why(error)})"
+        return ApiUnavailable(f"{what}; {self._look}" if self._look else what)
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytearray:
@@ -236,6 +245,13 @@ def _error(status: int, data: bytes | bytearray) -> SignerError:
     return kind(f"the API server answers {status}{': ' + message[:500] if message else ''}")
 
 
-def _unreachable(error: BaseException) -> ApiUnavailable:
-    what = "certificate not trusted" if isinstance(error, ssl.SSLError) else type(error).__name__
-    return ApiUnavailable(f"the API server cannot be reached ({what})")
+def _why(error: BaseException) -> str:
+    """In the system's words, where it has some."""
+    if isinstance(error, ssl.SSLError):
+        return "certificate not trusted"
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        # The loop's own words have the address, once more.
+        return os.strerror(error.errno)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__

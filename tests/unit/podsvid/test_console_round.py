@@ -190,15 +190,7 @@ def test_who_may_not_is_told_so_once_and_nobody_else_is_asked() -> None:
 def test_commands_that_nobody_waits_for_any_more_are_counted_until_they_end(tmp_path: Path) -> None:
     # An API server that takes connections and never says a word, as a balancer may in its place.
     with socket.create_server(("127.0.0.1", 0), backlog=MOST_EXECS) as silent:
-        server = {"server": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        config = {
-            "clusters": [{"name": "c", "cluster": server}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "users": [{"name": "u", "user": {}}],
-            "current-context": "c",
-        }
-        (tmp_path / "config").write_text(json.dumps(config))
-        cluster = KubeconfigCluster(str(tmp_path / "config"), None, "podsvid")
+        cluster = of_a_cluster_at(silent.getsockname()[1], tmp_path)
         silent.settimeout(PATIENCE)
         asked, taken = [], []
         for number in range(MOST_EXECS):
@@ -216,6 +208,47 @@ def test_commands_that_nobody_waits_for_any_more_are_counted_until_they_end(tmp_
         silent.accept()[0].close()
         with pytest.raises(NotTold):
             another.result(PATIENCE)
+
+
+def of_a_cluster_at(port: int, folder: Path) -> KubeconfigCluster:
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {}}],
+        "current-context": "c",
+    }
+    (folder / "config").write_text(json.dumps(config))
+    return KubeconfigCluster(str(folder / "config"), None, "podsvid")
+
+
+def test_an_api_server_that_is_away_is_said_in_the_same_words_by_whatever_asks_it(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        cluster = of_a_cluster_at(port, tmp_path)
+        said = set()
+        for ask in (
+            cluster.agents,
+            cluster.signer,
+            partial(cluster.run, "a", "agent", LS),
+            partial(cluster.pod, "a", "b"),
+        ):
+            with pytest.raises(NotTold) as raised:
+                ask()
+            said.add(str(raised.value))
+    words = "cannot be reached (Connection refused); look at the kubeconfig's context and at your connection"
+    assert said == {f"the API server http://127.0.0.1:{port} {words}"}
+
+
+def test_an_api_server_that_ends_the_connection_is_said_without_a_package_s_words(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cluster = of_a_cluster_at(server.getsockname()[1], tmp_path)
+        asked = begun(partial(cluster.run, "agent", "agent", LS))
+        server.settimeout(PATIENCE)
+        server.accept()[0].close()
+        with pytest.raises(NotTold, match=r"cannot be reached \([A-Za-z ]+\); look at") as raised:
+            asked.result(PATIENCE)
+    assert "Error" not in str(raised.value)
 
 
 def test_an_agent_that_is_silent_is_given_up_without_advice_that_the_console_does_not_take(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A newcomer's mistakes: each is one clear line with a reason, an exit code of the one table, and leaves nothing."""
 
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ contexts: [{name: a, context: {cluster: a, user: a}}]
 users: [{name: a, user: {token: x}}]
 current-context: a
 """
+# Of an API server that does not listen.
+AWAY = "cannot be reached (Connection refused); look at the kubeconfig's context and at your connection"
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,14 @@ MISTAKES = (
     failed("NOT_A_SOCKET", "console", "--socket", "{file}", said="{file} is a file and no socket of an agent"),
     # Kubeconfigs.
     failed("API_SERVER_UNAVAILABLE", "doctor", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
-    failed("API_SERVER_UNAVAILABLE", "doctor", "--kubeconfig", "{closed}", said="onnection refused"),
+    failed("API_SERVER_UNAVAILABLE", "doctor", "--kubeconfig", "{closed}", said=AWAY),
+    failed("API_SERVER_UNAVAILABLE", "oidc", "probe", "--kubeconfig", "{closed}", said=AWAY),
+    failed("API_SERVER_UNAVAILABLE", "bundle", "show", "--kubeconfig", "{closed}", said=AWAY),
     failed("TIMED_OUT", "doctor", "--kubeconfig", "{deaf}", "--timeout", "1s", said="no answer from the API server"),
     failed("API_SERVER_UNAVAILABLE", "console", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
     failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{absent}", said="no usable kubeconfig"),
     failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{garbled}", said="no usable kubeconfig"),
-    failed(
-        "API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{closed}", said="cannot be reached (Connection"
-    ),
+    failed("API_SERVER_UNAVAILABLE", "explain", "a/b", "--kubeconfig", "{closed}", said=AWAY),
     failed(
         "TIMED_OUT", "explain", "a/b", "--kubeconfig", "{deaf}", "--timeout", "1s", said="no answer from the API server"
     ),
@@ -141,7 +144,7 @@ MISTAKES = (
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{folder}", said="Is a directory"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{garbled}", said="{garbled}"),
     failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{file}", said="{file} cannot be used"),
-    failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{closed}", said="cannot be reached"),
+    failed("API_SERVER_UNAVAILABLE", "uninstall-check", "--kubeconfig", "{closed}", said=AWAY),
     failed(
         "API_SERVER_UNAVAILABLE",
         "uninstall-check",
@@ -154,10 +157,10 @@ MISTAKES = (
     Mistake(
         ("uninstall-check",), "{absent} cannot be used", "API_SERVER_UNAVAILABLE", 1, (("KUBECONFIG", "{absent}"),)
     ),
-    Mistake(("uninstall-check",), "cannot be reached", "API_SERVER_UNAVAILABLE", 1, (("KUBECONFIG", "{closed}"),)),
+    Mistake(("uninstall-check",), AWAY, "API_SERVER_UNAVAILABLE", 1, (("KUBECONFIG", "{closed}"),)),
     Mistake(
         ("uninstall-check",),
-        "cannot be reached",
+        AWAY,
         "API_SERVER_UNAVAILABLE",
         1,
         (("KUBECONFIG", "{absent}:{closed}:{closed}"),),
@@ -258,8 +261,20 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(
     assert err.index("\n") == len(err) - 1
     assert len(err) < 1600
     assert all(each.isprintable() for each in err[:-1])
+    # Nobody reads what Python calls it.
+    assert not re.search(r"\w(Pool|Error|Exception)\(", err)
     assert code == mistake.code
     assert _everything(base) == before
+
+
+@pytest.mark.parametrize(("line", "there"), [("doctor", False), ("console", False), ("explain a/b", True)])
+def test_without_a_kubeconfig_nobody_is_sent_to_a_pod_that_cannot_do_the_same(
+    line: str, there: bool, places: Mapping[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*line.split(), "--kubeconfig", places["absent"]]) == 1
+    err = capsys.readouterr().err
+    assert "authority show" not in err
+    assert err.endswith("give --kubeconfig and --context\n") != there
 
 
 def test_there_are_sixty() -> None:
