@@ -67,7 +67,7 @@ def test_a_rotation_is_watched_in_the_quickstart(page: Page, tmp_path: Path) -> 
         # The token is off the address, and the table says what the event does.
         assert page.value("location.href") == url["url"].partition("#")[0] + "#identities"
         assert "demo/pod-1" in text(page)
-        assert published["spiffe_id"] in text(page)
+        assert page.value("document.querySelector('.space .c-id').textContent") == published["spiffe_id"]
         shot(page, "quickstart")
         page.until(f"{cell} !== {json.dumps(first)}")
         # By keyboard to the pod's own page and back.
@@ -91,6 +91,13 @@ def test_names_that_are_markup_are_shown_as_they_are(page: Page) -> None:
         volume("turned", spiffe_id="spiffe://example.org/\u202egpj.exe\u2066\x07"),
         volume("l" * 253, spiffe_id=f"spiffe://example.org/{'l' * 2000}", policy="l" * 317, serial="5" * 40),
         {"volume_id": None, "state": None, "not_after": "no time", "files": 7},
+        # Characters with very many marks, from the right to the left, and as wide as a column each.
+        volume(
+            ("e" + "\u0301" * 300) * 14,
+            namespace="\u05d0" * 60,
+            spiffe_id="\ufdfd" * 40,
+            policy="\U0001f469\u200d" * 30,
+        ),
     ]
     explained: dict[str, Any] = {
         "pod": MARKUP,
@@ -132,7 +139,18 @@ def test_names_that_are_markup_are_shown_as_they_are(page: Page) -> None:
     source.picture = replace(source.picture, name=MARKUP, nodes=(*source.picture.nodes, NodeLook(SCRIPT, (), MARKUP)))
     with Console(source) as console:
         page.open(console.url)
-        page.until(f"{ROWS}.length === 5")
+        page.until(f"{ROWS}.length === 6")
+        # Nothing of a name is outside of its column, which is as wide as in every other row.
+        for width in (320, 1280):
+            page.size(width, 800)
+            page.until(f"innerWidth === {width} && document.documentElement.scrollWidth <= innerWidth")
+            right = "(cell) => Math.round(cell.getBoundingClientRect().right)"
+            cells = f"[...{ROWS}].map((row) => [...row.children].map({right}).join())"
+            assert page.value(f"new Set({cells}).size") == 1
+            out = "(cell, part) => part.getBoundingClientRect().right > cell.getBoundingClientRect().right + 1"
+            parts = f"[...{ROWS}].flatMap((row) => [...row.querySelectorAll('.long > span')])"
+            assert page.value(f"{parts}.some((part) => ({out})(part.parentElement, part))") is False
+            assert page.value(f"[...{ROWS}].every((row) => row.offsetHeight === 32)")
         assert MARKUP in text(page)
         assert "\u202e" not in text(page)
         assert "\N{REPLACEMENT CHARACTER}gpj.exe\N{REPLACEMENT CHARACTER}" in text(page)
@@ -237,6 +255,59 @@ def test_ten_thousand_identities_cost_what_a_screenful_does(page: Page) -> None:
             page.until(f"innerWidth === {width} && document.documentElement.scrollWidth <= innerWidth")
             shot(page, f"width-{width}")
             assert page.value("document.querySelector('.c-pod:not([role=columnheader])').offsetWidth") >= 75
+
+
+def told_apart(page: Page, column: str) -> list[str]:
+    """What each row shows at least of the name in a column: its own end, where all of that is on the screen."""
+    whole = "(part) => part.scrollWidth <= part.clientWidth"
+    inside = "(part, cell) => part.getBoundingClientRect().right <= cell.getBoundingClientRect().right + 1"
+    tail = f"(({whole})(tail) && ({inside})(tail, cell) ? tail.textContent : '')"
+    cells = f"[...{ROWS}].map((row) => row.querySelector('.c-{column}'))"
+    head = f"(({whole})(cell.children[0]) ? cell.children[0].textContent : '…')"
+    return list(page.value(f"{cells}.map((cell) => {{ const tail = cell.children[1]; return {head} + {tail}; }})"))
+
+
+@pytest.mark.parametrize(
+    "form", ["gke-prod-cluster-default-pool-3f2a9c1d-x{}k2", "ip-10-0-{}-17.eu-1.compute.internal"]
+)
+def test_pods_and_nodes_of_real_clusters_can_be_told_apart_at_each_width(page: Page, form: str) -> None:
+    seen = at(utc())
+
+    def checkout(number: int) -> dict[str, Any]:
+        return shop(number) | {"namespace": "payments", "pod": f"checkout-7d9f8b6c5-x{number}k4q"}
+
+    nodes = [NodeLook(form.format(each), (checkout(each), checkout(each + 4)), "", seen) for each in range(4)]
+    with Console(Told(Picture("cluster", "there", True, tuple(nodes)))) as console:
+        page.open(console.url)
+        page.until(f"{ROWS}.length === 8")
+        for width in (320, 720, 1280, 1920):
+            page.size(width, 600, dark=width == 1920)
+            page.until(f"innerWidth === {width} && document.documentElement.scrollWidth <= innerWidth")
+            pods = told_apart(page, "pod")
+            assert len(set(pods)) == 8, pods
+            if width > 1000:
+                nodes_shown = told_apart(page, "node")
+                assert len(set(nodes_shown)) == 4, nodes_shown
+            # A row is marked as far as the frame, and its columns stand below their heads.
+            row = f"{ROWS}[0].getBoundingClientRect()"
+            rows = "document.querySelector('.rows')"
+            assert page.value(f"Math.abs({row}.right - {rows}.getBoundingClientRect().right)") < 1
+            left = "querySelector('.c-left').getBoundingClientRect().left"
+            assert page.value(f"{ROWS}[0].{left} - document.querySelector('.heads').{left}") == 0
+            assert page.value(f"{ROWS}[0].querySelector('.bar').clientWidth > 0") == (width > 560)
+        # Whoever does not see gets it as one name, and whoever points at it.
+        name = "payments/checkout-7d9f8b6c5-x0k4q"
+        assert page.value(f"[...{ROWS}].some((row) => row.children[1].ariaLabel === '{name}')")
+        assert page.value(f"[...{ROWS}].some((row) => row.children[1].title === '{name}')")
+        page.press("3")
+        for width in (320, 1280):
+            page.size(width, 600)
+            page.until(f"innerWidth === {width} && document.querySelectorAll('.node strong').length === 4")
+            fields = "[...document.querySelectorAll('.node strong')]"
+            assert page.value(f"{fields}.every((each) => each.scrollWidth <= each.clientWidth)")
+            # All of it is on the screen, in as many lines as it takes.
+            assert page.value(f"{fields}.map((each) => each.innerText)") == [form.format(each) for each in range(4)]
+            assert page.value(f"{fields}.every((each) => getComputedStyle(each).textOverflow === 'clip')")
 
 
 def authority(stage: str, name: str, **moments: int) -> dict[str, Any]:

@@ -66,6 +66,27 @@ export function replace(parent, ...children) {
 
 export const podLink = (namespace, pod) => `#pod/${encodeURIComponent(namespace)}/${encodeURIComponent(pod)}`;
 
+// Characters at the end of a name that are never left out: what a ReplicaSet, a StatefulSet or a pool of nodes tells them apart by.
+const TAIL = 10;
+const characters = new Intl.Segmenter(undefined, { granularity: 'grapheme' });
+
+// A name as what may be left out where there is no room, and what may not. No character is torn from its marks.
+export function split(name) {
+  if (name.length <= TAIL) return ['', name];
+  let at = name.length - TAIL;
+  if (/[^\x20-\x7e]/.test(name)) at = characters.segment(name.slice(-400)).containing(Math.min(400, name.length) - TAIL).index + Math.max(0, name.length - 400);
+  return [name.slice(0, at), name.slice(at)];
+}
+
+// The end that all of them have, from a dot on: a cloud's domain. Nobody is told from another by it.
+export function shared(names) {
+  const [first = '', ...others] = names;
+  let end = others.length ? first : '';
+  for (const each of others) while (!each.endsWith(end)) end = end.slice(1);
+  const dot = end.indexOf('.', end === first ? 1 : 0);
+  return dot < 0 ? '' : end.slice(dot);
+}
+
 export function facts(pairs) {
   const made = el('dl', { class: 'facts' });
   for (const [name, value] of pairs) {

@@ -1,5 +1,5 @@
 // The identities: as many rows as fit the screen, moved along and filled anew; ten thousand cost what forty do.
-import { about, el, shown, time, weight, windowOf } from '/assets/made.js';
+import { about, el, shared, shown, split, time, weight, windowOf } from '/assets/made.js';
 
 const ROW = 32, SPARE = 8;
 const COLUMNS = [
@@ -13,6 +13,8 @@ const COLUMNS = [
   ['renews', 'Renews in', (row) => row.renews],
 ];
 
+// Of these whoever makes many makes them alike but for their end.
+const NAMES = ['pod', 'id', 'node'];
 const UNKNOWN_POLICY = 'not known: minted before the agent was restarted, or its authority has no policies';
 
 export class Table {
@@ -86,6 +88,9 @@ export class Table {
   }
 
   draw() {
+    // The heads stand above their columns, and rows reach as far as the frame or the bar that scrolls them.
+    const bar = `calc(.8rem + ${this.body.offsetWidth - this.body.clientWidth}px)`;
+    if (this.heads.style.paddingRight !== bar) this.heads.style.paddingRight = bar;
     const first = Math.max(0, Math.floor(this.body.scrollTop / ROW) - SPARE);
     const number = Math.min(this.seen.length - first, Math.ceil(this.body.clientHeight / ROW) + 2 * SPARE);
     while (this.pool.length < number) this.pool.push(this.made());
@@ -99,6 +104,10 @@ export class Table {
     const cells = Object.fromEntries(COLUMNS.map(([key]) => [key, el('div', { class: `c-${key}`, role: 'cell' })]));
     const fill = el('i'), span = el('u'), mark = el('b'), text = el('span', { class: 'number' });
     const bar = el('span', { class: 'bar' }, fill, span, mark);
+    for (const key of NAMES) {
+      cells[key].classList.add('long');
+      cells[key].append(el('span', { class: 'head' }), el('span', { class: 'tail' }), el('span', { class: 'rest' }));
+    }
     cells.left.classList.add('left');
     cells.left.append(bar, text);
     cells.id.classList.add('mono');
@@ -122,11 +131,11 @@ export class Table {
     // As long as the column is: that it is not known now is its colour, and the rest of the page says why.
     put(cells.state, row.stale ? `was ${row.shownWas} ${about(now - row.seen)} ago` : row.shownState);
     cells.state.className = `c-state state ${weight(row.state)}`;
-    put(cells.pod, row.name);
-    put(cells.id, shown(row.volume.spiffe_id) || 'none yet');
+    name(cells.pod, row.name);
+    name(cells.id, shown(row.volume.spiffe_id) || 'none yet');
     put(cells.policy, row.shownPolicy || '–');
     if (!row.policy) cells.policy.title = UNKNOWN_POLICY;
-    put(cells.node, row.shownNode);
+    name(cells.node, row.shownNode, row.sameEnd);
     put(cells.serial, shown(row.volume.serial));
     put(text, about(left));
     put(cells.renews, about(row.renews - now));
@@ -168,6 +177,16 @@ function put(cell, text) {
   if (cell.classList.length && !cell.classList.contains('number')) cell.title = text;
 }
 
+// `rest`: its end, where that is everybody's: it gives way first, and what is before it keeps its own end.
+function name(cell, text, rest = '') {
+  if (cell.textContent === text) return;
+  const own = rest ? text.slice(0, -rest.length) : text;
+  [...split(own), rest].forEach((part, index) => { cell.children[index].textContent = part; });
+  cell.title = text;
+  // It is one name, whatever it is drawn of.
+  cell.ariaLabel = text;
+}
+
 // Certificates are valid from a while before they were made, for clocks that are behind: the files' time is that of the
 // SVID that they hold, and shows how much of it is left better.
 function began(volume) {
@@ -176,7 +195,7 @@ function began(volume) {
 }
 
 export function rowsOf(picture) {
-  const rows = [];
+  const rows = [], sameEnd = shared(picture.nodes.map((each) => shown(each.node)));
   for (const node of picture.nodes) {
     for (const volume of Array.isArray(node.volumes) ? node.volumes : []) {
       // Of a node that does not answer nobody knows: it is not shown as what it was.
@@ -184,7 +203,7 @@ export function rowsOf(picture) {
       const said = [was, volume.state_reason, volume.notice && was === 'ok' ? '(see pod)' : ''].filter(Boolean).join(' ');
       const row = {
         volume, state, was, seen: time(node.seen_at), node: node.node, key: `${node.node} ${volume.volume_id}`,
-        name: shown(`${volume.namespace ?? '?'}/${volume.pod ?? '?'}`), shownNode: shown(node.node),
+        name: shown(`${volume.namespace ?? '?'}/${volume.pod ?? '?'}`), shownNode: shown(node.node), sameEnd,
         shownState: shown(stale ? `unknown (was ${said})` : said), shownWas: shown(said),
         begins: began(volume), ends: time(volume.not_after), renews: time(volume.renew_at),
         from: time(volume.renew_from), until: time(volume.renew_until), window: windowOf(volume), stale,
