@@ -123,4 +123,4 @@ def _texts(status: dict[str, Any] | None, key: str) -> list[str]:
 
 def _told(each: Finding) -> dict[str, Any]:
     bad = each.weight in (Weight.BROKEN, Weight.WRONG)
-    return {"reason": each.reason, "bad": bad, "seen": each.seen, "to_do": each.to_do}
+    return {"reason": each.reason, "bad": bad, "seen": each.seen, "to_do": each.to_do, "link": each.link}

@@ -100,8 +100,8 @@ class Round:
         shown = agents[:MOST_NODES]
         more = len(agents) - len(shown)
         left_out = f"{more} of {len(agents)} nodes are not asked: the console asks {MOST_NODES}"
-        missing = {"nodes": left_out} if more else {}
-        missing.update((key, why) for key, why in self._picture.missing.items() if key != "nodes")
+        missing = {"unasked": left_out} if more else {}
+        missing.update((key, why) for key, why in self._picture.missing.items() if key not in ("nodes", "unasked"))
         before = {each.node: each for each in self._picture.nodes}
         nodes = {each.node: before.get(each.node, NodeLook(each.node)) for each in shown}
         self._picture = replace(self._picture, nodes=tuple(nodes.values()), missing=missing)

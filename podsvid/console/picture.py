@@ -34,8 +34,9 @@ class NodeLook:
 class Picture:
     """What is known by now. `kind`: node, cluster or quickstart; `name`: which. `looked`: a first look has ended.
 
-    `authority` is what `authority show` printed at `authority_at`. `missing`: why a part could not be had, by `nodes`,
-    `authority`, `leader` (of what only that signer knows) and `federations`. `federations` and `findings`: as
+    `authority` is what `authority show` printed at `authority_at`. `missing`: why a part could not be had, by `nodes`
+    (not even who runs is known), `unasked` (of nodes, the rest), `authority`, `leader` (of what only that signer knows)
+    and `federations`. `federations` and `findings`: as
     beyond.py makes them; the former as they were at `federations_at`.
     """
 

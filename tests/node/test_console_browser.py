@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from podsvid.by_kubeconfig import NotTold
 from podsvid.console.picture import NodeLook, Picture, at, utc
 from podsvid.console.serving import Console
 from tests.browser import Page, browser, program
@@ -393,6 +394,8 @@ def test_an_outage_a_refusal_and_an_authoritys_life_are_seen(page: Page) -> None
         page.value("location.hash = '#pod/shop/none'")
         page.until("document.querySelector('.way li.bad')")
         assert "refused: NO_POLICY: no policy matches" in page.value("document.querySelector('.way li.bad').innerText")
+        # Nobody is refused by a policy that asks for nothing.
+        assert "none is asked" not in text(page)
         shot(page, "refusal")
 
 
@@ -414,14 +417,95 @@ def test_what_is_not_asked_yet_is_not_well_and_what_is_lost_is_said_on_every_tab
         # What did not change is not drawn anew: the keyboard stays where it is.
         page.value(f"{fields}[1].focus()")
         source.picture = source.picture.lost("TIMED_OUT: nobody answers")
-        for key in "3124":
+        for key in "312":
             page.press(key)
             page.until("document.querySelector('.notice:not([hidden])')?.textContent === 'TIMED_OUT: nobody answers'")
             if key == "3":
                 page.until("document.querySelectorAll('.node.bad').length === 2")
                 assert page.value("document.activeElement.dataset.key") == "node-2"
+        # Where it is the first problem it is not said beside it, too.
+        page.press("4")
         page.until("document.querySelectorAll('.problem').length === 2")
+        assert text(page).count("TIMED_OUT: nobody answers") == 1
         assert "1,234 identities of 1 nodes are not shown" in text(page)
+
+
+def test_a_cluster_that_never_answered_is_said_once_and_counted_nowhere(page: Page) -> None:
+    away = "the API server https://there:6443 cannot be reached (Connection refused); look at the kubeconfig's context"
+    source = Told(Picture("cluster", "https://there:6443"), fails=NotTold(away))
+    with Console(source) as console:
+        page.open(console.url)
+        page.until("document.querySelector('.notice:not([hidden])')")
+        assert page.value("document.querySelector('.tools .hint').textContent") == "– identities"
+        assert page.value("document.getElementById('age').textContent") == "nothing is known"
+        shot(page, "away")
+        for key, sign in (("1", ".rows"), ("2", ".notice"), ("3", "main > .hint"), ("4", ".problem")):
+            page.press(key)
+            page.until(f"document.querySelector('main {sign}, {sign}')")
+            assert text(page).count(f"API_SERVER_UNAVAILABLE: {away}") == 1, key
+            assert "No agent runs" not in text(page)
+            shot(page, f"away-{key}")
+        assert page.value("document.querySelectorAll('.problem p')[1].innerText").startswith("What pods have goes on")
+        # An answer is counted, be it none.
+        source.fails, source.picture = None, Picture("cluster", "https://there:6443", True)
+        page.press("1")
+        page.until("document.querySelector('.tools .hint').textContent === '0 identities'")
+
+
+def test_a_renewal_is_due_and_then_late_where_its_agent_was_asked_since(page: Page) -> None:
+    now = datetime.now(UTC)
+
+    def renewed(number: int, seconds: int) -> dict[str, Any]:
+        return shop(number, renew_at=(now + timedelta(seconds=seconds)).isoformat())
+
+    volumes = (renewed(0, -500), renewed(1, -20), renewed(2, 900), shop(3, not_after=(now - timedelta(1)).isoformat()))
+    seen, before = at(now), at(now - timedelta(seconds=540))
+    nodes = (
+        NodeLook("asked", volumes, "", seen),
+        # What became due after the look may be done by now; and of who is silent it is not known.
+        NodeLook("before", (renewed(4, -500),), "", before),
+        NodeLook("silent", (renewed(5, -500),), "it did not answer", before),
+    )
+    with Console(Told(Picture("cluster", "there", True, nodes))) as console:
+        page.open(console.url)
+        page.until(f"{ROWS}.length === 6")
+        page.value("document.querySelector('[role=columnheader].c-pod button').click()")
+        shot(page, "late")
+
+        def cell(pod: str, column: str) -> Any:
+            row = f"[...{ROWS}].find((row) => row.children[1].textContent === 'shop/{pod}')"
+            return page.value(f"{row}.querySelector('.c-{column}').innerText")
+
+        assert cell("cart-0", "renews") == "8m late"
+        assert page.value("[...document.querySelectorAll('.c-renews.late')].map((each) => each.textContent)") == [
+            "8m late"
+        ]
+        assert (cell("web-1", "renews"), cell("cart-4", "renews")) == ("due", "due")
+        assert cell("search-2", "renews") == "15m"
+        assert cell("web-5", "renews") == "–"
+        assert "ended" in cell("billing-3", "left")
+
+
+def test_a_pods_page_says_each_instant_once(page: Page) -> None:
+    drawn = shop(1)
+    because = f"drawn at random in the window that the authority gave, {drawn['renew_from']} to {drawn['renew_until']}"
+    source = Told(Picture("cluster", "there", True))
+    volumes = [drawn | {"renew_because": because}]
+    source.explained = lambda *_: {"policy": None, "on_node": {"volumes": volumes}}
+    with Console(source) as console:
+        page.open(console.url)
+        page.until("document.querySelector('.tools')")
+        page.value("location.hash = '#pod/shop/web-1'")
+        page.until("document.querySelector('.way')")
+        names = "[...document.querySelectorAll('dt')].map((each) => each.textContent)"
+        assert "renewal" in page.value(names)
+        assert "renewal window" not in page.value(names)
+        assert text(page).count(because) == 1
+        shot(page, "pod")
+        # Where attempts failed the window stands nowhere else.
+        volumes[0] |= {"failures": 2, "renew_because": "it was due, 2 attempts in a row failed"}
+        page.value("[...document.querySelectorAll('button')].find((each) => each.textContent === 'ask again').click()")
+        page.until(f"{names}.includes('renewal window')")
 
 
 def test_clocks_that_differ_are_said(page: Page) -> None:
@@ -501,7 +585,9 @@ def test_federations_and_the_ca_above_are_seen_with_their_last_errors(page: Page
         source.picture,
         federations=(well, {**ill, "errors": [error]}),
         federations_at=seen,
-        findings=tuple({**each, "bad": True} for each in findings),
+        findings=tuple(
+            {**each, "bad": True, "link": f"docs/troubleshooting.md#{each['reason'].lower()}"} for each in findings
+        ),
     )
     with Console(source) as console:
         page.open(console.url)
@@ -519,6 +605,9 @@ def test_federations_and_the_ca_above_are_seen_with_their_last_errors(page: Page
         page.press("4")
         page.until("document.querySelectorAll('.problem.bad').length === 2")
         assert "FEDERATION_FETCH_FAILED: FederatedTrustDomain east\n\nkubectl describe." in text(page)
+        said = "[...document.querySelectorAll('.problem p:last-child')].map((each) => each.textContent)"
+        pages = [f"see docs/troubleshooting.md#{each['reason'].lower()} · Authorities shows it" for each in findings]
+        assert page.value(said) == pages
         shot(page, "problems")
         # Who does not answer any more keeps what was said, beside its age.
         source.picture = replace(source.picture.lost("TIMED_OUT: nobody answers"), authority_at=ago, federations_at=ago)

@@ -73,7 +73,7 @@ function aged() {
   const all = picture?.nodes ?? [], silent = all.filter((each) => each.missing).length;
   const oldest = Math.min(...all.filter((each) => each.seen_at && !each.missing).map((each) => time(each.seen_at)));
   const seen = Number.isFinite(oldest) ? `as of ${about(now() - oldest)} ago` : picture?.looked ? '' : 'looking…';
-  const trouble = wrong || (silent ? `${silent} of ${all.length} nodes not known` : picture?.missing.nodes ?? '');
+  const trouble = wrong || (silent ? `${silent} of ${all.length} nodes not known` : picture?.missing.nodes ? 'nothing is known' : '');
   const before = wrong ? '' : seen && trouble ? `${seen}; ` : seen, after = wrong && answered ? `; this is what was ${about(Date.now() - answered)} ago` : '';
   // Only the middle is read out: the rest changes each second.
   [before, trouble, after].forEach((text, index) => { if (age.children[index].textContent !== shown(text)) age.children[index].textContent = shown(text); });
@@ -103,7 +103,8 @@ function draw(fresh) {
   if (view === 'identities') {
     if (!table.table.isConnected) main.replaceChildren(notice(), table.tools, table.table);
     else main.firstChild.replaceWith(notice());
-    table.show(rows);
+    // None is a number only where somebody counted.
+    table.show(rows, rows.length > 0 || picture.nodes.some((each) => each.seen_at) || (picture.looked && !picture.missing.nodes && !picture.nodes.some((each) => each.missing)));
     if (fresh) table.body.focus({ preventScroll: true });
   } else if (view === 'pod') {
     if (fresh) explain(...rest.map(decodeURIComponent));
@@ -114,13 +115,14 @@ function draw(fresh) {
     drawn = of;
     later = [];
     if (view === 'authorities') replace(main, notice(), authorities(picture, now(), later));
-    else if (view === 'nodes') replace(main, notice(), nodes(fields, picture.looked, (node) => { table.filter.value = node; location.hash = '#identities'; }, now(), later));
+    else if (view === 'nodes') replace(main, notice(), nodes(fields, picture.looked && !picture.missing.nodes, (node) => { table.filter.value = node; location.hash = '#identities'; }, now(), later));
     else replace(main, notice(), problems(found, picture.looked, now(), later));
   }
 }
 
 function notice() {
-  const text = picture.missing.nodes ?? (view === 'identities' && picture.looked && !rows.length && !picture.nodes.some((each) => each.missing) ? 'kubelet has no volume of podsvid published there' : '');
+  // Problems begins with it.
+  const text = view === 'problems' ? '' : picture.missing.nodes ?? picture.missing.unasked ?? (view === 'identities' && picture.looked && !rows.length && !picture.nodes.some((each) => each.missing) ? 'kubelet has no volume of podsvid published there' : '');
   return el('p', { class: 'notice', hidden: !text, text: shown(text) });
 }
 

@@ -29,6 +29,9 @@ export function about(milliseconds) {
   return `${sign}${Math.round(seconds)}s`;
 }
 
+// Of an instant that is so many milliseconds ahead, or behind.
+export const when = (milliseconds) => (Number.isNaN(milliseconds) ? '' : milliseconds < 0 ? `${about(-milliseconds)} ago` : `in ${about(milliseconds)}`);
+
 // What is no time is shown as it came.
 export function instant(text) {
   const at = new Date(time(text));

@@ -1,5 +1,5 @@
 // One pod: `podsvid explain`, drawn as the way from policy to file.
-import { about, el, facts, instant, list, shown, time, weight, windowOf } from '/assets/made.js';
+import { about, el, facts, instant, list, shown, time, weight, when, windowOf } from '/assets/made.js';
 
 export function pod(found, now) {
   const made = el('div'), policy = found.policy, on = found.on_node ?? {}, volumes = list(on.volumes);
@@ -7,7 +7,7 @@ export function pod(found, now) {
   for (const note of list(found.notes)) made.append(el('p', { class: 'notice', text: shown(note) }));
   if (policy) {
     made.append(el('section', { class: 'card' }, el('h2', { text: 'Policy' }), facts([
-      ['outcome', policy.outcome], ['policy', policy.policy || 'none is asked'], ['SPIFFE ID', policy.spiffe_id], ['its identity', policy.entitled], ['subject', policy.subject],
+      ['outcome', policy.outcome], ['policy', policy.policy || (String(policy.outcome).startsWith('refused') ? '' : 'none is asked')], ['SPIFFE ID', policy.spiffe_id], ['its identity', policy.entitled], ['subject', policy.subject],
       ['X.509-SVIDs live', policy.x509_ttl && `${policy.x509_ttl}; a volume’s ttl gets ${policy.x509_ttl_most} at most`], ['podCertificate sources', policy.certificate_ttl], ['Istio’s proxies', policy.proxy_ttl && `certificates of that identity, which live ${policy.proxy_ttl} at most`], ['not granted', policy.ttl_clipped],
       ...list(policy.lost).map((each) => ['matches, and lost', `${each.policy}: ${each.because}`]),
       ...list(policy.not_matched).filter((each) => !each.elsewhere).slice(0, 5).map((each) => ['does not match', `${each.policy}: ${each.because}`]),
@@ -48,10 +48,11 @@ function ofVolume(volume, now) {
     facts([
       ['SPIFFE ID', volume.spiffe_id || 'none yet'], ['account', volume.service_account], ['pod UID', volume.pod_uid], ['key', volume.key_algorithm],
       ['serial', volume.serial], ['authority', volume.authority_id],
-      ['valid', volume.not_after && `${instant(volume.not_before)} to ${instant(volume.not_after)}, for ${about(time(volume.not_after) - now)} more`],
-      ['renewal', volume.failures || !volume.renew_at ? volume.renew_because : `${instant(volume.renew_at)}, in ${about(time(volume.renew_at) - now)}: ${volume.renew_because}`],
-      ...list(volume.jwt_files).map((each) => ['JWT-SVID', `${each.name} for ${list(each.audiences).join(', ')}, ends in ${about(time(each.not_after) - now)}, renewed in ${about(time(each.renew_at) - now)}`]),
-      ['renewal window', windowOf(volume)], ['minted by policy', volume.policy],
+      ['valid', volume.not_after && `${instant(volume.not_before)} to ${instant(volume.not_after)}, ${time(volume.not_after) < now ? 'which was' : 'which is'} ${when(time(volume.not_after) - now)}`],
+      ['renewal', volume.failures || !volume.renew_at ? volume.renew_because : `${instant(volume.renew_at)}, ${when(time(volume.renew_at) - now)}: ${volume.renew_because}`],
+      ...list(volume.jwt_files).map((each) => ['JWT-SVID', `${each.name} for ${list(each.audiences).join(', ')}, ends ${when(time(each.not_after) - now)}, renewal ${when(time(each.renew_at) - now)}`]),
+      // Why then says it, where nothing failed.
+      ['renewal window', volume.failures || !volume.renew_because ? windowOf(volume) : ''], ['minted by policy', volume.policy],
       ['notice', volume.notice], ['driver', `${volume.driver}, layout ${volume.layout}`],
       ['files', `${list(volume.files).join(', ')}; ${volume.files_written_at ? `written ${instant(volume.files_written_at)}` : 'not written'}`],
       ['files hold', volume.files_serial && volume.files_serial !== volume.serial ? `an older SVID: serial ${volume.files_serial}, valid to ${instant(volume.files_not_after)}` : ''],

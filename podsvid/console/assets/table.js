@@ -45,8 +45,10 @@ export class Table {
     new ResizeObserver(() => this.draw()).observe(this.body);
   }
 
-  show(rows) {
+  // `counted`: somebody told how many there are.
+  show(rows, counted) {
     this.rows = rows;
+    this.counted = counted;
     this.choose(false);
   }
 
@@ -81,7 +83,7 @@ export class Table {
       this.chosen = Math.max(0, this.seen.findIndex((row) => kept && row.key === kept.key));
     }
     const all = this.rows.length.toLocaleString('en');
-    this.count.textContent = this.seen.length === this.rows.length ? `${all} ${this.rows.length === 1 ? 'identity' : 'identities'}` : `${this.seen.length.toLocaleString('en')} of ${all}`;
+    this.count.textContent = !this.counted ? '– identities' : this.seen.length === this.rows.length ? `${all} ${this.rows.length === 1 ? 'identity' : 'identities'}` : `${this.seen.length.toLocaleString('en')} of ${all}`;
     this.table.setAttribute('aria-rowcount', this.seen.length + 1);
     this.space.style.height = `${this.seen.length * ROW}px`;
     this.draw();
@@ -106,7 +108,11 @@ export class Table {
     const bar = el('span', { class: 'bar' }, fill, span, mark);
     for (const key of NAMES) {
       cells[key].classList.add('long');
-      cells[key].append(el('span', { class: 'head' }), el('span', { class: 'tail' }), el('span', { class: 'rest' }));
+      cells[key].texts = ['head', 'tail', 'rest'].map((part) => {
+        const made = document.createTextNode('');
+        cells[key].append(el('span', { class: part }, made));
+        return made;
+      });
     }
     cells.left.classList.add('left');
     cells.left.append(bar, text);
@@ -137,11 +143,13 @@ export class Table {
     if (!row.policy) cells.policy.title = UNKNOWN_POLICY;
     name(cells.node, row.shownNode, row.sameEnd);
     put(cells.serial, shown(row.volume.serial));
-    put(text, about(left));
-    put(cells.renews, about(row.renews - now));
+    put(text, left < 0 ? 'ended' : about(left));
+    const late = isLate(row, now);
+    put(cells.renews, !(row.renews < now) ? about(row.renews - now) : row.stale ? '–' : late ? `${about(now - row.renews)} late` : 'due');
+    cells.renews.classList.toggle('late', late && !row.stale);
     if (bar.title !== row.window) bar.title = row.window;
     fill.style.width = part(left);
-    fill.className = row.renews < now - 60000 || left < 0 ? 'late' : '';
+    fill.className = late || left < 0 ? 'late' : '';
     mark.style.left = part(row.ends - row.renews);
     mark.hidden = Number.isNaN(row.renews);
     // The bar runs out to the left: the window's end stands left of its beginning.
@@ -170,6 +178,9 @@ export class Table {
   }
 }
 
+// By a minute when its agent was asked: what became due since may be done, and is known at the next look.
+const isLate = (row, now) => row.renews < Math.min(now, row.seen || now) - 60000;
+
 // What does not change is not written: the browser would lay it out again.
 function put(cell, text) {
   if (cell.textContent === text) return;
@@ -179,9 +190,10 @@ function put(cell, text) {
 
 // `rest`: its end, where that is everybody's: it gives way first, and what is before it keeps its own end.
 function name(cell, text, rest = '') {
-  if (cell.textContent === text) return;
+  if (cell.told === text) return;
+  cell.told = text;
   const own = rest ? text.slice(0, -rest.length) : text;
-  [...split(own), rest].forEach((part, index) => { cell.children[index].textContent = part; });
+  [...split(own), rest].forEach((part, index) => { if (cell.texts[index].data !== part) cell.texts[index].data = part; });
   cell.title = text;
   // It is one name, whatever it is drawn of.
   cell.ariaLabel = text;

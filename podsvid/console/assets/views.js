@@ -1,5 +1,5 @@
 // Authorities, nodes and problems, drawn of the picture.
-import { about, el, facts, instant, list, podLink, shown, time, weight, written } from '/assets/made.js';
+import { about, el, facts, instant, list, podLink, shown, time, weight, when, written } from '/assets/made.js';
 
 const KINDS = { KIND_X509: 'x509', KIND_JWT: 'jwt', KIND_BOTH: 'x509, jwt' };
 
@@ -59,7 +59,7 @@ function federations(picture, now, later) {
     ...found.map((each) => {
       const errors = list(each.errors), state = each.unseen ? 'not looked at yet' : each.ready ? `in force${errors.length ? ', and the last look failed:' : ''}` : 'not in force';
       const more = (at) => [each.sequence == null ? '' : `sequence ${each.sequence}`, each.fetched_at ? `fetched ${about(at - time(each.fetched_at))} ago` : 'never fetched',
-        each.next_poll ? `next look in ${about(Math.max(0, time(each.next_poll) - at))}` : '', each.earliest_not_after ? `first certificate ends in ${about(time(each.earliest_not_after) - at)}` : ''].filter(Boolean).join(', ');
+        each.next_poll ? `next look in ${about(Math.max(0, time(each.next_poll) - at))}` : '', each.earliest_not_after ? `first certificate ends ${when(time(each.earliest_not_after) - at)}` : ''].filter(Boolean).join(', ');
       return el('div', { class: 'partner' },
         el('p', {}, el('span', { class: `state ${each.ready ? errors.length ? 'warn' : 'ok' : 'bad'}`, text: state }), ' ', el('strong', { text: shown(each.trust_domain) }), el('span', { class: 'hint', text: ` ${shown(each.name)}` })),
         el('p', {}, el('code', { text: shown(each.url) })),
@@ -96,8 +96,8 @@ function lanes(all, now, later) {
     mark.style.left = at(now);
     later.push((moment) => { mark.style.left = at(moment); });
     track.append(mark);
-    const said = (moment) => shown([each.stage, each.leaves_at ? `leaves in ${about(time(each.leaves_at) - moment)}` : '',
-      each.not_after ? `certificate ends in ${about(time(each.not_after) - moment)}` : '', each.svids_known ? `${each.svids} SVIDs held` : ''].filter(Boolean).join(', '));
+    const said = (moment) => shown([each.stage, each.leaves_at ? `leaves ${when(time(each.leaves_at) - moment)}` : '',
+      each.not_after ? `certificate ends ${when(time(each.not_after) - moment)}` : '', each.svids_known ? `${each.svids} SVIDs held` : ''].filter(Boolean).join(', '));
     life.append(el('div', { class: 'lane', title: shown(each.id) },
       el('div', { class: 'name' }, el('strong', { text: `${KINDS[each.kind] ?? shown(each.kind)} ` }), el('code', { text: shown(each.id).slice(0, 10) })),
       el('div', {}, track, written(el('div', { class: 'hint' }), said, now, later))));
@@ -118,6 +118,7 @@ export function nodesOf(picture) {
   });
 }
 
+// `looked`: and who runs was told.
 export function nodes(fields, looked, show, now, later) {
   if (!fields.length) return el('p', { class: 'hint', text: looked ? 'No agent runs: look at the DaemonSet podsvid-agent.' : 'Looking…' });
   return el('div', { class: 'grid' }, ...fields.map((each) => {
@@ -130,6 +131,14 @@ export function nodes(fields, looked, show, now, later) {
 
 // Doctor's words are set after a "do:"; commands are in backquotes.
 const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}.`.replaceAll('`', '') : '');
+
+// Where not even the first question was answered.
+const AWAY = {
+  cluster: 'What pods have goes on being valid and renewed meanwhile. This page asks again by itself; podsvid doctor says more where it is a right that is missing.',
+  node: 'Pods have what they had, and nothing is renewed while no agent runs: look at it and at its log. This page asks again by itself.',
+  quickstart: 'It has ended, or its agent hangs: look at the terminal in which it runs.',
+};
+const VIEWS = { '#authorities': 'Authorities shows it', '#nodes': 'Nodes shows them', '#identities': 'Identities' };
 
 const TO_DO = {
   waiting: 'No SVID yet after a restart that found unusable files: it is asked for again by itself; the pod’s page says what failed.',
@@ -145,8 +154,9 @@ const SHOWN = 50;
 
 export function problemsOf(picture, rows) {
   const found = [];
-  const add = (bad, what, todo, link, since) => found.push({ bad, what, todo, link, since });
-  if (picture.missing.nodes) add(true, picture.missing.nodes, '');
+  const add = (bad, what, todo, link, since, read) => found.push({ bad, what, todo, link, since, read });
+  if (picture.missing.nodes) add(true, picture.missing.nodes, AWAY[picture.kind] ?? AWAY.node);
+  if (picture.missing.unasked) add(false, picture.missing.unasked, 'For a pod of another node there is podsvid explain, and on that node podsvid node ls.');
   if (picture.missing.authority && picture.kind === 'cluster') add(true, `the signer: ${picture.missing.authority}`, 'Where no signer runs no SVID is renewed: podsvid doctor says what its pods lack.', '#authorities', picture.authority ? picture.authority_at : '');
   const silent = new Map();
   for (const each of picture.nodes) if (each.missing) silent.set(each.missing, [...(silent.get(each.missing) ?? []), each]);
@@ -159,7 +169,7 @@ export function problemsOf(picture, rows) {
   }
   const left = picture.nodes.filter((each) => each.left_out), more = left.reduce((sum, each) => sum + each.left_out, 0);
   if (more) add(false, `${more.toLocaleString('en')} identities of ${left.length} nodes are not shown, as there are too many`, 'Those that are not ok are kept before others; podsvid node ls on a node has all of its own.');
-  for (const each of list(picture.findings)) add(each.bad, `${each.reason}: ${each.seen}`, sentence(each.to_do), '#authorities');
+  for (const each of list(picture.findings)) add(each.bad, `${each.reason}: ${each.seen}`, sentence(each.to_do), '#authorities', '', each.link);
   const kinds = new Map();
   // At the moment of the look, by this machine's clock: its agent, by the node's, says that it is valid.
   // A few seconds are no matter, and those of the look are whole ones.
@@ -181,5 +191,6 @@ export function problems(found, looked, now, later) {
     el('p', {}, el('strong', { text: shown(each.what) })),
     each.since ? written(el('p', { class: 'hint' }), (at) => `what is shown was said ${about(at - time(each.since))} ago`, now, later) : null,
     each.todo ? el('p', { text: shown(each.todo) }) : null,
-    each.link ? el('p', {}, el('a', { href: each.link, 'data-key': `${each.link} ${each.what}`, text: each.link.startsWith('#pod') ? 'look at the pod' : 'look there' })) : null)));
+    each.read || each.link ? el('p', {}, each.read ? el('span', { class: 'hint', text: `see ${shown(each.read)}` }) : null, each.read && each.link ? ' · ' : null,
+      each.link ? el('a', { href: each.link, 'data-key': `${each.link} ${each.what}`, text: VIEWS[each.link] ?? 'look at the pod' }) : null) : null)));
 }

@@ -124,7 +124,7 @@ def test_nodes_that_are_gone_are_gone() -> None:
 def test_of_very_many_nodes_some_are_left_out_and_that_is_said() -> None:
     found = looked(Round(Execs(pods=[agent(number) for number in range(MOST_NODES + 3)])))
     assert len(found.nodes) == MOST_NODES
-    assert found.missing["nodes"] == f"3 of {MOST_NODES + 3} nodes are not asked: the console asks {MOST_NODES}"
+    assert found.missing["unasked"] == f"3 of {MOST_NODES + 3} nodes are not asked: the console asks {MOST_NODES}"
 
 
 def test_without_the_agents_nothing_is_known() -> None:
@@ -290,6 +290,7 @@ def test_federations_are_told_with_their_last_errors_and_what_to_do() -> None:
     ((reason, seen),) = [(each["reason"], each["seen"]) for each in found.findings]
     assert (reason, seen) == ("FEDERATION_FETCH_FAILED", "FederatedTrustDomain partner: connection refused")
     assert "kubectl describe federatedtrustdomain" in found.findings[0]["to_do"]
+    assert found.findings[0]["link"] == "docs/troubleshooting.md#federation_fetch_failed"
     # The API server is asked for so many at most.
     assert execs.reads == [("/apis/podsvid.io/v1alpha1/federatedtrustdomains", {"limit": str(MOST_FEDERATIONS)})]
     execs.declared = NotAllowed("you may not list them")
