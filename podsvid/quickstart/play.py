@@ -241,7 +241,8 @@ def _web(place: Place) -> Console:
     from podsvid.console.on_node import OnNode
     from podsvid.console.serving import Console
 
-    return Console(OnNode(str(place.run / SOCKET), "quickstart"))
+    # Every pod's bundle has the authority; the first pod is there before any other, and as long as any.
+    return Console(OnNode(str(place.run / SOCKET), "quickstart", bundle=place.root / "pod-1" / "ca.crt"))
 
 
 def _removed(place: Place, *, kept: bool) -> str:

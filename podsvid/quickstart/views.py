@@ -106,8 +106,7 @@ class PlainView:
         self._console = console
         self._commands = commands
         self._told = False
-        if url:
-            self._say(f"watch it in a browser: {url}")
+        self._say(f"watch it in a browser: {url or f'{_own_command()} quickstart --web'}")
 
     def published(self, pod: PlayedPod) -> None:
         self._say(f"{pod.pod.namespace}/{pod.pod.name} published: {_one_line(pod.current)}")
@@ -196,6 +195,8 @@ class LiveView:
         if going_on and self._url:
             below.append(Text("Watch it in a browser:", style="bold"))
             below.append(Text(f"  {self._url}", style="cyan", overflow="fold"))
+        if going_on and not self._url:
+            below.append(Text(f"{_own_command()} quickstart --web shows it in a browser as well.", style="dim"))
         below.append(Text("Ctrl-C takes everything away again." if going_on else "Stopped.", style="dim"))
         # The line below the last one is the cursor's.
         room = self._console.height - 1 - len(self._console.render_lines(Group(*below), pad=False))

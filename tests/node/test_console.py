@@ -115,6 +115,10 @@ def test_the_quickstart_has_a_page_of_its_pods() -> None:
         assert (found["kind"], found["name"]) == ("quickstart", "quickstart")
         (volume,) = found["nodes"][0]["volumes"]
         assert (volume["namespace"], volume["pod"]) == ("demo", "pod-1")
+        # The authority that signed it, from the bundle that its peers have.
+        (own,) = until(told["url"], lambda found: bool(found["authority"]))["authority"]["authorities"]
+        assert (own["id"], own["stage"], own["svids"]) == (volume["authority_id"], "active", 1)
+        assert own["not_after"] > own["activated_at"]
         # Which serial is there by now is not known: they live for seconds.
         until(told["url"], lambda again: serial_in(again) != volume["serial"])
         assert end(quickstart.process, signal.SIGINT)

@@ -76,9 +76,19 @@ def test_a_rotation_is_watched_in_the_quickstart(page: Page, tmp_path: Path) -> 
         page.press("Enter")
         page.until("document.querySelector('.way')")
         assert page.value("location.hash") == "#pod/demo/pod-1"
-        assert "the quickstart has an authority of its own" in text(page)
+        assert text(page).count("the quickstart has an authority of its own") == 1
         page.press("Escape")
         page.until("location.hash === '#identities'")
+        # Its authority, which lives for as long as it, and where more than that is to be seen.
+        page.press("2")
+        page.until("document.querySelectorAll('.lane .track .active').length === 1")
+        assert "Authorities of example.org" in text(page)
+        assert "a rotation of the CA is seen in a cluster" in text(page)
+        assert "1 SVID held" in text(page)
+        assert page.value("document.querySelectorAll('main .notice:not([hidden])').length") == 0
+        shot(page, "quickstart-authorities")
+        page.press("1")
+        page.until("document.querySelector('.rows')")
     # The agent is gone, and so is who served the page.
     page.until("document.getElementById('age').textContent.startsWith('podsvid console cannot be reached')")
     shot(page, "ended")

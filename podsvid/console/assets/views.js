@@ -10,6 +10,11 @@ export function authorities(picture, now, later) {
     const text = (at) => shown(picture.missing.authority) + (status ? `; this is what it said ${about(at - time(picture.authority_at))} ago` : '');
     made.append(written(el('p', { class: 'notice' }), text, now, later));
   }
+  if (picture.kind === 'quickstart') {
+    made.append(el('p', { class: 'hint', text: 'The quickstart’s agent is its own authority, and renews SVIDs only: a rotation of the CA is seen in a cluster, by podsvid console.' }));
+    if (status) made.append(life(status, now, later));
+    return made;
+  }
   if (!status) {
     made.append(federations(picture, now, later));
     return made;
@@ -17,7 +22,7 @@ export function authorities(picture, now, later) {
   const have = (status.agents ?? 0) - (status.agents_waiting ?? 0);
   const acknowledged = el('span', {},
     el('meter', { min: 0, max: Math.max(1, status.agents ?? 0), value: have }), ` ${have} of ${status.agents ?? 0} agents${status.unknown ? ', as far as is known' : ''}`);
-  made.append(el('section', { class: 'card' }, el('h2', { text: `Authorities of ${shown(status.trust_domain)}` }), lanes(list(status.authorities), now, later)));
+  made.append(life(status, now, later));
   made.append(el('section', { class: 'card' }, facts([
     ['said', written(el('span'), (at) => `${about(at - time(picture.authority_at))} ago`, now, later)], ['acknowledged', acknowledged], ['sequence', status.sequence], ['leader', status.leader || 'none'],
     ['missing', list(status.waiting_nodes).join(', ')],
@@ -30,6 +35,8 @@ export function authorities(picture, now, later) {
   made.append(above(picture, status), federations(picture, now, later));
   return made;
 }
+
+const life = (status, now, later) => el('section', { class: 'card' }, el('h2', { text: `Authorities of ${shown(status.trust_domain)}` }), lanes(list(status.authorities), now, later));
 
 // What the CA above is asked for and said, its roots, and what was declared stolen.
 function above(picture, status) {
@@ -97,7 +104,7 @@ function lanes(all, now, later) {
     later.push((moment) => { mark.style.left = at(moment); });
     track.append(mark);
     const said = (moment) => shown([each.stage, each.leaves_at ? `leaves ${when(time(each.leaves_at) - moment)}` : '',
-      each.not_after ? `certificate ends ${when(time(each.not_after) - moment)}` : '', each.svids_known ? `${each.svids} SVIDs held` : ''].filter(Boolean).join(', '));
+      each.not_after ? `certificate ends ${when(time(each.not_after) - moment)}` : '', each.svids_known ? `${each.svids} SVID${each.svids === 1 ? '' : 's'} held` : ''].filter(Boolean).join(', '));
     life.append(el('div', { class: 'lane', title: shown(each.id) },
       el('div', { class: 'name' }, el('strong', { text: `${KINDS[each.kind] ?? shown(each.kind)} ` }), el('code', { text: shown(each.id).slice(0, 10) })),
       el('div', {}, track, written(el('div', { class: 'hint' }), said, now, later))));
@@ -134,7 +141,7 @@ const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}.`.r
 
 // Where not even the first question was answered.
 const AWAY = {
-  cluster: 'What pods have goes on being valid and renewed meanwhile. This page asks again by itself; podsvid doctor says more where it is a right that is missing.',
+  cluster: 'How pods are is not known by this: agents and signers have ways of their own. See whether kubectl with the same kubeconfig and context gets an answer; this page asks again by itself.',
   node: 'Pods have what they had, and nothing is renewed while no agent runs: look at it and at its log. This page asks again by itself.',
   quickstart: 'It has ended, or its agent hangs: look at the terminal in which it runs.',
 };

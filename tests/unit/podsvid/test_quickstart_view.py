@@ -61,6 +61,7 @@ def test_a_frame_fits_the_screen_with_both_commands(width: int, height: int, pod
     assert "tls.crt -noout -text" in text
     assert "podsvid api fetch x509" in text
     assert frame[-1] == "Ctrl-C takes everything away again."
+    assert "quickstart --web shows it in a browser as well." in text
     for number in range(1, min(pods, 5) + 1):
         assert f"demo/pod-{number} spiffe://" in text
     assert ("more pods" in text) == (pods == 500)
