@@ -455,7 +455,9 @@ def test_a_cluster_that_never_answered_is_said_once_and_counted_nowhere(page: Pa
             assert text(page).count(f"API_SERVER_UNAVAILABLE: {away}") == 1, key
             assert "No agent runs" not in text(page)
             shot(page, f"away-{key}")
-        assert page.value("document.querySelectorAll('.problem p')[1].innerText").startswith("What pods have goes on")
+        assert page.value("document.querySelectorAll('.problem p')[1].innerText").startswith(
+            "How pods are is not known"
+        )
         # An answer is counted, be it none.
         source.fails, source.picture = None, Picture("cluster", "https://there:6443", True)
         page.press("1")
