@@ -67,7 +67,8 @@ class Metrics:
         )
         self._refused_calls = Counter(
             "podsvid_api_refused_calls",
-            "Calls refused because a limit of their pod was reached, by limit.",
+            "Calls refused, and connections of pods closed, because a limit was reached, by limit (connections: of a "
+            "socket, of a pod, of all pods; first bytes: before HTTP/2's settings are acknowledged; descriptors).",
             ["limit"],
             registry=self.registry,
         )

@@ -26,8 +26,12 @@ METHODS = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
-# Why a call is refused; see agent.socket.guard.
-REFUSALS = ("open calls", "calls a second", "unread answers")
+# Why a call is refused, see agent.socket.guard; and a connection, see agent.socket.refusals.
+REFUSALS = (
+    *("open calls", "calls a second", "unread answers"),
+    *("connections of a socket", "connections of a pod", "connections of all pods"),
+    *("first bytes", "first bytes of all connections", "first bytes too late", "descriptors"),
+)
 
 # What a process lacks that has no network or root of its own, in which it could have the relay; see agent.socket.relay.
 UNCOUNTED = "a count of connections"

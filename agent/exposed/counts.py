@@ -31,6 +31,7 @@ class Counts:
         self._changed.set()
 
     def call_refused(self, why: str) -> None:
+        """A call, or a connection."""
         self._refused[why] += 1
         self._changed.set()
 

@@ -77,7 +77,7 @@ class Served:
         self._clock = SystemClock()
         self._reader = Reader()
         self.counts = Counts()
-        self._connections = Connections(Closers())
+        self._connections = Connections(Closers(), self.counts.call_refused)
         self.weighing = Weighing(self._connections)
         self._relay = Relay(self._connections) if alone else None
         self._serving = Serving()

@@ -8,10 +8,12 @@ import fcntl
 import socket
 import struct
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from agent.socket import refusals
 from agent.socket.closing import Closers, emptied
 
 # Of one pod, whatever its volumes are, and of all: open, or closed with something unread.
@@ -47,10 +49,12 @@ class Held:
 
 
 class Connections:
-    """The books of them. Belongs to one event loop, in which `closers` are."""
+    """The books of them. Belongs to one event loop, in which `closers` are; `refused` is told of each that is closed
+    because of what it is, and why (agent.socket.refusals)."""
 
-    def __init__(self, closers: Closers, pod: int = POD, most: int = ALL) -> None:
+    def __init__(self, closers: Closers, refused: Callable[[str], None], pod: int = POD, most: int = ALL) -> None:
         self.closers = closers
+        self.refused = refused
         self._pod = pod
         self._most = most
         # Those in use; those that were closed here, the one that was looked at the longest ago first; and how many of
@@ -72,7 +76,8 @@ class Connections:
         """One that was just accepted; None where there are too many: it was closed. Raises OSError."""
         holder.taken += 1
         if self.is_full(holder.pod):
-            self.refuse(connection)
+            of_pod = self._counts[holder.pod] >= self._pod
+            self.refuse(connection, refusals.OF_POD if of_pod else refusals.OF_ALL)
             return None
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALLEST)
         held = Held(holder, connection)
@@ -82,8 +87,9 @@ class Connections:
         holder.open += 1
         return held
 
-    def refuse(self, connection: socket.socket) -> None:
+    def refuse(self, connection: socket.socket, why: str) -> None:
         """Close one that is in no books."""
+        self.refused(why)
         if emptied(connection):
             connection.close()
         else:

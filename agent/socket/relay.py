@@ -14,6 +14,7 @@ import socket
 from contextlib import suppress
 from typing import Final
 
+from agent.socket import refusals
 from agent.socket.closing import WAITING, brings_descriptors, close_listener
 from agent.socket.connections import SMALLEST, Connections, Held, Holder
 from agent.socket.early import Budget, Early, Verdict
@@ -135,10 +136,12 @@ class Relay:
         self._timed.pop(pair, None)
         self._time(pair)
 
-    def drop(self, pair: _Pair) -> None:
-        """Close both of its ends."""
+    def drop(self, pair: _Pair, why: str = "") -> None:
+        """Close both of its ends. `why`: what it is refused for, if it is."""
         if pair not in pair.door.pairs:
             return
+        if why:
+            self.connections.refused(why)
         del pair.door.pairs[pair]
         for end in (pair.pod, pair.grpc):
             self._watch(end, 0)
@@ -170,7 +173,7 @@ class Relay:
             if end is pair.pod and not pair.door.is_guarded:
                 most, brings = brings_descriptors(end.socket, self._buffer)
                 if brings:
-                    self.drop(pair)
+                    self.drop(pair, refusals.DESCRIPTORS)
                     return
             # No more than was looked at. What its sender has changed since then is changed here, too.
             count = end.socket.recv_into(self._buffer, most) if most else 0
@@ -191,20 +194,21 @@ class Relay:
             self._heard_early(pair, pair.early, bytes(data))
 
     def _heard_early(self, pair: _Pair, early: Early, data: bytes) -> None:
-        if not self._may_say(pair, early, data):
-            self.drop(pair)
+        why_not = self._why_not(pair, early, data)
+        if why_not:
+            self.drop(pair, why_not)
         elif early.clear:
             self._pass(pair.grpc, memoryview(early.clear))
 
-    def _may_say(self, pair: _Pair, early: Early, data: bytes) -> bool:
+    def _why_not(self, pair: _Pair, early: Early, data: bytes) -> str:
         verdict = early.feed(data)
         if verdict is Verdict.ACKNOWLEDGED:
             self._acknowledged(pair)
             self._timed.pop(pair, None)
         if verdict is not Verdict.MORE:
-            return verdict is Verdict.ACKNOWLEDGED
+            return "" if verdict is Verdict.ACKNOWLEDGED else refusals.FIRST
         before, pair.cost = pair.cost, early.cost
-        return self._budget.charge(pair.held.holder.pod, before, pair.cost)
+        return "" if self._budget.charge(pair.held.holder.pod, before, pair.cost) else refusals.FIRST_OF_ALL
 
     def _acknowledged(self, pair: _Pair) -> None:
         """It costs nothing early any more."""
@@ -298,7 +302,7 @@ class Relay:
                 self._sweeping = self._loop.call_at(pair.due, self._sweep)
                 return
             del self._timed[pair]
-            self.drop(pair)
+            self.drop(pair, refusals.LATE if pair.early is not None else "")
 
     def _widen(self, pair: _Pair) -> None:
         """A pod does not read, and gRPC may write on."""
@@ -322,7 +326,6 @@ class Door:
     """One pod's socket, which listens. gRPC is to accept at the abstract name `inner` before it is opened."""
 
     def __init__(self, relay: Relay, listening: socket.socket, holder: Holder, most: int, *, is_guarded: bool) -> None:
-        # A name that nobody can know.
         self.inner = f"podsvid-{secrets.token_hex(16)}"
         self.address = b"\0" + self.inner.encode("ascii")
         self.pairs: dict[_Pair, None] = {}
@@ -383,7 +386,7 @@ class Door:
         """Whether there was room for it."""
         if len(self.pairs) >= self._most:
             self._holder.taken += 1
-            self._relay.connections.refuse(connection)
+            self._relay.connections.refuse(connection, refusals.OF_SOCKET)
             return False
         try:
             return self._relay.begin(self, connection, self._holder)

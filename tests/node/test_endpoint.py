@@ -124,7 +124,7 @@ def served(main: Callable[[Served], Awaitable[Any]], limits: Limits = DEFAULT, *
             handlers = [methods.handlers(name) for name in ("SpiffeWorkloadAPI", SDS.split("/")[1])]
             account = alone(limits)
             # As it is served where the host lets it be.
-            relay = Relay(Connections(Closers())) if relayed else None
+            relay = Relay(Connections(Closers(), counts.call_refused)) if relayed else None
             endpoint = Endpoint(handlers, account, counts, relay)
             path = Path(base, "socket")
             await endpoint.open(str(path))

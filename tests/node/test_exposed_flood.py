@@ -6,8 +6,9 @@ import os
 import re
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from agent.socket.connections import POD
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import PodVolume
 from tests.node.test_exposed import answered, exposed, flood
+from tests.ports import free_port
 from tests.support import DEADLINE, DRIVER, IS_ROOT, VOLUME, Host, host, node, pod, svid_stream
 
 pytestmark = [
@@ -29,12 +31,12 @@ VOLUMES = POD // Limits().connections
 NONE_LEFT = "File descriptor limit reached"
 
 
-async def published(here: Host, kubelet: StandInKubelet, pods: int) -> list[Path]:
+async def published(here: Host, kubelet: StandInKubelet, pods: int, volumes: int = VOLUMES) -> list[Path]:
     """The sockets of so many pods, each with as many volumes as it takes to have all the connections that it may."""
     return [
         here.short(await kubelet.publish(each, PodVolume(name=f"v{number}"))) / "socket"
         for each in [pod(f"wild{number}", "wild") for number in range(pods)]
-        for number in range(VOLUMES)
+        for number in range(volumes)
     ]
 
 
@@ -70,6 +72,53 @@ def full(sockets: Sequence[Path]) -> Iterator[None]:
                 each.join()
         for end in held:
             end.close()
+
+
+def test_connections_that_are_refused_are_counted_by_what_they_were_refused_for() -> None:
+    async def run() -> None:
+        metrics = f"127.0.0.1:{free_port()}"
+
+        def counted() -> dict[str, int]:
+            with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as answer:
+                text = answer.read().decode()
+            return {
+                why: int(float(number))
+                for why, number in re.findall(r'^podsvid_api_refused_calls_total{limit="(.+)"} (.+)$', text, re.M)
+                if float(number)
+            }
+
+        async def until(wanted: dict[str, int]) -> None:
+            async with asyncio.timeout(DEADLINE):
+                while await asyncio.to_thread(counted) != wanted:
+                    await asyncio.sleep(0.05)
+
+        def connected(path: Path, said: bytes = b"") -> socket.socket:
+            end = socket.socket(socket.AF_UNIX)
+            end.settimeout(DEADLINE)
+            end.connect(str(path))
+            end.sendall(said)
+            return end
+
+        async with node("--metrics-listen", metrics, "--socket-connections", "150") as (here, kubelet):
+            one, two = await published(here, kubelet, 1, volumes=2)
+            with ExitStack() as stack:
+                # gRPC's settings have come: it is in the books.
+                for path, number in ((one, 150), (two, POD - 150)):
+                    for _ in range(number):
+                        end = stack.enter_context(closing(connected(path)))
+                        await asyncio.to_thread(end.recv, 1)
+                for path in (one, two, two):
+                    with closing(connected(path)) as refused:
+                        assert await asyncio.to_thread(refused.recv, 1) == b""
+                await until({"connections of a socket": 1, "connections of a pod": 2})
+            async with asyncio.timeout(DEADLINE):
+                await answered(one)
+            with closing(connected(two, b"GET / HTTP/1.1\r\n\r\n")) as other:
+                while await asyncio.to_thread(other.recv, 100):
+                    pass
+            await until({"connections of a socket": 1, "connections of a pod": 2, "first bytes": 1})
+
+    asyncio.run(run())
 
 
 def descriptors(process: int) -> int:

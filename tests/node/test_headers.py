@@ -308,10 +308,10 @@ def test_who_lets_refusals_lie_loses_the_pods_connections(tmp_path: Path, monkey
     monkeypatch.setattr(accounts_module, "UNTAKEN", 8)
 
     async def run() -> None:
-        connections = Connections(Closers())
+        counts = Counts()
+        connections = Connections(Closers(), counts.call_refused)
         accounts = Accounts(Limits(calls=8), connections.shut, time.monotonic)
         account = accounts.begin(1, "pod")
-        counts = Counts()
         path = tmp_path / "socket"
         endpoint = Endpoint([Methods().handlers("SpiffeWorkloadAPI")], account, counts, Relay(connections))
         await endpoint.open(str(path))

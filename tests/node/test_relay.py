@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 
-from agent.socket import closing, early, relay
+from agent.socket import closing, early, refusals, relay
 from agent.socket.accounts import Account, Accounts, Limits
 from agent.socket.closing import Closers
 from agent.socket.connections import SMALLEST, Connections, Holder, unread
@@ -109,7 +109,8 @@ class Raw:
 def relayed(main: Callable[[Relayed], Awaitable[Any]], limits: Limits | None = None) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory(prefix="pv", dir="/tmp") as base:
-            connections, counts, methods = Connections(Closers()), Counts(), Heard()
+            counts, methods = Counts(), Heard()
+            connections = Connections(Closers(), counts.call_refused)
             found = Relay(connections)
             accounts = Accounts(limits or Limits(), connections.shut, time.monotonic)
             account, path = accounts.begin(1, "pod"), Path(base, "socket")
@@ -210,6 +211,7 @@ def test_who_speaks_something_else_is_closed_at_once(said: bytes) -> None:
         raw.writer.write(said)
         await raw.closed()
         await until(here.nothing_held)
+        assert here.at.counts.refused == [refusals.FIRST]
 
     relayed(main)
 
@@ -236,6 +238,7 @@ def test_what_all_say_early_has_a_bound_and_a_first_call_is_always_possible(monk
         # At once, and not when its time is over.
         assert len(door_of(here).pairs) == 1
         await two.closed()
+        assert here.at.counts.refused == [refusals.FIRST_OF_ALL]
         three = await here.raw()
         three.writer.write(BEGUN + call(1, b"y"))
         await until(lambda: b"y" in here.at.methods.seen)
@@ -263,6 +266,7 @@ def test_who_says_nothing_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) 
         async with asyncio.timeout(8):
             await silent.closed()
             await slow.closed()
+        assert here.at.counts.refused == [refusals.LATE] * 2
         stays.writer.write(call(1, b"still there"))
         await until(lambda: here.at.methods.seen == [b"still there"])
         stays.writer.close()
@@ -288,6 +292,7 @@ def test_so_many_are_open_at_once_and_the_others_are_closed() -> None:
         again = await here.raw()
         assert (await again.frame())[0] == SETTINGS
         assert here.account.weight().connections == 6
+        assert here.at.counts.refused == [refusals.OF_SOCKET] * 2
         for raw in (*held, again):
             raw.writer.close()
 
@@ -593,6 +598,7 @@ def test_where_all_threads_wait_others_are_served_and_their_connections_closed(
             linger.close()
             await raw.closed()
             raw.writer.close()
+        assert here.at.counts.refused == [refusals.DESCRIPTORS] * len(lingers)
         closers = here.connections.closers
         assert (closers._busy, closers.waiting) == (closing.THREADS, 2)
         # They count as their pod's.

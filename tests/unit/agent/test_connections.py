@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.socket import closing, connections
+from agent.channel.messages import REFUSALS
+from agent.socket import closing, connections, refusals
 from agent.socket.accounts import Limits
 from agent.socket.closing import Closers, close_listener, emptied
 from agent.socket.connections import Connections, Held, Holder, unread
@@ -27,6 +28,7 @@ class Pods:
     books: Connections
     listening: dict[str, socket.socket] = field(default_factory=dict)
     holders: dict[str, Holder] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
     def connect(self, name: str, pod: str = "") -> tuple[socket.socket, Held | None]:
         """The pod's end, and what the books have of it."""
@@ -49,7 +51,8 @@ class Pods:
 
 def with_books(main: Callable[[Pods], None], base: Path, pod: int = 3, most: int = 100) -> None:
     async def run() -> None:
-        at = Pods(base, Connections(Closers(), pod, most))
+        refused: list[str] = []
+        at = Pods(base, Connections(Closers(), refused.append, pod, most), refused=refused)
         main(at)
         for each in at.listening.values():
             each.close()
@@ -90,14 +93,20 @@ def test_a_pods_volumes_share_a_bound_and_others_have_theirs(tmp_path: Path) -> 
         assert not is_shut(theirs)
         assert (at.books.held("one"), at.books.held("two")) == (3, 1)
         assert [(each.taken, each.open) for each in at.holders.values()] == [(4, 2), (4, 1), (1, 1)]
+        assert at.refused == [refusals.OF_POD] * 5
 
     with_books(main, tmp_path)
+
+
+def test_the_agent_counts_every_reason() -> None:
+    assert set(refusals.ALL) < set(REFUSALS)
 
 
 def test_all_pods_have_one(tmp_path: Path) -> None:
     def main(at: Pods) -> None:
         kept = [at.connect(name) for name in ("a", "b", "c")]
         assert [is_shut(theirs) for theirs, _ in kept] == [False, False, True]
+        assert at.refused == [refusals.OF_ALL]
         at.books.allow(3)
         assert not is_shut(at.connect("c")[0])
 
@@ -183,7 +192,7 @@ def test_connections_with_something_to_be_read_are_busy(tmp_path: Path) -> None:
 
 def test_one_with_a_descriptor_in_it_is_closed_in_a_thread_and_counts_until_then(tmp_path: Path) -> None:
     async def run() -> None:
-        at = Pods(tmp_path, Connections(Closers(most=1), pod=3))
+        at = Pods(tmp_path, Connections(Closers(most=1), list[str]().append, pod=3))
         theirs, held = at.enter("a")
         send_descriptor(theirs)
         another, also = at.enter("a")
