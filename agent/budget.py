@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from csi.room import MIB, OWN, Bounds
+from csi.room import KIB, MIB, OWN, Bounds
 
 # The agent at rest, with all that it loads, and what it takes to mint and write for a while. bench/results/volumes.md.
 PROCESS: Final = 48 * MIB
@@ -28,8 +28,11 @@ EACH, OF_A_VOLUME, REFUSED, REST = 3, 2, 1024, 200
 # Probes and scrapers, docs/metrics.md; and the chart's /tmp, which is memory.
 PAGES: Final = 9 * MIB
 TMP: Final = 8 * MIB
+# `podsvid node ls` or `explain` in the agent's pod, as the console has it run: one at a time (podsvid/readings.py). A
+# memory cgroup counts 18 MiB of one, over what the agent has loaded already; and so much of each volume that it lists.
+READING, READ = 20 * MIB, 12 * KIB
 # resources.limits.memory of the chart's agent.
-LIMIT: Final = 792 * MIB
+LIMIT: Final = 824 * MIB
 
 
 def descriptors(volumes: int) -> int:
@@ -51,6 +54,7 @@ def needed(bounds: Bounds) -> Mapping[str, int]:
             "what those leave unread: 1024 connections x 30 KiB": QUARANTINE_UNREAD,
             "probes and scrapers": PAGES,
             "`/tmp` of the container": TMP,
+            "one `podsvid node ls` at a time: 20 MiB and `volumes` x 12 KiB": READING + bounds.volumes * READ,
             "kept free: `memory_headroom`": bounds.headroom,
         }
     )

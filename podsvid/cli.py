@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and print why it failed, as one line; returns the exit code, one of outcome.MEANINGS."""
     try:
         try:
-            code = _run(sys.argv[1:] if arguments is None else arguments)
+            code = _run_in_turn(sys.argv[1:] if arguments is None else arguments)
         except SystemExit as end:  # argparse has printed its help
             code = int(end.code or 0)
         sys.stdout.flush()
@@ -62,6 +62,16 @@ def _run(arguments: Sequence[str]) -> int:
     if parsed.command == "api":
         return api.run(parsed, command)
     return _RUN[parsed.command](parsed)
+
+
+def _run_in_turn(arguments: Sequence[str]) -> int:
+    """Before `podsvid node` is loaded: that is what there is to be in turn for."""
+    if arguments[:1] != ["node"]:
+        return _run(arguments)
+    from podsvid import readings
+
+    with readings.turn(arguments):
+        return _run(arguments)
 
 
 def _failed(found: outcome.Outcome) -> int:

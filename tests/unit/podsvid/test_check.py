@@ -385,8 +385,8 @@ def test_what_the_process_and_the_node_lack(places: dict[str, str], monkeypatch:
     assert reasons(lambda: None) == []
     assert reasons(lambda: None, 1000) == ["NOT_ROOT"]
     assert reasons(lambda: MemoryUse(600 << 20, 0, 0)) == ["MEMORY_LIMIT"]
-    assert reasons(lambda: MemoryUse(792 << 20, 0, 0)) == []
-    assert reasons(lambda: MemoryUse(792 << 20, 0, 0), flags=("--socket-memory", "300")) == ["MEMORY_LIMIT"]
+    assert reasons(lambda: MemoryUse(824 << 20, 0, 0)) == []
+    assert reasons(lambda: MemoryUse(824 << 20, 0, 0), flags=("--socket-memory", "300")) == ["MEMORY_LIMIT"]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     assert reasons(lambda: None) == ["FILES_LIMIT"]
     monkeypatch.undo()
