@@ -13,23 +13,28 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 RESULTS = Path(__file__).parent / "results"
-HEADINGS = ("what", "unit", "n", "min", "p50", "p99", "max", "p50 / floor", "budget", "")
+# Of which there are budgets, too: how many times the floor's p50 the p50 may be.
+RATIO: Final = "p50 / floor"
+HEADINGS = ("what", "unit", "n", "min", "p50", "p99", "max", RATIO, "budget", "")
 FLOORS = (
     "Floors are of the same run: for latencies and rates measured in turn with what stands beside them, "
     "for idle CPU at the same time, the others before. Where a budget was set on a host whose floor is the one in "
     "brackets, it is said too what it comes to by this host's: a slower host misses what is not missed by its floor."
 )
-# Fewer values have no 99th percentile to speak of.
-ENOUGH_FOR_P99 = 100
+# Fewer values have no such percentile to speak of.
+_PARTS: Final = MappingProxyType({"p95": (0.95, 20), "p99": (0.99, 100)})
 
 
 @dataclass(frozen=True)
 class Row:
     """One line: `values` in `unit`, the floor's p50 from the same run in that unit, and limits by statistic.
 
-    `usual`: the floor's p50 on the host on which the limits were set; 0 where a floor says nothing of them.
+    `usual`: the floor's p50 on the host on which the limits were set; 0 where a floor says nothing of them. `known`:
+    why RATIO is missed, where that was found out.
     """
 
     what: str
@@ -38,19 +43,23 @@ class Row:
     floor: float | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     usual: float = 0.0
+    known: str = ""
 
     @property
     def by_floor(self) -> Mapping[str, float]:
-        """What the budget comes to on a host that is so much slower; a faster one has no less."""
+        """What the budget comes to on a host that is so much slower; a faster one has no less. A ratio stays."""
         slower = max(1.0, self.floor / self.usual) if self.floor and self.usual else 1.0
-        return {name: limit * slower for name, limit in self.budget.items()}
+        return {name: limit if name == RATIO else limit * slower for name, limit in self.budget.items()}
 
     def statistic(self, name: str) -> float | None:
-        """`min`, `p50`, `p99` or `max`; None where there are too few values for it."""
+        """`min`, `p50`, `p95`, `p99`, `max` or RATIO; None where there are too few values for it, or no floor."""
         ordered = sorted(self.values)
-        if name == "p99":
+        if name in _PARTS:
+            part, enough = _PARTS[name]
             # Nearest rank.
-            return ordered[math.ceil(len(ordered) * 0.99) - 1] if len(ordered) >= ENOUGH_FOR_P99 else None
+            return ordered[math.ceil(len(ordered) * part) - 1] if len(ordered) >= enough else None
+        if name == RATIO:
+            return statistics.median(ordered) / self.floor if self.floor else None
         return {"min": ordered[0], "p50": statistics.median(ordered), "max": ordered[-1]}[name]
 
     def verdict(self) -> str:
@@ -62,17 +71,20 @@ class Row:
         if missed:
             by_floor = self.by_floor
             slow = self.usual > 0 and all((found[name] or 0.0) <= by_floor[name] for name in missed)
-            return f"{' and '.join(missed)} missed{', not by the floor' if slow else ''}"
+            why = f": {self.known}" if RATIO in missed and self.known else ""
+            return f"{' and '.join(missed)} missed{', not by the floor' if slow else ''}{why}"
         return "too few" if None in found.values() else "met"
 
     def cells(self) -> list[str]:
-        middle = self.statistic("p50")
-        ratio = f"{middle / self.floor:.1f}" if self.floor and middle is not None else "-"
+        times = self.statistic(RATIO)
+        ratio = "-" if times is None else f"{times:.2f}"
         numbers = [self.statistic(name) for name in ("min", "p50", "p99", "max")]
         shown = ["-" if number is None else f"{number:.4g}" for number in numbers]
         budget = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items()) or "-"
         if self.usual and self.budget:
-            budget += f" ({self.usual:g}), here " + ", ".join(f"{limit:.3g}" for limit in self.by_floor.values())
+            budget += f" ({self.usual:g}), here " + ", ".join(
+                f"{limit:.3g}" for name, limit in self.by_floor.items() if name != RATIO
+            )
         return [self.what, self.unit, str(len(self.values)), *shown, ratio, budget, self.verdict()]
 
 
@@ -137,8 +149,9 @@ class Report:
         floor: Sequence[float] = (),
         budget: Mapping[str, float] | None = None,
         usual: float = 0.0,
+        known: str = "",
     ) -> None:
         """A row, with the p50 of `floor` beside it."""
-        row = Row(what, unit, tuple(values), statistics.median(floor) if floor else None, budget or {}, usual)
+        row = Row(what, unit, tuple(values), statistics.median(floor) if floor else None, budget or {}, usual, known)
         self.rows.append(row)
         print("  ".join(row.cells()), file=sys.stderr, flush=True)
