@@ -25,6 +25,7 @@ from agent.daemon import GIVES_WAY
 from agent.exposed.confinement import readable
 from agent.exposed.server import UNCOUNTED_CONNECTIONS
 from agent.socket.connections import POD, UNREAD
+from csi.room import MIB, Bounds
 from podsvid.quickstart.errors import PublishFailed
 from podsvid.quickstart.kubelet import StandInKubelet
 from tests.mounted import mount_lines, mount_points
@@ -176,24 +177,31 @@ def status(process: int) -> dict[str, list[str]]:
     return {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def has_nothing(process: int, agent: int, memory: int, descriptors: int) -> dict[str, list[str]]:
+    """Of one that serves, waits, or is for quarantine, as docs/threat-model.md has it; answers its limits."""
+    found = status(process)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert found[name] == ["0" * 16], name
+    assert found["Uid"] == found["Gid"] == [USER] * 4
+    assert found["Groups"] == []
+    assert (found["NoNewPrivs"], found["Seccomp"]) == (["1"], ["2"])
+    for namespace in ("net", "ipc", "mnt"):
+        own, agents = (os.readlink(f"/proc/{each}/ns/{namespace}") for each in (process, agent))
+        assert own != agents, namespace
+    assert Path(f"/proc/{process}/oom_score_adj").read_text(encoding="ascii") == "500\n"
+    limits = Path(f"/proc/{process}/limits").read_text(encoding="ascii")
+    rows = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
+    assert rows["Max core file size"] == rows["Max file size"] == ["0", "0"]
+    assert rows["Max data size"] == [str(memory)] * 2
+    assert rows["Max open files"] == [str(descriptors)] * 2
+    return rows
+
+
 def test_it_has_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     async def main(here: Host, kubelet: StandInKubelet) -> None:
         await kubelet.publish(pod(), VOLUME)
         process = exposed(here)
-        found = status(process)
-        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-            assert found[name] == ["0" * 16], name
-        assert found["Uid"] == found["Gid"] == [USER] * 4
-        assert found["Groups"] == []
-        assert (found["NoNewPrivs"], found["Seccomp"]) == (["1"], ["2"])
-        for namespace in ("net", "ipc", "mnt"):
-            own, agents = (os.readlink(f"/proc/{each}/ns/{namespace}") for each in (process, here.processes()[0]))
-            assert own != agents, namespace
-        limits = Path(f"/proc/{process}/limits").read_text(encoding="ascii")
-        rows = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
-        assert rows["Max core file size"] == rows["Max file size"] == ["0", "0"]
-        assert rows["Max data size"] == [str(96 * 1024 * 1024)] * 2
-        assert rows["Max open files"] == [str(budget.descriptors(100))] * 2
+        rows = has_nothing(process, here.processes()[0], 96 * MIB, budget.descriptors(100))
         # A pod that runs as the same user would have its share of those.
         agents = Path(f"/proc/{here.processes()[0]}/limits").read_text(encoding="ascii")
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -535,8 +543,7 @@ def test_one_that_waits_takes_over_and_has_as_little(tmp_path: Path) -> None:
         socket = here.short(target) / "socket"
         process, next_one = exposed(here), await waiting(here)
         await confined(next_one)
-        found = status(next_one)
-        assert (found["CapEff"], found["Uid"], found["NoNewPrivs"]) == (["0" * 16], [USER] * 4, ["1"])
+        has_nothing(next_one, here.processes()[0], budget.SOCKETS, budget.descriptors(Bounds().volumes))
         os.kill(process, signal.SIGKILL)
         assert await replaced(here, process) == next_one
         assert await answered(socket) == "spiffe://example.org/ns/default/sa/staying"

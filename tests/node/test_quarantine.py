@@ -16,11 +16,14 @@ import grpc
 import grpc.aio
 import pytest
 
+from agent import budget
+from agent.servers.served import NICE
+from csi.room import Bounds
 from podsvid.quickstart.kubelet import StandInKubelet
 from podsvid.quickstart.pods import Pod
 from tests.early_quarantine import plant
 from tests.node.test_abuse import attacked
-from tests.node.test_exposed import answered, held, planted_node
+from tests.node.test_exposed import answered, has_nothing, held, planted_node
 from tests.support import DRIVER, IS_ROOT, ROOT, VOLUME, Host, first, node, pod
 
 pytestmark = [
@@ -73,15 +76,23 @@ class Pods:
 
     def kill(self, *, apart: bool) -> int:
         """The processes for those that cost too much, or all others; how many there were."""
-        agent, *others = self.here.processes()
-        own = os.getpriority(os.PRIO_PROCESS, agent)
         killed = 0
+        for each in self.processes(apart=apart):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+                killed += 1
+        return killed
+
+    def processes(self, *, apart: bool) -> list[int]:
+        """Those for pods that cost too much, or all others but the agent."""
+        agent, *others = self.here.processes()
+        own, found = os.getpriority(os.PRIO_PROCESS, agent), []
         for each in others:
             with suppress(ProcessLookupError):
-                if (os.getpriority(os.PRIO_PROCESS, each) > own) == apart:
-                    os.kill(each, signal.SIGKILL)
-                    killed += 1
-        return killed
+                # Those of all others give way to the agent as well, by less.
+                if (os.getpriority(os.PRIO_PROCESS, each) == own + NICE) == apart:
+                    found.append(each)
+        return found
 
     async def fetching(self, names: Sequence[str], until: Callable[[], object]) -> int:
         """How often one of these pods, which fetched one call after the other until that was so, was served no longer.
@@ -186,6 +197,8 @@ def test_calls_without_end_end_in_quarantine_and_then_closed_and_all_others_are_
         assert await answered(at.sockets["bad"]) == "spiffe://example.org/ns/default/sa/bad"
         assert at.explained("bad")["state"] == "ok"
         assert "SOCKET_QUARANTINED" in at.explained("bad")["notice"]
+        (apart,) = at.processes(apart=True)
+        has_nothing(apart, at.here.processes()[0], budget.QUARANTINE, budget.descriptors(Bounds().volumes))
         assert held([at.targets["bad"]], at.here)[0] == before[0], "something was minted"
 
     on_node(main)

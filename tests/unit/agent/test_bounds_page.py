@@ -9,7 +9,9 @@ import pytest
 from agent import budget, config, fairness
 from agent.authority import batches, calls, connection
 from agent.channel import messages
+from agent.daemon import GIVES_WAY
 from agent.servers import answers, asked
+from agent.servers.served import NICE
 from agent.socket import connections, early, endpoint, guard
 from agent.socket.accounts import UNTAKEN, Limits
 from csi import server
@@ -132,3 +134,15 @@ def test_the_other_numbers_in_it_are_so_too() -> None:
     assert Limits() == Limits(
         *(getattr(defaults(), f"socket_{each}") for each in ("connections", "calls", "rate", "burst"))
     )
+
+
+def test_the_threat_model_says_what_each_process_has_in_numbers() -> None:
+    page = (DOCS / "threat-model.md").read_text(encoding="utf-8")
+    most = budget.descriptors(defaults().volumes)
+    for line in (
+        f"| `socket_memory`, {mib(budget.SOCKETS)} | the same | {mib(budget.QUARANTINE)} |",
+        f"| RLIMIT_NOFILE | the hard limit that it was started with | {most} | {most} | {most} |",
+        f"| nice, beside the agent | 0 | {GIVES_WAY} | {GIVES_WAY} | {NICE} |",
+        f"| Uid, Gid; Groups | 0; the container's | {defaults().socket_user} (`socket_user`); none |",
+    ):
+        assert line in page
