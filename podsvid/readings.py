@@ -50,6 +50,8 @@ def _wait(descriptor: int, now: Callable[[], float], rest: Callable[[float], obj
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = now() - began
+        except OSError:  # a file system without locks: better two at once than none
+            return
         else:
             return
         if waited >= GIVEN_UP:

@@ -1,5 +1,6 @@
 """One `podsvid node ls` at a time in an agent's pod, whose memory limit holds one."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -72,6 +73,14 @@ def test_outside_of_an_agents_pod_nobody_waits(reading: Path) -> None:
     with readings.turn(["node", "ls"], {}):
         pass
     assert waited(["node", "ls"], reading / "absent") == 0
+
+
+def test_where_there_are_no_locks_nobody_waits(reading: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert waited(["node", "ls"], reading) == 0
 
 
 def test_who_waits_has_loaded_nothing_yet(reading: Path) -> None:
