@@ -10,7 +10,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from runtime.tracing import NO_FACTS, Headers
+from runtime.headers import Headers
+from runtime.tracing import NO_FACTS
 
 # Milliseconds that spans which are not sent yet get at a stop.
 FLUSH = 2000

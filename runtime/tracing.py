@@ -1,12 +1,12 @@
 """Traces of what takes time: what a span is, and the tracing of a process that has none."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-# gRPC metadata: names in lower case.
-Headers: TypeAlias = Iterable[tuple[str, str | bytes]]
+from runtime.headers import Headers
+
 NO_FACTS: Mapping[str, str] = MappingProxyType({})
 
 

@@ -27,8 +27,9 @@ from csi.room import Bounds, Room
 from csi.turns import VolumeTurns
 from csi.volume import VolumeDirectory
 from runtime.blocking import Blocking
+from runtime.headers import Headers
 from runtime.memory import MemoryUse
-from runtime.tracing import NO_FACTS, Headers
+from runtime.tracing import NO_FACTS
 from runtime.turns import Turns
 from svid.authority import X509Authority
 from svid.identity import WorkloadIdentity

@@ -3,9 +3,10 @@
 from typing import Protocol
 
 from runtime.deadlines import Deadlines
+from runtime.headers import Headers
 from signer.attestation.attestor import Attestor
 from signer.errors import Reason, Refused
-from signer.front.calls import MESSAGE_SECONDS, Context, Headers, bearer
+from signer.front.calls import MESSAGE_SECONDS, Context, bearer
 from signer.front.limits import NodeLimits, Place, Slots
 from signer.metrics import Metrics
 from signer.model import SOON, Agent, Sender

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from runtime.deadlines import Deadline, Deadlines
+from runtime.headers import Headers
 from signer.errors import ERROR_DOMAIN, ApiUnavailable, Reason, Refused
 from signer.front.aborting import aborted
 from signer.front.budget import HEADERS, MAX_TOKEN
@@ -28,7 +29,6 @@ MESSAGE_SECONDS = 5.0
 GIVEN_UP = 0.25
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Messages: TypeAlias = AsyncIterable[bytes]
-Headers: TypeAlias = Sequence[tuple[str, str | bytes]]
 _Message = TypeVar("_Message", bound=Message)
 
 

@@ -9,7 +9,8 @@ from typing import Generic, NoReturn, Protocol, TypeVar
 
 from runtime import durations
 from runtime.deadlines import Deadlines
-from runtime.tracing import Headers, Tracing
+from runtime.headers import Headers
+from runtime.tracing import Tracing
 from signer.attestation.attestor import Attestor
 from signer.cluster.events import Events
 from signer.errors import Reason

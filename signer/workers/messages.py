@@ -1,10 +1,10 @@
 """What goes between the signer and its workers, each of it bounded: both ends load this."""
 
-from collections.abc import Iterable
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from runtime.headers import Headers
 from signer.front import budget
 
 # Bytes of a frame of a worker: a message as large as a mint's may be, or a call's headers, of which each has 32 more.
@@ -18,7 +18,6 @@ _NUMBER = budget.MOST_HEADERS // (budget.HEADERS + 1) + 1
 _Text = Annotated[str, Meta(max_length=budget.MOST_HEADERS)]
 _Bytes = Annotated[bytes, Meta(max_length=MOST_PACKED)]
 Packed = Annotated[list[tuple[_Text, _Bytes]], Meta(max_length=_NUMBER)]
-Headers = Iterable[tuple[str, str | bytes]]
 # How gRPC calls headers whose values are bytes.
 _BINARY = "-bin"
 _Name = Annotated[str, Meta(max_length=256)]

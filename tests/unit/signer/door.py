@@ -18,7 +18,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from runtime.feed import Feed
-from runtime.tracing import NO_FACTS, Headers, Span
+from runtime.headers import Headers
+from runtime.tracing import NO_FACTS, Span
 from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import AttestationSettings, Attestor
 from signer.attestation.pods import Pods
