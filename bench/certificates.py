@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from bench import markdown
 from bench.mix import NODES, PODS, SETTINGS, WAYS, Served, honest, told
 from bench.report import RESULTS, environment
 from tests.ports import free_port
@@ -77,7 +78,7 @@ def line(load: str, found: Mapping[str, Sequence[Served]]) -> str:
             ratio = f" ({value / beside[name]:.2f})" if load != "nobody" and name not in ("mints", "longest") else ""
             cells.append(f"{value:.3g}{ratio}" if name != "mints" else f"{value:.0f}")
     failed = sum(number for each in found[load] for number in each.failures.values())
-    return f"| {' | '.join([*cells, str(failed)])} |"
+    return markdown.row([*cells, str(failed)])
 
 
 def _figures(served: Sequence[Served], way: str) -> Mapping[str, float]:
@@ -114,9 +115,7 @@ def report(found: Mapping[str, Sequence[Served]], about: Mapping[str, str]) -> s
             "nobody's. The API server is in the signer's process: what it costs there shows beside requests of",
             "another signer. Signer and agents have real-time scheduling, each on a core of its own.",
             "",
-            "| " + " | ".join([*heads, "failed"]) + " |",
-            "|" + "---|" * (len(heads) + 1),
-            *(line(load, found) for load in LOADS),
+            *markdown.table([*heads, "failed"], (line(load, found) for load in LOADS)),
             "",
         ]
     )

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
+from bench import markdown
 from bench.report import RESULTS, environment
 from podsvid.console.picture import NodeLook, Picture
 from podsvid.console.serving import Console
@@ -115,7 +116,7 @@ def report(found: Mapping[int, Sequence[Seen]], about: Mapping[str, str]) -> str
             f"{median(each.frame for each in seen):.0f}",
             f"{median(each.heap for each in seen) / 1e6:.0f}",
         )
-        return f"| {' | '.join(cells)} |"
+        return markdown.row(cells)
 
     heads = (
         "identities",
@@ -135,9 +136,7 @@ def report(found: Mapping[int, Sequence[Seen]], about: Mapping[str, str]) -> str
             "their first rows drawn. The longest frame is that while all rows are scrolled through. Headless Chromium,",
             "which draws without a graphics card, on the same processors as the console.",
             "",
-            f"| {' | '.join(heads)} |",
-            "|" + "---|" * len(heads),
-            *map(line, found),
+            *markdown.table(heads, map(line, found)),
             "",
         ]
     )

@@ -23,6 +23,7 @@ import grpc
 import grpc.aio
 
 from agent.pb import workload_pb2
+from bench import markdown
 from bench.fair_signer import signer
 from bench.report import RESULTS, Row, environment, record_values
 from bench.storms import Child
@@ -224,7 +225,7 @@ def line(seen: Seen) -> str:
     counts = " / ".join(str(len(seen.values[load])) for load in LOADS)
     counts += f"; {seen.failed} failed" if seen.failed else ""
     cells = [WHAT[seen.kind], f"{seen.seconds:.1f}", str(seen.made), str(seen.put_off), counts]
-    return "| " + " | ".join([*cells, cell("p50"), cell("p99"), cell("max")]) + " |"
+    return markdown.row([*cells, cell("p50"), cell("p99"), cell("max")])
 
 
 def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
@@ -250,9 +251,7 @@ def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
         "latencies quiet / floor / storm; the floor burns the CPU time of the process that asks for the storm, and",
         "asks for nothing. A p99 needs a hundred starts. What is put off is asked for again as kubelet does.",
         "",
-        "| " + " | ".join(headings) + " |",
-        "|" + "---|" * len(headings),
-        *map(line, found),
+        *markdown.table(headings, map(line, found)),
         "",
     ]
     return "\n".join(lines)

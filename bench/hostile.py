@@ -31,6 +31,7 @@ from typing import Protocol
 import grpc.aio
 
 from agent.budget import LIMIT as MEMORY
+from bench import markdown
 from bench.attacks import ATTACKERS, KINDS
 from bench.limited import Limited
 from bench.report import RESULTS, Row, environment, record_values
@@ -356,7 +357,7 @@ def line_of_storm(seen: Seen) -> str:
     cells = [seen.kind, f"{seen.total('done'):.0f}", f"{seen.total('put_off'):.0f}"]
     cells += [cell("back", "p50"), cell("back", "max"), cell("publish again", "max")]
     cells += [cell("late again", "p50"), cell("late again", "max")]
-    return "| " + " | ".join(cells) + " |"
+    return markdown.row(cells)
 
 
 def line(seen: Seen) -> str:
@@ -381,7 +382,7 @@ def line(seen: Seen) -> str:
         counted(seen.offenders),
         counted(seen.others),
     ]
-    return "| " + " | ".join(cells) + " |"
+    return markdown.row(cells)
 
 
 def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
@@ -402,7 +403,7 @@ def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
         f"the chart's limit of {MEMORY / MB:.0f} MB.",
         "",
     ]
-    lines += [*_table(headings, map(line, found))]
+    lines += [*markdown.table(headings, map(line, found)), ""]
     storms = [each for each in found if each.kind in STORMS]
     if storms:
         lines += ["## What one namespace wants of kubelet", ""]
@@ -416,12 +417,8 @@ def report(found: Sequence[Seen], about: Mapping[str, str]) -> str:
             "",
         ]
         again = ("served again p50, ms", "most", "publish again, ms", "due to written p50, ms", "most")
-        lines += _table(("attack", "volumes made", "put off", *again), map(line_of_storm, storms))
+        lines += [*markdown.table(("attack", "volumes made", "put off", *again), map(line_of_storm, storms)), ""]
     return "\n".join(lines)
-
-
-def _table(headings: Sequence[str], lines: Iterable[str]) -> list[str]:
-    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings), *lines, ""]
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import markdown
 from bench.report import RESULTS, environment
 from tests.ports import free_port
 from tests.signer_process import process
@@ -146,7 +147,7 @@ def shown(seen: Seen) -> str:
         *(seen.load, two(seen.probes), str(seen.missed), two(seen.scrapes), str(seen.later)),
         *(str(seen.threads), f"{seen.resident:.0f}", str(seen.descriptors)),
     )
-    return f"| {' | '.join(cells)} |"
+    return markdown.row(cells)
 
 
 def main() -> int:
@@ -159,7 +160,7 @@ def main() -> int:
         *(f"scrapes missed of {ASKED // 10}", "threads", "RSS, MB", "descriptors"),
     )
     lines = ["# Crowds at the ports of metrics and probes", "", facts, "", *__doc__.split("\n\n")[2:3], ""]
-    lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *map(shown, asyncio.run(run(count)))]
+    lines += markdown.table(heads, map(shown, asyncio.run(run(count))))
     text = "\n".join(line.rstrip() for line in lines) + "\n"
     (RESULTS / "pages.md").write_text(text, encoding="utf-8")
     print(text)

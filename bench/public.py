@@ -27,6 +27,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from bench import markdown
 from bench.mix import NODES, PODS, SETTINGS, WAYS, Served, honest
 from bench.report import RESULTS, Row, environment
 from tests.ports import free_port
@@ -272,7 +273,7 @@ def line(load: str, found: Mapping[str, Load]) -> str:
     answered = f"{len(seen.asked.times)} of {len(seen.asked.times) + seen.asked.failed}"
     cells += [answered, f"{asked.statistic('p50') or 0:.3g}"] if seen.asked.times else ["-", "-"]
     cells += [str(seen.made or "-"), f"{seen.busy / seen.seconds:.0%}", f"{seen.resident / 1e6:.0f}"]
-    return f"| {' | '.join(cells)} |"
+    return markdown.row(cells)
 
 
 WHAT = {
@@ -300,9 +301,7 @@ def report(found: Mapping[str, Load], about: Mapping[str, str]) -> str:
             "one group of processes, as in a container, which goes before all others of its core. On the other core",
             "are agents, which have real-time scheduling, and strangers, which share what is left with other work.",
             "",
-            "| " + " | ".join(heads) + " |",
-            "|" + "---|" * len(heads),
-            *(line(load, found) for load in LOADS),
+            *markdown.table(heads, (line(load, found) for load in LOADS)),
             "",
         ]
     )

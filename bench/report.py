@@ -16,6 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from bench import markdown
+
 RESULTS = Path(__file__).parent / "results"
 # Of which there are budgets, too: how many times the floor's p50 the p50 may be.
 RATIO: Final = "p50 / floor"
@@ -114,8 +116,7 @@ def table(rows: Sequence[Row], about: Mapping[str, str]) -> str:
     """The results as Markdown."""
     lines = ["# Results", "", ", ".join(f"{key} {value}" for key, value in about.items()), ""]
     lines += [FLOORS, ""]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    lines += markdown.table(HEADINGS, (markdown.row(each.cells()) for each in rows))
     return "\n".join(lines) + "\n"
 
 

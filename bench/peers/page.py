@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from bench import markdown
 from bench.peers.figures import Found
 from bench.peers.rows import QUOTED, ROWS, Row
 from bench.peers.side import SIDES
@@ -43,7 +44,7 @@ def line(row: Row, found: Found | None) -> str:
         cells, said = [NOT_MEASURED] * len(SIDES), NOT_MEASURED
     else:
         cells, said = [cell(found.values.get(side, ())) for side in SIDES], verdict(row, found)
-    return "| " + " | ".join([f"`{row.key}`", row.what, row.unit, *cells, goal, said]) + " |"
+    return markdown.row([f"`{row.key}`", row.what, row.unit, *cells, goal, said])
 
 
 def page(found: Mapping[str, Found], about: Mapping[str, str], versions: Mapping[str, str]) -> str:
@@ -61,9 +62,9 @@ def page(found: Mapping[str, Found], about: Mapping[str, str], versions: Mapping
         "authority's, the second the signer's. Of the load after the run two are its own: figures of a loaded machine",
         "are no record.",
         "",
-        "| " + " | ".join(["row", "what", "unit", *SIDES, "goal", ""]) + " |",
-        "|" + "---|" * (len(SIDES) + 5),
-        *(line(row, found.get(row.key)) for row in ROWS),
+        *markdown.table(
+            ["row", "what", "unit", *SIDES, "goal", ""], (line(each, found.get(each.key)) for each in ROWS)
+        ),
         "",
         *_other_runs(found, about),
         "## What can be compared, and what not",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench import markdown
 from bench.report import RATIO, Row
 
 
@@ -55,3 +56,9 @@ def test_a_percentile_needs_values_enough(number: int, p95: int | None, p99: int
 def test_without_a_budget_there_is_nothing_to_judge() -> None:
     row = Row("a", "ms", (1.0,), 1.0, usual=1.0)
     assert (row.verdict(), row.cells()[-2]) == ("", "-")
+
+
+def test_a_table_has_as_many_rules_as_headings_and_its_rows_as_they_come() -> None:
+    rows = (markdown.row([name, "1", ""]) for name in ("a", "b"))
+    expected = ["| what | ms |  |", "|---|---|---|", "| a | 1 |  |", "| b | 1 |  |"]
+    assert markdown.table(["what", "ms", ""], rows) == expected
