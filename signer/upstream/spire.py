@@ -20,10 +20,10 @@ from runtime.bounded import Bounded
 from runtime.clock import Clock
 from signer.pb import spire_pb2
 from signer.spire_settings import SERVER_PATH, SpireSettings
-from signer.upstream import files, own_svid, rpc
+from signer.upstream import downstream, files, rpc
 from signer.upstream.certify import UpstreamUnusable
+from signer.upstream.downstream import DownstreamSvid
 from signer.upstream.given import MAX_ABOVE, shorter
-from signer.upstream.own_svid import OwnSvid
 from signer.upstream.remote import NO_HANDLE, Answer, CaRequest, Issued, UpstreamAway
 from signer.upstream.roots import RootSet
 from signer.upstream.spire_server import connected
@@ -97,7 +97,7 @@ class Spire:
         assert by.address is not None
         now = self.clock.now()
         wanted = SpiffeId.parse(f"{by.trust_domain.id}{SERVER_PATH}")
-        own = await self._own()
+        own = await self._downstream_svid()
         try:
             async with connected(by.address, wanted, own, self.resolver, now) as server:
                 yield server
@@ -107,10 +107,10 @@ class Spire:
                 raise UpstreamUnusable(f"{self.name} does not {what} ({error}){advice}") from None
             raise UpstreamAway(f"{self.name} does not {what} now ({error})") from None
 
-    async def _own(self) -> OwnSvid:
+    async def _downstream_svid(self) -> DownstreamSvid:
         if self.settings.agent_socket is not None:
-            return await own_svid.from_agent(self.settings, self.clock.now())
-        read = partial(own_svid.from_files, self.settings, self.clock.now())
+            return await downstream.from_agent(self.settings, self.clock.now())
+        read = partial(downstream.from_files, self.settings, self.clock.now())
         return await files.read(self.reader, read, self.name)
 
     def _certificates(self, given: Iterable[bytes]) -> tuple[x509.Certificate, ...]:
@@ -126,8 +126,10 @@ class Spire:
         """By setting, what looks at a file that it needs. Each raises UpstreamUnusable. Blocks."""
         by = self.settings
         if by.agent_socket is not None:
-            return {"spire_agent_socket": partial(own_svid.look, by.agent_socket)}
-        return {"spire_svid_dir": lambda: own_svid.from_files(by, self.clock.now())} if by.svid_dir is not None else {}
+            return {"spire_agent_socket": partial(downstream.look, by.agent_socket)}
+        if by.svid_dir is not None:
+            return {"spire_svid_dir": lambda: downstream.from_files(by, self.clock.now())}
+        return {}
 
 
 async def _begun(chain: Sequence[x509.Certificate], clock: Clock, by: str) -> None:

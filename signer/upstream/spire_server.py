@@ -24,7 +24,7 @@ from runtime.words import line
 from signer.naming import addresses
 from signer.upstream import rpc
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.own_svid import OwnSvid
+from signer.upstream.downstream import DownstreamSvid
 from signer.upstream.remote import UpstreamAway
 from svid.certificates import certificate_from_der
 from svid.errors import SvidError
@@ -40,7 +40,7 @@ _CREDENTIALS = struct.Struct("iII")
 
 @asynccontextmanager
 async def connected(
-    address: str, wanted: SpiffeId, own: OwnSvid, resolver: Bounded, now: datetime
+    address: str, wanted: SpiffeId, own: DownstreamSvid, resolver: Bounded, now: datetime
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the server at `address`, which has proved to be `wanted`; it is told who is `own`.
 
@@ -99,7 +99,7 @@ async def _reached(
         raise UpstreamAway(f"the SPIRE server at {address} cannot be reached ({why})") from None
 
 
-def _context(own: OwnSvid) -> ssl.SSLContext:
+def _context(own: DownstreamSvid) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # Whose the certificate is will be looked at before a byte is sent: here only that who shows it has its key.
@@ -110,7 +110,7 @@ def _context(own: OwnSvid) -> ssl.SSLContext:
     return context
 
 
-def _check(certificates: list[bytes], address: str, wanted: SpiffeId, own: OwnSvid, now: datetime) -> None:
+def _check(certificates: list[bytes], address: str, wanted: SpiffeId, own: DownstreamSvid, now: datetime) -> None:
     """Raises UpstreamUnusable."""
     try:
         found = check_x509_svid([certificate_from_der(each) for each in certificates], own.bundle, now)

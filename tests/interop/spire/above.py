@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 from signer.upstream.certify import UpstreamUnusable
-from signer.upstream.own_svid import from_agent
+from signer.upstream.downstream import from_agent
 from signer.upstream.remote import UpstreamAway
 from svid.certificates import certificates_from_pem
 from tests import spire_contract as contract

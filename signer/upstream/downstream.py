@@ -1,4 +1,4 @@
-"""The signer's own SVID, by which a SPIRE server knows it: from an agent's Workload API, or files, at each use."""
+"""The SVID of SPIRE's by which its server knows the signer as a downstream: from an agent, or files, at each use."""
 
 import stat
 from dataclasses import dataclass, field
@@ -27,14 +27,14 @@ _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDE
 
 
 @dataclass(frozen=True, slots=True)
-class OwnSvid:
-    """An SVID that is valid now, and what to trust of the same trust domain."""
+class DownstreamSvid:
+    """It is valid now. `bundle`: what is trusted of the same trust domain."""
 
     svid: X509Svid = field(repr=False)
     bundle: TrustBundle
 
 
-async def from_agent(by: SpireSettings, now: datetime) -> OwnSvid:
+async def from_agent(by: SpireSettings, now: datetime) -> DownstreamSvid:
     """Of the Workload API at `agent_socket`. Raises UpstreamAway, UpstreamUnusable."""
     at = by.agent_socket
     try:
@@ -69,7 +69,7 @@ def _chosen(by: SpireSettings, found: spire_pb2.FetchX509SVIDResponse) -> spire_
     raise UpstreamUnusable(f"the SPIRE agent at {by.agent_socket} gives this signer no SVID of {by.spiffe_id}")
 
 
-def from_files(by: SpireSettings, now: datetime) -> OwnSvid:
+def from_files(by: SpireSettings, now: datetime) -> DownstreamSvid:
     """Of tls.crt, tls.key and ca.crt in `svid_dir`. Raises UpstreamUnusable. Blocks."""
     assert by.svid_dir is not None
     try:
@@ -91,10 +91,10 @@ def look(path: Path) -> None:
         raise UpstreamUnusable(f"{path} is no socket")
 
 
-def _checked(svid: X509Svid, bundle: TrustBundle, by: SpireSettings, now: datetime) -> OwnSvid:
+def _checked(svid: X509Svid, bundle: TrustBundle, by: SpireSettings, now: datetime) -> DownstreamSvid:
     _check_named(svid.spiffe_id, by.spiffe_id, by.trust_domain)
     svid.check(bundle, now)
-    return OwnSvid(svid, bundle)
+    return DownstreamSvid(svid, bundle)
 
 
 def _check_named(found: SpiffeId, wanted: SpiffeId | None, trust_domain: TrustDomain) -> None:
