@@ -18,10 +18,10 @@ def environment(**more: str) -> dict[str, str]:
     return {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", **more}
 
 
-async def put_down(process: Process, relaying: "asyncio.Task[None]", seconds: float) -> str:
+async def put_down(process: Process, handing_on: "asyncio.Task[None]", seconds: float) -> str:
     """How it ended: by itself within so many seconds, or killed, its group with it (it was begun as one's first).
 
-    `relaying`: what hands on its stderr, where it says why; it has ended, too.
+    `handing_on`: what hands on its stderr, where it says why; it has ended, too.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -31,6 +31,6 @@ async def put_down(process: Process, relaying: "asyncio.Task[None]", seconds: fl
         with suppress(ProcessLookupError):
             kill()
     code = await process.wait()
-    await asyncio.wait([relaying], timeout=seconds)
-    await end((relaying,))
+    await asyncio.wait([handing_on], timeout=seconds)
+    await end((handing_on,))
     return f"signal {-code}" if code < 0 else f"exit code {code}"

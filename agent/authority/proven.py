@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from agent.authority.pacing import Pacing
-from runtime.relay import pass_on
+from runtime.pipe import pass_on
 from runtime.settings import host_and_port
 from runtime.stopping import end
 from runtime.tls import shown

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.distrusted import environment
-from runtime.relaying import LINE, relay
+from runtime.stderr import LINE, hand_on
 
 _log = logging.getLogger("podsvid.servers")
 # glibc's arenas: one for each thread would reserve more than it uses.
@@ -135,7 +135,7 @@ class Exposed:
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
-        await relay(self._process.stderr, _wrote)
+        await hand_on(self._process.stderr, _wrote)
 
 
 def _wrote(line: str, more: Mapping[str, int]) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from runtime.distrusted import environment, put_down
-from runtime.relaying import LINE, relay
+from runtime.stderr import LINE, hand_on
 from runtime.stopping import side_by_side
 from signer.public.confinement import NO_CALLS, NO_FILES
 from signer.public.shown import HEAD_BYTES, Shown, encode, framed
@@ -100,7 +100,9 @@ class PublicProcess:
         finally:
             its.close()
         assert process.stderr is not None
-        relaying = asyncio.get_running_loop().create_task(relay(process.stderr, _wrote), name="public process's stderr")
+        handing_on = asyncio.get_running_loop().create_task(
+            hand_on(process.stderr, _wrote), name="public process's stderr"
+        )
         reader, writer = await asyncio.open_connection(sock=ours)
         why = ""
         try:
@@ -113,7 +115,7 @@ class PublicProcess:
             pass
         finally:
             writer.close()
-            how = await put_down(process, relaying, END)
+            how = await put_down(process, handing_on, END)
         return why or how
 
     async def _tell(self, writer: asyncio.StreamWriter) -> None:

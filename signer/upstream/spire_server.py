@@ -15,8 +15,8 @@ from datetime import datetime
 
 import grpc.aio
 
-from runtime import relay
 from runtime.bounded import Bounded
+from runtime.pipe import pass_on
 from runtime.settings import host_and_port
 from runtime.stopping import end
 from runtime.tls import load, shown
@@ -129,8 +129,8 @@ async def _pass(listening: socket.socket, far: asyncio.StreamReader, far_out: as
         listening.close()
         near, near_out = await asyncio.open_connection(sock=accepted)
         ways = [
-            asyncio.ensure_future(relay.pass_on(near, far_out, _AT_ONCE)),
-            asyncio.ensure_future(relay.pass_on(far, near_out, _AT_ONCE)),
+            asyncio.ensure_future(pass_on(near, far_out, _AT_ONCE)),
+            asyncio.ensure_future(pass_on(far, near_out, _AT_ONCE)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

@@ -16,7 +16,7 @@ import msgspec
 from runtime.bucket import Bucket
 from runtime.distrusted import environment, put_down
 from runtime.frames import BadFrame, Frames
-from runtime.relaying import LINE, relay
+from runtime.stderr import LINE, hand_on
 from runtime.stopping import end
 from runtime.tls import ONLY_TLS13
 from signer.front import budget
@@ -110,7 +110,9 @@ class Worker:
         finally:
             its.close()
         assert process.stderr is not None
-        relaying = asyncio.get_running_loop().create_task(relay(process.stderr, self._wrote), name="worker's stderr")
+        handing_on = asyncio.get_running_loop().create_task(
+            hand_on(process.stderr, self._wrote), name="worker's stderr"
+        )
         try:
             self.pid = process.pid
             await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=ours)
@@ -122,7 +124,7 @@ class Worker:
                 await end((watching,))
         finally:
             self._channel.close()
-            how = await put_down(process, relaying, _END)
+            how = await put_down(process, handing_on, _END)
             await end(task for _, task in self._calls.values())
         return self._why or how
 

@@ -40,10 +40,10 @@ def test_what_it_began_ends_with_it(stays: str, patience: float, how: str) -> No
         async def relayed() -> None:
             await stderr.read()
 
-        relaying = asyncio.create_task(relayed())
+        handing_on = asyncio.create_task(relayed())
         assert there(other)
-        assert await put_down(process, relaying, patience) == how
-        assert relaying.done()
+        assert await put_down(process, handing_on, patience) == how
+        assert handing_on.done()
         async with asyncio.timeout(SECONDS):
             while there(other):
                 await asyncio.sleep(0.01)

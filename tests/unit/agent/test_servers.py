@@ -40,7 +40,7 @@ from agent.servers.served import Servers, Settings
 from agent.servers.server import CLOSES
 from csi.model import Volume
 from csi.volume import VolumeDirectory
-from runtime import relaying
+from runtime import stderr
 from runtime.blocking import Blocking
 from runtime.feed import Feed
 from runtime.log import JsonFormatter, TextFormatter
@@ -1127,8 +1127,8 @@ def test_whatever_it_writes_is_few_lines_and_few_reads(
             await found._listening
         return process.stderr.reads
 
-    monkeypatch.setattr(relaying, "_SKIPPING", 0.0)
-    monkeypatch.setattr(relaying, "LINES_RATE", 0.001)
+    monkeypatch.setattr(stderr, "_SKIPPING", 0.0)
+    monkeypatch.setattr(stderr, "LINES_RATE", 0.001)
     reads = asyncio.run(run())
     assert len(caplog.records) == 50
     assert reads < 130

@@ -15,7 +15,7 @@ LINE, LINES_RATE, LINES_BURST = 2048, 5.0, 50.0
 _SKIPPED, _SKIPPING = 64 * 1024, 0.02
 
 
-async def relay(written: asyncio.StreamReader, said: Callable[[str, Mapping[str, int]], None]) -> None:
+async def hand_on(written: asyncio.StreamReader, said: Callable[[str, Mapping[str, int]], None]) -> None:
     """Until it is closed: each line, without its end, to `said`, with `bytes_lost` where some before it were too many.
 
     The stream's `limit` is to be LINE.
