@@ -5,14 +5,13 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.distrusted import environment
-from runtime.stderr import LINE, hand_on
+from runtime.distrusted import begun
+from runtime.stderr import hand_on
 
 _log = logging.getLogger("podsvid.servers")
 # glibc's arenas: one for each thread would reserve more than it uses.
@@ -64,30 +63,9 @@ class Exposed:
     @classmethod
     async def start(cls, confinement: Confinement) -> "Exposed":
         """Start it. Raises OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            descriptor = theirs.fileno()
-            strict = "strict" if confinement.strict else "lenient"
-            limits = (confinement.memory, confinement.descriptors)
-            arguments = (descriptor, os.getpid(), confinement.user, *limits, strict)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-m", "agent.exposed"),
-                *(str(each) for each in arguments),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(descriptor,),
-                env=environment(MALLOC_ARENA_MAX=_ARENAS),
-                cwd="/",
-                process_group=0,
-                limit=LINE,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+        strict = "strict" if confinement.strict else "lenient"
+        arguments = (os.getpid(), confinement.user, confinement.memory, confinement.descriptors, strict)
+        process, ours = await begun("agent.exposed", *map(str, arguments), variables=[("MALLOC_ARENA_MAX", _ARENAS)])
         if confinement.nice:
             # Of its first thread, before there are others: they take it over. It may have ended already.
             with suppress(OSError):

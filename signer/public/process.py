@@ -4,11 +4,10 @@ import asyncio
 import json
 import logging
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from runtime.distrusted import environment, put_down
-from runtime.stderr import LINE, hand_on
+from runtime.distrusted import begun, put_down
+from runtime.stderr import hand_on
 from runtime.stopping import side_by_side
 from signer.public.confinement import NO_CALLS, NO_FILES
 from signer.public.shown import HEAD_BYTES, Shown, encode, framed
@@ -78,27 +77,12 @@ class PublicProcess:
 
     async def _once(self) -> str:
         """One process, from start to end; how it ended. Raises OSError."""
-        ours, its = socket.socketpair()
         listeners = {name: [each.fileno() for each in sockets] for name, sockets in self._sockets.items()}
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-m", "signer.public.child", str(its.fileno())),
-                *(f"{name}={','.join(map(str, numbers))}" for name, numbers in listeners.items()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                limit=LINE,
-                env=environment(),
-                pass_fds=(its.fileno(), *(number for numbers in listeners.values() for number in numbers)),
-                cwd="/",
-                process_group=0,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            its.close()
+        process, ours = await begun(
+            "signer.public.child",
+            *(f"{name}={','.join(map(str, numbers))}" for name, numbers in listeners.items()),
+            passed=[number for numbers in listeners.values() for number in numbers],
+        )
         assert process.stderr is not None
         handing_on = asyncio.get_running_loop().create_task(
             hand_on(process.stderr, _wrote), name="public process's stderr"

@@ -3,8 +3,6 @@
 import asyncio
 import logging
 import os
-import socket
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ from typing import TypeVar
 import msgspec
 
 from runtime.bucket import Bucket
-from runtime.distrusted import environment, put_down
+from runtime.distrusted import begun, put_down
 from runtime.frames import BadFrame, Frames
-from runtime.stderr import LINE, hand_on
+from runtime.stderr import hand_on
 from runtime.stopping import end
 from runtime.tls import ONLY_TLS13
 from signer.front import budget
@@ -89,26 +87,11 @@ class Worker:
 
     async def run(self, settings: Settings, began: Callable[[], object]) -> str:
         """From start to end; how it ended. Raises OSError."""
-        ours, its = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-m", "signer.workers.child", str(its.fileno()), str(settings.folder), str(settings.memory)),
-                *(settings.log_format, settings.log_level),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(its.fileno(),),
-                env=_environment(),
-                cwd="/",
-                process_group=0,
-                limit=LINE,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            its.close()
+        process, ours = await begun(
+            "signer.workers.child",
+            *(str(settings.folder), str(settings.memory), settings.log_format, settings.log_level),
+            variables=_variables(),
+        )
         assert process.stderr is not None
         handing_on = asyncio.get_running_loop().create_task(
             hand_on(process.stderr, self._wrote), name="worker's stderr"
@@ -299,9 +282,8 @@ class Worker:
                 one.set_result(None)
 
 
-def _environment() -> Mapping[str, str]:
+def _variables() -> list[tuple[str, str]]:
     """Of the signer's own how many arenas there are, and how much gRPC says. It imports grpc at once: what keeps TLS
     1.2 from being spoken is there before."""
-    kept = {name: os.environ[name] for name in ("MALLOC_ARENA_MAX", "GRPC_VERBOSITY") if name in os.environ}
-    only_tls13 = dict([ONLY_TLS13])
-    return environment(**only_tls13, **kept)
+    kept = [(name, os.environ[name]) for name in ("MALLOC_ARENA_MAX", "GRPC_VERBOSITY") if name in os.environ]
+    return [ONLY_TLS13, *kept]
