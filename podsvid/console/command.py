@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from podsvid.console.serving import Console
 from podsvid.interrupts import unwinding
-from podsvid.options import seconds
+from podsvid.options import add_kubeconfig, seconds
 from podsvid.outcome import WrongUsage
 
 if TYPE_CHECKING:
@@ -20,14 +20,7 @@ EVERY, LEAST = 60.0, 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its flags."""
-    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: $KUBECONFIG, ~/.kube/config)")
-    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
-    parser.add_argument(
-        "--podsvid-namespace",
-        default="podsvid",
-        metavar="NAMESPACE",
-        help="where podsvid is installed (default: podsvid)",
-    )
+    add_kubeconfig(parser)
     parser.add_argument("--socket", metavar="SOCKET", help="show only the node of this agent's admin socket")
     parser.add_argument(
         "--every",
