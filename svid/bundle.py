@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -29,6 +29,7 @@ from svid.certificates import (
 from svid.errors import InvalidBundle, InvalidKey
 from svid.keys import KeyAlgorithm, algorithm_of
 from svid.spiffeid import TrustDomain
+from svid.strictjson import strictly
 
 MAX_JWKS_BYTES = 4 * 1024 * 1024
 # RFC 7518 3.3 asks for 2048 bits; above 16384 a signature check costs seconds.
@@ -118,7 +119,7 @@ class TrustBundle:
         if len(data) > MAX_JWKS_BYTES:
             raise InvalidBundle(f"trust bundle is longer than {MAX_JWKS_BYTES} bytes")
         try:
-            document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+            document = strictly(data.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise InvalidBundle(f"not a JWKS document: {error}") from None
         if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
@@ -384,14 +385,3 @@ def _b64url(data: bytes) -> str:
 def _integer(document: dict[str, Any], name: str) -> int | None:
     value = document.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a member name stands twice in one object")
-    return found
-
-
-def _no_constants(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

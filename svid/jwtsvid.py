@@ -2,17 +2,17 @@
 
 import base64
 import binascii
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from svid.bundle import TrustBundle
 from svid.errors import InvalidSpiffeId, InvalidSvid
 from svid.jws import JwtAlgorithm
 from svid.spiffeid import SpiffeId, TrustDomain
+from svid.strictjson import strictly
 
 MAX_TOKEN = 32 * 1024
 # Of what is issued.
@@ -149,7 +149,7 @@ def _parts(token: str) -> list[str]:
 
 def _json(part: str, what: str) -> dict[str, Any]:
     try:
-        document = _decoded(_base64url(part).decode("utf-8"))
+        document = strictly(_base64url(part).decode("utf-8"))
     except (ValueError, RecursionError):
         raise InvalidSvid(f"token's {what} is not a JSON object in base64url, or a member stands in it twice") from None
     if not isinstance(document, dict):
@@ -175,18 +175,3 @@ def _instant(name: str, value: object) -> datetime:
     if value < 0:
         raise InvalidSvid(f"{name} is negative")
     return datetime.fromtimestamp(min(value, _EPOCH_LIMIT), UTC)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a member name stands twice in one object")
-    return found
-
-
-def _no_constants(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-# Made once: `json.loads` with an option makes one for each part.
-_decoded = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants).decode

@@ -1,0 +1,20 @@
+"""JSON that others wrote, read as all readers read it or not at all."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a member name stands twice in one object")
+    return found
+
+
+def _no_constants(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# The value of a text; raises ValueError, RecursionError. Made once: `json.loads` with an option makes one each time.
+strictly: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants).decode
