@@ -17,7 +17,7 @@ from runtime.listening import ANY, shown
 from runtime.stopping import Stopped, asked_to_stop, unless
 from runtime.tracing import NO_TRACING, Tracing
 from runtime.version import VERSION
-from signer import gauges, istio_settings, loops, parts, pod_certificate_settings, process
+from signer import gauges, istio_settings, loops, parts, pod_certificate_settings, process, readiness
 from signer.attestation.accounts import Accounts
 from signer.attestation.attestor import Attestor
 from signer.attestation.certified import CertifiedPods
@@ -33,13 +33,12 @@ from signer.authority.rotation import Rotation
 from signer.authority.state import AuthorityState
 from signer.authority.store import SecretStore, read_cipher
 from signer.authority.timing import lifecycle_policy
-from signer.authority.trust import Broadcast
+from signer.authority.trust import Broadcast, trust_domains
+from signer.authority.watched import WatchedSecret
 from signer.cluster.events import Events
 from signer.cluster.kube import KubeApi
 from signer.cluster.kube_client import KubeClient
 from signer.cluster.leader import Leader
-from signer.cluster.mirror import Mirror
-from signer.cluster.objects import DataObject, plain
 from signer.cluster.taints import StartupTaint
 from signer.cluster.witness import Witness
 from signer.config import SignerConfig
@@ -64,7 +63,6 @@ from signer.publishing.config_maps import Publisher, published_sequence
 from signer.telling import REFRESH_SECONDS, Telling
 from signer.upstream.chosen import chosen
 from signer.workers.chosen import chosen as chosen_workers
-from svid.spiffeid import TrustDomain
 
 _log = logging.getLogger("podsvid.signer")
 # Seconds that calls in flight get at a stop.
@@ -113,13 +111,9 @@ class Replica:
         self._pods = Pods(api, clock, agents, config.pods_per_namespace, drivers, ours)
         files = dict(config.federated_bundles)
         self._domains = Domains(api, config.namespace, config.trust_domain, files, clock)
-        self._policies = Policies(
-            api,
-            parts.policy(config),
-            config.outage_limit,
-            clock,
-            self._told_domains,
-        )
+        self._trust: Feed[Broadcast] = Feed()
+        told_of = partial(trust_domains, self._trust)
+        self._policies = Policies(api, parts.policy(config), config.outage_limit, clock, told_of)
         self._holders = Holders(drivers)
         places, nodes = AgentAddresses(), AgentNodes(agents)
         self._pods.observers += self._policies.statuses.pod_changed, self._holders.pod_changed
@@ -134,33 +128,25 @@ class Replica:
         self._keys = keystore.chosen(config.keys, config.trust_domain, clock.monotonic, told, self._ending)
         self._key_watch = KeyWatch(self._keys)
         self._key_end = KeyEnd(self._keys, lambda: self.witness.doubt, clock)
+        cipher = read_cipher(config.state_key_file)
         self._store = SecretStore(
-            api,
-            config.namespace,
-            config.state_secret,
-            config.trust_domain,
-            read_cipher(config.state_key_file),
-            self._keys.open,
+            api, config.namespace, config.state_secret, config.trust_domain, cipher, self._keys.open
         )
-        self._secret: Mirror[DataObject, AuthorityState] = Mirror(
-            api,
-            f"/api/v1/namespaces/{config.namespace}/secrets",
-            DataObject,
-            lambda each: self._store.read_event(plain(each)),
-            clock,
-            {"fieldSelector": f"metadata.name={config.state_secret}"},
-        )
+        self._secret = WatchedSecret(api, self._store, config.namespace, config.state_secret, clock)
         self._agents = Agents(api, config.namespace, config.identity, clock)
         self._leader = Leader(api, config.namespace, "podsvid-signer", config.identity, config.lease, clock, rng)
         self._leader.unfit = lambda: bool(self.witness.doubt or self._rotation.requests.gives_way)
         ca = chosen(config.above, api, clock)
+        published = partial(
+            published_sequence, api, config.agent_namespace, config.bundle_config_map, config.trust_domain
+        )
         self._rotation = Rotation(
             self._store,
             Abandonments(api, config.namespace, config.state_secret, config.trust_domain, clock),
             Life(lifecycle_policy(config), ca.above, config.trust_domain, lambda: self._holders.count, self._keys),
             self._leader,
             self._agents,
-            Sources(lambda: nodes.names, self._pods_unread, self._published_sequence, lambda: self.witness.doubt),
+            Sources(lambda: nodes.names, self._pods.unread, published, lambda: self.witness.doubt),
             self.metrics,
             clock,
             rng,
@@ -181,7 +167,6 @@ class Replica:
         )
         self._events = Events(api, config.identity, clock, config.docs_url)
         self._taint = StartupTaint(api, drivers, clock) if config.startup_taint else None
-        self._trust: Feed[Broadcast] = Feed()
         audit = self._audit = Audit(clock)
         self._rotation.heard = audit.changed
         self._rotation.requests.refused = partial(self._events.gave_up, config.namespace, config.state_secret)
@@ -218,10 +203,8 @@ class Replica:
             spans,
         )
         behind = chosen_workers(config, self._service, door, self.metrics)
-        self._server = AgentServer(
-            behind, door, config.listen or (ANY, 0), config.admin_socket.parent, clock, self._keys
-        )
-        self._telling = Telling(self._rotation, self._domains, self._publisher, self._trust, self._renew)
+        at = config.listen or (ANY, 0)
+        self._server = AgentServer(behind, door, at, config.admin_socket.parent, clock, self._keys)
         istio = istio_settings.of(config)
         self._istio = None
         if istio is not None:
@@ -239,6 +222,8 @@ class Replica:
                 clock,
                 self.witness,
             )
+        renewals = [each.renew for each in (self._server, self._istio) if each is not None]
+        self._telling = Telling(self._rotation, self._domains, self._publisher, self._trust, *renewals)
         self._public = PublicListeners(parts.public(config), self._keys, clock, self.metrics)
         gauges.watch(
             self.metrics,
@@ -258,7 +243,7 @@ class Replica:
         config = self._config
         services.enter_context(self._ending)
         # Serving the page first: a signer that cannot start says why there.
-        checks = pages.Checks(asyncio.get_running_loop(), _healthy, self.not_ready)
+        checks = pages.Checks(asyncio.get_running_loop(), readiness.alive, self.not_ready)
         metrics = self.metrics
         services.enter_context(
             pages.serving(config.health_listen, config.metrics_listen, checks, metrics.registry, metrics.http_refused)
@@ -283,8 +268,7 @@ class Replica:
             ),
             "gauges": lambda: gauges.keep(self.metrics),
             "offline tokens": self._offline.run,
-            "authority Secret": self._secret.run,
-            "authority state": self._follow_secret,
+            "authority Secret": lambda: self._secret.run(self._rotation.follow),
             "agents": self._agents.run,
             "rotation": self._rotation.run,
             "CA above": self._rotation.ask_above,
@@ -310,18 +294,19 @@ class Replica:
         services.push_async_callback(self._server.close, STOP_GRACE)
         services.callback(self._service.end_streams)
         await self._telling.refresh()
-        drivers = frozenset(config.driver_names)
-        publication = parts.publication(config)
-        service = partial(AdminService, namespace=config.namespace, proxies=istio is not None)
-        asked = service(self._rotation, self._policies, self._pods, drivers, self._clock, publication)
+        asked = AdminService(
+            self._rotation,
+            self._policies,
+            self._pods,
+            frozenset(config.driver_names),
+            self._clock,
+            parts.publication(config),
+            namespace=config.namespace,
+            proxies=istio is not None,
+        )
         admin = await serve_admin(asked, config.admin_socket)
         services.push_async_callback(admin.stop, STOP_GRACE)
         await loops.until(stopping, tasks)
-
-    async def _renew(self, state: AuthorityState) -> None:
-        for server in (self._server, self._istio):
-            if server is not None:
-                await server.renew(state)
 
     async def _serve_agents(self) -> None:
         await self._server.open(self._pods.wait_synced, self._policies.wait_synced)
@@ -340,60 +325,24 @@ class Replica:
         )
         await asyncio.Event().wait()  # the stop
 
-    def _told_domains(self) -> frozenset[TrustDomain]:
-        """Of which trust domains agents are told the bundle; asked for each policy."""
-        found = self._trust.current
-        return frozenset(each.trust_domain for each in found.bundles) if found is not None else frozenset()
-
     async def not_ready(self) -> str | None:
         """What keeps this replica from signing; None when nothing does."""
-        missing = [
-            name
-            for name, synced in (
-                ("pods", self._pods.synced),
-                ("policies", self._policies.synced),
-                ("authorities", self._signing_state() is not None),
-                ("the trust bundle", self._trust.current is not None),
-                (self._server.lacks, self._server.serving),
-                ("its certificate for Istio's proxies", self._istio is None or self._istio.serving),
-            )
-            if not synced
-        ]
-        awaited = self._rotation.first.awaited or self._rotation.requests.first_awaited
-        if missing and awaited:
-            return awaited
-        state = self._rotation.state
-        lacking = self._key_watch.lacking(state) if state is not None else ""
-        if lacking:
-            return lacking
-        return f"not read yet: {', '.join(missing)}" if missing else None
+        needed = {
+            "pods": self._pods.synced,
+            "policies": self._policies.synced,
+            "authorities": self._signing_state() is not None,
+            "the trust bundle": self._trust.current is not None,
+            self._server.lacks: self._server.serving,
+            "its certificate for Istio's proxies": self._istio is None or self._istio.serving,
+        }
+        return readiness.lacking(needed, self._rotation, self._key_watch)
 
     def _signing_state(self) -> AuthorityState | None:
         """The state, while it is fresh enough to sign by, and to show: another replica may have revoked since."""
         return self._rotation.state if self._rotation.confirmed_within(self._config.outage_limit) else None
-
-    def _pods_unread(self) -> str:
-        if not self._pods.synced:
-            return "pods are not read yet"
-        return "" if self._pods.fresh else "pods cannot be read now"
-
-    async def _published_sequence(self) -> int:
-        by = self._config
-        return await published_sequence(self._api, by.agent_namespace, by.bundle_config_map, by.trust_domain)
-
-    async def _follow_secret(self) -> None:
-        version = 0
-        while True:
-            version = await self._secret.changed.wait_beyond(version)
-            for state in self._secret.values.values():
-                await self._rotation.follow(state)
 
     async def _lead(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """What looks at pods and policies, for ever; only while leading."""
         await self._policies.wait_synced()
         await self._pods.wait_synced()
         await self._leader.lead(work)
-
-
-async def _healthy() -> str | None:
-    return None

@@ -17,7 +17,7 @@ REFRESH_SECONDS = 5.0
 
 
 class Telling:
-    """Publishes into `trust` whatever changes. `renew` brings the signer's own certificate up to date."""
+    """Publishes into `trust` whatever changes. `renewals` each bring a certificate of the signer's own up to date."""
 
     def __init__(
         self,
@@ -25,13 +25,13 @@ class Telling:
         domains: Domains,
         publisher: Publisher,
         trust: Feed[Broadcast],
-        renew: Callable[[AuthorityState], Awaitable[object]],
+        *renewals: Callable[[AuthorityState], Awaitable[object]],
     ) -> None:
         self._rotation = rotation
         self._domains = domains
         self._publisher = publisher
         self._trust = trust
-        self._renew = renew
+        self._renewals = renewals
         self._turn = asyncio.Lock()
 
     async def follow(self) -> None:
@@ -50,7 +50,8 @@ class Telling:
                 found = Broadcast.of(state, self._domains.bundles)
                 if found != self._trust.current:
                     self._trust.publish(found)
-            await self._renew(state)
+            for renew in self._renewals:
+                await renew(state)
 
     async def publish(self) -> None:
         """Bundles out to the cluster, for ever; only while leading."""

@@ -74,6 +74,12 @@ class Pods:
         """Whether all are known as they are now."""
         return self._mirror.fresh
 
+    def unread(self) -> str:
+        """Why they are not known as they are now; empty when they are."""
+        if not self.synced:
+            return "pods are not read yet"
+        return "" if self.fresh else "pods cannot be read now"
+
     def outdated(self, limit: timedelta) -> bool:
         """Whether what is known of them is older than that: one may have finished, or have other labels, since."""
         return self._mirror.outdated(limit)

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from runtime.feed import Feed
 from signer.authority.state import AuthorityState, Directive
 from signer.pb import signer_pb2
 from svid.bundle import TrustBundle
+from svid.spiffeid import TrustDomain
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,9 @@ class Broadcast:
             getattr(added, "from").FromDatetime(directive.start)
             added.until.FromDatetime(directive.end)
         return answer
+
+
+def trust_domains(told: Feed[Broadcast]) -> frozenset[TrustDomain]:
+    """Of which agents have the bundle, or will have it."""
+    found = told.current
+    return frozenset(each.trust_domain for each in found.bundles) if found is not None else frozenset()
