@@ -108,16 +108,19 @@ protos: $(VENV)/.test
 # What people without Helm apply. A file is replaced when it is whole.
 HELM ?= helm
 RENDER = $(HELM) template podsvid deploy/chart/podsvid --namespace podsvid --set trustDomain=example.org --kube-version 1.34.0
+ALL = --no-hooks --set crds.install=false --set admissionPolicy.enabled=false
+PUBLIC = --set signer.bundle.enabled=true --set signer.oidc.enabled=true --set signer.oidc.certSecret=podsvid-oidc \
+  --set signer.settings.jwt_issuer=https://oidc.example.org
 manifests:
 	$(call need,$(HELM),install Helm 3.17 or newer; or with Go: make manifests HELM=\$$($(BIN)/python -m tests.go_tools path cluster helm))
-	@mkdir -p deploy/manifests/uninstall
+	@mkdir -p deploy/manifests/uninstall deploy/manifests/public
 	@new=deploy/manifests/.new; trap 'rm -f $$new' EXIT; set -e; \
 	  $(RENDER) --show-only templates/crds.yaml > $$new; mv $$new deploy/manifests/crds.yaml; \
 	  $(RENDER) --show-only templates/uninstall-guard.yaml > $$new; sed -i '/--one-line/d' $$new; \
     mv $$new deploy/manifests/uninstall/check.yaml; \
 	  $(RENDER) --show-only templates/admission.yaml > $$new; mv $$new deploy/manifests/admission.yaml; \
-	  $(RENDER) --no-hooks --set crds.install=false --set admissionPolicy.enabled=false > $$new; \
-	  mv $$new deploy/manifests/podsvid.yaml
+	  $(RENDER) $(ALL) > $$new; mv $$new deploy/manifests/podsvid.yaml; \
+	  $(RENDER) $(ALL) $(PUBLIC) > $$new; mv $$new deploy/manifests/public/podsvid.yaml
 
 # The container image of this checkout; BASE is a Python image, by digest.
 BUILDER ?= docker

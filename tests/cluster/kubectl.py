@@ -59,7 +59,8 @@ def shell(cluster: Cluster, folder: Path, image: str, trust_domain: str) -> Shel
     """The manifests with what README.md has people change in them, and the paths of this cluster's node."""
     there = folder / "manifests"
     shutil.copytree(MANIFESTS, there)
-    for name, trust_domains, images in (("podsvid.yaml", 2, 2), ("uninstall/check.yaml", 0, 1)):
+    edited = (("podsvid.yaml", 2, 2), ("public/podsvid.yaml", 2, 2), ("uninstall/check.yaml", 0, 1))
+    for name, trust_domains, images in edited:
         text = (there / name).read_text()
         for old, new, places in (
             (r'trust_domain: "example\.org"', f'trust_domain: "{trust_domain}"', trust_domains),

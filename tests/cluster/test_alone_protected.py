@@ -16,6 +16,7 @@ from .test_chart import MANIFESTS
 from .waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)
+PUBLIC = "public/podsvid.yaml"
 SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
 HOME = f"/api/v1/namespaces/{NAMESPACE}"
 # As the signer makes it.
@@ -55,6 +56,8 @@ def alone(built: None, tmp_path_factory: pytest.TempPathFactory, progress: Progr
     with api_server(tmp_path_factory.mktemp("protected"), progress) as found:
         for name in ("namespace.yaml", "crds.yaml", "admission.yaml", "podsvid.yaml", "protect.yaml"):
             found.api.apply(manifest(name))
+        # With the endpoints, after a time without.
+        found.api.apply(manifest(PUBLIC))
         found.api.create(SECRETS, SECRET)
         wait_for("the custom resources", found.served, progress=progress)
         found.api.create(f"{POLICIES}/clusterworkloadidentities", POLICY)
@@ -64,8 +67,9 @@ def alone(built: None, tmp_path_factory: pytest.TempPathFactory, progress: Progr
 
 def test_nothing_of_it_is_deleted_until_that_is_allowed(alone: Alone) -> None:
     protected = [f"{SECRETS}/podsvid-authority"]
-    for name in ("namespace.yaml", "crds.yaml", "podsvid.yaml"):
+    for name in ("namespace.yaml", "crds.yaml", PUBLIC):
         protected += paths(name)
+    assert {*paths("podsvid.yaml")} < {*protected}
     assert [each for each in protected if not refused(alone, each)] == []
     # What is not podsvid's is nobody's business here.
     alone.api.create(SECRETS, {**SECRET, "metadata": {"name": "mine"}})
@@ -81,7 +85,7 @@ def test_nothing_of_it_is_deleted_until_that_is_allowed(alone: Alone) -> None:
     alone.api.patch(HOME, {"metadata": {"annotations": {"podsvid.io/deletion": "allowed"}}})
     wait_for("deletion to be allowed", lambda: not refused(alone, f"{SECRETS}/podsvid-authority"),
              progress=alone.progress)  # fmt: skip
-    for path in paths("podsvid.yaml"):
+    for path in paths(PUBLIC):
         alone.api.delete(path)
     # Applied again, it finds its CA and its policies.
     assert alone.api.get(f"{SECRETS}/podsvid-authority")["metadata"]["name"] == "podsvid-authority"

@@ -113,10 +113,18 @@ def test_everything_switched_on_renders_as_recorded() -> None:
     assert rendered == GOLDEN.read_text(), "look at the difference; TESTS_UPDATE_GOLDEN=1 records it"
 
 
+ALL = ("--no-hooks", "--set", "crds.install=false", "--set", "admissionPolicy.enabled=false")
+PUBLIC = (
+    *("signer.bundle.enabled=true", "signer.oidc.enabled=true", "signer.oidc.certSecret=podsvid-oidc"),
+    "signer.settings.jwt_issuer=https://oidc.example.org",
+)
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("podsvid.yaml", ("--no-hooks", "--set", "crds.install=false", "--set", "admissionPolicy.enabled=false")),
+        ("podsvid.yaml", ALL),
+        ("public/podsvid.yaml", (*ALL, *(flag for value in PUBLIC for flag in ("--set", value)))),
         ("admission.yaml", ("--show-only", "templates/admission.yaml")),
         ("crds.yaml", ("--show-only", "templates/crds.yaml")),
         ("uninstall/check.yaml", ("--show-only", "templates/uninstall-guard.yaml")),
@@ -133,9 +141,10 @@ def test_what_one_deletes_by_habit_has_neither_the_ca_nor_a_policy_in_it() -> No
     def kinds(name: str) -> set[str]:
         return {each["kind"] for each in yaml.safe_load_all((MANIFESTS / name).read_text()) if each}
 
-    assert not kinds("podsvid.yaml") & {"Namespace", "CustomResourceDefinition", "Secret"}
-    # No policy can protect one: a deletion that is refused would take them away all the same.
-    assert not [each for each in kinds("podsvid.yaml") if each.startswith("ValidatingAdmissionPolicy")]
+    for name in ("podsvid.yaml", "public/podsvid.yaml"):
+        assert not kinds(name) & {"Namespace", "CustomResourceDefinition", "Secret"}
+        # No policy can protect one: a deletion that is refused would take them away all the same.
+        assert not [each for each in kinds(name) if each.startswith("ValidatingAdmissionPolicy")]
     assert kinds("namespace.yaml") == {"Namespace"}
     assert kinds("crds.yaml") == {"CustomResourceDefinition"}
     # Of a folder that is deleted whole, what protects the others goes after them.
@@ -145,7 +154,7 @@ def test_what_one_deletes_by_habit_has_neither_the_ca_nor_a_policy_in_it() -> No
 def test_everything_that_the_manifests_make_is_protected() -> None:
     documents = [
         each
-        for name in ("podsvid.yaml", "crds.yaml", "namespace.yaml")
+        for name in ("podsvid.yaml", "public/podsvid.yaml", "crds.yaml", "namespace.yaml")
         for each in yaml.safe_load_all((MANIFESTS / name).read_text())
         if each
     ]

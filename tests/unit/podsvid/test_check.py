@@ -512,10 +512,11 @@ def test_a_lock_is_seen_while_another_process_holds_it(tmp_path: Path) -> None:
     assert not host.is_locked(tmp_path / LOCK)
 
 
+@pytest.mark.parametrize("manifest", ["podsvid.yaml", "public/podsvid.yaml"])
 @pytest.mark.parametrize("name", ["agent", "signer"])
-def test_what_the_plain_manifests_set_is_right(name: str, tmp_path: Path) -> None:
+def test_what_the_plain_manifests_set_is_right(name: str, manifest: str, tmp_path: Path) -> None:
     """As the container has it: the file, the arguments and the variables. The chart's: tests/cluster/test_chart.py."""
-    documents = list(yaml.safe_load_all((ROOT / "deploy/manifests/podsvid.yaml").read_text(encoding="utf-8")))
+    documents = list(yaml.safe_load_all((ROOT / "deploy/manifests" / manifest).read_text(encoding="utf-8")))
     found = {(each["kind"], each["metadata"]["name"]): each for each in documents if each}
     kind = "DaemonSet" if name == "agent" else "Deployment"
     (container,) = found[kind, f"podsvid-{name}"]["spec"]["template"]["spec"]["containers"]
