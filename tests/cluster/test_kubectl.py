@@ -6,6 +6,7 @@ installation; lines of kubectl are those that the documentation has.
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -48,6 +49,10 @@ CHECK = (
 )
 ALLOW = "kubectl annotate --overwrite namespace podsvid podsvid.io/deletion=allowed"
 DELETE = "kubectl delete -f uninstall/check.yaml -f podsvid.yaml"
+PUBLIC = (
+    "kubectl apply -f public/podsvid.yaml",
+    "kubectl -n podsvid create secret tls podsvid-oidc --cert=tls.crt --key=tls.key",
+)
 FOR_GOOD = (
     "kubectl delete -f crds.yaml -f namespace.yaml",
     "kubectl delete configmap --all-namespaces --field-selector metadata.name=podsvid-bundle",
@@ -366,6 +371,34 @@ def forget_other(cluster: Cluster) -> None:
     cluster.api.remove(f"/api/v1/nodes/{OTHER}")
     for path, _ in on_other(cluster):
         cluster.api.delete(path, grace_seconds=0)
+
+
+def test_the_manifest_with_the_endpoints_goes_in_place_of_the_other(
+    here: Shell, cluster: Cluster, progress: Progress
+) -> None:
+    def read(service: str, path: str) -> Object:
+        """What anybody gets there, by the API server, which asks a replica as the Service does."""
+        name, port = f"https:podsvid-{service}", service
+        said = here.typed(f"kubectl get --raw /api/v1/namespaces/{NAMESPACE}/services/{name}:{port}/proxy{path}")
+        return json.loads(said.stdout) if said.returncode == 0 else {}
+
+    for line in PUBLIC:
+        assert line in README
+    plain(here, cluster, progress)
+    here.done(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=oidc.example.org -keyout tls.key -out tls.crt"
+    )
+    with shaking(cluster, progress, "the endpoints"):
+        for line in PUBLIC:
+            here.done(line)
+        wait_for("the bundle", lambda: bool(read("bundle", "/")), progress=progress)
+        document = "/.well-known/openid-configuration"
+        wait_for("the documents", lambda: bool(read("oidc", document)), progress=progress)
+        wait_for("podsvid", lambda: up(cluster), progress=progress)
+        published = json.loads(cluster.api.get(BUNDLE)["data"]["bundle.json"])
+        assert read("bundle", "/")["keys"] == published["keys"]
+        assert read("oidc", document)["issuer"] == "https://oidc.example.org"
+        assert read("oidc", "/keys")["keys"]
 
 
 def test_it_is_taken_away_and_leaves_nothing(here: Shell, cluster: Cluster, progress: Progress) -> None:
