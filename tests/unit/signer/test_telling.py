@@ -64,6 +64,10 @@ def test_agents_do_not_lose_other_trust_domains_because_a_signer_starts() -> Non
         async with asyncio.timeout(30):
             await trust.wait_beyond(trust.version)
         assert [each.trust_domain for each in trust.current.bundles] == [State.bundle.trust_domain]
+        # With or without something new to tell.
+        before = len(renewed)
+        await telling.refresh()
+        assert len(renewed) > before
         for each in following:
             each.cancel()
         await asyncio.gather(*following, return_exceptions=True)
