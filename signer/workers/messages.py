@@ -21,6 +21,8 @@ Packed = Annotated[list[tuple[_Text, _Bytes]], Meta(max_length=_NUMBER)]
 # How gRPC calls headers whose values are bytes.
 _BINARY = "-bin"
 _Name = Annotated[str, Meta(max_length=256)]
+# gRPC says none below zero; what is no number would be before no deadline and after none.
+_Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Begun(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
@@ -30,7 +32,7 @@ class Begun(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, ta
     method: _Name
     peer: _Name
     headers: Packed
-    left: float | None
+    left: _Seconds | None
 
 
 class Said(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):

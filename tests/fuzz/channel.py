@@ -20,8 +20,8 @@ _LINE = 512 + 16 * (128 + 16 * 1024)
 
 def reports(data: bytes) -> None:
     """What the exposed process sends: the same however it is cut; labels and loggers stay those that there are."""
-    found = _read(lambda: Frames(messages.reports(), messages.MAX_REPORT), messages.Report, messages.MAX_REPORT, data)
-    metrics, lines = Metrics(), _Lines()
+    found = read(lambda: Frames(messages.reports(), messages.MAX_REPORT), messages.Report, messages.MAX_REPORT, data)
+    metrics, lines = Metrics(), Lines()
     tally, log = Tally(metrics, Allowance(1.0, 1000, lambda: 0.0)), Log(Allowance(1.0, 1000, lambda: 0.0))
     weights = Weights({0: "a", 1: "b"}.get, lambda: 0.0)
     root = logging.getLogger("podsvid")
@@ -67,7 +67,7 @@ def orders(data: bytes) -> None:
     """What the exposed process is told: the same however it is cut; a snapshot is refused as an SVID is, or read."""
     reader = Reader()
     most = messages.MAX_SNAPSHOT
-    for order in _read(lambda: Frames(messages.orders(), most), messages.Order, most, data):
+    for order in read(lambda: Frames(messages.orders(), most), messages.Order, most, data):
         snapshot = order.snapshot if isinstance(order, messages.Open | messages.Changed) else None
         if snapshot is not None:
             try:
@@ -78,7 +78,9 @@ def orders(data: bytes) -> None:
             assert len(identity.svids) == len(snapshot.svids)
 
 
-class _Lines(logging.Handler):
+class Lines(logging.Handler):
+    """What was logged."""
+
     def __init__(self) -> None:
         super().__init__()
         self.found: list[logging.LogRecord] = []
@@ -87,16 +89,17 @@ class _Lines(logging.Handler):
         self.found.append(record)
 
 
-def _read(make: Callable[[], Frames[Any]], union: Any, most: int, data: bytes) -> list[Any]:
+def read(make: Callable[[], Frames[Any]], union: Any, most: int, data: bytes) -> list[Any]:
     """What there is in `data` as it comes, as one message with the length it has, and as what a message is made of."""
     body, kind, fits = made(union, data)
-    built, refused = _fed(make(), [_framed(body)])
+    built, refused = _fed(make(), [framed(body)])
     assert refused != (fits and len(body) <= most), f"{kind}: {'refused' if refused else 'taken'}"
-    assert [each.__struct_config__.tag for each in built] == ([] if refused else [kind])
-    return [*_cut(make, data), *_fed(make(), [_framed(data)])[0], *built]
+    assert [str(each.__struct_config__.tag) for each in built] == ([] if refused else [kind])
+    return [*_cut(make, data), *_fed(make(), [framed(data)])[0], *built]
 
 
-def _framed(body: bytes) -> bytes:
+def framed(body: bytes) -> bytes:
+    """With its length before it."""
     return len(body).to_bytes(LENGTH, "big") + body
 
 

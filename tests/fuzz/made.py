@@ -49,21 +49,22 @@ class Draw:
                 beyond = [least - 1] * (kind.ge is not None) + [most, 2**64 - 1] * (beyond_most is not None)
                 return self._one([least, most - 1, some], beyond)
             case inspect.FloatType():
-                bounded = kind.ge is not None or kind.le is not None
-                wrong = [-1.0, -5e-324, 1e300, float("inf"), float("-inf"), float("nan")]
-                return self._one([0.0, 1.0, 0.25 * self.byte()], wrong if bounded else [])
+                low = [-1.0, -5e-324, float("-inf")] if kind.ge is not None else []
+                high = [1e300, float("inf")] if kind.le is not None else []
+                return self._one([0.0, 1.0, 0.25 * self.byte()], [*low, *high, float("nan")] if low or high else [])
             case inspect.StrType():
                 length = self.length(kind.min_length, kind.max_length)
                 return self.of(("x", "\0", "\n", "\u00e9", "\U0001f600")) * length
             case inspect.BytesType():
-                return bytes([self.byte()]) * self.of((0, 1, 32))
+                sizes = kind.min_length, kind.max_length
+                return bytes([self.byte()]) * (self.of((0, 1, 32)) if sizes == (None, None) else self.length(*sizes))
             case inspect.BoolType():
                 return self.byte() % 2 == 1
             case inspect.NoneType():
                 return None
             case inspect.UnionType():
                 return self.value(self.of(kind.types))
-            case inspect.VarTupleType():
+            case inspect.VarTupleType() | inspect.ListType():
                 return self._many(kind.item_type, self.length(kind.min_length, kind.max_length))
             case inspect.TupleType():
                 return [self.value(each) for each in kind.item_types]
@@ -89,7 +90,7 @@ class Draw:
     def _struct(self, kind: inspect.StructType) -> Any:
         fields = {each.encode_name: self.value(each.type) for each in kind.fields}
         if kind.array_like:
-            return list(fields.values())
+            return [*([] if kind.tag is None else [kind.tag]), *fields.values()]
         return {kind.tag_field: kind.tag, **fields}
 
 

@@ -28,6 +28,8 @@ from svid.bundle import TrustBundle
 from svid.errors import InvalidSpiffeId, SvidError
 from svid.spiffeid import SpiffeId, TrustDomain
 from tests.fuzz.channel import orders, reports
+from tests.fuzz.early import early
+from tests.fuzz.workers import workers
 from tests.typed import typed
 
 OWN = TrustDomain("example.org")
@@ -197,7 +199,10 @@ _POD: Mapping[str, str] = MappingProxyType(
 TARGETS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
     {
         each.__name__: each
-        for each in (spiffe_ids, attributes, templates, policies, bundles, journals, requests, reports, orders)
+        for each in (
+            *(spiffe_ids, attributes, templates, policies, bundles, journals, requests),
+            *(reports, orders, workers, early),
+        )
     }
 )
 

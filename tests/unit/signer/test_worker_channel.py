@@ -87,13 +87,15 @@ def test_rubbish_is_refused_in_words_that_quote_none_of_it(rubbish: bytes) -> No
         framed(messages.Begun(1, "m", "p" * 257, [], None)),
         framed(messages.Begun(1, "m", "p", [("a", b"b")] * (budget.MOST_HEADERS // 33 + 2), None)),
         framed(messages.Begun(1, "m", "p", [("a", bytes(messages.MOST_PACKED + 1))], None)),
+        framed(messages.Begun(1, "m", "p", [], float("nan"))),
+        framed(messages.Begun(1, "m", "p", [], -1.0)),
         framed(messages.Serves(1, "x" * 257)),
         framed(messages.Lacking(["no files"] * 9)),
         # What the signer says to workers.
         framed(messages.Refuse(1, 2, "", [])),
         framed([6, 1, 2]),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_each_bound_holds(said: bytes) -> None:
     with pytest.raises(BadFrame):
