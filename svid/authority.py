@@ -11,13 +11,14 @@ from typing import Self, cast
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from svid.bundle import TrustBundle
-from svid.certificates import ExtensionT, check_readable, extension
+from svid.certificates import certificate_from_der, check_readable, extension, to_der
 from svid.errors import InvalidKey, InvalidSvid, IssuanceRefused
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, algorithm_of, public_bytes, public_key_of, signature_hash
 from svid.leaves import Form, Leaf
+from svid.profile import END_ENTITY, EXTENDED_USAGE, USAGE, USAGE_OF_RSA, key_usage, stated
 from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import check_x509_svid, issued_by
 
@@ -43,6 +44,14 @@ class _Proof:
 
     at: datetime
     form: Form | None
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A chain, leaf first without the root. `der`: the same as `to_der` has it, which would write each anew."""
+
+    chain: tuple[x509.Certificate, ...]
+    der: bytes
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,10 @@ class X509Authority:
         return tuple(found)
 
     @cached_property
+    def _intermediates_der(self) -> bytes:
+        return to_der(self._intermediates)
+
+    @cached_property
     def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
         found = extension(self.chain[0], x509.SubjectKeyIdentifier)
         if found is not None:
@@ -184,6 +197,30 @@ class X509Authority:
         backdate: timedelta = BACKDATE,
         verified_later: bool = False,
     ) -> tuple[x509.Certificate, ...]:
+        """As `issued`, for who wants the certificates alone."""
+        return self.issued(
+            public_key,
+            spiffe_id,
+            ttl=ttl,
+            now=now,
+            dns_names=dns_names,
+            common_name=common_name,
+            backdate=backdate,
+            verified_later=verified_later,
+        ).chain
+
+    def issued(
+        self,
+        public_key: PublicKey,
+        spiffe_id: SpiffeId,
+        *,
+        ttl: timedelta,
+        now: datetime,
+        dns_names: Sequence[str] = (),
+        common_name: str = "",
+        backdate: timedelta = BACKDATE,
+        verified_later: bool = False,
+    ) -> Issued:
         """Sign a leaf for `public_key` and return its chain, leaf first, without the root.
 
         Its subject is `common_name`, else the authority's own `subject`, which is empty as a rule. It begins `backdate`
@@ -226,29 +263,29 @@ class X509Authority:
         if verified_later and proof is not None and proof.at <= now < proof.at + PROVEN_FOR:
             # What cannot even be read as a certificate: the library writes it, as if nothing was proven.
             with suppress(ValueError):
-                return (self._signed(proof.form, public_key, asked, subject), *self._intermediates)
+                return self._signed(proof.form, public_key, asked, subject)
         # Whatever comes of it: one that is refused leaves nothing proven.
         proofs.pop(algorithm, None)
-        leaf = self._signed(None, public_key, asked, subject)
-        chain = (leaf, *self._intermediates)
+        found = self._signed(None, public_key, asked, subject)
         try:
-            check_x509_svid(chain, self.bundle, now)
+            check_x509_svid(found.chain, self.bundle, now)
         except InvalidSvid as error:
             raise IssuanceRefused(f"the authority made an invalid SVID: {error}") from None
         # Others take longer to sign than to write.
-        form = Form.of(leaf, asked) if isinstance(self.private_key, ec.EllipticCurvePrivateKey) else None
+        form = Form.of(found.chain[0], asked) if isinstance(self.private_key, ec.EllipticCurvePrivateKey) else None
         proofs[algorithm] = _Proof(now, form)
-        return chain
+        return found
 
-    def _signed(self, form: Form | None, public_key: PublicKey, asked: Leaf, subject: x509.Name) -> x509.Certificate:
+    def _signed(self, form: Form | None, public_key: PublicKey, asked: Leaf, subject: x509.Name) -> Issued:
         """By `form`, which has the authority's own subject, or by the library."""
         key = self.private_key
         if form is not None and isinstance(key, ec.EllipticCurvePrivateKey):
             to_be_signed = form.to_be_signed(asked)
-            return form.certificate(to_be_signed, key.sign(to_be_signed, self._ecdsa))
+            der = form.certificate(to_be_signed, key.sign(to_be_signed, self._ecdsa))
+            return Issued((certificate_from_der(der), *self._intermediates), der + self._intermediates_der)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(asked.uri)]
         names += [x509.DNSName(name) for name in asked.dns_names]
-        return x509.CertificateBuilder(
+        leaf = x509.CertificateBuilder(
             issuer_name=self.chain[0].subject,
             subject_name=subject,
             public_key=public_key,
@@ -257,14 +294,15 @@ class X509Authority:
             not_valid_after=asked.not_after,
             # At once: each that is added alone copies the builder. That none is twice in it shows when it is read.
             extensions=[
-                _END_ENTITY,
-                _USAGE_OF_RSA if isinstance(public_key, rsa.RSAPublicKey) else _USAGE,
-                _EXTENDED_USAGE,
-                _extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False),
-                _extension(self._authority_key_identifier, critical=False),
-                _extension(x509.SubjectAlternativeName(names), critical=not list(subject)),
+                END_ENTITY,
+                USAGE_OF_RSA if isinstance(public_key, rsa.RSAPublicKey) else USAGE,
+                EXTENDED_USAGE,
+                stated(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False),
+                stated(self._authority_key_identifier, critical=False),
+                stated(x509.SubjectAlternativeName(names), critical=not list(subject)),
             ],
         ).sign(key, signature_hash(key))
+        return Issued((leaf, *self._intermediates), to_der([leaf]) + self._intermediates_der)
 
 
 def _check_chain(trust_domain: TrustDomain, chain: Sequence[x509.Certificate], bundle: TrustBundle) -> None:
@@ -354,42 +392,9 @@ def _ca_certificate(
             not_valid_after=not_after,
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.id))]), critical=False
         )
     )
-
-
-def _key_usage(
-    *,
-    digital_signature: bool = False,
-    key_encipherment: bool = False,
-    key_cert_sign: bool = False,
-    crl_sign: bool = False,
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=key_encipherment,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _extension(value: ExtensionT, *, critical: bool) -> x509.Extension[ExtensionT]:
-    return x509.Extension(value.oid, critical, value)
-
-
-# What is the same in every leaf.
-_END_ENTITY = _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-_USAGE = _extension(_key_usage(digital_signature=True), critical=True)
-_USAGE_OF_RSA = _extension(_key_usage(digital_signature=True, key_encipherment=True), critical=True)
-_EXTENDED_USAGE = _extension(
-    x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-)

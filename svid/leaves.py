@@ -84,10 +84,9 @@ class Form:
             + _element(_EXTENSIONS, _element(_SEQUENCE, extensions)),
         )
 
-    def certificate(self, to_be_signed: bytes, signature: bytes) -> x509.Certificate:
-        """What was signed, with its signature. Raises ValueError where it cannot be read."""
-        signed = to_be_signed + self.algorithm + _element(_BITS, b"\0" + signature)
-        return x509.load_der_x509_certificate(_element(_SEQUENCE, signed))
+    def certificate(self, to_be_signed: bytes, signature: bytes) -> bytes:
+        """What was signed, with its signature."""
+        return _element(_SEQUENCE, to_be_signed + self.algorithm + _element(_BITS, b"\0" + signature))
 
 
 def _key_id(key: bytes) -> bytes:

@@ -24,7 +24,6 @@ from signer.model import Agent, AttestedPod, Entitlement, PodClaim
 from signer.pb import signer_pb2
 from signer.policy.policies import Policies
 from signer.wishes import stale_mounts
-from svid.certificates import to_der
 
 # Refusals that the pod's author or the cluster's operator can do something about: the pod's events say so. Only such as
 # come after the pod was proven to be on the agent's node, or an agent would choose whose events it writes.
@@ -126,7 +125,7 @@ class Mints:
             federated = entitlement.federates_with
             answer = signer_pb2.MintX509SVIDResponse(
                 spiffe_id=str(entitlement.spiffe_id),
-                chain=to_der(issued.chain),
+                chain=issued.der,
                 trust_sequence=issued.sequence,
                 hint=entitlement.hint,
                 federates_with=[domain.name for domain in federated or ()],

@@ -65,7 +65,7 @@ class IssuedX509:
     """A signed chain, leaf first without the root; `sequence` is that of the trust that verifies it.
 
     `notice` says what of the wishes was not granted; `clipped` what of the lifetime, for as long as nobody changes it.
-    `at` is when it was signed, `bundle` that trust.
+    `at` is when it was signed, `bundle` that trust, `der` the chain as its bytes, one certificate behind the other.
     """
 
     chain: tuple[x509.Certificate, ...]
@@ -74,6 +74,7 @@ class IssuedX509:
     sequence: int
     at: datetime
     bundle: TrustBundle
+    der: bytes
     notice: str = ""
     clipped: str = ""
 
@@ -277,7 +278,7 @@ def _issue(
 ) -> IssuedX509:
     """Raises Refused."""
     try:
-        chain = state.active_x509.issue(
+        issued = state.active_x509.issued(
             public_key,
             entitlement.spiffe_id,
             ttl=ttl,
@@ -291,8 +292,8 @@ def _issue(
         if state.active_x509.not_after <= now:
             raise Refused(Reason.AUTHORITY_UNAVAILABLE, str(error)) from None
         raise Refused(Reason.ISSUANCE_REFUSED, str(error)) from None
-    window = RenewalWindow.of(now, chain[0].not_valid_after_utc)
-    return IssuedX509(chain, window, algorithm, state.sequence, now, state.bundle)
+    window = RenewalWindow.of(now, issued.chain[0].not_valid_after_utc)
+    return IssuedX509(issued.chain, window, algorithm, state.sequence, now, state.bundle, issued.der)
 
 
 def _within(longest: timedelta | None, ttl: timedelta, notice: str) -> tuple[timedelta, str]:

@@ -371,7 +371,7 @@ def test_a_pods_certificate_is_read_each_time_and_an_agents_svid_once(monkeypatc
     by = minting()
     assert [certified(by, GIVEN, timedelta(days=1)).chain, by.x509(POD, GIVEN, REQUEST, None, ()).chain]
     value = x509.BasicConstraints(ca=True, path_length=None)
-    monkeypatch.setattr(authority_module, "_END_ENTITY", x509.Extension(value.oid, True, value))
+    monkeypatch.setattr(authority_module, "END_ENTITY", x509.Extension(value.oid, True, value))
     assert by.x509(POD, GIVEN, REQUEST, None, (), verified_later=True).chain
     with pytest.raises(Refused) as caught:
         certified(by, GIVEN, timedelta(days=1))

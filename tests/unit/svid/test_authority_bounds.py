@@ -95,7 +95,7 @@ def fresh() -> X509Authority:
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on each leaf is written as one that may sign others."""
     value = x509.BasicConstraints(ca=True, path_length=None)
-    monkeypatch.setattr(authority_module, "_END_ENTITY", x509.Extension(value.oid, True, value))
+    monkeypatch.setattr(authority_module, "END_ENTITY", x509.Extension(value.oid, True, value))
 
 
 def test_of_what_is_verified_later_the_first_for_each_kind_of_key_is_read_here(monkeypatch: pytest.MonkeyPatch) -> None:

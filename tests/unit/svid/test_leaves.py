@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from svid import leaves
 from svid.authority import BACKDATE, PROVEN_FOR, X509Authority
 from svid.bundle import TrustBundle
-from svid.certificates import to_der
+from svid.certificates import certificate_from_der, to_der
 from svid.errors import InvalidSvid
 from svid.keys import KeyAlgorithm, PrivateKey, PublicKey, public_bytes, signature_hash
 from svid.leaves import Form, Leaf
@@ -62,9 +62,9 @@ def written_by_the_library(by: X509Authority, key: PublicKey, asked: Leaf) -> by
 
 def assert_same(by: X509Authority, key: PublicKey, spiffe_id: SpiffeId, names: Sequence[str], now: datetime) -> None:
     """Of the second, as the first is the library's own."""
-    first, second = (
-        by.issue(key, spiffe_id, ttl=HOUR, now=now, dns_names=names, verified_later=True) for _ in range(2)
-    )
+    both = [by.issued(key, spiffe_id, ttl=HOUR, now=now, dns_names=names, verified_later=True) for _ in range(2)]
+    assert [each.der for each in both] == [to_der(each.chain) for each in both]
+    first, second = (each.chain for each in both)
     leaf = second[0]
     asked = Leaf(leaf.serial_number, now - BACKDATE, now + HOUR, public_bytes(key), str(spiffe_id), names)
     assert leaf.tbs_certificate_bytes == written_by_the_library(by, key, asked)
@@ -100,7 +100,7 @@ def test_for_numbers_of_each_length() -> None:
     for serial in (1, 127, 128, 255, 256, 2**63, 2**64 - 1, 2**127, 2**158, 2**159 - 1):
         numbered = replace(asked, serial=serial)
         to_be_signed = form.to_be_signed(numbered)
-        found = form.certificate(to_be_signed, made.signature)
+        found = certificate_from_der(form.certificate(to_be_signed, made.signature))
         assert (found.serial_number, found.tbs_certificate_bytes) == (serial, to_be_signed)
         assert to_be_signed == written_by_the_library(by, key, numbered)
 
@@ -124,7 +124,7 @@ def test_for_years_of_both_kinds(begins: datetime) -> None:
     assert form is not None
     dated = replace(asked, not_before=begins, not_after=begins + HOUR)
     to_be_signed = form.to_be_signed(dated)
-    found = form.certificate(to_be_signed, made.signature)
+    found = certificate_from_der(form.certificate(to_be_signed, made.signature))
     assert found.not_valid_before_utc == begins.replace(microsecond=0)
     assert found.not_valid_after_utc == (begins + HOUR).replace(microsecond=0)
     assert to_be_signed == written_by_the_library(by, key, dated)
