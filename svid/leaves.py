@@ -14,7 +14,7 @@ from typing import Self
 from cryptography import x509
 
 # Tags of DER (X.690 8), and those of a SubjectAltName's names (RFC 5280 4.2.1.6).
-_SEQUENCE, _INTEGER, _BITS, _OCTETS, _UTC_TIME, _TIME, _EXTENSIONS = 0x30, 0x02, 0x03, 0x04, 0x17, 0x18, 0xA3
+_SEQUENCE, _INTEGER, _BITS, _OCTETS, _EXTENSIONS = 0x30, 0x02, 0x03, 0x04, 0xA3
 _DNS, _URI = 0x82, 0x86
 # From then on a time is written with four digits of the year (RFC 5280 4.1.2.5).
 _LONG_YEARS = 2050
@@ -95,23 +95,35 @@ def _key_id(key: bytes) -> bytes:
 
 
 def _key_bits(key: bytes) -> bytes:
-    # The first byte of a bit string says how many of its last bits are none.
-    return _content(_parts(_content(key))[-1])[1:]
+    # What stands behind the algorithm. The first byte of a bit string says how many of its last bits are none.
+    header, _ = _header(key)
+    bits = header + sum(_header(key[header:]))
+    return key[bits + _header(key[bits:])[0] + 1 :]
 
 
 def _time(at: datetime) -> bytes:
     at = at.astimezone(UTC)
-    rest = (at.month, at.day, at.hour, at.minute, at.second)
-    # The library's formats take five times as long.
-    if at.year < _LONG_YEARS:
-        return _element(_UTC_TIME, b"%02d%02d%02d%02d%02d%02dZ" % (at.year % 100, *rest))
-    return _element(_TIME, b"%04d%02d%02d%02d%02d%02dZ" % (at.year, *rest))
+    year = at.year
+    # The library's formats take five times as long. With tag and length, which are always the same.
+    if year < _LONG_YEARS:
+        return b"\x17\x0d%02d%02d%02d%02d%02d%02dZ" % (
+            year % 100,
+            at.month,
+            at.day,
+            at.hour,
+            at.minute,
+            at.second,
+        )
+    return b"\x18\x0f%04d%02d%02d%02d%02d%02dZ" % (year, at.month, at.day, at.hour, at.minute, at.second)
 
 
 def _element(tag: int, content: bytes) -> bytes:
     size = len(content)
+    # In one go each; a leaf has thirteen of them, and nearly all are of these two kinds.
     if size < 0x80:
-        return bytes((tag, size)) + content
+        return b"%c%c%b" % (tag, size, content)
+    if 0x100 <= size < 0x10000:
+        return b"%c\x82%c%c%b" % (tag, size >> 8, size & 0xFF, content)
     width = (size.bit_length() + 7) // 8
     return bytes((tag, 0x80 | width)) + size.to_bytes(width, "big") + content
 
