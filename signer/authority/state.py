@@ -166,6 +166,11 @@ class AuthorityState:
         assert isinstance(found, X509Authority)
         return found
 
+    @cached_property
+    def _active(self) -> dict[str, Slot | None]:
+        # Found once: each mint asks for it three times.
+        return {kind: next((slot for slot in self.slots(kind) if slot.stage is Stage.ACTIVE), None) for kind in KINDS}
+
     @property
     def active_x509_id(self) -> str:
         """The active authority's id."""
@@ -229,6 +234,8 @@ class AuthorityState:
 
     def find(self, kind: str, stage: Stage) -> Slot | None:
         """The first authority of that kind and stage."""
+        if stage is Stage.ACTIVE:
+            return self._active[kind]
         return next((slot for slot in self.slots(kind) if slot.stage is stage), None)
 
     def _check_abandoned(self, kind: str) -> None:
