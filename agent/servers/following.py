@@ -10,18 +10,21 @@ from svid.identity import WorkloadIdentity
 
 
 async def follow(link: Link, number: int, feed: Feed[WorkloadIdentity], version: int, writer: Writer) -> None:
-    """Tell it what is newer than `version`, until it is lost.
+    """Have it told what is newer than `version`, until it is lost.
 
     What waits for its turn is written when that has come: the newest there is then, and nothing is kept before.
     """
+    told = version
 
     def newest() -> messages.Changed:
-        nonlocal version
-        identity, version = feed.current, feed.version
+        nonlocal told
+        identity, told = feed.current, feed.version
         assert identity is not None
         return messages.Changed(number, writer.snapshot(identity))
 
     with suppress(LinkLost):
         while True:
-            await feed.wait_beyond(version)
-            await link.send(newest)
+            version = await feed.wait_beyond(version)
+            # What came while it waited for its turn went with it.
+            if told < version:
+                link.tell(number, newest)

@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -222,6 +223,31 @@ def test_a_bundle_that_changes_for_ever_is_kept_twice_and_many_trust_domains_are
     del first, newest
     alive = [each for each in gc.get_objects() if isinstance(each, TrustBundle) and each.trust_domain.name[0] == "c"]
     assert len(alive) == 4, "two that were written, two that were read"
+
+
+def test_several_messages_go_at_once_and_no_more_are_made_than_are_sent_in_one_go() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        sender: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        receiver: Wire[Any] = Wire(theirs, messages.reports(), messages.MAX_REPORT)
+        left = list(range(10))
+
+        def some() -> Iterator[msgspec.Struct]:
+            while left:
+                yield messages.Opened(left.pop(0), "x" * 15_000)
+
+        assert sender.post(some) is None
+        assert left == [5, 6, 7, 8, 9]
+        found = receiver.received()
+        assert [(await anext(found)).volume for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert sender.post(some) is None
+        assert [(await anext(found)).volume for _ in range(5)] == [5, 6, 7, 8, 9]
+        assert sender.post(some) is None
+        assert sender.taken == sum(len(framed(messages.Opened(each, "x" * 15_000))) for each in range(10))
+        for each in (sender, receiver):
+            each.close()
+
+    asyncio.run(main())
 
 
 def test_a_descriptor_comes_with_its_message_and_more_are_closed() -> None:

@@ -981,6 +981,56 @@ def test_what_waits_for_a_process_that_reads_nothing_is_no_bytes_and_the_newest_
     play(tmp_path, monkeypatch, main)
 
 
+def test_what_is_new_of_several_at_once_is_told_in_one_go(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        volumes = [await at.socket(f"v{number}") for number in range(4)]
+        for served, _, _ in volumes:
+            await served.open()
+        played = await at.life(1)
+        link = await at.servers.of(Place.SHARED).link()
+        sent: list[object] = []
+        posts = Wire.post
+
+        def posted(wire: Wire[Any], message: Any, descriptor: int | None = None) -> Any:
+            if wire is link._wire:
+                sent.append(message)
+            return posts(wire, message, descriptor)
+
+        monkeypatch.setattr(Wire, "post", posted)
+        newest = [await at.identity() for _ in volumes]
+        for (_, feed, _), each in zip(volumes, newest, strict=True):
+            feed.publish(each)
+        played.told.clear()
+        await played.heard(messages.Changed, len(volumes))
+        assert len([each for each in sent if callable(each)]) == 1
+        changes = [each for each in played.told if isinstance(each, messages.Changed)]
+        assert {each.snapshot.svids[0].key for each in changes} == {each.default.key_der() for each in newest}
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_one_that_takes_no_news_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        at.effort = Effort(0.0, awake=False)
+        served, feed, _ = await at.socket("v")
+        await served.open()
+        first = await at.life(1)
+        first.running.cancel()
+        await asyncio.gather(first.running, return_exceptions=True)
+        link = await at.servers.of(Place.SHARED).link()
+        while link._wire.held == 0:
+            feed.publish(await at.identity())
+            await asyncio.sleep(0)
+        await at.life(2)
+        assert first.ended
+
+    # Nothing else is waited for.
+    monkeypatch.setattr(warden_module, "CALM", 1000.0)
+    monkeypatch.setattr(patience_module, "TURN", 0.001)
+    monkeypatch.setattr(patience_module, "IDLE", 0.1)
+    play(tmp_path, monkeypatch, main)
+
+
 @pytest.mark.parametrize(("pace", "ended"), [(1.0, False), (1e9, True)], ids=["fast enough", "a drop now and then"])
 def test_one_that_takes_what_it_is_told_slowly_is_waited_for(
     tmp_path: Path, monkeypatch: Any, pace: float, ended: bool
