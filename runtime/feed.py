@@ -1,11 +1,24 @@
 """One value with a version and any number of subscribers: each sees the newest state, never a queue of old ones."""
 
 import asyncio
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Value = TypeVar("Value")
+Seen = TypeVar("Seen", covariant=True)
 # Subscribers that are woken in one turn of the event loop: others have theirs between, where there are thousands.
 AT_ONCE = 64
+
+
+class Followed(Protocol[Seen]):
+    """A Feed, for who only follows it."""
+
+    @property
+    def current(self) -> Seen | None: ...
+
+    @property
+    def version(self) -> int: ...
+
+    async def wait_beyond(self, version: int) -> int: ...
 
 
 class Feed(Generic[Value]):

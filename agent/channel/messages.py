@@ -46,12 +46,19 @@ Counts: TypeAlias = Annotated[dict[Word, Number], Meta(max_length=64)]
 MOST_WEIGHED = 1024
 
 
+# Unix times of the first and the last second that a datetime has.
+_FIRST, _LAST = -62135596800, 253402300799
+
+
 class Svid(Struct, frozen=True, array_like=True):
-    """An SVID with its key: DER, leaf first, and PKCS#8."""
+    """An SVID with its key: DER, leaf first, and PKCS#8. `until`: Unix time at which it ends; whoever gets it need not
+    read it to know."""
 
     chain: bytes
     key: bytes
     hint: str
+    spiffe_id: str
+    until: Annotated[float, Meta(ge=_FIRST, le=_LAST)]
 
 
 class Bundle(Struct, frozen=True, array_like=True):

@@ -2,14 +2,16 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from agent.channel import messages
 from agent.channel.messages import Bundle, Snapshot, Svid
 from runtime.newest import keep
 from svid.bundle import TrustBundle
+from svid.handed import UnreadIdentity, UnreadSvid
 from svid.identity import Withheld, WorkloadIdentity
-from svid.spiffeid import TrustDomain
+from svid.spiffeid import SpiffeId, TrustDomain
 from svid.x509svid import X509Svid
 
 # Of each trust domain the bundle of a moment, and that of the moment before: one that changes often takes no more
@@ -29,7 +31,7 @@ class Writer:
         """All of it, keys included."""
         held = identity.withheld
         return Snapshot(
-            tuple(Svid(svid.chain_der(), svid.key_der(), svid.hint) for svid in identity.svids),
+            tuple(_svid(each) for each in identity.svids),
             self._bundle(identity.bundle),
             tuple(self._bundle(each) for each in identity.federated),
             messages.Withheld(held.why, held.refused, held.at_once) if held else None,
@@ -48,20 +50,29 @@ class Reader:
     def __init__(self) -> None:
         self._read: _Known[Bundle, TrustBundle] = _Known()
 
-    def identity(self, snapshot: Snapshot) -> WorkloadIdentity:
-        """What was written. Raises SvidError."""
+    def identity(self, snapshot: Snapshot) -> UnreadIdentity:
+        """What was written; SVIDs as they came: the agent has checked them. Raises SvidError."""
         held = snapshot.withheld
-        return WorkloadIdentity(
-            tuple(X509Svid.from_der(each.chain, each.key, each.hint, own=True).lean() for each in snapshot.svids),
+        return UnreadIdentity(
+            tuple(map(_unread, snapshot.svids)),
             self._bundle(snapshot.bundle),
             tuple(self._bundle(each) for each in snapshot.federated),
-            withheld=Withheld(held.why, held.refused, held.at_once) if held else None,
+            Withheld(held.why, held.refused, held.at_once) if held else None,
         )
 
     def _bundle(self, bundle: Bundle) -> TrustBundle:
         name = bundle.trust_domain
         found = self._read.find(name, lambda each: each == bundle)
         return found or self._read.add(name, bundle, TrustBundle.from_jwks(TrustDomain(name), bundle.jwks))
+
+
+def _svid(svid: X509Svid) -> Svid:
+    return Svid(svid.chain_der(), svid.key_der(), svid.hint, str(svid.spiffe_id), svid.not_after.timestamp())
+
+
+def _unread(svid: Svid) -> UnreadSvid:
+    ends_at = datetime.fromtimestamp(svid.until, UTC)
+    return UnreadSvid(SpiffeId.parse(svid.spiffe_id), ends_at, svid.chain, svid.key, svid.hint)
 
 
 class _Known(Generic[_From, _To]):

@@ -30,7 +30,7 @@ from runtime.feed import Feed
 from runtime.frames import BadFrame
 from runtime.peers import credentials_of
 from svid.errors import SvidError
-from svid.identity import WorkloadIdentity
+from svid.handed import UnreadIdentity
 
 _log = logging.getLogger("podsvid.exposed")
 
@@ -84,7 +84,7 @@ class Served:
         self._accounts = self._accounts_within(Limits())
         self._shared = reflection.handlers()
         self._tokens = Tokens(wire, self._clock)
-        self._feeds: dict[int, Feed[WorkloadIdentity]] = {}
+        self._feeds: dict[int, Feed[UnreadIdentity]] = {}
         self._endpoints: dict[int, Endpoint] = {}
 
     async def run(self) -> None:
@@ -139,7 +139,7 @@ class Served:
 
     async def _open(self, order: messages.Open, directory: int) -> None:
         number = order.volume
-        feed: Feed[WorkloadIdentity] = Feed()
+        feed: Feed[UnreadIdentity] = Feed()
         self._feeds[number] = feed
         if order.snapshot is not None:
             self._change(number, order.snapshot)

@@ -11,8 +11,8 @@ from agent.socket.guard import WORKLOAD_API, AnyContext
 from agent.socket.methods import Methods, table
 from agent.socket.requests import read
 from runtime.clock import Clock
-from runtime.feed import Feed
-from svid.identity import WorkloadIdentity
+from runtime.feed import Followed
+from svid.handed import Identity
 
 SERVICES = ("", WORKLOAD_API)
 _Status = health_pb2.HealthCheckResponse
@@ -23,7 +23,7 @@ _MAX_NAP = 30.0
 class Health:
     """Answers for the socket as a whole ("") and for the Workload API."""
 
-    def __init__(self, feed: Feed[WorkloadIdentity], clock: Clock) -> None:
+    def __init__(self, feed: Followed[Identity], clock: Clock) -> None:
         self._feed = feed
         self._clock = clock
 

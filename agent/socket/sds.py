@@ -18,10 +18,10 @@ from agent.socket.methods import Methods, table
 from agent.socket.requests import invalid, read
 from agent.socket.sds_secrets import MAX_NAME, MAX_NAMES, TYPE_URL, Rendered, SdsNames, Secrets, any_of
 from runtime.clock import Clock
-from runtime.feed import Feed
+from runtime.feed import Followed
 from runtime.stopping import end
 from runtime.terminal import shown
-from svid.identity import WorkloadIdentity
+from svid.handed import Identity
 
 _log = logging.getLogger("podsvid.sds")
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
@@ -56,9 +56,7 @@ class _Session:
 class SecretDiscovery:
     """Serves one workload's feed; `who` names it in logs."""
 
-    def __init__(
-        self, feed: Feed[WorkloadIdentity], names: SdsNames, clock: Clock, metrics: SdsMetrics, who: str
-    ) -> None:
+    def __init__(self, feed: Followed[Identity], names: SdsNames, clock: Clock, metrics: SdsMetrics, who: str) -> None:
         self._feed = feed
         self._secrets = Secrets(feed, names, clock, who)
         self._spiffe_validator = names.spiffe_validator

@@ -13,11 +13,10 @@ from google.protobuf import any_pb2
 
 from agent.pb import sds_pb2
 from runtime.clock import Clock
-from runtime.feed import Feed
+from runtime.feed import Followed
 from svid.bundle import TrustBundle
-from svid.errors import InvalidSvid
-from svid.identity import WorkloadIdentity
-from svid.x509svid import X509Svid
+from svid.errors import SvidError
+from svid.handed import Identity, Svid
 
 _log = logging.getLogger("podsvid.sds")
 TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
@@ -49,7 +48,7 @@ class Rendered:
 class Secrets:
     """What one workload's feed holds, rendered once for each version of it; `who` names the workload in logs."""
 
-    def __init__(self, feed: Feed[WorkloadIdentity], names: SdsNames, clock: Clock, who: str) -> None:
+    def __init__(self, feed: Followed[Identity], names: SdsNames, clock: Clock, who: str) -> None:
         self._feed = feed
         self._names = names
         self._clock = clock
@@ -91,25 +90,26 @@ class Secrets:
             return ""
         return identity.withheld.why if identity.withheld and identity.withheld.refused else ""
 
-    def _is_granted(self, svid: X509Svid, identity: WorkloadIdentity) -> bool:
+    def _is_granted(self, svid: Svid, identity: Identity) -> bool:
         return svid.not_after > self._clock.now() and not identity.is_kept_back
 
-    def _svid(self, name: str, identity: WorkloadIdentity) -> X509Svid | None:
+    def _svid(self, name: str, identity: Identity) -> Svid | None:
         if name and name == self._names.svid:
             return identity.default
         return next((svid for svid in identity.svids if str(svid.spiffe_id) == name), None)
 
-    def _render(self, name: str, plain: bool, identity: WorkloadIdentity, svid: X509Svid | None) -> Rendered | None:
+    def _render(self, name: str, plain: bool, identity: Identity, svid: Svid | None) -> Rendered | None:
         if svid is not None:
             try:
                 # Envoy acknowledges a certificate that does not chain to its roots, and then fails every handshake.
                 # A copy is looked at: what the library keeps of that would stay as long as the identity does.
-                svid.lean().check(identity.bundle, self._clock.now())
-            except InvalidSvid as error:
+                read = svid.lean()
+                read.check(identity.bundle, self._clock.now())
+            except SvidError as error:
                 _log.error("SVID is not valid and was not sent", extra={"pod": self._who, "error": str(error)})
                 return None
-            chain = svid.chain_pem()
-            certificate = sds_pb2.TlsCertificate(certificate_chain=_inline(chain), private_key=_inline(svid.key_pem()))
+            chain = read.chain_pem()
+            certificate = sds_pb2.TlsCertificate(certificate_chain=_inline(chain), private_key=_inline(read.key_pem()))
             return _rendered(sds_pb2.Secret(name=name, tls_certificate=certificate), chain)
         bundles = self._bundles(name, identity)
         # To one trusted_ca for several domains any of them could speak for any ID.
@@ -120,7 +120,7 @@ class Secrets:
             sds_pb2.Secret(name=name, validation_context=validation), validation.SerializeToString(deterministic=True)
         )
 
-    def _bundles(self, name: str, identity: WorkloadIdentity) -> list[TrustBundle]:
+    def _bundles(self, name: str, identity: Identity) -> list[TrustBundle]:
         every = [identity.bundle, *identity.federated]
         if name and name == self._names.all_bundles:
             wanted = every

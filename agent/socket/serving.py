@@ -14,8 +14,8 @@ from agent.socket.sds import SdsMetrics, SecretDiscovery
 from agent.socket.sds_secrets import SdsNames
 from agent.socket.workload_api import JwtSource, WorkloadApi
 from runtime.clock import Clock
-from runtime.feed import Feed
-from svid.identity import WorkloadIdentity
+from runtime.feed import Followed
+from svid.handed import Identity
 
 
 class SocketMetrics(CallMetrics, SdsMetrics, Protocol):
@@ -33,7 +33,7 @@ class Serving:
 
     def endpoint(
         self,
-        feed: Feed[WorkloadIdentity],
+        feed: Followed[Identity],
         jwt_svids: JwtSource | None,
         clock: Clock,
         metrics: SocketMetrics,

@@ -6,7 +6,7 @@ that gRPC answers UNIMPLEMENTED for them (Workload Endpoint, appendix A).
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -19,15 +19,14 @@ from agent.socket.guard import DENIED, WORKLOAD_API, AnyContext
 from agent.socket.methods import Methods, table
 from agent.socket.requests import invalid, read
 from runtime.clock import Clock
-from runtime.feed import Feed
+from runtime.feed import Followed
 from runtime.terminal import shown
 from svid.errors import InvalidSpiffeId, SvidError
-from svid.identity import WorkloadIdentity
+from svid.handed import Identity, Svid
 from svid.jwtsvid import MAX_AUDIENCE_BYTES, MAX_AUDIENCES, JwtSvid, check_jwt_svid
 from svid.spiffeid import SpiffeId
-from svid.x509svid import X509Svid
 
-Render: TypeAlias = Callable[[WorkloadIdentity], bytes]
+Render: TypeAlias = Callable[[Identity], bytes]
 _MAX_DEPTH = 16
 # Seconds. The wall clock may step: look again at least this often.
 _MAX_NAP = 30.0
@@ -49,7 +48,7 @@ class JwtSource(Protocol):
         ...
 
 
-def x509_svid_response(identity: WorkloadIdentity) -> bytes:
+def x509_svid_response(identity: Identity) -> bytes:
     """A serialized X509SVIDResponse (Workload API 5.2.1)."""
     bundle = identity.bundle.to_der()
     response = workload_pb2.X509SVIDResponse(
@@ -69,7 +68,7 @@ def x509_svid_response(identity: WorkloadIdentity) -> bytes:
     return response.SerializeToString(deterministic=True)
 
 
-def x509_bundles_response(identity: WorkloadIdentity) -> bytes:
+def x509_bundles_response(identity: Identity) -> bytes:
     """A serialized X509BundlesResponse (Workload API 5.2.2): bundles keyed by trust domain ID, own included."""
     response = workload_pb2.X509BundlesResponse(
         bundles={
@@ -81,7 +80,7 @@ def x509_bundles_response(identity: WorkloadIdentity) -> bytes:
     return response.SerializeToString(deterministic=True)
 
 
-def jwt_bundles_response(identity: WorkloadIdentity) -> bytes:
+def jwt_bundles_response(identity: Identity) -> bytes:
     """A serialized JWTBundlesResponse (Workload API 6.2.2): the own trust domain always, others with JWT keys only."""
     response = workload_pb2.JWTBundlesResponse(
         bundles={
@@ -96,7 +95,7 @@ def jwt_bundles_response(identity: WorkloadIdentity) -> bytes:
 class WorkloadApi:
     """Serves one workload's feed; `jwt_svids` is None where the JWT profile is switched off."""
 
-    def __init__(self, feed: Feed[WorkloadIdentity], jwt_svids: JwtSource | None, clock: Clock) -> None:
+    def __init__(self, feed: Followed[Identity], jwt_svids: JwtSource | None, clock: Clock) -> None:
         self._feed = feed
         self._jwt_svids = jwt_svids
         self._clock = clock
@@ -194,14 +193,14 @@ class WorkloadApi:
                 async with asyncio.timeout(self._nap(identity)):
                     await self._feed.wait_beyond(version)
 
-    def _nap(self, identity: WorkloadIdentity) -> float | None:
+    def _nap(self, identity: Identity) -> float | None:
         """Seconds until it is to be looked at again though nothing has changed."""
         if identity.withheld is None:
             return None
         left = (identity.expires_at - self._clock.now()).total_seconds()
         return min(max(left, 0.0) or _MAX_NAP, _MAX_NAP)
 
-    async def _held(self, context: AnyContext) -> WorkloadIdentity:
+    async def _held(self, context: AnyContext) -> Identity:
         """What the workload has, SVIDs that have ended too; else UNAVAILABLE."""
         identity = self._feed.current
         if identity is None:
@@ -209,7 +208,7 @@ class WorkloadApi:
         assert identity is not None
         return identity
 
-    async def _current(self, context: AnyContext) -> WorkloadIdentity:
+    async def _current(self, context: AnyContext) -> Identity:
         """The identity, if its SVIDs may be handed out; else UNAVAILABLE, since it will be, or why it will not."""
         identity = await self._held(context)
         if not identity.is_granted(self._clock.now()):
@@ -219,7 +218,7 @@ class WorkloadApi:
             await context.abort(grpc.StatusCode.UNAVAILABLE, _NOT_NOW)
         return identity
 
-    def _message(self, render: Render, version: int, identity: WorkloadIdentity) -> bytes:
+    def _message(self, render: Render, version: int, identity: Identity) -> bytes:
         kept = self._rendered.get(render)
         if kept is None or kept[0] != version:
             kept = self._rendered[render] = (version, render(identity))
@@ -243,7 +242,7 @@ class WorkloadApi:
     _ALL: ClassVar = MappingProxyType({**_X509, **_JWT})
 
 
-async def _asked_for(text: str, identity: WorkloadIdentity, context: AnyContext) -> tuple[X509Svid, ...]:
+async def _asked_for(text: str, identity: Identity, context: AnyContext) -> Sequence[Svid]:
     if not text:
         return identity.svids
     try:

@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,8 @@ from agent.socket.serving import Serving
 from runtime.feed import Feed
 from runtime.frames import LENGTH, BadFrame, Frames
 from svid.bundle import TrustBundle
+from svid.errors import SvidError
+from svid.handed import UnreadIdentity
 from svid.identity import WorkloadIdentity
 from svid.keys import KeyAlgorithm
 from svid.spiffeid import TrustDomain
@@ -172,7 +175,7 @@ def test_the_numbers_of_an_rsa_key_are_not_looked_at_again_by_who_serves() -> No
     # Whatever else it serves would wait for as long as that takes.
     given = WorkloadIdentity((unchecked(),), ISSUER.bundle)
     found = Reader().identity(Writer().snapshot(given))
-    assert found.svids[0].serial == given.svids[0].serial
+    assert found.svids[0].lean().serial == given.svids[0].serial
 
 
 def test_who_serves_keeps_nothing_of_what_was_read_in_a_certificate() -> None:
@@ -182,7 +185,7 @@ def test_who_serves_keeps_nothing_of_what_was_read_in_a_certificate() -> None:
     before = read_extensions()
     kept += [reader.identity(snapshot) for _ in range(4)]
     assert read_extensions() == before
-    assert len({each.default.serial for each in kept}) == 1
+    assert len({each.default.lean().serial for each in kept}) == 1
 
 
 async def identity() -> WorkloadIdentity:
@@ -200,9 +203,16 @@ def test_a_snapshot_is_what_it_was_made_of_and_bundles_are_shared() -> None:
         msgspec.msgpack.decode(msgspec.msgpack.encode(writer.snapshot(given)), type=messages.Snapshot)
     )
     second = reader.identity(writer.snapshot(given))
-    assert (first.svids[0].chain, first.svids[0].hint) == (given.svids[0].chain, "hint")
-    assert first.svids[0].key_der() == given.svids[0].key_der()
+    svid = given.svids[0]
+    for each in (first.svids[0], first.svids[0].lean()):
+        assert (each.spiffe_id, each.not_after, each.hint) == (svid.spiffe_id, svid.not_after, "hint")
+        assert (each.chain_der(), each.chain_pem()) == (svid.chain_der(), svid.chain_pem())
+        assert (each.key_der(), each.key_pem()) == (svid.key_der(), svid.key_pem())
+    assert "key" not in repr(first.svids[0])
     assert (first.bundle, first.federated) == (given.bundle, given.federated)
+    ends_at = svid.not_after
+    assert first.expires_at == ends_at
+    assert [first.is_granted(ends_at - each) for each in (timedelta(seconds=1), timedelta(0))] == [True, False]
     assert first.bundle is second.bundle
 
 
@@ -211,7 +221,7 @@ def test_a_bundle_that_changes_for_ever_is_kept_twice_and_many_trust_domains_are
     roots, writer, reader = given.bundle.x509_authorities, Writer(), Reader()
     steady = tuple(TrustBundle(TrustDomain(f"p{number}.test"), roots) for number in range(600))
 
-    def sent(number: int) -> WorkloadIdentity:
+    def sent(number: int) -> UnreadIdentity:
         changing = TrustBundle(TrustDomain("changing.test"), roots, sequence=number)
         return reader.identity(writer.snapshot(replace(given, federated=(*steady, changing))))
 
@@ -455,3 +465,21 @@ def test_of_what_waits_one_message_is_bytes_and_all_come_in_their_order(steps: l
         theirs.close()
 
     asyncio.run(main())
+
+
+def test_what_serves_hands_on_no_svid_that_cannot_be_one() -> None:
+    made = Writer().snapshot(asyncio.run(identity()))
+    of, broken = made.svids[0], {"chain": b"\x30\x01", "key": b"\x30\x01", "spiffe_id": "spiffe://example.org/other"}
+    with pytest.raises(SvidError):
+        Reader().identity(msgspec.structs.replace(made, svids=()))
+    with pytest.raises(SvidError):
+        Reader().identity(msgspec.structs.replace(made, svids=(msgspec.structs.replace(of, spiffe_id="web"),)))
+    for name, value in broken.items():
+        other = msgspec.structs.replace(of, **{name: value})
+        found = Reader().identity(msgspec.structs.replace(made, svids=(other,)))
+        with pytest.raises(SvidError):
+            found.default.lean().check(found.bundle, StepClock().now())
+    for until in (-62135596801.0, 253402300800.0, float("nan")):
+        message = messages.Changed(1, msgspec.structs.replace(made, svids=(msgspec.structs.replace(of, until=until),)))
+        with pytest.raises(BadFrame):
+            Frames(messages.orders(), messages.MAX_SNAPSHOT).feed(framed(message))
