@@ -1,5 +1,6 @@
 """Messages made of bytes: of every kind, each field within its bounds, at them or just beyond; it is known which."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,9 +50,10 @@ class Draw:
                 beyond = [least - 1] * (kind.ge is not None) + [most, 2**64 - 1] * (beyond_most is not None)
                 return self._one([least, most - 1, some], beyond)
             case inspect.FloatType():
-                low = [-1.0, -5e-324, float("-inf")] if kind.ge is not None else []
-                high = [1e300, float("inf")] if kind.le is not None else []
-                return self._one([0.0, 1.0, 0.25 * self.byte()], [*low, *high, float("nan")] if low or high else [])
+                low = [] if kind.ge is None else [kind.ge - 1.0, math.nextafter(kind.ge, -math.inf), -math.inf]
+                high = [] if kind.le is None else [math.nextafter(kind.le, math.inf), 1e300, math.inf]
+                ends = [float(each) for each in (kind.ge, kind.le) if each is not None]
+                return self._one([0.0, 1.0, 0.25 * self.byte(), *ends], [*low, *high, math.nan] if low or high else [])
             case inspect.StrType():
                 length = self.length(kind.min_length, kind.max_length)
                 return self.of(("x", "\0", "\n", "\u00e9", "\U0001f600")) * length
