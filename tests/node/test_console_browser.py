@@ -470,7 +470,8 @@ def test_a_renewal_is_due_and_then_late_where_its_agent_was_asked_since(page: Pa
     def renewed(number: int, seconds: int) -> dict[str, Any]:
         return shop(number, renew_at=(now + timedelta(seconds=seconds)).isoformat())
 
-    volumes = (renewed(0, -500), renewed(1, -20), renewed(2, 900), shop(3, not_after=(now - timedelta(1)).isoformat()))
+    # Of what is rounded each has the better part of a minute until it reads otherwise.
+    volumes = (renewed(0, -455), renewed(1, -20), renewed(2, 925), shop(3, not_after=(now - timedelta(1)).isoformat()))
     seen, before = at(now), at(now - timedelta(seconds=540))
     nodes = (
         NodeLook("asked", volumes, "", seen),
