@@ -288,7 +288,8 @@ def test_pods_and_nodes_of_real_clusters_can_be_told_apart_at_each_width(page: P
         return shop(number) | {"namespace": "payments", "pod": f"checkout-7d9f8b6c5-x{number}k4q"}
 
     nodes = [NodeLook(form.format(each), (checkout(each), checkout(each + 4)), "", seen) for each in range(4)]
-    with Console(Told(Picture("cluster", "there", True, tuple(nodes)))) as console:
+    source = Told(Picture("cluster", "there", True, tuple(nodes)))
+    with Console(source) as console:
         page.open(console.url)
         page.until(f"{ROWS}.length === 8")
         for width in (320, 720, 1280, 1920):
@@ -319,6 +320,12 @@ def test_pods_and_nodes_of_real_clusters_can_be_told_apart_at_each_width(page: P
             # All of it is on the screen, in as many lines as it takes.
             assert page.value(f"{fields}.map((each) => each.innerText)") == [form.format(each) for each in range(4)]
             assert page.value(f"{fields}.every((each) => getComputedStyle(each).textOverflow === 'clip')")
+        # One more has another end: no name of a row that was there is drawn as if it were everybody's.
+        another = NodeLook("elsewhere", (shop(1) | {"pod": "web"},), "", seen)
+        source.picture = replace(source.picture, nodes=(*nodes, another))
+        page.press("1")
+        page.until(f"{ROWS}.length === 9")
+        assert page.value(f"[...{ROWS}].filter((row) => row.querySelector('.c-node .rest').textContent).length") == 0
 
 
 def authority(stage: str, name: str, **moments: int) -> dict[str, Any]:

@@ -190,8 +190,9 @@ function put(cell, text) {
 
 // `rest`: its end, where that is everybody's: it gives way first, and what is before it keeps its own end.
 function name(cell, text, rest = '') {
-  if (cell.told === text) return;
+  if (cell.told === text && cell.rest === rest) return;
   cell.told = text;
+  cell.rest = rest;
   const own = rest ? text.slice(0, -rest.length) : text;
   [...split(own), rest].forEach((part, index) => { if (cell.texts[index].data !== part) cell.texts[index].data = part; });
   cell.title = text;
