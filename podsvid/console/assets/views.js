@@ -3,12 +3,20 @@ import { about, el, facts, instant, list, podLink, shown, time, weight, when, wr
 
 const KINDS = { KIND_X509: 'x509', KIND_JWT: 'jwt', KIND_BOTH: 'x509, jwt' };
 
+// Why a part is not known, where the page does not say so already: where nobody answers, one reason is that of all.
+const own = (picture, part) => (picture.missing[part] === picture.missing.nodes ? '' : picture.missing[part] ?? '');
+
+const because = (what, why) => (why ? `${what}: ${shown(why)}` : what);
+
+const aged = (why, age) => (why && age ? `${shown(why)}; ${age}` : why ? shown(why) : age && age[0].toUpperCase() + age.slice(1));
+
 // `later` takes what is to be written anew each second, so that nothing else is.
 export function authorities(picture, now, later) {
   const status = picture.authority, made = el('div');
-  if (picture.missing.authority) {
-    const text = (at) => shown(picture.missing.authority) + (status ? `; this is what it said ${about(at - time(picture.authority_at))} ago` : '');
-    made.append(written(el('p', { class: 'notice' }), text, now, later));
+  const missing = own(picture, 'authority');
+  if (missing || (picture.missing.authority && status)) {
+    const age = (at) => (status ? `this is what it said ${about(at - time(picture.authority_at))} ago` : '');
+    made.append(written(el('p', { class: 'notice' }), (at) => aged(missing, age(at)), now, later));
   }
   if (picture.kind === 'quickstart') {
     made.append(el('p', { class: 'hint', text: 'The quickstart’s agent is its own authority, and renews SVIDs only: a rotation of the CA is seen in a cluster, by podsvid console.' }));
@@ -58,11 +66,11 @@ const said = (text) => el('p', { class: 'error', text: shown(text) });
 
 // Each trust domain that this one federates with: whether workloads have its bundle, how old that is, the last error.
 function federations(picture, now, later) {
-  const found = list(picture.federations), missing = picture.missing.federations;
+  const found = list(picture.federations), missing = own(picture, 'federations');
   if (!found.length && !missing) return el('div');
-  const age = (at) => `${shown(missing)}${picture.federations_at ? `; this is as it was ${about(at - time(picture.federations_at))} ago` : ''}`;
+  const age = (at) => (picture.federations_at ? `this is as it was ${about(at - time(picture.federations_at))} ago` : '');
   return el('section', { class: 'card' }, el('h2', { text: 'Federation' }),
-    missing ? written(el('p', { class: 'notice' }), age, now, later) : null,
+    picture.missing.federations ? written(el('p', { class: 'notice' }), (at) => aged(missing, age(at)), now, later) : null,
     ...found.map((each) => {
       const errors = list(each.errors), state = each.unseen ? 'not looked at yet' : each.ready ? `in force${errors.length ? ', and the last look failed:' : ''}` : 'not in force';
       const more = (at) => [each.sequence == null ? '' : `sequence ${each.sequence}`, each.fetched_at ? `fetched ${about(at - time(each.fetched_at))} ago` : 'never fetched',
@@ -118,7 +126,7 @@ function lanes(all, now, later) {
 export function nodesOf(picture) {
   return picture.nodes.map((each) => {
     const volumes = list(each.volumes), unwell = volumes.filter((volume) => volume.state !== 'ok');
-    if (each.missing) return { node: each.node, worst: 'bad', said: each.missing, since: each.seen_at };
+    if (each.missing) return { node: each.node, worst: 'bad', said: each.missing === picture.missing.nodes ? '' : each.missing, since: each.seen_at };
     if (!each.seen_at) return { node: each.node, worst: 'none', said: 'not asked yet' };
     const worst = unwell.some((volume) => weight(volume.state) === 'bad') ? 'bad' : unwell.length ? 'warn' : 'ok';
     return { node: each.node, worst, said: unwell.length ? `${unwell.length} of ${volumes.length} not ok` : `${volumes.length} ok` };
@@ -129,9 +137,9 @@ export function nodesOf(picture) {
 export function nodes(fields, looked, show, now, later) {
   if (!fields.length) return el('p', { class: 'hint', text: looked ? 'No agent runs: look at the DaemonSet podsvid-agent.' : 'Looking…' });
   return el('div', { class: 'grid' }, ...fields.map((each) => {
-    const line = each.since ? written(el('span'), (at) => `no answer for ${about(at - time(each.since))}: ${shown(each.said)}`, now, later)
-      : el('span', { text: shown(each.since === '' ? `no answer: ${each.said}` : each.said) });
-    return el('button', { type: 'button', class: `node ${each.worst}`, 'data-key': each.node, title: shown(`${each.node}: ${each.said}`), on: { click: () => show(each.node) } },
+    const line = each.since ? written(el('span'), (at) => because(`no answer for ${about(at - time(each.since))}`, each.said), now, later)
+      : el('span', { text: each.since === '' ? because('no answer', each.said) : shown(each.said) });
+    return el('button', { type: 'button', class: `node ${each.worst}`, 'data-key': each.node, title: because(shown(each.node), each.said), on: { click: () => show(each.node) } },
       el('strong', { text: shown(each.node) }), line);
   }));
 }
@@ -162,9 +170,9 @@ const SHOWN = 50;
 export function problemsOf(picture, rows) {
   const found = [];
   const add = (bad, what, todo, link, since, read) => found.push({ bad, what, todo, link, since, read });
-  if (picture.missing.nodes) add(true, picture.missing.nodes, AWAY[picture.kind] ?? AWAY.node);
+  if (picture.missing.nodes) add(true, picture.missing.nodes, AWAY[picture.kind] ?? AWAY.node, undefined, picture.authority && picture.missing.authority && !own(picture, 'authority') ? picture.authority_at : '');
   if (picture.missing.unasked) add(false, picture.missing.unasked, 'For a pod of another node there is podsvid explain, and on that node podsvid node ls.');
-  if (picture.missing.authority && picture.kind === 'cluster') add(true, `the signer: ${picture.missing.authority}`, 'Where no signer runs no SVID is renewed: podsvid doctor says what its pods lack.', '#authorities', picture.authority ? picture.authority_at : '');
+  if (own(picture, 'authority') && picture.kind === 'cluster') add(true, `the signer: ${picture.missing.authority}`, 'Where no signer runs no SVID is renewed: podsvid doctor says what its pods lack.', '#authorities', picture.authority ? picture.authority_at : '');
   const silent = new Map();
   for (const each of picture.nodes) if (each.missing) silent.set(each.missing, [...(silent.get(each.missing) ?? []), each]);
   for (const [why, some] of silent) {
