@@ -28,6 +28,7 @@ from podsvid import kept
 from podsvid.authority import CommandFailed, NoSuchPod
 from podsvid.exec_room import ExecRoom
 from podsvid.reading import SEE
+from signer.errors import LOOK_AT_KUBECONFIG
 
 # Seconds for one command in a pod, and for one answer of the API server.
 EXEC_SECONDS, ANSWER_SECONDS = 60, 20
@@ -269,10 +270,7 @@ class KubeconfigCluster:
 
     def _unheard(self, error: BaseException) -> NotTold:
         """What to say where nobody answered."""
-        return NotTold(
-            f"the API server {self.host} cannot be reached ({_why(error)}); look at the kubeconfig's context and at "
-            "your connection"
-        )
+        return NotTold(f"the API server {self.host} cannot be reached ({_why(error)}); {LOOK_AT_KUBECONFIG}")
 
     def _get(self, path: str, query: Mapping[str, str], kind: type[_Kind]) -> _Kind:
         """Raises ApiException, HTTPError, OSError, and DecodeError where the answer is none of an API server."""

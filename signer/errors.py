@@ -9,6 +9,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 ERROR_DOMAIN = "signer.podsvid.io"
+# What to look at where the API server of a kubeconfig does not answer.
+LOOK_AT_KUBECONFIG = "look at the kubeconfig's context and at your connection"
 
 
 class Reason(StrEnum):

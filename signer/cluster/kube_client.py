@@ -23,7 +23,16 @@ from runtime.bodies import TooLong, whole
 from signer.cluster import decoding
 from signer.cluster.decoding import Event, Kept, Page
 from signer.cluster.kube import Object
-from signer.errors import AnswerTooLarge, ApiUnavailable, Conflict, Forbidden, Gone, NotFound, SignerError
+from signer.errors import (
+    LOOK_AT_KUBECONFIG,
+    AnswerTooLarge,
+    ApiUnavailable,
+    Conflict,
+    Forbidden,
+    Gone,
+    NotFound,
+    SignerError,
+)
 
 # Seconds. A list may take longer, while it comes. A watch has no total; it is dead when not even a bookmark came for
 # this long (they come every minute).
@@ -44,7 +53,6 @@ _JSON = "application/json, */*;q=0.5"
 # What the package raises at a kubeconfig that is no YAML, or has something else where it expects a mapping.
 _GARBLED = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError)
 # What to look at where nobody answers.
-_BY_KUBECONFIG = "look at the kubeconfig's context and at your connection"
 _IN_POD = "look at this namespace's network policies and at the API server"
 _KINDS: Mapping[int, type[SignerError]] = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone}
 
@@ -88,7 +96,7 @@ class KubeClient:
             raise ApiUnavailable(
                 f"no configuration for the API server: {why}; run in a pod, or give --kubeconfig"
             ) from None
-        return cls(configuration, _BY_KUBECONFIG if kubeconfig is not None else _IN_POD)
+        return cls(configuration, LOOK_AT_KUBECONFIG if kubeconfig is not None else _IN_POD)
 
     async def close(self) -> None:
         await self._client.close()
@@ -138,8 +146,8 @@ class KubeClient:
         data = await self._answer(method, path, body, content_type, MAX_OBJECT, CALL_SECONDS)
         try:
             answer: Object = msgspec.json.decode(data)
-        except (ValueError, RecursionError) as error:
-            raise self._unreachable(error) from None
+        except (ValueError, RecursionError):
+            raise self._strange() from None
         return answer
 
     async def _answer(
@@ -190,8 +198,15 @@ class KubeClient:
         return response
 
     def _unreachable(self, error: BaseException) -> ApiUnavailable:
+        if isinstance(error, aiohttp.ClientResponseError):
+            return self._strange()
         what = f"the API server {self._configuration.host} cannot be reached ({_why(error)})"
         return ApiUnavailable(f"{what}; {self._look}" if self._look else what)
+
+    def _strange(self) -> ApiUnavailable:
+        # Not in the words of an error: they may quote what stands there.
+        what = f"the API server {self._configuration.host} answers with what no API server does; is it one?"
+        return ApiUnavailable(f"{what} {self._look}".rstrip())
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytearray:
@@ -254,4 +269,8 @@ def _why(error: BaseException) -> str:
         return os.strerror(error.errno)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionError | aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+        return "it ended the connection"
+    return type(error).__name__

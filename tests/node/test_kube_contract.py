@@ -1,6 +1,7 @@
 """What the signer takes an API server for: the one in memory, and the real client before it over HTTP, agree."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -288,3 +289,31 @@ def test_a_token_may_end_with_its_line_and_is_never_repeated(token: str, sent: s
 
     asyncio.run(run())
     assert seen == ([f"Bearer {sent}"] if sent else [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "cannot be reached (it ended the connection)"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "cannot be reached (it ended the connection)"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "answers with what no API server does"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"\xff"', "answers with what no API server does"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "answers with what no API server does"),
+    ],
+)
+def test_what_is_no_answer_of_an_api_server_is_said_in_words(answer: bytes, said: str) -> None:
+    async def run() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server, connected(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as api:
+            with pytest.raises(ApiUnavailable) as refused:
+                await api.get("/version")
+        assert said in str(refused.value)
+        assert not re.search(r"\w(Error|Exception)\b|Payload|html|SSH", str(refused.value))
+
+    asyncio.run(run())
