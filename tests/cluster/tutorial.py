@@ -14,6 +14,10 @@ from .chart import ROOT
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 _TYPED = re.compile(r"^    \$ ")
+# A whole command that sets one variable and does no more: its value is one word.
+_ASSIGNED = re.compile(
+    r"""([A-Za-z_]\w*)=(?:[^\s"'`;&|()<>$\\]|\$\w+|\$\{[^}]*\}|'[^']*'|"[^"]*"|\$\((?:[^()]|\([^()]*\))*\))*"""
+)
 _HERE = re.compile(r"<<'?([A-Z]+)'?")
 
 
@@ -41,6 +45,15 @@ def steps(page: Path) -> list[Step]:
         elif found and found[-1].typed:
             found[-1] = Step(found[-1].typed, f"{found[-1].printed}{line[4:]}\n")
     return [each for each in found if each.typed]
+
+
+def assigned(typed: str) -> str:
+    """The variable that it sets, if any: a person's shell keeps that, and a new one for each command does not.
+
+    What is set for one command alone (`X=y command`) is not.
+    """
+    found = _ASSIGNED.fullmatch(typed.strip())
+    return found[1] if found else ""
 
 
 def _goes_on(typed: str) -> bool:
