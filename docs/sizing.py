@@ -272,9 +272,19 @@ class Advice:
 
 
 def advice(nodes: int) -> Advice:
-    """The least life of SVIDs that leaves ROOM, and the most of a forced re-issue up to FULL; two workers each."""
+    """The least life of SVIDs that leaves ROOM, and the most of a forced re-issue up to FULL; two workers each.
+
+    Raises ValueError where no life leaves room: pods that change take of each replica, so more of them do not help.
+    """
     pods, number = nodes * PODS_OF_NODE, replicas(nodes)
-    hours = next((each for each in LIVES if deciding(pods, number - 1, each) <= ROOM), LIVES[-1])
+    hours = next((each for each in LIVES if deciding(pods, number - 1, each) <= ROOM), None)
+    if hours is None:
+        least = deciding(pods, number - 1, LIVES[-1])
+        raise ValueError(
+            f"{nodes:,} nodes: with SVIDs of {LIVES[-1]} hours a process that decides still uses {least:.2f} of its"
+            f" core, which is more than {ROOM}; there is nothing to advise"
+        )
+    # What ROOM leaves up to FULL is more than one step of the rate, of one replica already.
     rate = min(int(left(pods, number - 1, hours) // RATE_STEP) * RATE_STEP, int(RATE))
     return Advice(number, hours, rate, _limit(pods, 2), deciding(pods, number - 1, hours))
 

@@ -92,13 +92,18 @@ def test_the_page_gives_one_advice_and_that_leaves_room() -> None:
     assert re.findall(r"ttl\.x509=(\w+)", section) == ["4h"]
 
 
-@pytest.mark.parametrize("nodes", [100, 1_000, 5_000, 15_000, 20_000])
+@pytest.mark.parametrize("nodes", [100, 1_000, 5_000, 15_000, 16_000])
 def test_what_is_advised_is_the_shortest_life_that_leaves_room(nodes: int) -> None:
     found, serving = sizing.advice(nodes), sizing.replicas(nodes) - 1
     pods = nodes * sizing.PODS_OF_NODE
     enough = [each for each in sizing.LIVES if sizing.deciding(pods, serving, each) <= sizing.ROOM]
-    assert found.hours == (enough[0] if enough else sizing.LIVES[-1])
-    assert found.rate <= sizing.RATE
+    assert found.hours == enough[0]
+    assert 0 < found.rate <= sizing.RATE
+
+
+def test_where_no_life_leaves_room_nothing_is_advised() -> None:
+    with pytest.raises(ValueError, match=r"20,000 nodes: with SVIDs of 8 hours .* uses 0\.\d\d of its core"):
+        sizing.advice(20_000)
 
 
 def test_what_is_on_paper_can_be_reckoned_again() -> None:
