@@ -810,7 +810,8 @@ def test_one_that_says_nothing_of_a_socket_is_replaced_whoever_gave_up_meanwhile
         # None was there when it began: nobody else brings one.
         await at.servers.of(Place.SHARED).link()
         served, _, directory = await at.socket()
-        with pytest.raises(SocketUnavailable):
+        with monkeypatch.context() as hasty, pytest.raises(SocketUnavailable):
+            hasty.setattr(served_module, "OPENING", 0.05)
             await served.open()
         await first.heard(messages.Close)
         await at.life(2)
@@ -818,7 +819,6 @@ def test_one_that_says_nothing_of_a_socket_is_replaced_whoever_gave_up_meanwhile
         await served.open()
         assert directory.has_socket()
 
-    monkeypatch.setattr(served_module, "OPENING", 0.05)
     monkeypatch.setattr(patience_module, "TURN", 0.001)
     monkeypatch.setattr(patience_module, "WAITING", 0.3)
     # Nothing else is waited for: not that it is there.
