@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from datetime import UTC, datetime
 
@@ -13,8 +14,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 # Made once: `json.dumps` with an option makes one for each line.
 _any_encoded = json.JSONEncoder(default=str).encode
 _plainly_encoded = msgspec.json.Encoder().encode
-# Of which both encoders write the same; of others msgspec has another notion (what is no JSON is no text to it).
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+# Of which both encoders write the same; of others msgspec has another notion (what is no JSON is no text to it, and
+# what is no number is null).
+_PLAIN = frozenset({str, int, bool, type(None)})
 _DELETE = b"\x7f"
 
 
@@ -42,7 +44,10 @@ class _Formatter(logging.Formatter):
         return fields
 
     def _time(self, record: logging.LogRecord) -> str:
-        second, fraction = divmod(round(record.created * 1_000_000), 1_000_000)
+        # As datetime.fromtimestamp rounds.
+        part, whole = math.modf(record.created)
+        more, fraction = divmod(round(part * 1_000_000), 1_000_000)
+        second = int(whole) + more
         # Many lines of one second have the same but for the last digits.
         known, text = self._second
         if second != known:

@@ -18,6 +18,7 @@ import msgspec
 from runtime.clock import Clock
 from runtime.deadlines import Deadlines
 from runtime.newest import keep
+from signer.attestation.asking import Asking
 from signer.attestation.doubt import Asked, Doubt
 from signer.attestation.outage import Outage
 from signer.cluster.kube import KubeApi, Object
@@ -85,7 +86,7 @@ class TokenReviews:
         self._limit = limit
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._outage = Outage(clock)
-        self._asking: dict[bytes, list[asyncio.Future[BoundToken]]] = {}
+        self._asking: dict[bytes, Asking[BoundToken]] = {}
         self._told = told
         self._doubt = Doubt(clock)
         self._patience = Deadlines(REVIEW_SECONDS)
@@ -105,13 +106,9 @@ class TokenReviews:
         asking = self._asking.get(key)
         if asking is None:
             asked = self._doubted(token, sender)
-            asking = self._asking[key] = []
-            # Its own task: a caller that gives up must not fail the others that wait for the same answer.
-            task = asyncio.create_task(self._ask(token, key))
-            task.add_done_callback(lambda task: self._answered(key, task, asked))
-        # One future for each that waits: `asyncio.shield` has two, and two turns of the loop more.
-        asking.append(asyncio.get_running_loop().create_future())
-        return await asking[-1]
+            asking = Asking(self._ask(token, key), lambda task: self._answered(key, task, asked))
+            self._asking[key] = asking
+        return await asking.answer()
 
     def _counts(self, known: _Known) -> bool:
         old = self._clock.monotonic() - known.answered_at >= self._seconds
@@ -145,20 +142,15 @@ class TokenReviews:
         return asked
 
     def _answered(self, key: bytes, task: "asyncio.Task[BoundToken]", asked: Asked) -> None:
-        waiting = [each for each in self._asking.pop(key) if not each.done()]
+        del self._asking[key]
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            keep(self._known, key, _Known(task.result(), self._clock.monotonic()), self._limit)
+        else:
+            self._known.pop(key, None)
         refused = isinstance(error, TokenRefused)
         self._doubt.answered(asked, refused)
         self._told("refused" if refused else "unanswered" if error else "accepted")
-        if error is not None:
-            self._known.pop(key, None)
-            for each in waiting:
-                each.set_exception(error)
-            return
-        proven = task.result()
-        for each in waiting:
-            each.set_result(proven)
-        keep(self._known, key, _Known(proven, self._clock.monotonic()), self._limit)
 
     async def _ask(self, token: str, key: bytes) -> BoundToken:
         body = {

@@ -39,12 +39,13 @@ def test_nobody_forges_a_line_or_a_field(text: str) -> None:
 
 
 TEXTS = st.text(max_size=9)
-VALUES = st.one_of(TEXTS, st.integers(), st.booleans(), st.none(), st.lists(TEXTS, max_size=3))
+VALUES = st.one_of(TEXTS, st.integers(), st.floats(), st.booleans(), st.none(), st.lists(TEXTS, max_size=3))
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), VALUES))
 @example({"a": 2**64, "b": -(2**63) - 1})
 @example({"a": (1, 2), "b": {"c": None}})
+@example({"a": float("nan"), "b": float("inf"), "c": 1e16, "d": 5e-05})
 def test_a_line_is_what_the_standard_library_writes_whichever_encoder_does(fields: dict[str, object]) -> None:
     record = logging.makeLogRecord({"msg": "told", "levelname": "INFO", "name": "podsvid.audit", "created": 0.0})
     vars(record).update(fields)
@@ -62,6 +63,7 @@ def test_what_is_no_json_is_written_as_its_text() -> None:
 
 @given(st.lists(st.floats(min_value=0, max_value=4e9), max_size=4))
 @example([1893456000.9999996, 1893456000.9999994, 1893456001.0])
+@example([1796809435.4149995, 2945288393.9939995])
 @example([1893456000.25, 1893456000.75, 1893455999.125, 1893456000.0005])
 def test_a_line_has_its_own_time_to_the_millisecond_whichever_came_before(times: list[float]) -> None:
     for formatter in (JsonFormatter(), TextFormatter()):
