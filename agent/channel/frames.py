@@ -27,9 +27,20 @@ _DESCRIPTORS = 64
 # In the place of one that the kernel had to drop.
 _LOST = -1
 _SPACE = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """One of several messages that go at once: what makes it, and who is told why it could not be written. The others
+    go without it."""
+
+    make: Callable[[], msgspec.Struct]
+    failed: Callable[[Exception], None]
+
+
 # A message, or what makes it when its turn has come: nothing is kept of it before, and it is the newest then. Of
 # several as many are made as are sent in one go.
-Sent: TypeAlias = msgspec.Struct | Callable[[], msgspec.Struct | Iterator[msgspec.Struct]]
+Sent: TypeAlias = msgspec.Struct | Callable[[], msgspec.Struct | Iterator[One]]
 
 
 @dataclass(slots=True)
@@ -152,14 +163,25 @@ class Wire(Generic[Message]):
         made = message if isinstance(message, msgspec.Struct) else message()
         # In one piece: a large one is not copied for the sake of its length.
         frames = bytearray()
-        for each in (made,) if isinstance(made, msgspec.Struct) else made:
-            begins = len(frames) + LENGTH
-            frames += bytes(LENGTH)
-            self._encoder.encode_into(each, frames, begins)
-            frames[begins - LENGTH : begins] = (len(frames) - begins).to_bytes(LENGTH, "big")
+        if isinstance(made, msgspec.Struct):
+            self._add(frames, made)
+            return memoryview(frames)
+        for each in made:
+            before = len(frames)
+            try:
+                self._add(frames, each.make())
+            except Exception as error:
+                del frames[before:]
+                each.failed(error)
             if len(frames) >= _GO:
                 break
         return memoryview(frames)
+
+    def _add(self, frames: bytearray, message: msgspec.Struct) -> None:
+        begins = len(frames) + LENGTH
+        frames += bytes(LENGTH)
+        self._encoder.encode_into(message, frames, begins)
+        frames[begins - LENGTH : begins] = (len(frames) - begins).to_bytes(LENGTH, "big")
 
     def _write(self, rest: memoryview, descriptor: int | None) -> tuple[memoryview, int | None]:
         """What could not be written now of both. Raises OSError."""

@@ -18,9 +18,11 @@ async def follow(link: Link, number: int, feed: Feed[WorkloadIdentity], version:
 
     def newest() -> messages.Changed:
         nonlocal told
-        identity, told = feed.current, feed.version
+        identity = feed.current
         assert identity is not None
-        return messages.Changed(number, writer.snapshot(identity))
+        changed = messages.Changed(number, writer.snapshot(identity))
+        told = feed.version
+        return changed
 
     with suppress(LinkLost):
         while True:

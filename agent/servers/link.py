@@ -2,16 +2,20 @@
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from agent.channel import messages
-from agent.channel.frames import Wire
+from agent.channel.frames import One, Wire
 from agent.servers.patience import Patience
 from csi.model import PodRef
 from runtime.frames import BadFrame
 from runtime.stopping import end
 from runtime.terminal import printable
+
+_log = logging.getLogger("podsvid.servers")
 
 # Characters of what it says of an order that failed: kubelet shows them in the pod's event.
 MOST_TOLD = 256
@@ -76,6 +80,8 @@ class Link:
 
     async def close(self, number: int) -> None:
         """Have all that is open of it ended. Raises LinkLost."""
+        # What it was not told yet has a key, which nobody needs there any more.
+        self._news.pop(number, None)
         # It waits for its clients to take their last answers.
         await self._answered(self._closing, number, messages.Close(number), asleep=True)
 
@@ -164,25 +170,34 @@ class Link:
 
     def _tell(self) -> None:
         sent: asyncio.Future[None] | None = None
+        self._telling = False
         try:
-            while self._news and sent is None:
-                sent = self._wire.post(self._newest)
+            sent = self._wire.post(self._newest)
         except OSError as error:
             self.lose(_said(error))
-        finally:
-            self._telling = sent is not None
+            return
         if sent is not None:
+            self._telling = True
             self._patience.begin(sent)
             sent.add_done_callback(self._told)
+        elif self._news:
+            # One that keeps up with all that is new has it go by go: others have their turn in between.
+            self._telling = True
+            asyncio.get_running_loop().call_soon(self._tell)
 
-    def _newest(self) -> Iterator[messages.Order]:
+    def _newest(self) -> Iterator[One]:
         while self._news:
-            yield self._news.pop(next(iter(self._news)))()
+            number = next(iter(self._news))
+            yield One(self._news.pop(number), partial(_unwritten, number))
 
     def _told(self, sent: "asyncio.Future[None]") -> None:
         error = None if sent.cancelled() else sent.exception()
         if isinstance(error, OSError):
             self.lose(_said(error))
+        elif error is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "what is new of pods' sockets could not be told", "exception": error, "future": sent}
+            )
         self._tell()
 
     async def _taken(self, order: messages.Order) -> None:
@@ -235,6 +250,15 @@ class Link:
                 answer.cancel()
             if sent is not None:
                 sent.cancel()
+
+
+def _unwritten(number: int, error: Exception) -> None:
+    """That socket goes on with what it has."""
+    _log.error(
+        "bug: a pod's socket could not be told what is new of its workload",
+        extra={"socket": number, "error": type(error).__name__},
+        exc_info=error,
+    )
 
 
 def _said(error: OSError) -> str:

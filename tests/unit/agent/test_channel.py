@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from agent.authority.protocol import MintRequest
 from agent.channel import messages
-from agent.channel.frames import Wire
+from agent.channel.frames import One, Wire
 from agent.channel.snapshots import Reader, Writer
 from agent.metrics import Metrics
 from agent.socket import reflection
@@ -242,9 +242,9 @@ def test_several_messages_go_at_once_and_no_more_are_made_than_are_sent_in_one_g
         receiver: Wire[Any] = Wire(theirs, messages.reports(), messages.MAX_REPORT)
         left = list(range(10))
 
-        def some() -> Iterator[msgspec.Struct]:
+        def some() -> Iterator[One]:
             while left:
-                yield messages.Opened(left.pop(0), "x" * 15_000)
+                yield One(partial(messages.Opened, left.pop(0), "x" * 15_000), pytest.fail)
 
         assert sender.post(some) is None
         assert left == [5, 6, 7, 8, 9]
@@ -254,6 +254,33 @@ def test_several_messages_go_at_once_and_no_more_are_made_than_are_sent_in_one_g
         assert [(await anext(found)).volume for _ in range(5)] == [5, 6, 7, 8, 9]
         assert sender.post(some) is None
         assert sender.taken == sum(len(framed(messages.Opened(each, "x" * 15_000))) for each in range(10))
+        for each in (sender, receiver):
+            each.close()
+
+    asyncio.run(main())
+
+
+def test_one_of_several_that_cannot_be_written_takes_none_of_the_others_with_it() -> None:
+    def broken() -> msgspec.Struct:
+        raise MemoryError
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        sender: Wire[Any] = Wire(ours, messages.reports(), messages.MAX_REPORT)
+        receiver: Wire[Any] = Wire(theirs, messages.reports(), messages.MAX_REPORT)
+        failed: list[Exception] = []
+        makers = [
+            partial(messages.Opened, 1, "x"),
+            partial(messages.Opened, 2, "\ud800"),
+            broken,
+            partial(messages.Opened, 3, "y"),
+        ]
+        assert sender.post(lambda: (One(each, failed.append) for each in makers)) is None
+        found = receiver.received()
+        assert [(await anext(found)).volume for _ in range(2)] == [1, 3]
+        assert [type(each) for each in failed] == [UnicodeEncodeError, MemoryError]
+        assert sender.post(lambda: iter([One(broken, failed.append)])) is None
+        assert sender.taken == sum(len(framed(messages.Opened(*each))) for each in [(1, "x"), (3, "y")])
         for each in (sender, receiver):
             each.close()
 

@@ -1,6 +1,7 @@
 """The privileged side of pods' sockets, over an exposed process that a test plays: it is believed within bounds."""
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.authority.protocol import MintRequest
@@ -1009,6 +1011,97 @@ def test_what_is_new_of_several_at_once_is_told_in_one_go(tmp_path: Path, monkey
     play(tmp_path, monkeypatch, main)
 
 
+def test_news_of_one_socket_that_cannot_be_written_takes_no_others_with_it_and_is_logged(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(at: Scene) -> None:
+        volumes = [await at.socket(f"v{number}") for number in range(3)]
+        for served, _, _ in volumes:
+            await served.open()
+        played = await at.life(1)
+        newest = [await at.identity() for _ in volumes]
+        snapshot = Writer.snapshot
+
+        def written(writer: Writer, identity: WorkloadIdentity) -> messages.Snapshot:
+            if identity is newest[0]:
+                raise MemoryError
+            found = snapshot(writer, identity)
+            hint = "\ud800" if identity is newest[1] else ""
+            return msgspec.structs.replace(
+                found, svids=tuple(msgspec.structs.replace(each, hint=hint) for each in found.svids)
+            )
+
+        monkeypatch.setattr(Writer, "snapshot", written)
+        played.told.clear()
+        for (_, feed, _), each in zip(volumes, newest, strict=True):
+            feed.publish(each)
+        change = await played.heard(messages.Changed)
+        assert change.snapshot.svids[0].key == newest[2].default.key_der()
+        told = {
+            vars(each)["socket"]: vars(each)["error"]
+            for each in caplog.records
+            if each.msg == "bug: a pod's socket could not be told what is new of its workload"
+        }
+        assert sorted(told.values()) == ["MemoryError", "UnicodeEncodeError"]
+        assert change.volume not in told
+        assert not (await at.servers.of(Place.SHARED).link()).lost.is_set()
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_a_socket_that_closes_is_told_nothing_more(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        served, _, _ = await at.socket()
+        await served.open()
+        played = await at.life(1)
+        link = await at.servers.of(Place.SHARED).link()
+        number = (await played.heard(messages.Open)).volume
+        link.tell(number, lambda: messages.Forget(number))
+        await link.close(number)
+        await link.look(number, False)
+        assert not [each for each in played.told if isinstance(each, messages.Forget)]
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_news_that_one_keeps_up_with_leaves_others_their_turn(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        link, made, seen = await at.servers.of(Place.SHARED).link(), 0, []
+
+        def newest() -> messages.Order:
+            nonlocal made
+            made += 1
+            return messages.NoToken(1, True, "x" * 30_000)
+
+        def look() -> None:
+            seen.append(made)
+            if made < 6:
+                asyncio.get_running_loop().call_soon(look)
+
+        for number in range(6):
+            link.tell(number, newest)
+        look()
+        await (await at.life(1)).heard(messages.NoToken, 6)
+        assert seen[0] == 0
+        assert max(after - before for before, after in itertools.pairwise(seen)) == 3
+
+    play(tmp_path, monkeypatch, main)
+
+
+def test_what_goes_wrong_with_news_that_waited_is_told(tmp_path: Path, monkeypatch: Any) -> None:
+    async def main(at: Scene) -> None:
+        link = await at.servers.of(Place.SHARED).link()
+        told: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        sent: asyncio.Future[None] = loop.create_future()
+        sent.set_exception(bug := ValueError())
+        link._told(sent)
+        assert [each["exception"] for each in told] == [bug]
+
+    play(tmp_path, monkeypatch, main)
+
+
 def test_one_that_takes_no_news_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
     async def main(at: Scene) -> None:
         at.effort = Effort(0.0, awake=False)
@@ -1018,9 +1111,10 @@ def test_one_that_takes_no_news_is_replaced(tmp_path: Path, monkeypatch: Any) ->
         first.running.cancel()
         await asyncio.gather(first.running, return_exceptions=True)
         link = await at.servers.of(Place.SHARED).link()
-        while link._wire.held == 0:
-            feed.publish(await at.identity())
-            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            while link._wire.held == 0:
+                feed.publish(await at.identity())
+                await asyncio.sleep(0)
         await at.life(2)
         assert first.ended
 
