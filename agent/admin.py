@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from agent.admin_api import ROTATE_SECONDS, SERVICE
+from agent.admin_api import SERVICE
+from agent.admin_socket import ROTATE_SECONDS
 from agent.pb import node_admin_pb2 as pb
 from agent.servers.protocol import Use
 from agent.workload.problems import Problem

@@ -5,9 +5,6 @@ import re
 from agent.pb import node_admin_pb2 as pb
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["NodeAdmin"].full_name
-SOCKET = "admin.sock"
-# Seconds that a renewal which was asked for may take: a mint's deadline and a little.
-ROTATE_SECONDS = 35.0
 _CODE = re.compile(r"([A-Z][A-Z0-9_]{2,63}): ", re.ASCII)
 
 

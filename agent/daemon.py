@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import admin, admin_api, budget, fairness, process
+from agent import admin, admin_socket, budget, fairness, process
 from agent.authority.given import FollowedJwtKeys, GivenX509
 from agent.authority.jwt_keys import JwtKeys, open_kept
 from agent.authority.local import IssuePolicy, Kept, LocalAuthority, X509Source, hung, open_embedded
@@ -184,7 +184,7 @@ async def _start(
         return f"the signer at {config.signer_address}, which {state}"
 
     node_admin = admin.NodeAdmin(workloads, where, blocking)
-    admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin_api.SOCKET)
+    admin_server = await admin.serve_admin(node_admin.handlers(), config.run_dir / admin_socket.SOCKET)
     services.push_async_callback(admin_server.stop, STOP_GRACE)
     for driver in registrations:
         server = await serve_driver(
@@ -246,7 +246,7 @@ def _leave_clean(config: AgentConfig) -> None:
             endpoint.parent.rmdir()
     with suppress(FileNotFoundError):
         journal.rmdir()
-    for name in (admin_api.SOCKET, KEPT_BUNDLES, process.LOCK):
+    for name in (admin_socket.SOCKET, KEPT_BUNDLES, process.LOCK):
         (config.run_dir / name).unlink(missing_ok=True)
 
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and print why it failed, as one line; returns the exit code, one of outcome.MEANINGS."""
     try:
         try:
-            code = _run_in_turn(sys.argv[1:] if arguments is None else arguments)
+            code = _run(sys.argv[1:] if arguments is None else arguments)
         except SystemExit as end:  # argparse has printed its help
             code = int(end.code or 0)
         sys.stdout.flush()
@@ -62,16 +62,6 @@ def _run(arguments: Sequence[str]) -> int:
     if parsed.command == "api":
         return api.run(parsed, command)
     return _RUN[parsed.command](parsed)
-
-
-def _run_in_turn(arguments: Sequence[str]) -> int:
-    """Before `podsvid node` is loaded: that is what there is to be in turn for."""
-    if arguments[:1] != ["node"]:
-        return _run(arguments)
-    from podsvid import readings
-
-    with readings.turn(arguments):
-        return _run(arguments)
 
 
 def _failed(found: outcome.Outcome) -> int:
@@ -152,9 +142,9 @@ def _add_arguments(command: str, parser: argparse.ArgumentParser) -> None:
 
         console_command.add_arguments(parser)
     elif command == "node":
-        from podsvid import node as node_command
+        from podsvid import node_options
 
-        node_command.add_arguments(parser)
+        node_options.add_arguments(parser)
     elif command == "api":
         api.add_arguments(parser)
     elif command == "migrate":
@@ -279,9 +269,13 @@ def _oidc(parsed: argparse.Namespace) -> int:
 
 
 def _node(parsed: argparse.Namespace) -> int:
-    from podsvid import node as node_command
+    from podsvid import readings
 
-    return node_command.run(parsed)
+    # Before what asks an agent is loaded: that is what there is to be in turn for.
+    with readings.turn(parsed):
+        from podsvid import node as node_command
+
+        return node_command.run(parsed)
 
 
 def _migrate(parsed: argparse.Namespace) -> int:

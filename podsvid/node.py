@@ -1,7 +1,6 @@
 """`podsvid node`: the volumes of this node's agent, why one is as it is, and renewing one now."""
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,15 +11,15 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from agent.admin_api import ROTATE_SECONDS, SERVICE, SOCKET
+from agent.admin_api import SERVICE
 from agent.errors import AgentError
 from agent.pb import node_admin_pb2 as pb
 from podsvid import sockets
-from podsvid.options import FORMS, TABLE_FORMS, add_output, add_pod, add_timeout, as_yaml, which_pod
+from podsvid.options import as_yaml, which_pod
 from podsvid.output import console as console_for
 from podsvid.output import instant, print_table, to_json
 from podsvid.sockets import SocketAbsent
-from podsvid.waiting import GIVEN_UP, Waiting
+from podsvid.waiting import Waiting
 from runtime.durations import about
 from runtime.terminal import printable
 
@@ -36,29 +35,6 @@ class NodeCommandFailed(AgentError):
     """The agent could not be asked, or says no."""
 
     reason = "NODE_COMMAND_FAILED"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommands and their flags."""
-    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    # In the agent's pod its run directory is in the environment.
-    default = f"{os.environ.get('PODSVID_RUN_DIR', '/run/podsvid')}/{SOCKET}"
-    for name, text in (
-        ("ls", "every volume, a line each"),
-        ("explain", "all about a pod's volumes, or why they could not be published"),
-        ("rotate", "renew a pod's X.509-SVIDs now"),
-    ):
-        each = commands.add_parser(name, help=text, description=text)
-        if name != "ls":
-            add_pod(each)
-        each.add_argument(
-            "--socket",
-            default=default,
-            metavar="SOCKET",
-            help=f"the agent's admin socket (default: {default}, below PODSVID_RUN_DIR)",
-        )
-        add_output(each, TABLE_FORMS if name != "explain" else FORMS)
-        add_timeout(each, GIVEN_UP if name != "rotate" else ROTATE_SECONDS + GIVEN_UP)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -1,9 +1,10 @@
 """One command at a time reads an agent from within its pod: what each loads counts in the agent's memory limit."""
 
+import argparse
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -16,7 +17,7 @@ _PAUSE = 0.05
 
 @contextmanager
 def turn(
-    arguments: Sequence[str],
+    parsed: argparse.Namespace,
     environment: Mapping[str, str] = os.environ,
     *,
     now: Callable[[], float] = time.monotonic,
@@ -25,25 +26,25 @@ def turn(
     """While inside no other such command runs. To be entered before what it needs is loaded: who waits is small.
 
     Only where the agent's settings are in the environment, as in its pod: elsewhere its memory is not the agent's. The
-    lock is of the run directory itself, which the agent never locks. Raises GaveUp.
+    lock is of the directory that the socket is in, which the agent never locks: who asks another agent waits for
+    another lock. It waits no longer than the command may take. Raises GaveUp.
     """
-    folder = environment.get("PODSVID_RUN_DIR")
-    if not folder or len(arguments) < 2 or arguments[0] != "node" or arguments[1] not in _READING:
+    if not environment.get("PODSVID_RUN_DIR") or parsed.action not in _READING:
         yield
         return
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(os.path.dirname(parsed.socket) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:  # the command says better what is wrong there
         yield
         return
     try:
-        _wait(descriptor, now, rest)
+        _wait(descriptor, min(parsed.timeout, GIVEN_UP), now, rest)
         yield
     finally:
         os.close(descriptor)
 
 
-def _wait(descriptor: int, now: Callable[[], float], rest: Callable[[float], object]) -> None:
+def _wait(descriptor: int, most: float, now: Callable[[], float], rest: Callable[[float], object]) -> None:
     began, told = now(), False
     while True:
         try:
@@ -54,12 +55,12 @@ def _wait(descriptor: int, now: Callable[[], float], rest: Callable[[float], obj
             return
         else:
             return
-        if waited >= GIVEN_UP:
+        if waited >= most:
             raise GaveUp(
-                f"another `podsvid node` was still reading after {GIVEN_UP:g} s: one at a time runs in an agent's pod; "
+                f"another `podsvid node` was still reading after {most:g} s: one at a time runs in an agent's pod; "
                 "end what is left of it, or try again"
             )
         if waited >= SAID_AFTER and not told:
             told = True
             say("waiting for another `podsvid node` in this pod")
-        rest(_PAUSE)
+        rest(min(_PAUSE, most - waited))

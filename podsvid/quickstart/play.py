@@ -237,7 +237,7 @@ class _Quickstart:
 
 def _web(place: Place) -> Console:
     """Raises OSError."""
-    from agent.admin_api import SOCKET
+    from agent.admin_socket import SOCKET
     from podsvid.console.on_node import OnNode
     from podsvid.console.serving import Console
 

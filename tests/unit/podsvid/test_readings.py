@@ -1,5 +1,6 @@
 """One `podsvid node ls` at a time in an agent's pod, whose memory limit holds one."""
 
+import argparse
 import errno
 import fcntl
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from podsvid import readings
+from podsvid.cli import main
+from podsvid.node_options import add_arguments
 from podsvid.waiting import GIVEN_UP, GaveUp
 
 
@@ -25,10 +28,20 @@ class Clock:
         self.seconds += seconds
 
 
+def parsed(arguments: list[str], folder: Path) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    found = parser.parse_args(arguments)
+    if "--socket" not in arguments:
+        found.socket = str(folder / "admin.sock")
+    return found
+
+
 def waited(arguments: list[str], folder: Path) -> float:
     """Seconds until it was its turn."""
     clock = Clock()
-    with readings.turn(arguments, {"PODSVID_RUN_DIR": str(folder)}, now=clock.now, rest=clock.rest):
+    environment = {"PODSVID_RUN_DIR": str(folder)}
+    with readings.turn(parsed(arguments, folder), environment, now=clock.now, rest=clock.rest):
         return clock.seconds
 
 
@@ -41,18 +54,48 @@ def reading(tmp_path: Path) -> Iterator[Path]:
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("command", ["ls", "explain"])
+@pytest.mark.parametrize("command", [["ls"], ["explain", "a/b"]])
 def test_a_second_one_waits_says_so_and_gives_up(
-    reading: Path, command: str, capsys: pytest.CaptureFixture[str]
+    reading: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(GaveUp, match="one at a time"):
-        waited(["node", command], reading)
+        waited(command, reading)
     assert capsys.readouterr().err.count("waiting for another `podsvid node`") == 1
 
 
-@pytest.mark.parametrize("arguments", [["node", "rotate", "a/b"], ["node", "--help"], ["node"], ["explain", "ls"]])
-def test_nothing_else_waits(reading: Path, arguments: list[str]) -> None:
-    assert waited(arguments, reading) == 0
+def test_nothing_else_waits(reading: Path) -> None:
+    assert waited(["rotate", "a/b"], reading) == 0
+
+
+def test_it_waits_no_longer_than_it_may_take(reading: Path) -> None:
+    clock = Clock()
+    given = parsed(["ls", "--timeout", "1s"], reading)
+    with (
+        pytest.raises(GaveUp, match="after 1 s"),
+        readings.turn(given, {"PODSVID_RUN_DIR": str(reading)}, now=clock.now, rest=clock.rest),
+    ):
+        pytest.fail("it had its turn")
+    assert clock.seconds == pytest.approx(1.0)
+
+
+def test_who_asks_another_agent_does_not_wait_for_this_one(reading: Path) -> None:
+    other = reading / "other"
+    other.mkdir()
+    assert waited(["ls", "--socket", str(other / "admin.sock")], reading) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["ls", "--help"], 0), (["explain", "-h"], 0), (["ls", "--nonsense"], 2), (["ls", "x"], 2)]
+)
+def test_help_and_mistakes_are_told_at_once(
+    reading: Path, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: object) -> None:
+        pytest.fail("it waited for its turn")
+
+    monkeypatch.setenv("PODSVID_RUN_DIR", str(reading))
+    monkeypatch.setattr(readings, "_wait", nobody)
+    assert main(["node", *arguments]) == code
 
 
 def test_it_comes_next_when_the_first_one_ends(tmp_path: Path) -> None:
@@ -64,15 +107,15 @@ def test_it_comes_next_when_the_first_one_ends(tmp_path: Path) -> None:
         clock.rest(seconds)
         os.close(ended)
 
-    with readings.turn(["node", "ls"], {"PODSVID_RUN_DIR": str(tmp_path)}, now=clock.now, rest=rest):
+    with readings.turn(parsed(["ls"], tmp_path), {"PODSVID_RUN_DIR": str(tmp_path)}, now=clock.now, rest=rest):
         assert 0 < clock.seconds < GIVEN_UP
-    assert waited(["node", "ls"], tmp_path) == 0
+    assert waited(["ls"], tmp_path) == 0
 
 
 def test_outside_of_an_agents_pod_nobody_waits(reading: Path) -> None:
-    with readings.turn(["node", "ls"], {}):
+    with readings.turn(parsed(["ls"], reading), {}):
         pass
-    assert waited(["node", "ls"], reading / "absent") == 0
+    assert waited(["ls"], reading / "absent") == 0
 
 
 def test_where_there_are_no_locks_nobody_waits(reading: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +123,7 @@ def test_where_there_are_no_locks_nobody_waits(reading: Path, monkeypatch: pytes
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    assert waited(["node", "ls"], reading) == 0
+    assert waited(["ls"], reading) == 0
 
 
 def test_who_waits_has_loaded_nothing_yet(reading: Path) -> None:
@@ -93,5 +136,6 @@ def test_who_waits_has_loaded_nothing_yet(reading: Path) -> None:
             maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
             assert "python" in maps
             assert "cygrpc" not in maps
+            assert "google/_upb" not in maps
         finally:
             process.kill()
