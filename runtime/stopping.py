@@ -75,14 +75,17 @@ def stay_cancelled() -> None:
 
 
 async def side_by_side(*loops: Coroutine[Any, Any, None]) -> None:
-    """Run loops that go on for ever, until one fails; then, or cancelled, all have ended. Raises what that one raises.
+    """Run loops that go on for ever, until one fails; then, or cancelled, all have ended. Raises what that one raises,
+    RuntimeError where it ended by itself: that is a bug, and what it did is done by nobody.
 
     A TaskGroup cancels its tasks once: one that loses that (see `end`) would keep it for ever.
     """
     tasks = [asyncio.ensure_future(each) for each in loops]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await end(tasks)
     for each in done:
-        each.result()
+        if not each.cancelled():
+            each.result()
+    raise RuntimeError("a loop that goes on for ever ended by itself")

@@ -100,9 +100,7 @@ class Replica:
         spans: Tracing = NO_TRACING,
     ) -> None:
         self._config = config
-        self._api = api
         self._clock = clock
-        self._rng = rng
         agents, drivers = (config.agent_namespace, config.agent_service_account), frozenset(config.driver_names)
         self.metrics = Metrics()
         self.metrics.built(VERSION)

@@ -12,7 +12,7 @@ async def alive() -> str | None:
 
 
 def lacking(needed: Mapping[str, bool], rotation: Rotation, keys: KeyWatch) -> str | None:
-    """What keeps it from that; None when nothing does. `needed`: whether each of these is there, by its name."""
+    """What keeps a replica from signing; None when nothing does. `needed`: whether each is there, by its name."""
     missing = [name for name, there in needed.items() if not there]
     awaited = rotation.first.awaited or rotation.requests.first_awaited
     if missing and awaited:

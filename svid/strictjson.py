@@ -16,5 +16,12 @@ def _no_constants(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# The value of a text; raises ValueError, RecursionError. Made once: `json.loads` with an option makes one each time.
-strictly: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants).decode
+# Made once: `json.loads` with an option makes one each time.
+_decode: Callable[[str], Any] = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants).decode
+
+
+def strictly(text: str) -> Any:
+    """The value of a text. Raises ValueError, RecursionError."""
+    if text.startswith("\ufeff"):
+        raise ValueError("it begins with a byte order mark, as some editors write it: store it as UTF-8 without one")
+    return _decode(text)

@@ -51,7 +51,10 @@ ALLOW = "kubectl annotate --overwrite namespace podsvid podsvid.io/deletion=allo
 DELETE = "kubectl delete -f uninstall/check.yaml -f podsvid.yaml"
 PUBLIC = (
     "kubectl apply -f public/podsvid.yaml",
-    "kubectl -n podsvid create secret tls podsvid-oidc --cert=tls.crt --key=tls.key",
+    (
+        "kubectl -n podsvid create secret tls podsvid-oidc --cert=tls.crt --key=tls.key"
+        " --dry-run=client -o yaml | kubectl apply -f -"
+    ),
 )
 FOR_GOOD = (
     "kubectl delete -f crds.yaml -f namespace.yaml",

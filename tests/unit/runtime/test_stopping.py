@@ -224,6 +224,22 @@ def test_of_loops_side_by_side_the_first_that_fails_ends_the_others() -> None:
     on_fake_time(main)
 
 
+@pytest.mark.parametrize("how", ["returns", "is cancelled"])
+def test_a_loop_that_ends_by_itself_is_a_bug_that_is_heard_of(how: str) -> None:
+    async def ends() -> None:
+        await asyncio.sleep(1)
+        if how == "is cancelled":
+            raise asyncio.CancelledError
+
+    async def main() -> None:
+        loses = Loses()
+        with pytest.raises(RuntimeError, match="ended by itself"):
+            await side_by_side(loses.run(), ends())
+        assert loses.ended
+
+    on_fake_time(main)
+
+
 def test_loops_side_by_side_end_with_who_runs_them_though_one_loses_its_cancellation() -> None:
     async def main() -> None:
         loses = Loses()

@@ -282,6 +282,11 @@ def test_what_is_no_jwks_is_refused(text: str) -> None:
     assert refused.value.reason == "INVALID_TRUST_BUNDLE"
 
 
+def test_who_stored_a_bundle_with_a_byte_order_mark_is_told() -> None:
+    with pytest.raises(InvalidBundle, match="byte order mark"):
+        TrustBundle.from_jwks(TD, "\ufeff{}".encode())
+
+
 def test_bytes_that_are_no_text_and_too_many_bytes_are_refused() -> None:
     with pytest.raises(InvalidBundle):
         TrustBundle.from_jwks(TD, b'{"keys":[],"a":"\xff"}')
