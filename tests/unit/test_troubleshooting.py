@@ -39,6 +39,8 @@ NO_REASON = frozenset(
             "MALLOC_ARENA_MAX",
         ),
         *("GRPC_VERBOSITY", "PODSVID_DOCS_URL", "DOCS_URL"),
+        # A kind of key in a protocol of podsvid's.
+        "KIND_X509",
         # Statuses of gRPC's that are no reasons of podsvid's.
         *(
             "DEADLINE_EXCEEDED",

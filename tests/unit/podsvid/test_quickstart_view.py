@@ -51,21 +51,26 @@ def lines(made: LiveView, console: Console, *, going_on: bool) -> list[str]:
     return ["".join(each.text for each in line) for line in frame]
 
 
+def packed(text: str) -> str:
+    """Without blanks: where a line is folded depends on how long the path of this checkout is."""
+    return "".join(text.split())
+
+
 @pytest.mark.parametrize("pods", [1, 2, 5, 500])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
 def test_a_frame_fits_the_screen_with_both_commands(width: int, height: int, pods: int) -> None:
     made, console = view(width, height, pods)
     frame = lines(made, console, going_on=True)
     assert len(frame) < height
-    text = "".join(each.strip() for each in frame)
-    assert "tls.crt -noout -text" in text
-    assert "podsvid api fetch x509" in text
+    text = packed("".join(frame))
+    assert packed("tls.crt -noout -text") in text
+    assert packed("podsvid api fetch x509") in text
     assert frame[-1] == "Ctrl-C takes everything away again."
-    assert "quickstart --web shows it in a browser as well." in text
+    assert packed("quickstart --web shows it in a browser as well.") in text
     for number in range(1, min(pods, 5) + 1):
-        assert f"demo/pod-{number} spiffe://" in text
-    assert ("more pods" in text) == (pods == 500)
-    assert ("refused a stranger" in text) == (pods > 1)
+        assert packed(f"demo/pod-{number} spiffe://") in text
+    assert (packed("more pods") in text) == (pods == 500)
+    assert (packed("refused a stranger") in text) == (pods > 1)
     # What is folded stays below its heading.
     assert not [line for line in frame if line.startswith("certificate")]
 
