@@ -284,7 +284,12 @@ async def kill_workers(world: World) -> None:
 
 async def pause_worker(world: World) -> None:
     """For less than it may be silent, so that it goes on."""
-    with world.stopped(_signer(world).workers()[0]):
+    signer = _signer(world)
+    async with asyncio.timeout(BOUND):
+        # Of a fault before others may only be on their way.
+        while not (workers := signer.workers()):
+            await asyncio.sleep(0.1)
+    with world.stopped(workers[0]):
         await asyncio.sleep(world.rng.uniform(0.2, BEARABLE))
 
 

@@ -155,11 +155,20 @@ class Signer:
         assert self.process is not None
         pid = self.process.pid
         found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return sorted(found, key=lambda each: -len(os.listdir(f"/proc/{each}/fd")))
+        # One that has ended and is not waited for has no descriptors: it is none.
+        opened = {each: count for each in found if (count := _descriptors(each))}
+        return sorted(opened, key=lambda each: -opened[each])
 
     async def stop(self) -> None:
         await self.link.stop()
         await self._stack.aclose()
+
+
+def _descriptors(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 @dataclass
