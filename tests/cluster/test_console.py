@@ -132,9 +132,9 @@ def test_a_rotation_a_refusal_and_an_outage_are_watched(
         page.size(1600, 700)
         page.open(url)
         page.until(f"{state} === 'ok'")
-        cells = "[...document.querySelectorAll('.space .row:not([hidden])')].map((row) => row.innerText)"
-        (row,) = page.value(cells)
-        assert "default/well\n" in row
+        rows = "[...document.querySelectorAll('.space .row:not([hidden])')]"
+        (row,) = page.value(f"{rows}.map((row) => [...row.children].map((cell) => cell.textContent))")
+        assert "default/well" in row
         assert f"spiffe://{TRUST_DOMAIN}/ns/default/sa/default" in row
         policy = "document.querySelector('.space .row .c-policy').textContent"
         assert page.value(policy) == "default/well"
