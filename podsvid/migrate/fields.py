@@ -162,6 +162,6 @@ def lifetime(seconds: float, what: str, kept: Lifetimes) -> tuple[str, list[tupl
     written, held = durations.text(wanted), kept.held(wanted)
     differs = [] if whole == seconds else [(f"{what} of {seconds:g} s is {written} here", "")]
     if held != wanted:
-        why = f"by the signer's settings its SVIDs live {durations.text(held)}, not {written}"
+        why = f"its SVIDs live {durations.text(held)}, not {written}, where the signer's settings are the defaults"
         differs.append((why, kept.to_do(wanted)))
     return written, differs
